@@ -1,0 +1,122 @@
+"""`python -m trainer`: stage | train | evaluate | report | inspect. Torch is imported by what needs it, late."""
+
+import argparse
+import json
+import sys
+import traceback
+
+from trainer.config import Recipe
+from trainer.errors import InputError, RunError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (failed on the way) or 2 (wrong input), with one line that says why."""
+    options = _parser().parse_args(arguments)
+    try:
+        result = options.run(options)
+        if result is not None:
+            print(json.dumps(result, sort_keys=True))
+        return 0
+    except (InputError, RunError) as error:
+        return _fail(options, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(options, "interrupted", 130)
+    except OSError as error:  # a full disk, a port in use: the system's own words name what and where
+        return _fail(options, str(error), 1)
+
+
+def _fail(options: argparse.Namespace, line: str, code: int) -> int:
+    if options.verbose:
+        traceback.print_exc()
+    print(f"trainer {options.command}: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
+    common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key of the configuration")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    stage = commands.add_parser("stage", parents=[common], help="turn a source into a sealed data set of shards")
+    stage.add_argument("what", choices=["triplets", "pairs"])
+    stage.add_argument("--root", required=True, help="store URI under which datasets/ lies")
+    stage.add_argument("--source", default="demo", help="`demo`, or the URI of a folder or of WebDataset tars")
+    stage.add_argument("--from-pairs", default="", help="make triplets from this pairs source, judged by FLIP")
+    stage.add_argument("--recipe", default="demo", help="shipped recipe, or the URI of a YAML file")
+    stage.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default .01)")
+    stage.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
+    stage.set_defaults(run=_stage)
+
+    train = commands.add_parser("train", parents=[common], help="run one stage of one cell")
+    train.add_argument("stage", choices=["perceptual", "contrastive", "posthoc"])
+    train.add_argument("--config", required=True, help="URI of the stage's resolved config.yaml")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", parents=[common], help="measure the models of one cell")
+    evaluate.add_argument("--config", required=True, help="URI of the cell's resolved evaluation/config.yaml")
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", parents=[common], help="compare arms, write report/index.html and results.json")
+    report.add_argument("--experiment", required=True, help="URI of the experiment's folder")
+    report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="further experiments to set beside it")
+    report.set_defaults(run=_report)
+
+    inspect = commands.add_parser("inspect", parents=[common], help="what a data set holds, or how a run went")
+    inspect.add_argument("uri", help="a data set's or a stage's folder")
+    inspect.add_argument("--output", default="", help="folder for the contact sheet (default: none is written)")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _stage(options: argparse.Namespace) -> dict[str, str]:
+    from trainer.staging.stage import stage_pairs, stage_triplets
+
+    arguments = {"root": options.root, "source": options.source, "recipe": _recipe(options), "max_reject_fraction": options.max_reject_fraction}
+    if options.what == "pairs":
+        uri, identity = stage_pairs(**arguments)
+    else:
+        uri, identity = stage_triplets(**arguments, from_pairs=options.from_pairs)
+    result = {"uri": uri, "identity": identity}
+    if options.result:
+        from trainer.storage import write_json
+
+        write_json(options.result, result)
+    return result
+
+
+def _train(options: argparse.Namespace) -> None:
+    from trainer.train import launch
+
+    launch(options.stage, options.config, options.set)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from trainer.evaluation.evaluate import evaluate
+
+    evaluate(options.config, options.set)
+
+
+def _report(options: argparse.Namespace) -> dict[str, str]:
+    from trainer.report.write import write_report
+
+    return write_report(options.experiment, options.compare)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from trainer.staging.inspect import inspect
+
+    inspect(options.uri, options.output)
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    from trainer.configs import load_recipe
+    from trainer.storage import read_bytes
+
+    text = read_bytes(options.recipe).decode() if options.recipe.endswith((".yaml", ".yml")) else None
+    return load_recipe(options.recipe, options.set, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

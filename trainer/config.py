@@ -1,0 +1,386 @@
+"""Configuration: frozen dataclasses, and the hash that tells one experiment from another.
+
+Every field is either *recipe* (it changes the numbers, so it is part of the recipe hash) or
+*placement* (where and how it runs: it may change between attempts of the same run). A recipe field
+also says how sure we are of it: `known`, `as coded` (in the follow-on code of the paper, arXiv
+2505.14204), `unknown`, or `ours` (a choice that firstsight made), with a sentence.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainer.errors import InputError
+
+Tag = Literal["known", "as coded", "unknown", "ours"]
+Stage = Literal["perceptual", "contrastive", "posthoc"]
+StartKind = Literal["random", "tower", "permuted", "model"]
+TripletLabels = Literal["votes", "flip", "instance", "shuffled"]
+Precision = Literal["fp32", "bf16", "fp64"]
+
+
+def recipe(default: Any, tag: Tag, why: str) -> Any:
+    """A field that changes the numbers; `tag` and `why` say where its value comes from."""
+    return field(default=default, metadata={"kind": "recipe", "tag": tag, "why": why})
+
+
+def placement(default: Any, why: str) -> Any:
+    """A field that says where and how to run; it never enters the recipe hash."""
+    return field(default=default, metadata={"kind": "placement", "why": why})
+
+
+def require(key: str, value: object, rule: str, ok: bool) -> None:
+    """Raise InputError naming the dotted key, the rule and the value, unless ok."""
+    if not ok:
+        raise InputError(f"{key} must be {rule}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two towers. `open_clip_name` takes any open_clip ViT; otherwise the sizes below hold."""
+
+    open_clip_name: str = recipe("", "ours", "Any open_clip ViT by name; empty: the sizes below (defaults are ViT-B-32).")
+    image_size: int = recipe(224, "known", "Input side in pixels.")
+    patch_size: int = recipe(32, "known", "Side of a vision patch in pixels.")
+    vision_layers: int = recipe(12, "known", "Transformer blocks of the vision tower.")
+    vision_width: int = recipe(768, "known", "Width of the vision tower; heads are 64 wide, or `vision_head_width`.")
+    vision_head_width: int = recipe(64, "known", "Width of one attention head of the vision tower.")
+    embed_dim: int = recipe(512, "known", "Width of the joint space.")
+    text_layers: int = recipe(12, "known", "Transformer blocks of the text tower.")
+    text_width: int = recipe(512, "known", "Width of the text tower.")
+    text_heads: int = recipe(8, "known", "Attention heads of the text tower.")
+    context_length: int = recipe(77, "known", "Longest caption in tokens, start and end included.")
+    vision_init: Literal["paper", "open_clip"] = recipe(
+        "paper", "as coded", "Residual-scaled normal init with class token std 1; open_clip keeps PyTorch's defaults."
+    )
+    text_tower: Literal["clip_causal_eot"] = recipe(
+        "clip_causal_eot", "ours", "CLIP's causal tower pooled at EOT: a declared deviation, the code mean-pools without a mask."
+    )
+    logit_scale_init: Literal["100", "1/0.07"] = recipe("100", "as coded", "The code starts at ln 100, CLIP at ln(1/0.07).")
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without torch."""
+        for name in ("image_size", "patch_size", "vision_layers", "vision_width", "embed_dim", "text_layers", "text_width", "text_heads"):
+            require(f"model.{name}", getattr(self, name), ">= 1", getattr(self, name) >= 1)
+        require("model.context_length", self.context_length, "between 8 and 77", 8 <= self.context_length <= 77)
+        if not self.open_clip_name:
+            require(
+                "model.image_size", self.image_size, f"a multiple of patch_size {self.patch_size}", self.image_size % self.patch_size == 0
+            )
+            heads = f"a multiple of vision_head_width {self.vision_head_width}"
+            require("model.vision_width", self.vision_width, heads, self.vision_width % self.vision_head_width == 0)
+            require(
+                "model.text_width", self.text_width, f"a multiple of text_heads {self.text_heads}", self.text_width % self.text_heads == 0
+            )
+        elif any(getattr(self, f.name) != f.default for f in dataclasses.fields(self) if f.name in _SIZES):
+            raise InputError(
+                f"model.open_clip_name is {self.open_clip_name!r}, so the model's sizes come from open_clip: leave {', '.join(_SIZES)} out"
+            )
+
+
+_SIZES = (
+    "image_size", "patch_size", "vision_layers", "vision_width", "vision_head_width",
+    "embed_dim", "text_layers", "text_width", "text_heads", "context_length",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimiser and its schedule."""
+
+    name: Literal["adamw", "adam"] = recipe("adamw", "known", "")
+    learning_rate: float = recipe(5e-4, "as coded", "Peak, after warm-up.")
+    weight_decay: float = recipe(0.1, "as coded", "")
+    beta1: float = recipe(0.9, "as coded", "")
+    beta2: float = recipe(0.98, "as coded", "")
+    eps: float = recipe(1e-8, "as coded", "")
+    warmup_steps: int = recipe(0, "as coded", "Linear from 0.")
+    schedule: Literal["cosine", "constant"] = recipe("cosine", "as coded", "Cosine to 0 at the last step.")
+    clip_norm: float = recipe(0.0, "unknown", "Gradient norm is clipped to this; 0: never (commented out in the code).")
+    no_decay: Literal["gains_and_biases", "gains_biases_and_positions"] = recipe(
+        "gains_and_biases", "as coded", "Which parameters weight decay leaves alone."
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges; a learning rate of 0 is a typo."""
+        require("optimizer.learning_rate", self.learning_rate, "> 0 and < 1", 0 < self.learning_rate < 1)
+        require("optimizer.weight_decay", self.weight_decay, ">= 0", self.weight_decay >= 0)
+        require("optimizer.beta1", self.beta1, "in [0, 1)", 0 <= self.beta1 < 1)
+        require("optimizer.beta2", self.beta2, "in [0, 1)", 0 <= self.beta2 < 1)
+        require("optimizer.eps", self.eps, "> 0", self.eps > 0)
+        require("optimizer.warmup_steps", self.warmup_steps, ">= 0", self.warmup_steps >= 0)
+        require("optimizer.clip_norm", self.clip_norm, ">= 0", self.clip_norm >= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """Stage 1: the vision tower alone on triplets (ref, 0, 1)."""
+
+    optimizer: OptimizerConfig = recipe(OptimizerConfig(warmup_steps=150), "as coded", "")
+    loss: Literal["hinge", "logistic"] = recipe("hinge", "known", "logistic takes fractional votes.")
+    margin: float = recipe(0.05, "as coded", "m of mean(relu(m - y (d0 - d1))).")
+    global_batch_size: int = recipe(768, "as coded", "128 on each of 6 GPUs.")
+    epochs: int = recipe(32, "as coded", "")
+    min_votes: int = recipe(6, "as coded", "Triplets with fewer human votes are left out at staging.")
+    handoff: Literal["last", "best_val"] = recipe("last", "as coded", "Which checkpoint stage 2 starts from.")
+    precision: Precision = recipe("bf16", "as coded", "Autocast; weights and optimiser stay fp32 (fp64 is for tests).")
+    flip_augmentation: bool = recipe(False, "ours", "Mirror a triplet's three pictures together at random.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require("perceptual.margin", self.margin, "> 0", self.margin > 0)
+        require("perceptual.global_batch_size", self.global_batch_size, ">= 1", self.global_batch_size >= 1)
+        require("perceptual.epochs", self.epochs, ">= 1", self.epochs >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """Stage 2: both towers on image-text pairs."""
+
+    optimizer: OptimizerConfig = recipe(
+        OptimizerConfig(warmup_steps=2500, no_decay="gains_biases_and_positions", clip_norm=3.0), "as coded", ""
+    )
+    global_batch_size: int = recipe(4096, "unknown", "The field's YFCC15M baselines; the code's 1024 a GPU x 6 leaves the GPUs open.")
+    contrast_batch_size: int = recipe(4096, "unknown", "Negatives a sample is contrasted with; canonical at any world size.")
+    accumulation: Literal["gradcache", "independent"] = recipe("gradcache", "ours", "How a batch that does not fit is split.")
+    epochs: int = recipe(32, "as coded", "")
+    schedule_horizon: Literal["optimizer_steps", "as_coded"] = recipe(
+        "optimizer_steps", "ours", "As coded, the horizon ignores the accumulation of 6 and the rate stays above 94 % of its peak."
+    )
+    augmentation: Literal["moco_v2", "crop", "none"] = recipe("moco_v2", "as coded", "As DeCLIP.")
+    crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop.")
+    precision: Precision = recipe("bf16", "as coded", "Autocast; weights and optimiser stay fp32 (fp64 is for tests).")
+    logit_scale_max: float = recipe(100.0, "known", "exp(logit scale) is clamped to it.")
+    decoder: Literal["fast", "exact"] = recipe("fast", "ours", "simplejpeg with torch's antialiased resize, or PIL.")
+    order_runs: int = recipe(1, "ours", "C of the canonical order: sample runs a global batch is drawn from.")
+    order_block_shards: int = recipe(0, "ours", "K of the canonical order: shards a run is shuffled over; 0: one full permutation.")
+
+    def __post_init__(self) -> None:
+        """Check ranges and what contradicts."""
+        require("contrastive.global_batch_size", self.global_batch_size, ">= 2", self.global_batch_size >= 2)
+        require("contrastive.contrast_batch_size", self.contrast_batch_size, ">= 2", self.contrast_batch_size >= 2)
+        rule = f"a divisor of contrastive.global_batch_size {self.global_batch_size}"
+        require("contrastive.contrast_batch_size", self.contrast_batch_size, rule, self.global_batch_size % self.contrast_batch_size == 0)
+        require("contrastive.epochs", self.epochs, ">= 1", self.epochs >= 1)
+        require("contrastive.crop_scale_min", self.crop_scale_min, "in (0, 1]", 0 < self.crop_scale_min <= 1)
+        require("contrastive.logit_scale_max", self.logit_scale_max, "> 1", self.logit_scale_max > 1)
+        rule = f"a divisor of contrastive.global_batch_size {self.global_batch_size}"
+        require("contrastive.order_runs", self.order_runs, rule, self.order_runs >= 1 and self.global_batch_size % self.order_runs == 0)
+        require("contrastive.order_block_shards", self.order_block_shards, ">= 0", self.order_block_shards >= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosthocConfig:
+    """Perceptual fine-tuning after contrastive training: only QKV of the vision tower moves."""
+
+    optimizer: OptimizerConfig = recipe(
+        OptimizerConfig(name="adam", learning_rate=1e-5, weight_decay=0.0, beta2=0.999, schedule="constant"), "as coded", ""
+    )
+    base: Literal["random", "perceptual"] = recipe("random", "ours", "The paper argues about the baseline; the code starts from PI.")
+    margin: float = recipe(0.05, "as coded", "")
+    global_batch_size: int = recipe(16, "as coded", "")
+    epochs: int = recipe(64, "as coded", "")
+    precision: Precision = recipe("bf16", "as coded", "")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require("posthoc.margin", self.margin, "> 0", self.margin > 0)
+        require("posthoc.global_batch_size", self.global_batch_size, ">= 1", self.global_batch_size >= 1)
+        require("posthoc.epochs", self.epochs, ">= 1", self.epochs >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagingConfig:
+    """What the shards hold. All of it is part of a data set's plan id."""
+
+    image_policy: Literal["original", "short256"] = recipe("original", "known", "Bytes as they came, or short side 256 at quality 90.")
+    triplet_side: int = recipe(224, "known", "Triplets are squashed to this side, lossless.")
+    demo_side: int = recipe(64, "ours", "Side to which the demo's pictures are rendered.")
+    demo_triplets: int = recipe(6000, "ours", "Triplets made from the demo's pictures and judged by FLIP.")
+    flip_min_difference: float = recipe(0.03, "ours", "Triplets whose two FLIP distances differ by less are left out.")
+    shard_samples: int = recipe(1024, "ours", "Samples a shard.")
+    heldout_fraction: float = recipe(0.2, "ours", "Part of the families (or pictures) kept for evaluation.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require("staging.triplet_side", self.triplet_side, ">= 8", self.triplet_side >= 8)
+        require("staging.demo_side", self.demo_side, ">= 16", self.demo_side >= 16)
+        require("staging.demo_triplets", self.demo_triplets, ">= 60", self.demo_triplets >= 60)
+        require("staging.shard_samples", self.shard_samples, "between 1 and 65536", 1 <= self.shard_samples <= 65536)
+        require("staging.heldout_fraction", self.heldout_fraction, "in (0, 0.5]", 0 < self.heldout_fraction <= 0.5)
+        require("staging.flip_min_difference", self.flip_min_difference, "in [0, 1)", 0 <= self.flip_min_difference < 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a model is measured; part of an evaluation's version, so that unlike is never compared."""
+
+    precision: Literal["fp32", "bf16"] = recipe("fp32", "ours", "")
+    decoder: Literal["fast", "exact"] = recipe("exact", "ours", "exact is PIL, as open_clip and CLIP_benchmark have it.")
+    every_epochs: int = recipe(0, "ours", "Also evaluate the checkpoints kept at every so many epochs; 0: the final model only.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the numbers of an experiment, but for data, arm and seed."""
+
+    name: str = placement("", "A label; the fields decide the hash.")
+    model: ModelConfig = recipe(ModelConfig(), "known", "")
+    staging: StagingConfig = recipe(StagingConfig(), "ours", "")
+    perceptual: PerceptualConfig = recipe(PerceptualConfig(), "as coded", "")
+    contrastive: ContrastiveConfig = recipe(ContrastiveConfig(), "as coded", "")
+    posthoc: PosthocConfig = recipe(PosthocConfig(), "as coded", "")
+    evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how a stage runs. Nothing here changes what is learned."""
+
+    nodes: int = placement(1, "Machines (pods) of the job.")
+    processes_per_node: int = placement(1, "Ranks on each; one a GPU.")
+    threads: int = placement(0, "CPU threads a rank computes with; 0: cores / ranks. Recorded: sums depend on it.")
+    device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda where there is one.")
+    local_batch_size: int = placement(0, "Largest micro-batch a rank holds; 0: its whole share. Smaller uses the gradient cache.")
+    loader_workers: int = placement(0, "Decoding processes a rank; 0: decode in threads of the rank.")
+    cache_dir: str = placement("", "Local folder for shards; empty: a folder below the system's temporary one.")
+    cache_bytes: int = placement(8 << 30, "Bytes of shards kept there, over all ranks of a node.")
+    checkpoint_every_steps: int = placement(0, "Save every so many steps; 0: by time alone.")
+    checkpoint_every_minutes: float = placement(10.0, "Save at least this often.")
+    checkpoint_every_epochs: int = placement(0, "Also save, and keep, at every so many epochs (for curves through time).")
+    keep_last: int = placement(2, "Committed checkpoints kept, besides those kept by epoch.")
+    resume: str = placement("auto", "auto | never | the URI of a checkpoint.")
+    attempt: int = placement(0, "Fences a writer that lived on: a commit of an older attempt is refused. 0: unfenced.")
+    max_restarts: int = placement(0, "How often the elastic agent restarts the group in place.")
+    max_nonfinite_steps: int = placement(10, "Steps with a non-finite gradient that are skipped before the run stops.")
+    watchdog_seconds: float = placement(1800.0, "A step that takes longer dumps every rank's stack and ends the run.")
+    metrics_port: int = placement(0, "Prometheus endpoint of local rank 0; 0: none.")
+    log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
+    compile: bool = placement(False, "torch.compile the towers; an option, it gains little on a CPU.")
+    profile_steps: str = placement("", "A:B writes a torch profiler trace of steps A to B.")
+    tensorboard_dir: str = placement("", "Also log to TensorBoard there (needs the tensorboard package).")
+    wandb_project: str = placement("", "Also log to Weights & Biases (needs the wandb package).")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("nodes", "processes_per_node", "keep_last", "log_every_steps"):
+            require(f"placement.{name}", getattr(self, name), ">= 1", getattr(self, name) >= 1)
+        for name in ("threads", "local_batch_size", "loader_workers", "checkpoint_every_steps", "max_restarts", "max_nonfinite_steps"):
+            require(f"placement.{name}", getattr(self, name), ">= 0", getattr(self, name) >= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A sealed data set: its place may change, its identity may not."""
+
+    uri: str = placement("", "Folder that holds manifest.json.")
+    identity: str = recipe("", "ours", "Plan id and shard checksums, from the manifest.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What the stage's weights start from."""
+
+    kind: StartKind = recipe("random", "ours", "random; a stage-1 tower; that tower permuted within each tensor; a whole model.")
+    uri: str = placement("", "Folder with COMMITTED.json (a tower's or a model's final/).")
+    recipe_hash: str = recipe("", "ours", "Recipe hash that its COMMITTED.json must carry; for from:<uri> the weights' SHA-256.")
+
+    def __post_init__(self) -> None:
+        """A start that is not random needs a place and a hash."""
+        if self.kind != "random":
+            require("start.uri", self.uri, f"set where start.kind is {self.kind}", bool(self.uri))
+            require("start.recipe_hash", self.recipe_hash, f"set where start.kind is {self.kind}", bool(self.recipe_hash))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of one cell, resolved: what `python -m trainer train --config <uri>` reads."""
+
+    stage: Stage = recipe("contrastive", "ours", "")
+    experiment: str = placement("", "")
+    arm: str = placement("", "A name for people; what the arm *is* stands in start, labels and data.")
+    seed: int = recipe(0, "ours", "Root of the named random streams.")
+    output: str = placement("", "Folder of this stage: config.yaml, checkpoints/, final/.")
+    data: DataConfig = recipe(DataConfig(), "ours", "")
+    labels: TripletLabels = recipe("votes", "ours", "Which judgement a perceptual stage learns from.")
+    start: StartConfig = recipe(StartConfig(), "ours", "")
+    model: ModelConfig = recipe(ModelConfig(), "known", "")
+    perceptual: PerceptualConfig | None = recipe(None, "ours", "Set where stage is perceptual.")
+    contrastive: ContrastiveConfig | None = recipe(None, "ours", "Set where stage is contrastive.")
+    posthoc: PosthocConfig | None = recipe(None, "ours", "Set where stage is posthoc.")
+    placement: Placement = placement(Placement(), "")
+
+    def __post_init__(self) -> None:
+        """Exactly the settings of this stage are given."""
+        for name in ("perceptual", "contrastive", "posthoc"):
+            given = getattr(self, name) is not None
+            require(name, "set" if given else "missing", "set for this stage and no other", given == (name == self.stage))
+        require("seed", self.seed, "between 0 and 2**31 - 1", 0 <= self.seed < 2**31)
+        require("output", self.output, "a URI", bool(self.output))
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """The seed of a named random stream (63 bits), so that arms of one seed share all that they should."""
+    return int.from_bytes(hashlib.sha256(f"firstsight:{seed}:{stream}".encode()).digest()[:8], "big") >> 1
+
+
+def recipe_fields(config: Any) -> dict[str, Any]:
+    """The recipe fields of a configuration as plain data, placement left out at every depth."""
+    result: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        if item.metadata.get("kind") != "recipe":
+            continue
+        value = getattr(config, item.name)
+        if isinstance(value, tuple):
+            result[item.name] = [recipe_fields(part) if dataclasses.is_dataclass(part) else part for part in value]
+        else:
+            result[item.name] = recipe_fields(value) if dataclasses.is_dataclass(value) else value
+    return result
+
+
+def canonical_hash(value: object) -> str:
+    """SHA-256 (hex) over canonical JSON: sorted keys, no spaces, shortest round-trip floats."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def recipe_hash(config: StageConfig) -> str:
+    """The identity of a stage: its recipe fields, data identity, start and seed. Placement is not in it."""
+    return canonical_hash(recipe_fields(config))
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ, as `key: old -> new`."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differing_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {before!r} -> {after!r}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelToEvaluate:
+    """One model of a cell: `untrained` (the arm's initial weights), `perceptual` (its tower), `contrastive` or `posthoc`."""
+
+    stage: Literal["untrained", "perceptual", "contrastive", "posthoc"] = recipe("contrastive", "ours", "")
+    uri: str = placement("", "The stage's folder (final/ and checkpoints/ below it); empty for untrained.")
+    recipe_hash: str = recipe("", "ours", "What its COMMITTED.json must carry; empty for untrained.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The evaluation of one cell, resolved: what `python -m trainer evaluate --config <uri>` reads."""
+
+    experiment: str = placement("", "")
+    arm: str = placement("", "")
+    seed: int = recipe(0, "ours", "The cell's seed: the untrained model is drawn from it.")
+    output: str = placement("", "The cell's folder evaluation/.")
+    model: ModelConfig = recipe(ModelConfig(), "known", "")
+    models: tuple[ModelToEvaluate, ...] = recipe((), "ours", "")
+    pairs: DataConfig = recipe(DataConfig(), "ours", "Its manifest names the evaluation sets staged with it.")
+    triplets: DataConfig = recipe(DataConfig(), "ours", "2AFC is measured on its val and test splits.")
+    evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
+    placement: Placement = placement(Placement(), "")

@@ -1,0 +1,87 @@
+"""The shipped recipes (smoke, demo, paper, paper-3m) and how YAML becomes a configuration.
+
+Defaults come from trainer/config.py, then the YAML, then dotted overrides; anything unknown is refused by name.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from trainer.config import Recipe, require
+from trainer.errors import InputError
+
+RECIPES = ("smoke", "demo", "paper", "paper-3m")
+ConfigT = TypeVar("ConfigT")
+
+
+def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "configuration") -> ConfigT:
+    """Build a configuration of `kind` from plain data and `dotted.key=value` overrides.
+
+    Raises:
+        InputError: an unknown key, a wrong type or a broken rule, in one line that names the source.
+    """
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(kind, None, as_group=False)
+    try:
+        namespace = parser.parse_object(dict(values))
+        for override in overrides:
+            key, separator, text = override.partition("=")
+            require("override", override, "of the form dotted.key=value", bool(separator and key))
+            namespace = parser.parse_object({key: yaml.load(text, Loader=_YamlLoader)}, cfg_base=namespace)
+        built = parser.instantiate_classes(namespace)
+    except (ArgumentError, TypeError, KeyError) as error:
+        raise InputError(f"{source}: {_one_line(error)}") from error
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    return kind(**_as_dict(built))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = (), text: str | None = None) -> Recipe:
+    """A shipped recipe by name, or the YAML in `text` (the caller read it from a URI), with overrides."""
+    if text is None:
+        if name not in RECIPES:
+            raise InputError(f"recipe {name!r} is not shipped: one of {', '.join(RECIPES)}, or a URI that ends in .yaml")
+        text = resources.files("trainer.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    values = load_yaml(text, f"recipe {name}")
+    values.setdefault("name", name.rsplit("/", 1)[-1].removesuffix(".yaml"))
+    return parse_config(Recipe, values, overrides, f"recipe {name}")
+
+
+def load_yaml(text: str, source: str) -> dict[str, Any]:
+    """YAML whose top is a mapping; `3e-4` is a number (YAML 1.1 alone would say a string)."""
+    try:
+        values = yaml.load(text, Loader=_YamlLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not YAML: {_one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def dump_yaml(config: Any) -> str:
+    """A configuration as YAML, in the order of its fields."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's floats."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _as_dict(namespace: Namespace | Mapping[str, Any]) -> dict[str, Any]:
+    return dict(vars(namespace)) if isinstance(namespace, Namespace) else dict(namespace)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

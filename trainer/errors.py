@@ -1,0 +1,18 @@
+"""The two ways a command of firstsight fails, and the exit code of each.
+
+`InputError` is the user's to mend (exit 2): a typo in YAML, a wrong URI, unequal identities.
+`RunError` happened on the way (exit 1): a store that stayed down, a full disk, bad bytes.
+Both carry one line that names what, where and the rule; the command line prints just that line.
+"""
+
+
+class InputError(ValueError):
+    """Wrong input or configuration; nothing was written. Exit code 2, never retried."""
+
+    exit_code = 2
+
+
+class RunError(RuntimeError):
+    """A failure on the way that the same command may survive when run again. Exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,39 @@
+"""What a step tells the person who waits: lines of JSON to a file that the parent process follows.
+
+A step runs as a grandchild whose output goes to a pipe, so it cannot draw a bar. It appends records to
+the file named by FIRSTSIGHT_PROGRESS instead, and the parent (pipelines/progress.py) draws them.
+"""
+
+import json
+import os
+import time
+
+from trainer.errors import RunError
+
+PROGRESS_VARIABLE = "FIRSTSIGHT_PROGRESS"
+STOP_VARIABLE = "FIRSTSIGHT_STOP"
+
+
+def progress(step: str, done: int, total: int, unit: str, **figures: float | str) -> None:
+    """Say that `done` of `total` units of `step` are done. Figures (loss, samples_per_second …) go beside it.
+
+    Args:
+        step: what is running, unique in the run, such as `contrastive perceptual-seed0`.
+        done: units done; equal to `total` when the step has ended.
+        total: units in all; 0 where it is not known.
+        unit: their name in the plural: images, triplets, samples.
+        **figures: shown beside the bar.
+    """
+    path = os.environ.get(PROGRESS_VARIABLE)
+    if not path:
+        return
+    record = {"time": time.time(), "step": step, "done": done, "total": total, "unit": unit, **figures}
+    with open(path, "ab", buffering=0) as stream:  # O_APPEND and one write: lines of several processes do not mix
+        stream.write((json.dumps(record) + "\n").encode())
+
+
+def check_stop() -> None:
+    """Raise RunError where the parent has asked its steps to stop (Ctrl-C)."""
+    path = os.environ.get(STOP_VARIABLE)
+    if path and os.path.exists(path):
+        raise RunError("stopped on request; run the same command again to go on")

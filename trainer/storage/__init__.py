@@ -1,0 +1,10 @@
+"""Objects by URI: `file://` (or a plain path) and `s3://`, behind one protocol. Never imports torch.
+
+`open_store(uri)` gives the store that serves a URI; `base` holds the protocol and the small helpers
+that every room uses; `layout` says where things lie under one root; `index`, `manifest` and
+`committed` are the codecs of what lies there.
+"""
+
+from trainer.storage.base import ObjectInfo, ObjectStore, join, open_store, read_bytes, read_json, write_bytes, write_json
+
+__all__ = ["ObjectInfo", "ObjectStore", "join", "open_store", "read_bytes", "read_json", "write_bytes", "write_json"]

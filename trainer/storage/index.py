@@ -1,0 +1,130 @@
+"""The sidecar index of a shard: where each member lies, its checksum, and the caption's tokens (docs/FORMAT.md).
+
+Reading a sample by the index costs one slice of a buffer, where parsing the tar costs its headers.
+"""
+
+import itertools
+import json
+import struct
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import InputError, RunError
+
+MAGIC = b"FSINDEX\0"
+FORMAT_VERSION = 1
+_PREFIX = struct.Struct("<8sII")  # magic, format version, header bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """The index of one shard of N samples with M members each.
+
+    Attributes:
+        shard: the tar's name.
+        shard_size: bytes of the tar.
+        shard_crc32c: CRC32C of the whole tar: an index that belongs to another tar is refused.
+        members: M suffixes with their dot, in the order of the columns below.
+        keys: N sample keys.
+        offsets: (N, M) uint64, first byte of each member's data in the tar.
+        sizes: (N, M) uint32, bytes of each member.
+        crc32c: (N, M) uint32, of each member's data.
+        caption_ends: (N,) uint32; sample i has captions caption_ends[i-1] to caption_ends[i].
+        token_ends: (captions,) uint32; caption j has tokens token_ends[j-1] to token_ends[j].
+        tokens: (total,) uint16, CLIP's ids with start and end, unpadded.
+    """
+
+    shard: str
+    shard_size: int
+    shard_crc32c: int
+    members: tuple[str, ...]
+    keys: tuple[str, ...]
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint32]
+    crc32c: NDArray[np.uint32]
+    caption_ends: NDArray[np.uint32]
+    token_ends: NDArray[np.uint32]
+    tokens: NDArray[np.uint16]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.keys)
+
+    def captions(self, sample: int) -> list[NDArray[np.uint16]]:
+        """The token ids of each caption of one sample."""
+        first = int(self.caption_ends[sample - 1]) if sample else 0
+        ends = [int(self.token_ends[first - 1]) if first else 0, *map(int, self.token_ends[first : int(self.caption_ends[sample])])]
+        return [self.tokens[start:end] for start, end in itertools.pairwise(ends)]
+
+
+_ARRAYS = (
+    ("offsets", np.dtype("<u8")), ("sizes", np.dtype("<u4")), ("crc32c", np.dtype("<u4")),
+    ("caption_ends", np.dtype("<u4")), ("token_ends", np.dtype("<u4")), ("tokens", np.dtype("<u2")),
+)  # fmt: skip
+
+
+def encode_index(index: ShardIndex) -> bytes:
+    """The index as bytes: prefix, JSON header, arrays (each from a multiple of 8), CRC32C of all before it."""
+    keys = "\n".join(index.keys).encode()
+    header = json.dumps(
+        {
+            "shard": index.shard,
+            "shard_size": index.shard_size,
+            "shard_crc32c": index.shard_crc32c,
+            "members": list(index.members),
+            "num_samples": index.num_samples,
+            "num_captions": len(index.token_ends),
+            "num_tokens": len(index.tokens),
+            "key_bytes": len(keys),
+        },
+        sort_keys=True,
+    ).encode()
+    parts = [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(header)), header, keys]
+    for name, dtype in _ARRAYS:
+        parts.append(b"\0" * (-sum(map(len, parts)) % 8))
+        parts.append(np.ascontiguousarray(getattr(index, name), dtype).tobytes())
+    body = b"".join(parts)
+    return body + struct.pack("<I", google_crc32c.value(body))
+
+
+def decode_index(data: bytes, source: str) -> ShardIndex:
+    """Read what `encode_index` wrote; `source` names it in errors.
+
+    Raises:
+        InputError: a newer format.
+        RunError: not an index, cut short, or a flipped byte.
+    """
+    if len(data) < _PREFIX.size + 4 or data[:8] != MAGIC:
+        raise RunError(f"{source}: not a shard index (wrong magic)")
+    _, version, header_bytes = _PREFIX.unpack_from(data)
+    if version > FORMAT_VERSION:
+        raise InputError(f"{source}: index format {version} is newer than this firstsight reads ({FORMAT_VERSION})")
+    if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise RunError(f"{source}: checksum of the index is wrong: cut short or changed")
+    header = json.loads(data[_PREFIX.size : _PREFIX.size + header_bytes])
+    num_samples, num_members = header["num_samples"], len(header["members"])
+    position = _PREFIX.size + header_bytes
+    keys = data[position : position + header["key_bytes"]].decode().split("\n") if num_samples else []
+    position += header["key_bytes"]
+    shapes = {
+        "offsets": (num_samples, num_members), "sizes": (num_samples, num_members), "crc32c": (num_samples, num_members),
+        "caption_ends": (num_samples,), "token_ends": (header["num_captions"],), "tokens": (header["num_tokens"],),
+    }  # fmt: skip
+    arrays = {}
+    for name, dtype in _ARRAYS:
+        position += -position % 8
+        count = int(np.prod(shapes[name], dtype=np.int64))
+        arrays[name] = np.frombuffer(data, dtype, count, position).reshape(shapes[name])
+        position += count * dtype.itemsize
+    return ShardIndex(
+        shard=header["shard"],
+        shard_size=header["shard_size"],
+        shard_crc32c=header["shard_crc32c"],
+        members=tuple(header["members"]),
+        keys=tuple(keys),
+        **arrays,
+    )

@@ -1,0 +1,65 @@
+"""Where things lie under one root. Every room asks here, none spells a path itself."""
+
+import re
+
+from trainer.errors import InputError
+from trainer.storage.base import join
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+
+
+def check_name(what: str, name: str) -> str:
+    """A name that is safe in a URI, a label and a file: lower case, digits, `.`, `_`, `-`; at most 63."""
+    if not _NAME.fullmatch(name) or len(name) > 63:
+        raise InputError(f"{what} {name!r} must be 1 to 63 of a-z, 0-9, '.', '_', '-', and begin and end with a letter or digit")
+    return name
+
+
+def dataset(root: str, name: str, plan_id: str) -> str:
+    """A staged data set: plan.json, manifest.json, shards and their indexes, rejects/."""
+    return join(root, "datasets", check_name("data set", name), plan_id)
+
+
+def experiment(root: str, name: str) -> str:
+    """One experiment: towers/, cells, report/."""
+    return join(root, "experiments", check_name("experiment", name))
+
+
+def tower(experiment_uri: str, recipe_hash: str) -> str:
+    """A stage-1 run, shared by the arms that start from the same tower."""
+    return join(experiment_uri, "towers", recipe_hash)
+
+
+def cell_name(arm: str, seed: int) -> str:
+    """An arm with a seed, as folders and people name it."""
+    return f"{arm}-seed{seed}"
+
+
+def cell(experiment_uri: str, arm: str, seed: int) -> str:
+    """The folder of one arm with one seed."""
+    return join(experiment_uri, cell_name(arm, seed))
+
+
+def stage(cell_uri: str, name: str) -> str:
+    """A stage of a cell (contrastive, posthoc): config.yaml, lineage.json, progress.jsonl, checkpoints/, final/."""
+    return join(cell_uri, name)
+
+
+def final(stage_uri: str) -> str:
+    """The finished model of a stage; it counts once it holds COMMITTED.json."""
+    return join(stage_uri, "final")
+
+
+def checkpoint(stage_uri: str, step: int) -> str:
+    """The checkpoint of one step."""
+    return join(stage_uri, "checkpoints", f"step-{step:09d}")
+
+
+def evaluation(cell_uri: str, stage_name: str, when: str) -> str:
+    """Figures of one model: `when` is a step's number or `final`; the untrained model is `untrained-final`."""
+    return join(cell_uri, "evaluation", f"{stage_name}-{when}")
+
+
+def report(experiment_uri: str) -> str:
+    """index.html and results.json."""
+    return join(experiment_uri, "report")
