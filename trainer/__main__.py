@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
 def _stage(options: argparse.Namespace) -> dict[str, str]:
     from trainer.staging.stage import stage_pairs, stage_triplets
 
-    arguments = {"root": options.root, "source": options.source, "recipe": _recipe(options), "max_reject_fraction": options.max_reject_fraction}
+    arguments = {
+        "root": options.root,
+        "source": options.source,
+        "recipe": _recipe(options),
+        "max_reject_fraction": options.max_reject_fraction,
+    }
     if options.what == "pairs":
         uri, identity = stage_pairs(**arguments)
     else:

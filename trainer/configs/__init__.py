@@ -3,6 +3,7 @@
 Defaults come from trainer/config.py, then the YAML, then dotted overrides; anything unknown is refused by name.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,7 @@ def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Sequ
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(kind, None, as_group=False)
     try:
-        namespace = parser.parse_object(dict(values))
-        for override in overrides:
-            key, separator, text = override.partition("=")
-            require("override", override, "of the form dotted.key=value", bool(separator and key))
-            namespace = parser.parse_object({key: yaml.load(text, Loader=_YamlLoader)}, cfg_base=namespace)
-        built = parser.instantiate_classes(namespace)
+        built = parser.instantiate(parser.parse_object(_overridden(values, overrides)))
     except (ArgumentError, TypeError, KeyError) as error:
         raise InputError(f"{source}: {_one_line(error)}") from error
     except InputError as error:
@@ -77,6 +73,20 @@ _YamlLoader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
+
+def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(values))
+    for override in overrides:
+        dotted, separator, text = override.partition("=")
+        require("override", override, "of the form dotted.key=value", bool(separator and dotted))
+        *groups, key = dotted.split(".")
+        into = result
+        for group in groups:
+            into = into.setdefault(group, {})
+            require("override", override, f"a key below a group, and {group} is a plain value", isinstance(into, dict))
+        into[key] = yaml.load(text, Loader=_YamlLoader)
+    return result
 
 
 def _as_dict(namespace: Namespace | Mapping[str, Any]) -> dict[str, Any]:
