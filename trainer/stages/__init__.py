@@ -1,0 +1,47 @@
+"""The two stages of Perceptual Initialization, and what either gives the one training loop (trainer/train.py)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Stage(Protocol):
+    """What is trained, on which batches, by which loss. The loop owns optimiser, schedule, clipping and checkpoints.
+
+    Attributes:
+        module: everything that is trained or saved; parameters that stay fixed have requires_grad False.
+        model: the open_clip CLIP that `module` is, or is part of; the hand-off loads weights into it.
+        memory: further tensors that a checkpoint must hold (best weights so far, …); replaced in place on resume.
+    """
+
+    module: nn.Module
+    model: Any
+    memory: dict[str, Tensor]
+
+    def loader(self) -> Any:
+        """The stage's batches: `.batches(start_step)`, `.steps_per_epoch`, `.close()`."""
+        ...
+
+    def forward_backward(self, batch: Any, step: int) -> Mapping[str, float | Tensor]:
+        """One batch forward and backward; afterwards `.grad` holds the global batch's gradient on every rank.
+
+        Returns:
+            Figures of the step over all ranks, `loss` among them; tensors are scalars, left on the device so that
+            nothing waits for them but the loop's log. Where present: `communication_seconds`, `flops` (this rank's
+            part of the step), `logit_scale`.
+        """
+        ...
+
+    def after_optimizer(self) -> None:
+        """What follows the optimiser's step: clamps."""
+        ...
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Figures after the last step of an epoch; called on all ranks."""
+        ...
+
+    def save_final(self, folder: Path) -> dict[str, Any]:
+        """Write the files of final/ into the local `folder`; returns the facts for COMMITTED.json."""
+        ...
