@@ -5,6 +5,28 @@ that every room uses; `layout` says where things lie under one root; `index`, `m
 `committed` are the codecs of what lies there.
 """
 
-from trainer.storage.base import ObjectInfo, ObjectStore, join, open_store, read_bytes, read_json, write_bytes, write_json
+from trainer.storage.base import (
+    MissingObject,
+    ObjectInfo,
+    ObjectStore,
+    exists,
+    join,
+    open_store,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
 
-__all__ = ["ObjectInfo", "ObjectStore", "join", "open_store", "read_bytes", "read_json", "write_bytes", "write_json"]
+__all__ = [
+    "MissingObject",
+    "ObjectInfo",
+    "ObjectStore",
+    "exists",
+    "join",
+    "open_store",
+    "read_bytes",
+    "read_json",
+    "write_bytes",
+    "write_json",
+]

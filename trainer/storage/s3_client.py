@@ -1,0 +1,190 @@
+"""How an S3 endpoint is found in the environment, and the connections to it, which wait an outage out.
+
+Retries live here, below the `minio` client, so that each of its requests (a part, a page of a listing) has them.
+"""
+
+import logging
+import os
+import random
+import re
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import certifi
+import urllib3
+from urllib3 import BaseHTTPResponse, PoolManager
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, SSLError
+
+from trainer.errors import InputError, RunError
+
+_log = logging.getLogger(__name__)
+
+_RETRIED = frozenset({307, 408, 425, 429, 500, 502, 503, 504})
+_FIRST_CONTACT_SECONDS = 30.0  # an endpoint that never answered is soon taken for a wrong one
+_ABORT_SECONDS = 5.0  # tidying up after a failure must not double the wait for it
+_MAX_DELAY_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Settings:
+    """Where the store is and how long it is waited for.
+
+    Attributes:
+        endpoint: URL without a path.
+        region: that requests are signed for.
+        access_key: empty where the keys come from `credentials_file`.
+        secret_key: likewise.
+        session_token: of temporary keys, or empty.
+        credentials_file: an AWS credentials file (a mounted secret), read again whenever it changes, or empty.
+        ca_file: certificates that TLS trusts.
+        addressing: path, virtual, or empty for what the endpoint is used to.
+        retry_seconds: how long one request is tried again.
+        timeout_seconds: without a byte, after which a connection counts as broken.
+    """
+
+    endpoint: str
+    region: str
+    access_key: str
+    secret_key: str
+    session_token: str
+    credentials_file: str
+    ca_file: str
+    addressing: str
+    retry_seconds: float
+    timeout_seconds: float
+
+
+def settings_from_environment(uri: str) -> S3Settings:
+    """Read AWS_* and FIRSTSIGHT_S3_*; `uri` is named in errors.
+
+    Raises:
+        InputError: no credentials, or a value that cannot be meant.
+    """
+    get = os.environ.get
+    region = get("AWS_REGION") or get("AWS_DEFAULT_REGION") or "us-east-1"
+    endpoint = get("AWS_ENDPOINT_URL_S3") or get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com"
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise InputError(f"{uri}: AWS_ENDPOINT_URL must be http(s)://host[:port] and nothing more, got {endpoint!r}")
+    access_key, secret_key, credentials_file = get("AWS_ACCESS_KEY_ID", ""), get("AWS_SECRET_ACCESS_KEY", ""), ""
+    if not (access_key and secret_key):
+        credentials_file = get("AWS_SHARED_CREDENTIALS_FILE", "")
+        if not credentials_file:
+            raise InputError(
+                f"{uri}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL, unless it is AWS)"
+            )
+    ca_file = get("FIRSTSIGHT_S3_CA") or get("AWS_CA_BUNDLE") or certifi.where()
+    for name, file in (("FIRSTSIGHT_S3_CA or AWS_CA_BUNDLE", ca_file), ("AWS_SHARED_CREDENTIALS_FILE", credentials_file)):
+        if file and not os.path.isfile(file):
+            raise InputError(f"{uri}: {name} names {file}, which is no file")
+    addressing = get("FIRSTSIGHT_S3_ADDRESSING", "")
+    if addressing not in ("", "path", "virtual"):
+        raise InputError(f"FIRSTSIGHT_S3_ADDRESSING must be path or virtual, got {addressing!r}")
+    return S3Settings(
+        endpoint=f"{parts.scheme}://{parts.netloc}",
+        region=region,
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=get("AWS_SESSION_TOKEN", ""),
+        credentials_file=credentials_file,
+        ca_file=ca_file,
+        addressing=addressing,
+        retry_seconds=_seconds("FIRSTSIGHT_S3_RETRY_SECONDS", 300.0),
+        timeout_seconds=_seconds("FIRSTSIGHT_S3_TIMEOUT_SECONDS", 60.0),
+    )
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise InputError(f"{name} must be seconds >= 0, got {text!r}")
+    return value
+
+
+class Patience:
+    """Jittered, growing pauses between tries of one thing, until a time has passed without success."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Something went well: the next failure has the whole time again."""
+        self._tries, self._start = 0, time.monotonic()
+
+    def wait(self, cause: str, *, at_least: float = 0.0, seconds: float | None = None) -> None:
+        """Sleep before the next try; RunError with `cause` where the time (or `seconds`, if less) would run out."""
+        self._tries += 1
+        allowed = self._seconds if seconds is None else min(seconds, self._seconds)
+        delay = max(at_least, random.uniform(0.5, 1.0) * min(_MAX_DELAY_SECONDS, 0.1 * 2**self._tries))
+        waited = time.monotonic() - self._start
+        if waited + delay > allowed:
+            raise RunError(f"{cause} (given up after {self._tries} tries in {waited:.0f} s)")
+        if self._tries == 4:  # a hiccup is not worth a line, an outage is
+            _log.warning("%s; trying again for up to %.0f s", cause, allowed)
+        time.sleep(delay)
+
+
+class RetryingPool(PoolManager):
+    """Kept-alive connections to one endpoint; what may pass (5xx, 429, resets, time-outs) is tried again."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        timeout = urllib3.Timeout(connect=min(10.0, settings.timeout_seconds), read=settings.timeout_seconds)
+        super().__init__(num_pools=4, maxsize=32, timeout=timeout, retries=False, cert_reqs="CERT_REQUIRED", ca_certs=settings.ca_file)
+        self._settings = settings
+        self._answered = False
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
+        """One request with its retries; bodies are bytes, so each try sends the same. Redirects are never followed.
+
+        Raises:
+            InputError: the endpoint's name does not exist, or its TLS is not trusted: waiting would not help.
+            RunError: the time for retries has passed.
+        """
+        patience = Patience(_ABORT_SECONDS if method == "DELETE" and "uploadId=" in url else self._settings.retry_seconds)
+        while True:
+            try:
+                response = super().urlopen(method, url, redirect=False, **options)
+            except (HTTPError, OSError) as error:
+                if self._is_wrong(error):
+                    raise InputError(f"{_words(error)} (endpoint {self._settings.endpoint})") from error
+                first = None if self._answered or not isinstance(error, NewConnectionError) else _FIRST_CONTACT_SECONDS
+                patience.wait(f"{self._settings.endpoint} cannot be reached: {_words(error)}", seconds=first)
+                continue
+            self._answered = True
+            if response.status not in _RETRIED:
+                return response
+            code = re.search(rb"<Code>([^<]*)</Code>", response.data or b"")
+            said = f"{response.status} {code[1].decode(errors='replace') if code else response.reason or ''}".strip()
+            pause = response.headers.get("retry-after", "")
+            response.drain_conn()
+            patience.wait(f"{self._settings.endpoint} answers {said}", at_least=min(float(pause), 30.0) if pause.isdigit() else 0.0)
+
+    def _is_wrong(self, error: Exception) -> bool:
+        """Whether no wait can help: an unknown host (unless it answered before), a certificate, plain HTTP behind https."""
+        if isinstance(error, NameResolutionError):
+            reason = error.__cause__
+            return not self._answered and isinstance(reason, socket.gaierror) and reason.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+        reason = error.args[0] if isinstance(error, SSLError) and error.args else None
+        return isinstance(reason, ssl.SSLCertVerificationError) or getattr(reason, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")
+
+
+def _words(error: BaseException) -> str:
+    """The cause of a connection's failure in one line, without urllib3's object addresses."""
+    if isinstance(error, NameResolutionError):
+        return "no such host"
+    reason = error.args[0] if isinstance(error, SSLError) and error.args else error.__cause__
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return f"its TLS certificate is not trusted ({reason.verify_message}): name its CA in FIRSTSIGHT_S3_CA"
+    if getattr(reason, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return "it does not speak TLS: use http:// or another port"
+    text = str(reason or error) or type(error).__name__
+    return re.sub(r"<[^>]* object at [^>]*>:? ?|^HTTPS?Connection(Pool)?\([^)]*\):? ?", "", text)
