@@ -69,6 +69,7 @@ _ARRAYS = (
 
 def encode_index(index: ShardIndex) -> bytes:
     """The index as bytes: prefix, JSON header, arrays (each from a multiple of 8), CRC32C of all before it."""
+    assert not any("\n" in key for key in index.keys), "keys are kept one a line"
     keys = "\n".join(index.keys).encode()
     header = json.dumps(
         {
@@ -100,16 +101,32 @@ def decode_index(data: bytes, source: str) -> ShardIndex:
     """
     if len(data) < _PREFIX.size + 4 or data[:8] != MAGIC:
         raise RunError(f"{source}: not a shard index (wrong magic)")
-    _, version, header_bytes = _PREFIX.unpack_from(data)
+    version = _PREFIX.unpack_from(data)[1]
     if version > FORMAT_VERSION:
         raise InputError(f"{source}: index format {version} is newer than this firstsight reads ({FORMAT_VERSION})")
     if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise RunError(f"{source}: checksum of the index is wrong: cut short or changed")
+    try:
+        index = _decode_body(data)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # its checksum is right, so it was written so
+        raise RunError(f"{source}: not an index as docs/FORMAT.md has it: {error}") from error
+    ends = (index.caption_ends, len(index.token_ends)), (index.token_ends, len(index.tokens))
+    if any((len(part) and int(part[-1])) != total or (np.diff(part.astype(np.int64)) < 0).any() for part, total in ends):
+        raise RunError(f"{source}: its captions do not add up")
+    if index.num_samples and int((index.offsets + index.sizes).max()) > index.shard_size:
+        raise RunError(f"{source}: a member lies beyond the end of {index.shard} ({index.shard_size} bytes)")
+    return index
+
+
+def _decode_body(data: bytes) -> ShardIndex:
+    header_bytes = _PREFIX.unpack_from(data)[2]
     header = json.loads(data[_PREFIX.size : _PREFIX.size + header_bytes])
     num_samples, num_members = header["num_samples"], len(header["members"])
     position = _PREFIX.size + header_bytes
     keys = data[position : position + header["key_bytes"]].decode().split("\n") if num_samples else []
     position += header["key_bytes"]
+    if len(keys) != num_samples:
+        raise ValueError(f"{len(keys)} keys for {num_samples} samples")
     shapes = {
         "offsets": (num_samples, num_members), "sizes": (num_samples, num_members), "crc32c": (num_samples, num_members),
         "caption_ends": (num_samples,), "token_ends": (header["num_captions"],), "tokens": (header["num_tokens"],),
@@ -120,6 +137,8 @@ def decode_index(data: bytes, source: str) -> ShardIndex:
         count = int(np.prod(shapes[name], dtype=np.int64))
         arrays[name] = np.frombuffer(data, dtype, count, position).reshape(shapes[name])
         position += count * dtype.itemsize
+    if position != len(data) - 4:
+        raise ValueError(f"its parts end at byte {position} of {len(data) - 4}")
     return ShardIndex(
         shard=header["shard"],
         shard_size=header["shard_size"],

@@ -1,0 +1,49 @@
+"""Single samples of a staged data set, by range: for pictures in a report, and for whoever looks into one shard.
+
+Training does not read this way: its prefetcher takes whole shards (trainer/data).
+"""
+
+import google_crc32c
+
+from trainer.errors import RunError
+from trainer.storage.base import join, open_store, read_bytes
+from trainer.storage.index import ShardIndex, decode_index
+from trainer.storage.manifest import Shard
+
+
+def read_index(folder: str, shard: Shard) -> ShardIndex:
+    """The index of one shard of the data set in `folder`, the very one that the manifest names.
+
+    Raises:
+        MissingObject: it is not there.
+        InputError: a newer format.
+        RunError: changed, cut short, or of another tar.
+    """
+    uri = join(folder, shard.index_name)
+    data = read_bytes(uri)
+    index = decode_index(data, uri)
+    if (index.shard, index.shard_size, index.shard_crc32c) != (shard.name, shard.size, shard.crc32c):
+        raise RunError(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
+    if google_crc32c.value(data) != shard.index_crc32c or index.num_samples != shard.num_samples:
+        raise RunError(f"{uri}: not the index that the manifest names: its checksum is another")
+    return index
+
+
+def read_members(folder: str, index: ShardIndex, sample: int) -> dict[str, bytes]:
+    """The members of one sample (its row in the index): column name -> bytes, read by one range, checksums compared.
+
+    Raises:
+        RunError: naming shard and sample, where the bytes are not those that were staged.
+    """
+    offsets, sizes = index.offsets[sample].tolist(), index.sizes[sample].tolist()
+    spans = list(zip(offsets, sizes, strict=True))
+    begin, end = min(offsets), max(offset + size for offset, size in spans)
+    uri = join(folder, index.shard)
+    data = open_store(uri).get_range(uri, begin, end - begin)
+    members = {}
+    for name, (offset, size), checksum in zip(index.members, spans, index.crc32c[sample].tolist(), strict=True):
+        member = data[offset - begin : offset - begin + size]
+        if google_crc32c.value(member) != checksum:
+            raise RunError(f"{uri}: sample {index.keys[sample]!r}: checksum of {name} is wrong: the shard was changed or is damaged")
+        members[name] = member
+    return members
