@@ -1,0 +1,108 @@
+# firstsight. `make help` is the contents page; set-up is part of each target, once.
+
+##@ Run
+
+ROOT ?= runs## store URI under which data sets, experiments and reports lie: a folder, or s3://bucket/prefix
+EXPERIMENT ?=## name of the experiment (default: demo, the recipe's name; with PAIRS one made from the data)
+PAIRS ?=## captioned pictures: a folder, or WebDataset tars (default: the demo's, which come with the packages)
+TRIPLETS ?=## judged triplets, a folder in the NIGHTS layout (default: made from the pairs, judged by FLIP)
+ARMS ?= random,perceptual## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>
+SEEDS ?= 0## comma-separated whole numbers; each arm is run with each
+RECIPE ?= demo## smoke, demo, paper, paper-3m, or a YAML file
+ARGS ?=## more for the command behind a target: ARGS=-v shows all that the steps print
+
+# Tools; each can be another one.
+PYTHON ?=
+UV_VERSION ?= 0.13.9
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+export ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE PYTHON UV_VERSION
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## this page
+	@scripts/help.sh $(MAKEFILE_LIST)
+
+.PHONY: pipeline-run
+pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every arm, evaluation, report
+	@$(BIN)/python -m pipelines run --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
+		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" $(ARGS)
+
+.PHONY: pipeline-plan
+pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and what of it is done
+	@$(BIN)/python -m pipelines plan --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
+		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" $(ARGS)
+
+##@ Test
+
+.PHONY: test
+test: $(VENV)/ready ## unit and process tests, minutes; no root, no network
+	$(BIN)/python -m pytest -q $(ARGS)
+
+.PHONY: slow
+slow: $(VENV)/ready ## kill campaigns and other long tests
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/ready ## tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu $(ARGS)
+
+.PHONY: check
+check: $(VENV)/ready ## style, types, import contracts, house rules, generated files
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/house_rules.py
+	$(MAKE) generate && git diff --exit-code -- pipelines/compiled
+
+.PHONY: ci
+ci: ## all that must hold before a change is taken
+	$(MAKE) check
+	$(MAKE) test
+	$(MAKE) slow
+
+##@ Measure
+
+.PHONY: bench
+bench: $(VENV)/ready ## side by side with what a user would otherwise use; writes docs/BENCHMARKS.md
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/ready ## the rows that need a GPU
+	$(BIN)/python -m tests.benchmarks --gpu $(ARGS)
+
+##@ Develop
+
+.PHONY: setup
+setup: $(VENV)/ready ## the environment alone; every other target makes it too
+
+.PHONY: format
+format: $(VENV)/ready ## bring the source into the house's form
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+.PHONY: generate
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline
+	$(BIN)/python -m pipelines compile pipelines/compiled/firstsight.yaml
+
+.PHONY: lock
+lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements
+	scripts/lock.sh $(BIN)/uv
+
+.PHONY: hooks
+hooks: $(VENV)/ready ## run the checks at every commit
+	$(BIN)/pre-commit install
+
+.PHONY: clean
+clean: ## remove the environments and caches; runs/ stays
+	rm -rf .venv* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/ready: requirements/dev.txt
+	@scripts/setup.sh $(VENV) $<
+
+# What firstsight is compared with, for some rows of the bench and tests that are marked slow.
+.venv-reference/ready: requirements/reference.txt
+	@scripts/setup.sh .venv-reference $<

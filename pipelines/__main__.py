@@ -1,0 +1,94 @@
+"""`python -m pipelines`: compile | run | plan. kfp is imported by what needs it, late."""
+
+import argparse
+import sys
+import traceback
+
+from trainer.errors import InputError, RunError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (failed on the way), 2 (wrong input) or 130 (stopped by Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        return code
+    except (InputError, RunError) as error:
+        return _fail(options, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(options, "interrupted", 130)
+    except OSError as error:
+        return _fail(options, str(error), 1)
+
+
+def _fail(options: argparse.Namespace, line: str, code: int) -> int:
+    if options.verbose:
+        traceback.print_exc()
+    print(f"pipelines {options.command}: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="store_true", help="also show what the steps print, and the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    compiled = commands.add_parser("compile", parents=[common], help="write the pipeline as the YAML that Kubeflow takes")
+    compiled.add_argument("output", help="file to write")
+    compiled.set_defaults(run=_compile)
+
+    run = commands.add_parser("run", parents=[common], help="run the whole experiment on this machine")
+    _add_experiment(run)
+    run.set_defaults(run=_run)
+
+    plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and what of it is done; write nothing")
+    _add_experiment(plan)
+    plan.set_defaults(run=_plan)
+    return parser
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", default="runs", help="store URI under which everything lies (default: %(default)s)")
+    parser.add_argument("--experiment", default="", help="its name (default: the recipe's; with --pairs one made from the data)")
+    parser.add_argument("--pairs", default="", help="captioned pictures: a folder, or WebDataset tars (default: the demo's)")
+    parser.add_argument(
+        "--triplets", default="", help="judged triplets in the NIGHTS layout (default: made from the pairs, judged by FLIP)"
+    )
+    parser.add_argument("--arms", default="random,perceptual", help="comma-separated arms (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="comma-separated seeds (default: %(default)s)")
+    parser.add_argument("--recipe", default="demo", help="smoke, demo, paper, paper-3m, or a YAML file (default: %(default)s)")
+    parser.add_argument(
+        "--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default: %(default)s)"
+    )
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from pipelines.compiled import compile_pipeline
+
+    compile_pipeline(options.output)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pipelines.run import run
+
+    return run(_arguments(options), verbose=options.verbose)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from pipelines.summary import print_plan
+
+    print_plan(_arguments(options))
+    return 0
+
+
+def _arguments(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from pipelines.run import resolve_arguments
+
+    names = ("root", "experiment", "pairs", "triplets", "arms", "seeds", "recipe", "max_reject_fraction")
+    return resolve_arguments(**{name: getattr(options, name) for name in names})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Which cells an experiment has: arms and seeds as a person types them, comma-separated."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.config import StartKind, TripletLabels
+from trainer.errors import InputError
+from trainer.storage.base import absolute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What the contrastive stage of an arm starts from.
+
+    Attributes:
+        name: as folders and people say it.
+        start: kind of its start; what `posthoc` starts its own stage from is its base arm's model.
+        labels: which judgements its stage-1 tower learns from; None: it trains no tower.
+        tower: the name under which that tower is shared: arms with the same labels share one.
+        source: of `from:<uri>`, the URI; else empty.
+    """
+
+    name: str
+    start: StartKind = "random"
+    labels: TripletLabels | None = None
+    tower: str = ""
+    source: str = ""
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm(name="random"),
+        Arm(name="perceptual", start="tower", labels="votes", tower="perceptual"),
+        Arm(name="permuted", start="permuted", labels="votes", tower="perceptual"),
+        Arm(name="posthoc", start="model"),
+        Arm(name="judged", start="tower", labels="flip", tower="judged"),
+        Arm(name="instance", start="tower", labels="instance", tower="instance"),
+        Arm(name="shuffled", start="tower", labels="shuffled", tower="shuffled"),
+    )
+}
+ACCEPTED = (*ARMS, "from:<uri>")
+MAX_SEED = 2**31 - 1
+
+
+def parse_arms(text: str) -> tuple[Arm, ...]:
+    """The arms of `text`, such as `random,perceptual,from:s3://bucket/tower`, in its order.
+
+    Raises:
+        InputError: an empty, unknown or repeated arm.
+    """
+    arms = tuple(_arm(item) for item in _items("arms", text, f"any of {', '.join(ACCEPTED)}"))
+    _refuse_repeated("arms", [arm.name for arm in arms])
+    return arms
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds of `text`, such as `0,1,2`, in its order.
+
+    Raises:
+        InputError: an empty item, one that is no whole number, one out of range, or a repeated one.
+    """
+    rule = f"whole numbers from 0 to {MAX_SEED}"
+    seeds = []
+    for item in _items("seeds", text, rule):
+        if not (item.isascii() and item.isdigit()) or int(item) > MAX_SEED:
+            raise InputError(f"seeds must be {rule}, got {item!r}")
+        seeds.append(int(item))
+    _refuse_repeated("seeds", [str(seed) for seed in seeds])
+    return tuple(seeds)
+
+
+def _arm(item: str) -> Arm:
+    if item.startswith("from:") and len(item) > len("from:"):
+        source = absolute(item.removeprefix("from:"))
+        return Arm(name=f"from-{hashlib.sha256(source.encode()).hexdigest()[:8]}", start="tower", source=source)
+    if item not in ARMS:
+        raise InputError(f"arms must be any of {', '.join(ACCEPTED)}, got {item!r}")
+    return ARMS[item]
+
+
+def _items(what: str, text: str, rule: str) -> Iterator[str]:
+    for item in text.split(","):
+        if not item.strip():
+            raise InputError(f"{what} must be {rule}, got an empty one in {text!r}")
+        yield item.strip()
+
+
+def _refuse_repeated(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{what} must differ from each other, got {name!r} {names.count(name)} times")

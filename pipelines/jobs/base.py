@@ -1,0 +1,61 @@
+"""What to run, and the protocol of the backends that run it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+LineSink = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """One command of `python -m trainer`.
+
+    Attributes:
+        name: for people, unique in a run: `contrastive perceptual-seed0`.
+        arguments: after `python -m trainer`.
+        folder: URI of the folder that gets the job's log.txt, and failure.json where it fails.
+        environment: variables beside those of the caller.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    folder: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        exit_code: 0, 1 (failed on the way), 2 (wrong input), or minus the number of the signal that killed it.
+        line: the one line that says why; empty where it succeeded.
+    """
+
+    exit_code: int
+    line: str
+
+
+class Job(Protocol):
+    """A job that was submitted."""
+
+    def logs(self, sink: LineSink) -> None:
+        """Give every line of its output to `sink`, until the output ends."""
+        ...
+
+    def watch(self) -> Outcome | None:
+        """How it ended, or None while it runs. Does not wait."""
+        ...
+
+    def cancel(self) -> None:
+        """End it and all that it started, and wait until nothing of it is left."""
+        ...
+
+
+class Backend(Protocol):
+    """Where jobs run."""
+
+    def submit(self, spec: JobSpec) -> Job:
+        """Start the job."""
+        ...

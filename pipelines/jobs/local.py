@@ -1,0 +1,97 @@
+"""The local backend: `python -m trainer …` as a subprocess with a process group of its own."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from pipelines.jobs.base import JobSpec, LineSink, Outcome
+
+COMMAND = (sys.executable, "-m", "trainer")
+GRACE_SECONDS = 30.0
+"""How long a cancelled job has to save its checkpoint before it is killed."""
+_PR_SET_PDEATHSIG = 1
+
+
+class LocalBackend:
+    """Runs jobs on this machine, one process group each."""
+
+    def __init__(self, command: Sequence[str] = COMMAND, grace_seconds: float = GRACE_SECONDS, keep_open: Sequence[int] = ()) -> None:
+        self._command = tuple(command)
+        self._grace_seconds = grace_seconds
+        self._keep_open = tuple(keep_open)
+
+    def submit(self, spec: JobSpec) -> "LocalJob":
+        """Start the command. `keep_open` file descriptors live as long as it does (pipelines/lock.py)."""
+        process = subprocess.Popen(
+            [*self._command, *spec.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **spec.environment, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # a terminal's Ctrl-C reaches the step alone, which then asks the job to save
+            preexec_fn=_die_with_parent,  # safe: the step has one thread when it starts a job
+            pass_fds=self._keep_open,
+        )
+        return LocalJob(process, self._grace_seconds)
+
+
+class LocalJob:
+    """A running subprocess and the group it leads."""
+
+    def __init__(self, process: "subprocess.Popen[str]", grace_seconds: float) -> None:
+        self._process = process
+        self._grace_seconds = grace_seconds
+        self._last_line = ""
+
+    @property
+    def pid(self) -> int:
+        """Of the process, and of its group."""
+        return self._process.pid
+
+    def logs(self, sink: LineSink) -> None:
+        """Give every line of its output to `sink`, until the output ends."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._last_line = line.strip() or self._last_line
+            sink(line.rstrip("\n"))
+
+    def watch(self) -> Outcome | None:
+        """How it ended, or None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        self._signal(signal.SIGKILL)  # what the job started and left behind
+        if code == 0:
+            return Outcome(exit_code=0, line="")
+        if code < 0:
+            why = " (by hand, or the machine ran out of memory)" if code == -signal.SIGKILL else ""
+            return Outcome(exit_code=code, line=f"killed by {signal.Signals(-code).name}{why}")
+        return Outcome(exit_code=2 if code == 2 else 1, line=self._last_line or f"ended with exit code {code} and said nothing")
+
+    def cancel(self) -> None:
+        """SIGTERM, the grace in which a trainer saves, then SIGKILL for the whole group."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + self._grace_seconds
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not want to wait
+                while self._process.poll() is None and time.monotonic() < end:
+                    time.sleep(0.05)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: get SIGTERM, and so save, when the step that watches it is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,157 @@
+"""What a person sees of a run: steps append records to a file, and the parent draws them.
+
+On a terminal there is a bar a step with rate and time left; without one a plain line every ten seconds a step.
+"""
+
+import json
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from trainer.progress import PROGRESS_VARIABLE
+
+LINE_SECONDS = 10.0
+RATE_WINDOW_SECONDS = 20.0
+
+
+def note(step: str, text: str, *, detail: bool = False) -> None:
+    """Say one thing about a step to the person who waits; a detail is shown with -v only."""
+    print(f"{step}: {text}", flush=True)
+    path = os.environ.get(PROGRESS_VARIABLE)
+    if path:
+        with open(path, "ab", buffering=0) as stream:
+            stream.write((json.dumps({"time": time.time(), "step": step, "note": text, "detail": detail}) + "\n").encode())
+
+
+@dataclass(kw_only=True)
+class Step:
+    """What is known of one running step."""
+
+    name: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+    history: deque[tuple[float, int]] = field(default_factory=deque)
+    shown: float = float("-inf")
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Take in one record of trainer.progress."""
+        now, done = float(record["time"]), int(record["done"])
+        if self.history and done < self.history[-1][1]:
+            self.history.clear()  # it went back to a checkpoint, or on to its next part
+        self.history.append((now, done))
+        while len(self.history) > 2 and self.history[1][0] < now - RATE_WINDOW_SECONDS:
+            self.history.popleft()
+        self.done, self.total, self.unit = done, int(record["total"]), str(record["unit"])
+        self.figures = {key: value for key, value in record.items() if key not in ("time", "step", "done", "total", "unit", "rate")}
+
+    @property
+    def rate(self) -> float:
+        """Units a second over the last records; 0 where there is only one."""
+        (first, start), (last, end) = self.history[0], self.history[-1]
+        return (end - start) / (last - first) if last > first else 0.0
+
+    def amount(self) -> str:
+        """`1,024/4,096 samples`."""
+        return f"{self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
+
+    def pace(self) -> str:
+        """`512/s, 0:12 left`, as far as it is known."""
+        if not self.rate:
+            return ""
+        left = (self.total - self.done) / self.rate
+        return f"{self.rate:,.3g}/s" if self.rate < 10 else f"{self.rate:,.0f}/s" + (f", {_clock(left)} left" if left > 0 else "")
+
+    def extras(self) -> str:
+        """`loss 3.21`."""
+        return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in self.figures.items())
+
+
+class Display:
+    """Follows the file of records and draws it."""
+
+    def __init__(self, path: Path, console: Console, *, verbose: bool = False) -> None:
+        self._path = path
+        self._console = console
+        self._verbose = verbose
+        self._offset = 0
+        self._steps: dict[str, Step] = {}
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> "Display":
+        """Begin to draw."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Draw what is left, and take the bars away."""
+        self.poll()
+        for step in self._steps.values():
+            self._say(step)
+        if self._live:
+            self._live.stop()
+
+    def poll(self) -> None:
+        """Read the records that came since the last call."""
+        for record in self._read():
+            self._take(record)
+        if self._live:
+            self._live.update(_bars(self._steps.values()), refresh=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        name = str(record["step"])
+        if "note" in record:
+            if self._verbose or not record.get("detail"):
+                self.say(f"{name}: {record['note']}")
+            return
+        step = self._steps.setdefault(name, Step(name=name))
+        step.update(record)
+        if step.total and step.done >= step.total:
+            self._say(step)
+            del self._steps[name]
+        elif not self._live and record["time"] - step.shown >= LINE_SECONDS:
+            self._say(step)
+
+    def _say(self, step: Step) -> None:
+        step.shown = step.history[-1][0]
+        percent = f"{100 * step.done // step.total:3d} %" if step.total else "     "
+        self.say("  ".join(part for part in (step.name, percent, step.amount(), step.pace(), step.extras()) if part))
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as stream:
+            stream.seek(self._offset)
+            data = stream.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]
+
+
+def _bars(steps: Any) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for step in steps:
+        bar = ProgressBar(total=step.total or None, completed=step.done, width=24, pulse=not step.total)
+        table.add_row(Text(step.name), bar, Text(step.amount()), Text(step.pace()), Text(step.extras(), style="dim"))
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,235 @@
+"""What each component of the pipeline does: decide whether there is anything to do, run the job, retry, explain.
+
+A component (pipelines/components.py) only calls one of these. None of them imports torch, so a step
+that is done finds that out in a fraction of a second.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
+
+from pipelines import plan
+from pipelines.arms import parse_arms, parse_seeds
+from pipelines.jobs.base import Backend, Job, JobSpec, Outcome
+from pipelines.jobs.local import LocalBackend
+from pipelines.lock import job_lock
+from pipelines.progress import note
+from trainer.config import DataConfig
+from trainer.errors import InputError, RunError
+from trainer.progress import STOP_VARIABLE, check_stop
+from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
+from trainer.storage.base import local_path
+from trainer.storage.committed import read_committed
+from trainer.storage.manifest import require_manifest
+
+PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
+FAILURE = "failure.json"
+ATTEMPTS = 2
+"""A stage that was killed or failed on the way is started once more: it goes on from its last checkpoint."""
+POLL_SECONDS = 0.1
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class Stopped(RunError):
+    """The person who waits asked to stop, or is gone."""
+
+
+def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A step's failure is one line on its log and its exit code, never a traceback."""
+
+    @functools.wraps(function)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            check_stop()
+            return function(*args, **kwargs)
+        except (InputError, RunError, OSError) as error:
+            print(f"{function.__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return run
+
+
+@step
+def stage(what: str, *, root: str, experiment: str, pairs: str, triplets: str, recipe: str, max_reject_fraction: float) -> str:
+    """Stage `pairs` or `triplets`; the folder of the sealed data set."""
+    folder = join(layout.experiment(root, experiment), "staging", what)
+    source, from_pairs = (pairs or "demo", "") if what == "pairs" else (triplets or "demo", "" if triplets else pairs)
+    arguments = ["stage", what, "--root", root, "--source", source, "--recipe", recipe]
+    arguments += ["--max-reject-fraction", str(max_reject_fraction), "--result", join(folder, "result.json")]
+    if from_pairs:
+        arguments += ["--from-pairs", from_pairs]
+    _run(JobSpec(name=f"stage {what}", arguments=tuple(arguments), folder=folder), attempts=1)
+    return str(read_json(join(folder, "result.json"))["uri"])
+
+
+@step
+def make_plan(*, root: str, experiment: str, arms: str, seeds: str, recipe: str, pairs: str, triplets: str) -> list[str]:
+    """Write the plan of the experiment; the names of the cells to run."""
+    uri = layout.experiment(root, experiment)
+    open_store(uri).delete(join(uri, FAILURE))
+    try:
+        chosen = parse_arms(arms)
+        manifest = require_manifest(triplets)
+        plan.require_judge(chosen, manifest.judge)
+        request = plan.Request(
+            root=root,
+            experiment=experiment,
+            recipe=plan.read_recipe(recipe),
+            pairs=DataConfig(uri=pairs, identity=require_manifest(pairs).identity),
+            triplets=DataConfig(uri=triplets, identity=manifest.identity),
+            weights=plan.weights_of(chosen),
+        )
+        cells = [plan.resolve(request, arm, seed) for seed in parse_seeds(seeds) for arm in chosen]
+        plan.write_plan(request, cells)
+    except (InputError, RunError) as error:
+        _record_failure(uri, "plan", Outcome(exit_code=error.exit_code, line=str(error)))
+        raise
+    return [cell.name for cell in cells]
+
+
+@step
+def train(name: str, *, root: str, experiment: str, cell: str) -> None:
+    """Run one stage of one cell, unless the cell has none or its final model is committed."""
+    entry = plan.find_cell(layout.experiment(root, experiment), cell)
+    title = f"{name} {cell}"
+    folder = entry[name]
+    if not folder:
+        note(title, "not needed by this arm", detail=True)
+        return
+    final = read_committed(layout.final(folder))
+    if final is not None and final.recipe_hash == entry["recipe_hashes"][name]:
+        open_store(folder).delete(join(folder, FAILURE))
+        note(title, "done before")
+        return
+    _run(JobSpec(name=title, arguments=("train", name, "--config", join(folder, "config.yaml")), folder=folder), attempts=ATTEMPTS)
+
+
+@step
+def evaluate(*, root: str, experiment: str, cell: str) -> None:
+    """Measure the models of one cell."""
+    folder = plan.find_cell(layout.experiment(root, experiment), cell)["evaluation"]
+    arguments = ("evaluate", "--config", join(folder, "config.yaml"))
+    _run(JobSpec(name=f"evaluate {cell}", arguments=arguments, folder=folder), attempts=ATTEMPTS)
+
+
+@step
+def finish(*, root: str, experiment: str, state: str) -> str:
+    """Report the cells that finished; the URI of the page, empty where there is nothing to report."""
+    uri = layout.experiment(root, experiment)
+    if plan.read_plan(uri) is None:
+        print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
+        return ""
+    # Always in place: it needs no torch, and the jobs' machines may be gone.
+    _run(JobSpec(name="report", arguments=("report", "--experiment", uri), folder=layout.report(uri)), attempts=1)
+    return join(layout.report(uri), "index.html")
+
+
+def failures(root: str, experiment: str, cells: list[str], since: float) -> list[dict[str, Any]]:
+    """What failure.json says, since a time, in the folders of the run's steps."""
+    uri = layout.experiment(root, experiment)
+    folders = [join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri, layout.report(uri)]
+    for entry in (plan.read_plan(uri) or {"cells": []})["cells"]:
+        if entry["cell"] in cells:
+            folders += [entry[name] for name in ("perceptual", "contrastive", "posthoc", "evaluation") if entry[name]]
+    store = open_store(uri)
+    found = [read_json(join(folder, FAILURE)) for folder in dict.fromkeys(folders) if store.head(join(folder, FAILURE)) is not None]
+    return [failure for failure in found if failure["time"] >= since]
+
+
+def _run(spec: JobSpec, *, attempts: int, backend: Backend | None = None) -> None:
+    """Run the job, again where that may help, and leave failure.json where it does not."""
+    open_store(spec.folder).delete(join(spec.folder, FAILURE))
+    with job_lock() as descriptors, _log(spec.folder) as log:
+        backend = backend or LocalBackend(keep_open=descriptors)
+        for attempt in range(1, attempts + 1):
+            log(f"--- {spec.name}, attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+            outcome = _follow(backend.submit(spec), log)
+            if outcome.exit_code == 0:
+                return
+            if outcome.exit_code == 2 or attempt == attempts:
+                break
+            note(spec.name, f"{outcome.line}; starting it once more")
+    _record_failure(spec.folder, spec.name, outcome)
+    raise (InputError if outcome.exit_code == 2 else RunError)(outcome.line)
+
+
+def _follow(job: Job, log: Callable[[str], None]) -> Outcome:
+    """Pass on the job's output until it ends; end it where the run is stopped."""
+    reader = threading.Thread(target=job.logs, args=(log,), name="job log", daemon=True)
+    reader.start()
+    parent = _Parent()
+    try:
+        while True:
+            outcome = job.watch()
+            if outcome is not None:
+                reader.join(timeout=10)
+                return job.watch() or outcome  # now with the last line of its output
+            if os.path.exists(os.environ.get(STOP_VARIABLE, "")) or parent.is_gone():
+                raise Stopped("stopped on request")
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        job.cancel()
+        raise
+
+
+class _Parent:
+    """The process that runs the pipeline, whose death (kill -9) must end the jobs too."""
+
+    def __init__(self) -> None:
+        self._pid = os.environ.get(PARENT_VARIABLE, "")
+        self._start = self._start_time()
+
+    def is_gone(self) -> bool:
+        """Whether it has ended, even if its number is another's by now."""
+        return bool(self._pid) and self._start_time() != self._start
+
+    def _start_time(self) -> str:
+        try:
+            return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[19]
+        except OSError:
+            return ""
+
+
+@contextlib.contextmanager
+def _log(folder: str) -> Iterator[Callable[[str], None]]:
+    """Lines go to this step's output and to log.txt: at once on a file root, at the end on any other."""
+    uri = join(folder, "log.txt")
+    path = local_path(uri)
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log.txt"
+            if open_store(uri).head(uri) is not None:
+                path.write_bytes(read_bytes(uri))
+            stack.callback(lambda: write_bytes(uri, path.read_bytes()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = stack.enter_context(path.open("a", buffering=1))
+
+        def log(line: str) -> None:
+            stream.write(f"{line}\n")
+            print(line, flush=True)
+
+        yield log
+
+
+def _record_failure(folder: str, name: str, outcome: Outcome) -> None:
+    write_json(join(folder, FAILURE), {"time": time.time(), "stage": name, "exit_code": outcome.exit_code, "line": outcome.line})
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

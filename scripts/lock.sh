@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Resolve pyproject.toml's groups into requirements/*.txt, hashed, for every platform and no index's address: lock.sh <uv>
+set -euo pipefail
+uv=$1
+export UV_CUSTOM_COMPILE_COMMAND="make lock"
+compile() { "$uv" pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url "$@"; }
+
+echo "lock: dev"
+compile pyproject.toml --group dev --output-file requirements/dev.txt
+for group in trainer pipelines; do
+    echo "lock: $group, as dev has it"
+    compile pyproject.toml --group "$group" --constraint requirements/dev.txt --output-file "requirements/$group.txt"
+done
+echo "lock: reference"
+compile requirements/reference.in --output-file requirements/reference.txt

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Make a virtual environment with exactly the hashed requirements of one file: setup.sh <folder> <requirements>
+set -euo pipefail
+folder=$1 requirements=$2
+
+fail() { echo "setup: $*" >&2; exit 2; }
+supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; }
+
+if [ -n "${PYTHON:-}" ]; then
+    supported "$PYTHON" || fail "PYTHON=$PYTHON is $("$PYTHON" -V 2>&1 || true); firstsight needs Python 3.11 or 3.12"
+else
+    for candidate in python3.12 python3.11 python3; do
+        if supported "$candidate"; then PYTHON=$candidate; break; fi
+    done
+    [ -n "${PYTHON:-}" ] || fail "no Python 3.11 or 3.12 found (python3 is $(python3 -V 2>&1 || true)); install one, or name it with PYTHON="
+fi
+
+started=$SECONDS
+echo "setup: $folder from $requirements with $("$PYTHON" -V), once; some 6 GB, minutes"
+if ! supported "$folder/bin/python"; then
+    rm -rf "$folder"
+    "$PYTHON" -m venv "$folder" || fail "$PYTHON cannot make a virtual environment: install its venv module (Debian: python3-venv)"
+fi
+if ! "$folder/bin/python" -c "import importlib.metadata as m; assert m.version('uv') == '$UV_VERSION'" 2>/dev/null; then
+    echo "setup: uv $UV_VERSION"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
+fi
+VIRTUAL_ENV=$folder "$folder/bin/uv" pip sync --require-hashes "$requirements"
+touch "$folder/ready"
+echo "setup: done in $((SECONDS - started)) s"
