@@ -1,0 +1,185 @@
+"""Stage 2: both towers, contrastively, on image-text pairs (CLIP, arXiv 2103.00020).
+
+The samples of a global batch and the pairs each is contrasted with are canonical: neither the number of ranks nor
+the memory of one changes the loss. With M = global_batch_size / contrast_batch_size, contrast group k is every M-th
+pair of the batch from pair k on, so each rank holds an equal part of each group. Groups run one after the other. A
+group that a rank cannot hold at once goes through the gradient cache (arXiv 2101.06983): features first, without a
+graph; the loss and its gradient at the features; then each chunk again, with a graph, taking its features' gradient
+backward. The towers draw nothing at random, so the second pass computes what the first did.
+"""
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import distributed, models
+from trainer.config import ContrastiveConfig, StageConfig
+from trainer.data.augment import augment_on_device
+from trainer.data.loader import PairBatch, PairsLoader
+from trainer.distributed import Distributed
+from trainer.errors import InputError
+from trainer.lineage import weights_sha256
+from trainer.losses import contrastive_loss
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Part of a rank's share: images (b, 3, S, S) uint8, their augmentation seeds (b,), tokens (b, L), lengths (b,) on the CPU."""
+
+    images: Tensor
+    seeds: Tensor
+    tokens: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> "_Pairs":
+        return _Pairs(self.images[rows], self.seeds[rows], self.tokens[rows], self.lengths[rows])
+
+
+class ContrastiveStage:
+    """The stage that the loop trains; see `trainer.stages.Stage`.
+
+    Attributes:
+        text_buckets: lengths at which captions run; empty: all at the full context, which gives the same numbers slower.
+    """
+
+    module: nn.Module
+    model: Any
+    memory: dict[str, Tensor]
+    text_buckets: tuple[int, ...]
+
+    def __init__(self, config: StageConfig, dist: Distributed, device: torch.device) -> None:
+        assert config.contrastive is not None, "the loop builds this stage for contrastive configurations"
+        self._config, self._recipe, self._dist, self._device = config, config.contrastive, dist, device
+        self._share = distributed.share("contrastive.global_batch_size", self._recipe.global_batch_size, dist.world_size)
+        self._chunk = _chunk_size(self._recipe, config.placement.local_batch_size, dist.world_size)
+        self._groups = self._recipe.global_batch_size // self._recipe.contrast_batch_size
+        self.model = models.build_model(config.model, config.seed).to(device).train()
+        if self._recipe.precision == "fp64":
+            self.model.double()
+        self.module = self.model
+        self.memory = {}
+        self.text_buckets = models.TEXT_BUCKETS
+
+    def loader(self) -> PairsLoader:
+        """The pairs of this rank, in canonical order."""
+        return PairsLoader(
+            self._config.data,
+            seed=self._config.seed,
+            global_batch_size=self._recipe.global_batch_size,
+            rank=self._dist.rank,
+            world_size=self._dist.world_size,
+            runs=self._recipe.order_runs,
+            block_shards=self._recipe.order_block_shards,
+            image_size=models.resolve(self._config.model)["image_size"],
+            augmentation=self._recipe.augmentation,
+            crop_scale_min=self._recipe.crop_scale_min,
+            decoder=self._recipe.decoder,
+            placement=self._config.placement,
+            context_length=models.resolve(self._config.model)["context_length"],
+        )
+
+    def forward_backward(self, batch: PairBatch, step: int) -> dict[str, float | Tensor]:
+        """The global batch's loss and gradient.
+
+        Args:
+            batch: this rank's share of the global batch.
+            step: not used; nothing here depends on it.
+
+        Returns:
+            loss (mean over the global batch), logit_scale (exponential), flops (of this rank, counted at the
+            captions' own lengths and without the gradient cache's second forward), communication_seconds.
+        """
+        self.model.zero_grad(set_to_none=True)
+        pairs = _Pairs(
+            batch.images.to(self._device, non_blocking=True),
+            batch.augmentation_seeds,
+            batch.tokens.to(self._device, non_blocking=True),
+            batch.lengths,
+        )
+        loss = torch.zeros((), device=self._device, dtype=self.model.logit_scale.dtype)
+        for group in range(self._groups):
+            loss += self._contrast(pairs[group :: self._groups])
+        began = time.perf_counter()
+        distributed.reduce_gradients(self.model.parameters())
+        loss = distributed.sum_over_ranks(loss)
+        mean_tokens = float(batch.lengths.double().mean())
+        return {
+            "loss": loss,
+            "logit_scale": self.model.logit_scale.detach().exp(),
+            "flops": len(pairs) * models.flops_per_sample(self._config.model, mean_tokens),
+            "communication_seconds": time.perf_counter() - began,
+        }
+
+    def _contrast(self, pairs: _Pairs) -> Tensor:
+        """Backward through one contrast group; returns this rank's part of its loss, weighted among the groups."""
+        chunks = [pairs[start : start + self._chunk] for start in range(0, len(pairs), self._chunk)]
+        if len(chunks) == 1:
+            image, text = self._encode(pairs)
+            loss = contrastive_loss(image, text, self.model.logit_scale.exp()) / self._groups
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+        with torch.no_grad():
+            features = [self._encode(chunk) for chunk in chunks]
+        image, text = (torch.cat(part).requires_grad_() for part in zip(*features, strict=True))
+        loss = contrastive_loss(image, text, self.model.logit_scale.exp()) / self._groups
+        loss.backward()  # type: ignore[no-untyped-call]  # the logit scale has its whole gradient now, once
+        assert image.grad is not None, "the loss has a gradient at the image features"
+        assert text.grad is not None, "the loss has a gradient at the text features"
+        for chunk, *gradients in zip(chunks, torch.split(image.grad, self._chunk), torch.split(text.grad, self._chunk), strict=True):
+            torch.autograd.backward(self._encode(chunk), gradients)
+        return loss.detach()
+
+    def _encode(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+        """Unit features (b, D) of images and captions."""
+        images = augment_on_device(pairs.images, pairs.seeds, self._recipe.augmentation)
+        if self._recipe.precision == "fp64":
+            images = images.double()
+        with self._autocast():
+            text = models.encode_text(self.model, pairs.tokens, pairs.lengths, self.text_buckets)
+            return models.encode_image(self.model, images), text
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._recipe.precision == "bf16" else nullcontext()
+
+    @torch.no_grad()
+    def after_optimizer(self) -> None:
+        """Keep exp(logit scale) between 1 and logit_scale_max."""
+        self.model.logit_scale.clamp_(0.0, math.log(self._recipe.logit_scale_max))
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Nothing is measured between epochs here."""
+        return {}
+
+    def save_final(self, folder: Path) -> dict[str, Any]:
+        """The model as open_clip opens it; facts are the hashes of all weights and of the vision tower's."""
+        models.save_open_clip(folder, self.model, self._config.model)
+        return {
+            "weights_sha256": weights_sha256({name: value.numpy() for name, value in models.model_state(self.model).items()}),
+            "vision_sha256": weights_sha256({name: value.numpy() for name, value in models.vision_state(self.model).items()}),
+        }
+
+
+def _chunk_size(recipe: ContrastiveConfig, local_batch_size: int, world_size: int) -> int:
+    """Pairs of one contrast group that a rank runs at once.
+
+    Raises:
+        InputError: the ranks do not divide the contrast batch, or it may not be split and does not fit.
+    """
+    part = distributed.share("contrastive.contrast_batch_size", recipe.contrast_batch_size, world_size)
+    if local_batch_size == 0 or local_batch_size >= part:
+        return part
+    if recipe.accumulation == "independent":
+        raise InputError(
+            f"contrastive.accumulation independent never splits a contrast batch, so placement.local_batch_size must be >= "
+            f"contrast_batch_size / ranks = {part}, got {local_batch_size}"
+        )
+    return local_batch_size
