@@ -1,0 +1,134 @@
+"""A model as the evaluation sees it, and one pass of pictures through several of them.
+
+Decoding costs more than a small tower, so each picture is decoded once for all models that want it.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from trainer.config import ModelConfig
+from trainer.data.augment import normalise
+from trainer.errors import RunError
+from trainer.lineage import weights_sha256
+from trainer.models import encode_image, encode_text, model_state, resolve
+
+Decode = Callable[[bytes], Tensor]
+
+
+class Encoder:
+    """Both towers of one model, in evaluation mode on their device.
+
+    Attributes:
+        name: of the model, for errors.
+        image_size: side of its input.
+    """
+
+    def __init__(self, name: str, model: open_clip.CLIP, config: ModelConfig, device: torch.device, precision: Literal["fp32", "bf16"]):
+        size = resolve(config)
+        self.name = name
+        self.image_size = size["image_size"]
+        self._model = model.to(device).eval()
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=size["context_length"])
+        self._device = device
+        self._autocast = precision == "bf16"
+        self._classifiers: dict[str, Tensor] = {}
+
+    @torch.inference_mode()
+    def images(self, images: Tensor) -> Tensor:
+        """Features of images.
+
+        Args:
+            images: (B, 3, S, S) uint8.
+
+        Returns:
+            (B, D) float32 on the CPU, L2-normalised.
+        """
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            return encode_image(self._model, normalise(images.to(self._device))).float().cpu()
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features of texts: (len(texts), D) float32 on the CPU, L2-normalised."""
+        tokens = self._tokenizer(list(texts))
+        lengths = tokens.argmax(dim=-1) + 1  # the first EOT has the highest id
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            return encode_text(self._model, tokens.to(self._device), lengths).float().cpu()
+
+    def weights_sha256(self) -> str:
+        """Hash of all weights, as a seal would give it."""
+        return weights_sha256({name: value.numpy() for name, value in model_state(self._model).items()})
+
+    def classifier(self, key: str, build: Callable[[], Tensor]) -> Tensor:
+        """The text classifier (D, C) of the prompts `key`, built once: the ImageNet family shares 80,000 prompts."""
+        if key not in self._classifiers:
+            self._classifiers[key] = build()
+        return self._classifiers[key]
+
+
+def embed(
+    encoders: Sequence[Encoder], pictures: Iterator[bytes], decode: Decode, batch_size: int, threads: int, advance: Callable[[int], None]
+) -> list[Tensor]:
+    """Features of all pictures by every encoder, from one pass over them.
+
+    Args:
+        encoders: of one image size.
+        pictures: encoded images.
+        decode: bytes -> (3, S, S) uint8.
+        batch_size: pictures a batch; it bounds memory.
+        threads: that decode; the next batch is decoded while the towers run.
+        advance: told how many pictures were just done.
+
+    Returns:
+        For each encoder (N, D) float32 on the CPU, L2-normalised.
+    """
+    features: list[list[Tensor]] = [[] for _ in encoders]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def submit() -> list[Future[Tensor]]:
+            return [pool.submit(decode, data) for data in itertools.islice(pictures, batch_size)]
+
+        pending = submit()
+        while pending:
+            images = torch.stack([future.result() for future in pending])
+            pending = submit()
+            for encoder, parts in zip(encoders, features, strict=True):
+                parts.append(encoder.images(images))
+            advance(len(images))
+    return [torch.cat(parts) for parts in features]
+
+
+def check_finite(encoder: Encoder, features: Tensor, names: Sequence[str], what: str) -> None:
+    """Refuse features that are not numbers, naming the model, the set and the first item.
+
+    Args:
+        encoder: that made them.
+        features: (N, D).
+        names: N items.
+        what: the set and the kind of item, in words.
+    """
+    bad = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
+    if len(bad):
+        raise RunError(f"{encoder.name}: features of {len(bad)} of {len(features)} {what} are not finite, first {names[int(bad[0])]!r}")
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp(entropy of the shares of variance): 1 where all features are one, at most D.
+
+    Args:
+        features: (N, D).
+
+    Source: Roy and Vetterli 2007, over the eigenvalues of the covariance.
+    """
+    centred = features.double() - features.double().mean(dim=0)
+    spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).numpy()
+    if spectrum.sum() <= 0:
+        return 1.0
+    shares = spectrum[spectrum > 0] / spectrum.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -1,0 +1,157 @@
+"""Run models over the sets that `evaluate` found missing. Torch lives from here down."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from trainer import lineage, models
+from trainer.config import EvaluateConfig, Placement
+from trainer.data.decode import decode_image
+from trainer.errors import InputError, RunError
+from trainer.evaluation.encode import Encoder, embed
+from trainer.evaluation.jobs import Job, ModelAt
+from trainer.evaluation.outcomes import retrieval_outcome, two_afc_outcome, zero_shot_outcome
+from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet, read_set, read_triplets
+from trainer.evaluation.results import Outcome, write_result
+from trainer.progress import check_stop, progress
+
+Failure = InputError | RunError
+
+MODELS_AT_ONCE = 4
+"""Models that share one pass over the pictures; more wait for the next pass, so memory stays bounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What running the missing jobs came to: how many were written, and the errors of the others."""
+
+    written: int
+    errors: list[Failure]
+
+
+def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
+    """Carry out `jobs`, set by set, and write each result as soon as it is there.
+
+    A set or a model that cannot be measured does not keep the others from it: its error is named and returned.
+    """
+    device = _device(config.placement)
+    threads = config.placement.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    total, done, written = sum(job.num_items for job in jobs), 0, 0
+    errors: list[Failure] = []
+    step = f"evaluate {config.arm}-seed{config.seed}"
+
+    def advance(jobs_at_once: int, count: int) -> None:
+        nonlocal done
+        check_stop()
+        done += jobs_at_once * count
+        progress(step, min(done, total) if total else done, total, "images")
+
+    wanted_models = list({job.model: None for job in jobs})
+    for start in range(0, len(wanted_models), MODELS_AT_ONCE):
+        group = wanted_models[start : start + MODELS_AT_ONCE]
+        encoders = _load_group(config, group, device, errors)
+        for same_set in _by_set([job for job in jobs if job.model in encoders]):
+            advance_set = partial(advance, len(same_set))
+            for job, outcome in _measure_set(config, same_set, encoders, threads, advance_set):
+                if isinstance(outcome, Outcome):
+                    job.wanted.block["weights_sha256"] = job.model.weights_sha256 or encoders[job.model].weights_sha256()
+                    write_result(job.wanted, outcome, f"{config.arm}-seed{config.seed}", f"{job.model.stage}-{job.model.when}")
+                    written += 1
+                else:
+                    check_stop()  # a stop is not this set's fault
+                    print(f"evaluate: {job.wanted.dataset}, {job.model.name}: {outcome}", flush=True)
+                    errors.append(outcome)
+    if not errors:
+        progress(step, total, total, "images")
+    return Measured(written=written, errors=errors)
+
+
+def _load_group(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:
+    encoders = {}
+    for at in group:
+        try:
+            encoders[at] = Encoder(at.name, load_model(config, at), config.model, device, config.evaluation.precision)
+        except (InputError, RunError) as error:
+            print(f"evaluate: {at.name}: {error}", flush=True)
+            errors.append(error)
+    return encoders
+
+
+def load_model(config: EvaluateConfig, at: ModelAt) -> open_clip.CLIP:
+    """The model, with every key, shape and hash verified; a perceptual stage gives its vision tower alone."""
+    model = models.build_model(config.model, config.seed)
+    if at.start is not None:
+        state, _ = lineage.read_start(at.start)
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+        if at.start.kind == "tower":
+            models.load_vision(model, tensors, at.start.uri)
+        else:
+            models.load_strict(model, tensors, at.start.uri)
+    return model
+
+
+def _device(placement: Placement) -> torch.device:
+    if placement.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if placement.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("placement.device must be cpu or auto where there is no CUDA device, got 'cuda'")
+    return torch.device(placement.device)
+
+
+def _by_set(jobs: Sequence[Job]) -> list[list[Job]]:
+    groups: dict[tuple[str, str, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.wanted.task, job.wanted.dataset, job.split), []).append(job)
+    return list(groups.values())
+
+
+def _measure_set(
+    config: EvaluateConfig, jobs: Sequence[Job], encoders: Mapping[ModelAt, Encoder], threads: int, advance: Callable[[int], None]
+) -> Iterator[tuple[Job, Outcome | Failure]]:
+    """One pass over one set for all its models; each model then gets its figures or its own error."""
+    used = [encoders[job.model] for job in jobs]
+    batch_size = config.placement.local_batch_size or 64
+    decode = partial(decode_image, side=used[0].image_size, mode=config.evaluation.decoder, squash=bool(jobs[0].split))
+    outcome_of: Callable[[Encoder, Tensor], Outcome]
+    try:
+        if jobs[0].split:
+            assert jobs[0].triplets is not None
+            triplets: list[Triplet] = []
+            source = _images_of_triplets(read_triplets(config.triplets.uri, jobs[0].triplets, jobs[0].split), triplets)
+            outcome_of = partial(two_afc_outcome, triplets)
+        else:
+            described = jobs[0].described
+            assert described is not None
+            items: list[Item] = []
+            source = _images_of_set(described, items)
+            outcome_of = partial(retrieval_outcome if described.task == RETRIEVAL else zero_shot_outcome, described, items)
+        features = embed(used, source, decode, batch_size=batch_size, threads=threads, advance=advance)
+    except (InputError, RunError) as error:
+        yield jobs[0], error
+        return
+    for job, encoder, own in zip(jobs, used, features, strict=True):
+        try:
+            yield job, outcome_of(encoder, own)
+        except (InputError, RunError) as error:
+            yield job, error
+
+
+def _images_of_set(described: EvaluationSet, items: list[Item]) -> Iterator[bytes]:
+    """The pictures of a set; what is right about each is kept in `items`, without the picture."""
+    for item in read_set(described):
+        items.append(Item(key=item.key, image=b"", label=item.label, targets=item.targets, captions=item.captions))
+        yield item.image
+
+
+def _images_of_triplets(source: Iterator[Triplet], triplets: list[Triplet]) -> Iterator[bytes]:
+    """Reference, 0, 1 of each triplet in turn; its facts are kept in `triplets`."""
+    for triplet in source:
+        triplets.append(Triplet(key=triplet.key, images=(b"", b"", b""), facts=triplet.facts))
+        yield from triplet.images

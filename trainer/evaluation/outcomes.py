@@ -1,0 +1,147 @@
+"""From features to figures: what each task makes of one model's features on one set."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.evaluation import retrieval, two_afc, zero_shot
+from trainer.evaluation.encode import Encoder, check_finite, effective_rank
+from trainer.evaluation.read_sets import EvaluationSet, Item, Triplet
+from trainer.evaluation.results import Outcome
+
+RECALL_K = (1, 5, 10)
+ROWS_AT_ONCE = 4096
+TEXTS_AT_ONCE = 512
+
+
+def zero_shot_outcome(described: EvaluationSet, items: Sequence[Item], encoder: Encoder, features_ND: Tensor) -> Outcome:
+    """Figures of zero-shot classification, single-label or multi-label."""
+    keys = [item.key for item in items]
+    check_finite(encoder, features_ND, keys, f"images of {described.name}")
+    build = partial(zero_shot.classifier, described.classnames, described.templates, encoder.texts)
+    classifier_DC = encoder.classifier(described.prompts, build)
+    check_finite(encoder, classifier_DC.T, described.classnames, f"classes of {described.name}")
+    common = {"key": np.array(keys), "clusters": np.array(keys)}
+    if described.multilabel:
+        scores = (features_ND @ classifier_DC).numpy()
+        targets = np.stack([item.targets for item in items if item.targets is not None])
+        chance = [zero_shot.chance_average_precision(int(positives), len(items)) for positives in targets.sum(axis=0)]
+        return Outcome(
+            metrics={"mean_average_precision": zero_shot.mean_average_precision(scores, targets)},
+            chance={"mean_average_precision": float(np.mean(chance))},
+            baselines={},
+            items={**common, "scores": scores, "targets": targets},
+            num_items=len(items),
+            main_metric="mean_average_precision",
+            feature_rank=effective_rank(features_ND),
+        )
+    labels = np.array([item.label for item in items], np.int64)
+    parts = [zero_shot.rank_labels(*rows) for rows in _logits(features_ND, classifier_DC, labels)]
+    ranked = zero_shot.Ranked(prediction=np.concatenate([p.prediction for p in parts]), rank=np.concatenate([p.rank for p in parts]))
+    num_classes = len(described.classnames)
+    metrics = {
+        "acc1": zero_shot.accuracy(ranked, 1, num_classes),
+        "acc5": zero_shot.accuracy(ranked, 5, num_classes),
+        "mean_per_class_recall": zero_shot.mean_per_class_recall(ranked.prediction, labels),
+    }
+    arrays = {**common, "label": labels, "prediction": ranked.prediction, "correct": ranked.rank < 1}
+    if metrics["acc5"] is not None:
+        arrays["correct5"] = ranked.rank < 5
+    return Outcome(
+        metrics=metrics,
+        chance={"acc1": 1 / num_classes, "acc5": min(1.0, 5 / num_classes), "mean_per_class_recall": 1 / num_classes},
+        baselines={"majority_class": float(np.bincount(labels).max() / len(labels))},
+        items=arrays,
+        num_items=len(items),
+        main_metric=described.main_metric or "mean_per_class_recall",
+        feature_rank=effective_rank(features_ND),
+    )
+
+
+def _logits(
+    features_ND: Tensor, classifier_DC: Tensor, labels: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Logits and labels in blocks of rows: 50,000 images of 1,000 classes would be 200 MB at once."""
+    for start in range(0, len(features_ND), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        yield (100.0 * features_ND[rows] @ classifier_DC).numpy(), labels[rows]
+
+
+def retrieval_outcome(described: EvaluationSet, items: Sequence[Item], encoder: Encoder, features_ID: Tensor) -> Outcome:
+    """Figures of retrieval both ways."""
+    keys = [item.key for item in items]
+    check_finite(encoder, features_ID, keys, f"images of {described.name}")
+    captions = [caption for item in items for caption in item.captions]
+    owner = torch.tensor([i for i, item in enumerate(items) for _ in item.captions])
+    features_TD = torch.cat([encoder.texts(captions[start : start + TEXTS_AT_ONCE]) for start in range(0, len(captions), TEXTS_AT_ONCE)])
+    check_finite(encoder, features_TD, captions, f"captions of {described.name}")
+    image_rank, top = (part.numpy() for part in retrieval.image_ranks(features_ID, features_TD, owner, top=5))
+    text_rank = retrieval.text_ranks(features_ID, features_TD, owner).numpy()
+    captions_of = np.bincount(owner.numpy(), minlength=len(items))
+    metrics, chance = {}, {}
+    for k in RECALL_K:
+        metrics[f"image_retrieval_recall@{k}"] = retrieval.recall(image_rank, k)
+        metrics[f"text_retrieval_recall@{k}"] = retrieval.recall(text_rank, k)
+        chance[f"image_retrieval_recall@{k}"] = retrieval.chance_recall(np.ones(1, np.int64), len(items), k)
+        chance[f"text_retrieval_recall@{k}"] = retrieval.chance_recall(captions_of, len(captions), k)
+    return Outcome(
+        metrics=metrics,
+        chance=chance,
+        baselines={},
+        items={
+            "key": np.array(keys),
+            "clusters": np.array(keys),
+            "text_image": owner.numpy(),
+            "text": np.array(captions),
+            "image_rank": image_rank,
+            "text_rank": text_rank,
+            "top": top,
+        },
+        num_items=len(items),
+        feature_rank=effective_rank(features_ID),
+    )
+
+
+def two_afc_outcome(triplets: Sequence[Triplet], encoder: Encoder, features: Tensor) -> Outcome:
+    """Figures of 2AFC; pixel MSE (and FLIP, where people judged) on the same triplets beside it.
+
+    Args:
+        triplets: N of them.
+        encoder: that made the features.
+        features: (3 N, D): reference, 0, 1 of each in turn.
+    """
+    keys = [triplet.key for triplet in triplets]
+    check_finite(encoder, features, [key for key in keys for _ in range(3)], "images of the triplets")
+    reference, image_0, image_1 = features.double().reshape(len(triplets), 3, -1).unbind(dim=1)
+    target = np.array([triplet.facts["target"] for triplet in triplets])
+    groups = ["imagenet" if triplet.facts.get("is_imagenet") else "no_imagenet" for triplet in triplets]
+    scored = two_afc.score((1 - (reference * image_0).sum(-1)).numpy(), (1 - (reference * image_1).sum(-1)).numpy(), target)
+    metrics = two_afc.by_group(scored.score, groups if len(set(groups)) > 1 else [""] * len(groups))
+    arrays = {
+        "key": np.array(keys),
+        "clusters": np.array([str(triplet.facts.get("reference", triplet.key)) for triplet in triplets]),
+        "correct": scored.score,
+        "choice": scored.choice,
+        "target": target,
+        "group": np.array(groups),
+    }
+    baselines = {"majority_of_judges": two_afc.ceiling(target)}
+    for name, label in (("mse", "pixel_mse"), ("flip", "flip")):
+        if all(triplet.facts.get(f"{name}_{side}") is not None for triplet in triplets for side in (0, 1)):
+            distances = np.array([[triplet.facts[f"{name}_0"], triplet.facts[f"{name}_1"]] for triplet in triplets])
+            judged = two_afc.score(distances[:, 0], distances[:, 1], target).score
+            baselines[label] = float(judged.mean(dtype=np.float64))
+            arrays[f"{name}_correct"] = judged
+    return Outcome(
+        metrics=metrics,
+        chance=dict.fromkeys(metrics, two_afc.CHANCE),
+        baselines=baselines,
+        items=arrays,
+        num_items=len(triplets),
+        main_metric="accuracy",
+        feature_rank=effective_rank(reference.float()),
+    )
