@@ -16,3 +16,9 @@ class RunError(RuntimeError):
     """A failure on the way that the same command may survive when run again. Exit code 1."""
 
     exit_code = 1
+
+
+class Stopped(RunError):
+    """Asked to stop (SIGTERM, Ctrl-C, a stop marker), and a checkpoint is saved. Exit code 143, as a shell says SIGTERM."""
+
+    exit_code = 143

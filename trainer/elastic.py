@@ -1,0 +1,111 @@
+"""Many ranks: torchrun's elastic agent, started by us, so that a rank that exited 2 is never started again.
+
+In a PyTorchJob the operator says through PET_* variables how the pods find each other, and those win; else the ranks
+of one machine meet at a port of their own.
+"""
+
+import os
+import sys
+import uuid
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+from trainer.config import StageConfig
+from trainer.errors import InputError, RunError
+
+SHUTDOWN_SECONDS = 150
+"""How long ranks may take to save after SIGTERM; pods have 180 s of grace."""
+
+
+class Agent(LocalElasticAgent):
+    """Restarts the group in place, unless a rank said that its input is wrong."""
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state == WorkerState.FAILED and any(failure.exitcode == InputError.exit_code for failure in result.failures.values()):
+            self._remaining_restarts = 0
+        return result
+
+
+def run_agent(config: StageConfig, arguments: list[str]) -> None:
+    """Start the ranks of this machine and watch them until they end.
+
+    Args:
+        config: its placement says how many.
+        arguments: of the Python interpreter, for one rank.
+
+    Raises:
+        InputError: a rank found the input wrong.
+        RunError: a rank failed, and the restarts are used up; the line is the first failure's.
+        Stopped: this process was told to stop, and so told the ranks.
+    """
+    from trainer.errors import Stopped
+
+    spec = _spec(config, arguments)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+    agent = Agent(spec=spec, logs_specs=DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=SHUTDOWN_SECONDS)
+    close = True
+    try:
+        result = agent.run()
+    except SignalException as error:
+        close = False  # closing it would end the rendezvous for the other machines too
+        raise Stopped(
+            f"{config.stage} {config.arm}-seed{config.seed}: stopped by signal {error.sigval}; ranks were told to save"
+        ) from error
+    finally:
+        if close:
+            spec.rdzv_handler.shutdown()
+    if result.is_failed():
+        _raise(config, result.failures)
+
+
+def _spec(config: StageConfig, arguments: list[str]) -> WorkerSpec:
+    placement, environment = config.placement, os.environ
+    endpoint = environment.get("PET_RDZV_ENDPOINT", "")
+    if not endpoint and placement.nodes > 1:
+        raise InputError(f"placement.nodes must be 1 where no PET_RDZV_ENDPOINT says how machines meet, got {placement.nodes}")
+    low, _, high = environment.get("PET_NNODES", str(placement.nodes)).partition(":")
+    per_node = environment.get("PET_NPROC_PER_NODE", "")
+    options = dict(part.split("=", 1) for part in environment.get("PET_RDZV_CONF", "").split(",") if part)
+    parameters = RendezvousParameters(
+        backend=environment.get("PET_RDZV_BACKEND", "c10d"),
+        endpoint=endpoint or "localhost:0",
+        run_id=environment.get("PET_RDZV_ID", str(uuid.uuid4())),
+        min_nodes=int(low),
+        max_nodes=int(high or low),
+        local_addr=None if endpoint else "localhost",
+        **options,
+    )
+    return WorkerSpec(
+        role="trainer",
+        local_world_size=int(per_node) if per_node.isdigit() else placement.processes_per_node,
+        entrypoint=sys.executable,
+        args=("-u", *arguments),
+        rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
+        max_restarts=int(environment.get("PET_MAX_RESTARTS", placement.max_restarts)),
+        monitor_interval=0.1,
+    )
+
+
+def _raise(config: StageConfig, failures: dict[int, Any]) -> None:
+    """The error of the rank that failed first, of its own kind."""
+    from trainer.errors import Stopped
+
+    first = min(failures.values(), key=lambda failure: failure.timestamp)
+    wrong_input = next((failure for failure in failures.values() if failure.exitcode == InputError.exit_code), None)
+    failure = wrong_input or first
+    ended = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
+    line = _message(failure) or f"{config.stage} {config.arm}-seed{config.seed}: rank {failure.local_rank} of this machine {ended}"
+    if wrong_input is not None:
+        raise InputError(line)
+    raise Stopped(line) if failure.exitcode == Stopped.exit_code else RunError(line)
+
+
+def _message(failure: Any) -> str:
+    data = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
+    return str(data.get("message", "")) if isinstance(data, dict) else ""

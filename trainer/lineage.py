@@ -1,0 +1,152 @@
+"""Where weights come from and what they are: hashes, lineage.json, and the hand-off that fails closed. No torch.
+
+A stage that starts from another's weights reads them here. Nothing is loaded unless the seal, the recipe
+hash, the file's checksum and the weights' own hash all agree; a key too many or too few is left to the strict
+load of models.py.
+"""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from trainer.config import StartConfig, StartKind
+from trainer.errors import InputError
+from trainer.storage import join, read_bytes
+from trainer.storage.committed import Committed, read_committed
+
+FORMAT_VERSION = 1
+TOWER_FILE = "vision.safetensors"
+MODEL_FILE = "open_clip_model.safetensors"
+VISION_PREFIX = "visual."
+Weights = dict[str, NDArray[Any]]
+
+
+def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 (hex) over each tensor's name, dtype, shape and bytes, by name: equal weights, equal hash, whatever the file."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = np.require(state[name], requirements="C")  # keeps 0-d arrays 0-d
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def vision_weights(state: Mapping[str, NDArray[Any]]) -> Weights:
+    """The vision tower's part of a whole model, keys without `visual.`."""
+    return {name.removeprefix(VISION_PREFIX): array for name, array in state.items() if name.startswith(VISION_PREFIX)}
+
+
+def check_start(start: StartConfig) -> Committed | None:
+    """What can be said of a start before anything heavy: its seal is there and is the one that was planned.
+
+    Returns:
+        The seal; None for a random start and for a bare `.safetensors` file, which has none.
+
+    Raises:
+        InputError: no seal, another recipe's, or a whole model asked of a tower.
+    """
+    if start.kind == "random" or start.uri.endswith(".safetensors"):
+        return None
+    seal = read_committed(start.uri)
+    if seal is None:
+        raise InputError(f"start.uri {start.uri}: no COMMITTED.json, so there is no finished model here")
+    known = (seal.recipe_hash, seal.facts.get("vision_sha256"), seal.facts.get("weights_sha256"))
+    if start.recipe_hash not in known:
+        raise InputError(f"start.recipe_hash must be that of {start.uri} ({seal.recipe_hash[:12]}), got {start.recipe_hash[:12]}")
+    file = _weights_file(start.kind, seal)
+    if file not in seal.files:
+        raise InputError(f"start.uri {start.uri}: start.kind {start.kind} needs {file}, its COMMITTED.json names {sorted(seal.files)}")
+    return seal
+
+
+def read_start(start: StartConfig) -> tuple[Weights, str]:
+    """The weights that a stage starts from, verified.
+
+    Args:
+        start: its kind must not be random.
+
+    Returns:
+        For `tower` and `permuted` the vision tower's weights (keys without `visual.`), for `model` all of them; and their
+        hash, as `weights_sha256` makes it.
+
+    Raises:
+        InputError: anything that is not exactly what was planned.
+    """
+    seal = check_start(start)
+    if seal is None:
+        state, digest = _read_bare(start)
+    else:
+        file = _weights_file(start.kind, seal)
+        state = _parse(join(start.uri, file), seal.files[file]["sha256"])
+        digest = weights_sha256(state)
+        fact = "vision_sha256" if file == TOWER_FILE else "weights_sha256"
+        if digest != seal.facts.get(fact):
+            raise InputError(
+                f"{join(start.uri, file)}: hash of the weights is {digest[:12]}, COMMITTED.json says {fact} {seal.facts.get(fact)}"
+            )
+    if start.kind == "model":
+        return state, digest
+    if any(name.startswith(VISION_PREFIX) for name in state):
+        state = vision_weights(state)
+        digest = weights_sha256(state)
+    return state, digest
+
+
+def code_facts() -> dict[str, Any]:
+    """Which code ran: the package's version, and the commit where this is a checkout (or the image's build said it)."""
+    try:
+        version = metadata.version("firstsight")
+    except metadata.PackageNotFoundError:
+        version = "checkout"
+    commit = os.environ.get("FIRSTSIGHT_GIT_COMMIT", "")
+    if commit:
+        return {"version": version, "git_commit": commit, "dirty": False}
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "version": version,
+        "git_commit": commit,
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
+
+
+def image_digest() -> str:
+    """The digest of the image this runs in, as the job told it; empty outside one."""
+    return os.environ.get("FIRSTSIGHT_IMAGE_DIGEST", "")
+
+
+def _weights_file(kind: StartKind, seal: Committed) -> str:
+    return TOWER_FILE if kind != "model" and TOWER_FILE in seal.files else MODEL_FILE
+
+
+def _read_bare(start: StartConfig) -> tuple[Weights, str]:
+    """A `.safetensors` file without a seal: the hash in the configuration is its bytes' SHA-256."""
+    state = _parse(start.uri, start.recipe_hash)
+    return state, weights_sha256(state)
+
+
+def _parse(uri: str, sha256: str) -> Weights:
+    data = read_bytes(uri)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise InputError(f"{uri}: SHA-256 is {found[:12]}, planned was {sha256[:12]}: the file was changed or cut short")
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise InputError(f"{uri}: not a safetensors file: {error}") from error
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

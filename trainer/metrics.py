@@ -1,0 +1,135 @@
+"""What a run says of itself: where each step's time goes, progress.jsonl, and the lines of log.txt."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from trainer.storage import join, read_bytes, write_bytes
+from trainer.storage.base import MissingObject, local_path
+
+PROGRESS_FILE = "progress.jsonl"
+LOG_FILE = "log.txt"
+FLUSH_SECONDS = {"local": 2.0, "remote": 30.0}
+"""An object store has no append: the whole log is written again, so less often."""
+
+
+class StepTimer:
+    """Seconds since the last line of the log, split by what they went into."""
+
+    def __init__(self) -> None:
+        self.split: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Count the seconds inside as `part`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - began)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Count `seconds` as `part`."""
+        self.split[part] = self.split.get(part, 0.0) + seconds
+
+    def take(self, steps: int, samples: int) -> dict[str, float]:
+        """Mean seconds a step by part since the last call, and the rate; what no part claims is compute.
+
+        Args:
+            steps: optimiser steps since then, at least 1.
+            samples: samples of all ranks since then.
+        """
+        now = time.perf_counter()
+        total, self._began = now - self._began, now
+        split, self.split = self.split, {}
+        parts = {
+            f"{part}_seconds": split.get(part, 0.0) / steps for part in ("data_wait", "communication", "checkpoint_stall", "evaluation")
+        }
+        seconds = {"step_seconds": total / steps, **parts}
+        seconds["compute_seconds"] = max(0.0, seconds["step_seconds"] - sum(parts.values()))
+        return {"samples_per_second": samples / total if total > 0 else 0.0, **seconds}
+
+
+class StoredLines:
+    """A text object of the stage's folder that grows line by line and is written whole, in the background.
+
+    A run that resumes keeps the lines of earlier attempts.
+    """
+
+    def __init__(self, output: str, name: str) -> None:
+        self.name = name
+        self._uri = join(output, name)
+        self._every = FLUSH_SECONDS["remote" if local_path(output) is None else "local"]
+        self._lines: list[bytes] = []
+        self._written = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, name)
+        self._pending: Future[Any] | None = None
+        try:
+            self._lines = [line + b"\n" for line in read_bytes(self._uri).split(b"\n") if line]
+        except MissingObject:
+            pass
+
+    def keep_until(self, step: int) -> None:
+        """Drop JSON lines of later steps than `step`, and a line cut short: those steps are done again."""
+        self._lines = [line for line in self._lines if _step_of(line) <= step]
+
+    def add(self, line: str) -> None:
+        """Append one line; written within some seconds."""
+        self._lines.append(line.encode() + b"\n")
+        if time.monotonic() - self._written > self._every and (self._pending is None or self._pending.done()):
+            self.flush()
+
+    def data(self) -> bytes:
+        """All of it."""
+        return b"".join(self._lines)
+
+    def flush(self) -> None:
+        """Write what there is, in the background; raise what went wrong the last time."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+        self._written = time.monotonic()
+        self._pending = self._thread.submit(write_bytes, self._uri, self.data())
+
+    def close(self) -> None:
+        """Write the rest and wait for it."""
+        try:
+            self.flush()
+            if self._pending is not None:
+                self._pending.result()
+        finally:
+            self._thread.shutdown()
+
+
+class StoredLogHandler(logging.Handler):
+    """Sends the lines of a logger to log.txt."""
+
+    def __init__(self, lines: StoredLines) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line."""
+        self._lines.add(" ".join(self.format(record).splitlines()))
+
+
+def json_line(figures: Mapping[str, Any]) -> str:
+    """One object of progress.jsonl; a figure that is not finite is null, as JSON has no other word for it."""
+    return json.dumps({key: None if isinstance(value, float) and not _finite(value) else value for key, value in figures.items()})
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,145 @@
+"""`python -m trainer train`: is it done, is the input right, one process or many? Torch comes only after that.
+
+    python -m trainer train perceptual --config <stage folder>/config.yaml
+
+A stage that is finished finds that out in a fraction of a second; wrong input ends the run before any rank starts.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from trainer import lineage
+from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require
+from trainer.configs import load_yaml, parse_config
+from trainer.errors import InputError, RunError
+from trainer.storage import join, layout, read_bytes, write_json
+from trainer.storage.base import exists
+from trainer.storage.committed import read_committed
+from trainer.storage.manifest import Manifest, require_manifest
+
+
+def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
+    """Run one stage of one cell, or say that it is done.
+
+    Args:
+        stage: perceptual, contrastive or posthoc; must be what the configuration says.
+        config_uri: the resolved config.yaml.
+        overrides: `dotted.key=value`; only placement keys make sense here, others change the recipe and are refused.
+
+    Raises:
+        InputError: wrong input or configuration; nothing was started.
+        RunError: a failure on the way, of this process or of a rank.
+    """
+    source = read_bytes(config_uri).decode()
+    config = parse_config(StageConfig, load_yaml(source, config_uri), overrides, config_uri)
+    require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
+    try:
+        if is_done(config):
+            print(f"{config.stage} {config.arm}-seed{config.seed}: done already, {layout.final(config.output)}", file=sys.stderr)
+            return
+        inside = "TORCHELASTIC_RUN_ID" in os.environ
+        if not inside:
+            validate(config)
+        if inside or not _wants_agent(config):
+            from trainer.loop import train
+
+            train(config)
+        else:
+            from trainer.elastic import run_agent
+
+            run_agent(config, ["-m", "trainer", "train", stage, "--config", config_uri, *(f"--set={item}" for item in overrides)])
+    except Exception as error:
+        write_failure(config, error)
+        raise
+
+
+def is_done(config: StageConfig) -> bool:
+    """Whether final/ is committed by this very recipe.
+
+    Raises:
+        InputError: it is committed by another recipe; what differs is named.
+    """
+    seal = read_committed(layout.final(config.output))
+    if seal is None:
+        return False
+    if seal.recipe_hash != recipe_hash(config):
+        raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{_differing(config)}")
+    return True
+
+
+def validate(config: StageConfig) -> None:
+    """Everything that can be known to be wrong before torch is imported and ranks start.
+
+    Raises:
+        InputError: one line that names key, rule and value.
+    """
+    _refuse_other_recipe(config)
+    settings = getattr(config, config.stage)
+    ranks = config.placement.nodes * config.placement.processes_per_node
+    rule = f"a multiple of the number of ranks {ranks}"
+    require(f"{config.stage}.global_batch_size", settings.global_batch_size, rule, settings.global_batch_size % ranks == 0)
+    if config.contrastive is not None:
+        size = config.contrastive.contrast_batch_size
+        require("contrastive.contrast_batch_size", size, rule, size % ranks == 0)
+    resume = config.placement.resume
+    require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
+    _check_data(config, require_manifest(config.data.uri, config.data.identity), settings.global_batch_size)
+    kinds = {"perceptual": ("random", "tower"), "contrastive": ("random", "tower", "permuted", "model"), "posthoc": ("model",)}[
+        config.stage
+    ]
+    require("start.kind", config.start.kind, f"one of {', '.join(kinds)} for stage {config.stage}", config.start.kind in kinds)
+    lineage.check_start(config.start)
+
+
+def write_failure(config: StageConfig, error: Exception) -> None:
+    """failure.json beside the stage's other files: how it ended, for callers that cannot see the exit code.
+
+    What a rank says of a lost peer never replaces the reason that the peer itself gave.
+    """
+    uri = join(config.output, "failure.json")
+    known = isinstance(error, InputError | RunError)
+    line = " ".join(str(error).split()) or type(error).__name__
+    code = error.exit_code if isinstance(error, InputError | RunError) else 1
+    try:
+        if known or not exists(uri):
+            write_json(uri, {"time": time.time(), "stage": config.stage, "exit_code": code, "line": line})
+    except (InputError, RunError) as second:
+        print(f"{uri}: could not be written: {second}", file=sys.stderr)
+
+
+def _wants_agent(config: StageConfig) -> bool:
+    """More than one rank, restarts in place, or a job that says how its pods find each other (PET_*, torchrun's variables)."""
+    placement = config.placement
+    return placement.nodes * placement.processes_per_node > 1 or placement.max_restarts > 0 or "PET_RDZV_ENDPOINT" in os.environ
+
+
+def _refuse_other_recipe(config: StageConfig) -> None:
+    """A folder belongs to one recipe, also before anything in it is finished."""
+    differing = _differing(config)
+    if differing:
+        raise InputError(f"{config.output}: this folder belongs to another recipe, refused{differing}")
+
+
+def _differing(config: StageConfig) -> str:
+    uri = join(config.output, "config.yaml")
+    if not exists(uri):
+        return ""
+    old = parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), (), uri)
+    found = list(differing_keys(recipe_fields(old), recipe_fields(config)))
+    return f": {'; '.join(found[:4])}" if found else ""
+
+
+def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int) -> None:
+    kind = "pairs" if config.stage == "contrastive" else "triplets"
+    require("data.uri", config.data.uri, f"a data set of {kind} (this one holds {manifest.kind})", manifest.kind == kind)
+    samples = sum(shard.num_samples for shard in manifest.split("train"))
+    rule = f"at most the {samples} training samples of {config.data.uri}"
+    require(f"{config.stage}.global_batch_size", global_batch_size, rule, global_batch_size <= samples)
+    if config.labels == "flip":
+        judge = f"votes where FLIP is the judge of {config.data.uri} anyway"
+        require("labels", config.labels, judge, manifest.judge != "FLIP")
+    if config.perceptual is not None and config.perceptual.handoff == "best_val":
+        rule = f"last where {config.data.uri} has no val split"
+        require("perceptual.handoff", "best_val", rule, bool(manifest.split("val")))
