@@ -69,8 +69,9 @@ class Step:
         """`512/s, 0:12 left`, as far as it is known."""
         if not self.rate:
             return ""
+        pace = f"{self.rate:,.3g}/s" if self.rate < 10 else f"{self.rate:,.0f}/s"
         left = (self.total - self.done) / self.rate
-        return f"{self.rate:,.3g}/s" if self.rate < 10 else f"{self.rate:,.0f}/s" + (f", {_clock(left)} left" if left > 0 else "")
+        return f"{pace}, {_clock(left)} left" if left > 0 else pace
 
     def extras(self) -> str:
         """`loss 3.21`."""
@@ -98,7 +99,8 @@ class Display:
         """Draw what is left, and take the bars away."""
         self.poll()
         for step in self._steps.values():
-            self._say(step)
+            if step.shown < step.history[-1][0]:
+                self._say(step)
         if self._live:
             self._live.stop()
 

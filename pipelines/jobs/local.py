@@ -58,9 +58,10 @@ class LocalJob:
     def logs(self, sink: LineSink) -> None:
         """Give every line of its output to `sink`, until the output ends."""
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._last_line = line.strip() or self._last_line
-            sink(line.rstrip("\n"))
+        with self._process.stdout as lines:
+            for line in lines:
+                self._last_line = line.strip() or self._last_line
+                sink(line.rstrip("\n"))
 
     def watch(self) -> Outcome | None:
         """How it ended, or None while it runs."""

@@ -1,0 +1,25 @@
+"""Small sealed data sets and seals for tests that need no trainer."""
+
+from trainer.storage import join, layout
+from trainer.storage.committed import Committed, write_committed
+from trainer.storage.manifest import Kind, Manifest, Shard, write_manifest
+
+
+def seal(root: str, kind: Kind, *, judge: str = "", sha256: str = "0" * 64) -> str:
+    """A data set with a manifest and no bytes; its folder."""
+    shard = Shard(name="shard-00000-0.tar", split="train", num_samples=1, size=1, sha256=sha256, crc32c=0, index_crc32c=0)
+    rows = {"read": 1, "written": 1, "lost": {}}
+    manifest = Manifest(kind=kind, name=f"demo-{kind}", plan_id="p", source={}, options={}, rows=rows, shards=[shard], judge=judge)
+    folder = layout.dataset(root, f"demo-{kind}", "p")
+    write_manifest(folder, manifest)
+    return folder
+
+
+def commit(stage_uri: str, recipe_hash: str, **facts: object) -> None:
+    """The seal of a finished stage."""
+    write_committed(layout.final(stage_uri), Committed(recipe_hash=recipe_hash, attempt=0, step=1, files={}, facts=facts))
+
+
+def staging_result(experiment_uri: str, what: str) -> str:
+    """Where a staging job leaves what it made."""
+    return join(experiment_uri, "staging", what, "result.json")
