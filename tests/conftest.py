@@ -1,5 +1,6 @@
 """Fixtures for every room."""
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,18 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: S3Server) -> str:
+    """The URI of a bucket for the whole session: the first write into a new one takes SeaweedFS seconds."""
+    return s3_server.make_bucket()
+
+
 @pytest.fixture
-def s3_root(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a fresh bucket, with the environment set so that trainer.storage reaches it."""
+def s3_root(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a fresh folder in the bucket, with the environment set so that trainer.storage reaches it."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    return s3_server.make_bucket()
+    return f"{s3_bucket}/{secrets.token_hex(4)}"
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -84,7 +84,7 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     command = [
         str(weed), "-logtostderr", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}",
         "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty",
-        "-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=0", "-volume.minFreeSpace=1",
+        "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=200", "-volume.minFreeSpace=1",
         *(f"-{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
@@ -127,7 +127,7 @@ def _await(server: S3Server, log: Path, health_url: str) -> None:
         try:
             urllib.request.urlopen(health_url, timeout=5).close()
             bucket = server.make_bucket().removeprefix("s3://")
-            server.client.put_object(bucket, "ready", io.BytesIO(), 0)
+            server.client.put_object(bucket, "ready", io.BytesIO(b"ready"), 5)
             return
         except Exception as error:
             cause = str(error)

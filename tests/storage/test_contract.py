@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tests.servers import S3Server
 from trainer.errors import InputError, RunError
 from trainer.storage import exists, join, open_store, read_bytes, read_json, write_bytes, write_json
 from trainer.storage.base import MissingObject
@@ -117,6 +118,14 @@ def test_listing(root: str) -> None:
     assert [info.size for info in listed] == [len(name.encode()) for name in sorted(names) if name.startswith("d/")]
     assert len(list(open_store(root).list(root))) == len(names)
     assert list(open_store(root).list(join(root, "nothing"))) == []
+
+
+def test_bucket_as_root(s3_root: str, s3_server: S3Server) -> None:
+    """A whole bucket is a root like any folder."""
+    root = s3_server.make_bucket()
+    write_bytes(join(root, "x"), b"x")
+    assert [info.uri for info in open_store(root).list(root)] == [join(root, "x")]
+    assert [info.uri for info in open_store(root).list(root + "/")] == [join(root, "x")]
 
 
 def test_deleted_object_is_gone(root: str) -> None:

@@ -126,7 +126,8 @@ def _make_folder(folder: Path, uri: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{uri}: cannot be written: {error.filename} is a file where a folder must be") from error
+        file = next((str(part) for part in (folder, *folder.parents) if part.is_file()), error.filename)
+        raise InputError(f"{uri}: cannot be written: {file} is a file where a folder must be") from error
 
 
 def _raise_unless_missing(error: OSError) -> None:

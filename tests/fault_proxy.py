@@ -1,0 +1,199 @@
+"""A proxy before an S3 server that misbehaves on request: how a client's retries are shown to work.
+
+    with fault_proxy(server.endpoint) as proxy:
+        proxy.faults += [Status(503), ResetAfter(1000)]   # the next two requests; then all is well again
+
+Requests are forwarded byte for byte with their Host header, so signatures made for the proxy's address hold.
+"""
+
+import contextlib
+import http.client
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Status:
+    """Answer with this status and an S3 error, without asking the server."""
+
+    status: int
+    code: str = "SlowDown"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class ResetAfter:
+    """Send so many bytes of the true answer's body, then reset the connection (0: right after the headers)."""
+
+    body_bytes: int
+
+
+@dataclass(frozen=True)
+class CutAfter:
+    """Send so many bytes of the true answer's body, then close the connection as if that were all."""
+
+    body_bytes: int
+
+
+@dataclass(frozen=True)
+class LoseAnswer:
+    """Let the server do it, then reset the connection without a word."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Reset the connection without asking the server."""
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Say nothing for so long, then reset the connection."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Send the true answer with a pause after each piece."""
+
+    piece_bytes: int
+    pause_seconds: float
+
+
+Fault = Status | ResetAfter | CutAfter | LoseAnswer | Refuse | Stall | Slow
+
+
+@dataclass
+class FaultProxy:
+    """A running proxy.
+
+    Attributes:
+        endpoint: to give to the client.
+        faults: taken from the front, one a request that `applies`.
+        always: for every request that `applies` once `faults` is empty.
+        applies: which requests the faults are for, by method and path with query.
+        log: (method, path with query) of every request that came.
+    """
+
+    endpoint: str
+    faults: list[Fault] = field(default_factory=list)
+    always: Fault | None = None
+    applies: Callable[[str, str], bool] = lambda method, path: True
+    log: list[tuple[str, str]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def next_fault(self, method: str, path: str) -> Fault | None:
+        """The fault for the request that has come, if any."""
+        with self._lock:
+            self.log.append((method, path))
+            if not self.applies(method, path):
+                return None
+            return self.faults.pop(0) if self.faults else self.always
+
+
+@contextlib.contextmanager
+def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
+    """A proxy before the server at `upstream` (http://host:port), on a free loopback port."""
+    host = urlsplit(upstream).netloc
+
+    class Handler(_Handler):
+        upstream = host
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}")
+    Handler.proxy = proxy
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    proxy: FaultProxy
+    upstream = ""
+    protocol_version = "HTTP/1.1"
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", "0")))
+        fault = self.proxy.next_fault(self.command, self.path)
+        if isinstance(fault, Refuse | Stall):
+            time.sleep(fault.seconds if isinstance(fault, Stall) else 0)
+            return self._reset()
+        if isinstance(fault, Status):
+            return self._answer_status(fault)
+        connection = http.client.HTTPConnection(self.upstream, timeout=60)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("connection", "expect"):
+                    connection.putheader(name, value)
+            connection.endheaders(body or None)
+            with connection.getresponse() as response:
+                self._relay(response, fault)
+        finally:
+            connection.close()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def _relay(self, response: http.client.HTTPResponse, fault: Fault | None) -> None:
+        if isinstance(fault, LoseAnswer):
+            response.read()
+            return self._reset()
+        data = b"" if self.command == "HEAD" else response.read()
+        self.send_response(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("content-length", response.headers.get("content-length", "0") if self.command == "HEAD" else str(len(data)))
+        self.end_headers()
+        if isinstance(fault, ResetAfter | CutAfter):
+            self.wfile.write(data[: fault.body_bytes])
+            self.wfile.flush()
+            if isinstance(fault, ResetAfter):
+                return self._reset()
+            self.close_connection = True
+        elif isinstance(fault, Slow):
+            for start in range(0, len(data), fault.piece_bytes):
+                self.wfile.write(data[start : start + fault.piece_bytes])
+                time.sleep(fault.pause_seconds)
+        else:
+            self.wfile.write(data)
+
+    def _answer_status(self, fault: Status) -> None:
+        body = fault.body or f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
+        self.send_response(fault.status)
+        for name, value in (("content-type", "application/xml"), *fault.headers):
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _reset(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close sends RST
+            self.connection.close()
+        self.close_connection = True
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the client went away, or was sent away
+            super().handle()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing: the proxy's own log is `FaultProxy.log`."""
