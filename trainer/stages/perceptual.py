@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from trainer import losses, models
 from trainer.config import OptimizerConfig, PerceptualConfig, PosthocConfig, StageConfig
 from trainer.data.augment import normalise
-from trainer.data.loader import TripletsLoader
+from trainer.data.loader import Split, TripletsLoader
 from trainer.distributed import Distributed, reduce_gradients, share, sum_over_ranks
 from trainer.lineage import TOWER_FILE, weights_sha256
+from trainer.storage.manifest import require_manifest
 
 BEST_PREFIX = "best/"
 LOSSES = {"hinge": losses.hinge, "logistic": losses.logistic}
@@ -41,6 +42,7 @@ class TripletStage:
         self._chunk = config.placement.local_batch_size or local
         self._flops = 3 * models.flops_per_sample(config.model, 0)
         self._validation: TripletsLoader | None = None
+        self._has_validation = bool(require_manifest(config.data.uri, config.data.identity).split("val"))
         if config.placement.compile:
             self.model.visual.compile()
 
@@ -65,7 +67,7 @@ class TripletStage:
         Returns:
             loss and accuracy (2AFC) of the global batch, and this rank's flops.
         """
-        if "untrained_val_2afc" not in self.memory:
+        if self._has_validation and "untrained_val_2afc" not in self.memory:
             self.memory["untrained_val_2afc"] = torch.tensor(self.validate(), dtype=torch.float64)
         totals = torch.zeros(2, dtype=torch.float64, device=self._dist.device)
         for images, target in self._chunks(batch):
@@ -84,14 +86,14 @@ class TripletStage:
         """2AFC on the validation split; remembers the best."""
         score = self.validate()
         best = self.memory.get("best_val_2afc")
-        if best is None or score > float(best):
+        if self._has_validation and (best is None or score > float(best)):
             self.memory["best_val_2afc"] = torch.tensor(score, dtype=torch.float64)
             self._remember_best()
-        return {"val_2afc": score}
+        return {"val_2afc": score} if self._has_validation else {}
 
     @torch.no_grad()
     def validate(self) -> float:
-        """2AFC on the validation split, in [0, 1], ties one half. Every rank measures all of it: it is small."""
+        """2AFC on the validation split, in [0, 1], ties one half; NaN where there is none. Every rank measures all of it: it is small."""
         credit, count = 0.0, 0
         for batch in self._validation_batches():
             for images, target in self._chunks(batch):
@@ -119,7 +121,7 @@ class TripletStage:
         scores: dict[str, float] = {
             name: float(self.memory[name]) for name in ("untrained_val_2afc", "best_val_2afc") if name in self.memory
         }
-        return {**scores, "val_2afc": self.validate(), "feature_rank": self.feature_rank()}
+        return {**scores, "val_2afc": self.validate(), "feature_rank": self.feature_rank()} if self._has_validation else {}
 
     def _remember_best(self) -> None:
         """Called when the validation score is the best so far."""
@@ -129,7 +131,7 @@ class TripletStage:
         return LOSSES[kind](d0, d1, target, self._settings.margin)
 
     def _features(self, images: Tensor) -> Tensor:
-        """(B, 3, 3, S, S) uint8 -> (B, 3, D) L2-normalised: reference, 0 and 1 run as one batch."""
+        """(B, 3, 3, S, S) uint8 -> (B, 3, D) L2-normalised; the three pictures of all triplets run as one batch."""
         pixels = normalise(images.flatten(0, 1))
         pixels = pixels.double() if self._settings.precision == "fp64" else pixels
         with torch.autocast(self._dist.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
@@ -143,12 +145,15 @@ class TripletStage:
             yield images.to(self._dist.device, non_blocking=True), target.to(self._dist.device, non_blocking=True)
 
     def _validation_batches(self) -> Iterator[Any]:
+        if not self._has_validation:
+            return
         if self._validation is None:
             alone = Distributed(rank=0, world_size=1, local_rank=self._dist.local_rank, device=self._dist.device)
             self._validation = self._load("val", self._chunk, alone, flip=False)
         yield from self._validation.all_once()
+        self._validation.close()
 
-    def _load(self, split: str, global_batch_size: int, dist: Distributed, flip: bool) -> TripletsLoader:
+    def _load(self, split: Split, global_batch_size: int, dist: Distributed, flip: bool) -> TripletsLoader:
         return TripletsLoader(
             self._config.data,
             seed=self._config.seed,

@@ -1,0 +1,115 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from trainer.config import StartConfig, StartKind
+from trainer.errors import InputError
+from trainer.lineage import MODEL_FILE, TOWER_FILE, read_start, weights_sha256
+from trainer.storage import join, read_bytes, write_bytes
+from trainer.storage.committed import Committed, write_committed
+
+HASH = "c" * 64
+TOWER = {"proj": np.arange(6, dtype=np.float32).reshape(2, 3), "gain": np.array(2, np.float32)}
+
+
+def finished(folder: str, file: str = TOWER_FILE, state: dict[str, Any] = TOWER, fact: str = "vision_sha256") -> StartConfig:
+    """A sealed final/ with these weights, and the start that asks for it."""
+    data = save(state)
+    write_bytes(join(folder, file), data)
+    files = {file: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    facts = {fact: weights_sha256(state)}
+    write_committed(folder, Committed(recipe_hash=HASH, attempt=0, step=1, files=files, facts=facts))
+    kind: StartKind = "tower" if file == TOWER_FILE else "model"
+    return StartConfig(kind=kind, uri=folder, recipe_hash=HASH)
+
+
+def test_equal_weights_have_equal_hashes_whatever_their_order() -> None:
+    """Names, types, shapes and bytes count; the order of a dictionary does not."""
+    assert weights_sha256(TOWER) == weights_sha256(dict(reversed(TOWER.items())))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {**TOWER, "proj": TOWER["proj"].reshape(3, 2)},
+        {**TOWER, "proj": TOWER["proj"].astype(np.float64)},
+        {"proj": TOWER["proj"], "bias": TOWER["gain"]},
+        {**TOWER, "gain": np.zeros((), np.float32)},
+    ],
+)
+def test_a_change_changes_the_hash(changed: dict[str, Any]) -> None:
+    """Shape, type, name and value each count."""
+    assert weights_sha256(changed) != weights_sha256(TOWER)
+
+
+def test_a_tower_is_handed_over_with_its_hash(tmp_path: Path) -> None:
+    """What stage 1 recorded is what stage 2 gets."""
+    state, digest = read_start(finished(str(tmp_path)))
+    assert digest == weights_sha256(TOWER)
+    assert np.array_equal(state["proj"], TOWER["proj"])
+
+
+def test_a_tower_can_come_out_of_a_whole_model(tmp_path: Path) -> None:
+    """from:<uri> of an open_clip final/: its vision part, keys without `visual.`."""
+    model = {f"visual.{name}": array for name, array in TOWER.items()} | {"logit_scale": np.ones((), np.float32)}
+    finished(str(tmp_path), MODEL_FILE, model, "weights_sha256")
+    state, digest = read_start(StartConfig(kind="tower", uri=str(tmp_path), recipe_hash=HASH))
+    assert state.keys() == TOWER.keys()
+    assert digest == weights_sha256(TOWER)
+
+
+def test_a_bare_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+    """from:<file> carries the SHA-256 of the file; keys may have the `visual.` of a whole model."""
+    data = save({f"visual.{name}": array for name, array in TOWER.items()})
+    write_bytes(str(tmp_path / "tower.safetensors"), data)
+    start = StartConfig(kind="tower", uri=str(tmp_path / "tower.safetensors"), recipe_hash=hashlib.sha256(data).hexdigest())
+    assert read_start(start)[0].keys() == TOWER.keys()
+
+
+def test_no_seal_no_start(tmp_path: Path) -> None:
+    """A stage that was not finished hands nothing over."""
+    start = finished(str(tmp_path))
+    (tmp_path / "COMMITTED.json").unlink()
+    with pytest.raises(InputError, match=r"no COMMITTED\.json"):
+        read_start(start)
+
+
+def test_another_recipes_tower_is_refused(tmp_path: Path) -> None:
+    """Another seed's tower has another recipe hash."""
+    finished(str(tmp_path))
+    with pytest.raises(InputError, match=r"start\.recipe_hash must be that of"):
+        read_start(StartConfig(kind="tower", uri=str(tmp_path), recipe_hash="d" * 64))
+
+
+def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
+    """The file's checksum is the seal's."""
+    start = finished(str(tmp_path))
+    data = bytearray(read_bytes(join(str(tmp_path), TOWER_FILE)))
+    data[-1] ^= 1
+    write_bytes(join(str(tmp_path), TOWER_FILE), bytes(data))
+    with pytest.raises(InputError, match="SHA-256"):
+        read_start(start)
+
+
+def test_other_weights_under_a_mended_checksum_are_refused(tmp_path: Path) -> None:
+    """The weights' own hash is what stage 1 recorded; a file swapped with its checksum does not pass."""
+    start = finished(str(tmp_path))
+    data = save({**TOWER, "gain": np.zeros((), np.float32)})
+    write_bytes(join(str(tmp_path), TOWER_FILE), data)
+    seal = json.loads(read_bytes(join(str(tmp_path), "COMMITTED.json")))
+    seal["files"][TOWER_FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_bytes(join(str(tmp_path), "COMMITTED.json"), json.dumps(seal).encode())
+    with pytest.raises(InputError, match="hash of the weights"):
+        read_start(start)
+
+
+def test_a_tower_cannot_start_what_needs_a_model(tmp_path: Path) -> None:
+    """Posthoc needs both towers."""
+    finished(str(tmp_path))
+    with pytest.raises(InputError, match=r"needs open_clip_model\.safetensors"):
+        read_start(StartConfig(kind="model", uri=str(tmp_path), recipe_hash=HASH))
