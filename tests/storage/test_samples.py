@@ -10,7 +10,7 @@ import pytest
 from trainer.errors import RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject
-from trainer.storage.index import ShardIndex, encode_index
+from trainer.storage.index import ShardIndex, encode_index, index_checksum
 from trainer.storage.manifest import Shard
 from trainer.storage.samples import read_index, read_members
 
@@ -35,7 +35,7 @@ def write_shard(root: str, name: str = "shard-0-0.tar", salt: bytes = b"") -> Sh
     data = encode_index(index)
     shard = Shard(
         name=name, split="train", num_samples=2, size=len(tar), crc32c=crc,
-        sha256=hashlib.sha256(tar).hexdigest(), index_crc32c=google_crc32c.value(data),
+        sha256=hashlib.sha256(tar).hexdigest(), index_crc32c=index_checksum(data),
     )  # fmt: skip
     write_bytes(join(root, name), tar)
     write_bytes(join(root, shard.index_name), data)
@@ -82,8 +82,10 @@ def test_index_of_another_tar(tmp_path: object) -> None:
     with pytest.raises(RunError, match="belongs to another tar"):
         read_index(root, shard)
     write_shard(root)
+    index = read_index(root, shard)
+    write_bytes(join(root, shard.index_name), encode_index(dataclasses.replace(index, tokens=index.tokens[::-1])))
     with pytest.raises(RunError, match="not the index that the manifest names"):
-        read_index(root, dataclasses.replace(shard, index_crc32c=1))
+        read_index(root, shard)
 
 
 def test_missing_index(tmp_path: object) -> None:

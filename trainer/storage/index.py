@@ -92,6 +92,14 @@ def encode_index(index: ShardIndex) -> bytes:
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
+def index_checksum(data: bytes) -> int:
+    """What a manifest records of an encoded index: the CRC32C at its end.
+
+    A CRC32C over the whole file would be one constant for every index, since the file ends with its own.
+    """
+    return int(struct.unpack("<I", data[-4:])[0]) if len(data) >= 4 else 0
+
+
 def decode_index(data: bytes, source: str) -> ShardIndex:
     """Read what `encode_index` wrote; `source` names it in errors.
 

@@ -23,7 +23,7 @@ class Shard:
         size: bytes of the tar.
         sha256: of the tar, hex.
         crc32c: of the tar.
-        index_crc32c: of the whole index file.
+        index_crc32c: the checksum that the index file ends with (`index.index_checksum`).
     """
 
     name: str

@@ -7,7 +7,7 @@ import google_crc32c
 
 from trainer.errors import RunError
 from trainer.storage.base import join, open_store, read_bytes
-from trainer.storage.index import ShardIndex, decode_index
+from trainer.storage.index import ShardIndex, decode_index, index_checksum
 from trainer.storage.manifest import Shard
 
 
@@ -24,7 +24,7 @@ def read_index(folder: str, shard: Shard) -> ShardIndex:
     index = decode_index(data, uri)
     if (index.shard, index.shard_size, index.shard_crc32c) != (shard.name, shard.size, shard.crc32c):
         raise RunError(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
-    if google_crc32c.value(data) != shard.index_crc32c or index.num_samples != shard.num_samples:
+    if index_checksum(data) != shard.index_crc32c or index.num_samples != shard.num_samples:
         raise RunError(f"{uri}: not the index that the manifest names: its checksum is another")
     return index
 
