@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="measure the models of one cell")
     evaluate.add_argument("--config", required=True, help="URI of the cell's resolved evaluation/config.yaml")
+    evaluate.add_argument("--watch", action="store_true", help="take checkpoints as they appear, until every stage has its final model")
     evaluate.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", parents=[common], help="compare arms, write report/index.html and results.json")
@@ -100,7 +101,7 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from trainer.evaluation.evaluate import evaluate
 
-    evaluate(options.config, options.set)
+    evaluate(options.config, options.set, options.watch)
 
 
 def _report(options: argparse.Namespace) -> dict[str, str]:

@@ -368,6 +368,12 @@ class ModelToEvaluate:
     stage: Literal["untrained", "perceptual", "contrastive", "posthoc"] = recipe("contrastive", "ours", "")
     uri: str = placement("", "The stage's folder (final/ and checkpoints/ below it); empty for untrained.")
     recipe_hash: str = recipe("", "ours", "What its COMMITTED.json must carry; empty for untrained.")
+    checkpoints: str = placement("", "Besides final/: empty (those kept by evaluation.every_epochs), all, or steps with commas.")
+
+    def __post_init__(self) -> None:
+        """The checkpoints are named by word or by step."""
+        ok = self.checkpoints in ("", "all") or all(part.strip().isdecimal() for part in self.checkpoints.split(","))
+        require("models.checkpoints", self.checkpoints, "empty, all, or steps with commas", ok)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,5 +388,6 @@ class EvaluateConfig:
     models: tuple[ModelToEvaluate, ...] = recipe((), "ours", "")
     pairs: DataConfig = recipe(DataConfig(), "ours", "Its manifest names the evaluation sets staged with it.")
     triplets: DataConfig = recipe(DataConfig(), "ours", "2AFC is measured on its val and test splits.")
+    sets: tuple[DataConfig, ...] = recipe((), "ours", "Further evaluation sets (`stage eval`, or CLIP_benchmark's layout).")
     evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
     placement: Placement = placement(Placement(), "")

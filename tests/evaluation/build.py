@@ -139,6 +139,16 @@ def finished(folder: str, seed: int, tower: bool = False, model_config: ModelCon
     return recipe_hash
 
 
+def checkpoint(folder: str, seed: int, step: int, kept: bool, recipe_hash: str) -> None:
+    """A sealed checkpoint as the loop leaves it."""
+    place = Path(folder) / "checkpoints" / f"step-{step:09d}"
+    place.mkdir(parents=True)
+    save_file(models.model_state(models.build_model(MODEL, seed)), place / "model.safetensors")
+    data = (place / "model.safetensors").read_bytes()
+    files = {"model.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    write_committed(str(place), Committed(recipe_hash=recipe_hash, attempt=0, step=step, files=files, facts={"kept": kept}))
+
+
 def config_at(root: str, **fields) -> str:
     """Write an evaluation's configuration; its URI."""
     config = EvaluateConfig(experiment="test", arm="random", output=join(root, "evaluation"), model=MODEL, **fields)
@@ -147,9 +157,9 @@ def config_at(root: str, **fields) -> str:
     return uri
 
 
-def asked(stage: str, uri: str = "", recipe_hash: str = "") -> ModelToEvaluate:
+def asked(stage: str, uri: str = "", recipe_hash: str = "", checkpoints: str = "") -> ModelToEvaluate:
     """A model to evaluate."""
-    return ModelToEvaluate(stage=stage, uri=uri, recipe_hash=recipe_hash)
+    return ModelToEvaluate(stage=stage, uri=uri, recipe_hash=recipe_hash, checkpoints=checkpoints)
 
 
 def _plan(kind: str, name: str, splits: list[str], columns: str, content: dict, judge: str = "") -> Plan:

@@ -1,19 +1,24 @@
 """The job as a whole: figures and items are written, done ones are not done again, and faults are named."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.evaluation import build
 from trainer import lineage, models
-from trainer.config import DataConfig
+from trainer.config import DataConfig, EvaluationConfig
 from trainer.errors import InputError, RunError
+from trainer.evaluation import evaluate as evaluate_module
 from trainer.evaluation import measure
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.results import read_items
@@ -26,8 +31,7 @@ def root(tmp_path):
     return str(tmp_path)
 
 
-@pytest.fixture
-def cell(root):
+def make_cell(root):
     """Two sets, triplets, and three models, with the configuration that measures them all."""
     sets = [build.classification_set(root), build.retrieval_set(root)]
     pairs_uri, pairs = build.pairs_with(root, sets)
@@ -46,6 +50,30 @@ def cell(root):
     )
 
 
+@pytest.fixture
+def cell(root):
+    """A cell that nothing was measured of, the test's own."""
+    return make_cell(root)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The root of a cell that was measured, for tests that only look."""
+    root = str(tmp_path_factory.mktemp("measured"))
+    assert evaluate(make_cell(root)) == {"wanted": 10, "done": 0, "written": 10}
+    return root
+
+
+@pytest.fixture
+def measured_copy(measured, tmp_path):
+    """The same, to be spoiled: (root, configuration). URIs in the configuration still name the original's data."""
+    shutil.copytree(measured, tmp_path / "copy")
+    root = str(tmp_path / "copy")
+    path = Path(root, "evaluation", "config.yaml")
+    path.write_text(path.read_text().replace(measured, root))
+    return root, str(path)
+
+
 def read(root, name):
     return json.loads(Path(root, "evaluation", f"{name}.json").read_text())
 
@@ -54,10 +82,9 @@ def items(root, name):
     return read_items(f"{root}/evaluation/{name}.items.npz")
 
 
-def test_every_model_is_measured_on_every_set_that_suits_it(root, cell):
+def test_every_model_is_measured_on_every_set_that_suits_it(measured):
     """A tower alone has no text side, so 2AFC only; the others have all four figures."""
-    assert evaluate(cell) == {"wanted": 10, "done": 0, "written": 10}
-    written = sorted(str(path.relative_to(Path(root, "evaluation"))) for path in Path(root, "evaluation").glob("*/*.json"))
+    written = sorted(str(path.relative_to(Path(measured, "evaluation"))) for path in Path(measured, "evaluation").glob("*/*.json"))
 
     both = ["captions_zeroshot_retrieval.json", "colours_zeroshot_classification.json"]
     afc = ["triplets-test_2afc.json", "triplets-val_2afc.json"]
@@ -68,16 +95,10 @@ def test_every_model_is_measured_on_every_set_that_suits_it(root, cell):
     ]
 
 
-def test_figures_are_those_of_open_clips_own_model(root, cell):
+def test_figures_are_those_of_open_clips_own_model(measured):
     """The same set through open_clip's transform, towers and classifier gives the same predictions."""
-    evaluate(cell)
-    import io
-
-    import open_clip
-    from PIL import Image
-
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{root}/contrastive/final")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{root}/contrastive/final")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{measured}/contrastive/final")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{measured}/contrastive/final")
     with torch.inference_mode():
         weights = open_clip.build_zero_shot_classifier(
             model.eval(), tokenizer, build.CLASSES, [lambda c, t=t: t.replace("{c}", c) for t in build.TEMPLATES]
@@ -85,17 +106,16 @@ def test_figures_are_those_of_open_clips_own_model(root, cell):
         images = torch.stack([transform(Image.open(io.BytesIO(build.picture(k)))) for k in range(12)])
         expected = (model.encode_image(images, normalize=True) @ weights).argmax(dim=1)
 
-    arrays = items(root, "contrastive-final/colours_zeroshot_classification")
+    arrays = items(measured, "contrastive-final/colours_zeroshot_classification")
     assert arrays["prediction"].tolist() == expected.tolist()
-    assert read(root, "contrastive-final/colours_zeroshot_classification")["metrics"]["acc1"] == arrays["correct"].mean()
+    assert read(measured, "contrastive-final/colours_zeroshot_classification")["metrics"]["acc1"] == arrays["correct"].mean()
 
 
-def test_a_result_says_what_it_depends_on_and_what_chance_is(root, cell):
+def test_a_result_says_what_it_depends_on_and_what_chance_is(measured):
     """CLIP_benchmark's keys, then hashes, chance and baselines; acc5 of three classes is null."""
-    evaluate(cell)
-    found = read(root, "contrastive-final/colours_zeroshot_classification")
+    found = read(measured, "contrastive-final/colours_zeroshot_classification")
     block = found["firstsight"]
-    seal = json.loads(Path(root, "contrastive", "final", "COMMITTED.json").read_text())
+    seal = json.loads(Path(measured, "contrastive", "final", "COMMITTED.json").read_text())
 
     assert (found["dataset"], found["task"], found["model"], found["pretrained"]) == (
         "colours", "zeroshot_classification", "random-seed0", "contrastive-final"
@@ -107,11 +127,10 @@ def test_a_result_says_what_it_depends_on_and_what_chance_is(root, cell):
     assert block["evaluation_version"] == "1-exact-fp32"
 
 
-def test_two_afc_sets_pixel_mse_beside_the_model_and_names_the_judge(root, cell):
+def test_two_afc_sets_pixel_mse_beside_the_model_and_names_the_judge(measured):
     """MSE always says image 1, which half of the votes say; groups are reported apart."""
-    evaluate(cell)
-    found = read(root, "untrained-final/triplets-val_2afc")
-    arrays = items(root, "untrained-final/triplets-val_2afc")
+    found = read(measured, "untrained-final/triplets-val_2afc")
+    arrays = items(measured, "untrained-final/triplets-val_2afc")
 
     assert found["firstsight"]["baselines"] == {"pixel_mse": 0.5, "majority_of_judges": 1.0}
     assert found["firstsight"]["judge"] == "FLIP"
@@ -120,11 +139,10 @@ def test_two_afc_sets_pixel_mse_beside_the_model_and_names_the_judge(root, cell)
     assert arrays["correct"].mean() == found["metrics"]["accuracy"]
 
 
-def test_retrieval_items_hold_what_pairs_arms(root, cell):
+def test_retrieval_items_hold_what_pairs_arms(measured):
     """Each caption's own image, its rank, and the first five."""
-    evaluate(cell)
-    found = read(root, "contrastive-final/captions_zeroshot_retrieval")
-    arrays = items(root, "contrastive-final/captions_zeroshot_retrieval")
+    found = read(measured, "contrastive-final/captions_zeroshot_retrieval")
+    arrays = items(measured, "contrastive-final/captions_zeroshot_retrieval")
 
     assert arrays["text_image"].tolist() == [k // 2 for k in range(22)]
     assert arrays["top"].shape == (22, 5)
@@ -132,26 +150,25 @@ def test_retrieval_items_hold_what_pairs_arms(root, cell):
     assert (arrays["text_rank"] < 5).mean() == found["metrics"]["text_retrieval_recall@5"]
 
 
-def test_an_untrained_model_is_the_one_its_seed_builds(root, cell):
+def test_an_untrained_model_is_the_one_its_seed_builds(measured):
     """Its hash is that of build_model with the cell's seed."""
-    evaluate(cell)
     state = models.model_state(models.build_model(build.MODEL, 0))
     expected = lineage.weights_sha256({name: value.numpy() for name, value in state.items()})
 
-    assert read(root, "untrained-final/captions_zeroshot_retrieval")["firstsight"]["weights_sha256"] == expected
+    assert read(measured, "untrained-final/captions_zeroshot_retrieval")["firstsight"]["weights_sha256"] == expected
 
 
-def test_a_second_run_does_nothing_and_does_not_import_torch(root, cell):
+def test_a_second_run_does_nothing_and_does_not_import_torch(measured):
     """Everything is there: the job finds that out without torch, and changes no file."""
-    evaluate(cell)
-    before = {path: path.stat().st_mtime_ns for path in Path(root, "evaluation").rglob("*") if path.is_file()}
+    config = f"{measured}/evaluation/config.yaml"
+    before = {path: path.stat().st_mtime_ns for path in Path(measured, "evaluation").rglob("*") if path.is_file()}
     code = (
         "import sys\nfrom trainer.evaluation.evaluate import evaluate\n"
-        f"assert evaluate({cell!r}) == {{'wanted': 10, 'done': 10, 'written': 0}}\nassert 'torch' not in sys.modules"
+        f"assert evaluate({config!r}) == {{'wanted': 10, 'done': 10, 'written': 0}}\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
-    assert before == {path: path.stat().st_mtime_ns for path in Path(root, "evaluation").rglob("*") if path.is_file()}
+    assert before == {path: path.stat().st_mtime_ns for path in Path(measured, "evaluation").rglob("*") if path.is_file()}
 
 
 def _spoil(root, how):
@@ -169,9 +186,9 @@ def _spoil(root, how):
 @pytest.mark.parametrize(
     ("how", "said"), [("half-written", "not JSON"), ("no items", "missing"), ("other model", "weights_sha256 '000000000000'")]
 )
-def test_a_result_that_does_not_count_is_made_again_by_name(root, cell, capsys, how, said):
+def test_a_result_that_does_not_count_is_made_again_by_name(measured_copy, capsys, how, said):
     """Half a JSON, no items, or another model's hash under the same name."""
-    evaluate(cell)
+    root, cell = measured_copy
     good = read(root, "contrastive-final/colours_zeroshot_classification")
     _spoil(root, how)
     capsys.readouterr()
@@ -236,10 +253,101 @@ def test_weights_that_are_not_those_of_the_seal_are_refused(root, cell):
     assert Path(root, "evaluation", "perceptual-final", "triplets-test_2afc.json").exists()
 
 
-def test_items_of_all_models_are_in_one_order(root, cell):
+def test_items_of_all_models_are_in_one_order(measured):
     """Arms can be paired: keys of two models' items are equal."""
-    evaluate(cell)
     names = [f"{model}-final/triplets-test_2afc" for model in ("untrained", "perceptual", "contrastive")]
 
-    assert len({tuple(items(root, name)["key"]) for name in names}) == 1
-    assert all(np.isfinite(items(root, name)["correct"]).all() for name in names)
+    assert len({tuple(items(measured, name)["key"]) for name in names}) == 1
+    assert all(np.isfinite(items(measured, name)["correct"]).all() for name in names)
+
+
+@pytest.fixture
+def course(root):
+    """A contrastive stage with three checkpoints, two of them kept by epoch, and its final model."""
+    uri, manifest = build.classification_set(root)
+    pairs_uri, pairs = build.pairs_with(root, [(uri, manifest)])
+    recipe_hash = build.finished(f"{root}/contrastive", seed=2)
+    for step, kept in ((10, True), (15, False), (20, True)):
+        build.checkpoint(f"{root}/contrastive", step, step, kept, recipe_hash)
+
+    def config(checkpoints="", every_epochs=1):
+        return build.config_at(
+            root,
+            models=(build.asked("contrastive", f"{root}/contrastive", recipe_hash, checkpoints),),
+            pairs=DataConfig(uri=pairs_uri, identity=pairs.identity),
+            evaluation=EvaluationConfig(every_epochs=every_epochs),
+        )
+
+    return config
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "every_epochs", "expected"),
+    [("", 0, ["final"]), ("", 1, ["10", "20", "final"]), ("all", 0, ["10", "15", "20", "final"]), ("15", 1, ["15", "final"])],
+)
+def test_checkpoints_are_measured_as_they_are_asked_for(root, course, checkpoints, every_epochs, expected):
+    """None, those kept by epoch, all, or single steps; the final model always."""
+    evaluate(course(checkpoints, every_epochs))
+
+    assert sorted(path.name for path in Path(root, "evaluation").glob("contrastive-*")) == [f"contrastive-{when}" for when in expected]
+
+
+def test_a_checkpoint_gives_the_figures_of_its_own_weights(root, course):
+    """Each moment is its own model, named by its step, and is not measured twice."""
+    config = course()
+    evaluate(config)
+    blocks = {when: read(root, f"contrastive-{when}/colours_zeroshot_classification")["firstsight"] for when in ("10", "20", "final")}
+
+    assert [blocks[when]["step"] for when in ("10", "20", "final")] == [10, 20, "final"]
+    for when, seed in (("10", 10), ("20", 20), ("final", 2)):
+        state = models.model_state(models.build_model(build.MODEL, seed))
+        assert blocks[when]["weights_sha256"] == lineage.weights_sha256({name: value.numpy() for name, value in state.items()})
+    assert evaluate(config) == {"wanted": 3, "done": 3, "written": 0}
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(root, course):
+    """A step that was never saved, or was pruned."""
+    with pytest.raises(InputError, match=r"no sealed checkpoint of step 12, there are \[10, 15, 20\]"):
+        evaluate(course("12"))
+
+
+def test_watching_takes_checkpoints_before_the_final_model_is_there(root, course, monkeypatch):
+    """The first look finds checkpoints only; the final model comes while it waits."""
+    config = course()
+    seal = Path(root, "contrastive", "final", "COMMITTED.json")
+    content = seal.read_text()
+    seal.unlink()
+    seen = []
+
+    def waited(seconds):
+        seen.extend(sorted(path.name for path in Path(root, "evaluation").glob("contrastive-*")))
+        seal.write_text(content)
+
+    monkeypatch.setattr(evaluate_module, "_wait", waited)
+
+    assert evaluate(config, watch=True) == {"wanted": 3, "done": 0, "written": 3}
+    assert seen == ["contrastive-10", "contrastive-20"]
+
+
+def test_watching_ends_with_the_stage_that_failed(root, course):
+    """A stage that left a failure will have no final model: its line is repeated."""
+    config = course()
+    Path(root, "contrastive", "final", "COMMITTED.json").unlink()
+    Path(root, "contrastive", "failure.json").write_text(json.dumps({"line": "disk full"}))
+
+    with pytest.raises(RunError, match="the contrastive stage failed: disk full"):
+        evaluate(config, watch=True)
+
+
+def test_further_sets_are_measured_beside_those_of_the_pairs(root, course):
+    """A set that `stage eval` made joins by its URI; a second one of the same name is refused."""
+    config = course(every_epochs=0)
+    uri, manifest = build.classification_set(root, name="more", labels=(0, 1, 2))
+    other = build.classification_set(root, labels=(2, 1, 0))
+    sets = f"sets=[{{uri: {uri}, identity: {manifest.identity}}}, {{uri: {other[0]}, identity: {other[1].identity}}}]"
+
+    with pytest.raises(InputError, match="a second zeroshot_classification set called colours"):
+        evaluate(config, [sets])
+    assert sorted(path.name for path in Path(root, "evaluation", "contrastive-final").glob("*.json")) == [
+        "colours_zeroshot_classification.json", "more_zeroshot_classification.json"
+    ]  # fmt: skip

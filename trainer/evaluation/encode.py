@@ -6,6 +6,7 @@ Decoding costs more than a small tower, so each picture is decoded once for all 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ class Encoder:
         self.name = name
         self.image_size = size["image_size"]
         self._model = model.to(device).eval()
-        self._tokenizer = open_clip.SimpleTokenizer(context_length=size["context_length"])
+        self._tokenizer = _tokenizer(size["context_length"])
         self._device = device
         self._autocast = precision == "bf16"
         self._classifiers: dict[str, Tensor] = {}
@@ -70,6 +71,11 @@ class Encoder:
         if key not in self._classifiers:
             self._classifiers[key] = build()
         return self._classifiers[key]
+
+
+@lru_cache
+def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer(context_length=context_length)  # it reads its merges for half a second
 
 
 def embed(

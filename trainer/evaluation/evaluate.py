@@ -4,39 +4,74 @@ Here it is decided what is missing, without torch: a job whose figures are all t
 Figures go to `<output>/<stage>-<final or step>/<dataset>_<task>.json`.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from trainer.config import EvaluateConfig
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError, RunError
-from trainer.evaluation.jobs import find_jobs, find_model
+from trainer.evaluation.jobs import find_jobs, find_models
 from trainer.evaluation.results import why_not_done
-from trainer.storage import read_bytes
+from trainer.progress import check_stop
+from trainer.storage import join, layout, read_bytes, read_json
+from trainer.storage.base import exists
+from trainer.storage.committed import read_committed
+
+WATCH_SECONDS = 30.0
+"""Between two looks for new checkpoints."""
 
 
-def evaluate(config_uri: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False) -> dict[str, Any]:
     """Measure what is missing.
 
     Args:
         config_uri: of the cell's resolved evaluation/config.yaml.
         overrides: `dotted.key=value`.
+        watch: take checkpoints and models as they appear, until every stage has its final one.
 
     Returns:
         {"wanted", "done" (before), "written"}.
 
     Raises:
         InputError: a model that is not finished or is another than planned, an unusable set (the others were measured).
-        RunError: a model whose features are no numbers, a store that stayed down (what could be measured was).
+        RunError: a model whose features are no numbers, a store that stayed down (what could be measured was), or,
+            while watching, a stage that failed.
     """
     config = parse_config(EvaluateConfig, load_yaml(read_bytes(config_uri).decode(), config_uri), overrides, config_uri)
-    models = [find_model(config, asked) for asked in config.models]
+    written = 0
+    while watch and (waiting := unfinished(config)):
+        written += _measure_missing(config, unfinished_ok=True)["written"]
+        print(f"evaluate: waiting for {', '.join(waiting)}", flush=True)
+        _wait(WATCH_SECONDS)
+    result = _measure_missing(config, unfinished_ok=False)
+    return {**result, "done": result["done"] - written, "written": result["written"] + written}
+
+
+def unfinished(config: EvaluateConfig) -> list[str]:
+    """The stages that have no final model yet. RunError where one of them left a failure.json."""
+    waiting = [asked for asked in config.models if asked.stage != "untrained" and read_committed(layout.final(asked.uri)) is None]
+    for asked in waiting:
+        if exists(place := join(asked.uri, "failure.json")):
+            raise RunError(f"{place}: the {asked.stage} stage failed: {read_json(place).get('line', 'no line was left')}")
+    return [asked.stage for asked in waiting]
+
+
+def _wait(seconds: float) -> None:
+    """Sleep, but notice a request to stop within a second."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        check_stop()
+        time.sleep(min(1.0, left))
+
+
+def _measure_missing(config: EvaluateConfig, unfinished_ok: bool) -> dict[str, int]:
+    models = [model for asked in config.models for model in find_models(config, asked, unfinished_ok)]
     jobs, errors = find_jobs(config, models)
-    reasons = {job.wanted.json_uri: why_not_done(job.wanted) for job in jobs}
-    missing = [job for job in jobs if reasons[job.wanted.json_uri]]
-    for job in missing:
-        reason = reasons[job.wanted.json_uri]
-        if reason != "missing":
+    reasons = [(job, why_not_done(job.wanted)) for job in jobs]
+    missing = [job for job, reason in reasons if reason]
+    for _, reason in reasons:
+        if reason not in (None, "missing"):
             print(f"evaluate: measured again: {reason}", flush=True)
     written = 0
     if missing:

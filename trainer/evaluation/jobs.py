@@ -1,17 +1,19 @@
 """What an evaluation wants: every model of the cell on every set that suits it. No torch here."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.config import EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
+from trainer.config import DataConfig, EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
 from trainer.errors import InputError, RunError
 from trainer.evaluation.read_sets import TWO_AFC, EvaluationSet, describe_set
 from trainer.evaluation.results import Wanted, version
-from trainer.storage import join, layout
+from trainer.storage import join, layout, open_store
 from trainer.storage.committed import Committed, read_committed
 from trainer.storage.manifest import Manifest, require_manifest
 
 TRIPLET_SPLITS = ("val", "test")
+CHECKPOINT_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +23,20 @@ class ModelAt:
     Attributes:
         stage: untrained, perceptual, contrastive or posthoc.
         when: `final`, or the step of a checkpoint.
-        start: where its weights lie; None: drawn from the seed.
         recipe_hash: of the stage that made it; for the untrained model, of its sizes and seed.
-        weights_sha256: from its seal; empty for the untrained model.
+        start: where the weights of a final model lie.
+        weights_sha256: their hash, from its seal.
+        checkpoint: URI of the weights' file of a checkpoint.
+        checkpoint_sha256: hash of that file, from its seal.
     """
 
     stage: str
     when: str
-    start: StartConfig | None
     recipe_hash: str
-    weights_sha256: str
+    start: StartConfig | None = None
+    weights_sha256: str = ""
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -56,52 +62,105 @@ class Job:
         return self.described.num_items if self.described else 0
 
 
-def find_model(config: EvaluateConfig, asked: ModelToEvaluate) -> ModelAt:
-    """The finished model of a stage, or the untrained one.
+def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: bool = False) -> list[ModelAt]:
+    """The model of a stage at every moment that is asked for: its checkpoints by step, then the final one.
+
+    Args:
+        config: of the evaluation.
+        asked: the stage.
+        unfinished_ok: whether a stage without a final model is no error; it gives the checkpoints that it has.
 
     Raises:
-        InputError: the stage is not finished, or its seal has another recipe hash.
+        InputError: the stage is not finished, a seal has another recipe hash, or a step that was asked for is not there.
     """
     if asked.stage == "untrained":
         own = canonical_hash({"untrained": recipe_fields(config.model), "seed": config.seed})
-        return ModelAt(stage=asked.stage, when="final", start=None, recipe_hash=own, weights_sha256="")
+        return [ModelAt(stage=asked.stage, when="final", recipe_hash=own)]
+    found = [_at_checkpoint(asked, step, seal) for step, seal in _checkpoints(asked, config.evaluation.every_epochs)]
     folder = layout.final(asked.uri)
     seal = read_committed(folder)
-    if seal is None:
+    if seal is not None:
+        _check_recipe(asked, folder, seal)
+        found.append(_at_final(asked, folder, seal))
+    elif not unfinished_ok:
         raise InputError(f"{folder}: no COMMITTED.json: the {asked.stage} stage is not finished")
+    return found
+
+
+def _checkpoints(asked: ModelToEvaluate, every_epochs: int) -> list[tuple[int, Committed]]:
+    """Sealed checkpoints that are asked for, by step."""
+    if not asked.checkpoints and not every_epochs:
+        return []
+    prefix = join(asked.uri, "checkpoints")
+    matches = (re.search(r"/step-(\d+)/COMMITTED\.json$", info.uri) for info in open_store(prefix).list(prefix))
+    seals = {step: read_committed(layout.checkpoint(asked.uri, step)) for step in sorted(int(match[1]) for match in matches if match)}
+    found = {step: seal for step, seal in seals.items() if seal is not None}  # None: pruned since it was listed
+    if asked.checkpoints not in ("", "all"):
+        wanted = sorted({int(part) for part in asked.checkpoints.split(",")})
+        missing = [step for step in wanted if step not in found]
+        if missing:
+            raise InputError(f"{prefix}: no sealed checkpoint of step {missing[0]}, there are {list(found) or 'none'}")
+        found = {step: found[step] for step in wanted}
+    elif not asked.checkpoints:
+        found = {step: seal for step, seal in found.items() if seal.facts.get("kept")}
+    for step, seal in found.items():
+        _check_recipe(asked, layout.checkpoint(asked.uri, step), seal)
+    return list(found.items())
+
+
+def _check_recipe(asked: ModelToEvaluate, folder: str, seal: Committed) -> None:
     if seal.recipe_hash != asked.recipe_hash:
         raise InputError(f"{folder}: holds recipe {seal.recipe_hash[:12]}, this evaluation was planned for {asked.recipe_hash[:12]}")
-    return _at(asked, "final", folder, seal)
 
 
-def _at(asked: ModelToEvaluate, when: str, folder: str, seal: Committed) -> ModelAt:
+def _at_final(asked: ModelToEvaluate, folder: str, seal: Committed) -> ModelAt:
     tower = asked.stage == "perceptual"
     return ModelAt(
         stage=asked.stage,
-        when=when,
-        start=StartConfig(kind="tower" if tower else "model", uri=folder, recipe_hash=seal.recipe_hash),
+        when="final",
         recipe_hash=seal.recipe_hash,
+        start=StartConfig(kind="tower" if tower else "model", uri=folder, recipe_hash=seal.recipe_hash),
         weights_sha256=str(seal.facts.get("vision_sha256" if tower else "weights_sha256", "")),
+    )
+
+
+def _at_checkpoint(asked: ModelToEvaluate, step: int, seal: Committed) -> ModelAt:
+    folder = layout.checkpoint(asked.uri, step)
+    if CHECKPOINT_FILE not in seal.files:
+        raise InputError(f"{folder}: its seal names no {CHECKPOINT_FILE}, only {sorted(seal.files)}")
+    return ModelAt(
+        stage=asked.stage,
+        when=str(step),
+        recipe_hash=seal.recipe_hash,
+        checkpoint=join(folder, CHECKPOINT_FILE),
+        checkpoint_sha256=str(seal.files[CHECKPOINT_FILE]["sha256"]),
     )
 
 
 def find_jobs(config: EvaluateConfig, models: Sequence[ModelAt]) -> tuple[list[Job], list[InputError | RunError]]:
     """Every model on every set that suits it, and the errors of sets that cannot be used."""
+    places = list(config.sets)
+    if config.pairs.uri:
+        staged = require_manifest(config.pairs.uri, config.pairs.identity).evaluation
+        places += [DataConfig(uri=_under_root(config.pairs.uri, entry["uri"]), identity=entry["identity"]) for entry in staged]
     jobs: list[Job] = []
     errors: list[InputError | RunError] = []
-    if config.pairs.uri:
-        for entry in require_manifest(config.pairs.uri, config.pairs.identity).evaluation:
-            try:
-                described = describe_set(_under_root(config.pairs.uri, entry["uri"]), entry["identity"], entry["name"])
-            except (InputError, RunError) as error:
-                print(f"evaluate: {entry['name']}: {error}", flush=True)
-                errors.append(error)
-                continue
-            for model in models:
-                if model.stage != "perceptual":  # it has no text tower
-                    wanted = _wanted(config, model, described.name, described.task, described.identity, described.attribution)
-                    wanted.block["prompts"] = described.prompts
-                    jobs.append(Job(model=model, wanted=wanted, described=described))
+    named: dict[tuple[str, str], EvaluationSet] = {}
+    for place in dict.fromkeys(places):
+        try:
+            described = describe_set(place.uri, place.identity)
+            other = named.setdefault((described.name, described.task), described)
+            if other.uri != described.uri:
+                raise InputError(f"{described.uri}: a second {described.task} set called {described.name}, beside {other.uri}")
+        except (InputError, RunError) as error:
+            print(f"evaluate: {error}", flush=True)
+            errors.append(error)
+            continue
+        for model in models:
+            if model.stage != "perceptual":  # it has no text tower
+                wanted = _wanted(config, model, described.name, described.task, described.identity, described.attribution)
+                wanted.block["prompts"] = described.prompts
+                jobs.append(Job(model=model, wanted=wanted, described=described))
     if config.triplets.uri:
         triplets = require_manifest(config.triplets.uri, config.triplets.identity)
         for split in TRIPLET_SPLITS:
@@ -130,6 +189,7 @@ def _wanted(config: EvaluateConfig, model: ModelAt, dataset: str, task: str, ide
             "step": "final" if model.when == "final" else int(model.when),
             "recipe_hash": model.recipe_hash,
             "weights_sha256": model.weights_sha256,
+            "checkpoint_sha256": model.checkpoint_sha256,
             "dataset_identity": identity,
             "prompts": "",
             "judge": "",

@@ -1,5 +1,6 @@
 """Run models over the sets that `evaluate` found missing. Torch lives from here down."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from functools import partial
 import numpy as np
 import open_clip
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from trainer import lineage, models
@@ -20,6 +22,7 @@ from trainer.evaluation.outcomes import retrieval_outcome, two_afc_outcome, zero
 from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet, read_set, read_triplets
 from trainer.evaluation.results import Outcome, write_result
 from trainer.progress import check_stop, progress
+from trainer.storage import read_bytes
 
 Failure = InputError | RunError
 
@@ -87,13 +90,18 @@ def _load_group(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.
 def load_model(config: EvaluateConfig, at: ModelAt) -> open_clip.CLIP:
     """The model, with every key, shape and hash verified; a perceptual stage gives its vision tower alone."""
     model = models.build_model(config.model, config.seed)
-    if at.start is not None:
+    if at.checkpoint:
+        data = read_bytes(at.checkpoint)
+        if hashlib.sha256(data).hexdigest() != at.checkpoint_sha256:
+            raise RunError(f"{at.checkpoint}: checksum is not the one in COMMITTED.json: the file was changed or cut short")
+        tensors, source = load(data), at.checkpoint
+    elif at.start is not None:
         state, _ = lineage.read_start(at.start)
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
-        if at.start.kind == "tower":
-            models.load_vision(model, tensors, at.start.uri)
-        else:
-            models.load_strict(model, tensors, at.start.uri)
+        tensors, source = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}, at.start.uri
+    else:
+        return model
+    module = model.visual if at.stage == "perceptual" else model
+    models.load_strict(module, tensors, source)
     return model
 
 

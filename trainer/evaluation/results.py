@@ -20,7 +20,7 @@ from trainer.storage.base import MissingObject, exists
 EVALUATION_VERSION = 1
 """Raised whenever the same model and data would give other figures; the report compares equal versions only."""
 
-IDENTIFYING = ("evaluation_version", "stage", "step", "recipe_hash", "dataset_identity", "prompts")
+IDENTIFYING = ("evaluation_version", "stage", "step", "recipe_hash", "checkpoint_sha256", "dataset_identity", "prompts")
 """Keys of the block `firstsight` that must be as wanted for a result to count as done (the weights' hash too, where known)."""
 
 
