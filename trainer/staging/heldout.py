@@ -1,0 +1,91 @@
+"""Evaluation sets from the held-out pairs, in the layout of CLIP_benchmark, so that its own command reads them too.
+
+Retrieval always; zero-shot classification where the pictures have labels. The pictures are those of the staged test
+shards, byte for byte.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainer.staging.samples import picture_suffix
+from trainer.staging.shards import read_shard
+from trainer.staging.writer import Account, Plan, SliceWriter, gather, seal, slice_done, write_plan
+from trainer.storage import join, layout, write_bytes
+from trainer.storage.manifest import read_manifest
+
+TEMPLATES = ("{c}", "a photo of {c}", "a picture of {c}")
+
+
+def stage(
+    *, root: str, base_name: str, pairs_folder: str, pairs: Plan, account: Account, classes: Sequence[str], templates: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Stage the evaluation sets of a staged, not yet sealed pairs data set.
+
+    Args:
+        root: store URI under which datasets/ lies.
+        base_name: sets are called `<base_name>-retrieval` and `<base_name>-categories`.
+        pairs_folder: where the test shards are.
+        pairs: the pairs' plan.
+        account: of the pairs: names the test shards.
+        classes: class names, sorted; fewer than two make no zero-shot set.
+        templates: prompts for the classes, with `{c}` in them.
+
+    Returns:
+        Entries for the pairs' manifest: name, task, uri relative to the root, identity.
+    """
+    tasks = {"zeroshot_retrieval": f"{base_name}-retrieval"}
+    if len(classes) > 1:
+        tasks["zeroshot_classification"] = f"{base_name}-categories"
+    entries = []
+    for task, name in tasks.items():
+        facts: dict[str, Any] = {"task": task, "classnames": [], "templates": []}
+        if task == "zeroshot_classification":
+            facts |= {"classnames": list(classes), "templates": list(templates), "main_metric": "mean_per_class_recall"}
+        plan = Plan(
+            kind="evaluation", name=name, source={**pairs.source, "pairs_plan_id": pairs.plan_id}, options={**pairs.options, **facts},
+            shard_samples=pairs.shard_samples, splits=["test"], rows_read=0, columns=task, attribution=pairs.attribution,
+        )  # fmt: skip
+        target = layout.dataset(root, name, plan.plan_id)
+        sealed = read_manifest(target)
+        if sealed is None:
+            if not slice_done(target, 0):
+                _write(target, plan, pairs_folder, account, list(classes))
+            done = gather(target, plan)
+            _write_layout(target, len(done.shards), facts)
+            sealed = seal(target, plan, done, facts=facts)
+        uri = join("datasets", name, plan.plan_id)
+        entries.append({"name": name, "task": task, "uri": uri, "identity": sealed.identity})
+    return entries
+
+
+def _write(target: str, plan: Plan, pairs_folder: str, account: Account, classes: list[str]) -> None:
+    write_plan(target, plan)
+    numbers = {name: number for number, name in enumerate(classes)}
+    with SliceWriter(target, plan, 0) as writer:
+        for key, image, text, facts in _heldout(pairs_folder, account):
+            members = {"image": (picture_suffix(image), image), "txt": ("txt", text)}
+            label = facts.get("label")
+            if plan.columns == "zeroshot_classification":
+                if label is None:
+                    continue
+                members["cls"] = ("cls", str(numbers[label]).encode())
+            writer.add(key, members)
+
+
+def _heldout(folder: str, account: Account) -> Iterator[tuple[str, bytes, bytes, dict[str, Any]]]:
+    """Key, picture, captions and facts of each staged test sample."""
+    for shard in account.shards:
+        if shard.split == "test":
+            for key, (image, text, facts) in read_shard(folder, shard):
+                yield key, image, text, json.loads(facts)
+
+
+def _write_layout(target: str, num_shards: int, facts: dict[str, Any]) -> None:
+    """The text files by which CLIP_benchmark knows a data set."""
+    write_bytes(join(target, "test", "nshards.txt"), str(num_shards).encode())
+    if facts["task"] == "zeroshot_retrieval":
+        write_bytes(join(target, "dataset_type.txt"), b"retrieval")
+    else:
+        write_bytes(join(target, "classnames.txt"), "\n".join(facts["classnames"]).encode())
+        write_bytes(join(target, "zeroshot_classification_templates.txt"), "\n".join(facts["templates"]).encode())

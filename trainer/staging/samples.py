@@ -1,0 +1,96 @@
+"""Rows become samples: the bytes of each member of a shard. Runs in threads, one row at a time, without a model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer.errors import InputError
+from trainer.staging.images import BadImageError, encode_png, normalise, squash
+from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Key, members by column (suffix, bytes), and the captions that are still to become tokens."""
+
+    key: str
+    members: dict[str, tuple[str, bytes]]
+    captions: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class PairMaker:
+    """Makes samples of pairs under an image policy."""
+
+    image_policy: str
+
+    def __call__(self, row: PairRow) -> Sample | Reject:
+        """The sample, or why there is none."""
+        try:
+            picture = normalise(row.image.read(), self.image_policy)
+        except BadImageError as error:
+            return Reject(row.where, error.cause, error.detail)
+        captions = [" ".join(caption.splitlines()) for caption in row.captions]
+        facts: dict[str, Any] = {"height": picture.height, "source": row.where, "width": picture.width}
+        if row.label:
+            facts["label"] = row.label
+        members = {
+            "image": (picture.suffix, picture.data),
+            "txt": ("txt", "\n".join(captions).encode("utf-8", "replace")),
+            "json": ("json", as_json(facts)),
+        }
+        return Sample(row.key, members, captions)
+
+
+@dataclass(frozen=True, slots=True)
+class TripletMaker:
+    """Makes samples of triplets, squashed to `side` and lossless."""
+
+    side: int
+
+    def __call__(self, row: TripletRow) -> Sample | Reject:
+        """The sample, or why there is none."""
+        pictures = []
+        for name, blob in (("reference", row.ref), ("left", row.left), ("right", row.right)):
+            try:
+                pictures.append(self._squash(blob))
+            except BadImageError as error:
+                return Reject(row.where, error.cause, f"{name}: {error.detail}")
+        ref, left, right = pictures
+        flip_0, flip_1 = row.flip if row.flip else (None, None)
+        facts = {
+            "id": row.where, "reference": row.reference or row.where,
+            "left_vote": row.left_vote, "right_vote": row.right_vote, "votes": row.votes,
+            "target": row.right_vote / (row.left_vote + row.right_vote), "split": row.split, "is_imagenet": row.is_imagenet,
+            "prompt": row.prompt, "mse_0": pixel_mse(ref, left), "mse_1": pixel_mse(ref, right), "flip_0": flip_0, "flip_1": flip_1,
+        }  # fmt: skip
+        names = ("ref.png", "0.png", "1.png")
+        members = {name: (name, encode_png(Image.fromarray(pixels))) for name, pixels in zip(names, pictures, strict=True)}
+        return Sample(row.key, {**members, "json": ("json", as_json(facts))})
+
+    def _squash(self, blob: Blob) -> NDArray[np.uint8]:
+        try:
+            return squash(blob.read(), self.side)
+        except InputError as error:  # listed, but gone since
+            raise BadImageError("no such file", str(error)) from error
+
+
+def pixel_mse(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Mean squared difference of two pictures of one size, on the scale 0 to 1."""
+    difference = a.astype(np.float64) - b
+    return float(np.mean(difference * difference)) / 255**2
+
+
+def picture_suffix(data: bytes) -> str:
+    """`jpg` or `png`, by the bytes of a staged picture."""
+    return "jpg" if data[:2] == b"\xff\xd8" else "png"
+
+
+def as_json(value: object) -> bytes:
+    """Equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")

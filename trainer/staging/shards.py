@@ -1,0 +1,46 @@
+"""Staged shards read back by their index, for the evaluation sets, for figures over a whole data set, and to inspect."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import google_crc32c
+
+from trainer.errors import RunError
+from trainer.storage import join, read_bytes
+from trainer.storage.manifest import Shard
+from trainer.storage.samples import read_index
+
+
+def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, tuple[bytes, ...]]]:
+    """Key and members (in the order of the index's columns) of every sample."""
+    index = read_index(folder, shard)
+    data = read_bytes(join(folder, shard.name))
+    if len(data) != shard.size or google_crc32c.value(data) != shard.crc32c:
+        raise RunError(f"{join(folder, shard.name)}: size or checksum is not what was staged")
+    for row, key in enumerate(index.keys):
+        ends = zip(index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True)
+        yield key, tuple(data[start : start + size] for start, size in ends)
+
+
+def mse_accuracy(folder: str, shards: Sequence[Shard]) -> dict[str, float]:
+    """How often pixel MSE sides with the judge, by split: what a network has to beat. Ties of either count one half."""
+    right: dict[str, list[float]] = {}
+    for shard in shards:
+        for _, members in read_shard(folder, shard):
+            facts = json.loads(members[-1])
+            right.setdefault(shard.split, []).append(agreement(facts["mse_0"], facts["mse_1"], facts["target"]))
+    return {split: sum(scores) / len(scores) for split, scores in right.items()}
+
+
+def agreement(distance_0: float, distance_1: float, target: float) -> float:
+    """2AFC score of one triplet: 1 where the nearer variant is the judge's, .5 for a tie.
+
+    Args:
+        distance_0: of variant 0 from the reference.
+        distance_1: of variant 1.
+        target: fraction of the votes that says variant 1 is closer; the score is the part of the votes agreed with.
+    """
+    if distance_0 == distance_1:
+        return 0.5
+    majority = 0.5 if target == 0.5 else float(target > 0.5)
+    return majority if distance_1 < distance_0 else 1.0 - majority

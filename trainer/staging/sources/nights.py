@@ -1,0 +1,83 @@
+"""Triplets from a folder in the layout of NIGHTS (Fu et al., 2023): ref/, distort/, and data.csv read by column names."""
+
+from collections.abc import Sequence
+
+from trainer.errors import InputError
+from trainer.staging.rows import Blob, Reject, TripletRow, check_split, check_unique, safe_key
+from trainer.staging.sources.listing import Rows, SourceFile
+from trainer.staging.sources.table import read_csv
+
+NAME = "data.csv"
+COLUMNS = ("id", "left_vote", "right_vote", "votes", "ref_path", "left_path", "right_path", "split", "is_imagenet", "prompt")
+_REQUIRED = ("id", "left_vote", "right_vote", "votes", "ref_path", "left_path", "right_path", "split")
+
+
+def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletRow]:
+    """Every row of data.csv with at least `min_votes` votes (where people voted; a model's one vote is enough).
+
+    Our own generated sets have three columns more: judge, flip_left, flip_right.
+
+    Raises:
+        InputError: no data.csv, a missing column, a vote that is no number, an id that occurs twice.
+    """
+    by_name = {file.name: file for file in files}
+    if NAME not in by_name:
+        raise InputError(f"{uri}: no {NAME}: triplets come as a folder in NIGHTS layout ({NAME}, ref/, distort/)")
+    table = by_name[NAME]
+    records = read_csv(table, _REQUIRED)
+    if not records:
+        raise InputError(f"{table.uri}: no rows below the header")
+    check_unique((record["id"] for record in records), table.uri)
+    judge = records[0].get("judge") or "people"
+    rows: list[TripletRow] = []
+    rejects: list[Reject] = []
+    for number, record in enumerate(records, start=2):
+        row = _row(record, by_name, f"{table.uri}: row {number}")
+        if isinstance(row, Reject):
+            rejects.append(row)
+        elif judge == "people" and row.votes < min_votes:
+            rejects.append(Reject(row.where, "too few votes", f"{row.votes}, the recipe asks for {min_votes}", counts=False))
+        else:
+            rows.append(row)
+    return Rows(rows=rows, rejects=rejects, judge=judge)
+
+
+def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> TripletRow | Reject:
+    left, right = (_number(record[column], f"{where}: {column}") for column in ("left_vote", "right_vote"))
+    if left + right <= 0:
+        return Reject(record["id"], "no votes", f"left_vote {left}, right_vote {right}")
+    blobs = []
+    for column in ("ref_path", "left_path", "right_path"):
+        file = by_name.get(record[column])
+        if file is None:
+            return Reject(record["id"], "no such file", f"{column} {record[column]}")
+        blobs.append(Blob(file.uri))
+    split = check_split(record["split"], where)
+    if not split:
+        raise InputError(f"{where}: split must be train, val or test, got ''")
+    has_flip = bool(record.get("flip_left")) and bool(record.get("flip_right"))
+    return TripletRow(
+        key=safe_key(record["id"].rjust(6, "0")),
+        where=record["id"],
+        ref=blobs[0],
+        left=blobs[1],
+        right=blobs[2],
+        left_vote=left,
+        right_vote=right,
+        votes=int(_number(record["votes"], f"{where}: votes")),
+        split=split,
+        is_imagenet=(record.get("is_imagenet") or "").strip().lower() in ("true", "1", "1.0"),
+        prompt=record.get("prompt") or "",
+        reference=record["ref_path"],
+        flip=(float(record["flip_left"]), float(record["flip_right"])) if has_flip else None,
+    )
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise InputError(f"{where}: must be a number >= 0, got {text!r}")
+    return value

@@ -1,0 +1,176 @@
+"""Pairs from WebDataset tars, img2dataset's output included.
+
+Members of one sample share a name up to its first dot. A sample that img2dataset could not fetch has no picture
+and says so in its .json: it is counted, but it is no fault of these files.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainer.errors import InputError
+from trainer.staging.rows import Blob, PairRow, Reject, check_split, safe_key
+from trainer.staging.sources.folder import IMAGE_SUFFIXES, BadCaptionError, parse_json, parse_text
+from trainer.staging.sources.listing import Rows, SourceFile
+from trainer.storage import open_store
+
+_BLOCK_BYTES = 4 << 20
+_SMALL = ("txt", "caption", "json", "cls")
+_CLASS_NAMES = "classnames.txt"
+
+
+def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
+    """Every sample of every tar of the folder.
+
+    Raises:
+        InputError: a tar that is none or is cut short, two samples of one name in a tar, no picture in any of them.
+    """
+    names = next((Blob(file.uri).read().decode().splitlines() for file in files if file.name == _CLASS_NAMES), [])
+    rows: list[PairRow] = []
+    rejects: list[Reject] = []
+    for file in files:
+        if not file.name.endswith(".tar"):
+            continue
+        for key, members in _samples(file):
+            where = f"{file.name}: {key}"
+            row = _row(where, f"{file.name.removesuffix('.tar')}/{key}", file, members, names)
+            if isinstance(row, Reject):
+                rejects.append(row)
+            else:
+                rows.append(row)
+    if not rows and all(reject.cause == "no picture" for reject in rejects):
+        raise InputError(f"{uri}: no pictures in its tars (looked for {', '.join(IMAGE_SUFFIXES)})")
+    return Rows(rows=rows, rejects=rejects)
+
+
+_Members = dict[str, tuple[int, int, bytes]]  # suffix -> offset, size, bytes where they are few
+
+
+def _samples(file: SourceFile) -> Iterator[tuple[str, _Members]]:
+    """Each sample's key and members, in the order of the tar."""
+    seen: set[str] = set()
+    current, members = "", _Members()
+    for name, offset, size, data in _walk(file):
+        folder, slash, base = name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        key = folder + slash + stem
+        if key != current:
+            if members:
+                yield current, members
+            current, members = key, {}
+            if key in seen:
+                raise InputError(f"{file.uri}: two samples are named {key!r}: a name must be unique in its tar, and its members adjacent")
+            seen.add(key)
+        if suffix.lower() in members:
+            raise InputError(f"{file.uri}: {name!r} is in it twice: names must be unique")
+        members[suffix.lower()] = (offset, size, data)
+    if members:
+        yield current, members
+
+
+def _walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
+    """Name, offset, size and (for captions and facts) bytes of each regular file in a tar."""
+    reader = io.BufferedReader(_ObjectReader(file), _BLOCK_BYTES)
+    end = 0
+    try:
+        with tarfile.open(fileobj=reader, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + member.size
+                if end > file.size:
+                    raise InputError(f"{file.uri}: cut short: {member.name} should end at byte {end}, the tar has {file.size}")
+                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                    continue
+                small = member.name.rpartition("/")[2].partition(".")[2].lower() in _SMALL
+                stream = tar.extractfile(member) if small else None
+                yield member.name, member.offset_data, member.size, stream.read() if stream else b""
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"{file.uri}: not a whole tar file: {error}") from error
+
+
+class _ObjectReader(io.RawIOBase):
+    """An object as a file that can seek, read by ranges."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self._store = open_store(file.uri)
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a byte."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what fits, at most to the end."""
+        length = min(len(buffer), max(0, self._file.size - self._position))
+        if length:
+            buffer[:length] = self._store.get_range(self._file.uri, self._position, length)
+            self._position += length
+        return length
+
+
+def _row(where: str, key: str, file: SourceFile, members: _Members, class_names: list[str]) -> PairRow | Reject:
+    image = next((members[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in members), None)
+    try:
+        facts: dict[str, Any] = {}
+        if "json" in members:
+            facts = _json_facts(members["json"][2], where, has_image=image is not None)
+        if image is None:
+            status = facts.get("status", "")
+            if status and status != "success":
+                return Reject(where, "not fetched by its maker", status, counts=False)
+            return Reject(where, "no picture", f"only {', '.join(sorted(members)) or 'nothing'}")
+        for suffix in ("txt", "caption"):
+            if suffix in members:
+                facts["captions"] = parse_text(members[suffix][2], f"{where}.{suffix}")
+                break
+        if "captions" not in facts:
+            return Reject(where, "no caption", "neither .txt nor a caption in .json")
+    except BadCaptionError as error:
+        return Reject(where, error.cause, error.detail)
+    label = facts.get("label", "")
+    if "cls" in members:
+        label = _class_name(members["cls"][2], class_names, where)
+    return PairRow(
+        key=safe_key(key),
+        where=where,
+        image=Blob(file.uri, image[0], image[1]),
+        captions=facts["captions"],
+        label=label,
+        split=check_split(facts.get("split", ""), where),
+        family=facts.get("family", ""),
+    )
+
+
+def _json_facts(data: bytes, where: str, has_image: bool) -> dict[str, Any]:
+    """Facts of a sample's .json; an empty caption in it is no fault where a .txt has one, or where there is no picture."""
+    try:
+        facts = parse_json(data, f"{where}.json")
+    except BadCaptionError as error:
+        if error.cause != "empty caption":
+            raise
+        facts = {}
+    if not has_image:
+        value = json.loads(data)
+        if isinstance(value, dict):
+            facts["status"] = str(value.get("status") or "")
+    return facts
+
+
+def _class_name(data: bytes, class_names: list[str], where: str) -> str:
+    text = data.decode("utf-8", "replace").strip()
+    if text.isdecimal() and class_names:
+        if int(text) >= len(class_names):
+            raise InputError(f"{where}.cls: class {text} is not in {_CLASS_NAMES}, which has {len(class_names)} lines")
+        return class_names[int(text)]
+    return text

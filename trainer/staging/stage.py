@@ -1,0 +1,250 @@
+"""`python -m trainer stage pairs|triplets`: a source becomes a sealed data set of shards, once.
+
+Plan (list rows, split, permute, cut into slices), make each slice, seal. The folder's name is a hash over what the
+source holds and what is done to it, so a sealed data set is found again and used as it is.
+"""
+
+import re
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from trainer.config import Recipe
+from trainer.errors import InputError
+from trainer.progress import check_stop, progress
+from trainer.staging import demo, generate, heldout
+from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, assign_splits, check_unique, in_order
+from trainer.staging.samples import PairMaker, Sample, TripletMaker
+from trainer.staging.shards import mse_accuracy
+from trainer.staging.sources import folder, nights, table, tars
+from trainer.staging.sources.listing import Rows, SourceFile, fingerprint, list_source
+from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
+from trainer.staging.writer import Account, Plan, SliceWriter, check_rejects, gather, plan_id, seal, slice_done, tally, write_plan
+from trainer.storage import join, layout
+from trainer.storage.base import absolute
+from trainer.storage.manifest import Kind, read_manifest
+
+DEMO = "demo"
+_SLICE_SHARDS = 16
+_THREADS = 4  # PIL lets go of the interpreter while it decodes, resizes and encodes
+_AHEAD = 64  # samples prepared beyond the one being written: bounds memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A source whose rows are not read yet. `files` is empty for the demo, which is made when it is needed."""
+
+    name: str
+    uri: str
+    fingerprint: Any
+    files: list[SourceFile]
+
+
+def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: float) -> tuple[str, str]:
+    """Stage image-text pairs, and with them the evaluation sets of their held-out part.
+
+    Args:
+        root: store URI under which datasets/ lies.
+        source: `demo`, or the URI of a folder of pictures, of one with captions.csv, or of WebDataset tars.
+        recipe: its staging section decides the bytes.
+        max_reject_fraction: more bad samples than this part stop staging.
+
+    Returns:
+        The data set's folder and its identity.
+    """
+    root = absolute(root)
+    found = _find(source, root)
+    settings = recipe.staging
+    options = {
+        "context_length": CONTEXT_LENGTH, "heldout_fraction": settings.heldout_fraction, "image_policy": settings.image_policy,
+        "shard_samples": settings.shard_samples, **({"demo_side": settings.demo_side} if source == DEMO else {}),
+    }  # fmt: skip
+    name = f"{found.name}-pairs"
+    target = layout.dataset(root, name, plan_id(found.fingerprint, options))
+    sealed = read_manifest(target)
+    if sealed is not None:
+        return target, sealed.identity
+    with ExitStack() as stack:
+        source_rows = _read_pairs(found, settings.demo_side, stack)
+        rows = assign_splits(source_rows.rows, settings.heldout_fraction)
+        if not any(row.split == "train" for row in rows):
+            raise InputError(f"{source}: no picture is left for training: {len(rows)} usable, {len(source_rows.rejects)} rejected")
+        plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
+        _write(target, plan, slices, source_rows.rejects, PairMaker(settings.image_policy), "images")
+        account = gather(target, plan)
+        _check(target, plan, account, max_reject_fraction)
+    classes = sorted({row.label for row in rows if row.label})
+    templates = demo.CLASS_TEMPLATES if source == DEMO else heldout.TEMPLATES
+    evaluation = heldout.stage(
+        root=root, base_name=found.name, pairs_folder=target, pairs=plan, account=account, classes=classes, templates=templates
+    )
+    facts = {"splits": _split_sizes(account), "classes": len(classes)}
+    return target, seal(target, plan, account, evaluation=evaluation, facts=facts).identity
+
+
+def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fraction: float, from_pairs: str) -> tuple[str, str]:
+    """Stage triplets: a folder in NIGHTS layout, or variants of the pictures of a pairs source, judged by FLIP.
+
+    Args:
+        root: store URI under which datasets/ lies.
+        source: `demo`, or the URI of a folder in NIGHTS layout.
+        recipe: its staging section and perceptual.min_votes decide the bytes.
+        max_reject_fraction: more bad triplets than this part stop staging.
+        from_pairs: a pairs source to make triplets from; `source` is then not read.
+
+    Returns:
+        The data set's folder and its identity.
+    """
+    root = absolute(root)
+    settings = recipe.staging
+    generated = bool(from_pairs) or source == DEMO
+    found = _find(from_pairs or source, root)
+    options: dict[str, Any] = {"shard_samples": settings.shard_samples, "triplet_side": settings.triplet_side}
+    if generated:
+        options |= {
+            **({"demo_side": settings.demo_side} if found.uri == DEMO else {}),
+            "flip_min_difference": settings.flip_min_difference, "generator": generate.VERSION,
+            "heldout_fraction": settings.heldout_fraction, "triplets": settings.demo_triplets,
+        }  # fmt: skip
+    else:
+        options["min_votes"] = recipe.perceptual.min_votes
+    name = f"{found.name}-triplets"
+    target = layout.dataset(root, name, plan_id(found.fingerprint, options))
+    sealed = read_manifest(target)
+    if sealed is not None:
+        return target, sealed.identity
+    with ExitStack() as stack:
+        source_rows = _generate(found, recipe, stack) if generated else nights.read(found.uri, found.files, recipe.perceptual.min_votes)
+        if not any(row.split == "train" for row in source_rows.rows):
+            raise InputError(f"{source}: no triplet is left for training: {len(source_rows.rows)} usable, {_causes(source_rows.rejects)}")
+        plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
+        make = TripletMaker(settings.triplet_side)
+        _write(target, plan, slices, source_rows.rejects, make, "triplets")
+        account = gather(target, plan)
+        _check(target, plan, account, max_reject_fraction)
+    facts = {"splits": _split_sizes(account), "pixel_mse_accuracy": mse_accuracy(target, account.shards)}
+    return target, seal(target, plan, account, facts=facts).identity
+
+
+def _find(source: str, root: str) -> _Source:
+    """Look what the source is and whether it changed, without reading its rows."""
+    if source == DEMO:
+        return _Source(name=DEMO, uri=DEMO, fingerprint=demo.fingerprint(), files=[])
+    uri = absolute(source)
+    files = list_source(uri)
+    slug = re.sub(r"[^a-z0-9]+", "-", uri.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".tar")).strip("-")[:40].strip("-")
+    return _Source(name=slug or "data", uri=uri, fingerprint=fingerprint(files, root), files=files)
+
+
+def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
+    """The rows of a pairs source, of whatever sort it is."""
+    if found.uri == DEMO:
+        made = stack.enter_context(TemporaryDirectory(prefix="firstsight-demo-"))
+        demo.write_folder(made, demo_side)
+        rows = table.read(made, list_source(made))
+        return Rows(rows=rows.rows, rejects=rows.rejects, attribution=demo.attribution())
+    names = {file.name for file in found.files}
+    if table.NAME in names:
+        rows = table.read(found.uri, found.files)
+    elif any(name.endswith(".tar") for name in names):
+        rows = tars.read(found.uri, found.files)
+    else:
+        rows = folder.read(found.uri, found.files)
+    check_unique((row.key for row in rows.rows), found.uri)
+    return rows
+
+
+def _generate(found: _Source, recipe: Recipe, stack: ExitStack) -> Rows[TripletRow]:
+    """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in."""
+    pairs = _read_pairs(found, recipe.staging.demo_side, stack)
+    made = stack.enter_context(TemporaryDirectory(prefix="firstsight-triplets-"))
+    generate.write_folder(made, assign_splits(pairs.rows, recipe.staging.heldout_fraction), recipe.staging)
+    rows = nights.read(made, list_source(made), 0)
+    return Rows(rows=rows.rows, rejects=rows.rejects, attribution=pairs.attribution, judge=rows.judge)
+
+
+def _plan(
+    kind: Kind, name: str, found: _Source, options: dict[str, Any], source_rows: Rows[RowT], rows: Sequence[RowT], shard_samples: int
+) -> tuple[Plan, list[list[RowT]]]:
+    """Permute the rows of each split and cut them into slices."""
+    slices: list[list[RowT]] = []
+    splits: list[str] = []
+    for split in SPLITS:
+        ordered = in_order(row for row in rows if row.split == split)
+        for start in range(0, len(ordered), _SLICE_SHARDS * shard_samples):
+            slices.append(ordered[start : start + _SLICE_SHARDS * shard_samples])
+            splits.append(split)
+    plan = Plan(
+        kind=kind,
+        name=name,
+        source={"uri": found.uri, "fingerprint": found.fingerprint},
+        options=options,
+        shard_samples=shard_samples,
+        splits=splits,
+        rows_read=len(rows) + len(source_rows.rejects),
+        columns=kind,
+        attribution=source_rows.attribution,
+        judge=source_rows.judge,
+        **tally(source_rows.rejects),
+    )
+    return plan, slices
+
+
+def _write(
+    target: str, plan: Plan, slices: list[list[RowT]], rejects: list[Reject], make: Callable[[RowT], Sample | Reject], unit: str
+) -> None:
+    """Make the slices that are not done yet."""
+    write_plan(target, plan, rejects)
+    tokenize = Tokenizer()
+    step, total, done = f"stage {plan.name}", sum(map(len, slices)), 0
+    for number, rows in enumerate(slices):
+        if not slice_done(target, number):
+            with SliceWriter(target, plan, number) as writer:
+                for count, sample in enumerate(_in_threads(make, rows), start=1):
+                    if isinstance(sample, Reject):
+                        writer.reject(sample)
+                    else:
+                        writer.add(sample.key, sample.members, tokenize(sample.captions))
+                    if count % 100 == 0:
+                        check_stop()
+                        progress(step, done + count, total, unit)
+        done += len(rows)
+        progress(step, done, total, unit)
+
+
+def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -> Iterator[Sample | Reject]:
+    """make(row) for each row, in order, a bounded number ahead."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[Future[Sample | Reject]] = deque()
+        for row in rows:
+            waiting.append(pool.submit(make, row))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:
+    """Stop where too much was bad; say what was left out where it was little."""
+    check_rejects(target, plan, account, max_reject_fraction)
+    if account.lost:
+        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(account.lost.items()))
+        print(f"{plan.name}: {sum(account.lost.values())} rows left out: {causes}; listed in {join(target, 'rejects')}", file=sys.stderr)
+
+
+def _split_sizes(account: Account) -> dict[str, int]:
+    sizes = Counter[str]()
+    for shard in account.shards:
+        sizes[shard.split] += shard.num_samples
+    return dict(sizes)
+
+
+def _causes(rejects: Sequence[Reject]) -> str:
+    return (
+        ", ".join(f"{count} x {cause}" for cause, count in sorted(Counter(reject.cause for reject in rejects).items())) or "none rejected"
+    )
