@@ -1,0 +1,139 @@
+"""What happens to a batch of pictures on the device: MoCo-v2's augmentation, and CLIP's normalisation.
+
+MoCo-v2 (arXiv 2003.04297, as DeCLIP uses it): colour jitter (.4, .4, .4, .1) with probability .8 in random order,
+grayscale .2, Gaussian blur of sigma .1 to 2 with .5, mirror .5; the random resized crop was done in decoding. Every
+draw is a function of the sample's own seed, so neither batch, rank nor device changes it.
+
+Suffixes: B (batch), S (side); pictures are float in [0, 1] between the steps.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.data.decode import uniforms
+
+Augmentation = Literal["moco_v2", "crop", "none"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_FIRST_DRAW, _DRAWS = 64, 13
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL has it
+_BLUR_RADIUS = 6  # three of the largest sigma
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, S, S) uint8 as float32 with CLIP's mean and deviation."""
+    return _normalise(images.float() / 255)
+
+
+def augment_on_device(images: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor:
+    """Augment and normalise a batch.
+
+    Args:
+        images: (B, 3, S, S) uint8, on the device.
+        seeds: (B,) int64, on the CPU: `PairBatch.augmentation_seeds`.
+        augmentation: `crop` and `none` normalise only.
+
+    Returns:
+        (B, 3, S, S) float32, normalised, on the device.
+    """
+    if augmentation != "moco_v2":
+        return normalise(images)
+    draws = uniforms(seeds.cpu().numpy(), _FIRST_DRAW, _DRAWS)
+    result = _jitter(images.float() / 255, draws[:, 0:9])
+    result = _where(result, draws[:, 9] < 0.2, _grayscale)
+    blurred, sigmas = draws[:, 10] < 0.5, 0.1 + 1.9 * draws[:, 11]
+    result = _where(result, blurred, lambda chosen: _blur(chosen, torch.from_numpy(sigmas[blurred])))
+    result = _where(result, draws[:, 12] < 0.5, lambda chosen: chosen.flip(-1))
+    return _normalise(result)
+
+
+def _normalise(images: Tensor) -> Tensor:
+    mean = images.new_tensor(CLIP_MEAN)[:, None, None]
+    std = images.new_tensor(CLIP_STD)[:, None, None]
+    return (images - mean) / std
+
+
+def _where(images: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`images` with `change` applied to the chosen ones; the choice is made on the CPU, so the device never waits."""
+    index = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
+    return images.index_copy(0, index, change(images[index])) if len(index) else images
+
+
+def _jitter(images: Tensor, draws: NDArray[np.float64]) -> Tensor:
+    """Brightness, contrast, saturation and hue in an order of each picture's own. draws: (B, 9)."""
+    applied = draws[:, 0] < 0.8
+    order = np.argsort(draws[:, 1:5], axis=1, kind="stable")  # (B, 4): which change comes at which place
+    factors = torch.from_numpy((0.6 + 0.8 * draws[:, 5:8]).astype(np.float32)).to(images.device)
+    turns = torch.from_numpy((0.2 * draws[:, 8] - 0.1).astype(np.float32)).to(images.device)
+    changes = (_brightness, _contrast, _saturation)
+    for place in range(4):
+        for kind in range(4):
+            chosen = np.flatnonzero(applied & (order[:, place] == kind))
+            if not len(chosen):
+                continue
+            index = torch.from_numpy(chosen).to(images.device)
+            amount = (turns[index] if kind == 3 else factors[index, kind])[:, None, None, None]
+            changed = _hue(images[index], amount) if kind == 3 else changes[kind](images[index], amount)
+            images = images.index_copy(0, index, changed)
+    return images
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return (images * factor).clamp(0, 1)
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    mean = _luma(images).mean(dim=(-2, -1), keepdim=True)
+    return (mean + (images - mean) * factor).clamp(0, 1)
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    gray = _luma(images)
+    return (gray + (images - gray) * factor).clamp(0, 1)
+
+
+def _hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue by a part of the circle (-.1 to .1) in HSV: value and chroma of every pixel stay."""
+    red, green, blue = images.unbind(1)
+    high, low = images.amax(1), images.amin(1)
+    chroma = high - low
+    scale = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sixth = torch.where(
+        high == red, (green - blue) / scale, torch.where(high == green, 2 + (blue - red) / scale, 4 + (red - green) / scale)
+    )
+    sixth = sixth + 6 * turn[:, 0]
+    # In HSV a channel is high minus the part of the chroma that its distance from its own hue takes away.
+    offsets = images.new_tensor((5.0, 3.0, 1.0))[:, None, None]
+    away = torch.remainder(offsets + sixth[:, None], 6)
+    return high[:, None] - chroma[:, None] * torch.minimum(away, 4 - away).clamp(0, 1)
+
+
+def _grayscale(images: Tensor) -> Tensor:
+    return _luma(images).expand_as(images)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """(B, 1, S, S)."""
+    return (images * images.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+
+
+def _blur(images: Tensor, sigmas: Tensor) -> Tensor:
+    """Gaussian blur with each picture's own sigma (B,), mirrored at the edge."""
+    taps = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (taps / sigmas[:, None]) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).to(images)  # (B, taps)
+    batch, _, height, width = images.shape
+    reach = min(_BLUR_RADIUS, height - 1, width - 1)
+    weights = weights[:, _BLUR_RADIUS - reach : _BLUR_RADIUS + reach + 1]
+    weights = weights / weights.sum(1, keepdim=True)
+    kernels = weights.repeat_interleave(3, 0)
+    rows = torch.nn.functional.pad(images, (reach, reach, reach, reach), mode="reflect").reshape(1, batch * 3, height + 2 * reach, -1)
+    rows = torch.nn.functional.conv2d(rows, kernels[:, None, None, :], groups=batch * 3)
+    return torch.nn.functional.conv2d(rows, kernels[:, None, :, None], groups=batch * 3).reshape(batch, 3, height, width)

@@ -1,0 +1,355 @@
+"""Batches for training: image-text pairs, and triplets (ref, 0, 1), in the canonical order.
+
+    loader = PairsLoader(config.data, seed=0, global_batch_size=4096, rank=rank, world_size=world_size, …)
+    for batch in loader.batches(start_step): …
+
+`batches(start_step)` goes on for ever and resumes exactly: the step is its whole state. What a batch holds is the
+same at every world size, number of workers and place of the data.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.config import DataConfig, Placement, TripletLabels, stream_seed
+from trainer.data.augment import Augmentation
+from trainer.data.cache import check_cache, shard_source
+from trainer.data.decode import Decoder, uniforms
+from trainer.data.decoders import DecodedPairs, DecodedTriplets, PairsDecoder, TripletsDecoder
+from trainer.data.memory import memory_for_pictures
+from trainer.data.order import CanonicalOrder, SinglePass
+from trainer.data.pipeline import ChunkDecoder, Pipeline, open_pool
+from trainer.errors import InputError
+from trainer.storage.manifest import Manifest, require_manifest
+
+Split = Literal["train", "val", "test"]
+_DECODED_BYTES_PER_BYTE = 10  # a photo of 57 KB has 560 KB of pixels
+
+DecodedT = TypeVar("DecodedT")
+BatchT = TypeVar("BatchT", bound="PairBatch | TripletBatch")
+
+
+@dataclass(kw_only=True)
+class PairBatch:
+    """A rank's part of one global batch of pairs.
+
+    Attributes:
+        images: (B, 3, S, S) uint8, cropped and resized, channels last in memory.
+        tokens: (B, context_length) int64, 0 after each caption's end.
+        lengths: (B,) int64, tokens of each caption, start and end included.
+        keys: of the samples.
+        augmentation_seeds: (B,) int64, what augment_on_device draws from.
+        step: of the whole run, from 0.
+        epoch: from 0.
+        data_wait_seconds: how long the consumer waited for it.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    keys: list[str]
+    augmentation_seeds: Tensor
+    step: int
+    epoch: int
+    data_wait_seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class TripletBatch:
+    """A rank's part of one global batch of triplets.
+
+    Attributes:
+        images: (B, 3, 3, S, S) uint8: ref, 0, 1.
+        target: (B,) float32, the part of the judges that say image 1 is closer to ref.
+        keys: of the samples.
+        step: of the whole run, from 0.
+        epoch: from 0.
+        data_wait_seconds: how long the consumer waited for it.
+    """
+
+    images: Tensor
+    target: Tensor
+    keys: list[str]
+    step: int
+    epoch: int
+    data_wait_seconds: float = 0.0
+
+
+class _Loader(ABC, Generic[DecodedT, BatchT]):
+    """What both loaders share: the manifest, the order, the pool, and one running pipeline."""
+
+    def __init__(
+        self,
+        dataset: DataConfig,
+        *,
+        kind: str,
+        split: str,
+        seed: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        runs: int,
+        block_shards: int,
+        placement: Placement,
+    ) -> None:
+        self._uri, self._seed = dataset.uri, seed
+        self._manifest: Manifest = require_manifest(dataset.uri, dataset.identity)
+        if self._manifest.kind != kind:
+            raise InputError(f"{dataset.uri}: holds {self._manifest.kind}, where {kind} are needed")
+        self._shards = self._manifest.split(split)
+        if not self._shards:
+            raise InputError(f"{dataset.uri}: has no split {split!r}")
+        if global_batch_size % world_size:
+            raise InputError(f"global_batch_size must be a multiple of the {world_size} ranks, got {global_batch_size}")
+        check_cache(dataset.uri, self._shards, placement, runs=runs, block_shards=block_shards)
+        self._global_batch_size, self._rank, self._world_size = global_batch_size, rank, world_size
+        self._runs, self._block_shards, self._placement = runs, block_shards, placement
+        self._sizes = [shard.num_samples for shard in self._shards]
+        window = len(self._shards) if not block_shards else 2 * (-(-runs // world_size) + 1) * (block_shards + 2)
+        self._views_capacity = min(len(self._shards) * (2 if block_shards else 1), window) + 8
+        self._running: Pipeline[DecodedT, BatchT] | None = None
+        self._pool: Executor | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the split."""
+        return sum(self._sizes)
+
+    @cached_property
+    def order(self) -> CanonicalOrder:
+        """The canonical order. Raises InputError where the split is smaller than one global batch."""
+        return CanonicalOrder(
+            self._sizes, seed=self._seed, global_batch_size=self._global_batch_size, runs=self._runs, block_shards=self._block_shards
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches an epoch; what is left over is dropped, other samples each time."""
+        return self.order.steps_per_epoch
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples an epoch, over all ranks."""
+        return self.steps_per_epoch * self._global_batch_size
+
+    def batches(self, start_step: int) -> Iterator[BatchT]:
+        """The rank's part of every global batch from `start_step` of the run on, without end.
+
+        Raises:
+            RunError: a damaged sample (named with its shard), a dead worker, a store that stayed down.
+        """
+        return self._run(self.order, start_step)
+
+    def close(self) -> None:
+        """Stop what runs in the background. An iterator that is still open ends."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _run(self, order: CanonicalOrder | SinglePass, start_step: int) -> Iterator[BatchT]:
+        self.close()
+        decoder, in_memory = self._decoder()
+        self._pool, decode = open_pool(self._placement, decoder, processes=not in_memory)
+        source = shard_source(
+            self._uri,
+            self._manifest,
+            self._shards,
+            order,
+            rank=self._rank,
+            world_size=self._world_size,
+            placement=self._placement,
+            start_step=start_step,
+        )
+        self._running = Pipeline(
+            order=order,
+            source=source,
+            rank=self._rank,
+            world_size=self._world_size,
+            pool=self._pool,
+            decode=decode,
+            assemble=self._assemble,
+            others=self._others,
+            start_step=start_step,
+            stop_step=order.steps_per_epoch if isinstance(order, SinglePass) else None,
+        )
+        return _timed(self._running)
+
+    def _others(self, epoch: int, part: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The samples, (n, 3) of (run, shard, row), that those of `part` are set beside; None: none."""
+        return None
+
+    @abstractmethod
+    def _decoder(self) -> tuple[ChunkDecoder[DecodedT], bool]:
+        """What decodes, and whether it keeps the pictures in memory (then it runs in threads, which share them)."""
+
+    @abstractmethod
+    def _assemble(self, step: int, epoch: int, chunks: list[DecodedT]) -> BatchT:
+        """Decoded chunks as one batch."""
+
+
+class PairsLoader(_Loader[DecodedPairs, PairBatch]):
+    """Image-text pairs.
+
+    A data set whose tars take at most a tenth of the memory that pictures may have (a quarter of what is free) counts
+    as small: its pictures are decoded once and kept.
+    """
+
+    def __init__(
+        self,
+        dataset: DataConfig,
+        *,
+        seed: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        runs: int,
+        block_shards: int,
+        image_size: int,
+        augmentation: Augmentation,
+        crop_scale_min: float,
+        decoder: Decoder,
+        placement: Placement,
+        split: Split = "train",
+        context_length: int = 77,
+    ) -> None:
+        """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
+        super().__init__(
+            dataset,
+            kind="pairs",
+            split=split,
+            seed=seed,
+            global_batch_size=global_batch_size,
+            rank=rank,
+            world_size=world_size,
+            runs=runs,
+            block_shards=block_shards,
+            placement=placement,
+        )
+        memory = memory_for_pictures(placement.processes_per_node)
+        small = sum(shard.size for shard in self._shards) * _DECODED_BYTES_PER_BYTE <= memory
+        self._pairs_decoder = PairsDecoder(
+            seed=seed,
+            image_size=image_size,
+            augmentation=augmentation,
+            crop_scale_min=crop_scale_min,
+            mode=decoder,
+            context_length=context_length,
+            views_capacity=self._views_capacity,
+            keep_bytes=memory if small else 0,
+        )
+
+    def _decoder(self) -> tuple[ChunkDecoder[DecodedPairs], bool]:
+        return self._pairs_decoder, self._pairs_decoder.keep_bytes > 0
+
+    def _assemble(self, step: int, epoch: int, chunks: list[DecodedPairs]) -> PairBatch:
+        return PairBatch(
+            images=torch.cat([chunk.images for chunk in chunks]),
+            tokens=torch.cat([chunk.tokens for chunk in chunks]),
+            lengths=torch.cat([chunk.lengths for chunk in chunks]),
+            keys=[key for chunk in chunks for key in chunk.keys],
+            augmentation_seeds=torch.cat([chunk.seeds for chunk in chunks]),
+            step=step,
+            epoch=epoch,
+        )
+
+
+class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
+    """Triplets, in one full permutation an epoch. Those that fit into a quarter of the free memory are decoded once."""
+
+    def __init__(
+        self,
+        dataset: DataConfig,
+        *,
+        seed: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        image_size: int,
+        labels: TripletLabels,
+        split: Split,
+        flip: bool,
+        placement: Placement,
+    ) -> None:
+        """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
+        super().__init__(
+            dataset,
+            kind="triplets",
+            split=split,
+            seed=seed,
+            global_batch_size=global_batch_size,
+            rank=rank,
+            world_size=world_size,
+            runs=1,
+            block_shards=0,
+            placement=placement,
+        )
+        if labels == "instance" and self.num_samples < 2:
+            raise InputError(f"{dataset.uri}: labels are instance, which needs two triplets; split {split!r} has {self.num_samples}")
+        self._labels = labels
+        self._triplets_decoder = TripletsDecoder(
+            seed=seed,
+            image_size=image_size,
+            labels=labels,
+            flip=flip,
+            views_capacity=self._views_capacity,
+            keep=self.num_samples * 9 * image_size**2 <= memory_for_pictures(placement.processes_per_node),
+        )
+
+    def all_once(self) -> Iterator[TripletBatch]:
+        """The split once, in order, the last batch short; a rank whose share of it is empty does not see it."""
+        return self._run(SinglePass(self._sizes, global_batch_size=self._global_batch_size), 0)
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self._sizes)])
+
+    @cached_property
+    def _shuffled(self) -> NDArray[np.int64]:
+        """Whose votes each triplet gets where labels are shuffled: one permutation for all epochs."""
+        draws = uniforms(np.arange(self.num_samples) ^ np.int64(stream_seed(self._seed, "shuffled labels")), 0, 1)[:, 0]
+        return np.argsort(draws, kind="stable")
+
+    def _others(self, epoch: int, part: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        if self._labels not in ("instance", "shuffled"):
+            return None
+        samples = self._bounds[part[:, 1]] + part[:, 2]
+        if self._labels == "shuffled":
+            others = self._shuffled[samples]
+        else:  # any triplet but the sample itself
+            draws = uniforms(samples ^ np.int64(stream_seed(self._seed, f"instances:{epoch}")), 0, 1)[:, 0]
+            others = (samples + 1 + (draws * (self.num_samples - 1)).astype(np.int64)) % self.num_samples
+        shards = self._bounds.searchsorted(others, side="right") - 1
+        return np.stack([np.zeros_like(others), shards, others - self._bounds[shards]], axis=1)
+
+    def _decoder(self) -> tuple[ChunkDecoder[DecodedTriplets], bool]:
+        return self._triplets_decoder, self._triplets_decoder.keep
+
+    def _assemble(self, step: int, epoch: int, chunks: list[DecodedTriplets]) -> TripletBatch:
+        return TripletBatch(
+            images=torch.cat([chunk.images for chunk in chunks]),
+            target=torch.cat([chunk.target for chunk in chunks]),
+            keys=[key for chunk in chunks for key in chunk.keys],
+            step=step,
+            epoch=epoch,
+        )
+
+
+def _timed(batches: Iterable[BatchT]) -> Iterator[BatchT]:
+    """The batches, each with the seconds that were waited for it."""
+    start = time.perf_counter()
+    for batch in batches:
+        batch.data_wait_seconds = time.perf_counter() - start
+        yield batch
+        start = time.perf_counter()

@@ -1,0 +1,212 @@
+"""From an order to decoded batches: what pairs and triplets share. The whole state is the step.
+
+One thread walks the steps, has each batch's samples decoded in chunks by a pool (threads of this process, or worker
+processes), and stays two batches ahead. Workers get (file, row) lists and return arrays: they never know an order,
+so their number changes nothing. Whatever fails travels to the consumer as the exception it is.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.config import Placement
+from trainer.data.cache import Source
+from trainer.data.shards import ShardFile
+from trainer.errors import RunError
+
+CHUNK_SAMPLES = 32
+"""Samples decoded by one task: small enough that a first batch is spread over all workers."""
+
+_AHEAD = 2
+_POLL_SECONDS = 0.2
+
+DecodedT = TypeVar("DecodedT")
+DecodedT_co = TypeVar("DecodedT_co", covariant=True)
+BatchT = TypeVar("BatchT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Samples to decode: rows[i] of files[which[i]] for each column; a sample may need others' members too.
+
+    Attributes:
+        epoch: draws are made for.
+        files: the shards concerned.
+        which: (n, columns) index into files.
+        rows: (n, columns).
+        positions: (n, columns, 2) of (shard, row): names of the samples that stay the same wherever the files lie.
+    """
+
+    epoch: int
+    files: list[ShardFile]
+    which: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
+class BatchOrder(Protocol):
+    """CanonicalOrder, or a single pass."""
+
+    steps_per_epoch: int
+
+    def part(self, epoch: int, b: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """(n, 3) of (run, shard, row)."""
+        ...
+
+
+class ChunkDecoder(Protocol[DecodedT_co]):
+    """What turns a chunk into arrays; it is sent to worker processes, so it must pickle."""
+
+    def decode(self, chunk: Chunk) -> DecodedT_co:
+        """Decode one chunk. Raises RunError naming shard and sample."""
+        ...
+
+
+class Pipeline(Generic[DecodedT, BatchT]):
+    """Batches from `start_step` to `stop_step` (None: for ever)."""
+
+    def __init__(
+        self,
+        *,
+        order: BatchOrder,
+        source: Source,
+        rank: int,
+        world_size: int,
+        pool: Executor,
+        decode: Callable[[Chunk], DecodedT],
+        assemble: Callable[[int, int, list[DecodedT]], BatchT],
+        others: Callable[[int, NDArray[np.int64]], NDArray[np.int64] | None],
+        start_step: int,
+        stop_step: int | None = None,
+    ) -> None:
+        """Begin at once, in the background.
+
+        Args:
+            order: what a batch is made of.
+            source: where the shards lie.
+            rank: of this process.
+            world_size: ranks in all.
+            pool: runs `decode`.
+            decode: a chunk to arrays.
+            assemble: (step, epoch, its decoded chunks) to a batch.
+            others: (epoch, (n, 3) part) to the (n, 3) of other samples that each one also needs, or None.
+            start_step: first step.
+            stop_step: where to end.
+        """
+        self._order, self._source, self._rank, self._world_size = order, source, rank, world_size
+        self._pool, self._decode, self._assemble, self._others = pool, decode, assemble, others
+        self._assembler = ThreadPoolExecutor(1, "assemble")
+        self._batches: queue.Queue[Future[BatchT | None]] = queue.Queue(_AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._produce, args=(start_step, stop_step), name="loader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[BatchT]:
+        """The batches in turn; closing the iterator closes the pipeline."""
+        try:
+            while not self._stopped.is_set() and (batch := self._batches.get().result()) is not None:
+                yield batch
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a loader worker died (killed from outside, or out of memory): fewer placement.loader_workers need less"
+            ) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop, and let go of the shards."""
+        self._stopped.set()
+        self._source.close()
+        self._thread.join()
+        self._assembler.shutdown(wait=True, cancel_futures=True)
+        ended: Future[BatchT | None] = Future()
+        ended.set_result(None)
+        with contextlib.suppress(queue.Full):  # full: whoever waits has something to get
+            self._batches.put_nowait(ended)
+
+    def _produce(self, start_step: int, stop_step: int | None) -> None:
+        last: Future[BatchT | None] = Future()
+        try:
+            for step in itertools.count(start_step) if stop_step is None else range(start_step, stop_step):
+                epoch = step // self._order.steps_per_epoch
+                decoded = [self._pool.submit(self._decode, chunk) for chunk in self._chunks(step, epoch)]
+                if not decoded:
+                    continue
+                if not self._put(self._assembler.submit(self._finish, step, epoch, decoded)):
+                    return
+            last.set_result(None)
+        except BaseException as error:  # the consumer is who can tell the user
+            last.set_exception(error)
+        self._put(last)
+
+    def _finish(self, step: int, epoch: int, decoded: list[Future[DecodedT]]) -> BatchT:
+        batch = self._assemble(step, epoch, [chunk.result() for chunk in decoded])
+        self._source.release(step + 1)
+        return batch
+
+    def _put(self, batch: Future[BatchT | None]) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._batches.put(batch, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _chunks(self, step: int, epoch: int) -> Iterator[Chunk]:
+        """The rank's part of one step, its shards waited for."""
+        part = self._order.part(epoch, step % self._order.steps_per_epoch, self._rank, self._world_size)
+        others = self._others(epoch, part)
+        columns = np.stack([part] if others is None else [part, others], axis=1)  # (n, columns, 3)
+        for start in range(0, len(part), CHUNK_SAMPLES):
+            piece = columns[start : start + CHUNK_SAMPLES]
+            used, which = np.unique(piece[..., :2].reshape(-1, 2), axis=0, return_inverse=True)
+            files = [self._source.file(epoch, int(run), int(shard), step) for run, shard in used]
+            yield Chunk(epoch=epoch, files=files, which=which.reshape(piece.shape[:2]), rows=piece[..., 2], positions=piece[..., 1:])
+
+
+def open_pool(placement: Placement, decoder: ChunkDecoder[DecodedT], *, processes: bool) -> tuple[Executor, Callable[[Chunk], DecodedT]]:
+    """The pool that decodes, and the function to submit to it: worker processes, or threads of this one."""
+    if processes and placement.loader_workers:
+        context = multiprocessing.get_context("forkserver")  # a fork of a process with threads and a GPU may hang
+        context.set_forkserver_preload(["trainer.data.loader"])
+        return ProcessPoolExecutor(placement.loader_workers, context, _begin_worker, (decoder,)), _decode_in_worker
+    cores = len(os.sched_getaffinity(0)) // placement.processes_per_node
+    return ThreadPoolExecutor(min(max(cores, 1), 16), "decode"), decoder.decode
+
+
+_worker_decoder: ChunkDecoder[Any] | None = None
+
+
+def _begin_worker(decoder: ChunkDecoder[Any]) -> None:
+    """Set up a worker process: one thread, Ctrl-C left to the parent, and an end when the parent has ended."""
+    global _worker_decoder
+    _worker_decoder = decoder
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _decode_in_worker(chunk: Chunk) -> Any:
+    assert _worker_decoder is not None
+    return _worker_decoder.decode(chunk)
