@@ -1,0 +1,33 @@
+"""Versions, places and addresses of the test cluster. Only one cluster runs on a machine at a time."""
+
+import os
+from pathlib import Path
+
+KUBERNETES = "v1.34.4"
+OPERATOR_IMAGE = "docker.io/kubeflow/training-operator:v1.8.1"
+
+HERE = Path(__file__).parent
+CACHE = Path(
+    os.environ.get("FIRSTSIGHT_CLUSTER_CACHE", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "firstsight-cluster")
+)
+BIN = CACHE / "bin"  # built servers and tools, a stamp beside each
+IMAGES = CACHE / "images"  # docker archives, imported into containerd at start
+ROOTFS = CACHE / "rootfs"  # Debian with what CPython links to
+STATE = Path(os.environ.get("FIRSTSIGHT_CLUSTER_STATE", "/var/lib/firstsight-cluster"))  # all that a running cluster writes
+KUBECONFIG = STATE / "admin.conf"
+CONTAINERD_SOCKET = STATE / "containerd" / "c.sock"
+
+NAMESPACE = "fs-e2e"  # network namespace, cgroup and interfaces; 8 characters at most
+NODE = "fs-node"
+NODE_IP, HOST_IP = "10.97.0.1", "10.97.0.2"  # the two ends of a veth pair: inside, outside
+POD_CIDR, SERVICE_CIDR = "10.98.0.0/24", "10.96.0.0/16"
+API_SERVICE_IP = "10.96.0.1"
+
+DEBIAN_PACKAGES = (
+    "etcd-server", "containerd", "runc", "containernetworking-plugins", "catatonit", "debootstrap", "nftables", "iproute2", "conntrack",
+)  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with the cluster's tools first in PATH and its kubeconfig."""
+    return {**os.environ, "PATH": f"{BIN}:/usr/sbin:/sbin:{os.environ['PATH']}", "KUBECONFIG": str(KUBECONFIG)}
