@@ -1,0 +1,43 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.report.fabricate import Fabrication, fabricate
+
+
+@pytest.fixture(scope="session")
+def one_seed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The demo's shape: random and perceptual, one seed. Read it, do not change it."""
+    return fabricate(tmp_path_factory.mktemp("one"), Fabrication(items=80))
+
+
+@pytest.fixture(scope="session")
+def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three seeds, five arms, several sets, checkpoints evaluated; perceptual is better by far. Read it, do not change it."""
+    what = Fabrication(
+        arms=("random", "perceptual", "permuted", "instance", "posthoc"),
+        seeds=(0, 1, 2),
+        effects={"perceptual": 0.25, "permuted": 0.02},
+        zero_shot_sets=3,
+        items=120,
+        checkpoints=(40, 80),
+    )
+    return fabricate(tmp_path_factory.mktemp("three"), what)
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A small experiment where it lies (its plan names places), and a copy to restore it from."""
+    place = tmp_path_factory.mktemp("fresh") / "root"
+    uri = fabricate(place, Fabrication(items=40))
+    return place, Path(shutil.copytree(place, place.with_name("copy"))), uri
+
+
+@pytest.fixture
+def fresh(untouched: tuple[Path, Path, str]) -> str:
+    """An experiment to break: whole again before every test."""
+    place, copy, uri = untouched
+    shutil.rmtree(place)
+    shutil.copytree(copy, place)
+    return uri

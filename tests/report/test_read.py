@@ -1,0 +1,195 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer.errors import InputError
+from trainer.report.read import read_experiment
+from trainer.report.results import build
+from trainer.storage import read_json, write_json
+from trainer.storage.base import local_path
+
+CATEGORIES = "demo-categories_zeroshot_classification.json"
+
+
+def path(uri: str, *parts: str) -> Path:
+    root = local_path(uri)
+    assert root is not None
+    return root.joinpath(*parts)
+
+
+def change(file: Path, **changes: Any) -> None:
+    """Change keys of a JSON file, `a__b` for nested ones."""
+    value = read_json(str(file))
+    for name, new in changes.items():
+        *outer, last = name.split("__")
+        place = value
+        for key in outer:
+            place = place[key]
+        place[last] = new
+    write_json(str(file), value)
+
+
+def excluded(uri: str) -> str:
+    """What a report of the experiment leaves out, as text."""
+    experiment = read_experiment(uri)
+    build(experiment, [])
+    return "\n".join(f"{row['what']}: {row['why']}" for row in experiment.excluded)
+
+
+def missing(uri: str) -> dict[str, str]:
+    return {row["cell"]: row["why"] for row in read_experiment(uri).missing}
+
+
+def test_arms_are_read_from_the_configuration(three_seeds: str) -> None:
+    """All five arms come back by their start, labels and stages."""
+    experiment = read_experiment(three_seeds)
+    assert experiment.arms == ["random", "perceptual", "permuted", "instance", "posthoc"]
+    assert not experiment.missing
+    assert not experiment.excluded
+
+
+def test_a_name_that_lies_is_corrected(fresh: str) -> None:
+    """A plan that calls the random arm `wonder` gets it shown as random, and says so."""
+    plan = read_json(fresh + "/plan.json")
+    plan["cells"][0]["arm"] = "wonder"
+    write_json(fresh + "/plan.json", plan)
+    for file in path(fresh, "random-seed0", "evaluation").rglob("*.json"):
+        change(file, firstsight__arm="wonder")
+    experiment = read_experiment(fresh)
+    assert experiment.arms == ["random", "perceptual"]
+    assert "by its configuration it is 'random'" in experiment.excluded[0]["why"]
+
+
+def test_no_plan_is_refused(tmp_path: Path) -> None:
+    """A folder that is no experiment's is named."""
+    with pytest.raises(InputError, match=r"plan\.json: no plan here"):
+        read_experiment(str(tmp_path))
+
+
+def test_a_torn_plan_is_refused(fresh: str) -> None:
+    """Half a plan is no plan."""
+    path(fresh, "plan.json").write_text('{"format_version": 1, "exp')
+    with pytest.raises(InputError, match="not JSON"):
+        read_experiment(fresh)
+
+
+def test_an_unfinished_cell_is_missing_by_its_failure(fresh: str) -> None:
+    """Without its seal a cell is missing; failure.json says why, and the failure is listed."""
+    path(fresh, "perceptual-seed0", "contrastive", "final", "COMMITTED.json").unlink()
+    write_json(
+        fresh + "/perceptual-seed0/contrastive/failure.json", {"time": 1, "stage": "contrastive", "exit_code": 1, "line": "disk full"}
+    )
+    experiment = read_experiment(fresh)
+    assert experiment.missing == [{"cell": "perceptual-seed0", "why": "contrastive failed: disk full"}]
+    assert experiment.failures[0]["exit_code"] == 1
+
+
+def test_a_mended_failure_is_no_failure(fresh: str) -> None:
+    """A failure that a later attempt finished is not shown."""
+    write_json(fresh + "/perceptual-seed0/contrastive/failure.json", {"line": "disk full", "exit_code": 1})
+    experiment = read_experiment(fresh)
+    assert not experiment.failures
+    assert not experiment.missing
+
+
+def test_other_training_data_are_refused(fresh: str) -> None:
+    """A cell trained on other pairs than planned takes no part, and is named."""
+    change(path(fresh, "plan.json"), pairs__identity="f" * 64)
+    assert "the plan says ffffffffffff: refused" in missing(fresh)["random-seed0"]
+
+
+def test_a_changed_configuration_is_refused(fresh: str) -> None:
+    """config.yaml must hash to what lineage and seal say."""
+    file = path(fresh, "random-seed0", "contrastive", "config.yaml")
+    file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    assert "config.yaml has recipe" in missing(fresh)["random-seed0"]
+
+
+def test_other_weights_than_the_lineages_are_refused(fresh: str) -> None:
+    """The sealed weights must be those that lineage.json names."""
+    change(path(fresh, "random-seed0", "contrastive", "lineage.json"), weights_sha256="0" * 64, vision_sha256="0" * 64)
+    assert "not those that its lineage names" in missing(fresh)["random-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"firstsight__weights_sha256": "0" * 64}, "is not the contrastive stage's final one"),
+        ({"firstsight__recipe_hash": "0" * 64}, "is not that of the contrastive stage"),
+        ({"firstsight__dataset_identity": "0" * 64}, "measured on data set 000000000000"),
+        ({"firstsight__evaluation_version": "9-exact-fp32"}, "evaluation version 9-exact-fp32"),
+        ({"firstsight__seed": 7}, "which is not this cell"),
+        ({"metrics": {"acc1": float("nan")}}, "acc1 is not a number"),
+        ({"metrics": {}}, "no metric is not a number"),
+        ({"firstsight": None}, "not an evaluation of firstsight"),
+    ],
+)
+def test_a_result_that_does_not_belong_is_left_out_by_name(fresh: str, changes: dict[str, Any], words: str) -> None:
+    """Another model, data set, version or cell, or a NaN: excluded, and the endpoint lacks this cell."""
+    file = path(fresh, "random-seed0", "evaluation", "contrastive-final", CATEGORIES)
+    value = json.loads(file.read_text())
+    for name, new in changes.items():
+        outer, _, inner = name.partition("__")
+        if inner:
+            value[outer][inner] = new
+        else:
+            value[outer] = new
+    file.write_text(json.dumps(value))
+    assert words in excluded(fresh)
+    results, _ = build(read_experiment(fresh), [])
+    assert "main_zero_shot" not in {row["endpoint"] for row in results["contrasts"]}
+
+
+def test_a_half_written_result_is_left_out_by_name(fresh: str) -> None:
+    """Half a JSON file is named, and the others still count."""
+    file = path(fresh, "random-seed0", "evaluation", "contrastive-final", CATEGORIES)
+    file.write_text(file.read_text()[:100])
+    assert f"{CATEGORIES}: not JSON" in excluded(fresh)
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "other items", "other sum", "nan"])
+def test_items_that_cannot_be_paired_cost_the_interval_only(fresh: str, how: str) -> None:
+    """The difference stays, the interval over items goes, and the file is named."""
+    file = path(fresh, "random-seed0", "evaluation", "contrastive-final", CATEGORIES.replace(".json", ".items.npz"))
+    arrays = dict(np.load(file))
+    if how == "missing":
+        file.unlink()
+    elif how == "torn":
+        file.write_bytes(file.read_bytes()[:50])
+    else:
+        if how == "other items":
+            arrays["key"] = np.array([f"other-{key}" for key in arrays["key"]])
+        elif how == "other sum":
+            arrays["correct"] = ~arrays["correct"]
+        else:
+            arrays["correct"] = np.full(len(arrays["correct"]), np.nan)
+        np.savez_compressed(file, **arrays)
+    experiment = read_experiment(fresh)
+    results, _ = build(experiment, [])
+    row = next(row for row in results["contrasts"] if row["endpoint"] == "main_zero_shot")
+    assert row["low"] is None
+    assert any(CATEGORIES.removesuffix(".json") in entry["what"] for entry in experiment.excluded)
+
+
+def test_unequal_seeds_are_paired_where_they_are_equal(tmp_path: Path) -> None:
+    """An arm with more seeds than the other is compared on those that both have, and the contrast names them."""
+    from tests.report.fabricate import Fabrication, fabricate
+
+    uri = fabricate(tmp_path, Fabrication(seeds=(0, 1, 2), items=40))
+    path(uri, "random-seed1", "contrastive", "final", "COMMITTED.json").unlink()
+    results, _ = build(read_experiment(uri), [])
+    assert {tuple(row["seeds"]) for row in results["contrasts"]} == {(0, 2)}
+    assert any("perceptual has seed 1 and random does not" in row["why"] for row in results["excluded"])
+    assert [row["cell"] for row in results["missing"]] == ["random-seed1"]
+
+
+def test_progress_keeps_the_last_line_of_a_step(fresh: str) -> None:
+    """A resumed run repeats steps, and a killed one leaves half a line."""
+    file = path(fresh, "random-seed0", "contrastive", "progress.jsonl")
+    file.write_text('{"step": 1, "loss": 9}\n{"step": 2, "loss": 8}\n{"step": 1, "loss": 7}\n{"step": 3, "lo')
+    cell = read_experiment(fresh).cell("random", 0)
+    assert cell is not None
+    assert [(p["step"], p["loss"]) for p in cell.stages["contrastive"].progress] == [(1, 7), (2, 8)]

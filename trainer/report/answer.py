@@ -1,0 +1,76 @@
+"""The first sentence of the page: did it help, by how much, and how sure are we. It claims only what the paired test over seeds carries."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.report.experiment import BASELINE
+
+
+def points(value: float, signed: bool = True) -> str:
+    """A difference of scores in percentage points, `+2.1`, with a true minus sign."""
+    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    if float(text) == 0:
+        text = "0.0"
+    return text.replace("-", "−")
+
+
+def answer(contrasts: Sequence[dict[str, Any]], subject: str, judge: str) -> dict[str, Any]:
+    """The verdict on `subject` against the baseline.
+
+    Args:
+        contrasts: rows of compare.contrasts.
+        subject: the arm in question.
+        judge: of the triplets: `FLIP` is said wherever a 2AFC figure is.
+
+    Returns:
+        {"verdict": helped | hurt | mixed | not shown | one seed | no answer, "sentence", "subject", "against"}.
+    """
+    rows = [row for row in contrasts if (row["arm"], row["against"]) == (subject, BASELINE)]
+    if not rows:
+        sentence = f"No answer yet: no seed has both a finished {subject or 'other'} arm and a finished {BASELINE} arm on the same sets."
+        return {"verdict": "no answer", "sentence": sentence, "subject": subject, "against": BASELINE}
+    by_finding = {name: [row for row in rows if row["finding"] == name] for name in ("better", "worse", "not shown", "one seed")}
+    verdict, sentence = _words(subject, by_finding, judge)
+    return {"verdict": verdict, "sentence": sentence, "subject": subject, "against": BASELINE}
+
+
+def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> tuple[str, str]:
+    every = [row for rows in found.values() for row in rows]
+    said = {name: _list([_figure(row, judge, first=n == 0) for n, row in enumerate(rows)]) for name, rows in found.items()}
+    seeds = f"over {max(len(row['seeds']) for row in every)} seeds"
+    if found["one seed"]:
+        above = sum(row["mean"] > 0 for row in every)
+        part = "" if above in (0, len(every)) else f" on {above} of {len(every)} endpoints"
+        course = f"{subject} is {'above' if above else 'not above'} {BASELINE}{part}"
+        only = "the intervals cover the sampling of test items only"
+        return "one seed", f"One seed cannot say whether it helps; in this one run {course}: {said['one seed']}; {only}."
+    rest = f"; no difference is shown on {_list([_place(row, judge) for row in found['not shown']])}" if found["not shown"] else ""
+    if found["better"] and found["worse"]:
+        return "mixed", f"Mixed, {seeds} {subject} beats {BASELINE} and loses to it: {said['better']}, but {said['worse']}{rest}."
+    if found["better"]:
+        where = f"on {len(found['better'])} of {len(every)} endpoints" if rest else "on every endpoint"
+        return "helped", f"Yes, {where}, {seeds} {subject} beats {BASELINE}: {said['better']}{rest}."
+    if found["worse"]:
+        return "hurt", f"No, it hurt, {seeds} {subject} does worse than {BASELINE}: {said['worse']}{rest}."
+    return "not shown", f"No, not shown, {seeds} {subject} does not beat {BASELINE} beyond chance: {said['not shown']}."
+
+
+def _list(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def _figure(row: dict[str, Any], judge: str, first: bool) -> str:
+    """`+2.1 points on retrieval (95 % interval +0.8 to +3.4)`; the unit and the level are said once."""
+    unit, level = (" points", "95 % interval ") if first else ("", "")
+    interval = "no interval" if row["low"] is None else f"{level}{points(row['low'])} to {points(row['high'])}"
+    return f"{points(row['mean'])}{unit} on {_where(row, judge)} ({interval})"
+
+
+def _place(row: dict[str, Any], judge: str) -> str:
+    """`retrieval (+0.3, −1.0 to +1.6)`, for what shows no difference."""
+    interval = "" if row["low"] is None else f", {points(row['low'])} to {points(row['high'])}"
+    return f"{_where(row, judge)} ({points(row['mean'])}{interval})"
+
+
+def _where(row: dict[str, Any], judge: str) -> str:
+    return str(row["short"]) + (" as FLIP judges" if row["endpoint"] == "2afc" and judge == "FLIP" else "")

@@ -1,0 +1,266 @@
+"""Pair the arms: endpoints declared before the data, contrasts seed by seed, intervals over seeds and over items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import InputError
+from trainer.report import items as per_item
+from trainer.report.experiment import BASELINE, Experiment, Result
+from trainer.report.statistics import Interval, Items, bootstrap, holm, paired_t, percentile_interval, sign_test
+
+Key = tuple[str, str]
+"""(dataset, task)."""
+_IMAGENET = ("imagenet1k", "imagenet-1k", "imagenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """One set, with the figure that stands for it."""
+
+    dataset: str
+    task: str
+    metric: str
+    num_items: int
+
+    @property
+    def key(self) -> Key:
+        """By which results are looked up."""
+        return self.dataset, self.task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A figure of one final model: the mean of one metric over some sets."""
+
+    name: str
+    label: str
+    short: str
+    sets: tuple[TestSet, ...]
+
+    @property
+    def resolution(self) -> float:
+        """How far one test item moves the figure, were each set's items moved by one independently."""
+        return float(np.sqrt(sum(1.0 / test_set.num_items**2 for test_set in self.sets)) / len(self.sets))
+
+
+class Scores:
+    """The final models' results of one experiment, and their items read once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.results: dict[tuple[str, int], dict[Key, Result]] = {}
+        for cell in experiment.cells:
+            finals = {(r.dataset, r.task): r for r in cell.results if r.stage == cell.final_stage and r.step is None}
+            self.results[cell.arm, cell.seed] = finals
+        self._items: dict[tuple[str, str], Items | None] = {}
+
+    def seeds(self, arm: str) -> list[int]:
+        """Seeds with a finished cell of this arm."""
+        return sorted(seed for name, seed in self.results if name == arm)
+
+    def value(self, arm: str, seed: int, endpoint: Endpoint) -> float | None:
+        """The endpoint of one cell; None where it lacks a set, since a mean over other sets is another figure."""
+        figures = []
+        for test_set in endpoint.sets:
+            result = self.results.get((arm, seed), {}).get(test_set.key)
+            figure = per_item.score(result, test_set.metric) if result else None
+            if figure is None:
+                return None
+            figures.append(figure)
+        return sum(figures) / len(figures)
+
+    def chance(self, endpoint: Endpoint) -> float | None:
+        """What guessing would score on the endpoint."""
+        figures = []
+        for test_set in endpoint.sets:
+            found = (cell[test_set.key] for cell in self.results.values() if test_set.key in cell)
+            figure = per_item.chance(next(found), test_set.metric)
+            if figure is None:
+                return None
+            figures.append(figure)
+        return sum(figures) / len(figures) if figures else None
+
+    def items(self, arm: str, seed: int, test_set: TestSet) -> Items | None:
+        """Per-item outputs of one cell on one set; None, and named on the page, where they cannot be used."""
+        result = self.results[arm, seed][test_set.key]
+        if (result.items_uri, test_set.metric) not in self._items:
+            read: Items | None = None
+            try:
+                read = per_item.read_items(result, test_set.metric)
+            except InputError as error:
+                self.experiment.exclude(result.items_uri, str(error).removeprefix(f"{result.items_uri}: "))
+            self._items[result.items_uri, test_set.metric] = read
+        return self._items[result.items_uri, test_set.metric]
+
+
+def find_sets(scores: Scores) -> list[TestSet]:
+    """Every set that a final model was measured on: classification, then retrieval, then 2AFC."""
+    found: dict[Key, TestSet] = {}
+    for finals in scores.results.values():
+        for key, result in finals.items():
+            count = int(result.facts.get("num_items") or 1)
+            found.setdefault(key, TestSet(dataset=key[0], task=key[1], metric=per_item.main_metric(result), num_items=count))
+    order = ("zeroshot_classification", "zeroshot_retrieval", "2afc")
+    return sorted(found.values(), key=lambda s: (order.index(s.task) if s.task in order else len(order), s.dataset))
+
+
+def declared_endpoints(sets: Sequence[TestSet]) -> list[Endpoint]:
+    """The four endpoints, those that have data: mean over sets, the main set, mean retrieval, 2AFC.
+
+    With one zero-shot set its mean would be the same figure twice, so it is declared once.
+    """
+    zero_shot = tuple(s for s in sets if s.task == "zeroshot_classification")
+    retrieval = tuple(s for s in sets if s.task == "zeroshot_retrieval")
+    two_afc = [s for s in sets if s.task == "2afc"]
+    tests = tuple(s for s in two_afc if s.dataset.endswith("-test")) or tuple(two_afc)
+    endpoints = []
+    if len(zero_shot) > 1:
+        label = f"zero-shot, mean over {len(zero_shot)} sets"
+        endpoints.append(Endpoint(name="mean_zero_shot", label=label, short=f"zero-shot over {len(zero_shot)} sets", sets=zero_shot))
+    if zero_shot:
+        main = next((s for s in zero_shot if s.dataset in _IMAGENET), zero_shot[0])
+        label = f"zero-shot {per_item.METRIC_NAMES.get(main.metric, main.metric)} on {main.dataset}"
+        endpoints.append(Endpoint(name="main_zero_shot", label=label, short=f"zero-shot {main.dataset}", sets=(main,)))
+    if retrieval:
+        where = retrieval[0].dataset if len(retrieval) == 1 else f"{len(retrieval)} sets"
+        endpoints.append(Endpoint(name="mean_retrieval", label=f"retrieval, mean recall on {where}", short="retrieval", sets=retrieval))
+    if tests:
+        endpoints.append(Endpoint(name="2afc", label=f"2AFC on {', '.join(s.dataset for s in tests)}", short="2AFC", sets=tests))
+    return endpoints
+
+
+def set_endpoint(test_set: TestSet) -> Endpoint:
+    """One set by itself, as a descriptive row."""
+    label = f"{test_set.dataset}: {per_item.METRIC_NAMES.get(test_set.metric, test_set.metric)}"
+    return Endpoint(name=f"{test_set.dataset}_{test_set.task}", label=label, short=test_set.dataset, sets=(test_set,))
+
+
+def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict[str, Any] | None:
+    """Arm minus `against`, paired by seed, on one endpoint; None where no seed has both.
+
+    Returns:
+        JSON: seeds, differences, mean, low, high, over (`seeds`: t-interval; `items`: bootstrap, one seed), p, and
+        under "items" the bootstrap interval whatever the number of seeds (None where the items cannot be paired).
+    """
+    pairs = []
+    for seed in sorted(set(scores.seeds(arm)) & set(scores.seeds(against))):
+        ours, theirs = scores.value(arm, seed, endpoint), scores.value(against, seed, endpoint)
+        if ours is not None and theirs is not None:
+            pairs.append((seed, ours, theirs))
+    if not pairs:
+        return None
+    seeds = [seed for seed, _, _ in pairs]
+    differences = [ours - theirs for _, ours, theirs in pairs]
+    over_items = _item_interval(scores, arm, against, endpoint, seeds, float(np.mean(differences)))
+    interval, over = (paired_t(differences, endpoint.resolution), "seeds") if len(seeds) > 1 else (over_items, "items")
+    return {
+        "arm": arm,
+        "against": against,
+        "endpoint": endpoint.name,
+        "label": endpoint.label,
+        "short": endpoint.short,
+        "seeds": seeds,
+        "score": float(np.mean([ours for _, ours, _ in pairs])),
+        "against_score": float(np.mean([theirs for _, _, theirs in pairs])),
+        "chance": scores.chance(endpoint),
+        "differences": differences,
+        "mean": float(np.mean(differences)),
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "over": over,
+        "p": interval.p if interval else None,
+        "items": {"low": over_items.low, "high": over_items.high} if over_items else None,
+    }
+
+
+def _item_interval(scores: Scores, arm: str, against: str, endpoint: Endpoint, seeds: list[int], mean: float) -> Interval | None:
+    """The clustered bootstrap of the mean difference over seeds, set by set, sets drawn independently."""
+    replicates = []
+    for test_set in endpoint.sets:
+        differences = []
+        first: Items | None = None
+        for seed in seeds:
+            ours, theirs = scores.items(arm, seed, test_set), scores.items(against, seed, test_set)
+            if ours is None or theirs is None:
+                return None
+            first = first or ours
+            if not (np.array_equal(ours.keys, theirs.keys) and np.array_equal(ours.keys, first.keys)):
+                result = scores.results[arm, seed][test_set.key]
+                scores.experiment.exclude(result.items_uri, f"its items are not those of {against}, so they cannot be paired")
+                return None
+            differences.append(ours.values - theirs.values)
+        assert first is not None, "there is at least one seed"
+        stream = f"{test_set.dataset}/{test_set.task}/{test_set.metric}"
+        replicates.append(bootstrap(np.mean(differences, axis=0), first.clusters, first.weights, stream))
+    return percentile_interval(mean, np.mean(replicates, axis=0))
+
+
+def pairs_of_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Which arms are set against which: all against the baseline, and perceptual against each control."""
+    pairs = [(arm, BASELINE) for arm in arms if arm != BASELINE] if BASELINE in arms else []
+    pairs.sort(key=lambda pair: pair[0] != "perceptual")
+    if "perceptual" in arms:
+        pairs += [("perceptual", arm) for arm in arms if arm not in (BASELINE, "perceptual")]
+    return pairs
+
+
+def contrasts(scores: Scores, endpoints: Sequence[Endpoint]) -> list[dict[str, Any]]:
+    """Every pair of arms on every endpoint, with Holm's adjusted p over the endpoints of a pair."""
+    rows: list[dict[str, Any]] = []
+    for arm, against in pairs_of_arms(scores.experiment.arms):
+        if against == BASELINE:
+            _name_unpaired(scores, arm, against)
+        found = [row for endpoint in endpoints if (row := contrast(scores, arm, against, endpoint))]
+        tested = [row for row in found if row["p"] is not None]
+        for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+            row["p_holm"] = adjusted
+        for row in found:
+            row.setdefault("p_holm", None)
+            row["finding"] = finding(row)
+        rows += found
+    return rows
+
+
+def _name_unpaired(scores: Scores, arm: str, against: str) -> None:
+    """Name the seeds that only one of two arms has: they take no part in any difference."""
+    ours, theirs = set(scores.seeds(arm)), set(scores.seeds(against))
+    for seed in sorted(ours ^ theirs):
+        has, lacks = (arm, against) if seed in ours else (against, arm)
+        scores.experiment.exclude(
+            f"{has}, seed {seed}, against {lacks}", f"{has} has seed {seed} and {lacks} does not, so it is not paired"
+        )
+
+
+def finding(row: dict[str, Any]) -> str:
+    """`better`, `worse` or `not shown` after Holm; `one seed` where no seed can be set against another."""
+    if row["over"] == "items":
+        return "one seed"
+    if row["p_holm"] is not None and row["p_holm"] <= 0.05:
+        return "better" if row["mean"] > 0 else "worse"
+    return "not shown"
+
+
+def per_set(scores: Scores, sets: Sequence[TestSet]) -> list[dict[str, Any]]:
+    """Every pair of arms on every set: descriptive, the sets are correlated and nothing is adjusted."""
+    rows = []
+    for arm, against in pairs_of_arms(scores.experiment.arms):
+        for test_set in sets:
+            row = contrast(scores, arm, against, set_endpoint(test_set))
+            if row:
+                rows.append(
+                    {**row, "dataset": test_set.dataset, "task": test_set.task, "metric": test_set.metric, "num_items": test_set.num_items}
+                )
+    return rows
+
+
+def signs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sign test over zero-shot sets for each pair of arms that has more than one."""
+    tests = []
+    for arm, against in dict.fromkeys((row["arm"], row["against"]) for row in rows):
+        differences = [r["mean"] for r in rows if (r["arm"], r["against"]) == (arm, against) and r["task"] == "zeroshot_classification"]
+        if len(differences) > 1:
+            tests.append({"arm": arm, "against": against, **sign_test(differences)})
+    return tests

@@ -1,0 +1,143 @@
+"""What the report knows of an experiment: stage runs, evaluations, cells. Filled by read.py."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.config import StageConfig
+from trainer.storage.committed import Committed
+from trainer.storage.manifest import Manifest
+
+BASELINE = "random"
+MEANINGS = {
+    "random": "both towers start from random weights: the baseline",
+    "perceptual": "the vision tower was first trained on the triplets' judgements",
+    "permuted": "the perceptual weights, permuted within each tensor: same norms, no structure",
+    "judged": "as perceptual, but the same pictures were judged by FLIP instead of people",
+    "instance": "as perceptual, but on own distortion against another picture's: images without judgements",
+    "shuffled": "as perceptual, but the judgements were shuffled among the triplets",
+    "posthoc": "a contrastively trained model (posthoc.base of the recipe), fine-tuned on the triplets afterwards",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One stage of one cell: its configuration, lineage, seal and course.
+
+    Attributes:
+        uri: the stage's folder.
+        config: resolved configuration.
+        lineage: lineage.json.
+        committed: seal of final/, or None where it never finished.
+        progress: lines of progress.jsonl, one a step, in the order of steps.
+    """
+
+    uri: str
+    config: StageConfig
+    lineage: dict[str, Any]
+    committed: Committed
+    progress: list[dict[str, Any]]
+
+    @property
+    def weights(self) -> set[str]:
+        """The hashes by which an evaluation may name this stage's final weights."""
+        facts = self.committed.facts
+        return {facts[name] for name in ("weights_sha256", "vision_sha256") if facts.get(name)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model measured on one set.
+
+    Attributes:
+        arm: of the model, by its meaning.
+        seed: of the model.
+        stage: untrained, perceptual, contrastive or posthoc.
+        step: None for the final model, else the checkpoint's step.
+        dataset: name of the set.
+        task: zeroshot_classification, zeroshot_retrieval or 2afc.
+        metrics: name -> figure in [0, 1], None where undefined.
+        facts: the file's `firstsight` block.
+        items_uri: the per-item outputs.
+    """
+
+    arm: str
+    seed: int
+    stage: str
+    step: int | None
+    dataset: str
+    task: str
+    metrics: dict[str, float | None]
+    facts: dict[str, Any]
+    items_uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm with one seed, finished.
+
+    Attributes:
+        arm: what its configuration says it is.
+        declared: what the plan called it.
+        seed: of every stage.
+        stages: perceptual, contrastive, posthoc -> the run, where the arm has it.
+        results: its evaluations that can be compared.
+    """
+
+    arm: str
+    declared: str
+    seed: int
+    stages: dict[str, StageRun]
+    results: list[Result]
+
+    @property
+    def final_stage(self) -> str:
+        """The stage whose model the arm is judged by."""
+        return "posthoc" if "posthoc" in self.stages else "contrastive"
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """All that the report knows.
+
+    Attributes:
+        uri: the experiment's folder.
+        plan: plan.json.
+        cells: the finished ones.
+        pairs: manifest of the pairs, or None where it is gone.
+        triplets: manifest of the triplets, or None.
+        evaluation_sets: dataset name -> (folder, manifest) of the sets staged with the pairs.
+        missing: [{"cell", "why"}] of planned cells that have no comparable model.
+        excluded: [{"what", "why"}] of single files left out.
+        failures: [{"cell", "stage", "line", "exit_code", "time"}] that no later attempt mended.
+        version: the evaluation version of every result.
+    """
+
+    uri: str
+    plan: dict[str, Any]
+    cells: list[Cell] = field(default_factory=list)
+    pairs: Manifest | None = None
+    triplets: Manifest | None = None
+    evaluation_sets: dict[str, tuple[str, Manifest]] = field(default_factory=dict)
+    missing: list[dict[str, str]] = field(default_factory=list)
+    excluded: list[dict[str, str]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    version: str = ""
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, from its plan."""
+        return str(self.plan["experiment"])
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that have a finished cell: the baseline, then in the plan's order."""
+        names = list(dict.fromkeys(cell.arm for cell in self.cells))
+        return sorted(names, key=lambda name: name != BASELINE)
+
+    def cell(self, arm: str, seed: int) -> Cell | None:
+        """The finished cell of an arm and a seed."""
+        return next((cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed)), None)
+
+    def exclude(self, what: str, why: str) -> None:
+        """Leave a file out, and say so on the page."""
+        self.excluded.append({"what": what.removeprefix(self.uri + "/"), "why": why})

@@ -1,0 +1,203 @@
+"""The page's figures: small matplotlib panels as inline SVG, each about as wide as a phone, with words for those who cannot see them.
+
+Colours are drawn as place-holders and replaced by the page's CSS variables, so one drawing serves the light and the
+dark theme and print; text stays text in the page's font.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trainer.report.answer import points
+
+WIDTH = 4.0
+"""Inches; matplotlib's SVG has 72 units an inch, and the page shows a unit as at least a CSS pixel and a quarter."""
+_INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
+_VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--line)"} | {f"#0a0a{n:02d}": f"var(--arm-{n})" for n in range(8)}
+_STYLE: Any = {
+    "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED, "axes.titlecolor": _INK, "text.color": _INK, "xtick.color": _GRID, "ytick.color": _GRID,
+    "xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
+}  # fmt: skip
+_CURVE_POINTS = 200
+_MARKERS = "osD^vPX*"
+
+Curve = tuple[Sequence[float], Sequence[float]]
+"""x and y of one seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A figure of the page.
+
+    Attributes:
+        svg: inline SVG.
+        caption: one sentence below it.
+        alt: what it shows, in words.
+    """
+
+    svg: str
+    caption: str
+    alt: str
+
+
+def arm_colour(arms: Sequence[str], arm: str) -> str:
+    """The place-holder of an arm's colour; the same arm has the same one in every panel."""
+    return f"#0a0a{list(arms).index(arm) % 8:02d}"
+
+
+def curves(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Mapping[str, Sequence[Curve]],
+    arms: Sequence[str],
+    levels: Mapping[str, float] | None = None,
+) -> Panel:
+    """Lines over training, one colour an arm, one thin line a seed; `levels` are named horizontal lines."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel(title, x_label, y_label, 2.7)
+        for arm, seeds in series.items():
+            for number, (x, y) in enumerate(seeds):
+                colour = arm_colour(arms, arm)
+                mark: dict[str, Any] = {"marker": _MARKERS[list(arms).index(arm) % 8], "markersize": 3.5} if len(x) <= 24 else {}
+                axes.plot(*_thin(x, y), color=colour, label=arm if number == 0 else None, alpha=0.9 if len(seeds) == 1 else 0.65, **mark)
+        _levels(axes, levels or {})
+        _legend(figure, axes)
+        return Panel(svg=_svg(figure, title), caption="", alt=_curves_alt(title, x_label, y_label, series))
+
+
+def forest(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], colours: Sequence[str], bold: int) -> Panel:
+    """Differences with their intervals, one row each; the first `bold` rows are the declared endpoints."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel(title, "difference in percentage points", "", 0.95 + 0.36 * len(rows))
+        places = [-(n + (0.6 if n >= bold else 0)) for n in range(len(rows))]
+        for place, row, colour, label, number in zip(places, rows, colours, labels, range(len(rows)), strict=True):
+            if row["low"] is not None:
+                axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=2.4 if number < bold else 1.4)
+            axes.plot([100 * row["mean"]], [place], "D" if number < bold else "o", color=colour, markersize=5.5 if number < bold else 4.5)
+            weight = "bold" if number < bold else "normal"
+            axes.annotate(label, (0, place + 0.24), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, fontweight=weight)
+        axes.axvline(0, color=_INK, linewidth=1.0)
+        axes.set_yticks([])
+        axes.set_ylim(places[-1] - 0.5, 0.85)
+        axes.spines["left"].set_visible(False)
+        words = "; ".join(f"{label}: {points(row['mean'])} ({_span(row)})" for label, row in zip(labels, rows, strict=True))
+        return Panel(svg=_svg(figure, title), caption="", alt=f"{title}, in percentage points with 95 % intervals. {words}.")
+
+
+def slopes(
+    title: str,
+    stages: Sequence[str],
+    series: Mapping[str, Sequence[Sequence[float | None]]],
+    arms: Sequence[str],
+    levels: Mapping[str, float],
+) -> Panel:
+    """A figure from stage to stage: one line an arm (mean over seeds) and a dot a seed.
+
+    Args:
+        title: of the panel.
+        stages: names along x.
+        series: arm -> one list a seed, one entry a stage (None: not measured).
+        arms: all arms, for colours.
+        levels: named horizontal lines (chance, pixel MSE).
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel(title, "", "2AFC accuracy, %", 2.7)
+        words = []
+        for arm, seeds in series.items():
+            table = np.array([[np.nan if value is None else 100 * value for value in seed] for seed in seeds], np.float64)
+            known = [n for n in range(len(stages)) if np.isfinite(table[:, n]).any()]
+            means = [float(np.nanmean(table[:, n])) for n in known]
+            marker = _MARKERS[list(arms).index(arm) % 8]
+            axes.plot(known, means, color=arm_colour(arms, arm), label=arm, marker=marker, markersize=5)
+            if len(seeds) > 1:
+                for seed in table:
+                    axes.plot(
+                        range(len(stages)), seed, linestyle="none", marker=marker, markersize=2.8, alpha=0.6, color=arm_colour(arms, arm)
+                    )
+            words.append(f"{arm}: " + ", ".join(f"{stages[n]} {mean:.1f} %" for n, mean in zip(known, means, strict=True)))
+        _levels(axes, {name: 100 * level for name, level in levels.items()})
+        words += [f"{name} {100 * level:.1f} %" for name, level in levels.items()]
+        axes.set_xticks(range(len(stages)), stages)
+        axes.set_xlim(-0.25, len(stages) - 0.75)
+        _legend(figure, axes)
+        return Panel(svg=_svg(figure, title), caption="", alt=f"{title}. {'; '.join(words)}.")
+
+
+def _panel(title: str, x_label: str, y_label: str, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(textwrap.fill(title, 42), pad=8)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.tick_params(length=0)
+    return figure, axes
+
+
+def _levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Named horizontal lines; names of (nearly) one level share a line."""
+    shared: dict[float, list[str]] = {}
+    for name, level in sorted(levels.items(), key=lambda item: item[1]):
+        near = next((other for other in shared if abs(other - level) < 0.02 * max(abs(level), 1e-9)), level)
+        shared.setdefault(near, []).append(name)
+    for level, names in shared.items():
+        axes.axhline(level, color=_MUTED, linestyle=":", linewidth=1.2)
+        axes.annotate(", ".join(names), (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_MUTED, fontsize=8)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3), handlelength=1.6, columnspacing=1.4)
+
+
+def _thin(x: Sequence[float], y: Sequence[float]) -> Curve:
+    """At most some 200 points, each the mean of its neighbours: a page is no log."""
+    if len(x) <= _CURVE_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), _CURVE_POINTS)
+    return [float(np.mean(np.asarray(x)[part])) for part in parts], [float(np.mean(np.asarray(y)[part])) for part in parts]
+
+
+def _curves_alt(title: str, x_label: str, y_label: str, series: Mapping[str, Sequence[Curve]]) -> str:
+    words = []
+    for arm, seeds in series.items():
+        ends = [(y[0], y[-1]) for _, y in seeds if len(y)]
+        if ends:
+            first, last = np.mean(ends, axis=0)
+            words.append(f"{arm} from {first:.3g} to {last:.3g}")
+    return f"{title}: {y_label} against {x_label}. {'; '.join(words)}."
+
+
+def _span(row: Mapping[str, Any]) -> str:
+    return "no interval" if row["low"] is None else f"{points(row['low'])} to {points(row['high'])}"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element without prologue, with the page's colours, ids unique to it, and no size of its own."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)
+    width, height = (float(re.search(rf'<svg[^>]* {side}="([\d.]+)pt"', text)[1]) for side in ("width", "height"))  # type: ignore[index]
+    text = re.sub(r"<svg[^>]*>", f'<svg viewBox="0 0 {width:g} {height:g}" aria-hidden="true">', text, count=1)
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the whole page
+    text = re.sub(r" font-family: [^;\"]*;?", "", text)
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text)
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, variable)
+    return text.strip()

@@ -1,0 +1,114 @@
+"""Per-item outputs (`<dataset>_<task>.items.npz`) as values that can be paired, and the headline figure of each task."""
+
+import io
+import zipfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.errors import InputError
+from trainer.report.experiment import Result
+from trainer.report.statistics import Items
+from trainer.storage import read_bytes
+
+RECALLS = tuple(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10))
+MEAN_RECALL = "mean_recall"
+METRIC_NAMES = {
+    "acc1": "accuracy", "acc5": "top-5 accuracy", "mean_per_class_recall": "mean per-class recall",
+    "mean_average_precision": "mean average precision", MEAN_RECALL: "mean recall", "accuracy": "2AFC accuracy",
+}  # fmt: skip
+
+
+def main_metric(result: Result) -> str:
+    """The figure that stands for a result: the set's own choice, else accuracy; of retrieval the mean of all recalls."""
+    if result.task == "zeroshot_retrieval":
+        return MEAN_RECALL
+    if result.task == "2afc":
+        return "accuracy"
+    declared = str(result.facts.get("main_metric") or "")
+    if declared:
+        return declared
+    return "mean_average_precision" if "mean_average_precision" in result.metrics else "acc1"
+
+
+def score(result: Result, metric: str) -> float | None:
+    """One figure of a result, in [0, 1]."""
+    return _figure(result.metrics, metric)
+
+
+def chance(result: Result, metric: str) -> float | None:
+    """What guessing would score, from the evaluation."""
+    return _figure(result.facts.get("chance") or {}, metric)
+
+
+def _figure(figures: dict[str, float | None], metric: str) -> float | None:
+    if metric != MEAN_RECALL:
+        return figures.get(metric)
+    recalls = [figures.get(name) for name in RECALLS]
+    known = [figure for figure in recalls if figure is not None]
+    return sum(known) / len(known) if known else None
+
+
+def read_arrays(result: Result) -> dict[str, NDArray[np.generic]]:
+    """The arrays of a result's items.npz.
+
+    Raises:
+        InputError: there is no such file, or it is torn.
+    """
+    try:
+        with np.load(io.BytesIO(read_bytes(result.items_uri)), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{result.items_uri}: not per-item outputs: {error}") from error
+
+
+def read_items(result: Result, metric: str) -> Items:
+    """What the model did on each item, so that `Items.score` is the figure that the evaluation recorded.
+
+    Raises:
+        InputError: no per-item outputs, or they do not add up to the recorded figure.
+    """
+    arrays = read_arrays(result)
+    try:
+        items = _items(arrays, metric)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"{result.items_uri}: per-item outputs lack or misfit {error}") from error
+    recorded = score(result, metric)
+    if not np.isfinite(items.values).all():
+        raise InputError(f"{result.items_uri}: NaN among the per-item outputs")
+    if recorded is None or abs(items.score - recorded) > 1e-4:
+        raise InputError(f"{result.items_uri}: per-item outputs make {metric} {items.score:.4f}, the evaluation says {recorded}")
+    return items
+
+
+def _items(arrays: dict[str, NDArray[np.generic]], metric: str) -> Items:
+    keys, clusters = arrays["key"].astype(str), arrays["clusters"].astype(str)
+    if metric == MEAN_RECALL:
+        return _retrieval_items(arrays, keys, clusters)
+    values = arrays["correct5" if metric == "acc5" else "correct"].astype(np.float64)
+    weights = np.ones(len(values))
+    if metric == "mean_per_class_recall":
+        _, classes, counts = np.unique(arrays["label"], return_inverse=True, return_counts=True)
+        weights = 1.0 / counts[classes]
+    elif metric not in ("acc1", "acc5", "accuracy"):
+        raise KeyError(metric)
+    return Items(keys=keys, clusters=clusters, values=values, weights=weights)
+
+
+def _retrieval_items(arrays: dict[str, NDArray[np.generic]], keys: NDArray[np.str_], clusters: NDArray[np.str_]) -> Items:
+    """Captions and images side by side, weighted so that both ways count alike; both hang on the image's cluster."""
+    owner = arrays["text_image"].astype(np.int64)
+    ways = [_mean_hit(arrays["image_rank"]), _mean_hit(arrays["text_rank"])]
+    names = np.concatenate([np.char.add("caption of ", keys[owner]), keys])
+    return Items(
+        keys=names,
+        clusters=np.concatenate([clusters[owner], clusters]),
+        values=np.concatenate(ways),
+        weights=np.concatenate([np.full(len(way), 1.0 / len(way)) for way in ways]),
+    )
+
+
+def _mean_hit(rank: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Mean over k = 1, 5, 10 of "found among the first k"; rank counts from 0."""
+    found: NDArray[np.float64] = np.stack([rank.astype(np.int64) < k for k in (1, 5, 10)]).mean(axis=0)
+    return found

@@ -1,0 +1,309 @@
+"""results.json: every figure of the page, and where it comes from. Its schema is results.schema.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.config import Recipe
+from trainer.errors import InputError
+from trainer.report import compare, course
+from trainer.report import items as per_item
+from trainer.report.answer import answer
+from trainer.report.experiment import BASELINE, MEANINGS, Experiment
+from trainer.report.pictures import attributions
+
+FORMAT_VERSION = 1
+_CONTROLS = {
+    "permuted": "the same weights without their structure",
+    "instance": "the same pictures without judgements",
+    "shuffled": "the same triplets with shuffled judgements",
+}
+
+
+def subject_of(arms: Sequence[str]) -> str:
+    """The arm that the page is about: perceptual, else the first that is not the baseline."""
+    return next((arm for arm in ("perceptual", *arms) if arm in arms and arm != BASELINE), "perceptual")
+
+
+def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[str, Any], compare.Scores]:
+    """All figures of one experiment, and of those set beside it."""
+    scores = compare.Scores(experiment)
+    sets = compare.find_sets(scores)
+    endpoints = compare.declared_endpoints(sets)
+    subject = subject_of(experiment.arms)
+    contrasts = compare.contrasts(scores, endpoints)
+    set_rows = compare.per_set(scores, sets)
+    followed = course.through_time(scores, endpoints)
+    judge = experiment.triplets.judge if experiment.triplets else ""
+    results = {
+        "format_version": FORMAT_VERSION,
+        "experiment": experiment.name,
+        "uri": experiment.uri,
+        "recipe": str((experiment.plan.get("recipe") or {}).get("name", "")),
+        "evaluation_version": experiment.version,
+        "judge": judge,
+        "answer": answer(contrasts, subject, judge),
+        "arms": [{"arm": arm, "meaning": _meaning(experiment, arm), "seeds": scores.seeds(arm)} for arm in experiment.arms],
+        "endpoints": [_endpoint(scores, endpoint) for endpoint in endpoints],
+        "scores": _scores(scores, endpoints),
+        "contrasts": contrasts,
+        "sets": set_rows,
+        "metrics": _metrics(experiment),
+        "sign_tests": compare.signs(set_rows),
+        "two_afc": course.two_afc_rows(experiment),
+        "through_time": followed,
+        "stages": course.stage_rows(experiment),
+        "efficiency": course.efficiency(scores, endpoints, followed),
+        "comparison": _comparison(scores, endpoints, others),
+        "missing": experiment.missing,
+        "failures": experiment.failures,
+        "excluded": experiment.excluded,
+        "data": _data(experiment),
+        "lineage": _lineage(experiment),
+        "attributions": attributions(experiment),
+    }
+    results["limits"] = limits(experiment, results)
+    results["summary"] = _summary(results)
+    return results, scores
+
+
+def require_comparable(experiment: Experiment, others: Sequence[Experiment]) -> None:
+    """Refuse experiments over other data or measured otherwise.
+
+    Raises:
+        InputError: naming what differs and where.
+    """
+    for other in others:
+        for what in ("pairs", "triplets"):
+            ours, theirs = experiment.plan[what]["identity"], other.plan[what]["identity"]
+            if ours != theirs:
+                rule = "runs on different data are not compared"
+                raise InputError(f"{other.uri}: its {what} are {theirs[:12]}, those of {experiment.name} are {ours[:12]}: {rule}")
+        if experiment.version and other.version and experiment.version != other.version:
+            raise InputError(f"{other.uri}: evaluation version {other.version}, {experiment.name} has {experiment.version}: not compared")
+        identities = _identities(experiment)
+        for key, identity in _identities(other).items():
+            if identities.get(key, identity) != identity:
+                raise InputError(
+                    f"{other.uri}: {key[0]} is {identity[:12]} there and {identities[key][:12]} in {experiment.name}: not compared"
+                )
+    names = [e.name for e in (experiment, *others)]
+    if len({e.uri for e in (experiment, *others)}) != len(names):
+        raise InputError(f"report --compare must name different experiments, got {', '.join(names)}")
+
+
+def _meaning(experiment: Experiment, arm: str) -> str:
+    """What an arm is, in words; one that starts from a foreign tower names it."""
+    start = next(cell for cell in experiment.cells if cell.arm == arm).stages["contrastive"].config.start
+    return MEANINGS.get(arm, f"the vision tower starts from {start.uri}" if start.kind == "tower" else f"starts from {arm} weights")
+
+
+def _identities(experiment: Experiment) -> dict[tuple[str, str], str]:
+    return {(r.dataset, r.task): str(r.facts["dataset_identity"]) for cell in experiment.cells for r in cell.results}
+
+
+def _endpoint(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, Any]:
+    sets = [{"dataset": s.dataset, "task": s.task, "metric": s.metric, "num_items": s.num_items} for s in endpoint.sets]
+    return {
+        "name": endpoint.name,
+        "label": endpoint.label,
+        "chance": scores.chance(endpoint),
+        "one_item": endpoint.resolution,
+        "sets": sets,
+    }
+
+
+def _scores(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> list[dict[str, Any]]:
+    """Every finished cell on every endpoint; a cell that lacks a set is named, since its mean would be another figure."""
+    rows = []
+    for (arm, seed), finals in scores.results.items():
+        for endpoint in endpoints:
+            value = scores.value(arm, seed, endpoint)
+            if value is None:
+                lacking = ", ".join(s.dataset for s in endpoint.sets if s.key not in finals)
+                scores.experiment.exclude(
+                    f"{arm}, seed {seed}: {endpoint.label}", f"no figure on {lacking}, so it takes no part in this endpoint"
+                )
+            else:
+                rows.append({"arm": arm, "seed": seed, "endpoint": endpoint.name, "value": value})
+    return rows
+
+
+def _summary(results: dict[str, Any]) -> dict[str, Any]:
+    """The short table that a command line prints as it is: every finished cell on every endpoint."""
+    columns = ["Arm", "Seed"]
+    for endpoint in results["endpoints"]:
+        chance = "" if endpoint["chance"] is None else f" (chance {100 * endpoint['chance']:.1f} %)"
+        columns.append(f"{endpoint['label']}{chance}")
+    rows = []
+    for arm in results["arms"]:
+        for seed in arm["seeds"]:
+            found = {row["endpoint"]: row["value"] for row in results["scores"] if (row["arm"], row["seed"]) == (arm["arm"], seed)}
+            rows.append(
+                [arm["arm"], str(seed), *(f"{100 * found[e['name']]:.1f} %" if e["name"] in found else "–" for e in results["endpoints"])]
+            )
+    notes = []
+    tests = [row for row in results["two_afc"] if row["dataset"] == results["two_afc"][0]["dataset"]]
+    untrained = {row["seed"]: row["accuracy"] for row in tests if row["stage"] == "untrained"}
+    if untrained:
+        mse = next((f", pixel MSE {100 * row['pixel_mse']:.1f} %" for row in tests if row["pixel_mse"] is not None), "")
+        notes.append(f"2AFC of the untrained tower {100 * sum(untrained.values()) / len(untrained):.1f} %{mse}.")
+    if results["judge"] == "FLIP":
+        notes.append("The triplets were judged by FLIP, a model of human vision, not by people.")
+    notes += [f"missing: {row['cell']}: {row['why']}" for row in results["missing"]]
+    return {"sentence": results["answer"]["sentence"], "columns": columns, "rows": rows, "notes": notes}
+
+
+def _metrics(experiment: Experiment) -> list[dict[str, Any]]:
+    """Every metric of every evaluation, with its chance level."""
+    rows = []
+    for cell in experiment.cells:
+        for result in cell.results:
+            for name, value in result.metrics.items():
+                rows.append(
+                    {
+                        "arm": cell.arm,
+                        "seed": cell.seed,
+                        "stage": result.stage,
+                        "step": result.step,
+                        "dataset": result.dataset,
+                        "task": result.task,
+                        "metric": name,
+                        "value": value,
+                        "chance": per_item.chance(result, name),
+                        "num_items": result.facts.get("num_items"),
+                        "final": result.stage == cell.final_stage and result.step is None,
+                    }
+                )
+    return rows
+
+
+def _comparison(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], others: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """Each further experiment's arms minus the same arms of this one, paired by seed."""
+    rows = []
+    for other in others:
+        both = compare.Scores(scores.experiment)
+        theirs = compare.Scores(other)
+        for (arm, seed), finals in theirs.results.items():
+            both.results[f"{arm} in {other.name}", seed] = finals
+        for arm in dict.fromkeys(arm for arm, _ in theirs.results):
+            for endpoint in endpoints:
+                row = compare.contrast(both, f"{arm} in {other.name}", arm, endpoint)
+                if row:
+                    rows.append({**row, "experiment": other.name})
+    return rows
+
+
+def _data(experiment: Experiment) -> list[dict[str, Any]]:
+    named: list[tuple[str, str, Any]] = [
+        (what, experiment.plan[what]["uri"], manifest)
+        for what, manifest in (("pairs", experiment.pairs), ("triplets", experiment.triplets))
+    ]
+    named += [("evaluation set", folder, manifest) for folder, manifest in experiment.evaluation_sets.values()]
+    rows = []
+    for what, uri, manifest in named:
+        if manifest is None:
+            rows.append(
+                {
+                    "what": what,
+                    "name": "",
+                    "uri": uri,
+                    "identity": experiment.plan[what]["identity"],
+                    "judge": "",
+                    "shards": [],
+                    "rows": {},
+                    "plan_id": "",
+                }
+            )
+            continue
+        shards = [
+            {"name": s.name, "split": s.split, "num_samples": s.num_samples, "size": s.size, "sha256": s.sha256} for s in manifest.shards
+        ]
+        rows.append(
+            {
+                "what": what,
+                "name": manifest.name,
+                "uri": uri,
+                "identity": manifest.identity,
+                "plan_id": manifest.plan_id,
+                "judge": manifest.judge,
+                "rows": manifest.rows,
+                "shards": shards,
+            }
+        )
+    return rows
+
+
+def _lineage(experiment: Experiment) -> list[dict[str, Any]]:
+    rows = []
+    for cell, name, run in course.own_stages(experiment):
+        lineage = run.lineage
+        rows.append(
+            {
+                "arm": cell.arm,
+                "seed": cell.seed,
+                "stage": name,
+                "uri": run.uri,
+                "recipe_hash": run.committed.recipe_hash,
+                "start": {**(lineage.get("start") or {}), "kind": run.config.start.kind},
+                "labels": run.config.labels if name != "contrastive" else "",
+                "data": lineage.get("data") or {},
+                "weights_sha256": lineage.get("weights_sha256"),
+                "vision_sha256": lineage.get("vision_sha256"),
+                "code": lineage.get("code") or {},
+                "image_digest": lineage.get("image_digest") or "",
+                "torch": lineage.get("torch"),
+                "created": lineage.get("created"),
+                "files": {file: facts.get("sha256") for file, facts in run.committed.files.items()},
+            }
+        )
+    return rows
+
+
+def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
+    """What the numbers do not say, from what was and was not run."""
+    subject = results["answer"]["subject"]
+    counts = [len(row["seeds"]) for row in results["contrasts"] if row["arm"] == subject and row["against"] == BASELINE]
+    said = []
+    if counts and max(counts) == 1:
+        said.append(
+            "One seed: the intervals cover the sampling of test items only. Two runs that differ in nothing but their random start "
+            "would differ too, and one pair cannot tell that from an effect. Run SEEDS=0,1,2 for a test."
+        )
+    elif counts:
+        said.append(
+            f"{max(counts)} seeds: the intervals cover what changes from seed to seed on these test items; those over items cover the "
+            "sampling of items for these models. Neither covers both. Few seeds show large effects only: 'not shown' is not 'absent'."
+        )
+    if experiment.triplets and experiment.triplets.judge == "FLIP":
+        said.append(
+            "The triplets were judged by FLIP, a model of human vision, and not by people. Agreement with FLIP is not agreement with "
+            "people; pixel MSE and the untrained tower stand beside every 2AFC figure because both agree with it to some degree already."
+        )
+    lacking = [f"{name} ({why})" for name, why in _CONTROLS.items() if name not in experiment.arms]
+    if subject == "perceptual" and lacking:
+        said.append(
+            f"Controls not run: {'; '.join(lacking)}. Without them 'perceptual beats random' is not yet 'perception beats any warm-up'."
+        )
+    said += _small_model(experiment)
+    if results["sets"]:
+        said.append("Intervals of single sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm).")
+    shares = [row["stage_1_share_of_flops"] for row in results["efficiency"] if row["stage_1_share_of_flops"] is not None]
+    extra = f" ({100 * max(shares):.1f} % of its arm's training FLOPs)" if shares else ""
+    if counts:
+        said.append(
+            f"The arms share their hyper-parameters, tuned for none of them; stage 1 is work{extra} that the baseline does not get."
+        )
+    if experiment.missing:
+        said.append(f"{len(experiment.missing)} planned cells are missing (listed above); what they would have shown is not known.")
+    return said
+
+
+def _small_model(experiment: Experiment) -> list[str]:
+    model = (experiment.plan.get("recipe") or {}).get("model") or {}
+    width, paper = model.get("vision_width"), Recipe().model
+    if model.get("open_clip_name") or not isinstance(width, int) or width >= paper.vision_width:
+        return []
+    return [
+        f"The model is small (vision width {width}, {model.get('image_size')} px; the paper's is {paper.vision_width} wide at "
+        f"{paper.image_size} px), and so are the data: what holds here need not hold for ViT-B/32 on YFCC15M, nor the reverse."
+    ]

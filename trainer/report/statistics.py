@@ -1,0 +1,128 @@
+"""Paired statistics, declared before the data.
+
+Over seeds: a paired t-interval, because a percentile bootstrap of 3 seeds covers the truth in some 73 % of
+cases where 95 % are promised. Over test items: a paired bootstrap that resamples clusters (images or
+references), since captions of one picture and triplets of one reference stand or fall together. Several
+endpoints: Holm's step-down. Everything here is a pure function of arrays; the random draws are seeded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special  # not scipy.stats: the same distributions at a tenth of its import time
+
+LEVEL = 0.95
+REPLICATES = 2000
+_DRAWS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its 95 % interval.
+
+    Attributes:
+        mean: the estimate, in the unit of what was given.
+        low: lower end.
+        high: upper end.
+        p: two-sided p of "no difference", or None where the method makes no test.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """What one model did on each item of one test set; its score is the weighted mean of `values`.
+
+    Attributes:
+        keys: (N,) str, names of the items, the same for every model that is paired.
+        clusters: (N,) str, the image or reference an item belongs to.
+        values: (N,) float64 in [0, 1].
+        weights: (N,) float64 > 0: 1, or what makes a mean over classes or over both ways of retrieval.
+    """
+
+    keys: NDArray[np.str_]
+    clusters: NDArray[np.str_]
+    values: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    @property
+    def score(self) -> float:
+        """The weighted mean of the values."""
+        return float(np.average(self.values, weights=self.weights))
+
+
+def paired_t(differences: Sequence[float], resolution: float = 0.0) -> Interval:
+    """The t-interval of the mean of paired differences, one a seed.
+
+    Args:
+        differences: at least two.
+        resolution: the smallest step that a difference can take (one test item). Differences of a few seeds can
+            coincide because scores are counts; a standard deviation below this step is not believed.
+    """
+    values = np.asarray(differences, np.float64)
+    assert len(values) >= 2, "a t-interval needs two seeds"
+    mean, deviation = float(values.mean()), max(float(values.std(ddof=1)), resolution)
+    if deviation == 0.0:
+        return Interval(mean=mean, low=mean, high=mean, p=1.0 if mean == 0.0 else 0.0)
+    error, freedom = deviation / len(values) ** 0.5, len(values) - 1
+    reach = float(special.stdtrit(freedom, 0.5 + LEVEL / 2)) * error
+    return Interval(mean=mean, low=mean - reach, high=mean + reach, p=float(2 * special.stdtr(freedom, -abs(mean) / error)))
+
+
+def bootstrap(values: NDArray[np.float64], clusters: NDArray[np.str_], weights: NDArray[np.float64], stream: str) -> NDArray[np.float64]:
+    """Replicates of the weighted mean of `values` when whole clusters are drawn anew.
+
+    Clusters of equal sum and equal weight are interchangeable, so each replicate draws how often each *kind* of
+    cluster comes up: the same distribution as drawing clusters, at a fraction of the work.
+
+    Args:
+        values: (N,) differences, item by item.
+        clusters: (N,) which items go together.
+        weights: (N,) as in Items.
+        stream: names the random stream; equal names give equal draws.
+
+    Returns:
+        (REPLICATES,) float64.
+    """
+    _, membership = np.unique(clusters, return_inverse=True)
+    sums = np.stack([np.bincount(membership, weights * values), np.bincount(membership, weights)], axis=1)
+    kinds, counts = np.unique(np.round(sums, 12), axis=0, return_counts=True)
+    seed = np.frombuffer(stream.encode(), np.uint8).tolist()
+    generator = np.random.default_rng(seed)
+    replicates = np.empty(REPLICATES)
+    step = max(1, _DRAWS_AT_ONCE // len(kinds))
+    for start in range(0, REPLICATES, step):
+        draws = generator.multinomial(int(counts.sum()), counts / counts.sum(), size=min(step, REPLICATES - start))
+        numerator, denominator = (draws @ kinds).T
+        replicates[start : start + len(draws)] = numerator / denominator
+    return replicates
+
+
+def percentile_interval(mean: float, replicates: NDArray[np.float64]) -> Interval:
+    """The percentile interval of bootstrap replicates: it covers the sampling of test items and nothing else."""
+    low, high = np.quantile(replicates, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Interval(mean=mean, low=float(low), high=float(high), p=None)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p: reject where it is <= .05 and some true hypothesis falls in at most 5 % of experiments."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, (len(p_values) - rank) * p_values[index])
+        adjusted[index] = min(1.0, running)
+    return adjusted.tolist()
+
+
+def sign_test(differences: Sequence[float]) -> dict[str, float | int]:
+    """How many sets were won and lost, ties aside, and the two-sided sign test's p (descriptive: sets are correlated)."""
+    won, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    p = min(1.0, 2 * float(special.bdtr(min(won, lost), won + lost, 0.5)))
+    return {"won": won, "lost": lost, "tied": len(differences) - won - lost, "p": p}

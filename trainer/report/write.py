@@ -1,0 +1,215 @@
+"""Write report/: index.html (one file, no scripts), results.json, results.csv and report.md, from one set of figures.
+
+`python -m trainer report --experiment <uri> [--compare <uri> …]`
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from trainer.report import course, figures, pictures, results
+from trainer.report import items as per_item
+from trainer.report.answer import points
+from trainer.report.compare import Scores
+from trainer.report.experiment import BASELINE, Experiment
+from trainer.report.read import read_experiment
+from trainer.storage import join, layout, write_bytes, write_json
+
+_CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "num_items", "final")
+_SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
+
+
+def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, str]:
+    """Read an experiment, compare its arms, write the report beside it.
+
+    Args:
+        experiment_uri: the experiment's folder.
+        compare: further experiments to set beside it.
+
+    Returns:
+        {"report": URI of index.html, "results": URI of results.json, "answer": the page's first sentence}.
+
+    Raises:
+        InputError: no plan at a URI, or experiments over other data or evaluation versions.
+    """
+    experiment = read_experiment(experiment_uri)
+    others = [read_experiment(uri) for uri in compare]
+    results.require_comparable(experiment, others)
+    document, scores = results.build(experiment, others)
+    examples = {
+        "retrieval": pictures.retrieval_examples(scores, document["answer"]["subject"]),
+        "triplets": pictures.triplet_examples(scores, document["answer"]["subject"]),
+    }
+    document["excluded"] = experiment.excluded  # what the pictures met is in it by now
+    folder = layout.report(experiment.uri)
+    page = join(folder, "index.html")
+    write_json(join(folder, "results.json"), document)
+    write_bytes(join(folder, "results.csv"), as_csv(document).encode())
+    write_bytes(join(folder, "report.md"), render("page.md", document, {}, {}).encode())
+    write_bytes(page, render("page.html", document, panels(experiment, scores, document), examples).encode())
+    return {"report": page, "results": join(folder, "results.json"), "answer": document["answer"]["sentence"]}
+
+
+def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> dict[str, list[figures.Panel]]:
+    """The figures of each section of the page."""
+    arms = experiment.arms
+    return {
+        "forest": _forests(document, arms),
+        "two_afc": _two_afc(document, arms),
+        "training": _training(experiment, arms),
+        "through_time": _through_time(document, arms),
+    }
+
+
+def render(template: str, document: dict[str, Any], drawn: dict[str, list[figures.Panel]], examples: dict[str, Any]) -> str:
+    """A template of this package with the figures of `document`."""
+    html = template.endswith(".html")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trainer.report", "."),
+        autoescape=html,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(
+        points=lambda value: "–" if value is None else points(value),
+        percent=lambda value: "–" if value is None else f"{100 * value:.1f} %",
+        span=span,
+        p=p_value,
+        count=lambda value: "–" if value is None else f"{value:,.0f}".replace(",", "\u202f"),
+        duration=duration,
+        hours=lambda value: "–" if value is None else f"{value:.3g} h",
+        short=lambda value: str(value or "–")[:12],
+        figure=lambda value: "–" if value is None else f"{value:.3g}",
+        metric=lambda name: per_item.METRIC_NAMES.get(name, name.replace("_retrieval_recall@", " R@")),
+        svg=lambda panel: Markup(panel.svg),
+    )
+    return environment.get_template(template).render(
+        r=document, panels=drawn, examples=examples, baseline=BASELINE, table=_table(document), stages=_SHORT_STAGES
+    )
+
+
+def as_csv(document: dict[str, Any]) -> str:
+    """Every metric of every evaluation as CSV, one row each."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "step": "final" if row["step"] is None else row["step"]} for row in document["metrics"])
+    return stream.getvalue()
+
+
+def span(row: dict[str, Any] | None) -> str:
+    """An interval in points, `−0.8 to +3.4`."""
+    return "–" if row is None or row["low"] is None else f"{points(row['low'])} to {points(row['high'])}"
+
+
+def p_value(value: float | None) -> str:
+    """A p with no more digits than it carries."""
+    if value is None:
+        return "–"
+    return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0") if value < 0.1 else f"{value:.2f}".removeprefix("0")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 48 s, 12 min, 3.4 h."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _table(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The paired table: endpoint by endpoint, each arm against the baseline of the same seeds."""
+    rows = []
+    for endpoint in document["endpoints"]:
+        against = [row for row in document["contrasts"] if row["against"] == BASELINE and row["endpoint"] == endpoint["name"]]
+        alone = [row["value"] for row in document["scores"] if (row["arm"], row["endpoint"]) == (BASELINE, endpoint["name"])]
+        untrained, mse = _beside(document, endpoint)
+        baseline = sum(alone) / len(alone) if alone else None
+        rows.append({"endpoint": endpoint, "baseline": baseline, "arms": against, "untrained": untrained, "pixel_mse": mse})
+    return rows
+
+
+def _beside(document: dict[str, Any], endpoint: dict[str, Any]) -> tuple[float | None, float | None]:
+    """What the untrained tower and pixel MSE score on the endpoint's triplets; None for other endpoints."""
+    names = {s["dataset"] for s in endpoint["sets"] if s["task"] == "2afc"}
+    rows = [row for row in document["two_afc"] if row["dataset"] in names]
+    untrained = {row["seed"]: row["accuracy"] for row in rows if row["stage"] == "untrained"}
+    mse = next((row["pixel_mse"] for row in rows if row["pixel_mse"] is not None), None)
+    return (sum(untrained.values()) / len(untrained) if untrained else None), mse
+
+
+def _forests(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
+    """For the page's subject one panel against the baseline (endpoints, then sets), and one of the endpoints against each control."""
+    subject = document["answer"]["subject"]
+    first = [row for row in document["contrasts"] if (row["arm"], row["against"]) == (subject, BASELINE)]
+    alone = {s["dataset"] for e in document["endpoints"] if len(e["sets"]) == 1 for s in e["sets"]}
+    sets = [row for row in document["sets"] if (row["arm"], row["against"]) == (subject, BASELINE) and row["dataset"] not in alone]
+    drawn = []
+    if first:
+        rows = first + sets
+        labels = [row["label"] for row in rows]
+        drawn.append(
+            figures.forest(f"{subject} minus {BASELINE}", rows, labels, [figures.arm_colour(arms, subject)] * len(rows), len(first))
+        )
+    controls = [row for row in document["contrasts"] if row["arm"] == subject and row["against"] != BASELINE]
+    if controls:
+        labels = [f"minus {row['against']}: {row['label']}" for row in controls]
+        colours = [figures.arm_colour(arms, row["against"]) for row in controls]
+        drawn.append(figures.forest(f"{subject} minus each control", controls, labels, colours, 0))
+    return drawn
+
+
+def _two_afc(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
+    """2AFC from the untrained tower to the final model, on the test split."""
+    rows = document["two_afc"]
+    if not rows:
+        return []
+    dataset = rows[0]["dataset"]
+    rows = [row for row in rows if row["dataset"] == dataset]
+    stages = [stage for stage in course.STAGES if any(row["stage"] == stage for row in rows)]
+    untrained = {row["seed"]: row["accuracy"] for row in rows if row["stage"] == "untrained"}
+    series: dict[str, list[list[float | None]]] = {}
+    for arm in arms:
+        for seed in sorted({row["seed"] for row in rows if row["arm"] == arm}):
+            found = {row["stage"]: row["accuracy"] for row in rows if (row["arm"], row["seed"]) == (arm, seed)}
+            found.setdefault("untrained", untrained.get(seed))
+            series.setdefault(arm, []).append([found.get(stage) for stage in stages])
+    levels = {name: rows[0][key] for name, key in (("chance", "chance"), ("pixel MSE", "pixel_mse")) if rows[0][key] is not None}
+    return [figures.slopes(f"2AFC on {dataset}", [_SHORT_STAGES[stage] for stage in stages], series, arms, levels)]
+
+
+def _training(experiment: Experiment, arms: Sequence[str]) -> list[figures.Panel]:
+    """Loss of each stage; of stage 1 also 2AFC on the validation split."""
+    wanted = (
+        ("perceptual", "loss", "Stage 1: loss", "loss"),
+        ("perceptual", "val_2afc", "Stage 1: 2AFC on the validation split", "accuracy"),
+        ("contrastive", "loss", "Stage 2: contrastive loss", "loss"),
+        ("posthoc", "loss", "Post-hoc: loss", "loss"),
+    )
+    drawn = []
+    for stage, figure, title, label in wanted:
+        series = course.loss_curves(experiment, stage, figure)
+        if series:
+            drawn.append(figures.curves(title, "epoch", label, series, arms))
+    return drawn
+
+
+def _through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
+    """Each endpoint at the evaluated checkpoints of stage 2."""
+    drawn = []
+    for endpoint in document["endpoints"]:
+        series: dict[str, list[figures.Curve]] = {}
+        rows = [row for row in document["through_time"] if row["endpoint"] == endpoint["name"]]
+        for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
+            own = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
+            series.setdefault(arm, []).append(([row["epoch"] for row in own], [100 * row["value"] for row in own]))
+        if series:
+            levels = {} if endpoint["chance"] is None else {"chance": 100 * endpoint["chance"]}
+            drawn.append(figures.curves(endpoint["label"], "epoch of stage 2", "%", series, arms, levels))
+    return drawn
