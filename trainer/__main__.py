@@ -7,6 +7,7 @@ import traceback
 
 from trainer.config import Recipe
 from trainer.errors import InputError, RunError
+from trainer.staging.remote.cli import add_commands as add_remote_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,15 +40,18 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key of the configuration")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    stage = commands.add_parser("stage", parents=[common], help="turn a source into a sealed data set of shards")
-    stage.add_argument("what", choices=["triplets", "pairs"])
-    stage.add_argument("--root", required=True, help="store URI under which datasets/ lies")
-    stage.add_argument("--source", default="demo", help="`demo`, or the URI of a folder or of WebDataset tars")
-    stage.add_argument("--from-pairs", default="", help="make triplets from this pairs source, judged by FLIP")
-    stage.add_argument("--recipe", default="demo", help="shipped recipe, or the URI of a YAML file")
-    stage.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default .01)")
-    stage.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
-    stage.set_defaults(run=_stage)
+    stage = commands.add_parser("stage", help="turn a source into a sealed data set of shards")
+    staged = stage.add_subparsers(dest="what", required=True)
+    for name, text in (("triplets", "a folder in NIGHTS layout, or pictures judged by FLIP"), ("pairs", "captioned pictures")):
+        whole = staged.add_parser(name, parents=[common], help=f"plan, make and seal in one go: {text}")
+        whole.add_argument("--root", required=True, help="store URI under which datasets/ lies")
+        whole.add_argument("--source", default="demo", help="`demo`, or the URI of a folder or of WebDataset tars")
+        whole.add_argument("--from-pairs", default="", help="make triplets from this pairs source, judged by FLIP")
+        whole.add_argument("--recipe", default="demo", help="shipped recipe, or the URI of a YAML file")
+        whole.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default .01)")
+        whole.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
+        whole.set_defaults(run=_stage)
+    add_remote_commands(staged, common)
 
     train = commands.add_parser("train", parents=[common], help="run one stage of one cell")
     train.add_argument("stage", choices=["perceptual", "contrastive", "posthoc"])

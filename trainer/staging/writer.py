@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "pairs": ("image", "txt", "json"),
     "triplets": ("ref.png", "0.png", "1.png", "json"),
     "zeroshot_classification": ("image", "cls"),
+    "zeroshot_multilabel": ("image", "npy"),
     "zeroshot_retrieval": ("image", "txt"),
 }
 """The index columns of each sort of data set. A column is logical: `image` is `.jpg` or `.png` in the tar."""
@@ -151,6 +152,10 @@ class SliceWriter:
     def reject(self, reject: Reject) -> None:
         """Record a row that does not become a sample."""
         self._rejects.append(reject)
+
+    def adopt(self, shard: Shard) -> None:
+        """Take a whole shard that lies in the folder already, with its index."""
+        self._shards.append(shard)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Upload the last shard, then the slice's record."""

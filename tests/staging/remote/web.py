@@ -1,0 +1,118 @@
+"""A small web on loopback that misbehaves as told: pictures, 404s, 500s that pass, slow and truncated answers, redirects."""
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@dataclass
+class Web:
+    """A running web server.
+
+    Attributes:
+        url: its address.
+        pages: path -> bytes, or what makes an answer from the number of times the path was asked for (from 1).
+        asked: how often each path was.
+        agents: the user agents seen.
+        most_at_once: requests that were served at one time.
+        folder: where further files are served from, or None; ranges are honoured.
+        delay: seconds before each answer.
+        cut: path -> bytes after which its answers end, whatever was announced.
+    """
+
+    url: str = ""
+    pages: dict[str, bytes | Callable[[int], Answer]] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    agents: set[str] = field(default_factory=set)
+    most_at_once: int = 0
+    folder: Path | None = None
+    delay: float = 0.0
+    cut: dict[str, int] = field(default_factory=dict)
+    _now: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextlib.contextmanager
+    def serving(self, path: str, agent: str) -> Iterator[int]:
+        """Count a request; gives how often its path was asked for."""
+        with self._lock:
+            self.asked[path] += 1
+            self.agents.add(agent)
+            self._now += 1
+            self.most_at_once = max(self.most_at_once, self._now)
+            count = self.asked[path]
+        try:
+            yield count
+        finally:
+            with self._lock:
+                self._now -= 1
+
+
+@contextlib.contextmanager
+def web_server() -> Iterator[Web]:
+    """A Web on a free loopback port."""
+    web = Web()
+
+    class Handler(_Handler):
+        pass
+
+    Handler.web = web
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    web.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    web: Web
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        with self.web.serving(self.path, self.headers.get("user-agent", "")) as count:
+            time.sleep(self.web.delay)
+            status, headers, body = self._find(count)
+            self.send_response(status)
+            for name, value in {"content-length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            cut = self.web.cut.get(self.path)
+            if cut is not None and cut < len(body):
+                body, self.close_connection = body[:cut], True
+            self.wfile.write(body)
+
+    def _find(self, count: int) -> Answer:
+        page = self.web.pages.get(self.path)
+        if callable(page):
+            return page(count)
+        if page is None and self.web.folder is not None:
+            file = self.web.folder / self.path.lstrip("/")
+            page = file.read_bytes() if file.is_file() else None
+        if page is None:
+            return 404, {"content-type": "text/html"}, b"<html>no such page</html>"
+        wanted = self.headers.get("range", "")
+        if wanted:
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+            if start >= len(page):
+                return 416, {"content-range": f"bytes */{len(page)}"}, b""
+            return 206, {"content-range": f"bytes {start}-{len(page) - 1}/{len(page)}", "etag": '"v1"'}, page[start:]
+        return 200, {"etag": '"v1"'}, page
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the client went away
+            super().handle()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""

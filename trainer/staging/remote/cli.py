@@ -1,0 +1,128 @@
+"""The commands `stage plan | fetch | seal | refetch`. What is heavy is imported when a command runs."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import Recipe
+
+if TYPE_CHECKING:
+    from trainer.staging.remote.http import Manners
+
+_PASSING = "timeout,connect,dns,cut short,http 429,http 500,http 502,http 503,http 504"
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Add the four commands to `stage`'s."""
+    plan = commands.add_parser("plan", parents=[common], help="turn a list of remote pictures into slices of rows")
+    plan.add_argument("kind", choices=["urls", "yfcc15m-openai", "yfcc15m-slip", "yfcc15m-declip", "yfcc15m-rwkv", "nights"])
+    plan.add_argument("--root", required=True, help="store URI under which datasets/ lies")
+    plan.add_argument("--list", default="", metavar="URI", help="the list (CSV, TSV, JSON lines, parquet); for nights the folder's URL")
+    plan.add_argument("--metadata", default="", metavar="URI", help="YFCC100M's metadata TSV (yfcc15m-openai and -slip)")
+    plan.add_argument("--ids", default="", metavar="URI", help="flickr_unique_ids.npy (yfcc15m-slip)")
+    plan.add_argument("--images", default="", metavar="URI", help="http(s), s3 or local base below which YFCC's pictures lie")
+    plan.add_argument("--captions", default="as-is", help="title | description | both | slip | as-is (default)")
+    plan.add_argument("--heldout-fraction", type=float, default=0.0, help="part of the rows that becomes the split `test` (default 0)")
+    plan.add_argument("--memory-mb", type=int, default=2048, help="most memory of the join and the sort; more goes to disk (default 2048)")
+    plan.add_argument("--scratch", default="", help="local folder for that (default: the system's temporary one)")
+    plan.add_argument("--recipe", default="paper", help="shipped recipe, or the URI of a YAML file (default paper)")
+    plan.add_argument("--contact", default="", help="mail or URL that servers are told")
+    plan.set_defaults(run=_plan)
+
+    fetch = commands.add_parser("fetch", parents=[common], help="make the shards of the slices of one part")
+    fetch.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
+    fetch.add_argument("--slice", default="0/1", metavar="I/N", help="every N-th slice from the I-th on (default 0/1: all)")
+    fetch.add_argument("--images", default="", metavar="URI", help="another base for the pictures, such as a mirror")
+    fetch.add_argument("--contact", default="", help="mail or URL that servers are told")
+    fetch.add_argument("--concurrency", type=int, default=32, help="requests at a time (default 32)")
+    fetch.add_argument("--per-host", type=int, default=16, help="of them at one host (default 16)")
+    fetch.add_argument("--tries", type=int, default=4, help="of one URL whose failure may pass (default 4)")
+    fetch.add_argument("--timeout", type=float, default=20.0, help="seconds without a byte (default 20)")
+    fetch.add_argument("--processes", type=int, default=0, help="that decode and encode (default 0: threads of this one)")
+    fetch.add_argument("--buffer-mb", type=int, default=256, help="fetched bytes that wait for their turn (default 256)")
+    fetch.add_argument("--max-image-mb", type=int, default=32, help="larger answers are rejected (default 32)")
+    fetch.set_defaults(run=_fetch)
+
+    seal = commands.add_parser("seal", parents=[common], help="check that all slices are done and write the manifest")
+    seal.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
+    seal.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad rows than this are refused (default .01)")
+    seal.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
+    seal.set_defaults(run=_seal)
+
+    refetch = commands.add_parser("refetch", parents=[common], help="plan a second try for rows that were lost")
+    refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
+    refetch.add_argument("--causes", default=_PASSING, help=f"comma-separated, as the rejects have them (default: {_PASSING})")
+    refetch.set_defaults(run=_refetch)
+
+
+def _plan(options: argparse.Namespace) -> dict[str, str]:
+    from trainer.errors import InputError
+    from trainer.staging.remote.captions import POLICIES
+    from trainer.staging.remote.plan import PlanOptions, plan_pairs
+    from trainer.staging.remote.sources import nights, url_list, yfcc15m
+
+    recipe = _recipe(options)
+    if not options.list:
+        raise InputError("--list must name the list (for nights: the folder)")
+    if options.kind == "nights":
+        return {"uri": nights.plan(options.root, options.list, recipe, _manners(options))}
+    if options.captions not in POLICIES:
+        raise InputError(f"--captions must be one of {', '.join(POLICIES)}, got {options.captions!r}")
+
+    def make(database: Any, inputs: Any) -> Any:
+        if options.kind == "urls":
+            return url_list.table(database, inputs, list_uri=options.list, captions=options.captions)
+        uris = {"list_uri": options.list, "metadata_uri": options.metadata, "ids_uri": options.ids}
+        return yfcc15m.table(database, inputs, which=options.kind.removeprefix("yfcc15m-"), captions=options.captions, **uris)
+
+    planned = PlanOptions(
+        images=options.images, captions=options.captions, heldout_fraction=options.heldout_fraction,
+        memory_mb=options.memory_mb, scratch=options.scratch,
+    )  # fmt: skip
+    return {"uri": plan_pairs(options.root, make, planned, recipe.staging)}
+
+
+def _fetch(options: argparse.Namespace) -> dict[str, int]:
+    from trainer.staging.remote.fetch import FetchSettings, fetch, parse_part
+
+    part, parts = parse_part(options.slice)
+    settings = FetchSettings(
+        manners=_manners(options), images=options.images, concurrency=options.concurrency, processes=options.processes,
+        buffer_mb=options.buffer_mb,
+    )  # fmt: skip
+    return fetch(options.plan, part, parts, settings)
+
+
+def _seal(options: argparse.Namespace) -> dict[str, str]:
+    from trainer.staging.remote.seal import seal_remote
+    from trainer.storage import write_json
+
+    uri, identity = seal_remote(options.plan, options.max_reject_fraction)
+    result = {"uri": uri, "identity": identity}
+    if options.result:
+        write_json(options.result, result)
+    return result
+
+
+def _refetch(options: argparse.Namespace) -> dict[str, str]:
+    from trainer.staging.remote.refetch import plan_refetch
+
+    return {"uri": plan_refetch(options.plan, [cause.strip() for cause in options.causes.split(",") if cause.strip()])}
+
+
+def _manners(options: argparse.Namespace) -> "Manners":
+    from trainer.staging.remote.http import Manners
+
+    if options.command == "stage" and options.what == "plan":
+        return Manners(contact=options.contact)
+    return Manners(
+        contact=options.contact, per_host=options.per_host, tries=options.tries, read_seconds=options.timeout,
+        max_bytes=options.max_image_mb << 20,
+    )  # fmt: skip
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    from trainer.configs import load_recipe
+    from trainer.storage import read_bytes
+
+    text = read_bytes(options.recipe).decode() if options.recipe.endswith((".yaml", ".yml")) else None
+    return load_recipe(options.recipe, options.set, text)

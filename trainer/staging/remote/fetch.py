@@ -1,0 +1,231 @@
+"""`stage fetch`: the pictures of a slice are fetched by threads, decoded and encoded by processes, and written in order.
+
+What a slice needs of memory is bounded by configuration: finished answers wait for their turn within `buffer_mb`, and
+at most `concurrency` more are on their way.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from trainer.errors import InputError
+from trainer.progress import check_stop, progress
+from trainer.staging.remote.captions import clean_captions
+from trainer.staging.remote.http import FetchError, Manners, PoliteClient
+from trainer.staging.remote.refetch import copies, copy_slice
+from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
+from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
+from trainer.staging.samples import PairMaker, Sample, TripletMaker
+from trainer.staging.tokens import Tokenizer
+from trainer.staging.writer import Plan, SliceWriter, slice_done
+from trainer.storage import MissingObject, join, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    """How fast, how politely, within what memory.
+
+    Attributes:
+        manners: towards HTTP servers.
+        images: another place to find the pictures of the plan's image base (a mirror); empty: the plan's own.
+        concurrency: requests at a time.
+        processes: that decode and encode; 0: threads of this process.
+        buffer_mb: fetched bytes that wait for their turn.
+    """
+
+    manners: Manners = field(default_factory=Manners)
+    images: str = ""
+    concurrency: int = 32
+    processes: int = 0
+    buffer_mb: int = 256
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name, low in (("concurrency", 1), ("processes", 0), ("buffer_mb", 1)):
+            if getattr(self, name) < low:
+                raise InputError(f"--{name.replace('_', '-')} must be >= {low}, got {getattr(self, name)}")
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`i/n` as two numbers; InputError where i is not one of 0 … n-1."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise InputError(f"--slice must be i/n with 0 <= i < n, such as 0/8, got {text!r}")
+    return int(part), int(parts)
+
+
+def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[str, int]:
+    """Make every slice whose number is `part` modulo `parts`, but for those that are done.
+
+    Args:
+        folder: that `stage plan` printed.
+        part: which of the machines this is, from 0.
+        parts: how many there are; it never changes a byte.
+        settings: see there.
+
+    Returns:
+        Slices that fell to this part, and how many of them were made now.
+
+    Raises:
+        OutageError: nothing answered any more; the slice is not done.
+    """
+    plan = read_plan(folder)
+    mine = range(part, len(plan.splits), parts)
+    made = 0
+    with ExitStack() as stack:
+        client = PoliteClient(settings.manners)
+        stack.callback(client.close)
+        tokenize = Tokenizer()
+        threads = stack.enter_context(ThreadPoolExecutor(settings.concurrency))
+        makers: Executor = (
+            stack.enter_context(ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn"), initializer=_end_with_parent))
+            if settings.processes
+            else stack.enter_context(ThreadPoolExecutor(min(4, os.cpu_count() or 1)))
+        )
+        for number in mine:
+            if slice_done(folder, number):
+                continue
+            if copies(plan, number):
+                copy_slice(folder, plan, number)
+                made += 1
+                continue
+            step = f"fetch {plan.name} {number + 1}/{len(plan.splits)}"
+            rows = read_rows(folder, number)
+            with SliceWriter(folder, plan, number) as writer:
+                for count, sample in enumerate(_samples(plan, rows, client, threads, makers, settings), start=1):
+                    if isinstance(sample, Reject):
+                        writer.reject(sample)
+                    else:
+                        writer.add(sample.key, sample.members, tokenize(sample.captions))
+                    if count % 100 == 0 or count == len(rows):
+                        check_stop()
+                        progress(step, count, len(rows), "images")
+            made += 1
+            print(f"{folder}: slice {number} of {len(plan.splits)} done", file=sys.stderr)
+    return {"slices": len(mine), "made": made}
+
+
+def _samples(
+    plan: Plan, rows: Sequence[RemoteRow], client: PoliteClient, threads: Executor, makers: Executor, settings: FetchSettings
+) -> Iterator[Sample | Reject]:
+    """A sample or a reject for each row, in order: fetched ahead by threads, made ahead by `makers`."""
+    source = _Pictures(client, settings.images or str(plan.source.get("images", "")))
+    make = _Maker(plan)
+    most = settings.buffer_mb << 20
+    fetching: deque[tuple[RemoteRow, Future[list[bytes]]]] = deque()
+    making: deque[Future[Sample | Reject]] = deque()
+    ahead, waiting = iter(rows), True
+    while waiting or fetching or making:
+        while waiting and len(fetching) < 64 * settings.concurrency and (source.held < most or not fetching):
+            row = next(ahead, None)
+            if row is None:
+                waiting = False
+                break
+            fetching.append((row, threads.submit(source.fetch, row)))
+        if fetching and len(making) < 32:
+            row, future = fetching.popleft()
+            making.append(_hand_over(row, future, source, make, makers))
+        elif making:
+            yield making.popleft().result()
+
+
+def _hand_over(
+    row: RemoteRow, future: "Future[list[bytes]]", source: "_Pictures", make: "_Maker", makers: Executor
+) -> "Future[Sample | Reject]":
+    """Wait for a row's pictures and give them to a maker; what could not be fetched is a reject already."""
+    try:
+        pictures = future.result()
+        source.count(-sum(map(len, pictures)))
+        return makers.submit(make, row, pictures)
+    except FetchError as error:
+        rejected: Future[Sample | Reject] = Future()
+        rejected.set_result(Reject(row.key, error.cause, error.detail))
+        return rejected
+
+
+class _Pictures:
+    """Bytes of a row's pictures, over HTTP or from a store."""
+
+    def __init__(self, client: PoliteClient, base: str) -> None:
+        self._client = client
+        self._base = base
+        self._lock = threading.Lock()
+        self.held = 0  # bytes that were fetched and wait for their turn
+
+    def fetch(self, row: RemoteRow) -> list[bytes]:
+        """All pictures of a row; the first that fails fails it."""
+        pictures = [self._get(image) for image in row.images]
+        self.count(sum(map(len, pictures)))
+        return pictures
+
+    def count(self, num_bytes: int) -> None:
+        """Note bytes that came, or (negative) that were taken."""
+        with self._lock:
+            self.held += num_bytes
+
+    def _get(self, image: str) -> bytes:
+        uri = image if "://" in image else join(self._base, image) if self._base else ""
+        if uri.startswith(("http://", "https://")):
+            return self._client.get(uri)
+        if not uri or "://" in image or ".." in image.split("/"):  # a list names web pages or paths below the base, nothing else
+            raise FetchError("bad URL", image[:200])
+        try:
+            return open_store(uri).get(uri)
+        except MissingObject as error:
+            raise FetchError("no such file", uri) from error
+
+
+@dataclass(frozen=True)
+class _Held(Blob):
+    """Bytes that are here already."""
+
+    data: bytes = b""
+
+    def read(self) -> bytes:
+        return self.data
+
+
+class _Maker:
+    """Makes a sample of a row and its pictures, in another process."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._kind = plan.kind
+        self._captions = plan.options.get("caption_policy", "")
+        self._pairs = PairMaker(plan.options.get("image_policy", ""))
+        self._triplets = TripletMaker(int(plan.options.get("triplet_side", 0)))
+        self._splits = plan.splits
+
+    def __call__(self, row: RemoteRow, pictures: list[bytes]) -> Sample | Reject:
+        """The sample, or why there is none, by the row's key."""
+        sample = self._pair(row, pictures[0]) if self._kind == "pairs" else self._triplet(row, pictures)
+        return replace(sample, where=row.key, detail=f"{sample.detail} ({', '.join(row.images)})") if isinstance(sample, Reject) else sample
+
+    def _pair(self, row: RemoteRow, picture: bytes) -> Sample | Reject:
+        captions = clean_captions(self._captions, row.texts)
+        if not captions:
+            return Reject(row.key, "empty caption", f"nothing is left under the policy {self._captions!r}")
+        image = _Held(row.images[0], data=picture)
+        return self._pairs(PairRow(key=row.key, where=row.images[0], image=image, captions=tuple(captions), label=row.label))
+
+    def _triplet(self, row: RemoteRow, pictures: list[bytes]) -> Sample | Reject:
+        ref, left, right = (_Held(uri, data=data) for uri, data in zip(row.images, pictures, strict=True))
+        facts = {**row.facts, "flip": tuple(row.facts["flip"]) if row.facts["flip"] else None}
+        return self._triplets(TripletRow(key=row.key, where=facts.pop("id"), ref=ref, left=left, right=right, **facts))
+
+
+def _end_with_parent() -> None:
+    """A decoding process ends when its parent was killed: nobody would send it anything any more."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,264 @@
+"""Fetching over HTTP as a good citizen and a fast one: bounded per host, backing off, named, and never led astray.
+
+Whatever goes wrong with one URL is a FetchError with a cause of a few words, by which rejects are counted. When nothing
+answers any more it is no longer the URLs' fault: an Outage ends the slice, which is then run again.
+"""
+
+import contextlib
+import ipaddress
+import random
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from trainer.errors import RunError
+
+_REDIRECTS = 5
+_DEAD_AFTER = 8  # failures to connect in a row, after which a host is not asked again
+_OUTAGE_AFTER = 100  # failures in a row over all hosts, after which the fault is taken to be near
+_PIECE = 1 << 16
+_WEB = re.compile(r"https?://((?:[^\s/?#@\[\]]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)(?:[/?#]\S*)?$", re.IGNORECASE)
+
+
+class FetchError(Exception):
+    """One URL that gave no bytes; `cause` is one of a few words, `detail` says more."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+
+class OutageError(RunError):
+    """Nothing answers: the network or the one server that matters is down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manners:
+    """How one process behaves towards the servers it asks.
+
+    Attributes:
+        contact: address or URL at which its operator can be reached, told to every server.
+        per_host: requests at one host at a time.
+        tries: of one URL, where the failure may pass.
+        connect_seconds: to make a connection.
+        read_seconds: without a byte.
+        total_seconds: for one try of one URL, however slowly bytes drip.
+        max_bytes: of one answer.
+        backoff_seconds: the first pause after 429 or 5xx, doubled each time.
+    """
+
+    contact: str = ""
+    per_host: int = 16
+    tries: int = 4
+    connect_seconds: float = 10.0
+    read_seconds: float = 20.0
+    total_seconds: float = 60.0
+    max_bytes: int = 32 << 20
+    backoff_seconds: float = 1.0
+
+
+class _Host:
+    """What is known of one host: how many may ask it now, and how it fares."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = threading.BoundedSemaphore(slots)
+        self.not_before = 0.0  # monotonic; it asked for a pause
+        self.failed_connects = 0
+        self.dead = ""  # cause
+
+
+class PoliteClient:
+    """Shared by the threads of one process."""
+
+    def __init__(self, manners: Manners) -> None:
+        self._manners = manners
+        contact = f"; +{manners.contact}" if manners.contact else ""
+        self._headers = {
+            "User-Agent": f"firstsight/0.1 (image fetcher{contact})",
+            "Accept": "image/*,*/*;q=0.5",
+            "Accept-Encoding": "identity",
+        }
+        timeout = urllib3.Timeout(connect=manners.connect_seconds, read=manners.read_seconds)
+        self._pool = urllib3.PoolManager(num_pools=256, maxsize=manners.per_host, timeout=timeout, retries=False)
+        self._hosts: dict[str, _Host] = {}
+        self._lock = threading.Lock()
+        self._failures_in_a_row = 0
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._pool.clear()
+
+    def get(self, url: str) -> bytes:
+        """The bytes behind a URL, redirects followed where they lead to the web.
+
+        Raises:
+            FetchError: this URL gives nothing.
+            OutageError: nothing does.
+        """
+        first = url
+        for _ in range(_REDIRECTS + 1):
+            host = self._host(url)
+            answer = self._retry(host, url)
+            if isinstance(answer, bytes):
+                return answer
+            target = _join(url, answer)
+            if not _WEB.match(target) or (_is_private(target) and not _is_private(first)):
+                raise FetchError("bad redirect", f"{url} leads to {answer[:200]!r}")
+            url = target
+        raise FetchError("bad redirect", f"{first} leads on and on")
+
+    def _host(self, url: str) -> _Host:
+        place = _WEB.match(url)
+        if not place:
+            raise FetchError("bad URL", repr(url[:200]))
+        with self._lock:
+            return self._hosts.setdefault(place[1].lower(), _Host(self._manners.per_host))
+
+    def _retry(self, host: _Host, url: str) -> bytes | str:
+        """Bytes, or where a redirect leads."""
+        for attempt in range(1, self._manners.tries + 1):
+            if host.dead:
+                self._failed(url, host.dead)
+                raise FetchError(host.dead, f"{url}: not asked, its host failed {_DEAD_AFTER} times in a row")
+            with host.slots:
+                self._pause_until(host.not_before)
+                error, passing, pause = self._once(host, url)
+            if not isinstance(error, FetchError):
+                return error
+            last = attempt == self._manners.tries
+            if not passing or last:
+                if passing:
+                    self._failed(url, error.cause)
+                raise error
+            delay = max(pause, self._manners.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+            if error.cause.startswith("http "):  # the host itself is busy: everybody waits
+                host.not_before = max(host.not_before, time.monotonic() + delay)
+            else:
+                time.sleep(delay)
+        raise AssertionError
+
+    def _once(self, host: _Host, url: str) -> tuple[bytes | str | FetchError, bool, float]:
+        """One try: what came of it, whether another may do better, and the pause that the host asked for."""
+        try:
+            with self._answer(url) as response:
+                self._answered(host, response.status)
+                if response.status in (301, 302, 303, 307, 308):
+                    return response.headers.get("location", ""), False, 0.0
+                if response.status != 200:
+                    passing = response.status in (408, 425, 429) or response.status >= 500
+                    pause = response.headers.get("retry-after", "")
+                    return FetchError(f"http {response.status}", url), passing, min(float(pause), 60.0) if pause.isdigit() else 0.0
+                return self._body(response, url), False, 0.0
+        except FetchError as error:
+            return error, error.cause == "timeout", 0.0
+        except LocationParseError as error:
+            return FetchError("bad URL", f"{url[:200]}: {error}"), False, 0.0
+        except (HTTPError, OSError) as error:
+            cause = _cause(error)
+            if cause in ("dns", "connect"):
+                host.failed_connects += 1
+                if host.failed_connects >= _DEAD_AFTER:
+                    host.dead = cause
+            return FetchError(cause, f"{url}: {type(error).__name__}"), not _is_final(error), 0.0
+
+    @contextlib.contextmanager
+    def _answer(self, url: str) -> Iterator[urllib3.BaseHTTPResponse]:
+        """An answer whose body is read in pieces; a connection that was read to its end is used again."""
+        response = self._pool.request("GET", url, headers=self._headers, preload_content=False, redirect=False, retries=False)
+        try:
+            yield response
+            if response.status == 200:
+                response.release_conn()
+            else:
+                response.drain_conn()
+        finally:
+            if response.connection is not None:  # left in mid-body: the rest is not worth reading
+                response.close()
+
+    def _body(self, response: urllib3.BaseHTTPResponse, url: str) -> bytes:
+        """The body, as long as it stays within size and time."""
+        limit, deadline = self._manners.max_bytes, time.monotonic() + self._manners.total_seconds
+        announced = response.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > limit:
+            raise FetchError("too many bytes", f"{url}: {announced}, at most {limit}")
+        pieces, size = [], 0
+        while piece := response.read1(_PIECE, decode_content=False):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise FetchError("too many bytes", f"{url}: at most {limit}")
+            if time.monotonic() > deadline:
+                raise FetchError("timeout", f"{url}: {size} bytes in {self._manners.total_seconds:g} s")
+        return b"".join(pieces)
+
+    def _pause_until(self, moment: float) -> None:
+        left = moment - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+
+    def _answered(self, host: _Host, status: int) -> None:
+        host.failed_connects = 0
+        if status < 500 and status != 429:
+            self._failures_in_a_row = 0
+
+    def _failed(self, url: str, cause: str) -> None:
+        with self._lock:
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= _OUTAGE_AFTER:
+                raise OutageError(
+                    f"{url}: {self._failures_in_a_row} URLs in a row failed ({cause}): the network or the server is down; "
+                    "run the same command again"
+                )
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, NameResolutionError):
+        return "dns"
+    if isinstance(error, SSLError):
+        return "tls"
+    if isinstance(error, NewConnectionError | ConnectTimeoutError):
+        return "connect"
+    if isinstance(error, ReadTimeoutError | TimeoutError):
+        return "timeout"
+    return "cut short"
+
+
+def _is_final(error: Exception) -> bool:
+    """A name that does not exist or a certificate that is wrong stays so."""
+    if isinstance(error, NameResolutionError):
+        reason = error.__cause__
+        return isinstance(reason, socket.gaierror) and reason.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+    return isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], ssl.SSLCertVerificationError)
+
+
+def _join(url: str, target: str) -> str:
+    try:
+        return urljoin(url, target)
+    except ValueError:
+        return ""
+
+
+def _is_private(url: str) -> bool:
+    """Whether a URL names this machine or a network that is not the Internet."""
+    name = urlsplit(url).hostname or ""
+    try:
+        return not ipaddress.ip_address(name).is_global
+    except ValueError:
+        return name == "localhost" or name.endswith((".localhost", ".local", ".internal"))

@@ -1,0 +1,80 @@
+"""The files a plan is made from, on this machine's disk, where duckdb can read them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from trainer.errors import InputError
+from trainer.staging.sources.listing import SourceFile
+from trainer.storage import open_store
+from trainer.storage.base import absolute, local_path
+
+
+class Inputs:
+    """Files by URI, copied to `scratch` where they do not lie on this machine."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self.files: list[SourceFile] = []
+
+    def local(self, uri: str) -> str:
+        """A local path of the file at `uri`, which becomes part of the source's fingerprint."""
+        uri = absolute(uri)
+        if uri.endswith((".bz2", ".pkl", ".pickle", ".sql", ".db")):
+            raise InputError(f"{uri}: must be plain text, .gz, .zst, .parquet or .npy: unpack or convert it first")
+        info = open_store(uri).head(uri)
+        if info is None:
+            raise InputError(f"{uri}: no such file")
+        self.files.append(SourceFile(uri.rsplit("/", 1)[-1], uri, info.size, info.modified))
+        path = local_path(uri)
+        if path is not None:
+            return str(path)
+        copy = self._scratch / f"{len(self.files)}-{uri.rsplit('/', 1)[-1]}"
+        with open(copy, "wb") as file:
+            for piece in open_store(uri).stream(uri):
+                file.write(piece)
+        return str(copy)
+
+
+def quote(text: str) -> str:
+    """A string as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def tsv(path: str, columns: int) -> str:
+    """A relation over a tab-separated file without header and quotes: columns c0, c1, … as text."""
+    names = ", ".join(f"'c{number}': 'VARCHAR'" for number in range(columns))
+    return (
+        f"read_csv({quote(path)}, delim='\\t', header=false, quote='', escape='', comment='', auto_detect=false, "
+        f"strict_mode=true, null_padding=false, max_line_size=16777216, columns={{{names}}})"
+    )
+
+
+def columns_of(database: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
+    """Names and types of a relation's columns."""
+    rows = run(database, f"DESCRIBE SELECT * FROM {relation}").fetchall()
+    return {str(row[0]): str(row[1]) for row in rows}
+
+
+def choose(columns: dict[str, str], wanted: Sequence[str], uri: str) -> str:
+    """The first of the wanted columns (whatever its case), as an SQL identifier; InputError where there is none."""
+    by_name = {name.strip().lower(): name for name in columns}
+    for name in wanted:
+        if name in by_name:
+            return '"' + by_name[name].replace('"', '""') + '"'
+    raise InputError(f"{uri}: has no column {' or '.join(map(repr, wanted))} (it has {', '.join(columns)})")
+
+
+def run(database: duckdb.DuckDBPyConnection, statement: str) -> duckdb.DuckDBPyConnection:
+    """Run a statement; what duckdb says of the user's file becomes one line."""
+    try:
+        return database.execute(statement)
+    except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException) as error:
+        text = str(error)
+        file = re.search(r"file = (.*)", text)
+        found = re.search(r"Line: (\d+)[\s\S]*?(Expected Number of Columns: \d+ Found: \d+)", text)
+        if found:
+            raise InputError(f"{file[1].strip() if file else 'list'}: line {found[1]}: {found[2].lower()}") from error
+        raise InputError(" ".join(text.split("\n")[0].split())) from error

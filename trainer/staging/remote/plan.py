@@ -1,0 +1,191 @@
+"""`stage plan`: a list becomes slices of rows, whatever its length: sorted and joined by duckdb, out of core.
+
+The folder's name is a hash over the list's contents and the options, so planning twice gives one plan. plan.json is
+written last; what a killed planner left is written over with the same bytes.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from trainer.config import StagingConfig
+from trainer.errors import InputError
+from trainer.progress import check_stop, progress
+from trainer.staging.remote.inputs import Inputs, run
+from trainer.staging.remote.rows import SCHEMA, write_rows
+from trainer.staging.rows import SPLITS, Reject, safe_key
+from trainer.staging.sources.listing import fingerprint
+from trainer.staging.tokens import CONTEXT_LENGTH
+from trainer.staging.writer import Plan, plan_id, write_plan
+from trainer.storage import exists, join, layout, open_store
+from trainer.storage.base import absolute
+
+SLICE_SHARDS = 8
+"""Shards a slice: what one process makes and, when it is killed, makes again."""
+
+_HARMLESS = ("duplicate",)  # lost rows that are no fault of the data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The rows of a pairs source as a query (see sources/__init__.py for its columns)."""
+
+    name: str
+    uri: str
+    query: str
+    attribution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What a plan is told, besides its source.
+
+    Attributes:
+        images: URI below which pictures lie, where the rows do not name them whole.
+        captions: a policy of `captions.POLICIES`.
+        heldout_fraction: part of the rows that becomes the split test.
+        memory_mb: the most that duckdb keeps in memory; more goes to disk.
+        scratch: local folder for that; empty: the system's temporary one.
+    """
+
+    images: str = ""
+    captions: str = "as-is"
+    heldout_fraction: float = 0.0
+    memory_mb: int = 2048
+    scratch: str = ""
+
+
+def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Table], options: PlanOptions, staging: StagingConfig) -> str:
+    """Plan a pairs data set; returns its folder.
+
+    Args:
+        root: store URI under which datasets/ lies.
+        make: looks at the source and returns its rows as a query.
+        options: of the plan.
+        staging: image policy and samples a shard.
+    """
+    root = absolute(root)
+    if not 0 <= options.heldout_fraction < 1:
+        raise InputError(f"--heldout-fraction must be in [0, 1), got {options.heldout_fraction}")
+    with tempfile.TemporaryDirectory(prefix="firstsight-plan-", dir=options.scratch or None) as scratch:
+        with duckdb.connect(str(Path(scratch) / "plan.duckdb")) as database:
+            _configure(database, scratch, options.memory_mb)
+            inputs = Inputs(Path(scratch))
+            table = make(database, inputs)
+            decided = {
+                "caption_policy": options.captions, "context_length": CONTEXT_LENGTH, "heldout_fraction": options.heldout_fraction,
+                "image_policy": staging.image_policy, "shard_samples": staging.shard_samples, "slice_shards": SLICE_SHARDS,
+            }  # fmt: skip
+            found = fingerprint(inputs.files, root)
+            folder = layout.dataset(root, f"{table.name}-pairs", plan_id(found, decided))
+            if exists(join(folder, "plan.json")):
+                return folder
+            run(database, f"CREATE TABLE source AS {table.query}")
+            lost = _find_lost(database, folder, scratch)
+            splits = _write_slices(database, folder, f"plan {table.name}", options.heldout_fraction, SLICE_SHARDS * staging.shard_samples)
+            rows_read = _count(database, "source")
+        if not splits:
+            raise InputError(f"{table.uri}: no usable row among {rows_read}: {lost['lost'] or 'it is empty'}")
+        source = {"uri": table.uri, "fingerprint": found, "images": absolute(options.images) if options.images else "", "remote": 1}
+        plan = Plan(
+            kind="pairs", name=f"{table.name}-pairs", source=source, options=decided, shard_samples=staging.shard_samples, splits=splits,
+            rows_read=rows_read, columns="pairs", attribution=table.attribution, **lost,
+        )  # fmt: skip
+        write_plan(folder, plan)
+        return folder
+
+
+def _configure(database: duckdb.DuckDBPyConnection, scratch: str, memory_mb: int) -> None:
+    database.execute(f"SET memory_limit = '{memory_mb}MB'")
+    database.execute("SET threads = 2")  # each has buffers of its own, and the disk is the limit
+    database.execute(f"SET temp_directory = '{scratch}/spill'")
+    database.execute("SET preserve_insertion_order = true")  # row_number() over a file is its line
+    database.execute("SET enable_progress_bar = false")
+
+
+def _count(database: duckdb.DuckDBPyConnection, relation: str) -> int:
+    row = database.execute(f"SELECT count(*) FROM {relation}").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -> dict[str, Any]:
+    """Rows that cannot become samples, listed in rejects/plan.jsonl and counted; of rows with one key, the first stays."""
+    run(database, "CREATE TABLE twice AS SELECT key FROM source WHERE cause = '' GROUP BY key HAVING count(*) > 1")
+    run(
+        database,
+        """CREATE TABLE lost AS
+        SELECT position, key, image, cause FROM source WHERE cause <> '' UNION ALL
+        SELECT position, key, image, 'duplicate' FROM (
+            SELECT *, row_number() OVER (PARTITION BY key ORDER BY position, image, texts) AS copy
+            FROM source SEMI JOIN twice USING (key) WHERE cause = '') WHERE copy > 1""",
+    )
+    reader = database.sql("SELECT * FROM lost ORDER BY position, key, cause").to_arrow_reader(10_000)
+    path = Path(scratch) / "rejects.jsonl"
+    with open(path, "wb") as file:
+        for batch in reader:
+            for row in batch.to_pylist():
+                reject = Reject(f"row {row['position']}", row["cause"], f"{row['key']}: {row['image']}", row["cause"] not in _HARMLESS)
+                file.write(json.dumps(asdict(reject), sort_keys=True).encode() + b"\n")
+    if path.stat().st_size:
+        uri = join(folder, "rejects", "plan.jsonl")
+        with open(path, "rb") as file:
+            open_store(uri).put_stream(uri, file, path.stat().st_size)
+    counted = "SELECT cause, count(*), min('row ' || position || ': ' || coalesce(key, '')) FROM lost GROUP BY cause"
+    rows = database.execute(counted).fetchall()
+    lost = {str(cause): int(count) for cause, count, _ in rows}
+    bad = {cause: count for cause, count in lost.items() if cause not in _HARMLESS}
+    return {"lost": lost, "bad": bad, "examples": {str(cause): str(example) for cause, _, example in rows}}
+
+
+def _write_slices(database: duckdb.DuckDBPyConnection, folder: str, step: str, heldout_fraction: float, slice_rows: int) -> list[str]:
+    """Permute the rows of each split by a hash of their keys, and write them slice by slice. Returns each slice's split."""
+    run(
+        database,
+        f"""CREATE TABLE kept AS SELECT *, CASE WHEN md5_number_lower('split ' || key) % 1000000 < {round(heldout_fraction * 1e6)}
+            THEN 'test' ELSE 'train' END AS split FROM (
+        SELECT key, image, texts, label FROM source ANTI JOIN twice USING (key) WHERE cause = '' UNION ALL
+        SELECT key, image, texts, label FROM (
+            SELECT *, row_number() OVER (PARTITION BY key ORDER BY position, image, texts) AS copy
+            FROM source SEMI JOIN twice USING (key) WHERE cause = '') WHERE copy = 1)""",
+    )
+    splits: list[str] = []
+    done, total = 0, _count(database, "kept")
+    for split in SPLITS:
+        ordered = f"""SELECT key, [image] AS images, texts, label, '' AS facts FROM kept WHERE split = '{split}'
+            ORDER BY md5_number_lower('order ' || key), key"""
+        for table in _cut(database.sql(ordered).to_arrow_reader(16_384), slice_rows):
+            write_rows(folder, len(splits), _with_safe_keys(table))
+            splits.append(split)
+            done += table.num_rows
+            check_stop()
+            progress(step, done, total, "rows")
+    return splits
+
+
+def _cut(batches: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
+    """Tables of so many rows each, the last one shorter."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, rows - count)
+            batch = batch.slice(part.num_rows)
+            held.append(part)
+            count += part.num_rows
+            if count == rows:
+                yield pa.Table.from_batches(held)
+                held, count = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _with_safe_keys(table: pa.Table) -> pa.Table:
+    """Keys that a tar can hold: lists may have any."""
+    keys = [safe_key(key) for key in table["key"].to_pylist()]
+    return table.set_column(table.schema.get_field_index("key"), SCHEMA.field("key"), pa.array(keys))

@@ -1,0 +1,54 @@
+"""`stage seal`: all slices are there, every row is accounted for, and little enough was bad; then the manifest."""
+
+from collections import Counter
+
+from trainer.errors import InputError, RunError
+from trainer.staging import heldout
+from trainer.staging.remote.rows import read_plan
+from trainer.staging.shards import mse_accuracy
+from trainer.staging.writer import Account, Plan, check_rejects, gather, seal
+from trainer.storage import join
+from trainer.storage.manifest import read_manifest
+
+
+def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
+    """Seal the data set in `folder`; returns the folder and the data set's identity.
+
+    Args:
+        folder: that `stage plan` printed.
+        max_reject_fraction: more bad rows than this part are refused.
+
+    Raises:
+        InputError: too many rows are bad, or none is good.
+        RunError: slices are missing, or rows are not accounted for.
+    """
+    sealed = read_manifest(folder)
+    if sealed is not None:
+        return folder, sealed.identity
+    plan = read_plan(folder)
+    account = gather(folder, plan)
+    _check_account(folder, plan, account)
+    check_rejects(folder, plan, account, max_reject_fraction)
+    sizes = Counter[str]()
+    for shard in account.shards:
+        sizes[shard.split] += shard.num_samples
+    facts: dict[str, object] = {"splits": dict(sizes)}
+    evaluation = []
+    if plan.kind == "triplets":
+        facts["pixel_mse_accuracy"] = mse_accuracy(folder, account.shards)
+    elif sizes["test"]:
+        root, name = folder.rpartition("/datasets/")[0], plan.name.removesuffix("-pairs")
+        evaluation = heldout.stage(
+            root=root, base_name=name, pairs_folder=folder, pairs=plan, account=account, classes=(), templates=heldout.TEMPLATES
+        )
+    return folder, seal(folder, plan, account, evaluation=evaluation, facts=facts).identity
+
+
+def _check_account(folder: str, plan: Plan, account: Account) -> None:
+    """Rows read are rows written and rows lost, and some are written."""
+    lost = sum(account.lost.values())
+    if account.written + lost != plan.rows_read:
+        raise RunError(f"{folder}: {plan.rows_read} rows were read, but {account.written} written and {lost} lost: slices of another plan?")
+    if not account.written:
+        causes = ", ".join(f"{count} x {cause} (such as {account.examples[cause]})" for cause, count in sorted(account.lost.items()))
+        raise InputError(f"{plan.source['uri']}: not one of {plan.rows_read} rows became a sample: {causes}; see {join(folder, 'rejects')}")
