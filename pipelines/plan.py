@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.arms import ARMS, Arm
+from pipelines.cells import FORMAT_VERSION, NAME, read_plan
 from trainer.config import (
     DataConfig,
     EvaluateConfig,
@@ -25,12 +26,8 @@ from trainer.config import (
 )
 from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
-from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
-from trainer.storage.base import MissingObject
+from trainer.storage import join, layout, open_store, read_bytes, write_bytes, write_json
 from trainer.storage.committed import read_committed
-
-FORMAT_VERSION = 1
-NAME = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,28 +167,6 @@ def write_plan(request: Request, cells: list[Cell]) -> None:
         "cells": entries,
     }
     write_json(join(request.uri, NAME), plan)
-
-
-def read_plan(experiment_uri: str) -> dict[str, Any] | None:
-    """plan.json of an experiment, or None where it has none."""
-    try:
-        plan: dict[str, Any] = read_json(join(experiment_uri, NAME))
-    except MissingObject:
-        return None
-    if plan.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{join(experiment_uri, NAME)}: format {plan.get('format_version')} is not what this firstsight reads ({FORMAT_VERSION})"
-        )
-    return plan
-
-
-def find_cell(experiment_uri: str, name: str) -> dict[str, Any]:
-    """One cell's entry of plan.json."""
-    plan = read_plan(experiment_uri) or {"cells": []}
-    for entry in plan["cells"]:
-        if entry["cell"] == name:
-            return dict(entry)
-    raise InputError(f"{join(experiment_uri, NAME)} has no cell {name!r}")
 
 
 def config_uri(config: StageConfig | EvaluateConfig) -> str:

@@ -4,8 +4,6 @@ On a terminal there is a bar a step with rate and time left; without one a plain
 """
 
 import json
-import os
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,19 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainer.progress import PROGRESS_VARIABLE
-
 LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 20.0
-
-
-def note(step: str, text: str, *, detail: bool = False) -> None:
-    """Say one thing about a step to the person who waits; a detail is shown with -v only."""
-    print(f"{step}: {text}", flush=True)
-    path = os.environ.get(PROGRESS_VARIABLE)
-    if path:
-        with open(path, "ab", buffering=0) as stream:
-            stream.write((json.dumps({"time": time.time(), "step": step, "note": text, "detail": detail}) + "\n").encode())
 
 
 @dataclass(kw_only=True)

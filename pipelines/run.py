@@ -24,6 +24,7 @@ from pipelines import plan, steps
 from pipelines.arms import parse_arms, parse_seeds
 from pipelines.lock import JOBS_VARIABLE, exclusive
 from pipelines.progress import Display
+from pipelines.sdk import import_kfp
 from pipelines.summary import print_summary
 from trainer.config import canonical_hash
 from trainer.errors import InputError
@@ -145,8 +146,7 @@ class _Pipeline(threading.Thread):
     def _run(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of images and settings that mean nothing here
-            from kfp import local
-
+            local = import_kfp().local
             from pipelines.definition import firstsight
 
             logging.getLogger("kfp").setLevel(logging.WARNING)

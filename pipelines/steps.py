@@ -1,7 +1,7 @@
 """What each component of the pipeline does: decide whether there is anything to do, run the job, retry, explain.
 
-A component (pipelines/components.py) only calls one of these. None of them imports torch, so a step
-that is done finds that out in a fraction of a second.
+A component (pipelines/components.py) only calls one of these. Whatever is slow to import stays out of this
+module, so that a step which is done finds that out in a fraction of a second.
 """
 
 import contextlib
@@ -17,12 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
-from pipelines import plan
-from pipelines.arms import parse_arms, parse_seeds
+from pipelines.cells import find_cell, read_plan
 from pipelines.jobs.base import Backend, Job, JobSpec, Outcome
 from pipelines.jobs.local import LocalBackend
 from pipelines.lock import job_lock
-from pipelines.progress import note
+from pipelines.notes import note
 from trainer.config import DataConfig
 from trainer.errors import InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
@@ -81,6 +80,9 @@ def stage(what: str, *, root: str, experiment: str, pairs: str, triplets: str, r
 @step
 def make_plan(*, root: str, experiment: str, arms: str, seeds: str, recipe: str, pairs: str, triplets: str) -> list[str]:
     """Write the plan of the experiment; the names of the cells to run."""
+    from pipelines import plan  # here: reading YAML into configurations takes longer than all that the other steps import
+    from pipelines.arms import parse_arms, parse_seeds
+
     uri = layout.experiment(root, experiment)
     open_store(uri).delete(join(uri, FAILURE))
     try:
@@ -106,7 +108,7 @@ def make_plan(*, root: str, experiment: str, arms: str, seeds: str, recipe: str,
 @step
 def train(name: str, *, root: str, experiment: str, cell: str) -> None:
     """Run one stage of one cell, unless the cell has none or its final model is committed."""
-    entry = plan.find_cell(layout.experiment(root, experiment), cell)
+    entry = find_cell(layout.experiment(root, experiment), cell)
     title = f"{name} {cell}"
     folder = entry[name]
     if not folder:
@@ -123,7 +125,7 @@ def train(name: str, *, root: str, experiment: str, cell: str) -> None:
 @step
 def evaluate(*, root: str, experiment: str, cell: str) -> None:
     """Measure the models of one cell."""
-    folder = plan.find_cell(layout.experiment(root, experiment), cell)["evaluation"]
+    folder = find_cell(layout.experiment(root, experiment), cell)["evaluation"]
     arguments = ("evaluate", "--config", join(folder, "config.yaml"))
     _run(JobSpec(name=f"evaluate {cell}", arguments=arguments, folder=folder), attempts=ATTEMPTS)
 
@@ -132,7 +134,7 @@ def evaluate(*, root: str, experiment: str, cell: str) -> None:
 def finish(*, root: str, experiment: str, state: str) -> str:
     """Report the cells that finished; the URI of the page, empty where there is nothing to report."""
     uri = layout.experiment(root, experiment)
-    if plan.read_plan(uri) is None:
+    if read_plan(uri) is None:
         print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
         return ""
     # Always in place: it needs no torch, and the jobs' machines may be gone.
@@ -144,7 +146,7 @@ def failures(root: str, experiment: str, cells: list[str], since: float) -> list
     """What failure.json says, since a time, in the folders of the run's steps."""
     uri = layout.experiment(root, experiment)
     folders = [join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri, layout.report(uri)]
-    for entry in (plan.read_plan(uri) or {"cells": []})["cells"]:
+    for entry in (read_plan(uri) or {"cells": []})["cells"]:
         if entry["cell"] in cells:
             folders += [entry[name] for name in ("perceptual", "contrastive", "posthoc", "evaluation") if entry[name]]
     store = open_store(uri)

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from pipelines.sdk import import_kfp
+
 FOLDER = Path(__file__).parent
 
 
 def compile_pipeline(output: str | Path) -> None:
     """Write the pipeline as the YAML that Kubeflow takes, with the placeholder for its image."""
+    import_kfp()
     from kfp.compiler import Compiler
 
     from pipelines.definition import firstsight

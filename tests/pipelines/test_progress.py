@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.progress import Display, Step, note
+from pipelines.notes import note
+from pipelines.progress import Display, Step
 from trainer.progress import PROGRESS_VARIABLE, progress
 
 

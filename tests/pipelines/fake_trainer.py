@@ -1,0 +1,73 @@
+"""Stands for `python -m trainer` where a test is about the pipeline around it: it writes what the pipeline reads.
+
+FAKE_FAIL is `<stage> <cell>:<exit code>`; FAKE_SECONDS is how long a training stage takes. Each start of a
+stage leaves a line in starts.txt of its folder.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from tests.pipelines.data import commit, seal
+from trainer.config import EvaluateConfig, StageConfig, recipe_hash
+from trainer.configs import load_yaml, parse_config
+from trainer.progress import progress
+from trainer.storage import join, read_bytes, read_json, write_json
+from trainer.storage.manifest import require_manifest
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command as the trainer would, and fail where the test says so."""
+    options = dict(zip(arguments[::-1][1::2], arguments[::-1][::2], strict=False))
+    name = " ".join(part for part in arguments[:2] if not part.startswith("--"))
+    cell, code = name, 0
+    if arguments[0] == "stage":
+        folder = seal(options["--root"], "pairs" if arguments[1] == "pairs" else "triplets", judge="FLIP")
+        write_json(options["--result"], {"uri": folder, "identity": require_manifest(folder).identity})
+    elif arguments[0] == "train":
+        config = parse_config(StageConfig, load_yaml(read_bytes(options["--config"]).decode(), ""))
+        cell = f"{config.stage} {config.arm}-seed{config.seed}"
+        code = _fail(cell) or _train(config, cell)
+    elif arguments[0] == "evaluate":
+        measured = parse_config(EvaluateConfig, load_yaml(read_bytes(options["--config"]).decode(), ""))
+        cell = f"evaluate {measured.arm}-seed{measured.seed}"
+    elif arguments[0] == "report":
+        _report(options["--experiment"])
+    code = code or _fail(cell)
+    if code:
+        print(f"trainer {name}: {cell} was told to fail", file=sys.stderr)
+    return code
+
+
+def _train(config: StageConfig, cell: str) -> int:
+    signal.signal(signal.SIGTERM, _save)
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    with open(join(config.output, "starts.txt"), "a") as stream:
+        stream.write(f"{os.getpid()}\n")
+    end = time.monotonic() + float(os.environ.get("FAKE_SECONDS", "0"))
+    while time.monotonic() < end:
+        progress(cell, 1, 2, "samples", loss=1.0)
+        time.sleep(0.05)
+    commit(config.output, recipe_hash(config))
+    return 0
+
+
+def _report(experiment: str) -> None:
+    cells = [entry["cell"] for entry in read_json(join(experiment, "plan.json"))["cells"]]
+    Path(experiment, "report").mkdir(parents=True, exist_ok=True)
+    Path(experiment, "report", "index.html").write_text("<p>fake</p>")
+    summary = {"sentence": "A fake answer.", "columns": ["Arm"], "rows": [[cell] for cell in cells], "notes": []}
+    write_json(join(experiment, "report", "results.json"), {"summary": summary})
+
+
+def _fail(cell: str) -> int:
+    told, _, code = os.environ.get("FAKE_FAIL", "").partition(":")
+    return int(code) if told == cell else 0
+
+
+def _save(number: int, frame: FrameType | None) -> None:
+    print("trainer train: SIGTERM: saved", file=sys.stderr, flush=True)
+    os._exit(143)
