@@ -1,0 +1,140 @@
+"""What `python -m trainer train` finds out before any rank starts."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train import build
+from tests.train.toy import sealed_data, toy_config
+from trainer.config import Placement, StageConfig, StartConfig, recipe_hash
+from trainer.errors import InputError
+from trainer.storage.committed import Committed, write_committed
+from trainer.train import launch, validate, write_failure
+
+
+def done(config: StageConfig, hash_of: str = "") -> None:
+    write_committed(f"{config.output}/final", Committed(recipe_hash=hash_of or recipe_hash(config), attempt=0, step=1, files={}, facts={}))
+
+
+def test_a_finished_stage_says_so_without_torch(tmp_path: Path) -> None:
+    """The second run of a pipeline must cost nothing: a process that may not import torch ends with 0."""
+    config = toy_config(tmp_path)
+    done(config)
+    code = (
+        "import sys; sys.modules['torch'] = None; from trainer.__main__ import main; "
+        f"sys.exit(main(['train', 'contrastive', '--config', {build.written(config)!r}]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "done already" in ended.stderr
+
+
+def test_wrong_input_is_found_without_torch(tmp_path: Path) -> None:
+    """Exit 2, one line, a failure.json, and no rank was started."""
+    config = toy_config(tmp_path)
+    uri = build.written(config, data=dataclasses.replace(config.data, identity="f" * 64))
+    code = (
+        "import sys; sys.modules['torch'] = None; from trainer.__main__ import main; "
+        f"sys.exit(main(['train', 'contrastive', '--config', {uri!r}]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "is not the one this run was planned with" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    failure = json.loads((tmp_path / "stage" / "failure.json").read_text())
+    assert (failure["exit_code"], failure["stage"]) == (2, "contrastive")
+
+
+def test_a_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    """What differs is named; nothing is overwritten."""
+    config = toy_config(tmp_path)
+    build.written(config)
+    done(config)
+    other = dataclasses.replace(config, seed=1)
+    elsewhere = tmp_path / "other.yaml"
+    elsewhere.write_text(Path(build.written(other, output=str(tmp_path / "x"))).read_text().replace(str(tmp_path / "x"), config.output))
+    with pytest.raises(InputError, match="finished by another recipe, refused: seed: 0 -> 1"):
+        launch("contrastive", str(elsewhere), [])
+
+
+def test_a_folder_of_another_recipe_is_refused_before_it_is_finished(tmp_path: Path) -> None:
+    """config.yaml says whose folder it is."""
+    config = toy_config(tmp_path)
+    build.written(config)
+    with pytest.raises(InputError, match="this folder belongs to another recipe, refused: seed: 0 -> 1"):
+        validate(dataclasses.replace(config, seed=1))
+
+
+def test_placement_may_change(tmp_path: Path) -> None:
+    """It is no part of the recipe."""
+    config = toy_config(tmp_path)
+    build.written(config)
+    validate(dataclasses.replace(config, placement=Placement(threads=2, keep_last=5)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"placement": Placement(processes_per_node=3)},
+            r"contrastive\.global_batch_size must be a multiple of the number of ranks 3, got 4",
+        ),
+        ({"placement": Placement(resume="latest")}, r"placement\.resume must be auto, never or a checkpoint's URI, got 'latest'"),
+        ({"start": StartConfig(kind="tower", uri="nowhere", recipe_hash="a")}, r"start\.uri nowhere: no COMMITTED\.json"),
+    ],
+)
+def test_one_line_names_key_rule_and_value(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    """Each before torch is imported."""
+    with pytest.raises(InputError, match=line):
+        validate(dataclasses.replace(toy_config(tmp_path), **changes))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    """An epoch would have no step."""
+    config = dataclasses.replace(toy_config(tmp_path), data=sealed_data(tmp_path / "small", samples=3))
+    with pytest.raises(InputError, match=r"contrastive\.global_batch_size must be at most the 3 training samples"):
+        validate(config)
+
+
+def test_triplets_are_no_pairs(tmp_path: Path) -> None:
+    """The kind of the data set fits the stage."""
+    config = dataclasses.replace(toy_config(tmp_path), data=sealed_data(tmp_path / "t", kind="triplets"))
+    with pytest.raises(InputError, match=r"data\.uri must be a data set of pairs \(this one holds triplets\)"):
+        validate(config)
+
+
+def test_the_judged_control_needs_people_as_the_first_judge(tmp_path: Path) -> None:
+    """FLIP against FLIP would compare nothing."""
+    data = sealed_data(tmp_path / "flip", kind="triplets", judge="FLIP")
+    config = dataclasses.replace(build.perceptual(tmp_path), data=data, labels="flip")
+    with pytest.raises(InputError, match="labels must be votes where FLIP is the judge"):
+        validate(config)
+
+
+def test_posthoc_needs_a_whole_model(tmp_path: Path) -> None:
+    """A tower is no start for it."""
+    config = dataclasses.replace(
+        build.posthoc(tmp_path, build.contrastive(tmp_path)), start=StartConfig(kind="tower", uri="x", recipe_hash="y")
+    )
+    with pytest.raises(InputError, match=r"start\.kind must be one of model for stage posthoc, got 'tower'"):
+        validate(config)
+
+
+def test_a_lost_peer_never_replaces_the_reason_the_peer_gave(tmp_path: Path) -> None:
+    """failure.json keeps what can be mended."""
+    config = toy_config(tmp_path)
+    write_failure(config, InputError("batch must be even, got 3"))
+    write_failure(config, ConnectionError("connection closed by peer"))
+    failure = json.loads((tmp_path / "stage" / "failure.json").read_text())
+    assert failure["line"] == "batch must be even, got 3"
+
+
+def test_the_stage_must_be_the_configurations(tmp_path: Path) -> None:
+    """`train perceptual` on a contrastive configuration is a slip of the hand."""
+    with pytest.raises(InputError, match="stage must be the one that"):
+        launch("perceptual", build.written(toy_config(tmp_path)), [])
