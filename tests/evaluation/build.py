@@ -60,10 +60,26 @@ def classification_set(
         ("test", f"{name}-{k:04d}", {"image": (suffix, picture(k, suffix=suffix)), "cls": ("cls", str(label).encode())})
         for k, label in enumerate(labels)
     ]
-    write_bytes(join(folder, "classnames.txt"), "\n".join(CLASSES).encode() + b"\n")
-    write_bytes(join(folder, "zeroshot_classification_templates.txt"), "\n".join(TEMPLATES).encode() + b"\n")
+    _write_prompts(folder)
     all_facts = {"task": "zeroshot_classification", "classnames": list(CLASSES), "templates": list(TEMPLATES), **facts}
     manifest = sealed(folder, plan, samples, facts=all_facts)
+    _number_of_shards(folder, manifest)
+    return folder, manifest
+
+
+def multilabel_set(root: str, name: str = "several", num_items: int = 60) -> tuple[str, Manifest]:
+    """A set whose images show one to three classes each."""
+    plan = _plan("evaluation", name, ["test"], "zeroshot_multilabel", {"num_items": num_items})
+    folder = join(root, "datasets", name, plan.plan_id)
+    samples = []
+    for k in range(num_items):
+        buffer = io.BytesIO()
+        np.save(buffer, np.array([k % 2, k % 3 == 0, (k % 2 == 0) and (k % 3 != 0)], np.int64))
+        samples.append(("test", f"{name}-{k:04d}", {"image": ("png", picture(k)), "npy": ("npy", buffer.getvalue())}))
+    write_bytes(join(folder, "dataset_type.txt"), b"multilabel\n")
+    _write_prompts(folder)
+    facts = {"task": "zeroshot_classification", "classnames": list(CLASSES), "templates": list(TEMPLATES), "multilabel": True}
+    manifest = sealed(folder, plan, samples, facts=facts)
     _number_of_shards(folder, manifest)
     return folder, manifest
 
@@ -170,3 +186,8 @@ def _plan(kind: str, name: str, splits: list[str], columns: str, content: dict, 
 
 def _number_of_shards(folder: str, manifest: Manifest) -> None:
     write_bytes(join(folder, "test", "nshards.txt"), str(len(manifest.shards)).encode())
+
+
+def _write_prompts(folder: str) -> None:
+    write_bytes(join(folder, "classnames.txt"), "\n".join(CLASSES).encode() + b"\n")
+    write_bytes(join(folder, "zeroshot_classification_templates.txt"), "\n".join(TEMPLATES).encode() + b"\n")

@@ -1,0 +1,123 @@
+"""The field's own evaluator, clip-benchmark from PyPI, counts what we count: on our final model and our staged sets."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.evaluation import build
+from tests.reference import run_reference
+from trainer.config import DataConfig, EvaluateConfig
+from trainer.configs import dump_yaml, load_recipe
+from trainer.evaluation.evaluate import evaluate
+from trainer.staging.stage import stage_pairs
+from trainer.storage.manifest import require_manifest
+
+CLIP_BENCHMARK = "from clip_benchmark.cli import main; main()"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The demo's two sets, one of JPEGs with three classes, a multi-label one, and our figures of one model on all."""
+    root = str(tmp_path_factory.mktemp("peers"))
+    recipe = load_recipe("smoke", ["staging.demo_side=48"])
+    pairs_uri, identity = stage_pairs(root=root, source="demo", recipe=recipe, max_reject_fraction=0.01)
+    sets = {entry["name"]: f"{root}/{entry['uri']}" for entry in require_manifest(pairs_uri).evaluation}
+    further = [build.classification_set(root, "jpegs", tuple(k * k % 3 for k in range(100)), "jpg"), build.multilabel_set(root)]
+    sets |= {manifest.name: uri for uri, manifest in further}
+    recipe_hash = build.finished(f"{root}/contrastive", seed=5, model_config=recipe.model)
+    config = EvaluateConfig(
+        experiment="peers",
+        arm="random",
+        output=f"{root}/evaluation",
+        model=recipe.model,
+        models=(build.asked("contrastive", f"{root}/contrastive", recipe_hash),),
+        pairs=DataConfig(uri=pairs_uri, identity=identity),
+        sets=tuple(DataConfig(uri=uri, identity=manifest.identity) for uri, manifest in further),
+    )
+    Path(root, "config.yaml").write_text(dump_yaml(config))
+    evaluate(f"{root}/config.yaml")
+    return Path(root), sets
+
+
+def theirs(root: Path, sets: dict[str, str], task: str) -> dict[str, dict]:
+    """Metrics of clip-benchmark by set, float32 and R@1, 5, 10."""
+    place = root / f"theirs-{task}"
+    (place / "sets").mkdir(parents=True)
+    for name, uri in sets.items():
+        (place / "sets" / name).symlink_to(uri)
+    run_reference(
+        "-c", CLIP_BENCHMARK, "eval", "--dataset", *(f"wds/{name}" for name in sets),
+        "--dataset_root", f"{place}/sets/{{dataset}}", "--task", task, "--model", f"local-dir:{root}/contrastive/final", "--pretrained", "",
+        "--no_amp", "--recall_k", "1", "5", "10", "--num_workers", "0", "--output", f"{place}/{{dataset}}.json",
+        cwd=place,
+    )  # fmt: skip
+    return {name: json.loads((place / f"{name}.json").read_text())["metrics"] for name in sets}
+
+
+def ours(root: Path, name: str, task: str) -> tuple[dict, dict]:
+    """Our metrics and items of one set."""
+    place = root / "evaluation" / "contrastive-final"
+    with np.load(place / f"{name}_{task}.items.npz") as arrays:
+        return json.loads((place / f"{name}_{task}.json").read_text())["metrics"], dict(arrays)
+
+
+def assert_same_count(own: float, peer: float, num_items: int) -> None:
+    """Equal counts, but for one item that may tie within rounding."""
+    assert abs(round(own * num_items) - round(peer * num_items)) <= 1
+
+
+def test_classification_counts_are_clip_benchmarks(measured):
+    """acc1, acc5 and mean per-class recall on two sets, mAP on a third; acc5 of three classes is their NaN and our null."""
+    root, sets = measured
+    task = "zeroshot_classification"
+    peer = theirs(root, {name: sets[name] for name in ("demo-categories", "jpegs", "several")}, task)
+
+    for name in ("demo-categories", "jpegs"):
+        metrics, items = ours(root, name, task)
+        count = len(items["key"])
+        assert_same_count(metrics["acc1"], peer[name]["acc1"], count)
+        smallest_class = int(np.bincount(items["label"])[np.unique(items["label"])].min())
+        assert metrics["mean_per_class_recall"] == pytest.approx(peer[name]["mean_per_class_recall"], abs=1.01 / smallest_class)
+    metrics, items = ours(root, "demo-categories", task)
+    assert_same_count(metrics["acc5"], peer["demo-categories"]["acc5"], len(items["key"]))
+    assert np.isnan(peer["jpegs"]["acc5"])
+    assert ours(root, "jpegs", task)[0]["acc5"] is None
+    assert ours(root, "several", task)[0]["mean_average_precision"] == pytest.approx(peer["several"]["mean_average_precision"], abs=1e-3)
+
+
+def test_retrieval_counts_are_clip_benchmarks(measured):
+    """R@1, 5, 10 both ways."""
+    root, sets = measured
+    task = "zeroshot_retrieval"
+    peer = theirs(root, {"demo-retrieval": sets["demo-retrieval"]}, task)["demo-retrieval"]
+    metrics, items = ours(root, "demo-retrieval", task)
+
+    for k in (1, 5, 10):
+        assert_same_count(metrics[f"image_retrieval_recall@{k}"], peer[f"image_retrieval_recall@{k}"], len(items["text"]))
+        assert_same_count(metrics[f"text_retrieval_recall@{k}"], peer[f"text_retrieval_recall@{k}"], len(items["key"]))
+    assert set(metrics) == set(peer)
+
+
+def test_clip_benchmark_builds_a_table_from_our_results(measured):
+    """Its `build` reads our JSON: a row for each result, with its columns."""
+    root, sets = measured
+    run_reference(
+        "-c",
+        "from clip_benchmark.cli import main; main()",
+        "build",
+        root / "evaluation" / "contrastive-final",
+        "--output",
+        "table.csv",
+        cwd=root,
+    )
+    with open(root / "table.csv", newline="") as stream:
+        rows = {row["dataset"]: row for row in csv.DictReader(stream)}
+
+    assert set(rows) == set(sets)
+    assert float(rows["jpegs"]["acc1"]) == ours(root, "jpegs", "zeroshot_classification")[0]["acc1"]
+    assert rows["jpegs"]["model_fullname"] == "random-seed0 contrastive-final"
