@@ -86,6 +86,8 @@ class Scores:
     def items(self, arm: str, seed: int, test_set: TestSet) -> Items | None:
         """Per-item outputs of one cell on one set; None, and named on the page, where they cannot be used."""
         result = self.results[arm, seed][test_set.key]
+        if test_set.metric not in per_item.PAIRABLE:
+            return None
         if (result.items_uri, test_set.metric) not in self._items:
             read: Items | None = None
             try:

@@ -23,11 +23,11 @@ WIDTH = 4.0
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
 _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--line)"} | {f"#0a0a{n:02d}": f"var(--arm-{n})" for n in range(8)}
 _STYLE: Any = {
-    "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "axes.titlesize": 10, "axes.titleweight": "bold",
+    "font.size": 9.6, "font.family": "sans-serif", "svg.fonttype": "none", "axes.titlesize": 10.4, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _GRID,
     "axes.labelcolor": _MUTED, "axes.titlecolor": _INK, "text.color": _INK, "xtick.color": _GRID, "ytick.color": _GRID,
     "xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6,
-    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
+    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9.6, "lines.linewidth": 1.6, "lines.solid_capstyle": "round",
 }  # fmt: skip
 _CURVE_POINTS = 200
 _MARKERS = "osD^vPX*"
@@ -87,7 +87,7 @@ def forest(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str],
                 axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=2.4 if number < bold else 1.4)
             axes.plot([100 * row["mean"]], [place], "D" if number < bold else "o", color=colour, markersize=5.5 if number < bold else 4.5)
             weight = "bold" if number < bold else "normal"
-            axes.annotate(label, (0, place + 0.24), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, fontweight=weight)
+            axes.annotate(label, (0, place + 0.24), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.8, fontweight=weight)
         axes.axvline(0, color=_INK, linewidth=1.0)
         axes.set_yticks([])
         axes.set_ylim(places[-1] - 0.5, 0.85)
@@ -138,7 +138,7 @@ def slopes(
 def _panel(title: str, x_label: str, y_label: str, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(textwrap.fill(title, 42), pad=8)
+    axes.set_title(textwrap.fill(title, 40), pad=8)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.tick_params(length=0)
@@ -153,7 +153,7 @@ def _levels(axes: Axes, levels: Mapping[str, float]) -> None:
         shared.setdefault(near, []).append(name)
     for level, names in shared.items():
         axes.axhline(level, color=_MUTED, linestyle=":", linewidth=1.2)
-        axes.annotate(", ".join(names), (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_MUTED, fontsize=8)
+        axes.annotate(", ".join(names), (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_MUTED, fontsize=8.8)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -13,6 +13,8 @@ from trainer.storage import read_bytes
 
 RECALLS = tuple(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10))
 MEAN_RECALL = "mean_recall"
+PAIRABLE = ("acc1", "acc5", "mean_per_class_recall", "accuracy", MEAN_RECALL)
+"""Figures that are weighted means over items; mean average precision ranks all items at once and is none."""
 METRIC_NAMES = {
     "acc1": "accuracy", "acc5": "top-5 accuracy", "mean_per_class_recall": "mean per-class recall",
     "mean_average_precision": "mean average precision", MEAN_RECALL: "mean recall", "accuracy": "2AFC accuracy",
@@ -90,8 +92,6 @@ def _items(arrays: dict[str, NDArray[np.generic]], metric: str) -> Items:
     if metric == "mean_per_class_recall":
         _, classes, counts = np.unique(arrays["label"], return_inverse=True, return_counts=True)
         weights = 1.0 / counts[classes]
-    elif metric not in ("acc1", "acc5", "accuracy"):
-        raise KeyError(metric)
     return Items(keys=keys, clusters=clusters, values=values, weights=weights)
 
 
