@@ -1,0 +1,88 @@
+"""Any process may die at any time: nothing is lost, nothing is done twice, and the weights come out the same."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults import campaign
+from tests.train import build
+from trainer.config import Precision, StageConfig
+from trainer.storage.committed import read_committed
+
+EPOCHS = 16
+STEPS = 2 * EPOCHS
+
+
+def weights_of(config: StageConfig) -> str:
+    seal = read_committed(f"{config.output}/final")
+    assert seal is not None
+    return str(seal.facts["weights_sha256"])
+
+
+def losses_of(config: StageConfig) -> list[float]:
+    lines = [json.loads(line) for line in (Path(config.output) / "progress.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return [line["loss"] for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ten_kills_leave_no_trace_in_the_weights(tmp_path: Path, world_size: int, precision: Precision) -> None:
+    """SIGKILL of a random rank at ten random moments, mid-save among them: bit-equal to the run left alone, each step logged once."""
+    whole = build.contrastive(tmp_path / "whole", epochs=EPOCHS, precision=precision, processes_per_node=world_size)
+    assert campaign.finish(campaign.start_ranks(whole, world_size)) == [0] * world_size
+    config = build.contrastive(
+        tmp_path / "killed", epochs=EPOCHS, precision=precision, processes_per_node=world_size, checkpoint_every_steps=1
+    )
+    torn = campaign.run_with_kills(config, world_size, kills=10, last_step=STEPS - 2, seed=world_size)
+    assert torn >= 1
+    assert weights_of(config) == weights_of(whole)
+    assert losses_of(config) == losses_of(whole)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_pair_of_ranks_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """The short form of the campaign, for every run of the tests: two kills on two ranks."""
+    whole = build.contrastive(tmp_path / "whole", epochs=EPOCHS, processes_per_node=2)
+    assert campaign.finish(campaign.start_ranks(whole, 2)) == [0, 0]
+    config = build.contrastive(tmp_path / "killed", epochs=EPOCHS, processes_per_node=2, checkpoint_every_steps=1)
+    campaign.run_with_kills(config, 2, kills=2, last_step=STEPS // 2, seed=0)
+    assert weights_of(config) == weights_of(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_run_goes_on_at_another_world_size(tmp_path: Path, world_size: int) -> None:
+    """From the checkpoint of step 12 on, 20 steps: the loss is that of the two ranks it began with, to 1e-5."""
+    began = build.contrastive(tmp_path / "two", epochs=EPOCHS, processes_per_node=2, checkpoint_every_steps=STEPS - 20, keep_last=9)
+    assert campaign.finish(campaign.start_ranks(began, 2)) == [0, 0]
+    config = build.contrastive(tmp_path / "other", epochs=EPOCHS, processes_per_node=world_size)
+    for name in ("checkpoints", "progress.jsonl"):
+        source, target = Path(began.output) / name, Path(config.output) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    assert campaign.finish(campaign.start_ranks(config, world_size)) == [0] * world_size
+    assert losses_of(config)[STEPS - 20 :] == pytest.approx(losses_of(began)[STEPS - 20 :], abs=1e-5)
+    state = json.loads((Path(config.output) / "lineage.json").read_text())
+    assert state["world_size"] == world_size
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_on_one_rank_saves_the_same_step_on_all(tmp_path: Path) -> None:
+    """Rank 1 alone is told to stop: both exit 143 behind one checkpoint, and the run goes on from it."""
+    config = build.contrastive(tmp_path, epochs=EPOCHS, processes_per_node=2, checkpoint_every_steps=1)
+    ranks = campaign.start_ranks(config, 2)
+    campaign._wait_for_step(config, 2, ranks)
+    assert ranks[1].pid is not None
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    assert campaign.finish(ranks) == [143, 143]
+    again = dataclasses.replace(config, placement=build.placed(processes_per_node=2))
+    assert campaign.finish(campaign.start_ranks(again, 2)) == [0, 0]
