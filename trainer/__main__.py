@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", parents=[common], help="compare arms, write report/index.html and results.json")
-    report.add_argument("--experiment", required=True, help="URI of the experiment's folder")
+    report.add_argument("--experiment", default="", help="URI of the experiment's folder (may be left out beside --compare)")
     report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="further experiments to set beside it")
     report.set_defaults(run=_report)
 
