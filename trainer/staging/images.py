@@ -5,10 +5,12 @@ A plain JPEG keeps its bytes under the policy `original`, which is what the pape
 """
 
 import io
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -16,8 +18,10 @@ MAX_PIXELS = 100_000_000
 """A picture that declares more is refused before a pixel is decoded (decompression bombs)."""
 _MAX_PNG_PIXELS = 512 * 512  # a larger picture that must be encoded anew becomes a JPEG: a PNG of a photo is five times as big
 _JPEG_QUALITY = 95
+_SHORT_SIDE = 256
+_SHORT_QUALITY = 90
 _EXIF_ORIENTATION = 0x0112
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG, and is no name that PIL takes here
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding; PIL's would only warn at half of it
 
@@ -47,6 +51,17 @@ def open_image(data: bytes) -> Image.Image:
     Raises:
         BadImageError: empty, not an image, too large, cut short or broken.
     """
+    image = _open_header(data)
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        cause = "truncated image" if "truncated" in str(error) or isinstance(error, EOFError) else "broken image"
+        raise BadImageError(cause, _words(error)) from error
+    return image
+
+
+def _open_header(data: bytes) -> Image.Image:
+    """What `data` says that it is; no pixel is decoded yet."""
     if not data:
         raise BadImageError("empty file", "0 bytes")
     try:
@@ -54,15 +69,10 @@ def open_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         what = "an HTML page" if data[:512].lstrip()[:1] == b"<" else f"begins with {data[:8]!r}"
         raise BadImageError("not an image", what) from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise BadImageError("broken image", _words(error)) from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImageError("too many pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS // 1_000_000} megapixels")
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
-        cause = "truncated image" if "truncated" in str(error) or isinstance(error, EOFError) else "broken image"
-        raise BadImageError(cause, _words(error)) from error
     return image
 
 
@@ -92,11 +102,10 @@ def normalise(data: bytes, policy: str) -> Picture:
     Raises:
         BadImageError: not a usable picture.
     """
-    image = open_image(data)
     if policy == "short256":
-        return _short256(image)
-    upright = image.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1)
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright:
+        return _short256(data)
+    image = open_image(data)
+    if _is_plain_jpeg(image):
         return Picture(data, "jpg", image.width, image.height)
     rgb = to_rgb(image)
     if rgb.width * rgb.height > _MAX_PNG_PIXELS:
@@ -117,12 +126,29 @@ def encode_png(image: Image.Image) -> bytes:
     return _encode(image, "PNG", compress_level=6)
 
 
-def _short256(image: Image.Image) -> Picture:
-    rgb = to_rgb(image)
-    scale = 256 / min(rgb.size)
+def _short256(data: bytes) -> Picture:
+    """Short side 256 (never larger than it came), antialiased bicubic, JPEG at quality 90."""
+    image = _open_header(data)
+    if _is_plain_jpeg(image):
+        try:
+            rgb = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+        except ValueError:  # PIL says better what is wrong, or reads it after all
+            rgb = to_rgb(open_image(data))
+    else:
+        rgb = to_rgb(open_image(data))
+    scale = _SHORT_SIDE / min(rgb.size)
     if scale < 1:
-        rgb = rgb.resize((max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))), Image.Resampling.LANCZOS)
-    return Picture(_encode(rgb, "JPEG", quality=90), "jpg", rgb.width, rgb.height)
+        rgb = rgb.resize((max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))), Image.Resampling.BICUBIC)
+    encoded = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(np.asarray(rgb)), quality=_SHORT_QUALITY, colorspace="RGB", colorsubsampling="420"
+    )
+    return Picture(encoded, "jpg", rgb.width, rgb.height)
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    """An upright RGB or grayscale JPEG, which every decoder reads alike."""
+    upright = image.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1)
+    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright
 
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -1,29 +1,69 @@
-"""Captions as CLIP's token ids, once, at staging."""
+"""Captions as CLIP's token ids, once, at staging: the ids of open_clip's SimpleTokenizer, with a cache of words before it."""
 
+import importlib.util
+import re
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 CONTEXT_LENGTH = 77
-
-
-class _Encoder(Protocol):
-    sot_token_id: int
-    eot_token_id: int
-
-    def encode(self, text: str) -> list[int]: ...
+_MAX_CACHED_WORDS = 500_000  # bounds memory: the vocabulary of a web-scale corpus has no end
+_UNTOUCHED = re.compile(r"[\t\n\x20-\x25\x27-\x7e]*")
+"""ASCII without `&` and control characters: ftfy and html.unescape, the slow part of cleaning, leave it as it is."""
 
 
 class Tokenizer:
-    """open_clip's SimpleTokenizer; importing it costs seconds (torch), so it is imported when the first caption comes."""
+    """SimpleTokenizer's ids, exactly (tests/staging/test_tokens.py), several times as fast. Loaded when the first caption comes."""
 
     def __init__(self) -> None:
-        self._encoder: _Encoder | None = None
+        self._encoder: Any = None
+        self._words: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, captions: Sequence[str]) -> list[list[int]]:
         """Ids of each caption with start and end, cut to CONTEXT_LENGTH with the end last, unpadded."""
-        if self._encoder is None:
-            from open_clip.tokenizer import SimpleTokenizer
+        encoder = self._load()
+        start, end = encoder.sot_token_id, encoder.eot_token_id
+        return [[start, *self._encode(caption)[: CONTEXT_LENGTH - 2], end] for caption in captions]
 
-            self._encoder = SimpleTokenizer()
-        start, end = self._encoder.sot_token_id, self._encoder.eot_token_id
-        return [[start, *self._encoder.encode(caption)[: CONTEXT_LENGTH - 2], end] for caption in captions]
+    def text(self, tokens: Sequence[int]) -> str:
+        """The words that ids stand for; start, and all from the first end on, are left out."""
+        encoder = self._load()
+        ids = list(tokens)
+        ids = ids[ids.index(encoder.sot_token_id) + 1 :] if encoder.sot_token_id in ids else ids
+        ids = ids[: ids.index(encoder.eot_token_id)] if encoder.eot_token_id in ids else ids
+        return str(encoder.decode(ids))
+
+    def _encode(self, caption: str) -> list[int]:
+        encoder = self._encoder
+        clean = " ".join(caption.split()).lower() if _UNTOUCHED.fullmatch(caption) else encoder.clean_fn(caption)
+        ids: list[int] = []
+        for word in encoder.pat.findall(clean):
+            known = self._words.get(word)
+            if known is None:
+                known = self._encode_word(word)
+            ids.extend(known)
+        return ids
+
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        """What SimpleTokenizer.encode does with one match of its pattern."""
+        encoder = self._encoder
+        as_bytes = "".join(encoder.byte_encoder[byte] for byte in word.encode("utf-8"))
+        ids = tuple(encoder.encoder[part] for part in encoder.bpe(as_bytes).split(" "))
+        if len(self._words) >= _MAX_CACHED_WORDS:
+            self._words.clear()
+        self._words[word] = ids
+        return ids
+
+    def _load(self) -> Any:
+        """The module alone, by its file: `import open_clip` would import every model it has, for seconds."""
+        if self._encoder is None:
+            package = importlib.util.find_spec("open_clip")
+            if package is None or package.origin is None:
+                raise ModuleNotFoundError("open_clip_torch is not installed: captions cannot become tokens")
+            spec = importlib.util.spec_from_file_location("firstsight_simple_tokenizer", Path(package.origin).with_name("tokenizer.py"))
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            self._encoder = module.SimpleTokenizer()
+        return self._encoder

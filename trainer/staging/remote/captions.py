@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from urllib.parse import unquote, unquote_plus
 
-POLICIES = ("title", "description", "both", "slip", "as-is")
+POLICIES = ("title", "description", "both", "slip", "as-is", "tokens")
 """title, description: that one alone; both: two captions, of which training draws one each epoch; slip: both,
-cleaned as SLIP does (arXiv 2112.12750: no tags, no URLs); as-is: the captions of a list that has its own."""
+cleaned as SLIP does (arXiv 2112.12750: no tags, no URLs); as-is: the captions of a list that has its own; tokens: CLIP's token ids,
+separated by spaces, which are decoded before anything else sees them."""
 
 _TAGS = re.compile(r"<a.*?>|</?[abi]>")
 _URLS = re.compile(r"http\S+|www\S+")
@@ -17,9 +18,9 @@ def clean_captions(policy: str, texts: Sequence[str | None]) -> list[str]:
 
     Args:
         policy: one of POLICIES.
-        texts: title and description, percent-encoded as in YFCC100M's metadata; or captions (as-is).
+        texts: title and description, percent-encoded as in YFCC100M's metadata; or captions (as-is, tokens).
     """
-    if policy == "as-is":
+    if policy in ("as-is", "tokens"):
         captions = [text or "" for text in texts]
     else:
         title, description = ((text or "") for text in (*texts, "", "")[:2])

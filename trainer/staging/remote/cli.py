@@ -37,6 +37,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     fetch.add_argument("--per-host", type=int, default=16, help="of them at one host (default 16)")
     fetch.add_argument("--tries", type=int, default=4, help="of one URL whose failure may pass (default 4)")
     fetch.add_argument("--timeout", type=float, default=20.0, help="seconds without a byte (default 20)")
+    fetch.add_argument("--backoff", type=float, default=1.0, help="seconds of the first pause after a failure, then doubled (default 1)")
     fetch.add_argument("--processes", type=int, default=0, help="that decode and encode (default 0: threads of this one)")
     fetch.add_argument("--buffer-mb", type=int, default=256, help="fetched bytes that wait for their turn (default 256)")
     fetch.add_argument("--max-image-mb", type=int, default=32, help="larger answers are rejected (default 32)")
@@ -116,7 +117,7 @@ def _manners(options: argparse.Namespace) -> "Manners":
         return Manners(contact=options.contact)
     return Manners(
         contact=options.contact, per_host=options.per_host, tries=options.tries, read_seconds=options.timeout,
-        max_bytes=options.max_image_mb << 20,
+        max_bytes=options.max_image_mb << 20, backoff_seconds=options.backoff,
     )  # fmt: skip
 
 

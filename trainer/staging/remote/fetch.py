@@ -97,6 +97,8 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
                 continue
             step = f"fetch {plan.name} {number + 1}/{len(plan.splits)}"
             rows = read_rows(folder, number)
+            if plan.options.get("caption_policy") == "tokens":
+                rows = [replace(row, texts=[tokenize.text(list(map(int, (text or "").split()))) for text in row.texts]) for row in rows]
             with SliceWriter(folder, plan, number) as writer:
                 for count, sample in enumerate(_samples(plan, rows, client, threads, makers, settings), start=1):
                     if isinstance(sample, Reject):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -54,8 +55,7 @@ def tsv(path: str, columns: int) -> str:
 
 def columns_of(database: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
     """Names and types of a relation's columns."""
-    rows = run(database, f"DESCRIBE SELECT * FROM {relation}").fetchall()
-    return {str(row[0]): str(row[1]) for row in rows}
+    return {str(row[0]): str(row[1]) for row in run(database, f"DESCRIBE SELECT * FROM {relation}")}
 
 
 def choose(columns: dict[str, str], wanted: Sequence[str], uri: str) -> str:
@@ -67,10 +67,10 @@ def choose(columns: dict[str, str], wanted: Sequence[str], uri: str) -> str:
     raise InputError(f"{uri}: has no column {' or '.join(map(repr, wanted))} (it has {', '.join(columns)})")
 
 
-def run(database: duckdb.DuckDBPyConnection, statement: str) -> duckdb.DuckDBPyConnection:
-    """Run a statement; what duckdb says of the user's file becomes one line."""
+def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, ...]]:
+    """Run a statement and give its rows, all at once; what duckdb says of the user's file becomes one line."""
     try:
-        return database.execute(statement)
+        return list(database.execute(statement).fetchall())
     except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException) as error:
         text = str(error)
         file = re.search(r"file = (.*)", text)

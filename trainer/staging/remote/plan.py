@@ -29,6 +29,8 @@ from trainer.storage.base import absolute
 SLICE_SHARDS = 8
 """Shards a slice: what one process makes and, when it is killed, makes again."""
 
+_MAX_CLASSES = 10_000  # more labels than this are no classes
+
 _HARMLESS = ("duplicate",)  # lost rows that are no fault of the data
 
 
@@ -87,12 +89,19 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
             if exists(join(folder, "plan.json")):
                 return folder
             run(database, f"CREATE TABLE source AS {table.query}")
+            relative = "source WHERE cause = '' AND NOT starts_with(image, 'http://') AND NOT starts_with(image, 'https://')"
+            if not options.images and _count(database, relative):
+                raise InputError(f"--images is needed: {table.uri} names pictures by paths, such as {_first(database, relative)!r}")
             lost = _find_lost(database, folder, scratch)
             splits = _write_slices(database, folder, f"plan {table.name}", options.heldout_fraction, SLICE_SHARDS * staging.shard_samples)
             rows_read = _count(database, "source")
+            labels = run(database, f"SELECT DISTINCT label FROM kept WHERE label <> '' ORDER BY label LIMIT {_MAX_CLASSES + 1}")
         if not splits:
             raise InputError(f"{table.uri}: no usable row among {rows_read}: {lost['lost'] or 'it is empty'}")
-        source = {"uri": table.uri, "fingerprint": found, "images": absolute(options.images) if options.images else "", "remote": 1}
+        source = {
+            "uri": table.uri, "fingerprint": found, "images": absolute(options.images) if options.images else "", "remote": 1,
+            "classes": [row[0] for row in labels] if len(labels) <= _MAX_CLASSES else [],
+        }  # fmt: skip
         plan = Plan(
             kind="pairs", name=f"{table.name}-pairs", source=source, options=decided, shard_samples=staging.shard_samples, splits=splits,
             rows_read=rows_read, columns="pairs", attribution=table.attribution, **lost,
@@ -110,8 +119,11 @@ def _configure(database: duckdb.DuckDBPyConnection, scratch: str, memory_mb: int
 
 
 def _count(database: duckdb.DuckDBPyConnection, relation: str) -> int:
-    row = database.execute(f"SELECT count(*) FROM {relation}").fetchone()
-    return int(row[0]) if row else 0
+    return int(run(database, f"SELECT count(*) FROM {relation}")[0][0])
+
+
+def _first(database: duckdb.DuckDBPyConnection, relation: str) -> str:
+    return str(run(database, f"SELECT image FROM {relation} ORDER BY position LIMIT 1")[0][0])
 
 
 def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -> dict[str, Any]:
@@ -137,7 +149,7 @@ def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -
         with open(path, "rb") as file:
             open_store(uri).put_stream(uri, file, path.stat().st_size)
     counted = "SELECT cause, count(*), min('row ' || position || ': ' || coalesce(key, '')) FROM lost GROUP BY cause"
-    rows = database.execute(counted).fetchall()
+    rows = run(database, counted)
     lost = {str(cause): int(count) for cause, count, _ in rows}
     bad = {cause: count for cause, count in lost.items() if cause not in _HARMLESS}
     return {"lost": lost, "bad": bad, "examples": {str(cause): str(example) for cause, _, example in rows}}

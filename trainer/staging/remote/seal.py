@@ -39,7 +39,13 @@ def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
     elif sizes["test"]:
         root, name = folder.rpartition("/datasets/")[0], plan.name.removesuffix("-pairs")
         evaluation = heldout.stage(
-            root=root, base_name=name, pairs_folder=folder, pairs=plan, account=account, classes=(), templates=heldout.TEMPLATES
+            root=root,
+            base_name=name,
+            pairs_folder=folder,
+            pairs=plan,
+            account=account,
+            classes=plan.source["classes"],
+            templates=heldout.TEMPLATES,
         )
     return folder, seal(folder, plan, account, evaluation=evaluation, facts=facts).identity
 

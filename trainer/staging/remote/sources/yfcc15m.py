@@ -32,9 +32,9 @@ def table(
             raise InputError(f"--captions must be title, description, both or slip for the {which} list, which has no captions of its own")
         query = _joined(database, inputs, which, list_uri, metadata_uri, ids_uri)
     else:
-        if captions != "as-is":
-            raise InputError(f"--captions must be as-is for the {which} list: its captions are made")
-        query = _declip(database, inputs, list_uri) if which == "declip" else _rwkv(database, inputs, list_uri)
+        query, own = _declip(database, inputs, list_uri) if which == "declip" else _rwkv(database, inputs, list_uri)
+        if captions != own:
+            raise InputError(f"--captions must be {own} for this {which} list, which has captions of its own")
     return Table(name=f"yfcc15m-{which}", uri=list_uri, query=query, attribution=_ATTRIBUTION)
 
 
@@ -89,33 +89,36 @@ def _load_ids(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> None:
     database.unregister("slip_lines")
 
 
-def _declip(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) -> str:
+def _declip(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) -> tuple[str, str]:
     """JSON lines; the picture is named by its hash, or lies at the URL."""
     relation = (
         f"(SELECT row_number() OVER () AS position, * FROM read_json({quote(inputs.local(list_uri))}, format='newline_delimited', "
         "columns={'caption': 'VARCHAR', 'filename': 'VARCHAR', 'url': 'VARCHAR'}))"
     )
-    return f"""
+    query = f"""
         SELECT position, CASE WHEN hash <> '' THEN hash ELSE md5(coalesce(url, '')) END AS key,
             CASE WHEN hash <> '' THEN {_PLACE} ELSE url END AS image, [caption] AS texts, '' AS label,
             CASE WHEN hash = '' AND coalesce(url, '') = '' THEN 'bad row' ELSE '' END AS cause
         FROM (SELECT *, regexp_extract(coalesce(filename, ''), '([0-9a-f]{{20,}})\\.[a-z]+$', 1) AS hash FROM {relation})"""
+    return query, "as-is"
 
 
-def _rwkv(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) -> str:
-    """Parquet; token ids are decoded when the picture is fetched, and marked by `tokens:` until then."""
+def _rwkv(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) -> tuple[str, str]:
+    """Parquet; token ids are decoded when the picture is fetched."""
     relation = f"read_parquet({quote(inputs.local(list_uri))})"
     columns = columns_of(database, relation)
     if any(kind.startswith("STRUCT") or kind == "BLOB" for kind in columns.values()):
         raise InputError(f"{list_uri}: holds the pictures themselves: turn it into tars by `stage unpack`, then `stage pairs`")
     text = choose(columns, ("caption", "text", "texts", "tokens", "token_ids"), list_uri)
+    own = "as-is"
     if columns[text.strip('"')].endswith("[]"):
-        text = f"'tokens:' || array_to_string({text}, ' ')"
+        text, own = f"array_to_string({text}, ' ')", "tokens"
     place = choose(columns, ("hash", "filename", "path", "key", "url"), list_uri)
-    return f"""
+    query = f"""
         SELECT position, CASE WHEN hash <> '' THEN hash ELSE md5(coalesce(place, '')) END AS key,
             CASE WHEN hash <> '' THEN {_PLACE} ELSE place END AS image, [caption] AS texts, '' AS label,
             CASE WHEN coalesce(place, '') = '' THEN 'bad row' ELSE '' END AS cause
         FROM (SELECT *, regexp_extract(coalesce(place, ''), '(?:^|/)([0-9a-f]{{20,}})(?:\\.[a-z]+)?$', 1) AS hash
               FROM (SELECT file_row_number AS position, CAST({place} AS VARCHAR) AS place, {text} AS caption
                     FROM {relation[:-1]}, file_row_number=true)))"""
+    return query, own
