@@ -15,6 +15,7 @@ import queue
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class Prefetcher:
     """Fetches a rank's shards in the order of their first use, as far ahead as the cache allows.
 
     Attributes:
-        fetched_bytes: what was read from the store so far.
+        fetched_bytes: what was read from the store for each epoch.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Prefetcher:
         self._keep = sum(shard.size for shard in shards) <= placement.cache_bytes
         self._leave = self._keep and bool(placement.cache_dir)  # a folder that was named outlives the run
         self._budget = placement.cache_bytes // placement.processes_per_node
-        self.fetched_bytes = 0
+        self.fetched_bytes: Counter[int] = Counter()
         self._held: dict[tuple[int, int, int], _Held] = {}  # by (epoch, run, shard)
         self._held_bytes = 0
         self._wanted = start_step  # the step that the consumer asks for
@@ -124,7 +125,7 @@ class Prefetcher:
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         # Daemons, not an executor: an exit must not wait until a store that is down has used up its retries.
-        self._queue: queue.SimpleQueue[tuple[ShardRead, Future[tuple[ShardFile, BinaryIO]]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, ShardRead, Future[tuple[ShardFile, BinaryIO]]] | None] = queue.SimpleQueue()
         for _ in range(_CONNECTIONS):
             threading.Thread(target=self._fetch_queued, name="fetch", daemon=True).start()
         self._thread = threading.Thread(target=self._plan, args=(start_step,), name="prefetch", daemon=True)
@@ -180,7 +181,7 @@ class Prefetcher:
                         return
                     with self._changed:
                         fetched: Future[tuple[ShardFile, BinaryIO]] = Future()
-                        self._queue.put((read, fetched))
+                        self._queue.put((epoch, read, fetched))
                         self._held[epoch, read.run, read.shard] = _Held(self._size(read), epoch * steps + read.last_step, fetched)
                         self._held_bytes += self._size(read)
                         self._changed.notify_all()
@@ -211,14 +212,14 @@ class Prefetcher:
     def _fetch_queued(self) -> None:
         """A fetching thread."""
         while (item := self._queue.get()) is not None:
-            read, fetched = item
+            epoch, read, fetched = item
             if fetched.set_running_or_notify_cancel():
                 try:
-                    fetched.set_result(self._fetch(read))
+                    fetched.set_result(self._fetch(epoch, read))
                 except BaseException as error:
                     fetched.set_exception(error)
 
-    def _fetch(self, read: ShardRead) -> tuple[ShardFile, BinaryIO]:
+    def _fetch(self, epoch: int, read: ShardRead) -> tuple[ShardFile, BinaryIO]:
         """The file of one read, with the lock that keeps it from being removed."""
         shard = self._shards[read.shard]
         path = self._folder / self._name(read)
@@ -236,7 +237,7 @@ class Prefetcher:
                     with contextlib.suppress(BlockingIOError):
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         if not path.exists():
-                            self._download(shard, read, path)
+                            self._download(epoch, shard, read, path)
                         continue
                     time.sleep(_LOCK_POLL_SECONDS)
         except OSError as error:
@@ -244,11 +245,13 @@ class Prefetcher:
                 raise RunError(f"{path}: the disk is full: lower placement.cache_bytes, or name another placement.cache_dir") from error
             raise RunError(f"{path}: {error.strerror or error}") from error
 
-    def _download(self, shard: Shard, read: ShardRead, path: Path) -> None:
+    def _download(self, epoch: int, shard: Shard, read: ShardRead, path: Path) -> None:
         """Write a shard, or the rows of it that a run needs, and its index. Whole shards are checked against the manifest."""
         index_path = self._folder / shard.index_name
         if not index_path.exists():
-            _write_whole(index_path, read_bytes(join(self._uri, shard.index_name)))
+            data = read_bytes(join(self._uri, shard.index_name))
+            self.fetched_bytes[epoch] += len(data)
+            _write_whole(index_path, data)
         start, stop = 0, shard.size
         if path.name.removeprefix(Path(shard.name).name):
             index = read_index(str(self._folder), shard)
@@ -264,7 +267,7 @@ class Prefetcher:
             for piece in open_store(uri).stream(uri, start, stop - start):
                 stream.write(piece)
                 checksum = google_crc32c.extend(checksum, piece)
-                self.fetched_bytes += len(piece)
+                self.fetched_bytes[epoch] += len(piece)
                 if self._stopped:
                     raise RunError(f"{uri}: the loader was closed while it was fetched")
         if stop - start == shard.size and checksum != shard.crc32c:

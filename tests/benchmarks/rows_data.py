@@ -1,0 +1,193 @@
+"""Rows A, B, C, E and F: pictures, shards, the whole loader and the stream from S3, per CPU-second."""
+
+import datetime
+import io
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import open_clip
+import torch
+import webdataset
+from open_clip.transform import image_transform
+from PIL import Image
+
+from tests.benchmarks.harness import Measured, cpu_cost, cpu_rate, interleaved, row
+from tests.benchmarks.photos import photos, short256, store, write_photos
+from trainer.config import DataConfig, Placement
+from trainer.data.cache import InPlace
+from trainer.data.decode import decode_image
+from trainer.data.loader import PairsLoader
+from trainer.data.order import CanonicalOrder
+from trainer.data.shards import Views
+from trainer.storage.base import join, open_store
+from trainer.storage.manifest import require_manifest
+
+SIDE = 224
+PICTURES = 96
+
+
+def open_clip_images(pictures: list[bytes]) -> int:
+    """open_clip's evaluation transform, from bytes."""
+    transform = image_transform(SIDE, is_train=False)
+    for data in pictures:
+        with Image.open(io.BytesIO(data)) as image:
+            transform(image.convert("RGB"))
+    return len(pictures)
+
+
+def our_images(pictures: list[bytes]) -> int:
+    """The fast decoder, from bytes."""
+    for data in pictures:
+        decode_image(data, SIDE, "fast")
+    return len(pictures)
+
+
+@row("A", what="JPEG 500x375 to 224 px: the fast decoder against open_clip's transform", unit="images / CPU-s", target=3.0)
+def image_path(folder: Path) -> Measured:
+    """Same bytes; the pictures must agree to .05 of 255 in the mean."""
+    torch.set_num_threads(1)
+    pictures = photos(PICTURES)
+    apart = [(decode_image(data, SIDE, "fast").float() - decode_image(data, SIDE, "exact").float()).abs().mean() for data in pictures]
+    difference = float(torch.stack(apart).mean())
+    assert difference <= 0.05, f"the fast decoder is {difference} of 255 from PIL"
+    note = f"mean difference from PIL {difference:.4f} of 255; ours stays uint8, normalising is the device's"
+    return interleaved(cpu_rate(lambda: open_clip_images(pictures)), cpu_rate(lambda: our_images(pictures)), rounds=7, note=note)
+
+
+@row("B", what="the same with short256 shards, against open_clip's transform on the originals", unit="images / CPU-s", target=5.0)
+def short_image_path(folder: Path) -> Measured:
+    """What the image policy short256 buys."""
+    torch.set_num_threads(1)
+    pictures = photos(PICTURES)
+    short = [short256(data) for data in pictures]
+    mean, less = (sum(map(len, group)) / PICTURES / 1e3 for group in (pictures, short))
+    note = f"{mean:.0f} KB against {less:.0f} KB a picture"
+    return interleaved(cpu_rate(lambda: open_clip_images(pictures)), cpu_rate(lambda: our_images(short)), rounds=7, note=note)
+
+
+@row(
+    "C",
+    what="reading local shards in canonical order, checksums compared, against webdataset in file order",
+    unit="samples / CPU-s",
+    target=8.0,
+)
+def shard_reading(folder: Path) -> Measured:
+    """Picture and tokens of every sample, in batches of 64 from four runs."""
+    pictures = photos(64)
+    data = write_photos(str(folder), [pictures[i % 64] for i in range(2048)], 256)
+    manifest = require_manifest(data.uri, data.identity)
+    urls = [str(folder / shard.name) for shard in manifest.shards]
+    order = CanonicalOrder([256] * 8, seed=0, global_batch_size=64, runs=4, block_shards=2)
+    source, views = InPlace(data.uri, manifest.shards), Views(16)
+
+    def reference() -> int:
+        return sum(len(sample["jpg"]) > 0 and len(sample["txt"]) > 0 for sample in webdataset.WebDataset(urls, shardshuffle=False))
+
+    def ours() -> int:
+        done = 0
+        for b in range(order.steps_per_epoch):
+            part = order.part(0, b, 0, 1)
+            for run, shard, place in part.tolist():
+                view = views.view(source.file(0, run, shard, b))
+                view.member(place, view.column("image"))
+                done += len(view.index.captions(place)[0]) > 0
+        return done
+
+    return interleaved(cpu_rate(reference), cpu_rate(ours), note="2,048 samples of 61 KB in 8 shards, in the page cache")
+
+
+def open_clip_loader(urls: list[str], batch: int) -> int:
+    """open_clip's training pipeline over webdataset, as its data.py wires it: one process, no shuffle buffer."""
+    tokenize = open_clip.get_tokenizer("ViT-B-32")
+    transform = image_transform(SIDE, is_train=True)
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=False)
+        .decode("pilrgb")
+        .rename(image="jpg", text="txt")
+        .map_dict(image=transform, text=lambda text: tokenize(text)[0])
+        .to_tuple("image", "text")
+        .batched(batch)
+    )
+    return sum(len(images) for images, _ in dataset)
+
+
+def our_loader(data: DataConfig, batch: int, cache: Path) -> int:
+    """One epoch of a new loader, from the store to batches; its pictures are decoded once, as in an epoch of any."""
+    loader = PairsLoader(
+        data,
+        seed=0,
+        global_batch_size=batch,
+        rank=0,
+        world_size=1,
+        runs=2,
+        block_shards=1,
+        image_size=SIDE,
+        augmentation="crop",
+        crop_scale_min=0.9,
+        decoder="fast",
+        placement=Placement(cache_dir=str(cache)),
+    )
+    done = sum(len(part.keys) for part in islice(loader.batches(0), loader.steps_per_epoch))
+    loader.close()
+    return done
+
+
+def whole_loader(folder: Path, *, short: bool) -> Measured:
+    """From a local S3 server to batches of 64: random resized crop of .9 to 1, as open_clip's default."""
+    torch.set_num_threads(1)
+    pictures = photos(64)
+    with store(folder / "server") as server:
+        bucket = server.make_bucket()
+        originals = [pictures[i % 64] for i in range(256)]
+        data = write_photos(f"{bucket}/originals", originals, 128)
+        ours = write_photos(f"{bucket}/short", [short256(p) for p in originals], 128) if short else data
+        names = [shard.name for shard in require_manifest(data.uri, data.identity).shards]
+        lifetime = datetime.timedelta(hours=1)
+        links = [server.client.presigned_get_object(bucket.removeprefix("s3://"), f"originals/{name}", lifetime) for name in names]
+        urls = [f"pipe:curl -sf '{link}'" for link in links]
+        runs = iter(range(100))
+        return interleaved(
+            cpu_rate(lambda: open_clip_loader(urls, 64)),
+            cpu_rate(lambda: our_loader(ours, 64, folder / f"cache-{next(runs)}")),
+            note="256 samples from a local SeaweedFS; tokens were staged, open_clip's pipeline makes them anew",
+        )
+
+
+@row("E", what="whole loader, S3 to batch, against open_clip's webdataset pipeline on the same shards", unit="samples / CPU-s", target=3.0)
+def loader(folder: Path) -> Measured:
+    """On the original pictures."""
+    return whole_loader(folder, short=False)
+
+
+@row("E256", what="whole loader on short256 shards, against open_clip's pipeline on the originals", unit="samples / CPU-s", target=4.5)
+def short_loader(folder: Path) -> Measured:
+    """With the image policy short256."""
+    return whole_loader(folder, short=True)
+
+
+@row("F", what="streaming shards from S3, against tarfile over minio", unit="CPU-s / GB", target=0.4, at_least=False)
+def stream(folder: Path) -> Measured:
+    """CPU of this process; the server is another."""
+    pictures = photos(64)
+    with store(folder / "server") as server:
+        bucket = server.make_bucket()
+        data = write_photos(f"{bucket}/photos", [pictures[i % 64] for i in range(2048)], 1024)
+        names = [shard.name for shard in require_manifest(data.uri, data.identity).shards]
+
+        def reference() -> float:
+            total = 0
+            for name in names:
+                response = server.client.get_object(bucket.removeprefix("s3://"), f"photos/{name}")
+                with tarfile.open(fileobj=response, mode="r|") as tar:
+                    for member in tar:
+                        content = tar.extractfile(member)
+                        total += len(content.read()) if content else 0
+                response.close()
+                response.release_conn()
+            return total / 1e9
+
+        def ours() -> float:
+            return sum(len(piece) for name in names for piece in open_store(data.uri).stream(join(data.uri, name))) / 1e9
+
+        return interleaved(cpu_cost(reference), cpu_cost(ours), note="two shards of 62 MB from a local SeaweedFS")
