@@ -9,6 +9,7 @@ TRIPLETS ?=## judged triplets, a folder in the NIGHTS layout (default: made from
 ARMS ?= random,perceptual## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>
 SEEDS ?= 0## comma-separated whole numbers; each arm is run with each
 RECIPE ?= demo## smoke, demo, paper, paper-3m, or a YAML file
+EVAL_SETS ?=## comma-separated URIs of further evaluation sets (default: those that come with the pairs)
 ARGS ?=## more for the command behind a target: ARGS=-v shows all that the steps print
 
 # Tools; each can be another one.
@@ -17,7 +18,7 @@ UV_VERSION ?= 0.13.9
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-export ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE PYTHON UV_VERSION
+export ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE EVAL_SETS PYTHON UV_VERSION
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -29,12 +30,12 @@ help: ## this page
 .PHONY: pipeline-run
 pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every arm, evaluation, report
 	@$(BIN)/python -m pipelines run --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
-		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" $(ARGS)
+		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" $(ARGS)
 
 .PHONY: pipeline-plan
 pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and what of it is done
 	@$(BIN)/python -m pipelines plan --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
-		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" $(ARGS)
+		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" $(ARGS)
 
 ##@ Test
 

@@ -58,6 +58,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", default="random,perceptual", help="comma-separated arms (default: %(default)s)")
     parser.add_argument("--seeds", default="0", help="comma-separated seeds (default: %(default)s)")
     parser.add_argument("--recipe", default="demo", help="smoke, demo, paper, paper-3m, or a YAML file (default: %(default)s)")
+    parser.add_argument("--eval-sets", default="", help="comma-separated URIs of further evaluation sets (default: none)")
     parser.add_argument(
         "--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default: %(default)s)"
     )
@@ -86,7 +87,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _arguments(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from pipelines.run import resolve_arguments
 
-    names = ("root", "experiment", "pairs", "triplets", "arms", "seeds", "recipe", "max_reject_fraction")
+    names = ("root", "experiment", "pairs", "triplets", "arms", "seeds", "recipe", "eval_sets", "max_reject_fraction")
     return resolve_arguments(**{name: getattr(options, name) for name in names})
 
 

@@ -59,7 +59,7 @@ def stage_pairs(root: str, experiment: str, pairs: str, recipe: str, max_reject_
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan(root: str, experiment: str, arms: str, seeds: str, recipe: str, pairs: str, triplets: str) -> list[str]:
+def plan(root: str, experiment: str, arms: str, seeds: str, recipe: str, pairs: str, triplets: str, eval_sets: str) -> list[str]:
     """Validates arms and seeds, and writes every stage's configuration.
 
     Args:
@@ -70,13 +70,16 @@ def plan(root: str, experiment: str, arms: str, seeds: str, recipe: str, pairs: 
         recipe: Shipped recipe, or URI of a YAML file.
         pairs: Folder of the sealed pairs.
         triplets: Folder of the sealed triplets.
+        eval_sets: Comma-separated URIs of further evaluation sets.
 
     Returns:
         The cells to run, `<arm>-seed<k>`.
     """
     from pipelines import steps
 
-    return steps.make_plan(root=root, experiment=experiment, arms=arms, seeds=seeds, recipe=recipe, pairs=pairs, triplets=triplets)
+    return steps.make_plan(
+        root=root, experiment=experiment, arms=arms, seeds=seeds, recipe=recipe, pairs=pairs, triplets=triplets, eval_sets=eval_sets
+    )
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -16,6 +16,7 @@ def firstsight(
     arms: str = "random,perceptual",
     seeds: str = "0",
     recipe: str = "demo",
+    eval_sets: str = "",
     max_reject_fraction: float = 0.01,
 ) -> None:
     """Wires the components; the store is the hand-off between them.
@@ -28,6 +29,7 @@ def firstsight(
         arms: Comma-separated: random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>.
         seeds: Comma-separated whole numbers; every arm is run with each.
         recipe: smoke, demo, paper, paper-3m, or the URI of a YAML file.
+        eval_sets: Comma-separated URIs of further evaluation sets, in CLIP_benchmark's layout or made by `trainer stage eval`.
         max_reject_fraction: More bad samples than this stop staging.
     """
     exit_task = components.finish(root=root, experiment=experiment)
@@ -47,6 +49,7 @@ def firstsight(
             recipe=recipe,
             pairs=staged_pairs.output,
             triplets=staged_triplets.output,
+            eval_sets=eval_sets,
         )
         for task in (staged_triplets, staged_pairs, planned):
             task.set_caching_options(False)

@@ -27,7 +27,9 @@ from trainer.config import (
 from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes, write_json
+from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
+from trainer.storage.manifest import read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class Request:
         triplets: the sealed triplets.
         placement: where and how each stage runs unless its job says otherwise.
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
+        sets: evaluation sets beside those that were staged with the pairs.
     """
 
     root: str
@@ -78,6 +81,7 @@ class Request:
     triplets: DataConfig
     placement: Placement = Placement()
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
+    sets: tuple[DataConfig, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -139,6 +143,13 @@ def _weights_sha256(uri: str) -> str:
     return str(committed.facts["vision_sha256"])
 
 
+def read_sets(text: str) -> tuple[DataConfig, ...]:
+    """Evaluation sets by their comma-separated URIs; one that firstsight staged carries its identity."""
+    uris = [absolute(uri.strip()) for uri in text.split(",") if uri.strip()]
+    manifests = [(uri, read_manifest(uri)) for uri in uris]
+    return tuple(DataConfig(uri=uri, identity=manifest.identity if manifest else "") for uri, manifest in manifests)
+
+
 def write_plan(request: Request, cells: list[Cell]) -> None:
     """Write the configurations and plan.json, beside those of the cells that earlier runs finished.
 
@@ -164,6 +175,7 @@ def write_plan(request: Request, cells: list[Cell]) -> None:
         "seeds": sorted({entry["seed"] for entry in entries}),
         "pairs": asdict(request.pairs),
         "triplets": asdict(request.triplets),
+        "sets": [asdict(part) for part in request.sets],
         "cells": entries,
     }
     write_json(join(request.uri, NAME), plan)
@@ -236,6 +248,7 @@ def _evaluation(request: Request, arm: Arm, seed: int, measured: list[StageConfi
         models=(ModelToEvaluate(stage="untrained"), *models),
         pairs=request.pairs,
         triplets=request.triplets,
+        sets=request.sets,
         evaluation=request.recipe.evaluation,
         placement=request.placement,
     )

@@ -47,6 +47,7 @@ class Arguments:
     arms: str
     seeds: str
     recipe: str
+    eval_sets: str
     max_reject_fraction: float
 
     @property
@@ -61,7 +62,16 @@ class Arguments:
 
 
 def resolve_arguments(
-    *, root: str, experiment: str, pairs: str, triplets: str, arms: str, seeds: str, recipe: str, max_reject_fraction: float
+    *,
+    root: str,
+    experiment: str,
+    pairs: str,
+    triplets: str,
+    arms: str,
+    seeds: str,
+    recipe: str,
+    eval_sets: str,
+    max_reject_fraction: float,
 ) -> Arguments:
     """What a person typed, checked before anything is written.
 
@@ -85,6 +95,7 @@ def resolve_arguments(
         arms=arms,
         seeds=seeds,
         recipe=recipe,
+        eval_sets=",".join(absolute(uri.strip()) for uri in eval_sets.split(",") if uri.strip()),
         max_reject_fraction=max_reject_fraction,
     )
 

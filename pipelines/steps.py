@@ -28,6 +28,7 @@ from trainer.progress import STOP_VARIABLE, check_stop
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
 from trainer.storage.base import local_path
 from trainer.storage.committed import read_committed
+from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import require_manifest
 
 PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
@@ -73,12 +74,18 @@ def stage(what: str, *, root: str, experiment: str, pairs: str, triplets: str, r
     arguments += ["--max-reject-fraction", str(max_reject_fraction), "--result", join(folder, "result.json")]
     if from_pairs:
         arguments += ["--from-pairs", from_pairs]
+    started = time.time()
     _run(JobSpec(name=f"stage {what}", arguments=tuple(arguments), folder=folder), attempts=1)
-    return str(read_json(join(folder, "result.json"))["uri"])
+    uri = str(read_json(join(folder, "result.json"))["uri"])
+    manifest = open_store(uri).head(join(uri, MANIFEST))
+    note(f"stage {what}", "sealed before" if manifest and manifest.modified < started else "sealed")
+    return uri
 
 
 @step
-def make_plan(*, root: str, experiment: str, arms: str, seeds: str, recipe: str, pairs: str, triplets: str) -> list[str]:
+def make_plan(
+    *, root: str, experiment: str, arms: str, seeds: str, recipe: str, pairs: str, triplets: str, eval_sets: str = ""
+) -> list[str]:
     """Write the plan of the experiment; the names of the cells to run."""
     from pipelines import plan  # here: reading YAML into configurations takes longer than all that the other steps import
     from pipelines.arms import parse_arms, parse_seeds
@@ -96,6 +103,7 @@ def make_plan(*, root: str, experiment: str, arms: str, seeds: str, recipe: str,
             pairs=DataConfig(uri=pairs, identity=require_manifest(pairs).identity),
             triplets=DataConfig(uri=triplets, identity=manifest.identity),
             weights=plan.weights_of(chosen),
+            sets=plan.read_sets(eval_sets),
         )
         cells = [plan.resolve(request, arm, seed) for seed in parse_seeds(seeds) for arm in chosen]
         plan.write_plan(request, cells)

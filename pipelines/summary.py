@@ -48,6 +48,7 @@ def print_plan(arguments: "Arguments") -> None:
         pairs=data["pairs"],
         triplets=data["triplets"],
         weights=plan.weights_of(arms),
+        sets=plan.read_sets(arguments.eval_sets),
     )
     staged = all(part.identity for part in data.values())
     table = Table("Cell", "Stage", "State", "Folder", box=None, header_style="bold", pad_edge=False)

@@ -61,7 +61,7 @@ def test_every_parameter_is_typed_and_explained(compiled: dict[str, Any]):
     """What the form in Kubeflow's UI shows."""
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
 
-    assert sorted(parameters) == ["arms", "experiment", "max_reject_fraction", "pairs", "recipe", "root", "seeds", "triplets"]
+    assert sorted(parameters) == ["arms", "eval_sets", "experiment", "max_reject_fraction", "pairs", "recipe", "root", "seeds", "triplets"]
     assert all(parameter["description"] for parameter in parameters.values())
     assert parameters["max_reject_fraction"]["parameterType"] == "NUMBER_DOUBLE"
 

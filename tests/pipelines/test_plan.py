@@ -162,6 +162,17 @@ def test_cells_that_finished_stay_in_the_plan(tmp_path: Path):
     assert (written["arms"], written["seeds"]) == (["random", "perceptual"], [0])
 
 
+def test_further_evaluation_sets_carry_the_identity_of_their_manifest(tmp_path: Path):
+    """A folder of another tool has none."""
+    staged = seal(str(tmp_path), "evaluation")
+
+    sets = plan.read_sets(f"{staged}, {tmp_path}/other")
+
+    assert [bool(part.identity) for part in sets] == [True, False]
+    asked = dataclasses.replace(request(str(tmp_path)), sets=sets)
+    assert plan.resolve(asked, parse_arms("random")[0], 0).evaluation.sets == sets
+
+
 def test_evaluation_through_time_keeps_the_checkpoints_it_needs():
     """evaluation.every_epochs decides which checkpoints the contrastive stage keeps."""
     recipe = Recipe(evaluation=dataclasses.replace(Recipe().evaluation, every_epochs=4))

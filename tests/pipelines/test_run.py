@@ -89,6 +89,7 @@ def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
     assert (root / "experiments/smoke/report/index.html").exists()
 
 
+@pytest.mark.slow
 def test_what_fails_on_the_way_is_started_once_more(root: Path):
     """And then ends the cell with 1."""
     code, out, error = Run(root, "--arms", "random", FAKE_FAIL="evaluate random-seed0:1").end()
@@ -98,6 +99,7 @@ def test_what_fails_on_the_way_is_started_once_more(root: Path):
     assert "told to fail" in error
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_is_started_again_at_once(root: Path):
     """As an out-of-memory kill leaves it: the run itself goes on."""
     run = Run(root, "--arms", "random", FAKE_SECONDS="3")
@@ -109,7 +111,7 @@ def test_a_killed_trainer_is_started_again_at_once(root: Path):
     assert len(run.starts()) == 2
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, number: int, expected: int):
     """The trainer has time to save, and queued steps do not begin."""
     run = Run(root, FAKE_SECONDS="60")
@@ -125,6 +127,7 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
     assert Run(root).end()[0] == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_reaches_every_process_and_still_ends_cleanly(root: Path):
     """A terminal signals the whole foreground group, kfp's shells included."""
     run = Run(root, FAKE_SECONDS="60")
@@ -137,6 +140,7 @@ def test_ctrl_c_on_a_terminal_reaches_every_process_and_still_ends_cleanly(root:
     assert is_gone(trainer)
 
 
+@pytest.mark.slow
 def test_a_killed_run_takes_its_jobs_along_and_the_next_one_finishes(root: Path):
     """Kill -9 on the pipeline in mid-stage: what had finished is not run again."""
     run = Run(root, "--arms", "perceptual,random", FAKE_SECONDS="2")
@@ -154,6 +158,7 @@ def test_a_killed_run_takes_its_jobs_along_and_the_next_one_finishes(root: Path)
     assert len(run.starts()) == 2
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
     """Naming the process of the first, with exit code 2."""
     run = Run(root, FAKE_SECONDS="60")
@@ -166,27 +171,3 @@ def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
     assert code == 2
     assert f"is being run by process {run.process.pid} " in error
     assert len(error.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--arms", "percetual"), "'percetual'"),
-        (("--seeds", "-1"), "seeds"),
-        (("--seeds=-1",), "'-1'"),
-        (("--recipe", "huge"), "'huge'"),
-        (("--recipe", "missing.yaml"), "missing.yaml"),
-        (("--experiment", "My Experiment"), "My Experiment"),
-        (("--arms", "judged"), "FLIP"),
-        (("--max-reject-fraction", "2"), "between 0 and 1"),
-        (("--root", "gs://bucket"), "gs://bucket"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_anything_is_written(root: Path, arguments: tuple[str, ...], named: str):
-    """One line, exit code 2."""
-    code, _, error = Run(root, *arguments).end()
-
-    assert code == 2
-    assert named in error.splitlines()[-1]
-    assert "Traceback" not in error
-    assert not root.exists()
