@@ -16,9 +16,12 @@ from trainer import checkpoint, distributed, optimizer, records
 from trainer.config import OptimizerConfig, StageConfig, stream_seed
 from trainer.distributed import Distributed
 from trainer.errors import RunError, Stopped
+from trainer.failure import write_failure
+from trainer.health import Profiler, Watchdog
 from trainer.metrics import PROGRESS_FILE, StepTimer, StoredLines
 from trainer.progress import check_stop
 from trainer.records import Run
+from trainer.sinks import Endpoint, optional_sinks
 from trainer.stages import Stage
 from trainer.starting import from_main, start
 
@@ -59,6 +62,10 @@ def train(config: StageConfig) -> None:
                 started_from=started_from,
                 lines=StoredLines(config.output, PROGRESS_FILE) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
+                endpoint=Endpoint(config, config.placement.metrics_port)
+                if dist.local_rank == 0 and config.placement.metrics_port
+                else None,
+                sinks=optional_sinks(config) if dist.main else [],
             )
             try:
                 # 4. Steps
@@ -91,46 +98,85 @@ def build_stage(config: StageConfig, dist: Distributed) -> Stage:
 # ------------------------------------------------------------------------------------------------------- steps
 
 
+class _Cadence:
+    """What is due behind a step."""
+
+    def __init__(self, run: Run) -> None:
+        self._placement, self._run = run.config.placement, run
+        self._logged, self._saved = run.state.step, time.monotonic()
+
+    def steps_to_log(self, stop: bool) -> int:
+        """Steps since the last line of the log where one is due, else 0."""
+        step = self._run.state.step
+        since = step - self._logged
+        if not (stop or since >= self._placement.log_every_steps or step % self._run.steps_per_epoch == 0):
+            return 0
+        self._logged = step
+        return since
+
+    def save(self, stop: bool) -> bool:
+        """Whether a checkpoint is due; behind the last step only one that is kept."""
+        step, placement = self._run.state.step, self._placement
+        due = placement.checkpoint_every_steps > 0 and step % placement.checkpoint_every_steps == 0
+        due = due or stop or time.monotonic() - self._saved >= placement.checkpoint_every_minutes * 60
+        due = self.keep() or (due and step < self._run.steps)
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+    def keep(self) -> bool:
+        """Whether this step's checkpoint is one of those kept by epoch."""
+        epochs, rest = divmod(self._run.state.step, self._run.steps_per_epoch)
+        every = self._placement.checkpoint_every_epochs
+        return rest == 0 and every > 0 and epochs % every == 0
+
+
 def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
     """From the present step to the last. Every rank takes the same decisions at the same step."""
-    config, state, placement = run.config, run.state, run.config.placement
+    state, placement = run.state, run.config.placement
     if run.lines is not None:
         run.lines.keep_until(state.step)
     if state.step >= run.steps:
         return
-    timer, saved, logged = StepTimer(), time.monotonic(), state.step
+    timer, cadence, began = StepTimer(), _Cadence(run), time.monotonic() - state.seconds
+    profiler = Profiler(placement.profile_steps if run.dist.main else "", run.config.output)
     batches = loader.batches(state.step)
-    began = time.monotonic() - state.seconds
     run.stage.module.train()
     records.say(run, {})
-    while state.step < run.steps:
-        with timer.measure("data_wait"):
-            batch = next(batches)
-        figures = _step(run, batch)
-        timer.add("communication", float(figures.get("communication_seconds", 0.0)))
-        state.step += 1
-        state.seconds = time.monotonic() - began
-        epoch, in_epoch = divmod(state.step, run.steps_per_epoch)
-        if in_epoch == 0:
-            with timer.measure("evaluation"):
-                figures.update(run.stage.end_epoch(epoch - 1))
-        stop = distributed.all_any(stop_requested())
-        if state.step == run.steps or state.step - logged >= placement.log_every_steps or in_epoch == 0 or stop:
-            records.log_step(run, figures, timer.take(state.step - logged, (state.step - logged) * run.global_batch_size))
-            logged = state.step
-        keep = in_epoch == 0 and placement.checkpoint_every_epochs > 0 and epoch % placement.checkpoint_every_epochs == 0
-        due = placement.checkpoint_every_steps > 0 and state.step % placement.checkpoint_every_steps == 0
-        due = due or time.monotonic() - saved >= placement.checkpoint_every_minutes * 60
-        if run.writer is not None and (keep or ((due or stop) and state.step < run.steps)):
-            with timer.measure("checkpoint_stall"):
-                records.save(run, keep)
-            saved = time.monotonic()
-        if stop and state.step < run.steps:
-            if run.writer is not None:
-                run.writer.wait()
-            distributed.barrier()
-            raise Stopped(f"{run.name}: stopped on request at step {state.step} of {run.steps}; run the same command again to go on")
-    log.info("%s: %d steps of %s in %.0f s", run.name, run.steps, config.stage, state.seconds)
+    with _watched(run) as beat:
+        while state.step < run.steps:
+            profiler.before(state.step + 1)
+            with timer.step():
+                with timer.measure("data_wait"):
+                    batch = next(batches)
+                figures = _step(run, batch)
+            timer.add("communication", float(figures.get("communication_seconds", 0.0)))
+            state.step += 1
+            state.seconds = time.monotonic() - began
+            profiler.after(state.step)
+            if run.endpoint is not None:
+                run.endpoint.step(*timer.last_step)
+            if state.step % run.steps_per_epoch == 0:
+                with timer.measure("evaluation"):
+                    figures.update(run.stage.end_epoch(state.step // run.steps_per_epoch - 1))
+            stop = distributed.all_any(stop_requested())
+            if steps := cadence.steps_to_log(stop):
+                records.log_step(run, figures, timer.take(steps, steps * run.global_batch_size))
+            if cadence.save(stop):
+                with timer.measure("checkpoint_stall"):
+                    records.save(run, cadence.keep())
+            beat()
+            if stop and state.step < run.steps:
+                _stop(run)
+    log.info("%s: %d steps in %.0f s", run.name, run.steps, state.seconds)
+
+
+def _stop(run: Run) -> None:
+    """End the run behind a committed checkpoint; every rank waits for it."""
+    if run.writer is not None:
+        run.writer.wait()
+    distributed.barrier()
+    raise Stopped(f"{run.name}: stopped on request at step {run.state.step} of {run.steps}; run the same command again to go on")
 
 
 def _step(run: Run, batch: Any) -> dict[str, Any]:
@@ -171,6 +217,16 @@ def _horizon(run: Run) -> int:
 def stage_settings(config: StageConfig) -> Any:
     """The settings of this stage: PerceptualConfig, ContrastiveConfig or PosthocConfig."""
     return getattr(config, config.stage)
+
+
+@contextmanager
+def _watched(run: Run) -> Iterator[Callable[[], None]]:
+    """A watchdog over the steps inside; the result is to be called behind each."""
+    watchdog = Watchdog(run.config.placement.watchdog_seconds, run.name, lambda line: write_failure(run.config, RunError(line)))
+    try:
+        yield watchdog.beat
+    finally:
+        watchdog.close()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from trainer.errors import InputError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, local_path
 
@@ -22,7 +23,16 @@ class StepTimer:
 
     def __init__(self) -> None:
         self.split: dict[str, float] = {}
+        self.last_step = (0.0, 0.0)
+        """Seconds of the last step, and those of them spent waiting for data."""
         self._began = time.perf_counter()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One step runs inside."""
+        began, waited = time.perf_counter(), self.split.get("data_wait", 0.0)
+        yield
+        self.last_step = (time.perf_counter() - began, self.split.get("data_wait", 0.0) - waited)
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -133,3 +143,17 @@ def _step_of(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def profiled_steps(text: str) -> tuple[int, int]:
+    """`A:B` as two numbers, from step A to step B, both counted from 1; (0, 0) for an empty text.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    if not text:
+        return 0, 0
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise InputError(f"placement.profile_steps must be A:B with 1 <= A <= B, got {text!r}")
+    return int(first), int(last)

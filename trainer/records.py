@@ -20,15 +20,17 @@ from trainer.config import StageConfig, recipe_fields, recipe_hash
 from trainer.configs import dump_yaml
 from trainer.distributed import Distributed
 from trainer.errors import InputError, RunError
+from trainer.failure import FAILURE_FILE
+from trainer.health import peak_flops
 from trainer.metrics import LOG_FILE, PROGRESS_FILE, StoredLines, StoredLogHandler, json_line
 from trainer.progress import progress
+from trainer.sinks import LINGER_SECONDS, Endpoint, Sink
 from trainer.stages import Stage
 from trainer.starting import State
 from trainer.storage import join, open_store, write_bytes, write_json
 from trainer.storage.base import exists
 from trainer.storage.manifest import require_manifest
 
-FAILURE_FILE = "failure.json"
 LINEAGE_FILE = "lineage.json"
 CONFIG_FILE = "config.yaml"
 log = logging.getLogger("trainer")
@@ -52,6 +54,10 @@ class Run:
     """progress.jsonl; rank 0 has it."""
     writer: checkpoint.Writer | None
     """Saves checkpoints; rank 0 has it."""
+    endpoint: Endpoint | None
+    """/metrics; local rank 0 of each machine has it, where a port is given."""
+    sinks: list[Sink]
+    """TensorBoard and the like; rank 0 has them."""
 
     @property
     def name(self) -> str:
@@ -60,11 +66,14 @@ class Run:
 
 
 def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -> None:
-    """A line of progress.jsonl, and the bar of the person who waits."""
-    if run.lines is None:
+    """A line of progress.jsonl, the same figures for /metrics and other sinks, and the bar of the person who waits."""
+    if run.dist.local_rank != 0:
         return
     state = run.state
     plain = {name: float(value) for name, value in figures.items() if name not in ("flops", "communication_seconds")}
+    peak = peak_flops(run.dist.device)
+    if peak is not None:
+        plain["mfu_ratio"] = float(figures.get("flops", 0.0)) / times["step_seconds"] / peak
     record = {
         "time": time.time(),
         "step": state.step,
@@ -74,8 +83,17 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
         **plain,
         **times,
         "nonfinite_steps": state.nonfinite_steps,
+        "restarts": state.restarts,
     }
+    if run.writer is not None and run.writer.last_seconds:
+        record["checkpoint_seconds"] = run.writer.last_seconds
+    if run.endpoint is not None:
+        run.endpoint.log(record)
+    if run.lines is None:
+        return
     run.lines.add(json_line(record))
+    for sink in run.sinks:
+        sink.log(record)
     rate = times["samples_per_second"]
     log.info("%s: step %d of %d, loss %.4f, %.1f samples/s", run.name, state.step, run.steps, plain["loss"], rate)
     say(run, {"loss": plain["loss"], "samples_per_second": rate})
@@ -102,9 +120,10 @@ def writer(config: StageConfig, fence: checkpoint.Fence) -> checkpoint.Writer:
 
 
 def save(run: Run, keep: bool) -> None:
-    """Save a checkpoint of the present step; `keep` marks one that is never deleted."""
-    assert run.writer is not None
-    assert run.lines is not None
+    """Save a checkpoint of the present step, on rank 0; `keep` marks one that is never deleted."""
+    if run.writer is None or run.lines is None:
+        return
+    began = time.perf_counter()
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model.safetensors": run.stage.module.state_dict(),
         "optimizer.safetensors": optimizer.state(run.optimizer, run.stage.module),
@@ -116,11 +135,14 @@ def save(run: Run, keep: bool) -> None:
         "nonfinite_steps": run.state.nonfinite_steps,
         "seconds": run.state.seconds,
         "flops": run.state.flops,
+        "restarts": run.state.restarts,
         "started_from": run.started_from,
         "recipe": recipe_fields(run.config),
         **facts,
     }
     run.writer.save(run.state.step, tensors, state, facts, beside={PROGRESS_FILE: run.lines.data()}, keep=keep)
+    if run.endpoint is not None:
+        run.endpoint.saved(time.perf_counter() - began, run.writer.last_seconds)
 
 
 def finish(run: Run) -> None:
@@ -140,6 +162,7 @@ def finish(run: Run) -> None:
             "world_size": run.dist.world_size,
             "threads": torch.get_num_threads(),
             "nonfinite_steps": run.state.nonfinite_steps,
+            "restarts": run.state.restarts,
         }
         write_lineage(run, facts)
         if run.lines is not None:
@@ -190,7 +213,9 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
 def close(run: Run) -> None:
     """End the background threads; where the run failed already, what they say comes second."""
     failing = sys.exc_info()[0] is not None
-    for part in (run.lines, run.writer):
+    if run.endpoint is not None:
+        run.endpoint.close(0.0 if failing else LINGER_SECONDS)
+    for part in (run.lines, run.writer, *run.sinks):
         try:
             if part is not None:
                 part.close()

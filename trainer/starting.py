@@ -27,6 +27,7 @@ class State:
     nonfinite_steps: int = 0
     seconds: float = 0.0
     flops: float = 0.0
+    restarts: int = 0
 
 
 def from_main(dist: Distributed, make: Callable[[], T]) -> T:
@@ -111,4 +112,10 @@ def _resume(found: checkpoint.Checkpoint, stage: Stage, built: torch.optim.Optim
     stage.memory.clear()
     stage.memory.update(found.tensors.get("memory.safetensors", {}))
     state = found.state
-    return State(step=found.step, nonfinite_steps=state["nonfinite_steps"], seconds=state["seconds"], flops=state["flops"])
+    return State(
+        step=found.step,
+        nonfinite_steps=state["nonfinite_steps"],
+        seconds=state["seconds"],
+        flops=state["flops"],
+        restarts=state["restarts"] + 1,
+    )

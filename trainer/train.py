@@ -7,14 +7,15 @@ A stage that is finished finds that out in a fraction of a second; wrong input e
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 from trainer import lineage
 from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require
 from trainer.configs import load_yaml, parse_config
-from trainer.errors import InputError, RunError
-from trainer.storage import join, layout, read_bytes, write_json
+from trainer.errors import InputError
+from trainer.failure import write_failure
+from trainer.metrics import profiled_steps
+from trainer.storage import join, layout, read_bytes
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import Manifest, require_manifest
@@ -85,28 +86,14 @@ def validate(config: StageConfig) -> None:
         require("contrastive.contrast_batch_size", size, rule, size % ranks == 0)
     resume = config.placement.resume
     require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
+    require("placement.watchdog_seconds", config.placement.watchdog_seconds, "> 0", config.placement.watchdog_seconds > 0)
+    profiled_steps(config.placement.profile_steps)
     _check_data(config, require_manifest(config.data.uri, config.data.identity), settings.global_batch_size)
     kinds = {"perceptual": ("random", "tower"), "contrastive": ("random", "tower", "permuted", "model"), "posthoc": ("model",)}[
         config.stage
     ]
     require("start.kind", config.start.kind, f"one of {', '.join(kinds)} for stage {config.stage}", config.start.kind in kinds)
     lineage.check_start(config.start)
-
-
-def write_failure(config: StageConfig, error: Exception) -> None:
-    """failure.json beside the stage's other files: how it ended, for callers that cannot see the exit code.
-
-    What a rank says of a lost peer never replaces the reason that the peer itself gave.
-    """
-    uri = join(config.output, "failure.json")
-    known = isinstance(error, InputError | RunError)
-    line = " ".join(str(error).split()) or type(error).__name__
-    code = error.exit_code if isinstance(error, InputError | RunError) else 1
-    try:
-        if known or not exists(uri):
-            write_json(uri, {"time": time.time(), "stage": config.stage, "exit_code": code, "line": line})
-    except (InputError, RunError) as second:
-        print(f"{uri}: could not be written: {second}", file=sys.stderr)
 
 
 def _wants_agent(config: StageConfig) -> bool:

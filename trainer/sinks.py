@@ -1,0 +1,195 @@
+"""Where a run's figures go besides progress.jsonl: Prometheus, and on request TensorBoard and Weights & Biases.
+
+All of them show what progress.jsonl shows; the libraries of the optional ones are imported only when asked for.
+"""
+
+import importlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client.registry import Collector
+
+from trainer.config import StageConfig, recipe_fields, recipe_hash
+from trainer.errors import InputError
+
+PREFIX = "firstsight_train"
+LINGER_SECONDS = 45.0
+"""Longest wait at the end for one more scrape; the usual interval is 30 s or less."""
+
+_LABELS = ("experiment", "arm", "stage", "node_rank")
+_GAUGES = {
+    "loss": "Loss of the last logged step, over all ranks.",
+    "logit_scale": "Exponential of the logit scale.",
+    "grad_norm": "Gradient norm before clipping.",
+    "mfu_ratio": "Counted model FLOPs a second over the device's peak.",
+    "learning_rate": "Of the last logged step.",
+    "samples_per_second": "Of all ranks, over the last logged steps.",
+    "checkpoint_seconds": "From the start of the last finished save to its commit.",
+    "checkpoint_stall_seconds": "How long the last save held the training up.",
+    "last_step_timestamp_seconds": "When the last step ended.",
+    "last_checkpoint_timestamp_seconds": "When the last save began.",
+    "compute_seconds": "Of a step, mean over the last logged steps.",
+    "communication_seconds": "Of a step, where known.",
+}
+_COUNTERS = {
+    "samples": "Samples trained on, earlier attempts included.",
+    "steps": "Optimiser steps done, earlier attempts included.",
+    "data_wait_seconds": "Seconds in which the step waited for data.",
+    "nonfinite": "Steps skipped because their gradient was not finite.",
+    "restarts": "How often the run went on from a checkpoint.",
+}
+
+
+class Sink(Protocol):
+    """Takes every record of progress.jsonl."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One record."""
+        ...
+
+    def close(self) -> None:
+        """The run has ended."""
+        ...
+
+
+class Endpoint:
+    """/metrics of one machine, served by its local rank 0."""
+
+    def __init__(self, config: StageConfig, port: int) -> None:
+        """Serve on `port`. InputError where it is taken."""
+        self._registry = CollectorRegistry()
+        labels = (config.experiment, config.arm, config.stage, os.environ.get("GROUP_RANK", "0"))
+        self._gauges = {
+            name: Gauge(f"{PREFIX}_{name}", text, _LABELS, registry=self._registry).labels(*labels) for name, text in _GAUGES.items()
+        }
+        self._counters = {
+            name: Counter(f"{PREFIX}_{name}", text, _LABELS, registry=self._registry).labels(*labels) for name, text in _COUNTERS.items()
+        }
+        self._step_seconds = Histogram(
+            f"{PREFIX}_step_seconds", "Wall time of a step.", _LABELS, registry=self._registry, buckets=_buckets()
+        ).labels(*labels)
+        info = Info(PREFIX, "Which run this is.", _LABELS, registry=self._registry).labels(*labels)
+        info.info({"recipe_hash": recipe_hash(config), "seed": str(config.seed), "data": config.data.identity, "output": config.output})
+        self._scrapes = _Scrapes()
+        self._registry.register(self._scrapes)
+        self._told = dict.fromkeys(_COUNTERS, 0.0)
+        try:
+            self._server, self._thread = start_http_server(port, registry=self._registry)
+        except OSError as error:
+            raise InputError(f"placement.metrics_port must be a free port, got {port}: {error.strerror}") from error
+
+    @property
+    def port(self) -> int:
+        """Where it is served."""
+        return int(self._server.server_port)
+
+    def step(self, seconds: float, data_wait_seconds: float) -> None:
+        """A step of `seconds` has ended."""
+        self._step_seconds.observe(seconds)
+        self._counters["data_wait_seconds"].inc(data_wait_seconds)
+        self._gauges["last_step_timestamp_seconds"].set_to_current_time()
+
+    def saved(self, stall_seconds: float, last_save_seconds: float) -> None:
+        """A save has begun, and held the training up for `stall_seconds`."""
+        self._gauges["checkpoint_stall_seconds"].set(stall_seconds)
+        self._gauges["checkpoint_seconds"].set(last_save_seconds)
+        self._gauges["last_checkpoint_timestamp_seconds"].set_to_current_time()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """The figures of progress.jsonl."""
+        for name, gauge in self._gauges.items():
+            if name in record:
+                gauge.set(record[name])
+        totals = {
+            "samples": record["samples"],
+            "steps": record["step"],
+            "nonfinite": record["nonfinite_steps"],
+            "restarts": record["restarts"],
+        }
+        for name, total in totals.items():
+            self._counters[name].inc(max(0.0, total - self._told[name]))
+            self._told[name] = total
+
+    def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
+        """Wait until the last figures were scraped, if anybody ever scraped, then stop serving."""
+        seen, deadline = self._scrapes.count, time.monotonic() + linger_seconds
+        while seen and self._scrapes.count == seen and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Scrapes(Collector):
+    """Counts how often /metrics was read; adds nothing to it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def collect(self) -> Iterator[Any]:
+        self.count += 1
+        return iter(())
+
+
+class TensorBoard:
+    """Scalars for TensorBoard."""
+
+    def __init__(self, folder: str) -> None:
+        _require("tensorboard", "placement.tensorboard_dir")
+        self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One record, a scalar a figure."""
+        for name, value in _scalars(record):
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run in Weights & Biases; going on after a restart continues the same one. Its account comes from its environment."""
+
+    def __init__(self, project: str, config: StageConfig) -> None:
+        wandb = _require("wandb", "placement.wandb_project")
+        name = f"{config.stage}-{config.arm}-seed{config.seed}"
+        run_id = recipe_hash(config)[:16]
+        self._run = wandb.init(project=project, group=config.experiment, name=name, id=run_id, resume="allow", config=recipe_fields(config))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One record."""
+        self._run.log(dict(_scalars(record)), step=record["step"])
+
+    def close(self) -> None:
+        """End the run there."""
+        self._run.finish()
+
+
+def optional_sinks(config: StageConfig) -> list[Sink]:
+    """Those that the placement asks for. InputError where a package is missing."""
+    sinks: list[Sink] = []
+    if config.placement.tensorboard_dir:
+        sinks.append(TensorBoard(config.placement.tensorboard_dir))
+    if config.placement.wandb_project:
+        sinks.append(WeightsAndBiases(config.placement.wandb_project, config))
+    return sinks
+
+
+def _require(package: str, key: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"{key} is set, but the package {package} is not installed") from error
+
+
+def _scalars(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in record.items() if isinstance(value, int | float) and name not in ("time", "step")]
+
+
+def _buckets() -> Sequence[float]:
+    """From a millisecond to half an hour, each 1.8 times the one before."""
+    return tuple(round(0.001 * 1.8**power, 4) for power in range(25))
