@@ -6,6 +6,7 @@ of one machine meet at a port of their own.
 
 import os
 import sys
+import time
 import uuid
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from trainer.config import StageConfig
-from trainer.errors import InputError, RunError
+from trainer.errors import InputError, RunError, Stopped
+from trainer.failure import read_failure
 
 SHUTDOWN_SECONDS = 150
 """How long ranks may take to save after SIGTERM; pods have 180 s of grace."""
@@ -44,9 +46,7 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
         RunError: a rank failed, and the restarts are used up; the line is the first failure's.
         Stopped: this process was told to stop, and so told the ranks.
     """
-    from trainer.errors import Stopped
-
-    spec = _spec(config, arguments)
+    began, spec = time.time(), _spec(config, arguments)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
     agent = Agent(spec=spec, logs_specs=DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=SHUTDOWN_SECONDS)
     close = True
@@ -61,7 +61,7 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
         if close:
             spec.rdzv_handler.shutdown()
     if result.is_failed():
-        _raise(config, result.failures)
+        _raise(config, result.failures, began)
 
 
 def _spec(config: StageConfig, arguments: list[str]) -> WorkerSpec:
@@ -92,20 +92,15 @@ def _spec(config: StageConfig, arguments: list[str]) -> WorkerSpec:
     )
 
 
-def _raise(config: StageConfig, failures: dict[int, Any]) -> None:
-    """The error of the rank that failed first, of its own kind."""
-    from trainer.errors import Stopped
-
-    first = min(failures.values(), key=lambda failure: failure.timestamp)
+def _raise(config: StageConfig, failures: dict[int, Any], began: float) -> None:
+    """The error of the rank that failed first, of its own kind; its line is the one that it left in failure.json."""
     wrong_input = next((failure for failure in failures.values() if failure.exitcode == InputError.exit_code), None)
-    failure = wrong_input or first
+    failure = wrong_input or min(failures.values(), key=lambda failure: failure.timestamp)
     ended = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
-    line = _message(failure) or f"{config.stage} {config.arm}-seed{config.seed}: rank {failure.local_rank} of this machine {ended}"
-    if wrong_input is not None:
-        raise InputError(line)
-    raise Stopped(line) if failure.exitcode == Stopped.exit_code else RunError(line)
-
-
-def _message(failure: Any) -> str:
-    data = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
-    return str(data.get("message", "")) if isinstance(data, dict) else ""
+    said = read_failure(config)
+    if said is not None and said["time"] >= began and said["exit_code"] == failure.exitcode:
+        line = str(said["line"])
+    else:
+        line = f"{config.stage} {config.arm}-seed{config.seed}: rank {failure.local_rank} of this machine {ended}"
+    kinds: dict[int, type[InputError | RunError]] = {InputError.exit_code: InputError, Stopped.exit_code: Stopped}
+    raise kinds.get(failure.exitcode, RunError)(line)

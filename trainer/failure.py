@@ -2,11 +2,12 @@
 
 import sys
 import time
+from typing import Any
 
 from trainer.config import StageConfig
 from trainer.errors import InputError, RunError
-from trainer.storage import join, write_json
-from trainer.storage.base import exists
+from trainer.storage import join, read_json, write_json
+from trainer.storage.base import MissingObject, exists
 
 FAILURE_FILE = "failure.json"
 
@@ -25,3 +26,12 @@ def write_failure(config: StageConfig, error: Exception) -> None:
             write_json(uri, {"time": time.time(), "stage": config.stage, "exit_code": code, "line": line})
     except (InputError, RunError) as second:
         print(f"{uri}: could not be written: {second}", file=sys.stderr)
+
+
+def read_failure(config: StageConfig) -> dict[str, Any] | None:
+    """What failure.json says: time, stage, exit_code, line; None where there is none, or one that cannot be read."""
+    try:
+        value = read_json(join(config.output, FAILURE_FILE))
+    except (MissingObject, RunError):
+        return None
+    return value if isinstance(value, dict) and {"time", "exit_code", "line"} <= value.keys() else None

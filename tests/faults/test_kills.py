@@ -47,16 +47,6 @@ def test_ten_kills_leave_no_trace_in_the_weights(tmp_path: Path, world_size: int
     assert losses_of(config) == losses_of(whole)
 
 
-@pytest.mark.timeout(600)
-def test_a_killed_pair_of_ranks_ends_with_the_same_weights(tmp_path: Path) -> None:
-    """The short form of the campaign, for every run of the tests: two kills on two ranks."""
-    whole = build.contrastive(tmp_path / "whole", epochs=EPOCHS, processes_per_node=2)
-    assert campaign.finish(campaign.start_ranks(whole, 2)) == [0, 0]
-    config = build.contrastive(tmp_path / "killed", epochs=EPOCHS, processes_per_node=2, checkpoint_every_steps=1)
-    campaign.run_with_kills(config, 2, kills=2, last_step=STEPS // 2, seed=0)
-    assert weights_of(config) == weights_of(whole)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("world_size", [1, 3])
