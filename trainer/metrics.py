@@ -15,7 +15,9 @@ from trainer.storage.base import MissingObject, local_path
 PROGRESS_FILE = "progress.jsonl"
 LOG_FILE = "log.txt"
 FLUSH_SECONDS = {"local": 2.0, "remote": 30.0}
-"""An object store has no append: the whole log is written again, so less often."""
+"""An object store has no append: the whole log is written again, so less often …"""
+FLUSH_BYTES = 256 << 10
+"""… and the less often the longer it is: the interval doubles with so many bytes."""
 
 
 class StepTimer:
@@ -76,6 +78,7 @@ class StoredLines:
         self._uri = join(output, name)
         self._every = FLUSH_SECONDS["remote" if local_path(output) is None else "local"]
         self._lines: list[bytes] = []
+        self._size = 0
         self._written = time.monotonic()
         self._thread = ThreadPoolExecutor(1, name)
         self._pending: Future[Any] | None = None
@@ -91,7 +94,9 @@ class StoredLines:
     def add(self, line: str) -> None:
         """Append one line; written within some seconds."""
         self._lines.append(line.encode() + b"\n")
-        if time.monotonic() - self._written > self._every and (self._pending is None or self._pending.done()):
+        self._size += len(line) + 1
+        every = self._every * (1 + self._size / FLUSH_BYTES)
+        if time.monotonic() - self._written > every and (self._pending is None or self._pending.done()):
             self.flush()
 
     def data(self) -> bytes:
