@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and what of it is done; write nothing")
     _add_experiment(plan)
+    plan.add_argument("--manifests", action="store_true", help="print the PyTorchJob of every stage, and the GPU-hours it takes, instead")
+    plan.add_argument("--jobs", default="", metavar="URI", help="YAML of the jobs' settings for --manifests: image, nodes, GPUs, queue …")
     plan.set_defaults(run=_plan)
     return parser
 
@@ -78,9 +80,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipelines.summary import print_plan
+    from pipelines.summary import preview, print_plan
 
-    print_plan(_arguments(options))
+    if not options.manifests:
+        print_plan(_arguments(options))
+        return 0
+    from pipelines.dry_run import read_settings, render
+
+    print(render(*preview(_arguments(options)), read_settings(options.jobs)), end="")
     return 0
 
 

@@ -36,30 +36,32 @@ def print_summary(console: Console, experiment_uri: str) -> None:
     console.print(f"report: {join(folder, 'index.html')}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_plan(arguments: "Arguments") -> None:
-    """Every cell's stages, where they lie, and which are done."""
-    console = Console(highlight=False)
+def preview(arguments: "Arguments") -> tuple[plan.Request, list[plan.Cell]]:
+    """What a run would plan, with the data of the experiment as far as it is staged; nothing is written."""
     arms = parse_arms(arguments.arms)
-    data = {what: _staged(arguments.uri, what) for what in ("pairs", "triplets")}
     request = plan.Request(
         root=arguments.root,
         experiment=arguments.experiment,
         recipe=plan.read_recipe(arguments.recipe),
-        pairs=data["pairs"],
-        triplets=data["triplets"],
+        pairs=_staged(arguments.uri, "pairs"),
+        triplets=_staged(arguments.uri, "triplets"),
         weights=plan.weights_of(arms),
         sets=plan.read_sets(arguments.eval_sets),
     )
-    staged = all(part.identity for part in data.values())
+    return request, [plan.resolve(request, arm, seed) for seed in parse_seeds(arguments.seeds) for arm in arms]
+
+
+def print_plan(arguments: "Arguments") -> None:
+    """Every cell's stages, where they lie, and which are done."""
+    console = Console(highlight=False)
+    request, cells = preview(arguments)
+    staged = bool(request.pairs.identity and request.triplets.identity)
     table = Table("Cell", "Stage", "State", "Folder", box=None, header_style="bold", pad_edge=False)
-    for seed in parse_seeds(arguments.seeds):
-        for arm in arms:
-            for stage in plan.resolve(request, arm, seed).stages():
-                state = "done" if staged and _is_done(stage) else "to do"
-                table.add_row(
-                    layout.cell_name(arm.name, seed), stage.stage, state, stage.output if staged else "known once the data is staged"
-                )
-    for what, part in data.items():
+    for cell in cells:
+        for stage in cell.stages():
+            state = "done" if staged and _is_done(stage) else "to do"
+            table.add_row(cell.name, stage.stage, state, stage.output if staged else "known once the data is staged")
+    for what, part in (("pairs", request.pairs), ("triplets", request.triplets)):
         console.print(f"{what}: {part.uri or 'to be staged'}", soft_wrap=True)
     console.print(table)
 

@@ -1,0 +1,48 @@
+"""Kubernetes' strategic merge on plain data, as far as a pod template needs it.
+
+Mappings merge key by key; null removes a key; lists whose entries have a name merge by it; others are replaced.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MERGE_KEYS = {
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "imagePullSecrets": "name",
+    "volumeMounts": "mountPath",
+    "volumeDevices": "devicePath",
+    "ports": "containerPort",
+    "hostAliases": "ip",
+    "topologySpreadConstraints": "topologyKey",
+}
+"""patchMergeKey of the lists in a PodTemplateSpec (k8s.io/api/core/v1/types.go)."""
+
+
+def strategic_merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `patch` laid over it; neither is changed."""
+    merged = dict(base)
+    for key, value in patch.items():
+        below = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping):
+            merged[key] = strategic_merge(below if isinstance(below, Mapping) else {}, value)
+        elif key in MERGE_KEYS and isinstance(below, Sequence) and not isinstance(below, str):
+            merged[key] = _merge_lists(below, value, MERGE_KEYS[key])
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merge_lists(base: Sequence[Mapping[str, Any]], patch: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    merged = {entry[key]: dict(entry) for entry in base}
+    for entry in patch:
+        name = entry[key]
+        if entry.get("$patch") == "delete":
+            merged.pop(name, None)
+        else:
+            merged[name] = strategic_merge(merged.get(name, {}), entry)
+    return list(merged.values())

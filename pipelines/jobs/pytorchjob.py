@@ -1,0 +1,136 @@
+"""A training stage as a PyTorchJob of the training operator v1, in the one shape that survives what clusters do.
+
+Worker-only and elastic with min = max: torchrun's agents find each other by c10d, and when a rank dies the
+group restarts in place. Success is never read from the job's conditions (with an elastic policy the first
+worker that ends makes it Succeeded) but from COMMITTED.json. Plain data; tests hold it against
+kubeflow-training's models and the operator's CRD, and free of fields that differ between its versions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.jobs.merge import strategic_merge
+from pipelines.jobs.naming import DOMAIN, Identity
+from pipelines.jobs.settings import JobSettings
+from trainer.config import canonical_hash
+from trainer.errors import InputError
+
+CONTAINER = "pytorch"  # the operator's webhook wants this name
+MAX_RESTARTS = 10
+GRACE_SECONDS = 180
+USER = 10001
+
+
+def manifest(identity: Identity, settings: JobSettings, arguments: Sequence[str], recipe_hash: str) -> dict[str, Any]:
+    """The PyTorchJob that runs `python -m trainer <arguments>` on every node.
+
+    Args:
+        identity: gives the name and the labels.
+        settings: where and with what it runs.
+        arguments: of `python -m trainer`; placement is added here.
+        recipe_hash: of the stage, kept in an annotation: another one under this name is refused.
+
+    Raises:
+        InputError: a setting that would take the shape away.
+    """
+    labels, annotations = identity.labels(), {f"{DOMAIN}/recipe-hash": recipe_hash}
+    spec = {
+        "runPolicy": {
+            "cleanPodPolicy": "Running",
+            "ttlSecondsAfterFinished": settings.ttl_seconds,
+            "backoffLimit": MAX_RESTARTS * settings.nodes,  # a fuse only: one restart of the group counts once a pod
+        },
+        "elasticPolicy": {
+            "minReplicas": settings.nodes,
+            "maxReplicas": settings.nodes,
+            "rdzvBackend": "c10d",
+            "maxRestarts": MAX_RESTARTS,
+        },
+        "nprocPerNode": str(settings.processes_per_node),
+        "pytorchReplicaSpecs": {
+            "Worker": {
+                "replicas": settings.nodes,
+                "restartPolicy": "OnFailure",
+                "template": pod_template(settings, [*arguments, *placement(settings)], labels, annotations),
+            }
+        },
+    }
+    metadata = {
+        "name": identity.name,
+        "namespace": settings.namespace,
+        "labels": {**settings.labels, **labels},
+        "annotations": {**settings.annotations, **annotations, f"{DOMAIN}/spec-hash": canonical_hash(spec)},
+    }
+    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
+
+
+def placement(settings: JobSettings) -> list[str]:
+    """The overrides that tell the trainer where it runs."""
+    values = {"nodes": settings.nodes, "processes_per_node": settings.processes_per_node, "metrics_port": settings.metrics_port}
+    values["max_restarts"] = MAX_RESTARTS
+    return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]
+
+
+def pod_template(
+    settings: JobSettings, arguments: Sequence[str], labels: Mapping[str, str], annotations: Mapping[str, str]
+) -> dict[str, Any]:
+    """The pod of one node, good under restricted Pod Security, with the cluster's own template laid over it."""
+    no_sidecar = {"sidecar.istio.io/inject": "false"}  # a mesh's sidecar never ends, and the job would not either
+    template: dict[str, Any] = {
+        "metadata": {"labels": {**labels, **no_sidecar}, "annotations": {**annotations, **no_sidecar}},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": GRACE_SECONDS,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [_container(settings, arguments)],
+            "volumes": [
+                {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
+                {"name": "scratch", "emptyDir": {}},
+            ],
+        },
+    }
+    if settings.scheduler_name:
+        template["spec"]["schedulerName"] = settings.scheduler_name
+    merged = strategic_merge(template, settings.pod_template)
+    if CONTAINER not in [container["name"] for container in merged["spec"]["containers"]]:
+        raise InputError(f"jobs.pod_template must keep the container {CONTAINER!r}: the training operator refuses a job without it")
+    return merged
+
+
+def _container(settings: JobSettings, arguments: Sequence[str]) -> dict[str, Any]:
+    environment = {
+        # Without it a replaced pod stalls the group for a minute and then restarts every container.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",
+        **settings.store_environment,
+    }
+    limits = {"memory": settings.memory}
+    if settings.gpus_per_node:
+        limits["nvidia.com/gpu"] = str(settings.gpus_per_node)
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": settings.image,
+        "command": ["python", "-m", "trainer"],
+        "args": list(arguments),
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "ports": [{"name": "metrics", "containerPort": settings.metrics_port}],
+        "resources": {"requests": {"cpu": settings.cpu, "memory": settings.memory}, "limits": limits},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}, {"name": "scratch", "mountPath": "/tmp"}],
+    }
+    if settings.store_secret:
+        container["envFrom"] = [{"secretRef": {"name": settings.store_secret}}]
+    return container

@@ -1,0 +1,69 @@
+"""How jobs look on a cluster: what `jobs:` of the chart's values and a run profile hold. Nothing here changes what is learned."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.config import require
+
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """Where jobs run and with what.
+
+    Attributes:
+        namespace: of the jobs.
+        image: the trainer's, with tag or digest.
+        nodes: machines a training job takes.
+        gpus_per_node: on each; 0: one CPU process a node.
+        cpu: CPU request of a pod, a Kubernetes quantity.
+        memory: memory request and limit of a pod.
+        shared_memory: size of /dev/shm, counted against the memory.
+        store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
+        store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
+        ttl_seconds: how long a finished job stays to be looked at.
+        labels: of the job itself, where a queue looks for its name; a pod's come by pod_template.
+        annotations: of the job itself.
+        scheduler_name: of a gang scheduler; empty: the cluster's own.
+        pod_template: laid over the pod by strategic merge: RDMA, NCCL, topology, caches, tolerations.
+        metrics_port: Prometheus endpoint of each node.
+    """
+
+    namespace: str = "default"
+    image: str = "firstsight/trainer:0.1.0"
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpu: str = "1"
+    memory: str = "4Gi"
+    shared_memory: str = "1Gi"
+    store_secret: str = ""
+    store_environment: dict[str, str] = field(default_factory=dict)
+    ttl_seconds: int = 86400
+    labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    scheduler_name: str = ""
+    pod_template: dict[str, Any] = field(default_factory=dict)
+    metrics_port: int = 9400
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a cluster."""
+        require("jobs.nodes", self.nodes, ">= 1", self.nodes >= 1)
+        require("jobs.gpus_per_node", self.gpus_per_node, ">= 0", self.gpus_per_node >= 0)
+        require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
+        require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
+        require("jobs.image", self.image, "the name of an image", bool(self.image.strip()))
+        for name in ("cpu", "memory", "shared_memory"):
+            value = getattr(self, name)
+            require(f"jobs.{name}", value, "a Kubernetes quantity such as 4 or 16Gi", bool(_QUANTITY.fullmatch(value)))
+
+    @property
+    def processes_per_node(self) -> int:
+        """Ranks on each node: one a GPU, or one."""
+        return max(self.gpus_per_node, 1)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.nodes * self.processes_per_node
