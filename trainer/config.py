@@ -201,6 +201,7 @@ class StagingConfig:
     demo_side: int = recipe(64, "ours", "Side to which the demo's pictures are rendered.")
     demo_triplets: int = recipe(6000, "ours", "Triplets made from the demo's pictures and judged by FLIP.")
     flip_min_difference: float = recipe(0.03, "ours", "Triplets whose two FLIP distances differ by less are left out.")
+    flip_judges_too: bool = recipe(False, "ours", "FLIP also judges triplets that people voted on: the arm `judged` needs it.")
     shard_samples: int = recipe(1024, "ours", "Samples a shard.")
     heldout_fraction: float = recipe(0.2, "ours", "Part of the families (or pictures) kept for evaluation.")
 

@@ -32,7 +32,7 @@ from trainer.staging.sources import nights
 
 VERSION = 1
 """Raised when what is made here changes, so that plan ids do."""
-_VARIANTS = 6  # of a reference: 15 pairs to choose from for 6 judgements
+_VARIANTS = 5  # of a reference: 10 pairs to choose from for 5 judgements
 _TRIPLETS_A_REFERENCE = 3  # wanted of each; fewer references are distorted where fewer triplets are asked for
 _MAX_WORKERS = 8
 

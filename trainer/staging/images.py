@@ -147,8 +147,9 @@ def _short256(data: bytes) -> Picture:
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
     """An upright RGB or grayscale JPEG, which every decoder reads alike."""
-    upright = image.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1)
-    return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and upright
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return False
+    return image.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1)
 
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from trainer.errors import InputError
 from trainer.staging.images import BadImageError, encode_png, normalise, squash
+from trainer.staging.judge import flip_distance
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 
 
@@ -49,9 +50,10 @@ class PairMaker:
 
 @dataclass(frozen=True, slots=True)
 class TripletMaker:
-    """Makes samples of triplets, squashed to `side` and lossless."""
+    """Makes samples of triplets, squashed to `side` and lossless; with `flip`, FLIP judges those that it has not."""
 
     side: int
+    flip: bool = False
 
     def __call__(self, row: TripletRow) -> Sample | Reject:
         """The sample, or why there is none."""
@@ -62,7 +64,9 @@ class TripletMaker:
             except BadImageError as error:
                 return Reject(row.where, error.cause, f"{name}: {error.detail}")
         ref, left, right = pictures
-        flip_0, flip_1 = row.flip if row.flip else (None, None)
+        flip_0, flip_1 = row.flip or (None, None)
+        if self.flip and row.flip is None:
+            flip_0, flip_1 = flip_distance(ref, left), flip_distance(ref, right)
         facts = {
             "id": row.where, "reference": row.reference or row.where,
             "left_vote": row.left_vote, "right_vote": row.right_vote, "votes": row.votes,

@@ -21,7 +21,7 @@ from trainer.staging import demo, generate, heldout
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, assign_splits, check_unique, in_order
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.shards import mse_accuracy
-from trainer.staging.sources import folder, nights, table, tars
+from trainer.staging.sources import bapps, folder, nights, table, tars
 from trainer.staging.sources.listing import Rows, SourceFile, fingerprint, list_source
 from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
 from trainer.staging.writer import Account, Plan, SliceWriter, check_rejects, gather, plan_id, seal, slice_done, tally, write_plan
@@ -112,18 +112,18 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
             "heldout_fraction": settings.heldout_fraction, "triplets": settings.demo_triplets,
         }  # fmt: skip
     else:
-        options["min_votes"] = recipe.perceptual.min_votes
+        options |= {"flip_judges_too": settings.flip_judges_too, "min_votes": recipe.perceptual.min_votes}
     name = f"{found.name}-triplets"
     target = layout.dataset(root, name, plan_id(found.fingerprint, options))
     sealed = read_manifest(target)
     if sealed is not None:
         return target, sealed.identity
     with ExitStack() as stack:
-        source_rows = _generate(found, recipe, stack) if generated else nights.read(found.uri, found.files, recipe.perceptual.min_votes)
-        if not any(row.split == "train" for row in source_rows.rows):
-            raise InputError(f"{source}: no triplet is left for training: {len(source_rows.rows)} usable, {_causes(source_rows.rejects)}")
+        source_rows = _generate(found, recipe, stack) if generated else _read_triplets(found, recipe.perceptual.min_votes)
+        if not source_rows.rows:
+            raise InputError(f"{found.uri}: no triplet is left: {_causes(source_rows.rejects)}")
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
-        make = TripletMaker(settings.triplet_side)
+        make = TripletMaker(settings.triplet_side, settings.flip_judges_too)
         _write(target, plan, slices, source_rows.rejects, make, "triplets")
         account = gather(target, plan)
         _check(target, plan, account, max_reject_fraction)
@@ -155,6 +155,14 @@ def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRo
         rows = tars.read(found.uri, found.files)
     else:
         rows = folder.read(found.uri, found.files)
+    check_unique((row.key for row in rows.rows), found.uri)
+    return rows
+
+
+def _read_triplets(found: _Source, min_votes: int) -> Rows[TripletRow]:
+    """The rows of a triplets source."""
+    read = bapps.read if bapps.is_bapps(found.files) else nights.read
+    rows = read(found.uri, found.files, min_votes)
     check_unique((row.key for row in rows.rows), found.uri)
     return rows
 

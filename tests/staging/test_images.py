@@ -1,0 +1,143 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.staging.conftest import picture
+from trainer.staging.images import BadImageError, normalise, squash
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """Decode what was staged, and check that it is plain."""
+    image = Image.open(io.BytesIO(data))
+    assert image.mode == "RGB"
+    assert image.getexif().get(0x0112) is None
+    return np.asarray(image)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """Save to bytes."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """An RGB PNG written by hand: PIL writes none of 16 bits a channel, and none that lies."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_a_plain_jpeg_keeps_its_bytes() -> None:
+    """`original` is what the paper's recipe reads."""
+    data = picture(1, kind="JPEG")
+    assert normalise(data, "original").data == data
+
+
+def test_transparency_becomes_white() -> None:
+    """Of RGBA, of a palette with a transparent colour, and of gray with alpha."""
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    assert (pixels(normalise(encoded(clear), "original").data) == 255).all()
+    assert (pixels(normalise(encoded(clear.convert("LA")), "original").data) == 255).all()
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30, 1, 1, 1])
+    assert (pixels(normalise(encoded(palette, transparency=0), "original").data) == 255).all()
+
+
+def test_half_transparency_is_composited() -> None:
+    """Half black on white is gray."""
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert abs(int(pixels(normalise(encoded(half), "original").data)[0, 0, 0]) - 127) <= 1
+
+
+def test_a_palette_comes_in_as_its_colours() -> None:
+    """Not as its indexes."""
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    assert pixels(normalise(encoded(image), "original").data)[0, 0].tolist() == [200, 100, 50]
+
+
+def test_cmyk_comes_in_as_rgb() -> None:
+    """A CMYK JPEG of pure red stays red."""
+    staged = pixels(normalise(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95), "original").data)
+    red, green, blue = staged.mean(axis=(0, 1))
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_exif_rotation_is_applied() -> None:
+    """Orientation 6: the stored left edge is the top."""
+    image = Image.new("RGB", (32, 16), (255, 255, 255))
+    image.paste((0, 0, 0), (0, 0, 4, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    staged = normalise(encoded(image, "JPEG", exif=exif, quality=95), "original")
+    assert (staged.width, staged.height) == (16, 32)
+    assert pixels(staged.data)[0].mean() < 40 < 200 < pixels(staged.data)[-1].mean()
+
+
+def test_sixteen_bit_gray_keeps_its_brightness() -> None:
+    """The high byte of each value, in three equal channels."""
+    values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    staged = pixels(normalise(encoded(Image.fromarray(values)), "original").data)
+    assert (staged == (values >> 8).astype(np.uint8)[..., None]).all()
+
+
+def test_sixteen_bit_colour_keeps_its_brightness() -> None:
+    """The high byte of each value."""
+    row = b"\0" + struct.pack(">HHH", 65535, 32768, 0) * 4
+    data = png(4, 4, 16, row * 4)
+    assert pixels(normalise(data, "original").data)[0, 0].tolist() == [255, 128, 0]
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_gray_and_bilevel_become_rgb(mode: str) -> None:
+    """Three equal channels."""
+    staged = pixels(normalise(encoded(Image.new(mode, (4, 4), 1 if mode == "1" else 77)), "original").data)
+    assert set(staged.reshape(-1).tolist()) == {255 if mode == "1" else 77}
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "empty file"),
+        (b"<html><body>404</body></html>", "not an image"),
+        (b"hello", "not an image"),
+        (picture(1)[:-60], "truncated image"),
+        (picture(1, kind="JPEG")[:-200], "truncated image"),
+        (picture(1)[:20], "broken image"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_cause(data: bytes, cause: str) -> None:
+    """Whatever its name says."""
+    for policy in ("original", "short256"):
+        with pytest.raises(BadImageError) as caught:
+            normalise(data, policy)
+        assert caught.value.cause == cause
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    """A header that declares 20000 x 20000 pixels."""
+    data = png(20000, 20000, 8, b"\0" * 1000)
+    with pytest.raises(BadImageError, match="20000x20000, at most 100 megapixels"):
+        normalise(data, "original")
+
+
+def test_short256_has_a_short_side_of_256_and_never_enlarges() -> None:
+    """500 x 375 becomes 341 x 256; a small picture keeps its size."""
+    large = normalise(picture(1, (500, 375), "JPEG"), "short256")
+    assert (large.width, large.height, large.suffix) == (341, 256, "jpg")
+    assert pixels(large.data).shape == (256, 341, 3)
+    assert (normalise(picture(1), "short256").width, normalise(picture(1), "short256").height) == (40, 30)
+
+
+def test_triplets_are_squashed() -> None:
+    """Whatever the aspect, a square comes out."""
+    assert squash(picture(1, (90, 30)), 32).shape == (32, 32, 3)

@@ -1,0 +1,78 @@
+"""Triplets from BAPPS 2AFC (Zhang et al., 2018): <split>/<distortion>/{ref,p0,p1}/<n>.png, judge/<n>.npy.
+
+judge holds the part of the people that found p1 closer. BAPPS has no test split of its own: its `val` is what results
+are reported on, so it becomes `test`, and a twentieth of `train` becomes `val`.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.errors import InputError
+from trainer.staging.rows import Blob, Reject, TripletRow, safe_key
+from trainer.staging.sources.listing import Rows, SourceFile
+
+_JUDGE = re.compile(r"(?:.*/)?(?P<split>train|val)/(?P<distortion>[^/]+)/judge/(?P<number>[^/]+)\.npy")
+_VOTES = {"train": 2, "val": 5}  # people a triplet
+_VAL_PART = 20
+
+
+def is_bapps(files: Sequence[SourceFile]) -> bool:
+    """Whether a folder is laid out so."""
+    return any(_JUDGE.fullmatch(file.name) for file in files)
+
+
+def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletRow]:
+    """Every judgement. `min_votes` is NIGHTS' and does not apply: all of BAPPS has two or five votes.
+
+    Raises:
+        InputError: no judgement there.
+    """
+    by_name = {file.name: file for file in files}
+    rows: list[TripletRow] = []
+    rejects: list[Reject] = []
+    for file in files:
+        match = _JUDGE.fullmatch(file.name)
+        if match:
+            row = _row(file, match, by_name)
+            (rejects if isinstance(row, Reject) else rows).append(row)  # type: ignore[arg-type]
+    if not rows:
+        raise InputError(f"{uri}: no judgement of BAPPS (<split>/<distortion>/judge/*.npy) that has its three pictures")
+    return Rows(rows=rows, rejects=rejects, judge="people")
+
+
+def _row(file: SourceFile, match: re.Match[str], by_name: dict[str, SourceFile]) -> TripletRow | Reject:
+    folder = file.name.rsplit("/judge/", 1)[0]
+    pictures = [by_name.get(f"{folder}/{part}/{match['number']}.png") for part in ("ref", "p0", "p1")]
+    ref, left, right = pictures
+    if ref is None or left is None or right is None:
+        return Reject(file.name, "no such file", "ref, p0 or p1 is missing")
+    try:
+        part = float(np.load(io.BytesIO(Blob(file.uri).read()), allow_pickle=False).reshape(-1)[0])
+    except (ValueError, IndexError, EOFError, OSError) as error:
+        return Reject(file.name, "broken judgement", str(error))
+    if not 0 <= part <= 1:
+        return Reject(file.name, "broken judgement", f"{part} is not between 0 and 1")
+    name = f"{match['split']}/{match['distortion']}/{match['number']}"
+    votes = _VOTES[match["split"]]
+    split = "test" if match["split"] == "val" else "val" if _hash(ref.name) % _VAL_PART == 0 else "train"
+    return TripletRow(
+        key=safe_key(name),
+        where=name,
+        ref=Blob(ref.uri),
+        left=Blob(left.uri),
+        right=Blob(right.uri),
+        left_vote=(1 - part) * votes,
+        right_vote=part * votes,
+        votes=votes,
+        split=split,
+        prompt=match["distortion"],
+        reference=ref.name,
+    )
+
+
+def _hash(text: str) -> int:
+    return int(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), 16)
