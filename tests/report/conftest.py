@@ -1,9 +1,14 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.report.fabricate import Fabrication, fabricate
+from trainer.report.write import write_report
+from trainer.storage import join, read_bytes, read_json
+
+Written = tuple[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +29,29 @@ def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> str:
         checkpoints=(40, 80),
     )
     return fabricate(tmp_path_factory.mktemp("three"), what)
+
+
+@pytest.fixture(scope="session")
+def small(one_seed: str) -> Written:
+    """The report of one seed: its page and its results."""
+    return page_after(one_seed)
+
+
+@pytest.fixture(scope="session")
+def large(three_seeds: str) -> Written:
+    """The report of three seeds and five arms."""
+    return page_after(three_seeds)
+
+
+def page_after(uri: str) -> Written:
+    """Write the report; its page and its results."""
+    results: dict[str, Any] = read_json(write_report(uri, [])["results"])
+    return page_of(uri), results
+
+
+def page_of(uri: str) -> str:
+    """The page that lies in an experiment's folder."""
+    return read_bytes(join(uri, "report", "index.html")).decode()
 
 
 @pytest.fixture(scope="session")

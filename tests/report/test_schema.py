@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.report.conftest import Written
 from tests.report.fabricate import Fabrication, fabricate
 from trainer.report.write import write_report
 from trainer.storage import read_json
@@ -68,16 +69,16 @@ def faults(value: Any, schema: Any, place: str = "") -> Iterator[str]:
             yield from faults(part, schema.get("items", {}), f"{place}/{number}")
 
 
-def test_one_seed_fits_the_schema(one_seed: str) -> None:
+def test_one_seed_fits_the_schema(small: Written) -> None:
     """The demo's results, and no key that the schema does not describe."""
-    assert not list(faults(read_json(write_report(one_seed, [])["results"]), SCHEMA))
+    assert not list(faults(small[1], SCHEMA))
 
 
 def test_all_sections_fit_the_schema(tmp_path: Path) -> None:
     """Seeds, controls, checkpoints, a comparison, a missing cell, a failure and an exclusion: every section has rows."""
-    what = {"arms": ("random", "perceptual", "permuted"), "seeds": (0, 1), "zero_shot_sets": 2, "items": 20, "checkpoints": (50,)}
+    what = {"arms": ("random", "perceptual"), "seeds": (0, 1), "zero_shot_sets": 2, "items": 20, "checkpoints": (50,)}
     here, there = (fabricate(tmp_path, Fabrication(**what, name=name)) for name in ("here", "there"))  # type: ignore[arg-type]
-    stage = tmp_path / "experiments" / "here" / "permuted-seed1" / "contrastive"
+    stage = tmp_path / "experiments" / "here" / "perceptual-seed1" / "contrastive"
     (stage / "final" / "COMMITTED.json").unlink()
     (stage / "failure.json").write_text('{"time": "2026-11-24", "stage": "contrastive", "exit_code": 1, "line": "out of memory"}')
     results = read_json(write_report(here, [there])["results"])
@@ -94,7 +95,6 @@ def test_all_sections_fit_the_schema(tmp_path: Path) -> None:
         ({"scores": [{}]}, "missing"),
     ],
 )
-def test_the_schema_refuses(one_seed: str, change: dict[str, Any], words: str) -> None:
+def test_the_schema_refuses(small: Written, change: dict[str, Any], words: str) -> None:
     """A newer format, an unknown key, a wrong type, a row without its keys."""
-    results = read_json(write_report(one_seed, [])["results"])
-    assert any(words in fault for fault in faults({**results, **change}, SCHEMA))
+    assert any(words in fault for fault in faults({**small[1], **change}, SCHEMA))

@@ -3,20 +3,16 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.report.conftest import Written, page_of
 from tests.report.fabricate import Fabrication, fabricate
 from trainer.errors import InputError
 from trainer.report.experiment import BASELINE
 from trainer.report.write import duration, p_value, write_report
 from trainer.storage import join, read_bytes, read_json
-
-
-def page_of(uri: str) -> str:
-    return read_bytes(join(uri, "report", "index.html")).decode()
 
 
 class Outline(HTMLParser):
@@ -42,21 +38,7 @@ class Outline(HTMLParser):
             assert self.open.pop() == tag
 
 
-@pytest.fixture(scope="module")
-def small(one_seed: str) -> tuple[str, dict[str, Any]]:
-    """The demo's report: its page and its results."""
-    written = write_report(one_seed, [])
-    return page_of(one_seed), read_json(written["results"])
-
-
-@pytest.fixture(scope="module")
-def large(three_seeds: str) -> tuple[str, dict[str, Any]]:
-    """The report of three seeds and five arms."""
-    written = write_report(three_seeds, [])
-    return page_of(three_seeds), read_json(written["results"])
-
-
-def test_the_page_stands_alone(large: tuple[str, dict[str, Any]]) -> None:
+def test_the_page_stands_alone(large: Written) -> None:
     """One file: no script, nothing fetched, every element closed, every picture and figure with words."""
     page, _ = large
     outline = Outline()
@@ -74,7 +56,7 @@ def test_the_page_stands_alone(large: tuple[str, dict[str, Any]]) -> None:
     assert all(attributes.get("role") == "img" and len(attributes.get("aria-label") or "") > 20 for attributes in figures)
 
 
-def test_ids_are_unique_and_links_lead_somewhere(large: tuple[str, dict[str, Any]]) -> None:
+def test_ids_are_unique_and_links_lead_somewhere(large: Written) -> None:
     """No two elements share an id, and every link within the page has its target."""
     page, _ = large
     ids = re.findall(r'\sid="([^"]+)"', page)
@@ -82,14 +64,14 @@ def test_ids_are_unique_and_links_lead_somewhere(large: tuple[str, dict[str, Any
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
 
 
-def test_figures_follow_the_theme(large: tuple[str, dict[str, Any]]) -> None:
+def test_figures_follow_the_theme(large: Written) -> None:
     """No drawing has a colour of its own: all are the page's variables."""
     page, _ = large
     drawings = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
     assert not re.findall(r"(?:fill|stroke): (#[0-9a-f]+)", drawings)
 
 
-def test_the_first_sentence_is_everywhere(small: tuple[str, dict[str, Any]], one_seed: str) -> None:
+def test_the_first_sentence_is_everywhere(small: Written, one_seed: str) -> None:
     """Page, Markdown, results and summary say the same sentence."""
     page, results = small
     sentence = results["answer"]["sentence"]
@@ -99,7 +81,7 @@ def test_the_first_sentence_is_everywhere(small: tuple[str, dict[str, Any]], one
     assert results["summary"]["sentence"] == sentence
 
 
-def test_chance_untrained_and_mse_stand_beside_the_figures(small: tuple[str, dict[str, Any]]) -> None:
+def test_chance_untrained_and_mse_stand_beside_the_figures(small: Written) -> None:
     """Every endpoint has its chance level; 2AFC has the untrained tower and pixel MSE; FLIP is named as the judge."""
     page, results = small
     assert [row["name"] for row in results["endpoints"]] == ["main_zero_shot", "mean_retrieval", "2afc"]
@@ -111,7 +93,7 @@ def test_chance_untrained_and_mse_stand_beside_the_figures(small: tuple[str, dic
     assert "OpenMoji, CC BY-SA 4.0" in page
 
 
-def test_the_pairs_are_the_same_seeds_difference(small: tuple[str, dict[str, Any]]) -> None:
+def test_the_pairs_are_the_same_seeds_difference(small: Written) -> None:
     """A difference is the arm's score minus the baseline's of the same seed, and its interval holds it."""
     _, results = small
     scores = {(row["arm"], row["endpoint"]): row["value"] for row in results["scores"]}
@@ -122,7 +104,7 @@ def test_the_pairs_are_the_same_seeds_difference(small: tuple[str, dict[str, Any
         assert row["p_holm"] is None
 
 
-def test_three_seeds_find_the_effect_and_pair_every_control(large: tuple[str, dict[str, Any]]) -> None:
+def test_three_seeds_find_the_effect_and_pair_every_control(large: Written) -> None:
     """A known large effect is found, perceptual is set against each control, and sets get a sign test."""
     _, results = large
     assert results["answer"]["verdict"] == "helped"
@@ -132,7 +114,7 @@ def test_three_seeds_find_the_effect_and_pair_every_control(large: tuple[str, di
     assert results["sign_tests"][0] == {"arm": "perceptual", "against": "random", "won": 3, "lost": 0, "tied": 0, "p": 0.25}
 
 
-def test_efficiency_counts_stage_1(large: tuple[str, dict[str, Any]]) -> None:
+def test_efficiency_counts_stage_1(large: Written) -> None:
     """Hours to the baseline's final figure include the tower's, and stop at the first checkpoint that is there."""
     _, results = large
     row = next(row for row in results["efficiency"] if (row["arm"], row["seed"]) == ("perceptual", 0))
@@ -141,7 +123,7 @@ def test_efficiency_counts_stage_1(large: tuple[str, dict[str, Any]]) -> None:
     assert row["stage_1_share_of_flops"] == pytest.approx(2e12 / 9.02e14)
 
 
-def test_an_undefined_metric_is_null(small: tuple[str, dict[str, Any]], one_seed: str) -> None:
+def test_an_undefined_metric_is_null(small: Written, one_seed: str) -> None:
     """Acc5 below five classes is null in JSON, empty in CSV, `undefined` on the page."""
     page, results = small
     assert [row["value"] for row in results["metrics"] if row["metric"] == "acc5"][:1] == [None]
@@ -151,7 +133,7 @@ def test_an_undefined_metric_is_null(small: tuple[str, dict[str, Any]], one_seed
     assert "undefined" in page
 
 
-def test_lineage_goes_down_to_bytes(small: tuple[str, dict[str, Any]]) -> None:
+def test_lineage_goes_down_to_bytes(small: Written) -> None:
     """Every stage names recipe, start, data and weights; every data set its shards' checksums."""
     _, results = small
     assert {(row["arm"], row["stage"]) for row in results["lineage"]} == {
@@ -163,7 +145,7 @@ def test_lineage_goes_down_to_bytes(small: tuple[str, dict[str, Any]]) -> None:
     assert all(shard["sha256"] for row in results["data"] for shard in row["shards"])
 
 
-def test_the_same_store_gives_the_same_bytes(one_seed: str, small: tuple[str, dict[str, Any]]) -> None:
+def test_the_same_store_gives_the_same_bytes(one_seed: str, small: Written) -> None:
     """A second report changes no byte."""
     write_report(one_seed, [])
     assert page_of(one_seed) == small[0]
@@ -203,7 +185,7 @@ def test_compare_sets_experiments_side_by_side(tmp_path: Path) -> None:
     """Equal data and version: each arm there minus the same arm here, paired by seed."""
     here = fabricate(tmp_path, Fabrication(items=40, name="here"))
     there = fabricate(tmp_path, Fabrication(items=40, name="there", stream=1))
-    results = read_json(write_report(here, [there])["results"])
+    results = read_json(write_report("", [here, there])["results"])
     assert {(row["arm"], row["against"]) for row in results["comparison"]} == {
         ("random in there", "random"),
         ("perceptual in there", "perceptual"),
@@ -227,13 +209,19 @@ def test_compare_refuses_what_is_unlike(tmp_path: Path, other: Fabrication, word
     assert not (tmp_path / "a" / "experiments" / "here" / "report").exists()
 
 
+def test_nothing_to_report_is_refused() -> None:
+    """No experiment at all is a line, not a traceback."""
+    with pytest.raises(InputError, match="report needs an experiment"):
+        write_report("", [])
+
+
 def test_compare_refuses_itself(fresh: str) -> None:
     """An experiment beside itself shows nothing."""
     with pytest.raises(InputError, match="must name different experiments"):
         write_report(fresh, [fresh])
 
 
-def test_results_json_has_no_nan(large: tuple[str, dict[str, Any]], three_seeds: str) -> None:
+def test_results_json_has_no_nan(large: Written, three_seeds: str) -> None:
     """JSON readers other than Python's refuse NaN."""
     json.loads(read_bytes(join(three_seeds, "report", "results.json")), parse_constant=lambda name: pytest.fail(name))
 

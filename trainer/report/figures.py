@@ -64,14 +64,18 @@ def curves(
     arms: Sequence[str],
     levels: Mapping[str, float] | None = None,
 ) -> Panel:
-    """Lines over training, one colour an arm, one thin line a seed; `levels` are named horizontal lines."""
+    """Lines over training, one colour an arm: the mean over seeds, each seed thin beside it; `levels` are named horizontal lines."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _panel(title, x_label, y_label, 2.7)
         for arm, seeds in series.items():
-            for number, (x, y) in enumerate(seeds):
-                colour = arm_colour(arms, arm)
+            colour = arm_colour(arms, arm)
+            shared = len(seeds) > 1 and all(list(x) == list(seeds[0][0]) for x, _ in seeds)
+            lines = [(seeds[0][0], np.mean([y for _, y in seeds], axis=0).tolist())] if shared else seeds
+            for number, (x, y) in enumerate(lines):
                 mark: dict[str, Any] = {"marker": _MARKERS[list(arms).index(arm) % 8], "markersize": 3.5} if len(x) <= 24 else {}
-                axes.plot(*_thin(x, y), color=colour, label=arm if number == 0 else None, alpha=0.9 if len(seeds) == 1 else 0.65, **mark)
+                axes.plot(*_thin(x, y), color=colour, label=arm if number == 0 else None, **mark)
+            for x, y in seeds if shared else []:
+                axes.plot(*_thin(x, y), color=colour, alpha=0.35, linewidth=0.8)
         _levels(axes, levels or {})
         _legend(figure, axes)
         return Panel(svg=_svg(figure, title), caption="", alt=_curves_alt(title, x_label, y_label, series))

@@ -16,7 +16,7 @@ from trainer.report.experiment import BASELINE, Experiment, Result
 from trainer.storage.manifest import Manifest
 from trainer.storage.samples import read_index, read_members
 
-EXAMPLES = 4
+EXAMPLES = 6
 _SIDE = 96
 
 

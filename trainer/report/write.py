@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from trainer.errors import InputError
 from trainer.report import course, figures, pictures, results
 from trainer.report import items as per_item
 from trainer.report.answer import points
@@ -18,6 +19,7 @@ from trainer.report.compare import Scores
 from trainer.report.experiment import BASELINE, Experiment
 from trainer.report.read import read_experiment
 from trainer.storage import join, layout, write_bytes, write_json
+from trainer.storage.base import absolute
 
 _CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "num_items", "final")
 _SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
@@ -27,7 +29,7 @@ def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, str]:
     """Read an experiment, compare its arms, write the report beside it.
 
     Args:
-        experiment_uri: the experiment's folder.
+        experiment_uri: the experiment's folder; empty: the first of `compare`.
         compare: further experiments to set beside it.
 
     Returns:
@@ -36,8 +38,10 @@ def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, str]:
     Raises:
         InputError: no plan at a URI, or experiments over other data or evaluation versions.
     """
-    experiment = read_experiment(experiment_uri)
-    others = [read_experiment(uri) for uri in compare]
+    uris = [uri for uri in (experiment_uri, *compare) if uri]
+    if not uris:
+        raise InputError("report needs an experiment: --experiment <uri>, or --compare <uri> <uri> …")
+    experiment, *others = (read_experiment(absolute(uri)) for uri in uris)
     results.require_comparable(experiment, others)
     document, scores = results.build(experiment, others)
     examples = {
