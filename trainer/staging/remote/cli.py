@@ -1,4 +1,4 @@
-"""The commands `stage plan | fetch | seal | refetch`. What is heavy is imported when a command runs."""
+"""The commands `stage plan | fetch | seal | refetch | download`. What is heavy is imported when a command runs."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ _PASSING = "timeout,connect,dns,cut short,http 429,http 500,http 502,http 503,ht
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
-    """Add the four commands to `stage`'s."""
+    """Add the commands to `stage`'s."""
     plan = commands.add_parser("plan", parents=[common], help="turn a list of remote pictures into slices of rows")
     plan.add_argument("kind", choices=["urls", "yfcc15m-openai", "yfcc15m-slip", "yfcc15m-declip", "yfcc15m-rwkv", "nights"])
     plan.add_argument("--root", required=True, help="store URI under which datasets/ lies")
@@ -48,6 +48,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     seal.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad rows than this are refused (default .01)")
     seal.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
     seal.set_defaults(run=_seal)
+
+    download = commands.add_parser("download", parents=[common], help="bring NIGHTS here, resuming what broke off; then `stage triplets`")
+    download.add_argument("--source", required=True, metavar="URI", help="nights.zip, or the folder of its chunks")
+    download.add_argument("--table", default="", metavar="URI", help="data.csv, which the chunks do not hold")
+    download.add_argument("--folder", required=True, help="local folder, afterwards in NIGHTS layout")
+    download.add_argument("--keep-zips", action="store_true", help="do not delete a zip once it is unpacked")
+    download.add_argument("--contact", default="", help="mail or URL that servers are told")
+    download.set_defaults(run=_download)
 
     refetch = commands.add_parser("refetch", parents=[common], help="plan a second try for rows that were lost")
     refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
@@ -102,6 +110,15 @@ def _seal(options: argparse.Namespace) -> dict[str, str]:
     if options.result:
         write_json(options.result, result)
     return result
+
+
+def _download(options: argparse.Namespace) -> dict[str, str]:
+    from pathlib import Path
+
+    from trainer.staging.remote.download import fetch_nights
+
+    folder = fetch_nights(options.source, options.table, Path(options.folder), contact=options.contact, keep=options.keep_zips)
+    return {"uri": str(folder)}
 
 
 def _refetch(options: argparse.Namespace) -> dict[str, str]:

@@ -118,10 +118,7 @@ class PoliteClient:
             answer = self._retry(host, url)
             if isinstance(answer, bytes):
                 return answer
-            target = _join(url, answer)
-            if not _WEB.match(target) or (_is_private(target) and not _is_private(first)):
-                raise FetchError("bad redirect", f"{url} leads to {answer[:200]!r}")
-            url = target
+            url = follow(first, url, answer)
         raise FetchError("bad redirect", f"{first} leads on and on")
 
     def _host(self, url: str) -> _Host:
@@ -248,11 +245,15 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], ssl.SSLCertVerificationError)
 
 
-def _join(url: str, target: str) -> str:
+def follow(first: str, url: str, location: str) -> str:
+    """Where a redirect of `url` leads, reached from `first`; FetchError where that is not the web, or is a network inside."""
     try:
-        return urljoin(url, target)
+        target = urljoin(url, location)
     except ValueError:
-        return ""
+        target = ""
+    if not _WEB.match(target) or (_is_private(target) and not _is_private(first)):
+        raise FetchError("bad redirect", f"{url} leads to {location[:200]!r}")
+    return target
 
 
 def _is_private(url: str) -> bool:
