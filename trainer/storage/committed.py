@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.errors import InputError, RunError
-from trainer.storage.base import MissingObject, join, read_json, write_json
+from trainer.errors import RunError
+from trainer.storage.base import join, read_versioned, write_json
 
 FORMAT_VERSION = 1
 NAME = "COMMITTED.json"
@@ -43,14 +43,9 @@ def read_committed(folder: str) -> Committed | None:
         RunError: it is not what a seal looks like.
     """
     uri = join(folder, NAME)
-    try:
-        value = read_json(uri)
-    except MissingObject:
+    value = read_versioned(uri, "a seal", FORMAT_VERSION)
+    if value is None:
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("format_version"), int):
-        raise RunError(f"{uri}: not a seal of firstsight: no format_version")
-    if value["format_version"] > FORMAT_VERSION:
-        raise InputError(f"{uri}: format {value['format_version']} is newer than this firstsight reads ({FORMAT_VERSION})")
     try:
         return Committed(**value)
     except TypeError as error:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from trainer.config import canonical_hash
 from trainer.errors import InputError, RunError
-from trainer.storage.base import MissingObject, join, read_json, write_json
+from trainer.storage.base import join, read_versioned, write_json
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
@@ -94,14 +94,9 @@ def read_manifest(folder: str) -> Manifest | None:
         RunError: it is no manifest, or its identity is not that of its shards.
     """
     uri = join(folder, NAME)
-    try:
-        value = read_json(uri)
-    except MissingObject:
+    value = read_versioned(uri, "a manifest", FORMAT_VERSION)
+    if value is None:
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("format_version"), int):
-        raise RunError(f"{uri}: not a manifest of firstsight: no format_version")
-    if value["format_version"] > FORMAT_VERSION:
-        raise InputError(f"{uri}: format {value['format_version']} is newer than this firstsight reads ({FORMAT_VERSION})")
     identity = value.pop("identity", None)
     try:
         manifest = Manifest(**{**value, "shards": [Shard(**shard) for shard in value["shards"]]})
