@@ -187,6 +187,17 @@ def clear(output: str) -> None:
         _delete(uris)
 
 
+def written_by(output: str, attempt: int) -> bool:
+    """Whether this attempt (not 0, which is none) has committed a checkpoint: then even `resume: never` goes on from it.
+
+    A pod that was restarted gets the same arguments again; without this it would start from the beginning each time.
+    """
+    if not attempt:
+        return False
+    seals = (read_committed(layout.checkpoint(output, step)) for step in _listed(output))
+    return any(seal is not None and seal.attempt == attempt for seal in seals)
+
+
 def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to go on from.
 

@@ -77,11 +77,12 @@ def start(config: StageConfig, dist: Distributed, stage: Stage, built: torch.opt
 def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Checkpoint | None:
     """Rank 0 reads and verifies; the others get its bytes, so that all go on from the same."""
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    resume = "auto" if restarted else config.placement.resume
     fields = recipe_fields(config)
     kept: list[checkpoint.Checkpoint | None] = [None]
 
     def look() -> tuple[str, int, dict[str, Any], dict[str, dict[str, tuple[torch.dtype, torch.Size]]]] | None:
+        going_on = restarted or checkpoint.written_by(config.output, config.placement.attempt)
+        resume = "auto" if going_on else config.placement.resume
         if resume == "never":
             checkpoint.clear(config.output)
         kept[0], skipped = checkpoint.find(config.output, resume, recipe_hash=recipe_hash(config), recipe=fields)

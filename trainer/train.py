@@ -5,7 +5,9 @@
 A stage that is finished finds that out in a fraction of a second; wrong input ends the run before any rank starts.
 """
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +21,8 @@ from trainer.storage import join, layout, read_bytes
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import Manifest, require_manifest
+
+_PR_SET_PDEATHSIG = 1
 
 
 def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
@@ -41,7 +45,9 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
             print(f"{config.stage} {config.arm}-seed{config.seed}: done already, {layout.final(config.output)}", file=sys.stderr)
             return
         inside = "TORCHELASTIC_RUN_ID" in os.environ
-        if not inside:
+        if inside:
+            _die_with_parent()
+        else:
             validate(config)
         if inside or not _wants_agent(config):
             from trainer.loop import train
@@ -94,6 +100,11 @@ def validate(config: StageConfig) -> None:
     ]
     require("start.kind", config.start.kind, f"one of {', '.join(kinds)} for stage {config.stage}", config.start.kind in kinds)
     lineage.check_start(config.start)
+
+
+def _die_with_parent() -> None:
+    """A rank must not outlive its agent: the agent gives it a session of its own, so no signal to a group reaches it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wants_agent(config: StageConfig) -> bool:

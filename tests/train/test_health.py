@@ -1,5 +1,6 @@
 """What a run says of its health, and to whom."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.train import build
 from tests.train.conftest import Trained
 from tests.train.toy import ToyStage, toy_config
 from trainer import health, sinks
@@ -145,7 +147,7 @@ def test_a_missing_package_of_an_optional_sink_is_named(
     """Which setting wants it."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"placement\.{setting} is set, but the package {package} is not installed"):
-        optional_sinks(toy_config(tmp_path, **{setting: str(tmp_path)}))
+        optional_sinks(dataclasses.replace(toy_config(tmp_path), placement=build.placed(**{setting: str(tmp_path)})))
 
 
 def test_weights_and_biases_gets_the_numbers_and_one_run_for_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

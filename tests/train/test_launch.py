@@ -13,8 +13,9 @@ from tests.train import build
 from tests.train.toy import sealed_data, toy_config
 from trainer.config import Placement, StageConfig, StartConfig, recipe_hash
 from trainer.errors import InputError
+from trainer.failure import write_failure
 from trainer.storage.committed import Committed, write_committed
-from trainer.train import launch, validate, write_failure
+from trainer.train import launch, validate
 
 
 def done(config: StageConfig, hash_of: str = "") -> None:
@@ -48,6 +49,19 @@ def test_wrong_input_is_found_without_torch(tmp_path: Path) -> None:
     assert len(ended.stderr.splitlines()) == 1
     failure = json.loads((tmp_path / "stage" / "failure.json").read_text())
     assert (failure["exit_code"], failure["stage"]) == (2, "contrastive")
+
+
+def test_a_rank_dies_with_its_agent() -> None:
+    """Killed without a word, the agent leaves no rank behind that holds a GPU."""
+    child = "import time; from trainer.train import _die_with_parent; _die_with_parent(); print('ready', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    agent = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert agent.stdout is not None
+    assert agent.stdout.readline() == "ready\n"
+    agent.kill()
+    assert agent.stdout.read() == ""  # ends when the last that holds the pipe, the rank, is gone
+    agent.wait()
+    agent.stdout.close()
 
 
 def test_a_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:

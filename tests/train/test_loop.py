@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from tests.train.conftest import Trained
 from tests.train.toy import ToyStage, toy_config
 from trainer.config import recipe_hash
 from trainer.errors import RunError, Stopped
+from trainer.storage import read_bytes
 from trainer.storage.committed import read_committed
 
 
@@ -114,6 +116,35 @@ def test_resume_never_starts_from_the_beginning(tmp_path: Path, run_toy: Trained
     assert stage.served.served[0] == 0
     assert steps_of(tmp_path) == list(range(1, 21))
     assert not list((tmp_path / "stage" / "checkpoints").rglob("COMMITTED.json"))
+
+
+def test_a_restarted_attempt_goes_on_even_where_it_was_told_never(tmp_path: Path, run_toy: Trained) -> None:
+    """A pod that comes back has the same arguments; what this very attempt saved is not thrown away."""
+
+    def die(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 7:
+            raise Killed
+
+    config = toy_config(tmp_path, checkpoint_every_steps=3, resume="never", attempt=4)
+    with pytest.raises(Killed):
+        run_toy(config, after=die)
+    assert run_toy(config).served.served[0] == 6
+
+
+def test_a_run_on_an_object_store_goes_on_after_a_kill(tmp_path: Path, run_toy: Trained, s3_root: str) -> None:
+    """The same on S3 as on files: nothing lost, nothing twice."""
+
+    def die(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 7:
+            raise Killed
+
+    config = dataclasses.replace(toy_config(tmp_path, checkpoint_every_steps=3), output=f"{s3_root}/stage")
+    with pytest.raises(Killed):
+        run_toy(config, after=die)
+    assert run_toy(config).served.served[0] == 6
+    lines = read_bytes(f"{s3_root}/stage/progress.jsonl").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
+    assert read_committed(f"{s3_root}/stage/final") is not None
 
 
 def test_checkpoints_kept_by_epoch_outlive_the_newest(tmp_path: Path, run_toy: Trained) -> None:

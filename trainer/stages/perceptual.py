@@ -5,6 +5,7 @@
 Shapes: B triplets of this rank, S image side, D joint width.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class TripletStage:
             step: unused: nothing here depends on it.
 
         Returns:
-            loss and accuracy (2AFC) of the global batch, and this rank's flops.
+            loss and accuracy (2AFC) of the global batch, this rank's flops, and the seconds in which gradients were summed.
         """
         if self._has_validation and "untrained_val_2afc" not in self.memory:
             self.memory["untrained_val_2afc"] = torch.tensor(self.validate(), dtype=torch.float64)
@@ -75,9 +76,12 @@ class TripletStage:
             each = self._loss(d0, d1, target)
             (each.sum() / self._settings.global_batch_size).backward()  # type: ignore[no-untyped-call]
             totals += torch.stack([each.detach().sum(), losses.two_afc(d0, d1, target).detach().sum()])
+        began = time.perf_counter()
         reduce_gradients(self.module.parameters())
+        communication = time.perf_counter() - began
         loss, accuracy = (sum_over_ranks(totals) / self._settings.global_batch_size).unbind()
-        return {"loss": loss, "accuracy": accuracy, "flops": self._flops * len(batch.images)}
+        flops = self._flops * len(batch.images)
+        return {"loss": loss, "accuracy": accuracy, "flops": flops, "communication_seconds": communication}
 
     def after_optimizer(self) -> None:
         """Nothing is clamped here."""
