@@ -7,6 +7,7 @@ import traceback
 
 from trainer.config import Recipe
 from trainer.errors import InputError, RunError
+from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
 
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         whole.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
         whole.set_defaults(run=_stage)
     add_remote_commands(staged, common)
+    add_evaluation_commands(staged, common)
 
     train = commands.add_parser("train", parents=[common], help="run one stage of one cell")
     train.add_argument("stage", choices=["perceptual", "contrastive", "posthoc"])

@@ -30,6 +30,7 @@ MODEL = ModelConfig(
 )
 CLASSES = ("red", "green", "blue")
 TEMPLATES = ("a {c} thing.", "{c}")
+LABELS = tuple(k % 3 for k in range(12))
 
 
 def picture(seed: int, side: int = 20, suffix: str = "png") -> bytes:
@@ -51,14 +52,23 @@ def sealed(folder: str, plan: Plan, samples: list, **seal_arguments) -> Manifest
 
 
 def classification_set(
-    root: str, name: str = "colours", labels=tuple(k % 3 for k in range(12)), suffix: str = "png", **facts
+    root: str,
+    name: str = "colours",
+    labels=LABELS,
+    suffix: str = "png",
+    pictures: list[bytes] | None = None,
+    shard_samples: int = 5,
+    **facts,
 ) -> tuple[str, Manifest]:
     """A set of three classes in CLIP_benchmark's layout, with our manifest."""
-    plan = _plan("evaluation", name, ["test"], "zeroshot_classification", {"labels": list(labels), "suffix": suffix})
+    plan = _plan(
+        "evaluation", name, ["test"], "zeroshot_classification", {"labels": list(labels), "suffix": suffix}, shard_samples=shard_samples
+    )
     folder = join(root, "datasets", name, plan.plan_id)
+    images = pictures or [picture(k, suffix=suffix) for k in range(len(labels))]
     samples = [
-        ("test", f"{name}-{k:04d}", {"image": (suffix, picture(k, suffix=suffix)), "cls": ("cls", str(label).encode())})
-        for k, label in enumerate(labels)
+        ("test", f"{name}-{k:04d}", {"image": (suffix, image), "cls": ("cls", str(label).encode())})
+        for k, (label, image) in enumerate(zip(labels, images, strict=True))
     ]
     _write_prompts(folder)
     all_facts = {"task": "zeroshot_classification", "classnames": list(CLASSES), "templates": list(TEMPLATES), **facts}
@@ -178,10 +188,13 @@ def asked(stage: str, uri: str = "", recipe_hash: str = "", checkpoints: str = "
     return ModelToEvaluate(stage=stage, uri=uri, recipe_hash=recipe_hash, checkpoints=checkpoints)
 
 
-def _plan(kind: str, name: str, splits: list[str], columns: str, content: dict, judge: str = "") -> Plan:
+def _plan(kind: str, name: str, splits: list[str], columns: str, content: dict, judge: str = "", shard_samples: int = 5) -> Plan:
     assert columns in COLUMNS
     source = {"uri": "test", "fingerprint": content}
-    return Plan(kind=kind, name=name, source=source, options={}, shard_samples=5, splits=splits, rows_read=1, columns=columns, judge=judge)
+    return Plan(
+        kind=kind, name=name, source=source, options={}, shard_samples=shard_samples,
+        splits=splits, rows_read=1, columns=columns, judge=judge,
+    )  # fmt: skip
 
 
 def _number_of_shards(folder: str, manifest: Manifest) -> None:

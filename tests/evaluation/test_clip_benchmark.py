@@ -106,15 +106,8 @@ def test_retrieval_counts_are_clip_benchmarks(measured):
 def test_clip_benchmark_builds_a_table_from_our_results(measured):
     """Its `build` reads our JSON: a row for each result, with its columns."""
     root, sets = measured
-    run_reference(
-        "-c",
-        "from clip_benchmark.cli import main; main()",
-        "build",
-        root / "evaluation" / "contrastive-final",
-        "--output",
-        "table.csv",
-        cwd=root,
-    )
+    results = root / "evaluation" / "contrastive-final"
+    run_reference("-c", CLIP_BENCHMARK, "build", results, "--output", "table.csv", cwd=root)
     with open(root / "table.csv", newline="") as stream:
         rows = {row["dataset"]: row for row in csv.DictReader(stream)}
 

@@ -160,7 +160,7 @@ class SliceWriter:
         """Upload the last shard, then the slice's record."""
         if error is not None:
             if self._open is not None:
-                self._open.stream.close()
+                self._open.discard()
             return
         self._close_shard()
         _write_rejects(self._folder, f"slice-{self._slice:05d}", self._rejects)
@@ -203,6 +203,10 @@ class _OpenShard:
         self._names.append(tuple(f"{key}.{suffix}" for suffix, _ in parts))
         self._crc32c.append(tuple(google_crc32c.value(data) for _, data in parts))
         self._captions.append(captions)
+
+    def discard(self) -> None:
+        self._tar.close()  # before its stream: tarfile would write its end into a closed one, and complain
+        self.stream.close()
 
     def upload(self, folder: str, split: str) -> Shard:
         self._tar.close()

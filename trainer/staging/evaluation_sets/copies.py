@@ -1,0 +1,127 @@
+"""A local copy of a set: its files, and what a converter makes of them."""
+
+import gzip
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from trainer.errors import InputError
+from trainer.staging.sources.listing import SourceFile
+from trainer.storage import read_bytes
+
+KEPT_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+"""Formats whose bytes are kept: CLIP_benchmark reads them, and equal bytes give equal figures."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".ppm", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One test image: where it stands in the copy, its bytes when they are asked for, and what is right about it.
+
+    Attributes:
+        name: unique in the set.
+        image: gives the encoded picture.
+        label: class; -1 for multi-label and retrieval.
+        targets: (C,) of 0 and 1, for multi-label.
+        captions: for retrieval.
+    """
+
+    name: str
+    image: Callable[[], bytes]
+    label: int = -1
+    targets: NDArray[np.int64] | None = None
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A set as read from a copy: its rows in order, and the class names that the copy itself gives (or none)."""
+
+    rows: Iterable[Row]
+    classnames: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+
+class Copy:
+    """The files below a folder, found by how their paths end: an archive's top folder may be there or not.
+
+    Attributes:
+        uri: of the folder.
+        names: of all files, relative, sorted.
+    """
+
+    def __init__(self, uri: str, files: Sequence[SourceFile]) -> None:
+        self.uri = uri
+        self._uris = {file.name: file.uri for file in files}
+        self.names = sorted(self._uris)
+        self._by_file: dict[str, list[str]] = {}
+        for name in self.names:
+            self._by_file.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+
+    def find(self, ending: str) -> str | None:
+        """The one file whose path ends so (`.gz` may follow), the shortest path of several; None where there is none."""
+        found = []
+        for end in (ending, f"{ending}.gz"):
+            found += [name for name in self._by_file.get(end.rsplit("/", 1)[-1], []) if f"/{name}".endswith(f"/{end}")]
+        return min(found, key=lambda name: (name.count("/"), name)) if found else None
+
+    def require(self, ending: str) -> str:
+        """The same; InputError naming what is missing."""
+        found = self.find(ending)
+        if found is None:
+            raise InputError(f"{self.uri}: no {ending} in this copy")
+        return found
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, unpacked if it ends in `.gz`."""
+        data = read_bytes(self._uris[name])
+        return gzip.decompress(data) if name.endswith(".gz") else data
+
+    def lines(self, ending: str) -> list[str]:
+        """The non-empty lines of a text file."""
+        text = self.read(self.require(ending)).decode("utf-8", "replace")
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+    def reader(self, name: str) -> Callable[[], bytes]:
+        """Reads a file of the copy later; InputError now where it is not there."""
+        if name not in self._uris:
+            raise InputError(f"{self.uri}: {name} is listed but not there")
+        return lambda: self.read(name)
+
+    def base(self, name: str, ending: str) -> str:
+        """What stands before `ending` in a path: the copy's top folder, with its slash, or nothing."""
+        return name.removesuffix(".gz").removesuffix(ending)
+
+    def images(self) -> Iterator[str]:
+        """Names of all pictures, by their suffix."""
+        return (name for name in self.names if name.lower().endswith(IMAGE_SUFFIXES))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """(H, W) or (H, W, 3) pixels as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_kept(data: bytes, name: str) -> tuple[str, bytes]:
+    """Suffix and bytes of a picture: as they are where peers read the format, else the same pixels as PNG.
+
+    No turning by EXIF and no other mending: peers do none, and figures are compared with theirs.
+
+    Raises:
+        InputError: not a picture, or cut short.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.format in KEPT_FORMATS:
+                return KEPT_FORMATS[image.format], data
+            return "png", encode_png(np.asarray(image.convert("RGB")))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{name}: not a picture, or cut short: {error}") from error

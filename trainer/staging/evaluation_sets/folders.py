@@ -1,0 +1,62 @@
+"""Sets that come as one folder a class, the ImageNet family among them."""
+
+import re
+
+from trainer.errors import InputError
+from trainer.staging.evaluation_sets.copies import Converted, Copy, Row
+
+_SPLITS = ("test", "val", "validation")
+_WNID = re.compile(r"n\d{8}")
+_SYNSETS = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
+
+
+def class_folders(copy: Copy) -> Converted:
+    """Each class a folder of pictures, below `test/` or `val/` where there is one; labels follow the sorted folders.
+
+    Folders that are all numbers are sorted as numbers (ImageNet-V2's).
+    """
+    names = _test_images(copy)
+    folders = {name.split("/")[-2] for name in names}
+    ordered = sorted(folders, key=int) if all(folder.isdecimal() for folder in folders) else sorted(folders)
+    label_of = {folder: label for label, folder in enumerate(ordered)}
+    rows = [Row(name=name, image=copy.reader(name), label=label_of[name.split("/")[-2]]) for name in names]
+    return Converted(rows=rows, classnames=tuple(folder.replace("_", " ") for folder in ordered))
+
+
+def imagenet(copy: Copy) -> Converted:
+    """ImageNet-1K's validation pictures or Sketch by WordNet id, V2 by class number: 1000 folders; names come from the prompts."""
+    converted = class_folders(copy)
+    if len(converted.classnames) != 1000:
+        raise InputError(
+            f"{copy.uri}: {len(converted.classnames)} class folders, ImageNet has 1000; the validation pictures must be sorted into one "
+            "folder a class (n01440764/…)"
+        )
+    return Converted(rows=converted.rows)
+
+
+def imagenet_subset(copy: Copy) -> Converted:
+    """ImageNet-A and -R: 200 folders by WordNet id; which of the 1000 they are says ImageNet's own LOC_synset_mapping.txt."""
+    converted = class_folders(copy)
+    wnids = converted.classnames
+    if not all(_WNID.fullmatch(wnid) for wnid in wnids):
+        raise InputError(f"{copy.uri}: class folders must be WordNet ids such as n01440764, got {wnids[0]!r}")
+    found = next((name for name in map(copy.find, _SYNSETS) if name), None)
+    if found is None:
+        raise InputError(f"{copy.uri}: put ImageNet's LOC_synset_mapping.txt beside the class folders: it names their classes")
+    named = dict(line.split(maxsplit=1) for line in copy.lines(found.rsplit("/", 1)[-1]) if " " in line or "\t" in line)
+    missing = [wnid for wnid in wnids if wnid not in named]
+    if missing:
+        raise InputError(f"{copy.uri}/{found}: does not name {missing[0]}")
+    return Converted(rows=converted.rows, classnames=tuple(named[wnid].split(",")[0].strip() for wnid in wnids))
+
+
+def _test_images(copy: Copy) -> list[str]:
+    """Pictures below a folder, of the test split where the copy has splits."""
+    names = [name for name in copy.images() if "/" in name]
+    for split in _SPLITS:
+        within = [name for name in names if split in name.split("/")[:-2]]
+        if within:
+            return within
+    if not names:
+        raise InputError(f"{copy.uri}: no pictures in class folders here")
+    return names

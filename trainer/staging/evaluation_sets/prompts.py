@@ -1,0 +1,70 @@
+"""Class names and templates of a set.
+
+Figures move by 2 to 8 points with them, so the field's own are wanted: CLIP_benchmark keeps them in two JSON files of
+its package (clip_benchmark/datasets/en_classnames.json and en_zeroshot_classification_templates.json), and
+`--prompts <that folder>` reads them. Without it the copy's own names and plain templates are used, and the manifest
+says so: such figures are comparable among the arms of an experiment, not with published ones.
+"""
+
+import json
+from dataclasses import dataclass
+
+from trainer.configs.evaluation_sets import EvaluationSetFacts
+from trainer.errors import InputError
+from trainer.staging.evaluation_sets.copies import Converted
+from trainer.storage import join, read_bytes
+
+PLAIN = ("{c}", "a photo of a {c}.")
+BIRDS = ("a photo of a {c}, a type of bird.",)
+"""CLIP's template for Birdsnap, which CLIP_benchmark does not have."""
+
+NAMES_FILE = "en_classnames.json"
+TEMPLATES_FILE = "en_zeroshot_classification_templates.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Names by label, templates with `{c}`, and where they are from: `copy`, `plain`, or the folder's URI."""
+
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    origin: str
+
+
+def choose(facts: EvaluationSetFacts, converted: Converted, folder: str) -> Prompts:
+    """The prompts of a classification set.
+
+    Args:
+        facts: of the set.
+        converted: names and templates of the copy, if it has any.
+        folder: of the two JSON files; empty for none.
+
+    Raises:
+        InputError: no names anywhere, or another number of them than the copy has classes.
+    """
+    names, templates, origin = converted.classnames, converted.templates, "copy" if converted.templates else "plain"
+    if folder:
+        known_names, known_templates = _read(folder, NAMES_FILE), _read(folder, TEMPLATES_FILE)
+        names = tuple(known_names.get(facts.prompts, ())) or names
+        if len(converted.classnames) == 200 and facts.prompts == "imagenet1k":
+            names = converted.classnames  # ImageNet-A and -R: the 200 that the copy has
+        templates = tuple(known_templates.get(facts.prompts, BIRDS if facts.prompts == "birdsnap" else ()))
+        if not templates:
+            raise InputError(f"{join(folder, TEMPLATES_FILE)}: no templates for {facts.prompts}")
+        origin = folder
+    if not names:
+        raise InputError(
+            f"{facts.name}: its copy names no classes; give --prompts the folder of CLIP_benchmark's {NAMES_FILE} and {TEMPLATES_FILE}"
+        )
+    if len(names) != facts.classes:
+        raise InputError(f"{facts.name}: {len(names)} class names from {origin}, the set has {facts.classes} classes")
+    return Prompts(classnames=names, templates=templates or PLAIN, origin=origin)
+
+
+def _read(folder: str, file: str) -> dict[str, list[str]]:
+    uri = join(folder, file)
+    try:
+        content: dict[str, list[str]] = json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise InputError(f"{uri}: not JSON: {error}") from error
+    return content

@@ -1,0 +1,150 @@
+"""`stage eval <name>`: a local copy to a sealed evaluation set that both we and CLIP_benchmark read."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trainer.configs.evaluation_sets import EvaluationSetFacts, find_set
+from trainer.errors import InputError
+from trainer.progress import check_stop, progress
+from trainer.staging.evaluation_sets import binary, captions, folders, lists, scenes, tars
+from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, as_kept
+from trainer.staging.evaluation_sets.prompts import Prompts, choose
+from trainer.staging.rows import safe_key
+from trainer.staging.sources.listing import fingerprint, list_source
+from trainer.staging.writer import Plan, SliceWriter, gather, seal, write_plan
+from trainer.storage import join, layout, read_bytes, write_bytes
+from trainer.storage.manifest import Manifest, read_manifest
+
+SHARD_SAMPLES = 1024
+CONVERTERS: dict[str, Callable[[Copy], Converted]] = {
+    "imagenet-1k": folders.imagenet, "imagenet-v2": folders.imagenet, "imagenet-sketch": folders.imagenet,
+    "imagenet-a": folders.imagenet_subset, "imagenet-r": folders.imagenet_subset,
+    "cifar-10": binary.cifar_10, "cifar-100": binary.cifar_100, "mnist": binary.mnist, "stl-10": binary.stl_10, "svhn": binary.svhn,
+    "dtd": lists.dtd, "flowers-102": lists.flowers_102, "pets": lists.pets, "cars": lists.cars, "aircraft": lists.aircraft,
+    "food-101": lists.food_101, "sun397": lists.sun397, "birdsnap": lists.birdsnap, "gtsrb": lists.gtsrb,
+    "clevr-count": scenes.clevr_count, "clevr-dist": scenes.clevr_dist, "kitti-distance": scenes.kitti_distance,
+    "voc2007": scenes.voc2007, "voc2007-multilabel": scenes.voc2007_multilabel,
+    "coco-retrieval": captions.captions, "flickr30k-retrieval": captions.captions,
+}  # fmt: skip
+"""How each set's authors ship it. The others (Caltech-101, EuroSAT, RESISC45, PCam, Country211, Rendered SST2) are class
+folders; and any set is read from CLIP_benchmark's layout."""
+
+
+def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", only: str = "") -> tuple[str, str]:
+    """Convert a local copy.
+
+    Args:
+        name: of the set, from the table.
+        root: store URI under which datasets/ goes.
+        source: URI of the copy's folder.
+        prompts: URI of the folder with CLIP_benchmark's class names and templates; empty: the copy's own.
+        only: URI of a text file that names the test pictures, one a line (their path, file name or stem); empty: all.
+
+    Returns:
+        URI and identity of the sealed set. A set that was staged before is reused.
+
+    Raises:
+        InputError: an unknown set, or a copy that is not what the set should be.
+    """
+    facts = find_set(name)
+    files = list_source(source)
+    copy = Copy(source, files)
+    converted = _convert(facts, copy)
+    chosen = Prompts(classnames=(), templates=(), origin="") if facts.task == "zeroshot_retrieval" else choose(facts, converted, prompts)
+    wanted = _only(only)
+    multilabel = facts.metric == "mean_average_precision"
+    options: dict[str, Any] = {
+        "task": facts.task,
+        "classnames": list(chosen.classnames),
+        "templates": list(chosen.templates),
+        "multilabel": multilabel,
+        "only": sorted(wanted),
+    }
+    plan = Plan(
+        kind="evaluation", name=name, source={"uri": source, "fingerprint": fingerprint(files, root)}, options=options,
+        shard_samples=SHARD_SAMPLES, splits=["test"], rows_read=0,
+        columns="zeroshot_multilabel" if multilabel else facts.task, attribution=f"{facts.title}: {facts.source}; {facts.licence}",
+    )  # fmt: skip
+    folder = layout.dataset(root, name, plan.plan_id)
+    sealed = read_manifest(folder)
+    if sealed is None:
+        rows = _select(converted.rows, wanted, only)
+        sealed = _write(folder, plan, facts, rows, {**options, "main_metric": facts.metric, "prompts": chosen.origin})
+    return folder, sealed.identity
+
+
+def _convert(facts: EvaluationSetFacts, copy: Copy) -> Converted:
+    if tars.is_layout(copy):
+        return tars.read_layout(copy)
+    converted = CONVERTERS.get(facts.name, folders.class_folders)(copy)
+    if facts.name == "country211":  # its folders are country codes, which are no prompts
+        return replace(converted, classnames=())
+    return converted
+
+
+def _only(uri: str) -> set[str]:
+    return {line.strip() for line in read_bytes(uri).decode().splitlines() if line.strip()} if uri else set()
+
+
+def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
+    """The rows that a list names; InputError where it names one that is not there."""
+    if not wanted:
+        yield from rows
+        return
+    left = set(wanted)
+    for row in rows:
+        file = row.name.rsplit("/", 1)[-1]
+        named = {row.name, file, file.rsplit(".", 1)[0]} & wanted
+        if named:
+            left -= named
+            yield row
+    if left:
+        raise InputError(f"{where}: names {len(left)} pictures that the copy has not, such as {sorted(left)[0]!r}")
+
+
+def _write(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Iterable[Row], said: dict[str, Any]) -> Manifest:
+    """Shards, the layout's text files, and the manifest last."""
+    write_plan(folder, plan)
+    num_classes, count = len(said["classnames"]), 0
+    with SliceWriter(folder, plan, 0) as writer:
+        for row in rows:
+            check_stop()
+            suffix, data = as_kept(row.image(), f"{plan.source['uri']}: {row.name}")
+            column, value = _answer(facts, row, num_classes)
+            key = safe_key(f"{count:06d}-{row.name.rsplit('/', 1)[-1].rsplit('.', 1)[0]}")
+            writer.add(key, {"image": (suffix, data), column: (column, value)})
+            count += 1
+            if count % 100 == 0:
+                progress(f"stage eval {facts.name}", count, facts.test_size, "images")
+    if not count:
+        raise InputError(f"{plan.source['uri']}: no test pictures of {facts.name} here")
+    if count != facts.test_size:
+        print(f"{facts.name}: {count} images; the field's usual test split has {facts.test_size}", flush=True)
+    account = gather(folder, plan)
+    write_bytes(join(folder, "test", "nshards.txt"), str(len(account.shards)).encode())
+    if facts.task == "zeroshot_retrieval":
+        write_bytes(join(folder, "dataset_type.txt"), b"retrieval\n")
+    else:
+        if said["multilabel"]:
+            write_bytes(join(folder, "dataset_type.txt"), b"multilabel\n")
+        write_bytes(join(folder, "classnames.txt"), ("\n".join(said["classnames"]) + "\n").encode())
+        write_bytes(join(folder, "zeroshot_classification_templates.txt"), ("\n".join(said["templates"]) + "\n").encode())
+    progress(f"stage eval {facts.name}", count, count, "images")
+    return seal(folder, replace(plan, rows_read=count), account, facts=said)
+
+
+def _answer(facts: EvaluationSetFacts, row: Row, num_classes: int) -> tuple[str, bytes]:
+    """Column and bytes of what is right about a row."""
+    if facts.task == "zeroshot_retrieval":
+        return "txt", "\n".join(row.captions).encode()
+    if row.targets is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, row.targets)
+        return "npy", buffer.getvalue()
+    if not 0 <= row.label < num_classes:
+        raise InputError(f"{facts.name}: {row.name} has label {row.label}, the set has classes 0 to {num_classes - 1}")
+    return "cls", str(row.label).encode()
