@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -311,3 +312,18 @@ def test_plan_changed_by_hand(web: Web, tmp_path: Path, capsys: pytest.CaptureFi
         (Path(folder) / "plan.json").write_text(json.dumps({**value, **change}))
         assert main(["stage", "fetch", "--plan", folder]) in (1, 2)
         assert rule in capsys.readouterr().err
+
+
+def test_a_decoder_that_dies(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoding process that is killed ends the slice in one line, and the slice is not done."""
+
+    class Broken(ThreadPoolExecutor):
+        def submit(self, *_: object, **__: object) -> Future[object]:  # type: ignore[override]
+            raise BrokenExecutor("a child process terminated abruptly")
+
+    serve_yfcc(web)
+    folder = plan_yfcc(capsys, web, tmp_path / "yfcc", str(tmp_path / "root"))
+    monkeypatch.setattr("trainer.staging.remote.fetch._make_makers", lambda processes: Broken(1))
+    assert main(["stage", "fetch", "--plan", folder, *HASTE]) == 1
+    assert "a decoding process died" in capsys.readouterr().err
+    assert not slice_done(folder, 0)

@@ -10,11 +10,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from trainer.errors import InputError
+from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.http import FetchError, Manners, PoliteClient
@@ -82,12 +82,8 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
         client = PoliteClient(settings.manners)
         stack.callback(client.close)
         tokenize = Tokenizer()
-        threads = stack.enter_context(ThreadPoolExecutor(settings.concurrency))
-        makers: Executor = (
-            stack.enter_context(ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn"), initializer=_end_with_parent))
-            if settings.processes
-            else stack.enter_context(ThreadPoolExecutor(min(4, os.cpu_count() or 1)))
-        )
+        threads = _pool(stack, ThreadPoolExecutor(settings.concurrency))
+        makers = _pool(stack, _make_makers(settings.processes))
         for number in mine:
             if slice_done(folder, number):
                 continue
@@ -95,22 +91,42 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
                 copy_slice(folder, plan, number)
                 made += 1
                 continue
-            step = f"fetch {plan.name} {number + 1}/{len(plan.splits)}"
             rows = read_rows(folder, number)
             if plan.options.get("caption_policy") == "tokens":
                 rows = [replace(row, texts=[tokenize.text(list(map(int, (text or "").split()))) for text in row.texts]) for row in rows]
-            with SliceWriter(folder, plan, number) as writer:
-                for count, sample in enumerate(_samples(plan, rows, client, threads, makers, settings), start=1):
-                    if isinstance(sample, Reject):
-                        writer.reject(sample)
-                    else:
-                        writer.add(sample.key, sample.members, tokenize(sample.captions))
-                    if count % 100 == 0 or count == len(rows):
-                        check_stop()
-                        progress(step, count, len(rows), "images")
+            try:
+                _make_slice(folder, plan, number, len(rows), _samples(plan, rows, client, threads, makers, settings), tokenize)
+            except BrokenExecutor as error:
+                raise RunError("a decoding process died, as it does when memory runs out: use fewer --processes") from error
             made += 1
             print(f"{folder}: slice {number} of {len(plan.splits)} done", file=sys.stderr)
     return {"slices": len(mine), "made": made}
+
+
+def _make_slice(folder: str, plan: Plan, number: int, total: int, samples: Iterator[Sample | Reject], tokenize: Tokenizer) -> None:
+    """Write what comes, in order."""
+    step = f"fetch {plan.name} {number + 1}/{len(plan.splits)}"
+    with SliceWriter(folder, plan, number) as writer:
+        for count, sample in enumerate(samples, start=1):
+            if isinstance(sample, Reject):
+                writer.reject(sample)
+            else:
+                writer.add(sample.key, sample.members, tokenize(sample.captions))
+            if count % 100 == 0 or count == total:
+                check_stop()
+                progress(step, count, total, "images")
+
+
+def _pool(stack: ExitStack, pool: Executor) -> Executor:
+    """A pool that is shut down with the stack; after an error, what has not begun is not begun any more."""
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool
+
+
+def _make_makers(processes: int) -> Executor:
+    if processes:
+        return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # PIL lets go of the interpreter while it works
 
 
 def _samples(

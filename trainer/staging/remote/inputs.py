@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from trainer.errors import InputError
+from trainer.errors import InputError, RunError
 from trainer.staging.sources.listing import SourceFile
 from trainer.storage import open_store
 from trainer.storage.base import absolute, local_path
@@ -71,8 +71,12 @@ def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, 
     """Run a statement and give its rows, all at once; what duckdb says of the user's file becomes one line."""
     try:
         return list(database.execute(statement).fetchall())
+    except duckdb.OutOfMemoryException as error:
+        raise RunError(f"the join does not fit: raise --memory-mb, or give --scratch more room: {str(error).splitlines()[0]}") from error
     except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException) as error:
         text = str(error)
+        if "No space left" in text:
+            raise RunError(f"the disk is full: give --scratch a folder with room: {text.splitlines()[0]}") from error
         file = re.search(r"file = (.*)", text)
         found = re.search(r"Line: (\d+)[\s\S]*?(Expected Number of Columns: \d+ Found: \d+)", text)
         if found:
