@@ -301,6 +301,7 @@ def evaluate(
                     "dataset_identity": identity,
                     "num_items": what.items,
                     "judge": what.judge,
+                    "feature_rank": 9.5,
                     "chance": {"accuracy": 0.5},
                     "baselines": {"pixel_mse": 0.5},
                 }

@@ -108,6 +108,15 @@ def test_a_changed_configuration_is_refused(fresh: str) -> None:
     assert "config.yaml has recipe" in missing(fresh)["random-seed0"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [", "not YAML"), ("words", "expected a mapping"), ("surprise: 1", "not a resolved configuration")]
+)
+def test_a_broken_configuration_is_refused(fresh: str, text: str, words: str) -> None:
+    """Whatever config.yaml holds instead, the cell is named and the report goes on."""
+    path(fresh, "random-seed0", "contrastive", "config.yaml").write_text(text)
+    assert words in missing(fresh)["random-seed0"]
+
+
 def test_other_weights_than_the_lineages_are_refused(fresh: str) -> None:
     """The sealed weights must be those that lineage.json names."""
     change(path(fresh, "random-seed0", "contrastive", "lineage.json"), weights_sha256="0" * 64, vision_sha256="0" * 64)

@@ -91,6 +91,7 @@ def test_chance_untrained_and_mse_stand_beside_the_figures(small: Written) -> No
     assert page.count("FLIP") >= 4
     assert any("not by people" in note for note in results["summary"]["notes"])
     assert "OpenMoji, CC BY-SA 4.0" in page
+    assert "features after stage 1 (a collapsed tower has a low one): perceptual, seed 0: 9.5; untrained: 9.5" in page
 
 
 def test_the_pairs_are_the_same_seeds_difference(small: Written) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import yaml
+
 from trainer.config import StageConfig, recipe_hash
-from trainer.configs import load_yaml
 from trainer.errors import InputError, RunError
 from trainer.report.experiment import BASELINE, Cell, Experiment, Result, StageRun
 from trainer.storage import join, layout, open_store, read_bytes, read_json
@@ -126,7 +127,7 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     if committed is None:
         raise InputError(f"{name} is not finished")
     place = join(uri, "config.yaml")
-    config = _resolved(StageConfig, load_yaml(read_bytes(place).decode(), place), place)
+    config = _read_config(place)
     lineage = read_json(join(uri, "lineage.json"))
     own = recipe_hash(config)
     for source, value in (
@@ -143,8 +144,19 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     return run
 
 
+def _read_config(uri: str) -> StageConfig:
+    """A stage's own dump of its resolved configuration: complete, so it needs no parser of settings, which would cost seconds."""
+    try:
+        values = yaml.safe_load(read_bytes(uri))
+    except yaml.YAMLError as error:
+        raise InputError(f"{uri}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{uri}: not a resolved configuration: expected a mapping of settings")
+    return _resolved(StageConfig, values, uri)
+
+
 def _resolved(kind: type[ConfigT], values: dict[str, Any], source: str) -> ConfigT:
-    """A configuration from its own dump: complete, so it needs no parser (which would take most of a report's time)."""
+    """A dataclass from plain data, nested ones first."""
     hints = typing.get_type_hints(kind)
     nested = {name: hint for name, hint in hints.items() if isinstance(values.get(name), dict)}
     try:

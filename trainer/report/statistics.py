@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special  # not scipy.stats: the same distributions at a tenth of its import time
 
 LEVEL = 0.95
 REPLICATES = 2000
@@ -67,6 +66,8 @@ def paired_t(differences: Sequence[float], resolution: float = 0.0) -> Interval:
     """
     values = np.asarray(differences, np.float64)
     assert len(values) >= 2, "a t-interval needs two seeds"
+    from scipy import special  # late, and not scipy.stats: with one seed nobody pays for its import
+
     mean, deviation = float(values.mean()), max(float(values.std(ddof=1)), resolution)
     if deviation == 0.0:
         return Interval(mean=mean, low=mean, high=mean, p=1.0 if mean == 0.0 else 0.0)
@@ -124,5 +125,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def sign_test(differences: Sequence[float]) -> dict[str, float | int]:
     """How many sets were won and lost, ties aside, and the two-sided sign test's p (descriptive: sets are correlated)."""
     won, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    from scipy import special
+
     p = min(1.0, 2 * float(special.bdtr(min(won, lost), won + lost, 0.5)))
     return {"won": won, "lost": lost, "tied": len(differences) - won - lost, "p": p}
