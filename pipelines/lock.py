@@ -104,14 +104,13 @@ def _heartbeat(experiment_uri: str, me: dict[str, Any]) -> Iterator[None]:
     # Of this machine none can be alive: the flock would have told.
     if holder and holder.get("host") != me["host"] and time.time() - float(holder.get("time", 0)) < STALE_SECONDS:
         raise InputError(_refusal(experiment_uri, holder))
+    write_json(uri, {**me, "time": time.time()})
     ended = threading.Event()
 
     def beat() -> None:
-        while True:
+        while not ended.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(RunError):  # a store that is down for a while is the steps' to report
                 write_json(uri, {**me, "time": time.time()})
-            if ended.wait(HEARTBEAT_SECONDS):
-                return
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()

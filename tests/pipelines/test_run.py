@@ -62,19 +62,19 @@ def is_gone(pid: int) -> bool:
 
 def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
     """And a second one does nothing again."""
-    run = Run(root, "--arms", "random,perceptual,posthoc")
+    run = Run(root, "--arms", "random,posthoc")
     code, out, error = run.end()
 
     assert (code, error) == (0, "")
     assert out.splitlines()[-1] == f"report: {root}/experiments/smoke/report/index.html"
     assert "A fake answer." in out
 
-    again = Run(root, "--arms", "random,perceptual,posthoc")
+    again = Run(root, "--arms", "random,posthoc")
     code, out, _ = again.end()
 
     assert code == 0
     assert "contrastive random-seed0: done before" in out
-    assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == len(run.starts("contrastive", "perceptual-seed0")) == 1
+    assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == 1
 
 
 def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
