@@ -94,6 +94,13 @@ def test_chance_untrained_and_mse_stand_beside_the_figures(small: Written) -> No
     assert "features after stage 1 (a collapsed tower has a low one): perceptual, seed 0: 9.5; untrained: 9.5" in page
 
 
+def test_the_fields_sets_are_counted(small: Written) -> None:
+    """The demo measures none of the 29 sets that the paper counts, and the page names them."""
+    page, results = small
+    assert results["field_sets"]["counted"] == len(results["field_sets"]["not_staged"]) == 29
+    assert "0 of the 29 zero-shot sets that the paper counts were measured" in page
+
+
 def test_the_pairs_are_the_same_seeds_difference(small: Written) -> None:
     """A difference is the arm's score minus the baseline's of the same seed, and its interval holds it."""
     _, results = small

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.config import Recipe
+from trainer.configs.evaluation_sets import SETS
 from trainer.errors import InputError
 from trainer.report import compare, course
 from trainer.report import items as per_item
@@ -48,6 +49,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "contrasts": contrasts,
         "sets": set_rows,
         "metrics": _metrics(experiment),
+        "field_sets": _field_sets(sets),
         "sign_tests": compare.signs(set_rows),
         "two_afc": course.two_afc_rows(experiment),
         "through_time": followed,
@@ -126,6 +128,17 @@ def _scores(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> li
             else:
                 rows.append({"arm": arm, "seed": seed, "endpoint": endpoint.name, "value": value})
     return rows
+
+
+def _field_sets(sets: Sequence[compare.TestSet]) -> dict[str, Any]:
+    """Which of the 29 zero-shot sets that the paper counts were measured, and which were not staged."""
+    measured = {test_set.dataset for test_set in sets}
+    counted = [known for known in SETS if known.counted]
+    return {
+        "counted": len(counted),
+        "measured": [known.title for known in counted if known.name in measured],
+        "not_staged": [known.title for known in counted if known.name not in measured],
+    }
 
 
 def _summary(results: dict[str, Any]) -> dict[str, Any]:
@@ -285,6 +298,9 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
             f"Controls not run: {'; '.join(lacking)}. Without them 'perceptual beats random' is not yet 'perception beats any warm-up'."
         )
     said += _small_model(experiment)
+    plain = [name for name, (_, manifest) in experiment.evaluation_sets.items() if manifest.facts.get("prompts") == "plain"]
+    if plain:
+        said.append(f"Plain prompts were used on {', '.join(plain)}: these figures are not comparable with published ones.")
     if results["sets"]:
         said.append("Intervals of single sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm).")
     shares = [row["stage_1_share_of_flops"] for row in results["efficiency"] if row["stage_1_share_of_flops"] is not None]
