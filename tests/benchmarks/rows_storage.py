@@ -13,7 +13,7 @@ from tests.benchmarks.photos import photos
 from tests.reference import reference_python
 from tests.staging.remote.web import web_server
 
-FEW, MANY = 200, 1000  # the difference of both runs is free of what a start costs
+FEW, MANY = 100, 700  # the difference of both runs is free of what a start costs
 DISTINCT = 100
 
 
@@ -80,4 +80,4 @@ def fetching(folder: Path) -> Measured:
             run(*trainer, "fetch", "--plan", planned["uri"], "--concurrency", "16")
             run(*trainer, "seal", "--plan", planned["uri"])
 
-        return interleaved(rate(theirs), rate(ours), rounds=3, note="marginal, 500 x 375; ours with plan, tokens and seal")
+        return interleaved(rate(theirs), rate(ours), rounds=2, note="marginal, 500 x 375; ours with plan, tokens and seal")

@@ -147,7 +147,15 @@ def test_awkward_names(root: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-@pytest.mark.parametrize("size", [PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 12345])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(PART_BYTES - 1, marks=pytest.mark.slow),
+        PART_BYTES,
+        pytest.param(PART_BYTES + 1, marks=pytest.mark.slow),
+        2 * PART_BYTES + 5,
+    ],
+)
 def test_large_streams(root: str, size: int, announced: bool) -> None:
     """Streams around the size of a part come back whole, of known and of unknown length, with short reads."""
     data = random.Random(size).randbytes(size)

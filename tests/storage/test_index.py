@@ -50,7 +50,7 @@ SMALL = make_index(["a", "ключ"], ["image", "txt"], [[[49406, 5, 49407], [49
 
 
 @given(indexes())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_round_trip(index: ShardIndex) -> None:
     """Every field comes back with its values, shapes and types."""
     data = encode_index(index)
@@ -67,7 +67,7 @@ def test_round_trip(index: ShardIndex) -> None:
 
 
 @given(indexes())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_captions(index: ShardIndex) -> None:
     """The captions of all samples, in order, are all the tokens."""
     captions = [caption for sample in range(index.num_samples) for caption in index.captions(sample)]

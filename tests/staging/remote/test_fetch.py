@@ -172,6 +172,7 @@ def _members_of(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_another_place_for_the_pictures(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str], s3_root: str) -> None:
     """The same plan fetched from a local mirror and from a bucket gives the same data set as from the web."""
     serve_yfcc(web)
@@ -233,6 +234,7 @@ def test_refetch(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "causes there: 'bad redirect' (1)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_token_lists(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """RWKV's token ids become captions, and those the same ids."""
     serve_yfcc(web)
