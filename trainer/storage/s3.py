@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from typing import BinaryIO, cast
 
@@ -114,7 +114,7 @@ class S3Store:
     def delete(self, uri: str) -> None:
         """Remove the object; one that is not there is no error."""
         bucket, key = _split(uri)
-        with self._explained(uri):
+        with suppress(MissingObject), self._explained(uri):
             self._client.remove_object(bucket, key)
 
     def head(self, uri: str) -> ObjectInfo | None:
