@@ -59,10 +59,10 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
     wanted_models = list({job.model: None for job in jobs})
     for start in range(0, len(wanted_models), MODELS_AT_ONCE):
         group = wanted_models[start : start + MODELS_AT_ONCE]
-        encoders = _load_group(config, group, device, errors)
+        encoders = load_encoders(config, group, device, errors)
         for same_set in _by_set([job for job in jobs if job.model in encoders]):
             advance_set = partial(advance, len(same_set))
-            for job, outcome in _measure_set(config, same_set, encoders, threads, advance_set):
+            for job, outcome in measure_set(config, same_set, encoders, threads, advance_set):
                 if isinstance(outcome, Outcome):
                     job.wanted.block["weights_sha256"] = job.model.weights_sha256 or encoders[job.model].weights_sha256()
                     write_result(job.wanted, outcome, f"{config.arm}-seed{config.seed}", f"{job.model.stage}-{job.model.when}")
@@ -76,7 +76,8 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
     return Measured(written=written, errors=errors)
 
 
-def _load_group(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:
+def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:
+    """The models that can be loaded; what is wrong with another is printed and added to `errors`."""
     encoders = {}
     for at in group:
         try:
@@ -120,7 +121,7 @@ def _by_set(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def _measure_set(
+def measure_set(
     config: EvaluateConfig, jobs: Sequence[Job], encoders: Mapping[ModelAt, Encoder], threads: int, advance: Callable[[int], None]
 ) -> Iterator[tuple[Job, Outcome | Failure]]:
     """One pass over one set for all its models; each model then gets its figures or its own error."""
