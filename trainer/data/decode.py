@@ -72,7 +72,8 @@ def crop_and_resize(
 ) -> torch.Tensor:
     """The box (top, left, height, width) of a picture at S x S: (3, S, S) uint8."""
     top, left, height, width = (int(value) for value in box)
-    return resize(pixels[top : top + height, left : left + width], (side, side), mode, interpolation)
+    cropped = np.ascontiguousarray(pixels[top : top + height, left : left + width])  # torch's own copy of a crop is ten times slower
+    return resize(cropped, (side, side), mode, interpolation)
 
 
 def resize(pixels: NDArray[np.uint8], size: tuple[int, int], mode: Decoder, interpolation: Interpolation) -> torch.Tensor:

@@ -35,7 +35,7 @@ _TRIPLET_MEMBERS = ("ref.png", "0.png", "1.png")
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedPairs:
-    """n pairs: images (n, 3, S, S) uint8 channels last, tokens (n, L) int64, lengths (n,) int64, seeds (n,) int64."""
+    """n pairs: images (n, S, S, 3) uint8, tokens (n, L) int64, lengths (n,) int64, seeds (n,) int64."""
 
     images: Tensor
     tokens: Tensor
@@ -108,17 +108,17 @@ class PairsDecoder:
 
     def _resized(self, pictures: list[NDArray[np.uint8]], seeds: NDArray[np.int64]) -> Tensor:
         side = self.image_size
-        images = torch.empty((len(pictures), 3, side, side), dtype=torch.uint8, memory_format=torch.channels_last)
+        images = np.empty((len(pictures), side, side, 3), np.uint8)
         if self.augmentation == "none":
             for image, pixels in zip(images, pictures, strict=True):
-                image.copy_(centre(pixels, side, self.mode))
-            return images
+                image[:] = centre(pixels, side, self.mode).permute(1, 2, 0).numpy()
+            return torch.from_numpy(images)
         interpolation: Interpolation = "bilinear" if self.augmentation == "moco_v2" else "bicubic"
         shapes = np.array([pixels.shape[:2] for pixels in pictures])
         boxes = random_crops(seeds, shapes[:, 0], shapes[:, 1], self.crop_scale_min)
         for image, pixels, box in zip(images, pictures, boxes.tolist(), strict=True):
-            image.copy_(crop_and_resize(pixels, box, side, self.mode, interpolation))
-        return images
+            image[:] = crop_and_resize(pixels, box, side, self.mode, interpolation).permute(1, 2, 0).numpy()
+        return torch.from_numpy(images)
 
     def _captions(self, samples: list[tuple[ShardView, int]], seeds: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         tokens = np.zeros((len(samples), self.context_length), np.int64)

@@ -255,7 +255,7 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
 
     def _assemble(self, step: int, epoch: int, chunks: list[DecodedPairs]) -> PairBatch:
         return PairBatch(
-            images=torch.cat([chunk.images for chunk in chunks]),
+            images=torch.cat([chunk.images for chunk in chunks]).permute(0, 3, 1, 2),
             tokens=torch.cat([chunk.tokens for chunk in chunks]),
             lengths=torch.cat([chunk.lengths for chunk in chunks]),
             keys=[key for chunk in chunks for key in chunk.keys],

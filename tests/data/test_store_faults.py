@@ -1,0 +1,115 @@
+"""Loaders on a store that goes away: an outage is waited out with the same batches, and one that lasts is named."""
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.datasets import pairs, write_dataset
+from tests.fault_proxy import FaultProxy, Refuse, fault_proxy
+from tests.servers import S3Server
+from trainer.config import DataConfig, Placement
+from trainer.data.loader import PairsLoader
+from trainer.errors import InputError, RunError
+from trainer.storage import join, read_bytes, write_bytes
+
+SIZES = [8] * 20
+
+
+@pytest.fixture
+def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault-injecting proxy on the way to the store."""
+    with fault_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def loader(data: DataConfig, cache: Path, cache_shards: int = 6) -> PairsLoader:
+    """Batches of 8 in two runs; the cache holds a part of the 20 shards."""
+    size = 31_000 * cache_shards
+    return PairsLoader(
+        data, seed=0, global_batch_size=8, rank=0, world_size=1, runs=2, block_shards=1, image_size=8, augmentation="crop",
+        crop_scale_min=0.5, decoder="fast", placement=Placement(cache_dir=str(cache), cache_bytes=size), context_length=8,
+    )  # fmt: skip
+
+
+def epoch_through_an_outage(root: str, tmp_path: Path, proxy: FaultProxy, seconds: float) -> None:
+    """Two epochs with an outage after the third batch give what a local folder gives."""
+    remote = write_dataset(root, "pairs", pairs(SIZES))
+    local = write_dataset(str(tmp_path / "local"), "pairs", pairs(SIZES))
+    expected_loader, ours_loader = loader(local, tmp_path / "none"), loader(remote, tmp_path / "cache")
+    expected = islice(expected_loader.batches(0), 40)
+    start = 0.0
+    for number, (ours, theirs) in enumerate(zip(ours_loader.batches(0), expected, strict=False)):
+        if number == 2:
+            proxy.always = Refuse()
+            start = time.monotonic()
+            threading.Timer(seconds, lambda: setattr(proxy, "always", None)).start()
+        assert ours.keys == theirs.keys
+        assert torch.equal(ours.images, theirs.images)
+    assert time.monotonic() - start > seconds, "the outage was over before the loader needed the store"
+    ours_loader.close()
+    expected_loader.close()
+
+
+def test_a_short_outage_changes_no_batch(s3_root: str, tmp_path: Path, proxy: FaultProxy) -> None:
+    """Two seconds without a store in the middle of an epoch."""
+    epoch_through_an_outage(s3_root, tmp_path, proxy, 2.0)
+
+
+@pytest.mark.slow
+def test_an_outage_of_a_minute_changes_no_batch(s3_root: str, tmp_path: Path, proxy: FaultProxy) -> None:
+    """The promise of the failure model."""
+    epoch_through_an_outage(s3_root, tmp_path, proxy, 60.0)
+
+
+def test_a_store_that_stays_down_is_named(s3_root: str, tmp_path: Path, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error carries the shard's URI and the cause; it is no hang."""
+    data = write_dataset(s3_root, "pairs", pairs(SIZES))
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
+    ours = loader(data, tmp_path)
+    batches = ours.batches(0)
+    next(batches)
+    proxy.always = Refuse()
+    with pytest.raises(RunError, match=r"shard-000-000..\.(tar|index): .*cannot be reached"):
+        list(islice(batches, 100))
+    ours.close()
+
+
+def test_a_changed_shard_is_refused_when_fetched(s3_root: str, tmp_path: Path) -> None:
+    """Whole shards are held against the manifest before any sample of them is used."""
+    data = write_dataset(s3_root, "pairs", pairs([8] * 6))  # runs of three whole shards
+    shard = join(s3_root, "shard-000-00000.tar")
+    changed = bytearray(read_bytes(shard))
+    changed[700] ^= 1
+    write_bytes(shard, bytes(changed))
+    with pytest.raises(RunError, match=r"shard-000-00000\.tar: checksum is not the manifest's"):
+        list(islice(loader(data, tmp_path).batches(0), 6))
+
+
+def test_a_cache_too_small_for_the_order_is_refused(s3_root: str, tmp_path: Path) -> None:
+    """The bytes that it takes are named."""
+    data = write_dataset(s3_root, "pairs", pairs(SIZES))
+    with pytest.raises(InputError, match=r"placement\.cache_bytes must be at least \d+: order_runs 2 and order_block_shards 1"):
+        loader(data, tmp_path, cache_shards=2)
+
+
+def test_the_bounded_cache_is_bounded_and_emptied(s3_root: str, tmp_path: Path) -> None:
+    """Never more bytes of shards than allowed lie there, and none after the end."""
+    data = write_dataset(s3_root, "pairs", pairs(SIZES))
+    ours = loader(data, tmp_path)
+    most = 0
+    for _ in islice(ours.batches(0), 40):
+        most = max(most, len(shard_files(tmp_path)))
+    ours.close()
+    assert 2 <= most <= 6 + 4  # and the parts of shards at the ends of both runs
+    assert not shard_files(tmp_path)
+
+
+def shard_files(cache: Path) -> list[Path]:
+    """Whole and partial shards that lie in the cache."""
+    return [path for path in cache.rglob("*.tar*") if path.suffix not in (".lock", ".part")]
