@@ -1,4 +1,4 @@
-"""The commands `stage plan | fetch | seal | refetch | download`. What is heavy is imported when a command runs."""
+"""The commands `stage plan | fetch | seal | refetch | download | unpack`. What is heavy is imported when a command runs."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     download.add_argument("--keep-zips", action="store_true", help="do not delete a zip once it is unpacked")
     download.add_argument("--contact", default="", help="mail or URL that servers are told")
     download.set_defaults(run=_download)
+
+    unpack = commands.add_parser("unpack", parents=[common], help="turn parquet files that hold pictures into tars; then `stage pairs`")
+    unpack.add_argument("--source", required=True, metavar="URI", help="folder of .parquet files")
+    unpack.add_argument("--folder", required=True, metavar="URI", help="where the tars go")
+    unpack.set_defaults(run=_unpack)
 
     refetch = commands.add_parser("refetch", parents=[common], help="plan a second try for rows that were lost")
     refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
@@ -119,6 +124,12 @@ def _download(options: argparse.Namespace) -> dict[str, str]:
 
     folder = fetch_nights(options.source, options.table, Path(options.folder), contact=options.contact, keep=options.keep_zips)
     return {"uri": str(folder)}
+
+
+def _unpack(options: argparse.Namespace) -> dict[str, str | int]:
+    from trainer.staging.remote.unpack import unpack_parquet
+
+    return {"rows": unpack_parquet(options.source, options.folder), "uri": options.folder}
 
 
 def _refetch(options: argparse.Namespace) -> dict[str, str]:
