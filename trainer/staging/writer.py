@@ -177,8 +177,11 @@ class SliceWriter:
 
     def _close_shard(self) -> None:
         if self._open is not None:
-            self._shards.append(self._open.upload(self._folder, self._split))
-            self._open = None
+            try:
+                self._shards.append(self._open.upload(self._folder, self._split))
+            finally:
+                self._open.discard()
+                self._open = None
 
 
 class _OpenShard:
@@ -220,7 +223,6 @@ class _OpenShard:
         self.stream.seek(0)
         store = open_store(folder)
         store.put_stream(join(folder, self.name), self.stream, size)
-        self.stream.close()
         shard = Shard(
             name=self.name, split=split, num_samples=len(self.keys), size=size,
             sha256=sha256.hexdigest(), crc32c=crc32c, index_crc32c=index_checksum(index),

@@ -1,0 +1,47 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.staging.conftest import photo_folder
+from trainer.errors import InputError
+from trainer.staging.inspect import inspect
+from trainer.storage.manifest import Manifest
+
+
+def test_a_data_set_is_shown_with_rejects_and_caption_lengths(
+    tmp_path: Path, stage: Callable[..., tuple[str, Manifest]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts, causes, a histogram; and a page and a picture of samples."""
+    monkeypatch.setenv("COLUMNS", "160")
+    folder = photo_folder(tmp_path / "photos")
+    (folder / "p001.png").write_bytes(b"")
+    uri, _ = stage(folder, limit=0.1)
+    inspect(uri, str(tmp_path / "sheet"))
+    shown = capsys.readouterr().out
+    assert "20 read, 19 written" in shown
+    assert "lost: empty file" in shown
+    assert "Tokens a caption: mean" in shown
+    page = (tmp_path / "sheet" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == page.count("data:image/png") > 10
+    with Image.open(tmp_path / "sheet" / "contact.png") as sheet:
+        assert sheet.width > 128
+
+
+def test_a_stage_is_shown_by_its_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """First and last of each figure, and that it is not finished."""
+    lines = [{"time": 1.0, "step": 10, "loss": 4.5}, {"time": 2.0, "step": 20, "loss": 3.25, "val_2afc": 0.7}]
+    (tmp_path / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    inspect(str(tmp_path), "")
+    shown = capsys.readouterr().out
+    assert "4.5" in shown
+    assert "3.25" in shown
+    assert "not finished" in shown
+
+
+def test_a_folder_of_neither_sort_is_refused(tmp_path: Path) -> None:
+    """In one line that says what was looked for."""
+    with pytest.raises(InputError, match="neither a sealed data set"):
+        inspect(str(tmp_path), "")
