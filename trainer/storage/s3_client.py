@@ -166,7 +166,7 @@ class RetryingPool(PoolManager):
             said = f"{response.status} {code[1].decode(errors='replace') if code else response.reason or ''}".strip()
             pause = response.headers.get("retry-after", "")
             response.drain_conn()
-            patience.wait(f"{self._settings.endpoint} answers {said}", at_least=min(float(pause), 30.0) if pause.isdigit() else 0.0)
+            patience.wait(f"{self._settings.endpoint} answers {said}", at_least=min(float(pause), 30.0) if pause.isdecimal() else 0.0)
 
     def _is_wrong(self, error: Exception) -> bool:
         """Whether no wait can help: an unknown host (unless it answered before), a certificate, plain HTTP behind https."""

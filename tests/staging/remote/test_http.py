@@ -97,6 +97,12 @@ def test_large_answers_are_refused(web: Web, client: PoliteClient) -> None:
     assert web.asked["/large"] == 1
 
 
+def test_large_error_pages_are_not_read(web: Web, client: PoliteClient) -> None:
+    """The body of an error is not fetched where it is large."""
+    web.pages["/a"] = lambda count: (404, {"content-length": str(10 << 30)}, b"x")
+    assert cause(client, f"{web.url}/a") == "http 404"
+
+
 def test_redirects(web: Web, client: PoliteClient) -> None:
     """Redirects are followed on the web, and nowhere else."""
     web.pages["/a"] = lambda count: (302, {"location": "/b"}, b"")

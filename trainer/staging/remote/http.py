@@ -145,7 +145,7 @@ class PoliteClient:
                     self._failed(url, error.cause)
                 raise error
             delay = max(pause, self._manners.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
-            if error.cause.startswith("http "):  # the host itself is busy: everybody waits
+            if error.cause in ("http 429", "http 503"):  # the host itself is busy: everybody waits
                 host.not_before = max(host.not_before, time.monotonic() + delay)
             else:
                 time.sleep(delay)
@@ -161,7 +161,7 @@ class PoliteClient:
                 if response.status != 200:
                     passing = response.status in (408, 425, 429) or response.status >= 500
                     pause = response.headers.get("retry-after", "")
-                    return FetchError(f"http {response.status}", url), passing, min(float(pause), 60.0) if pause.isdigit() else 0.0
+                    return FetchError(f"http {response.status}", url), passing, min(float(pause), 60.0) if pause.isdecimal() else 0.0
                 return self._body(response, url), False, 0.0
         except FetchError as error:
             return error, error.cause == "timeout", 0.0
@@ -183,17 +183,17 @@ class PoliteClient:
             yield response
             if response.status == 200:
                 response.release_conn()
-            else:
+            elif (length := response.headers.get("content-length", "")).isdecimal() and int(length) <= _PIECE:
                 response.drain_conn()
         finally:
-            if response.connection is not None:  # left in mid-body: the rest is not worth reading
+            if response.connection is not None:  # in mid-body still: the rest is not worth reading
                 response.close()
 
     def _body(self, response: urllib3.BaseHTTPResponse, url: str) -> bytes:
         """The body, as long as it stays within size and time."""
         limit, deadline = self._manners.max_bytes, time.monotonic() + self._manners.total_seconds
         announced = response.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > limit:
+        if announced.isdecimal() and int(announced) > limit:
             raise FetchError("too many bytes", f"{url}: {announced}, at most {limit}")
         pieces, size = [], 0
         while piece := response.read1(_PIECE, decode_content=False):
