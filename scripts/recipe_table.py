@@ -1,0 +1,72 @@
+"""Write the tables of docs/RECIPES.md from the configuration itself: `python scripts/recipe_table.py`.
+
+Between two markers stands what this script writes; the rest of the page is prose. A test compares the two.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from trainer.config import Recipe
+from trainer.configs import RECIPES, load_recipe
+
+PAGE = Path(__file__).parents[1] / "docs" / "RECIPES.md"
+BEGIN, END = "<!-- written by scripts/recipe_table.py -->\n", "<!-- end of what is written -->\n"
+SECTIONS = ("model", "perceptual", "contrastive", "posthoc", "staging", "evaluation")
+SENTENCES = {"known": "As published.", "as coded": "As the follow-on code has it.", "unknown": "Not known.", "ours": "A choice of ours."}
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
+    """Every recipe field at every depth: dotted key, value, tag, sentence."""
+    for item in dataclasses.fields(config):
+        if item.metadata.get("kind") != "recipe":
+            continue
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{item.name}.")
+        else:
+            tag = item.metadata["tag"]
+            yield f"{prefix}{item.name}", value, tag, item.metadata["why"] or SENTENCES[tag]
+
+
+def tables() -> str:
+    """The paper's recipe section by section, then what each other recipe changes of it."""
+    paper = load_recipe("paper")
+    lines: list[str] = []
+    for section in SECTIONS:
+        lines += [f"### `{section}`", "", "| field | `paper` | tag | why |", "|---|---|---|---|"]
+        lines += [f"| `{key}` | {_cell(value)} | {tag} | {why} |" for key, value, tag, why in fields(getattr(paper, section))]
+        lines.append("")
+    lines += ["### What the other recipes change", "", "| field | `paper` | " + " | ".join(f"`{name}`" for name in _others()) + " |"]
+    lines.append("|---" * (2 + len(_others())) + "|")
+    for key, value in _values(paper).items():
+        other = [_values(load_recipe(name))[key] for name in _others()]
+        if any(x != value for x in other):
+            lines.append(f"| `{key}` | {_cell(value)} | " + " | ".join("" if x == value else _cell(x) for x in other) + " |")
+    return "\n".join([*lines, ""])
+
+
+def page(current: str) -> str:
+    """The page with its tables written anew."""
+    head, rest = current.split(BEGIN)
+    return head + BEGIN + "\n" + tables() + "\n" + END + rest.split(END)[1]
+
+
+def _others() -> list[str]:
+    return [name for name in reversed(RECIPES) if name != "paper"]
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value, _, _ in fields(recipe)}
+
+
+def _cell(value: Any) -> str:
+    return "(empty)" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
