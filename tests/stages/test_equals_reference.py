@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import reference
+from tests import reference_trainer as reference
 from tests.ranks import run_ranks
 from trainer import models, optimizer
 from trainer.config import Placement, Precision, StageConfig
@@ -65,7 +65,7 @@ def train_ours(dist: Distributed, config: StageConfig, buckets: bool) -> tuple[l
 
 
 def train_reference(config: StageConfig) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The same twenty steps by tests/reference.py."""
+    """The same twenty steps by tests/reference_trainer.py."""
     model = models.build_model(config.model, config.seed)
     assert config.contrastive is not None
     if config.contrastive.precision == "fp64":

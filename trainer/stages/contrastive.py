@@ -68,6 +68,8 @@ class ContrastiveStage:
         self.module = self.model
         self.memory = {}
         self.text_buckets = models.TEXT_BUCKETS
+        # captions come in buckets of ever new sizes; pictures in one, which is what a compiler likes
+        self._encode_image = torch.compile(models.encode_image) if config.placement.compile else models.encode_image
 
     def loader(self) -> PairsLoader:
         """The pairs of this rank, in canonical order."""
@@ -145,7 +147,7 @@ class ContrastiveStage:
             images = images.double()
         with self._autocast():
             text = models.encode_text(self.model, pairs.tokens, pairs.lengths, self.text_buckets)
-            return models.encode_image(self.model, images), text
+            return self._encode_image(self.model, images), text
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._recipe.precision == "bf16" else nullcontext()

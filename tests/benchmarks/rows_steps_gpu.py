@@ -1,0 +1,139 @@
+"""Rows K, L, N, S: step, exact text lengths, loss and memory on a GPU, against open_clip (amp_bf16, torch.compile) in one run."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import torch
+
+from tests.benchmarks import training
+from tests.benchmarks.harness import Measured, interleaved, row
+from trainer import losses
+from trainer.config import ModelConfig
+
+BATCH = 1024
+MEMORY_FRACTION = 0.25
+"""Of the device, for row S: a search over batch sizes is then quick, and says the same."""
+
+
+def _rate(step: Callable[[], object], size: int, steps: int = 5) -> Callable[[], float]:
+    """Samples a second of `step`, the device waited for."""
+
+    def measure() -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+        return size * steps / (time.perf_counter() - start)
+
+    return measure
+
+
+def _peak(work: Callable[[], object]) -> float:
+    """MiB above what was allocated before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+@row(
+    "K",
+    what="training step, ViT-B/32, 77 tokens, bf16, against open_clip amp_bf16 with torch.compile",
+    unit="pairs/s",
+    target=1.1,
+    gpu=True,
+)
+def step_at_full_length(folder: Path) -> Measured:
+    """Every caption is 77 tokens long, so nothing is gained by length."""
+    device, full = torch.device("cuda"), torch.full((BATCH,), training.CONTEXT)
+    given = training.batch(BATCH, 224, full)
+    theirs = training.open_clip_step(ModelConfig(), given, "bf16", device, compile=True)
+    ours = training.our_step(ModelConfig(), given, "bf16", device, compile=True)
+    return interleaved(
+        _rate(theirs, BATCH), _rate(ours, BATCH), note=f"local batch {BATCH}; peak MiB {_peak(theirs):.0f} -> {_peak(ours):.0f}"
+    )
+
+
+@row("L", what="the same step on captions of mean 24 tokens, exact, against ours at 77", unit="pairs/s", target=1.2, gpu=True)
+def step_at_own_length(folder: Path) -> Measured:
+    """Ours against ours: what exact variable-length text is worth."""
+    device = torch.device("cuda")
+    full = training.our_step(
+        ModelConfig(), training.batch(BATCH, 224, torch.full((BATCH,), training.CONTEXT)), "bf16", device, compile=True
+    )
+    short = training.our_step(ModelConfig(), training.batch(BATCH, 224), "bf16", device, compile=True)
+    return interleaved(_rate(full, BATCH), _rate(short, BATCH), note=f"local batch {BATCH}; both as row K")
+
+
+def _loss_sides() -> tuple[Callable[[], object], Callable[[], object]]:
+    """One rank's 4,096 pairs among 32,768: open_clip's local loss, and ours with the sums of the other ranks left out."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    image, text = (
+        torch.nn.functional.normalize(torch.randn(32768, 512, generator=generator, device="cuda"), dim=-1).requires_grad_()
+        for _ in range(2)
+    )
+    scale = torch.tensor(100.0, device="cuda", requires_grad=True)
+    labels = torch.arange(4096, device="cuda")
+
+    def theirs() -> object:
+        per_image, per_text = scale * image[:4096] @ text.T, scale * text[:4096] @ image.T
+        total = (torch.nn.functional.cross_entropy(per_image, labels) + torch.nn.functional.cross_entropy(per_text, labels)) / 2
+        return torch.autograd.grad(total, (image, text, scale))
+
+    def ours() -> object:
+        return torch.autograd.grad(losses._TiledInfoNCE.apply(image[:4096], text, scale, 0), (image, text, scale))
+
+    return theirs, ours
+
+
+@row("N", what="loss 4k x 32k, float32, peak memory against open_clip's local loss", unit="MiB", target=0.1, at_least=False, gpu=True)
+def loss_memory(folder: Path) -> Measured:
+    """Gradients of the inputs count on both sides."""
+    theirs, ours = _loss_sides()
+    theirs(), ours()
+    return Measured(reference=_peak(theirs), ours=_peak(ours), note=f"open_clip {open_clip.__version__}")
+
+
+@row(
+    "N-time",
+    what="loss 4k x 32k, float32, forward and backward, against open_clip's local loss",
+    unit="s",
+    target=1.0,
+    at_least=False,
+    gpu=True,
+)
+def loss_time(folder: Path) -> Measured:
+    """As row N."""
+    theirs, ours = _loss_sides()
+    return interleaved(lambda: 1 / _rate(theirs, 1)(), lambda: 1 / _rate(ours, 1)())
+
+
+@row("S", what="largest local batch of ViT-B/32 in a given memory", unit="pairs", target=2.0, gpu=True)
+def largest_batch(folder: Path) -> Measured:
+    """Doubling from 64 until the allocator refuses; ours runs the gradient cache in chunks of 256."""
+    torch.cuda.set_per_process_memory_fraction(MEMORY_FRACTION)
+    try:
+        theirs = _largest(lambda given: training.open_clip_step(ModelConfig(), given, "bf16", torch.device("cuda")))
+        ours = _largest(lambda given: training.our_step(ModelConfig(), given, "bf16", torch.device("cuda"), local_batch_size=256))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    memory = MEMORY_FRACTION * torch.cuda.get_device_properties(0).total_memory / 2**30
+    return Measured(reference=theirs, ours=ours, note=f"{memory:.0f} GiB; ours by the gradient cache, exact; up to 32,768 tried")
+
+
+def _largest(make: Callable[[training.Batch], Callable[[], None]]) -> float:
+    fits, size = 0, 64
+    while size <= 32768:
+        torch.cuda.empty_cache()
+        try:
+            step = make(training.batch(size, 224))
+            step(), step()
+        except torch.cuda.OutOfMemoryError:
+            break
+        fits, size = size, size * 2
+    return float(fits)

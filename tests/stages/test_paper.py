@@ -1,0 +1,35 @@
+"""The paper's recipe at its real size, a few pairs at a time."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests import reference_trainer as reference
+from trainer import optimizer
+from trainer.config import Placement, StageConfig
+from trainer.configs import load_recipe
+from trainer.distributed import Distributed
+from trainer.stages.contrastive import ContrastiveStage
+
+
+@pytest.mark.slow
+def test_three_steps_of_the_papers_recipe() -> None:
+    """ViT-B/32 in bf16 with MoCo-v2 augmentation, batch 4: finite losses, and every weight moves."""
+    recipe = load_recipe("paper")
+    contrastive = dataclasses.replace(recipe.contrastive, global_batch_size=4, contrast_batch_size=4, order_runs=1)
+    config = StageConfig(
+        stage="contrastive", output="unused", model=recipe.model, contrastive=contrastive, placement=Placement(device="cpu", threads=2)
+    )
+    stage = ContrastiveStage(config, Distributed(0, 1, 0, torch.device("cpu")), torch.device("cpu"))
+    assert sum(p.numel() for p in stage.module.parameters()) == 151_277_313
+    before = {name: p.detach().clone() for name, p in stage.module.named_parameters()}
+    ours = optimizer.build(stage.module, contrastive.optimizer)
+    for step, batch in enumerate(reference.random_batches(3, 4, 224)):
+        figures = stage.forward_backward(batch, step)  # type: ignore[arg-type]
+        assert torch.isfinite(torch.as_tensor(figures["loss"]))
+        ours.step()
+        stage.after_optimizer()
+    # the logit scale starts at its largest value, so it may be clamped back to it
+    still = [name for name, p in stage.module.named_parameters() if torch.equal(p, before[name]) and name != "logit_scale"]
+    assert not still
