@@ -189,7 +189,7 @@ def _item_interval(scores: Scores, arm: str, against: str, endpoint: Endpoint, s
             if ours is None or theirs is None:
                 return None
             first = first or ours
-            if not (np.array_equal(ours.keys, theirs.keys) and np.array_equal(ours.keys, first.keys)):
+            if not ours.identity == theirs.identity == first.identity:
                 result = scores.results[arm, seed][test_set.key]
                 scores.experiment.exclude(result.items_uri, f"its items are not those of {against}, so they cannot be paired")
                 return None

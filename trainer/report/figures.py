@@ -23,7 +23,8 @@ WIDTH = 4.0
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
 _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--line)"} | {f"#0a0a{n:02d}": f"var(--arm-{n})" for n in range(8)}
 _STYLE: Any = {
-    "font.size": 9.6, "font.family": "sans-serif", "svg.fonttype": "none", "axes.titlesize": 10.4, "axes.titleweight": "bold",
+    "font.size": 9.6, "font.family": "sans-serif", "svg.fonttype": "none", "text.parse_math": False,
+    "axes.titlesize": 10.4, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _GRID,
     "axes.labelcolor": _MUTED, "axes.titlecolor": _INK, "text.color": _INK, "xtick.color": _GRID, "ytick.color": _GRID,
     "xtick.labelcolor": _MUTED, "ytick.labelcolor": _MUTED, "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.6,

@@ -1,5 +1,6 @@
 """Per-item outputs (`<dataset>_<task>.items.npz`) as values that can be paired, and the headline figure of each task."""
 
+import hashlib
 import io
 import zipfile
 
@@ -92,20 +93,24 @@ def _items(arrays: dict[str, NDArray[np.generic]], metric: str) -> Items:
     if metric == "mean_per_class_recall":
         _, classes, counts = np.unique(arrays["label"], return_inverse=True, return_counts=True)
         weights = 1.0 / counts[classes]
-    return Items(keys=keys, clusters=clusters, values=values, weights=weights)
+    return _items_of(keys, clusters, values, weights)
 
 
 def _retrieval_items(arrays: dict[str, NDArray[np.generic]], keys: NDArray[np.str_], clusters: NDArray[np.str_]) -> Items:
     """Captions and images side by side, weighted so that both ways count alike; both hang on the image's cluster."""
     owner = arrays["text_image"].astype(np.int64)
     ways = [_mean_hit(arrays["image_rank"]), _mean_hit(arrays["text_rank"])]
-    names = np.concatenate([np.char.add("caption of ", keys[owner]), keys])
-    return Items(
-        keys=names,
-        clusters=np.concatenate([clusters[owner], clusters]),
-        values=np.concatenate(ways),
-        weights=np.concatenate([np.full(len(way), 1.0 / len(way)) for way in ways]),
-    )
+    values, weights = np.concatenate(ways), np.concatenate([np.full(len(way), 1.0 / len(way)) for way in ways])
+    return _items_of(np.concatenate([keys[owner], keys]), np.concatenate([clusters[owner], clusters]), values, weights)
+
+
+def _items_of(keys: NDArray[np.str_], clusters: NDArray[np.str_], values: NDArray[np.float64], weights: NDArray[np.float64]) -> Items:
+    """Names become a hash and clusters numbers: a report holds every item of every model at once."""
+    if not len(keys) == len(clusters) == len(values):
+        raise ValueError(f"{len(keys)} keys, {len(clusters)} clusters, {len(values)} values")
+    identity = hashlib.sha256("\n".join([*keys.tolist(), "", *clusters.tolist()]).encode()).hexdigest()
+    _, numbers = np.unique(clusters, return_inverse=True)
+    return Items(identity=identity, clusters=numbers.astype(np.int32), values=values, weights=weights)
 
 
 def _mean_hit(rank: NDArray[np.generic]) -> NDArray[np.float64]:

@@ -39,14 +39,14 @@ class Items:
     """What one model did on each item of one test set; its score is the weighted mean of `values`.
 
     Attributes:
-        keys: (N,) str, names of the items, the same for every model that is paired.
-        clusters: (N,) str, the image or reference an item belongs to.
+        identity: hash of the items' names and clusters, the same for every model that is paired.
+        clusters: (N,) int32, which image or reference an item belongs to.
         values: (N,) float64 in [0, 1].
         weights: (N,) float64 > 0: 1, or what makes a mean over classes or over both ways of retrieval.
     """
 
-    keys: NDArray[np.str_]
-    clusters: NDArray[np.str_]
+    identity: str
+    clusters: NDArray[np.int32]
     values: NDArray[np.float64]
     weights: NDArray[np.float64]
 
@@ -76,7 +76,7 @@ def paired_t(differences: Sequence[float], resolution: float = 0.0) -> Interval:
     return Interval(mean=mean, low=mean - reach, high=mean + reach, p=float(2 * special.stdtr(freedom, -abs(mean) / error)))
 
 
-def bootstrap(values: NDArray[np.float64], clusters: NDArray[np.str_], weights: NDArray[np.float64], stream: str) -> NDArray[np.float64]:
+def bootstrap(values: NDArray[np.float64], clusters: NDArray[np.generic], weights: NDArray[np.float64], stream: str) -> NDArray[np.float64]:
     """Replicates of the weighted mean of `values` when whole clusters are drawn anew.
 
     Clusters of equal sum and equal weight are interchangeable, so each replicate draws how often each *kind* of

@@ -84,6 +84,7 @@ def render(template: str, document: dict[str, Any], drawn: dict[str, list[figure
         percent=lambda value: "–" if value is None else f"{100 * value:.1f} %",
         span=span,
         p=p_value,
+        p_is=lambda value: f"p {p_value(value)}" if value < 0.001 else f"p = {p_value(value)}",
         count=lambda value: "–" if value is None else f"{value:,.0f}".replace(",", "\u202f"),
         duration=duration,
         hours=lambda value: "–" if value is None else f"{value:.3g} h",
