@@ -1,5 +1,6 @@
 """Large files: resumed by ranges, whole or not there; zips that would do harm are refused."""
 
+import errno
 import io
 import os
 import random
@@ -69,6 +70,18 @@ def test_busy_server(web: Web, tmp_path: Path) -> None:
     web.pages["/y"] = lambda count: (503, {}, b"")
     with pytest.raises(RunError, match="answers 503"):
         download(f"{web.url}/y", tmp_path / "y", patience_seconds=0.5)
+
+
+def test_full_disk(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is said at once, not waited for."""
+    web.pages["/x"] = DATA
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trainer.staging.remote.download.progress", full)
+    with pytest.raises(RunError, match=r"/x: cannot be written: No space left"):
+        download(f"{web.url}/x", tmp_path / "x")
 
 
 def test_redirect_out_of_the_web(web: Web, tmp_path: Path) -> None:

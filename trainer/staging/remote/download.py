@@ -1,5 +1,6 @@
 """Large files over HTTP, taken up where they broke off, and zips unpacked without trust in their names and sizes."""
 
+import errno
 import json
 import os
 import re
@@ -45,6 +46,8 @@ def download(url: str, target: Path, *, contact: str = "", patience_seconds: flo
         try:
             size = _more(pool, url, headers, partial, note, patience)
         except (HTTPError, OSError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise RunError(f"{target}: cannot be written: {error.strerror}; what came is kept") from error  # type: ignore[union-attr]
             patience.wait(f"{url}: {type(error).__name__} at byte {partial.stat().st_size if partial.exists() else 0}")
             continue
         if partial.stat().st_size == size:
@@ -69,9 +72,10 @@ def _more(pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial:
                 return start
             partial.unlink()
             return -1
-        length = int(response.headers.get("content-length", "-1"))
-        if length < 0:
+        announced = response.headers.get("content-length", "")
+        if not announced.isdecimal():
             raise RunError(f"{url}: the server does not say how long it is")
+        length = int(announced)
         if response.status == 200:
             start = 0
         note.write_text(json.dumps({"version": response.headers.get("etag") or response.headers.get("last-modified") or ""}))
