@@ -18,7 +18,7 @@ from trainer.config import StageConfig
 from trainer.errors import InputError, RunError
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.ranks_preload"])
+_CONTEXT.set_forkserver_preload(["tests.faults.preload"])
 
 
 def start_ranks(config: StageConfig, world_size: int) -> list[BaseProcess]:
