@@ -34,6 +34,7 @@ def triplets(root: str, recipe: Recipe) -> tuple[str, Manifest]:
     return uri, require_manifest(uri, identity)
 
 
+@pytest.mark.slow
 def test_families_share_a_split(pairs: tuple[str, Manifest]) -> None:
     """Gender and age variants of one emoji are all in training or all held out."""
     uri, manifest = pairs
@@ -52,6 +53,7 @@ def test_variants_of_an_emoji_are_one_family() -> None:
     assert demo.family("1F436") != demo.family("1F431")
 
 
+@pytest.mark.slow
 def test_captions_vary_in_length_and_classes_have_heldout_items(pairs: tuple[str, Manifest]) -> None:
     """Five captions a picture, of several lengths; each of the nine classes has at least 10 held-out pictures."""
     uri, manifest = pairs
@@ -66,6 +68,7 @@ def test_captions_vary_in_length_and_classes_have_heldout_items(pairs: tuple[str
     assert min(classes.values()) >= 10
 
 
+@pytest.mark.slow
 def test_pixel_distance_is_right_half_of_the_time_in_each_split(triplets: tuple[str, Manifest]) -> None:
     """What is left to learn is not in the pixels."""
     uri, manifest = triplets
@@ -73,6 +76,7 @@ def test_pixel_distance_is_right_half_of_the_time_in_each_split(triplets: tuple[
     assert manifest.facts["pixel_mse_accuracy"] == {"train": 0.5, "val": 0.5, "test": 0.5}
 
 
+@pytest.mark.slow
 def test_triplets_say_who_judged_and_share_no_reference_between_splits(triplets: tuple[str, Manifest]) -> None:
     """The judge is FLIP, the nearer variant is FLIP's, and a reference is in one split."""
     uri, manifest = triplets
@@ -87,6 +91,7 @@ def test_triplets_say_who_judged_and_share_no_reference_between_splits(triplets:
     assert all(len(found) == 1 for found in splits.values())
 
 
+@pytest.mark.slow
 def test_heldout_pictures_are_in_no_training_triplet(pairs: tuple[str, Manifest], triplets: tuple[str, Manifest]) -> None:
     """The perceptual tower never sees what retrieval and zero-shot are measured on."""
     heldout = {key for shard in pairs[1].split("test") for key, _ in read_shard(pairs[0], shard)}
@@ -100,6 +105,7 @@ def test_heldout_pictures_are_in_no_training_triplet(pairs: tuple[str, Manifest]
     assert not heldout & trained
 
 
+@pytest.mark.slow
 def test_a_sealed_data_set_is_found_again(pairs: tuple[str, Manifest], root: str, recipe: Recipe) -> None:
     """The second call returns what the first made, and evaluation sets are listed in it."""
     uri, manifest = pairs

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.staging.conftest import picture
-from trainer.staging.images import BadImageError, normalise, squash
+from trainer.staging.images import BadImageError, encode_png, is_plain_png, normalise, squash
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -141,3 +141,13 @@ def test_short256_has_a_short_side_of_256_and_never_enlarges() -> None:
 def test_triplets_are_squashed() -> None:
     """Whatever the aspect, a square comes out."""
     assert squash(picture(1, (90, 30)), 32).shape == (32, 32, 3)
+
+
+def test_only_a_plain_png_of_the_side_is_kept_as_it_is() -> None:
+    """Not one of another side, with alpha, or with anything besides pixels."""
+    plain = Image.new("RGB", (32, 32), (1, 2, 3))
+    assert is_plain_png(encode_png(plain), 32)
+    assert not is_plain_png(encode_png(plain), 48)
+    assert not is_plain_png(encoded(plain.convert("RGBA")), 32)
+    assert not is_plain_png(encoded(plain, dpi=(72, 72)), 32)
+    assert not is_plain_png(encoded(plain, "JPEG"), 32)

@@ -22,7 +22,7 @@ def reference(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text)[0][: min(CONTEXT_LENGTH, len(tokenizer.encode(text)) + 2)].tolist())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=60))
 def test_all_of_unicode(tokenizers: tuple[Tokenizer, Any], text: str) -> None:
     """Any string of code points, surrogates apart."""
@@ -30,7 +30,7 @@ def test_all_of_unicode(tokenizers: tuple[Tokenizer, Any], text: str) -> None:
     assert ours([text]) == [reference(theirs, text)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.text(alphabet=st.characters(max_codepoint=127), max_size=60))
 def test_all_of_ascii(tokenizers: tuple[Tokenizer, Any], text: str) -> None:
     """Control characters and entities too: what ftfy leaves alone takes the short way, the rest must not."""

@@ -121,6 +121,12 @@ def squash(data: bytes, side: int) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
+def is_plain_png(data: bytes, side: int) -> bool:
+    """Whether `data` is a square RGB PNG of 8 bits and of this side, with nothing but pixels in it."""
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", side, side, 8, 2, 0, 0, 0)
+    return data.startswith(start) and data[37:41] == b"IDAT"
+
+
 def encode_png(image: Image.Image) -> bytes:
     """Lossless PNG of an RGB picture, without metadata."""
     return _encode(image, "PNG", compress_level=6)

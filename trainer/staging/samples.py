@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.errors import InputError
-from trainer.staging.images import BadImageError, encode_png, normalise, squash
+from trainer.staging.images import BadImageError, encode_png, is_plain_png, normalise, squash
 from trainer.staging.judge import flip_distance
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 
@@ -63,7 +63,7 @@ class TripletMaker:
                 pictures.append(self._squash(blob))
             except BadImageError as error:
                 return Reject(row.where, error.cause, f"{name}: {error.detail}")
-        ref, left, right = pictures
+        ref, left, right = (pixels for pixels, _ in pictures)
         flip_0, flip_1 = row.flip or (None, None)
         if self.flip and row.flip is None:
             flip_0, flip_1 = flip_distance(ref, left), flip_distance(ref, right)
@@ -74,14 +74,19 @@ class TripletMaker:
             "prompt": row.prompt, "mse_0": pixel_mse(ref, left), "mse_1": pixel_mse(ref, right), "flip_0": flip_0, "flip_1": flip_1,
         }  # fmt: skip
         names = ("ref.png", "0.png", "1.png")
-        members = {name: (name, encode_png(Image.fromarray(pixels))) for name, pixels in zip(names, pictures, strict=True)}
+        members = {name: (name, png) for name, (_, png) in zip(names, pictures, strict=True)}
         return Sample(row.key, {**members, "json": ("json", as_json(facts))})
 
-    def _squash(self, blob: Blob) -> NDArray[np.uint8]:
+    def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes]:
+        """Pixels and PNG. A plain PNG of the right side, as our own generator writes them, is not encoded again."""
         try:
-            return squash(blob.read(), self.side)
+            data = blob.read()
         except InputError as error:  # listed, but gone since
             raise BadImageError("no such file", str(error)) from error
+        pixels = squash(data, self.side)
+        if is_plain_png(data, self.side):
+            return pixels, data
+        return pixels, encode_png(Image.fromarray(pixels))
 
 
 def pixel_mse(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
