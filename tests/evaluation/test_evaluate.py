@@ -281,6 +281,7 @@ def course(root):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoints", "every_epochs", "expected"),
     [("", 0, ["final"]), ("", 1, ["10", "20", "final"]), ("all", 0, ["10", "15", "20", "final"]), ("15", 1, ["15", "final"])],
@@ -339,6 +340,7 @@ def test_watching_ends_with_the_stage_that_failed(root, course):
         evaluate(config, watch=True)
 
 
+@pytest.mark.slow
 def test_further_sets_are_measured_beside_those_of_the_pairs(root, course):
     """A set that `stage eval` made joins by its URI; a second one of the same name is refused."""
     config = course(every_epochs=0)
