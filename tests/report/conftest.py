@@ -25,8 +25,8 @@ def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> str:
         seeds=(0, 1, 2),
         effects={"perceptual": 0.25, "permuted": 0.02},
         zero_shot_sets=3,
-        items=120,
-        checkpoints=(40, 80),
+        items=80,
+        checkpoints=(80,),
     )
     return fabricate(tmp_path_factory.mktemp("three"), what)
 
