@@ -7,6 +7,7 @@ stop marker, on which running steps end their jobs and queued ones do not begin.
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -152,7 +153,7 @@ class _Pipeline(threading.Thread):
             try:
                 self._run()
             except Exception as error:  # kfp's own words say which task; the steps' failure.json say why
-                self.error = " ".join(str(error).split())
+                self.error = re.sub(r"\x1b\[\d*m", "", " ".join(str(error).split()))
 
     def _run(self) -> None:
         with warnings.catch_warnings():

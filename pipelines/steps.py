@@ -238,6 +238,7 @@ def _log(folder: str) -> Iterator[Callable[[str], None]]:
 
 
 def _record_failure(folder: str, name: str, outcome: Outcome) -> None:
+    note(name, f"failed: {outcome.line}")  # first: the store may be what failed
     write_json(join(folder, FAILURE), {"time": time.time(), "stage": name, "exit_code": outcome.exit_code, "line": outcome.line})
 
 

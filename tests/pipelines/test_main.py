@@ -32,6 +32,7 @@ ARGUMENTS = {
         (("--arms", "judged"), "FLIP"),
         (("--max-reject-fraction", "2"), "between 0 and 1"),
         (("--root", "gs://bucket"), "gs://bucket"),
+        (("--root", "s3://bucket/root"), "no S3 credentials"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(
@@ -39,6 +40,8 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
 ):
     """One line, exit code 2."""
     monkeypatch.chdir(tmp_path)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
 
     assert main(["run", "--root", "runs", "--recipe", "smoke", *arguments]) == 2
 

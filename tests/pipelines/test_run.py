@@ -84,6 +84,7 @@ def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
 
     assert code == 2
     assert "contrastive random-seed0: trainer train contrastive: contrastive random-seed0 was told to fail" in error
+    assert "contrastive random-seed0: failed: trainer train" in out
     assert "starting it once more" not in out
     assert len(run.starts("contrastive", "perceptual-seed0")) == 1
     assert (root / "experiments/smoke/report/index.html").exists()
