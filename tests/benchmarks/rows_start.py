@@ -72,13 +72,13 @@ class Setting:
 
 @contextmanager
 def slow_store(folder: Path) -> Iterator[Setting]:
-    """16 shards of 256 photos, 16 MB each."""
+    """8 shards of 512 photos, 31 MB each: half of what staging writes."""
     pictures = photos(64)
     with store(folder / "server") as server:
         bucket = server.make_bucket()
-        data = write_photos(f"{bucket}/photos", [pictures[i % 64] for i in range(16 * 256)], 256)
+        data = write_photos(f"{bucket}/photos", [pictures[i % 64] for i in range(8 * 512)], 512)
         manifest = require_manifest(data.uri, data.identity)
-        order = CanonicalOrder([256] * 16, seed=0, global_batch_size=BATCH, runs=RUNS, block_shards=BLOCK)
+        order = CanonicalOrder([512] * 8, seed=0, global_batch_size=BATCH, runs=RUNS, block_shards=BLOCK)
         command = [sys.executable, "-c", PROXY, server.endpoint]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as proxy:
             assert proxy.stdout is not None
@@ -87,7 +87,7 @@ def slow_store(folder: Path) -> Iterator[Setting]:
             proxy.communicate("")
 
 
-NOTE = "16 MB shards behind a proxy that gives each of four connections some 30 MB/s; batch of 64 in 4 runs"
+NOTE = "31 MB shards behind a proxy that gives each of four connections some 30 MB/s; batch of 64 in 4 runs"
 
 
 @row("J", what="first batch, from the loader's construction, against GET of the shards it touches", unit="s", target=2.0, at_least=False)

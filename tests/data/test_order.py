@@ -29,7 +29,7 @@ def samples_of(order: CanonicalOrder, epoch: int) -> list[tuple[int, int]]:
 
 
 @given(orders(), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_an_epoch_has_every_sample_once_but_for_the_counted_remainder(made: tuple[CanonicalOrder, list[int]], epoch: int) -> None:
     """No sample is lost or repeated, and what is dropped is what `dropped` says."""
     order, sizes = made
@@ -40,7 +40,7 @@ def test_an_epoch_has_every_sample_once_but_for_the_counted_remainder(made: tupl
 
 
 @given(orders(), st.integers(0, 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_parts_of_all_ranks_are_the_global_batch(made: tuple[CanonicalOrder, list[int]], epoch: int) -> None:
     """Whatever world size divides the batch, the ranks' parts in turn are the same list."""
     order, _ = made
@@ -51,7 +51,7 @@ def test_the_parts_of_all_ranks_are_the_global_batch(made: tuple[CanonicalOrder,
 
 
 @given(orders(), st.integers(0, 2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_reads_name_all_that_a_rank_needs_and_when(made: tuple[CanonicalOrder, list[int]], epoch: int) -> None:
     """Each sample of a rank lies in a read of its run, between the read's first and last step."""
     order, _ = made
@@ -112,7 +112,7 @@ def test_what_cannot_be_is_refused(arguments: dict[str, int], words: str) -> Non
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4), st.integers(1, 4))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_single_pass_sees_every_sample_once_in_order(sizes: list[int], local: int, world_size: int) -> None:
     """Validation: all ranks together see the split once."""
     order = SinglePass(sizes, global_batch_size=local * world_size)
