@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.staging.conftest import facts, photo_folder, picture, samples
+from trainer.config import Recipe
 from trainer.errors import InputError
+from trainer.staging.stage import stage_pairs
+from trainer.storage import write_bytes
 from trainer.storage.manifest import Manifest
 
 Stage = Callable[..., tuple[str, Manifest]]
@@ -211,3 +214,13 @@ def test_too_many_bad_samples_stop_staging_with_the_causes(
     assert manifest.rows["written"] == 19
     (listed,) = Path(uri, "rejects").glob("*.jsonl")
     assert json.loads(listed.read_text(encoding="utf-8"))["where"] == "p001.png"
+
+
+def test_a_source_and_a_root_on_s3(tmp_path: Path, s3_root: str, smoke: Recipe) -> None:
+    """The same folder staged from S3 to S3 has the identity that it has on disk."""
+    local = photo_folder(tmp_path / "photos", 6)
+    for path in local.iterdir():
+        write_bytes(f"{s3_root}/photos/{path.name}", path.read_bytes())
+    _, on_s3 = stage_pairs(root=f"{s3_root}/root", source=f"{s3_root}/photos", recipe=smoke, max_reject_fraction=0.01)
+    _, on_disk = stage_pairs(root=str(tmp_path / "root"), source=str(local), recipe=smoke, max_reject_fraction=0.01)
+    assert on_s3 == on_disk
