@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipelines import plan
 from pipelines.arms import parse_arms, parse_seeds
@@ -56,7 +56,7 @@ def print_plan(arguments: "Arguments") -> None:
     console = Console(highlight=False)
     request, cells = preview(arguments)
     staged = bool(request.pairs.identity and request.triplets.identity)
-    table = Table("Cell", "Stage", "State", "Folder", box=None, header_style="bold", pad_edge=False)
+    table = Table("Cell", "Stage", "State", Column("Folder", overflow="fold"), box=None, header_style="bold", pad_edge=False)
     for cell in cells:
         for stage in cell.stages():
             state = "done" if staged and _is_done(stage) else "to do"
