@@ -65,6 +65,19 @@ ci: ## all that must hold before a change is taken
 	$(MAKE) test
 	$(MAKE) slow
 
+##@ Cluster (Debian, root)
+
+.PHONY: cluster-up cluster-down cluster-status
+cluster-up: $(VENV)/ready ## a real single-node Kubernetes with the training operator; the first time builds its servers (Go, 25 minutes)
+cluster-down: $(VENV)/ready ## stop it and leave nothing but the built servers
+cluster-status: $(VENV)/ready ## which of its processes run
+cluster-up cluster-down cluster-status: cluster-%:
+	@$(BIN)/python -m tests.cluster $*
+
+.PHONY: e2e
+e2e: $(VENV)/ready ## job manifests before a real API server and operator: KUBECONFIG's cluster, or one brought up here
+	$(BIN)/python -m pytest -q -m cluster tests/cluster $(ARGS)
+
 ##@ Measure
 
 .PHONY: bench
