@@ -9,5 +9,5 @@ awk '
         value = part[1]; sub(/^[A-Z_]+ *\?= */, "", value); sub(/ +$/, "", value)
         printf "    %-14s %s%s\n", name "=", part[2], value == "" ? "" : " (default: " value ")"; next
     }
-    /^[a-z][a-z-]*:.*## / { split($0, part, "## "); name = part[1]; sub(/:.*/, "", name); printf "  make %-13s %s\n", name, part[2] }
+    /^[a-z][a-z0-9-]+*:.*## / { split($0, part, "## "); name = part[1]; sub(/:.*/, "", name); printf "  make %-15s %s\n", name, part[2] }
 ' "$@"
