@@ -23,7 +23,7 @@ def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> str:
     what = Fabrication(
         arms=("random", "perceptual", "permuted", "instance", "posthoc"),
         seeds=(0, 1, 2),
-        effects={"perceptual": 0.25, "permuted": 0.02},
+        effects={"perceptual": 0.4, "permuted": 0.02},
         zero_shot_sets=3,
         items=80,
         checkpoints=(80,),
