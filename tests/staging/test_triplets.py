@@ -48,6 +48,7 @@ def test_nights_comes_in_with_votes_splits_and_groups(tmp_path: Path, stage_thre
     assert [facts(staged[key])["target"] for key in sorted(staged)] == [1.0, 0.0, 0.75, 1.0, 0.0]
     assert [facts(staged[key])["is_imagenet"] for key in sorted(staged)] == [True, False, True, False, True]
     assert facts(staged["000002"]) | {"left_vote": 2.0, "right_vote": 6.0, "votes": 8, "prompt": "a prompt"} == facts(staged["000002"])
+    assert "flip_0" not in facts(staged["000000"])
     for data in staged["000000"][:3]:
         assert Image.open(io.BytesIO(data)).size == (32, 32)
 

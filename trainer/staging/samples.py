@@ -64,15 +64,14 @@ class TripletMaker:
             except BadImageError as error:
                 return Reject(row.where, error.cause, f"{name}: {error.detail}")
         ref, left, right = (pixels for pixels, _ in pictures)
-        flip_0, flip_1 = row.flip or (None, None)
-        if self.flip and row.flip is None:
-            flip_0, flip_1 = flip_distance(ref, left), flip_distance(ref, right)
-        facts = {
+        facts: dict[str, Any] = {
             "id": row.where, "reference": row.reference or row.where,
             "left_vote": row.left_vote, "right_vote": row.right_vote, "votes": row.votes,
             "target": row.right_vote / (row.left_vote + row.right_vote), "split": row.split, "is_imagenet": row.is_imagenet,
-            "prompt": row.prompt, "mse_0": pixel_mse(ref, left), "mse_1": pixel_mse(ref, right), "flip_0": flip_0, "flip_1": flip_1,
+            "prompt": row.prompt, "mse_0": pixel_mse(ref, left), "mse_1": pixel_mse(ref, right),
         }  # fmt: skip
+        if row.flip or self.flip:
+            facts["flip_0"], facts["flip_1"] = row.flip or (flip_distance(ref, left), flip_distance(ref, right))
         names = ("ref.png", "0.png", "1.png")
         members = {name: (name, png) for name, (_, png) in zip(names, pictures, strict=True)}
         return Sample(row.key, {**members, "json": ("json", as_json(facts))})
