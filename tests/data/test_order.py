@@ -44,7 +44,7 @@ def test_an_epoch_has_every_sample_once_but_for_the_counted_remainder(made: tupl
 def test_the_parts_of_all_ranks_are_the_global_batch(made: tuple[CanonicalOrder, list[int]], epoch: int) -> None:
     """Whatever world size divides the batch, the ranks' parts in turn are the same list."""
     order, _ = made
-    for world_size in (w for w in range(1, order.global_batch_size + 1) if order.global_batch_size % w == 0):
+    for world_size in (w for w in (1, 2, 3, 4, 8) if order.global_batch_size % w == 0):
         for b in range(order.steps_per_epoch):
             parts = np.concatenate([order.part(epoch, b, rank, world_size) for rank in range(world_size)])
             np.testing.assert_array_equal(parts[:, 1:], order.batch(epoch, b))
