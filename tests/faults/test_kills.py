@@ -64,6 +64,7 @@ def test_a_run_goes_on_at_another_world_size(tmp_path: Path, world_size: int) ->
     assert state["world_size"] == world_size
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sigterm_on_one_rank_saves_the_same_step_on_all(tmp_path: Path) -> None:
     """Rank 1 alone is told to stop: both exit 143 behind one checkpoint, and the run goes on from it."""

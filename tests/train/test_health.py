@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
+import threading
 import time
 import types
 import urllib.request
@@ -20,17 +20,6 @@ from trainer.errors import InputError
 from trainer.metrics import profiled_steps
 from trainer.sinks import Endpoint, optional_sinks
 
-HUNG = """
-import sys, threading, time
-from trainer.health import Watchdog
-
-def stuck_in_a_collective():
-    threading.Event().wait()
-
-dog = Watchdog(float(sys.argv[1]), "toy", lambda line: print(line, flush=True))
-dog.beat()
-stuck_in_a_collective()
-"""
 RECORD = {"time": 1.0, "step": 3, "samples": 12, "loss": 0.5, "grad_norm": 1.5, "nonfinite_steps": 1, "restarts": 2, "val_2afc": None}
 
 
@@ -41,12 +30,29 @@ def scraped(port: int) -> dict[str, float]:
     return {line.partition("{")[0].partition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
-def test_a_step_that_hangs_dumps_its_stack_and_ends_the_process() -> None:
-    """The stack names the function that hangs; the line names the setting."""
-    ended = subprocess.run([sys.executable, "-c", HUNG, "0.2"], capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 1
-    assert "stuck_in_a_collective" in ended.stderr
-    assert "a step took longer than placement.watchdog_seconds 0.2" in ended.stdout
+def test_a_step_that_hangs_dumps_its_stack_and_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stack names the function that hangs; the line names the setting; the exit code is 1."""
+    said: list[str] = []
+    codes: list[int] = []
+    ended = threading.Event()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        dog._stop.set()
+        ended.set()
+
+    def stuck_in_a_collective() -> None:
+        assert ended.wait(60)
+
+    monkeypatch.setattr("trainer.health.os._exit", end)
+    with (tmp_path / "stderr").open("w") as stderr:
+        monkeypatch.setattr(sys, "__stderr__", stderr)
+        dog = health.Watchdog(0.2, "toy", said.append)
+        stuck_in_a_collective()
+        dog.close()
+    assert codes == [1]
+    assert "stuck_in_a_collective" in (tmp_path / "stderr").read_text()
+    assert said == ["toy: a step took longer than placement.watchdog_seconds 0.2; every rank's stack is in its log"]
 
 
 def test_steps_that_end_keep_the_watchdog_quiet() -> None:
