@@ -16,7 +16,8 @@ import pytest
 from tests.staging.remote.sources import LOST, picture, place, serve_yfcc, write_nights, write_rwkv, write_yfcc
 from tests.staging.remote.web import Web, web_server
 from trainer.__main__ import main
-from trainer.staging.remote.rows import read_plan
+from trainer.staging.remote.fetch import _Pictures
+from trainer.staging.remote.rows import read_plan, read_rows
 from trainer.staging.writer import slice_done
 from trainer.storage import join, open_store, read_bytes, read_json
 from trainer.storage.manifest import Manifest, require_manifest
@@ -329,3 +330,30 @@ def test_a_decoder_that_dies(web: Web, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["stage", "fetch", "--plan", folder, *HASTE]) == 1
     assert "a decoding process died" in capsys.readouterr().err
     assert not slice_done(folder, 0)
+
+
+def test_memory_is_bounded(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first picture is late, the others wait within the buffer, and no more are asked for."""
+    big = picture(0, 250)
+    web.pages |= {f"/{number}.jpg": big for number in range(60)}
+    (tmp_path / "list.csv").write_text("url,caption\n" + "".join(f"{web.url}/{number}.jpg,picture {number}\n" for number in range(60)))
+    arguments = ["--root", str(tmp_path / "root"), "--list", str(tmp_path / "list.csv"), "--recipe", "smoke"]
+    folder = run(capsys, "plan", "urls", *arguments)["uri"]
+    first = read_rows(folder, 0)[0].images[0].removeprefix(web.url)
+
+    def late(count: int) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(1.5)
+        return 200, {}, big
+
+    web.pages[first] = late
+    most = [0]
+    count_bytes = _Pictures.count
+
+    def watched(self: _Pictures, num_bytes: int) -> None:
+        count_bytes(self, num_bytes)
+        most[0] = max(most[0], self.held)
+
+    monkeypatch.setattr(_Pictures, "count", watched)
+    run(capsys, "fetch", "--plan", folder, "--concurrency", "4", "--buffer-mb", "1", *HASTE)
+    assert len(big) * 8 < 1 << 20 < len(big) * 40
+    assert (1 << 20) - len(big) < most[0] <= (1 << 20) + 5 * len(big)

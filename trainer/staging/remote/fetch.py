@@ -9,10 +9,11 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
@@ -25,6 +26,10 @@ from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.tokens import Tokenizer
 from trainer.staging.writer import Plan, SliceWriter, slice_done
 from trainer.storage import MissingObject, join, open_store
+
+_AHEAD = 2048  # rows begun before the one that is written: a late answer holds nobody up
+_MAKING = 32
+_Samples = Generator[Sample | Reject, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +108,10 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
     return {"slices": len(mine), "made": made}
 
 
-def _make_slice(folder: str, plan: Plan, number: int, total: int, samples: Iterator[Sample | Reject], tokenize: Tokenizer) -> None:
+def _make_slice(folder: str, plan: Plan, number: int, total: int, samples: _Samples, tokenize: Tokenizer) -> None:
     """Write what comes, in order."""
     step = f"fetch {plan.name} {number + 1}/{len(plan.splits)}"
-    with SliceWriter(folder, plan, number) as writer:
+    with closing(samples), SliceWriter(folder, plan, number) as writer:
         for count, sample in enumerate(samples, start=1):
             if isinstance(sample, Reject):
                 writer.reject(sample)
@@ -131,32 +136,33 @@ def _make_makers(processes: int) -> Executor:
 
 def _samples(
     plan: Plan, rows: Sequence[RemoteRow], client: PoliteClient, threads: Executor, makers: Executor, settings: FetchSettings
-) -> Iterator[Sample | Reject]:
+) -> _Samples:
     """A sample or a reject for each row, in order: fetched ahead by threads, made ahead by `makers`."""
-    source = _Pictures(client, settings.images or str(plan.source.get("images", "")))
+    source = _Pictures(client, settings.images or str(plan.source.get("images", "")), settings.buffer_mb << 20)
     make = _Maker(plan)
-    most = settings.buffer_mb << 20
-    fetching: deque[tuple[RemoteRow, Future[list[bytes]]]] = deque()
+    fetching: deque[tuple[int, Future[list[bytes]]]] = deque()
     making: deque[Future[Sample | Reject]] = deque()
-    ahead, waiting = iter(rows), True
-    while waiting or fetching or making:
-        while waiting and len(fetching) < 64 * settings.concurrency and (source.held < most or not fetching):
-            row = next(ahead, None)
-            if row is None:
-                waiting = False
-                break
-            fetching.append((row, threads.submit(source.fetch, row)))
-        if fetching and len(making) < 32:
-            row, future = fetching.popleft()
-            making.append(_hand_over(row, future, source, make, makers))
-        elif making:
-            yield making.popleft().result()
+    ahead = iter(range(len(rows)))
+    try:
+        while True:
+            for number in islice(ahead, _AHEAD - len(fetching)):
+                fetching.append((number, threads.submit(source.fetch, rows[number], number)))
+            if fetching and len(making) < _MAKING:
+                number, future = fetching.popleft()
+                making.append(_hand_over(rows[number], number, future, source, make, makers))
+            elif making:
+                yield making.popleft().result()
+            else:
+                return
+    finally:
+        source.close()
 
 
 def _hand_over(
-    row: RemoteRow, future: "Future[list[bytes]]", source: "_Pictures", make: "_Maker", makers: Executor
+    row: RemoteRow, number: int, future: "Future[list[bytes]]", source: "_Pictures", make: "_Maker", makers: Executor
 ) -> "Future[Sample | Reject]":
     """Wait for a row's pictures and give them to a maker; what could not be fetched is a reject already."""
+    source.turn_to(number)
     try:
         pictures = future.result()
         source.count(-sum(map(len, pictures)))
@@ -168,24 +174,45 @@ def _hand_over(
 
 
 class _Pictures:
-    """Bytes of a row's pictures, over HTTP or from a store."""
+    """Bytes of a row's pictures, over HTTP or from a store, no more of them ahead of their turn than the buffer takes."""
 
-    def __init__(self, client: PoliteClient, base: str) -> None:
+    def __init__(self, client: PoliteClient, base: str, most: int) -> None:
         self._client = client
         self._base = base
-        self._lock = threading.Lock()
+        self._most = most
+        self._turn = threading.Condition()
+        self._next = 0  # the row that everybody waits for
+        self._closed = False
         self.held = 0  # bytes that were fetched and wait for their turn
 
-    def fetch(self, row: RemoteRow) -> list[bytes]:
-        """All pictures of a row; the first that fails fails it."""
+    def fetch(self, row: RemoteRow, number: int) -> list[bytes]:
+        """All pictures of a row; the first that fails fails it.
+
+        Rows are begun in order, so the one that is waited for has been begun before any that waits for room here.
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: self.held < self._most or number <= self._next or self._closed)
         pictures = [self._get(image) for image in row.images]
         self.count(sum(map(len, pictures)))
         return pictures
 
     def count(self, num_bytes: int) -> None:
         """Note bytes that came, or (negative) that were taken."""
-        with self._lock:
+        with self._turn:
             self.held += num_bytes
+            self._turn.notify_all()
+
+    def turn_to(self, number: int) -> None:
+        """Row `number` is waited for: it needs no room."""
+        with self._turn:
+            self._next = number
+            self._turn.notify_all()
+
+    def close(self) -> None:
+        """Let go of all that wait."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
 
     def _get(self, image: str) -> bytes:
         uri = image if "://" in image else join(self._base, image) if self._base else ""

@@ -49,7 +49,7 @@ def tsv(path: str, columns: int) -> str:
     names = ", ".join(f"'c{number}': 'VARCHAR'" for number in range(columns))
     return (
         f"read_csv({quote(path)}, delim='\\t', header=false, quote='', escape='', comment='', auto_detect=false, "
-        f"strict_mode=true, null_padding=false, max_line_size=16777216, columns={{{names}}})"
+        f"strict_mode=true, null_padding=false, max_line_size=1048576, columns={{{names}}})"
     )
 
 

@@ -67,7 +67,7 @@ def _num_columns(path: str, uri: str) -> int:
         with duckdb.connect() as scratch:
             first = scratch.execute(
                 f"SELECT * FROM read_csv({quote(path)}, delim='\x01', header=false, quote='', escape='', auto_detect=false, "
-                "max_line_size=16777216, columns={'line': 'VARCHAR'}) LIMIT 1"
+                "max_line_size=1048576, columns={'line': 'VARCHAR'}) LIMIT 1"
             ).fetchone()
     except duckdb.Error as error:
         raise InputError(f"{uri}: not a text file: {str(error).splitlines()[0]}") from error
