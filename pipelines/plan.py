@@ -118,9 +118,15 @@ def resolve(request: Request, arm: Arm, seed: int) -> Cell:
     )
 
 
-def require_judge(arms: tuple[Arm, ...], judge: str) -> None:
-    """Refuse the arm whose labels are FLIP's where FLIP was the judge anyway."""
-    if judge == "FLIP" and any(arm.labels == "flip" for arm in arms):
+def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
+    """Refuse the arm whose labels are FLIP's where FLIP was the judge anyway, or where it judged nothing."""
+    if not any(arm.labels == "flip" for arm in arms):
+        return
+    if judge != "FLIP" and not recipe.staging.flip_judges_too:
+        raise InputError(
+            "arms has 'judged', which needs FLIP's judgement of these triplets: set staging.flip_judges_too: true in the recipe"
+        )
+    if judge == "FLIP":
         raise InputError("arms has 'judged', but these triplets were judged by FLIP anyway, so it would equal 'perceptual': leave it out")
 
 

@@ -82,12 +82,12 @@ def resolve_arguments(
     chosen = parse_arms(arms)
     parse_seeds(seeds)
     recipe = absolute(recipe) if recipe.endswith((".yaml", ".yml")) else recipe
-    name = plan.read_recipe(recipe).name
+    settings = plan.read_recipe(recipe)
     pairs, triplets = (absolute(source) if source and source != "demo" else "" for source in (pairs, triplets))
-    plan.require_judge(chosen, "" if triplets else "FLIP")
+    plan.require_judge(chosen, "" if triplets else "FLIP", settings)
     if not 0 <= max_reject_fraction <= 1:
         raise InputError(f"--max-reject-fraction must be between 0 and 1, got {max_reject_fraction}")
-    experiment = experiment or default_experiment(name, pairs, triplets)
+    experiment = experiment or default_experiment(settings.name, pairs, triplets)
     return Arguments(
         root=absolute(root),
         experiment=layout.check_name("experiment", experiment),

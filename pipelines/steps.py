@@ -95,11 +95,12 @@ def make_plan(
     try:
         chosen = parse_arms(arms)
         manifest = require_manifest(triplets)
-        plan.require_judge(chosen, manifest.judge)
+        settings = plan.read_recipe(recipe)
+        plan.require_judge(chosen, manifest.judge, settings)
         request = plan.Request(
             root=root,
             experiment=experiment,
-            recipe=plan.read_recipe(recipe),
+            recipe=settings,
             pairs=DataConfig(uri=pairs, identity=require_manifest(pairs).identity),
             triplets=DataConfig(uri=triplets, identity=manifest.identity),
             weights=plan.weights_of(chosen),

@@ -181,14 +181,23 @@ def test_evaluation_through_time_keeps_the_checkpoints_it_needs():
     assert plan.resolve(asked, parse_arms("random")[0], 0).contrastive.placement.checkpoint_every_epochs == 4
 
 
+def test_judged_needs_flips_judgement_of_peoples_triplets():
+    """Which staging makes where the recipe asks for it."""
+    arms, recipe = parse_arms("judged"), load_recipe("smoke")
+
+    with pytest.raises(InputError, match=r"set staging\.flip_judges_too: true"):
+        plan.require_judge(arms, "people", recipe)
+    plan.require_judge(arms, "people", load_recipe("smoke", ["staging.flip_judges_too=true"]))
+
+
 def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
     """And returns the cells, seed by seed."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="people")
     arguments = {"root": str(tmp_path), "experiment": "e", "recipe": "smoke", "pairs": pairs, "triplets": triplets}
 
-    cells = steps.make_plan(arms="random,judged", seeds="0,1", **arguments)
+    cells = steps.make_plan(arms="random,shuffled", seeds="0,1", **arguments)
 
-    assert cells == ["random-seed0", "judged-seed0", "random-seed1", "judged-seed1"]
+    assert cells == ["random-seed0", "shuffled-seed0", "random-seed1", "shuffled-seed1"]
 
 
 def test_judged_is_refused_where_flip_was_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
