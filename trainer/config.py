@@ -248,7 +248,7 @@ class Placement:
     local_batch_size: int = placement(0, "Largest micro-batch a rank holds; 0: its whole share. Smaller uses the gradient cache.")
     loader_workers: int = placement(0, "Decoding processes a rank; 0: decode in threads of the rank.")
     cache_dir: str = placement("", "Local folder for shards; empty: a folder below the system's temporary one.")
-    cache_bytes: int = placement(8 << 30, "Bytes of shards kept there, over all ranks of a node.")
+    cache_bytes: int = placement(32 << 30, "Bytes of shards kept there, over all ranks of a node.")
     checkpoint_every_steps: int = placement(0, "Save every so many steps; 0: by time alone.")
     checkpoint_every_minutes: float = placement(10.0, "Save at least this often.")
     checkpoint_every_epochs: int = placement(0, "Also save, and keep, at every so many epochs (for curves through time).")

@@ -174,27 +174,7 @@ def write_stage(config: StageConfig, steps: int, generator: np.random.Generator)
     """A finished stage: config.yaml, lineage.json, progress.jsonl and the seal."""
     digest, own = weights_of(config), recipe_hash(config)
     write_bytes(join(config.output, "config.yaml"), dump_yaml(config).encode())
-    lines = []
-    for step in range(1, steps + 1):
-        loss = (
-            (0.06 if config.stage == "perceptual" else 4.0)
-            * (0.3 + 0.7 * np.exp(-3 * step / steps))
-            * (1 + 0.03 * generator.standard_normal())
-        )
-        line = {
-            "time": 1.7e9 + step,
-            "step": step,
-            "steps": steps,
-            "epoch": step * 12 // steps,
-            "samples": 64 * step,
-            "loss": loss,
-            "samples_per_second": 900.0,
-            "data_wait_seconds": 0.004,
-            "step_seconds": 0.1,
-        }
-        if config.stage == "perceptual" and step % 10 == 0:
-            line["val_2afc"] = 0.68 + 0.2 * step / steps
-        lines.append(json.dumps(line))
+    lines = _progress(config, steps, generator)
     write_bytes(join(config.output, "progress.jsonl"), ("\n".join(lines) + "\n").encode())
     tower = config.stage == "perceptual"
     facts = {
@@ -234,6 +214,32 @@ def write_stage(config: StageConfig, steps: int, generator: np.random.Generator)
     write_committed(layout.final(config.output), Committed(recipe_hash=own, attempt=0, step=steps, files=files, facts=facts))
 
 
+def _progress(config: StageConfig, steps: int, generator: np.random.Generator) -> list[str]:
+    """The lines of progress.jsonl: a loss that falls, and 2AFC that rises where it is measured."""
+    lines = []
+    for step in range(1, steps + 1):
+        loss = (
+            (0.06 if config.stage == "perceptual" else 4.0)
+            * (0.3 + 0.7 * np.exp(-3 * step / steps))
+            * (1 + 0.03 * generator.standard_normal())
+        )
+        line = {
+            "time": 1.7e9 + step,
+            "step": step,
+            "steps": steps,
+            "epoch": step * 12 // steps,
+            "samples": 64 * step,
+            "loss": loss,
+            "samples_per_second": 900.0,
+            "data_wait_seconds": 0.004,
+            "step_seconds": 0.1,
+        }
+        if config.stage == "perceptual" and step % 10 == 0:
+            line["val_2afc"] = 0.68 + 0.2 * step / steps
+        lines.append(json.dumps(line))
+    return lines
+
+
 def weights_of(config: StageConfig) -> str:
     """The hash that stands for a stage's final weights."""
     return hashlib.sha256(recipe_hash(config).encode()).hexdigest()
@@ -268,17 +274,7 @@ def evaluate(
     }
     for name, (task, identity, keys) in data.sets.items():
         if task == "zeroshot_classification" and stage != "perceptual":
-            difficulty = _fixed(name, len(keys))
-            labels = np.arange(len(keys)) % CLASSES
-            correct = _right(0.45 + level, difficulty, generator)
-            metrics = {"acc1": float(correct.mean()), "acc5": None, "mean_per_class_recall": _per_class(correct, labels)}
-            items = {
-                "key": np.array(keys),
-                "clusters": np.array(keys),
-                "label": labels,
-                "prediction": np.where(correct, labels, (labels + 1) % CLASSES),
-                "correct": correct,
-            }
+            metrics, items = _classification(name, level, keys, generator)
             chance: dict[str, float] = {"acc1": CHANCE, "mean_per_class_recall": CHANCE}
             write_result(
                 folder, name, task, metrics, {**block, "dataset_identity": identity, "num_items": len(keys), "chance": chance}, items
@@ -306,6 +302,24 @@ def evaluate(
                     "baselines": {"pixel_mse": 0.5},
                 }
                 write_result(folder, f"demo-triplets-{split}", task, {"accuracy": float(score.mean(dtype=np.float64))}, own, items)
+
+
+def _classification(
+    name: str, level: float, keys: Sequence[str], generator: np.random.Generator
+) -> tuple[dict[str, float | None], dict[str, NDArray[Any]]]:
+    """Metrics and items of a zero-shot set."""
+    difficulty = _fixed(name, len(keys))
+    labels = np.arange(len(keys)) % CLASSES
+    correct = _right(0.45 + level, difficulty, generator)
+    metrics: dict[str, float | None] = {"acc1": float(correct.mean()), "acc5": None, "mean_per_class_recall": _per_class(correct, labels)}
+    items = {
+        "key": np.array(keys),
+        "clusters": np.array(keys),
+        "label": labels,
+        "prediction": np.where(correct, labels, (labels + 1) % CLASSES),
+        "correct": correct,
+    }
+    return metrics, items
 
 
 def write_result(
