@@ -57,7 +57,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines/compiled
+	$(MAKE) generate && git diff --exit-code -- pipelines/compiled docs/RECIPES.md
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -98,8 +98,9 @@ format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes
 	$(BIN)/python -m pipelines compile pipelines/compiled/firstsight.yaml
+	$(BIN)/python scripts/recipe_table.py
 
 .PHONY: lock
 lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements
