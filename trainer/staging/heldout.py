@@ -18,7 +18,15 @@ TEMPLATES = ("{c}", "a photo of {c}", "a picture of {c}")
 
 
 def stage(
-    *, root: str, base_name: str, pairs_folder: str, pairs: Plan, account: Account, classes: Sequence[str], templates: Sequence[str]
+    *,
+    root: str,
+    base_name: str,
+    pairs_folder: str,
+    pairs: Plan,
+    account: Account,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    first_caption_only: bool,
 ) -> list[dict[str, Any]]:
     """Stage the evaluation sets of a staged, not yet sealed pairs data set.
 
@@ -30,6 +38,7 @@ def stage(
         account: of the pairs: names the test shards.
         classes: class names, sorted; fewer than two make no zero-shot set.
         templates: prompts for the classes, with `{c}` in them.
+        first_caption_only: retrieve by a picture's first caption, where the others are only sentences around it.
 
     Returns:
         Entries for the pairs' manifest: name, task, uri relative to the root, identity.
@@ -42,6 +51,8 @@ def stage(
         facts: dict[str, Any] = {"task": task, "classnames": [], "templates": []}
         if task == "zeroshot_classification":
             facts |= {"classnames": list(classes), "templates": list(templates), "main_metric": "mean_per_class_recall"}
+        elif first_caption_only:
+            facts |= {"captions": "first"}
         plan = Plan(
             kind="evaluation", name=name, source={**pairs.source, "pairs_plan_id": pairs.plan_id}, options={**pairs.options, **facts},
             shard_samples=pairs.shard_samples, splits=["test"], rows_read=0, columns=task, attribution=pairs.attribution,
@@ -64,7 +75,8 @@ def _write(target: str, plan: Plan, pairs_folder: str, account: Account, classes
     numbers = {name: number for number, name in enumerate(classes)}
     with SliceWriter(target, plan, 0) as writer:
         for key, image, text, facts in _heldout(pairs_folder, account):
-            members = {"image": (picture_suffix(image), image), "txt": ("txt", text)}
+            captions = text.split(b"\n", 1)[0] if plan.options.get("captions") == "first" else text
+            members = {"image": (picture_suffix(image), image), "txt": ("txt", captions)}
             label = facts.get("label")
             if plan.columns == "zeroshot_classification":
                 if label is None:
