@@ -46,6 +46,7 @@ def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
             account=account,
             classes=plan.source["classes"],
             templates=heldout.TEMPLATES,
+            first_caption_only=False,
         )
     return folder, seal(folder, plan, account, evaluation=evaluation, facts=facts).identity
 
