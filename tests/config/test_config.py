@@ -49,7 +49,7 @@ def test_every_field_is_tagged_recipe_or_placement() -> None:
         ("contrastive.optimizer.learning_rate=0", ["optimizer.learning_rate", "> 0", "0"]),
         ("contrastive.epochs=many", ["contrastive.epochs", "int", "many"]),
         ("contrastive.augmentation=cutmix", ["contrastive.augmentation", "moco_v2", "cutmix"]),
-        ("contrastive.contrast_batch_size=100", ["contrastive.contrast_batch_size", "divisor", "256", "100"]),
+        ("contrastive.contrast_batch_size=100", ["contrastive.contrast_batch_size", "divisor", "128", "100"]),
         ("model.image_size=50", ["model.image_size", "multiple of patch_size 8", "50"]),
         ("model.open_clip_name=ViT-B-32", ["model.open_clip_name", "image_size"]),
         ("contrastive", ["dotted.key=value", "contrastive"]),

@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.train.toy import ToyStage
+from tests.train.toy import ToyStage, Trained
 from trainer import loop
 from trainer.config import StageConfig
 from trainer.distributed import Distributed
-
-Trained = Callable[..., ToyStage]
 
 
 @pytest.fixture

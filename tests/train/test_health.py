@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from tests.train import build
-from tests.train.conftest import Trained
-from tests.train.toy import ToyStage, toy_config
+from tests.train.toy import ToyStage, Trained, toy_config
 from trainer import health, sinks
 from trainer.errors import InputError
 from trainer.metrics import profiled_steps

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.conftest import Trained
-from tests.train.toy import ToyStage, toy_config
+from tests.train.toy import ToyStage, Trained, toy_config
 from trainer.config import recipe_hash
 from trainer.errors import RunError, Stopped
 from trainer.storage import read_bytes

@@ -1,7 +1,7 @@
 """A stage small enough to run hundreds of steps in a test: one linear map, batches drawn from the step alone."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,3 +106,7 @@ def toy_config(folder: Path, *, epochs: int = 4, clip_norm: float = 0.0, seed: i
         contrastive=settings,
         placement=Placement(device="cpu", threads=1, log_every_steps=1, **placement),
     )
+
+
+Trained = Callable[..., ToyStage]
+"""What the fixture run_toy gives."""

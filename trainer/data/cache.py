@@ -162,10 +162,11 @@ class Prefetcher:
         self._thread.join()
         for _ in range(_CONNECTIONS):
             self._queue.put(None)
-        for held in self._held.values():
+        with self._changed:  # the consumer's thread may still release what it has used
+            left, self._held = list(self._held.values()), {}
+        for held in left:
             if not held.fetched.cancel():  # what is just being fetched lets go of itself when it ends
                 held.fetched.add_done_callback(functools.partial(self._let_go, remove=not self._leave))
-        self._held.clear()
 
     def _plan(self, start_step: int) -> None:
         """The prefetcher's thread: submit every read in turn, as soon as there is room."""

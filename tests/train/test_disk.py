@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.conftest import Trained
-from tests.train.toy import toy_config
+from tests.train.toy import Trained, toy_config
 from trainer.errors import RunError
-
-pytest_plugins = ["tests.train.conftest"]
 
 
 def test_a_full_disk_ends_the_run_with_its_name_and_the_next_run_goes_on(
