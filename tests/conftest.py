@@ -49,3 +49,10 @@ def minio_root(minio_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A fresh store root as files and as objects of each server: for what must hold on all."""
     return str(tmp_path / "root") if request.param == "file" else str(request.getfixturevalue(f"{request.param}_root"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test may first have to build a server or an environment: it is given longer before it counts as hung."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
