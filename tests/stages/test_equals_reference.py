@@ -120,7 +120,7 @@ def test_float32_equals_to_rounding(world_size: int, names: tuple[str, ...]) -> 
                 np.testing.assert_allclose(mine, other, rtol=0, atol=1e-4, err_msg=f"{name}: {key}")
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("local_batch_size", [0, 3])
 def test_contrast_groups_equal_at_any_world_size(world_size: int, local_batch_size: int) -> None:
     """With contrast_batch_size a quarter of the batch, each of four groups is contrasted by itself, the same on any ranks."""
