@@ -108,6 +108,7 @@ def test_float64_equals_to_a_billionth(world_size: int, names: tuple[str, ...]) 
                 np.testing.assert_allclose(our_weights[key], value, rtol=0, atol=1e-9, err_msg=f"{name}: {key}")
 
 
+@pytest.mark.slow
 @RANKS
 def test_float32_equals_to_rounding(world_size: int, names: tuple[str, ...]) -> None:
     """Losses to 1e-5, weights to 1e-4 but for key biases."""
