@@ -2,30 +2,18 @@
 
 import argparse
 import sys
-import traceback
+from typing import TYPE_CHECKING
 
-from trainer.errors import InputError, RunError
+from trainer.errors import exit_code
+
+if TYPE_CHECKING:
+    from pipelines.run import Arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed on the way), 2 (wrong input) or 130 (stopped by Ctrl-C)."""
     options = _parser().parse_args(arguments)
-    try:
-        code: int = options.run(options)
-        return code
-    except (InputError, RunError) as error:
-        return _fail(options, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail(options, "interrupted", 130)
-    except OSError as error:
-        return _fail(options, str(error), 1)
-
-
-def _fail(options: argparse.Namespace, line: str, code: int) -> int:
-    if options.verbose:
-        traceback.print_exc()
-    print(f"pipelines {options.command}: {' '.join(line.split())}", file=sys.stderr)
-    return code
+    return exit_code(f"pipelines {options.command}", lambda: int(options.run(options)), verbose=options.verbose)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,7 +79,7 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def _arguments(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _arguments(options: argparse.Namespace) -> "Arguments":
     from pipelines.run import resolve_arguments
 
     names = ("root", "experiment", "pairs", "triplets", "arms", "seeds", "recipe", "eval_sets", "max_reject_fraction")

@@ -3,10 +3,9 @@
 import argparse
 import json
 import sys
-import traceback
 
 from trainer.config import Recipe
-from trainer.errors import InputError, RunError
+from trainer.errors import exit_code
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
 
@@ -14,24 +13,14 @@ from trainer.staging.remote.cli import add_commands as add_remote_commands
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed on the way) or 2 (wrong input), with one line that says why."""
     options = _parser().parse_args(arguments)
-    try:
-        result = options.run(options)
-        if result is not None:
-            print(json.dumps(result, sort_keys=True))
-        return 0
-    except (InputError, RunError) as error:
-        return _fail(options, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail(options, "interrupted", 130)
-    except OSError as error:  # a full disk, a port in use: the system's own words name what and where
-        return _fail(options, str(error), 1)
+    return exit_code(f"trainer {options.command}", lambda: _run(options), verbose=options.verbose)
 
 
-def _fail(options: argparse.Namespace, line: str, code: int) -> int:
-    if options.verbose:
-        traceback.print_exc()
-    print(f"trainer {options.command}: {' '.join(line.split())}", file=sys.stderr)
-    return code
+def _run(options: argparse.Namespace) -> int:
+    result = options.run(options)
+    if result is not None:
+        print(json.dumps(result, sort_keys=True))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,10 @@
 Both carry one line that names what, where and the rule; the command line prints just that line.
 """
 
+import sys
+import traceback
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Wrong input or configuration; nothing was written. Exit code 2, never retried."""
@@ -22,3 +26,23 @@ class Stopped(RunError):
     """Asked to stop (SIGTERM, Ctrl-C, a stop marker), and a checkpoint is saved. Exit code 143, as a shell says SIGTERM."""
 
     exit_code = 143
+
+
+def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
+    """Run a command of the command line; where it fails, one line on stderr that says why, and the code of the failure.
+
+    Args:
+        command: program and command, to begin the line with.
+        run: gives the exit code.
+        verbose: also print the traceback of an error.
+    """
+    try:
+        return run()
+    except (InputError, RunError, KeyboardInterrupt, OSError) as error:
+        if verbose:
+            traceback.print_exc()
+        # of an OSError (a full disk, a port in use) the system's own words name what and where
+        line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+    print(f"{command}: {' '.join(line.split())}", file=sys.stderr)
+    return code
