@@ -14,7 +14,7 @@ class JobSettings:
     """Where jobs run and with what.
 
     Attributes:
-        namespace: of the jobs.
+        namespace: of the jobs; empty: the launcher's own (of its pod, or of the kubeconfig's context).
         image: the trainer's, with tag or digest.
         nodes: machines a training job takes.
         gpus_per_node: on each; 0: one CPU process a node.
@@ -24,6 +24,7 @@ class JobSettings:
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
         store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
         ttl_seconds: how long a finished job stays to be looked at.
+        queue_label: the label of a job by which its queue is named.
         labels: of the job itself, where a queue looks for its name; a pod's come by pod_template.
         annotations: of the job itself.
         scheduler_name: of a gang scheduler; empty: the cluster's own.
@@ -31,7 +32,7 @@ class JobSettings:
         metrics_port: Prometheus endpoint of each node.
     """
 
-    namespace: str = "default"
+    namespace: str = ""
     image: str = "firstsight/trainer:0.1.0"
     nodes: int = 1
     gpus_per_node: int = 0
@@ -41,6 +42,7 @@ class JobSettings:
     store_secret: str = ""
     store_environment: dict[str, str] = field(default_factory=dict)
     ttl_seconds: int = 86400
+    queue_label: str = "kueue.x-k8s.io/queue-name"
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     scheduler_name: str = ""
