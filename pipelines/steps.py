@@ -66,7 +66,18 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
 
 @step
-def stage(what: str, *, root: str, experiment: str, pairs: str, triplets: str, recipe: str, max_reject_fraction: float) -> str:
+def stage(
+    what: str,
+    *,
+    root: str,
+    experiment: str,
+    pairs: str,
+    triplets: str,
+    recipe: str,
+    max_reject_fraction: float,
+    image: str = "",
+    queue: str = "",
+) -> str:
     """Stage `pairs` or `triplets`; the folder of the sealed data set."""
     folder = join(layout.experiment(root, experiment), "staging", what)
     source, from_pairs = (pairs or "demo", "") if what == "pairs" else (triplets or "demo", "" if triplets else pairs)
@@ -109,13 +120,24 @@ def make_plan(
         cells = [plan.resolve(request, arm, seed) for seed in parse_seeds(seeds) for arm in chosen]
         plan.write_plan(request, cells)
     except (InputError, RunError) as error:
-        _record_failure(uri, "plan", Outcome(exit_code=error.exit_code, line=str(error)))
+        record_failure(uri, "plan", Outcome(exit_code=error.exit_code, line=str(error)))
         raise
     return [cell.name for cell in cells]
 
 
 @step
-def train(name: str, *, root: str, experiment: str, cell: str) -> None:
+def train(
+    name: str,
+    *,
+    root: str,
+    experiment: str,
+    cell: str,
+    nodes: int = 0,
+    gpus_per_node: int = -1,
+    image: str = "",
+    queue: str = "",
+    resume: str = "auto",
+) -> None:
     """Run one stage of one cell, unless the cell has none or its final model is committed."""
     entry = find_cell(layout.experiment(root, experiment), cell)
     title = f"{name} {cell}"
@@ -132,7 +154,7 @@ def train(name: str, *, root: str, experiment: str, cell: str) -> None:
 
 
 @step
-def evaluate(*, root: str, experiment: str, cell: str) -> None:
+def evaluate(*, root: str, experiment: str, cell: str, image: str = "", queue: str = "") -> None:
     """Measure the models of one cell."""
     folder = find_cell(layout.experiment(root, experiment), cell)["evaluation"]
     arguments = ("evaluate", "--config", join(folder, "config.yaml"))
@@ -176,7 +198,7 @@ def _run(spec: JobSpec, *, attempts: int, backend: Backend | None = None) -> Non
             if outcome.exit_code == 2 or attempt == attempts:
                 break
             note(spec.name, f"{outcome.line}; starting it once more")
-    _record_failure(spec.folder, spec.name, outcome)
+    record_failure(spec.folder, spec.name, outcome)
     raise (InputError if outcome.exit_code == 2 else RunError)(outcome.line)
 
 
@@ -238,7 +260,8 @@ def _log(folder: str) -> Iterator[Callable[[str], None]]:
         yield log
 
 
-def _record_failure(folder: str, name: str, outcome: Outcome) -> None:
+def record_failure(folder: str, name: str, outcome: Outcome) -> None:
+    """Say that a step failed, here and in failure.json of its folder, where a caller finds the exit code."""
     note(name, f"failed: {outcome.line}")  # first: the store may be what failed
     write_json(join(folder, FAILURE), {"time": time.time(), "stage": name, "exit_code": outcome.exit_code, "line": outcome.line})
 
