@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
+
+from pipelines.jobs.naming import Identity
 
 LineSink = Callable[[str], None]
+JobKind = Literal["train", "stage", "evaluate", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +19,22 @@ class JobSpec:
         arguments: after `python -m trainer`.
         folder: URI of the folder that gets the job's log.txt, and failure.json where it fails.
         environment: variables beside those of the caller.
+        kind: chooses the backend; a report always runs in place.
+        identity: what makes it the same job again; None: it can run on this machine only.
+        recipe_hash: of a training stage; what the seal of `final` must carry.
+        final: of a training stage, URI of its final/.
+        slices: of a staging or evaluation job, how many pods share the work.
     """
 
     name: str
     arguments: tuple[str, ...]
     folder: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    kind: JobKind = "report"
+    identity: Identity | None = None
+    recipe_hash: str = ""
+    final: str = ""
+    slices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +65,18 @@ class Job(Protocol):
         """End it and all that it started, and wait until nothing of it is left."""
         ...
 
+    def leave(self) -> None:
+        """The one who waits for it was told to stop.
+
+        On this machine and from a shell it drops its hold, and the last one out ends the job. In a pod of Kubeflow
+        nothing happens: there the reaper knows whether the run was stopped or only its node was drained.
+        """
+        ...
+
 
 class Backend(Protocol):
     """Where jobs run."""
 
     def submit(self, spec: JobSpec) -> Job:
-        """Start the job."""
+        """Start the job, or join the one that runs."""
         ...

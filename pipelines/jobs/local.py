@@ -88,6 +88,10 @@ class LocalJob:
         self._signal(signal.SIGKILL)
         self._process.wait()
 
+    def leave(self) -> None:
+        """Nobody else waits for a process of this machine: the same as cancel."""
+        self.cancel()
+
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
