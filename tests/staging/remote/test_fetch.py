@@ -115,13 +115,13 @@ def test_unfinished_slices(web: Web, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def start_part(folder: str, part: int, parts: int) -> subprocess.Popen[bytes]:
-    """A part in a process of its own, with decoding processes below it."""
+    """A part in a process of its own, as a pod of an Indexed Job runs it, with decoding processes below it."""
     return subprocess.Popen(
         [
-            sys.executable, "-m", "trainer", "stage", "fetch", "--plan", folder, "--slice", f"{part}/{parts}", "--processes", "1",
+            sys.executable, "-m", "trainer", "stage", "fetch", "--plan", folder, "--slice", f"index/{parts}", "--processes", "1",
             "--concurrency", "4", *HASTE,
         ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "JOB_COMPLETION_INDEX": str(part)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 
 
@@ -297,6 +297,7 @@ def test_paths_that_lead_out(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["--slice", "3/3"], "--slice must be i/n"),
         (["--slice", "a"], "--slice must be i/n"),
+        (["--slice", "index/4"], "--slice index/4 needs the variable JOB_COMPLETION_INDEX"),
         (["--concurrency", "0"], "--concurrency must be >= 1"),
         ([], "no plan here"),
     ],

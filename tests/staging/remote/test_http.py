@@ -141,7 +141,7 @@ def test_outage_ends_the_slice(client: PoliteClient) -> None:
 
 def test_private_redirects(client: PoliteClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A public server cannot send us to an address inside."""
-    monkeypatch.setattr(client, "_retry", lambda host, url: "http://169.254.169.254/latest/meta-data")
+    monkeypatch.setattr(client, "_retry", lambda host, url, span: "http://169.254.169.254/latest/meta-data")
     assert cause(client, "http://example.org/x.jpg") == "bad redirect"
 
 

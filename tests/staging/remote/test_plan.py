@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.staging.remote.sources import photo_hash, place, write_declip, write_rwkv, write_yfcc
+from tests.staging.remote.web import web_server
 from trainer.__main__ import main
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
@@ -114,6 +115,19 @@ def test_order_is_a_permutation_by_key(tmp_path: Path, capsys: pytest.CaptureFix
     assert seen[0] == seen[1]
     assert seen[0] != [line.split(",")[0] for line in rows]
     assert sorted(seen[0]) == sorted(line.split(",")[0] for line in rows)
+
+
+def test_lists_on_the_web(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lists behind URLs are brought here first, and give the plan that the same files give on this machine."""
+    files = write_yfcc(tmp_path / "yfcc")
+    with web_server() as web:
+        web.folder = tmp_path / "yfcc"
+        remote = {name: f"{web.url}/{Path(path).name}" for name, path in files.items()}
+        folder = plan(capsys, *yfcc(remote, str(tmp_path / "remote")))
+        assert refused(capsys, *yfcc({**remote, "list": f"{web.url}/none.tsv"}, str(tmp_path))).endswith(
+            "the server refuses it (404 Not Found)"
+        )
+    assert Path(folder).name == Path(plan(capsys, *yfcc(files, str(tmp_path / "local")))).name
 
 
 def test_planning_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ class Web:
         url: its address.
         pages: path -> bytes, or what makes an answer from the number of times the path was asked for (from 1).
         asked: how often each path was.
+        sent: bytes of bodies, by path.
         agents: the user agents seen.
         most_at_once: requests that were served at one time.
         folder: where further files are served from, or None; ranges are honoured.
@@ -30,6 +31,7 @@ class Web:
     url: str = ""
     pages: dict[str, bytes | Callable[[int], Answer]] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
     agents: set[str] = field(default_factory=set)
     most_at_once: int = 0
     folder: Path | None = None
@@ -91,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             cut = self.web.cut.get(self.path)
             if cut is not None and cut < len(body):
                 body, self.close_connection = body[:cut], True
+            self.web.sent[self.path] += len(body)
             self.wfile.write(body)
 
     def _find(self, count: int) -> Answer:
@@ -104,10 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, {"content-type": "text/html"}, b"<html>no such page</html>"
         wanted = self.headers.get("range", "")
         if wanted:
-            start = int(wanted.removeprefix("bytes=").split("-")[0])
-            if start >= len(page):
+            start, _, last = wanted.removeprefix("bytes=").partition("-")
+            part = page[int(start) : int(last) + 1 if last else None]
+            if not part:
                 return 416, {"content-range": f"bytes */{len(page)}"}, b""
-            return 206, {"content-range": f"bytes {start}-{len(page) - 1}/{len(page)}", "etag": '"v1"'}, page[start:]
+            return 206, {"content-range": f"bytes {start}-{int(start) + len(part) - 1}/{len(page)}", "etag": '"v1"'}, part
         return 200, {"etag": '"v1"'}, page
 
     def handle(self) -> None:

@@ -16,7 +16,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plan = commands.add_parser("plan", parents=[common], help="turn a list of remote pictures into slices of rows")
     plan.add_argument("kind", choices=["urls", "yfcc15m-openai", "yfcc15m-slip", "yfcc15m-declip", "yfcc15m-rwkv", "nights"])
     plan.add_argument("--root", required=True, help="store URI under which datasets/ lies")
-    plan.add_argument("--list", default="", metavar="URI", help="the list (CSV, TSV, JSON lines, parquet); for nights the folder's URL")
+    plan.add_argument("--list", default="", metavar="URI", help="the list (CSV, TSV, JSON lines, parquet); for nights a folder or zip")
+    plan.add_argument("--table", default="", metavar="URI", help="data.csv (nights): --list is then the folder of the chunk zips")
     plan.add_argument("--metadata", default="", metavar="URI", help="YFCC100M's metadata TSV (yfcc15m-openai and -slip)")
     plan.add_argument("--ids", default="", metavar="URI", help="flickr_unique_ids.npy (yfcc15m-slip)")
     plan.add_argument("--images", default="", metavar="URI", help="http(s), s3 or local base below which YFCC's pictures lie")
@@ -26,11 +27,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plan.add_argument("--scratch", default="", help="local folder for that (default: the system's temporary one)")
     plan.add_argument("--recipe", default="paper", help="shipped recipe, or the URI of a YAML file (default paper)")
     plan.add_argument("--contact", default="", help="mail or URL that servers are told")
+    plan.add_argument("--result", default="", help="also write {uri, slices, rows} as JSON to this URI")
     plan.set_defaults(run=_plan)
 
     fetch = commands.add_parser("fetch", parents=[common], help="make the shards of the slices of one part")
     fetch.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
-    fetch.add_argument("--slice", default="0/1", metavar="I/N", help="every N-th slice from the I-th on (default 0/1: all)")
+    fetch.add_argument(
+        "--slice", default="0/1", metavar="I/N", help="every N-th slice from the I-th on (default 0/1: all); I = index: the pod's own"
+    )
     fetch.add_argument("--images", default="", metavar="URI", help="another base for the pictures, such as a mirror")
     fetch.add_argument("--contact", default="", help="mail or URL that servers are told")
     fetch.add_argument("--concurrency", type=int, default=32, help="requests at a time (default 32)")
@@ -68,7 +72,19 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     refetch.set_defaults(run=_refetch)
 
 
-def _plan(options: argparse.Namespace) -> dict[str, str]:
+def _plan(options: argparse.Namespace) -> dict[str, str | int]:
+    from trainer.staging.remote.rows import read_plan
+    from trainer.storage import write_json
+
+    uri = _plan_source(options)
+    plan = read_plan(uri)
+    result: dict[str, str | int] = {"uri": uri, "slices": len(plan.splits), "rows": plan.rows_read}
+    if options.result:
+        write_json(options.result, result)
+    return result
+
+
+def _plan_source(options: argparse.Namespace) -> str:
     from trainer.errors import InputError
     from trainer.staging.remote.captions import POLICIES
     from trainer.staging.remote.plan import PlanOptions, plan_pairs
@@ -76,9 +92,11 @@ def _plan(options: argparse.Namespace) -> dict[str, str]:
 
     recipe = _recipe(options)
     if not options.list:
-        raise InputError("--list must name the list (for nights: the folder)")
+        raise InputError("--list must name the list (for nights: the folder or zip)")
     if options.kind == "nights":
-        return {"uri": nights.plan(options.root, options.list, recipe, _manners(options))}
+        return nights.plan(options.root, options.list, options.table, recipe, _manners(options))
+    if options.table:
+        raise InputError("--table is for nights alone: its data.csv")
     if options.captions not in POLICIES:
         raise InputError(f"--captions must be one of {', '.join(POLICIES)}, got {options.captions!r}")
 
@@ -90,9 +108,9 @@ def _plan(options: argparse.Namespace) -> dict[str, str]:
 
     planned = PlanOptions(
         images=options.images, captions=options.captions, heldout_fraction=options.heldout_fraction,
-        memory_mb=options.memory_mb, scratch=options.scratch,
+        memory_mb=options.memory_mb, scratch=options.scratch, contact=options.contact,
     )  # fmt: skip
-    return {"uri": plan_pairs(options.root, make, planned, recipe.staging)}
+    return plan_pairs(options.root, make, planned, recipe.staging)
 
 
 def _fetch(options: argparse.Namespace) -> dict[str, int]:

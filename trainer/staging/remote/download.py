@@ -129,7 +129,7 @@ def unpack(archive: Path, folder: Path, place: str = "") -> int:
             for member in file.infolist():
                 if member.is_dir():
                     continue
-                target = folder / _safe_name(archive, member, place)
+                target = folder / layout_name(archive, member, place)
                 if not (target.exists() and target.stat().st_size == member.file_size):
                     _unpack_member(archive, file, member, target)
                 count += 1
@@ -143,8 +143,8 @@ def unpack(archive: Path, folder: Path, place: str = "") -> int:
     return count
 
 
-def _safe_name(archive: Path, member: zipfile.ZipInfo, place: str) -> PurePosixPath:
-    """A member's name below the folder: no root, no `..`, no link."""
+def layout_name(archive: Path | str, member: zipfile.ZipInfo, place: str) -> PurePosixPath:
+    """A member's name below the folder: no root, no `..`, no link. RunError where it would lead out of it."""
     name = member.filename
     parts = PurePosixPath(name).parts
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000

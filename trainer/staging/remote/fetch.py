@@ -18,14 +18,18 @@ from itertools import islice
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.remote.captions import clean_captions
-from trainer.staging.remote.http import FetchError, Manners, PoliteClient
+from trainer.staging.remote.http import FetchError, Manners, PoliteClient, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
 from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
+from trainer.staging.remote.zips import Member, read_range, unpack_member
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.tokens import Tokenizer
 from trainer.staging.writer import Plan, SliceWriter, slice_done
 from trainer.storage import MissingObject, join, open_store
+
+INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
+"""Of a pod of an Indexed Job: which of its completions it is."""
 
 _AHEAD = 2048  # rows begun before the one that is written: a late answer holds nobody up
 _MAKING = 32
@@ -58,10 +62,20 @@ class FetchSettings:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`i/n` as two numbers; InputError where i is not one of 0 … n-1."""
+    """`i/n` as two numbers; `index/n` takes i from JOB_COMPLETION_INDEX, which each pod of an Indexed Job has.
+
+    Raises:
+        InputError: i is not one of 0 … n-1, or there is no such variable.
+    """
     part, _, parts = text.partition("/")
+    given = f"--slice {text}"
+    if part == "index":
+        part = os.environ.get(INDEX_VARIABLE, "")
+        given = f"{given} with {INDEX_VARIABLE}={part}"
+        if not part:
+            raise InputError(f"--slice {text} needs the variable {INDEX_VARIABLE}, which Kubernetes sets in pods of an Indexed Job")
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise InputError(f"--slice must be i/n with 0 <= i < n, such as 0/8, got {text!r}")
+        raise InputError(f"--slice must be i/n with 0 <= i < n, such as 0/8, or index/n, got {given}")
     return int(part), int(parts)
 
 
@@ -138,7 +152,8 @@ def _samples(
     plan: Plan, rows: Sequence[RemoteRow], client: PoliteClient, threads: Executor, makers: Executor, settings: FetchSettings
 ) -> _Samples:
     """A sample or a reject for each row, in order: fetched ahead by threads, made ahead by `makers`."""
-    source = _Pictures(client, settings.images or str(plan.source.get("images", "")), settings.buffer_mb << 20)
+    base = settings.images or str(plan.source.get("images", ""))
+    source = _Pictures(client, base, settings.buffer_mb << 20, zips=bool(plan.source.get("zips")))
     make = _Maker(plan)
     fetching: deque[tuple[int, Future[list[bytes]]]] = deque()
     making: deque[Future[Sample | Reject]] = deque()
@@ -176,9 +191,10 @@ def _hand_over(
 class _Pictures:
     """Bytes of a row's pictures, over HTTP or from a store, no more of them ahead of their turn than the buffer takes."""
 
-    def __init__(self, client: PoliteClient, base: str, most: int) -> None:
+    def __init__(self, client: PoliteClient, base: str, most: int, *, zips: bool) -> None:
         self._client = client
         self._base = base
+        self._zips = zips  # the pictures are members of zips
         self._most = most
         self._turn = threading.Condition()
         self._next = 0  # the row that everybody waits for
@@ -215,13 +231,17 @@ class _Pictures:
             self._turn.notify_all()
 
     def _get(self, image: str) -> bytes:
-        uri = image if "://" in image else join(self._base, image) if self._base else ""
-        if uri.startswith(("http://", "https://")):
-            return self._client.get(uri)
-        if not uri or "://" in image or ".." in image.split("/"):  # a list names web pages or paths below the base, nothing else
+        member = Member.parse(image) if self._zips else None
+        place = member.archive if member else image
+        uri = place if "://" in place else join(self._base, place) if self._base else ""
+        local = not is_web(uri)
+        if local and (not uri or "://" in place or ".." in place.split("/")):  # a list names web pages or paths below the base
             raise FetchError("bad URL", image[:200])
         try:
-            return open_store(uri).get(uri)
+            if member:
+                data = read_range(self._client, uri, member.start, member.length)
+                return unpack_member(member, data, self._client.manners.max_bytes)
+            return open_store(uri).get(uri) if local else self._client.get(uri)
         except MissingObject as error:
             raise FetchError("no such file", uri) from error
 

@@ -45,6 +45,17 @@ class FetchError(Exception):
         self.detail = detail
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a server sent: its bytes, and for a range how many the whole file has (0: not said)."""
+
+    data: bytes
+    total: int
+
+
+_Span = tuple[int, int] | None  # first byte and length, or all
+
+
 class OutageError(RunError):
     """Nothing answers: the network or the one server that matters is down."""
 
@@ -88,7 +99,7 @@ class PoliteClient:
     """Shared by the threads of one process."""
 
     def __init__(self, manners: Manners) -> None:
-        self._manners = manners
+        self.manners = manners
         contact = f"; +{manners.contact}" if manners.contact else ""
         self._headers = {
             "User-Agent": f"firstsight/0.1 (image fetcher{contact})",
@@ -112,11 +123,18 @@ class PoliteClient:
             FetchError: this URL gives nothing.
             OutageError: nothing does.
         """
+        return self._follow(url, None).data
+
+    def get_range(self, url: str, start: int, length: int) -> Part:
+        """At most `length` bytes from `start`; a server that knows no ranges is a FetchError."""
+        return self._follow(url, (start, length))
+
+    def _follow(self, url: str, span: _Span) -> Part:
         first = url
         for _ in range(_REDIRECTS + 1):
             host = self._host(url)
-            answer = self._retry(host, url)
-            if isinstance(answer, bytes):
+            answer = self._retry(host, url, span)
+            if isinstance(answer, Part):
                 return answer
             url = follow(first, url, answer)
         raise FetchError("bad redirect", f"{first} leads on and on")
@@ -126,43 +144,46 @@ class PoliteClient:
         if not place:
             raise FetchError("bad URL", repr(url[:200]))
         with self._lock:
-            return self._hosts.setdefault(place[1].lower(), _Host(self._manners.per_host))
+            return self._hosts.setdefault(place[1].lower(), _Host(self.manners.per_host))
 
-    def _retry(self, host: _Host, url: str) -> bytes | str:
-        """Bytes, or where a redirect leads."""
-        for attempt in range(1, self._manners.tries + 1):
+    def _retry(self, host: _Host, url: str, span: _Span) -> Part | str:
+        """What was asked for, or where a redirect leads."""
+        for attempt in range(1, self.manners.tries + 1):
             if host.dead:
                 self._failed(url, host.dead)
                 raise FetchError(host.dead, f"{url}: not asked, its host failed {_DEAD_AFTER} times in a row")
             with host.slots:
                 self._pause_until(host.not_before)
-                error, passing, pause = self._once(host, url)
+                error, passing, pause = self._once(host, url, span)
             if not isinstance(error, FetchError):
                 return error
-            last = attempt == self._manners.tries
+            last = attempt == self.manners.tries
             if not passing or last:
                 if passing:
                     self._failed(url, error.cause)
                 raise error
-            delay = max(pause, self._manners.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+            delay = max(pause, self.manners.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
             if error.cause in ("http 429", "http 503"):  # the host itself is busy: everybody waits
                 host.not_before = max(host.not_before, time.monotonic() + delay)
             else:
                 time.sleep(delay)
         raise AssertionError
 
-    def _once(self, host: _Host, url: str) -> tuple[bytes | str | FetchError, bool, float]:
+    def _once(self, host: _Host, url: str, span: _Span) -> tuple[Part | str | FetchError, bool, float]:
         """One try: what came of it, whether another may do better, and the pause that the host asked for."""
         try:
-            with self._answer(url) as response:
+            with self._answer(url, span) as response:
                 self._answered(host, response.status)
                 if response.status in (301, 302, 303, 307, 308):
                     return response.headers.get("location", ""), False, 0.0
-                if response.status != 200:
+                if response.status == 200 and span:
+                    return FetchError("no ranges", f"{url}: its server answers with the whole file"), False, 0.0
+                if response.status != (206 if span else 200):
                     passing = response.status in (408, 425, 429) or response.status >= 500
                     pause = response.headers.get("retry-after", "")
                     return FetchError(f"http {response.status}", url), passing, min(float(pause), 60.0) if pause.isdecimal() else 0.0
-                return self._body(response, url), False, 0.0
+                total = response.headers.get("content-range", "").rpartition("/")[2]
+                return Part(self._body(response, url), int(total) if total.isdecimal() else 0), False, 0.0
         except FetchError as error:
             return error, error.cause == "timeout", 0.0
         except LocationParseError as error:
@@ -176,12 +197,13 @@ class PoliteClient:
             return FetchError(cause, f"{url}: {type(error).__name__}"), not _is_final(error), 0.0
 
     @contextlib.contextmanager
-    def _answer(self, url: str) -> Iterator[urllib3.BaseHTTPResponse]:
+    def _answer(self, url: str, span: _Span) -> Iterator[urllib3.BaseHTTPResponse]:
         """An answer whose body is read in pieces; a connection that was read to its end is used again."""
-        response = self._pool.request("GET", url, headers=self._headers, preload_content=False, redirect=False, retries=False)
+        headers = {**self._headers, "Range": f"bytes={span[0]}-{sum(span) - 1}"} if span else self._headers
+        response = self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False, retries=False)
         try:
             yield response
-            if response.status == 200:
+            if response.status == (206 if span else 200):
                 response.release_conn()
             elif (length := response.headers.get("content-length", "")).isdecimal() and int(length) <= _PIECE:
                 response.drain_conn()
@@ -191,7 +213,7 @@ class PoliteClient:
 
     def _body(self, response: urllib3.BaseHTTPResponse, url: str) -> bytes:
         """The body, as long as it stays within size and time."""
-        limit, deadline = self._manners.max_bytes, time.monotonic() + self._manners.total_seconds
+        limit, deadline = self.manners.max_bytes, time.monotonic() + self.manners.total_seconds
         announced = response.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise FetchError("too many bytes", f"{url}: {announced}, at most {limit}")
@@ -202,7 +224,7 @@ class PoliteClient:
             if size > limit:
                 raise FetchError("too many bytes", f"{url}: at most {limit}")
             if time.monotonic() > deadline:
-                raise FetchError("timeout", f"{url}: {size} bytes in {self._manners.total_seconds:g} s")
+                raise FetchError("timeout", f"{url}: {size} bytes in {self.manners.total_seconds:g} s")
         return b"".join(pieces)
 
     def _pause_until(self, moment: float) -> None:
@@ -243,6 +265,11 @@ def _is_final(error: Exception) -> bool:
         reason = error.__cause__
         return isinstance(reason, socket.gaierror) and reason.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
     return isinstance(error, SSLError) and bool(error.args) and isinstance(error.args[0], ssl.SSLCertVerificationError)
+
+
+def is_web(uri: str) -> bool:
+    """Whether a URI is http or https."""
+    return uri.startswith(("http://", "https://"))
 
 
 def follow(first: str, url: str, location: str) -> str:

@@ -8,16 +8,19 @@ from typing import Any
 import duckdb
 
 from trainer.errors import InputError, RunError
+from trainer.staging.remote.download import download
+from trainer.staging.remote.http import is_web
 from trainer.staging.sources.listing import SourceFile
 from trainer.storage import open_store
 from trainer.storage.base import absolute, local_path
 
 
 class Inputs:
-    """Files by URI, copied to `scratch` where they do not lie on this machine."""
+    """Files by URI, copied to `scratch` where they do not lie on this machine; servers are told `contact`."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, contact: str = "") -> None:
         self._scratch = scratch
+        self._contact = contact
         self.files: list[SourceFile] = []
 
     def local(self, uri: str) -> str:
@@ -25,14 +28,19 @@ class Inputs:
         uri = absolute(uri)
         if uri.endswith((".bz2", ".pkl", ".pickle", ".sql", ".db")):
             raise InputError(f"{uri}: must be plain text, .gz, .zst, .parquet or .npy: unpack or convert it first")
+        name = uri.rsplit("/", 1)[-1]
+        copy = self._scratch / f"{len(self.files)}-{name}"
+        if is_web(uri):
+            download(uri, copy, contact=self._contact)
+            self.files.append(SourceFile(name, str(copy), copy.stat().st_size, 0.0))
+            return str(copy)
         info = open_store(uri).head(uri)
         if info is None:
             raise InputError(f"{uri}: no such file")
-        self.files.append(SourceFile(uri.rsplit("/", 1)[-1], uri, info.size, info.modified))
+        self.files.append(SourceFile(name, uri, info.size, info.modified))
         path = local_path(uri)
         if path is not None:
             return str(path)
-        copy = self._scratch / f"{len(self.files)}-{uri.rsplit('/', 1)[-1]}"
         with open(copy, "wb") as file:
             for piece in open_store(uri).stream(uri):
                 file.write(piece)

@@ -54,6 +54,7 @@ class PlanOptions:
         heldout_fraction: part of the rows that becomes the split test.
         memory_mb: the most that duckdb keeps in memory; more goes to disk.
         scratch: local folder for that; empty: the system's temporary one.
+        contact: mail or URL that the servers of lists are told.
     """
 
     images: str = ""
@@ -61,6 +62,7 @@ class PlanOptions:
     heldout_fraction: float = 0.0
     memory_mb: int = 2048
     scratch: str = ""
+    contact: str = ""
 
 
 def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Table], options: PlanOptions, staging: StagingConfig) -> str:
@@ -78,7 +80,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
     with tempfile.TemporaryDirectory(prefix="firstsight-plan-", dir=options.scratch or None) as scratch:
         with duckdb.connect(str(Path(scratch) / "plan.duckdb")) as database:
             _configure(database, scratch, options.memory_mb)
-            inputs = Inputs(Path(scratch))
+            inputs = Inputs(Path(scratch), options.contact)
             table = make(database, inputs)
             decided = {
                 "caption_policy": options.captions, "context_length": CONTEXT_LENGTH, "heldout_fraction": options.heldout_fraction,

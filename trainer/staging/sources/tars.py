@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.errors import InputError
+from trainer.staging.ranges import RangeReader
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, safe_key
 from trainer.staging.sources.folder import IMAGE_SUFFIXES, BadCaptionError, parse_json, parse_text
 from trainer.staging.sources.listing import Rows, SourceFile
@@ -72,7 +73,9 @@ def _samples(file: SourceFile) -> Iterator[tuple[str, _Members]]:
 
 def _walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
     """Name, offset, size and (for captions and facts) bytes of each regular file in a tar."""
-    reader = io.BufferedReader(_ObjectReader(file), _BLOCK_BYTES)
+    store = open_store(file.uri)
+    ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
+    reader = io.BufferedReader(ranges, _BLOCK_BYTES)
     end = 0
     try:
         with tarfile.open(fileobj=reader, mode="r:") as tar:
@@ -87,36 +90,6 @@ def _walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
                 yield member.name, member.offset_data, member.size, stream.read() if stream else b""
     except (tarfile.TarError, EOFError) as error:
         raise InputError(f"{file.uri}: not a whole tar file: {error}") from error
-
-
-class _ObjectReader(io.RawIOBase):
-    """An object as a file that can seek, read by ranges."""
-
-    def __init__(self, file: SourceFile) -> None:
-        self._file = file
-        self._store = open_store(file.uri)
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a byte."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Read what fits, at most to the end."""
-        length = min(len(buffer), max(0, self._file.size - self._position))
-        if length:
-            buffer[:length] = self._store.get_range(self._file.uri, self._position, length)
-            self._position += length
-        return length
 
 
 def _row(where: str, key: str, file: SourceFile, members: _Members, class_names: list[str]) -> PairRow | Reject:

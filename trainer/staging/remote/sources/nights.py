@@ -1,16 +1,24 @@
-"""NIGHTS, or any folder in its layout, behind a URI: data.csv is read when planning, the pictures when fetching."""
+"""NIGHTS behind a URI, in any of the ways it comes: the table is read when planning, the pictures when fetching.
+
+A folder in its layout, nights.zip, or the folder of its chunk zips with data.csv beside them. Of zips only their directories
+are read, and later each picture by a range of its own, so that nothing of 58 GB need lie on this machine.
+"""
 
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.config import Recipe, canonical_hash
 from trainer.errors import InputError
-from trainer.staging.remote.http import FetchError, Manners, PoliteClient
+from trainer.staging.remote.http import FetchError, Manners, PoliteClient, is_web
 from trainer.staging.remote.plan import SLICE_SHARDS
 from trainer.staging.remote.rows import RemoteRow, as_table, write_rows
+from trainer.staging.remote.zips import Member, read_directory, read_range, unpack_member
 from trainer.staging.rows import SPLITS, TripletRow, in_order
 from trainer.staging.sources import nights
-from trainer.staging.sources.listing import SourceFile
+from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.staging.sources.table import read_csv
 from trainer.staging.writer import Plan, plan_id, tally, write_plan
 from trainer.storage import exists, join, layout, read_bytes
@@ -20,30 +28,34 @@ _PATHS = ("ref_path", "left_path", "right_path")
 _ATTRIBUTION = "NIGHTS (Fu et al. 2023, DreamSim)"
 
 
-def plan(root: str, base: str, recipe: Recipe, manners: Manners) -> str:
-    """Plan a triplet data set from the folder in NIGHTS layout at `base` (http(s), s3 or a path); returns its folder."""
-    root = absolute(root)
-    base = absolute(base).rstrip("/")
+def plan(root: str, source: str, table_uri: str, recipe: Recipe, manners: Manners) -> str:
+    """Plan a triplet data set; returns its folder.
+
+    Args:
+        root: store URI under which datasets/ lies.
+        source: URI (http(s), s3 or a path) of a folder in NIGHTS layout, of nights.zip, or of the folder of the chunk zips.
+        table_uri: of data.csv, for the chunks; empty: it is in the folder or the zip.
+        recipe: its staging section and perceptual.min_votes decide the bytes.
+        manners: towards HTTP servers.
+    """
+    root, source = absolute(root), absolute(source).rstrip("/")
     settings = recipe.staging
-    table = _read_table(join(base, nights.NAME), manners)
+    client = PoliteClient(manners)
+    try:
+        base, table, files = _look(client, source, table_uri)
+    finally:
+        client.close()
     options = {
         "min_votes": recipe.perceptual.min_votes, "shard_samples": settings.shard_samples, "slice_shards": SLICE_SHARDS,
         "triplet_side": settings.triplet_side,
     }  # fmt: skip
-    fingerprint = canonical_hash({"layout": "nights", "table": canonical_hash(table.decode("utf-8", "replace"))})
+    members = sorted((member.name, member.crc32, member.packed) for member in files.values() if isinstance(member, Member))
+    held = {"members": canonical_hash(members)} if members else {}
+    fingerprint = canonical_hash({"layout": "nights", "table": canonical_hash(table.decode("utf-8", "replace")), **held})
     folder = layout.dataset(root, "nights-triplets", plan_id(fingerprint, options))
     if exists(join(folder, "plan.json")):
         return folder
-    with tempfile.TemporaryDirectory(prefix="firstsight-nights-") as scratch:
-        path = Path(scratch) / nights.NAME
-        path.write_bytes(table)
-        here = SourceFile(nights.NAME, str(path), len(table), 0.0)
-        named = {record[column] for record in read_csv(here, _PATHS) for column in _PATHS}
-        bad = next((name for name in named if name.startswith(("/", "\\")) or ".." in name.split("/") or "://" in name), None)
-        if bad is not None:
-            raise InputError(f"{join(base, nights.NAME)}: a path must be relative and stay below its folder, got {bad!r}")
-        files = [here, *(SourceFile(name, name, -1, 0.0) for name in sorted(named))]
-        found = nights.read(base, files, recipe.perceptual.min_votes)
+    found = _read(source, table, {name: str(place) for name, place in files.items()}, recipe.perceptual.min_votes)
     splits: list[str] = []
     for split in SPLITS:
         rows = [_remote(row) for row in in_order(row for row in found.rows if row.split == split)]
@@ -51,26 +63,78 @@ def plan(root: str, base: str, recipe: Recipe, manners: Manners) -> str:
             write_rows(folder, len(splits), as_table(rows[start : start + SLICE_SHARDS * settings.shard_samples]))
             splits.append(split)
     if "train" not in splits:
-        raise InputError(f"{base}: no triplet is left for training among {len(found.rows) + len(found.rejects)}")
+        raise InputError(f"{source}: no triplet is left for training among {len(found.rows) + len(found.rejects)}")
+    origin = {"uri": source, "fingerprint": fingerprint, "images": base, "remote": 1, **({"zips": 1} if members else {})}
     planned = Plan(
-        kind="triplets", name="nights-triplets", source={"uri": base, "fingerprint": fingerprint, "images": base, "remote": 1},
-        options=options, shard_samples=settings.shard_samples, splits=splits, rows_read=len(found.rows) + len(found.rejects),
-        columns="triplets", attribution=_ATTRIBUTION, judge=found.judge, **tally(found.rejects),
+        kind="triplets", name="nights-triplets", source=origin, options=options, shard_samples=settings.shard_samples, splits=splits,
+        rows_read=len(found.rows) + len(found.rejects), columns="triplets", attribution=_ATTRIBUTION, judge=found.judge,
+        **tally(found.rejects),
     )  # fmt: skip
     write_plan(folder, planned, found.rejects)
     return folder
 
 
-def _read_table(uri: str, manners: Manners) -> bytes:
-    if not uri.startswith(("http://", "https://")):
+def _look(client: PoliteClient, source: str, table_uri: str) -> tuple[str, bytes, dict[str, str | Member]]:
+    """The image base, data.csv, and where below the base each picture lies that the table names, by its name there."""
+    if source.endswith(".zip"):
+        base, _, archive = source.rpartition("/")
+        members = {member.name: member for member in read_directory(client, source, archive, "")}
+        if table_uri:
+            table = _read_table(client, table_uri)
+        elif nights.NAME in members:
+            inside = members[nights.NAME]
+            table = unpack_member(inside, read_range(client, source, inside.start, inside.length), client.manners.max_bytes)
+        else:
+            raise InputError(f"{source}: holds no {nights.NAME}: name it by --table")
+        names = _named(table, table_uri or source)
+        return base, table, {name: members[name] for name in names if name in members}
+    table = _read_table(client, table_uri or join(source, nights.NAME))
+    names = _named(table, table_uri or join(source, nights.NAME))
+    if not table_uri:
+        return source, table, {name: name for name in names}
+    chunks = sorted({"/".join(name.split("/")[:2]) for name in names})  # ref/017/123.png lies in ref/017.zip
+
+    def read(chunk: str) -> list[Member]:
+        return list(read_directory(client, join(source, f"{chunk}.zip"), f"{chunk}.zip", chunk.partition("/")[0]))
+
+    with ThreadPoolExecutor(client.manners.per_host) as pool:
+        members = {member.name: member for part in pool.map(read, chunks) for member in part}
+    return source, table, {name: members[name] for name in names if name in members}
+
+
+def _named(table: bytes, uri: str) -> list[str]:
+    """The paths that data.csv names; InputError where one leads out of its folder."""
+    with _as_file(table) as file:
+        names = sorted({record[column] for record in read_csv(file, _PATHS) for column in _PATHS})
+    bad = next((name for name in names if name.startswith(("/", "\\")) or ".." in name.split("/") or "://" in name), None)
+    if bad is not None:
+        raise InputError(f"{uri}: a path must be relative and stay below its folder, got {bad!r}")
+    return names
+
+
+def _read(uri: str, table: bytes, places: dict[str, str], min_votes: int) -> Rows[TripletRow]:
+    """The rows of the table, whose pictures are named by where they lie."""
+    pictures = [SourceFile(name, place, -1, 0.0) for name, place in places.items()]
+    with _as_file(table) as file:
+        return nights.read(uri, [file, *pictures], min_votes)
+
+
+@contextmanager
+def _as_file(table: bytes) -> Iterator[SourceFile]:
+    """data.csv as a file of this machine."""
+    with tempfile.TemporaryDirectory(prefix="firstsight-nights-") as scratch:
+        path = Path(scratch) / nights.NAME
+        path.write_bytes(table)
+        yield SourceFile(nights.NAME, str(path), len(table), 0.0)
+
+
+def _read_table(client: PoliteClient, uri: str) -> bytes:
+    if not is_web(uri):
         return read_bytes(uri)
-    client = PoliteClient(manners)
     try:
         return client.get(uri)
     except FetchError as error:
         raise InputError(f"{uri}: {error}") from error
-    finally:
-        client.close()
 
 
 def _remote(row: TripletRow) -> RemoteRow:

@@ -1,0 +1,129 @@
+"""Members of zips that lie elsewhere, each read by a range of its own: a zip of 58 GB need not be brought here.
+
+When planning, `read_directory` lists a zip's members; a row then names each of its pictures as a `Member` in words, and
+fetching asks for those bytes alone. Neither names, sizes nor checksums of a zip are trusted.
+"""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlencode
+
+from trainer.errors import InputError
+from trainer.staging.ranges import RangeReader
+from trainer.staging.remote.download import layout_name
+from trainer.staging.remote.http import FetchError, PoliteClient, is_web
+from trainer.storage import open_store
+
+_HEADER = struct.Struct("<4s5H3I2H")  # a member's local header, up to the lengths of its name and extra field
+_EXTRA_BYTES = 1024  # more than the extra field of any local header that is met
+_TAIL_BYTES = 1 << 16  # read at once from a zip's end, where its directory lies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Where a member lies in its zip: what a row keeps of it.
+
+    Attributes:
+        archive: path of the zip below the plan's image base.
+        name: of the member in NIGHTS' layout.
+        start: first byte of its local header.
+        length: of the range that holds header and data.
+        packed: bytes of the data as it lies there.
+        crc32: of the member.
+    """
+
+    archive: str
+    name: str
+    start: int
+    length: int
+    packed: int
+    crc32: int
+
+    def __str__(self) -> str:
+        """As it stands among the images of a row."""
+        facts = {"member": self.name, "start": self.start, "length": self.length, "packed": self.packed, "crc32": self.crc32}
+        return f"{self.archive}#{urlencode(facts)}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Member":
+        """The member that `str` made these words of."""
+        archive, _, fragment = text.rpartition("#")
+        facts = {name: values[0] for name, values in parse_qs(fragment).items()}
+        return cls(archive=archive, name=facts.pop("member"), **{name: int(value) for name, value in facts.items()})
+
+
+def read_range(client: PoliteClient, uri: str, start: int, length: int) -> bytes:
+    """Bytes of a file behind a URL or in a store."""
+    return client.get_range(uri, start, length).data if is_web(uri) else open_store(uri).get_range(uri, start, length)
+
+
+def read_directory(client: PoliteClient, uri: str, archive: str, place: str) -> Iterator[Member]:
+    """The files in a zip.
+
+    Args:
+        client: for a zip on the web.
+        uri: of the zip.
+        archive: its path below the image base.
+        place: `ref` or `distort`, where its members' names may not say so.
+
+    Raises:
+        InputError: there is none, it is no zip, or one that is cut short.
+        RunError: a name leads out of the folder.
+    """
+    size = _size(client, uri)
+    tail_start = max(size - _TAIL_BYTES, 0)
+    tail = read_range(client, uri, tail_start, size - tail_start) if size else b""
+
+    def read(start: int, length: int) -> bytes:
+        inside = start - tail_start
+        return tail[inside : inside + length] if inside >= 0 else read_range(client, uri, start, length)
+
+    try:
+        with zipfile.ZipFile(io.BufferedReader(RangeReader(size, read), 1 << 20)) as file:
+            for info in file.infolist():
+                if not info.is_dir():
+                    length = _HEADER.size + len(info.filename.encode()) + _EXTRA_BYTES + info.compress_size
+                    yield Member(
+                        archive=archive, name=str(layout_name(uri, info, place)), start=info.header_offset,
+                        length=min(length, size - info.header_offset), packed=info.compress_size, crc32=info.CRC,
+                    )  # fmt: skip
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+        raise InputError(f"{uri}: not a whole zip: {error}") from error
+
+
+def _size(client: PoliteClient, uri: str) -> int:
+    if not is_web(uri):
+        info = open_store(uri).head(uri)
+        if info is None:
+            raise InputError(f"{uri}: no such file")
+        return info.size
+    try:
+        return client.get_range(uri, 0, 1).total
+    except FetchError as error:
+        raise InputError(f"{uri}: {error}") from error
+
+
+def unpack_member(member: Member, data: bytes, most: int) -> bytes:
+    """A member's bytes, from the range that holds it.
+
+    Raises:
+        FetchError: the range holds something else than the directory said, or more than `most` bytes.
+    """
+    try:
+        signature, _, _, method, *_, name_bytes, extra_bytes = _HEADER.unpack_from(data)
+        start = _HEADER.size + name_bytes + extra_bytes
+        packed = data[start : start + member.packed]
+        if signature != b"PK\x03\x04" or len(packed) != member.packed or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("no stored or deflated member begins there")
+        content = packed if method == zipfile.ZIP_STORED else zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most + 1)
+    except (struct.error, zlib.error, ValueError) as error:
+        raise FetchError("damaged zip", f"{member.archive}: {member.name}: {error}") from error
+    if len(content) > most:
+        raise FetchError("too many bytes", f"{member.archive}: {member.name}: at most {most}")
+    if zlib.crc32(content) != member.crc32:
+        raise FetchError("damaged zip", f"{member.archive}: {member.name}: its checksum is not the directory's")
+    return content
