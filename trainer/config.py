@@ -259,6 +259,7 @@ class Placement:
     max_nonfinite_steps: int = placement(10, "Steps with a non-finite gradient that are skipped before the run stops.")
     watchdog_seconds: float = placement(1800.0, "A step that takes longer dumps every rank's stack and ends the run.")
     metrics_port: int = placement(0, "Prometheus endpoint of local rank 0; 0: none.")
+    preflight: bool = placement(False, "Measure network and store before step 1 and say what is too slow for the recipe.")
     log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
     compile: bool = placement(False, "torch.compile the towers; an option, it gains little on a CPU.")
     profile_steps: str = placement("", "A:B writes a torch profiler trace of steps A to B.")

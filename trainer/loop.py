@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer import checkpoint, distributed, optimizer, records
+from trainer import checkpoint, distributed, optimizer, preflight, records
 from trainer.config import OptimizerConfig, StageConfig, stream_seed
 from trainer.distributed import Distributed
 from trainer.errors import RunError, Stopped
@@ -70,6 +70,7 @@ def train(config: StageConfig) -> None:
             try:
                 # 4. Steps
                 records.write_lineage(run, {})
+                preflight.check(run)
                 _steps(run, loader, stop_requested)
                 # 5. The finished model
                 from_main(dist, lambda: records.finish(run))
