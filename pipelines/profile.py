@@ -17,7 +17,9 @@ from trainer.storage import read_bytes
 from trainer.storage.base import MissingObject
 
 PROFILE_VARIABLE = "FIRSTSIGHT_PROFILE"
-"""Path or URI of the profile; unset: everything runs on this machine."""
+"""Path or URI of the profile; unset: the mounted one, and where there is none everything runs on this machine."""
+MOUNTED = "/etc/firstsight/profile.yaml"
+"""Where the pipeline mounts the profile's ConfigMap."""
 BACKEND_VARIABLE = "FIRSTSIGHT_BACKEND"
 """Wins over the profile's `backend`: what BACKEND= on the command line says."""
 BackendName = Literal["local", "pytorchjob", "trainjob"]
@@ -87,12 +89,12 @@ class Overrides:
 
 
 def read_profile(uri: str = "") -> Profile:
-    """The profile at `uri`, else at FIRSTSIGHT_PROFILE, else the defaults: this machine.
+    """The profile at `uri`, else at FIRSTSIGHT_PROFILE, else the mounted one, else the defaults: this machine.
 
     Raises:
         InputError: no such file, an unknown key, a value out of range.
     """
-    uri = uri or os.environ.get(PROFILE_VARIABLE, "")
+    uri = uri or os.environ.get(PROFILE_VARIABLE, "") or (MOUNTED if os.path.exists(MOUNTED) else "")
     profile = Profile()
     if uri:
         try:

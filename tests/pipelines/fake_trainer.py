@@ -59,6 +59,7 @@ def _report(experiment: str) -> None:
     cells = [entry["cell"] for entry in read_json(join(experiment, "plan.json"))["cells"]]
     Path(experiment, "report").mkdir(parents=True, exist_ok=True)
     Path(experiment, "report", "index.html").write_text("<p>fake</p>")
+    Path(experiment, "report", "report.md").write_text("# fake\n")
     summary = {"sentence": "A fake answer.", "columns": ["Arm"], "rows": [[cell] for cell in cells], "notes": []}
     write_json(join(experiment, "report", "results.json"), {"summary": summary})
 

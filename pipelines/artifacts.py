@@ -1,0 +1,44 @@
+"""What the exit task shows in Kubeflow's UI: the report's page, its tables as Markdown, and figures as metrics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.storage import read_bytes
+from trainer.storage.base import MissingObject
+
+NOTHING = "Nothing to report: the run ended {state} before it was planned."
+
+
+def read_report(page: str, state: str) -> tuple[bytes, bytes, dict[str, float]]:
+    """The report beside `page` as HTML, as Markdown, and its figures by name; where there is none, a sentence.
+
+    Args:
+        page: URI of index.html; empty: the run has no report.
+        state: how the run ended, for the sentence.
+    """
+    folder = page.rpartition("/")[0]
+    if not page:
+        nothing = NOTHING.format(state=state)
+        return f"<p>{nothing}</p>".encode(), nothing.encode(), {}
+    return read_bytes(page), read_bytes(f"{folder}/report.md"), _figures(f"{folder}/results.json")
+
+
+def write(path: str, content: bytes | str) -> None:
+    """Write an artifact where KFP takes it from."""
+    Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _figures(uri: str) -> dict[str, float]:
+    """Per endpoint and arm the mean score over seeds, and every difference, in percent: KFP's table shows few digits of a fraction."""
+    try:
+        results: dict[str, Any] = json.loads(read_bytes(uri))
+    except MissingObject:
+        return {}
+    scores: dict[str, list[float]] = {}
+    for row in results.get("scores", []):
+        scores.setdefault(f"{row['endpoint']} {row['arm']}", []).append(row["value"])
+    figures = {f"{name} (%)": 100 * sum(values) / len(values) for name, values in scores.items()}
+    for row in results.get("contrasts", []):
+        figures[f"{row['endpoint']} {row['arm']} - {row['against']} (points)"] = 100 * row["mean"]
+    return {name: round(value, 2) for name, value in figures.items()}
