@@ -23,6 +23,10 @@ WATCH_MARGIN_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 300.0
 
 
+class MissingKind(InputError):
+    """The cluster has not this kind of object, or in another version: its CRD is not installed."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of object.
@@ -151,16 +155,38 @@ class Cluster:
             raise self._explain("patch", kind, place, refused.refusal) from refused
 
     def delete(
-        self, kind: Kind, name: str, namespace: str | None = None, grace_seconds: int | None = None, propagation: str = "Foreground"
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str | None = None,
+        grace_seconds: int | None = None,
+        propagation: str = "Foreground",
+        resource_version: str = "",
     ) -> None:
-        """Ask for its deletion; that it is gone is fine. Foreground: it stays until what it owns is gone."""
+        """Ask for its deletion; that it is gone is fine. Foreground: it stays until what it owns is gone.
+
+        Args:
+            kind: of the object.
+            name: of the object.
+            namespace: None: the cluster's own.
+            grace_seconds: of pods, instead of their own.
+            propagation: what becomes of what it owns.
+            resource_version: that the object must still have, where its deletion follows from what it held.
+
+        Raises:
+            Conflict: it has another version by now.
+        """
         place = self._place(namespace)
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
+        if resource_version:
+            options["preconditions"] = {"resourceVersion": resource_version}
         try:
             self._call("delete", kind, place, "DELETE", kind.path(place, name), body=options)
         except Refused as refused:
+            if refused.refusal.status == 409 and resource_version:
+                raise Conflict(f"{kind.resource} {place}/{name}: {refused.refusal.message}") from refused
             if not _no_such_object(refused.refusal) and refused.refusal.status != 409:  # 409: it is being deleted
                 raise self._explain("delete", kind, place, refused.refusal) from refused
 
@@ -286,7 +312,7 @@ class Cluster:
         if refusal.status == 404 and refusal.kind == "namespaces":
             return InputError(f"namespace {place} does not exist ({self.server})")
         if refusal.status == 404:
-            return InputError(self._missing_kind(kind))
+            return MissingKind(self._missing_kind(kind))
         line = f"{verb} {kind.resource} in {where}: refused by {self.server}: {refusal.message}"
         return (RunError if refusal.status in (403, 409) and not _is_denial(refusal) else InputError)(line)
 
