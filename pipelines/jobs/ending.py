@@ -1,0 +1,58 @@
+"""How a job is ended by whoever ends it (a launcher, `cancel`, the reaper): the job first, then its pods, with little grace."""
+
+import time
+from typing import Any
+
+from pipelines.jobs.cluster import JOB, POD, PYTORCHJOB, TRAINJOB, Cluster, Kind
+from trainer.errors import RunError
+
+POD_GRACE_SECONDS = 20
+"""Left to pods that nobody wants any more, instead of their 180 s; trainers save in it what they can."""
+POD_LABEL = {
+    PYTORCHJOB: "training.kubeflow.org/job-name",
+    TRAINJOB: "jobset.sigs.k8s.io/jobset-name",
+    JOB: "batch.kubernetes.io/job-name",
+}
+"""Which label of a pod names its job; each kind's controller sets its own."""
+GONE_SECONDS = 120.0
+POLL_SECONDS = 1.0
+
+
+def pods_of(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None) -> list[dict[str, Any]]:
+    """The job's pods, those that are being deleted too."""
+    return cluster.list(POD, labels=f"{POD_LABEL[kind]}={name}", namespace=namespace)
+
+
+def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, resource_version: str = "") -> None:
+    """Delete the job and hurry its pods; does not wait. The job stays, being deleted, until its pods are gone.
+
+    Raises:
+        Conflict: the job has another version than the one given.
+    """
+    cluster.delete(kind, name, namespace=namespace, resource_version=resource_version)
+    hurry(cluster, kind, name, namespace)
+
+
+def hurry(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None) -> None:
+    """Shorten the grace of the job's pods to POD_GRACE_SECONDS; may be repeated, it never gives them more."""
+    for pod in pods_of(cluster, kind, name, namespace):
+        if pod["metadata"].get("deletionGracePeriodSeconds", POD_GRACE_SECONDS + 1) > POD_GRACE_SECONDS:
+            cluster.delete(POD, pod["metadata"]["name"], namespace=namespace, grace_seconds=POD_GRACE_SECONDS, propagation="Background")
+
+
+def wait_until_gone(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, seconds: float = GONE_SECONDS) -> None:
+    """Wait until neither the job nor a pod of it is left.
+
+    Raises:
+        RunError: something still is after so many seconds; the line names it.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        left = [pod["metadata"]["name"] for pod in pods_of(cluster, kind, name, namespace)]
+        if not left and cluster.get(kind, name, namespace) is None:
+            return
+        if time.monotonic() > deadline:
+            what = f"pods {', '.join(left)}" if left else f"{kind.kind} {name}"
+            raise RunError(f"{what}: still there {seconds:.0f} s after {kind.kind} {name} was deleted")
+        hurry(cluster, kind, name, namespace)  # those that its controller made meanwhile
+        time.sleep(POLL_SECONDS)
