@@ -164,8 +164,10 @@ class Api:
         return json.loads(data) if data else {}
 
     @contextlib.contextmanager
-    def lines(self, path: str, query: Mapping[str, str], read_seconds: float) -> Iterator[Iterator[bytes]]:
-        """The lines of a streamed answer as they come.
+    def lines(
+        self, path: str, query: Mapping[str, str], read_seconds: float, stop: threading.Event | None = None
+    ) -> Iterator[Iterator[bytes]]:
+        """The lines of a streamed answer as they come; none once `stop` is set.
 
         A line that the connection cut short is dropped, and Unreachable raised.
         """
@@ -173,7 +175,8 @@ class Api:
         with self._lock:
             self._streams.add(response)
         try:
-            yield self._split(response)
+            # whoever stops sets it before hang_up, so a stream that opened too late for that is seen here
+            yield iter(()) if stop is not None and stop.is_set() else self._split(response)
         finally:
             with self._lock:
                 self._streams.discard(response)
@@ -182,7 +185,7 @@ class Api:
     def hang_up(self) -> None:
         """Break every open stream; those who read them see Unreachable and decide."""
         with self._lock:
-            for response in self._streams:
+            for response in list(self._streams):
                 with contextlib.suppress(OSError, ValueError, RuntimeError):  # it ended by itself
                     response.shutdown()
 

@@ -212,7 +212,7 @@ class Cluster:
         """
         place, selectors = self._place(namespace), _selectors(labels, f"metadata.name={name}" if name else fields)
         return Watch(
-            lambda once: self._list(kind, place, selectors, once=once), lambda version: self._changes(kind, place, selectors, version)
+            lambda once: self._list(kind, place, selectors, once=once), lambda version: self._changes(kind, place, selectors, version, stop)
         ).run(stop)
 
     def log(
@@ -226,6 +226,7 @@ class Cluster:
         previous: bool = False,
         tail: int = 0,
         namespace: str | None = None,
+        stop: threading.Event | None = None,
     ) -> Iterator[str]:
         """Lines of a container's log; none where the container has not started or the pod is gone.
 
@@ -238,6 +239,7 @@ class Cluster:
             previous: of the container before its last restart.
             tail: only so many last lines; 0: all.
             namespace: None: the cluster's own.
+            stop: ends it, together with `hang_up`.
 
         Raises:
             Unreachable: the connection broke; go on by `since`.
@@ -249,7 +251,7 @@ class Cluster:
         query |= {"previous": "true"} if previous else {}
         query |= {"tailLines": str(tail)} if tail else {}
         try:
-            with self._api.lines(f"{POD.path(place, pod)}/log", query, LOG_SILENCE_SECONDS) as lines:
+            with self._api.lines(f"{POD.path(place, pod)}/log", query, LOG_SILENCE_SECONDS, stop) as lines:
                 for line in lines:
                     yield line.decode(errors="replace")
         except Refused as refused:
@@ -271,12 +273,14 @@ class Cluster:
         head = {"apiVersion": kind.api_version, "kind": kind.kind}  # objects of a list do not repeat it
         return [{**head, **item} for item in answer.get("items") or []], answer["metadata"]["resourceVersion"]
 
-    def _changes(self, kind: Kind, place: str, selectors: Mapping[str, str], version: str) -> Iterator[tuple[str, Object]]:
+    def _changes(
+        self, kind: Kind, place: str, selectors: Mapping[str, str], version: str, stop: threading.Event
+    ) -> Iterator[tuple[str, Object]]:
         """One watch, bookmarks included."""
         seconds = int(WATCH_SECONDS * random.uniform(0.8, 1.0))
         query = {**selectors, "watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         try:
-            with self._api.lines(kind.path(place), query, seconds + WATCH_MARGIN_SECONDS) as lines:
+            with self._api.lines(kind.path(place), query, seconds + WATCH_MARGIN_SECONDS, stop) as lines:
                 for line in lines:
                     try:
                         event = json.loads(line)
