@@ -1,35 +1,44 @@
-"""`python -m tests.cluster build | up | down | status`."""
+"""`python -m tests.cluster build | up | down | status | tools`."""
 
 import json
 import os
 import sys
 from collections.abc import Callable
 
-from tests.cluster import addons, build, node
+from tests.cluster import addons, build, node, volumes
+from tests.cluster.store import deploy_store
 
 
 def main() -> int:
-    """Run one verb; `up` builds what is missing first."""
+    """Run one verb; `up` builds what is missing first, `tools` prints the folder of helm, kubectl and what checks charts."""
     verbs: dict[str, Callable[[], None]] = {
         "build": build.build,
         "up": _up,
         "down": node.down,
         "status": lambda: print(json.dumps(node.status(), indent=1)),
+        "tools": lambda: print(build.chart_tools()),
     }
     if len(sys.argv) != 2 or sys.argv[1] not in verbs:
         print(__doc__, file=sys.stderr)
         return 2
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and sys.argv[1] != "tools":
         print("cluster: needs root: it makes a network namespace, mounts and cgroups", file=sys.stderr)
         return 2
-    verbs[sys.argv[1]]()
+    try:
+        verbs[sys.argv[1]]()
+    except (AssertionError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
 def _up() -> None:
     build.build()
     node.up()
+    volumes.prepare()
     addons.deploy_training_operator()
+    addons.deploy_monitoring()
+    deploy_store("fs-store")
 
 
 if __name__ == "__main__":

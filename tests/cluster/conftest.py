@@ -1,14 +1,12 @@
 """The cluster of the e2e tests: the one that KUBECONFIG names, or one brought up on this machine and taken down again."""
 
-import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from tests.cluster import addons, build, node, settings
+from tests.cluster import addons, build, harness, node, settings, volumes
+from tests.cluster.store import Store, deploy_store
 
 Kubectl = Callable[..., str]
 
@@ -16,33 +14,50 @@ Kubectl = Callable[..., str]
 @pytest.fixture(scope="session")
 def kubectl() -> Iterator[Kubectl]:
     """`kubectl(*arguments, text=stdin)` on the cluster; a failure is an AssertionError with what kubectl said."""
-    given = "KUBECONFIG" in os.environ
-    environment = dict(os.environ) if given else settings.environment()
-    if not given:
+    ours, runs_already = harness.own_cluster(), any(node.status().values())
+    if ours:
+        assert os.geteuid() == 0, "a cluster on this machine needs root (network namespace, mounts); or name another one by KUBECONFIG"
         build.build()
-        node.up()
-        addons.deploy_training_operator()
+        try:
+            node.up()
+            volumes.prepare()
+            addons.deploy_training_operator()
+            yield harness.kubectl
+        finally:
+            if not runs_already:
+                node.down()
+    else:
+        build.fetch_kubectl_and_helm()
+        yield harness.kubectl
 
-    def run(*arguments: str, text: str | None = None) -> str:
-        done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr.strip()}"
-        return done.stdout
 
-    try:
-        yield run
-    finally:
-        if not given:
-            node.down()
+@pytest.fixture(scope="session")
+def monitoring(kubectl: Kubectl) -> str:
+    """The URL of a Prometheus that takes up every PodMonitor and PrometheusRule of the cluster."""
+    if harness.own_cluster():
+        addons.deploy_monitoring()
+    return addons.prometheus_address()
+
+
+@pytest.fixture(scope="session")
+def store(kubectl: Kubectl) -> Store:
+    """One MinIO in the cluster for the whole session, for pods and for this machine."""
+    return deploy_store("fs-store")
 
 
 @pytest.fixture
 def restricted_namespace(kubectl: Kubectl) -> Iterator[str]:
-    """A namespace that enforces restricted Pod Security."""
-    name = "fs-restricted"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/enforce-version": "latest"}
-    manifest: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-    kubectl("apply", "-f", "-", text=json.dumps(manifest))
+    """A new namespace that enforces restricted Pod Security and has the claims through which pods see Python."""
+    name = harness.make_namespace()
     try:
         yield name
     finally:
-        kubectl("delete", "namespace", name, "--wait=true")
+        harness.remove_namespace(name)
+
+
+@pytest.fixture
+def own_node(kubectl: Kubectl) -> None:
+    """For tests that break the node itself, which they may do to their own only."""
+    if not harness.own_cluster():
+        pytest.skip(f"stops processes of the node: only on the cluster that node.py brings up, not on {os.environ['KUBECONFIG']}")
+    assert settings.STATE.exists()

@@ -36,9 +36,14 @@ def up() -> None:
 
 
 def start_container_runtime() -> None:
-    """containerd, and the images that are not in it yet."""
+    """containerd, with the cluster's images in it."""
     start("containerd", "containerd", "--config", str(STATE / "containerd.toml"))
     wait_for("containerd", lambda: _ctr("version"))
+    import_images()
+
+
+def import_images() -> None:
+    """Import the archives of settings.IMAGES that containerd does not have yet."""
     for archive in sorted(settings.IMAGES.glob("*.tar")):
         stamp = STATE / "run" / f"{archive.name}.{archive.stat().st_mtime_ns}"
         if not stamp.exists():
@@ -59,7 +64,7 @@ def start_control_plane() -> None:
         "controller-manager", "kube-controller-manager", f"--kubeconfig={STATE}/controller-manager.conf", "--leader-elect=false",
         f"--service-account-private-key-file={pki}/sa.key", f"--root-ca-file={pki}/ca.crt", "--use-service-account-credentials",
         f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key", "--bind-address=127.0.0.1",
-        "--enable-hostpath-provisioner",
+        "--enable-hostpath-provisioner", umask=0,  # the volumes it makes are for pods that are not root
     )  # fmt: skip
     start("scheduler", "kube-scheduler", f"--kubeconfig={STATE}/scheduler.conf", "--leader-elect=false", "--bind-address=127.0.0.1")
     wait_for("bootstrap objects", lambda: _kubectl("apply", "-f", str(settings.HERE / "templates/bootstrap.yaml")))
@@ -103,14 +108,15 @@ def start_kubelet() -> None:
     )  # fmt: skip
 
 
-def start(name: str, *command: str) -> None:
+def start(name: str, *command: str, umask: int = 0o022) -> None:
     """Run `command` in the node's network, its pid recorded, unless it runs already."""
     if alive(name):
         return
     with (STATE / "logs" / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
-            [*INSIDE, *command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=settings.environment()
-        )
+            [*INSIDE, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, umask=umask,
+            env=settings.environment(),
+        )  # fmt: skip
     (STATE / "run" / f"{name}.pid").write_text(str(process.pid))
 
 
@@ -159,6 +165,7 @@ def down() -> None:
     subprocess.run(["ip", "link", "del", f"{settings.NAMESPACE}h"], capture_output=True)
     if NETNS.exists():
         subprocess.run(["ip", "netns", "del", settings.NAMESPACE], check=True)
+    shutil.rmtree(settings.PROVISIONED, ignore_errors=True)
     shutil.rmtree(STATE)
 
 

@@ -4,7 +4,14 @@ import os
 from pathlib import Path
 
 KUBERNETES = "v1.34.4"
+PROMETHEUS, PROMETHEUS_OPERATOR = "3.16.0", "0.85.0"
+DEBIAN = "bookworm"  # of the pods; python in them is this machine's, so its C library must not be newer
 OPERATOR_IMAGE = "docker.io/kubeflow/training-operator:v1.8.1"
+MINIO_IMAGE = "docker.io/firstsight/minio:e2e"
+BASE_IMAGE = "docker.io/firstsight/base:e2e"  # Debian with what CPython links to; Python and torch come by volumes
+PROMETHEUS_IMAGE = "docker.io/firstsight/prometheus:e2e"
+PROMETHEUS_OPERATOR_IMAGE = "docker.io/firstsight/prometheus-operator:e2e"
+CONFIG_RELOADER_IMAGE = "docker.io/firstsight/prometheus-config-reloader:e2e"
 
 HERE = Path(__file__).parent
 CACHE = Path(
@@ -15,6 +22,7 @@ IMAGES = CACHE / "images"  # docker archives, imported into containerd at start
 ROOTFS = CACHE / "rootfs"  # Debian with what CPython links to
 STATE = Path(os.environ.get("FIRSTSIGHT_CLUSTER_STATE", "/var/lib/firstsight-cluster"))  # all that a running cluster writes
 KUBECONFIG = STATE / "admin.conf"
+PROVISIONED = Path("/tmp/hostpath_pv")  # where the controller manager's provisioner makes volumes; it can't be told another place
 CONTAINERD_SOCKET = STATE / "containerd" / "c.sock"
 
 NAMESPACE = "fs-e2e"  # network namespace, cgroup and interfaces; 8 characters at most
