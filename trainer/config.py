@@ -261,7 +261,7 @@ class Placement:
     metrics_port: int = placement(0, "Prometheus endpoint of local rank 0; 0: none.")
     preflight: bool = placement(False, "Measure network and store before step 1 and say what is too slow for the recipe.")
     log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
-    compile: bool = placement(False, "torch.compile the towers; an option, it gains little on a CPU.")
+    compile: bool = placement(False, "torch.compile the blocks of the towers; an option: it gains little on a CPU.")
     profile_steps: str = placement("", "A:B writes a torch profiler trace of steps A to B.")
     tensorboard_dir: str = placement("", "Also log to TensorBoard there (needs the tensorboard package).")
     wandb_project: str = placement("", "Also log to Weights & Biases (needs the wandb package).")

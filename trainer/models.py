@@ -1,9 +1,7 @@
 """The two towers: open_clip's CLIP, built from the recipe with named random streams.
 
 The modules and their key names are open_clip's, so that what is trained here opens there. Ours are the
-initialisation, the strict loading of a tower, and the text forward, which runs each caption at about its own length.
-
-Shapes: B batch, L tokens, D joint width, W tower width.
+initialisation and the strict loading of a tower; trainer/encoding.py runs them.
 """
 
 import json
@@ -14,17 +12,12 @@ from typing import Any
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.transformer import ResidualAttentionBlock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, stream_seed
 from trainer.errors import InputError
-
-TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
-"""Lengths at which captions run: each joins the shortest bucket that holds it. Six edges save nearly what packing would."""
 
 VOCABULARY = 49408
 LOGIT_SCALES = {"100": math.log(100), "1/0.07": math.log(1 / 0.07)}
@@ -186,112 +179,6 @@ def _init_text(model: open_clip.CLIP, generator: torch.Generator) -> None:
             bound = linear.in_features**-0.5
             linear.bias.uniform_(-bound, bound, generator=generator)
     model.text_projection.normal_(std=width**-0.5, generator=generator)
-
-
-# -------------------------------------------------------------------------------------------------- encoding
-
-
-def encode_image(model: open_clip.CLIP, images: Tensor) -> Tensor:
-    """Image features: open_clip's, with the last block run for the class token alone.
-
-    Args:
-        model: the towers.
-        images: (B, 3, S, S), normalised with CLIP's mean and deviation.
-
-    Returns:
-        (B, D), L2-normalised, float32 (float64 where the weights are).
-    """
-    visual = model.visual
-    if visual.attn_pool is not None or visual.pool_type != "tok" or not _plain(visual.transformer):
-        return normalize(visual(images))
-    x = visual._embeds(images)
-    class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    x = _run_blocks(visual.transformer.resblocks, x, class_token, causal=False)
-    return normalize(visual.ln_post(x) @ visual.proj)
-
-
-def encode_text(model: open_clip.CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS) -> Tensor:
-    """Text features, each caption run at the shortest bucket that holds it, the last block for its EOT alone.
-
-    Exact: the tower is causal and pools at the first EOT, so what follows a caption's last token changes nothing.
-
-    Args:
-        model: the towers.
-        tokens: (B, L) int64, zero after each caption.
-        lengths: (B,) int64 on the CPU, tokens of each caption with start and end; the split is made there, without a wait.
-        buckets: rising lengths; a caption longer than the last runs at L. Empty: all run at L.
-
-    Returns:
-        (B, D), L2-normalised, float32 (float64 where the weights are).
-    """
-    edges = torch.tensor([edge for edge in buckets if edge < tokens.shape[1]] + [tokens.shape[1]])
-    bucket_of = torch.bucketize(lengths.clamp(max=tokens.shape[1]), edges)
-    order = torch.argsort(bucket_of, stable=True)
-    counts = torch.bincount(bucket_of, minlength=len(edges)).tolist()
-    shapes = [(count, edge) for count, edge in zip(counts, edges.tolist(), strict=True) if count]
-    ordered = tokens[order.to(tokens.device)]
-    rows = ordered.split([count for count, _ in shapes])  # type: ignore[no-untyped-call]
-    # one look-up for all buckets: its gradient is the size of the vocabulary, however few tokens come in
-    ids = torch.cat([part[:, :edge].flatten() for part, (_, edge) in zip(rows, shapes, strict=True)])
-    embedded = model.token_embedding(ids).split([count * edge for count, edge in shapes])
-    parts = [_run_text(model, x.view(*shape, -1), part.argmax(dim=-1)) for x, part, shape in zip(embedded, rows, shapes, strict=True)]
-    features = model.ln_final(torch.cat(parts)) @ model.text_projection
-    return normalize(features[torch.argsort(order).to(tokens.device)])
-
-
-def _run_text(model: open_clip.CLIP, x: Tensor, end: Tensor) -> Tensor:
-    """Embedded tokens (b, l, W) -> the last block's output (b, W) at each caption's first EOT, `end` (b,)."""
-    length = x.shape[1]
-    x = x + model.positional_embedding[:length]
-    if _plain(model.transformer):
-        return _run_blocks(model.transformer.resblocks, x, end, causal=True)
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    return x[torch.arange(len(x), device=x.device), end]
-
-
-def _plain(transformer: Any) -> bool:
-    """Whether all blocks are open_clip's default ones, whose forward we know."""
-    return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
-
-
-def _run_blocks(blocks: Any, x: Tensor, at: Tensor, *, causal: bool) -> Tensor:
-    """Tokens (b, l, W) through the blocks -> (b, W), the last one's output at position `at` (b,) alone.
-
-    What the other tokens would become in the last block is read by nobody: its queries, output projection and MLP
-    run for one token, a twelfth of the tower's work nearly for nothing. Attention goes to the kernel unmasked or
-    causal, so that the fused ones apply.
-    """
-    for block in blocks[:-1]:
-        query, key, value = _heads(block.attn, block.ln_1(x))
-        x = x + block.ls_1(_attend(block.attn, query, key, value, causal=causal))
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    block, rows = blocks[-1], torch.arange(len(x), device=x.device)
-    y, weight, bias, width = block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias, x.shape[-1]
-    query = F.linear(y[rows, at], weight[:width], bias[:width]).view(len(x), block.attn.num_heads, 1, -1)
-    key, value = F.linear(y, weight[width:], bias[width:]).view(*y.shape[:2], 2, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    seen = (torch.arange(x.shape[1], device=x.device) <= at[:, None])[:, None, None] if causal else None
-    x = x[rows, at] + block.ls_1(_attend(block.attn, query, key, value, seen)[:, 0])
-    return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
-
-
-def _heads(attention: nn.MultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(b, l, W) -> queries, keys, values, each (b, heads, l, W / heads)."""
-    projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias).view(*x.shape[:2], 3, attention.num_heads, -1)
-    query, key, value = projected.permute(2, 0, 3, 1, 4)
-    return query, key, value
-
-
-def _attend(
-    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None, causal: bool = False
-) -> Tensor:
-    """Attention and its output projection: (b, heads, q, d) against (b, heads, l, d) -> (b, q, W)."""
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=causal)
-    return attention.out_proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-def normalize(features: Tensor) -> Tensor:
-    """(B, D) of any precision -> unit length, float32 or float64."""
-    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 
 # --------------------------------------------------------------------------------------- weights in and out

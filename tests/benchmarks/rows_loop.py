@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.benchmarks.harness import Measured, interleaved, row, wall_seconds
 from tests.train import build
-from trainer import checkpoint, models, optimizer
+from trainer import checkpoint, encoding, models, optimizer
 from trainer.config import ModelConfig, OptimizerConfig, StageConfig
 from trainer.losses import contrastive_loss
 
@@ -78,7 +78,7 @@ def save_stall_in_steps(folder: Path) -> Measured:
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            image_features, text_features = models.encode_image(model, images), models.encode_text(model, tokens, lengths)
+            image_features, text_features = encoding.encode_image(model, images), encoding.encode_text(model, tokens, lengths)
         contrastive_loss(image_features, text_features, model.logit_scale.exp()).backward()  # type: ignore[no-untyped-call]
         built.step()
         built.zero_grad()

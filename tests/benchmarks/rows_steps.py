@@ -9,7 +9,7 @@ import torch
 from tests.benchmarks import training
 from tests.benchmarks.harness import Measured, cpu_rate, interleaved, row
 from tests.ranks import run_ranks
-from trainer import models
+from trainer import encoding, models
 from trainer.distributed import Distributed
 from trainer.losses import contrastive_loss
 
@@ -38,7 +38,7 @@ def text_tower(folder: Path) -> Measured:
 
     def ours() -> int:
         with training.autocast("cpu", precision):
-            features = models.encode_text(model, given.tokens, given.lengths)
+            features = encoding.encode_text(model, given.tokens, given.lengths)
         torch.autograd.grad(features.sum(), weights)
         return BATCH
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer import models
+from trainer import encoding, models
 from trainer.configs import load_recipe
 
 TINY = load_recipe("smoke").model
@@ -19,12 +19,12 @@ def captions(lengths: list[int], context: int = 77) -> tuple[torch.Tensor, torch
     return tokens, torch.tensor(lengths)
 
 
-@pytest.mark.parametrize("buckets", [models.TEXT_BUCKETS, (8, 77), (40,), ()])
+@pytest.mark.parametrize("buckets", [encoding.TEXT_BUCKETS, (8, 77), (40,), ()])
 def test_buckets_change_neither_features_nor_gradients(buckets: tuple[int, ...]) -> None:
     """In float64 the features are open_clip's own to 1e-12, and so is every weight's gradient."""
     model = models.build_model(TINY, 0).double()
     tokens, lengths = captions([3, 12, 13, 16, 40, 77, 48, 5])
-    ours = models.encode_text(model, tokens, lengths, buckets)
+    ours = encoding.encode_text(model, tokens, lengths, buckets)
     theirs = model.encode_text(tokens, normalize=True)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     weights = [p for name, p in model.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
@@ -40,7 +40,7 @@ def test_the_first_end_token_pools() -> None:
     model = models.build_model(TINY, 0).double()
     tokens, lengths = captions([20, 30])
     tokens[0, 7] = END
-    torch.testing.assert_close(models.encode_text(model, tokens, lengths), model.encode_text(tokens, normalize=True), rtol=0, atol=1e-12)
+    torch.testing.assert_close(encoding.encode_text(model, tokens, lengths), model.encode_text(tokens, normalize=True), rtol=0, atol=1e-12)
 
 
 def test_a_short_context_is_padded_to_no_more_than_itself() -> None:
@@ -49,15 +49,15 @@ def test_a_short_context_is_padded_to_no_more_than_itself() -> None:
     tokens, lengths = captions([5, 20], context=20)
     full = torch.zeros(2, 77, dtype=torch.int64)
     full[:, :20] = tokens
-    torch.testing.assert_close(models.encode_text(model, tokens, lengths), model.encode_text(full, normalize=True), rtol=0, atol=1e-12)
+    torch.testing.assert_close(encoding.encode_text(model, tokens, lengths), model.encode_text(full, normalize=True), rtol=0, atol=1e-12)
 
 
 def test_image_features_are_open_clips() -> None:
     """encode_image is open_clip's, normalised in float32 or better."""
     model = models.build_model(TINY, 0)
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(models.encode_image(model, images), model.encode_image(images, normalize=True))
+    torch.testing.assert_close(encoding.encode_image(model, images), model.encode_image(images, normalize=True))
     with torch.autocast("cpu", torch.bfloat16):
-        features = models.encode_image(model, images)
+        features = encoding.encode_image(model, images)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(3))

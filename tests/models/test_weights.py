@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import models
+from trainer import encoding, models
 from trainer.config import ModelConfig
 from trainer.configs import load_recipe
 from trainer.errors import InputError
@@ -99,8 +99,8 @@ def test_open_clip_opens_the_final_model(config: ModelConfig, tmp_path: Path) ->
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a red square", "a longer caption of a red square on nothing"])
     lengths = (tokens != 0).sum(1)
     with torch.no_grad():
-        torch.testing.assert_close(models.encode_image(model, picture), opened.encode_image(picture, normalize=True))
-        torch.testing.assert_close(models.encode_text(model, tokens, lengths), opened.encode_text(tokens, normalize=True))
+        torch.testing.assert_close(encoding.encode_image(model, picture), opened.encode_image(picture, normalize=True))
+        torch.testing.assert_close(encoding.encode_text(model, tokens, lengths), opened.encode_text(tokens, normalize=True))
 
 
 def test_the_saved_configuration_names_every_size(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed, models
+from trainer import distributed, encoding, models
 from trainer.config import ContrastiveConfig, StageConfig
 from trainer.data.augment import augment_on_device
 from trainer.data.loader import PairBatch, PairsLoader
@@ -67,9 +67,7 @@ class ContrastiveStage:
             self.model.double()
         self.module = self.model
         self.memory = {}
-        self.text_buckets = models.TEXT_BUCKETS
-        # captions come in buckets of ever new sizes; pictures in one, which is what a compiler likes
-        self._encode_image = torch.compile(models.encode_image) if config.placement.compile else models.encode_image
+        self.text_buckets = encoding.TEXT_BUCKETS
 
     def loader(self) -> PairsLoader:
         """The pairs of this rank, in canonical order."""
@@ -145,9 +143,10 @@ class ContrastiveStage:
         images = augment_on_device(pairs.images, pairs.seeds, self._recipe.augmentation)
         if self._recipe.precision == "fp64":
             images = images.double()
+        compiled = self._config.placement.compile
         with self._autocast():
-            text = models.encode_text(self.model, pairs.tokens, pairs.lengths, self.text_buckets)
-            return self._encode_image(self.model, images), text
+            text = encoding.encode_text(self.model, pairs.tokens, pairs.lengths, self.text_buckets, compiled=compiled)
+            return encoding.encode_image(self.model, images, compiled=compiled), text
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._recipe.precision == "bf16" else nullcontext()

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer import losses, models
+from trainer import encoding, losses, models
 from trainer.config import OptimizerConfig, PerceptualConfig, PosthocConfig, StageConfig
 from trainer.data.augment import normalise
 from trainer.data.loader import Split, TripletsLoader
@@ -44,8 +44,6 @@ class TripletStage:
         self._flops = 3 * models.flops_per_sample(config.model, 0)
         self._validation: TripletsLoader | None = None
         self._has_validation = bool(require_manifest(config.data.uri, config.data.identity).split("val"))
-        if config.placement.compile:
-            self.model.visual.compile()
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -139,7 +137,7 @@ class TripletStage:
         pixels = normalise(images.flatten(0, 1))
         pixels = pixels.double() if self._settings.precision == "fp64" else pixels
         with torch.autocast(self._dist.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-            features = models.encode_image(self.model, pixels)
+            features = encoding.encode_image(self.model, pixels, compiled=self._config.placement.compile)
         return features.view(-1, 3, features.shape[-1])
 
     def _chunks(self, batch: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,0 +1,185 @@
+"""The towers forward: pictures and captions to unit features, with open_clip's modules and weights.
+
+What differs from open_clip's own forward is the work, not the function. Captions run at about their own length, the last
+block runs for the one token that is read behind it, patches are cut by a view and multiplied instead of convolved,
+and attention gets no mask tensor. So that the matrix products are few and large, tokens of all sequences lie end to end.
+
+Shapes: B batch, L tokens of a sequence, T tokens of all sequences, D joint width, W tower width.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
+"""Lengths at which captions run: each joins the shortest bucket that holds it. Six edges save nearly what packing would."""
+
+Shapes = tuple[tuple[int, int], ...]
+"""How sequences lie in T, run by run: (number of sequences, their length)."""
+
+
+def encode_image(model: open_clip.CLIP, images: Tensor, *, compiled: bool = False) -> Tensor:
+    """Image features.
+
+    Args:
+        model: the towers.
+        images: (B, 3, S, S), normalised with CLIP's mean and deviation.
+        compiled: run the blocks through torch.compile.
+
+    Returns:
+        (B, D), L2-normalised, float32 (float64 where the weights are).
+    """
+    visual = model.visual
+    if visual.attn_pool is not None or visual.pool_type != "tok" or not _plain(visual.transformer):
+        return normalize(visual(images))
+    x = _embed_patches(visual, images)
+    count, length = x.shape[:2]
+    class_tokens = torch.arange(0, count * length, length, device=x.device)
+    shapes = ((count, length),)
+    run = _compiled(_image_block) if compiled else _image_block
+    x, blocks = x.flatten(0, 1), visual.transformer.resblocks
+    for block in blocks[:-1]:
+        x = run(block, x, shapes)
+    x = _image_block(blocks[-1], x, shapes, class_tokens)
+    return normalize(visual.ln_post(x) @ visual.proj)
+
+
+def encode_text(
+    model: open_clip.CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS, *, compiled: bool = False
+) -> Tensor:
+    """Text features, each caption run at the shortest bucket that holds it; at just its own length where a kernel can.
+
+    Exact: the tower is causal and pools at the first EOT, so what follows a caption's last token changes nothing.
+
+    Args:
+        model: the towers.
+        tokens: (B, L) int64, zero after each caption.
+        lengths: (B,) int64 on the CPU, tokens of each caption with start and end; the split is made there, without a wait.
+        buckets: rising lengths; a caption longer than the last runs at L. Empty: all run at L.
+        compiled: run the blocks through torch.compile where captions run at their own lengths; buckets of ever new
+            sizes would be compiled again and again.
+
+    Returns:
+        (B, D), L2-normalised, float32 (float64 where the weights are).
+    """
+    if not _plain(model.transformer):
+        return model.encode_text(F.pad(tokens, (0, model.context_length - tokens.shape[1])), normalize=True)  # type: ignore[no-any-return]
+    width, device = tokens.shape[1], tokens.device
+    lengths = lengths.clamp(max=width)
+    own_length = bool(buckets) and _kernel_for_any_length(device)
+    if not own_length:
+        edges = torch.tensor([edge for edge in buckets if edge < width] + [width])
+        lengths = edges[torch.bucketize(lengths, edges)]
+    order = torch.argsort(lengths, stable=True)
+    lengths = lengths[order]
+    ends = lengths.cumsum(0)
+    begins = ends - lengths
+    # where each of the T tokens lies in `tokens`, and at which place of its caption
+    place = torch.arange(int(ends[-1])) - begins.repeat_interleave(lengths)
+    where = (order * width).repeat_interleave(lengths) + place
+    order, begins, place, where = (index.to(device, non_blocking=True) for index in (order, begins, place, where))
+    # one look-up for all captions: its gradient is the size of the vocabulary, however few tokens come in
+    x = model.token_embedding(tokens.flatten()[where]) + F.embedding(place, model.positional_embedding)
+    end_of_text = begins + tokens[order].argmax(dim=-1)
+    blocks = model.transformer.resblocks
+    if own_length:
+        starts = F.pad(ends.to(torch.int32), (1, 0)).to(device, non_blocking=True)
+        run = _compiled(_packed_text_block) if compiled else _packed_text_block
+        for block in blocks[:-1]:
+            x = run(block, x, starts, width)
+        x = _packed_text_block(blocks[-1], x, starts, width, end_of_text)
+    else:
+        values, counts = torch.unique_consecutive(lengths, return_counts=True)
+        shapes = tuple(zip(counts.tolist(), values.tolist(), strict=True))
+        for block in blocks[:-1]:
+            x = _text_block(block, x, shapes)
+        x = _text_block(blocks[-1], x, shapes, end_of_text)
+    features = model.ln_final(x) @ model.text_projection
+    return normalize(features[torch.argsort(order)])
+
+
+def normalize(features: Tensor) -> Tensor:
+    """(B, D) of any precision -> unit length, float32 or float64."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+
+# ---------------------------------------------------------------------------------------------------- blocks
+
+
+def _image_block(block: Any, x: Tensor, shapes: Shapes, read: Tensor | None = None) -> Tensor:
+    return _block(block, x, lambda qkv: _attend_by_run(qkv, block.attn.num_heads, shapes, causal=False), read)
+
+
+def _text_block(block: Any, x: Tensor, shapes: Shapes, read: Tensor | None = None) -> Tensor:
+    return _block(block, x, lambda qkv: _attend_by_run(qkv, block.attn.num_heads, shapes, causal=True), read)
+
+
+def _packed_text_block(block: Any, x: Tensor, starts: Tensor, longest: int, read: Tensor | None = None) -> Tensor:
+    return _block(block, x, lambda qkv: _attend_packed(qkv, block.attn.num_heads, starts, longest), read)
+
+
+def _block(block: Any, x: Tensor, attend: Callable[[Tensor], Tensor], read: Tensor | None) -> Tensor:
+    """Tokens (T, W) through a block; where `read` (B,) is given only its tokens come out, (B, W).
+
+    What the other tokens would become in the last block is read by nobody: its output projection and MLP run for one
+    token a sequence, nearly a twelfth of the tower's work for nothing.
+    """
+    attended = attend(F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias))
+    if read is not None:
+        x, attended = x[read], attended[read]
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
+
+
+def _attend_by_run(qkv: Tensor, heads: int, shapes: Shapes, *, causal: bool) -> Tensor:
+    """Queries, keys and values (T, 3 W) -> (T, W), a run of equal sequences at a time; unmasked or causal, so that fused kernels apply."""
+    parts = []
+    for (count, length), part in zip(shapes, qkv.split([count * length for count, length in shapes]), strict=True):  # type: ignore[no-untyped-call]
+        query, key, value = part.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        parts.append(F.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _attend_packed(qkv: Tensor, heads: int, starts: Tensor, longest: int) -> Tensor:
+    """The same over sequences of any lengths, causal; they begin at `starts`, (B + 1,) int32, whose last element is T."""
+    query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
+    attended = varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))
+    return cast(Tensor, attended).flatten(1)
+
+
+def _kernel_for_any_length(device: torch.device) -> bool:
+    """Whether flash attention over packed sequences runs here: bf16, from NVIDIA's Ampere on."""
+    return (
+        device.type == "cuda"
+        and torch.is_autocast_enabled("cuda")
+        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+@functools.cache
+def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A block's function compiled: once for all blocks of a tower. Text's T changes with each batch, so it stays a symbol."""
+    return torch.compile(block, dynamic=True if block is _packed_text_block else None)
+
+
+def _plain(transformer: Any) -> bool:
+    """Whether all blocks are open_clip's default ones, whose forward we know."""
+    return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
+
+
+def _embed_patches(visual: Any, images: Tensor) -> Tensor:
+    """(B, 3, S, S) -> class token and patches, (B, L, W). A convolution whose stride is its kernel is a product."""
+    weight, (height, width) = visual.conv1.weight, visual.conv1.kernel_size
+    count, channels, *sides = images.shape
+    cut = images.reshape(count, channels, sides[0] // height, height, sides[1] // width, width).permute(0, 2, 4, 1, 3, 5)
+    x = F.linear(cut.reshape(count, -1, channels * height * width), weight.flatten(1), visual.conv1.bias)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(count, 1, -1), x], dim=1)
+    return visual.ln_pre(visual.patch_dropout(x + visual.positional_embedding.to(x.dtype)))  # type: ignore[no-any-return]
