@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines import bucket, check, reap
 from trainer.errors import exit_code
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--manifests", action="store_true", help="print the PyTorchJob of every stage, and the GPU-hours it takes, instead")
     plan.add_argument("--jobs", default="", metavar="URI", help="YAML of the jobs' settings for --manifests: image, nodes, GPUs, queue …")
     plan.set_defaults(run=_plan)
+    bucket.add_command(commands, common)
+    check.add_command(commands, common)
+    reap.add_command(commands, common)
     return parser
 
 

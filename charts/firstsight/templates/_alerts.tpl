@@ -1,0 +1,7 @@
+{{/* Labels of an alert and the beginning of its annotations: usage {{ include "firstsight.alert" (list . "critical" "Name") }} */}}
+{{- define "firstsight.alert" }}
+          {{- $rule := (index . 0).Values.metrics.prometheusRule }}
+          labels: {{- mustMergeOverwrite (dict "severity" (index . 1)) $rule.alertLabels | toYaml | nindent 12 }}
+          annotations:
+            runbook_url: {{ printf "%s%s" $rule.runbookUrl (index . 2 | lower) | quote }}
+{{- end }}

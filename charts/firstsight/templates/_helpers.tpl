@@ -1,0 +1,123 @@
+{{/* Name of the chart's objects: usage {{ include "firstsight.fullname" . }} */}}
+{{- define "firstsight.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name cut to 63 characters, kept unique by a hash where it had to be: usage {{ include "firstsight.name" (list . "a" "b") }} */}}
+{{- define "firstsight.name" -}}
+{{- $whole := join "-" (prepend (rest .) (include "firstsight.fullname" (first .))) -}}
+{{- if gt (len $whole) 63 -}}
+{{- printf "%s-%s" ($whole | trunc 52 | trimSuffix "-") ($whole | sha256sum | trunc 10) -}}
+{{- else -}}
+{{- $whole -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels by which a component's pods are selected: usage {{ include "firstsight.selector" (list . "reaper") }} */}}
+{{- define "firstsight.selector" -}}
+app.kubernetes.io/name: firstsight
+app.kubernetes.io/instance: {{ (first .).Release.Name }}
+app.kubernetes.io/component: {{ last . }}
+{{- end -}}
+
+{{/* Labels of an object: usage {{ include "firstsight.labels" (list . "reaper") }} */}}
+{{- define "firstsight.labels" -}}
+{{- $root := first . -}}
+{{ include "firstsight.selector" . }}
+app.kubernetes.io/part-of: firstsight
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Reference of an image: usage {{ include "firstsight.image" (list . "pipelines") }} */}}
+{{- define "firstsight.image" -}}
+{{- $root := first . -}}
+{{- $image := index $root.Values.images (last .) -}}
+{{- $repository := $image.repository -}}
+{{- with $root.Values.images.registry }}{{ $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}{{ end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository (default $root.Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What every pod of the chart has: usage {{ include "firstsight.pod" . | nindent 6 }} */}}
+{{- define "firstsight.pod" -}}
+{{- $pods := .Values.pods -}}
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ $pods.runAsUser }}
+  runAsGroup: {{ $pods.runAsUser }}
+  fsGroup: {{ $pods.runAsUser }}
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $pods.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pods.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pods.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pods.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $pods.schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* Metadata of a pod: usage {{ include "firstsight.podMetadata" (list . "reaper") | nindent 6 }}. A mesh's sidecar would
+keep a hook from ending; no version, or every new chart would restart the store. */}}
+{{- define "firstsight.podMetadata" -}}
+{{- $root := first . -}}
+labels:
+  {{- mustMergeOverwrite (dict "app.kubernetes.io/part-of" "firstsight") $root.Values.pods.labels (include "firstsight.selector" . | fromYaml) (dict "sidecar.istio.io/inject" "false") | toYaml | nindent 2 }}
+annotations:
+  {{- mustMergeOverwrite (dict) $root.Values.pods.annotations (dict "sidecar.istio.io/inject" "false") | toYaml | nindent 2 }}
+{{- end -}}
+
+{{/* Security context of every container. */}}
+{{- define "firstsight.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Lines after `annotations:` of a hook: usage {{ include "firstsight.hook" (list "post-install,post-upgrade" 0) }} */}}
+{{- define "firstsight.hook" -}}
+helm.sh/hook: {{ first . }}
+helm.sh/hook-weight: {{ last . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* Start of a container of the pipelines image: usage {{ include "firstsight.pipelinesContainer" (list . "bucket") }} */}}
+{{- define "firstsight.pipelinesContainer" -}}
+{{- $root := first . -}}
+name: {{ last . }}
+image: {{ include "firstsight.image" (list $root "pipelines") }}
+imagePullPolicy: {{ $root.Values.images.pullPolicy }}
+terminationMessagePolicy: FallbackToLogsOnError
+securityContext: {{- include "firstsight.containerSecurity" . | nindent 2 }}
+command: [python, -m, pipelines]
+{{- end -}}

@@ -1,0 +1,60 @@
+{{/* The store's environment that is no secret, as YAML: usage {{ include "firstsight.storeEnvironment" . | fromYaml }} */}}
+{{- define "firstsight.storeEnvironment" -}}
+{{- $store := .Values.objectStore -}}
+{{- if $store.bundled.enabled -}}
+AWS_ENDPOINT_URL_S3: http://{{ include "firstsight.name" (list . "minio") }}.{{ .Release.Namespace }}.svc:9000
+AWS_REGION: us-east-1
+FIRSTSIGHT_S3_ADDRESSING: path
+{{- else -}}
+AWS_REGION: {{ $store.external.region }}
+{{- with $store.external.endpoint }}
+AWS_ENDPOINT_URL_S3: {{ . }}
+{{- end }}
+{{- with $store.external.addressing }}
+FIRSTSIGHT_S3_ADDRESSING: {{ . }}
+{{- end }}
+{{- if $store.external.caBundle }}
+FIRSTSIGHT_S3_CA: /etc/firstsight/ca.crt
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Certificates that TLS to the store trusts; empty: the public ones. */}}
+{{- define "firstsight.storeCa" -}}
+{{- if .Values.objectStore.external.enabled }}{{ .Values.objectStore.external.caBundle }}{{ end -}}
+{{- end -}}
+
+{{/* Name of the Secret with the credentials that may make buckets (and, bundled, users). */}}
+{{- define "firstsight.storeSecret" -}}
+{{- $store := .Values.objectStore -}}
+{{- if $store.external.enabled -}}
+{{- $store.external.existingSecret -}}
+{{- else -}}
+{{- default (include "firstsight.name" (list . "minio")) $store.bundled.existingSecret -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The bundled store's root password: that of the Secret on the cluster, else a new one; the same all over one rendering. */}}
+{{- define "firstsight.rootPassword" -}}
+{{- if not (hasKey .Values.objectStore.bundled "rootPassword") -}}
+{{- $kept := lookup "v1" "Secret" .Release.Namespace (include "firstsight.storeSecret" .) -}}
+{{- $password := dig "data" "root-password" "" $kept | b64dec | default (randAlphaNum 40) -}}
+{{- $_ := set .Values.objectStore.bundled "rootPassword" $password -}}
+{{- end -}}
+{{- .Values.objectStore.bundled.rootPassword -}}
+{{- end -}}
+
+{{/* Whether the chart makes the bundled store's users: "true" or nothing. */}}
+{{- define "firstsight.makesUsers" -}}
+{{- if and .Values.objectStore.bundled.enabled (not .Values.objectStore.bundled.existingSecret) }}true{{ end -}}
+{{- end -}}
+
+{{/* A run's user of the bundled store, as YAML. Its key derives from the root password, so that nothing else need be kept.
+Usage: {{ include "firstsight.user" (list . $run) | fromYaml }} */}}
+{{- define "firstsight.user" -}}
+{{- $root := first . -}}{{- $run := last . -}}
+{{- $name := printf "firstsight.%s.%s" $run.namespace $run.name -}}
+accessKey: {{ $name }}
+secretKey: {{ printf "%s %s" (include "firstsight.rootPassword" $root) $name | sha256sum | trunc 40 }}
+root: {{ include "firstsight.runRoot" . }}
+{{- end -}}
