@@ -64,6 +64,34 @@ def test_nothing_shown_is_said_as_plainly() -> None:
     )
 
 
+def test_an_interval_that_leaves_out_0_is_no_finding_before_holm() -> None:
+    """Four endpoints with p near .03 each: the sentence says why it does not count them."""
+    differences = np.array([[0.03, 0.02, 0.035]] * 4)
+    rows = rows_of(differences)
+    assert rows[0]["low"] > 0
+    found = answer(rows, "perceptual", "people")
+    assert found["verdict"] == "not shown"
+    assert "does not beat random beyond chance once corrected for 4 endpoints: +2.8" in found["sentence"]
+
+
+def test_the_controls_tell_perception_from_warm_up() -> None:
+    """Beaten, lost to and not told apart are said apart; an arm that is no control is not among them."""
+    apart, equal = np.array([[0.100, 0.101, 0.099], [0.01, -0.02, 0.03]]), np.array([[0.02, -0.03, 0.01]])
+    rows = rows_of(apart)
+    for control, differences in (("permuted", apart), ("judged", -apart), ("instance", equal), ("shuffled", equal), ("posthoc", apart)):
+        rows += [{**row, "against": control} for row in rows_of(differences)]
+    said = answer(rows, "perceptual", "people")["controls"]
+    assert said == (
+        "Against the controls: it beats permuted on mean_zero_shot; it does worse than judged on mean_zero_shot; "
+        "no difference from instance or shuffled is shown."
+    )
+    single = [{**row, "against": name, "finding": "one seed"} for name in ("permuted", "instance") for row in rows_of(equal)]
+    assert answer(rows_of(apart) + single, "perceptual", "people")["controls"].endswith(
+        "one seed cannot tell it from permuted or instance."
+    )
+    assert answer(rows_of(apart), "perceptual", "people")["controls"] == ""
+
+
 def test_both_directions_are_both_said() -> None:
     """Better on one endpoint and worse on another is neither yes nor no."""
     differences = np.array([[0.100, 0.101, 0.099], [-0.100, -0.101, -0.099], [0.01, -0.02, 0.03]])

@@ -1,4 +1,5 @@
 import csv
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,8 @@ from trainer.errors import InputError
 from trainer.report.experiment import BASELINE
 from trainer.report.write import duration, p_value, write_report
 from trainer.storage import join, read_bytes, read_json
+
+SECTIONS = ("course", "two-afc", "retrieval", "training", "lineage", "limits")
 
 
 class Outline(HTMLParser):
@@ -81,6 +84,26 @@ def test_the_first_sentence_is_everywhere(small: Written, one_seed: str) -> None
     assert results["summary"]["sentence"] == sentence
 
 
+def test_the_markdown_has_the_pages_tables(large: Written, three_seeds: str) -> None:
+    """Every cell of every table that is open on the page is in report.md, for those who read it in Kubeflow."""
+    page, results = large
+    text = read_bytes(join(three_seeds, "report", "report.md")).decode()
+    always_open = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+    cells = re.findall(r"<td[^>]*>([^<]+)</td>", always_open)
+    assert len(cells) > 200
+    assert {html.unescape(cell) for cell in cells} <= {cell.strip().strip("`") for cell in text.replace("\n", "|").split("|")}
+    for words in ("Through time", "Retrieval", "Device-hours to the baseline's final figure", results["answer"]["controls"]):
+        assert html.escape(words) in page
+        assert words in text
+
+
+def test_the_forest_stands_before_the_tables(large: Written) -> None:
+    """After the answer come the sets at a glance, then time, 2AFC, retrieval, cost, lineage."""
+    page, _ = large
+    order = [page.index(mark) for mark in ("<h1", "perceptual minus random, in", "<table", *(f'id="{name}"' for name in SECTIONS))]
+    assert order == sorted(order)
+
+
 def test_chance_untrained_and_mse_stand_beside_the_figures(small: Written) -> None:
     """Every endpoint has its chance level; 2AFC has the untrained tower and pixel MSE; FLIP is named as the judge."""
     page, results = small
@@ -91,7 +114,7 @@ def test_chance_untrained_and_mse_stand_beside_the_figures(small: Written) -> No
     assert page.count("FLIP") >= 4
     assert any("not by people" in note for note in results["summary"]["notes"])
     assert "OpenMoji, CC BY-SA 4.0" in page
-    assert "features after stage 1 (a collapsed tower has a low one): perceptual, seed 0: 9.5; untrained: 9.5" in page
+    assert "features after stage 1 (a collapsed tower has a low one): perceptual 9.5, untrained 9.5." in page
 
 
 def test_the_fields_sets_are_counted(small: Written) -> None:

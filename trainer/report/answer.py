@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.report.experiment import BASELINE
+from trainer.report.experiment import BASELINE, CONTROLS
+
+_WORDS = (("better", "it beats"), ("worse", "it does worse than"))
 
 
 def points(value: float, signed: bool = True) -> str:
@@ -23,15 +25,45 @@ def answer(contrasts: Sequence[dict[str, Any]], subject: str, judge: str) -> dic
         judge: of the triplets: `FLIP` is said wherever a 2AFC figure is.
 
     Returns:
-        {"verdict": helped | hurt | mixed | not shown | one seed | no answer, "sentence", "subject", "against"}.
+        {"verdict": helped | hurt | mixed | not shown | one seed | no answer, "sentence", "controls": a second sentence or
+        nothing, "subject", "against"}.
     """
     rows = [row for row in contrasts if (row["arm"], row["against"]) == (subject, BASELINE)]
     if not rows:
         sentence = f"No answer yet: no seed has both a finished {subject or 'other'} arm and a finished {BASELINE} arm on the same sets."
-        return {"verdict": "no answer", "sentence": sentence, "subject": subject, "against": BASELINE}
-    by_finding = {name: [row for row in rows if row["finding"] == name] for name in ("better", "worse", "not shown", "one seed")}
-    verdict, sentence = _words(subject, by_finding, judge)
-    return {"verdict": verdict, "sentence": sentence, "subject": subject, "against": BASELINE}
+        return {"verdict": "no answer", "sentence": sentence, "controls": "", "subject": subject, "against": BASELINE}
+    verdict, sentence = _words(subject, _by_finding(rows), judge)
+    return {
+        "verdict": verdict,
+        "sentence": sentence,
+        "controls": against_controls(contrasts, subject),
+        "subject": subject,
+        "against": BASELINE,
+    }
+
+
+def against_controls(contrasts: Sequence[dict[str, Any]], subject: str) -> str:
+    """What is left of the answer when the baseline is another warm-up, in one sentence; empty where no control was run."""
+    said: list[str] = []
+    alike: list[str] = []
+    single: list[str] = []
+    for control in CONTROLS:
+        rows = [row for row in contrasts if (row["arm"], row["against"]) == (subject, control)]
+        found = _by_finding(rows)
+        parts = [f"{word} {control} on {_list([row['short'] for row in found[name]])}" for name, word in _WORDS if found[name]]
+        if parts:
+            said.append(_list(parts))
+        elif rows:
+            (single if found["one seed"] else alike).append(control)
+    if alike:
+        said.append(f"no difference from {_list(alike, 'or')} is shown")
+    if single:
+        said.append(f"one seed cannot tell it from {_list(single, 'or')}")
+    return f"Against the controls: {'; '.join(said)}." if said else ""
+
+
+def _by_finding(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [row for row in rows if row["finding"] == name] for name in ("better", "worse", "not shown", "one seed")}
 
 
 def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> tuple[str, str]:
@@ -44,7 +76,10 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
         course = f"{subject} is {'above' if above else 'not above'} {BASELINE}{part}"
         only = "the intervals cover the sampling of test items only"
         return "one seed", f"One seed cannot say whether it helps; in this one run {course}: {said['one seed']}; {only}."
-    rest = f"; no difference is shown on {_list([_place(row, judge) for row in found['not shown']])}" if found["not shown"] else ""
+    corrected = f" once corrected for {len(every)} endpoints" if any(_leaves_out_0(row) for row in found["not shown"]) else ""
+    rest = (
+        f"; no difference is shown{corrected} on {_list([_place(row, judge) for row in found['not shown']])}" if found["not shown"] else ""
+    )
     if found["better"] and found["worse"]:
         return "mixed", f"Mixed, {seeds} {subject} beats {BASELINE} and loses to it: {said['better']}, but {said['worse']}{rest}."
     if found["better"]:
@@ -52,11 +87,16 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
         return "helped", f"Yes, {where}, {seeds} {subject} beats {BASELINE}: {said['better']}{rest}."
     if found["worse"]:
         return "hurt", f"No, it hurt, {seeds} {subject} does worse than {BASELINE}: {said['worse']}{rest}."
-    return "not shown", f"No, not shown, {seeds} {subject} does not beat {BASELINE} beyond chance: {said['not shown']}."
+    return "not shown", f"No, not shown, {seeds} {subject} does not beat {BASELINE} beyond chance{corrected}: {said['not shown']}."
 
 
-def _list(parts: Sequence[str]) -> str:
-    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+def _leaves_out_0(row: dict[str, Any]) -> bool:
+    """Whether a single interval lies on one side of 0, which is no finding before Holm."""
+    return row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+
+
+def _list(parts: Sequence[str], last: str = "and") -> str:
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
 def _figure(row: dict[str, Any], judge: str, first: bool) -> str:

@@ -8,6 +8,8 @@ from trainer.storage.committed import Committed
 from trainer.storage.manifest import Manifest
 
 BASELINE = "random"
+CONTROLS = ("permuted", "judged", "instance", "shuffled")
+"""Arms whose tower was warmed up on something else than the judgements."""
 MEANINGS = {
     "random": "both towers start from random weights: the baseline",
     "perceptual": "the vision tower was first trained on the triplets' judgements",

@@ -86,7 +86,7 @@ def forest(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str],
     """Differences with their intervals, one row each; the first `bold` rows are the declared endpoints."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _panel(title, "difference in percentage points", "", 0.95 + 0.36 * len(rows))
-        places = [-(n + (0.6 if n >= bold else 0)) for n in range(len(rows))]
+        places = [-(n + (0.6 if 0 < bold <= n else 0)) for n in range(len(rows))]
         for place, row, colour, label, number in zip(places, rows, colours, labels, range(len(rows)), strict=True):
             if row["low"] is not None:
                 axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=2.4 if number < bold else 1.4)
@@ -134,7 +134,7 @@ def slopes(
             words.append(f"{arm}: " + ", ".join(f"{stages[n]} {mean:.1f} %" for n, mean in zip(known, means, strict=True)))
         _levels(axes, {name: 100 * level for name, level in levels.items()})
         words += [f"{name} {100 * level:.1f} %" for name, level in levels.items()]
-        axes.set_xticks(range(len(stages)), stages)
+        axes.set_xticks(range(len(stages)), [stage.replace(" ", "\n", 1) for stage in stages])
         axes.set_xlim(-0.25, len(stages) - 0.75)
         _legend(figure, axes)
         return Panel(svg=_svg(figure, title), caption="", alt=f"{title}. {'; '.join(words)}.")

@@ -18,6 +18,7 @@ from trainer.report.answer import points
 from trainer.report.compare import Scores
 from trainer.report.experiment import BASELINE, Experiment
 from trainer.report.read import read_experiment
+from trainer.report.views import views
 from trainer.storage import join, layout, write_bytes, write_json
 from trainer.storage.base import absolute
 
@@ -91,10 +92,11 @@ def render(template: str, document: dict[str, Any], drawn: dict[str, list[figure
         short=lambda value: str(value or "–")[:12],
         figure=lambda value: "–" if value is None else f"{value:.3g}",
         metric=lambda name: per_item.METRIC_NAMES.get(name, name.replace("_retrieval_recall@", " R@")),
+        recall=lambda name: name.replace("_retrieval_recall@", " R@"),
         svg=lambda panel: Markup(panel.svg),
     )
     return environment.get_template(template).render(
-        r=document, panels=drawn, examples=examples, baseline=BASELINE, table=_table(document), stages=_SHORT_STAGES
+        r=document, panels=drawn, examples=examples, baseline=BASELINE, recalls=per_item.RECALLS, stages=_SHORT_STAGES, **views(document)
     )
 
 
@@ -128,29 +130,8 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _table(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paired table: endpoint by endpoint, each arm against the baseline of the same seeds."""
-    rows = []
-    for endpoint in document["endpoints"]:
-        against = [row for row in document["contrasts"] if row["against"] == BASELINE and row["endpoint"] == endpoint["name"]]
-        alone = [row["value"] for row in document["scores"] if (row["arm"], row["endpoint"]) == (BASELINE, endpoint["name"])]
-        untrained, mse = _beside(document, endpoint)
-        baseline = sum(alone) / len(alone) if alone else None
-        rows.append({"endpoint": endpoint, "baseline": baseline, "arms": against, "untrained": untrained, "pixel_mse": mse})
-    return rows
-
-
-def _beside(document: dict[str, Any], endpoint: dict[str, Any]) -> tuple[float | None, float | None]:
-    """What the untrained tower and pixel MSE score on the endpoint's triplets; None for other endpoints."""
-    names = {s["dataset"] for s in endpoint["sets"] if s["task"] == "2afc"}
-    rows = [row for row in document["two_afc"] if row["dataset"] in names]
-    untrained = {row["seed"]: row["accuracy"] for row in rows if row["stage"] == "untrained"}
-    mse = next((row["pixel_mse"] for row in rows if row["pixel_mse"] is not None), None)
-    return (sum(untrained.values()) / len(untrained) if untrained else None), mse
-
-
 def _forests(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
-    """For the page's subject one panel against the baseline (endpoints, then sets), and one of the endpoints against each control."""
+    """For the page's subject one panel against the baseline (endpoints, then sets), and one of the endpoints against each other arm."""
     subject = document["answer"]["subject"]
     first = [row for row in document["contrasts"] if (row["arm"], row["against"]) == (subject, BASELINE)]
     alone = {s["dataset"] for e in document["endpoints"] if len(e["sets"]) == 1 for s in e["sets"]}
@@ -166,7 +147,7 @@ def _forests(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Pane
     if controls:
         labels = [f"minus {row['against']}: {row['label']}" for row in controls]
         colours = [figures.arm_colour(arms, row["against"]) for row in controls]
-        drawn.append(figures.forest(f"{subject} minus each control", controls, labels, colours, 0))
+        drawn.append(figures.forest(f"{subject} minus each other arm", controls, labels, colours, 0))
     return drawn
 
 

@@ -1,0 +1,137 @@
+"""The tables of the page and of its Markdown twin, as rows made from results.json alone: seeds averaged, endpoints in order."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trainer.report.experiment import BASELINE
+from trainer.report.items import RECALLS
+
+Rows = list[dict[str, Any]]
+
+
+def views(document: dict[str, Any]) -> dict[str, Any]:
+    """Every table that both templates show.
+
+    Args:
+        document: what results.json holds.
+    """
+    subject = document["answer"]["subject"]
+    pairs = [row for row in document["contrasts"] if row["against"] == BASELINE]
+    return {
+        "table": paired(document),
+        "others": [row for row in pairs if row["arm"] != subject],
+        "controls": [row for row in document["contrasts"] if row["against"] != BASELINE],
+        "signs": [row for row in document["sign_tests"] if row["arm"] == subject],
+        "retrieval": retrieval(document["metrics"]),
+        "ranks": feature_ranks(document["two_afc"]),
+        "cost": cost(document["stages"]),
+        "reached": reached(document["efficiency"]),
+        "course": course(document),
+    }
+
+
+def paired(document: dict[str, Any]) -> Rows:
+    """Endpoint by endpoint: the page's subject against the baseline of the same seeds, and what stands beside it."""
+    subject = document["answer"]["subject"]
+    rows = []
+    for endpoint in document["endpoints"]:
+        against = [
+            row for row in document["contrasts"] if (row["arm"], row["against"], row["endpoint"]) == (subject, BASELINE, endpoint["name"])
+        ]
+        alone = [row["value"] for row in document["scores"] if (row["arm"], row["endpoint"]) == (BASELINE, endpoint["name"])]
+        untrained, mse = _beside(document["two_afc"], endpoint)
+        rows.append({"endpoint": endpoint, "baseline": mean(alone), "arms": against, "untrained": untrained, "pixel_mse": mse})
+    return rows
+
+
+def _beside(two_afc: Rows, endpoint: dict[str, Any]) -> tuple[float | None, float | None]:
+    """What the untrained tower and pixel MSE score on the endpoint's triplets; None for other endpoints."""
+    names = {s["dataset"] for s in endpoint["sets"] if s["task"] == "2afc"}
+    rows = [row for row in two_afc if row["dataset"] in names]
+    untrained = {row["seed"]: row["accuracy"] for row in rows if row["stage"] == "untrained"}
+    mse = next((row["pixel_mse"] for row in rows if row["pixel_mse"] is not None), None)
+    return mean(untrained.values()), mse
+
+
+def retrieval(metrics: Rows) -> Rows:
+    """Recall of the final models: for each set its chance and one row an arm, in the order of RECALLS."""
+    final = [row for row in metrics if row["final"] and row["task"] == "zeroshot_retrieval"]
+    tables = []
+    for dataset in dict.fromkeys(row["dataset"] for row in final):
+        own = [row for row in final if row["dataset"] == dataset]
+        arms = []
+        for arm in dict.fromkeys(row["arm"] for row in own):
+            found = [row for row in own if row["arm"] == arm]
+            values = [mean(row["value"] for row in found if row["metric"] == name) for name in RECALLS]
+            arms.append({"arm": arm, "seeds": len({row["seed"] for row in found}), "values": values})
+        chance = [next((row["chance"] for row in own if row["metric"] == name), None) for name in RECALLS]
+        tables.append({"dataset": dataset, "num_items": own[0]["num_items"], "chance": chance, "arms": arms})
+    return tables
+
+
+def feature_ranks(two_afc: Rows) -> Rows:
+    """Effective rank of the references' features on the first triplets: of each arm's tower after stage 1, and untrained."""
+    rows = [row for row in two_afc if row["dataset"] == two_afc[0]["dataset"] and row["feature_rank"] is not None]
+    towers = [row for row in rows if row["stage"] == "perceptual"]
+    if not towers:
+        return []
+    named = [(arm, [row for row in towers if row["arm"] == arm]) for arm in dict.fromkeys(row["arm"] for row in towers)]
+    named.append(("untrained", [row for row in rows if row["stage"] == "untrained"]))
+    return [{"name": name, "rank": mean(row["feature_rank"] for row in found)} for name, found in named if found]
+
+
+def cost(stages: Rows) -> Rows:
+    """Throughput and time of each stage of each arm, averaged over its seeds."""
+    averaged = ("samples_per_second", "data_wait_fraction", "seconds", "final_loss")
+    rows = []
+    for stage, arm in dict.fromkeys((row["stage"], row["arm"]) for row in stages):
+        runs = [row for row in stages if (row["stage"], row["arm"]) == (stage, arm)]
+        devices = dict.fromkeys(f"{run['device'] or '–'}{_times(run['world_size'])}" for run in runs)
+        row = {"stage": stage, "arm": arm, "seeds": [run["seed"] for run in runs], "device": ", ".join(devices)}
+        rows.append(row | {"steps": runs[0]["steps"]} | {name: mean(run[name] for run in runs) for name in averaged})
+    return rows
+
+
+def _times(world_size: int | None) -> str:
+    return f" × {world_size}" if world_size and world_size > 1 else ""
+
+
+def reached(efficiency: Rows) -> Rows:
+    """Arm by arm, in how many seeds the baseline's final figure was reached, when, and at what cost (means of those seeds)."""
+    followed = [row for row in efficiency if row["followed_through_time"]]
+    rows = []
+    for arm in dict.fromkeys(row["arm"] for row in followed):
+        runs = [row for row in followed if row["arm"] == arm]
+        there = [run for run in runs if run["epoch_of_baseline_final"] is not None]
+        row = {"arm": arm, "seeds": len(runs), "reached": len(there)}
+        row["epoch"] = mean(run["epoch_of_baseline_final"] for run in there)
+        row["hours"] = mean(run["device_hours_to_baseline_final"] for run in there)
+        rows.append(
+            row | {name: mean(run[name] for run in runs) for name in ("baseline_final", "stage_1_device_hours", "stage_2_device_hours")}
+        )
+    return rows
+
+
+def course(document: dict[str, Any]) -> Rows:
+    """Endpoint by endpoint: the arms as columns, one row an evaluated epoch, means over seeds."""
+    tables = []
+    for endpoint in document["endpoints"]:
+        rows = [row for row in document["through_time"] if row["endpoint"] == endpoint["name"]]
+        arms = list(dict.fromkeys(row["arm"] for row in rows))
+        epochs = sorted({round(row["epoch"], 6) for row in rows})
+        table = [
+            {
+                "epoch": epoch,
+                "values": [mean(r["value"] for r in rows if r["arm"] == arm and round(r["epoch"], 6) == epoch) for arm in arms],
+            }
+            for epoch in epochs
+        ]
+        if table:
+            tables.append({"label": endpoint["label"], "arms": arms, "rows": table})
+    return tables
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None where nothing is."""
+    known: Sequence[float] = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
