@@ -28,7 +28,6 @@ from trainer.storage.base import MissingObject
 from trainer.storage.committed import NAME, Committed, read_committed, write_committed
 
 FORMAT_VERSION = 1
-ATTEMPT_FILE = "attempt.json"
 STATE_FILE = "state.json"
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
@@ -58,7 +57,7 @@ class Fence:
     """The attempt number of a stage's folder: a writer whose number is no longer the highest must not commit."""
 
     def __init__(self, output: str, attempt: int) -> None:
-        self._uri = join(output, ATTEMPT_FILE)
+        self._uri = layout.attempt(output)
         self.attempt = attempt
 
     def claim(self) -> None:

@@ -6,6 +6,7 @@ the file named by FIRSTSIGHT_PROGRESS instead, and the parent (pipelines/progres
 
 import json
 import os
+import re
 import time
 
 from trainer.errors import RunError
@@ -30,6 +31,25 @@ def progress(step: str, done: int, total: int, unit: str, **figures: float | str
     record = {"time": time.time(), "step": step, "done": done, "total": total, "unit": unit, **figures}
     with open(path, "ab", buffering=0) as stream:  # O_APPEND and one write: lines of several processes do not mix
         stream.write((json.dumps(record) + "\n").encode())
+
+
+def step_line(name: str, step: int, steps: int, loss: float, rate: float) -> str:
+    """The line of a training log that says how far it is; `read_step_line` reads it again, in a launcher far away.
+
+    Args:
+        name: of the run.
+        step: optimiser steps done.
+        steps: in all.
+        loss: of the last one.
+        rate: samples a second.
+    """
+    return f"{name}: step {step} of {steps}, loss {loss:.4f}, {rate:.1f} samples/s"
+
+
+def read_step_line(line: str) -> tuple[int, int, float, float] | None:
+    """Step, steps, loss and samples a second of a line that `step_line` made; None of any other."""
+    match = re.search(r": step (\d+) of (\d+), loss (\S+), (\S+) samples/s$", line)
+    return (int(match[1]), int(match[2]), float(match[3]), float(match[4])) if match else None
 
 
 def check_stop() -> None:

@@ -23,7 +23,7 @@ from trainer.errors import InputError, RunError
 from trainer.failure import FAILURE_FILE
 from trainer.health import peak_flops
 from trainer.metrics import LOG_FILE, PROGRESS_FILE, StoredLines, StoredLogHandler, json_line
-from trainer.progress import progress
+from trainer.progress import progress, step_line
 from trainer.sinks import LINGER_SECONDS, Endpoint, Sink
 from trainer.stages import Stage
 from trainer.starting import State
@@ -95,7 +95,7 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
     for sink in run.sinks:
         sink.log(record)
     rate = times["samples_per_second"]
-    log.info("%s: step %d of %d, loss %.4f, %.1f samples/s", run.name, state.step, run.steps, plain["loss"], rate)
+    log.info("%s", step_line(run.name, state.step, run.steps, plain["loss"], rate))
     say(run, {"loss": plain["loss"], "samples_per_second": rate})
 
 

@@ -9,9 +9,12 @@ kubeflow-training's models and the operator's CRD, and free of fields that diffe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.cluster import PYTORCHJOB
 from pipelines.jobs.merge import strategic_merge
 from pipelines.jobs.naming import DOMAIN, Identity
 from pipelines.jobs.settings import JobSettings
+from pipelines.jobs.shape import Phase, is_sealed, phase_of
 from trainer.config import canonical_hash
 from trainer.errors import InputError
 
@@ -21,7 +24,45 @@ GRACE_SECONDS = 180
 USER = 10001
 
 
-def manifest(identity: Identity, settings: JobSettings, arguments: Sequence[str], recipe_hash: str) -> dict[str, Any]:
+class PyTorchJobs:
+    """How the launcher makes and reads PyTorchJobs; see pipelines/jobs/shape.py."""
+
+    kind = PYTORCHJOB
+    container = CONTAINER
+
+    def __init__(self, settings: JobSettings, resume: str = "auto") -> None:
+        self._settings, self._resume = settings, resume
+
+    def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
+        """The job of one attempt."""
+        assert spec.identity is not None
+        placed = [*spec.arguments, *overrides(attempt=attempt, resume=self._resume)]
+        return manifest(spec.identity, self._settings, placed, spec.recipe_hash, spec.environment)
+
+    def phase(self, job: Mapping[str, Any]) -> Phase:
+        """By its conditions; a queue suspends it by a field."""
+        return phase_of(job, bool(job["spec"].get("runPolicy", {}).get("suspend")), succeeded="Succeeded", failed="Failed")
+
+    def pods_wanted(self, job: Mapping[str, Any]) -> int:
+        """One a node."""
+        return int(job["spec"]["pytorchReplicaSpecs"]["Worker"].get("replicas", 1))
+
+    def is_leader(self, pod: Mapping[str, Any]) -> bool:
+        """Worker 0 is where the others meet; rank 0 is nearly always there."""
+        return bool(pod["metadata"].get("labels", {}).get("training.kubeflow.org/replica-index") == "0")
+
+    def is_done(self, spec: JobSpec) -> bool | None:
+        """By the seal in the store, whatever the job's conditions say."""
+        return is_sealed(spec)
+
+
+def manifest(
+    identity: Identity,
+    settings: JobSettings,
+    arguments: Sequence[str],
+    recipe_hash: str,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The PyTorchJob that runs `python -m trainer <arguments>` on every node.
 
     Args:
@@ -29,6 +70,7 @@ def manifest(identity: Identity, settings: JobSettings, arguments: Sequence[str]
         settings: where and with what it runs.
         arguments: of `python -m trainer`; placement is added here.
         recipe_hash: of the stage, kept in an annotation: another one under this name is refused.
+        environment: variables beside those of the settings.
 
     Raises:
         InputError: a setting that would take the shape away.
@@ -51,7 +93,7 @@ def manifest(identity: Identity, settings: JobSettings, arguments: Sequence[str]
             "Worker": {
                 "replicas": settings.nodes,
                 "restartPolicy": "OnFailure",
-                "template": pod_template(settings, [*arguments, *placement(settings)], labels, annotations),
+                "template": pod_template(settings, [*arguments, *placement(settings)], labels, annotations, environment or {}),
             }
         },
     }
@@ -66,13 +108,25 @@ def manifest(identity: Identity, settings: JobSettings, arguments: Sequence[str]
 
 def placement(settings: JobSettings) -> list[str]:
     """The overrides that tell the trainer where it runs."""
-    values = {"nodes": settings.nodes, "processes_per_node": settings.processes_per_node, "metrics_port": settings.metrics_port}
-    values["max_restarts"] = MAX_RESTARTS
+    return overrides(
+        nodes=settings.nodes,
+        processes_per_node=settings.processes_per_node,
+        metrics_port=settings.metrics_port,
+        max_restarts=MAX_RESTARTS,
+    )
+
+
+def overrides(**values: object) -> list[str]:
+    """Arguments that set fields of the trainer's placement."""
     return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]
 
 
 def pod_template(
-    settings: JobSettings, arguments: Sequence[str], labels: Mapping[str, str], annotations: Mapping[str, str]
+    settings: JobSettings,
+    arguments: Sequence[str],
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    environment: Mapping[str, str],
 ) -> dict[str, Any]:
     """The pod of one node, good under restricted Pod Security, with the cluster's own template laid over it."""
     no_sidecar = {"sidecar.istio.io/inject": "false"}  # a mesh's sidecar never ends, and the job would not either
@@ -89,7 +143,7 @@ def pod_template(
                 "fsGroup": USER,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(settings, arguments)],
+            "containers": [_container(settings, arguments, environment)],
             "volumes": [
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
                 {"name": "scratch", "emptyDir": {}},
@@ -104,13 +158,14 @@ def pod_template(
     return merged
 
 
-def _container(settings: JobSettings, arguments: Sequence[str]) -> dict[str, Any]:
-    environment = {
+def _container(settings: JobSettings, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    variables = {
         # Without it a replaced pod stalls the group for a minute and then restarts every container.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",
         **settings.store_environment,
+        **environment,
     }
     limits = {"memory": settings.memory}
     if settings.gpus_per_node:
@@ -120,7 +175,7 @@ def _container(settings: JobSettings, arguments: Sequence[str]) -> dict[str, Any
         "image": settings.image,
         "command": ["python", "-m", "trainer"],
         "args": list(arguments),
-        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "env": [{"name": name, "value": value} for name, value in variables.items()],
         "ports": [{"name": "metrics", "containerPort": settings.metrics_port}],
         "resources": {"requests": {"cpu": settings.cpu, "memory": settings.memory}, "limits": limits},
         "terminationMessagePolicy": "FallbackToLogsOnError",

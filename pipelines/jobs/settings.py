@@ -1,12 +1,45 @@
 """How jobs look on a cluster: what `jobs:` of the chart's values and a run profile hold. Nothing here changes what is learned."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trainer.config import require
 
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Seconds that a job may spend on what usually passes; after them it is ended, and the reason is the last line.
+
+    Attributes:
+        unschedulable: no node has what a pod asks for. Raise it where an autoscaler first has to make one.
+        rescheduling: the same, of a job that has run before: its node may be coming back.
+        image: it cannot be pulled.
+        configuration: a Secret or ConfigMap that the pod names is missing.
+        refused: the job is there, and its pods are refused: a quota, a policy, a webhook.
+        ignored: the job is there, and no controller makes pods or says why.
+        volumes: one cannot be attached or mounted.
+        starting: nothing of that, and still no container runs: large images take minutes.
+        queued: suspended, as a queue holds a job until it admits it.
+    """
+
+    unschedulable: int = 120
+    rescheduling: int = 1800
+    image: int = 60
+    configuration: int = 30
+    refused: int = 60
+    ignored: int = 120
+    volumes: int = 180
+    starting: int = 1800
+    queued: int = 86400
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            require(f"jobs.patience.{field_.name}", value, ">= 0", value >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +63,9 @@ class JobSettings:
         scheduler_name: of a gang scheduler; empty: the cluster's own.
         pod_template: laid over the pod by strategic merge: RDMA, NCCL, topology, caches, tolerations.
         metrics_port: Prometheus endpoint of each node.
+        patience: with what may keep a job from starting.
+        max_incidents: a job that broke off and went on more often than this is ended. What happens within a minute is one
+            incident: a restart of the group touches all its pods.
     """
 
     namespace: str = ""
@@ -48,11 +84,14 @@ class JobSettings:
     scheduler_name: str = ""
     pod_template: dict[str, Any] = field(default_factory=dict)
     metrics_port: int = 9400
+    patience: Patience = Patience()
+    max_incidents: int = 10
 
     def __post_init__(self) -> None:
         """Check what can be checked without a cluster."""
         require("jobs.nodes", self.nodes, ">= 1", self.nodes >= 1)
         require("jobs.gpus_per_node", self.gpus_per_node, ">= 0", self.gpus_per_node >= 0)
+        require("jobs.max_incidents", self.max_incidents, ">= 0", self.max_incidents >= 0)
         require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
         require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
         require("jobs.image", self.image, "the name of an image", bool(self.image.strip()))

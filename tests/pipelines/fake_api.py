@@ -176,6 +176,9 @@ class FakeApi:
 
     def _delete(self, key: Key, options: Object) -> Object:
         thing = copy.deepcopy(self.objects[key])
+        wanted = options.get("preconditions", {}).get("resourceVersion")
+        if wanted not in (None, thing["metadata"]["resourceVersion"]):
+            raise Status(409, "Conflict", f"Precondition failed: resourceVersion {wanted} is not that of {key[2]}", key[0])
         if key[0] == "pods":
             grace = options.get("gracePeriodSeconds", thing.get("spec", {}).get("terminationGracePeriodSeconds", 30))
             if not self.slow_pods or grace == 0:
@@ -184,7 +187,7 @@ class FakeApi:
         if key[0] == "pods" or options.get("propagationPolicy") == "Foreground":
             thing["metadata"].setdefault("deletionTimestamp", datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
             if key[0] == "pods":
-                thing["metadata"]["deletionGracePeriodSeconds"] = grace
+                thing["metadata"]["deletionGracePeriodSeconds"] = min(grace, thing["metadata"].get("deletionGracePeriodSeconds", grace))
             self._record("MODIFIED", key, thing)
             for pod in self._dependents(thing["metadata"]["uid"]):
                 self._delete(pod, {})
@@ -291,6 +294,9 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "get":
             return copy.deepcopy(api.objects[key])
         if verb == "delete":
+            wanted = ((body or {}).get("preconditions") or {}).get("resourceVersion")
+            if wanted not in (None, api.objects[key]["metadata"]["resourceVersion"]):
+                raise Status(409, "Conflict", "Precondition failed: ResourceVersion in precondition and in object meta differ", resource)
             return api._delete(key, body or {})
         assert self.headers["Content-Type"] == "application/merge-patch+json"
         assert body is not None

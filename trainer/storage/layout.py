@@ -50,6 +50,11 @@ def final(stage_uri: str) -> str:
     return join(stage_uri, "final")
 
 
+def attempt(stage_uri: str) -> str:
+    """The number of the stage's newest attempt: a writer with a lower one must not commit."""
+    return join(stage_uri, "attempt.json")
+
+
 def checkpoint(stage_uri: str, step: int) -> str:
     """The checkpoint of one step."""
     return join(stage_uri, "checkpoints", f"step-{step:09d}")
