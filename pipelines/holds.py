@@ -19,8 +19,6 @@ GRACE_SECONDS = 600.0
 """How long a job outlives the failure of its Workflow, so that a Retry can adopt it."""
 STALE_SECONDS = 600.0
 """A shell that has not beaten for so long is dead; it beats every minute."""
-POD_GRACE_SECONDS = 20
-"""What is left to the pods of a job that nobody wants any more; they keep saving meanwhile."""
 _AT_ONCE = -math.inf
 _HURRY_AGAIN_SECONDS = 5.0
 
