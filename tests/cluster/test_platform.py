@@ -1,0 +1,87 @@
+"""What the other tests stand on: Python in a restricted pod, a store that outlives its pod, Prometheus."""
+
+import io
+import json
+import urllib.request
+
+import pytest
+
+from pipelines.jobs.merge import strategic_merge
+from tests.cluster import harness, settings, volumes
+from tests.cluster.conftest import Kubectl
+from tests.cluster.store import Store
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+
+USER = 10001
+
+
+def pod(command: list[str]) -> harness.Object:
+    """A pod as restricted Pod Security wants it, with the tests' Python."""
+    plain = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "python"},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "runAsUser": USER, "fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "main",
+                    "image": settings.BASE_IMAGE,
+                    "command": command,
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+                }
+            ],
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+        },
+    }
+    return strategic_merge(plain, volumes.pod_template("main"))
+
+
+def test_a_restricted_pod_imports_torch_and_the_trainer(kubectl: Kubectl, restricted_namespace: str) -> None:
+    """Not root, read-only root, no right to write what it imports; this machine's files keep their owner."""
+    before = volumes.FOLDERS["packages"][0].stat()
+    program = "import os, torch, trainer.loop; print(os.getuid(), torch.ones(2).sum().item(), os.access('/opt/source', os.W_OK))"
+    harness.apply(pod(["python", "-c", program]), restricted_namespace)
+
+    kubectl("-n", restricted_namespace, "wait", "pod/python", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=180s")
+
+    assert kubectl("-n", restricted_namespace, "logs", "python").split() == [str(USER), "2.0", "False"]
+    after = volumes.FOLDERS["packages"][0].stat()
+    assert (before.st_uid, before.st_gid, before.st_mode) == (after.st_uid, after.st_gid, after.st_mode)
+
+
+def test_the_stores_data_outlive_its_pod(store: Store) -> None:
+    """The claim is of the default storage class: what a chart's MinIO gets on this cluster, too."""
+    bucket = store.make_bucket().removeprefix("s3://")
+    store.client.put_object(bucket, "kept", io.BytesIO(b"bytes"), 5)
+
+    store.restart()
+
+    assert store.client.get_object(bucket, "kept").data == b"bytes"
+
+
+def test_prometheus_answers_and_takes_up_rules_of_any_namespace(monitoring: str, restricted_namespace: str) -> None:
+    """A rule that always fires is an alert of the API within the time of two evaluations."""
+    rule = {"alert": "Always", "expr": "vector(1)", "labels": {"namespace": restricted_namespace}}
+    manifest = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "always"},
+        "spec": {"groups": [{"name": "always", "rules": [rule]}]},
+    }
+    harness.apply(manifest, restricted_namespace)
+
+    def firing() -> bool:
+        with urllib.request.urlopen(f"{monitoring}/api/v1/alerts", timeout=5) as answer:
+            alerts = json.load(answer)["data"]["alerts"]
+        return any(alert["labels"].get("namespace") == restricted_namespace and alert["state"] == "firing" for alert in alerts)
+
+    harness.wait_until("the alert to fire", firing, 120)

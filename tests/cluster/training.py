@@ -1,0 +1,212 @@
+"""What the job tests share: one staged data set, planned experiments on it, and the launcher as a process of its own.
+
+The launcher is the very function that the pipeline's component calls, so a test ends it as Kubeflow or a person would.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines import steps
+from pipelines.jobs.naming import Identity
+from tests.cluster import harness, settings, volumes
+from tests.cluster.store import Store
+from trainer.config import StageConfig, recipe_hash
+from trainer.configs import dump_yaml, load_yaml, parse_config
+from trainer.storage import join, layout, read_bytes, read_json, write_bytes
+from trainer.storage.committed import Committed, read_committed
+
+TRAINER_VARIABLE = "FIRSTSIGHT_E2E_TRAINER"
+"""Image of the trainer on a cluster of one's own (KUBECONFIG), which has no volumes with Python in them."""
+RECIPE = """
+model: {image_size: 16, patch_size: 8, vision_layers: 1, vision_width: 32, vision_head_width: 16, embed_dim: 32, text_layers: 1,
+  text_width: 32, text_heads: 2, logit_scale_init: 1/0.07}
+staging: {triplet_side: 16, demo_side: 32, demo_triplets: 60}
+perceptual: {global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}
+contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}, global_batch_size: 32, contrast_batch_size: 32,
+  epochs: 12, augmentation: crop, precision: fp32}
+"""
+CELL = "random-seed0"
+CHECKPOINT_EVERY = 10
+_STEP = re.compile(r"^(\S+Z) .*: step (\d+) of (\d+), loss", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A store root with sealed demo pairs and triplets, and the weights that a local run of two ranks ends with."""
+
+    store: Store
+    root: str
+    pairs: str
+    triplets: str
+    weights: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A planned experiment of one cell.
+
+    Attributes:
+        root: store URI.
+        name: of the experiment; the job's identity depends on it.
+        config: of its contrastive stage.
+    """
+
+    root: str
+    name: str
+    config: StageConfig
+
+    @property
+    def identity(self) -> Identity:
+        """By which launchers find each other's job."""
+        return Identity(root=self.root, experiment=self.name, arm="random", seed=0, stage="contrastive")
+
+    def seal(self) -> Committed | None:
+        """What final/COMMITTED.json says, if this recipe has finished."""
+        found = read_committed(layout.final(self.config.output))
+        return found if found and found.recipe_hash == recipe_hash(self.config) else None
+
+    def losses(self) -> dict[int, float]:
+        """Loss of each step, as progress.jsonl has it."""
+        lines = read_bytes(join(self.config.output, "progress.jsonl")).decode().splitlines()
+        return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+def stage(store: Store, folder: Path) -> Staged:
+    """Stage the demo into a new bucket and train its reference: the same stage, two ranks on this machine."""
+    root = store.make_bucket()
+    recipe = join(root, "recipe.yaml")
+    write_bytes(recipe, RECIPE.encode())
+    uris = {}
+    for what in ("pairs", "triplets"):
+        result = join(root, f"{what}.json")
+        trainer("stage", what, "--root", root, "--source", "demo", "--recipe", recipe, "--result", result)
+        uris[what] = str(read_json(result)["uri"])
+    staged = Staged(store=store, root=root, weights="", **uris)
+    reference = plan(staged, "reference")
+    trainer("train", "contrastive", "--config", join(reference.config.output, "config.yaml"), "--set", "placement.processes_per_node=2")
+    seal = reference.seal()
+    assert seal is not None
+    return dataclasses.replace(staged, weights=str(seal.facts["weights_sha256"]))
+
+
+def trainer(*arguments: str) -> None:
+    """`python -m trainer` on this machine; a failure shows what it said."""
+    done = subprocess.run([sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, cwd=volumes.REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def plan(staged: Staged, name: str = "", **placement: Any) -> Experiment:
+    """Plan an experiment of one cell; one thread a rank, a line of the log each step, many checkpoints."""
+    name = name or f"e-{secrets.token_hex(3)}"
+    steps.make_plan(
+        root=staged.root, experiment=name, arms="random", seeds="0", recipe=join(staged.root, "recipe.yaml"), pairs=staged.pairs,
+        triplets=staged.triplets,
+    )  # fmt: skip
+    uri = join(layout.stage(layout.cell(layout.experiment(staged.root, name), "random", 0), "contrastive"), "config.yaml")
+    config = parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), source=uri)
+    changes = {"threads": 1, "log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **placement}
+    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, **changes))
+    write_bytes(uri, dump_yaml(config).encode())
+    return Experiment(root=staged.root, name=name, config=config)
+
+
+def write_profile(folder: Path, namespace: str, staged: Staged, **changes: Any) -> str:
+    """A run profile whose jobs are this cluster's: two CPU nodes, Python by volumes."""
+    jobs: dict[str, Any] = {
+        "namespace": namespace, "nodes": 2, "cpu": "100m", "memory": "1Gi", "shared_memory": "64Mi", "store_secret": "store",
+        "store_environment": staged.store.pod_environment,
+    }  # fmt: skip
+    if harness.own_cluster():
+        jobs |= {"image": settings.BASE_IMAGE, "pod_template": volumes.pod_template("pytorch")}
+    else:
+        jobs["image"] = os.environ[TRAINER_VARIABLE]
+    staged.store.put_secret(namespace)
+    path = folder / f"profile-{secrets.token_hex(3)}.yaml"
+    path.write_text(yaml.safe_dump({"root": staged.root, "backend": "pytorchjob", "jobs": {**jobs, **changes}}))
+    return str(path)
+
+
+@dataclass
+class Launcher:
+    """A launcher of the contrastive stage, in a process of its own, with all that it says in a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+
+    def lines(self) -> list[str]:
+        """What it said so far."""
+        return self.log.read_text(errors="replace").splitlines()
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code; past `seconds` an AssertionError with what it said."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the launcher did not end in {seconds:.0f} s:\n" + "\n".join(self.lines()[-60:])) from None
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it, and only it."""
+        self.process.send_signal(number)
+
+
+@contextlib.contextmanager
+def launcher(experiment: Experiment, profile: str, folder: Path) -> Iterator[Launcher]:
+    """Launch and follow the experiment's job as the pipeline's component does; killed at the end if it still runs."""
+    arguments = {"root": experiment.root, "experiment": experiment.name, "cell": CELL}
+    program = f"from pipelines import steps; steps.train('contrastive', **{arguments!r})"
+    log = folder / f"launcher-{secrets.token_hex(3)}.log"
+    environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment, cwd=volumes.REPOSITORY
+        )
+    try:
+        yield Launcher(process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def steps_of(namespace: str, since: float = 0.0) -> list[tuple[float, int]]:
+    """(time, step) of every step that the pods' present containers logged since a time, in order."""
+    found = []
+    for pod in harness.listed("pods", namespace):
+        done = subprocess.run(
+            ["kubectl", "-n", namespace, "logs", pod["metadata"]["name"], "--timestamps"],
+            capture_output=True, text=True, env=harness.environment(),
+        )  # fmt: skip
+        found += [(_seconds(when), int(step)) for when, step, _ in _STEP.findall(done.stdout)]
+    return sorted(entry for entry in found if entry[0] >= since)
+
+
+def wait_for_step(namespace: str, step: int, since: float = 0.0, seconds: float = 240) -> float:
+    """The time of the first step at or behind `step` that was logged since a time."""
+
+    def reached() -> list[tuple[float, int]]:
+        return [entry for entry in steps_of(namespace, since) if entry[1] >= step]
+
+    try:
+        first: tuple[float, int] = harness.wait_until(f"step {step}", reached, seconds)[0]
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{harness.describe(namespace)}") from None
+    return first[0]
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*Z", r"\1+00:00", stamp).replace("Z", "+00:00")).timestamp()
