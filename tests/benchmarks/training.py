@@ -17,6 +17,8 @@ from trainer.distributed import Distributed
 from trainer.stages.contrastive import ContrastiveStage
 
 CONTEXT, START, END = 77, 49406, 49407
+DISTINCT = 1024
+"""Pictures that differ in a batch; larger batches repeat them, since drawing noise would take longer than the step."""
 QUARTER = ModelConfig(vision_width=192, embed_dim=128, text_width=128, text_heads=2)
 """ViT-B/32 CLIP at a quarter of its widths: every depth, length and ratio is the real one, and a CPU can run a batch of 256."""
 
@@ -45,8 +47,9 @@ def batch(count: int, side: int, lengths: Tensor | None = None) -> Batch:
     tokens[:, 0] = START
     tokens[torch.arange(count), lengths - 1] = END
     tokens[torch.arange(CONTEXT)[None] >= lengths[:, None]] = 0
-    images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
-    return Batch(images.contiguous(memory_format=torch.channels_last), tokens, lengths, torch.arange(count))
+    images = torch.randint(0, 256, (min(count, DISTINCT), 3, side, side), generator=generator, dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)[torch.arange(count) % DISTINCT]
+    return Batch(images, tokens, lengths, torch.arange(count))
 
 
 def cpu_precision() -> str:
@@ -63,18 +66,33 @@ def autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 def our_step(
     model: ModelConfig, given: Batch, precision: str, device: torch.device, *, local_batch_size: int = 0, compile: bool = False
 ) -> Callable[[], None]:
-    """One optimiser step of the contrastive stage, from uint8 pictures."""
-    size = len(given.tokens)
+    """One optimiser step of the contrastive stage, from uint8 pictures that lie on the device."""
+    step = our_stage_step(model, len(given.tokens), precision, device, local_batch_size=local_batch_size, compile=compile)
+    there = dataclasses.replace(given, images=given.images.to(device), tokens=given.tokens.to(device))
+    return lambda: step(there)
+
+
+def our_stage_step(
+    model: ModelConfig,
+    size: int,
+    precision: Any,
+    device: torch.device,
+    *,
+    local_batch_size: int = 0,
+    compile: bool = False,
+    augmentation: Any = "none",
+) -> Callable[[Any], None]:
+    """The same of any batch of `size` pairs."""
     contrastive = ContrastiveConfig(
-        global_batch_size=size, contrast_batch_size=size, augmentation="none", precision=precision, optimizer=OptimizerConfig()
+        global_batch_size=size, contrast_batch_size=size, augmentation=augmentation, precision=precision, optimizer=OptimizerConfig()
     )
     placement = Placement(local_batch_size=local_batch_size, compile=compile)
     config = StageConfig(stage="contrastive", output="unused", model=model, contrastive=contrastive, placement=placement)
     stage = ContrastiveStage(config, Distributed(0, 1, 0, device), device)
     ours = optimizer.build(stage.module, contrastive.optimizer)
 
-    def step() -> None:
-        stage.forward_backward(given, 0)  # type: ignore[arg-type]
+    def step(given: Any) -> None:
+        stage.forward_backward(given, 0)
         ours.step()
         stage.after_optimizer()
 

@@ -1,16 +1,22 @@
 """The training step on a CUDA device: the same numbers as the plain reference on a CPU."""
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests import reference_trainer as reference
-from trainer import distributed, losses, models, optimizer
+from tests.train import build
+from trainer import distributed, encoding, losses, models, optimizer
 from trainer.config import Placement, Precision, StageConfig
 from trainer.configs import load_recipe
 from trainer.stages.contrastive import ContrastiveStage
+from trainer.storage.committed import read_committed
+from trainer.train import launch
 
 pytestmark = pytest.mark.gpu
 STEPS, BATCH = 5, 16
@@ -71,3 +77,71 @@ def test_float32_products_are_not_tf32() -> None:
     distributed.start(Placement(device="cuda", threads=1))
     a = torch.randn(256, 256, device="cuda")
     torch.testing.assert_close((a @ a).double(), a.double() @ a.double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_captions_at_their_own_length_equal_the_full_length(compiled: bool) -> None:
+    """In bf16 attention runs over packed captions: features and gradients are those of float32 at 77 tokens, to bf16's rounding."""
+    model = models.build_model(load_recipe("smoke").model, 0).cuda()
+    batch = next(reference.random_batches(1, 24, 32))
+    tokens, images = batch.tokens.cuda(), torch.randn(24, 3, 32, 32, device="cuda")
+    direction = torch.randn(24, model.text_projection.shape[1], device="cuda")
+    weights = [p for name, p in model.named_parameters() if name != "logit_scale"]
+    found = []
+    for precision in ("fp32", "bf16"):
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            assert encoding._kernel_for_any_length(tokens.device) == (precision == "bf16")
+            text = encoding.encode_text(model, tokens, batch.lengths, compiled=compiled)
+            image = encoding.encode_image(model, images, compiled=compiled)
+        gradients = torch.autograd.grad(((text + image) * direction).sum(), weights)
+        found.append([text.detach(), image.detach(), *gradients])
+    for exact, rounded in zip(*found, strict=True):
+        torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05 * float(exact.abs().max()) + 1e-6)
+
+
+def test_a_literal_end_of_text_ends_a_packed_caption() -> None:
+    """What follows the first EOT inside a caption changes nothing."""
+    model = models.build_model(load_recipe("smoke").model, 0).cuda()
+    batch = next(reference.random_batches(1, 8, 32))
+    batch.tokens[:, 1] = reference.END
+    other = batch.tokens.clone()
+    other[:, 2] = 5
+    with torch.autocast("cuda", torch.bfloat16):
+        first, second = (encoding.encode_text(model, tokens.cuda(), batch.lengths) for tokens in (batch.tokens, other))
+    assert torch.equal(first, second)
+
+
+def test_sums_over_nccl_are_those_of_one_process() -> None:
+    """One rank in a real nccl group: gather, its backward, and the sum of gradients change nothing."""
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl", init_method="tcp://127.0.0.1:29511", rank=0, world_size=1)
+    try:
+        value = torch.randn(6, 4, device="cuda", requires_grad=True)
+        gathered = distributed.gather(value)
+        gathered.pow(2).sum().backward()
+        weight = torch.nn.Parameter(torch.zeros(3, device="cuda"))
+        weight.grad = torch.arange(3.0, device="cuda")
+        distributed.reduce_gradients([weight])
+        assert torch.equal(gathered.detach(), value.detach())
+        assert torch.equal(value.grad, 2 * value.detach())  # type: ignore[arg-type]
+        assert weight.grad.tolist() == [0.0, 1.0, 2.0]
+        assert distributed.all_any(True)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_stage_goes_on_from_its_checkpoint_on_the_device(tmp_path: Path, compile: bool) -> None:
+    """Saved through pinned buffers at step 3 and resumed there: the last losses are those of the run left alone, to rounding."""
+    whole = build.contrastive(tmp_path / "whole", epochs=4, device="cuda", checkpoint_every_steps=3, keep_last=9, compile=compile)
+    launch("contrastive", build.written(whole), [])
+    resumed = build.contrastive(tmp_path / "resumed", epochs=4, device="cuda", compile=compile)
+    shutil.copytree(f"{whole.output}/checkpoints/step-000000003", f"{resumed.output}/checkpoints/step-000000003")
+    launch("contrastive", build.written(resumed), [])
+    losses_of = [
+        {line["step"]: line["loss"] for line in map(json.loads, (Path(config.output) / "progress.jsonl").read_text().splitlines())}
+        for config in (whole, resumed)
+    ]
+    assert min(losses_of[1]) == 4
+    for step, loss in losses_of[1].items():
+        assert loss == pytest.approx(losses_of[0][step], abs=1e-4)
+    assert read_committed(f"{resumed.output}/final") is not None

@@ -255,8 +255,8 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
 
     def _assemble(self, step: int, epoch: int, chunks: list[DecodedPairs]) -> PairBatch:
         return PairBatch(
-            images=torch.cat([chunk.images for chunk in chunks]).permute(0, 3, 1, 2),
-            tokens=torch.cat([chunk.tokens for chunk in chunks]),
+            images=_joined([chunk.images for chunk in chunks]).permute(0, 3, 1, 2),
+            tokens=_joined([chunk.tokens for chunk in chunks]),
             lengths=torch.cat([chunk.lengths for chunk in chunks]),
             keys=[key for chunk in chunks for key in chunk.keys],
             augmentation_seeds=torch.cat([chunk.seeds for chunk in chunks]),
@@ -338,12 +338,19 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
 
     def _assemble(self, step: int, epoch: int, chunks: list[DecodedTriplets]) -> TripletBatch:
         return TripletBatch(
-            images=torch.cat([chunk.images for chunk in chunks]),
-            target=torch.cat([chunk.target for chunk in chunks]),
+            images=_joined([chunk.images for chunk in chunks]),
+            target=_joined([chunk.target for chunk in chunks]),
             keys=[key for chunk in chunks for key in chunk.keys],
             step=step,
             epoch=epoch,
         )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts as one tensor; where there is a GPU in pinned memory, so that nothing waits for its way there."""
+    size = sum(len(part) for part in parts)
+    joined = torch.empty((size, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=torch.cuda.is_available())
+    return torch.cat(parts, out=joined)
 
 
 def _timed(batches: Iterable[BatchT]) -> Iterator[BatchT]:
