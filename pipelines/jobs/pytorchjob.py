@@ -11,17 +11,18 @@ from typing import Any
 
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.cluster import PYTORCHJOB
-from pipelines.jobs.merge import strategic_merge
 from pipelines.jobs.naming import DOMAIN, Identity
+from pipelines.jobs.pod import pod_template
 from pipelines.jobs.settings import JobSettings
 from pipelines.jobs.shape import Phase, is_sealed, phase_of
 from trainer.config import canonical_hash
-from trainer.errors import InputError
 
 CONTAINER = "pytorch"  # the operator's webhook wants this name
 MAX_RESTARTS = 10
-GRACE_SECONDS = 180
-USER = 10001
+ENVIRONMENT = {
+    # Without it a replaced pod stalls the group for a minute and then restarts every container.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"
+}
 
 
 class PyTorchJobs:
@@ -93,7 +94,9 @@ def manifest(
             "Worker": {
                 "replicas": settings.nodes,
                 "restartPolicy": "OnFailure",
-                "template": pod_template(settings, [*arguments, *placement(settings)], labels, annotations, environment or {}),
+                "template": pod_template(
+                    settings, CONTAINER, [*arguments, *placement(settings)], labels, annotations, {**ENVIRONMENT, **(environment or {})}
+                ),
             }
         },
     }
@@ -119,73 +122,3 @@ def placement(settings: JobSettings) -> list[str]:
 def overrides(**values: object) -> list[str]:
     """Arguments that set fields of the trainer's placement."""
     return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]
-
-
-def pod_template(
-    settings: JobSettings,
-    arguments: Sequence[str],
-    labels: Mapping[str, str],
-    annotations: Mapping[str, str],
-    environment: Mapping[str, str],
-) -> dict[str, Any]:
-    """The pod of one node, good under restricted Pod Security, with the cluster's own template laid over it."""
-    no_sidecar = {"sidecar.istio.io/inject": "false"}  # a mesh's sidecar never ends, and the job would not either
-    template: dict[str, Any] = {
-        "metadata": {"labels": {**labels, **no_sidecar}, "annotations": {**annotations, **no_sidecar}},
-        "spec": {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": GRACE_SECONDS,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [_container(settings, arguments, environment)],
-            "volumes": [
-                {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
-                {"name": "scratch", "emptyDir": {}},
-            ],
-        },
-    }
-    if settings.scheduler_name:
-        template["spec"]["schedulerName"] = settings.scheduler_name
-    merged = strategic_merge(template, settings.pod_template)
-    if CONTAINER not in [container["name"] for container in merged["spec"]["containers"]]:
-        raise InputError(f"jobs.pod_template must keep the container {CONTAINER!r}: the training operator refuses a job without it")
-    return merged
-
-
-def _container(settings: JobSettings, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    variables = {
-        # Without it a replaced pod stalls the group for a minute and then restarts every container.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "PYTHONUNBUFFERED": "1",
-        "HOME": "/tmp",
-        **settings.store_environment,
-        **environment,
-    }
-    limits = {"memory": settings.memory}
-    if settings.gpus_per_node:
-        limits["nvidia.com/gpu"] = str(settings.gpus_per_node)
-    container: dict[str, Any] = {
-        "name": CONTAINER,
-        "image": settings.image,
-        "command": ["python", "-m", "trainer"],
-        "args": list(arguments),
-        "env": [{"name": name, "value": value} for name, value in variables.items()],
-        "ports": [{"name": "metrics", "containerPort": settings.metrics_port}],
-        "resources": {"requests": {"cpu": settings.cpu, "memory": settings.memory}, "limits": limits},
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}, {"name": "scratch", "mountPath": "/tmp"}],
-    }
-    if settings.store_secret:
-        container["envFrom"] = [{"secretRef": {"name": settings.store_secret}}]
-    return container

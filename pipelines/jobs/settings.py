@@ -54,6 +54,8 @@ class JobSettings:
         cpu: CPU request of a pod, a Kubernetes quantity.
         memory: memory request and limit of a pod.
         shared_memory: size of /dev/shm, counted against the memory.
+        staging_cpu: CPU request of a pod that stages data, which runs on no GPU node.
+        staging_memory: its memory request and limit.
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
         store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
         ttl_seconds: how long a finished job stays to be looked at.
@@ -75,6 +77,8 @@ class JobSettings:
     cpu: str = "1"
     memory: str = "4Gi"
     shared_memory: str = "1Gi"
+    staging_cpu: str = "1"
+    staging_memory: str = "4Gi"
     store_secret: str = ""
     store_environment: dict[str, str] = field(default_factory=dict)
     ttl_seconds: int = 86400
@@ -95,7 +99,7 @@ class JobSettings:
         require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
         require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
         require("jobs.image", self.image, "the name of an image", bool(self.image.strip()))
-        for name in ("cpu", "memory", "shared_memory"):
+        for name in ("cpu", "memory", "shared_memory", "staging_cpu", "staging_memory"):
             value = getattr(self, name)
             require(f"jobs.{name}", value, "a Kubernetes quantity such as 4 or 16Gi", bool(_QUANTITY.fullmatch(value)))
 
