@@ -121,3 +121,11 @@ terminationMessagePolicy: FallbackToLogsOnError
 securityContext: {{- include "firstsight.containerSecurity" . | nindent 2 }}
 command: [python, -m, pipelines]
 {{- end -}}
+
+{{/* Environment of the chart's own containers, as the values give it: usage {{ include "firstsight.env" . | nindent 12 }} */}}
+{{- define "firstsight.env" -}}
+- {name: HOME, value: /tmp}
+{{- range $name, $value := .Values.pods.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
