@@ -50,8 +50,9 @@ class Action:
     """What is to be done with one job.
 
     Attributes:
-        what: release: take holds that have ended off it. delete: its last hold has ended. hurry: it is being deleted for
-            that reason, and its pods need not take the whole of their grace.
+        what: release: take holds that have ended off it; others hold it still, or the job has ended and stays for its TTL.
+            delete: its last hold has ended. hurry: it is being deleted for that reason, and its pods need not take the whole
+            of their grace.
         job: the object as it was seen.
         why: a sentence.
         ended: the holds that have ended.
@@ -89,7 +90,7 @@ def decide(jobs: Sequence[Mapping[str, Any]], workflows: Workflows, now: float, 
             continue
         why = "; ".join(f"{hold.holder} {hold.why}" for hold in ended)
         being_deleted = "deletionTimestamp" in job["metadata"]
-        if len(ended) < len(found) or foreign_owners(job):
+        if len(ended) < len(found) or foreign_owners(job) or has_ended(job):
             actions += [] if being_deleted else [Action(what="release", job=job, why=why, ended=ended)]
         else:
             # The dead holds stay on a job that is deleted: by them a reaper that was restarted knows why it goes.
@@ -115,6 +116,12 @@ def workflow_references(job: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def foreign_owners(job: Mapping[str, Any]) -> bool:
     """Whether something that is no Workflow owns the job as well: then it is not ours to delete."""
     return any(not _is_workflow(reference) for reference in job["metadata"].get("ownerReferences") or [])
+
+
+def has_ended(job: Mapping[str, Any]) -> bool:
+    """Whether its controller says that nothing more will happen: PyTorchJobs are Succeeded, Jobs and TrainJobs Complete, or Failed."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(entry["type"] in ("Succeeded", "Complete", "Failed") and entry["status"] == "True" for entry in conditions)
 
 
 def without(job: Mapping[str, Any], ended: Sequence[Hold]) -> dict[str, Any]:

@@ -215,7 +215,8 @@ class Reaper:
             self._complain(error)
             return False
         if action.what != "hurry":
-            done = "deleted with its pods" if action.what == "delete" else "released; others hold it"
+            released = "released; it has ended and stays for its TTL" if holds.has_ended(action.job) else "released; others hold it"
+            done = "deleted with its pods" if action.what == "delete" else released
             self._say(f"reap: {kind.kind} {namespace}/{name}: {action.why}: {done}")
             self.metrics.acted(action.what, len(action.ended))
         return True

@@ -78,6 +78,18 @@ def test_what_a_workflow_does_to_the_job_that_it_alone_holds(seen: Object | None
     assert done(job(reference()), seen)[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("condition", "status", "expected"),
+    [("Succeeded", "True", "release"), ("Complete", "True", "release"), ("Failed", "True", "release"), ("Failed", "False", "delete"),
+     ("Running", "True", "delete")],
+)  # fmt: skip
+def test_a_job_that_has_ended_is_let_go_of_and_stays_to_be_looked_at(condition: str, status: str, expected: str):
+    """It holds no GPU any more, and its TTL takes it away."""
+    ended = {**job(reference()), "status": {"conditions": [{"type": condition, "status": status}]}}
+
+    assert done(ended, None)[0] == expected
+
+
 def test_a_workflow_of_which_nothing_is_known_holds():
     """As where its namespace cannot be read: a job is never deleted for want of knowledge."""
     assert done(job(reference())) == ("", math.inf)
