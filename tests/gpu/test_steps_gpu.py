@@ -96,7 +96,7 @@ def test_captions_at_their_own_length_equal_the_full_length(compiled: bool) -> N
         gradients = torch.autograd.grad(((text + image) * direction).sum(), weights)
         found.append([text.detach(), image.detach(), *gradients])
     for exact, rounded in zip(*found, strict=True):
-        torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05 * float(exact.abs().max()) + 1e-6)
+        assert float((rounded - exact).norm()) <= 0.1 * float(exact.norm())
 
 
 def test_a_literal_end_of_text_ends_a_packed_caption() -> None:
