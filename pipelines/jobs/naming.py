@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from trainer.config import canonical_hash
 from trainer.errors import InputError
 
-MAX_NAME = 54
-"""The training operator's real limit: one character more and it says Running, but its Services are never made."""
+MAX_NAME = 46
+"""So that every kind of job can have the name. The pods of a TrainJob's JobSet are called `<name>-node-0-<rank>-<5 letters>`,
+at most 63, which leaves 46 up to 100 nodes. A PyTorchJob could have 54: at 55 it says Running, but its Services are never made."""
 MAX_LABEL = 63
 DOMAIN = "firstsight.dev"
 
@@ -35,7 +36,7 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """DNS-1035, at most 54 characters: stage, arm and seed for people, a hash for the machine."""
+        """DNS-1035, at most MAX_NAME characters: stage, arm and seed for people, a hash for the machine."""
         digest = canonical_hash([self.root.rstrip("/"), self.experiment, self.arm, self.seed, self.stage])[:10]
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.stage}-{self.arm}-s{self.seed}".lower()).strip("-")
         if not words or not words[0].isalpha():
