@@ -90,18 +90,20 @@ class Backoff:
 class Api:
     """Requests to one server; safe to use from several threads."""
 
-    def __init__(self, configuration: Any, namespace: str, source: str) -> None:
+    def __init__(self, configuration: Any, namespace: str, home: str, source: str) -> None:
         """Connect lazily.
 
         Args:
             configuration: kubernetes.client.Configuration.
             namespace: where objects are unless a call says otherwise.
+            home: the namespace of this pod, or of the kubeconfig's context.
             source: for messages: which kubeconfig, or the pod's service account.
         """
         from kubernetes.client import ApiClient
 
-        self.namespace, self.source, self.server = namespace, source, str(configuration.host).rstrip("/")
+        self.namespace, self.home, self.source, self.server = namespace or home, home, source, str(configuration.host).rstrip("/")
         self.contacted = False
+        self.patience = PATIENCE_SECONDS
         self._client = ApiClient(configuration)
         self._pool = self._client.rest_client.pool_manager
         self._pool.connection_pool_kw["socket_options"] = _keepalive()
@@ -133,7 +135,7 @@ class Api:
                 source += f", context {active['name']}"
         except Exception as error:  # the loader lets YAML, OS and key errors through
             raise InputError(f"{source}: no cluster can be found by it: {' '.join(str(error).split())}") from error
-        return cls(configuration, namespace or own or "default", source)
+        return cls(configuration, namespace, own or "default", source)
 
     def call(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, content: str = "") -> Any:
         """One request, repeated while the server is away; the JSON of its answer.
@@ -246,7 +248,7 @@ class Api:
         answered = isinstance(error.__cause__, Refused)
         if not self.contacted and not answered and waited >= FIRST_PATIENCE_SECONDS:
             raise InputError(f"no Kubernetes API server can be reached: {error} ({self.source})") from error
-        patience = ANSWERED_PATIENCE_SECONDS if answered else PATIENCE_SECONDS
+        patience = min(ANSWERED_PATIENCE_SECONDS, self.patience) if answered else self.patience
         if waited >= patience:
             raise RunError(f"{error} (still so after {patience:.0f} s)") from error
 

@@ -74,6 +74,7 @@ class Cluster:
     def __init__(self, api: Api) -> None:
         self._api = api
         self.namespace = api.namespace
+        self.home = api.home
         self._allowed: set[tuple[str, str]] = set()
 
     @classmethod
@@ -257,6 +258,10 @@ class Cluster:
         except Refused as refused:
             if refused.refusal.status not in (400, 404):  # not started yet, no earlier container, no such pod
                 raise self._explain("get", Kind("v1", "pods/log", "Pod"), place, refused.refusal) from refused
+
+    def hurry(self, seconds: float) -> None:
+        """From now on wait at most so long for a server that does not answer: who waits for us wants to go."""
+        self._api.patience = seconds
 
     def hang_up(self) -> None:
         """Break all open watches and logs: those whose `stop` is set end, the others connect again."""

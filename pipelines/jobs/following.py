@@ -1,0 +1,161 @@
+"""A job on a cluster from the moment it is wanted to its end: found or made, followed, submitted again, and let go of.
+
+One supervisor thread takes all decisions (pipelines/jobs/judging.py says what they are); the step that waits only reads
+lines and asks whether there is an outcome.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipelines.jobs.base import JobSpec, LineSink, Outcome
+from pipelines.jobs.ending import end, wait_until_gone
+from pipelines.jobs.incidents import Incidents
+from pipelines.jobs.judging import Again, Judge, last_lines
+from pipelines.jobs.loglines import Follower, Progress
+from pipelines.jobs.owners import BEAT_SECONDS, beat, release
+from pipelines.jobs.view import View
+from trainer.errors import InputError, RunError
+from trainer.storage import join
+
+if TYPE_CHECKING:
+    from pipelines.jobs.launcher import ClusterBackend
+
+TICK_SECONDS = 1.0
+LEAVE_SECONDS = 30.0
+LAST_LOG_SECONDS = 3.0
+"""How long the end of a log may be on its way when its job has ended."""
+
+
+class ClusterJob:
+    """See pipelines.jobs.base.Job."""
+
+    def __init__(self, backend: "ClusterBackend", spec: JobSpec) -> None:
+        assert spec.identity is not None
+        self._backend, self._spec, self._name = backend, spec, spec.identity.name
+        self._cluster, self._kind = backend.cluster, backend.shape.kind
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._acting = threading.Lock()  # held while the job is made or deleted, so that leaving cannot miss one in the making
+        self._outcome: Outcome | None = None
+        self._incidents = Incidents()
+        self._progress = Progress(spec.name, self._say)
+        self._beaten = time.monotonic()
+        threading.Thread(target=self._supervise, name=f"job {spec.name}", daemon=True).start()
+
+    def logs(self, sink: LineSink) -> None:
+        """Give every line of the leader's output, and what is remarked on the job, to `sink`, until the end."""
+        while (line := self._lines.get()) is not None:
+            sink(line)
+
+    def watch(self) -> Outcome | None:
+        """How it ended, or None while it runs."""
+        return self._outcome
+
+    def cancel(self) -> None:
+        """End the job, whoever else holds it, and wait until nothing of it is left."""
+        self._halt()
+        with self._acting:
+            end(self._cluster, self._kind, self._name)
+            wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
+
+    def leave(self) -> None:
+        """In a pod: nothing, the reaper knows more. In a shell: drop this run's hold; the last one out deletes the job."""
+        self._halt()
+        if self._backend.in_pod:
+            return
+        try:
+            with self._acting:
+                self._let_go()
+        except (InputError, RunError) as error:
+            raise RunError(f"{self._kind.kind} {self._name} may still run (python -m pipelines cancel ends it): {error}") from error
+
+    def _halt(self) -> None:
+        self._stop.set()
+        self._cluster.hurry(LEAVE_SECONDS)
+        self._cluster.hang_up()
+
+    def _supervise(self) -> None:
+        try:
+            outcome = self._run()
+        except (InputError, RunError) as error:
+            outcome = Outcome(exit_code=error.exit_code, line=str(error))
+        except Exception as error:  # a thread that died in silence would be waited for for ever
+            outcome = Outcome(exit_code=1, line=f"{self._kind.kind} {self._name}: {type(error).__name__}: {error}")
+        self._lines.put(None)
+        self._outcome = outcome
+
+    def _run(self) -> Outcome:
+        """Attempt after attempt, until the result is there or it is known that there will be none."""
+        while True:
+            if self._backend.shape.is_done(self._spec):
+                return Outcome(exit_code=0, line="")
+            with self._acting:
+                job = self._backend.obtain(self._spec, self._say, self._stop)
+            if job is None:
+                return Outcome(exit_code=1, line="stopped on request")
+            try:
+                return self._attempt(job)
+            except Again as again:
+                self._say(f"--- {again}; starting it once more")
+                self._incidents.begin_anew()
+
+    def _attempt(self, job: Mapping[str, Any]) -> Outcome:
+        """Follow one job to its end. Raises Again where it ended unfinished."""
+        backend, spec = self._backend, self._spec
+        with View(self._cluster, self._kind, self._name) as view:
+            follower = Follower(self._cluster, backend.shape, view, self._take_line, join(spec.folder, "log.txt"))
+            reader = follower.start()
+            judge = Judge(backend.shape, spec, backend.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
+            try:
+                while not self._stop.is_set():
+                    view.wait(TICK_SECONDS)
+                    self._beat()
+                    outcome = judge.look()
+                    if outcome is not None:
+                        follower.finish()
+                        reader.join(LAST_LOG_SECONDS)
+                        return self._conclude(outcome, view)
+                return Outcome(exit_code=1, line="stopped on request")
+            finally:
+                follower.stop()
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._beaten >= BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            beat(self._cluster, self._kind, self._name, self._backend.holder)
+
+    def _conclude(self, outcome: Outcome, view: View) -> Outcome:
+        """Let go of the job. One that did its work stays for its TTL; of one that did not, the other pods' last lines are said."""
+        shape, done = self._backend.shape, outcome.exit_code == 0
+        if not done:
+            for pod in view.pods():
+                if not shape.is_leader(pod):
+                    for line in last_lines(self._cluster, pod, shape.container):
+                        self._say(f"{pod['metadata']['name']}: {line}")
+        try:
+            with self._acting:
+                if not self._stop.is_set():
+                    self._let_go(keep=done)
+        except (InputError, RunError) as error:
+            if not done:
+                return Outcome(exit_code=outcome.exit_code, line=f"{outcome.line}; and the job could not be deleted: {error}")
+            self._say(f"--- {self._kind.kind} {self._name} could not be let go of, its reaper will: {error}")
+        return outcome
+
+    def _let_go(self, *, keep: bool = False) -> None:
+        deleting, others = release(self._cluster, self._kind, self._name, self._backend.holder, time.time(), keep)
+        if others:
+            self._say(f"--- {self._kind.kind} {self._name} stays: {', '.join(others)} holds it too")
+        if deleting:
+            wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
+
+    def _take_line(self, stamp: str, text: str) -> None:
+        self._lines.put(text)
+        if stamp:
+            self._progress.take(stamp, text)
+
+    def _say(self, text: str) -> None:
+        self._lines.put(text)

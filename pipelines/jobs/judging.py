@@ -1,0 +1,158 @@
+"""What the state of a job means for the one who waits: nothing yet, done, failed and why, or to be submitted once more."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipelines.jobs.api import Unreachable
+from pipelines.jobs.base import JobSpec, Outcome
+from pipelines.jobs.cluster import Cluster
+from pipelines.jobs.incidents import Incidents
+from pipelines.jobs.settings import JobSettings
+from pipelines.jobs.shape import Phase, Shape
+from pipelines.jobs.stuck import Clock, find_stuck
+from pipelines.jobs.view import View, container_status, terminations
+from trainer.errors import InputError, RunError
+from trainer.storage import join, read_json
+from trainer.storage.base import MissingObject
+
+WRONG_INPUT = 2
+LAST_LINES = 5
+REMIND_SECONDS = 600.0
+
+
+class Again(Exception):
+    """The job ended unfinished and is to be submitted once more."""
+
+
+class Judge:
+    """Looks at one job, from its creation or adoption to its end."""
+
+    def __init__(
+        self, shape: Shape, spec: JobSpec, settings: JobSettings, view: View, incidents: Incidents, uid: str, say: Callable[[str], None]
+    ) -> None:
+        self._shape, self._spec, self._settings, self._view = shape, spec, settings, view
+        self._incidents, self._uid, self._say = incidents, uid, say
+        self._clock = Clock(settings.patience)
+        self._has_run = False
+        self._reminded = float("-inf")
+
+    def look(self) -> Outcome | None:
+        """What is to be done now; None: wait on.
+
+        Raises:
+            Again: the job ended unfinished, and there is budget left.
+            InputError: a watch is not allowed any more.
+        """
+        if not self._view.synced:
+            return None
+        job = self._view.job
+        if job is None or job["metadata"]["uid"] != self._uid:
+            return self._gone(job)
+        phase = self._shape.phase(job)
+        if phase.ended:
+            return self._ended(phase)
+        return self._permanent() or self._interrupted() or self._stuck()
+
+    def _gone(self, job: Mapping[str, Any] | None) -> Outcome:
+        if self._shape.is_done(self._spec):
+            return Outcome(exit_code=0, line="")
+        if job is not None:
+            raise Again(f"{self._title} was replaced by another run")
+        return Outcome(exit_code=1, line=f"{self._title} was deleted before it was done, and not by this run")
+
+    def _ended(self, phase: Phase) -> Outcome:
+        done = self._shape.is_done(self._spec)
+        if done or (done is None and phase.name == "succeeded"):
+            return Outcome(exit_code=0, line="")
+        permanent = self._permanent() or self._recorded()
+        if permanent is not None:
+            return permanent
+        self._incidents.add(time.monotonic())
+        how = "ended without its result" if phase.name == "succeeded" else f"failed: {phase.message}"
+        over = self._over_budget(f"{self._title} {how}")
+        if over is None:
+            raise Again(f"{self._title} {how}")
+        return over
+
+    def _permanent(self) -> Outcome | None:
+        """A container that exited 2 found its input wrong, and would again."""
+        for pod in self._view.pods():
+            for end in terminations(pod, self._shape.container):
+                if end.get("exitCode") == WRONG_INPUT:
+                    said = last_line(end) or f"{pod['metadata']['name']} exited with 2: its input is wrong"
+                    return self._recorded() or Outcome(exit_code=WRONG_INPUT, line=said)
+        return None
+
+    def _recorded(self) -> Outcome | None:
+        """What failure.json says, where it is the input that is wrong."""
+        try:
+            value = read_json(join(self._spec.folder, "failure.json"))
+        except (MissingObject, RunError):
+            return None
+        if isinstance(value, dict) and value.get("exit_code") == WRONG_INPUT:
+            return Outcome(exit_code=WRONG_INPUT, line=str(value.get("line", "")))
+        return None
+
+    def _interrupted(self) -> Outcome | None:
+        pods = self._view.pods()
+        self._has_run = self._has_run or any(has_run(pod, self._shape.container) for pod in pods)
+        if not self._incidents.observe(pods, time.monotonic()):
+            return None
+        why = self._last_words()
+        self._say(f"--- {self._title} broke off and goes on ({self._incidents.count} of {self._settings.max_incidents}){why}")
+        return self._over_budget(f"{self._title} broke off again")
+
+    def _over_budget(self, line: str) -> Outcome | None:
+        if self._incidents.count <= self._settings.max_incidents:
+            return None
+        times = f"more than {self._settings.max_incidents} times (jobs.max_incidents)"
+        return Outcome(exit_code=1, line=f"{line}, {times}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """Of the container that ended last."""
+        ends = [(str(end.get("finishedAt", "")), end) for pod in self._view.pods() for end in terminations(pod, self._shape.container)]
+        if not ends:
+            return ""
+        end = max(ends, key=lambda entry: entry[0])[1]
+        return f": {last_line(end) or end.get('reason') or 'exit code ' + str(end.get('exitCode'))}"
+
+    def _stuck(self) -> Outcome | None:
+        found = find_stuck(self._view, self._shape, self._has_run)
+        now = time.monotonic()
+        overdue = self._clock.overdue(found, now)
+        if overdue:
+            return Outcome(exit_code=1, line=overdue)
+        if found and found[0].cause != "starting" and now - self._reminded > REMIND_SECONDS:
+            self._reminded = now
+            self._say(f"--- waiting: {found[0].text}")
+        return None
+
+    @property
+    def _title(self) -> str:
+        assert self._spec.identity is not None
+        return f"{self._shape.kind.kind} {self._spec.identity.name}"
+
+
+def last_line(end: Mapping[str, Any]) -> str:
+    """The last line of a container's termination message."""
+    lines = [line.strip() for line in str(end.get("message") or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def has_run(pod: Mapping[str, Any], container: str) -> bool:
+    """Whether its container was started at least once."""
+    status = container_status(pod, container)
+    return bool({"running", "terminated"} & (status.get("state") or {}).keys() or status.get("restartCount"))
+
+
+def last_lines(cluster: Cluster, pod: Mapping[str, Any], container: str) -> list[str]:
+    """What a pod said last: by its termination message, else by its log, where that can be had."""
+    ends = terminations(pod, container)
+    said = str(ends[-1].get("message") or "") if ends else ""
+    if not said and has_run(pod, container):
+        try:
+            said = "\n".join(cluster.log(pod["metadata"]["name"], container, follow=False, timestamps=False, tail=LAST_LINES))
+        except (Unreachable, InputError):
+            return []
+    return [line for line in said.splitlines() if line.strip()][-LAST_LINES:]

@@ -1,0 +1,160 @@
+"""Jobs on a cluster, whatever their kind: found done, adopted, replaced or created; then followed (pipelines/jobs/following.py)."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.cluster import NODE, Cluster
+from pipelines.jobs.ending import end, wait_until_gone
+from pipelines.jobs.following import ClusterJob
+from pipelines.jobs.merge import strategic_merge
+from pipelines.jobs.naming import DOMAIN
+from pipelines.jobs.owners import Holder, find_holder, is_in_pod, take
+from pipelines.jobs.settings import JobSettings
+from pipelines.jobs.shape import Shape
+from trainer.config import canonical_hash
+from trainer.errors import InputError, RunError
+from trainer.storage import layout, read_json, write_json
+from trainer.storage.base import MissingObject
+
+GPU = "nvidia.com/gpu"
+RECIPE_HASH, SPEC_HASH, ATTEMPT = f"{DOMAIN}/recipe-hash", f"{DOMAIN}/spec-hash", f"{DOMAIN}/attempt"
+ROOT, OUTPUT = f"{DOMAIN}/root", f"{DOMAIN}/output"
+Say = Callable[[str], None]
+Object = dict[str, Any]
+
+
+class ClusterBackend:
+    """Submits jobs of one shape."""
+
+    def __init__(self, cluster: Cluster, shape: Shape, settings: JobSettings) -> None:
+        self.cluster, self.shape, self.settings = cluster, shape, settings
+        self._holder: Holder | None = None
+
+    @property
+    def holder(self) -> Holder:
+        """This run, as its jobs know it."""
+        if self._holder is None:
+            self._holder = find_holder(self.cluster)
+        return self._holder
+
+    @property
+    def in_pod(self) -> bool:
+        """Whether this is a step of Kubeflow; asks no server."""
+        return is_in_pod()
+
+    def submit(self, spec: JobSpec) -> ClusterJob:
+        """Begin to find, adopt or create the job, in the background; what comes of it, `watch` tells."""
+        assert spec.identity is not None, spec.name
+        return ClusterJob(self, spec)
+
+    def obtain(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
+        """The job on the cluster, held by this run; None where `stop` was set before there was one.
+
+        Raises:
+            InputError: the name is taken by another recipe, no node is big enough, or the API server refuses the job.
+            RunError: an old job does not go away.
+        """
+        assert spec.identity is not None
+        kind, name = self.shape.kind, spec.identity.name
+        self._require_devices(spec)
+        while not stop.is_set():
+            job = self.cluster.get(kind, name)
+            if job is None:
+                created = self._create(spec, say)
+                if created is not None:
+                    return created
+                continue  # another launcher was faster
+            self._refuse_another(job, spec)
+            if "deletionTimestamp" in job["metadata"]:
+                say(f"{kind.kind} {name} is being deleted: waiting until it is gone")
+                wait_until_gone(self.cluster, kind, name)
+            elif self.shape.phase(job).ended:
+                say(f"{kind.kind} {name} ended without its result: taking its place")
+                end(self.cluster, kind, name, resource_version=job["metadata"]["resourceVersion"])
+                wait_until_gone(self.cluster, kind, name)
+            else:
+                adopted = take(self.cluster, kind, job, self.holder)
+                if adopted is not None:
+                    self._say_adopted(adopted, spec, say)
+                    return adopted
+        return None
+
+    def _create(self, spec: JobSpec, say: Say) -> Object | None:
+        """A new attempt; None where a job of this name exists by now."""
+        attempt = _stored_attempt(spec) + 1 if spec.final else 0
+        manifest = self.rendered(spec, attempt)
+        created = self.cluster.create(self.shape.kind, manifest)
+        if created is None:
+            return None
+        if spec.final and _stored_attempt(spec) < attempt:
+            # Behind the creation: a number that another launcher's job does not carry would shut that job out.
+            write_json(layout.attempt(spec.folder), {"attempt": attempt})
+        number = f", attempt {attempt}" if attempt else ""
+        say(f"{self.shape.kind.kind} {created['metadata']['namespace']}/{created['metadata']['name']} was created{number}")
+        return created
+
+    def rendered(self, spec: JobSpec, attempt: int) -> Object:
+        """The manifest with what this launcher and the next ones need to know of it."""
+        assert spec.identity is not None
+        manifest = self.shape.manifest(spec, attempt)
+        annotations = {
+            RECIPE_HASH: spec.recipe_hash,
+            SPEC_HASH: self._spec_hash(spec),
+            ATTEMPT: str(attempt),
+            ROOT: spec.identity.root,
+            OUTPUT: spec.folder,
+        }
+        metadata = {"namespace": self.cluster.namespace, "annotations": annotations}
+        metadata = strategic_merge(metadata, self.holder.claim(manifest["metadata"]))
+        return strategic_merge(manifest, {"metadata": metadata})
+
+    def _spec_hash(self, spec: JobSpec) -> str:
+        """Of what was asked for, without the attempt: two launchers that want the same have the same."""
+        return canonical_hash(self.shape.manifest(spec, 0)["spec"])
+
+    def _refuse_another(self, job: Object, spec: JobSpec) -> None:
+        annotations = job["metadata"].get("annotations") or {}
+        theirs = annotations.get(RECIPE_HASH, "")
+        if theirs == spec.recipe_hash:
+            return
+        from pipelines.plan import differing_stages  # here: it reads YAML into configurations, which is slow to import
+
+        keys = differing_stages(annotations.get(OUTPUT, ""), spec.folder)
+        what = f": {'; '.join(keys)}" if keys else f" (recipe hash {theirs[:12] or 'none'}, not {spec.recipe_hash[:12]})"
+        raise InputError(
+            f"{self.shape.kind.kind} {self.cluster.namespace}/{job['metadata']['name']} runs another recipe under this name{what}: "
+            "give the experiment another name, or cancel that run first"
+        )
+
+    def _say_adopted(self, job: Object, spec: JobSpec, say: Say) -> None:
+        annotations = job["metadata"].get("annotations") or {}
+        where = f"{self.shape.kind.kind} {job['metadata']['namespace']}/{job['metadata']['name']} runs already: adopted"
+        if annotations.get(SPEC_HASH) != self._spec_hash(spec):
+            where += ", as it is: it was submitted with other settings (image, nodes, queue …), which would count after it has ended"
+        say(where)
+
+    def _require_devices(self, spec: JobSpec) -> None:
+        """Say at once that no node will ever do, where nodes may be listed."""
+        wanted = self.settings.gpus_per_node if spec.kind == "train" else 0
+        if not wanted:
+            return
+        try:
+            nodes = self.cluster.list(NODE, namespace="")
+        except InputError:  # not allowed: then the scheduler will say it, later
+            return
+        most = max((int(node.get("status", {}).get("allocatable", {}).get(GPU, 0)) for node in nodes), default=0)
+        if nodes and wanted > most:
+            raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {GPU}, got {wanted}")
+
+
+def _stored_attempt(spec: JobSpec) -> int:
+    uri = layout.attempt(spec.folder)
+    try:
+        value = read_json(uri)
+    except MissingObject:
+        return 0
+    if not isinstance(value, dict) or not isinstance(value.get("attempt"), int):
+        raise RunError(f"{uri}: not an attempt number")
+    return int(value["attempt"])

@@ -1,0 +1,177 @@
+"""The leader's log as it is written, once each line, whatever happens to connections, containers and pods in between."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from pipelines.jobs.api import Backoff, Unreachable
+from pipelines.jobs.cluster import Cluster
+from pipelines.jobs.shape import Shape
+from pipelines.jobs.view import View, container_status
+from trainer.errors import InputError
+from trainer.progress import progress, read_step_line
+
+MINUTE = 60.0
+StampedSink = Callable[[str, str], None]
+"""Gets the kubelet's time (empty for a remark of ours) and the line."""
+
+
+class Follower:
+    """Follows the log of a job's leader from one pod to the next. Lines are known by the kubelet's timestamps."""
+
+    def __init__(self, cluster: Cluster, shape: Shape, view: View, sink: StampedSink, whole: str) -> None:
+        """Nothing is read yet.
+
+        Args:
+            cluster: where the job is.
+            shape: which pod leads, which container speaks.
+            view: of the job.
+            sink: gets each line.
+            whole: where the complete log lies, for the marks of gaps.
+        """
+        self._cluster, self._shape, self._view, self._sink, self._whole = cluster, shape, view, sink, whole
+        self._uid, self._restarts = "", 0
+        self._last, self._repeats = "", 0  # timestamp of the last line, and how many lines had it
+        self._continues = False  # whether the log to be read next holds that line
+        self._stop, self._finish = threading.Event(), threading.Event()
+
+    def start(self) -> threading.Thread:
+        """Follow in a thread of its own."""
+        thread = threading.Thread(target=self.run, name="job log", daemon=True)
+        thread.start()
+        return thread
+
+    def finish(self) -> None:
+        """Read what there is to the end of the container, and no further."""
+        self._finish.set()
+
+    def stop(self) -> None:
+        """End it; whoever calls hangs up the cluster's streams."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until it is stopped."""
+        backoff = Backoff(most=10.0)
+        try:
+            while not self._stop.is_set():
+                pod = self._leader()
+                if pod is not None and self._begin(pod):
+                    began = time.monotonic()
+                    try:
+                        self._read(pod, follow=True)
+                        ended = "terminated" in (container_status(pod, self._shape.container).get("state") or {})
+                    except Unreachable:
+                        ended = False
+                    if time.monotonic() - began > 1.0:
+                        backoff.reset()
+                    if not ended:
+                        self._stop.wait(backoff.seconds())
+                        continue
+                if self._finish.is_set():
+                    return
+                self._stop.wait(0.2)
+        except InputError as error:
+            self._mark(f"the log cannot be read: {error}")
+
+    def _leader(self) -> Mapping[str, Any] | None:
+        """The newest leading pod whose container has started at least once, with something new to read."""
+        pods = [pod for pod in self._view.pods() if self._shape.is_leader(pod)]
+        pods.sort(key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+        for pod in reversed(pods):
+            status = container_status(pod, self._shape.container)
+            state = status.get("state") or {}
+            if "running" in state or "terminated" in state or status.get("restartCount"):
+                return pod
+        return None
+
+    def _begin(self, pod: Mapping[str, Any]) -> bool:
+        """Catch up with what happened to the pod; whether there is a container to follow now."""
+        status = container_status(pod, self._shape.container)
+        name, uid, restarts = pod["metadata"]["name"], pod["metadata"]["uid"], int(status.get("restartCount", 0))
+        if uid != self._uid:
+            if self._uid:
+                self._mark(f"{name} was replaced by a new pod; the end of its predecessor's log may be missing here")
+            self._uid, self._last, self._repeats, self._continues = uid, "", 0, False
+        if restarts != self._restarts or (restarts and not self._last):
+            self._continues = self._continues and restarts == self._restarts + 1
+            self._read(pod, previous=True)
+            self._mark(f"{name} was started again ({restarts} times so far)")
+            self._continues = False
+        self._restarts = restarts
+        return "waiting" not in (status.get("state") or {})
+
+    def _read(self, pod: Mapping[str, Any], *, follow: bool = False, previous: bool = False) -> None:
+        """Pass on the lines behind the last one that was."""
+        before, seen, found = self._last, 0, not self._continues
+        lines = self._cluster.log(
+            pod["metadata"]["name"], self._shape.container, since=self._last, follow=follow, previous=previous, stop=self._stop
+        )
+        for line in lines:
+            stamp, _, text = line.partition(" ")
+            if _posix(stamp) is None:
+                continue  # the kubelet speaks for itself, of a log that it cannot find
+            if before and stamp <= before:
+                seen += stamp == before
+                found = True
+                if stamp < before or seen <= self._repeats:
+                    continue
+            if not found:
+                found = True
+                self._mark("lines may be missing here")
+            self._repeats = self._repeats + 1 if stamp == self._last else 1
+            self._last, self._continues = stamp, True
+            self._sink(stamp, text)
+
+    def _mark(self, text: str) -> None:
+        self._sink("", f"--- {text}; complete: {self._whole}")
+
+
+class Progress:
+    """Reads step lines: moves the bar of a person who waits, and says one line a minute to a log."""
+
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self._name, self._say = name, say
+        self._steps: deque[tuple[float, int]] = deque()
+        self._said = float("-inf")
+
+    def take(self, stamp: str, text: str) -> None:
+        """Look at one line of the log.
+
+        Args:
+            stamp: the kubelet's time.
+            text: the line.
+        """
+        figures = read_step_line(text)
+        now = _posix(stamp)
+        if figures is None or now is None:
+            return
+        step, steps, loss, rate = figures
+        progress(self._name, step, steps, "steps", loss=loss, samples_per_second=rate)
+        if self._steps and step <= self._steps[-1][1]:
+            self._steps.clear()  # it went back to a checkpoint
+        self._steps.append((now, step))
+        while len(self._steps) > 2 and self._steps[1][0] < now - MINUTE:
+            self._steps.popleft()
+        if now - self._said >= MINUTE and len(self._steps) > 1:
+            self._said = now
+            self._say(
+                f"--- {100 * step // steps} %, step {step:,} of {steps:,}, loss {loss:.4f}, {rate:,.1f} samples/s, {self._left(steps)}"
+            )
+
+    def _left(self, steps: int) -> str:
+        (first, start), (last, end) = self._steps[0], self._steps[-1]
+        if last <= first or end <= start:
+            return "time left not known"
+        minutes, seconds = divmod(round((steps - end) * (last - first) / (end - start)), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d} left" if hours else f"{minutes}:{seconds:02d} left"
+
+
+def _posix(stamp: str) -> float | None:
+    try:
+        return datetime.fromisoformat(stamp).timestamp()
+    except ValueError:
+        return None

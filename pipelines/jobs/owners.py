@@ -1,0 +1,168 @@
+"""How this run holds the jobs that it waits for, so that the last one out ends them. Who else holds a job: pipelines/holds.py.
+
+A run in Kubeflow holds a job by an ownerReference to its Workflow, one from a shell by an annotation with the time of its
+last heartbeat. A finished job is let go of but not deleted: it stays for its TTL, to be looked at.
+"""
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.holds import HELD_BY, holds
+from pipelines.jobs.api import Conflict
+from pipelines.jobs.cluster import POD, Cluster, Kind
+from pipelines.jobs.ending import end
+from trainer.errors import InputError
+
+HOLDER_VARIABLE = "FIRSTSIGHT_HOLDER"
+"""Name of the shell's run; its steps, which are processes of their own, hold jobs by it."""
+POD_VARIABLE = "KFP_POD_NAME"
+BEAT_SECONDS = 60.0
+MAX_ID = 63 - len("held-by.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """This run, as jobs know it.
+
+    Attributes:
+        name: key of the annotation, of a run from a shell.
+        reference: ownerReference to the Workflow, of a run in Kubeflow.
+    """
+
+    name: str = ""
+    reference: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_pod(self) -> bool:
+        """Whether this is a step of Kubeflow."""
+        return bool(self.reference)
+
+    def claim(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What to merge into a job's metadata so that this run holds it."""
+        if not self.in_pod:
+            return {"annotations": {f"{HELD_BY}{self.name}": _now()}}
+        others = [entry for entry in metadata.get("ownerReferences") or [] if entry["uid"] != self.reference["uid"]]
+        return {"ownerReferences": [*others, dict(self.reference)]}
+
+    def disclaim(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """What to merge into a job's metadata so that this run does not hold it any more."""
+        if not self.in_pod:
+            return {"annotations": {f"{HELD_BY}{self.name}": None}}
+        return {"ownerReferences": [entry for entry in metadata["ownerReferences"] if entry["uid"] != self.reference["uid"]]}
+
+    def holds(self, job: Mapping[str, Any]) -> bool:
+        """Whether this run holds the job."""
+        metadata = job["metadata"]
+        if self.in_pod:
+            return self.reference["uid"] in [entry["uid"] for entry in metadata.get("ownerReferences") or []]
+        return f"{HELD_BY}{self.name}" in (metadata.get("annotations") or {})
+
+    def others(self, job: Mapping[str, Any], now: float) -> list[str]:
+        """Names of those who hold the job too. What controllers will notice (a Workflow that is gone) counts until they do."""
+        mine = self.reference.get("uid", "") or f"{HELD_BY}{self.name}"
+        workflows = [entry for entry in job["metadata"].get("ownerReferences") or [] if entry["uid"] != mine]
+        shells = [hold.holder for hold in holds(job, {}) if hold.annotation and hold.annotation != mine and hold.ends > now]
+        return [f"{entry['kind']} {entry['name']}" for entry in workflows] + shells
+
+
+def find_holder(cluster: Cluster) -> Holder:
+    """This run: the Workflow of the pod that we are in, else the shell's.
+
+    Raises:
+        InputError: in a pod of Kubeflow that cannot be read, or has no Workflow, or has it in another namespace than the jobs.
+    """
+    pod_name = os.environ.get(POD_VARIABLE, "")
+    if not pod_name:
+        return Holder(name=os.environ.get(HOLDER_VARIABLE) or shell_id())
+    namespace = cluster.home
+    pod = cluster.get(POD, pod_name, namespace)
+    if pod is None:
+        raise InputError(f"pod {namespace}/{pod_name} ({POD_VARIABLE}) does not exist: which run this is cannot be told")
+    owners = pod["metadata"].get("ownerReferences") or []
+    workflow = next((owner for owner in owners if owner.get("controller") and owner["kind"] == "Workflow"), None)
+    if workflow is None:
+        raise InputError(f"pod {namespace}/{pod_name} belongs to no Workflow: which run this is cannot be told")
+    if namespace != cluster.namespace:
+        raise InputError(
+            f"jobs.namespace must be {namespace}, that of the run, got {cluster.namespace}: a Workflow can hold jobs of its own alone"
+        )
+    reference = {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
+    return Holder(reference=reference)
+
+
+def is_in_pod() -> bool:
+    """Whether this process is a step of Kubeflow."""
+    return bool(os.environ.get(POD_VARIABLE))
+
+
+def shell_id() -> str:
+    """A name for this process among all shells: user, host and process, in the letters that an annotation's key may have."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a number without a name
+        user = str(os.getuid())
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{user}-{socket.gethostname()}").strip("-._") or "shell"
+    number = str(os.getpid())
+    return f"{words[: MAX_ID - len(number) - 1].rstrip('-._')}-{number}"
+
+
+def take(cluster: Cluster, kind: Kind, job: Mapping[str, Any], holder: Holder) -> dict[str, Any] | None:
+    """Hold an existing job; the job as it is then, or None where it is gone or is being deleted."""
+    current: Mapping[str, Any] | None = job
+    while current is not None and "deletionTimestamp" not in current["metadata"]:
+        metadata = current["metadata"]
+        try:
+            taken = cluster.patch(
+                kind, metadata["name"], {"metadata": holder.claim(metadata)}, resource_version=metadata["resourceVersion"]
+            )
+            return None if taken is None or "deletionTimestamp" in taken["metadata"] else taken
+        except Conflict:
+            current = cluster.get(kind, metadata["name"])
+    return None
+
+
+def beat(cluster: Cluster, kind: Kind, name: str, holder: Holder) -> None:
+    """Say that this shell still waits."""
+    if not holder.in_pod:
+        cluster.patch(kind, name, {"metadata": holder.claim({})})
+
+
+def release(cluster: Cluster, kind: Kind, name: str, holder: Holder, now: float, keep: bool = False) -> tuple[bool, list[str]]:
+    """Let go of a job; the last one out deletes it. Does not wait for its pods.
+
+    Args:
+        cluster: where it is.
+        kind: of the job.
+        name: of the job.
+        holder: this run.
+        now: POSIX time.
+        keep: it has done its work: let it stay for its TTL, to be looked at.
+
+    Returns:
+        Whether it is being deleted, and who holds it still.
+    """
+    while True:
+        job = cluster.get(kind, name)
+        if job is None or "deletionTimestamp" in job["metadata"]:
+            return job is not None, []
+        metadata, others = job["metadata"], holder.others(job, now)
+        try:
+            if not others and not keep:
+                # the hold stays on it: by that a reaper knows why the job goes, should this process die here
+                end(cluster, kind, name, resource_version=metadata["resourceVersion"])
+                return True, []
+            if holder.holds(job):
+                cluster.patch(kind, name, {"metadata": holder.disclaim(metadata)}, resource_version=metadata["resourceVersion"])
+            return False, others
+        except Conflict:
+            continue
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,108 @@
+"""Why a job does not start, in the words of whoever keeps it from starting; a table of causes, each with its own patience."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.jobs.settings import Patience
+from pipelines.jobs.shape import Shape
+from pipelines.jobs.view import View
+
+IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError")
+CONFIGURATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "ContainerCannotRun")
+VOLUME_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
+NEVER = ("InvalidImageName", "ErrImageNeverPull")
+"""No time will heal these."""
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """One cause.
+
+    Attributes:
+        cause: a field of Patience.
+        text: what and why.
+        hopeless: whether waiting makes no sense.
+    """
+
+    cause: str
+    text: str
+    hopeless: bool = False
+
+
+def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
+    """All that keeps the job from running now, the most telling first.
+
+    Args:
+        view: the job, its pods and warnings.
+        shape: how to read them.
+        has_run: whether it ran before: then a pod without a node has lost one.
+    """
+    job = view.job
+    if job is None or shape.phase(job).ended:
+        return []
+    if shape.phase(job).name == "suspended":
+        return [Stuck("queued", "it is suspended, and no queue has admitted it")]
+    pods = [pod for pod in view.pods() if "deletionTimestamp" not in pod["metadata"]]
+    found = [stuck for pod in pods if (stuck := _stuck_pod(pod, view, has_run))]
+    if len(pods) < shape.pods_wanted(job):
+        found.append(_no_pods(view, job, shape, len(pods)))
+    order = list(Patience.__dataclass_fields__)
+    return sorted(found, key=lambda stuck: (stuck.cause == "starting", order.index(stuck.cause)))
+
+
+class Clock:
+    """Measures for how long each cause has lasted without a break."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._since: dict[str, float] = {}
+
+    def overdue(self, found: list[Stuck], now: float) -> str:
+        """The text of a cause that has lasted longer than its patience; empty where none has."""
+        causes = {stuck.cause for stuck in found}
+        self._since = {cause: self._since.get(cause, now) for cause in causes}
+        for stuck in found:
+            patience = 0 if stuck.hopeless else getattr(self._patience, stuck.cause)
+            if now - self._since[stuck.cause] >= patience:
+                return stuck.text + (f" (for {patience} s: jobs.patience.{stuck.cause})" if patience else "")
+        return ""
+
+
+def _stuck_pod(pod: Mapping[str, Any], view: View, has_run: bool) -> Stuck | None:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+        if reason in IMAGE_REASONS:
+            image = container.get("image", "")
+            return Stuck("image", f"{name}: image {image} cannot be pulled: {reason}: {_pull_error(view, name, message)}", reason in NEVER)
+        if reason in CONFIGURATION_REASONS:
+            return Stuck("configuration", f"{name}: {reason}: {message}")
+    if status.get("phase") not in (None, "Pending"):
+        return None
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            cause = "queued" if condition.get("reason") == "SchedulingGated" else "rescheduling" if has_run else "unschedulable"
+            return Stuck(cause, f"{name}: no node takes it: {condition.get('message', condition.get('reason', ''))}")
+    for event in reversed(view.warnings(name)):
+        if event.get("reason") in VOLUME_EVENTS:
+            return Stuck("volumes", f"{name}: {event['reason']}: {event.get('message', '')}")
+    return Stuck("starting", f"{name}: its container has not started")
+
+
+def _pull_error(view: View, pod: str, message: str) -> str:
+    """The first error's words: the back-off after it says nothing."""
+    for event in reversed(view.warnings(pod)):
+        if event.get("reason") == "Failed" and "pull" in str(event.get("message", "")) and "BackOff" not in str(event.get("message", "")):
+            return str(event["message"])
+    return message
+
+
+def _no_pods(view: View, job: Mapping[str, Any], shape: Shape, count: int) -> Stuck:
+    name, wanted = job["metadata"]["name"], shape.pods_wanted(job)
+    for event in reversed(view.warnings(name)):
+        if str(event.get("reason", "")).startswith("FailedCreate"):
+            return Stuck("refused", f"{name}: {count} of {wanted} pods, the others are refused: {event.get('message', '')}")
+    who = shape.kind.source or "its controller"
+    return Stuck("ignored", f"{name}: {count} of {wanted} pods were made, and nobody says why: does {who} run?")
