@@ -9,6 +9,7 @@ from itertools import islice
 
 from trainer.config import DataConfig, Placement
 from trainer.data.loader import PairsLoader
+from trainer.storage import exists, join
 
 BATCH, RUNS, BLOCK = 64, 4, 1
 
@@ -16,6 +17,7 @@ BATCH, RUNS, BLOCK = 64, 4, 1
 def main() -> None:
     """Load STEPS batches from START on."""
     uri, cache, start, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    assert exists(join(uri, "manifest.json"))  # the store's client is there: a training process has read its configuration by then
     begin = time.perf_counter()
     loader = PairsLoader(
         DataConfig(uri=uri),
