@@ -57,7 +57,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines/compiled docs/RECIPES.md
+	$(MAKE) generate && git diff --exit-code -- pipelines/compiled docs/RECIPES.md charts
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -77,6 +77,31 @@ cluster-up cluster-down cluster-status: cluster-%:
 .PHONY: e2e
 e2e: $(VENV)/ready ## job manifests before a real API server and operator: KUBECONFIG's cluster, or one brought up here
 	$(BIN)/python -m pytest -q -m cluster tests/cluster $(ARGS)
+
+##@ Chart
+
+VALUES ?=## values file of the chart
+NAMESPACE ?= firstsight## namespace that the chart is or will be installed in
+HELM ?= helm## Helm 3 or 4
+CHART := charts/firstsight
+CHART_TOOLS = PATH="$$($(BIN)/python -m tests.cluster tools):$$PATH"
+
+.PHONY: chart-preflight
+chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing
+	@scripts/chart_preflight.sh "$(HELM)" $(BIN)/python $(CHART) "$(NAMESPACE)" "$(VALUES)"
+
+.PHONY: chart-lint
+chart-lint: $(VENV)/ready ## helm lint, and a unit test for every switch
+	$(CHART_TOOLS) helm lint --strict $(CHART)
+	$(CHART_TOOLS) helm-unittest --strict $(CHART)
+
+.PHONY: chart-test
+chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/chart $(ARGS)
+
+.PHONY: chart-docs
+chart-docs: $(VENV)/ready ## the chart's README from values.yaml
+	$(CHART_TOOLS) helm-docs --chart-search-root $(CHART)
 
 ##@ Measure
 
@@ -98,9 +123,10 @@ format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes, the chart's README
 	$(BIN)/python -m pipelines compile pipelines/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
+	$(MAKE) chart-docs
 
 .PHONY: lock
 lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements

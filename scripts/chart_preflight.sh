@@ -1,0 +1,12 @@
+#!/bin/sh
+# What the cluster of the current kubeconfig lacks for the chart; nothing is made.
+# usage: chart_preflight.sh HELM PYTHON CHART NAMESPACE [VALUES]
+set -eu
+helm=$1 python=$2 chart=$3 namespace=$4 values=${5:-}
+rendered=$(mktemp)
+trap 'rm -f "$rendered"' EXIT
+# Helm must not refuse for want of a kind: that is for the preflight to say, with all else that is missing.
+"$helm" template firstsight "$chart" --namespace "$namespace" ${values:+--values "$values"} --dry-run=server \
+	--api-versions monitoring.coreos.com/v1/PodMonitor --api-versions monitoring.coreos.com/v1/PrometheusRule \
+	--api-versions trainer.kubeflow.org/v1alpha1/TrainingRuntime --api-versions kubeflow.org/v1/PyTorchJob >"$rendered"
+"$python" -m pipelines check preflight <"$rendered"

@@ -1,0 +1,79 @@
+"""The chart, rendered by the real Helm: tools are built or fetched at first use, so tests that need them are slow."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster import build
+
+CHART = Path(__file__).parents[2] / "charts/firstsight"
+HERE = Path(__file__).parent
+KINDS = ("monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule", "trainer.kubeflow.org/v1alpha1/TrainingRuntime")
+EVERYTHING = {
+    "networkPolicy": {"enabled": True},
+    "reaper": {"replicas": 2},
+    "rbac": {"readNodes": True},
+    "trainingRuntime": {"enabled": True},
+    "profiles": {"firstsight": {}, "v2": {"backend": "trainjob"}},
+    "kubeflow": {"endpoint": "https://kfp.example.org", "multiUser": True, "caBundle": "PEM", "existingSecret": "kfp"},
+    "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
+    "images": {"pullSecrets": ["registry"]},
+}
+"""Every switch on."""
+GITOPS = {
+    "objectStore": {"bundled": {"existingSecret": "store"}},
+    "profileDefaults": {"secret": {"create": False}},
+}
+EXTERNAL = {
+    "objectStore": {
+        "bundled": {"enabled": False},
+        "external": {
+            "enabled": True,
+            "endpoint": "https://s3.example.org",
+            "existingSecret": "store",
+            "caBundle": "PEM",
+            "addressing": "path",
+        },
+    },
+    "profileDefaults": {
+        "secret": {"create": False},
+        "namespaces": ["team-a", "team-b"],
+        "serviceAccount": {"create": False, "name": "default-editor"},
+    },
+}
+Objects = list[dict[str, Any]]
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """Folder of helm (4), helm3, helm-docs, helm-unittest and kubeconform."""
+    return build.chart_tools()
+
+
+@pytest.fixture(scope="session")
+def tool(tools: Path) -> Tool:
+    """`tool(name, *arguments, text=stdin)`: run one of them."""
+
+    def run(name: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(tools / name), *arguments], input=text, capture_output=True, text=True, cwd=CHART.parents[1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def render(tool: Tool) -> Callable[..., Objects]:
+    """`render(values, helm="helm") -> objects` of release fs in namespace ml."""
+
+    def run(values: dict[str, Any], helm: str = "helm") -> Objects:
+        kinds = [part for kind in KINDS for part in ("--api-versions", kind)]
+        done = tool(helm, "template", "fs", str(CHART), "--namespace", "ml", "--values", "-", *kinds, text=json.dumps(values))
+        assert done.returncode == 0, done.stderr
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+    return run

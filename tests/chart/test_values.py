@@ -1,0 +1,70 @@
+"""values.yaml and its schema: closed, complete, and refusing with the key's name. No Helm is needed for that."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.conftest import CHART, Tool
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+def test_schema_is_closed() -> None:
+    """Every object in it lists its keys and takes no other, but for maps that are meant to be free."""
+    for path, schema in _objects(SCHEMA, "values"):
+        if "properties" in schema:
+            assert schema["additionalProperties"] is False, path
+
+
+def test_schema_knows_every_value() -> None:
+    """Schema and values.yaml have the same keys, all the way down."""
+    for path, keys, known in _pairs(VALUES, SCHEMA, ""):
+        assert set(keys) == set(known) - {"global", "claims"}, path
+
+
+def _objects(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(schema, dict):
+        if schema.get("type") == "object":
+            yield path, schema
+        for key, value in schema.items():
+            yield from _objects(value, f"{path}.{key}")
+
+
+def _pairs(values: Any, schema: dict[str, Any], path: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    schema = SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+    if isinstance(values, dict) and values and "properties" in schema:
+        yield path, list(values), list(schema["properties"])
+        for key, value in values.items():
+            yield from _pairs(value, schema["properties"][key], f"{path}.{key}")
+
+
+TYPOS = {
+    "top level": ({"profile": {}}, "profile"),
+    "image": ({"images": {"trainer": {"tags": "x"}}}, "/images/trainer"),
+    "latest by digest": ({"images": {"trainer": {"digest": "abc"}}}, "/images/trainer/digest"),
+    "store": ({"objectStore": {"external": {"endpoint": "s3.example.org"}}}, "/objectStore/external/endpoint"),
+    "profile": ({"profiles": {"a": {"namespace": "x"}}}, "/profiles/a"),
+    "profile's name": ({"profiles": {"A_b": {}}}, "A_b"),
+    "backend": ({"profileDefaults": {"backend": "pytorch"}}, "/profileDefaults/backend"),
+    "jobs": ({"jobs": {"gpus": 8}}, "/jobs"),
+    "quantity": ({"jobs": {"memory": "4 GB"}}, "/jobs/memory"),
+    "pod template": ({"jobs": {"podTemplate": {"containers": []}}}, "/jobs/podTemplate"),
+    "threshold": ({"metrics": {"prometheusRule": {"dataWaitFraction": 20}}}, "/metrics/prometheusRule/dataWaitFraction"),
+    "keep": ({"uninstall": {"keep": ["pvc"]}}, "/uninstall/keep"),
+    "root user": ({"pods": {"runAsUser": 0}}, "/pods/runAsUser"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("helm", ["helm", "helm3"])
+@pytest.mark.parametrize("name", TYPOS)
+def test_schema_refuses(tool: Tool, helm: str, name: str) -> None:
+    """Helm refuses before it renders, and names the place."""
+    values, place = TYPOS[name]
+    done = tool(helm, "template", "fs", str(CHART), "--values", "-", text=json.dumps(values))
+    assert done.returncode != 0
+    assert place.strip("/").replace("/", ".") in done.stderr.replace("/", ".")
