@@ -2,6 +2,10 @@
 
 ##@ Run
 
+KFP_ENDPOINT ?=## address of a Kubeflow Pipelines server: pipeline-run submits there, streams, waits, ends with the run's exit code
+ifneq ($(KFP_ENDPOINT),)
+ROOT ?=
+endif
 ROOT ?= runs## store URI under which data sets, experiments and reports lie: a folder, or s3://bucket/prefix
 EXPERIMENT ?=## name of the experiment (default: demo, the recipe's name; with PAIRS one made from the data)
 PAIRS ?=## captioned pictures: a folder, or WebDataset tars (default: the demo's, which come with the packages)
@@ -18,7 +22,7 @@ UV_VERSION ?= 0.13.9
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-export ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE EVAL_SETS PYTHON UV_VERSION
+export KFP_ENDPOINT ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE EVAL_SETS PYTHON UV_VERSION
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -29,7 +33,7 @@ help: ## this page
 
 .PHONY: pipeline-run
 pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every arm, evaluation, report
-	@$(BIN)/python -m pipelines run --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
+	@$(BIN)/python -m pipelines $(if $(KFP_ENDPOINT),submit,run) --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
 		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" $(ARGS)
 
 .PHONY: pipeline-plan

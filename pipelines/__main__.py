@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines import bucket, check, reap
+from pipelines import bucket, check, reap, submit, upload
 from trainer.errors import exit_code
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     bucket.add_command(commands, common)
     check.add_command(commands, common)
     reap.add_command(commands, common)
+    submit.add_command(commands, common)
+    upload.add_command(commands, common)
     return parser
 
 

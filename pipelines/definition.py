@@ -1,6 +1,7 @@
 """The pipeline: links -> triplets, pairs -> plan -> one flat loop over cells -> `finish`, which reports however the run ended."""
 
 import itertools
+from typing import Any
 
 from kfp import dsl, kubernetes
 
@@ -43,6 +44,14 @@ def _as_launcher(task: dsl.PipelineTask, profile: str, tolerations: list[dict[st
         kubernetes.add_pod_annotation(task, key, value)
 
 
+def _steps_of_a_cell(cell: str, given: dict[str, Any], shape: dict[str, Any]) -> list[dsl.PipelineTask]:
+    stages = (components.perceptual, components.contrastive, components.posthoc)
+    tasks = [*(stage(cell=cell, **given, **shape) for stage in stages), components.evaluate(cell=cell, **given)]
+    for earlier, later in itertools.pairwise(tasks):
+        later.after(earlier)
+    return tasks
+
+
 @dsl.pipeline(name=NAME, description="Perceptual Initialization for CLIP: see first, then read, then report whether it helped.")
 def firstsight(
     profile: str = "firstsight",
@@ -83,30 +92,22 @@ def firstsight(
         tolerations: JSON list of tolerations of the steps' own small pods; those of the jobs stand in the profile.
     """
     on_jobs = {"image": image, "queue": queue}
-    shape = {"nodes": nodes, "gpus_per_node": gpus_per_node, **on_jobs, "resume": resume}
+    shape = {"nodes": nodes, "gpus_per_node": gpus_per_node, "resume": resume}
     place = {"root": root, "experiment": experiment}
     sources = {**place, "pairs": pairs, "recipe": recipe, "max_reject_fraction": max_reject_fraction}
 
     exit_task = components.finish(**place)
     with dsl.ExitHandler(exit_task, name="experiment"):
-        linked = components.links(profile=profile, arms=arms, seeds=seeds, triplets=triplets, eval_sets=eval_sets, **sources, **shape)
+        linked = components.links(
+            profile=profile, arms=arms, seeds=seeds, triplets=triplets, eval_sets=eval_sets, **sources, **shape, **on_jobs
+        )
         staged_triplets = components.stage_triplets(triplets=triplets, **sources, **on_jobs).after(linked)
         staged_pairs = components.stage_pairs(**sources, **on_jobs).after(linked)
-        planned = components.plan(
-            arms=arms,
-            seeds=seeds,
-            recipe=recipe,
-            pairs=staged_pairs.output,
-            triplets=staged_triplets.output,
-            eval_sets=eval_sets,
-            **place,
-        )
+        staged = {"pairs": staged_pairs.output, "triplets": staged_triplets.output}
+        planned = components.plan(arms=arms, seeds=seeds, recipe=recipe, eval_sets=eval_sets, **staged, **place)
         tasks = [exit_task, linked, staged_triplets, staged_pairs, planned]
         with dsl.ParallelFor(planned.output, name="cells", parallelism=1) as cell:
-            train = [part(cell=cell, **place, **shape) for part in (components.perceptual, components.contrastive, components.posthoc)]
-            cells = [*train, components.evaluate(cell=cell, **place, **on_jobs)]
-            for earlier, later in itertools.pairwise(cells):
-                later.after(earlier)
+            cells = _steps_of_a_cell(cell, {**place, **on_jobs}, shape)
     for task in (*tasks, *cells):
         _as_launcher(task, profile, tolerations)
     exit_task.set_memory_limit("4Gi")  # it reads every item of every evaluation

@@ -1,0 +1,366 @@
+"""A small Kubeflow Pipelines server: the part of the v2beta1 API that firstsight uses, with the real one's manners.
+
+What is imitated was seen on 2.17 (shared facts): a terminated run goes CANCELING and ends FAILED, without its exit
+task; task details carry no outputs, no pod name and no error; strings for typed parameters and unknown names give 400.
+"""
+
+import contextlib
+import datetime
+import json
+import re
+import ssl
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+API = "/apis/v2beta1"
+TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "LIST": list, "STRUCT": dict, "BOOLEAN": bool}
+STEPS = ("links", "stage-pairs", "plan", "contrastive", "finish")
+
+
+@dataclass(kw_only=True)
+class Faults:
+    """What goes wrong next, per `METHOD path-pattern`.
+
+    Attributes:
+        lost: so many answers are lost: the server does what it was asked and then closes the connection.
+        dropped: so many connections are closed before anything is done.
+        answers: status and body given instead.
+    """
+
+    lost: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+
+class KubeflowServer:
+    """The state behind the server, and what a test can set."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.multi_user = False
+        self.token = ""
+        self.cookie = ""
+        self.faults = Faults()
+        self.pipelines: dict[str, dict[str, Any]] = {}
+        self.versions: dict[str, dict[str, Any]] = {}
+        self.experiments: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.logs: dict[str, str] = {}
+        self.requests: list[str] = []
+        self.ends = "SUCCEEDED"
+        self.looks = 6
+        """After so many looks a run has ended."""
+        self.lock = threading.RLock()
+
+    def look(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The run as it stands at this look; each look brings it on by one step."""
+        run["looks"] += 1
+        looks, ended = run["looks"], False
+        if run["state"] == "CANCELING":
+            ended = looks >= run["cancelled_at"] + 2
+            state = "FAILED" if ended else "CANCELING"
+        elif run["state"] in ("FAILED", "SUCCEEDED"):
+            state = run["state"]
+        else:
+            ended = looks > self.looks
+            state = self.ends if ended else "RUNNING" if looks > 1 else "PENDING"
+        if state != run["state"]:
+            run["state"] = state
+            run["state_history"].append({"update_time": _now(), "state": state})
+        run["run_details"] = {"task_details": list(self._tasks(run, min(run.get("cancelled_at", looks) - 1, len(STEPS))))}
+        return {key: value for key, value in run.items() if key not in ("looks", "cancelled_at")}
+
+    def _tasks(self, run: dict[str, Any], reached: int) -> Iterator[dict[str, Any]]:
+        over = run["state"] in ("FAILED", "SUCCEEDED", "CANCELING")
+        for index, name in enumerate(("root", "root-driver", *STEPS[:reached])):
+            last = index == reached + 1
+            state = run["state"] if name == "root" else "SUCCEEDED" if not last or over else "RUNNING"
+            node = f"{run['workflow']}-{1000 + index}"
+            yield {
+                "run_id": run["run_id"],
+                "task_id": f"{run['run_id']}-{index}",
+                "display_name": name,
+                "create_time": run["created_at"],
+                "start_time": run["created_at"],
+                "state": state,
+                "child_tasks": [{"pod_name": node}],
+            }
+
+
+@contextlib.contextmanager
+def kubeflow_server(certificates: Path | None = None) -> Iterator[KubeflowServer]:
+    """Serve on a loopback port, with TLS where a folder with public.crt and private.key is given."""
+    server = KubeflowServer()
+    handler = type("Handler", (_Handler,), {"state": server})
+    with _Listener(("127.0.0.1", 0), handler) as listener:
+        scheme = "http"
+        if certificates:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificates / "public.crt", certificates / "private.key")
+            listener.socket = context.wrap_socket(listener.socket, server_side=True)
+            scheme = "https"
+        server.url = f"{scheme}://127.0.0.1:{listener.server_port}"
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            listener.shutdown()
+            thread.join()
+
+
+class _Listener(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may go away in the middle of an answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, message: str, code: int = 3) -> None:
+        super().__init__(message)
+        self.status, self.body = status, {"error": message, "code": code, "message": message, "details": []}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: KubeflowServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+    def do_GET(self) -> None:
+        self._serve("GET")
+
+    def do_POST(self) -> None:
+        self._serve("POST")
+
+    def do_DELETE(self) -> None:
+        self._serve("DELETE")
+
+    def _serve(self, method: str) -> None:
+        parts = urlsplit(self.path)
+        self.query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        request, faults = f"{method} {unquote(parts.path)}", self.state.faults
+        with self.state.lock:
+            self.state.requests.append(request)
+            if _take(faults.dropped, request):
+                self.close_connection = True
+                return
+            for pattern, answers in faults.answers.items():
+                if answers and re.search(pattern, request):
+                    status, text = answers.pop(0)
+                    self._answer(status, text)
+                    return
+            try:
+                status, answer = 200, self._do(request)
+            except _Refused as refused:
+                status, answer = refused.status, refused.body
+            if _take(faults.lost, request):
+                self.close_connection = True
+                return
+        self._answer(status, answer if isinstance(answer, str) else json.dumps(answer))
+
+    def _answer(self, status: int, text: str) -> None:
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json" if text[:1] in "{[" else "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _do(self, request: str) -> Any:
+        self._authenticate()
+        for pattern, method in ROUTES:
+            match = re.fullmatch(pattern, request)
+            if match:
+                return method(self, *match.groups())
+        raise _Refused(404, f"no route {request}", 5)
+
+    def _authenticate(self) -> None:
+        given, cookie = self.headers.get("authorization"), self.headers.get("cookie")
+        if self.state.token and given != f"Bearer {self.state.token}":
+            raise _Refused(401, "Request header error: there is no valid token", 16)
+        if self.state.cookie and cookie != self.state.cookie:
+            raise _Refused(403, "User is not authorized", 7)
+        if self.state.multi_user and "namespace" in self.query and self.query["namespace"] != "team-a":
+            raise _Refused(403, f"User is not authorized in namespace {self.query['namespace']}", 7)
+
+    def health(self) -> Any:
+        return {"multi_user": self.state.multi_user}
+
+    def create_pipeline(self) -> Any:
+        body = json.loads(self.body)
+        if any(pipeline["display_name"] == body["display_name"] for pipeline in self.state.pipelines.values()):
+            raise _Refused(409, f"Already exist error: The name {body['display_name']} already exist", 6)
+        pipeline = {**body, "pipeline_id": str(uuid.uuid4()), "created_at": _now()}
+        self.state.pipelines[pipeline["pipeline_id"]] = pipeline
+        return pipeline
+
+    def list_pipelines(self) -> Any:
+        return {"pipelines": _filtered(self.state.pipelines, self.query)}
+
+    def pipeline_by_name(self, name: str) -> Any:
+        for pipeline in self.state.pipelines.values():
+            if pipeline["display_name"] == name:
+                return pipeline
+        raise _Refused(404, f"Pipeline {name} not found", 5)
+
+    def delete_pipeline(self, pipeline: str) -> Any:
+        if any(version["pipeline_id"] == pipeline for version in self.state.versions.values()):
+            raise _Refused(400, "pipeline has versions", 9)
+        del self.state.pipelines[pipeline]
+        return {}
+
+    def upload_pipeline(self) -> Any:
+        self.body, package = b"", self.body
+        self.body = json.dumps({"display_name": self.query["name"]}).encode()
+        pipeline = self.create_pipeline()
+        self.body = package
+        self._add_version(pipeline["pipeline_id"], self.query["name"])
+        return pipeline
+
+    def upload_version(self) -> Any:
+        name, pipeline = self.query["name"], self.query["pipelineid"]
+        if pipeline not in self.state.pipelines:
+            raise _Refused(404, f"Pipeline {pipeline} not found", 5)
+        if any((version["pipeline_id"], version["display_name"]) == (pipeline, name) for version in self.state.versions.values()):
+            raise _Refused(409, f"Already exist error: the name {name} already exist", 6)
+        return self._add_version(pipeline, name)
+
+    def _add_version(self, pipeline: str, name: str) -> Any:
+        """The package must be one that the real server takes: a file that ends in .yaml, a specification, perhaps a platform's."""
+        message = BytesParser().parsebytes(b"Content-Type: " + self.headers["content-type"].encode() + b"\r\n\r\n" + self.body)
+        (part,) = message.get_payload()  # type: ignore[misc]
+        assert str(part.get_filename()).endswith(".yaml")  # type: ignore[union-attr]
+        documents = list(yaml.safe_load_all(part.get_payload(decode=True)))  # type: ignore[union-attr]
+        specification = {"pipeline_spec": documents[0], "platform_spec": documents[1]} if len(documents) > 1 else documents[0]
+        version = {
+            "pipeline_id": pipeline,
+            "pipeline_version_id": str(uuid.uuid4()),
+            "display_name": name,
+            "name": name,
+            "created_at": _now(),
+            "pipeline_spec": specification,
+        }
+        self.state.versions[version["pipeline_version_id"]] = version
+        return version
+
+    def list_versions(self, pipeline: str) -> Any:
+        """One a page, as if there were more than fit."""
+        versions = [version for version in self.state.versions.values() if version["pipeline_id"] == pipeline]
+        start = int(self.query.get("page_token") or 0)
+        following = {"next_page_token": str(start + 1)} if start + 1 < len(versions) else {}
+        return {"pipeline_versions": versions[start : start + 1], "total_size": len(versions), **following}
+
+    def delete_version(self, pipeline: str, version: str) -> Any:
+        del self.state.versions[version]
+        return {}
+
+    def list_experiments(self) -> Any:
+        return {"experiments": _filtered(self.state.experiments, self.query)}
+
+    def create_experiment(self) -> Any:
+        body = json.loads(self.body)
+        if any(experiment["display_name"] == body["display_name"] for experiment in self.state.experiments.values()):
+            raise _Refused(409, f"Already exist error: experiment {body['display_name']} already exist", 6)
+        experiment = {**body, "experiment_id": str(uuid.uuid4()), "created_at": _now(), "storage_state": "AVAILABLE"}
+        self.state.experiments[experiment["experiment_id"]] = experiment
+        return experiment
+
+    def create_run(self) -> Any:
+        body = json.loads(self.body)
+        reference = body["pipeline_version_reference"]
+        version = self.state.versions.get(reference["pipeline_version_id"])
+        if not version or body["experiment_id"] not in self.state.experiments:
+            raise _Refused(404, "pipeline version or experiment not found", 5)
+        specification = version["pipeline_spec"]
+        inputs = specification.get("pipeline_spec", specification)["root"]["inputDefinitions"]["parameters"]
+        for name, value in body["runtime_config"].get("parameters", {}).items():
+            if name not in inputs:
+                raise _Refused(400, f"Invalid input error: unknown parameter {name}")
+            if not isinstance(value, TYPES[inputs[name]["parameterType"]]):
+                raise _Refused(400, f"Invalid input error: parameter {name} has the wrong type")
+        run = {
+            **body,
+            "run_id": str(uuid.uuid4()),
+            "workflow": f"firstsight-{len(self.state.runs)}",
+            "created_at": _now(),
+            "state": "PENDING",
+            "state_history": [{"update_time": _now(), "state": "PENDING"}],
+            "looks": 0,
+        }
+        self.state.runs[run["run_id"]] = run
+        return self.state.look(run)
+
+    def list_runs(self) -> Any:
+        return {"runs": [run for run in self.state.runs.values() if run["experiment_id"] == self.query.get("experiment_id")]}
+
+    def get_run(self, run: str) -> Any:
+        if run not in self.state.runs:
+            raise _Refused(404, f"Run {run} not found", 5)
+        return self.state.look(self.state.runs[run])
+
+    def terminate(self, run: str) -> Any:
+        found = self.state.runs[run]
+        found["state"], found["cancelled_at"] = "CANCELING", found["looks"]
+        found["state_history"].append({"update_time": _now(), "state": "CANCELING"})
+        return {}
+
+    def log(self, run: str, pod: str) -> Any:
+        if pod not in self.state.logs:
+            raise _Refused(400, f"Failed to read logs for run {run}")
+        return self.state.logs[pod]
+
+
+ROUTES = [
+    (rf"GET {API}/healthz", _Handler.health),
+    (rf"POST {API}/pipelines", _Handler.create_pipeline),
+    (rf"GET {API}/pipelines", _Handler.list_pipelines),
+    (rf"GET {API}/pipelines/names/([^/]+)", _Handler.pipeline_by_name),
+    (rf"DELETE {API}/pipelines/([^/]+)", _Handler.delete_pipeline),
+    (rf"POST {API}/pipelines/upload", _Handler.upload_pipeline),
+    (rf"POST {API}/pipelines/upload_version", _Handler.upload_version),
+    (rf"GET {API}/pipelines/([^/]+)/versions", _Handler.list_versions),
+    (rf"DELETE {API}/pipelines/([^/]+)/versions/([^/]+)", _Handler.delete_version),
+    (rf"GET {API}/experiments", _Handler.list_experiments),
+    (rf"POST {API}/experiments", _Handler.create_experiment),
+    (rf"POST {API}/runs", _Handler.create_run),
+    (rf"GET {API}/runs", _Handler.list_runs),
+    (rf"GET {API}/runs/([^/:]+)", _Handler.get_run),
+    (rf"POST {API}/runs/([^/:]+):terminate", _Handler.terminate),
+    (r"GET /apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", _Handler.log),
+]
+
+
+def _take(faults: dict[str, int], request: str) -> bool:
+    for pattern, left in faults.items():
+        if left and re.search(pattern, request):
+            faults[pattern] = left - 1
+            return True
+    return False
+
+
+def _filtered(things: dict[str, dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
+    wanted = {"EQUALS": 1}
+    found = list(things.values())
+    for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
+        if wanted.get(predicate["operation"], predicate["operation"]) != 1:
+            raise _Refused(400, "Invalid input error: unknown filter operation")
+        found = [thing for thing in found if thing[predicate["key"]] == predicate["stringValue"]]
+    return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
