@@ -75,9 +75,7 @@ class IndexedJobs:
 
     def is_leader(self, pod: Mapping[str, Any]) -> bool:
         """The pod of slice 0 speaks for all: every slice does the same work."""
-        metadata = pod["metadata"]
-        index = {**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}.get(INDEX_LABEL)
-        return index == "0"
+        return is_of_index_0(pod)
 
     def is_done(self, spec: JobSpec) -> bool | None:
         """Its command finds out what is done already; the Job's own conditions say whether it ended well."""
@@ -89,3 +87,8 @@ def sized(settings: JobSettings, kind: str) -> JobSettings:
     if kind == "stage":
         return dataclasses.replace(settings, gpus_per_node=0, cpu=settings.staging_cpu, memory=settings.staging_memory)
     return dataclasses.replace(settings, gpus_per_node=min(settings.gpus_per_node, 1))
+
+
+def is_of_index_0(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod of an Indexed Job is of its first index."""
+    return bool((pod["metadata"].get("labels") or {}).get(INDEX_LABEL) == "0")
