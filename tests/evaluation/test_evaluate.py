@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.evaluation import build
 from trainer import lineage, models
 from trainer.config import DataConfig, EvaluationConfig
+from trainer.configs import load_yaml
 from trainer.errors import InputError, RunError
 from trainer.evaluation import evaluate as evaluate_module
 from trainer.evaluation import measure
@@ -266,7 +267,7 @@ def course(root):
     """A contrastive stage with three checkpoints, two of them kept by epoch, and its final model."""
     uri, manifest = build.classification_set(root)
     pairs_uri, pairs = build.pairs_with(root, [(uri, manifest)])
-    recipe_hash = build.finished(f"{root}/contrastive", seed=2)
+    recipe_hash = build.finished(f"{root}/contrastive", seed=2, step=30)
     for step, kept in ((10, True), (15, False), (20, True)):
         build.checkpoint(f"{root}/contrastive", step, step, kept, recipe_hash)
 
@@ -304,6 +305,16 @@ def test_a_checkpoint_gives_the_figures_of_its_own_weights(root, course):
         state = models.model_state(models.build_model(build.MODEL, seed))
         assert blocks[when]["weights_sha256"] == lineage.weights_sha256({name: value.numpy() for name, value in state.items()})
     assert evaluate(config) == {"wanted": 3, "done": 3, "written": 0}
+
+
+def test_the_last_checkpoint_is_the_final_model_and_not_measured_twice(root, course):
+    """A checkpoint of the final step has the final weights: it is measured where it is asked for by its number only."""
+    config = course()
+    found = load_yaml(Path(config).read_text(), config)["models"][0]
+    build.checkpoint(f"{root}/contrastive", 2, 30, True, found["recipe_hash"])
+
+    assert evaluate(config)["wanted"] == 3
+    assert evaluate(course("30"))["wanted"] == 2
 
 
 def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(root, course):

@@ -81,6 +81,8 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
     seal = read_committed(folder)
     if seal is not None:
         _check_recipe(asked, folder, seal)
+        if asked.checkpoints in ("", "all"):  # the last checkpoint has the final weights
+            found = [model for model in found if model.when != str(seal.step)]
         found.append(_at_final(asked, folder, seal))
     elif not unfinished_ok:
         raise InputError(f"{folder}: no COMMITTED.json: the {asked.stage} stage is not finished")
