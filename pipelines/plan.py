@@ -187,6 +187,17 @@ def write_plan(request: Request, cells: list[Cell]) -> None:
     write_json(join(request.uri, NAME), plan)
 
 
+def differing_stages(earlier: str, later: str) -> list[str]:
+    """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
+    configs = []
+    for folder in (earlier, later):
+        uri = join(folder, "config.yaml")
+        if not folder or open_store(uri).head(uri) is None:
+            return []
+        configs.append(parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), source=uri))
+    return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
+
+
 def config_uri(config: StageConfig | EvaluateConfig) -> str:
     """Where the configuration lies: beside what it makes."""
     return join(config.output, "config.yaml")
@@ -270,6 +281,7 @@ def _entry(cell: Cell) -> dict[str, Any]:
         "posthoc": cell.posthoc.output if cell.posthoc else "",
         "evaluation": cell.evaluation.output,
         "recipe_hashes": {stage.stage: recipe_hash(stage) for stage in cell.stages()},
+        "stage_arms": {stage.stage: stage.arm for stage in cell.stages()},
     }
 
 

@@ -11,7 +11,6 @@ from typing import Literal
 
 from pipelines.jobs.settings import JobSettings
 from trainer.config import require
-from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
 from trainer.storage import read_bytes
 from trainer.storage.base import MissingObject
@@ -88,15 +87,22 @@ class Overrides:
         require("resume", self.resume, "auto, never or a checkpoint's URI", self.resume in ("auto", "never") or "/" in self.resume)
 
 
+def profile_uri() -> str:
+    """Where the profile lies: at FIRSTSIGHT_PROFILE, else where it is mounted; empty: there is none."""
+    return os.environ.get(PROFILE_VARIABLE, "") or (MOUNTED if os.path.exists(MOUNTED) else "")
+
+
 def read_profile(uri: str = "") -> Profile:
     """The profile at `uri`, else at FIRSTSIGHT_PROFILE, else the mounted one, else the defaults: this machine.
 
     Raises:
         InputError: no such file, an unknown key, a value out of range.
     """
-    uri = uri or os.environ.get(PROFILE_VARIABLE, "") or (MOUNTED if os.path.exists(MOUNTED) else "")
+    uri = uri or profile_uri()
     profile = Profile()
     if uri:
+        from trainer.configs import load_yaml, parse_config  # here: without a profile a step is not to wait for it
+
         try:
             text = read_bytes(uri).decode()
         except MissingObject as error:
@@ -108,6 +114,13 @@ def read_profile(uri: str = "") -> Profile:
         require("BACKEND", backend, f"one of {', '.join(accepted)}", backend in accepted)
         profile = dataclasses.replace(profile, backend=backend)  # type: ignore[arg-type]
     return profile
+
+
+def use_store_of_profile() -> None:
+    """What the profile says of the store holds for this process too, unless its own environment says otherwise."""
+    if profile_uri():
+        for name, value in read_profile().jobs.store_environment.items():
+            os.environ.setdefault(name, value)
 
 
 def job_settings(profile: Profile, overrides: Overrides) -> JobSettings:

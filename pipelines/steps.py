@@ -5,6 +5,7 @@ module, so that a step which is done finds that out in a fraction of a second.
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -18,11 +19,13 @@ from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from pipelines.cells import find_cell, read_plan
-from pipelines.jobs.base import Backend, Job, JobSpec, Outcome
-from pipelines.jobs.local import LocalBackend
+from pipelines.jobs.backends import backend_for
+from pipelines.jobs.base import Job, JobSpec, Outcome
+from pipelines.jobs.naming import Identity
 from pipelines.lock import job_lock
 from pipelines.notes import note
-from trainer.config import DataConfig
+from pipelines.profile import Overrides, profile_uri, read_profile
+from trainer.config import DataConfig, canonical_hash
 from trainer.errors import InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
@@ -53,6 +56,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             check_stop()
+            _use_store_of_profile()
             return function(*args, **kwargs)
         except (InputError, RunError, OSError) as error:
             print(f"{function.__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -79,6 +83,7 @@ def stage(
     queue: str = "",
 ) -> str:
     """Stage `pairs` or `triplets`; the folder of the sealed data set."""
+    root = _root(root)
     folder = join(layout.experiment(root, experiment), "staging", what)
     source, from_pairs = (pairs or "demo", "") if what == "pairs" else (triplets or "demo", "" if triplets else pairs)
     arguments = ["stage", what, "--root", root, "--source", source, "--recipe", recipe]
@@ -86,7 +91,15 @@ def stage(
     if from_pairs:
         arguments += ["--from-pairs", from_pairs]
     started = time.time()
-    _run(JobSpec(name=f"stage {what}", arguments=tuple(arguments), folder=folder), attempts=1)
+    spec = JobSpec(
+        name=f"stage {what}",
+        arguments=tuple(arguments),
+        folder=folder,
+        kind="stage",
+        identity=Identity(root=root, experiment=experiment, arm=what, seed=0, stage="stage"),
+        recipe_hash=canonical_hash(arguments),
+    )
+    _run(spec, Overrides(image=image, queue=queue), attempts=1)
     uri = str(read_json(join(folder, "result.json"))["uri"])
     manifest = open_store(uri).head(join(uri, MANIFEST))
     note(f"stage {what}", "sealed before" if manifest and manifest.modified < started else "sealed")
@@ -101,6 +114,7 @@ def make_plan(
     from pipelines import plan  # here: reading YAML into configurations takes longer than all that the other steps import
     from pipelines.arms import parse_arms, parse_seeds
 
+    root = _root(root)
     uri = layout.experiment(root, experiment)
     open_store(uri).delete(join(uri, FAILURE))
     try:
@@ -139,37 +153,61 @@ def train(
     resume: str = "auto",
 ) -> None:
     """Run one stage of one cell, unless the cell has none or its final model is committed."""
+    root = _root(root)
     entry = find_cell(layout.experiment(root, experiment), cell)
     title = f"{name} {cell}"
     folder = entry[name]
     if not folder:
         note(title, "not needed by this arm", detail=True)
         return
+    recipe_hash = entry["recipe_hashes"][name]
     final = read_committed(layout.final(folder))
-    if final is not None and final.recipe_hash == entry["recipe_hashes"][name]:
+    if final is not None and final.recipe_hash == recipe_hash:
         open_store(folder).delete(join(folder, FAILURE))
         note(title, "done before")
         return
-    _run(JobSpec(name=title, arguments=("train", name, "--config", join(folder, "config.yaml")), folder=folder), attempts=ATTEMPTS)
+    spec = JobSpec(
+        name=title,
+        arguments=("train", name, "--config", join(folder, "config.yaml")),
+        folder=folder,
+        kind="train",
+        identity=_identity(root, experiment, entry, name),
+        recipe_hash=recipe_hash,
+        final=layout.final(folder),
+        resume=resume,
+    )
+    _run(spec, Overrides(nodes=nodes, gpus_per_node=gpus_per_node, image=image, queue=queue, resume=resume), attempts=ATTEMPTS)
 
 
 @step
 def evaluate(*, root: str, experiment: str, cell: str, image: str = "", queue: str = "") -> None:
     """Measure the models of one cell."""
-    folder = find_cell(layout.experiment(root, experiment), cell)["evaluation"]
+    root = _root(root)
+    entry = find_cell(layout.experiment(root, experiment), cell)
+    folder = entry["evaluation"]
     arguments = ("evaluate", "--config", join(folder, "config.yaml"))
-    _run(JobSpec(name=f"evaluate {cell}", arguments=arguments, folder=folder), attempts=ATTEMPTS)
+    spec = JobSpec(
+        name=f"evaluate {cell}",
+        arguments=arguments,
+        folder=folder,
+        kind="evaluate",
+        identity=_identity(root, experiment, entry, "evaluate"),
+        recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
+    )
+    _run(spec, Overrides(image=image, queue=queue), attempts=ATTEMPTS)
 
 
 @step
 def finish(*, root: str, experiment: str, state: str) -> str:
-    """Report the cells that finished; the URI of the page, empty where there is nothing to report."""
+    """Release what the run holds, then report the cells that finished; the page's URI, empty where there is nothing to report."""
+    root = _root(root)
+    _release(root, experiment)
     uri = layout.experiment(root, experiment)
     if read_plan(uri) is None:
         print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
         return ""
     # Always in place: it needs no torch, and the jobs' machines may be gone.
-    _run(JobSpec(name="report", arguments=("report", "--experiment", uri), folder=layout.report(uri)), attempts=1)
+    _run(JobSpec(name="report", arguments=("report", "--experiment", uri), folder=layout.report(uri)), Overrides(), attempts=1)
     return join(layout.report(uri), "index.html")
 
 
@@ -185,19 +223,58 @@ def failures(root: str, experiment: str, cells: list[str], since: float) -> list
     return [failure for failure in found if failure["time"] >= since]
 
 
-def _run(spec: JobSpec, *, attempts: int, backend: Backend | None = None) -> None:
+def _use_store_of_profile() -> None:
+    """What the profile says of the store holds for this process too, unless its own environment says otherwise."""
+    if profile_uri():
+        for name, value in read_profile().jobs.store_environment.items():
+            os.environ.setdefault(name, value)
+
+
+def _root(root: str) -> str:
+    """The store URI of this run: its own, else the profile's."""
+    root = root or read_profile().root
+    if not root:
+        raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
+    return root
+
+
+def _identity(root: str, experiment: str, entry: dict[str, Any], stage: str) -> Identity:
+    """Of a cell's stage: one that cells share has the arm that it was planned with, whichever cell asks for it first."""
+    arm = entry["arm"] if stage == "evaluate" else entry["stage_arms"][stage]
+    return Identity(root=root, experiment=experiment, arm=arm, seed=entry["seed"], stage=stage)
+
+
+def _release(root: str, experiment: str) -> None:
+    """Let go of every job of the experiment that this run holds still; whoever reports must not fail for it."""
+    if read_profile().backend == "local":
+        return
+    from pipelines.jobs.leftovers import release_all
+
+    try:
+        for line in release_all(read_profile(), experiment):
+            note("finish", line)
+    except (InputError, RunError) as error:
+        note("finish", f"jobs that this run holds could not be let go of, the reaper will: {error}")
+
+
+def _run(spec: JobSpec, overrides: Overrides, *, attempts: int) -> None:
     """Run the job, again where that may help, and leave failure.json where it does not."""
     open_store(spec.folder).delete(join(spec.folder, FAILURE))
-    with job_lock() as descriptors, _log(spec.folder) as log:
-        backend = backend or LocalBackend(keep_open=descriptors)
+    on_cluster = spec.kind != "report" and read_profile().backend != "local"
+    attempts = 1 if on_cluster else attempts  # there the launcher counts what happens to a job
+    with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.kind == "train")) as log:
         for attempt in range(1, attempts + 1):
             log(f"--- {spec.name}, attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
-            outcome = _follow(backend.submit(spec), log)
+            try:
+                outcome = _follow(backend_for(spec, overrides, descriptors).submit(spec), log)
+            except InputError as error:
+                outcome = Outcome(exit_code=error.exit_code, line=str(error))
             if outcome.exit_code == 0:
                 return
             if outcome.exit_code == 2 or attempt == attempts:
                 break
             note(spec.name, f"{outcome.line}; starting it once more")
+            spec = dataclasses.replace(spec, resume="auto" if spec.resume == "never" else spec.resume)
     record_failure(spec.folder, spec.name, outcome)
     raise (InputError if outcome.exit_code == 2 else RunError)(outcome.line)
 
@@ -217,7 +294,7 @@ def _follow(job: Job, log: Callable[[str], None]) -> Outcome:
                 raise Stopped("stopped on request")
             time.sleep(POLL_SECONDS)
     except BaseException:
-        job.cancel()
+        job.leave()
         raise
 
 
@@ -240,8 +317,11 @@ class _Parent:
 
 
 @contextlib.contextmanager
-def _log(folder: str) -> Iterator[Callable[[str], None]]:
-    """Lines go to this step's output and to log.txt: at once on a file root, at the end on any other."""
+def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
+    """Lines go to this step's output and, where nobody else writes it, to log.txt: at once on a file root, at the end on any other."""
+    if not stored:
+        yield lambda line: print(line, flush=True)
+        return
     uri = join(folder, "log.txt")
     path = local_path(uri)
     with contextlib.ExitStack() as stack:

@@ -24,6 +24,7 @@ class JobSpec:
         recipe_hash: of a training stage; what the seal of `final` must carry.
         final: of a training stage, URI of its final/.
         slices: of a staging or evaluation job, how many pods share the work.
+        resume: of a training stage: auto, never (begin anew), or the URI of a checkpoint to begin from.
     """
 
     name: str
@@ -35,6 +36,7 @@ class JobSpec:
     recipe_hash: str = ""
     final: str = ""
     slices: int = 1
+    resume: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ One supervisor thread takes all decisions (pipelines/jobs/judging.py says what t
 lines and asks whether there is an outcome.
 """
 
+import dataclasses
 import queue
 import threading
 import time
@@ -16,7 +17,7 @@ from pipelines.jobs.incidents import Incidents
 from pipelines.jobs.judging import Again, Judge, last_lines
 from pipelines.jobs.loglines import Follower, Progress
 from pipelines.jobs.owners import BEAT_SECONDS, beat, release
-from pipelines.jobs.view import View
+from pipelines.jobs.view import View, terminations
 from trainer.errors import InputError, RunError
 from trainer.storage import join
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TICK_SECONDS = 1.0
 LEAVE_SECONDS = 30.0
+MOST_PODS = 8
+"""Of so many pods the last lines are said; those that failed come first."""
 LAST_LOG_SECONDS = 3.0
 """How long the end of a log may be on its way when its job has ended."""
 
@@ -101,6 +104,8 @@ class ClusterJob:
             except Again as again:
                 self._say(f"--- {again}; starting it once more")
                 self._incidents.begin_anew()
+                if self._spec.resume != "auto" and self._backend.goes_on(self._spec, job):
+                    self._spec = dataclasses.replace(self._spec, resume="auto")
 
     def _attempt(self, job: Mapping[str, Any]) -> Outcome:
         """Follow one job to its end. Raises Again where it ended unfinished."""
@@ -131,10 +136,11 @@ class ClusterJob:
         """Let go of the job. One that did its work stays for its TTL; of one that did not, the other pods' last lines are said."""
         shape, done = self._backend.shape, outcome.exit_code == 0
         if not done:
-            for pod in view.pods():
-                if not shape.is_leader(pod):
-                    for line in last_lines(self._cluster, pod, shape.container):
-                        self._say(f"{pod['metadata']['name']}: {line}")
+            others = [pod for pod in view.pods() if not shape.is_leader(pod)]
+            failed = [pod for pod in others if any(end.get("exitCode") for end in terminations(pod, shape.container))]
+            for pod in (failed or others)[:MOST_PODS]:
+                for line in last_lines(self._cluster, pod, shape.container):
+                    self._say(f"{pod['metadata']['name']}: {line}")
         try:
             with self._acting:
                 if not self._stop.is_set():

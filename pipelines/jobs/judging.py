@@ -68,6 +68,8 @@ class Judge:
         permanent = self._permanent() or self._recorded()
         if permanent is not None:
             return permanent
+        if done is None:  # its controller has tried again what it was told to
+            return Outcome(exit_code=1, line=f"{self._title} failed: {phase.message}{self._last_words()}")
         self._incidents.add(time.monotonic())
         how = "ended without its result" if phase.name == "succeeded" else f"failed: {phase.message}"
         over = self._over_budget(f"{self._title} {how}")

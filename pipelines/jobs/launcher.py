@@ -1,9 +1,11 @@
 """Jobs on a cluster, whatever their kind: found done, adopted, replaced or created; then followed (pipelines/jobs/following.py)."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.jobs.api import Conflict
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.cluster import NODE, Cluster
 from pipelines.jobs.ending import end, wait_until_gone
@@ -15,8 +17,10 @@ from pipelines.jobs.settings import JobSettings
 from pipelines.jobs.shape import Shape
 from trainer.config import canonical_hash
 from trainer.errors import InputError, RunError
-from trainer.storage import layout, read_json, write_json
+from trainer.storage import join, layout, open_store, read_json, write_json
 from trainer.storage.base import MissingObject
+from trainer.storage.committed import NAME as COMMITTED
+from trainer.storage.committed import read_committed
 
 GPU = "nvidia.com/gpu"
 RECIPE_HASH, SPEC_HASH, ATTEMPT = f"{DOMAIN}/recipe-hash", f"{DOMAIN}/spec-hash", f"{DOMAIN}/attempt"
@@ -66,20 +70,25 @@ class ClusterBackend:
                 if created is not None:
                     return created
                 continue  # another launcher was faster
-            self._refuse_another(job, spec)
             if "deletionTimestamp" in job["metadata"]:
-                say(f"{kind.kind} {name} is being deleted: waiting until it is gone")
+                say(f"--- {kind.kind} {name} is being deleted: waiting until it is gone")
                 wait_until_gone(self.cluster, kind, name)
             elif self.shape.phase(job).ended:
-                say(f"{kind.kind} {name} ended without its result: taking its place")
-                end(self.cluster, kind, name, resource_version=job["metadata"]["resourceVersion"])
-                wait_until_gone(self.cluster, kind, name)
+                say(f"--- an earlier {kind.kind} {name} has ended: taking its place")
+                self._replace(job)
             else:
+                self._refuse_another(job, spec)
                 adopted = take(self.cluster, kind, job, self.holder)
                 if adopted is not None:
                     self._say_adopted(adopted, spec, say)
                     return adopted
         return None
+
+    def _replace(self, job: Object) -> None:
+        kind, metadata = self.shape.kind, job["metadata"]
+        with contextlib.suppress(Conflict):  # it changed, such as when another launcher let go of it: look again
+            end(self.cluster, kind, metadata["name"], resource_version=metadata["resourceVersion"])
+            wait_until_gone(self.cluster, kind, metadata["name"])
 
     def _create(self, spec: JobSpec, say: Say) -> Object | None:
         """A new attempt; None where a job of this name exists by now."""
@@ -92,8 +101,18 @@ class ClusterBackend:
             # Behind the creation: a number that another launcher's job does not carry would shut that job out.
             write_json(layout.attempt(spec.folder), {"attempt": attempt})
         number = f", attempt {attempt}" if attempt else ""
-        say(f"{self.shape.kind.kind} {created['metadata']['namespace']}/{created['metadata']['name']} was created{number}")
+        say(f"--- {self.shape.kind.kind} {created['metadata']['namespace']}/{created['metadata']['name']} was created{number}")
         return created
+
+    def goes_on(self, spec: JobSpec, job: Object) -> bool:
+        """Whether an attempt from this job's on has committed a checkpoint: then `resume: never`, or a URI, has had its effect."""
+        since = int((job["metadata"].get("annotations") or {}).get(ATTEMPT, 0))
+        for entry in open_store(spec.folder).list(join(spec.folder, "checkpoints")):
+            folder, _, name = entry.uri.rpartition("/")
+            seal = read_committed(folder) if name == COMMITTED else None
+            if seal is not None and seal.attempt >= since:
+                return True
+        return False
 
     def rendered(self, spec: JobSpec, attempt: int) -> Object:
         """The manifest with what this launcher and the next ones need to know of it."""
@@ -130,7 +149,7 @@ class ClusterBackend:
 
     def _say_adopted(self, job: Object, spec: JobSpec, say: Say) -> None:
         annotations = job["metadata"].get("annotations") or {}
-        where = f"{self.shape.kind.kind} {job['metadata']['namespace']}/{job['metadata']['name']} runs already: adopted"
+        where = f"--- {self.shape.kind.kind} {job['metadata']['namespace']}/{job['metadata']['name']} runs already: adopted"
         if annotations.get(SPEC_HASH) != self._spec_hash(spec):
             where += ", as it is: it was submitted with other settings (image, nodes, queue …), which would count after it has ended"
         say(where)

@@ -28,7 +28,7 @@ class LocalBackend:
     def submit(self, spec: JobSpec) -> "LocalJob":
         """Start the command. `keep_open` file descriptors live as long as it does (pipelines/lock.py)."""
         process = subprocess.Popen(
-            [*self._command, *spec.arguments],
+            [*self._command, *spec.arguments, *(("--set", f"placement.resume={spec.resume}") if spec.resume != "auto" else ())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -31,13 +31,13 @@ class PyTorchJobs:
     kind = PYTORCHJOB
     container = CONTAINER
 
-    def __init__(self, settings: JobSettings, resume: str = "auto") -> None:
-        self._settings, self._resume = settings, resume
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt."""
         assert spec.identity is not None
-        placed = [*spec.arguments, *overrides(attempt=attempt, resume=self._resume)]
+        placed = [*spec.arguments, *overrides(attempt=attempt, resume=spec.resume)]
         return manifest(spec.identity, self._settings, placed, spec.recipe_hash, spec.environment)
 
     def phase(self, job: Mapping[str, Any]) -> Phase:

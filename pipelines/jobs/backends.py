@@ -1,0 +1,84 @@
+"""Which backend runs a job: this machine, or the cluster that the profile (pipelines/profile.py) speaks of."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.jobs.base import Backend, JobSpec
+from pipelines.jobs.local import LocalBackend
+from pipelines.jobs.settings import JobSettings
+from pipelines.jobs.shape import Shape
+from pipelines.profile import BackendName, Overrides, Profile, job_settings, read_profile
+from trainer.errors import InputError
+from trainer.storage.base import local_path
+
+ONE_NODE = ("perceptual", "posthoc")
+"""Stages over some ten thousand triplets: more machines would only wait for each other."""
+
+
+def backend_for(spec: JobSpec, overrides: Overrides, keep_open: Sequence[int] = ()) -> Backend:
+    """The backend of one job.
+
+    Args:
+        spec: of the job.
+        overrides: what this run asks for beside its profile.
+        keep_open: file descriptors that a local job inherits.
+
+    Raises:
+        InputError: a wrong profile, no cluster by this kubeconfig, or a store that pods cannot reach.
+    """
+    profile = read_profile()
+    if profile.backend == "local" or spec.kind == "report":
+        return LocalBackend(keep_open=keep_open)
+    settings = stage_settings(profile, overrides, spec)
+    require_reachable(spec, settings)
+    from pipelines.jobs.cluster import Cluster  # here: this machine needs no client of Kubernetes
+    from pipelines.jobs.launcher import ClusterBackend
+
+    cluster = Cluster.connect(settings.namespace)
+    return ClusterBackend(cluster, shape_for(profile.backend, spec, settings), settings)
+
+
+def stage_settings(profile: Profile, overrides: Overrides, spec: JobSpec) -> JobSettings:
+    """The settings of this job: the profile's, then the run's; some stages never take more than one machine."""
+    settings = job_settings(profile, overrides)
+    one = spec.kind != "train" or (spec.identity is not None and spec.identity.stage in ONE_NODE)
+    return dataclasses.replace(settings, nodes=1) if one else settings
+
+
+def shape_for(backend: BackendName, spec: JobSpec, settings: JobSettings) -> Shape:
+    """How this kind of job looks on that backend."""
+    if spec.kind != "train":
+        from pipelines.jobs.indexed import IndexedJobs
+
+        return IndexedJobs(settings)
+    if backend == "trainjob":
+        from pipelines.jobs.trainjob import TrainJobs
+
+        return TrainJobs(settings)
+    from pipelines.jobs.pytorchjob import PyTorchJobs
+
+    return PyTorchJobs(settings)
+
+
+def require_reachable(spec: JobSpec, settings: JobSettings) -> None:
+    """Refuse a root on this machine's disk, unless pods mount a volume at that very place."""
+    assert spec.identity is not None, spec.name
+    path = local_path(spec.identity.root)
+    if path is None:
+        return
+    if not is_mounted(path, settings):
+        raise InputError(
+            f"root must be a store that pods reach, such as s3://bucket/prefix, or in a volume that jobs.pod_template mounts, got {path}"
+        )
+
+
+def is_mounted(path: Path, settings: JobSettings) -> bool:
+    """Whether pods have a volume at that very place."""
+    mounted = [str(mount.get("mountPath", "")) for container in _containers(settings) for mount in container.get("volumeMounts") or []]
+    return any(mount and path.is_relative_to(mount) for mount in mounted)
+
+
+def _containers(settings: JobSettings) -> list[Mapping[str, Any]]:
+    return list((settings.pod_template.get("spec") or {}).get("containers") or [])
