@@ -13,7 +13,7 @@ from scipy.io import savemat
 
 from tests.evaluation import build
 from trainer.__main__ import main
-from trainer.configs.evaluation_sets import SETS, find_set
+from trainer.configs.evaluation_sets import SETS, SIZE_SOURCES, find_set
 from trainer.errors import InputError
 from trainer.evaluation.read_sets import describe_set, read_set
 from trainer.staging.evaluation_sets import prompts as prompts_module
@@ -86,7 +86,14 @@ def test_a_misspelt_set_is_refused_with_the_nearest_names():
 def test_the_command_line_prints_the_table(capsys):
     """`stage eval list` needs no source."""
     assert main(["stage", "eval", "list"]) == 0
-    assert "birdsnap" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "birdsnap" in printed
+    assert all(f"{name}: {where}" in printed for name, where in SIZE_SOURCES.items())
+
+
+def test_every_size_says_where_it_was_read():
+    """No figure of the table is from memory."""
+    assert {known.size_from for known in SETS} == set(SIZE_SOURCES)
 
 
 def test_the_command_line_names_what_is_missing(capsys):

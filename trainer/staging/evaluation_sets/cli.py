@@ -2,7 +2,7 @@
 
 import argparse
 
-from trainer.configs.evaluation_sets import SETS
+from trainer.configs.evaluation_sets import SETS, SIZE_SOURCES
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -42,9 +42,12 @@ def _eval(options: argparse.Namespace) -> dict[str, str] | None:
 
 
 def table() -> str:
-    """All sets, one a line."""
-    lines = [f"{'name':20} {'metric':22} {'classes':>7} {'test':>7}  source; licence"]
+    """All sets, one a line, and where the sizes were read."""
+    lines = [f"{'name':20} {'metric':22} {'classes':>7} {'test':>7}  {'read in':8}  source; licence"]
     for known in SETS:
         counted = "" if known.counted else "  (not one of the 29)"
-        lines.append(f"{known.name:20} {known.metric:22} {known.classes:7} {known.test_size:7}  {known.source}; {known.licence}{counted}")
-    return "\n".join(lines)
+        lines.append(
+            f"{known.name:20} {known.metric:22} {known.classes or '':>7} {known.test_size:7}  {known.size_from:8}  "
+            f"{known.source}; {known.licence}{counted}"
+        )
+    return "\n".join([*lines, "", *(f"{name}: {where}" for name, where in SIZE_SOURCES.items())])

@@ -93,7 +93,7 @@ def _clevr(copy: Copy, label: Callable[[list[dict[str, Any]]], int], num_classes
 def kitti_distance(copy: Copy) -> Converted:
     """How far the nearest vehicle is, in VTAB's bands: below 8 m, below 20 m, farther, none.
 
-    VTAB draws its 711 test pictures from KITTI's labelled ones; name them by --list, else all labelled ones are taken.
+    VTAB draws its 711 test pictures from KITTI's labelled ones; name them by --only, else all labelled ones are taken.
     """
     bands = np.array([8.0, 20.0, 999.0])
 
