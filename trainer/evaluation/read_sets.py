@@ -101,7 +101,7 @@ def describe_set(uri: str, identity: str = "", name: str = "") -> EvaluationSet:
 
     Raises:
         InputError: no set here, another identity, no test images, no class names or templates, a template without
-            `{c}`, a class named twice, or text files that contradict the manifest.
+            `{c}`, or text files that contradict the manifest.
     """
     manifest = read_manifest(uri)
     if manifest is None:
