@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.config import StageConfig
+from trainer.config import ContrastiveConfig, StageConfig
 from trainer.sinks import Endpoint
 
 SCRAPE_SECONDS = 15
@@ -46,7 +46,7 @@ class Scene:
         self.now, self._begin = begin, begin
         monkeypatch.setattr(time, "time", lambda: self.now)
         self.samples: dict[tuple[str, Labels], dict[int, float]] = {}
-        self._config = StageConfig(experiment="demo", arm="perceptual", output="s3://b/x")
+        self._config = StageConfig(experiment="demo", arm="perceptual", output="s3://b/x", contrastive=ContrastiveConfig())
         self._monkeypatch, self._variable = monkeypatch, node_environment
         self.nodes = [self._node(rank) for rank in range(nodes)]
         self._totals = {"samples": 0.0, "step": 0.0, "nonfinite_steps": 0.0, "restarts": 0.0}
@@ -152,7 +152,7 @@ def _read(port: int) -> Iterable[tuple[str, Mapping[str, str], float]]:
 
 
 def _braces(labels: Labels) -> str:
-    return "{" + ", ".join(f'{name}="{value}"' for name, value in labels) + "}"
+    return "{" + ",".join(f'{name}="{value}"' for name, value in labels) + "}"
 
 
 def _value(value: float | None) -> str:

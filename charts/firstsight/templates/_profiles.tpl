@@ -49,6 +49,8 @@ jobs:
   cpu: {{ $jobs.cpu | quote }}
   memory: {{ $jobs.memory | quote }}
   shared_memory: {{ $jobs.sharedMemory | quote }}
+  staging_cpu: {{ $jobs.stagingCpu | quote }}
+  staging_memory: {{ $jobs.stagingMemory | quote }}
   store_secret: {{ $run.name }}
   store_environment: {{- toYaml $environment | nindent 4 }}
   ttl_seconds: {{ int64 $jobs.ttlSeconds }}
@@ -57,6 +59,11 @@ jobs:
   annotations: {{- toYaml $jobs.annotations | nindent 4 }}
   scheduler_name: {{ $jobs.schedulerName | quote }}
   metrics_port: {{ $jobs.metricsPort }}
+  max_incidents: {{ int64 $jobs.maxIncidents }}
+  patience:
+    {{- range $key, $seconds := $jobs.patience }}
+    {{ $key }}: {{ int64 $seconds }}
+    {{- end }}
   pod_template: {{- include "firstsight.podTemplate" . | nindent 4 }}
 {{- end -}}
 

@@ -1,0 +1,192 @@
+"""Every alert fires on what it is for and on nothing else: promtool over series that the real exporter made."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.chart.conftest import CHART, EVERYTHING, Objects
+from tests.chart.series import SCRAPE_SECONDS, Scene
+from tests.cluster import build, settings
+
+pytestmark = pytest.mark.slow
+RUNBOOK = CHART.parents[1] / "docs/RUNBOOK.md"
+
+
+@pytest.fixture(scope="module")
+def promtool() -> Path:
+    build.build_go("promtool", *build.PACKAGES["promtool"])
+    return settings.BIN / "promtool"
+
+
+@pytest.fixture(scope="module")
+def rules(render: Callable[..., Objects], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chart's rules as a file that promtool reads."""
+    rule = next(one for one in render(EVERYTHING) if one["kind"] == "PrometheusRule")
+    path = tmp_path_factory.mktemp("rules") / "rules.yaml"
+    path.write_text(yaml.safe_dump(rule["spec"]))
+    return path
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(monkeypatch)
+
+
+def fire(promtool: Path, rules: Path, scene: Scene, folder: Path, reaper: bool = True) -> set[str]:
+    """The alerts that fire at the scene's end; the reaper is up unless said otherwise."""
+    series = scene.promtool()
+    if reaper:
+        up = 'up{job="firstsight", container="reaper", namespace="ml", pod="fs-reaper-1"}'
+        series.append({"series": up, "values": f"1x{int(scene.now / SCRAPE_SECONDS)}"})
+    expected = [
+        {"expr": f'count(ALERTS{{alertname="{name}", alertstate="firing"}})', "eval_time": f"{scene.now:.0f}s", "exp_samples": []}
+        for name in re.findall(r"alert: (\w+)", rules.read_text())
+    ]
+    test = {"interval": f"{SCRAPE_SECONDS}s", "input_series": series, "promql_expr_test": expected}
+    file = folder / "test.yaml"
+    file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "15s", "tests": [test]}))
+    done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    firing = re.findall(r'alertname=\\?"(\w+)', said)  # it prints the expressions that gave something
+    assert bool(firing) == (done.returncode != 0), said
+    return set(firing)
+
+
+def test_rules_are_good(promtool: Path, rules: Path) -> None:
+    """Promtool parses every rule and finds nothing to lint."""
+    done = subprocess.run([promtool, "check", "rules", rules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_runbook(rules: Path) -> None:
+    """Every alert has its entry, at the anchor to which it links, and no entry is about an alert of the past."""
+    alerts = {rule["alert"]: rule for group in yaml.safe_load(rules.read_text())["groups"] for rule in group["rules"]}
+    entries = re.findall(r"^### (Firstsight\w+)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert set(entries) == set(alerts)
+    for name, rule in alerts.items():
+        assert rule["annotations"]["runbook_url"] == f"docs/RUNBOOK.md#{name.lower()}"
+
+
+def test_words(promtool: Path, rules: Path, scene: Scene, tmp_path: Path) -> None:
+    """What an alert says names the run and the figure."""
+    scene.train(5)
+    scene.stand_still(12)
+    text = "ml: contrastive of perceptual in demo has made no step for 12m 0s"
+    labels = {"severity": "critical", "namespace": "ml", "experiment": "demo", "arm": "perceptual", "stage": "contrastive"}
+    annotations = {"summary": text, "runbook_url": "docs/RUNBOOK.md#firstsightstalled"}
+    expected = {
+        "eval_time": "16m45s",
+        "alertname": "FirstsightStalled",
+        "exp_alerts": [{"exp_labels": labels, "exp_annotations": annotations}],
+    }
+    test = {"interval": f"{SCRAPE_SECONDS}s", "input_series": scene.promtool(), "alert_rule_test": [expected]}
+    (tmp_path / "test.yaml").write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "15s", "tests": [test]}))
+    done = subprocess.run([promtool, "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def healthy(scene: Scene) -> None:
+    """An hour and a half with checkpoints, a restart, and an end of the data's patience well below the limits."""
+    for _ in range(6):
+        scene.train(15)
+        scene.save()
+    scene.restart()
+    scene.train(5)
+
+
+def stalled(scene: Scene) -> None:
+    scene.train(5)
+    scene.stand_still(11)
+
+
+def not_started(scene: Scene) -> None:
+    scene.stand_still(12)
+
+
+def endpoint_down(scene: Scene) -> None:
+    scene.train(5)
+    scene.nodes[1].hangs = True
+    scene.train(6)
+
+
+def non_finite(scene: Scene) -> None:
+    scene.train(5)
+    scene.skip(3)
+    scene.train(5)
+
+
+def data_wait(scene: Scene) -> None:
+    scene.train(30, wait=0.3)
+
+
+def checkpoint_old(scene: Scene) -> None:
+    scene.train(1)
+    scene.save()
+    scene.train(122)
+
+
+def pending(scene: Scene) -> None:
+    for _ in range(80):
+        scene.add(
+            "kube_pod_status_phase", {"namespace": "ml", "pod": "contrastive-perceptual-s0-0123456789-worker-3", "phase": "Pending"}, 1
+        )
+        scene.add("kube_pod_status_phase", {"namespace": "ml", "pod": "somebody-else-0", "phase": "Pending"}, 1)
+        scene.train(0.25)
+
+
+def restarts(scene: Scene) -> None:
+    for _ in range(7):
+        scene.restart()
+        scene.train(2)
+
+
+def slow(scene: Scene) -> None:
+    scene.train(60)
+    scene.train(12, rate=200.0)
+
+
+def straggler(scene: Scene) -> None:
+    scene.train(15, compute_seconds=[0.5, 0.9])
+
+
+CASES = {
+    "FirstsightStalled": stalled,
+    "FirstsightNotStarted": not_started,
+    "FirstsightEndpointDown": endpoint_down,
+    "FirstsightNonFinite": non_finite,
+    "FirstsightDataWait": data_wait,
+    "FirstsightCheckpointOld": checkpoint_old,
+    "FirstsightPending": pending,
+    "FirstsightRestarts": restarts,
+    "FirstsightSlow": slow,
+    "FirstsightStraggler": straggler,
+}
+
+
+@pytest.mark.parametrize("alert", CASES)
+def test_fires(promtool: Path, rules: Path, scene: Scene, tmp_path: Path, alert: str) -> None:
+    """The alert, and it alone."""
+    CASES[alert](scene)
+    assert fire(promtool, rules, scene, tmp_path) == {alert}
+
+
+def test_healthy(promtool: Path, rules: Path, scene: Scene, tmp_path: Path) -> None:
+    """A run that goes well, one restart included, alerts nobody."""
+    healthy(scene)
+    assert fire(promtool, rules, scene, tmp_path) == set()
+
+
+def test_reaper_down(promtool: Path, rules: Path, scene: Scene, tmp_path: Path) -> None:
+    """Without the reaper's endpoint its alert fires."""
+    scene.train(12)
+    assert fire(promtool, rules, scene, tmp_path, reaper=False) == {"FirstsightReaperDown"}
+
+
+def test_every_alert_has_a_case(rules: Path) -> None:
+    """None is left out above."""
+    assert set(re.findall(r"alert: (\w+)", rules.read_text())) == {*CASES, "FirstsightReaperDown"}
