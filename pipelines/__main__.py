@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines import bucket, check, reap, submit, upload
+from pipelines import bucket, cancel, check, reap, status, submit, upload
 from trainer.errors import exit_code
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
     bucket.add_command(commands, common)
     check.add_command(commands, common)
+    status.add_command(commands, common)
+    cancel.add_command(commands, common)
     reap.add_command(commands, common)
     submit.add_command(commands, common)
     upload.add_command(commands, common)

@@ -17,13 +17,12 @@ from pipelines import holds
 from pipelines.holds import Action
 from pipelines.jobs import ending
 from pipelines.jobs.api import Conflict
-from pipelines.jobs.cluster import JOB, PYTORCHJOB, TRAINJOB, WORKFLOW, Cluster, Kind, MissingKind
+from pipelines.jobs.cluster import WORKFLOW, Cluster, Kind, MissingKind
+from pipelines.jobs.finding import JOB_KINDS, PART_OF
 from pipelines.jobs.watch import DELETED, SYNCED
 from pipelines.reaper_server import Metrics, serve
 from trainer.errors import InputError, RunError
 
-SELECTOR = "app.kubernetes.io/part-of=firstsight"
-JOB_KINDS = (PYTORCHJOB, TRAINJOB, JOB)
 LOOK_AGAIN_SECONDS = 30.0
 """For a kind that the cluster has not yet, a permission that is missing, an action that failed."""
 STUCK_SECONDS = 900.0
@@ -82,7 +81,7 @@ class Reaper:
         for namespace in self._namespaces:
             for kind in JOB_KINDS:
                 try:
-                    for job in self._cluster.list(kind, labels=SELECTOR, namespace=namespace):
+                    for job in self._cluster.list(kind, labels=PART_OF, namespace=namespace):
                         self._jobs[job["metadata"]["uid"]] = (kind, job)
                 except MissingKind:
                     continue  # then there are no jobs of it
@@ -122,7 +121,7 @@ class Reaper:
 
     def _follow(self, kind: Kind, namespace: str, stop: threading.Event) -> None:
         """Keep what is known of one kind up to date."""
-        labels = "" if kind is WORKFLOW else SELECTOR
+        labels = "" if kind is WORKFLOW else PART_OF
         while not stop.is_set():
             try:
                 for change, thing in self._cluster.watch(kind, labels=labels, namespace=namespace, stop=stop):

@@ -25,7 +25,6 @@ from pipelines.jobs.naming import Identity
 from pipelines.jobs.settings import JobSettings
 from pipelines.profile import Profile
 from trainer.config import canonical_hash, require
-from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
 from trainer.storage import join, layout, read_bytes, read_json, write_bytes
 from trainer.storage.base import MissingObject, local_path
@@ -143,6 +142,8 @@ def remote_list(what: What, source: str) -> RemoteList | None:
         return RemoteList(kind="nights" if what == "triplets" else "urls", list=source)
     if not source.endswith((".yaml", ".yml")):
         return None
+    from trainer.configs import load_yaml, parse_config  # here: slow to import, and few sources are lists
+
     try:
         text = read_bytes(source).decode()
     except MissingObject as error:

@@ -5,58 +5,43 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines import reap
 from pipelines.__main__ import main
-from pipelines.jobs import api, watch
-from pipelines.jobs.cluster import Cluster
+from pipelines.jobs.cluster import PYTORCHJOB, Cluster
 from pipelines.reap import Reaper
 from pipelines.reaper_server import serve
 from tests.pipelines.fake_api import FakeApi, Status
+from tests.pipelines.fake_jobs import JOBS, PYTORCHJOBS, WORKFLOWS, ago, owner, put_job, put_workflow
 
-PYTORCHJOBS, JOBS, WORKFLOWS = "pytorchjobs.kubeflow.org", "jobs.batch", "workflows.argoproj.io"
-LABELS = {"app.kubernetes.io/part-of": "firstsight"}
 Object = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch):
-    """What takes seconds on a cluster takes hundredths here."""
-    monkeypatch.setattr(api, "FIRST_PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
-    monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
+    """What takes half a minute on a cluster takes a tenth of a second here."""
     monkeypatch.setattr(reap, "LOOK_AGAIN_SECONDS", 0.1)
 
 
 @pytest.fixture
-def server() -> Iterator[FakeApi]:
+def server(api_server: FakeApi) -> FakeApi:
     """An API server whose pods take their time to go."""
-    with FakeApi() as fake:
-        fake.slow_pods = True
-        yield fake
+    api_server.slow_pods = True
+    return api_server
 
 
 @pytest.fixture
-def cluster(server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """A connection to it by kubeconfig."""
-    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
-    return Cluster.connect()
-
-
-@pytest.fixture
-def reaper(cluster: Cluster) -> Iterator[Callable[..., list[str]]]:
+def reaper(api_cluster: Cluster) -> Iterator[Callable[..., list[str]]]:
     """Starts a reaper that watches; what it says is in the list."""
     started: list[tuple[threading.Event, threading.Thread]] = []
 
     def start(namespaces: tuple[str, ...] = ("",), grace_seconds: float = 600) -> list[str]:
         said: list[str] = []
         stop = threading.Event()
-        thread = threading.Thread(target=Reaper(cluster, namespaces, grace_seconds, said.append).watch, args=(stop,))
+        thread = threading.Thread(target=Reaper(api_cluster, namespaces, grace_seconds, said.append).watch, args=(stop,))
         thread.start()
         started.append((stop, thread))
         return said
@@ -76,51 +61,16 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def workflow(server: FakeApi, name: str = "run", **parts: Any) -> Object:
-    """A Workflow that runs."""
-    head = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": name}}
-    return server.put(WORKFLOWS, {**head, "spec": {}, "status": {"phase": "Running"}, **parts})
-
-
-def owner(run: Object) -> Object:
-    """The reference by which it holds a job."""
-    return {"apiVersion": run["apiVersion"], "kind": "Workflow", "name": run["metadata"]["name"], "uid": run["metadata"]["uid"]}
-
-
-def job(server: FakeApi, *runs: Object, name: str = "j", resource: str = PYTORCHJOBS, labels: Object = LABELS, **metadata: Any) -> Object:
-    """A job with one pod, held by runs."""
-    version, kind, pods = {
-        PYTORCHJOBS: ("kubeflow.org/v1", "PyTorchJob", "training.kubeflow.org/job-name"),
-        JOBS: ("batch/v1", "Job", "batch.kubernetes.io/job-name"),
-    }[resource]
-    owners = [owner(run) for run in runs]
-    thing: Object = {
-        "apiVersion": version,
-        "kind": kind,
-        "metadata": {"name": name, "labels": labels, "ownerReferences": owners, **metadata},
-    }
-    made = server.put(resource, thing)
-    reference = {"apiVersion": version, "kind": kind, "name": name, "uid": made["metadata"]["uid"], "controller": True}
-    pod = {"metadata": {"name": f"{name}-0", "labels": {pods: name}, "ownerReferences": [reference]}}
-    server.put("pods", {**pod, "spec": {"terminationGracePeriodSeconds": 180}})
-    return made
-
-
 def grace(server: FakeApi, pod: str = "j-0") -> int | None:
     """Seconds that the pod has from its deletion on; None where it is not being deleted, -1 where it is gone."""
     found = server.find("pods", pod)
     return found["metadata"].get("deletionGracePeriodSeconds") if found else -1
 
 
-def ago(seconds: float) -> str:
-    """A time as Kubernetes writes it."""
-    return datetime.fromtimestamp(time.time() - seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 @pytest.mark.parametrize("resource", [PYTORCHJOBS, JOBS])
 def test_a_terminated_workflow_frees_its_job_and_hurries_its_pods(server: FakeApi, reaper: Callable[..., list[str]], resource: str):
     """The job goes in foreground and its pods get 20 s in place of their 180."""
-    job(server, workflow(server), resource=resource)
+    put_job(server, put_workflow(server), resource=resource)
     said = reaper()
     until(lambda: said)
     assert grace(server) is None
@@ -136,10 +86,10 @@ def test_a_terminated_workflow_frees_its_job_and_hurries_its_pods(server: FakeAp
 
 def test_a_workflow_that_is_gone_or_came_back_as_another_frees_its_job(server: FakeApi, reaper: Callable[..., list[str]]):
     """Kubernetes' own collector would do the first; a Retry of a deleted run has the old name and a new uid."""
-    old = workflow(server)
+    old = put_workflow(server)
     server.remove(WORKFLOWS, "run")
-    job(server, {**old, "metadata": {**old["metadata"], "uid": "gone"}})
-    workflow(server)
+    put_job(server, {**old, "metadata": {**old["metadata"], "uid": "gone"}})
+    put_workflow(server)
 
     reaper()
 
@@ -147,8 +97,8 @@ def test_a_workflow_that_is_gone_or_came_back_as_another_frees_its_job(server: F
 
 
 def test_a_job_that_two_runs_hold_loses_one_hold_and_runs_on(server: FakeApi, reaper: Callable[..., list[str]]):
-    second = workflow(server, "second")
-    job(server, workflow(server), second)
+    second = put_workflow(server, "second")
+    put_job(server, put_workflow(server), second)
     said = reaper()
 
     server.change(WORKFLOWS, "run", spec={"shutdown": "Terminate"})
@@ -160,7 +110,7 @@ def test_a_job_that_two_runs_hold_loses_one_hold_and_runs_on(server: FakeApi, re
 
 def test_a_failed_run_keeps_its_job_through_the_grace_and_no_longer(server: FakeApi, reaper: Callable[..., list[str]]):
     """The timer starts at the run's end, not at the reaper's: of two seconds one is over when it comes."""
-    job(server, workflow(server, status={"phase": "Failed", "finishedAt": ago(1)}))
+    put_job(server, put_workflow(server, status={"phase": "Failed", "finishedAt": ago(1)}))
     began = time.time()
 
     reaper(grace_seconds=4)
@@ -171,7 +121,7 @@ def test_a_failed_run_keeps_its_job_through_the_grace_and_no_longer(server: Fake
 
 def test_a_second_launcher_that_adopts_within_the_grace_keeps_the_job(server: FakeApi, reaper: Callable[..., list[str]]):
     """Kubeflow's Retry makes the same Workflow run again."""
-    job(server, workflow(server, status={"phase": "Failed", "finishedAt": ago(0)}))
+    put_job(server, put_workflow(server, status={"phase": "Failed", "finishedAt": ago(0)}))
     said = reaper(grace_seconds=2)
     until(lambda: said)
 
@@ -183,10 +133,10 @@ def test_a_second_launcher_that_adopts_within_the_grace_keeps_the_job(server: Fa
 
 def test_jobs_that_are_not_firstsights_or_that_nobody_held_are_left_alone(server: FakeApi, reaper: Callable[..., list[str]]):
     """The first has the terminated run as its owner, but not the label."""
-    ended = workflow(server, spec={"activeDeadlineSeconds": 0})
-    job(server, ended, name="other", labels={"app.kubernetes.io/part-of": "someone"})
-    job(server, name="by-hand")
-    job(server, ended, name="ours")
+    ended = put_workflow(server, spec={"activeDeadlineSeconds": 0})
+    put_job(server, ended, name="other", labels={"app.kubernetes.io/part-of": "someone"})
+    put_job(server, name="by-hand")
+    put_job(server, ended, name="ours")
     reaper()
 
     until(lambda: grace(server, "ours-0") == 20)
@@ -196,7 +146,7 @@ def test_jobs_that_are_not_firstsights_or_that_nobody_held_are_left_alone(server
 
 def test_it_lives_through_a_restart_of_the_api_server(server: FakeApi, reaper: Callable[..., list[str]]):
     """What changed meanwhile is acted on when the server is back."""
-    job(server, workflow(server))
+    put_job(server, put_workflow(server))
     said = reaper()
     until(lambda: said)
     server.stop()
@@ -210,7 +160,7 @@ def test_it_lives_through_a_restart_of_the_api_server(server: FakeApi, reaper: C
 
 def test_a_reaper_that_was_restarted_finishes_what_the_first_began(server: FakeApi, reaper: Callable[..., list[str]]):
     """The job is being deleted, its pods still have three minutes."""
-    job(server, workflow(server, spec={"activeDeadlineSeconds": 0}))
+    put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
     server.objects[(PYTORCHJOBS, "team", "j")]["metadata"]["deletionTimestamp"] = ago(1)
 
     reaper()
@@ -218,13 +168,13 @@ def test_a_reaper_that_was_restarted_finishes_what_the_first_began(server: FakeA
     until(lambda: grace(server) == 20)
 
 
-def test_a_job_adopted_at_the_last_moment_is_not_deleted(server: FakeApi, cluster: Cluster):
+def test_a_job_adopted_at_the_last_moment_is_not_deleted(server: FakeApi, api_cluster: Cluster):
     """The deletion is bound to the version that was looked at."""
-    job(server, workflow(server, spec={"activeDeadlineSeconds": 0}))
-    slow = Reaper(cluster, [""], 600, lambda line: None)
-    for seen in cluster.list(reap.PYTORCHJOB, namespace=""):
-        slow._jobs[seen["metadata"]["uid"]] = (reap.PYTORCHJOB, seen)
-    second = workflow(server, "second")
+    put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
+    slow = Reaper(api_cluster, [""], 600, lambda line: None)
+    for seen in api_cluster.list(PYTORCHJOB, namespace=""):
+        slow._jobs[seen["metadata"]["uid"]] = (PYTORCHJOB, seen)
+    second = put_workflow(server, "second")
     server.change(PYTORCHJOBS, "j", metadata={"ownerReferences": [owner(second)]})
 
     slow._round()
@@ -235,7 +185,7 @@ def test_a_job_adopted_at_the_last_moment_is_not_deleted(server: FakeApi, cluste
 def test_kinds_that_the_cluster_lacks_are_waited_for_without_an_error(server: FakeApi, reaper: Callable[..., list[str]]):
     """TrainJobs may never come; Workflows come when Kubeflow is installed."""
     server.served -= {"/apis/trainer.kubeflow.org/v1alpha1/trainjobs", "/apis/argoproj.io/v1alpha1/workflows"}
-    job(server, workflow(server, spec={"activeDeadlineSeconds": 0}))
+    put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
     said = reaper()
     until(lambda: len(said) == 3)
     assert grace(server) is None
@@ -251,7 +201,7 @@ def test_kinds_that_the_cluster_lacks_are_waited_for_without_an_error(server: Fa
 
 def test_a_permission_that_is_missing_is_named_and_other_namespaces_are_served(server: FakeApi, reaper: Callable[..., list[str]]):
     server.namespaces.add("closed")
-    job(server, workflow(server, spec={"activeDeadlineSeconds": 0}))
+    put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
     forbidden = Status(403, "Forbidden", 'workflows.argoproj.io is forbidden: User "reaper" cannot list resource "workflows" in API group')
     denied = {"count": 0}
 
@@ -270,7 +220,7 @@ def test_a_permission_that_is_missing_is_named_and_other_namespaces_are_served(s
 
 def test_workflows_that_may_not_be_read_hold_their_jobs(server: FakeApi, reaper: Callable[..., list[str]]):
     """A job is never ended for want of knowledge."""
-    job(server, workflow(server, spec={"activeDeadlineSeconds": 0}))
+    put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
     forbidden = Status(403, "Forbidden", 'workflows.argoproj.io is forbidden: User "reaper" cannot get resource "workflows" in API group')
     server.refuse = lambda verb, resource, body: forbidden if resource == WORKFLOWS else None
     said = reaper()
@@ -280,10 +230,10 @@ def test_workflows_that_may_not_be_read_hold_their_jobs(server: FakeApi, reaper:
     assert grace(server) is None
 
 
-def test_once_does_what_there_is_to_do_and_ends(server: FakeApi, cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+def test_once_does_what_there_is_to_do_and_ends(server: FakeApi, api_cluster: Cluster, capsys: pytest.CaptureFixture[str]):
     """Without --watch, as from a shell; the second time there is nothing left."""
     server.served.discard("/apis/trainer.kubeflow.org/v1alpha1/trainjobs")
-    job(server, **{"annotations": {"firstsight.dev/held-by.ana": ago(700)}})
+    put_job(server, **{"annotations": {"firstsight.dev/held-by.ana": ago(700)}})
 
     assert main(["reap"]) == 0
     assert grace(server) == 20
@@ -295,15 +245,15 @@ def test_once_does_what_there_is_to_do_and_ends(server: FakeApi, cluster: Cluste
     assert lines[-1] == "reap: 0 jobs, nothing to do"
 
 
-def test_wrong_arguments_are_refused_in_one_line(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+def test_wrong_arguments_are_refused_in_one_line(api_cluster: Cluster, capsys: pytest.CaptureFixture[str]):
     assert main(["reap", "--grace-seconds", "-1"]) == 2
     assert capsys.readouterr().err == "pipelines reap: --grace-seconds must be 0 or more, got -1.0\n"
 
 
-def test_health_and_metrics_are_served(server: FakeApi, cluster: Cluster):
+def test_health_and_metrics_are_served(server: FakeApi, api_cluster: Cluster):
     """Prometheus finds what was done, the kubelet whether it is alive."""
-    job(server, workflow(server, spec={"activeDeadlineSeconds": 0}))
-    one = Reaper(cluster, [""], 600, lambda line: None)
+    put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
+    one = Reaper(api_cluster, [""], 600, lambda line: None)
     one.once()
 
     with serve(0, one.metrics, one.healthy) as port:
@@ -320,8 +270,8 @@ def test_health_and_metrics_are_served(server: FakeApi, cluster: Cluster):
     assert json.dumps(one.metrics.count) == '{"released": 1, "deleted": 1, "errors": 0}'
 
 
-def test_health_says_when_a_watch_has_died(cluster: Cluster):
-    one = Reaper(cluster, [""], 600, lambda line: None)
+def test_health_says_when_a_watch_has_died(api_cluster: Cluster):
+    one = Reaper(api_cluster, [""], 600, lambda line: None)
     dead = threading.Thread(target=lambda: None)
     dead.start()
     dead.join()

@@ -1,0 +1,28 @@
+"""An API server on loopback, and a connection to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.jobs import api, ending, watch
+from pipelines.jobs.cluster import Cluster
+from tests.pipelines.fake_api import FakeApi
+
+
+@pytest.fixture
+def api_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    """A fake API server that runs; what takes its clients seconds on a cluster takes hundredths here."""
+    monkeypatch.setattr(api, "FIRST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
+    monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)
+    with FakeApi() as fake:
+        yield fake
+
+
+@pytest.fixture
+def api_cluster(api_server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A connection to it by kubeconfig, in namespace team."""
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig(tmp_path / "kubeconfig")))
+    return Cluster.connect()
