@@ -44,48 +44,48 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
 
 
 class _TiledInfoNCE(torch.autograd.Function):
-    """The loss's part of image rows `offset` to `offset + n` against all N texts."""
+    """The loss's part of image rows `offset` to `offset + n` against all N texts.
+
+    log_softmax and softmax stand for what takes several passes over a tile otherwise: a row's log-sum-exp is any of its logits
+    less the log-softmax there.
+    """
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, offset: int) -> Tensor:
         n, total = len(image), len(text)
-        row_lse = image.new_empty(n)
-        column_max = image.new_full((total,), -torch.inf)
-        column_sum = image.new_zeros(total)
-        diagonal = image.new_empty(n)
+        row_lse, diagonal = image.new_empty(n), image.new_empty(n)
+        column_lse = image.new_full((total,), -torch.inf)
         logits, work = _tile_buffers(image, text)
         for start, stop in _tiles(n, total):
             tile, scratch = logits[: stop - start], work[: stop - start]
-            torch.mm(image[start:stop], text.T, out=tile).mul_(scale)
+            torch.mm(image[start:stop] * scale, text.T, out=tile)
             diagonal[start:stop] = tile.diagonal(offset + start)
-            row_max = tile.amax(1)
-            row_sum = torch.sub(tile, row_max[:, None], out=scratch).exp_().sum(1)
-            row_lse[start:stop] = row_max + row_sum.log()
-            new_max = torch.maximum(column_max, tile.amax(0))
-            column_sum *= (column_max - new_max).exp_()
-            column_sum += tile.sub_(new_max).exp_().sum(0)
-            column_max = new_max
-        column_lse = concatenate(column_max + column_sum.log()).logsumexp(0)
-        ctx.save_for_backward(image, text, scale, row_lse, column_lse)
+            torch.log_softmax(tile, 1, out=scratch)
+            row_lse[start:stop] = tile[:, 0] - scratch[:, 0]
+            torch.log_softmax(tile, 0, out=scratch)
+            column_lse = torch.logaddexp(column_lse, tile[0] - scratch[0])
+        column_lse = concatenate(column_lse).logsumexp(0)
+        ctx.save_for_backward(image, text, scale, column_lse)
         ctx.offset = offset
         return (row_lse + column_lse[offset : offset + n] - 2 * diagonal).sum() / (2 * total)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        image, text, scale, row_lse, column_lse = ctx.saved_tensors
+        image, text, scale, column_lse = ctx.saved_tensors
         n, total = len(image), len(text)
         weight = gradients[0] * scale / (2 * total)
         image_gradient, text_gradient = torch.empty_like(image), torch.zeros_like(text)
         logits, work = _tile_buffers(image, text)
         for start, stop in _tiles(n, total):
             tile, scratch = logits[: stop - start], work[: stop - start]
-            torch.mm(image[start:stop], text.T, out=tile).mul_(scale)
-            torch.sub(tile, row_lse[start:stop, None], out=scratch).exp_()
+            torch.mm(image[start:stop] * scale, text.T, out=tile)
+            torch.softmax(tile, 1, out=scratch)
             tile.sub_(column_lse).exp_().add_(scratch)  # softmax over texts + softmax over images
             tile.diagonal(ctx.offset + start).sub_(2)
-            tile.mul_(weight)
             torch.mm(tile, text, out=image_gradient[start:stop])
             text_gradient.addmm_(tile.T, image[start:stop])
+        image_gradient *= weight
+        text_gradient *= weight
         # logit = scale * (image . text), so the scale's slope is each image's features along their own gradient
         return image_gradient, text_gradient, (image * image_gradient).sum() / scale, None
 

@@ -61,13 +61,13 @@ def _normalise(images: Tensor) -> Tensor:
 
 
 def _where(images: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`images` with `change` applied to the chosen ones; the choice is made on the CPU, so the device never waits."""
+    """`change` applied to the chosen ones, in place; the choice is made on the CPU, so the device never waits."""
     index = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
-    return images.index_copy(0, index, change(images[index])) if len(index) else images
+    return images.index_copy_(0, index, change(images[index])) if len(index) else images
 
 
 def _jitter(images: Tensor, draws: NDArray[np.float64]) -> Tensor:
-    """Brightness, contrast, saturation and hue in an order of each picture's own. draws: (B, 9)."""
+    """Brightness, contrast, saturation and hue in an order of each picture's own, in place. draws: (B, 9)."""
     applied = draws[:, 0] < 0.8
     order = np.argsort(draws[:, 1:5], axis=1, kind="stable")  # (B, 4): which change comes at which place
     factors = torch.from_numpy((0.6 + 0.8 * draws[:, 5:8]).astype(np.float32)).to(images.device)
@@ -81,7 +81,7 @@ def _jitter(images: Tensor, draws: NDArray[np.float64]) -> Tensor:
             index = torch.from_numpy(chosen).to(images.device)
             amount = (turns[index] if kind == 3 else factors[index, kind])[:, None, None, None]
             changed = _hue(images[index], amount) if kind == 3 else changes[kind](images[index], amount)
-            images = images.index_copy(0, index, changed)
+            images.index_copy_(0, index, changed)
     return images
 
 
