@@ -45,7 +45,7 @@ REAPER_RIGHTS: Rights = {
 }
 """Likewise of the reaper."""
 LIVING = "app.kubernetes.io/part-of=firstsight,app.kubernetes.io/component=trainer"
-_LEFT_BEHIND = "app.kubernetes.io/part-of=firstsight,app.kubernetes.io/component in (check,bucket,pipeline)"
+_HOOKS = frozenset({"check", "bucket", "pipeline"})
 _FINISHED = frozenset({"Succeeded", "Failed", "Complete"})
 
 
@@ -228,7 +228,8 @@ def _is_finished(job: Mapping[str, Any]) -> bool:
 def _sweep(cluster: Cluster, namespace: str, release: str) -> None:
     """Hooks and tests that failed stay for their logs, and Helm forgets them."""
     for kind in (JOB, POD):
-        for left in cluster.list(kind, labels=f"{_LEFT_BEHIND},app.kubernetes.io/instance={release}", namespace=namespace):
+        for left in cluster.list(kind, f"app.kubernetes.io/part-of=firstsight,app.kubernetes.io/instance={release}", namespace):
             name = left["metadata"]["name"]
-            cluster.delete(kind, name, namespace=namespace, propagation="Background")
-            print(f"removed {kind.kind} {namespace}/{name}")
+            if left["metadata"]["labels"]["app.kubernetes.io/component"] in _HOOKS:
+                cluster.delete(kind, name, namespace, propagation="Background")
+                print(f"removed {kind.kind} {namespace}/{name}")
