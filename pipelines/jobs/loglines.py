@@ -15,6 +15,8 @@ from trainer.errors import InputError
 from trainer.progress import progress, read_step_line
 
 MINUTE = 60.0
+NEWS_SECONDS = 2.0
+"""Until the kubelet has told that it started a container again."""
 StampedSink = Callable[[str, str], None]
 """Gets the kubelet's time (empty for a remark of ours) and the line."""
 
@@ -36,6 +38,8 @@ class Follower:
         self._uid, self._restarts = "", 0
         self._last, self._repeats = "", 0  # timestamp of the last line, and how many lines had it
         self._continues = False  # whether the log to be read next holds that line
+        self._drained = ("", 0)  # the pod and its restarts whose log was read to the end
+        self._waited = False  # whether a moment was given to the news of a new container
         self._stop, self._finish = threading.Event(), threading.Event()
 
     def start(self) -> threading.Thread:
@@ -61,7 +65,9 @@ class Follower:
                 if pod is not None and self._begin(pod):
                     began = time.monotonic()
                     try:
-                        self._read(pod, follow=True)
+                        if not self._read(pod, follow=True):
+                            self._stop.wait(NEWS_SECONDS)
+                            continue
                         ended = "terminated" in (container_status(pod, self._shape.container).get("state") or {})
                     except Unreachable:
                         ended = False
@@ -70,6 +76,7 @@ class Follower:
                     if not ended:
                         self._stop.wait(backoff.seconds())
                         continue
+                    self._drained = (self._uid, self._restarts)
                 if self._finish.is_set():
                     return
                 self._stop.wait(0.2)
@@ -94,17 +101,22 @@ class Follower:
         if uid != self._uid:
             if self._uid:
                 self._mark(f"{name} was replaced by a new pod; the end of its predecessor's log may be missing here")
-            self._uid, self._last, self._repeats, self._continues = uid, "", 0, False
+            self._uid, self._restarts, self._last, self._repeats, self._continues = uid, 0, "", 0, False
         if restarts != self._restarts or (restarts and not self._last):
             self._continues = self._continues and restarts == self._restarts + 1
             self._read(pod, previous=True)
             self._mark(f"{name} was started again ({restarts} times so far)")
             self._continues = False
         self._restarts = restarts
-        return "waiting" not in (status.get("state") or {})
+        return "waiting" not in (status.get("state") or {}) and self._drained != (uid, restarts)
 
-    def _read(self, pod: Mapping[str, Any], *, follow: bool = False, previous: bool = False) -> None:
-        """Pass on the lines behind the last one that was."""
+    def _read(self, pod: Mapping[str, Any], *, follow: bool = False, previous: bool = False) -> bool:
+        """Pass on the lines behind the last one that was.
+
+        Returns:
+            False, once, where that line is not in the log any more: perhaps this is the log of a container whose start has
+            not been told yet, and a moment later the end of the one before can be read.
+        """
         before, seen, found = self._last, 0, not self._continues
         lines = self._cluster.log(
             pod["metadata"]["name"], self._shape.container, since=self._last, follow=follow, previous=previous, stop=self._stop
@@ -118,12 +130,16 @@ class Follower:
                 found = True
                 if stamp < before or seen <= self._repeats:
                     continue
+            if not found and not self._waited:
+                self._waited = True
+                return False
             if not found:
                 found = True
                 self._mark("lines may be missing here")
             self._repeats = self._repeats + 1 if stamp == self._last else 1
-            self._last, self._continues = stamp, True
+            self._last, self._continues, self._waited = stamp, True, False
             self._sink(stamp, text)
+        return True
 
     def _mark(self, text: str) -> None:
         self._sink("", f"--- {text}; complete: {self._whole}")

@@ -116,6 +116,7 @@ def placement(settings: JobSettings) -> list[str]:
         processes_per_node=settings.processes_per_node,
         metrics_port=settings.metrics_port,
         max_restarts=MAX_RESTARTS,
+        preflight="true",
     )
 
 
