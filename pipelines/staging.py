@@ -103,30 +103,57 @@ class Request:
         return join(layout.experiment(self.root, self.experiment), "staging", self.what)
 
 
-def run_staging(request: Request, run: Callable[[JobSpec], None], profile: Profile, settings: JobSettings) -> str:
-    """Run the jobs one after another; the URI of the sealed data set.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What can be staged, as far as it is known before anything runs.
+
+    Attributes:
+        request: as jobs can meet it where they run.
+        remote: the list, where the pictures do not lie in one place.
+        on_cluster: whether the jobs' pods find their part by their index.
+        most_pods: that fetch at the same time.
+    """
+
+    request: Request
+    remote: RemoteList | None
+    on_cluster: bool
+    most_pods: int
+
+
+def prepare(request: Request, profile: Profile, settings: JobSettings) -> Prepared:
+    """Look at what is asked for.
 
     Args:
         request: what is to be staged.
-        run: runs one job to its end; raises where it fails.
         profile: where jobs run, and in how many pods a list is fetched.
         settings: how they look on a cluster.
 
     Raises:
         InputError: a source that no pod can see, a description that is wrong, a list from which no triplets can be made.
     """
-    remote = remote_list(request.what, request.source)
+    remote, on_cluster = remote_list(request.what, request.source), profile.backend != "local"
     if request.from_pairs and remote_list("pairs", request.from_pairs) is not None:
         raise InputError("triplets must be given where the pairs are fetched from a list, got none")
-    if profile.backend != "local":
+    if on_cluster:
         request = _for_pods(request, remote is None, settings)
+    return Prepared(request=request, remote=remote, on_cluster=on_cluster, most_pods=profile.staging_slices if on_cluster else 1)
+
+
+def run_staging(prepared: Prepared, run: Callable[[JobSpec], None]) -> str:
+    """Run the jobs one after another; the URI of the sealed data set.
+
+    Args:
+        prepared: what is to be staged.
+        run: runs one job to its end; raises where it fails.
+    """
+    request, remote = prepared.request, prepared.remote
     if remote is None:
         run(_whole(request))
         return _result(request, "result")["uri"]
     run(_job(request, "plan", [remote.kind, "--root", request.root, *remote.arguments(PLAN_OPTIONS), "--recipe", request.recipe]))
     planned = _result(request, "plan")
-    pods = 1 if profile.backend == "local" else max(1, min(profile.staging_slices, int(planned["slices"])))
-    part = "0/1" if profile.backend == "local" else f"index/{pods}"
+    pods = max(1, min(prepared.most_pods, int(planned["slices"])))
+    part = f"index/{pods}" if prepared.on_cluster else "0/1"
     run(_job(request, "fetch", ["--plan", planned["uri"], "--slice", part, *remote.arguments(FETCH_OPTIONS)], pods))
     run(_job(request, "seal", ["--plan", planned["uri"], "--max-reject-fraction", str(request.max_reject_fraction)]))
     return _result(request, "seal")["uri"]

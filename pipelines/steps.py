@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from pipelines.cells import find_cell, read_plan
 from pipelines.jobs.backends import backend_for
@@ -24,7 +24,7 @@ from pipelines.jobs.base import Job, JobSpec, Outcome
 from pipelines.jobs.naming import Identity
 from pipelines.lock import job_lock
 from pipelines.notes import note
-from pipelines.profile import Overrides, profile_uri, read_profile
+from pipelines.profile import Overrides, job_settings, read_profile, use_store_of_profile
 from trainer.config import DataConfig, canonical_hash
 from trainer.errors import InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
@@ -56,7 +56,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             check_stop()
-            _use_store_of_profile()
+            use_store_of_profile()
             return function(*args, **kwargs)
         except (InputError, RunError, OSError) as error:
             print(f"{function.__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -71,7 +71,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
 @step
 def stage(
-    what: str,
+    what: Literal["pairs", "triplets"],
     *,
     root: str,
     experiment: str,
@@ -83,24 +83,25 @@ def stage(
     queue: str = "",
 ) -> str:
     """Stage `pairs` or `triplets`; the folder of the sealed data set."""
-    root = _root(root)
-    folder = join(layout.experiment(root, experiment), "staging", what)
+    from pipelines.staging import Request, prepare, run_staging  # here: the other steps have no use for it
+
     source, from_pairs = (pairs or "demo", "") if what == "pairs" else (triplets or "demo", "" if triplets else pairs)
-    arguments = ["stage", what, "--root", root, "--source", source, "--recipe", recipe]
-    arguments += ["--max-reject-fraction", str(max_reject_fraction), "--result", join(folder, "result.json")]
-    if from_pairs:
-        arguments += ["--from-pairs", from_pairs]
-    started = time.time()
-    spec = JobSpec(
-        name=f"stage {what}",
-        arguments=tuple(arguments),
-        folder=folder,
-        kind="stage",
-        identity=Identity(root=root, experiment=experiment, arm=what, seed=0, stage="stage"),
-        recipe_hash=canonical_hash(arguments),
+    request = Request(
+        what=what,
+        root=_root(root),
+        experiment=experiment,
+        source=source,
+        from_pairs=from_pairs,
+        recipe=recipe,
+        max_reject_fraction=max_reject_fraction,
     )
-    _run(spec, Overrides(image=image, queue=queue), attempts=1)
-    uri = str(read_json(join(folder, "result.json"))["uri"])
+    overrides, profile, started = Overrides(image=image, queue=queue), read_profile(), time.time()
+    try:
+        prepared = prepare(request, profile, job_settings(profile, overrides))
+    except (InputError, RunError) as error:
+        record_failure(request.folder, f"stage {what}", Outcome(exit_code=error.exit_code, line=str(error)))
+        raise
+    uri = run_staging(prepared, lambda spec: _run(spec, overrides, attempts=1))
     manifest = open_store(uri).head(join(uri, MANIFEST))
     note(f"stage {what}", "sealed before" if manifest and manifest.modified < started else "sealed")
     return uri
@@ -221,13 +222,6 @@ def failures(root: str, experiment: str, cells: list[str], since: float) -> list
     store = open_store(uri)
     found = [read_json(join(folder, FAILURE)) for folder in dict.fromkeys(folders) if store.head(join(folder, FAILURE)) is not None]
     return [failure for failure in found if failure["time"] >= since]
-
-
-def _use_store_of_profile() -> None:
-    """What the profile says of the store holds for this process too, unless its own environment says otherwise."""
-    if profile_uri():
-        for name, value in read_profile().jobs.store_environment.items():
-            os.environ.setdefault(name, value)
 
 
 def _root(root: str) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import staging
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.settings import JobSettings
 from pipelines.profile import Profile
-from pipelines.staging import Request, remote_list, run_staging
+from pipelines.staging import Request, remote_list
 from trainer.__main__ import _parser
 from trainer.errors import InputError
 from trainer.storage import write_json
@@ -26,6 +27,11 @@ def asked(tmp_path: Path) -> Callable[..., Request]:
         return Request(**{**given, "max_reject_fraction": 0.02, **changes})  # type: ignore[arg-type]
 
     return ask
+
+
+def run_staging(request: Request, run: Callable[[JobSpec], None], profile: Profile, settings: JobSettings) -> str:
+    """Look at the request, then run it."""
+    return staging.run_staging(staging.prepare(request, profile, settings), run)
 
 
 class Runner:
