@@ -240,12 +240,13 @@ def _identity(root: str, experiment: str, entry: dict[str, Any], stage: str) -> 
 
 def _release(root: str, experiment: str) -> None:
     """Let go of every job of the experiment that this run holds still; whoever reports must not fail for it."""
-    if read_profile().backend == "local":
+    profile = read_profile()
+    if profile.backend == "local":
         return
     from pipelines.jobs.leftovers import release_all
 
     try:
-        for line in release_all(read_profile(), experiment):
+        for line in release_all(profile.jobs.namespace, experiment):
             note("finish", line)
     except (InputError, RunError) as error:
         note("finish", f"jobs that this run holds could not be let go of, the reaper will: {error}")
