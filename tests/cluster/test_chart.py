@@ -1,0 +1,297 @@
+"""The chart from install to uninstall on a real cluster, in a namespace that enforces restricted Pod Security. In file order.
+
+One release lives through the module: what a platform engineer and a researcher do with it, in the order in which they do it.
+"""
+
+import json
+import re
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipelines.check import REAPER_RIGHTS, RUN_RIGHTS
+from tests.cluster import chart, harness
+from tests.cluster.chart import RELEASE, helm
+from tests.cluster.training import RECIPE
+from trainer.storage import exists, join, layout, open_store, read_json, write_bytes
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+LONG = RECIPE.replace("epochs: 12", "epochs: 4000")
+CELL = "random-seed0"
+ROOT = "s3://firstsight/{namespace}"
+
+
+@pytest.fixture(scope="module")
+def namespace(kubectl: Any, monitoring: str) -> Iterator[str]:
+    """One restricted namespace for the module."""
+    name = harness.make_namespace("fs-chart")
+    try:
+        yield name
+    finally:
+        harness.remove_namespace(name)
+
+
+@pytest.fixture(scope="module")
+def values(namespace: str) -> dict[str, Any]:
+    given = chart.values()
+    given["metrics"]["prometheusUrl"] = "http://prometheus-operated.monitoring.svc:9090"
+    return given
+
+
+@pytest.fixture(scope="module")
+def release(namespace: str, values: dict[str, Any]) -> str:
+    """The chart, installed; its hook has made bucket and users."""
+    said = helm("install", RELEASE, str(chart.CHART), "-n", namespace, "--wait", "--timeout", "8m", given=values)
+    assert f"release {RELEASE} in namespace {namespace}" in said
+    return RELEASE
+
+
+@pytest.fixture
+def run_store(namespace: str, release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The release's store by a forwarded port, with the run's own credentials; the run's root."""
+    for name, value in chart.keys(namespace, "firstsight").items():
+        monkeypatch.setenv(name, value)
+    with chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+        yield ROOT.format(namespace=namespace)
+
+
+def test_preflight(namespace: str, values: dict[str, Any], tmp_path: Any) -> None:
+    """Before anything is made, the preflight finds nothing missing; with a wrong account it names it."""
+    for change, code, said in (
+        ({}, 0, "all is well"),
+        ({"profileDefaults": {"serviceAccount": {"create": False, "name": "nobody"}}}, 1, f"FAIL  ServiceAccount {namespace}/nobody"),
+    ):
+        file = tmp_path / "values.json"
+        file.write_text(json.dumps({**values, **change}))
+        command = ["scripts/chart_preflight.sh", "helm", ".venv/bin/python", str(chart.CHART), namespace, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), cwd=chart.CHART.parents[1])
+        assert done.returncode == code, done.stdout + done.stderr
+        assert said in done.stdout
+    assert not [one for one in harness.listed("secrets", namespace) if one["metadata"]["name"] != "default"]
+
+
+def test_helm_test(namespace: str, release: str) -> None:
+    """`helm test` passes: store, rights, kinds, Prometheus, a line each."""
+    said = helm("test", release, "-n", namespace, "--timeout", "5m")
+    assert said.count("Phase:") == 2
+    assert said.count("Succeeded") == 2
+
+
+def test_hooks_leave_nothing(namespace: str, release: str) -> None:
+    """After install and test no hook's Job or pod is left."""
+    assert harness.listed("jobs", namespace) == []
+    names = {pod["metadata"]["labels"].get("app.kubernetes.io/component") for pod in harness.listed("pods", namespace)}
+    assert names == {"minio", "reaper"}
+
+
+ACCOUNTS = {"firstsight": RUN_RIGHTS, f"{RELEASE}-firstsight-reaper": REAPER_RIGHTS, "default": {}}
+REFUSED = (
+    "create pods", "get secrets", "list secrets", "create secrets", "get configmaps", "create configmaps", "create pods/exec",
+    "patch deployments.apps", "create roles.rbac.authorization.k8s.io", "delete persistentvolumeclaims", "create workflows.argoproj.io",
+    "delete workflows.argoproj.io", "impersonate serviceaccounts", "create serviceaccounts/token", "list nodes", "list namespaces",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("account", ACCOUNTS)
+def test_rights(namespace: str, release: str, account: str) -> None:
+    """The real API server allows each account its verbs in its namespace, and refuses all others, there and elsewhere."""
+    rights = {f"{verb} {resource}": True for resource, verbs in ACCOUNTS[account].items() for verb in verbs}
+    every = {f"{verb} {resource}" for resource, verbs in RUN_RIGHTS.items() for verb in verbs}
+    table = {**dict.fromkeys(every | set(REFUSED), False), **rights}
+    found = {question: _can(account, namespace, question, namespace) for question in table}
+    assert found == table
+    assert not any(_can(account, namespace, question, "default") for question in rights)
+
+
+def _can(account: str, home: str, question: str, place: str) -> bool:
+    verb, resource = question.split()
+    command = ["kubectl", "auth", "can-i", verb, resource, "-n", place, f"--as=system:serviceaccount:{home}:{account}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
+    answer = done.stdout.split()[0] if done.stdout.strip() else done.stderr
+    assert answer in ("yes", "no"), answer
+    return answer == "yes"
+
+
+def test_run_sees_its_root_only(namespace: str, run_store: str) -> None:
+    """The run's user reads and writes below its root, and nothing beside it."""
+    uri = join(run_store, "mine")
+    write_bytes(uri, b"mine")
+    open_store(uri).delete(uri)
+    with pytest.raises(ValueError, match="refused by"):
+        write_bytes("s3://firstsight/another/x", b"theirs")
+
+
+def test_pipeline_steps(namespace: str, run_store: str) -> None:
+    """Every step of the pipeline as a pod of its own, with the chart's account, image and store: staged, trained, measured, reported."""
+    recipe = join(run_store, "recipe.yaml")
+    write_bytes(recipe, RECIPE.encode())
+    common = f"root='', experiment='short', recipe='{recipe}'"
+    for what in ("triplets", "pairs"):
+        chart.step(namespace, f"stage-{what}", f"stage('{what}', {common}, pairs='', triplets='', max_reject_fraction=0.01)")
+        chart.finish(namespace, f"stage-{what}")
+    chart.step(namespace, "plan", f"make_plan({common}, arms='perceptual', seeds='0', pairs='', triplets='', eval_sets='')")
+    chart.finish(namespace, "plan")
+    for name in ("perceptual", "contrastive"):
+        chart.step(namespace, name, f"train('{name}', root='', experiment='short', cell='perceptual-seed0')")
+        log = chart.finish(namespace, name)
+        assert re.search(r"step \d+ of \d+, loss", log), log  # rank 0's own words, in the step's log
+    chart.step(namespace, "evaluate", "evaluate(root='', experiment='short', cell='perceptual-seed0')")
+    chart.finish(namespace, "evaluate")
+    chart.step(namespace, "finish", "finish(root='', experiment='short', state='COMPLETE')")
+    chart.finish(namespace, "finish")
+    report = join(layout.experiment(run_store, "short"), "report")
+    assert exists(join(report, "index.html"))
+    assert "perceptual" in json.dumps(read_json(join(report, "results.json")))
+    jobs = harness.listed("pytorchjobs", namespace)
+    assert len(jobs) == 2
+    assert all(job["status"]["conditions"][-1]["type"] == "Succeeded" for job in jobs)
+
+
+@pytest.fixture(scope="module")
+def long_run(namespace: str, release: str) -> str:
+    """A contrastive job that goes on for as long as the tests look at it; its step pod."""
+    keys = chart.keys(namespace, "firstsight")
+    with pytest.MonkeyPatch.context() as patched, chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address:
+        for name, value in {**keys, "AWS_ENDPOINT_URL_S3": f"http://{address}"}.items():
+            patched.setenv(name, value)
+        recipe = join(ROOT.format(namespace=namespace), "long.yaml")
+        write_bytes(recipe, LONG.encode())
+    plan = f"make_plan(root='', experiment='long', recipe='{recipe}', arms='random', seeds='0', pairs='', triplets='', eval_sets='')"
+    chart.step(namespace, "plan-long", plan)
+    chart.finish(namespace, "plan-long")
+    chart.step(namespace, "long", f"train('contrastive', root='', experiment='long', cell='{CELL}')")
+    harness.wait_until("the long run's first steps", lambda: _steps(namespace), 300, every=1)
+    return "long"
+
+
+def _steps(namespace: str) -> list[int]:
+    """The steps that the long run has logged, as its launcher shows them."""
+    log = harness.kubectl("-n", namespace, "logs", "long")
+    return [int(number) for number in re.findall(r"step (\d+) of \d+, loss", log)]
+
+
+def _ask(monitoring: str, path: str) -> Any:
+    with urllib.request.urlopen(f"{monitoring}/api/v1/{path}") as answer:
+        return json.load(answer)["data"]
+
+
+def _firing(monitoring: str, namespace: str) -> set[str]:
+    alerts = _ask(monitoring, "alerts")["alerts"]
+    return {one["labels"]["alertname"] for one in alerts if one["state"] == "firing" and one["labels"].get("namespace") == namespace}
+
+
+def test_scraped(namespace: str, long_run: str, monitoring: str) -> None:
+    """The Prometheus operator takes up PodMonitor and rules: both nodes of the job and the reaper are up, under our job's name."""
+
+    def up() -> bool:
+        targets = [one for one in _ask(monitoring, "targets?state=active")["activeTargets"] if one["labels"].get("namespace") == namespace]
+        healthy = sorted(one["labels"]["container"] for one in targets if one["health"] == "up" and one["labels"]["job"] == "firstsight")
+        return healthy == ["pytorch", "pytorch", "reaper"]
+
+    harness.wait_until("three targets", up, 120, every=2)
+    rules = {rule["name"] for group in _ask(monitoring, "rules")["groups"] for rule in group["rules"] if group["name"] == "firstsight"}
+    assert {"FirstsightStalled", "FirstsightReaperDown"} <= rules
+    query = f"query?query=max(firstsight_train_steps_total{{namespace=%22{namespace}%22}})"
+    harness.wait_until("steps in Prometheus", lambda: float(_ask(monitoring, query)["result"][0]["value"][1]) > 0, 60, every=2)
+
+
+def test_alert(namespace: str, long_run: str, monitoring: str) -> None:
+    """A worker that is stopped makes the alert fire; when it goes on the alert goes, and so does the run."""
+    worker = next(pod["metadata"]["name"] for pod in harness.listed("pods", namespace) if pod["metadata"]["name"].endswith("worker-1"))
+
+    def signal(name: str) -> None:
+        ranks = "$(cat /proc/1/task/1/children)"
+        harness.kubectl("-n", namespace, "exec", worker, "--", "sh", "-c", f"kill -{name} {ranks}")
+
+    assert "FirstsightStalled" not in _firing(monitoring, namespace)
+    signal("STOP")
+    try:
+        harness.wait_until("the alert", lambda: "FirstsightStalled" in _firing(monitoring, namespace), 120, every=1)
+    finally:
+        signal("CONT")
+    before = max(_steps(namespace))
+    harness.wait_until("the alert's end", lambda: "FirstsightStalled" not in _firing(monitoring, namespace), 120, every=1)
+    assert harness.wait_until("further steps", lambda: max(_steps(namespace)) > before, 60)
+
+
+def test_upgrade_during_a_run(namespace: str, release: str, long_run: str, values: dict[str, Any], run_store: str) -> None:
+    """An upgrade with changed values keeps credentials, data and the run, even where it restarts store and reaper."""
+    secrets = {name: chart.keys(namespace, name) for name in ("firstsight", f"{RELEASE}-firstsight-minio")}
+    job = harness.listed("pytorchjobs", namespace, "firstsight.dev/experiment=long")[0]["metadata"]["uid"]
+    pods = {pod["metadata"]["uid"] for pod in harness.listed("pods", namespace, "firstsight.dev/experiment=long")}
+    before, step = {_uid(namespace, "minio"), _uid(namespace, "reaper")}, max(_steps(namespace))
+    changed = {**values, "pods": {**values["pods"], "annotations": {"changed": "yes"}}, "commonLabels": {"team": "vision"}}
+    changed["jobs"] = {**values["jobs"], "ttlSeconds": 600}
+    helm("upgrade", release, str(chart.CHART), "-n", namespace, "--wait", "--timeout", "8m", given=changed)
+    assert {name: chart.keys(namespace, name) for name in secrets} == secrets
+    harness.wait_until("new pods", lambda: not before & {_uid(namespace, "minio"), _uid(namespace, "reaper")}, 60)
+    profile = harness.get("configmap", namespace, "firstsight")
+    assert profile
+    assert "ttl_seconds: 600" in profile["data"]["profile.yaml"]
+    harness.wait_until("further steps", lambda: max(_steps(namespace)) > step + 5, 180, every=1)
+    assert harness.listed("pytorchjobs", namespace, "firstsight.dev/experiment=long")[0]["metadata"]["uid"] == job
+    assert {pod["metadata"]["uid"] for pod in harness.listed("pods", namespace, "firstsight.dev/experiment=long")} == pods
+    with chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+        assert exists(join(layout.experiment(run_store, "short"), "report", "index.html"))
+    helm("test", release, "-n", namespace, "--timeout", "5m")
+
+
+def _uid(namespace: str, component: str) -> str:
+    pods = harness.listed("pods", namespace, f"app.kubernetes.io/component={component}")
+    return str(max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])["metadata"]["uid"])
+
+
+def test_uninstall_is_refused_while_a_job_lives(namespace: str, release: str, long_run: str) -> None:
+    """Nothing is taken away, and the hook's log says which job it is and what to do."""
+    helm("uninstall", release, "-n", namespace, "--timeout", "3m", fails=True)
+    log = harness.kubectl("-n", namespace, "logs", f"job/{RELEASE}-firstsight-uninstall")
+    assert re.search(r"PyTorchJob contrastive-random-s0-\w+ still run: .*uninstall.force", log), log
+    components = {pod["metadata"]["labels"].get("app.kubernetes.io/component") for pod in harness.listed("pods", namespace)}
+    assert {"minio", "reaper"} <= components
+    step = max(_steps(namespace))
+    harness.wait_until("further steps", lambda: max(_steps(namespace)) > step, 60, every=1)
+
+
+def test_uninstall_leaves_the_volume(namespace: str, release: str, long_run: str) -> None:
+    """When the jobs have ended nothing of the release is left but the volume, and a new install finds the data on it."""
+    for pod in ("long", "plan-long"):
+        harness.kubectl("-n", namespace, "delete", "pod", pod, "--grace-period=1")
+    harness.kubectl("-n", namespace, "delete", "pytorchjobs,jobs", "--all", "--wait=true", "--timeout=120s")
+    helm("uninstall", release, "-n", namespace, "--timeout", "5m")
+    assert _left(namespace) == {f"persistentvolumeclaim/{RELEASE}-firstsight-minio"}
+
+
+def _left(namespace: str) -> set[str]:
+    """Everything in the namespace, and of the cluster's kinds, that carries the release's labels."""
+    kinds = harness.kubectl("api-resources", "--namespaced", "--verbs=list", "-o", "name").split()
+    kinds = [kind for kind in kinds if kind not in ("events", "events.events.k8s.io")]
+    selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/part-of=firstsight"
+    deadline = time.monotonic() + 60
+    while True:
+        found = harness.kubectl("-n", namespace, "get", ",".join(kinds), "-l", selector, "-o", "name", "--ignore-not-found").split()
+        if len(found) <= 1 or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    found += harness.kubectl("get", "clusterroles,clusterrolebindings", "-l", selector, "-o", "name").split()
+    return set(found)
+
+
+@pytest.mark.parametrize("binary", ["helm", "helm3"])
+def test_installed_again(namespace: str, values: dict[str, Any], binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helm 4 and Helm 3 install on the volume that was kept: new credentials, old data; and take all but it away again."""
+    given = {**values, "metrics": {}}
+    helm("install", RELEASE, str(chart.CHART), "-n", namespace, "--wait", "--timeout", "8m", given=given, binary=binary)
+    for name, value in chart.keys(namespace, "firstsight").items():
+        monkeypatch.setenv(name, value)
+    with chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+        assert exists(join(layout.experiment(ROOT.format(namespace=namespace), "short"), "report", "index.html"))
+    helm("test", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
+    helm("uninstall", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
+    assert _left(namespace) == {f"persistentvolumeclaim/{RELEASE}-firstsight-minio"}
