@@ -3,7 +3,9 @@
 ##@ Run
 
 KFP_ENDPOINT ?=## address of a Kubeflow Pipelines server: pipeline-run submits there, streams, waits, ends with the run's exit code
-ifneq ($(KFP_ENDPOINT),)
+PROFILE ?=## YAML file that says where jobs run and how they look (with KFP_ENDPOINT: the name of a ConfigMap)
+BACKEND ?=## local, pytorchjob or trainjob: the last two run jobs on the current kubeconfig's cluster (default: the profile's)
+ifneq ($(KFP_ENDPOINT)$(PROFILE),)
 ROOT ?=
 endif
 ROOT ?= runs## store URI under which data sets, experiments and reports lie: a folder, or s3://bucket/prefix
@@ -22,7 +24,7 @@ UV_VERSION ?= 0.13.9
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-export KFP_ENDPOINT ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE EVAL_SETS PYTHON UV_VERSION
+export KFP_ENDPOINT PROFILE BACKEND ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE EVAL_SETS PYTHON UV_VERSION
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -34,7 +36,8 @@ help: ## this page
 .PHONY: pipeline-run
 pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every arm, evaluation, report
 	@$(BIN)/python -m pipelines $(if $(KFP_ENDPOINT),submit,run) --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
-		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" $(ARGS)
+		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" \
+		$(if $(PROFILE),--profile "$$PROFILE") $(if $(BACKEND),--backend "$$BACKEND") $(ARGS)
 
 .PHONY: pipeline-plan
 pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and what of it is done
@@ -106,6 +109,16 @@ chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Securi
 .PHONY: chart-docs
 chart-docs: $(VENV)/ready ## the chart's README from values.yaml
 	$(CHART_TOOLS) helm-docs --chart-search-root $(CHART)
+
+##@ Images
+
+IMAGES ?= trainer pipelines minio## which of the three are built
+REGISTRY ?= docker.io/firstsight## images are $REGISTRY/<image>:<version>
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+.PHONY: images
+images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs beside them; mirrors and bases: images/build.sh
+	REGISTRY="$(REGISTRY)" TAG="$(TAG)" UV="$(BIN)/uv" images/build.sh $(IMAGES)
 
 ##@ Measure
 

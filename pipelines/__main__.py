@@ -27,14 +27,13 @@ def _parser() -> argparse.ArgumentParser:
     compiled.add_argument("output", help="file to write")
     compiled.set_defaults(run=_compile)
 
-    run = commands.add_parser("run", parents=[common], help="run the whole experiment on this machine")
+    run = commands.add_parser("run", parents=[common], help="run the whole experiment from this machine")
     _add_experiment(run)
+    run.add_argument("--dry-run", action="store_true", help="print every manifest and the GPU-hours; touch no cluster, write nothing")
     run.set_defaults(run=_run)
 
     plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and what of it is done; write nothing")
     _add_experiment(plan)
-    plan.add_argument("--manifests", action="store_true", help="print the PyTorchJob of every stage, and the GPU-hours it takes, instead")
-    plan.add_argument("--jobs", default="", metavar="URI", help="YAML of the jobs' settings for --manifests: image, nodes, GPUs, queue …")
     plan.set_defaults(run=_plan)
     bucket.add_command(commands, common)
     check.add_command(commands, common)
@@ -47,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", default="runs", help="store URI under which everything lies (default: %(default)s)")
+    parser.add_argument("--root", default="", help="store URI under which everything lies (default: the profile's, else runs)")
     parser.add_argument("--experiment", default="", help="its name (default: the recipe's; with --pairs one made from the data)")
     parser.add_argument("--pairs", default="", help="captioned pictures: a folder, or WebDataset tars (default: the demo's)")
     parser.add_argument(
@@ -60,6 +59,14 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default: %(default)s)"
     )
+    jobs = parser.add_argument_group("where jobs run")
+    jobs.add_argument("--backend", default="", help="local, pytorchjob or trainjob (default: the profile's, else local)")
+    jobs.add_argument("--profile", default="", metavar="FILE", help="YAML: root, backend, links and how jobs look on a cluster")
+    jobs.add_argument("--nodes", type=int, default=0, help="machines of the contrastive job (default: the profile's)")
+    jobs.add_argument("--gpus-per-node", type=int, default=-1, help="on each machine (default: the profile's)")
+    jobs.add_argument("--image", default="", help="the trainer's (default: the profile's)")
+    jobs.add_argument("--queue", default="", help="that admits the jobs (default: the profile's)")
+    jobs.add_argument("--resume", default="auto", help="auto, never, or the URI of a checkpoint (default: %(default)s)")
 
 
 def _compile(options: argparse.Namespace) -> int:
@@ -72,26 +79,31 @@ def _compile(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from pipelines.run import run
 
-    return run(_arguments(options), verbose=options.verbose)
+    arguments = _arguments(options)
+    if not options.dry_run:
+        return run(arguments, verbose=options.verbose)
+    from pipelines.dry_run import render
+    from pipelines.profile import read_profile
+    from pipelines.summary import preview
+
+    print(render(*preview(arguments), read_profile(), arguments.overrides), end="")
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipelines.summary import preview, print_plan
+    from pipelines.summary import print_plan
 
-    if not options.manifests:
-        print_plan(_arguments(options))
-        return 0
-    from pipelines.dry_run import read_settings, render
-
-    print(render(*preview(_arguments(options)), read_settings(options.jobs)), end="")
+    print_plan(_arguments(options))
     return 0
 
 
 def _arguments(options: argparse.Namespace) -> "Arguments":
-    from pipelines.run import resolve_arguments
+    from pipelines.run import choose, resolve_arguments
 
-    names = ("root", "experiment", "pairs", "triplets", "arms", "seeds", "recipe", "eval_sets", "max_reject_fraction")
-    return resolve_arguments(**{name: getattr(options, name) for name in names})
+    choose(options.profile, options.backend)
+    data = ("root", "experiment", "pairs", "triplets", "arms", "seeds", "recipe", "eval_sets", "max_reject_fraction")
+    jobs = ("nodes", "gpus_per_node", "image", "queue", "resume")
+    return resolve_arguments(**{name: getattr(options, name) for name in (*data, *jobs)})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Every manifest that an experiment would submit, and the GPU-hours it would take; no cluster is touched."""
+"""`run --dry-run`: every manifest that an experiment would submit, and the GPU-hours it would take; no cluster is touched."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from pipelines import cost
-from pipelines.jobs import pytorchjob
-from pipelines.jobs.naming import Identity
-from pipelines.jobs.settings import JobSettings
-from pipelines.plan import Cell, Request, config_uri
-from trainer.config import StageConfig, recipe_hash
-from trainer.configs import load_yaml, parse_config
-from trainer.storage import layout, read_bytes
+from pipelines.jobs.backends import shape_for, stage_settings
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.launcher import annotated
+from pipelines.plan import Cell, Request, entry_of
+from pipelines.profile import BackendName, Overrides, Profile
+from pipelines.specs import evaluate_spec, train_spec
+from trainer.config import StageConfig
+from trainer.storage import layout
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 
@@ -21,30 +23,55 @@ NIGHTS = 15_941
 """Training triplets of NIGHTS: what the triplets are taken for while none are staged."""
 
 
-def read_settings(uri: str) -> JobSettings:
-    """The settings in a YAML file; empty: the defaults."""
-    return parse_config(JobSettings, load_yaml(read_bytes(uri).decode(), uri), source=uri) if uri else JobSettings()
+def render(request: Request, cells: list[Cell], profile: Profile, overrides: Overrides) -> str:
+    """The manifests as YAML documents, then the cost as comments; a tower that cells share is there once.
 
-
-def render(request: Request, cells: list[Cell], settings: JobSettings) -> str:
-    """The manifests as YAML documents, then the cost as comments; a tower that cells share is there once."""
-    documents, table = [], []
-    stages = {stage.output: stage for cell in cells for stage in cell.stages()}
-    for stage in stages.values():
-        documents.append(yaml.safe_dump(job_manifest(request, stage, settings), sort_keys=False))
-        table.append(_cost(request, stage, settings))
-    total, ranks = sum(estimate.gpu_hours for _, estimate in table), settings.world_size
-    lines = [line for line, _ in table] + [f"in all: {total:,.1f} GPU-hours, {total / ranks:,.1f} hours on {ranks}"]
+    On this machine there are no manifests, only the cost.
+    """
+    documents = []
+    for spec in job_specs(request, cells, overrides.resume):
+        if profile.backend != "local":
+            documents.append(yaml.safe_dump(job_manifest(spec, profile.backend, profile, overrides), sort_keys=False))
+    lines, total, longest = [], 0.0, 0.0
+    for stage, spec in _stages(request, cells).values():
+        line, estimate = _cost(request, stage)
+        ranks = stage_settings(profile, overrides, spec).world_size
+        lines.append(f"{line}, {estimate.gpu_hours / ranks:,.1f} hours on {ranks}")
+        total, longest = total + estimate.gpu_hours, longest + estimate.gpu_hours / ranks
+    lines.append(f"in all: {total:,.1f} GPU-hours, {longest:,.1f} hours one after another; staging and evaluation come on top")
     return "---\n".join(documents) + "".join(f"# {line}\n" for line in lines)
 
 
-def job_manifest(request: Request, stage: StageConfig, settings: JobSettings) -> dict[str, Any]:
-    """The PyTorchJob of one stage. A tower is known by its labels and seed, whichever arm asks for it first."""
-    identity = Identity(root=request.root, experiment=request.experiment, arm=stage.arm, seed=stage.seed, stage=stage.stage)
-    return pytorchjob.manifest(identity, settings, ["train", stage.stage, "--config", config_uri(stage)], recipe_hash(stage))
+def job_specs(request: Request, cells: list[Cell], resume: str = "auto") -> Iterator[JobSpec]:
+    """The jobs of all cells in the order in which they run. How the data are staged depends on their source: not shown."""
+    seen = set()
+    for cell in cells:
+        entry = entry_of(cell)
+        specs = [train_spec(request.root, request.experiment, entry, stage.stage, resume) for stage in cell.stages()]
+        for spec in [*specs, evaluate_spec(request.root, request.experiment, entry)]:
+            if spec.folder not in seen:
+                seen.add(spec.folder)
+                yield spec
 
 
-def _cost(request: Request, stage: StageConfig, settings: JobSettings) -> tuple[str, cost.Estimate]:
+def job_manifest(spec: JobSpec, backend: BackendName, profile: Profile, overrides: Overrides) -> dict[str, Any]:
+    """What would be submitted as a first attempt; the namespace is the launcher's where the profile names none."""
+    settings = stage_settings(profile, overrides, spec)
+    manifest = annotated(shape_for(backend, spec, settings), spec, 1)
+    if not manifest["metadata"].get("namespace"):
+        manifest["metadata"].pop("namespace", None)
+    return manifest
+
+
+def _stages(request: Request, cells: list[Cell]) -> dict[str, tuple[StageConfig, JobSpec]]:
+    return {
+        stage.output: (stage, train_spec(request.root, request.experiment, entry_of(cell), stage.stage))
+        for cell in cells
+        for stage in cell.stages()
+    }
+
+
+def _cost(request: Request, stage: StageConfig) -> tuple[str, cost.Estimate]:
     count, what = _samples(request, stage)
     estimate = cost.estimate(stage, count, _measured_rate(stage))
     assumed = "measured" if estimate.measured else f"{cost.UTILISATION:.0%} of an H100's {cost.PEAK_TFLOPS:.0f} TFLOP/s assumed"

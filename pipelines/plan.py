@@ -171,7 +171,7 @@ def write_plan(request: Request, cells: list[Cell]) -> None:
         write_bytes(config_uri(stage), dump_yaml(stage).encode())
     for cell in cells:
         write_bytes(config_uri(cell.evaluation), dump_yaml(cell.evaluation).encode())
-    entries = [*kept, *map(_entry, cells)]
+    entries = [*kept, *map(entry_of, cells)]
     plan = {
         "format_version": FORMAT_VERSION,
         "experiment": request.experiment,
@@ -271,7 +271,8 @@ def _evaluation(request: Request, arm: Arm, seed: int, measured: list[StageConfi
     )
 
 
-def _entry(cell: Cell) -> dict[str, Any]:
+def entry_of(cell: Cell) -> dict[str, Any]:
+    """The cell as plan.json has it."""
     return {
         "cell": cell.name,
         "arm": cell.arm,

@@ -1,5 +1,6 @@
-"""The pipeline on this machine: kfp.local runs its steps as subprocesses while this process draws their progress.
+"""The pipeline from this machine: kfp.local runs its steps as subprocesses while this process draws their progress.
 
+What the steps run, runs here too, or as jobs on the cluster of the current kubeconfig: `--backend`, `--profile`.
 kfp runs in a thread of its own, so that Ctrl-C and SIGTERM are this thread's to handle: they leave the
 stop marker, on which running steps end their jobs and queued ones do not begin.
 """
@@ -18,12 +19,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
 from pipelines import plan, steps
 from pipelines.arms import parse_arms, parse_seeds
+from pipelines.jobs.backends import require_reachable
+from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
 from pipelines.lock import JOBS_VARIABLE, exclusive
+from pipelines.profile import BACKEND_VARIABLE, PROFILE_VARIABLE, Overrides, read_profile, use_store_of_profile
+from pipelines.profile import job_settings as laid_over
 from pipelines.progress import Display
 from pipelines.sdk import import_kfp
 from pipelines.summary import print_summary
@@ -50,6 +56,16 @@ class Arguments:
     recipe: str
     eval_sets: str
     max_reject_fraction: float
+    nodes: int = 0
+    gpus_per_node: int = -1
+    image: str = ""
+    queue: str = ""
+    resume: str = "auto"
+
+    @property
+    def overrides(self) -> Overrides:
+        """What this run asks of its jobs beside the profile."""
+        return Overrides(nodes=self.nodes, gpus_per_node=self.gpus_per_node, image=self.image, queue=self.queue, resume=self.resume)
 
     @property
     def uri(self) -> str:
@@ -73,12 +89,16 @@ def resolve_arguments(
     recipe: str,
     eval_sets: str,
     max_reject_fraction: float,
+    **jobs: Any,
 ) -> Arguments:
     """What a person typed, checked before anything is written.
 
     Raises:
-        InputError: a wrong arm, seed, recipe or name, or `judged` where FLIP will be the judge.
+        InputError: a wrong arm, seed, recipe, name, number of nodes …, `judged` where FLIP will be the judge, or a store that
+            the jobs' pods do not reach.
     """
+    profile = read_profile()
+    root = root or profile.root or "runs"
     chosen = parse_arms(arms)
     parse_seeds(seeds)
     recipe = absolute(recipe) if recipe.endswith((".yaml", ".yml")) else recipe
@@ -88,7 +108,7 @@ def resolve_arguments(
     if not 0 <= max_reject_fraction <= 1:
         raise InputError(f"--max-reject-fraction must be between 0 and 1, got {max_reject_fraction}")
     experiment = experiment or default_experiment(settings.name, pairs, triplets)
-    return Arguments(
+    arguments = Arguments(
         root=absolute(root),
         experiment=layout.check_name("experiment", experiment),
         pairs=pairs,
@@ -98,7 +118,27 @@ def resolve_arguments(
         recipe=recipe,
         eval_sets=",".join(absolute(uri.strip()) for uri in eval_sets.split(",") if uri.strip()),
         max_reject_fraction=max_reject_fraction,
+        **jobs,
     )
+    job_settings = laid_over(profile, arguments.overrides)
+    if profile.backend != "local":
+        require_reachable(arguments.root, job_settings)
+    return arguments
+
+
+def choose(profile: str, backend: str) -> None:
+    """Let this process and its steps use a profile and a backend; what is empty stays as the environment says.
+
+    Args:
+        profile: a YAML file.
+        backend: local, pytorchjob or trainjob.
+    """
+    if profile:
+        os.environ[PROFILE_VARIABLE] = absolute(profile)
+    if backend:
+        os.environ[BACKEND_VARIABLE] = backend
+    os.environ[HOLDER_VARIABLE] = shell_id()
+    use_store_of_profile()
 
 
 def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
@@ -113,7 +153,9 @@ def run(arguments: Arguments, *, verbose: bool) -> int:
     """Run the experiment; the exit code is 0, 1 (failed on the way), 2 (wrong input), 130 or 143 (stopped)."""
     console = Console(file=sys.stdout, highlight=False)  # this stdout: kfp's thread puts another in its place
     started = time.time()
-    with exclusive(arguments.uri) as jobs_lock, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
+    # Jobs on a cluster may be shared: a second run of the experiment follows those of the first.
+    lock = exclusive(arguments.uri) if read_profile().backend == "local" else contextlib.nullcontext()
+    with lock as jobs_lock, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
         display = Display(Path(scratch) / "progress.jsonl", console, verbose=verbose)
         variables = _variables(Path(scratch), jobs_lock)
         with _environment(variables), _signals(Path(variables[STOP_VARIABLE])) as received, display:
@@ -188,11 +230,11 @@ class _Lines:
         """Lines are shown when they are whole."""
 
 
-def _variables(scratch: Path, jobs_lock: Path) -> dict[str, str]:
+def _variables(scratch: Path, jobs_lock: Path | None) -> dict[str, str]:
     return {
+        **({JOBS_VARIABLE: str(jobs_lock)} if jobs_lock else {}),
         PROGRESS_VARIABLE: str(scratch / "progress.jsonl"),
         STOP_VARIABLE: str(scratch / "stop"),
-        JOBS_VARIABLE: str(jobs_lock),
         steps.PARENT_VARIABLE: str(os.getpid()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

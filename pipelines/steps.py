@@ -21,11 +21,11 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from pipelines.cells import find_cell, read_plan
 from pipelines.jobs.backends import backend_for
 from pipelines.jobs.base import Job, JobSpec, Outcome
-from pipelines.jobs.naming import Identity
 from pipelines.lock import job_lock
 from pipelines.notes import note
 from pipelines.profile import Overrides, job_settings, read_profile, use_store_of_profile
-from trainer.config import DataConfig, canonical_hash
+from pipelines.specs import evaluate_spec, train_spec
+from trainer.config import DataConfig
 from trainer.errors import InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
@@ -167,16 +167,7 @@ def train(
         open_store(folder).delete(join(folder, FAILURE))
         note(title, "done before")
         return
-    spec = JobSpec(
-        name=title,
-        arguments=("train", name, "--config", join(folder, "config.yaml")),
-        folder=folder,
-        kind="train",
-        identity=_identity(root, experiment, entry, name),
-        recipe_hash=recipe_hash,
-        final=layout.final(folder),
-        resume=resume,
-    )
+    spec = train_spec(root, experiment, entry, name, resume)
     _run(spec, Overrides(nodes=nodes, gpus_per_node=gpus_per_node, image=image, queue=queue, resume=resume), attempts=ATTEMPTS)
 
 
@@ -185,16 +176,7 @@ def evaluate(*, root: str, experiment: str, cell: str, image: str = "", queue: s
     """Measure the models of one cell."""
     root = _root(root)
     entry = find_cell(layout.experiment(root, experiment), cell)
-    folder = entry["evaluation"]
-    arguments = ("evaluate", "--config", join(folder, "config.yaml"))
-    spec = JobSpec(
-        name=f"evaluate {cell}",
-        arguments=arguments,
-        folder=folder,
-        kind="evaluate",
-        identity=_identity(root, experiment, entry, "evaluate"),
-        recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
-    )
+    spec = evaluate_spec(root, experiment, entry)
     _run(spec, Overrides(image=image, queue=queue), attempts=ATTEMPTS)
 
 
@@ -230,12 +212,6 @@ def _root(root: str) -> str:
     if not root:
         raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
     return root
-
-
-def _identity(root: str, experiment: str, entry: dict[str, Any], stage: str) -> Identity:
-    """Of a cell's stage: one that cells share has the arm that it was planned with, whichever cell asks for it first."""
-    arm = entry["arm"] if stage == "evaluate" else entry["stage_arms"][stage]
-    return Identity(root=root, experiment=experiment, arm=arm, seed=entry["seed"], stage=stage)
 
 
 def _release(root: str, experiment: str) -> None:

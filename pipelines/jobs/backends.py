@@ -32,7 +32,8 @@ def backend_for(spec: JobSpec, overrides: Overrides, keep_open: Sequence[int] = 
     if profile.backend == "local" or spec.kind == "report":
         return LocalBackend(keep_open=keep_open)
     settings = stage_settings(profile, overrides, spec)
-    require_reachable(spec, settings)
+    assert spec.identity is not None, spec.name
+    require_reachable(spec.identity.root, settings)
     from pipelines.jobs.cluster import Cluster  # here: this machine needs no client of Kubernetes
     from pipelines.jobs.launcher import ClusterBackend
 
@@ -62,13 +63,10 @@ def shape_for(backend: BackendName, spec: JobSpec, settings: JobSettings) -> Sha
     return PyTorchJobs(settings)
 
 
-def require_reachable(spec: JobSpec, settings: JobSettings) -> None:
+def require_reachable(root: str, settings: JobSettings) -> None:
     """Refuse a root on this machine's disk, unless pods mount a volume at that very place."""
-    assert spec.identity is not None, spec.name
-    path = local_path(spec.identity.root)
-    if path is None:
-        return
-    if not is_mounted(path, settings):
+    path = local_path(root)
+    if path is not None and not is_mounted(path, settings):
         raise InputError(
             f"root must be a store that pods reach, such as s3://bucket/prefix, or in a volume that jobs.pod_template mounts, got {path}"
         )

@@ -93,7 +93,7 @@ class ClusterBackend:
     def _create(self, spec: JobSpec, say: Say) -> Object | None:
         """A new attempt; None where a job of this name exists by now."""
         attempt = _stored_attempt(spec) + 1 if spec.final else 0
-        manifest = self.rendered(spec, attempt)
+        manifest = self._rendered(spec, attempt)
         created = self.cluster.create(self.shape.kind, manifest)
         if created is None:
             return None
@@ -114,24 +114,10 @@ class ClusterBackend:
                 return True
         return False
 
-    def rendered(self, spec: JobSpec, attempt: int) -> Object:
-        """The manifest with what this launcher and the next ones need to know of it."""
-        assert spec.identity is not None
-        manifest = self.shape.manifest(spec, attempt)
-        annotations = {
-            RECIPE_HASH: spec.recipe_hash,
-            SPEC_HASH: self._spec_hash(spec),
-            ATTEMPT: str(attempt),
-            ROOT: spec.identity.root,
-            OUTPUT: spec.folder,
-        }
-        metadata = {"namespace": self.cluster.namespace, "annotations": annotations}
-        metadata = strategic_merge(metadata, self.holder.claim(manifest["metadata"]))
+    def _rendered(self, spec: JobSpec, attempt: int) -> Object:
+        manifest = annotated(self.shape, spec, attempt)
+        metadata = strategic_merge({"namespace": self.cluster.namespace}, self.holder.claim(manifest["metadata"]))
         return strategic_merge(manifest, {"metadata": metadata})
-
-    def _spec_hash(self, spec: JobSpec) -> str:
-        """Of what was asked for, without the attempt: two launchers that want the same have the same."""
-        return canonical_hash(self.shape.manifest(spec, 0)["spec"])
 
     def _refuse_another(self, job: Object, spec: JobSpec) -> None:
         annotations = job["metadata"].get("annotations") or {}
@@ -150,7 +136,7 @@ class ClusterBackend:
     def _say_adopted(self, job: Object, spec: JobSpec, say: Say) -> None:
         annotations = job["metadata"].get("annotations") or {}
         where = f"--- {self.shape.kind.kind} {job['metadata']['namespace']}/{job['metadata']['name']} runs already: adopted"
-        if annotations.get(SPEC_HASH) != self._spec_hash(spec):
+        if annotations.get(SPEC_HASH) != spec_hash(self.shape, spec):
             where += ", as it is: it was submitted with other settings (image, nodes, queue …), which would count after it has ended"
         say(where)
 
@@ -166,6 +152,24 @@ class ClusterBackend:
         most = max((int(node.get("status", {}).get("allocatable", {}).get(GPU, 0)) for node in nodes), default=0)
         if nodes and wanted > most:
             raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {GPU}, got {wanted}")
+
+
+def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
+    """The manifest with what the next launchers, the reaper and `status` need to know of it."""
+    assert spec.identity is not None
+    annotations = {
+        RECIPE_HASH: spec.recipe_hash,
+        SPEC_HASH: spec_hash(shape, spec),
+        ATTEMPT: str(attempt),
+        ROOT: spec.identity.root,
+        OUTPUT: spec.folder,
+    }
+    return strategic_merge(shape.manifest(spec, attempt), {"metadata": {"annotations": annotations}})
+
+
+def spec_hash(shape: Shape, spec: JobSpec) -> str:
+    """Of what is asked for, without the attempt: two launchers that want the same have the same."""
+    return canonical_hash(shape.manifest(spec, 0)["spec"])
 
 
 def _stored_attempt(spec: JobSpec) -> int:

@@ -24,6 +24,8 @@ SECRET_KEYS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_
 """Keys of `jobs.store_secret`, and whether each may be missing: a TrainJob cannot take a Secret whole."""
 OVERRIDABLE = ("nodeSelector", "tolerations", "serviceAccountName", "volumes", "schedulingGates")
 """What of a pod's spec a TrainJob can set beside its trainer."""
+RUNTIMES = ("imagePullSecrets", "priorityClassName")
+"""What the chart writes into the runtime from the same values, as it does jobs.scheduler_name."""
 CONTAINER_KEYS = {"name", "image", "command", "args", "env", "resources", "volumeMounts"}
 
 
@@ -118,11 +120,9 @@ def _secrets(name: str) -> list[dict[str, Any]]:
 
 def _refuse_what_it_cannot_say(settings: JobSettings) -> None:
     template = settings.pod_template
-    if settings.scheduler_name:
-        raise InputError(f"jobs.scheduler_name: a TrainJob cannot set it: put it into the TrainingRuntime {RUNTIME!r}")
     unsaid = [f"metadata.{key}" for key in template.get("metadata") or {}]
     spec = template.get("spec") or {}
-    unsaid += [f"spec.{key}" for key in spec if key not in (*OVERRIDABLE, "containers")]
+    unsaid += [f"spec.{key}" for key in spec if key not in (*OVERRIDABLE, *RUNTIMES, "containers")]
     for container in spec.get("containers") or []:
         if container["name"] != TEMPLATE_CONTAINER:
             unsaid.append(f"spec.containers {container['name']!r}")

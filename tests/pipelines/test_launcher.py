@@ -1,6 +1,5 @@
 """The launcher against a fake API server: done, created, adopted, replaced, refused; restarts, ends, and who holds what."""
 
-import dataclasses
 import re
 import threading
 from pathlib import Path
@@ -12,6 +11,8 @@ import yaml
 from pipelines.holds import HELD_BY
 from pipelines.jobs import incidents, owners
 from pipelines.jobs.base import Outcome
+from pipelines.jobs.launcher import annotated, spec_hash
+from pipelines.jobs.pytorchjob import PyTorchJobs
 from pipelines.jobs.settings import JobSettings
 from tests.pipelines.fake_objects import Status
 from tests.pipelines.launching import RECIPE, Scene, scene
@@ -445,10 +446,7 @@ def test_a_name_for_a_shell_is_a_valid_key_of_an_annotation(monkeypatch: pytest.
 
 def test_other_placement_is_another_spec_and_the_attempt_is_none(scene: Scene):
     """By the hash launchers compare what they ask for."""
-    launch = scene.running()
-    backend = launch.job._backend
-    one = backend.rendered(scene.spec(), 1)["metadata"]["annotations"]["firstsight.dev/spec-hash"]
-    two = backend.rendered(scene.spec(), 2)["metadata"]["annotations"]["firstsight.dev/spec-hash"]
-    other = backend.rendered(dataclasses.replace(scene.spec(), resume="never"), 1)["metadata"]["annotations"]["firstsight.dev/spec-hash"]
+    two, four = PyTorchJobs(JobSettings(nodes=2)), PyTorchJobs(JobSettings(nodes=4))
 
-    assert one == two != other
+    assert spec_hash(two, scene.spec()) == annotated(two, scene.spec(), 7)["metadata"]["annotations"]["firstsight.dev/spec-hash"]
+    assert spec_hash(two, scene.spec()) != spec_hash(four, scene.spec())
