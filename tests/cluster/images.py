@@ -33,7 +33,7 @@ LIBRARIES = (  # that CPython and torch's wheels link to; procps and iproute2 fo
 def build_images() -> None:
     """One image a server, and `base`: a Debian in which a mounted Python runs."""
     settings.IMAGES.mkdir(parents=True, exist_ok=True)
-    _debian_rootfs()
+    debian_rootfs()
     for image, (reference, binary, entrypoint) in BINARIES.items():
         build_binary_image(image, reference, binary, entrypoint)
     write_image(settings.IMAGES / "base.tar", settings.BASE_IMAGE, settings.ROOTFS, [])
@@ -75,7 +75,7 @@ def write_image(archive: Path, reference: str, root: Path, entrypoint: list[str]
     print(f"cluster: image {reference}: {archive.stat().st_size / 1e6:.0f} MB", flush=True)
 
 
-def _debian_rootfs() -> None:
+def debian_rootfs() -> None:
     """A minimal Debian with the libraries that CPython and torch's wheels link to; Python itself comes by a volume."""
     if (settings.ROOTFS / "etc/os-release").exists():
         return
