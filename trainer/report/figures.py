@@ -77,6 +77,7 @@ def curves(
                 axes.plot(*_thin(x, y), color=colour, label=arm if number == 0 else None, **mark)
             for x, y in seeds if shared else []:
                 axes.plot(*_thin(x, y), color=colour, alpha=0.35, linewidth=0.8)
+        axes.set_xlim(left=0)
         _levels(axes, levels or {})
         _legend(figure, axes)
         return Panel(svg=_svg(figure, title), caption="", alt=_curves_alt(title, x_label, y_label, series))
@@ -202,7 +203,7 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<svg[^>]*>", f'<svg viewBox="0 0 {width:g} {height:g}" aria-hidden="true">', text, count=1)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the whole page
     text = re.sub(r" font-family: [^;\"]*;?", "", text)
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text)
+    text = re.sub(r'"[^"]*"', lambda quoted: re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", quoted[0]), text)
     for placeholder, variable in _VARIABLES.items():
         text = text.replace(placeholder, variable)
     return text.strip()

@@ -88,7 +88,7 @@ def render(template: str, document: dict[str, Any], drawn: dict[str, list[figure
         p_is=lambda value: f"p {p_value(value)}" if value < 0.001 else f"p = {p_value(value)}",
         count=lambda value: "–" if value is None else f"{value:,.0f}".replace(",", "\u202f"),
         duration=duration,
-        hours=lambda value: "–" if value is None else f"{value:.3g} h",
+        hours=lambda value: "–" if value is None else f"{value:.3g} h" if value >= 1 else duration(3600 * value),
         short=lambda value: str(value or "–")[:12],
         figure=lambda value: "–" if value is None else f"{value:.3g}",
         metric=lambda name: per_item.METRIC_NAMES.get(name, name.replace("_retrieval_recall@", " R@")),
@@ -145,7 +145,7 @@ def _forests(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Pane
         )
     controls = [row for row in document["contrasts"] if row["arm"] == subject and row["against"] != BASELINE]
     if controls:
-        labels = [f"minus {row['against']}: {row['label']}" for row in controls]
+        labels = [f"minus {row['against']}: {row['short']}" for row in controls]
         colours = [figures.arm_colour(arms, row["against"]) for row in controls]
         drawn.append(figures.forest(f"{subject} minus each other arm", controls, labels, colours, 0))
     return drawn
