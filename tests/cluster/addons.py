@@ -14,7 +14,7 @@ kubectl = harness.kubectl
 def deploy_training_operator() -> None:
     """CRDs, RBAC, webhook and Deployment into namespace kubeflow; returns when it is ready."""
     started = time.monotonic()
-    module = _module_folder("training-operator", "github.com/kubeflow/training-operator")
+    module = module_folder("training-operator", "github.com/kubeflow/training-operator")
     rendered = _kustomize(settings.HERE / "manifests/operator", {"manifests": module / "manifests"})
     # server side: the CRDs are larger than the annotation that a client-side apply would keep
     kubectl("apply", "--server-side", "-f", "-", text=rendered)
@@ -26,7 +26,7 @@ def deploy_training_operator() -> None:
 def deploy_monitoring() -> None:
     """The Prometheus operator, and one Prometheus that takes up every PodMonitor and PrometheusRule, in namespace monitoring."""
     started = time.monotonic()
-    module = _module_folder("prometheus-operator", "github.com/prometheus-operator/prometheus-operator")
+    module = module_folder("prometheus-operator", "github.com/prometheus-operator/prometheus-operator")
     own = settings.HERE / "manifests/monitoring"
     kubectl("apply", "--server-side", "-f", str(module / "example/prometheus-operator-crd"))
     kubectl("wait", "--for=condition=Established", "crd/prometheuses.monitoring.coreos.com", "--timeout=60s")
@@ -54,7 +54,8 @@ def _kustomize(overlay: Path, bases: dict[str, Path]) -> str:
         return kubectl("kustomize", str(folder))
 
 
-def _module_folder(tool: str, module: str) -> Path:
+def module_folder(tool: str, module: str) -> Path:
+    """Where Go keeps the module, at the version of tools/<tool>/go.mod."""
     listing = ["go", "list", "-m", "-f", "{{.Dir}}", module]
     found = subprocess.run(listing, cwd=settings.HERE / "tools" / tool, check=True, capture_output=True, text=True)
     return Path(found.stdout.strip())

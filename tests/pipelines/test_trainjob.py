@@ -26,6 +26,23 @@ SPEC = JobSpec(
     final=f"{FOLDER}/final",
 )
 
+TEMPLATE = {
+    "spec": {
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "volumes": [{"name": "cache", "emptyDir": {}}],
+        "containers": [
+            {
+                "name": "pytorch",
+                "env": [{"name": "NCCL_IB_HCA", "value": "mlx5"}],
+                "volumeMounts": [{"name": "cache", "mountPath": "/cache"}],
+                "resources": {"limits": {"rdma/hca": "1"}},
+            }
+        ],
+    }
+}
+"""All that a TrainJob can say of a pod."""
+
 
 def rendered(settings: JobSettings = SETTINGS) -> dict[str, Any]:
     """The manifest of attempt 3."""
@@ -79,22 +96,7 @@ def test_credentials_come_by_reference_alone():
 
 def test_the_clusters_template_goes_where_a_trainjob_takes_it():
     """Variables, image and resources to the trainer, volumes, mounts and placement to the overrides."""
-    template = {
-        "spec": {
-            "nodeSelector": {"pool": "gpu"},
-            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-            "volumes": [{"name": "cache", "emptyDir": {}}],
-            "containers": [
-                {
-                    "name": "pytorch",
-                    "env": [{"name": "NCCL_IB_HCA", "value": "mlx5"}],
-                    "volumeMounts": [{"name": "cache", "mountPath": "/cache"}],
-                    "resources": {"limits": {"rdma/hca": "1"}},
-                }
-            ],
-        }
-    }
-    spec = rendered(with_template(template))["spec"]
+    spec = rendered(with_template(TEMPLATE))["spec"]
     (override,) = spec["podSpecOverrides"]
 
     assert {"name": "NCCL_IB_HCA", "value": "mlx5"} in spec["trainer"]["env"]
@@ -120,9 +122,12 @@ def test_what_a_trainjob_cannot_say_is_refused_and_not_dropped(template: dict[st
         rendered(with_template(template))
 
 
-def test_a_scheduler_is_the_runtimes_too():
-    with pytest.raises(InputError, match=r"jobs\.scheduler_name: a TrainJob cannot set it"):
-        rendered(dataclasses.replace(SETTINGS, scheduler_name="volcano"))
+def test_what_the_chart_writes_into_the_runtime_is_left_to_it():
+    """From the same values: a scheduler, pull secrets, a priority."""
+    template = {"spec": {"priorityClassName": "high", "imagePullSecrets": [{"name": "registry"}]}}
+    spec = rendered(dataclasses.replace(with_template(template), scheduler_name="volcano"))["spec"]
+
+    assert not {"schedulerName", "priorityClassName", "imagePullSecrets"} & spec["podSpecOverrides"][0].keys()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""TrainJobs and the chart's TrainingRuntime before the schemas of Trainer v2.0.0, and Indexed Jobs before batch/v1's.
+
+Their controllers run in `make e2e-trainjob` alone, for they take long to build; here the API server knows just the CRDs.
+"""
+
+import dataclasses
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.cluster import TRAINJOB
+from pipelines.jobs.indexed import IndexedJobs
+from pipelines.jobs.naming import Identity
+from pipelines.jobs.settings import JobSettings
+from pipelines.jobs.trainjob import RUNTIME, TrainJobs
+from tests.cluster import addons, harness, volumes
+from tests.cluster.conftest import Kubectl
+from tests.pipelines.test_trainjob import TEMPLATE
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+
+CHART = volumes.REPOSITORY / "charts" / "firstsight"
+CRDS = "trainer.kubeflow.org_trainjobs.yaml", "trainer.kubeflow.org_trainingruntimes.yaml"
+SPEC = JobSpec(
+    name="contrastive random-seed0",
+    arguments=("train", "contrastive", "--config", "s3://bucket/experiments/e/random-seed0/contrastive/config.yaml"),
+    folder="s3://bucket/experiments/e/random-seed0/contrastive",
+    kind="train",
+    identity=Identity(root="s3://bucket", experiment="e", arm="random", seed=0, stage="contrastive"),
+    recipe_hash="a" * 64,
+)
+
+
+@pytest.fixture(scope="module")
+def trainer_crds(kubectl: Kubectl) -> Iterator[None]:
+    """The CRDs of the very module that `make e2e-trainjob` builds; taken away again where they were not there before."""
+    there = kubectl("get", "crd", f"{TRAINJOB.plural}.trainer.kubeflow.org", "--ignore-not-found", "-o", "name").strip()
+    folder = addons.module_folder("trainer", "github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
+    files = [part for name in CRDS for part in ("-f", str(folder / name))]
+    kubectl("apply", "--server-side", *files)  # their schemas are larger than a client-side apply can remember
+    harness.wait_until("the CRDs to be served", lambda: {"trainjobs", "trainingruntimes"} <= served_by(kubectl), seconds=60)
+    try:
+        yield
+    finally:
+        if not there:
+            kubectl("delete", *files, "--wait=true")
+
+
+def served_by(kubectl: Kubectl) -> set[str]:
+    """The kinds of Trainer's group that the API server knows by now."""
+    names = kubectl("api-resources", "--api-group", TRAINJOB.api_version.partition("/")[0], "--cached=false", "-o", "name")
+    return {line.partition(".")[0] for line in names.splitlines()}
+
+
+def accepted(kubectl: Kubectl, namespace: str, thing: dict[str, Any]) -> str:
+    """What kubectl says of creating it in earnest but for the keeping; an unknown field is a failure."""
+    return kubectl("-n", namespace, "create", "--dry-run=server", "--validate=strict", "-f", "-", text=yaml.safe_dump(thing))
+
+
+@pytest.mark.parametrize("jobs", [JobSettings(), JobSettings(nodes=2, gpus_per_node=8, store_secret="store", pod_template=TEMPLATE)])
+def test_the_schema_of_trainer_2_0_0_accepts_a_trainjob(
+    kubectl: Kubectl, trainer_crds: None, restricted_namespace: str, jobs: JobSettings
+) -> None:
+    """The plainest one, and one that says all that a TrainJob can say."""
+    manifest = TrainJobs(dataclasses.replace(jobs, namespace=restricted_namespace)).manifest(SPEC, 1)
+
+    assert "created (server dry run)" in accepted(kubectl, restricted_namespace, manifest)
+
+
+def test_nothing_of_a_trainjob_is_pruned(kubectl: Kubectl, trainer_crds: None, restricted_namespace: str) -> None:
+    """What the API server keeps is what was sent, but for what it adds."""
+    jobs = JobSettings(namespace=restricted_namespace, nodes=2, gpus_per_node=8, store_secret="store", pod_template=TEMPLATE)
+    sent = TrainJobs(jobs).manifest(SPEC, 1)
+    harness.apply(sent, restricted_namespace)
+    kept = harness.get("trainjobs.trainer.kubeflow.org", restricted_namespace, sent["metadata"]["name"])
+
+    assert kept is not None
+    assert sent["spec"] == {part: value for part, value in kept["spec"].items() if part in sent["spec"]}
+    assert kept["spec"].keys() - sent["spec"].keys() <= {"suspend", "managedBy"}
+
+
+def test_the_charts_training_runtime_is_of_the_same_schema_and_the_one_that_trainjobs_name(
+    kubectl: Kubectl, trainer_crds: None, restricted_namespace: str
+) -> None:
+    """Rendered by helm as it would be installed."""
+    backend = f"profileDefaults.backend=trainjob,profileDefaults.namespaces={{{restricted_namespace}}}"
+    values = ["--set", "trainingRuntime.enabled=true", "--set", backend]
+    command = ["helm", "template", "firstsight", str(CHART), *values, "--show-only", "templates/runtime/trainingruntime.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
+    assert done.returncode == 0, done.stderr
+    (runtime,) = [thing for thing in yaml.safe_load_all(done.stdout) if thing]
+
+    assert runtime["metadata"]["name"] == RUNTIME
+    assert "created (server dry run)" in accepted(kubectl, restricted_namespace, runtime)
+
+
+def test_an_indexed_job_is_accepted_and_its_pods_are_admitted_under_restricted_pod_security(
+    kubectl: Kubectl, restricted_namespace: str
+) -> None:
+    """Pods exist only if admission let them; each has its index where the trainer reads it."""
+    spec = dataclasses.replace(SPEC, kind="stage", slices=2, arguments=("stage", "fetch", "--plan", "s3://b/d", "--slice", "index/2"))
+    jobs = JobSettings(namespace=restricted_namespace, image="firstsight.invalid/trainer:none", staging_cpu="50m", staging_memory="64Mi")
+    manifest = IndexedJobs(jobs).manifest(spec, 0)
+    assert "created (server dry run)" in accepted(kubectl, restricted_namespace, manifest)
+    harness.apply(manifest, restricted_namespace)
+    name = manifest["metadata"]["name"]
+
+    def pods() -> list[dict[str, Any]]:
+        found = harness.listed("pods", restricted_namespace, f"batch.kubernetes.io/job-name={name}")
+        return found if len(found) == 2 else []
+
+    made = harness.wait_until("two pods", pods, seconds=60)
+
+    assert [IndexedJobs(jobs).is_leader(pod) for pod in made].count(True) == 1
+    for pod in made:
+        environment = {entry["name"]: entry for entry in pod["spec"]["containers"][0]["env"]}
+        assert "job-completion-index" in str(environment["JOB_COMPLETION_INDEX"])
