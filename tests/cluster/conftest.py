@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster import addons, build, harness, node, settings, volumes
+from tests.cluster import addons, build, harness, node, settings, training, volumes
 from tests.cluster.store import Store, deploy_store
 
 Kubectl = Callable[..., str]
@@ -17,7 +17,8 @@ def kubectl() -> Iterator[Kubectl]:
     ours, runs_already = harness.own_cluster(), any(node.status().values())
     if ours:
         assert os.geteuid() == 0, "a cluster on this machine needs root (network namespace, mounts); or name another one by KUBECONFIG"
-        build.build()
+        if not runs_already:
+            build.build()
         try:
             node.up()
             volumes.prepare()
@@ -43,6 +44,15 @@ def monitoring(kubectl: Kubectl) -> str:
 def store(kubectl: Kubectl) -> Store:
     """One MinIO in the cluster for the whole session, for pods and for this machine."""
     return deploy_store("fs-store")
+
+
+@pytest.fixture(scope="session")
+def staged(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[training.Staged]:
+    """The demo in the store, once for the session, and the weights that two ranks on this machine end with."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        yield training.stage(store, tmp_path_factory.mktemp("staged"))
 
 
 @pytest.fixture

@@ -45,11 +45,12 @@ def listed(kind: str, namespace: str, selector: str = "") -> list[Object]:
     return found
 
 
-def apply(objects: list[Object] | Object, namespace: str = "default") -> None:
-    """Make or change objects; strictly, so that a field which the schema does not know is a failure."""
+def apply(objects: list[Object] | Object, namespace: str = "") -> None:
+    """Make or change objects, in `namespace` or where each says; strictly: a field that the schema does not know is a failure."""
     items = objects if isinstance(objects, list) else [objects]
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-    kubectl("-n", namespace, "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-", text=text)
+    place = ["-n", namespace] if namespace else []
+    kubectl(*place, "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-", text=text)
 
 
 def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: float = 0.3) -> Any:
@@ -72,6 +73,7 @@ def make_namespace(prefix: str = "fs") -> str:
     ensure_namespace(name, RESTRICTED)
     if own_cluster():
         apply(volumes.manifests(name))
+        kubectl("-n", name, "wait", "pvc", "--all", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s")
     return name
 
 

@@ -87,6 +87,9 @@ def debian_rootfs() -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
     for waste in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(partial / waste, ignore_errors=True)
+    for device in (partial / "dev").iterdir():  # whoever copies the tree would read from /dev/full for ever
+        if device.is_char_device():
+            device.unlink()
     partial.rename(settings.ROOTFS)
 
 

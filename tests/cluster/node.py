@@ -64,7 +64,7 @@ def start_control_plane() -> None:
         "controller-manager", "kube-controller-manager", f"--kubeconfig={STATE}/controller-manager.conf", "--leader-elect=false",
         f"--service-account-private-key-file={pki}/sa.key", f"--root-ca-file={pki}/ca.crt", "--use-service-account-credentials",
         f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key", "--bind-address=127.0.0.1",
-        "--enable-hostpath-provisioner", umask=0,  # the volumes it makes are for pods that are not root
+        "--pvclaimbinder-sync-period=1s", "--enable-hostpath-provisioner", umask=0,  # the volumes it makes are for pods that are not root
     )  # fmt: skip
     start("scheduler", "kube-scheduler", f"--kubeconfig={STATE}/scheduler.conf", "--leader-elect=false", "--bind-address=127.0.0.1")
     wait_for("bootstrap objects", lambda: _kubectl("apply", "-f", str(settings.HERE / "templates/bootstrap.yaml")))

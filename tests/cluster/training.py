@@ -5,9 +5,9 @@ The launcher is the very function that the pipeline's component calls, so a test
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -15,19 +15,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipelines import steps
+from pipelines.jobs.merge import strategic_merge
 from pipelines.jobs.naming import Identity
 from tests.cluster import harness, settings, volumes
 from tests.cluster.store import Store
 from trainer.config import StageConfig, recipe_hash
 from trainer.configs import dump_yaml, load_yaml, parse_config
-from trainer.storage import join, layout, read_bytes, read_json, write_bytes
+from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes
 from trainer.storage.committed import Committed, read_committed
 
 TRAINER_VARIABLE = "FIRSTSIGHT_E2E_TRAINER"
@@ -42,7 +42,6 @@ contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0},
 """
 CELL = "random-seed0"
 CHECKPOINT_EVERY = 10
-_STEP = re.compile(r"^(\S+Z) .*: step (\d+) of (\d+), loss", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +79,29 @@ class Experiment:
         found = read_committed(layout.final(self.config.output))
         return found if found and found.recipe_hash == recipe_hash(self.config) else None
 
-    def losses(self) -> dict[int, float]:
-        """Loss of each step, as progress.jsonl has it."""
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of progress.jsonl: one a step, with its time."""
         lines = read_bytes(join(self.config.output, "progress.jsonl")).decode().splitlines()
-        return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+        return [json.loads(line) for line in lines]
+
+    def committed_step(self) -> int:
+        """The newest step that has a sealed checkpoint, or 0."""
+        folder = join(self.config.output, "checkpoints")
+        names = [entry.uri.split("/")[-2:] for entry in open_store(folder).list(folder)]
+        return max((int(step.removeprefix("step-")) for step, name in names if name == "COMMITTED.json"), default=0)
+
+    def wait_for_commit(self, step: int, seconds: float = 240) -> int:
+        """The newest committed step, once that is `step` or later."""
+        found: int = harness.wait_until(f"a checkpoint of step {step}", lambda: (at := self.committed_step()) >= step and at, seconds)
+        return found
+
+    def recovery(self, since: float) -> tuple[float, int]:
+        """Of a run that broke off at a time: seconds from then to its first new step, and the number of that step."""
+        records = self.records()
+        assert [record["step"] for record in records] == list(range(1, records[-1]["steps"] + 1)), "a step is missing, or there twice"
+        later = [pair for pair in itertools.pairwise(records) if pair[1]["time"] > since]
+        first = max(later, key=lambda pair: pair[1]["time"] - pair[0]["time"])[1]
+        return first["time"] - since, first["step"]
 
 
 def stage(store: Store, folder: Path) -> Staged:
@@ -131,14 +149,17 @@ def write_profile(folder: Path, namespace: str, staged: Staged, **changes: Any) 
         "namespace": namespace, "nodes": 2, "cpu": "100m", "memory": "1Gi", "shared_memory": "64Mi", "store_secret": "store",
         "store_environment": staged.store.pod_environment,
     }  # fmt: skip
-    if harness.own_cluster():
-        jobs |= {"image": settings.BASE_IMAGE, "pod_template": volumes.pod_template("pytorch")}
-    else:
-        jobs["image"] = os.environ[TRAINER_VARIABLE]
+    jobs["image"] = settings.BASE_IMAGE if harness.own_cluster() else os.environ[TRAINER_VARIABLE]
+    changes["pod_template"] = strategic_merge(trainer_template(), changes.get("pod_template", {}))
     staged.store.put_secret(namespace)
     path = folder / f"profile-{secrets.token_hex(3)}.yaml"
     path.write_text(yaml.safe_dump({"root": staged.root, "backend": "pytorchjob", "jobs": {**jobs, **changes}}))
     return str(path)
+
+
+def trainer_template() -> dict[str, Any]:
+    """What `jobs.pod_template` needs so that the trainer runs on this cluster."""
+    return volumes.pod_template("pytorch") if harness.own_cluster() else {"spec": {"containers": [{"name": "pytorch"}]}}
 
 
 @dataclass
@@ -153,12 +174,20 @@ class Launcher:
         """What it said so far."""
         return self.log.read_text(errors="replace").splitlines()
 
-    def wait(self, seconds: float) -> int:
+    def said(self, words: str) -> bool:
+        """Whether it said this."""
+        return words in self.log.read_text(errors="replace")
+
+    def wait(self, seconds: float = 300) -> int:
         """Its exit code; past `seconds` an AssertionError with what it said."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the launcher did not end in {seconds:.0f} s:\n" + "\n".join(self.lines()[-60:])) from None
+            raise AssertionError(f"the launcher did not end in {seconds:.0f} s:\n{self.tail()}") from None
+
+    def tail(self) -> str:
+        """The end of what it said, for a failed test."""
+        return "\n".join(self.lines()[-80:])
 
     def send(self, number: signal.Signals) -> None:
         """Signal it, and only it."""
@@ -166,12 +195,12 @@ class Launcher:
 
 
 @contextlib.contextmanager
-def launcher(experiment: Experiment, profile: str, folder: Path) -> Iterator[Launcher]:
+def launcher(experiment: Experiment, profile: str, folder: Path, **variables: str) -> Iterator[Launcher]:
     """Launch and follow the experiment's job as the pipeline's component does; killed at the end if it still runs."""
     arguments = {"root": experiment.root, "experiment": experiment.name, "cell": CELL}
     program = f"from pipelines import steps; steps.train('contrastive', **{arguments!r})"
     log = folder / f"launcher-{secrets.token_hex(3)}.log"
-    environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
+    environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", program], stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment, cwd=volumes.REPOSITORY
@@ -181,32 +210,3 @@ def launcher(experiment: Experiment, profile: str, folder: Path) -> Iterator[Lau
     finally:
         process.kill()
         process.wait()
-
-
-def steps_of(namespace: str, since: float = 0.0) -> list[tuple[float, int]]:
-    """(time, step) of every step that the pods' present containers logged since a time, in order."""
-    found = []
-    for pod in harness.listed("pods", namespace):
-        done = subprocess.run(
-            ["kubectl", "-n", namespace, "logs", pod["metadata"]["name"], "--timestamps"],
-            capture_output=True, text=True, env=harness.environment(),
-        )  # fmt: skip
-        found += [(_seconds(when), int(step)) for when, step, _ in _STEP.findall(done.stdout)]
-    return sorted(entry for entry in found if entry[0] >= since)
-
-
-def wait_for_step(namespace: str, step: int, since: float = 0.0, seconds: float = 240) -> float:
-    """The time of the first step at or behind `step` that was logged since a time."""
-
-    def reached() -> list[tuple[float, int]]:
-        return [entry for entry in steps_of(namespace, since) if entry[1] >= step]
-
-    try:
-        first: tuple[float, int] = harness.wait_until(f"step {step}", reached, seconds)[0]
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{harness.describe(namespace)}") from None
-    return first[0]
-
-
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*Z", r"\1+00:00", stamp).replace("Z", "+00:00")).timestamp()
