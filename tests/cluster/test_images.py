@@ -1,0 +1,196 @@
+"""The pipelines image, built from its Dockerfile, as pods of a namespace that enforces restricted Pod Security.
+
+A step's pod is put together from the compiled pipeline as Kubeflow's driver does it: the executor's own command and
+source, the ConfigMap and Secret that the parameter `profile` names, the security context of kfp-kubernetes. There is
+no Kubeflow here; what only its back end could show is listed in docs/KUBEFLOW.md.
+"""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.compiled import FOLDER
+from tests.cluster import harness, node
+from tests.cluster.store import Store
+from tests.images import local
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+
+LINKS = {
+    "profile": "firstsight", "experiment": "demo", "recipe": "smoke", "arms": "random", "seeds": "0", "pairs": "", "triplets": "",
+    "eval_sets": "", "nodes": 0, "gpus_per_node": -1, "image": "", "queue": "", "resume": "auto", "root": "", "max_reject_fraction": 0.01,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def pipelines_image(kubectl: Any) -> str:
+    """The image's name, built and in the node's containerd."""
+    if not harness.own_cluster():
+        pytest.skip("builds an image and imports it into the node's containerd: only on the cluster that node.py brings up")
+    local.pipelines_archive()
+    node.import_images()
+    return local.PIPELINES_IMAGE
+
+
+@pytest.fixture
+def namespace(restricted_namespace: str, store: Store) -> str:
+    """A namespace with the ConfigMap and Secret of a run profile, as the chart makes them."""
+    root = store.make_bucket()
+    profile = {"root": root, "backend": "pytorchjob", "jobs": {"store_secret": "firstsight", "store_environment": store.pod_environment}}
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "firstsight"},
+        "data": {"profile.yaml": yaml.safe_dump(profile)},
+    }
+    harness.apply(config_map, restricted_namespace)
+    store.put_secret(restricted_namespace, "firstsight")
+    return restricted_namespace
+
+
+def step_pod(name: str, image: str, parameters: dict[str, Any], profile: str = "firstsight") -> dict[str, Any]:
+    """The pod of one component with these parameters; its artifact goes to /tmp."""
+    specification, platform = yaml.safe_load_all((FOLDER / "firstsight.yaml").read_text())
+    container = specification["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{name}"]
+    page = {"name": "page", "type": {"schemaTitle": "system.Markdown", "schemaVersion": "0.0.1"}, "uri": "/tmp/page.md", "metadata": {}}
+    outputs = {"artifacts": {"page": {"artifacts": [page]}}, "outputFile": "/tmp/output.json"}
+    given = json.dumps({"inputs": {"parameterValues": parameters}, "outputs": outputs})
+    (mounted,), (secret,), context = settings["configMapAsVolume"], settings["secretAsEnv"], settings["securityContext"]
+    keys = [(entry["envVar"], {"name": profile, "key": entry["secretKey"], "optional": secret["optional"]}) for entry in secret["keyToEnv"]]
+    resources = container["resources"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"step-{name}", **settings["podMetadata"]},
+        "spec": {
+            "restartPolicy": "Never",
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "main",
+                    "image": image,
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": container["command"],
+                    "args": [given if part == "{{$}}" else part for part in container["args"]],
+                    "env": [{"name": key, "valueFrom": {"secretKeyRef": reference}} for key, reference in keys]
+                    + [{"name": "KFP_POD_NAME", "value": f"step-{name}"}],
+                    "resources": {
+                        "requests": {"cpu": resources["resourceCpuRequest"], "memory": resources["resourceMemoryRequest"]},
+                        "limits": {"memory": resources["resourceMemoryLimit"]},
+                    },
+                    "securityContext": {
+                        "runAsNonRoot": context["runAsNonRoot"],
+                        "runAsUser": int(context["runAsUser"]),
+                        "runAsGroup": int(context["runAsGroup"]),
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [{"name": profile, "mountPath": mounted["mountPath"]}],
+                }
+            ],
+            "volumes": [{"name": profile, "configMap": {"name": profile, "optional": mounted["optional"]}}],
+        },
+    }
+
+
+def command_pod(image: str, arguments: list[str], command: list[str] | None = None) -> dict[str, Any]:
+    """A pod of the image as the chart runs it: no root to write to but /tmp."""
+    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+    container: dict[str, Any] = {
+        "name": "main",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": arguments,
+        "securityContext": restricted,
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    if command:
+        container["command"] = command
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "command"},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+        },
+    }
+
+
+def run(namespace: str, pod: dict[str, Any]) -> tuple[int, str]:
+    """Exit code and log of a pod."""
+    harness.apply(pod, namespace)
+    name = pod["metadata"]["name"]
+
+    def ended() -> Any:
+        found = harness.get("pod", namespace, name)
+        return found if found and found["status"].get("phase") in ("Succeeded", "Failed") else None
+
+    try:
+        found = harness.wait_until(f"pod {name} to end", ended, 180)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{harness.describe(namespace)}") from None
+    (status,) = found["status"]["containerStatuses"]
+    return status["state"]["terminated"]["exitCode"], harness.kubectl("-n", namespace, "logs", name)
+
+
+def test_the_first_step_runs_as_its_pod_with_the_profile_and_the_secret(pipelines_image: str, namespace: str):
+    """The executor's own source, kfp from the image, root from the profile, credentials from the Secret."""
+    code, log = run(namespace, step_pod("links", pipelines_image, LINKS))
+
+    assert code == 0, log
+    assert "1 cells, one after another: `random-seed0`" in log
+    assert f"kubectl -n {namespace} get pytorchjobs,jobs,pods" in log
+
+
+def test_the_first_step_refuses_what_cannot_be_meant(pipelines_image: str, namespace: str, store: Store):
+    """With one line in its log and failure.json in the store for the caller."""
+    code, log = run(namespace, step_pod("links", pipelines_image, {**LINKS, "arms": "percetual"}))
+
+    assert code != 0
+    assert "arms must be any of" in log
+    assert "Traceback" not in log
+
+
+def test_a_profile_that_is_not_there_is_said_by_the_pod_itself(pipelines_image: str, namespace: str):
+    """Not by a pod that waits for a mount while the UI shows nothing."""
+    code, log = run(namespace, step_pod("links", pipelines_image, {**LINKS, "profile": "other"}, profile="other"))
+
+    assert code != 0
+    assert "there is no ConfigMap 'other'" in log
+
+
+def test_the_image_runs_on_a_read_only_root_as_its_own_user(pipelines_image: str, restricted_namespace: str):
+    """As the chart's hooks and the reaper do; the report's room is there, torch is not."""
+    script = (
+        "import importlib.util, os, sys, kfp, kubernetes, pipelines.steps, trainer.report.write;"
+        "print(os.getuid(), importlib.util.find_spec('torch'), importlib.util.find_spec('pip'))"
+    )
+
+    code, log = run(restricted_namespace, command_pod(pipelines_image, ["-c", script], command=["python"]))
+
+    assert (code, log.strip().splitlines()[-1]) == (0, "10001 None None"), log
+
+
+def test_the_entry_point_is_the_command_line(pipelines_image: str, restricted_namespace: str):
+    """Arguments alone are enough, and a wrong one ends with 2."""
+    code, log = run(restricted_namespace, command_pod(pipelines_image, ["upload", "--image", "x/y:1", "--endpoint", "nowhere"]))
+
+    assert code == 2
+    assert "KFP_ENDPOINT must be the http(s):// address" in log
+
+
+def test_labels_say_version_and_commit(pipelines_image: str):
+    """What runs can be traced to bytes."""
+    described: Any = local.configuration(local.settings.IMAGES / "pipelines.tar")
+
+    assert described["User"] == "10001:10001"
+    assert described["Entrypoint"] == ["python", "-m", "pipelines"]
+    assert described["Labels"]["org.opencontainers.image.version"] == "0.1.0"
+    assert len(described["Labels"]["org.opencontainers.image.revision"]) == 40

@@ -1,0 +1,133 @@
+"""What the images are, as far as their files say it; tests/cluster/test_images.py builds and runs one."""
+
+import fnmatch
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+IMAGES = ("trainer", "pipelines", "minio")
+LOCKS = {"trainer": "trainer.txt", "pipelines": "pipelines.txt"}
+FOREIGN = {"trainer": {"kfp", "kubernetes", "kubeflow-training"}, "pipelines": {"torch", "torchvision", "open-clip-torch", "webdataset"}}
+
+# What a Python sees in which only the packages of one lock are installed, and the torch-free rooms of the trainer.
+ONLY_THE_LOCK = """
+import importlib, importlib.machinery, importlib.metadata, pkgutil, re, sys
+locked = {re.sub("[-_.]+", "-", line.partition("==")[0]).lower() for line in open(sys.argv[1]) if "==" in line and line[0].isalnum()}
+owners = importlib.metadata.packages_distributions()
+foreign = {name for name, owned in owners.items() if not any(re.sub("[-_.]+", "-", one).lower() in locked for one in owned)}
+foreign -= {"trainer", "pipelines", "tests"}
+
+class OnlyTheLock(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in foreign else super().find_spec(name, path, target)
+
+sys.meta_path = [OnlyTheLock if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
+import pipelines
+for found in pkgutil.walk_packages(pipelines.__path__, "pipelines."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+import kfp.dsl.executor_main, kubernetes, kfp_server_api, prometheus_client
+import trainer.report.write
+sys.argv = ["trainer", "report", "--experiment", "/nonexistent"]
+from trainer.__main__ import main
+print("torch" in foreign, main(sys.argv[1:]))
+"""
+
+
+def dockerfile(image: str) -> list[str]:
+    """Its instructions, one a line, without comments."""
+    text = (REPOSITORY / "images" / image / "Dockerfile").read_text()
+    return re.sub(r"\\\n\s*", " ", re.sub(r"(?m)^\s*#.*\n", "", text)).splitlines()
+
+
+def locked(name: str) -> set[str]:
+    """The packages of a lock."""
+    return {
+        line.partition("==")[0] for line in (REPOSITORY / "requirements" / name).read_text().splitlines() if re.match(r"[a-z0-9]", line)
+    }
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_without_root_and_says_what_it_is(image: str):
+    """Restricted Pod Security wants a number; OCI labels name version and commit."""
+    lines = dockerfile(image)
+
+    assert [line for line in lines if line.startswith("USER")] == ["USER 10001:10001"]
+    assert lines[-1].startswith("ENTRYPOINT [")
+    label = next(line for line in lines if line.startswith("LABEL"))
+    for key in ("title", "description", "version", "revision", "licenses"):
+        assert f"org.opencontainers.image.{key}=" in label
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_base_is_exact_and_can_be_another(image: str):
+    """A mirror, or a digest."""
+    for line in [line for line in dockerfile(image) if re.match(r"ARG (BASE|BUILD)=", line)]:
+        assert re.search(r"=(scratch|\S+:\d+\.\d+\.\d+\S*)$", line), line
+    assert all("${B" in line or " AS " not in line for line in dockerfile(image) if line.startswith("FROM"))
+
+
+@pytest.mark.parametrize("image", LOCKS)
+def test_hashed_requirements_are_installed_before_the_source_comes(image: str):
+    """So that a change of the source does not fetch gigabytes again, and nothing is fetched that was not locked."""
+    lines = dockerfile(image)
+    installed = next(index for index, line in enumerate(lines) if "pip install" in line)
+    source = next(index for index, line in enumerate(lines) if line.startswith("COPY trainer"))
+
+    assert installed < source
+    assert lines[installed].count("pip install") == lines[installed].count("--require-hashes --no-deps") == 2
+    assert f"/requirements/{LOCKS[image]}" in lines[installed]
+    assert not [line for line in lines if re.search(r"apt-get|gcc|build-essential", line)]
+
+
+@pytest.mark.parametrize("image", LOCKS)
+def test_an_image_has_nothing_of_the_other(image: str):
+    """What kfp pins, torch's world does not care about."""
+    assert not locked(LOCKS[image]) & FOREIGN[image]
+    assert ("COPY pipelines" in " ".join(dockerfile(image))) == (image == "pipelines")
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_an_image_copies_is_let_into_its_context(image: str):
+    """.dockerignore keeps everything out but what is named: an environment of 6 GB lies beside the source."""
+    kept = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for line in dockerfile(image):
+        if line.startswith("COPY ") and "--from" not in line:
+            for source in line.split()[1:-1]:
+                assert (REPOSITORY / source).exists(), source
+                assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
+
+
+def test_the_pipelines_and_the_report_live_on_their_lock_alone(tmp_path: Path):
+    """Every module of pipelines, and the report that the exit task runs in place, without torch."""
+    command = [sys.executable, "-W", "ignore", "-c", ONLY_THE_LOCK, str(REPOSITORY / "requirements/pipelines.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+    assert done.stdout == "True 2\n", done.stderr
+    assert "/nonexistent" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [({"BUILDER": ""}, "none of docker, podman and buildah works here"), ({"BUILDER": "true"}, "there is no image trainers")],
+)
+def test_make_images_says_in_one_line_what_is_missing(tmp_path: Path, variables: dict[str, str], named: str):
+    """Exit code 2."""
+    environment = {"PATH": "/usr/bin:/bin", "REGISTRY": "r", "TAG": "t", "ARCHIVES": str(tmp_path), "HOME": str(tmp_path), **variables}
+    if not variables["BUILDER"]:
+        tools = tmp_path / "bin"
+        tools.mkdir()
+        for name in ("bash", "dirname", "sed", "git", "mkdir", "env"):
+            (tools / name).symlink_to(f"/usr/bin/{name}")
+        environment["PATH"] = str(tools)
+
+    done = subprocess.run(["/bin/bash", str(REPOSITORY / "images/build.sh"), "trainers"], env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 1
