@@ -83,7 +83,11 @@ cluster-up cluster-down cluster-status: cluster-%:
 
 .PHONY: e2e
 e2e: $(VENV)/ready ## job manifests before a real API server and operator: KUBECONFIG's cluster, or one brought up here
-	$(BIN)/python -m pytest -q -m cluster tests/cluster $(ARGS)
+	$(BIN)/python -m pytest -q -m "cluster and not trainjob" tests/cluster $(ARGS)
+
+.PHONY: e2e-trainjob
+e2e-trainjob: $(VENV)/ready ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (their build takes 15 minutes more)
+	$(BIN)/python -m pytest -q -m trainjob tests/cluster $(ARGS)
 
 ##@ Chart
 

@@ -61,6 +61,16 @@ def accepted(kubectl: Kubectl, namespace: str, thing: dict[str, Any]) -> str:
     return kubectl("-n", namespace, "create", "--dry-run=server", "--validate=strict", "-f", "-", text=yaml.safe_dump(thing))
 
 
+def charts_runtime(namespace: str) -> dict[str, Any]:
+    """The TrainingRuntime that the chart makes in a run namespace."""
+    values = f"trainingRuntime.enabled=true,profileDefaults.backend=trainjob,profileDefaults.namespaces={{{namespace}}}"
+    command = ["helm", "template", "firstsight", str(CHART), "--set", values, "--show-only", "templates/runtime/trainingruntime.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
+    assert done.returncode == 0, done.stderr
+    (runtime,) = [thing for thing in yaml.safe_load_all(done.stdout) if thing]
+    return dict(runtime)
+
+
 @pytest.mark.parametrize("jobs", [JobSettings(), JobSettings(nodes=2, gpus_per_node=8, store_secret="store", pod_template=TEMPLATE)])
 def test_the_schema_of_trainer_2_0_0_accepts_a_trainjob(
     kubectl: Kubectl, trainer_crds: None, restricted_namespace: str, jobs: JobSettings
@@ -87,12 +97,7 @@ def test_the_charts_training_runtime_is_of_the_same_schema_and_the_one_that_trai
     kubectl: Kubectl, trainer_crds: None, restricted_namespace: str
 ) -> None:
     """Rendered by helm as it would be installed."""
-    backend = f"profileDefaults.backend=trainjob,profileDefaults.namespaces={{{restricted_namespace}}}"
-    values = ["--set", "trainingRuntime.enabled=true", "--set", backend]
-    command = ["helm", "template", "firstsight", str(CHART), *values, "--show-only", "templates/runtime/trainingruntime.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
-    assert done.returncode == 0, done.stderr
-    (runtime,) = [thing for thing in yaml.safe_load_all(done.stdout) if thing]
+    runtime = charts_runtime(restricted_namespace)
 
     assert runtime["metadata"]["name"] == RUNTIME
     assert "created (server dry run)" in accepted(kubectl, restricted_namespace, runtime)
