@@ -4,6 +4,7 @@ One supervisor thread takes all decisions (pipelines/jobs/judging.py says what t
 lines and asks whether there is an outcome.
 """
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -42,6 +43,7 @@ class ClusterJob:
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._acting = threading.Lock()  # held while the job is made or deleted, so that leaving cannot miss one in the making
+        self._held = False
         self._outcome: Outcome | None = None
         self._incidents = Incidents()
         self._progress = Progress(spec.name, self._say)
@@ -84,11 +86,23 @@ class ClusterJob:
         try:
             outcome = self._run()
         except (InputError, RunError) as error:
-            outcome = Outcome(exit_code=error.exit_code, line=str(error))
+            outcome = self._gave_up(Outcome(exit_code=error.exit_code, line=str(error)))
         except Exception as error:  # a thread that died in silence would be waited for for ever
             outcome = Outcome(exit_code=1, line=f"{self._kind.kind} {self._name}: {type(error).__name__}: {error}")
         self._lines.put(None)
         self._outcome = outcome
+
+    def _gave_up(self, outcome: Outcome) -> Outcome:
+        """Following failed, and not the job: let go of it all the same."""
+        if self._stop.is_set():
+            return outcome
+        self._cluster.hurry(LEAVE_SECONDS)
+        try:
+            with self._acting:
+                self._let_go()
+        except (InputError, RunError) as error:
+            return Outcome(exit_code=outcome.exit_code, line=f"{outcome.line}; and the job could not be deleted: {error}")
+        return outcome
 
     def _run(self) -> Outcome:
         """Attempt after attempt, until the result is there or it is known that there will be none."""
@@ -97,6 +111,7 @@ class ClusterJob:
                 return Outcome(exit_code=0, line="")
             with self._acting:
                 job = self._backend.obtain(self._spec, self._say, self._stop)
+                self._held = job is not None
             if job is None:
                 return Outcome(exit_code=1, line="stopped on request")
             try:
@@ -130,7 +145,8 @@ class ClusterJob:
     def _beat(self) -> None:
         if time.monotonic() - self._beaten >= BEAT_SECONDS:
             self._beaten = time.monotonic()
-            beat(self._cluster, self._kind, self._name, self._backend.holder)
+            with contextlib.suppress(RunError):  # an operator whose webhook is away refuses every change; the next beat is soon enough
+                beat(self._cluster, self._kind, self._name, self._backend.holder)
 
     def _conclude(self, outcome: Outcome, view: View) -> Outcome:
         """Let go of the job. One that did its work stays for its TTL; of one that did not, the other pods' last lines are said."""
@@ -141,17 +157,20 @@ class ClusterJob:
             for pod in (failed or others)[:MOST_PODS]:
                 for line in last_lines(self._cluster, pod, shape.container):
                     self._say(f"{pod['metadata']['name']}: {line}")
+        if not done:
+            return self._gave_up(outcome)
         try:
             with self._acting:
                 if not self._stop.is_set():
-                    self._let_go(keep=done)
+                    self._let_go(keep=True)
         except (InputError, RunError) as error:
-            if not done:
-                return Outcome(exit_code=outcome.exit_code, line=f"{outcome.line}; and the job could not be deleted: {error}")
             self._say(f"--- {self._kind.kind} {self._name} could not be let go of, its reaper will: {error}")
         return outcome
 
     def _let_go(self, *, keep: bool = False) -> None:
+        if not self._held:
+            return  # whatever has this name is not ours
+        self._held = False
         deleting, others = release(self._cluster, self._kind, self._name, self._backend.holder, time.time(), keep)
         if others:
             self._say(f"--- {self._kind.kind} {self._name} stays: {', '.join(others)} holds it too")

@@ -197,8 +197,10 @@ def test_a_job_of_another_recipe_is_refused_and_the_keys_are_named(scene: Scene,
     second = scene.launch(recipe_hash="b" * 64, folder=str(other), final=f"{other}/final")
 
     outcome = second.outcome()
+    second.job.leave()
     assert outcome.exit_code == 2
     assert f"PyTorchJob team/{scene.name} runs another recipe under this name: seed: 0 -> 1: give the experiment" in outcome.line
+    assert scene.job()
     assert scene.launches[0].job.watch() is None
 
 

@@ -191,6 +191,7 @@ def test_a_launcher_that_may_not_watch_says_so_and_leaves_nothing(scene: Scene, 
     outcome = scene.launch().outcome()
     assert outcome.exit_code == 2
     assert f"no permission to list {resource} in namespace team as ana" in outcome.line
+    assert scene.api.find(JOBS, scene.name) is None or "could not be deleted" in outcome.line
 
 
 def test_without_permission_to_read_events_and_logs_a_job_is_followed_all_the_same(scene: Scene):
