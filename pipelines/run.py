@@ -137,7 +137,6 @@ def choose(profile: str, backend: str) -> None:
         os.environ[PROFILE_VARIABLE] = absolute(profile)
     if backend:
         os.environ[BACKEND_VARIABLE] = backend
-    os.environ[HOLDER_VARIABLE] = shell_id()
     use_store_of_profile()
 
 
@@ -233,6 +232,7 @@ class _Lines:
 def _variables(scratch: Path, jobs_lock: Path | None) -> dict[str, str]:
     return {
         **({JOBS_VARIABLE: str(jobs_lock)} if jobs_lock else {}),
+        HOLDER_VARIABLE: shell_id(),
         PROGRESS_VARIABLE: str(scratch / "progress.jsonl"),
         STOP_VARIABLE: str(scratch / "stop"),
         steps.PARENT_VARIABLE: str(os.getpid()),

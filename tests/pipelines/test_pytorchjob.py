@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.__main__ import main
 from pipelines.jobs import pytorchjob
 from pipelines.jobs.naming import MAX_NAME, Identity
 from pipelines.jobs.settings import JobSettings
@@ -184,24 +183,3 @@ def test_settings_that_cannot_be_are_refused(key: str, value: object):
     """Before a cluster is asked."""
     with pytest.raises(InputError, match=rf"jobs\.{key} must be"):
         dataclasses.replace(SETTINGS, **{key: value})
-
-
-def test_manifests_and_cost_are_shown_without_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A tower that arms share is there once, and what the hours assume is said."""
-    (tmp_path / "jobs.yaml").write_text("nodes: 2\ngpus_per_node: 8\n")
-    arguments = ["--root", str(tmp_path / "r"), "--recipe", "paper", "--arms", "random,perceptual,permuted"]
-
-    assert main(["plan", *arguments, "--manifests", "--jobs", str(tmp_path / "jobs.yaml")]) == 0
-
-    out = capsys.readouterr().out
-    jobs = list(yaml.safe_load_all(out))
-    stages = [job["metadata"]["labels"]["firstsight.dev/stage"] for job in jobs]
-    assert stages == [
-        "contrastive",
-        "perceptual",
-        "contrastive",
-        "contrastive",
-    ]
-    assert "taken for YFCC15M" in out
-    assert "50% of an H100's 798 TFLOP/s assumed" in out
-    assert not (tmp_path / "r").exists()
