@@ -9,7 +9,6 @@ Shapes: B batch, L tokens of a sequence, T tokens of all sequences, D joint widt
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import open_clip
@@ -17,15 +16,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
 """Lengths at which captions run: each joins the shortest bucket that holds it. Six edges save nearly what packing would."""
 
 SHORT = 96
-"""Sequences up to this length attend fastest with the memory-efficient kernel (H100, bf16: a third faster at 50 tokens)."""
-
-_CAUSAL = 1  # from the top left, as the memory-efficient kernel counts its masks
+"""Sequences up to this length attend fastest with torch's memory-efficient kernel (H100, bf16: a quarter less than cuDNN's at 50)."""
 
 Shapes = tuple[tuple[int, int], ...]
 """How sequences lie in T, run by run: (number of sequences, their length)."""
@@ -51,10 +47,9 @@ def encode_image(model: open_clip.CLIP, images: Tensor, *, compiled: bool = Fals
     shapes = ((count, length),)
     run = _compiled(_image_block) if compiled else _image_block
     x, blocks = x.flatten(0, 1), visual.transformer.resblocks
-    with _kernels(length):
-        for block in blocks[:-1]:
-            x = run(block, x, shapes)
-        x = _image_block(blocks[-1], x, shapes, class_tokens)
+    for block in blocks[:-1]:
+        x = run(block, x, shapes)
+    x = _image_block(blocks[-1], x, shapes, class_tokens)
     return normalize(visual.ln_post(x) @ visual.proj)
 
 
@@ -105,10 +100,9 @@ def encode_text(
     else:
         values, counts = torch.unique_consecutive(lengths, return_counts=True)
         shapes = tuple(zip(counts.tolist(), values.tolist(), strict=True))
-        with _kernels(width):
-            for block in blocks[:-1]:
-                x = _text_block(block, x, shapes)
-            x = _text_block(blocks[-1], x, shapes, end_of_text)
+        for block in blocks[:-1]:
+            x = _text_block(block, x, shapes)
+        x = _text_block(blocks[-1], x, shapes, end_of_text)
     features = model.ln_final(x) @ model.text_projection
     return normalize(features[torch.argsort(order)])
 
@@ -150,22 +144,37 @@ def _attend_by_run(qkv: Tensor, heads: int, shapes: Shapes, *, causal: bool) -> 
     """Queries, keys and values (T, 3 W) -> (T, W), a run of equal sequences at a time; unmasked or causal, so that fused kernels apply."""
     parts = []
     for (count, length), part in zip(shapes, qkv.split([count * length for count, length in shapes]), strict=True):  # type: ignore[no-untyped-call]
-        query, key, value = part.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        parts.append(F.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2).flatten(2).flatten(0, 1))
+        query, key, value = part.view(count, length, 3, heads, -1).unbind(2)
+        if length <= SHORT and qkv.is_cuda and qkv.dtype == torch.bfloat16:
+            attended = _attend_efficiently(query, key, value, causal=causal)
+        else:
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+            attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2)
+        parts.append(attended.flatten(2).flatten(0, 1))
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _attend_packed(qkv: Tensor, heads: int, starts: Tensor, longest: int) -> Tensor:
     """The same over sequences of any lengths, causal; they begin at `starts`, (B + 1,) int32, whose last element is T.
 
-    The kernel behind scaled_dot_product_attention's memory-efficient back end, which takes such starts; flash attention's
-    (torch.nn.attention.varlen) computes 128 keys at a time and took twice as long for captions of 24 tokens.
+    Flash attention over such sequences (torch.nn.attention.varlen) reads 128 keys at a time: for captions of 24 tokens it
+    took 2.4 times as long.
     """
     query, key, value = qkv.view(1, len(qkv), 3, heads, -1).unbind(2)
-    attended = torch.ops.aten._efficient_attention_forward(
-        query, key, value, None, starts, starts, longest, longest, 0.0, _CAUSAL, qkv.requires_grad
-    )
-    return cast(Tensor, attended[0]).flatten(2)[0]
+    return _attend_efficiently(query, key, value, starts, longest, causal=True).flatten(2)[0]
+
+
+def _attend_efficiently(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None = None, longest: int | None = None, *, causal: bool
+) -> Tensor:
+    """(b, l, heads, d) each -> (b, l, heads, d), by the kernel behind scaled_dot_product_attention's memory-efficient back end.
+
+    Called by its own name because the public function takes no `starts`, and because choosing a back end there
+    (sdpa_kernel) changes the choice of whoever comes after.
+    """
+    attend = torch.ops.aten._efficient_attention_forward
+    found = attend(query, key, value, None, starts, starts, longest, longest, 0.0, int(causal), query.requires_grad)
+    return cast(Tensor, found[0])
 
 
 def _kernel_for_any_length(device: torch.device) -> bool:
@@ -176,14 +185,6 @@ def _kernel_for_any_length(device: torch.device) -> bool:
         and torch.get_autocast_dtype("cuda") == torch.bfloat16
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
-
-
-def _kernels(length: int) -> AbstractContextManager[None]:
-    """Which of torch's fused attention kernels come first for sequences of this length."""
-    if length > SHORT:
-        return nullcontext()
-    preferred = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-    return sdpa_kernel(preferred, set_priority=True)
 
 
 def _sent(index: Tensor, device: torch.device) -> Tensor:

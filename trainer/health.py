@@ -6,11 +6,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.metrics import profiled_steps
 from trainer.storage import join, write_bytes
@@ -27,6 +29,36 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+class Skips:
+    """Which steps were skipped; on a GPU known one step later, so that its queue never runs dry while the next is prepared."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._lag = 1 if device.type == "cuda" else 0
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, step: int, skipped: Tensor) -> None:
+        """Step number `step` (from 1) was skipped if `skipped`, a boolean on the device, holds."""
+        if skipped.device.type != "cuda":
+            self._pending.append((step, skipped, None))
+            return
+        told = torch.empty((), dtype=torch.bool, pin_memory=True)
+        told.copy_(skipped, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._pending.append((step, told, event))
+
+    def known(self, wait: bool) -> list[int]:
+        """The skipped steps among those that have ended, each told once; `wait` for the last one too."""
+        found = []
+        while len(self._pending) > (0 if wait else self._lag):
+            step, skipped, event = self._pending.popleft()
+            if event is not None:
+                event.synchronize()
+            if bool(skipped):
+                found.append(step)
+        return found
 
 
 class Watchdog:

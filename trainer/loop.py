@@ -17,7 +17,7 @@ from trainer.config import OptimizerConfig, StageConfig, stream_seed
 from trainer.distributed import Distributed
 from trainer.errors import RunError, Stopped
 from trainer.failure import write_failure
-from trainer.health import Profiler, Watchdog
+from trainer.health import Profiler, Skips, Watchdog
 from trainer.metrics import PROGRESS_FILE, StepTimer, StoredLines
 from trainer.progress import check_stop
 from trainer.records import Run
@@ -60,6 +60,7 @@ def train(config: StageConfig) -> None:
                 steps=loader.steps_per_epoch * settings.epochs,
                 global_batch_size=settings.global_batch_size,
                 started_from=started_from,
+                skips=Skips(dist.device),
                 lines=StoredLines(config.output, PROGRESS_FILE) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
                 endpoint=Endpoint(config, config.placement.metrics_port)
@@ -161,9 +162,12 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
                 with timer.measure("evaluation"):
                     figures.update(run.stage.end_epoch(state.step // run.steps_per_epoch - 1))
             stop = distributed.all_any(stop_requested())
-            if steps := cadence.steps_to_log(stop):
+            steps, save = cadence.steps_to_log(stop), cadence.save(stop)
+            if steps or save:
+                _count_skips(run, wait=True)
+            if steps:
                 records.log_step(run, figures, timer.take(steps, steps * run.global_batch_size))
-            if cadence.save(stop):
+            if save:
                 with timer.measure("checkpoint_stall"):
                     records.save(run, cadence.keep())
             beat()
@@ -194,20 +198,28 @@ def _step(run: Run, batch: Any) -> dict[str, Any]:
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if settings.clip_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(trained, settings.clip_norm, norm)
-    if distributed.all_any(not bool(torch.isfinite(norm))):
-        state.nonfinite_steps += 1
-        log.warning("%s: step %d skipped, its gradient is not finite (%d so far)", run.name, state.step + 1, state.nonfinite_steps)
-        if state.nonfinite_steps > config.placement.max_nonfinite_steps:
-            raise RunError(
-                f"{run.name}: step {state.step + 1}: {state.nonfinite_steps} steps had a gradient that is not finite, "
-                f"placement.max_nonfinite_steps is {config.placement.max_nonfinite_steps}"
-            )
-    else:
-        run.optimizer.step()
-        run.stage.after_optimizer()
+    # the gradient is the sum over ranks, so all of them see the same
+    skip = ~torch.isfinite(norm)
+    optimizer.step_unless(run.optimizer, skip)
+    run.stage.after_optimizer()
     run.optimizer.zero_grad(set_to_none=True)
+    run.skips.add(state.step + 1, skip)
+    _count_skips(run)
     state.flops += float(figures.get("flops", 0.0)) * run.dist.world_size
     return {**figures, "grad_norm": norm, "learning_rate": rate}
+
+
+def _count_skips(run: Run, wait: bool = False) -> None:
+    """Count the skipped steps that are known of; `wait` for the device to know of all. RunError where they pass the limit."""
+    state, limit = run.state, run.config.placement.max_nonfinite_steps
+    for step in run.skips.known(wait):
+        state.nonfinite_steps += 1
+        log.warning("%s: step %d skipped, its gradient is not finite (%d so far)", run.name, step, state.nonfinite_steps)
+        if state.nonfinite_steps > limit:
+            raise RunError(
+                f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient that is not finite, "
+                f"placement.max_nonfinite_steps is {limit}"
+            )
 
 
 def _horizon(run: Run) -> int:

@@ -46,8 +46,8 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
 class _TiledInfoNCE(torch.autograd.Function):
     """The loss's part of image rows `offset` to `offset + n` against all N texts.
 
-    log_softmax and softmax stand for what takes several passes over a tile otherwise: a row's log-sum-exp is any of its logits
-    less the log-softmax there.
+    log_softmax and softmax stand for what takes several passes over a tile otherwise: a row's log-sum-exp is any of its
+    logits less the log-softmax there.
     """
 
     @staticmethod
@@ -62,8 +62,8 @@ class _TiledInfoNCE(torch.autograd.Function):
             diagonal[start:stop] = tile.diagonal(offset + start)
             torch.log_softmax(tile, 1, out=scratch)
             row_lse[start:stop] = tile[:, 0] - scratch[:, 0]
-            torch.log_softmax(tile, 0, out=scratch)
-            column_lse = torch.logaddexp(column_lse, tile[0] - scratch[0])
+            column_max = tile.amax(0)
+            column_lse = torch.logaddexp(column_lse, column_max + tile.sub_(column_max).exp_().sum(0).log_())
         column_lse = concatenate(column_lse).logsumexp(0)
         ctx.save_for_backward(image, text, scale, column_lse)
         ctx.offset = offset

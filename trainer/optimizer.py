@@ -51,6 +51,15 @@ def build(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """A step that changes nothing where `skip`, a boolean on the parameters' device, holds; nobody waits to know it.
+
+    The fused optimisers read `found_inf` for PyTorch's own GradScaler.
+    """
+    setattr(optimizer, "found_inf", skip.float())  # noqa: B010  the optimizer's class does not declare it
+    optimizer.step()
+
+
 def state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimiser's tensors as `<parameter>/<quantity>`; references, not copies. Empty before its first step."""
     return {

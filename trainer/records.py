@@ -21,7 +21,7 @@ from trainer.configs import dump_yaml
 from trainer.distributed import Distributed
 from trainer.errors import InputError, RunError
 from trainer.failure import FAILURE_FILE
-from trainer.health import peak_flops
+from trainer.health import Skips, peak_flops
 from trainer.metrics import LOG_FILE, PROGRESS_FILE, StoredLines, StoredLogHandler, json_line
 from trainer.progress import progress, step_line
 from trainer.sinks import LINGER_SECONDS, Endpoint, Sink
@@ -50,6 +50,7 @@ class Run:
     steps: int
     global_batch_size: int
     started_from: str
+    skips: Skips
     lines: StoredLines | None
     """progress.jsonl; rank 0 has it."""
     writer: checkpoint.Writer | None

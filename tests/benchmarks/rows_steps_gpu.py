@@ -21,7 +21,7 @@ MEMORY_FRACTION, LARGEST = 0.25, 8192
 """Of the device, and pairs, for row S: a search over batch sizes is then quick, and says the same."""
 
 
-def _rate(step: Callable[[], object], size: int, steps: int = 5) -> Callable[[], float]:
+def _rate(step: Callable[[], object], size: int, steps: int = 10) -> Callable[[], float]:
     """Samples a second of `step`, the device waited for."""
 
     def measure() -> float:

@@ -156,7 +156,7 @@ def test_a_dead_worker_is_named(pair_data: DataConfig, monkeypatch: pytest.Monke
     loader = pairs_loader(pair_data, placement=Placement(loader_workers=1))
     batches = loader.batches(0)
     next(batches)
-    os.kill(next(iter(loader._pool._processes)), signal.SIGKILL)
+    os.kill(next(iter(loader._workers._pool._processes)), signal.SIGKILL)
     with pytest.raises(RunError, match="a loader worker died"):
         list(islice(batches, 50))
     loader.close()

@@ -13,8 +13,9 @@ import torch
 from tests import reference_trainer as reference
 from tests.train import build
 from trainer import distributed, encoding, losses, models, optimizer
-from trainer.config import Placement, Precision, StageConfig
+from trainer.config import OptimizerConfig, Placement, Precision, StageConfig
 from trainer.configs import load_recipe
+from trainer.health import Skips
 from trainer.stages.contrastive import ContrastiveStage
 from trainer.storage.committed import read_committed
 from trainer.train import launch
@@ -152,3 +153,20 @@ def test_a_stage_goes_on_from_its_checkpoint_on_the_device(tmp_path: Path, compi
     for step, loss in losses_of[1].items():
         assert loss == pytest.approx(losses_of[0][step], abs=1e-4)
     assert read_committed(f"{resumed.output}/final") is not None
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_told_a_step_later() -> None:
+    """Without a wait for the device in between; weights stay finite."""
+    module = torch.nn.Linear(3, 2).cuda()
+    built = optimizer.build(module, OptimizerConfig(learning_rate=1e-2))
+    skips, told = Skips(torch.device("cuda")), []
+    for step in range(1, 5):
+        for p in module.parameters():
+            p.grad = torch.full_like(p, float("nan") if step in (2, 4) else 0.5)
+        skip = ~torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+        optimizer.step_unless(built, skip)
+        skips.add(step, skip)
+        told.append(skips.known(wait=False))
+    assert told == [[], [], [2], []]
+    assert skips.known(wait=True) == [4]
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())

@@ -64,3 +64,18 @@ def test_state_of_another_model_is_refused() -> None:
     """The first name that does not fit is said."""
     with pytest.raises(InputError, match="does not fit the model"):
         optimizer.load_state(optimizer.build(Tower(), OptimizerConfig()), Tower(), {"other/exp_avg": torch.ones(1)})
+
+
+def test_a_skipped_step_changes_neither_weights_nor_moments() -> None:
+    """Nor the count of steps, whatever the gradient holds; the next one goes on as if it had not been."""
+    states = []
+    for skips in ([False, False], [False, True, False]):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 2)
+        built = optimizer.build(module, OptimizerConfig(learning_rate=1e-2))
+        for skip in skips:
+            for p in module.parameters():
+                p.grad = torch.full_like(p, float("nan") if skip else 0.5)
+            optimizer.step_unless(built, torch.tensor(skip))
+        states.append({**module.state_dict(), **optimizer.state(built, module)})
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())

@@ -10,7 +10,6 @@ same at every world size, number of workers and place of the data.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, Literal, TypeVar
@@ -27,7 +26,8 @@ from trainer.data.decode import Decoder, uniforms
 from trainer.data.decoders import DecodedPairs, DecodedTriplets, PairsDecoder, TripletsDecoder
 from trainer.data.memory import memory_for_pictures
 from trainer.data.order import CanonicalOrder, SinglePass
-from trainer.data.pipeline import ChunkDecoder, Pipeline, open_pool
+from trainer.data.pipeline import BATCHES_AT_ONCE, CHUNK_SAMPLES, Chunk, Pipeline
+from trainer.data.workers import ChunkDecoder, Threads, open_workers
 from trainer.errors import InputError
 from trainer.storage.manifest import Manifest, require_manifest
 
@@ -117,7 +117,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         window = len(self._shards) if not block_shards else 2 * (-(-runs // world_size) + 1) * (block_shards + 2)
         self._views_capacity = min(len(self._shards) * (2 if block_shards else 1), window) + 8
         self._running: Pipeline[DecodedT, BatchT] | None = None
-        self._pool: Executor | None = None
+        self._workers: Threads[DecodedT] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -154,14 +154,21 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         if self._running is not None:
             self._running.close()
             self._running = None
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def _run(self, order: CanonicalOrder | SinglePass, start_step: int) -> Iterator[BatchT]:
         self.close()
-        decoder, in_memory = self._decoder()
-        self._pool, decode = open_pool(self._placement, decoder, processes=not in_memory)
+        decoder, in_memory, sample_bytes = self._decoder()
+        chunks = -(-(self._global_batch_size // self._world_size) // CHUNK_SAMPLES)
+        self._workers = open_workers(
+            self._placement,
+            decoder,
+            processes=not in_memory,
+            slots=BATCHES_AT_ONCE * chunks,
+            slot_bytes=CHUNK_SAMPLES * sample_bytes,
+        )
         source = shard_source(
             self._uri,
             self._manifest,
@@ -177,8 +184,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
             source=source,
             rank=self._rank,
             world_size=self._world_size,
-            pool=self._pool,
-            decode=decode,
+            workers=self._workers,
             assemble=self._assemble,
             others=self._others,
             start_step=start_step,
@@ -191,8 +197,8 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         return None
 
     @abstractmethod
-    def _decoder(self) -> tuple[ChunkDecoder[DecodedT], bool]:
-        """What decodes, and whether it keeps the pictures in memory (then it runs in threads, which share them)."""
+    def _decoder(self) -> tuple[ChunkDecoder[Chunk, DecodedT], bool, int]:
+        """What decodes; whether it keeps the pictures in memory (then it runs in threads, which share them); a sample's bytes of pixels."""
 
     @abstractmethod
     def _assemble(self, step: int, epoch: int, chunks: list[DecodedT]) -> BatchT:
@@ -250,8 +256,8 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
             keep_bytes=memory if small else 0,
         )
 
-    def _decoder(self) -> tuple[ChunkDecoder[DecodedPairs], bool]:
-        return self._pairs_decoder, self._pairs_decoder.keep_bytes > 0
+    def _decoder(self) -> tuple[ChunkDecoder[Chunk, DecodedPairs], bool, int]:
+        return self._pairs_decoder, self._pairs_decoder.keep_bytes > 0, 3 * self._pairs_decoder.image_size**2
 
     def _assemble(self, step: int, epoch: int, chunks: list[DecodedPairs]) -> PairBatch:
         return PairBatch(
@@ -333,8 +339,8 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         shards = self._bounds.searchsorted(others, side="right") - 1
         return np.stack([np.zeros_like(others), shards, others - self._bounds[shards]], axis=1)
 
-    def _decoder(self) -> tuple[ChunkDecoder[DecodedTriplets], bool]:
-        return self._triplets_decoder, self._triplets_decoder.keep
+    def _decoder(self) -> tuple[ChunkDecoder[Chunk, DecodedTriplets], bool, int]:
+        return self._triplets_decoder, self._triplets_decoder.keep, 9 * self._triplets_decoder.image_size**2
 
     def _assemble(self, step: int, epoch: int, chunks: list[DecodedTriplets]) -> TripletBatch:
         return TripletBatch(

@@ -7,34 +7,31 @@ so their number changes nothing. Whatever fails travels to the consumer as the e
 
 import contextlib
 import itertools
-import multiprocessing
-import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from trainer.config import Placement
 from trainer.data.cache import Source
 from trainer.data.shards import ShardFile
+from trainer.data.workers import Threads
 from trainer.errors import RunError
 
 CHUNK_SAMPLES = 32
 """Samples decoded by one task: small enough that a first batch is spread over all workers."""
 
 _AHEAD = 2
+BATCHES_AT_ONCE = _AHEAD + 3
+"""Within so many batches in a row the first one's chunks have been assembled: those ahead, one waited for, one that is put, one more."""
 _POLL_SECONDS = 0.2
 
 DecodedT = TypeVar("DecodedT")
-DecodedT_co = TypeVar("DecodedT_co", covariant=True)
 BatchT = TypeVar("BatchT")
 
 
@@ -67,14 +64,6 @@ class BatchOrder(Protocol):
         ...
 
 
-class ChunkDecoder(Protocol[DecodedT_co]):
-    """What turns a chunk into arrays; it is sent to worker processes, so it must pickle."""
-
-    def decode(self, chunk: Chunk) -> DecodedT_co:
-        """Decode one chunk. Raises RunError naming shard and sample."""
-        ...
-
-
 class Pipeline(Generic[DecodedT, BatchT]):
     """Batches from `start_step` to `stop_step` (None: for ever)."""
 
@@ -85,8 +74,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
         source: Source,
         rank: int,
         world_size: int,
-        pool: Executor,
-        decode: Callable[[Chunk], DecodedT],
+        workers: Threads[DecodedT],
         assemble: Callable[[int, int, list[DecodedT]], BatchT],
         others: Callable[[int, NDArray[np.int64]], NDArray[np.int64] | None],
         start_step: int,
@@ -99,15 +87,14 @@ class Pipeline(Generic[DecodedT, BatchT]):
             source: where the shards lie.
             rank: of this process.
             world_size: ranks in all.
-            pool: runs `decode`.
-            decode: a chunk to arrays.
-            assemble: (step, epoch, its decoded chunks) to a batch.
+            workers: decode chunks.
+            assemble: (step, epoch, its decoded chunks) to a batch; must copy what it takes from them.
             others: (epoch, (n, 3) part) to the (n, 3) of other samples that each one also needs, or None.
             start_step: first step.
             stop_step: where to end.
         """
         self._order, self._source, self._rank, self._world_size = order, source, rank, world_size
-        self._pool, self._decode, self._assemble, self._others = pool, decode, assemble, others
+        self._workers, self._assemble, self._others = workers, assemble, others
         self._assembler = ThreadPoolExecutor(1, "assemble")
         self._batches: queue.Queue[Future[BatchT | None]] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
@@ -142,7 +129,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
         try:
             for step in itertools.count(start_step) if stop_step is None else range(start_step, stop_step):
                 epoch = step // self._order.steps_per_epoch
-                decoded = [self._pool.submit(self._decode, chunk) for chunk in self._chunks(step, epoch)]
+                decoded = [self._workers.submit(chunk) for chunk in self._chunks(step, epoch)]
                 if not decoded:
                     continue
                 if not self._put(self._assembler.submit(self._finish, step, epoch, decoded)):
@@ -152,8 +139,8 @@ class Pipeline(Generic[DecodedT, BatchT]):
             last.set_exception(error)
         self._put(last)
 
-    def _finish(self, step: int, epoch: int, decoded: list[Future[DecodedT]]) -> BatchT:
-        batch = self._assemble(step, epoch, [chunk.result() for chunk in decoded])
+    def _finish(self, step: int, epoch: int, decoded: list[Callable[[], DecodedT]]) -> BatchT:
+        batch = self._assemble(step, epoch, [chunk() for chunk in decoded])
         self._source.release(step + 1)
         return batch
 
@@ -176,37 +163,3 @@ class Pipeline(Generic[DecodedT, BatchT]):
             used, which = np.unique(piece[..., :2].reshape(-1, 2), axis=0, return_inverse=True)
             files = [self._source.file(epoch, int(run), int(shard), step) for run, shard in used]
             yield Chunk(epoch=epoch, files=files, which=which.reshape(piece.shape[:2]), rows=piece[..., 2], positions=piece[..., 1:])
-
-
-def open_pool(placement: Placement, decoder: ChunkDecoder[DecodedT], *, processes: bool) -> tuple[Executor, Callable[[Chunk], DecodedT]]:
-    """The pool that decodes, and the function to submit to it: worker processes, or threads of this one."""
-    if processes and placement.loader_workers:
-        context = multiprocessing.get_context("forkserver")  # a fork of a process with threads and a GPU may hang
-        context.set_forkserver_preload(["trainer.data.loader"])
-        return ProcessPoolExecutor(placement.loader_workers, context, _begin_worker, (decoder,)), _decode_in_worker
-    cores = len(os.sched_getaffinity(0)) // placement.processes_per_node
-    return ThreadPoolExecutor(min(max(cores, 1), 16), "decode"), decoder.decode
-
-
-_worker_decoder: ChunkDecoder[Any] | None = None
-
-
-def _begin_worker(decoder: ChunkDecoder[Any]) -> None:
-    """Set up a worker process: one thread, Ctrl-C left to the parent, and an end when the parent has ended."""
-    global _worker_decoder
-    _worker_decoder = decoder
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _decode_in_worker(chunk: Chunk) -> Any:
-    assert _worker_decoder is not None
-    return _worker_decoder.decode(chunk)
