@@ -20,7 +20,7 @@ EVERYTHING = {
     "rbac": {"readNodes": True},
     "trainingRuntime": {"enabled": True},
     "profiles": {"firstsight": {}, "v2": {"backend": "trainjob"}},
-    "kubeflow": {"endpoint": "https://kfp.example.org", "multiUser": True, "caBundle": "PEM", "existingSecret": "kfp"},
+    "kubeflow": {"endpoint": "https://kfp.example.org", "multiUser": True, "namespace": "team", "caBundle": "PEM", "existingSecret": "kfp"},
     "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
     "images": {"pullSecrets": ["registry"]},
 }

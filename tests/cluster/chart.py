@@ -2,66 +2,30 @@
 
 import base64
 import contextlib
-import importlib.metadata
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from tests.cluster import harness, images, node, settings, volumes
+from tests.cluster import harness, node, settings, volumes
+from tests.images import local
 
 CHART = volumes.REPOSITORY / "charts/firstsight"
-PIPELINES_IMAGE = "docker.io/firstsight/pipelines:e2e"
 PIPELINES_VARIABLE = "FIRSTSIGHT_E2E_PIPELINES"
 """Image of the pipelines on a cluster of one's own (KUBECONFIG)."""
 RELEASE = "fs"
-_PYTHON = """#!/bin/sh
-export LD_LIBRARY_PATH=/opt/python/lib PYTHONPATH=/opt/firstsight:/opt/packages PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-exec /opt/python/bin/python3 "$@"
-"""
 
 
 def pipelines_image() -> str:
-    """An image of Debian, this Python, requirements/pipelines.txt and the source as it is now, imported into the cluster."""
+    """The pipelines image of this checkout, built from its Dockerfile and imported into the cluster."""
     if not harness.own_cluster():
         return os.environ[PIPELINES_VARIABLE]
-    root = settings.CACHE / "pipelines-root"
-    if not (root / "opt/packages").exists():
-        partial = root.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(settings.ROOTFS, partial, symlinks=True)
-        shutil.copytree(
-            sys.base_prefix, partial / "opt/python", symlinks=True, ignore=shutil.ignore_patterns("test", "site-packages", "__pycache__")
-        )
-        _copy_packages(partial / "opt/packages")
-        wrapper = partial / "usr/local/bin/python"
-        wrapper.write_text(_PYTHON)
-        wrapper.chmod(0o755)
-        partial.rename(root)
-    for name in ("trainer", "pipelines"):
-        shutil.rmtree(root / "opt/firstsight" / name, ignore_errors=True)
-        shutil.copytree(volumes.REPOSITORY / name, root / "opt/firstsight" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run(["chmod", "-R", "a+rX", str(root / "opt")], check=True)
-    images.write_image(settings.IMAGES / "pipelines.tar", PIPELINES_IMAGE, root, [])
+    local.pipelines_archive()
     node.import_images()
-    return PIPELINES_IMAGE
-
-
-def _copy_packages(target: Path) -> None:
-    """The distributions that the pipelines image has, and no torch."""
-    lines = (volumes.REPOSITORY / "requirements/pipelines.txt").read_text().splitlines()
-    for name in re.findall(r"^([A-Za-z0-9._-]+)==", "\n".join(lines), re.MULTILINE):
-        for file in importlib.metadata.distribution(name).files or ():
-            source = Path(str(file.locate()))
-            if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
-                (target / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target / file)
+    return local.PIPELINES_IMAGE
 
 
 def values(**more: Any) -> dict[str, Any]:
@@ -134,7 +98,7 @@ def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> N
 
 def pipelines_image_name() -> str:
     """The image, which values() has brought into the cluster."""
-    return PIPELINES_IMAGE if harness.own_cluster() else os.environ[PIPELINES_VARIABLE]
+    return local.PIPELINES_IMAGE if harness.own_cluster() else os.environ[PIPELINES_VARIABLE]
 
 
 def finish(namespace: str, name: str, seconds: float = 420) -> str:
