@@ -224,6 +224,13 @@ def test_compare_sets_experiments_side_by_side(tmp_path: Path) -> None:
     assert "Set beside other experiments" in page_of(here)
 
 
+def test_compared_experiments_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:
+    """The demo on two roots: each row says which."""
+    here, there = (fabricate(tmp_path / root, Fabrication(items=40)) for root in ("a", "b"))
+    results = read_json(write_report(here, [there])["results"])
+    assert {row["arm"] for row in results["comparison"]} == {f"random in {there}", f"perceptual in {there}"}
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [

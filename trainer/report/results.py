@@ -193,16 +193,18 @@ def _metrics(experiment: Experiment) -> list[dict[str, Any]]:
 def _comparison(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], others: Sequence[Experiment]) -> list[dict[str, Any]]:
     """Each further experiment's arms minus the same arms of this one, paired by seed."""
     rows = []
+    names = [experiment.name for experiment in (scores.experiment, *others)]
     for other in others:
+        called = other.name if names.count(other.name) == 1 else other.uri
         both = compare.Scores(scores.experiment)
         theirs = compare.Scores(other)
         for (arm, seed), finals in theirs.results.items():
-            both.results[f"{arm} in {other.name}", seed] = finals
+            both.results[f"{arm} in {called}", seed] = finals
         for arm in dict.fromkeys(arm for arm, _ in theirs.results):
             for endpoint in endpoints:
-                row = compare.contrast(both, f"{arm} in {other.name}", arm, endpoint)
+                row = compare.contrast(both, f"{arm} in {called}", arm, endpoint)
                 if row:
-                    rows.append({**row, "experiment": other.name})
+                    rows.append({**row, "experiment": called})
     return rows
 
 
