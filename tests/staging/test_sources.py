@@ -5,6 +5,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.staging.conftest import facts, photo_folder, picture, samples
@@ -88,13 +90,10 @@ def _keys(uri: str, shard: object) -> set[str]:
 def test_img2dataset_tars_with_failed_samples(tmp_path: Path, stage: Stage) -> None:
     """Pictures, captions and facts come in; what img2dataset could not fetch is counted, and is no fault of the tars."""
     for shard in range(2):
+        keys = [f"{shard:05d}{number:04d}" for number in range(10)]
         members = []
-        for number in range(10):
-            key = f"{shard:05d}{number:04d}"
+        for number, key in enumerate(keys[:9]):
             caption = f"tar {shard} sample {number}"
-            if number == 9:
-                members.append((f"{key}.json", json.dumps({"caption": caption, "status": "failed_to_download", "url": "x"}).encode()))
-                continue
             members += [
                 (f"{key}.jpg", picture(shard * 10 + number, kind="JPEG")),
                 (f"{key}.json", json.dumps({"caption": caption, "status": "success", "width": 40, "label": None}).encode()),
@@ -102,10 +101,15 @@ def test_img2dataset_tars_with_failed_samples(tmp_path: Path, stage: Stage) -> N
             ]
         write_tar(tmp_path / "tars" / f"{shard:05d}.tar", members)
         (tmp_path / "tars" / f"{shard:05d}_stats.json").write_text("{}", encoding="utf-8")
-        (tmp_path / "tars" / f"{shard:05d}.parquet").write_bytes(b"PAR1")
+        outcomes = {"status": ["success"] * 9 + ["failed_to_download"], "error_message": [None] * 9 + ["HTTP Error 404: Not Found"]}
+        pq.write_table(pa.table({"key": keys, **outcomes}), tmp_path / "tars" / f"{shard:05d}.parquet")
     uri, manifest = stage(tmp_path / "tars")
     assert manifest.rows == {"read": 20, "written": 18, "lost": {"not fetched by its maker": 2}}
     assert {members[1] for members in samples(uri, manifest).values()} >= {b"tar 0 sample 0", b"tar 1 sample 8"}
+    assert b"tar 0 sample 9" not in {members[1] for members in samples(uri, manifest).values()}
+    (tmp_path / "tars" / "00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"00001\.parquet: not a whole parquet file"):
+        stage(tmp_path / "tars")
 
 
 def test_webdataset_tars_with_classes(tmp_path: Path, stage: Stage) -> None:

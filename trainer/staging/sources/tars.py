@@ -1,14 +1,16 @@
 """Pairs from WebDataset tars, img2dataset's output included.
 
-Members of one sample share a name up to its first dot. A sample that img2dataset could not fetch has no picture
-and says so in its .json: it is counted, but it is no fault of these files.
+Members of one sample share a name up to its first dot. What img2dataset could not fetch stands in the table that it
+leaves beside each tar: it is counted, but it is no fault of these files.
 """
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from trainer.errors import InputError
 from trainer.staging.ranges import RangeReader
@@ -29,6 +31,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
         InputError: a tar that is none or is cut short, two samples of one name in a tar, no picture in any of them.
     """
     names = next((Blob(file.uri).read().decode().splitlines() for file in files if file.name == _CLASS_NAMES), [])
+    tables = {file.name: file for file in files if file.name.endswith(".parquet")}
     rows: list[PairRow] = []
     rejects: list[Reject] = []
     for file in files:
@@ -41,9 +44,26 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
                 rejects.append(row)
             else:
                 rows.append(row)
+        if (table := tables.get(file.name.removesuffix(".tar") + ".parquet")) is not None:
+            rejects += _not_fetched(file, table)
     if not rows and all(reject.cause == "no picture" for reject in rejects):
         raise InputError(f"{uri}: no pictures in its tars (looked for {', '.join(IMAGE_SUFFIXES)})")
     return Rows(rows=rows, rejects=rejects)
+
+
+def _not_fetched(tar: SourceFile, table: SourceFile) -> Iterator[Reject]:
+    """The rows of a tar that img2dataset got no picture for."""
+    try:
+        with pq.ParquetFile(io.BytesIO(Blob(table.uri).read())) as parquet:
+            if not {"key", "status", "error_message"} <= set(parquet.schema_arrow.names):
+                return
+            for row in parquet.read(["key", "status", "error_message"]).to_pylist():
+                if row["status"] != "success":
+                    yield Reject(
+                        f"{tar.name}: {row['key']}", "not fetched by its maker", row["error_message"] or row["status"], counts=False
+                    )
+    except pa.ArrowException as error:
+        raise InputError(f"{table.uri}: not a whole parquet file: {str(error).splitlines()[0]}") from error
 
 
 _Members = dict[str, tuple[int, int, bytes]]  # suffix -> offset, size, bytes where they are few
@@ -97,11 +117,8 @@ def _row(where: str, key: str, file: SourceFile, members: _Members, class_names:
     try:
         facts: dict[str, Any] = {}
         if "json" in members:
-            facts = _json_facts(members["json"][2], where, has_image=image is not None)
+            facts = _json_facts(members["json"][2], where)
         if image is None:
-            status = facts.get("status", "")
-            if status and status != "success":
-                return Reject(where, "not fetched by its maker", status, counts=False)
             return Reject(where, "no picture", f"only {', '.join(sorted(members)) or 'nothing'}")
         for suffix in ("txt", "caption"):
             if suffix in members:
@@ -125,19 +142,14 @@ def _row(where: str, key: str, file: SourceFile, members: _Members, class_names:
     )
 
 
-def _json_facts(data: bytes, where: str, has_image: bool) -> dict[str, Any]:
+def _json_facts(data: bytes, where: str) -> dict[str, Any]:
     """Facts of a sample's .json; an empty caption in it is no fault where a .txt has one, or where there is no picture."""
     try:
-        facts = parse_json(data, f"{where}.json")
+        return parse_json(data, f"{where}.json")
     except BadCaptionError as error:
         if error.cause != "empty caption":
             raise
-        facts = {}
-    if not has_image:
-        value = json.loads(data)
-        if isinstance(value, dict):
-            facts["status"] = str(value.get("status") or "")
-    return facts
+        return {}
 
 
 def _class_name(data: bytes, class_names: list[str], where: str) -> str:
