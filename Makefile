@@ -114,6 +114,16 @@ chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Securi
 chart-docs: $(VENV)/ready ## the chart's README from values.yaml
 	$(CHART_TOOLS) helm-docs --chart-search-root $(CHART)
 
+.PHONY: e2e-kfp
+e2e-kfp: $(VENV)/ready ## the whole of it on a real Kubeflow, KFP_ENDPOINT, where the chart is installed
+	$(BIN)/python -m pytest -q -m kfp tests/kubeflow $(ARGS)
+
+.PHONY: kind-up kind-down
+kind-up: images ## with docker and kind: a cluster with Kubeflow, the operators, the images
+	manifests/kind-up.sh "$(TAG)" build/images
+kind-down: ## take it away
+	kind delete cluster --name "$${KIND_CLUSTER:-firstsight}"
+
 ##@ Images
 
 IMAGES ?= trainer pipelines minio## which of the three are built
