@@ -64,7 +64,7 @@ def start_control_plane() -> None:
         "controller-manager", "kube-controller-manager", f"--kubeconfig={STATE}/controller-manager.conf", "--leader-elect=false",
         f"--service-account-private-key-file={pki}/sa.key", f"--root-ca-file={pki}/ca.crt", "--use-service-account-credentials",
         f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key", "--bind-address=127.0.0.1",
-        "--pvclaimbinder-sync-period=1s", "--enable-hostpath-provisioner", umask=0,  # the volumes it makes are for pods that are not root
+        "--pvclaimbinder-sync-period=1s", "--enable-hostpath-provisioner",
     )  # fmt: skip
     start("scheduler", "kube-scheduler", f"--kubeconfig={STATE}/scheduler.conf", "--leader-elect=false", "--bind-address=127.0.0.1")
     wait_for("bootstrap objects", lambda: _kubectl("apply", "-f", str(settings.HERE / "templates/bootstrap.yaml")))
@@ -108,13 +108,13 @@ def start_kubelet() -> None:
     )  # fmt: skip
 
 
-def start(name: str, *command: str, umask: int = 0o022) -> None:
+def start(name: str, *command: str) -> None:
     """Run `command` in the node's network, its pid recorded, unless it runs already."""
     if alive(name):
         return
     with (STATE / "logs" / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
-            [*INSIDE, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, umask=umask,
+            [*INSIDE, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env=settings.environment(),
         )  # fmt: skip
     (STATE / "run" / f"{name}.pid").write_text(str(process.pid))

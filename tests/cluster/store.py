@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minio import Minio
 
-from tests.cluster import harness, settings
+from tests.cluster import harness, settings, volumes
 
 MINIO_VARIABLE = "FIRSTSIGHT_E2E_MINIO"
 """Image of MinIO on a cluster of one's own (KUBECONFIG), which has no image of the tests."""
@@ -85,6 +85,7 @@ def deploy_store(namespace: str) -> Store:
     keys = {"AWS_ACCESS_KEY_ID": "firsttester", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
     if harness.get("secret", namespace, "store") is None:
         harness.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "store"}, "stringData": keys}, namespace)
+    harness.apply(_claim(namespace))
     manifest = (settings.HERE / "manifests/minio.yaml").read_text()
     if not harness.own_cluster():
         manifest = manifest.replace(settings.MINIO_IMAGE, os.environ[MINIO_VARIABLE])
@@ -92,6 +93,17 @@ def deploy_store(namespace: str) -> Store:
     store = _store(namespace)
     store.wait()
     return store
+
+
+def _claim(namespace: str) -> list[harness.Object]:
+    """Where the data outlive the pod: a folder of the node, since what its provisioner makes is for root alone; elsewhere the default."""
+    if harness.own_cluster():
+        folder = settings.STATE / "volumes" / f"{namespace}-minio"
+        folder.mkdir(parents=True, exist_ok=True)
+        return volumes.local_volume(namespace, "minio", folder, "ReadWriteOnce")
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "5Gi"}}}
+    metadata = {"name": "minio", "namespace": namespace}
+    return [{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}]
 
 
 def _store(namespace: str) -> Store:
