@@ -65,6 +65,7 @@ def charts_runtime(namespace: str) -> dict[str, Any]:
     """The TrainingRuntime that the chart makes in a run namespace."""
     values = f"trainingRuntime.enabled=true,profileDefaults.backend=trainjob,profileDefaults.namespaces={{{namespace}}}"
     command = ["helm", "template", "firstsight", str(CHART), "--set", values, "--show-only", "templates/runtime/trainingruntime.yaml"]
+    command += ["--api-versions", "trainer.kubeflow.org/v1alpha1/TrainingRuntime"]
     done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
     assert done.returncode == 0, done.stderr
     (runtime,) = [thing for thing in yaml.safe_load_all(done.stdout) if thing]
