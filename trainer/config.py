@@ -243,7 +243,7 @@ class Placement:
 
     nodes: int = placement(1, "Machines (pods) of the job.")
     processes_per_node: int = placement(1, "Ranks on each; one a GPU.")
-    threads: int = placement(0, "CPU threads a rank computes with; 0: cores / ranks. Recorded: sums depend on it.")
+    threads: int = placement(0, "CPU threads a rank computes with; 0: cores / ranks, beside a GPU 1. Recorded: sums depend on it.")
     device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda where there is one.")
     local_batch_size: int = placement(0, "Largest micro-batch a rank holds; 0: its whole share. Smaller uses the gradient cache.")
     loader_workers: int = placement(0, "Decoding processes a rank; 0: decode in threads of the rank.")

@@ -46,10 +46,11 @@ def start(placement: Placement) -> Distributed:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(placement.threads or max(1, cores // local_world_size))
+    device = _device(placement, local_rank)
+    # beside a GPU the cores belong to the loader: threads that spin for small sums would take them from it
+    torch.set_num_threads(placement.threads or (1 if device.type == "cuda" else max(1, cores // local_world_size)))
     torch.set_float32_matmul_precision("highest")  # TF32 keeps 10 bits of mantissa: never behind the user's back
     torch.backends.cudnn.allow_tf32 = False
-    device = _device(placement, local_rank)
     if world_size > 1 and not dist.is_initialized():
         # gloo for what lies on the host (flags, losses), nccl for what lies on the device
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainer.distributed import concatenate, gather
 
-TILE_ELEMENTS = 4 << 20
-"""Logits held at once, twice over: 16 MB of float32 each. Fixed, so that sums never depend on free memory."""
+TILE_ELEMENTS = 8 << 20
+"""Logits held at once, twice over: 32 MB of float32 each. Fixed, so that sums never depend on free memory."""
 
 
 # ----------------------------------------------------------------------------------------------- contrastive

@@ -7,8 +7,9 @@ draw is a function of the sample's own seed, so neither batch, rank nor device c
 Suffixes: B (batch), S (side); pictures are float in [0, 1] between the steps.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,14 +56,24 @@ def augment_on_device(images: Tensor, seeds: Tensor, augmentation: Augmentation)
 
 
 def _normalise(images: Tensor) -> Tensor:
-    mean = images.new_tensor(CLIP_MEAN)[:, None, None]
-    std = images.new_tensor(CLIP_STD)[:, None, None]
-    return (images - mean) / std
+    return (images - _per_channel(CLIP_MEAN, images.device)) / _per_channel(CLIP_STD, images.device)
+
+
+@functools.cache
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """(3, 1, 1) float32 on the device, put there once: a copy from ordinary memory waits until the device's queue is empty."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
+def _sent(values: NDArray[Any], device: torch.device) -> Tensor:
+    """To the device, through pinned memory, for the same reason."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _where(images: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tensor], Tensor]) -> Tensor:
     """`change` applied to the chosen ones, in place; the choice is made on the CPU, so the device never waits."""
-    index = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
+    index = _sent(np.flatnonzero(chosen), images.device)
     return images.index_copy_(0, index, change(images[index])) if len(index) else images
 
 
@@ -70,15 +81,15 @@ def _jitter(images: Tensor, draws: NDArray[np.float64]) -> Tensor:
     """Brightness, contrast, saturation and hue in an order of each picture's own, in place. draws: (B, 9)."""
     applied = draws[:, 0] < 0.8
     order = np.argsort(draws[:, 1:5], axis=1, kind="stable")  # (B, 4): which change comes at which place
-    factors = torch.from_numpy((0.6 + 0.8 * draws[:, 5:8]).astype(np.float32)).to(images.device)
-    turns = torch.from_numpy((0.2 * draws[:, 8] - 0.1).astype(np.float32)).to(images.device)
+    factors = _sent((0.6 + 0.8 * draws[:, 5:8]).astype(np.float32), images.device)
+    turns = _sent((0.2 * draws[:, 8] - 0.1).astype(np.float32), images.device)
     changes = (_brightness, _contrast, _saturation)
     for place in range(4):
         for kind in range(4):
             chosen = np.flatnonzero(applied & (order[:, place] == kind))
             if not len(chosen):
                 continue
-            index = torch.from_numpy(chosen).to(images.device)
+            index = _sent(chosen, images.device)
             amount = (turns[index] if kind == 3 else factors[index, kind])[:, None, None, None]
             changed = _hue(images[index], amount) if kind == 3 else changes[kind](images[index], amount)
             images.index_copy_(0, index, changed)
@@ -110,7 +121,7 @@ def _hue(images: Tensor, turn: Tensor) -> Tensor:
     )
     sixth = sixth + 6 * turn[:, 0]
     # In HSV a channel is high minus the part of the chroma that its distance from its own hue takes away.
-    offsets = images.new_tensor((5.0, 3.0, 1.0))[:, None, None]
+    offsets = _per_channel((5.0, 3.0, 1.0), images.device)
     away = torch.remainder(offsets + sixth[:, None], 6)
     return high[:, None] - chroma[:, None] * torch.minimum(away, 4 - away).clamp(0, 1)
 
@@ -121,14 +132,14 @@ def _grayscale(images: Tensor) -> Tensor:
 
 def _luma(images: Tensor) -> Tensor:
     """(B, 1, S, S)."""
-    return (images * images.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    return (images * _per_channel(_LUMA, images.device)).sum(1, keepdim=True)
 
 
 def _blur(images: Tensor, sigmas: Tensor) -> Tensor:
     """Gaussian blur with each picture's own sigma (B,), mirrored at the edge."""
     taps = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (taps / sigmas[:, None]) ** 2)
-    weights = (weights / weights.sum(1, keepdim=True)).to(images)  # (B, taps)
+    weights = _sent((weights / weights.sum(1, keepdim=True)).float().numpy(), images.device)  # (B, taps)
     batch, _, height, width = images.shape
     reach = min(_BLUR_RADIUS, height - 1, width - 1)
     weights = weights[:, _BLUR_RADIUS - reach : _BLUR_RADIUS + reach + 1]
