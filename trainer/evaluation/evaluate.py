@@ -13,6 +13,7 @@ from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError, RunError
 from trainer.evaluation.jobs import find_jobs, find_models
 from trainer.evaluation.results import why_not_done
+from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
 from trainer.storage import join, layout, read_bytes, read_json
 from trainer.storage.base import exists
@@ -73,6 +74,7 @@ def _measure_missing(config: EvaluateConfig, unfinished_ok: bool) -> dict[str, i
     for _, reason in reasons:
         if reason not in (None, "missing"):
             print(f"evaluate: measured again: {reason}", flush=True)
+    missing = take_over(config, missing)
     written = 0
     if missing:
         from trainer.evaluation.measure import measure  # imports torch
