@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tests.cluster import harness, node, settings, volumes
@@ -17,6 +18,7 @@ CHART = volumes.REPOSITORY / "charts/firstsight"
 PIPELINES_VARIABLE = "FIRSTSIGHT_E2E_PIPELINES"
 """Image of the pipelines on a cluster of one's own (KUBECONFIG)."""
 RELEASE = "fs"
+STORAGE_CLASS = "firsttest"
 
 
 def pipelines_image() -> str:
@@ -26,6 +28,15 @@ def pipelines_image() -> str:
     local.pipelines_archive()
     node.import_images()
     return local.PIPELINES_IMAGE
+
+
+def store_volume(namespace: str, folder: Path) -> None:
+    """A volume for the bundled store's claim, in a class of its own: what the cluster provisions only root may write."""
+    folder.chmod(0o777)
+    volume, _ = volumes.local_volume(namespace, f"{RELEASE}-firstsight-minio", folder, "ReadWriteOnce")
+    volume["spec"]["storageClassName"] = STORAGE_CLASS
+    storage_class = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": STORAGE_CLASS}}
+    harness.apply([{**storage_class, "provisioner": "kubernetes.io/no-provisioner"}, volume])
 
 
 def values(**more: Any) -> dict[str, Any]:
@@ -40,7 +51,9 @@ def values(**more: Any) -> dict[str, Any]:
     }
     pipelines, _, tag = pipelines_image().rpartition(":")
     image = {"pipelines": {"repository": pipelines, "tag": tag}}
+    persistence = {"size": "1Gi"}
     if harness.own_cluster():
+        persistence["storageClass"] = STORAGE_CLASS
         jobs["podTemplate"] = volumes.pod_template("pytorch")
         for name, reference in (("trainer", settings.BASE_IMAGE), ("minio", settings.MINIO_IMAGE)):
             repository, _, tag = reference.rpartition(":")
@@ -49,7 +62,7 @@ def values(**more: Any) -> dict[str, Any]:
     return {
         "images": image,
         "jobs": jobs,
-        "objectStore": {"bundled": {"persistence": {"size": "1Gi"}, "resources": small}},
+        "objectStore": {"bundled": {"persistence": persistence, "resources": small}},
         "profileDefaults": {"stagingSlices": 2},
         "reaper": {"resources": small, "graceSeconds": 20},
         "pods": {"resources": small},
@@ -68,7 +81,8 @@ def helm(*arguments: str, given: dict[str, Any] | None = None, binary: str = "he
     text = None if given is None else json.dumps(given)
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=harness.environment(), cwd=volumes.REPOSITORY)
     said = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, f"{' '.join(command)}: {said}"
+    if (done.returncode != 0) != fails:
+        raise AssertionError(f"{' '.join(command)}: {said}\n{harness.describe(arguments[arguments.index('-n') + 1])}")
     return said
 
 

@@ -26,9 +26,11 @@ ROOT = "s3://firstsight/{namespace}"
 
 
 @pytest.fixture(scope="module")
-def namespace(kubectl: Any, monitoring: str) -> Iterator[str]:
-    """One restricted namespace for the module."""
+def namespace(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One restricted namespace for the module, with a volume for the store."""
     name = harness.make_namespace("fs-chart")
+    if harness.own_cluster():
+        chart.store_volume(name, tmp_path_factory.mktemp("store"))
     try:
         yield name
     finally:
