@@ -1,5 +1,6 @@
-"""failure.json: how a stage ended, for callers that cannot see its exit code. No torch."""
+"""failure.json and the pod's termination message: how a stage ended, for callers that cannot see its exit code. No torch."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -10,22 +11,37 @@ from trainer.storage import join, read_json, write_json
 from trainer.storage.base import MissingObject, exists
 
 FAILURE_FILE = "failure.json"
+TERMINATION_LOG = "/dev/termination-log"
+"""Where Kubernetes looks for a container's last word (terminationMessagePath)."""
 
 
 def write_failure(config: StageConfig, error: Exception) -> None:
     """failure.json beside the stage's other files: how it ended, for callers that cannot see the exit code.
 
-    What a rank says of a lost peer never replaces the reason that the peer itself gave.
+    What a rank says of a lost peer never replaces the reason that the peer itself gave. Wrong input, which no restart
+    mends, is also the container's termination message.
     """
     uri = join(config.output, FAILURE_FILE)
     known = isinstance(error, InputError | RunError)
     line = " ".join(str(error).split()) or type(error).__name__
     code = error.exit_code if isinstance(error, InputError | RunError) else 1
+    if isinstance(error, InputError):
+        _tell_kubelet(line)
     try:
         if known or not exists(uri):
             write_json(uri, {"time": time.time(), "stage": config.stage, "exit_code": code, "line": line})
     except (InputError, RunError) as second:
         print(f"{uri}: could not be written: {second}", file=sys.stderr)
+
+
+def _tell_kubelet(line: str) -> None:
+    """Only where the file is there already: the kubelet puts it into each container."""
+    if os.access(TERMINATION_LOG, os.W_OK):
+        try:
+            with open(TERMINATION_LOG, "w") as log:
+                log.write(line + "\n")
+        except OSError as error:
+            print(f"{TERMINATION_LOG}: could not be written: {error.strerror}", file=sys.stderr)
 
 
 def read_failure(config: StageConfig) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import pytest
 from tests.train import build
 from tests.train.toy import sealed_data, toy_config
 from trainer.config import Placement, StageConfig, StartConfig, recipe_hash
-from trainer.errors import InputError
+from trainer.errors import InputError, RunError
 from trainer.failure import write_failure
 from trainer.storage.committed import Committed, write_committed
 from trainer.train import launch, validate
@@ -146,6 +146,22 @@ def test_a_lost_peer_never_replaces_the_reason_the_peer_gave(tmp_path: Path) -> 
     write_failure(config, ConnectionError("connection closed by peer"))
     failure = json.loads((tmp_path / "stage" / "failure.json").read_text())
     assert failure["line"] == "batch must be even, got 3"
+
+
+def test_wrong_input_is_the_pods_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line where the kubelet made the file; a failure on the way leaves it to the log, and elsewhere none is made."""
+    told = tmp_path / "termination-log"
+    monkeypatch.setattr("trainer.failure.TERMINATION_LOG", str(told))
+    config = toy_config(tmp_path)
+    write_failure(config, InputError("batch must be even, got 3"))
+    assert not told.exists()
+    told.touch()
+    write_failure(config, RunError("the store stayed down"))
+    assert told.read_text() == ""
+    with pytest.raises(InputError):
+        launch("contrastive", build.written(config, data=dataclasses.replace(config.data, identity="f" * 64)), [])
+    assert "is not the one this run was planned with" in told.read_text()
+    assert len(told.read_text().splitlines()) == 1
 
 
 def test_the_stage_must_be_the_configurations(tmp_path: Path) -> None:

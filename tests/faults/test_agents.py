@@ -1,0 +1,87 @@
+"""Two agents of one job, as the pods of a PyTorchJob start them, over loopback: one is killed, one is told to stop."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults import campaign
+from tests.faults.test_kills import weights_of
+from tests.ranks import run_ranks
+from tests.train import build
+from trainer.config import StageConfig
+from trainer.distributed import Distributed
+from trainer.starting import from_main
+from trainer.storage.committed import read_committed
+
+
+def start_agent(config: StageConfig, port: int) -> subprocess.Popen[bytes]:
+    """One pod's trainer: training-operator's variables for an elastic job of exactly two, one rank each."""
+    log = (Path(config.output) / "agents.log").open("ab")
+    job = {
+        "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_RDZV_ID": "job", "PET_NNODES": "2:2",
+        "PET_NPROC_PER_NODE": "1", "PET_MAX_RESTARTS": "10", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "trainer", "train", "contrastive", "--config", f"{config.output}/config.yaml"]
+    return subprocess.Popen(command, env={**os.environ, **job}, stdout=log, stderr=log)
+
+
+def wait_for_step(config: StageConfig, step: int, agents: list[subprocess.Popen[bytes]]) -> None:
+    """A checkpoint at or behind `step` has begun to appear."""
+    deadline = time.monotonic() + 240
+    while campaign._newest(config) < step:
+        assert all(agent.poll() is None for agent in agents), (Path(config.output) / "agents.log").read_text()[-3000:]
+        assert time.monotonic() < deadline, f"no checkpoint behind step {step}"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lost_pod_is_replaced_and_leaves_no_trace_in_the_weights(tmp_path: Path) -> None:
+    """SIGKILL of one agent, later SIGTERM: its successor joins, both exit 0 behind the sealed model, bit-equal to the run left alone."""
+    whole = build.contrastive(tmp_path / "whole", epochs=400, nodes=2)
+    assert campaign.finish(campaign.start_ranks(whole, 2)) == [0, 0]
+    config = build.contrastive(tmp_path / "lost", epochs=400, nodes=2, checkpoint_every_steps=1)
+    build.written(config)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    first = start_agent(config, port)  # the one that holds the rendezvous
+    second = start_agent(config, port)
+    try:
+        for number, exit_code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
+            wait_for_step(config, campaign._newest(config) + 20, [first, second])
+            second.send_signal(number)
+            assert second.wait(180) == exit_code
+            second = start_agent(config, port)
+        while first.poll() is None and second.poll() is None:
+            time.sleep(0.01)
+        assert read_committed(f"{config.output}/final") is not None  # with an elastic policy the first worker to end ends the job
+        assert (first.wait(180), second.wait(180)) == (0, 0), (Path(config.output) / "agents.log").read_text()[-3000:]
+    finally:
+        for agent in (first, second):
+            agent.kill()
+            agent.wait()
+    assert weights_of(config) == weights_of(whole)
+    seal = read_committed(f"{config.output}/final")
+    assert seal is not None
+    assert seal.facts["restarts"] >= 2
+
+
+def _finish_slowly(dist: Distributed, seal: str) -> bool:
+    def finish() -> None:
+        time.sleep(0.5)
+        Path(seal).touch()
+
+    from_main(dist, finish)
+    return Path(seal).exists()
+
+
+def test_every_rank_waits_for_the_seal(tmp_path: Path) -> None:
+    """What rank 0 does last is done when any rank goes on, also on other machines."""
+    assert run_ranks(_finish_slowly, 2, str(tmp_path / "COMMITTED.json")) == [True, True]
