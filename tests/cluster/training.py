@@ -33,14 +33,15 @@ from trainer.storage.committed import Committed, read_committed
 TRAINER_VARIABLE = "FIRSTSIGHT_E2E_TRAINER"
 """Image of the trainer on a cluster of one's own (KUBECONFIG), which has no volumes with Python in them."""
 RECIPE = """
-model: {image_size: 16, patch_size: 8, vision_layers: 1, vision_width: 32, vision_head_width: 16, embed_dim: 32, text_layers: 1,
-  text_width: 32, text_heads: 2, logit_scale_init: 1/0.07}
-staging: {triplet_side: 16, demo_side: 32, demo_triplets: 60}
-perceptual: {global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}
-contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}, global_batch_size: 32, contrast_batch_size: 32,
-  epochs: 12, augmentation: crop, precision: fp32}
+model: {{image_size: 16, patch_size: 8, vision_layers: 1, vision_width: 32, vision_head_width: 16, embed_dim: 32, text_layers: 1,
+  text_width: 32, text_heads: 2, logit_scale_init: 1/0.07}}
+staging: {{triplet_side: 16, demo_side: 32, demo_triplets: 60}}
+perceptual: {{global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}}
+contrastive: {{optimizer: {{learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}}, global_batch_size: 32, contrast_batch_size: 32,
+  epochs: {epochs}, augmentation: crop, precision: fp32}}
 """
 CELL = "random-seed0"
+EPOCHS = 12
 CHECKPOINT_EVERY = 10
 
 
@@ -108,7 +109,8 @@ def stage(store: Store, folder: Path) -> Staged:
     """Stage the demo into a new bucket and train its reference: the same stage, two ranks on this machine."""
     root = store.make_bucket()
     recipe = join(root, "recipe.yaml")
-    write_bytes(recipe, RECIPE.encode())
+    write_bytes(recipe, RECIPE.format(epochs=EPOCHS).encode())
+    write_bytes(join(root, "long.yaml"), RECIPE.format(epochs=100 * EPOCHS).encode())
     uris = {}
     for what in ("pairs", "triplets"):
         result = join(root, f"{what}.json")
@@ -128,11 +130,18 @@ def trainer(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def plan(staged: Staged, name: str = "", **placement: Any) -> Experiment:
-    """Plan an experiment of one cell; one thread a rank, a line of the log each step, many checkpoints."""
+def plan(staged: Staged, name: str = "", recipe: str = "recipe.yaml", **placement: Any) -> Experiment:
+    """Plan an experiment of one cell; one thread a rank, a line of the log each step, many checkpoints.
+
+    Args:
+        staged: the data.
+        name: of the experiment; empty: a new one.
+        recipe: recipe.yaml, or long.yaml for a job that does not end before the test does.
+        placement: settings that change no weights.
+    """
     name = name or f"e-{secrets.token_hex(3)}"
     steps.make_plan(
-        root=staged.root, experiment=name, arms="random", seeds="0", recipe=join(staged.root, "recipe.yaml"), pairs=staged.pairs,
+        root=staged.root, experiment=name, arms="random", seeds="0", recipe=join(staged.root, recipe), pairs=staged.pairs,
         triplets=staged.triplets,
     )  # fmt: skip
     uri = join(layout.stage(layout.cell(layout.experiment(staged.root, name), "random", 0), "contrastive"), "config.yaml")
