@@ -126,7 +126,14 @@ class Cluster:
             raise self._explain("create", kind, place, refused.refusal) from refused
 
     def patch(
-        self, kind: Kind, name: str, body: Mapping[str, Any], namespace: str | None = None, resource_version: str = ""
+        self,
+        kind: Kind,
+        name: str,
+        body: Mapping[str, Any],
+        namespace: str | None = None,
+        resource_version: str = "",
+        *,
+        once: bool = False,
     ) -> Object | None:
         """JSON merge patch: null removes a key, lists are replaced. None where the object is gone.
 
@@ -136,16 +143,18 @@ class Cluster:
             body: what changes.
             namespace: None: the cluster's own.
             resource_version: that the object must still have, since a list replaces what another may have written.
+            once: do not wait for a server that does not answer.
 
         Raises:
             Conflict: it has another version by now.
+            Unreachable: with `once`, nothing answered.
         """
         place = self._place(namespace)
         if resource_version:
             body = {**body, "metadata": {**body.get("metadata", {}), "resourceVersion": resource_version}}
         try:
             patched: Object = self._call(
-                "patch", kind, place, "PATCH", kind.path(place, name), body=body, content="application/merge-patch+json"
+                "patch", kind, place, "PATCH", kind.path(place, name), body=body, content="application/merge-patch+json", once=once
             )
             return patched
         except Refused as refused:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipelines.jobs.api import Unreachable
 from pipelines.jobs.base import JobSpec, LineSink, Outcome
 from pipelines.jobs.ending import end, wait_until_gone
 from pipelines.jobs.incidents import Incidents
@@ -145,7 +146,7 @@ class ClusterJob:
     def _beat(self) -> None:
         if time.monotonic() - self._beaten >= BEAT_SECONDS:
             self._beaten = time.monotonic()
-            with contextlib.suppress(RunError):  # an operator whose webhook is away refuses every change; the next beat is soon enough
+            with contextlib.suppress(Unreachable):  # an operator whose webhook is away refuses every change
                 beat(self._cluster, self._kind, self._name, self._backend.holder)
 
     def _conclude(self, outcome: Outcome, view: View) -> Outcome:
