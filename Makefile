@@ -75,14 +75,18 @@ ci: ## all that must hold before a change is taken
 ##@ Cluster (Debian, root)
 
 .PHONY: cluster-up cluster-down cluster-status
-cluster-up: $(VENV)/ready ## a real single-node Kubernetes with the training operator; the first time builds its servers (Go, 25 minutes)
+cluster-up: $(VENV)/ready ## a real single-node Kubernetes, training operator, Prometheus, MinIO; the first time builds them (Go, 35 minutes)
 cluster-down: $(VENV)/ready ## stop it and leave nothing but the built servers
 cluster-status: $(VENV)/ready ## which of its processes run
 cluster-up cluster-down cluster-status: cluster-%:
 	@$(BIN)/python -m tests.cluster $*
 
 .PHONY: e2e
-e2e: $(VENV)/ready ## job manifests before a real API server and operator: KUBECONFIG's cluster, or one brought up here
+e2e: $(VENV)/ready ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
+	$(BIN)/python -m pytest -q -m "cluster and not slow and not trainjob" tests/cluster $(ARGS)
+
+.PHONY: e2e-full
+e2e-full: $(VENV)/ready ## and the slower ones: a store, API server, kubelet or node that goes away in mid-run
 	$(BIN)/python -m pytest -q -m "cluster and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob

@@ -33,15 +33,14 @@ from trainer.storage.committed import Committed, read_committed
 TRAINER_VARIABLE = "FIRSTSIGHT_E2E_TRAINER"
 """Image of the trainer on a cluster of one's own (KUBECONFIG), which has no volumes with Python in them."""
 RECIPE = """
-model: {{image_size: 16, patch_size: 8, vision_layers: 1, vision_width: 32, vision_head_width: 16, embed_dim: 32, text_layers: 1,
-  text_width: 32, text_heads: 2, logit_scale_init: 1/0.07}}
-staging: {{triplet_side: 16, demo_side: 32, demo_triplets: 60}}
-perceptual: {{global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}}
-contrastive: {{optimizer: {{learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}}, global_batch_size: 32, contrast_batch_size: 32,
-  epochs: {epochs}, augmentation: crop, precision: fp32}}
+model: {image_size: 16, patch_size: 8, vision_layers: 1, vision_width: 32, vision_head_width: 16, embed_dim: 32, text_layers: 1,
+  text_width: 32, text_heads: 2, logit_scale_init: 1/0.07}
+staging: {triplet_side: 16, demo_side: 32, demo_triplets: 60}
+perceptual: {global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}
+contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}, global_batch_size: 32, contrast_batch_size: 32,
+  epochs: 12, augmentation: crop, precision: fp32}
 """
 CELL = "random-seed0"
-EPOCHS = 12
 CHECKPOINT_EVERY = 10
 
 
@@ -109,8 +108,8 @@ def stage(store: Store, folder: Path) -> Staged:
     """Stage the demo into a new bucket and train its reference: the same stage, two ranks on this machine."""
     root = store.make_bucket()
     recipe = join(root, "recipe.yaml")
-    write_bytes(recipe, RECIPE.format(epochs=EPOCHS).encode())
-    write_bytes(join(root, "long.yaml"), RECIPE.format(epochs=100 * EPOCHS).encode())
+    write_bytes(recipe, RECIPE.encode())
+    write_bytes(join(root, "long.yaml"), RECIPE.replace("epochs: 12", "epochs: 1200").encode())
     uris = {}
     for what in ("pairs", "triplets"):
         result = join(root, f"{what}.json")
@@ -162,13 +161,13 @@ def write_profile(folder: Path, namespace: str, staged: Staged, **changes: Any) 
     changes["pod_template"] = strategic_merge(trainer_template(), changes.get("pod_template", {}))
     staged.store.put_secret(namespace)
     path = folder / f"profile-{secrets.token_hex(3)}.yaml"
-    path.write_text(yaml.safe_dump({"root": staged.root, "backend": "pytorchjob", "jobs": {**jobs, **changes}}))
+    path.write_text(yaml.safe_dump({"root": staged.root, "backend": "pytorchjob", "jobs": {**jobs, **changes}))
     return str(path)
 
 
 def trainer_template() -> dict[str, Any]:
     """What `jobs.pod_template` needs so that the trainer runs on this cluster."""
-    return volumes.pod_template("pytorch") if harness.own_cluster() else {"spec": {"containers": [{"name": "pytorch"}]}}
+    return volumes.pod_template("pytorch") if harness.own_cluster() else {"spec": {"containers": [{"name": "pytorch"}]}
 
 
 @dataclass
