@@ -161,13 +161,13 @@ def write_profile(folder: Path, namespace: str, staged: Staged, **changes: Any) 
     changes["pod_template"] = strategic_merge(trainer_template(), changes.get("pod_template", {}))
     staged.store.put_secret(namespace)
     path = folder / f"profile-{secrets.token_hex(3)}.yaml"
-    path.write_text(yaml.safe_dump({"root": staged.root, "backend": "pytorchjob", "jobs": {**jobs, **changes}))
+    path.write_text(yaml.safe_dump({"root": staged.root, "backend": "pytorchjob", "jobs": {**jobs, **changes}}))
     return str(path)
 
 
 def trainer_template() -> dict[str, Any]:
     """What `jobs.pod_template` needs so that the trainer runs on this cluster."""
-    return volumes.pod_template("pytorch") if harness.own_cluster() else {"spec": {"containers": [{"name": "pytorch"}]}
+    return volumes.pod_template("pytorch") if harness.own_cluster() else {"spec": {"containers": [{"name": "pytorch"}]}}
 
 
 @dataclass
