@@ -75,7 +75,8 @@ def _spec(config: StageConfig, arguments: list[str]) -> WorkerSpec:
     parameters = RendezvousParameters(
         backend=environment.get("PET_RDZV_BACKEND", "c10d"),
         endpoint=endpoint or "localhost:0",
-        run_id=environment.get("PET_RDZV_ID", str(uuid.uuid4())),
+        # where pods meet, all must say the same; the training operator gives no id unless the job names one
+        run_id=environment.get("PET_RDZV_ID") or ("firstsight" if endpoint else str(uuid.uuid4())),
         min_nodes=int(low),
         max_nodes=int(high or low),
         local_addr=None if endpoint else "localhost",

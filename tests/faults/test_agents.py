@@ -24,7 +24,7 @@ def start_agent(config: StageConfig, port: int) -> subprocess.Popen[bytes]:
     """One pod's trainer: training-operator's variables for an elastic job of exactly two, one rank each."""
     log = (Path(config.output) / "agents.log").open("ab")
     job = {
-        "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_RDZV_ID": "job", "PET_NNODES": "2:2",
+        "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_NNODES": "2:2",
         "PET_NPROC_PER_NODE": "1", "PET_MAX_RESTARTS": "10", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "trainer", "train", "contrastive", "--config", f"{config.output}/config.yaml"]
