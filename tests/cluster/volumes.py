@@ -6,6 +6,7 @@ a folder that the pod's user could not enter: the mount begins behind it.
 """
 
 import compileall
+import os
 import shutil
 import subprocess
 import sys
@@ -35,14 +36,30 @@ ENVIRONMENT = {
 
 def prepare() -> None:
     """Copy trainer/ and pipelines/ as they are now, and have bytecode written where pods can only read."""
-    SOURCE.mkdir(parents=True, exist_ok=True)
     for name in ("trainer", "pipelines"):
-        shutil.rmtree(SOURCE / name, ignore_errors=True)
-        shutil.copytree(REPOSITORY / name, SOURCE / name, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run(["chmod", "-R", "a+rX", str(SOURCE)], check=True)
+        _mirror(REPOSITORY / name, SOURCE / name)
     compileall.compile_dir(SOURCE, quiet=1, stripdir=str(SOURCE), prependdir="/opt/source")
-    imports = "import trainer.loop, trainer.elastic, trainer.stages.contrastive, trainer.evaluation, kubernetes, minio"
-    subprocess.run([sys.executable, "-c", imports], check=True, cwd=SOURCE, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(SOURCE)})
+    subprocess.run(["chmod", "-R", "a+rX", str(SOURCE)], check=True)
+    written = settings.STATE / f"bytecode-{FOLDERS['packages'][0].stat().st_mtime_ns}"
+    if not written.exists():
+        imports = "import trainer.loop, trainer.elastic, trainer.stages.contrastive, trainer.evaluation, kubernetes, minio"
+        subprocess.run([sys.executable, "-c", imports], check=True, cwd=SOURCE, env={"PATH": "/usr/bin:/bin"})
+        written.touch()
+
+
+def _mirror(source: Path, target: Path) -> None:
+    """Make `target` hold the files of `source`, touching only what differs: pods of another session may be reading."""
+    wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    for path in wanted:
+        copy = target / path
+        if not copy.exists() or copy.read_bytes() != (source / path).read_bytes():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            partial = copy.with_name(f".{copy.name}.{os.getpid()}")
+            shutil.copy2(source / path, partial)
+            partial.replace(copy)
+    for copy in list(target.rglob("*")):
+        if copy.is_file() and "__pycache__" not in copy.parts and copy.relative_to(target) not in wanted:
+            copy.unlink(missing_ok=True)
 
 
 def manifests(namespace: str) -> list[dict[str, Any]]:
