@@ -83,10 +83,12 @@ cluster-up cluster-down cluster-status: cluster-%:
 
 .PHONY: e2e
 e2e: $(VENV)/ready ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
+	@$(BIN)/python -m tests.cluster check
 	$(BIN)/python -m pytest -q -m "cluster and not slow and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-full
 e2e-full: $(VENV)/ready ## and the slower ones: a store, API server, kubelet or node that goes away in mid-run
+	@$(BIN)/python -m tests.cluster check
 	$(BIN)/python -m pytest -q -m "cluster and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob

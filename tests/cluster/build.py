@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -67,6 +68,23 @@ def build() -> None:
     images.build_images()
 
 
+def require_machine() -> None:
+    """Whether a cluster can be brought up here.
+
+    Raises:
+        RuntimeError: in one line, all that this machine lacks.
+    """
+    lacking = []
+    if os.geteuid() != 0:
+        lacking.append("root (it makes a network namespace, mounts and cgroups)")
+    if not shutil.which("apt-get") and not all(map(_installed, settings.DEBIAN_PACKAGES)):
+        lacking.append("a Debian (apt-get)")
+    if not shutil.which("go"):
+        lacking.append("Go in PATH (its servers are built from their modules)")
+    if lacking:
+        raise RuntimeError(f"a cluster on this machine needs {', '.join(lacking)}; or let KUBECONFIG name a cluster")
+
+
 def chart_tools() -> Path:
     """Helm 4 (helm), helm 3 (helm3), helm-docs, helm-unittest, kubeconform and kubectl; the folder that holds them."""
     build_all(CHART_TOOLS)
@@ -81,21 +99,14 @@ def build_all(names: Iterable[str]) -> None:
 
 
 def install_debian_packages() -> None:
-    """Install the Debian packages that are missing.
-
-    Raises:
-        RuntimeError: this is no Debian; names what is missing.
-    """
+    """Install the Debian packages that are missing."""
     missing = [name for name in settings.DEBIAN_PACKAGES if not _installed(name)]
     if not missing:
         return
     _say(f"apt-get install {' '.join(missing)}")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", *missing]):
-        try:
-            subprocess.run(["apt-get", *command], check=True, stdout=subprocess.DEVNULL, env=quiet)
-        except FileNotFoundError:
-            raise RuntimeError(f"cluster: needs a Debian: there is no apt-get to install {', '.join(missing)} with") from None
+        subprocess.run(["apt-get", *command], check=True, stdout=subprocess.DEVNULL, env=quiet)
 
 
 def build_go(name: str, module: str, package: str) -> None:
@@ -114,10 +125,7 @@ def build_go(name: str, module: str, package: str) -> None:
         _say(f"go build {name} …")
         command = ["go", "build", "-trimpath", "-tags", tags, "-ldflags", flags, "-o", str(binary), package]
         environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-        try:
-            subprocess.run(command, cwd=folder, check=True, env=environment)
-        except FileNotFoundError:
-            raise RuntimeError(f"cluster: needs Go to build {name} from tests/cluster/tools/{module}, and there is none in PATH") from None
+        subprocess.run(command, cwd=folder, check=True, env=environment)
         stamp.write_text(version)
         _say(f"go build {name}: {time.monotonic() - started:.0f} s")
 

@@ -16,7 +16,7 @@ def kubectl() -> Iterator[Kubectl]:
     """`kubectl(*arguments, text=stdin)` on the cluster; a failure is an AssertionError with what kubectl said."""
     ours, runs_already = harness.own_cluster(), any(node.status().values())
     if ours:
-        assert os.geteuid() == 0, "a cluster on this machine needs root (network namespace, mounts); or name another one by KUBECONFIG"
+        build.require_machine()
         if not runs_already:
             build.build()
         try:

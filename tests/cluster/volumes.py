@@ -58,7 +58,8 @@ def _mirror(source: Path, target: Path) -> None:
             shutil.copy2(source / path, partial)
             partial.replace(copy)
     for copy in list(target.rglob("*")):
-        if copy.is_file() and "__pycache__" not in copy.parts and copy.relative_to(target) not in wanted:
+        ours = copy.is_file() and "__pycache__" not in copy.parts and not copy.name.startswith(".")
+        if ours and copy.relative_to(target) not in wanted:
             copy.unlink(missing_ok=True)
 
 
