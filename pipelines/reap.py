@@ -25,6 +25,8 @@ from trainer.errors import InputError, RunError
 
 LOOK_AGAIN_SECONDS = 30.0
 """For a kind that the cluster has not yet, a permission that is missing, an action that failed."""
+DEPARTED_SECONDS = 60.0
+"""For so long the pods of a job that is gone already are looked after."""
 STUCK_SECONDS = 900.0
 """A round takes longer only where something hangs: requests give up before."""
 Say = Callable[[str], None]
@@ -68,6 +70,8 @@ class Reaper:
         self._say = say
         self._said: set[str] = set()
         self._jobs: dict[str, tuple[Kind, Object]] = {}  # by uid
+        # Kubernetes itself deletes a job whose Workflow was deleted, at once, and its pods after it with all their grace.
+        self._departed: dict[str, tuple[Kind, Object, float]] = {}  # by uid; until when
         self._workflows: dict[tuple[str, str], Object] = {}
         self._changed = threading.Condition()
         self._news = False
@@ -146,6 +150,8 @@ class Reaper:
                 self._workflows[key] = _essence(thing)
         elif change == DELETED:
             self._jobs.pop(thing["metadata"]["uid"], None)
+            thing["metadata"].setdefault("deletionTimestamp", "")
+            self._departed[thing["metadata"]["uid"]] = (kind, thing, time.time() + DEPARTED_SECONDS)
         else:
             self._jobs[thing["metadata"]["uid"]] = (kind, thing)
         self._news = True
@@ -168,14 +174,21 @@ class Reaper:
     def _round(self) -> float:
         """Decide on all that is known, and act; the time at which to look again though nothing changes."""
         with self._changed:
-            jobs = list(self._jobs.values())
+            departed = list(self._departed.values())
+            jobs = [*self._jobs.values(), *((kind, job) for kind, job, _ in departed)]
         kinds = {job["metadata"]["uid"]: kind for kind, job in jobs}
-        decision = holds.decide([job for _, job in jobs], self._named_workflows(jobs), time.time(), self._grace_seconds)
-        self.metrics.jobs(len(jobs))
+        now = time.time()
+        decision = holds.decide([job for _, job in jobs], self._named_workflows(jobs), now, self._grace_seconds)
+        self.metrics.jobs(len(jobs) - len(departed))
         again = decision.again
         for action in decision.actions:
             if not self._act(kinds[action.job["metadata"]["uid"]], action):
-                again = min(again, time.time() + LOOK_AGAIN_SECONDS)
+                again = min(again, now + LOOK_AGAIN_SECONDS)
+        hurried = {action.job["metadata"]["uid"] for action in decision.actions if action.what == "hurry"}
+        with self._changed:
+            for _, job, until in departed:
+                if job["metadata"]["uid"] not in hurried or now > until:
+                    self._departed.pop(job["metadata"]["uid"], None)
         return again
 
     def _named_workflows(self, jobs: Sequence[tuple[Kind, Object]]) -> dict[tuple[str, str], Mapping[str, Any] | None]:
@@ -207,7 +220,7 @@ class Reaper:
             elif action.what == "delete":
                 ending.end(self._cluster, kind, name, namespace, resource_version=version)
             else:
-                ending.hurry(self._cluster, kind, name, namespace)
+                ending.hurry(self._cluster, kind, name, namespace, only_going=metadata["uid"] in self._departed)
         except Conflict:
             return True  # its newer version is on the way here, and decided on anew
         except (InputError, RunError) as error:

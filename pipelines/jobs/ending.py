@@ -33,9 +33,19 @@ def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, r
     hurry(cluster, kind, name, namespace)
 
 
-def hurry(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None) -> None:
-    """Shorten the grace of the job's pods to POD_GRACE_SECONDS; may be repeated, it never gives them more."""
+def hurry(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, *, only_going: bool = False) -> None:
+    """Shorten the grace of the job's pods to POD_GRACE_SECONDS; may be repeated, it never gives them more.
+
+    Args:
+        cluster: where they are.
+        kind: of the job.
+        name: of the job.
+        namespace: None: the cluster's own.
+        only_going: leave pods alone that nobody has deleted: they may be those of a new job of this name.
+    """
     for pod in pods_of(cluster, kind, name, namespace):
+        if only_going and "deletionTimestamp" not in pod["metadata"]:
+            continue
         if pod["metadata"].get("deletionGracePeriodSeconds", POD_GRACE_SECONDS + 1) > POD_GRACE_SECONDS:
             cluster.delete(POD, pod["metadata"]["name"], namespace=namespace, grace_seconds=POD_GRACE_SECONDS, propagation="Background")
 

@@ -168,6 +168,22 @@ def test_a_reaper_that_was_restarted_finishes_what_the_first_began(server: FakeA
     until(lambda: grace(server) == 20)
 
 
+def test_pods_of_a_job_that_kubernetes_deleted_with_its_workflow_are_hurried_too(server: FakeApi, reaper: Callable[..., list[str]]):
+    """Its garbage collector leaves them three minutes; a new job of the same name keeps its pods."""
+    put_job(server, put_workflow(server), pods=2)
+    reaper()
+    until(lambda: ("watch", PYTORCHJOBS) in server.requests)
+
+    server.remove(WORKFLOWS, "run")
+
+    until(lambda: grace(server, "j-0") == grace(server, "j-1") == 20)
+    second = put_workflow(server, "second")
+    put_job(server, second, name="j", pods=1)  # its pod takes the name of one that is going; nobody deletes it
+    server.put("pods", {"metadata": {"name": "j-9", "labels": {"training.kubeflow.org/job-name": "j"}}})
+    time.sleep(0.5)
+    assert grace(server, "j-9") is None
+
+
 def test_a_job_adopted_at_the_last_moment_is_not_deleted(server: FakeApi, api_cluster: Cluster):
     """The deletion is bound to the version that was looked at."""
     put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
