@@ -78,12 +78,12 @@ def make_namespace(prefix: str = "fs") -> str:
 
 
 def remove_namespace(name: str) -> None:
-    """Delete it with all that it holds, pods at once; returns when it is gone."""
+    """Delete it with all that it holds, pods at once; its name is never used again, so nobody waits until it is gone."""
     # A Job with backoffLimitPerIndex keeps failed pods until it has replaced them, which it may not in a namespace that goes.
     kubectl("-n", name, "delete", "jobs", "--all", "--wait=false")
     kubectl("-n", name, "delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")
-    kubectl("delete", "namespace", name, "--timeout=120s")
-    kubectl("delete", "persistentvolumes", "-l", f"{NAMESPACE_LABEL}={name}")
+    kubectl("delete", "namespace", name, "--wait=false")
+    kubectl("delete", "persistentvolumes", "-l", f"{NAMESPACE_LABEL}={name}", "--wait=false")
 
 
 def pod_ready(pod: Object) -> bool:
