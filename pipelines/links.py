@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.jobs.base import Outcome
 from pipelines.jobs.naming import DOMAIN
 from pipelines.profile import Overrides, Profile, read_profile
-from pipelines.steps import FAILURE, record_failure, step
+from pipelines.steps import FAILURE, record_failure, root_of_run, step
 from trainer.config import require
 from trainer.errors import InputError
 from trainer.storage import join, layout, open_store
@@ -44,9 +44,8 @@ def check_and_link(
         InputError: what a person has to mend first; failure.json in the experiment's folder says it too.
     """
     known = read_profile()
-    root = root or known.root
-    _require_profile(profile, known, root)
-    uri = layout.experiment(root, experiment)
+    _require_profile(profile, known)
+    uri = layout.experiment(root_of_run(root), experiment)
     open_store(uri).delete(join(uri, FAILURE))
     try:
         Overrides(nodes=nodes, gpus_per_node=gpus_per_node, image=image, queue=queue, resume=resume)
@@ -61,12 +60,10 @@ def check_and_link(
     return page
 
 
-def _require_profile(name: str, profile: Profile, root: str) -> None:
+def _require_profile(name: str, profile: Profile) -> None:
     """ConfigMap and Secret are mounted where there are some; a pod without them is told so here."""
     if os.environ.get(POD_VARIABLE) and profile == Profile():
         raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` makes one")
-    if not root:
-        raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
 
 
 def _cells(arms: str, seeds: str, recipe: str, triplets: str) -> list[str]:

@@ -88,7 +88,7 @@ def stage(
     source, from_pairs = (pairs or "demo", "") if what == "pairs" else (triplets or "demo", "" if triplets else pairs)
     request = Request(
         what=what,
-        root=_root(root),
+        root=root_of_run(root),
         experiment=experiment,
         source=source,
         from_pairs=from_pairs,
@@ -115,7 +115,7 @@ def make_plan(
     from pipelines import plan  # here: reading YAML into configurations takes longer than all that the other steps import
     from pipelines.arms import parse_arms, parse_seeds
 
-    root = _root(root)
+    root = root_of_run(root)
     uri = layout.experiment(root, experiment)
     open_store(uri).delete(join(uri, FAILURE))
     try:
@@ -154,7 +154,7 @@ def train(
     resume: str = "auto",
 ) -> None:
     """Run one stage of one cell, unless the cell has none or its final model is committed."""
-    root = _root(root)
+    root = root_of_run(root)
     entry = find_cell(layout.experiment(root, experiment), cell)
     title = f"{name} {cell}"
     folder = entry[name]
@@ -174,7 +174,7 @@ def train(
 @step
 def evaluate(*, root: str, experiment: str, cell: str, image: str = "", queue: str = "") -> None:
     """Measure the models of one cell."""
-    root = _root(root)
+    root = root_of_run(root)
     entry = find_cell(layout.experiment(root, experiment), cell)
     spec = evaluate_spec(root, experiment, entry)
     _run(spec, Overrides(image=image, queue=queue), attempts=ATTEMPTS)
@@ -183,7 +183,7 @@ def evaluate(*, root: str, experiment: str, cell: str, image: str = "", queue: s
 @step
 def finish(*, root: str, experiment: str, state: str) -> str:
     """Release what the run holds, then report the cells that finished; the page's URI, empty where there is nothing to report."""
-    root = _root(root)
+    root = root_of_run(root)
     _release(root, experiment)
     uri = layout.experiment(root, experiment)
     if read_plan(uri) is None:
@@ -206,7 +206,7 @@ def failures(root: str, experiment: str, cells: list[str], since: float) -> list
     return [failure for failure in found if failure["time"] >= since]
 
 
-def _root(root: str) -> str:
+def root_of_run(root: str) -> str:
     """The store URI of this run: its own, else the profile's."""
     root = root or read_profile().root
     if not root:

@@ -203,26 +203,19 @@ def _failures(run: Any, parameters: dict[str, Any]) -> list[dict[str, Any]]:
 
     cells = [layout.cell_name(arm.name, seed) for seed in parse_seeds(parameters["seeds"]) for arm in parse_arms(parameters["arms"])]
     since = run.created_at.timestamp() - CLOCK_SECONDS if run.created_at else 0.0
-    return steps.failures(_root(parameters), parameters["experiment"], cells, since)
-
-
-def _root(parameters: dict[str, Any]) -> str:
-    from pipelines.profile import read_profile
-
-    root = parameters["root"] or read_profile().root
-    if not root:
-        raise InputError("give ROOT=s3://… (and the store's credentials in the environment)")
-    return str(root)
+    return steps.failures(steps.root_of_run(parameters["root"]), parameters["experiment"], cells, since)
 
 
 def _print_report(parameters: dict[str, Any]) -> None:
     """The report's table where this machine can read the store; the run's page has it anyway."""
     from rich.console import Console
 
+    from pipelines.steps import root_of_run
     from pipelines.summary import print_summary
     from trainer.storage import layout
 
     try:
-        print_summary(Console(file=sys.stdout, highlight=False), layout.experiment(_root(parameters), parameters["experiment"]))
+        uri = layout.experiment(root_of_run(parameters["root"]), parameters["experiment"])
+        print_summary(Console(file=sys.stdout, highlight=False), uri)
     except (InputError, RunError, OSError):
         print("the report is an artifact of the run's last step, and lies in the store under report/index.html")
