@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,15 +142,11 @@ def keys(namespace: str, secret: str) -> dict[str, str]:
 def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
     """`kubectl port-forward` to a Service while the context lasts; the address on this machine."""
     command = ["kubectl", "-n", namespace, "port-forward", "--address", "127.0.0.1", target, f":{port}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=harness.environment())
-    try:
-        assert process.stdout is not None
-        line, deadline = "", time.monotonic() + 30
-        while not (found := re.search(r"127\.0\.0\.1:(\d+)", line)):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            line = process.stdout.readline()
-        yield f"127.0.0.1:{found[1]}"
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=harness.environment()) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+            assert found, f"{' '.join(command)} ended with {process.wait()}"
+            yield f"127.0.0.1:{found[1]}"
+        finally:
+            process.kill()
