@@ -109,6 +109,26 @@ def test_a_retry_within_the_grace_adopts_the_living_job(workflow: Workflow, tmp_
 
 
 @pytest.mark.slow
+def test_deleting_one_of_two_runs_leaves_the_job_to_the_other(workflow: Workflow, tmp_path: Path) -> None:
+    """Both Workflows own it; Kubernetes' own collector and the reaper agree that one of them is enough."""
+    second = workflow.another()
+    second.launch()
+    harness.wait_until("the second run to adopt", lambda: started(second) and "adopted" in second.log(), 90)
+    before = job_of(workflow)
+    assert before is not None
+    assert len(before["metadata"]["ownerReferences"]) == 2
+    with reaper(workflow.namespace, GRACE, tmp_path):
+        deleted(workflow)
+        time.sleep(15)
+
+        after = job_of(workflow)
+        assert after is not None
+        assert after["metadata"]["uid"] == before["metadata"]["uid"]
+        deleted(second)
+        harness.wait_until("job and pods to go", lambda: nothing_left(second), 30)
+
+
+@pytest.mark.slow
 def test_a_reaper_that_was_away_does_what_it_would_have_done(workflow: Workflow, tmp_path: Path, own_node: None) -> None:
     """It was killed before the run was terminated; and the API server was restarted, too."""
     with reaper(workflow.namespace, GRACE, tmp_path) as first:

@@ -33,8 +33,12 @@ class Workflow:
         self._owner = {key: found[key] for key in ("apiVersion", "kind")} | {"name": self.name, "uid": found["metadata"]["uid"]}
         data = {"profile.yaml": Path(profile).read_text()}
         harness.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "profile"}, "data": data}, namespace)
-        self._store = store
+        self._profile, self._store = profile, store
         self.pod = ""
+
+    def another(self) -> "Workflow":
+        """A second run of the same experiment."""
+        return Workflow(self.namespace, self.experiment, self._profile, self._store)
 
     def launch(self) -> None:
         """Start the launch step in a pod, as Kubeflow would, and again at a Retry."""
