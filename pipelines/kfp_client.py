@@ -309,6 +309,8 @@ class Kubeflow:
         if status in (401, 403):
             refused = "does not know us" if status == 401 else "does not let us"
             return InputError(f"{host} {refused} ({status}, {what}): {said}; {LOGIN}")
+        if 300 <= status < 400:
+            return InputError(f"{host} sends us elsewhere ({status}), as before a login: {LOGIN}; or give the address it redirects to")
         if status == 404:
             return NotThere(f"{host} has no {what}: {said}")
         return InputError(f"{host} refuses {what} ({status}): {said}")

@@ -145,6 +145,9 @@ def test_a_cookie_is_sent_and_a_login_page_is_known_for_what_it_is(server: Kubef
 
     with pytest.raises(InputError, match="not as Kubeflow Pipelines does; behind a login set KFP_TOKEN"):
         connect(server).check()
+    server.faults.answers = {"healthz": [(302, "")]}
+    with pytest.raises(InputError, match=r"sends us elsewhere \(302\), as before a login: set KFP_TOKEN"):
+        connect(server).check()
 
 
 def test_a_server_of_many_namespaces_wants_one_named_and_refuses_others(server: KubeflowServer):
