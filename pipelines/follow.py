@@ -23,16 +23,15 @@ Say = Callable[[str], None]
 class Follower:
     """Follows one run until it has ended."""
 
-    def __init__(self, server: Kubeflow, run: str, say: Say, *, poll_seconds: float = 0.0) -> None:
+    def __init__(self, server: Kubeflow, run: str, say: Say) -> None:
         """Nothing is asked yet.
 
         Args:
             server: its patience is how long a lost connection is waited for.
             run: the run's id.
             say: gets each line.
-            poll_seconds: between two looks; 0: POLL_SECONDS.
         """
-        self._server, self._run, self._say, self._poll_seconds = server, run, say, poll_seconds or POLL_SECONDS
+        self._server, self._run, self._say = server, run, say
         self._states: dict[str, str] = {}
         self._streams: dict[str, threading.Thread] = {}
         self._interrupts = 0
@@ -56,7 +55,7 @@ class Follower:
                 if run.state in ENDED:
                     self._read_to_the_end()
                     return run, asked > 0
-                self._wake.wait(self._poll_seconds)
+                self._wake.wait(POLL_SECONDS)
                 self._wake.clear()
 
     def _end(self, asked: int) -> None:

@@ -202,6 +202,27 @@ def test_the_placeholder_of_an_image_is_that_of_the_components():
     assert upload.PLACEHOLDER in (upload.FOLDER / "firstsight.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("given", "command", "root"),
+    [((), "run", "runs"), (("KFP_ENDPOINT=http://x",), "submit", ""), (("KFP_ENDPOINT=http://x", "ROOT=s3://b"), "submit", "s3://b")],
+)
+def test_make_pipeline_run_submits_where_an_endpoint_is_given(tmp_path: Path, given: tuple[str, ...], command: str, root: str):
+    """The same target; this machine's folder is no default for a cluster."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.write_text('#!/bin/sh\nprintf "%s|" "$KFP_ENDPOINT" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "ready").touch()
+    clean = {name: value for name, value in os.environ.items() if name not in ("ROOT", "KFP_ENDPOINT", "MAKEFLAGS")}
+
+    done = subprocess.run(
+        ["make", "-s", "pipeline-run", f"VENV={tmp_path}", *given], cwd=REPOSITORY, env=clean, capture_output=True, text=True, check=True
+    )
+
+    endpoint = "http://x" if command == "submit" else ""
+    assert done.stdout.startswith(f"{endpoint}|-m|pipelines|{command}|--root|{root}|")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_asks_the_server_to_terminate_and_waits_for_the_end(server: KubeflowServer, number: int):
     """CANCELING, then FAILED; exit code 130."""
