@@ -296,7 +296,10 @@ def test_pods_that_nobody_wants_get_little_grace(scene: Scene):
     scene.api.slow_pods = True
     leaving = threading.Thread(target=launch.job.leave)
     leaving.start()
-    eventually(lambda: (scene.api.find("pods", scene.pod(0)) or {"metadata": {}})["metadata"].get("deletionGracePeriodSeconds") == 20)
+    for index in (0, 1):
+        pod = eventually(lambda index=index: scene.api.find("pods", scene.pod(index)))  # type: ignore[misc]
+        eventually(lambda pod=pod: scene.api.find("pods", pod["metadata"]["name"])["metadata"].get("deletionGracePeriodSeconds") == 20)  # type: ignore
+    eventually(lambda: "deletionTimestamp" in (scene.job() or {"metadata": {}})["metadata"])
     scene.api.finish_pods()
     leaving.join(20)
 

@@ -78,7 +78,7 @@ def test_a_terminated_workflow_frees_its_job_and_hurries_its_pods(server: FakeAp
     server.change(WORKFLOWS, "run", spec={"activeDeadlineSeconds": 0})
 
     until(lambda: grace(server) == 20)
-    assert "deletionTimestamp" in server.find(resource, "j")["metadata"]
+    until(lambda: "deletionTimestamp" in server.find(resource, "j")["metadata"])
     server.finish_pods()
     until(lambda: server.find(resource, "j") is None)
     until(lambda: any(line.endswith("team/j: Workflow run was terminated: deleted with its pods") for line in said))
@@ -231,7 +231,7 @@ def test_a_permission_that_is_missing_is_named_and_other_namespaces_are_served(s
     said = reaper(("closed", "team"))
 
     until(lambda: grace(server) == 20)
-    assert any("no permission to list workflows.argoproj.io in namespace" in line for line in said)
+    until(lambda: any("no permission to list workflows.argoproj.io in namespace" in line for line in said))
 
 
 def test_workflows_that_may_not_be_read_hold_their_jobs(server: FakeApi, reaper: Callable[..., list[str]]):
