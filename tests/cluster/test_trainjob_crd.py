@@ -41,13 +41,13 @@ def trainer_crds(kubectl: Kubectl) -> Iterator[None]:
     there = kubectl("get", "crd", f"{TRAINJOB.plural}.trainer.kubeflow.org", "--ignore-not-found", "-o", "name").strip()
     folder = addons.module_folder("trainer", "github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
     files = [part for name in CRDS for part in ("-f", str(folder / name))]
-    kubectl("apply", "--server-side", *files)  # their schemas are larger than a client-side apply can remember
-    harness.wait_until("the CRDs to be served", lambda: {"trainjobs", "trainingruntimes"} <= served_by(kubectl), seconds=60)
     try:
+        kubectl("apply", "--server-side", *files)  # their schemas are larger than a client-side apply can remember
+        harness.wait_until("the CRDs to be served", lambda: {"trainjobs", "trainingruntimes"} <= served_by(kubectl), seconds=60)
         yield
     finally:
         if not there:
-            kubectl("delete", *files, "--wait=true")
+            kubectl("delete", *files, "--wait=true", "--ignore-not-found")
 
 
 def served_by(kubectl: Kubectl) -> set[str]:
