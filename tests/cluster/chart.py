@@ -94,8 +94,9 @@ def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> N
         call: such as `make_plan(root="", …)`.
         profile: the run profile's name.
     """
+    program = f"from pipelines import steps; print('returned', steps.{call})"
     container: dict[str, Any] = {
-        "name": "main", "image": pipelines_image_name(), "command": ["python", "-c", f"from pipelines import steps; steps.{call}"],
+        "name": "main", "image": pipelines_image_name(), "command": ["python", "-c", program],
         "imagePullPolicy": "IfNotPresent", "envFrom": [{"secretRef": {"name": profile}}],
         "env": [{"name": "FIRSTSIGHT_PROFILE", "value": "/etc/firstsight/profile.yaml"}, {"name": "HOME", "value": "/tmp"}],
         "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
@@ -115,7 +116,7 @@ def pipelines_image_name() -> str:
 
 
 def finish(namespace: str, name: str, seconds: float = 420) -> str:
-    """Wait until a step pod has ended well; its log."""
+    """Wait until a step pod has ended well; its log, whose last line is `returned <what the function returned>`."""
 
     def phase() -> str:
         pod = harness.get("pod", namespace, name)

@@ -3,6 +3,7 @@
 One release lives through the module: what a platform engineer and a researcher do with it, in the order in which they do it.
 """
 
+import contextlib
 import json
 import re
 import subprocess
@@ -17,12 +18,13 @@ from pipelines.check import REAPER_RIGHTS, RUN_RIGHTS
 from tests.cluster import chart, harness
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.training import RECIPE
-from trainer.storage import exists, join, layout, open_store, read_json, write_bytes
+from trainer.storage import exists, join, open_store, read_json, write_bytes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 LONG = RECIPE.replace("epochs: 12", "epochs: 4000")
 CELL = "random-seed0"
 ROOT = "s3://firstsight/{namespace}"
+REPORT = f"{ROOT}/experiments/short/report/index.html"
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +55,20 @@ def release(namespace: str, values: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def run_store(namespace: str, release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The release's store by a forwarded port, with the run's own credentials; the run's root."""
-    for name, value in chart.keys(namespace, "firstsight").items():
-        monkeypatch.setenv(name, value)
-    with chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+def run_store(namespace: str, release: str) -> Iterator[str]:
+    """The release's store, with the run's own credentials; the run's root."""
+    with _as_the_run(namespace):
         yield ROOT.format(namespace=namespace)
+
+
+@contextlib.contextmanager
+def _as_the_run(namespace: str) -> Iterator[None]:
+    """This process's environment has the run's credentials, and the store by a forwarded port."""
+    service = f"svc/{RELEASE}-firstsight-minio"
+    with chart.forwarded(namespace, service, 9000) as address, pytest.MonkeyPatch.context() as patched:
+        for name, value in {**chart.keys(namespace, "firstsight"), "AWS_ENDPOINT_URL_S3": f"http://{address}"}.items():
+            patched.setenv(name, value)
+        yield
 
 
 def test_preflight(namespace: str, values: dict[str, Any], tmp_path: Any) -> None:
@@ -155,15 +164,29 @@ def test_run_sees_its_root_only(namespace: str, run_store: str) -> None:
         write_bytes("s3://firstsight/another/x", b"theirs")
 
 
-def test_pipeline_steps(namespace: str, run_store: str) -> None:
-    """Every step of the pipeline as a pod of its own, with the chart's account, image and store: staged, trained, measured, reported."""
-    recipe = join(run_store, "recipe.yaml")
-    write_bytes(recipe, RECIPE.encode())
-    common = f"root='', experiment='short', recipe='{recipe}'"
+@pytest.fixture(scope="module")
+def staged(namespace: str, release: str) -> dict[str, str]:
+    """The demo's data, staged by two step pods whose jobs ran in the trainer's image; arguments for make_plan."""
+    recipes = {"recipe": RECIPE, "long": LONG}
+    uris = {name: join(ROOT.format(namespace=namespace), f"{name}.yaml") for name in recipes}
+    with _as_the_run(namespace):
+        for name, text in recipes.items():
+            write_bytes(uris[name], text.encode())
     for what in ("triplets", "pairs"):
-        chart.step(namespace, f"stage-{what}", f"stage('{what}', {common}, pairs='', triplets='', max_reject_fraction=0.01)")
-        chart.finish(namespace, f"stage-{what}")
-    chart.step(namespace, "plan", f"make_plan({common}, arms='perceptual', seeds='0', pairs='', triplets='', eval_sets='')")
+        call = f"stage('{what}', root='', experiment='short', recipe='{uris['recipe']}', pairs='', triplets='', max_reject_fraction=0.01)"
+        chart.step(namespace, f"stage-{what}", call)
+        uris[what] = chart.finish(namespace, f"stage-{what}").split()[-1]
+    return uris
+
+
+def _plan(staged: dict[str, str], experiment: str, recipe: str, arms: str) -> str:
+    data = f"pairs='{staged['pairs']}', triplets='{staged['triplets']}', eval_sets=''"
+    return f"make_plan(root='', experiment='{experiment}', recipe='{staged[recipe]}', arms='{arms}', seeds='0', {data})"
+
+
+def test_pipeline_steps(namespace: str, staged: dict[str, str], run_store: str) -> None:
+    """Every step of the pipeline as a pod of its own, with the chart's account, image and store: staged, trained, measured, reported."""
+    chart.step(namespace, "plan", _plan(staged, "short", "recipe", "perceptual"))
     chart.finish(namespace, "plan")
     for name in ("perceptual", "contrastive"):
         chart.step(namespace, name, f"train('{name}', root='', experiment='short', cell='perceptual-seed0')")
@@ -173,25 +196,18 @@ def test_pipeline_steps(namespace: str, run_store: str) -> None:
     chart.finish(namespace, "evaluate")
     chart.step(namespace, "finish", "finish(root='', experiment='short', state='COMPLETE')")
     chart.finish(namespace, "finish")
-    report = join(layout.experiment(run_store, "short"), "report")
-    assert exists(join(report, "index.html"))
-    assert "perceptual" in json.dumps(read_json(join(report, "results.json")))
+    report = REPORT.format(namespace=namespace)
+    assert exists(report)
+    assert "perceptual" in json.dumps(read_json(report.replace("index.html", "results.json")))
     jobs = harness.listed("pytorchjobs", namespace)
     assert len(jobs) == 2
     assert all(job["status"]["conditions"][-1]["type"] == "Succeeded" for job in jobs)
 
 
 @pytest.fixture(scope="module")
-def long_run(namespace: str, release: str) -> str:
+def long_run(namespace: str, staged: dict[str, str]) -> str:
     """A contrastive job that goes on for as long as the tests look at it; its step pod."""
-    keys = chart.keys(namespace, "firstsight")
-    with pytest.MonkeyPatch.context() as patched, chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address:
-        for name, value in {**keys, "AWS_ENDPOINT_URL_S3": f"http://{address}"}.items():
-            patched.setenv(name, value)
-        recipe = join(ROOT.format(namespace=namespace), "long.yaml")
-        write_bytes(recipe, LONG.encode())
-    plan = f"make_plan(root='', experiment='long', recipe='{recipe}', arms='random', seeds='0', pairs='', triplets='', eval_sets='')"
-    chart.step(namespace, "plan-long", plan)
+    chart.step(namespace, "plan-long", _plan(staged, "long", "long", "random"))
     chart.finish(namespace, "plan-long")
     chart.step(namespace, "long", f"train('contrastive', root='', experiment='long', cell='{CELL}')")
     harness.wait_until("the long run's first steps", lambda: _steps(namespace), 300, every=1)
@@ -248,7 +264,7 @@ def test_alert(namespace: str, long_run: str, monitoring: str) -> None:
     assert harness.wait_until("further steps", lambda: max(_steps(namespace)) > before, 60)
 
 
-def test_upgrade_during_a_run(namespace: str, release: str, long_run: str, values: dict[str, Any], run_store: str) -> None:
+def test_upgrade_during_a_run(namespace: str, release: str, long_run: str, values: dict[str, Any]) -> None:
     """An upgrade with changed values keeps credentials, data and the run, even where it restarts store and reaper."""
     secrets = {name: chart.keys(namespace, name) for name in ("firstsight", f"{RELEASE}-firstsight-minio")}
     job = harness.listed("pytorchjobs", namespace, "firstsight.dev/experiment=long")[0]["metadata"]["uid"]
@@ -265,9 +281,8 @@ def test_upgrade_during_a_run(namespace: str, release: str, long_run: str, value
     harness.wait_until("further steps", lambda: max(_steps(namespace)) > step + 5, 180, every=1)
     assert harness.listed("pytorchjobs", namespace, "firstsight.dev/experiment=long")[0]["metadata"]["uid"] == job
     assert {pod["metadata"]["uid"] for pod in harness.listed("pods", namespace, "firstsight.dev/experiment=long")} == pods
-    with chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address, pytest.MonkeyPatch.context() as patched:
-        patched.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
-        assert exists(join(layout.experiment(run_store, "short"), "report", "index.html"))
+    with _as_the_run(namespace):
+        assert exists(REPORT.format(namespace=namespace))
     helm("test", release, "-n", namespace, "--timeout", "5m")
 
 
@@ -312,15 +327,12 @@ def _left(namespace: str) -> set[str]:
 
 
 @pytest.mark.parametrize("binary", ["helm", "helm3"])
-def test_installed_again(namespace: str, values: dict[str, Any], binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_again(namespace: str, values: dict[str, Any], binary: str) -> None:
     """Helm 4 and Helm 3 install on the volume that was kept: new credentials, old data; and take all but it away again."""
     given = {**values, "metrics": {}}
     helm("install", RELEASE, str(chart.CHART), "-n", namespace, "--wait", "--timeout", "8m", given=given, binary=binary)
-    for name, value in chart.keys(namespace, "firstsight").items():
-        monkeypatch.setenv(name, value)
-    with chart.forwarded(namespace, f"svc/{RELEASE}-firstsight-minio", 9000) as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
-        assert exists(join(layout.experiment(ROOT.format(namespace=namespace), "short"), "report", "index.html"))
+    with _as_the_run(namespace):
+        assert exists(REPORT.format(namespace=namespace))
     helm("test", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
     helm("uninstall", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
     assert _left(namespace) == {f"persistentvolumeclaim/{RELEASE}-firstsight-minio"}
