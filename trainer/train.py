@@ -7,6 +7,7 @@ A stage that is finished finds that out in a fraction of a second; wrong input e
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,9 @@ def validate(config: StageConfig) -> None:
     require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
     require("placement.watchdog_seconds", config.placement.watchdog_seconds, "> 0", config.placement.watchdog_seconds > 0)
     profiled_steps(config.placement.profile_steps)
+    compilers = (os.environ.get("CC", ""), "gcc", "clang")
+    rule = "false where there is no C compiler (CC, gcc or clang), which torch.compile needs"
+    require("placement.compile", config.placement.compile, rule, not config.placement.compile or any(map(shutil.which, compilers)))
     _check_data(config, require_manifest(config.data.uri, config.data.identity), settings.global_batch_size)
     kinds = {"perceptual": ("random", "tower"), "contrastive": ("random", "tower", "permuted", "model"), "posthoc": ("model",)}[
         config.stage

@@ -18,7 +18,7 @@ STEPS = 3
 KINDS = {  # the first whose word is part of a kernel's name
     "attention": ("flash", "fmha", "attention"),
     "optimiser": ("adam", "multi_tensor"),
-    "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "splitk", "cublas", "conv"),
+    "matrix products": ("gemm", "cutlass", "nvjet", "xmma", "splitk", "cublas", "conv", "wgrad"),
     "copies": ("memcpy", "memset"),
     "embedding, sorting, indexing": ("embedding", "sort", "radix", "index", "scatter", "gather", "scan"),
     "fused by the compiler": ("triton",),

@@ -44,9 +44,9 @@ def wait_for_step(config: StageConfig, step: int, agents: list[subprocess.Popen[
 @pytest.mark.timeout(900)
 def test_a_lost_pod_is_replaced_and_leaves_no_trace_in_the_weights(tmp_path: Path) -> None:
     """SIGKILL of one agent, later SIGTERM: its successor joins, both exit 0 behind the sealed model, bit-equal to the run left alone."""
-    whole = build.contrastive(tmp_path / "whole", epochs=400, nodes=2)
+    whole = build.contrastive(tmp_path / "whole", epochs=100, nodes=2)
     assert campaign.finish(campaign.start_ranks(whole, 2)) == [0, 0]
-    config = build.contrastive(tmp_path / "lost", epochs=400, nodes=2, checkpoint_every_steps=1)
+    config = build.contrastive(tmp_path / "lost", epochs=100, nodes=2, checkpoint_every_steps=1)
     build.written(config)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -61,3 +61,32 @@ def test_image_features_are_open_clips() -> None:
         features = encoding.encode_image(model, images)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(3))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_blocks_give_what_plain_ones_give() -> None:
+    """placement.compile on a CPU: features and gradients to float32's rounding, at a batch and at a smaller last one."""
+    model = models.build_model(TINY, 0)
+    weights = list(model.visual.parameters())
+    for count in (6, 4):
+        images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
+        found = []
+        for compiled in (False, True):
+            features = encoding.encode_image(model, images, compiled=compiled)
+            found.append([features.detach(), *torch.autograd.grad(features[:, :3].sum(), weights)])
+        for plain, fused in zip(*found, strict=True):
+            torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_other_blocks_than_open_clips_plain_ones_run_as_open_clip_runs_them() -> None:
+    """At full length, whatever the captions' own; the context may be wider than the batch."""
+    model = models.build_model(TINY, 0).double()
+    tokens, lengths = captions([5, 20], context=20)
+    full = torch.nn.functional.pad(tokens, (0, 57))
+    expected = model.encode_text(full, normalize=True), encoding.encode_text(model, tokens, lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "_plain", lambda transformer: False)
+        found = encoding.encode_text(model, tokens, lengths)
+    for other in expected:
+        torch.testing.assert_close(found, other, rtol=0, atol=1e-12)

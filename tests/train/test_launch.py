@@ -108,6 +108,15 @@ def test_one_line_names_key_rule_and_value(tmp_path: Path, changes: dict[str, An
         validate(dataclasses.replace(toy_config(tmp_path), **changes))
 
 
+def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before any rank starts, not by the first step."""
+    config = dataclasses.replace(toy_config(tmp_path), placement=Placement(compile=True))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(InputError, match=r"placement\.compile must be false where there is no C compiler \(CC, gcc or clang\)"):
+        validate(config)
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     """An epoch would have no step."""
     config = dataclasses.replace(toy_config(tmp_path), data=sealed_data(tmp_path / "small", samples=3))
