@@ -125,10 +125,10 @@ class Reaper:
 
     def _follow(self, kind: Kind, namespace: str, stop: threading.Event) -> None:
         """Keep what is known of one kind up to date."""
-        labels = "" if kind is WORKFLOW else PART_OF
+        labels, keep = ("", _essence) if kind is WORKFLOW else (PART_OF, None)
         while not stop.is_set():
             try:
-                for change, thing in self._cluster.watch(kind, labels=labels, namespace=namespace, stop=stop):
+                for change, thing in self._cluster.watch(kind, labels=labels, namespace=namespace, stop=stop, keep=keep):
                     with self._changed:
                         self._take(kind, namespace, change, thing)
             except MissingKind:
@@ -147,7 +147,7 @@ class Reaper:
             if change == DELETED:
                 self._workflows.pop(key, None)
             else:
-                self._workflows[key] = _essence(thing)
+                self._workflows[key] = thing
         elif change == DELETED:
             self._jobs.pop(thing["metadata"]["uid"], None)
             thing["metadata"].setdefault("deletionTimestamp", "")
@@ -184,10 +184,9 @@ class Reaper:
         for action in decision.actions:
             if not self._act(kinds[action.job["metadata"]["uid"]], action):
                 again = min(again, now + LOOK_AGAIN_SECONDS)
-        hurried = {action.job["metadata"]["uid"] for action in decision.actions if action.what == "hurry"}
         with self._changed:
-            for _, job, until in departed:
-                if job["metadata"]["uid"] not in hurried or now > until:
+            for _, job, until in departed:  # not before: the news of its Workflow may come behind its own
+                if now > until:
                     self._departed.pop(job["metadata"]["uid"], None)
         return again
 
@@ -243,11 +242,14 @@ class Reaper:
             self._say(line)
 
 
+_METADATA = ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp")
+
+
 def _essence(workflow: Mapping[str, Any]) -> Object:
     """What holds ask of a Workflow; whole ones weigh a megabyte."""
     spec, status, metadata = workflow.get("spec") or {}, workflow.get("status") or {}, workflow["metadata"]
     return {
-        "metadata": {key: metadata[key] for key in ("name", "namespace", "uid", "deletionTimestamp") if key in metadata},
+        "metadata": {key: metadata[key] for key in _METADATA if key in metadata},
         "spec": {key: spec[key] for key in ("activeDeadlineSeconds", "shutdown") if key in spec},
         "status": {key: status[key] for key in ("phase", "finishedAt") if key in status},
     }

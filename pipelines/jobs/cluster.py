@@ -9,18 +9,21 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.jobs.api import Api, Backoff, Conflict, Expired, Refusal, Refused, Unreachable
-from pipelines.jobs.watch import FORBIDDEN_SECONDS, Object, Watch
+from pipelines.jobs.watch import BOOKMARK, FORBIDDEN_SECONDS, Object, Watch
 from trainer.errors import InputError, RunError
 
 WATCH_SECONDS = 180
 """How long one watch is asked for; a connection that is silent for longer than this is dead."""
 WATCH_MARGIN_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 300.0
+PAGE = 50
+"""Objects of a list at a time, where they are too large to hold all of them."""
+Keep = Callable[[Object], Object]
 
 
 class MissingKind(InputError):
@@ -201,7 +204,15 @@ class Cluster:
                 raise self._explain("delete", kind, place, refused.refusal) from refused
 
     def watch(
-        self, kind: Kind, labels: str = "", name: str = "", namespace: str | None = None, *, stop: threading.Event, fields: str = ""
+        self,
+        kind: Kind,
+        labels: str = "",
+        name: str = "",
+        namespace: str | None = None,
+        *,
+        stop: threading.Event,
+        fields: str = "",
+        keep: Keep | None = None,
     ) -> Iterator[tuple[str, Object]]:
         """What there is, as ADDED, then (SYNCED, {}), then every change; until `stop` is set.
 
@@ -216,13 +227,16 @@ class Cluster:
             namespace: None: the cluster's own; "": all.
             stop: ends it.
             fields: field selector, instead of a name.
+            keep: what of an object is needed (its metadata's uid and resourceVersion always are), where whole ones would fill
+                the memory; they are then listed page by page.
 
         Raises:
             InputError: no permission, no such kind; at once at the beginning, after a minute later on.
         """
         place, selectors = self._place(namespace), _selectors(labels, f"metadata.name={name}" if name else fields)
         return Watch(
-            lambda once: self._list(kind, place, selectors, once=once), lambda version: self._changes(kind, place, selectors, version, stop)
+            lambda once: self._list(kind, place, selectors, once=once, keep=keep),
+            lambda version: self._changes(kind, place, selectors, version, stop, keep),
         ).run(stop)
 
     def log(
@@ -279,16 +293,26 @@ class Cluster:
     def _place(self, namespace: str | None) -> str:
         return self.namespace if namespace is None else namespace
 
-    def _list(self, kind: Kind, place: str, selectors: Mapping[str, str], *, once: bool = False) -> tuple[Objects, str]:
-        try:
-            answer = self._call("list", kind, place, "GET", kind.path(place), query=selectors, once=once)
-        except Refused as refused:
-            raise self._explain("list", kind, place, refused.refusal) from refused
+    def _list(
+        self, kind: Kind, place: str, selectors: Mapping[str, str], *, once: bool = False, keep: Keep | None = None
+    ) -> tuple[Objects, str]:
+        """All objects, and the version from which a watch goes on. Expired where they changed too much between two pages."""
         head = {"apiVersion": kind.api_version, "kind": kind.kind}  # objects of a list do not repeat it
-        return [{**head, **item} for item in answer.get("items") or []], answer["metadata"]["resourceVersion"]
+        found: Objects = []
+        query = {**selectors, **({"limit": str(PAGE)} if keep else {})}
+        while True:
+            try:
+                answer = self._call("list", kind, place, "GET", kind.path(place), query=query, once=once)
+            except Refused as refused:
+                raise self._explain("list", kind, place, refused.refusal) from refused
+            items = [{**head, **item} for item in answer.get("items") or []]
+            found += [keep(item) for item in items] if keep else items
+            if not answer["metadata"].get("continue"):
+                return found, answer["metadata"]["resourceVersion"]
+            query["continue"] = answer["metadata"]["continue"]
 
     def _changes(
-        self, kind: Kind, place: str, selectors: Mapping[str, str], version: str, stop: threading.Event
+        self, kind: Kind, place: str, selectors: Mapping[str, str], version: str, stop: threading.Event, keep: Keep | None
     ) -> Iterator[tuple[str, Object]]:
         """One watch, bookmarks included."""
         seconds = int(WATCH_SECONDS * random.uniform(0.8, 1.0))
@@ -303,7 +327,7 @@ class Cluster:
                     thing = event["object"]
                     if event["type"] == "ERROR":
                         raise (Expired if thing.get("code") == 410 else Unreachable)(str(thing.get("message", thing)))
-                    yield event["type"], thing
+                    yield event["type"], keep(thing) if keep and event["type"] != BOOKMARK else thing
         except Refused as refused:
             raise self._explain("watch", kind, place, refused.refusal) from refused
 

@@ -281,7 +281,10 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "list":
             found = [thing for place, thing in api.objects.items() if is_selected(place, thing, resource, namespace, query)]
             items = [{part: value for part, value in thing.items() if part not in ("kind", "apiVersion")} for thing in found]
-            return {"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": str(api._version)}, "items": items}
+            first, limit = int(query.get("continue", "0")), int(query.get("limit", "0")) or len(items)
+            more = {"continue": str(first + limit)} if first + limit < len(items) else {}
+            metadata = {"resourceVersion": str(api._version), **more}
+            return {"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items[first : first + limit]}
         if verb == "create":
             assert body is not None
             if namespace not in api.namespaces:

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import reap
 from pipelines.__main__ import main
+from pipelines.jobs import cluster, watch
 from pipelines.jobs.cluster import PYTORCHJOB, Cluster
 from pipelines.reap import Reaper
 from pipelines.reaper_server import serve
@@ -142,6 +143,23 @@ def test_jobs_that_are_not_firstsights_or_that_nobody_held_are_left_alone(server
     until(lambda: grace(server, "ours-0") == 20)
 
     assert grace(server, "other-0") is grace(server, "by-hand-0") is None
+
+
+def test_workflows_are_listed_by_the_page_and_kept_without_their_bulk(server: FakeApi, api_cluster: Cluster):
+    """A thousand whole ones would be a gigabyte of memory."""
+    for number in range(2 * cluster.PAGE + 1):
+        put_workflow(server, f"run-{number}", spec={"templates": ["x" * 1000]}, status={"phase": "Running", "nodes": {"a": "x" * 1000}})
+    stop, seen = threading.Event(), []
+    for change, thing in api_cluster.watch(cluster.WORKFLOW, namespace="", stop=stop, keep=reap._essence):
+        if change == watch.SYNCED:
+            stop.set()
+        else:
+            seen.append(thing)
+
+    assert len(seen) == 2 * cluster.PAGE + 1
+    assert server.requests.count(("list", WORKFLOWS)) == 3
+    assert all(len(json.dumps(thing)) < 400 for thing in seen)
+    assert seen[0]["status"] == {"phase": "Running"}
 
 
 def test_it_lives_through_a_restart_of_the_api_server(server: FakeApi, reaper: Callable[..., list[str]]):
