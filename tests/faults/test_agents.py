@@ -22,13 +22,13 @@ from trainer.storage.committed import read_committed
 
 def start_agent(config: StageConfig, port: int) -> subprocess.Popen[bytes]:
     """One pod's trainer: training-operator's variables for an elastic job of exactly two, one rank each."""
-    log = (Path(config.output) / "agents.log").open("ab")
     job = {
         "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_NNODES": "2:2",
         "PET_NPROC_PER_NODE": "1", "PET_MAX_RESTARTS": "10", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "trainer", "train", "contrastive", "--config", f"{config.output}/config.yaml"]
-    return subprocess.Popen(command, env={**os.environ, **job}, stdout=log, stderr=log)
+    with (Path(config.output) / "agents.log").open("ab") as log:
+        return subprocess.Popen(command, env={**os.environ, **job}, stdout=log, stderr=log)
 
 
 def wait_for_step(config: StageConfig, step: int, agents: list[subprocess.Popen[bytes]]) -> None:
