@@ -235,7 +235,8 @@ def _run(spec: JobSpec, overrides: Overrides, *, attempts: int) -> None:
     attempts = 1 if on_cluster else attempts  # there the launcher counts what happens to a job
     with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.kind == "train")) as log:
         for attempt in range(1, attempts + 1):
-            log(f"--- {spec.name}, attempt {attempt}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+            number = "" if on_cluster else f", attempt {attempt}"
+            log(f"--- {spec.name}{number}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
             try:
                 outcome = _follow(backend_for(spec, overrides, descriptors).submit(spec), log)
             except InputError as error:

@@ -18,6 +18,8 @@ from trainer.storage.base import MissingObject
 
 WRONG_INPUT = 2
 LAST_LINES = 5
+NEWS_SECONDS = 10.0
+"""What lasts so long is worth a line."""
 REMIND_SECONDS = 600.0
 
 
@@ -125,9 +127,10 @@ class Judge:
         overdue = self._clock.overdue(found, now)
         if overdue:
             return Outcome(exit_code=1, line=overdue)
-        if found and found[0].cause != "starting" and now - self._reminded > REMIND_SECONDS:
+        lasting = [stuck for stuck in found if stuck.cause != "starting" and self._clock.lasted(stuck, now) >= NEWS_SECONDS]
+        if lasting and now - self._reminded > REMIND_SECONDS:
             self._reminded = now
-            self._say(f"--- waiting: {found[0].text}")
+            self._say(f"--- waiting: {lasting[0].text}")
         return None
 
     @property

@@ -58,6 +58,10 @@ class Clock:
         self._patience = patience
         self._since: dict[str, float] = {}
 
+    def lasted(self, stuck: Stuck, now: float) -> float:
+        """Seconds since the cause was first seen."""
+        return now - self._since.get(stuck.cause, now)
+
     def overdue(self, found: list[Stuck], now: float) -> str:
         """The text of a cause that has lasted longer than its patience; empty where none has."""
         causes = {stuck.cause for stuck in found}

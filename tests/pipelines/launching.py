@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.jobs import api, ending, following, owners, watch
+from pipelines.jobs import api, ending, following, judging, owners, watch
 from pipelines.jobs.base import JobSpec, Outcome
 from pipelines.jobs.cluster import Cluster
 from pipelines.jobs.following import ClusterJob
@@ -112,6 +112,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(following, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(judging, "NEWS_SECONDS", 0.1)
     monkeypatch.delenv(owners.POD_VARIABLE, raising=False)
     monkeypatch.setenv(owners.HOLDER_VARIABLE, "ana")
     with FakeApi() as server:
