@@ -1,5 +1,7 @@
 """Loaders on a store that goes away: an outage is waited out with the same batches, and one that lasts is named."""
 
+import dataclasses
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +14,13 @@ import torch
 from tests.data.datasets import pairs, write_dataset
 from tests.fault_proxy import FaultProxy, Refuse, fault_proxy
 from tests.servers import S3Server
+from tests.train import build
 from trainer.config import DataConfig, Placement
+from trainer.configs import dump_yaml
 from trainer.data.loader import PairsLoader
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_bytes, write_bytes
+from trainer.train import launch
 
 SIZES = [8] * 20
 
@@ -65,6 +70,41 @@ def test_a_short_outage_changes_no_batch(s3_root: str, tmp_path: Path, proxy: Fa
 def test_an_outage_of_a_minute_changes_no_batch(s3_root: str, tmp_path: Path, proxy: FaultProxy) -> None:
     """The promise of the failure model."""
     epoch_through_an_outage(s3_root, tmp_path, proxy, 60.0)
+
+
+def trained(root: str, name: str, data: DataConfig, cache: Path) -> tuple[list[float], bytes]:
+    """The losses and the final weights of a small stage 2 whose cache holds a part of its shards."""
+    config = build.contrastive(cache, epochs=2, cache_dir=str(cache), cache_bytes=6 * 31_000, checkpoint_every_steps=4)
+    contrastive = dataclasses.replace(config.contrastive, global_batch_size=8, contrast_batch_size=8, order_runs=2, order_block_shards=1)
+    config = dataclasses.replace(config, data=data, output=join(root, name), contrastive=contrastive)
+    uri = join(config.output, "config.yaml")
+    write_bytes(uri, dump_yaml(config).encode())
+    launch("contrastive", uri, [])
+    records = [json.loads(line) for line in read_bytes(join(config.output, "progress.jsonl")).splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    return losses, read_bytes(join(config.output, "final", "open_clip_model.safetensors"))
+
+
+@pytest.mark.slow
+def test_an_outage_of_a_minute_changes_no_loss(s3_root: str, tmp_path: Path, proxy: FaultProxy) -> None:
+    """The store goes away while training saves its first checkpoint; afterwards it goes on, to the losses and weights of a calm run."""
+    data = write_dataset(s3_root, "pairs", pairs(SIZES))
+    calm = trained(s3_root, "calm", data, tmp_path / "calm")
+    began = threading.Event()
+
+    def begins(method: str, path: str) -> bool:
+        if method == "PUT" and "/checkpoints/step-" in path and not began.is_set():
+            began.set()
+            proxy.always = Refuse()
+            threading.Timer(60.0, lambda: setattr(proxy, "always", None)).start()
+        return True
+
+    proxy.applies = begins
+    start = time.monotonic()
+    assert trained(s3_root, "rough", data, tmp_path / "rough") == calm
+    assert began.is_set()
+    assert time.monotonic() - start > 60
+    assert len(calm[0]) == 40
 
 
 def test_a_store_that_stays_down_is_named(s3_root: str, tmp_path: Path, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:

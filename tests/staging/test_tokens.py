@@ -30,6 +30,18 @@ def test_all_of_unicode(tokenizers: tuple[Tokenizer, Any], text: str) -> None:
     assert ours([text]) == [reference(theirs, text)]
 
 
+@pytest.mark.slow
+def test_every_code_point(tokenizers: tuple[Tokenizer, Any]) -> None:
+    """Each character of Unicode once, surrogates apart, alone as a word and glued to its neighbours."""
+    ours, theirs = tokenizers
+    ours([""])  # loads
+    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point <= 0xDFFF]
+    for start in range(0, len(points), 128):
+        part = points[start : start + 128]
+        for text in (" ".join(part), "".join(part)) if start < 0x30000 else (" ".join(part),):
+            assert ours._encode(text) == theirs.encode(text)
+
+
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(alphabet=st.characters(max_codepoint=127), max_size=60))
 def test_all_of_ascii(tokenizers: tuple[Tokenizer, Any], text: str) -> None:
