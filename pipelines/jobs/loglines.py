@@ -166,8 +166,8 @@ class Progress:
             return
         step, steps, loss, rate = figures
         progress(self._name, step, steps, "steps", loss=loss, samples_per_second=rate)
-        if self._steps and step <= self._steps[-1][1]:
-            self._steps.clear()  # it went back to a checkpoint
+        if self._steps and (step <= self._steps[-1][1] or now - self._steps[-1][0] > MINUTE):
+            self._steps.clear()  # it went back to a checkpoint, or stood still
         self._steps.append((now, step))
         while len(self._steps) > 2 and self._steps[1][0] < now - MINUTE:
             self._steps.popleft()

@@ -242,3 +242,21 @@ def test_a_run_on_a_cluster_needs_a_store_that_pods_reach(
 
     assert "root must be a store that pods reach" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["bucket", "store"])
+def test_a_bucket_that_is_missing_is_said_before_anything_is_made(
+    what: str, s3_root: str, scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As is a store that does not answer: one line, and no request to the cluster."""
+    monkeypatch.setenv(BACKEND_VARIABLE, "pytorchjob")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
+    if what == "store":
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(SystemExit) as caught:
+        steps.train("contrastive", root="s3://no-such-bucket-anywhere/root", experiment="e", cell="random-seed0")
+
+    assert caught.value.code == (2 if what == "bucket" else 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no-such-bucket-anywhere" in line
+    assert scene.api.requests == []
