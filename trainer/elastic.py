@@ -13,7 +13,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from trainer.config import StageConfig
@@ -43,7 +43,8 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
 
     Raises:
         InputError: a rank found the input wrong.
-        RunError: a rank failed, and the restarts are used up; the line is the first failure's.
+        RunError: a rank failed, and the restarts are used up; the line is the first failure's. Or the machine that
+            holds the rendezvous is gone: every container starts again.
         Stopped: this process was told to stop, and so told the ranks.
     """
     began, spec = time.time(), _spec(config, arguments)
@@ -57,6 +58,8 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
         raise Stopped(
             f"{config.stage} {config.arm}-seed{config.seed}: stopped by signal {error.sigval}; ranks were told to save"
         ) from error
+    except RendezvousError as error:
+        raise RunError(f"{config.stage} {config.arm}-seed{config.seed}: machines lost their meeting place (worker 0): {error}") from error
     finally:
         if close:
             spec.rdzv_handler.shutdown()
