@@ -173,7 +173,7 @@ class ClusterJob:
             return  # whatever has this name is not ours
         self._held = False
         deleting, others = release(self._cluster, self._kind, self._name, self._backend.holder, time.time(), keep)
-        if others:
+        if others and not keep:
             self._say(f"--- {self._kind.kind} {self._name} stays: {', '.join(others)} holds it too")
         if deleting:
             wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
