@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from trainer.storage.manifest import Manifest, require_manifest
 from trainer.storage.samples import read_index, read_members
 
 SMALL = ["--recipe", "smoke", "--set", "staging.shard_samples=2", "--set", "perceptual.min_votes=6"]
+Planner = Callable[[pytest.CaptureFixture[str], Web, Path, str], str]
 HASTE = ["--tries", "3", "--timeout", "2", "--backoff", ".01"]
 
 
@@ -125,19 +126,32 @@ def start_part(folder: str, part: int, parts: int) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+def plan_nights(capsys: pytest.CaptureFixture[str], web: Web, folder: Path, root: str) -> str:
+    """Plan a small NIGHTS over the small web, with every fault a server has."""
+    if web.folder is None:
+        web.folder = write_nights(folder)
+    seven = (web.folder / "ref/000/007.png").read_bytes()
+    web.pages["/ref/000/007.png"] = lambda count: (500, {}, b"") if count < 3 else (200, {}, seven)
+    web.pages["/ref/000/010.png"] = b"<html>"
+    web.pages["/distort/000/014_0.png"] = lambda count: (503, {}, b"")
+    web.cut["/distort/000/012_0.png"] = 100
+    return run(capsys, "plan", "nights", "--root", root, "--list", web.url, *SMALL)["uri"]
+
+
 @pytest.mark.slow
-def test_killed_and_run_again(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("plan", [plan_yfcc, plan_nights])
+def test_killed_and_run_again(plan: Planner, web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three parts side by side, one of them killed and run again, seal to the very manifest of an undisturbed run."""
     serve_yfcc(web)
-    calm = plan_yfcc(capsys, web, tmp_path / "yfcc", str(tmp_path / "calm"))
+    calm = plan(capsys, web, tmp_path / "source", str(tmp_path / "calm"))
     run(capsys, "fetch", "--plan", calm, *HASTE)
     run(capsys, "seal", "--plan", calm, "--max-reject-fraction", "1")
+    rough = plan(capsys, web, tmp_path / "source", str(tmp_path / "rough"))
     web.asked.clear()
-    rough = plan_yfcc(capsys, web, tmp_path / "yfcc", str(tmp_path / "rough"))
     web.delay = 0.3
     parts = [start_part(rough, part, 3) for part in range(3)]
     deadline = time.monotonic() + 120
-    while not any(path.startswith("/images") for path in web.asked) and time.monotonic() < deadline:
+    while not web.asked and time.monotonic() < deadline:
         time.sleep(0.02)
     victim = parts[0]
     os.kill(victim.pid, signal.SIGKILL)
@@ -153,6 +167,9 @@ def test_killed_and_run_again(web: Web, tmp_path: Path, capsys: pytest.CaptureFi
     for name in ("rejects", "slices"):
         there, here = ([read_bytes(info.uri) for info in open_store(uri).list(join(uri, name))] for uri in (rough, calm))
         assert there == here
+    rows = require_manifest(rough).rows
+    assert rows["read"] == rows["written"] + sum(rows["lost"].values())
+    assert rejects(rough) == rows["lost"]
     deadline = time.monotonic() + 30
     while _members_of(victim.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
