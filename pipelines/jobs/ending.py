@@ -1,5 +1,6 @@
 """How a job is ended by whoever ends it (a launcher, `cancel`, the reaper): the job first, then its pods, with little grace."""
 
+import threading
 import time
 from typing import Any
 
@@ -59,19 +60,30 @@ def hurry(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None,
             cluster.delete(POD, pod["metadata"]["name"], namespace=namespace, grace_seconds=POD_GRACE_SECONDS, propagation="Background")
 
 
-def wait_until_gone(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, seconds: float = GONE_SECONDS) -> None:
-    """Wait until neither the job nor a pod of it is left.
+def wait_until_gone(
+    cluster: Cluster,
+    kind: Kind,
+    name: str,
+    namespace: str | None = None,
+    seconds: float = GONE_SECONDS,
+    stop: threading.Event | None = None,
+) -> None:
+    """Wait until neither the job nor a pod of it is left; one that was made anew under the name is another job.
 
     Raises:
-        RunError: something still is after so many seconds; the line names it.
+        RunError: something still is after so many seconds, or `stop` was set; the line names it.
     """
-    deadline = time.monotonic() + seconds
+    stop, began = stop or threading.Event(), time.monotonic()
     while True:
-        left = [pod["metadata"]["name"] for pod in pods_of(cluster, kind, name, namespace)]
-        if not left and cluster.get(kind, name, namespace) is None:
+        job = cluster.get(kind, name, namespace)
+        if job is not None and "deletionTimestamp" not in job["metadata"]:
             return
-        if time.monotonic() > deadline:
+        left = [pod["metadata"]["name"] for pod in pods_of(cluster, kind, name, namespace)]
+        if job is None and not left:
+            return
+        waited = time.monotonic() - began
+        if waited > seconds or stop.is_set():
             what = f"pods {', '.join(left)}" if left else f"{kind.kind} {name}"
-            raise RunError(f"{what}: still there {seconds:.0f} s after {kind.kind} {name} was deleted")
-        hurry(cluster, kind, name, namespace)  # those that its controller made meanwhile
-        time.sleep(POLL_SECONDS)
+            raise RunError(f"{what}: still there {waited:.0f} s after {kind.kind} {name} was deleted")
+        hurry(cluster, kind, name, namespace, only_going=job is None)
+        stop.wait(POLL_SECONDS)

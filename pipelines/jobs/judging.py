@@ -100,12 +100,17 @@ class Judge:
 
     def _interrupted(self) -> Outcome | None:
         pods = self._view.pods()
-        self._has_run = self._has_run or any(has_run(pod, self._shape.container) for pod in pods)
+        self._has_run = self._has_run or self._ran_before() or any(has_run(pod, self._shape.container) for pod in pods)
         if not self._incidents.observe(pods, time.monotonic()):
             return None
         why = self._last_words()
         self._say(f"--- {self._title} broke off and goes on ({self._incidents.count} of {self._settings.max_incidents}){why}")
         return self._over_budget(f"{self._title} broke off again")
+
+    def _ran_before(self) -> bool:
+        """As its controller remembers, where the pods are gone."""
+        status = (self._view.job or {}).get("status") or {}
+        return any(entry["type"] == "Running" for entry in status.get("conditions") or [])
 
     def _over_budget(self, line: str) -> Outcome | None:
         if self._incidents.count <= self._settings.max_incidents:

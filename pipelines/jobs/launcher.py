@@ -72,10 +72,10 @@ class ClusterBackend:
                 continue  # another launcher was faster
             if "deletionTimestamp" in job["metadata"]:
                 say(f"--- {kind.kind} {name} is being deleted: waiting until it is gone")
-                wait_until_gone(self.cluster, kind, name)
+                wait_until_gone(self.cluster, kind, name, stop=stop)
             elif self.shape.phase(job).ended:
                 say(f"--- an earlier {kind.kind} {name} has ended: taking its place")
-                self._replace(job)
+                self._replace(job, stop)
             else:
                 self._refuse_another(job, spec)
                 adopted = take(self.cluster, kind, job, self.holder)
@@ -84,11 +84,11 @@ class ClusterBackend:
                     return adopted
         return None
 
-    def _replace(self, job: Object) -> None:
+    def _replace(self, job: Object, stop: threading.Event) -> None:
         kind, metadata = self.shape.kind, job["metadata"]
         with contextlib.suppress(Conflict):  # it changed, such as when another launcher let go of it: look again
             end(self.cluster, kind, metadata["name"], resource_version=metadata["resourceVersion"])
-            wait_until_gone(self.cluster, kind, metadata["name"])
+            wait_until_gone(self.cluster, kind, metadata["name"], stop=stop)
 
     def _create(self, spec: JobSpec, say: Say) -> Object | None:
         """A new attempt; None where a job of this name exists by now."""

@@ -15,7 +15,7 @@ class Patience:
 
     Attributes:
         unschedulable: no node has what a pod asks for. Raise it where an autoscaler first has to make one.
-        rescheduling: the same, of a job that has run before: its node may be coming back.
+        rescheduling: any of these, of a job that has run before: its node, the registry or the operator may be coming back.
         image: it cannot be pulled.
         configuration: a Secret or ConfigMap that the pod names is missing.
         refused: the job is there, and its pods are refused: a quota, a policy, a webhook.

@@ -1,7 +1,7 @@
 """Why a job does not start, in the words of whoever keeps it from starting; a table of causes, each with its own patience."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.jobs.settings import Patience
@@ -36,7 +36,7 @@ def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
     Args:
         view: the job, its pods and warnings.
         shape: how to read them.
-        has_run: whether it ran before: then a pod without a node has lost one.
+        has_run: whether it ran before: then what it lost may come back, and it is given longer.
     """
     job = view.job
     if job is None or shape.phase(job).ended:
@@ -44,9 +44,11 @@ def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
     if shape.phase(job).name == "suspended":
         return [Stuck("queued", "it is suspended, and no queue has admitted it")]
     pods = [pod for pod in view.pods() if "deletionTimestamp" not in pod["metadata"]]
-    found = [stuck for pod in pods if (stuck := _stuck_pod(pod, view, has_run))]
+    found = [stuck for pod in pods if (stuck := _stuck_pod(pod, view))]
     if len(pods) < shape.pods_wanted(job):
         found.append(_no_pods(view, job, shape, len(pods)))
+    if has_run:
+        found = [stuck if stuck.hopeless or stuck.cause == "queued" else replace(stuck, cause="rescheduling") for stuck in found]
     order = list(Patience.__dataclass_fields__)
     return sorted(found, key=lambda stuck: (stuck.cause == "starting", order.index(stuck.cause)))
 
@@ -73,7 +75,7 @@ class Clock:
         return ""
 
 
-def _stuck_pod(pod: Mapping[str, Any], view: View, has_run: bool) -> Stuck | None:
+def _stuck_pod(pod: Mapping[str, Any], view: View) -> Stuck | None:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -87,7 +89,7 @@ def _stuck_pod(pod: Mapping[str, Any], view: View, has_run: bool) -> Stuck | Non
         return None
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            cause = "queued" if condition.get("reason") == "SchedulingGated" else "rescheduling" if has_run else "unschedulable"
+            cause = "queued" if condition.get("reason") == "SchedulingGated" else "unschedulable"
             return Stuck(cause, f"{name}: no node takes it: {condition.get('message', condition.get('reason', ''))}")
     for event in reversed(view.warnings(name)):
         if event.get("reason") in VOLUME_EVENTS:

@@ -125,6 +125,14 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
             assert not launch.reader.is_alive()
 
 
+def annotations(scene: Scene) -> dict[str, str]:
+    """Of the job as it is."""
+    job = scene.job()
+    assert job is not None
+    found: dict[str, str] = job["metadata"]["annotations"]
+    return found
+
+
 def patience(**seconds: int) -> JobSettings:
     """Settings with some patience changed; the rest as shipped."""
     return JobSettings(nodes=2, patience=Patience(**seconds))

@@ -138,11 +138,17 @@ def test_a_cause_that_passes_in_time_ends_nothing(scene: Scene):
     assert launch.outcome().exit_code == 0
 
 
-def test_a_job_that_lost_its_node_waits_longer_than_one_that_never_had_any(scene: Scene):
-    """A drained node may come back."""
-    launch = scene.running(settings=patience(unschedulable=0))
+@pytest.mark.parametrize(
+    "status", [unscheduled("1 node(s) were unschedulable"), waiting("ImagePullBackOff"), None], ids=["node", "registry", "operator"]
+)
+def test_a_job_that_ran_is_given_longer_than_one_that_never_did(scene: Scene, status: dict[str, Any] | None):
+    """A drained node comes back, a registry is restarted, an operator moves."""
+    launch = scene.running(settings=patience(unschedulable=0, image=0, ignored=0))
     eventually(lambda: len(launch.job._incidents._uids) == 2)
-    scene.operator.status(scene.pod(1), containerStatuses=[], **unscheduled("1 node(s) were unschedulable"))
+    if status is None:
+        scene.api.remove("pods", scene.pod(1))
+    else:
+        scene.operator.status(scene.pod(1), **{"containerStatuses": [], **status})
     eventually(lambda: "waiting: " in launch.text())
 
     assert launch.job.watch() is None
