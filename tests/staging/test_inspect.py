@@ -6,8 +6,11 @@ import pytest
 from PIL import Image
 
 from tests.staging.conftest import photo_folder
+from tests.staging.remote.sources import write_nights
+from trainer.config import Recipe
 from trainer.errors import InputError
 from trainer.staging.inspect import inspect
+from trainer.staging.stage import stage_triplets
 from trainer.storage.manifest import Manifest
 
 
@@ -28,6 +31,18 @@ def test_a_data_set_is_shown_with_rejects_and_caption_lengths(
     assert page.count("<figure>") == page.count("data:image/png") > 10
     with Image.open(tmp_path / "sheet" / "contact.png") as sheet:
         assert sheet.width > 128
+
+
+def test_triplets_are_shown_with_their_votes(tmp_path: Path, smoke: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each figure has the three pictures, and how people voted."""
+    nights = write_nights(tmp_path / "nights")
+    uri, _ = stage_triplets(root=str(tmp_path), source=str(nights), recipe=smoke, max_reject_fraction=0.1, from_pairs="")
+    inspect(uri, str(tmp_path / "sheet"))
+    assert "people" in capsys.readouterr().out
+    page = (tmp_path / "sheet" / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 3 * page.count("<figure>") > 10
+    assert "votes 1 : 0, target 0.00" in page
+    assert "votes 0 : 1, target 1.00" in page
 
 
 def test_a_stage_is_shown_by_its_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
