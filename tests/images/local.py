@@ -44,6 +44,7 @@ def build(image: str, archives: Path, *, sbom: bool = False) -> None:
     install_buildah()
     build_base()
     registry, _, tag = PIPELINES_IMAGE.rpartition("/pipelines:")
+    before = _image_id(f"{registry}/{image}:{tag}")
     with tempfile.TemporaryDirectory() as scratch:
         pip = Path(scratch) / "pip.conf"
         pip.write_text(_pip_configuration())
@@ -61,6 +62,8 @@ def build(image: str, archives: Path, *, sbom: bool = False) -> None:
             "SBOM": "1" if sbom else "0",
         }
         subprocess.run([str(REPOSITORY / "images/build.sh"), image], check=True, env=environment)
+    if before and before != _image_id(f"{registry}/{image}:{tag}"):
+        subprocess.run(["buildah", *OPTIONS, "rmi", before], capture_output=True)  # each change of the source would leave one behind
 
 
 def build_base() -> None:
@@ -118,6 +121,11 @@ def _buildah(*arguments: str) -> str:
     if done.returncode:
         raise RuntimeError(f"buildah {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+def _image_id(image: str) -> str:
+    done = subprocess.run(["buildah", *OPTIONS, "images", "--quiet", "--no-trunc", image], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _pip_configuration() -> str:
