@@ -210,6 +210,9 @@ def _make_cgroups() -> None:
     for controller in Path("/sys/fs/cgroup").iterdir():
         if controller.is_dir():
             (controller / settings.NAMESPACE).mkdir(exist_ok=True)
+    shares = Path(f"/sys/fs/cgroup/cpu/{settings.NAMESPACE}/cpu.shares")
+    if shares.exists():
+        shares.write_text("8192")  # all pods together would else weigh as much as one process outside
     cpuset = Path("/sys/fs/cgroup/cpuset")
     for key in ("cpuset.cpus", "cpuset.mems"):  # an empty cpuset takes no process
         if (cpuset / key).exists():

@@ -137,7 +137,7 @@ def test_a_queue_that_lifts_suspend_lets_the_job_run(staged: Staged, restricted_
         harness.wait_until("its pods to go", lambda: not harness.listed("pods", restricted_namespace), 240)
         suspend(kubectl, restricted_namespace, experiment.identity.name, False)
 
-        assert launcher.wait(300) == 0, launcher.tail()
+        assert launcher.wait() == 0, launcher.tail()
         seal = experiment.seal()
         assert seal is not None
         assert seal.facts["weights_sha256"] == staged.weights
@@ -171,7 +171,7 @@ def test_a_worker_that_exits_0_early_does_not_make_the_stage_done(staged: Staged
     experiment = training.plan(staged)
     profile = training.write_profile(tmp_path, restricted_namespace, staged, max_incidents=0, pod_template=leaving_worker())
     with training.launcher(experiment, profile, tmp_path) as launcher:
-        assert launcher.wait(240) == 1, launcher.tail()
+        assert launcher.wait() == 1, launcher.tail()
 
         assert "ended without its result" in last_line(launcher)
         assert experiment.seal() is None

@@ -33,10 +33,10 @@ class Run:
         """Wait until a few checkpoints are committed; the newest one's step."""
         return self.experiment.wait_for_commit(3 * CHECKPOINT_EVERY)
 
-    def ends_with_the_same_weights(self, launcher: Launcher | None = None, seconds: float = 400) -> None:
+    def ends_with_the_same_weights(self, launcher: Launcher | None = None) -> None:
         """The launcher ends well, and the seal names the reference's weights."""
         launcher = launcher or self.launcher
-        code = launcher.wait(seconds)
+        code = launcher.wait()
         assert code == 0, f"{launcher.tail()}\n{harness.describe(self.namespace)}"
         seal = self.experiment.seal()
         assert seal is not None

@@ -37,7 +37,7 @@ model: {image_size: 16, patch_size: 8, vision_layers: 1, vision_width: 32, visio
   text_width: 32, text_heads: 2, logit_scale_init: 1/0.07}
 staging: {triplet_side: 16, demo_side: 32, demo_triplets: 60}
 perceptual: {global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}
-contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}, global_batch_size: 32, contrast_batch_size: 32,
+contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}, global_batch_size: 64, contrast_batch_size: 64,
   epochs: 12, augmentation: crop, precision: fp32}
 """
 CELL = "random-seed0"
@@ -90,7 +90,7 @@ class Experiment:
         names = [entry.uri.split("/")[-2:] for entry in open_store(folder).list(folder)]
         return max((int(step.removeprefix("step-")) for step, name in names if name == "COMMITTED.json"), default=0)
 
-    def wait_for_commit(self, step: int, seconds: float = 240) -> int:
+    def wait_for_commit(self, step: int, seconds: float = 600) -> int:
         """The newest committed step, once that is `step` or later."""
         found: int = harness.wait_until(f"a checkpoint of step {step}", lambda: (at := self.committed_step()) >= step and at, seconds)
         return found
@@ -186,7 +186,7 @@ class Launcher:
         """Whether it said this."""
         return words in self.log.read_text(errors="replace")
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """Its exit code; past `seconds` an AssertionError with what it said."""
         try:
             return self.process.wait(seconds)
