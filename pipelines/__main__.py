@@ -1,4 +1,4 @@
-"""`python -m pipelines`: compile | run | plan. kfp is imported by what needs it, late."""
+"""`python -m pipelines`: run | plan | submit | status | cancel | reap | compile | upload … kfp is imported by what needs it, late."""
 
 import argparse
 import sys
