@@ -21,7 +21,7 @@ BINARIES = {  # image -> (reference, binary, its name in the image)
     "prometheus-config-reloader": (
         settings.CONFIG_RELOADER_IMAGE,
         settings.BIN / "prometheus-config-reloader",
-        ["/prometheus-config-reloader"],
+        ["/bin/prometheus-config-reloader"],  # where the operator expects it
     ),
 }
 LIBRARIES = (  # that CPython and torch's wheels link to; procps and iproute2 for a look inside
@@ -42,7 +42,9 @@ def build_images() -> None:
 def build_binary_image(image: str, reference: str, binary: Path, entrypoint: list[str]) -> None:
     """An image that holds one static binary."""
     with tempfile.TemporaryDirectory() as scratch:
-        shutil.copy2(binary, Path(scratch) / entrypoint[0].lstrip("/"))
+        target = Path(scratch) / entrypoint[0].lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(binary, target)
         write_image(settings.IMAGES / f"{image}.tar", reference, Path(scratch), entrypoint)
 
 
