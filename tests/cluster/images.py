@@ -16,7 +16,7 @@ BINARIES = {  # image -> (reference, binary, its name in the image)
     "pause": ("docker.io/library/pause:local", Path("/usr/bin/catatonit"), ["/catatonit", "-P"]),
     "training-operator": (settings.OPERATOR_IMAGE, settings.BIN / "training-operator", ["/manager"]),
     "minio": (settings.MINIO_IMAGE, settings.BIN / "minio", ["/minio"]),
-    "prometheus": (settings.PROMETHEUS_IMAGE, settings.BIN / "prometheus", ["/prometheus"]),
+    "prometheus": (settings.PROMETHEUS_IMAGE, settings.BIN / "prometheus", ["/bin/prometheus"]),
     "prometheus-operator": (settings.PROMETHEUS_OPERATOR_IMAGE, settings.BIN / "prometheus-operator", ["/operator"]),
     "prometheus-config-reloader": (
         settings.CONFIG_RELOADER_IMAGE,
