@@ -14,9 +14,7 @@ from tests.cluster.training import Staged
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
 
 PATIENCE = 5
-ALL_IMPATIENT = {
-    cause: PATIENCE for cause in ("unschedulable", "image", "configuration", "refused", "ignored", "volumes", "starting", "queued")
-}
+IMPATIENT = {cause: PATIENCE for cause in ("unschedulable", "image", "configuration", "refused", "ignored", "queued")}
 
 
 def last_line(launcher: training.Launcher) -> str:
@@ -24,10 +22,10 @@ def last_line(launcher: training.Launcher) -> str:
     return [line for line in launcher.lines() if line.strip()][-1]
 
 
-def fails(staged: Staged, namespace: str, folder: Path, code: int, *, placement: dict[str, Any] | None = None, **changes: Any) -> str:
+def fails(staged: Staged, namespace: str, folder: Path, code: int, /, *, placement: dict[str, Any] | None = None, **changes: Any) -> str:
     """Launch with these settings of jobs; the last line of what must fail with this exit code."""
     experiment = training.plan(staged, **(placement or {}))
-    profile = training.write_profile(folder, namespace, staged, **{"patience": ALL_IMPATIENT, **changes})
+    profile = training.write_profile(folder, namespace, staged, **{"patience": IMPATIENT, **changes})
     with training.launcher(experiment, profile, folder) as launcher:
         assert launcher.wait(PATIENCE + 60) == code, launcher.tail()
         assert experiment.seal() is None
