@@ -80,9 +80,9 @@ class Experiment:
         return found if found and found.recipe_hash == recipe_hash(self.config) else None
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of progress.jsonl: one a step, with its time."""
+        """The lines of progress.jsonl that are of steps (the preflight has one, too), each with its time."""
         lines = read_bytes(join(self.config.output, "progress.jsonl")).decode().splitlines()
-        return [json.loads(line) for line in lines]
+        return [record for record in map(json.loads, lines) if "loss" in record]
 
     def committed_step(self) -> int:
         """The newest step that has a sealed checkpoint, or 0."""
