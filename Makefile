@@ -180,7 +180,3 @@ clean: ## remove the environments and caches; runs/ stays
 
 $(VENV)/ready: requirements/dev.txt
 	@scripts/setup.sh $(VENV) $<
-
-# What firstsight is compared with, for some rows of the bench and tests that are marked slow.
-.venv-reference/ready: requirements/reference.txt
-	@scripts/setup.sh .venv-reference $<
