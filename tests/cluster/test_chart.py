@@ -21,10 +21,10 @@ from tests.cluster.training import RECIPE
 from trainer.storage import exists, join, open_store, read_json, write_bytes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
-LONG = RECIPE.replace("epochs: 12", "epochs: 4000")
+SHORT, LONG = RECIPE.replace("epochs: 12", "epochs: 1"), RECIPE.replace("epochs: 12", "epochs: 4000")
 CELL = "random-seed0"
 ROOT = "s3://firstsight/{namespace}"
-REPORT = f"{ROOT}/experiments/short/report/index.html"
+REPORT = f"{ROOT}/experiments/first/report/index.html"
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +167,13 @@ def test_run_sees_its_root_only(namespace: str, run_store: str) -> None:
 @pytest.fixture(scope="module")
 def staged(namespace: str, release: str) -> dict[str, str]:
     """The demo's data, staged by two step pods whose jobs ran in the trainer's image; arguments for make_plan."""
-    recipes = {"recipe": RECIPE, "long": LONG}
+    recipes = {"short": SHORT, "long": LONG}
     uris = {name: join(ROOT.format(namespace=namespace), f"{name}.yaml") for name in recipes}
     with _as_the_run(namespace):
         for name, text in recipes.items():
             write_bytes(uris[name], text.encode())
     for what in ("triplets", "pairs"):
-        call = f"stage('{what}', root='', experiment='short', recipe='{uris['recipe']}', pairs='', triplets='', max_reject_fraction=0.01)"
+        call = f"stage('{what}', root='', experiment='first', recipe='{uris['short']}', pairs='', triplets='', max_reject_fraction=0.01)"
         chart.step(namespace, f"stage-{what}", call)
         uris[what] = chart.finish(namespace, f"stage-{what}").split()[-1]
     return uris
@@ -186,15 +186,15 @@ def _plan(staged: dict[str, str], experiment: str, recipe: str, arms: str) -> st
 
 def test_pipeline_steps(namespace: str, staged: dict[str, str], run_store: str) -> None:
     """Every step of the pipeline as a pod of its own, with the chart's account, image and store: staged, trained, measured, reported."""
-    chart.step(namespace, "plan", _plan(staged, "short", "recipe", "perceptual"))
+    chart.step(namespace, "plan", _plan(staged, "first", "short", "perceptual"))
     chart.finish(namespace, "plan")
     for name in ("perceptual", "contrastive"):
-        chart.step(namespace, name, f"train('{name}', root='', experiment='short', cell='perceptual-seed0')")
+        chart.step(namespace, name, f"train('{name}', root='', experiment='first', cell='perceptual-seed0')")
         log = chart.finish(namespace, name)
         assert re.search(r"step \d+ of \d+, loss", log), log  # rank 0's own words, in the step's log
-    chart.step(namespace, "evaluate", "evaluate(root='', experiment='short', cell='perceptual-seed0')")
+    chart.step(namespace, "evaluate", "evaluate(root='', experiment='first', cell='perceptual-seed0')")
     chart.finish(namespace, "evaluate")
-    chart.step(namespace, "finish", "finish(root='', experiment='short', state='COMPLETE')")
+    chart.step(namespace, "finish", "finish(root='', experiment='first', state='COMPLETE')")
     chart.finish(namespace, "finish")
     report = REPORT.format(namespace=namespace)
     assert exists(report)
@@ -216,7 +216,8 @@ def long_run(namespace: str, staged: dict[str, str]) -> str:
 
 def _steps(namespace: str) -> list[int]:
     """The steps that the long run has logged, as its launcher shows them."""
-    log = harness.kubectl("-n", namespace, "logs", "long")
+    command = ["kubectl", "-n", namespace, "logs", "long"]  # which fails as long as the container is being made
+    log = subprocess.run(command, capture_output=True, text=True, env=harness.environment()).stdout
     return [int(number) for number in re.findall(r"step (\d+) of \d+, loss", log)]
 
 
@@ -247,7 +248,8 @@ def test_scraped(namespace: str, long_run: str, monitoring: str) -> None:
 
 def test_alert(namespace: str, long_run: str, monitoring: str) -> None:
     """A worker that is stopped makes the alert fire; when it goes on the alert goes, and so does the run."""
-    worker = next(pod["metadata"]["name"] for pod in harness.listed("pods", namespace) if pod["metadata"]["name"].endswith("worker-1"))
+    pods = [pod["metadata"]["name"] for pod in harness.listed("pods", namespace, "firstsight.dev/experiment=long")]
+    worker = next(name for name in pods if name.endswith("worker-1"))
 
     def signal(name: str) -> None:
         ranks = "$(cat /proc/1/task/1/children)"
