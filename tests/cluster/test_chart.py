@@ -298,7 +298,7 @@ def test_uninstall_is_refused_while_a_job_lives(namespace: str, release: str, lo
     helm("uninstall", release, "-n", namespace, "--timeout", "3m", fails=True)
     log = harness.kubectl("-n", namespace, "logs", f"job/{RELEASE}-firstsight-uninstall")
     assert re.search(r"PyTorchJob contrastive-random-s0-\w+ still run: .*uninstall.force", log), log
-    components = {pod["metadata"]["labels"].get("app.kubernetes.io/component") for pod in harness.listed("pods", namespace)}
+    components = {pod["metadata"].get("labels", {}).get("app.kubernetes.io/component") for pod in harness.listed("pods", namespace)}
     assert {"minio", "reaper"} <= components
     step = max(_steps(namespace))
     harness.wait_until("further steps", lambda: max(_steps(namespace)) > step, 60, every=1)
