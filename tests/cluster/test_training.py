@@ -144,7 +144,7 @@ def test_a_drained_node_costs_nothing_but_time(run: Run, kubectl: Kubectl) -> No
     """Evicted pods save on SIGTERM; the job waits for a node and goes on."""
     run.wait_for_the_middle()
     node = harness.listed("nodes", run.namespace)[0]["metadata"]["name"]
-    selector = "--pod-selector=app.kubernetes.io/part-of=firstsight"
+    selector = f"--pod-selector=firstsight.dev/experiment={run.experiment.name}"
     kubectl("drain", node, selector, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=200s")
     drained = run.experiment.committed_step()
     try:
