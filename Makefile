@@ -101,7 +101,7 @@ VALUES ?=## values file of the chart
 NAMESPACE ?= firstsight## namespace that the chart is or will be installed in
 HELM ?= helm## Helm 3 or 4
 CHART := charts/firstsight
-CHART_TOOLS = PATH="$$($(BIN)/python -m tests.cluster tools):$$PATH"
+chart_tool = $$($(BIN)/python -m tests.cluster tools $(1))/$(or $(2),$(1))# a Go program, built at first use; Helm lies beside it
 
 .PHONY: chart-preflight
 chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing
@@ -109,8 +109,8 @@ chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for 
 
 .PHONY: chart-lint
 chart-lint: $(VENV)/ready ## helm lint, and a unit test for every switch
-	$(CHART_TOOLS) helm lint --strict $(CHART)
-	$(CHART_TOOLS) helm-unittest --strict $(CHART)
+	$(call chart_tool,helm-unittest,helm) lint --strict $(CHART)
+	$(call chart_tool,helm-unittest) --strict $(CHART)
 
 .PHONY: chart-test
 chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
@@ -118,7 +118,7 @@ chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Securi
 
 .PHONY: chart-docs
 chart-docs: $(VENV)/ready ## the chart's README from values.yaml
-	$(CHART_TOOLS) helm-docs --chart-search-root $(CHART)
+	$(call chart_tool,helm-docs) --chart-search-root $(CHART)
 
 .PHONY: e2e-kfp
 e2e-kfp: $(VENV)/ready ## the whole of it on a real Kubeflow, KFP_ENDPOINT, where the chart is installed

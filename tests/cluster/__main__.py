@@ -9,7 +9,7 @@ from tests.cluster.store import deploy_store
 
 
 def main() -> int:
-    """Run one verb; `up` builds what is missing first, `tools` prints the folder of helm, kubectl and what checks charts.
+    """Run one verb; `up` builds what is missing first, `tools [name …]` prints the folder of helm, kubectl and what checks charts.
 
     `check` says in one line what keeps e2e from running on this machine, before anything is built.
     """
@@ -19,9 +19,9 @@ def main() -> int:
         "down": node.down,
         "status": lambda: print(json.dumps(node.status(), indent=1)),
         "check": lambda: build.require_machine() if harness.own_cluster() else None,
-        "tools": lambda: print(build.chart_tools()),
+        "tools": lambda: print(build.chart_tools(sys.argv[2:])),
     }
-    if len(sys.argv) != 2 or sys.argv[1] not in verbs:
+    if not (len(sys.argv) == 2 or sys.argv[1:2] == ["tools"]) or sys.argv[1] not in verbs:
         print(__doc__, file=sys.stderr)
         return 2
     try:

@@ -85,9 +85,9 @@ def require_machine() -> None:
         raise RuntimeError(f"a cluster on this machine needs {', '.join(lacking)}; or let KUBECONFIG name a cluster")
 
 
-def chart_tools() -> Path:
-    """Helm 4 (helm), helm 3 (helm3), helm-docs, helm-unittest, kubeconform and kubectl; the folder that holds them."""
-    build_all(CHART_TOOLS)
+def chart_tools(names: Iterable[str] = ()) -> Path:
+    """Helm 4 (helm), helm 3 (helm3), helm-docs, helm-unittest, kubeconform and kubectl, or those named; the folder that holds them."""
+    build_all(names or CHART_TOOLS)
     fetch_kubectl_and_helm()
     return settings.BIN
 
@@ -116,10 +116,16 @@ def build_go(name: str, module: str, package: str) -> None:
     flags, tags = f"-s -w {LINKER_FLAGS.get(module, '')}".strip(), BUILD_TAGS.get(module, "")
     sources = (folder / "go.mod").read_bytes() + (folder / "go.sum").read_bytes()
     version = hashlib.sha256(sources + f"{flags}{tags}".encode()).hexdigest()
+
+    def is_built() -> bool:
+        return binary.exists() and stamp.exists() and stamp.read_text() == version
+
+    if is_built():  # without waiting for what another session builds
+        return
     settings.BIN.mkdir(parents=True, exist_ok=True)
     with (settings.BIN / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # sessions side by side: the second finds it built
-        if binary.exists() and stamp.exists() and stamp.read_text() == version:
+        if is_built():
             return
         started = time.monotonic()
         _say(f"go build {name} …")
@@ -159,4 +165,4 @@ def _installed(package: str) -> bool:
 
 
 def _say(line: str) -> None:
-    print(f"cluster: {line}", flush=True)
+    print(f"cluster: {line}", file=sys.stderr, flush=True)  # stdout is for what was asked for

