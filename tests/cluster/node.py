@@ -14,6 +14,7 @@ from tests.cluster import settings
 from tests.cluster.pki import make_pki
 
 STATE, NETNS = settings.STATE, Path("/run/netns") / settings.NAMESPACE
+_started: list["subprocess.Popen[bytes]"] = []  # one that nobody holds warns that it still runs
 INSIDE = ["nsenter", f"--net={NETNS}"]  # not `ip netns exec`: that one remounts /sys and hides the cgroups
 
 
@@ -100,12 +101,13 @@ def start_node() -> None:
 
 
 def start_kubelet() -> None:
-    """The kubelet; told of containerd's socket, without which there are no container metrics."""
+    """The kubelet, answering; told of containerd's socket, without which there are no container metrics."""
     start(
         "kubelet", "kubelet", f"--config={STATE}/kubelet.yaml", f"--kubeconfig={STATE}/kubelet.conf",
         f"--hostname-override={settings.NODE}", f"--node-ip={settings.NODE_IP}", f"--root-dir={STATE}/kubelet",
         f"--containerd={settings.CONTAINERD_SOCKET}",
     )  # fmt: skip
+    wait_for("the kubelet", lambda: _kubectl("get", "--raw", f"/api/v1/nodes/{settings.NODE}/proxy/healthz"))
 
 
 def start(name: str, *command: str) -> None:
@@ -117,6 +119,7 @@ def start(name: str, *command: str) -> None:
             [*INSIDE, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env=settings.environment(),
         )  # fmt: skip
+    _started.append(process)
     (STATE / "run" / f"{name}.pid").write_text(str(process.pid))
 
 
