@@ -72,7 +72,20 @@ def render(tool: Tool) -> Callable[..., Objects]:
 
     def run(values: dict[str, Any], helm: str = "helm") -> Objects:
         kinds = [part for kind in KINDS for part in ("--api-versions", kind)]
-        done = tool(helm, "template", "fs", str(CHART), "--namespace", "ml", "--values", "-", *kinds, text=json.dumps(values))
+        done = tool(
+            helm,
+            "template",
+            "fs",
+            str(CHART),
+            "--namespace",
+            "ml",
+            "--kube-version",
+            "1.34.4",
+            "--values",
+            "-",
+            *kinds,
+            text=json.dumps(values),
+        )
         assert done.returncode == 0, done.stderr
         return [document for document in yaml.safe_load_all(done.stdout) if document]
 
