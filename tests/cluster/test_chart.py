@@ -107,7 +107,8 @@ def test_helm_test(namespace: str, release: str) -> None:
 def test_hooks_leave_nothing(namespace: str, release: str) -> None:
     """After install and test no hook's Job or pod is left."""
     assert harness.listed("jobs", namespace) == []
-    names = {pod["metadata"]["labels"].get("app.kubernetes.io/component") for pod in harness.listed("pods", namespace)}
+    ours = harness.listed("pods", namespace, "app.kubernetes.io/part-of=firstsight")
+    names = {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in ours}
     assert names == {"minio", "reaper"}
 
 
