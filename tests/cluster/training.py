@@ -151,7 +151,7 @@ def plan(staged: Staged, name: str = "", recipe: str = "recipe.yaml", **placemen
     return Experiment(root=staged.root, name=name, config=config)
 
 
-def write_profile(folder: Path, namespace: str, staged: Staged, **changes: Any) -> str:
+def write_profile(folder: Path, namespace: str, staged: Staged, /, **changes: Any) -> str:
     """A run profile whose jobs are this cluster's: two CPU nodes, Python by volumes."""
     jobs: dict[str, Any] = {
         "namespace": namespace, "nodes": 2, "cpu": "100m", "memory": "1Gi", "shared_memory": "64Mi", "store_secret": "store",
