@@ -145,7 +145,7 @@ def test_jobs_that_are_not_ours_are_left_alone(kubectl: Kubectl, workflow: Workf
     kubectl("-n", workflow.namespace, "label", "pod", workflow.pod, "team=another")
     with reaper(workflow.namespace, GRACE, tmp_path):
         workflow.change({"spec": {"activeDeadlineSeconds": 0}})
-        harness.wait_until("the job to go", lambda: job_of(workflow) is None, 30)
+        harness.wait_until("the job to go", lambda: job_of(workflow) is None, 60)
 
         assert harness.get("pod", workflow.namespace, workflow.pod) is not None
 
