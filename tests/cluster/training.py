@@ -206,7 +206,9 @@ class Launcher:
 def launcher(experiment: Experiment, profile: str, folder: Path, **variables: str) -> Iterator[Launcher]:
     """Launch and follow the experiment's job as the pipeline's component does; killed at the end if it still runs."""
     arguments = {"root": experiment.root, "experiment": experiment.name, "cell": CELL}
-    program = f"from pipelines import steps; steps.train('contrastive', **{arguments!r})"
+    # A shell lets what it runs in the background ignore Ctrl-C, and so would all below it: these launchers sit at a terminal.
+    at_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{at_terminal}; from pipelines import steps; steps.train('contrastive', **{arguments!r})"
     log = folder / f"launcher-{secrets.token_hex(3)}.log"
     environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as stream:
