@@ -267,6 +267,7 @@ def _follow(job: Job, log: Callable[[str], None]) -> Outcome:
             time.sleep(POLL_SECONDS)
     except BaseException:
         job.leave()
+        reader.join(timeout=2)  # what it said while it saved belongs into the log
         raise
 
 
