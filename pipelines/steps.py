@@ -231,14 +231,15 @@ def _release(root: str, experiment: str) -> None:
 def _run(spec: JobSpec, overrides: Overrides, *, attempts: int) -> None:
     """Run the job, again where that may help, and leave failure.json where it does not."""
     open_store(spec.folder).delete(join(spec.folder, FAILURE))
-    on_cluster = spec.kind != "report" and read_profile().backend != "local"
+    profile = read_profile()
+    on_cluster = spec.kind != "report" and profile.backend != "local"
     attempts = 1 if on_cluster else attempts  # there the launcher counts what happens to a job
     with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.kind == "train")) as log:
         for attempt in range(1, attempts + 1):
             number = "" if on_cluster else f", attempt {attempt}"
             log(f"--- {spec.name}{number}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
             try:
-                outcome = _follow(backend_for(spec, overrides, descriptors).submit(spec), log)
+                outcome = _follow(backend_for(spec, profile, overrides, descriptors).submit(spec), log)
             except InputError as error:
                 outcome = Outcome(exit_code=error.exit_code, line=str(error))
             if outcome.exit_code == 0:

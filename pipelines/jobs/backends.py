@@ -9,7 +9,7 @@ from pipelines.jobs.base import Backend, JobSpec
 from pipelines.jobs.local import LocalBackend
 from pipelines.jobs.settings import JobSettings
 from pipelines.jobs.shape import Shape
-from pipelines.profile import BackendName, Overrides, Profile, job_settings, read_profile
+from pipelines.profile import BackendName, Overrides, Profile, job_settings
 from trainer.errors import InputError
 from trainer.storage.base import local_path
 
@@ -17,18 +17,18 @@ ONE_NODE = ("perceptual", "posthoc")
 """Stages over some ten thousand triplets: more machines would only wait for each other."""
 
 
-def backend_for(spec: JobSpec, overrides: Overrides, keep_open: Sequence[int] = ()) -> Backend:
+def backend_for(spec: JobSpec, profile: Profile, overrides: Overrides, keep_open: Sequence[int] = ()) -> Backend:
     """The backend of one job.
 
     Args:
         spec: of the job.
+        profile: what holds for all runs of its namespace.
         overrides: what this run asks for beside its profile.
         keep_open: file descriptors that a local job inherits.
 
     Raises:
-        InputError: a wrong profile, no cluster by this kubeconfig, or a store that pods cannot reach.
+        InputError: no cluster by this kubeconfig, or a store that pods cannot reach.
     """
-    profile = read_profile()
     if profile.backend == "local" or spec.kind == "report":
         return LocalBackend(keep_open=keep_open)
     settings = stage_settings(profile, overrides, spec)

@@ -21,7 +21,7 @@ from pipelines.jobs.naming import Identity
 from pipelines.jobs.pytorchjob import PyTorchJobs
 from pipelines.jobs.settings import JobSettings
 from pipelines.jobs.trainjob import TrainJobs
-from pipelines.profile import BACKEND_VARIABLE, PROFILE_VARIABLE, Overrides, Profile
+from pipelines.profile import BACKEND_VARIABLE, PROFILE_VARIABLE, Overrides, Profile, read_profile
 from tests.pipelines.data import commit
 from tests.pipelines.launching import Scene, scene
 from tests.pipelines.operator import JOBS
@@ -52,7 +52,7 @@ def of_stage(stage: str, **changes: Any) -> JobSpec:
 
 
 def test_without_a_profile_everything_runs_on_this_machine():
-    assert isinstance(backend_for(TRAIN, Overrides()), LocalBackend)
+    assert isinstance(backend_for(TRAIN, read_profile(), Overrides()), LocalBackend)
 
 
 def test_the_backend_of_the_command_line_wins(scene: Scene, monkeypatch: pytest.MonkeyPatch):
@@ -60,22 +60,22 @@ def test_the_backend_of_the_command_line_wins(scene: Scene, monkeypatch: pytest.
     monkeypatch.setenv(BACKEND_VARIABLE, "pytorchjob")
     shapes = []
     for spec in (TRAIN, of_stage("stage", kind="stage"), of_stage("evaluate", kind="evaluate")):
-        backend = backend_for(spec, Overrides())
+        backend = backend_for(spec, read_profile(), Overrides())
         assert isinstance(backend, ClusterBackend)
         shapes.append(type(backend.shape))
     monkeypatch.setenv(BACKEND_VARIABLE, "trainjob")
-    backend = backend_for(TRAIN, Overrides())
+    backend = backend_for(TRAIN, read_profile(), Overrides())
     assert isinstance(backend, ClusterBackend)
 
     assert [*shapes, type(backend.shape)] == [PyTorchJobs, IndexedJobs, IndexedJobs, TrainJobs]
-    assert isinstance(backend_for(JobSpec(name="report", arguments=(), folder="f"), Overrides()), LocalBackend)
+    assert isinstance(backend_for(JobSpec(name="report", arguments=(), folder="f"), read_profile(), Overrides()), LocalBackend)
 
 
 def test_a_backend_that_there_is_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(BACKEND_VARIABLE, "slurm")
 
     with pytest.raises(InputError, match="BACKEND must be one of local, pytorchjob, trainjob, got 'slurm'"):
-        backend_for(TRAIN, Overrides())
+        backend_for(TRAIN, read_profile(), Overrides())
 
 
 @pytest.mark.parametrize(("stage", "nodes"), [("perceptual", 1), ("contrastive", 4), ("posthoc", 1)])
@@ -102,12 +102,12 @@ def test_a_root_on_this_disk_is_refused_where_pods_do_not_mount_it(tmp_path: Pat
     spec = dataclasses.replace(TRAIN, identity=Identity(root=f"{tmp_path}/runs", experiment="e", arm="a", seed=0, stage="contrastive"))
     monkeypatch.setenv(BACKEND_VARIABLE, "pytorchjob")
     with pytest.raises(InputError, match=r"root must be a store that pods reach, such as s3://bucket/prefix, or in a volume .* got /"):
-        backend_for(spec, Overrides())
+        backend_for(spec, read_profile(), Overrides())
     mounts = {"spec": {"containers": [{"name": "pytorch", "volumeMounts": [{"name": "nfs", "mountPath": str(tmp_path)}]}]}}
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"jobs": {"pod_template": mounts}}))
     monkeypatch.setenv(PROFILE_VARIABLE, str(tmp_path / "profile.yaml"))
 
-    assert isinstance(backend_for(spec, Overrides()), ClusterBackend)
+    assert isinstance(backend_for(spec, read_profile(), Overrides()), ClusterBackend)
 
 
 @pytest.mark.parametrize("module", ["kubernetes", "jsonargparse", "kfp", "torch"])
