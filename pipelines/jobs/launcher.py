@@ -54,7 +54,7 @@ class ClusterBackend:
         return ClusterJob(self, spec)
 
     def obtain(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
-        """The job on the cluster, held by this run; None where `stop` was set before there was one.
+        """The job on the cluster, held by this run unless it has done its work; None where `stop` was set before there was one.
 
         Raises:
             InputError: the name is taken by another recipe, no node is big enough, or the API server refuses the job.
@@ -74,6 +74,8 @@ class ClusterBackend:
                 say(f"--- {kind.kind} {name} is being deleted: waiting until it is gone")
                 wait_until_gone(self.cluster, kind, name, stop=stop)
             elif self.shape.phase(job).ended:
+                if self.shape.is_done(spec):  # by now: another launcher's job ended since this one was asked
+                    return job
                 say(f"--- an earlier {kind.kind} {name} has ended: taking its place")
                 self._replace(job, stop)
             else:

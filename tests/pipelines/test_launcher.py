@@ -198,6 +198,16 @@ def test_a_job_that_is_being_deleted_is_waited_for_and_not_adopted(scene: Scene)
     eventually(lambda: len(scene.operator.created) == 2)
 
 
+def test_a_job_that_does_its_work_while_it_is_asked_for_is_not_done_again(scene: Scene):
+    """The launcher finds no seal, then a job that has ended: by then it is there."""
+    scene.running().job._halt()
+    scene.operator.end(scene.name, "Succeeded")
+    scene.api.refuse = lambda verb, resource, body: scene.seal() if (verb, resource) == ("get", JOBS) else None
+
+    assert scene.launch().outcome() == DONE
+    assert len(scene.operator.created) == 1
+
+
 def test_two_launchers_that_create_at_the_same_time_share_one_job(scene: Scene):
     """One of them is told that the name is taken, and adopts; its number of the attempt is not written over the other's."""
     launches = [scene.launch() for _ in range(4)]
