@@ -46,13 +46,16 @@ pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments,
 
 ##@ Test
 
+WORKERS ?= 2## tests that run at the same time, by file
+side_by_side = -n $(WORKERS) --dist loadfile
+
 .PHONY: test
 test: $(VENV)/ready ## unit and process tests, minutes; no root, no network
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q $(side_by_side) $(ARGS)
 
 .PHONY: slow
 slow: $(VENV)/ready ## kill campaigns and other long tests
-	$(BIN)/python -m pytest -q -m "slow and not gpu and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -q $(side_by_side) -m "slow and not gpu and not cluster" $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/ready ## tests that need a CUDA device
@@ -71,6 +74,7 @@ ci: ## all that must hold before a change is taken
 	$(MAKE) check
 	$(MAKE) test
 	$(MAKE) slow
+	$(MAKE) e2e
 
 ##@ Cluster (Debian, root)
 
@@ -83,11 +87,6 @@ cluster-up cluster-down cluster-status: cluster-%:
 
 .PHONY: e2e
 e2e: $(VENV)/ready ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
-	@$(BIN)/python -m tests.cluster check
-	$(BIN)/python -m pytest -q -m "cluster and not slow and not trainjob" tests/cluster $(ARGS)
-
-.PHONY: e2e-full
-e2e-full: $(VENV)/ready ## and the slower ones: a store, API server, kubelet or node that goes away in mid-run
 	@$(BIN)/python -m tests.cluster check
 	$(BIN)/python -m pytest -q -m "cluster and not trainjob" tests/cluster $(ARGS)
 

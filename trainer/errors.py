@@ -38,11 +38,12 @@ def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
     """
     try:
         return run()
-    except (InputError, RunError, KeyboardInterrupt, OSError) as error:
+    except (InputError, RunError, KeyboardInterrupt, OSError, MemoryError) as error:
         if verbose:
             traceback.print_exc()
         # of an OSError (a full disk, a port in use) the system's own words name what and where
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        line = f"out of memory: {line}" if isinstance(error, MemoryError) else line
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
     print(f"{command}: {' '.join(line.split())}", file=sys.stderr)
     return code

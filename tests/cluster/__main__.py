@@ -37,8 +37,7 @@ def _up() -> None:
     build.build()
     node.up()
     volumes.prepare()
-    addons.deploy_training_operator()
-    addons.deploy_monitoring()
+    addons.deploy()
     deploy_store("fs-store")
 
 

@@ -4,11 +4,19 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cluster import harness, settings
 
 kubectl = harness.kubectl
+
+
+def deploy() -> None:
+    """Both, side by side: most of it is waiting for pods."""
+    with ThreadPoolExecutor() as pool:
+        for deployed in [pool.submit(deploy_training_operator), pool.submit(deploy_monitoring)]:
+            deployed.result()
 
 
 def deploy_training_operator() -> None:

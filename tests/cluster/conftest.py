@@ -22,7 +22,7 @@ def kubectl() -> Iterator[Kubectl]:
         try:
             node.up()
             volumes.prepare()
-            addons.deploy_training_operator()
+            addons.deploy()
             yield harness.kubectl
         finally:
             if not runs_already:
@@ -35,8 +35,6 @@ def kubectl() -> Iterator[Kubectl]:
 @pytest.fixture(scope="session")
 def monitoring(kubectl: Kubectl) -> str:
     """The URL of a Prometheus that takes up every PodMonitor and PrometheusRule of the cluster."""
-    if harness.own_cluster():
-        addons.deploy_monitoring()
     return addons.prometheus_address()
 
 

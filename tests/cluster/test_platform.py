@@ -1,8 +1,6 @@
-"""What the other tests stand on: Python in a restricted pod, a store that outlives its pod, Prometheus."""
+"""What the other tests stand on: Python in a restricted pod, and a store that outlives its pod. Prometheus: test_chart.py."""
 
 import io
-import json
-import urllib.request
 
 import pytest
 
@@ -66,22 +64,3 @@ def test_the_stores_data_outlive_its_pod(store: Store) -> None:
     store.restart()
 
     assert store.client.get_object(bucket, "kept").data == b"bytes"
-
-
-def test_prometheus_answers_and_takes_up_rules_of_any_namespace(monitoring: str, restricted_namespace: str) -> None:
-    """A rule that always fires is an alert of the API within the time of two evaluations."""
-    rule = {"alert": "Always", "expr": "vector(1)", "labels": {"namespace": restricted_namespace}}
-    manifest = {
-        "apiVersion": "monitoring.coreos.com/v1",
-        "kind": "PrometheusRule",
-        "metadata": {"name": "always"},
-        "spec": {"groups": [{"name": "always", "rules": [rule]}]},
-    }
-    harness.apply(manifest, restricted_namespace)
-
-    def firing() -> bool:
-        with urllib.request.urlopen(f"{monitoring}/api/v1/alerts", timeout=5) as answer:
-            alerts = json.load(answer)["data"]["alerts"]
-        return any(alert["labels"].get("namespace") == restricted_namespace and alert["state"] == "firing" for alert in alerts)
-
-    harness.wait_until("the alert to fire", firing, 120)

@@ -18,10 +18,15 @@ GRACE = 25
 
 @pytest.fixture
 def workflow(staged: Staged, restricted_namespace: str, tmp_path: Path) -> Workflow:
-    """A run of Kubeflow whose launch step has a job in training."""
-    experiment = training.plan(staged, recipe="long.yaml")
-    profile = training.write_profile(tmp_path, restricted_namespace, staged)
-    run = Workflow(restricted_namespace, experiment, profile, staged.store.pod_environment)
+    """A run of Kubeflow whose launch step has a job in training, for longer than the test."""
+    return in_training(staged, restricted_namespace, tmp_path, "long.yaml")
+
+
+def in_training(staged: Staged, namespace: str, folder: Path, recipe: str) -> Workflow:
+    """A run whose job has committed a checkpoint."""
+    experiment = training.plan(staged, recipe=recipe)
+    profile = training.write_profile(folder, namespace, staged)
+    run = Workflow(namespace, experiment, profile, staged.store.pod_environment)
     run.launch()
     experiment.wait_for_commit(training.CHECKPOINT_EVERY)
     return run
@@ -64,9 +69,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@pytest.mark.parametrize(
-    "ended", [terminated, pytest.param(succeeded, marks=pytest.mark.slow), pytest.param(deleted, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("ended", [terminated, succeeded, deleted])
 def test_pods_are_gone_30_seconds_after_the_run(workflow: Workflow, tmp_path: Path, ended: Callable[[Workflow], None]) -> None:
     """Nothing of it is left but what the store holds."""
     with reaper(workflow.namespace, GRACE, tmp_path):
@@ -90,25 +93,27 @@ def test_a_failed_run_keeps_its_job_for_the_grace_and_no_longer(workflow: Workfl
         harness.wait_until("job and pods to go", lambda: nothing_left(workflow), 8 + 30)
 
 
-def test_a_retry_within_the_grace_adopts_the_living_job(workflow: Workflow, tmp_path: Path) -> None:
-    """The launcher's pod is drained; its successor follows the same job, which outlives the grace."""
-    before = job_of(workflow)
+def test_a_retry_within_the_grace_adopts_the_living_job(staged: Staged, restricted_namespace: str, tmp_path: Path) -> None:
+    """The launcher's pod is drained; its successor follows the same job, which outlives the grace and ends as if nothing had happened."""
+    run, grace = in_training(staged, restricted_namespace, tmp_path, "medium.yaml"), 8
+    before = job_of(run)
     assert before is not None
-    with reaper(workflow.namespace, GRACE, tmp_path):
-        harness.kubectl("-n", workflow.namespace, "delete", "pod", workflow.pod)
-        workflow.change({"status": {"phase": "Failed", "finishedAt": now()}})
-        workflow.change({"status": {"phase": "Running", "finishedAt": None}})
-        workflow.launch()
-        harness.wait_until("the second launcher to adopt", lambda: started(workflow) and "adopted" in workflow.log(), 90)
-        time.sleep(GRACE)
+    with reaper(run.namespace, grace, tmp_path):
+        harness.kubectl("-n", run.namespace, "delete", "pod", run.pod)
+        run.change({"status": {"phase": "Failed", "finishedAt": now()}})
+        run.change({"status": {"phase": "Running", "finishedAt": None}})
+        run.launch()
+        harness.wait_until("the second launcher to adopt", lambda: started(run) and "adopted" in run.log(), 90)
+        time.sleep(grace)
 
-        after = job_of(workflow)
-        assert after is not None
-        assert after["metadata"]["uid"] == before["metadata"]["uid"]
-        assert len(trainers(workflow.namespace)) == 2
+        assert len(trainers(run.namespace)) == 2
+        harness.wait_until("the run's end", lambda: run.experiment.seal() is not None, 180)
+    after = job_of(run)
+    assert after is not None
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert training.final_weights(run.experiment) == staged.weights[run.experiment.recipe]
 
 
-@pytest.mark.slow
 def test_deleting_one_of_two_runs_leaves_the_job_to_the_other(workflow: Workflow, tmp_path: Path) -> None:
     """Both Workflows own it; Kubernetes' own collector and the reaper agree that one of them is enough."""
     second = workflow.another()
@@ -128,7 +133,6 @@ def test_deleting_one_of_two_runs_leaves_the_job_to_the_other(workflow: Workflow
         harness.wait_until("job and pods to go", lambda: nothing_left(second), 30)
 
 
-@pytest.mark.slow
 def test_a_reaper_that_was_away_does_what_it_would_have_done(workflow: Workflow, tmp_path: Path, own_node: None) -> None:
     """It was killed before the run was terminated; and the API server was restarted, too."""
     with reaper(workflow.namespace, GRACE, tmp_path) as first:

@@ -31,7 +31,7 @@ def in_store(store: Store) -> Iterator[Staged]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        yield Staged(store=store, root=store.make_bucket(), pairs="", triplets="", weights="")
+        yield Staged(store=store, root=store.make_bucket(), pairs="", triplets="", weights={})
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ Whatever happened, the final weights are those of two ranks on this machine, and
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ from tests.cluster.training import CHECKPOINT_EVERY, Experiment, Launcher, Stage
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What broke a run off: the step committed before, and the POSIX times between which it came and was made good."""
+
+    what: str
+    committed: int
+    since: float
+    until: float
+
+
 class Run:
     """A launched two-node experiment, in the middle of its steps."""
 
@@ -24,6 +35,7 @@ class Run:
         self.staged, self.namespace, self.experiment, self.launcher = staged, namespace, experiment, launcher
         self.profile, self.folder = profile, folder
         self.name = experiment.identity.name
+        self.losses: list[Loss] = []
 
     def pod(self, index: int) -> str:
         """Name of a worker's pod."""
@@ -38,22 +50,34 @@ class Run:
         launcher = launcher or self.launcher
         code = launcher.wait()
         assert code == 0, f"{launcher.tail()}\n{harness.describe(self.namespace)}"
-        seal = self.experiment.seal()
-        assert seal is not None
-        assert seal.facts["weights_sha256"] == self.staged.weights
+        assert training.final_weights(self.experiment) == self.staged.weights[self.experiment.recipe]
 
-    def recovered(self, since: float, committed: int, what: str) -> float:
-        """Seconds from a time to the first new step, which does not lie before the commit."""
-        seconds, step = self.experiment.recovery(since)
-        assert step > committed, f"began again at step {step}, though {committed} was committed"
-        print(f"\nmeasured: {what}: first new step (step {step}) after {seconds:.1f} s")
-        return seconds
+    def loses(self, what: str, act: Callable[[], object]) -> None:
+        """Do something that breaks the run off, and wait until it has got further."""
+        committed, since = self.wait_for_the_middle(), time.time()
+        act()  # it may take effect some steps later
+        self.experiment.wait_for_commit(self.experiment.committed_step() + 2 * CHECKPOINT_EVERY)
+        self.losses.append(Loss(what, committed, since, until=time.time()))
+
+    def recovered(self) -> list[float]:
+        """When the run has ended (its log is whole then): of each loss, seconds to its first new step, which is behind the commit."""
+        found = []
+        for loss in self.losses:
+            seconds, step = self.experiment.recovery(loss.since, loss.until)
+            assert step > loss.committed, f"{loss.what}: began again at step {step}, though {loss.committed} was committed"
+            print(f"\nmeasured: {loss.what}: first new step (step {step}) after {seconds:.1f} s")
+            found.append(seconds)
+        return found
+
+    def is_in_the_middle(self) -> bool:
+        """Whether there are steps to come, so that what was done to it was done in mid-run."""
+        return self.experiment.seal() is None
 
 
 @contextmanager
-def launched(staged: Staged, namespace: str, folder: Path) -> Iterator[Run]:
+def launched(staged: Staged, namespace: str, folder: Path, recipe: str) -> Iterator[Run]:
     """Plan an experiment and launch its job."""
-    experiment = training.plan(staged)
+    experiment = training.plan(staged, recipe=recipe)
     profile = training.write_profile(folder, namespace, staged)
     with training.launcher(experiment, profile, folder) as launcher:
         yield Run(staged, namespace, experiment, launcher, profile, folder)
@@ -62,7 +86,14 @@ def launched(staged: Staged, namespace: str, folder: Path) -> Iterator[Run]:
 @pytest.fixture
 def run(staged: Staged, restricted_namespace: str, tmp_path: Path) -> Iterator[Run]:
     """A job that has just been launched."""
-    with launched(staged, restricted_namespace, tmp_path) as running:
+    with launched(staged, restricted_namespace, tmp_path, "short.yaml") as running:
+        yield running
+
+
+@pytest.fixture
+def longer_run(staged: Staged, restricted_namespace: str, tmp_path: Path) -> Iterator[Run]:
+    """A job that has just been launched, with time enough for all that is to happen to it."""
+    with launched(staged, restricted_namespace, tmp_path, "medium.yaml") as running:
         yield running
 
 
@@ -75,71 +106,63 @@ def test_two_nodes_end_with_the_weights_of_two_local_ranks(run: Run) -> None:
     assert harness.get("pytorchjob", run.namespace, run.name) is not None
 
 
-def test_a_worker_deleted_by_force_is_back_within_20_seconds(run: Run, kubectl: Kubectl) -> None:
-    """Worker-0's container is not restarted: the group restarts in place around it."""
-    committed, since = run.wait_for_the_middle(), time.time()
-    kubectl("-n", run.namespace, "delete", "pod", run.pod(1), "--force", "--grace-period=0")
+def test_lost_processes_cost_seconds_and_no_weight(longer_run: Run, kubectl: Kubectl) -> None:
+    """Pods deleted by force, worker-0's too, with which the rendezvous is lost; a rank killed, as the kernel does for want of memory."""
+    namespace = longer_run.namespace
 
-    run.ends_with_the_same_weights()
+    def delete(index: int) -> None:
+        kubectl("-n", namespace, "delete", "pod", longer_run.pod(index), "--force", "--grace-period=0")
 
-    assert run.recovered(since, committed, "worker-1 deleted by force") <= 20
+    def kill_a_rank() -> None:
+        kubectl("-n", namespace, "exec", longer_run.pod(1), "--", "pkill", "-KILL", "-P", "1")
 
+    longer_run.loses("worker-1 deleted by force", lambda: delete(1))
+    longer_run.loses("worker-0 deleted by force", lambda: delete(0))
+    before = restarts(namespace)
+    longer_run.loses("training process killed", kill_a_rank)
+    assert longer_run.is_in_the_middle()
+    assert restarts(namespace) == before, "the group is to restart in place, without its containers"
 
-def test_worker_0_deleted_by_force_is_back_within_60_seconds(run: Run, kubectl: Kubectl) -> None:
-    """The rendezvous is lost with it, so every container starts anew."""
-    committed, since = run.wait_for_the_middle(), time.time()
-    kubectl("-n", run.namespace, "delete", "pod", run.pod(0), "--force", "--grace-period=0")
-
-    run.ends_with_the_same_weights()
-
-    assert run.recovered(since, committed, "worker-0 deleted by force") <= 60
-
-
-@pytest.mark.slow
-def test_a_killed_training_process_restarts_the_group_in_place(run: Run, kubectl: Kubectl) -> None:
-    """SIGKILL of one rank, as the kernel does when memory is short: no container restarts."""
-    committed, since = run.wait_for_the_middle(), time.time()
-    kubectl("-n", run.namespace, "exec", run.pod(1), "--", "pkill", "-KILL", "-P", "1", "-f", "train contrastive")
-
-    run.experiment.wait_for_commit(committed + 2 * CHECKPOINT_EVERY)
-    restarts = [pod["status"]["containerStatuses"][0]["restartCount"] for pod in harness.listed("pods", run.namespace)]
-    run.ends_with_the_same_weights()
-
-    assert restarts == [0, 0]
-    run.recovered(since, committed, "training process killed")
+    longer_run.ends_with_the_same_weights()
+    of_worker_1, of_worker_0, _ = longer_run.recovered()
+    assert of_worker_1 <= 20
+    assert of_worker_0 <= 60
 
 
-@pytest.mark.slow
-def test_a_restart_of_the_store_is_waited_out(run: Run) -> None:
-    """MinIO's pod is deleted in mid-run and comes back with its data."""
-    committed = run.wait_for_the_middle()
-    run.staged.store.restart()
-
-    run.ends_with_the_same_weights()
-
-    assert committed <= run.experiment.records()[-1]["steps"]
+def restarts(namespace: str) -> list[int]:
+    """Of the workers' containers."""
+    return [pod["status"]["containerStatuses"][0]["restartCount"] for pod in harness.listed("pods", namespace)]
 
 
-@pytest.mark.slow
-def test_a_restart_of_the_api_server_is_waited_out(run: Run, own_node: None) -> None:
-    """Trainers do not notice; the launcher's watches go on where they were."""
-    run.wait_for_the_middle()
-    harness.node_fault("apiserver")
+def test_a_store_and_a_launcher_that_come_again(longer_run: Run) -> None:
+    """MinIO's pod is deleted and comes back with its data. SIGKILL of the launcher leaves the job alone: the same command adopts it."""
+    longer_run.wait_for_the_middle()
+    longer_run.staged.store.restart()
+    job = harness.get("pytorchjob", longer_run.namespace, longer_run.name)
+    assert job is not None
+    longer_run.launcher.process.kill()
+    longer_run.launcher.wait(10)
+    assert longer_run.is_in_the_middle()
 
-    run.ends_with_the_same_weights()
+    with training.launcher(longer_run.experiment, longer_run.profile, longer_run.folder) as second:
+        longer_run.ends_with_the_same_weights(second)
+
+        assert second.said("adopted")
+    after = harness.get("pytorchjob", longer_run.namespace, longer_run.name)
+    assert after is not None
+    assert after["metadata"]["uid"] == job["metadata"]["uid"]
 
 
-@pytest.mark.slow
-def test_restarts_of_kubelet_and_containerd_are_waited_out(run: Run, own_node: None) -> None:
-    """Containers outlive both."""
-    run.wait_for_the_middle()
-    harness.node_fault("kubelet")
-    harness.node_fault("containerd")
+def test_restarts_of_api_server_kubelet_and_containerd_are_waited_out(longer_run: Run, own_node: None) -> None:
+    """Trainers do not notice, containers outlive all three, and the launcher's watches go on where they were."""
+    longer_run.wait_for_the_middle()
+    for name in ("apiserver", "kubelet", "containerd"):
+        harness.node_fault(name)
+    assert longer_run.is_in_the_middle()
 
-    run.ends_with_the_same_weights()
+    longer_run.ends_with_the_same_weights()
 
 
-@pytest.mark.slow
 def test_a_drained_node_costs_nothing_but_time(run: Run, kubectl: Kubectl) -> None:
     """Evicted pods save on SIGTERM; the job waits for a node and goes on."""
     run.wait_for_the_middle()
@@ -162,21 +185,3 @@ def pending(namespace: str) -> bool:
     return any(
         pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in pod["metadata"] for pod in harness.listed("pods", namespace)
     )
-
-
-@pytest.mark.slow
-def test_a_launcher_that_was_killed_is_followed_by_one_that_adopts(run: Run) -> None:
-    """SIGKILL leaves the job alone; the same command finds it and follows it to its end."""
-    run.wait_for_the_middle()
-    job = harness.get("pytorchjob", run.namespace, run.name)
-    assert job is not None
-    run.launcher.process.kill()
-    run.launcher.wait(10)
-
-    with training.launcher(run.experiment, run.profile, run.folder) as second:
-        run.ends_with_the_same_weights(second)
-
-        assert second.said("adopted")
-    after = harness.get("pytorchjob", run.namespace, run.name)
-    assert after is not None
-    assert after["metadata"]["uid"] == job["metadata"]["uid"]

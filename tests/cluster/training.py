@@ -7,13 +7,14 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,19 +41,21 @@ perceptual: {global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}
 contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}, global_batch_size: 64, contrast_batch_size: 64,
   epochs: 12, augmentation: crop, precision: fp32}
 """
+EPOCHS = {"short.yaml": 12, "medium.yaml": 40, "long.yaml": 1200}
+"""Recipes: of the shorter two the final weights are known; the long one does not end before its test does."""
 CELL = "random-seed0"
 CHECKPOINT_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """A store root with sealed demo pairs and triplets, and the weights that a local run of two ranks ends with."""
+    """A store root with sealed demo pairs and triplets, and by recipe the weights that a local run of two ranks ends with."""
 
     store: Store
     root: str
     pairs: str
     triplets: str
-    weights: str
+    weights: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +65,13 @@ class Experiment:
     Attributes:
         root: store URI.
         name: of the experiment; the job's identity depends on it.
+        recipe: one of EPOCHS.
         config: of its contrastive stage.
     """
 
     root: str
     name: str
+    recipe: str
     config: StageConfig
 
     @property
@@ -95,11 +100,11 @@ class Experiment:
         found: int = harness.wait_until(f"a checkpoint of step {step}", lambda: (at := self.committed_step()) >= step and at, seconds)
         return found
 
-    def recovery(self, since: float) -> tuple[float, int]:
-        """Of a run that broke off at a time: seconds from then to its first new step, and the number of that step."""
+    def recovery(self, since: float, until: float = math.inf) -> tuple[float, int]:
+        """Of a run that has ended, and broke off between two times: seconds from the first to its next new step, and that step's number."""
         records = self.records()
         assert [record["step"] for record in records] == list(range(1, records[-1]["steps"] + 1)), "a step is missing, or there twice"
-        later = [pair for pair in itertools.pairwise(records) if pair[1]["time"] > since]
+        later = [pair for pair in itertools.pairwise(records) if since < pair[1]["time"] <= until]
         first = max(later, key=lambda pair: pair[1]["time"] - pair[0]["time"])[1]
         return first["time"] - since, first["step"]
 
@@ -107,20 +112,29 @@ class Experiment:
 def stage(store: Store, folder: Path) -> Staged:
     """Stage the demo into a new bucket and train its reference: the same stage, two ranks on this machine."""
     root = store.make_bucket()
-    recipe = join(root, "recipe.yaml")
-    write_bytes(recipe, RECIPE.encode())
-    write_bytes(join(root, "long.yaml"), RECIPE.replace("epochs: 12", "epochs: 1200").encode())
+    for name, epochs in EPOCHS.items():
+        write_bytes(join(root, name), RECIPE.replace("epochs: 12", f"epochs: {epochs}").encode())
     uris = {}
     for what in ("pairs", "triplets"):
         result = join(root, f"{what}.json")
-        trainer("stage", what, "--root", root, "--source", "demo", "--recipe", recipe, "--result", result)
+        trainer("stage", what, "--root", root, "--source", "demo", "--recipe", join(root, "short.yaml"), "--result", result)
         uris[what] = str(read_json(result)["uri"])
-    staged = Staged(store=store, root=root, weights="", **uris)
-    reference = plan(staged, "reference")
+    staged = Staged(store=store, root=root, weights={}, **uris)
+    return dataclasses.replace(staged, weights={name: reference_weights(staged, name) for name in EPOCHS if name != "long.yaml"})
+
+
+def reference_weights(staged: Staged, recipe: str) -> str:
+    """The SHA-256 of what two ranks on this machine end with."""
+    reference = plan(staged, recipe=recipe)
     trainer("train", "contrastive", "--config", join(reference.config.output, "config.yaml"), "--set", "placement.processes_per_node=2")
-    seal = reference.seal()
+    return final_weights(reference)
+
+
+def final_weights(experiment: Experiment) -> str:
+    """The SHA-256 of the weights that an experiment has ended with."""
+    seal = experiment.seal()
     assert seal is not None
-    return dataclasses.replace(staged, weights=str(seal.facts["weights_sha256"]))
+    return str(seal.facts["weights_sha256"])
 
 
 def trainer(*arguments: str) -> None:
@@ -129,13 +143,13 @@ def trainer(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def plan(staged: Staged, name: str = "", recipe: str = "recipe.yaml", **placement: Any) -> Experiment:
+def plan(staged: Staged, name: str = "", recipe: str = "short.yaml", **placement: Any) -> Experiment:
     """Plan an experiment of one cell; one thread a rank, a line of the log each step, many checkpoints.
 
     Args:
         staged: the data.
         name: of the experiment; empty: a new one.
-        recipe: recipe.yaml, or long.yaml for a job that does not end before the test does.
+        recipe: one of EPOCHS.
         placement: settings that change no weights.
     """
     name = name or f"e-{secrets.token_hex(3)}"
@@ -148,7 +162,7 @@ def plan(staged: Staged, name: str = "", recipe: str = "recipe.yaml", **placemen
     changes = {"threads": 1, "log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **placement}
     config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, **changes))
     write_bytes(uri, dump_yaml(config).encode())
-    return Experiment(root=staged.root, name=name, config=config)
+    return Experiment(root=staged.root, name=name, recipe=recipe, config=config)
 
 
 def write_profile(folder: Path, namespace: str, staged: Staged, /, **changes: Any) -> str:

@@ -11,6 +11,7 @@ import pytest
 from tests.staging.remote.sources import photo_hash, place, write_declip, write_rwkv, write_yfcc
 from tests.staging.remote.web import web_server
 from trainer.__main__ import main
+from trainer.staging.remote import plan as plans
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
 from trainer.storage import join, read_bytes
@@ -226,6 +227,18 @@ def test_npy_is_never_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_caption_policies(policy: str, texts: list[str | None], captions: list[str]) -> None:
     """Each policy keeps what it says, and nothing empty."""
     assert clean_captions(policy, texts) == captions
+
+
+def test_memory_that_is_not_to_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, exit 1, and no plan that a later step could take for whole."""
+
+    def refuse(*_: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 1048576 failed")
+
+    monkeypatch.setattr(plans, "write_rows", refuse)
+    assert main(["stage", "plan", *yfcc(write_yfcc(tmp_path), str(tmp_path / "root")), *SMALL]) == 1
+    assert capsys.readouterr().err == "trainer stage: out of memory: malloc of size 1048576 failed\n"
+    assert not list(tmp_path.glob("root/**/plan.json"))
 
 
 @pytest.mark.slow
