@@ -23,7 +23,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plan.add_argument("--images", default="", metavar="URI", help="http(s), s3 or local base below which YFCC's pictures lie")
     plan.add_argument("--captions", default="as-is", help="title | description | both | slip | as-is (default)")
     plan.add_argument("--heldout-fraction", type=float, default=0.0, help="part of the rows that becomes the split `test` (default 0)")
-    plan.add_argument("--memory-mb", type=int, default=2048, help="most memory of the join and the sort; more goes to disk (default 2048)")
+    plan.add_argument("--memory-mb", type=int, default=1024, help="most memory of the join and the sort; more goes to disk (default 1024)")
     plan.add_argument("--scratch", default="", help="local folder for that (default: the system's temporary one)")
     plan.add_argument("--recipe", default="paper", help="shipped recipe, or the URI of a YAML file (default paper)")
     plan.add_argument("--contact", default="", help="mail or URL that servers are told")

@@ -60,7 +60,7 @@ class PlanOptions:
     images: str = ""
     captions: str = "as-is"
     heldout_fraction: float = 0.0
-    memory_mb: int = 2048
+    memory_mb: int = 1024
     scratch: str = ""
     contact: str = ""
 
