@@ -85,14 +85,17 @@ cluster-status: $(VENV)/ready ## which of its processes run
 cluster-up cluster-down cluster-status: cluster-%:
 	@$(BIN)/python -m tests.cluster $*
 
-.PHONY: e2e
+.PHONY: e2e e2e-tests
 e2e: $(VENV)/ready ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
-	@$(BIN)/python -m tests.cluster check
-	$(BIN)/python -m pytest -q -m "cluster and not trainjob" tests/cluster $(ARGS)
+	@$(BIN)/python -m tests.cluster with $(MAKE) e2e-tests
+
+e2e-tests:
+	$(BIN)/python -m pytest -q $(side_by_side) -m "cluster and not trainjob and not alone" tests/cluster $(ARGS)
+	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob
 e2e-trainjob: $(VENV)/ready ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (their build takes 15 minutes more)
-	$(BIN)/python -m pytest -q -m trainjob tests/cluster $(ARGS)
+	@$(BIN)/python -m tests.cluster with $(BIN)/python -m pytest -q -m trainjob tests/cluster $(ARGS)
 
 ##@ Chart
 

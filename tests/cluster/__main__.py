@@ -1,6 +1,7 @@
-"""`python -m tests.cluster build | up | down | status | check | tools`."""
+"""`python -m tests.cluster build | up | down | status | with | tools`."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -11,25 +12,26 @@ from tests.cluster.store import deploy_store
 def main() -> int:
     """Run one verb; `up` builds what is missing first, `tools [name …]` prints the folder of helm, kubectl and what checks charts.
 
-    `check` says in one line what keeps e2e from running on this machine, before anything is built.
+    `with command …` runs a command on the cluster that KUBECONFIG names, on the one that is up, or on one that is up for so long;
+    its exit code is the command's.
     """
-    verbs: dict[str, Callable[[], None]] = {
+    verbs: dict[str, Callable[[], int | None]] = {
         "build": build.build,
         "up": _up,
         "down": node.down,
         "status": lambda: print(json.dumps(node.status(), indent=1)),
-        "check": lambda: build.require_machine() if harness.own_cluster() else None,
-        "tools": lambda: print(build.chart_tools(sys.argv[2:])),
+        "with": lambda: _with(arguments),
+        "tools": lambda: print(build.chart_tools(arguments)),
     }
-    if not (len(sys.argv) == 2 or sys.argv[1:2] == ["tools"]) or sys.argv[1] not in verbs:
+    verb, *arguments = sys.argv[1:] or [""]
+    if verb not in verbs or (arguments and verb not in ("with", "tools")):
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        verbs[sys.argv[1]]()
+        return verbs[verb]() or 0
     except (AssertionError, RuntimeError) as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _up() -> None:
@@ -39,6 +41,19 @@ def _up() -> None:
     volumes.prepare()
     addons.deploy()
     deploy_store("fs-store")
+
+
+def _with(command: list[str]) -> int:
+    ours, runs_already = harness.own_cluster(), any(node.status().values())
+    try:
+        if ours:
+            _up()
+        else:
+            build.fetch_kubectl_and_helm()
+        return subprocess.call(command)
+    finally:
+        if ours and not runs_already:
+            node.down()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ def pipelines_image() -> str:
     """The pipelines image of this checkout, built from its Dockerfile and imported into the cluster."""
     if not harness.own_cluster():
         return os.environ[PIPELINES_VARIABLE]
-    local.pipelines_archive()
-    node.import_images()
+    with harness.one_at_a_time():
+        local.pipelines_archive()
+        node.import_images()
     return local.PIPELINES_IMAGE
 
 

@@ -1,35 +1,24 @@
-"""The cluster of the e2e tests: the one that KUBECONFIG names, or one brought up on this machine and taken down again."""
+"""The cluster of the e2e tests: the one that KUBECONFIG names, or this machine's, which `make e2e` brings up."""
 
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster import addons, build, harness, node, settings, training, volumes
+from tests.cluster import addons, harness, node, settings, training, volumes
 from tests.cluster.store import Store, deploy_store
 
 Kubectl = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def kubectl() -> Iterator[Kubectl]:
+def kubectl() -> Kubectl:
     """`kubectl(*arguments, text=stdin)` on the cluster; a failure is an AssertionError with what kubectl said."""
-    ours, runs_already = harness.own_cluster(), any(node.status().values())
-    if ours:
-        build.require_machine()
-        if not runs_already:
-            build.build()
-        try:
-            node.up()
+    if harness.own_cluster():
+        assert all(node.status().values() or [False]), "no cluster is up: make e2e brings one up, make cluster-up one that stays"
+        with harness.one_at_a_time():
             volumes.prepare()
-            addons.deploy()
-            yield harness.kubectl
-        finally:
-            if not runs_already:
-                node.down()
-    else:
-        build.fetch_kubectl_and_helm()
-        yield harness.kubectl
+    return harness.kubectl
 
 
 @pytest.fixture(scope="session")
@@ -40,17 +29,20 @@ def monitoring(kubectl: Kubectl) -> str:
 
 @pytest.fixture(scope="session")
 def store(kubectl: Kubectl) -> Store:
-    """One MinIO in the cluster for the whole session, for pods and for this machine."""
-    return deploy_store("fs-store")
+    """One MinIO in the cluster for all tests, for pods and for this machine."""
+    with harness.one_at_a_time():
+        return deploy_store("fs-store")
 
 
 @pytest.fixture(scope="session")
-def staged(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[training.Staged]:
-    """The demo in the store, once for the session, and the weights that two ranks on this machine end with."""
+def staged(store: Store) -> Iterator[training.Staged]:
+    """The demo in the store, and the weights that two ranks on this machine end with; made by whichever process asks first."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        yield training.stage(store, tmp_path_factory.mktemp("staged"))
+        with harness.one_at_a_time():
+            found = training.staged(store)
+        yield found
 
 
 @pytest.fixture

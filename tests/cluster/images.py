@@ -40,12 +40,15 @@ def build_images() -> None:
 
 
 def build_binary_image(image: str, reference: str, binary: Path, entrypoint: list[str]) -> None:
-    """An image that holds one static binary."""
+    """An image that holds one static binary, unless there is one that is newer than the binary."""
+    archive = settings.IMAGES / f"{image}.tar"
+    if archive.exists() and archive.stat().st_mtime > binary.stat().st_mtime:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / entrypoint[0].lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(binary, target)
-        write_image(settings.IMAGES / f"{image}.tar", reference, Path(scratch), entrypoint)
+        write_image(archive, reference, Path(scratch), entrypoint)
 
 
 def write_image(archive: Path, reference: str, root: Path, entrypoint: list[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.compiled import FOLDER
-from tests.cluster import harness, node
+from tests.cluster import chart, harness
 from tests.cluster.store import Store
 from tests.images import local
 
@@ -29,9 +29,7 @@ def pipelines_image(kubectl: Any) -> str:
     """The image's name, built and in the node's containerd."""
     if not harness.own_cluster():
         pytest.skip("builds an image and imports it into the node's containerd: only on the cluster that node.py brings up")
-    local.pipelines_archive()
-    node.import_images()
-    return local.PIPELINES_IMAGE
+    return chart.pipelines_image()
 
 
 @pytest.fixture

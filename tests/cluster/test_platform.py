@@ -56,6 +56,7 @@ def test_a_restricted_pod_imports_torch_and_the_trainer(kubectl: Kubectl, restri
     assert (before.st_uid, before.st_gid, before.st_mode) == (after.st_uid, after.st_gid, after.st_mode)
 
 
+@pytest.mark.alone
 def test_the_stores_data_outlive_its_pod(store: Store) -> None:
     """The claim is of the default storage class: what a chart's MinIO gets on this cluster, too."""
     bucket = store.make_bucket().removeprefix("s3://")

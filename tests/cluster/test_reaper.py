@@ -19,13 +19,13 @@ GRACE = 25
 @pytest.fixture
 def workflow(staged: Staged, restricted_namespace: str, tmp_path: Path) -> Workflow:
     """A run of Kubeflow whose launch step has a job in training, for longer than the test."""
-    return in_training(staged, restricted_namespace, tmp_path, "long.yaml")
+    return in_training(staged, restricted_namespace, tmp_path, "long.yaml", nodes=1)
 
 
-def in_training(staged: Staged, namespace: str, folder: Path, recipe: str) -> Workflow:
+def in_training(staged: Staged, namespace: str, folder: Path, recipe: str, nodes: int) -> Workflow:
     """A run whose job has committed a checkpoint."""
     experiment = training.plan(staged, recipe=recipe)
-    profile = training.write_profile(folder, namespace, staged)
+    profile = training.write_profile(folder, namespace, staged, nodes=nodes)
     run = Workflow(namespace, experiment, profile, staged.store.pod_environment)
     run.launch()
     experiment.wait_for_commit(training.CHECKPOINT_EVERY)
@@ -88,14 +88,14 @@ def test_a_failed_run_keeps_its_job_for_the_grace_and_no_longer(workflow: Workfl
         workflow.kill_launcher()
         workflow.change({"status": {"phase": "Failed", "finishedAt": now()}})
         time.sleep(GRACE - 8)
-        assert len(trainers(workflow.namespace)) == 2
+        assert len(trainers(workflow.namespace)) == 1
 
         harness.wait_until("job and pods to go", lambda: nothing_left(workflow), 8 + 30)
 
 
 def test_a_retry_within_the_grace_adopts_the_living_job(staged: Staged, restricted_namespace: str, tmp_path: Path) -> None:
     """The launcher's pod is drained; its successor follows the same job, which outlives the grace and ends as if nothing had happened."""
-    run, grace = in_training(staged, restricted_namespace, tmp_path, "medium.yaml"), 8
+    run, grace = in_training(staged, restricted_namespace, tmp_path, "medium.yaml", nodes=2), 8
     before = job_of(run)
     assert before is not None
     with reaper(run.namespace, grace, tmp_path):
@@ -133,6 +133,7 @@ def test_deleting_one_of_two_runs_leaves_the_job_to_the_other(workflow: Workflow
         harness.wait_until("job and pods to go", lambda: nothing_left(second), 30)
 
 
+@pytest.mark.alone
 def test_a_reaper_that_was_away_does_what_it_would_have_done(workflow: Workflow, tmp_path: Path, own_node: None) -> None:
     """It was killed before the run was terminated; and the API server was restarted, too."""
     with reaper(workflow.namespace, GRACE, tmp_path) as first:

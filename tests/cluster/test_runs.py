@@ -63,7 +63,7 @@ def test_cancel_leaves_nothing_but_the_store_within_30_seconds(staged: Staged, r
 def test_ctrl_c_at_the_shell_ends_the_job(staged: Staged, restricted_namespace: str, tmp_path: Path) -> None:
     """Nobody else holds it."""
     experiment = training.plan(staged, recipe="long.yaml")
-    profile = training.write_profile(tmp_path, restricted_namespace, staged)
+    profile = training.write_profile(tmp_path, restricted_namespace, staged, nodes=1)
     with training.launcher(experiment, profile, tmp_path) as launcher:
         experiment.wait_for_commit(CHECKPOINT_EVERY)
         launcher.send(signal.SIGINT)
@@ -96,7 +96,7 @@ def test_two_runs_of_one_experiment_share_one_job(staged: Staged, restricted_nam
 def test_another_recipe_under_the_same_name_is_refused(staged: Staged, restricted_namespace: str, tmp_path: Path) -> None:
     """The differing key is named, and the running job goes on."""
     experiment = training.plan(staged, recipe="long.yaml")
-    profile = training.write_profile(tmp_path, restricted_namespace, staged)
+    profile = training.write_profile(tmp_path, restricted_namespace, staged, nodes=1)
     with training.launcher(experiment, profile, tmp_path):
         experiment.wait_for_commit(CHECKPOINT_EVERY)
         with pytest.raises(SystemExit) as refused:

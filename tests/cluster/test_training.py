@@ -134,6 +134,7 @@ def restarts(namespace: str) -> list[int]:
     return [pod["status"]["containerStatuses"][0]["restartCount"] for pod in harness.listed("pods", namespace)]
 
 
+@pytest.mark.alone
 def test_a_store_and_a_launcher_that_come_again(longer_run: Run) -> None:
     """MinIO's pod is deleted and comes back with its data. SIGKILL of the launcher leaves the job alone: the same command adopts it."""
     longer_run.wait_for_the_middle()
@@ -153,6 +154,7 @@ def test_a_store_and_a_launcher_that_come_again(longer_run: Run) -> None:
     assert after["metadata"]["uid"] == job["metadata"]["uid"]
 
 
+@pytest.mark.alone
 def test_restarts_of_api_server_kubelet_and_containerd_are_waited_out(longer_run: Run, own_node: None) -> None:
     """Trainers do not notice, containers outlive all three, and the launcher's watches go on where they were."""
     longer_run.wait_for_the_middle()
@@ -163,6 +165,7 @@ def test_restarts_of_api_server_kubelet_and_containerd_are_waited_out(longer_run
     longer_run.ends_with_the_same_weights()
 
 
+@pytest.mark.alone
 def test_a_drained_node_costs_nothing_but_time(run: Run, kubectl: Kubectl) -> None:
     """Evicted pods save on SIGTERM; the job waits for a node and goes on."""
     run.wait_for_the_middle()
