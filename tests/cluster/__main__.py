@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.cluster import addons, build, harness, node, volumes
 from tests.cluster.store import deploy_store
+from tests.images import local
 
 
 def main() -> int:
@@ -47,7 +49,12 @@ def _with(command: list[str]) -> int:
     ours, runs_already = harness.own_cluster(), any(node.status().values())
     try:
         if ours:
-            _up()
+            build.require_machine()
+            build.build()
+            with ThreadPoolExecutor() as pool:
+                image = pool.submit(local.pipelines_archive)  # the tests' next need; while pods start
+                _up()
+                image.result()
         else:
             build.fetch_kubectl_and_helm()
         return subprocess.call(command)

@@ -26,7 +26,7 @@ def deploy_training_operator() -> None:
     rendered = _kustomize(settings.HERE / "manifests/operator", {"manifests": module / "manifests"})
     # server side: the CRDs are larger than the annotation that a client-side apply would keep
     kubectl("apply", "--server-side", "-f", "-", text=rendered)
-    kubectl("wait", "--for=condition=Established", "crd/pytorchjobs.kubeflow.org", "--timeout=60s")
+    harness.wait_for_kind("pytorchjobs.kubeflow.org")
     kubectl("-n", "kubeflow", "rollout", "status", "deploy/training-operator", "--timeout=300s")
     _say("training operator", started)
 
@@ -37,7 +37,7 @@ def deploy_monitoring() -> None:
     module = module_folder("prometheus-operator", "github.com/prometheus-operator/prometheus-operator")
     own = settings.HERE / "manifests/monitoring"
     kubectl("apply", "--server-side", "-f", str(module / "example/prometheus-operator-crd"))
-    kubectl("wait", "--for=condition=Established", "crd/prometheuses.monitoring.coreos.com", "--timeout=60s")
+    harness.wait_for_kind("prometheuses.monitoring.coreos.com")
     harness.ensure_namespace("monitoring")
     kubectl("apply", "--server-side", "-f", "-", text=_kustomize(own, {"example": module / "example"}))
     kubectl("apply", "--server-side", "-f", str(own / "prometheus.yaml"))

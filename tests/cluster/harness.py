@@ -73,6 +73,16 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float, every: f
     return found
 
 
+def wait_for_kind(crd: str) -> None:
+    """Wait until the API server serves the kind; `kubectl wait` itself fails where a CRD has no conditions yet."""
+
+    def established() -> bool:
+        conditions = json.loads(kubectl("get", "crd", crd, "-o", "json")).get("status", {}).get("conditions") or []
+        return any(part["type"] == "Established" and part["status"] == "True" for part in conditions)
+
+    wait_until(f"the kind {crd}", established, 60)
+
+
 def ensure_namespace(name: str, labels: dict[str, str] | None = None) -> None:
     """A namespace of this name with these labels."""
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}})

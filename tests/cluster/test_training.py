@@ -141,9 +141,9 @@ def test_a_store_and_a_launcher_that_come_again(longer_run: Run) -> None:
     longer_run.staged.store.restart()
     job = harness.get("pytorchjob", longer_run.namespace, longer_run.name)
     assert job is not None
+    assert longer_run.is_in_the_middle()
     longer_run.launcher.process.kill()
     longer_run.launcher.wait(10)
-    assert longer_run.is_in_the_middle()
 
     with training.launcher(longer_run.experiment, longer_run.profile, longer_run.folder) as second:
         longer_run.ends_with_the_same_weights(second)
@@ -155,19 +155,9 @@ def test_a_store_and_a_launcher_that_come_again(longer_run: Run) -> None:
 
 
 @pytest.mark.alone
-def test_restarts_of_api_server_kubelet_and_containerd_are_waited_out(longer_run: Run, own_node: None) -> None:
-    """Trainers do not notice, containers outlive all three, and the launcher's watches go on where they were."""
-    longer_run.wait_for_the_middle()
-    for name in ("apiserver", "kubelet", "containerd"):
-        harness.node_fault(name)
-    assert longer_run.is_in_the_middle()
-
-    longer_run.ends_with_the_same_weights()
-
-
-@pytest.mark.alone
-def test_a_drained_node_costs_nothing_but_time(run: Run, kubectl: Kubectl) -> None:
-    """Evicted pods save on SIGTERM; the job waits for a node and goes on."""
+def test_a_node_that_is_drained_and_whose_servers_restart_costs_nothing_but_time(longer_run: Run, kubectl: Kubectl, own_node: None) -> None:
+    """Evicted pods save on SIGTERM; the job waits for a node and goes on. Containers outlive API server, kubelet and containerd."""
+    run = longer_run
     run.wait_for_the_middle()
     node = harness.listed("nodes", run.namespace)[0]["metadata"]["name"]
     selector = f"--pod-selector=firstsight.dev/experiment={run.experiment.name}"
@@ -177,10 +167,13 @@ def test_a_drained_node_costs_nothing_but_time(run: Run, kubectl: Kubectl) -> No
         harness.wait_until("a pod that waits for a node", lambda: pending(run.namespace), 60)
     finally:
         kubectl("uncordon", node)
+    assert drained % CHECKPOINT_EVERY or drained > 3 * CHECKPOINT_EVERY  # what SIGTERM saved
+    run.experiment.wait_for_commit(drained + CHECKPOINT_EVERY)
+    for name in ("apiserver", "kubelet", "containerd"):
+        assert run.is_in_the_middle(), f"had ended before {name} was restarted"
+        harness.node_fault(name)
 
     run.ends_with_the_same_weights()
-
-    assert drained % CHECKPOINT_EVERY or drained > 3 * CHECKPOINT_EVERY  # what SIGTERM saved
 
 
 def pending(namespace: str) -> bool:

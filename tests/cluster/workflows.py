@@ -24,7 +24,7 @@ class Workflow:
         self.namespace, self.experiment = namespace, experiment
         self.name = f"run-{secrets.token_hex(3)}"
         harness.kubectl("apply", "--server-side", "-f", str(MANIFESTS / "workflow-crd.yaml"))
-        harness.kubectl("wait", "--for=condition=Established", "crd/workflows.argoproj.io", "--timeout=30s")
+        harness.wait_for_kind("workflows.argoproj.io")
         harness.kubectl("-n", namespace, "apply", "-f", str(MANIFESTS / "launcher.yaml"))
         workflow = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": self.name}}
         harness.apply({**workflow, "spec": {}, "status": {"phase": "Running"}}, namespace)
