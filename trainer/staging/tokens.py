@@ -1,5 +1,6 @@
 """Captions as CLIP's token ids, once, at staging: the ids of open_clip's SimpleTokenizer, with a cache of words before it."""
 
+import functools
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -16,25 +17,24 @@ class Tokenizer:
     """SimpleTokenizer's ids, exactly (tests/staging/test_tokens.py), several times as fast. Loaded when the first caption comes."""
 
     def __init__(self) -> None:
-        self._encoder: Any = None
         self._words: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, captions: Sequence[str]) -> list[list[int]]:
         """Ids of each caption with start and end, cut to CONTEXT_LENGTH with the end last, unpadded."""
-        encoder = self._load()
+        encoder = _simple_tokenizer()
         start, end = encoder.sot_token_id, encoder.eot_token_id
         return [[start, *self._encode(caption)[: CONTEXT_LENGTH - 2], end] for caption in captions]
 
     def text(self, tokens: Sequence[int]) -> str:
         """The words that ids stand for; start, and all from the first end on, are left out."""
-        encoder = self._load()
+        encoder = _simple_tokenizer()
         ids = list(tokens)
         ids = ids[ids.index(encoder.sot_token_id) + 1 :] if encoder.sot_token_id in ids else ids
         ids = ids[: ids.index(encoder.eot_token_id)] if encoder.eot_token_id in ids else ids
         return str(encoder.decode(ids))
 
     def _encode(self, caption: str) -> list[int]:
-        encoder = self._encoder
+        encoder = _simple_tokenizer()
         clean = " ".join(caption.split()).lower() if _UNTOUCHED.fullmatch(caption) else encoder.clean_fn(caption)
         ids: list[int] = []
         for word in encoder.pat.findall(clean):
@@ -46,7 +46,7 @@ class Tokenizer:
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
         """What SimpleTokenizer.encode does with one match of its pattern."""
-        encoder = self._encoder
+        encoder = _simple_tokenizer()
         as_bytes = "".join(encoder.byte_encoder[byte] for byte in word.encode("utf-8"))
         ids = tuple(encoder.encoder[part] for part in encoder.bpe(as_bytes).split(" "))
         if len(self._words) >= _MAX_CACHED_WORDS:
@@ -54,16 +54,16 @@ class Tokenizer:
         self._words[word] = ids
         return ids
 
-    def _load(self) -> Any:
-        """The module alone, by its file: `import open_clip` would import every model it has, for seconds."""
-        if self._encoder is None:
-            package = importlib.util.find_spec("open_clip")
-            if package is None or package.origin is None:
-                raise ModuleNotFoundError("open_clip_torch is not installed: captions cannot become tokens")
-            spec = importlib.util.spec_from_file_location("firstsight_simple_tokenizer", Path(package.origin).with_name("tokenizer.py"))
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            self._encoder = module.SimpleTokenizer()
-        return self._encoder
+
+@functools.cache
+def _simple_tokenizer() -> Any:
+    """SimpleTokenizer, from its file alone: `import open_clip` would import every model it has, for seconds."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("open_clip_torch is not installed: captions cannot become tokens")
+    spec = importlib.util.spec_from_file_location("firstsight_simple_tokenizer", Path(package.origin).with_name("tokenizer.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
