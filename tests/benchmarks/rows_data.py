@@ -140,7 +140,7 @@ def whole_loader(folder: Path, *, short: bool) -> Measured:
     pictures = photos(64)
     with store(folder / "server") as server:
         bucket = server.make_bucket()
-        originals = [pictures[i % 64] for i in range(768)]
+        originals = [pictures[i % 64] for i in range(2304)]
         data = write_photos(f"{bucket}/originals", originals, 192)
         ours = write_photos(f"{bucket}/short", [short256(p) for p in originals], 192) if short else data
         names = [shard.name for shard in require_manifest(data.uri, data.identity).shards]
@@ -152,7 +152,7 @@ def whole_loader(folder: Path, *, short: bool) -> Measured:
             cpu_rate(lambda: open_clip_loader(urls, BATCH)),
             cpu_rate(lambda: our_loader(ours, BATCH, folder / f"cache-{next(runs)}")),
             rounds=3,
-            note="768 samples from a local SeaweedFS, batches of 32; what ours decodes ahead of the last batch counts against it",
+            note="2,304 samples from a local SeaweedFS, batches of 32; what ours decodes ahead of the last batch counts against it",
         )
 
 
