@@ -67,6 +67,21 @@ def decode_pixels(data: Buffer, mode: Decoder) -> NDArray[np.uint8]:
         raise RunError(f"not a picture: {error}") from error
 
 
+def picture_size(data: Buffer) -> tuple[int, int]:
+    """Height and width that a picture's header gives: those of `decode_pixels`, without decoding."""
+    if bytes(data[:2]) == b"\xff\xd8":
+        try:
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+            return height, width
+        except ValueError:
+            pass
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise RunError(f"not a picture: {error}") from error
+
+
 def crop_and_resize(
     pixels: NDArray[np.uint8], box: Sequence[int] | NDArray[np.int64], side: int, mode: Decoder, interpolation: Interpolation
 ) -> torch.Tensor:

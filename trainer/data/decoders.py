@@ -1,9 +1,10 @@
 """What a chunk of samples becomes: the part of loading that runs in worker processes or threads."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from trainer.data.decode import (
     crop_and_resize,
     decode_image,
     decode_pixels,
+    picture_size,
     random_crops,
     sample_seeds,
     uniforms,
@@ -30,6 +32,8 @@ from trainer.errors import InputError, RunError
 
 END_OF_TEXT = 49407
 _CAPTION_DRAW = CROP_DRAWS
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _TRIPLET_MEMBERS = ("ref.png", "0.png", "1.png")
 
 
@@ -89,36 +93,40 @@ class PairsDecoder:
         samples = [(views[which], row) for which, row in zip(chunk.which[:, 0].tolist(), chunk.rows[:, 0].tolist(), strict=True)]
         keys = [view.index.keys[row] for view, row in samples]
         seeds = sample_seeds(self.seed, chunk.epoch, keys)
-        pictures = [self._pixels(view, row, place) for (view, row), place in zip(samples, chunk.positions[:, 0].tolist(), strict=True)]
+        places = [(place[0], place[1]) for place in chunk.positions[:, 0].tolist()]
         tokens, lengths = self._captions(samples, seeds)
-        return DecodedPairs(images=self._resized(pictures, seeds), tokens=tokens, lengths=lengths, seeds=torch.from_numpy(seeds), keys=keys)
+        images = torch.from_numpy(self._images(samples, places, seeds))
+        return DecodedPairs(images=images, tokens=tokens, lengths=lengths, seeds=torch.from_numpy(seeds), keys=keys)
 
-    def _pixels(self, view: ShardView, row: int, place: list[int]) -> NDArray[np.uint8]:
-        name = (place[0], place[1])
-        if (kept := self._kept.get(name)) is not None:
-            return kept
-        try:
-            pixels = decode_pixels(view.member(row, view.column("image")), self.mode)
-        except RunError as error:
-            raise RunError(str(error) if "sample" in str(error) else f"{view.sample(row)}: {error}") from error
-        if self._kept_bytes + pixels.nbytes <= self.keep_bytes:
-            self._kept[name] = pixels
-            self._kept_bytes += pixels.nbytes
-        return pixels
-
-    def _resized(self, pictures: list[NDArray[np.uint8]], seeds: NDArray[np.int64]) -> Tensor:
+    def _images(self, samples: list[tuple[ShardView, int]], places: list[tuple[int, int]], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Each picture from bytes to its place in the batch (B, S, S, 3) before the next: its pixels stay in the processor's cache."""
         side = self.image_size
-        images = np.empty((len(pictures), side, side, 3), np.uint8)
-        if self.augmentation == "none":
-            for image, pixels in zip(images, pictures, strict=True):
-                image[:] = centre(pixels, side, self.mode).permute(1, 2, 0).numpy()
-            return torch.from_numpy(images)
+        images = np.empty((len(samples), side, side, 3), np.uint8)
+        pictures = [self._kept.get(place) for place in places]
+        data = [
+            view.member(row, view.column("image")) if kept is None else b"" for (view, row), kept in zip(samples, pictures, strict=True)
+        ]
+        boxes: list[list[int]] | None = None
+        if self.augmentation != "none":
+            shapes = np.array([
+                kept.shape[:2] if kept is not None else _named(view, row, picture_size, encoded)
+                for (view, row), kept, encoded in zip(samples, pictures, data, strict=True)
+            ])  # fmt: skip
+            boxes = random_crops(seeds, shapes[:, 0], shapes[:, 1], self.crop_scale_min).tolist()
         interpolation: Interpolation = "bilinear" if self.augmentation == "moco_v2" else "bicubic"
-        shapes = np.array([pixels.shape[:2] for pixels in pictures])
-        boxes = random_crops(seeds, shapes[:, 0], shapes[:, 1], self.crop_scale_min)
-        for image, pixels, box in zip(images, pictures, boxes.tolist(), strict=True):
-            image[:] = crop_and_resize(pixels, box, side, self.mode, interpolation).permute(1, 2, 0).numpy()
-        return torch.from_numpy(images)
+        for i, (view, row) in enumerate(samples):
+            pixels = pictures[i]
+            if pixels is None:
+                pixels = _named(view, row, decode_pixels, data[i], self.mode)
+                self._keep(places[i], pixels)
+            made = crop_and_resize(pixels, boxes[i], side, self.mode, interpolation) if boxes else centre(pixels, side, self.mode)
+            images[i] = made.permute(1, 2, 0).numpy()
+        return images
+
+    def _keep(self, place: tuple[int, int], pixels: NDArray[np.uint8]) -> None:
+        if self._kept_bytes + pixels.nbytes <= self.keep_bytes:
+            self._kept[place] = pixels
+            self._kept_bytes += pixels.nbytes
 
     def _captions(self, samples: list[tuple[ShardView, int]], seeds: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         tokens = np.zeros((len(samples), self.context_length), np.int64)
@@ -136,6 +144,14 @@ class PairsDecoder:
             if len(ids) > length:
                 tokens[i, -1] = END_OF_TEXT
         return torch.from_numpy(tokens), torch.from_numpy(lengths)
+
+
+def _named(view: ShardView, row: int, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """Call the function; a RunError of it names the sample."""
+    try:
+        return function(*args, **kwargs)
+    except RunError as error:
+        raise RunError(f"{view.sample(row)}: {error}") from error
 
 
 @dataclass(kw_only=True)
