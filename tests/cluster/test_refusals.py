@@ -127,12 +127,13 @@ def test_a_suspended_job_waits_for_its_queue_and_says_so_if_none_comes(
 
 
 def test_a_queue_that_lifts_suspend_lets_the_job_run(staged: Staged, restricted_namespace: str, tmp_path: Path, kubectl: Kubectl) -> None:
-    """Held for a while, then admitted: the same weights as ever."""
+    """Taken back in mid-run, held for a while, then admitted again: the same weights as ever."""
     experiment = training.plan(staged)
     profile = training.write_profile(tmp_path, restricted_namespace, staged)
     with training.launcher(experiment, profile, tmp_path) as launcher:
+        experiment.wait_for_commit(training.CHECKPOINT_EVERY)
         suspend(kubectl, restricted_namespace, experiment.identity.name, True)
-        harness.wait_until("its pods to go", lambda: not harness.listed("pods", restricted_namespace), 240)
+        harness.wait_until("its pods to go", lambda: not harness.listed("pods", restricted_namespace), 60)
         suspend(kubectl, restricted_namespace, experiment.identity.name, False)
 
         assert launcher.wait() == 0, launcher.tail()
