@@ -7,9 +7,10 @@ decoding refuses): the same picture to .05 of 255 in the mean, at three times th
 Suffixes: H W (source height and width), S (side of the result), B (batch).
 """
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -60,24 +61,26 @@ def decode_pixels(data: Buffer, mode: Decoder) -> NDArray[np.uint8]:
             return pixels
         except ValueError:  # CMYK, or a slip in the stream that PIL, which staging checked with, lets pass
             pass
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # what PIL raises on bad bytes
-        raise RunError(f"not a picture: {error}") from error
+    with _opened(data) as image:
+        return np.array(image.convert("RGB"))
 
 
 def picture_size(data: Buffer) -> tuple[int, int]:
     """Height and width that a picture's header gives: those of `decode_pixels`, without decoding."""
     if bytes(data[:2]) == b"\xff\xd8":
-        try:
+        with contextlib.suppress(ValueError):  # PIL, which staging checked with, may read it
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
             return height, width
-        except ValueError:
-            pass
+    with _opened(data) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(data: Buffer) -> Iterator[Image.Image]:
+    """A picture as PIL reads it; what PIL raises on bad bytes, then or when pixels are asked for, is a RunError."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+            yield image
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise RunError(f"not a picture: {error}") from error
 

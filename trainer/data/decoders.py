@@ -1,10 +1,11 @@
 """What a chunk of samples becomes: the part of loading that runs in worker processes or threads."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,6 @@ from trainer.errors import InputError, RunError
 
 END_OF_TEXT = 49407
 _CAPTION_DRAW = CROP_DRAWS
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 _TRIPLET_MEMBERS = ("ref.png", "0.png", "1.png")
 
 
@@ -102,23 +101,22 @@ class PairsDecoder:
         """Each picture from bytes to its place in the batch (B, S, S, 3) before the next: its pixels stay in the processor's cache."""
         side = self.image_size
         images = np.empty((len(samples), side, side, 3), np.uint8)
-        pictures = [self._kept.get(place) for place in places]
-        data = [
-            view.member(row, view.column("image")) if kept is None else b"" for (view, row), kept in zip(samples, pictures, strict=True)
+        sources = [
+            self._kept[place] if place in self._kept else view.member(row, view.column("image"))
+            for (view, row), place in zip(samples, places, strict=True)
         ]
         boxes: list[list[int]] | None = None
         if self.augmentation != "none":
-            shapes = np.array([
-                kept.shape[:2] if kept is not None else _named(view, row, picture_size, encoded)
-                for (view, row), kept, encoded in zip(samples, pictures, data, strict=True)
-            ])  # fmt: skip
+            shapes = np.array([_size(view, row, source) for (view, row), source in zip(samples, sources, strict=True)])
             boxes = random_crops(seeds, shapes[:, 0], shapes[:, 1], self.crop_scale_min).tolist()
         interpolation: Interpolation = "bilinear" if self.augmentation == "moco_v2" else "bicubic"
-        for i, (view, row) in enumerate(samples):
-            pixels = pictures[i]
-            if pixels is None:
-                pixels = _named(view, row, decode_pixels, data[i], self.mode)
+        for i, ((view, row), source) in enumerate(zip(samples, sources, strict=True)):
+            if isinstance(source, bytes):
+                with _naming(view, row):
+                    pixels = decode_pixels(source, self.mode)
                 self._keep(places[i], pixels)
+            else:
+                pixels = source
             made = crop_and_resize(pixels, boxes[i], side, self.mode, interpolation) if boxes else centre(pixels, side, self.mode)
             images[i] = made.permute(1, 2, 0).numpy()
         return images
@@ -146,12 +144,21 @@ class PairsDecoder:
         return torch.from_numpy(tokens), torch.from_numpy(lengths)
 
 
-def _named(view: ShardView, row: int, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-    """Call the function; a RunError of it names the sample."""
+def _size(view: ShardView, row: int, source: NDArray[np.uint8] | bytes) -> tuple[int, int]:
+    """Height and width of a sample's picture, decoded or not."""
+    if not isinstance(source, bytes):
+        return source.shape[0], source.shape[1]
+    with _naming(view, row):
+        return picture_size(source)
+
+
+@contextlib.contextmanager
+def _naming(view: ShardView, row: int, *member: str) -> Iterator[None]:
+    """A RunError inside names the sample (and its member)."""
     try:
-        return function(*args, **kwargs)
+        yield
     except RunError as error:
-        raise RunError(f"{view.sample(row)}: {error}") from error
+        raise RunError(": ".join([view.sample(row), *member, str(error)])) from error
 
 
 @dataclass(kw_only=True)
@@ -209,10 +216,8 @@ class TripletsDecoder:
         pictures = []
         for member in _TRIPLET_MEMBERS:
             data = view.member(row, view.column(member))
-            try:
+            with _naming(view, row, member):
                 pictures.append(decode_image(data, self.image_size, "exact", squash=True))
-            except RunError as error:
-                raise RunError(f"{view.sample(row)}: {member}: {error}") from error
         result = torch.stack(pictures)
         if self.keep:
             self._kept[name] = result
