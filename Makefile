@@ -94,7 +94,7 @@ e2e-tests:
 	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob
-e2e-trainjob: $(VENV)/ready ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (their build takes 15 minutes more)
+e2e-trainjob: $(VENV)/ready ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (built at first use)
 	@$(BIN)/python -m tests.cluster with $(BIN)/python -m pytest -q -m trainjob tests/cluster $(ARGS)
 
 ##@ Chart

@@ -37,8 +37,16 @@ def main() -> int:
 
 
 def _up() -> None:
+    _build()
+    _start()
+
+
+def _build() -> None:
     build.require_machine()
     build.build()
+
+
+def _start() -> None:
     node.up()
     volumes.prepare()
     addons.deploy()
@@ -49,11 +57,10 @@ def _with(command: list[str]) -> int:
     ours, runs_already = harness.own_cluster(), any(node.status().values())
     try:
         if ours:
-            build.require_machine()
-            build.build()
+            _build()
             with ThreadPoolExecutor() as pool:
                 image = pool.submit(local.pipelines_archive)  # the tests' next need; while pods start
-                _up()
+                _start()
                 image.result()
         else:
             build.fetch_kubectl_and_helm()

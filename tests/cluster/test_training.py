@@ -155,7 +155,7 @@ def test_a_store_and_a_launcher_that_come_again(longer_run: Run) -> None:
 
 
 @pytest.mark.alone
-def test_a_node_that_is_drained_and_whose_servers_restart_costs_nothing_but_time(longer_run: Run, kubectl: Kubectl, own_node: None) -> None:
+def test_a_node_that_is_drained_and_whose_servers_restart_costs_nothing_but_time(longer_run: Run, kubectl: Kubectl) -> None:
     """Evicted pods save on SIGTERM; the job waits for a node and goes on. Containers outlive API server, kubelet and containerd."""
     run = longer_run
     run.wait_for_the_middle()
@@ -169,7 +169,7 @@ def test_a_node_that_is_drained_and_whose_servers_restart_costs_nothing_but_time
         kubectl("uncordon", node)
     assert drained % CHECKPOINT_EVERY or drained > 3 * CHECKPOINT_EVERY  # what SIGTERM saved
     run.experiment.wait_for_commit(drained + CHECKPOINT_EVERY)
-    for name in ("apiserver", "kubelet", "containerd"):
+    for name in ("apiserver", "kubelet", "containerd") if harness.own_cluster() else ():  # another's servers are not ours to stop
         assert run.is_in_the_middle(), f"had ended before {name} was restarted"
         harness.node_fault(name)
 
