@@ -3,12 +3,13 @@
 It never lies in the tree, and is named by the hash of its requirements, so a change makes a new one.
 """
 
-import fcntl
 import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.locking import one_at_a_time
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements" / "reference.txt"
 
@@ -18,9 +19,7 @@ def reference_python() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firstsight"
     folder = cache / f"reference-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]}"
     python, ready = folder / "bin" / "python", folder / "ready"
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "reference.lock", "w") as lock:  # two test processes may ask at once
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(cache / "reference.lock"):
         if not ready.exists():
             uv = Path(sys.executable).with_name("uv")
             subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)

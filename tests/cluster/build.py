@@ -4,7 +4,6 @@ Each server has a go.mod of its own below tools/: together they would raise each
 cached outside the tree by the hash of go.mod, go.sum, what Go source lies beside them, and the flags.
 """
 
-import fcntl
 import hashlib
 import io
 import os
@@ -19,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.cluster import images, settings
+from tests.locking import one_at_a_time
 
 KUBERNETES_SERVERS = ("kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy")
 SERVERS = (
@@ -122,9 +122,7 @@ def build_go(name: str, module: str, package: str) -> None:
 
     if is_built():  # without waiting for what another session builds
         return
-    settings.BIN.mkdir(parents=True, exist_ok=True)
-    with (settings.BIN / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # sessions side by side: the second finds it built
+    with one_at_a_time(settings.BIN / ".lock"):
         if is_built():
             return
         started = time.monotonic()

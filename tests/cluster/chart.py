@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.cluster import harness, node, settings, volumes
 from tests.images import local
+from tests.locking import one_at_a_time
 
 CHART = volumes.REPOSITORY / "charts/firstsight"
 PIPELINES_VARIABLE = "FIRSTSIGHT_E2E_PIPELINES"
@@ -24,7 +25,7 @@ def pipelines_image() -> str:
     """The pipelines image of this checkout, built from its Dockerfile and imported into the cluster."""
     if not harness.own_cluster():
         return os.environ[PIPELINES_VARIABLE]
-    with harness.one_at_a_time():
+    with one_at_a_time(settings.TESTS_LOCK):
         local.pipelines_archive()
         node.import_images()
     return local.PIPELINES_IMAGE

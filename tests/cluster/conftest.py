@@ -7,6 +7,7 @@ import pytest
 
 from tests.cluster import addons, harness, node, settings, training, volumes
 from tests.cluster.store import Store, deploy_store
+from tests.locking import one_at_a_time
 
 Kubectl = Callable[..., str]
 
@@ -15,8 +16,8 @@ Kubectl = Callable[..., str]
 def kubectl() -> Kubectl:
     """`kubectl(*arguments, text=stdin)` on the cluster; a failure is an AssertionError with what kubectl said."""
     if harness.own_cluster():
-        assert all(node.status().values() or [False]), "no cluster is up: make e2e brings one up, make cluster-up one that stays"
-        with harness.one_at_a_time():
+        assert node.is_up(), "no cluster is up: make e2e brings one up, make cluster-up one that stays"
+        with one_at_a_time(settings.TESTS_LOCK):
             volumes.prepare()
     return harness.kubectl
 
@@ -30,7 +31,7 @@ def monitoring(kubectl: Kubectl) -> str:
 @pytest.fixture(scope="session")
 def store(kubectl: Kubectl) -> Store:
     """One MinIO in the cluster for all tests, for pods and for this machine."""
-    with harness.one_at_a_time():
+    with one_at_a_time(settings.TESTS_LOCK):
         return deploy_store("fs-store")
 
 
@@ -40,7 +41,7 @@ def staged(store: Store) -> Iterator[training.Staged]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        with harness.one_at_a_time():
+        with one_at_a_time(settings.TESTS_LOCK):
             found = training.staged(store)
         yield found
 

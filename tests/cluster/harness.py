@@ -1,13 +1,11 @@
 """Plain functions over kubectl that the tests share. Nothing here knows firstsight's launcher."""
 
-import contextlib
-import fcntl
 import json
 import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from tests.cluster import node, settings, volumes
@@ -26,15 +24,6 @@ def environment() -> dict[str, str]:
     """For programs that talk to the tests' cluster: its kubeconfig, and the cluster's tools first in PATH."""
     found = settings.environment()
     return found if own_cluster() else {**found, "KUBECONFIG": os.environ["KUBECONFIG"]}
-
-
-@contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """What two test processes of this machine would else make at the same time. Not to be nested."""
-    settings.CACHE.mkdir(parents=True, exist_ok=True)
-    with (settings.CACHE / "tests.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def kubectl(*arguments: str, text: str | None = None) -> str:

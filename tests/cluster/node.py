@@ -177,6 +177,12 @@ def status() -> dict[str, bool]:
     return {path.stem: bool(alive(path.stem)) for path in sorted((STATE / "run").glob("*.pid"))} if STATE.exists() else {}
 
 
+def is_up() -> bool:
+    """Whether there is a node, and all of its processes run."""
+    found = status()
+    return bool(found) and all(found.values())
+
+
 def wait_for(what: str, ready: Callable[[], bool], seconds: float = 90) -> None:
     """Poll until ready; past `seconds` a RuntimeError that names what was awaited and where the logs are."""
     deadline = time.monotonic() + seconds

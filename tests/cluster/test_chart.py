@@ -20,7 +20,7 @@ from tests.cluster.chart import RELEASE, helm
 from tests.cluster.training import RECIPE
 from trainer.storage import exists, join, open_store, read_json, write_bytes
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 SHORT, LONG = RECIPE.replace("epochs: 12", "epochs: 1"), RECIPE.replace("epochs: 12", "epochs: 4000")
 CELL = "random-seed0"
 ROOT = "s3://firstsight/{namespace}"

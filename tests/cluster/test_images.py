@@ -16,7 +16,7 @@ from tests.cluster import chart, harness
 from tests.cluster.store import Store
 from tests.images import local
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 LINKS = {
     "profile": "firstsight", "experiment": "demo", "recipe": "smoke", "arms": "random", "seeds": "0", "pairs": "", "triplets": "",

@@ -12,7 +12,7 @@ from pipelines.jobs.naming import Identity
 from pipelines.jobs.settings import JobSettings
 from tests.cluster.conftest import Kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ARGUMENTS = ["train", "contrastive", "--config", "s3://bucket/experiments/e/random-seed0/contrastive/config.yaml"]
 

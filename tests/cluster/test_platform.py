@@ -9,7 +9,7 @@ from tests.cluster import harness, settings, volumes
 from tests.cluster.conftest import Kubectl
 from tests.cluster.store import Store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 USER = 10001
 

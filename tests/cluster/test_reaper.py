@@ -11,7 +11,7 @@ from tests.cluster.conftest import Kubectl
 from tests.cluster.training import Staged
 from tests.cluster.workflows import Workflow, reaper
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 GRACE = 25
 

@@ -11,7 +11,7 @@ from tests.cluster import harness, training
 from tests.cluster.conftest import Kubectl
 from tests.cluster.training import Staged
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 PATIENCE = 5
 IMPATIENT = {cause: PATIENCE for cause in ("unschedulable", "image", "configuration", "refused", "ignored", "queued")}

@@ -12,7 +12,7 @@ import pytest
 from tests.cluster import harness, training, volumes
 from tests.cluster.training import CHECKPOINT_EVERY, Experiment, Launcher, Staged
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def pipelines(*arguments: str) -> str:

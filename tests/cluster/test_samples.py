@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.conftest import Kubectl
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 

@@ -18,7 +18,7 @@ from tests.staging.remote.sources import picture, place, write_yfcc
 from trainer.storage import join, read_bytes, read_json, write_bytes
 from trainer.storage.manifest import require_manifest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 PHOTOS = 96
 RECIPE = "staging: {shard_samples: 4}\n"  # slices of 32 rows: three of them

@@ -15,7 +15,7 @@ from tests.cluster import harness, training
 from tests.cluster.conftest import Kubectl
 from tests.cluster.training import CHECKPOINT_EVERY, Experiment, Launcher, Staged
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]  # the first use builds the servers
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tests.cluster import addons, harness, volumes
 from tests.cluster.conftest import Kubectl
 from tests.pipelines.test_trainjob import TEMPLATE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(3600)]  # others look at a cluster without that kind
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(900)]  # others look at a cluster without that kind
 
 CHART = volumes.REPOSITORY / "charts" / "firstsight"
 CRDS = "trainer.kubeflow.org_trainjobs.yaml", "trainer.kubeflow.org_trainingruntimes.yaml"

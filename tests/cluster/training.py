@@ -125,7 +125,8 @@ def staged(store: Store) -> Staged:
 def source_hash() -> str:
     """Of all that decides the weights."""
     digest = hashlib.sha256(f"{RECIPE}{EPOCHS}".encode())
-    for path in sorted((volumes.REPOSITORY / "trainer").rglob("*.py")):
+    rooms = ("trainer", "pipelines")  # which trains, and which writes what is to be trained
+    for path in sorted(path for room in rooms for path in (volumes.REPOSITORY / room).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
