@@ -49,6 +49,9 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
     """
     began, spec = time.time(), _spec(config, arguments)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+    # The agent's own store would serve every round, and a rank find in it the address of a peer that died in the round before,
+    # for which it waits until the group's time-out (pytorch #135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     agent = Agent(spec=spec, logs_specs=DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=SHUTDOWN_SECONDS)
     close = True
     try:

@@ -40,6 +40,14 @@ def test_a_rank_that_failed_is_started_again_with_its_peers(tmp_path: Path) -> N
     assert starts(tmp_path) == 4
 
 
+def test_ranks_that_are_started_again_meet_at_a_store_of_their_own(tmp_path: Path) -> None:
+    """In that of the round before they would find the addresses of those that died, and wait for them."""
+    config = toy_config(tmp_path, processes_per_node=2, max_restarts=1)
+    code = "port = os.environ['MASTER_PORT']; (pathlib.Path(sys.argv[1]) / f'port-{port}').touch(); "
+    run_agent(config, rank(tmp_path, code + "sys.exit(int(os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'))"))
+    assert len(list(tmp_path.glob("port-*"))) == 2
+
+
 def test_when_restarts_are_used_up_the_line_says_how_a_rank_ended(tmp_path: Path) -> None:
     """A rank that was killed left no line of its own."""
     config = toy_config(tmp_path, processes_per_node=1, max_restarts=1)
