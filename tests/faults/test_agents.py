@@ -1,4 +1,4 @@
-"""Two agents of one job, as the pods of a PyTorchJob start them, over loopback: they are killed and told to stop."""
+"""The elastic agent: of one machine whose ranks are killed, and two of one job, as the pods of a PyTorchJob start them, over loopback."""
 
 import contextlib
 import os
@@ -21,12 +21,9 @@ from trainer.starting import from_main
 from trainer.storage.committed import read_committed
 
 
-def start_agent(config: StageConfig, port: int) -> subprocess.Popen[bytes]:
-    """One pod's trainer: training-operator's variables for an elastic job of exactly two, one rank each."""
-    job = {
-        "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_NNODES": "2:2",
-        "PET_NPROC_PER_NODE": "1", "PET_MAX_RESTARTS": "10", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }  # fmt: skip
+def start_agent(config: StageConfig, **job: str) -> subprocess.Popen[bytes]:
+    """The trainer's command line; `job` are the variables by which an operator says that there are more machines."""
+    build.written(config)
     command = [sys.executable, "-m", "trainer", "train", "contrastive", "--config", f"{config.output}/config.yaml"]
     with (Path(config.output) / "agents.log").open("ab") as log:
         return subprocess.Popen(command, env={**os.environ, **job}, stdout=log, stderr=log)
@@ -41,14 +38,41 @@ def wait_for_step(config: StageConfig, step: int, agents: list[subprocess.Popen[
         time.sleep(0.01)
 
 
+def start_pod(config: StageConfig, port: int) -> subprocess.Popen[bytes]:
+    """One pod's trainer: training-operator's variables for an elastic job of exactly two, one rank each."""
+    job = {"PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_NNODES": "2:2"}
+    return start_agent(config, **job, PET_NPROC_PER_NODE="1", PET_MAX_RESTARTS="10")
+
+
 def start_both(config: StageConfig, port: int) -> list[subprocess.Popen[bytes]]:
     """The first holds the rendezvous, as worker 0 does."""
-    first = start_agent(config, port)
+    first = start_pod(config, port)
     while True:
         assert first.poll() is None
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return [first, start_agent(config, port)]
+            return [first, start_pod(config, port)]
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ranks_that_die_one_after_another_leave_no_trace_in_the_weights(tmp_path: Path) -> None:
+    """Five SIGKILLs under one agent, which starts all three ranks again each time: bit-equal to the run left alone."""
+    whole = build.contrastive(tmp_path / "whole", epochs=100, processes_per_node=3)
+    assert campaign.finish(campaign.start_ranks(whole, 3)) == [0, 0, 0]
+    config = build.contrastive(tmp_path / "killed", epochs=100, processes_per_node=3, checkpoint_every_steps=1, max_restarts=9)
+    agent = start_agent(config)
+    try:
+        for kill in range(5):
+            wait_for_step(config, campaign._newest(config) + 15, [agent])
+            ranks = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            assert len(ranks) == 3
+            os.kill(int(ranks[kill % 3]), signal.SIGKILL)
+        assert agent.wait(240) == 0, (Path(config.output) / "agents.log").read_text()[-3000:]
+    finally:
+        agent.kill()
+        agent.wait()
+    assert weights_of(config) == weights_of(whole)
 
 
 @pytest.mark.slow
@@ -61,7 +85,6 @@ def test_a_lost_pod_is_replaced_and_leaves_no_trace_in_the_weights(tmp_path: Pat
     whole = build.contrastive(tmp_path / "whole", epochs=100, nodes=2)
     assert campaign.finish(campaign.start_ranks(whole, 2)) == [0, 0]
     config = build.contrastive(tmp_path / "lost", epochs=100, nodes=2, checkpoint_every_steps=1)
-    build.written(config)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,7 +94,7 @@ def test_a_lost_pod_is_replaced_and_leaves_no_trace_in_the_weights(tmp_path: Pat
             wait_for_step(config, campaign._newest(config) + 20, agents)
             agents[1].send_signal(number)
             assert agents[1].wait(180) == exit_code
-            agents[1] = start_agent(config, port)
+            agents[1] = start_pod(config, port)
         wait_for_step(config, campaign._newest(config) + 20, agents)
         agents[0].kill()
         assert (agents[0].wait(180), agents[1].wait(180)) == (-signal.SIGKILL, 1)
