@@ -23,6 +23,8 @@ for candidate in docker podman buildah; do
     [ -n "$builder" ] || { "$candidate" info >/dev/null 2>&1 && builder=$candidate; } || true
 done
 [ -n "$builder" ] || fail "none of docker, podman and buildah works here; name one with BUILDER= to see why"
+uv=${UV:-.venv/bin/uv}
+[ "${SBOM:-1}" = 0 ] || command -v "$uv" >/dev/null || fail "$uv is not there, which runs syft for the SBOM: make images brings it; SBOM=0 does without"
 read -ra builder_options <<<"${BUILDER_OPTIONS:-}"
 read -ra build_options <<<"${BUILD_OPTIONS:-}"
 
@@ -56,7 +58,7 @@ for image in "$@"; do
     build "$image" "$reference"
     save "$reference" "$archives/$image.tar"
     if [ "${SBOM:-1}" != 0 ]; then
-        SYFT_CHECK_FOR_APP_UPDATE=false "${UV:-.venv/bin/uv}" tool run --from "$SYFT" syft scan --quiet \
+        SYFT_CHECK_FOR_APP_UPDATE=false "$uv" tool run --from "$SYFT" syft scan --quiet \
             "docker-archive:$archives/$image.tar" --output "spdx-json=$archives/$image.spdx.json"
     fi
     echo "images: $archives/$image.tar"
