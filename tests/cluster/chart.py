@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import harness, node, settings, volumes
+from tests.cluster import harness, node, settings, store, training, volumes
 from tests.images import local
 from tests.locking import one_at_a_time
 
@@ -50,18 +50,14 @@ def values(**more: Any) -> dict[str, Any]:
         "stagingCpu": "100m",
         "stagingMemory": "1Gi",
     }
-    pipelines, _, tag = pipelines_image().rpartition(":")
-    image = {"pipelines": {"repository": pipelines, "tag": tag}}
+    images = {"pipelines": pipelines_image(), "trainer": training.trainer_image(), "minio": store.minio_image()}
     persistence = {"size": "1Gi"}
     if harness.own_cluster():
         persistence["storageClass"] = STORAGE_CLASS
         jobs["podTemplate"] = volumes.pod_template("pytorch")
-        for name, reference in (("trainer", settings.BASE_IMAGE), ("minio", settings.MINIO_IMAGE)):
-            repository, _, tag = reference.rpartition(":")
-            image[name] = {"repository": repository, "tag": tag}
     small = {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "512Mi"}}
     return {
-        "images": image,
+        "images": {name: dict(zip(("repository", "tag"), image.rsplit(":", 1), strict=True)) for name, image in images.items()},
         "jobs": jobs,
         "objectStore": {"bundled": {"persistence": persistence, "resources": small}},
         "profileDefaults": {"stagingSlices": 2},

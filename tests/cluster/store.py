@@ -79,6 +79,11 @@ class Store:
         return True
 
 
+def minio_image() -> str:
+    """Of this machine's build, or the one that the cluster can pull."""
+    return settings.MINIO_IMAGE if harness.own_cluster() else os.environ[MINIO_VARIABLE]
+
+
 def deploy_store(namespace: str) -> Store:
     """MinIO in this namespace, with keys of its own; the one that is there already, if any."""
     harness.ensure_namespace(namespace, harness.RESTRICTED)
@@ -86,9 +91,7 @@ def deploy_store(namespace: str) -> Store:
     if harness.get("secret", namespace, "store") is None:
         harness.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "store"}, "stringData": keys}, namespace)
     harness.apply(_claim(namespace))
-    manifest = (settings.HERE / "manifests/minio.yaml").read_text()
-    if not harness.own_cluster():
-        manifest = manifest.replace(settings.MINIO_IMAGE, os.environ[MINIO_VARIABLE])
+    manifest = (settings.HERE / "manifests/minio.yaml").read_text().replace(settings.MINIO_IMAGE, minio_image())
     harness.kubectl("-n", namespace, "apply", "--server-side", "-f", "-", text=manifest)
     store = _store(namespace)
     store.wait()

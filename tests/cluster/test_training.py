@@ -53,10 +53,10 @@ class Run:
         assert training.final_weights(self.experiment) == self.staged.weights[self.experiment.recipe]
 
     def loses(self, what: str, act: Callable[[], object]) -> None:
-        """Do something that breaks the run off, and wait until it has got further."""
-        committed, since = self.wait_for_the_middle(), time.time()
-        act()  # it may take effect some steps later
-        self.experiment.wait_for_commit(self.experiment.committed_step() + 2 * CHECKPOINT_EVERY)
+        """Do something that breaks the run off, some steps later perhaps, and wait until it has gone on and saved again."""
+        committed, since, restarts = self.wait_for_the_middle(), time.time(), self.experiment.restarts()
+        act()
+        harness.wait_until(f"a checkpoint behind: {what}", lambda: self.experiment.restarts() > restarts, 600)
         self.losses.append(Loss(what, committed, since, until=time.time()))
 
     def recovered(self) -> list[float]:

@@ -96,6 +96,11 @@ class Experiment:
         names = [entry.uri.split("/")[-2:] for entry in open_store(folder).list(folder)]
         return max((int(step.removeprefix("step-")) for step, name in names if name == "COMMITTED.json"), default=0)
 
+    def restarts(self) -> int:
+        """How often the run had gone on from a checkpoint when it saved the newest one."""
+        uri = join(self.config.output, "checkpoints", f"step-{self.committed_step():09d}", "state.json")
+        return int(read_json(uri)["restarts"])
+
     def wait_for_commit(self, step: int, seconds: float = 600) -> int:
         """The newest committed step, once that is `step` or later."""
         found: int = harness.wait_until(f"a checkpoint of step {step}", lambda: (at := self.committed_step()) >= step and at, seconds)
@@ -187,13 +192,18 @@ def plan(staged: Staged, name: str = "", recipe: str = "short.yaml", **placement
     return Experiment(root=staged.root, name=name, recipe=recipe, config=config)
 
 
+def trainer_image() -> str:
+    """What trainers run in: a Debian into which Python is mounted, or the real image."""
+    return settings.BASE_IMAGE if harness.own_cluster() else os.environ[TRAINER_VARIABLE]
+
+
 def write_profile(folder: Path, namespace: str, staged: Staged, /, **changes: Any) -> str:
     """A run profile whose jobs are this cluster's: two CPU nodes, Python by volumes."""
     jobs: dict[str, Any] = {
         "namespace": namespace, "nodes": 2, "cpu": "100m", "memory": "1Gi", "shared_memory": "64Mi", "store_secret": "store",
         "store_environment": staged.store.pod_environment,
     }  # fmt: skip
-    jobs["image"] = settings.BASE_IMAGE if harness.own_cluster() else os.environ[TRAINER_VARIABLE]
+    jobs["image"] = trainer_image()
     changes["pod_template"] = strategic_merge(trainer_template(), changes.get("pod_template", {}))
     staged.store.put_secret(namespace)
     path = folder / f"profile-{secrets.token_hex(3)}.yaml"
