@@ -22,13 +22,12 @@ STORAGE_CLASS = "firsttest"
 
 
 def pipelines_image() -> str:
-    """The pipelines image of this checkout, built from its Dockerfile and imported into the cluster."""
-    if not harness.own_cluster():
-        return os.environ[PIPELINES_VARIABLE]
-    with one_at_a_time(settings.TESTS_LOCK):
-        local.pipelines_archive()
-        node.import_images()
-    return local.PIPELINES_IMAGE
+    """The pipelines image: of this checkout, built and imported into the tests' cluster; another cluster pulls its own."""
+    if harness.own_cluster():
+        with one_at_a_time(settings.TESTS_LOCK):
+            local.pipelines_archive()
+            node.import_images()
+    return pipelines_image_name()
 
 
 def store_volume(namespace: str, folder: Path) -> None:

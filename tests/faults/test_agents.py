@@ -23,7 +23,6 @@ from trainer.storage.committed import read_committed
 
 def start_agent(config: StageConfig, **job: str) -> subprocess.Popen[bytes]:
     """The trainer's command line; `job` are the variables by which an operator says that there are more machines."""
-    build.written(config)
     command = [sys.executable, "-m", "trainer", "train", "contrastive", "--config", f"{config.output}/config.yaml"]
     with (Path(config.output) / "agents.log").open("ab") as log:
         return subprocess.Popen(command, env={**os.environ, **job}, stdout=log, stderr=log)
@@ -61,6 +60,7 @@ def test_ranks_that_die_one_after_another_leave_no_trace_in_the_weights(tmp_path
     whole = build.contrastive(tmp_path / "whole", epochs=100, processes_per_node=3)
     assert campaign.finish(campaign.start_ranks(whole, 3)) == [0, 0, 0]
     config = build.contrastive(tmp_path / "killed", epochs=100, processes_per_node=3, checkpoint_every_steps=1, max_restarts=9)
+    build.written(config)
     agent = start_agent(config)
     try:
         for kill in range(5):
@@ -85,6 +85,7 @@ def test_a_lost_pod_is_replaced_and_leaves_no_trace_in_the_weights(tmp_path: Pat
     whole = build.contrastive(tmp_path / "whole", epochs=100, nodes=2)
     assert campaign.finish(campaign.start_ranks(whole, 2)) == [0, 0]
     config = build.contrastive(tmp_path / "lost", epochs=100, nodes=2, checkpoint_every_steps=1)
+    build.written(config)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
