@@ -64,8 +64,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     rule = f"whole numbers from 0 to {MAX_SEED}"
     seeds = []
     for item in _items("seeds", text, rule):
-        if not (item.isascii() and item.isdigit()) or int(item) > MAX_SEED:
-            raise InputError(f"seeds must be {rule}, got {item!r}")
+        if not (item.isascii() and item.isdigit()) or len(item) > len(str(MAX_SEED)) or int(item) > MAX_SEED:
+            raise InputError(f"seeds must be {rule}, got {item[:40]!r}")
         seeds.append(int(item))
     _refuse_repeated("seeds", [str(seed) for seed in seeds])
     return tuple(seeds)

@@ -26,7 +26,7 @@ from trainer.config import (
 )
 from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
-from trainer.storage import join, layout, open_store, read_bytes, write_bytes, write_json
+from trainer.storage import exists, join, layout, open_store, read_bytes, read_text, write_bytes, write_json
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
@@ -91,7 +91,7 @@ class Request:
 
 def read_recipe(name: str) -> Recipe:
     """A shipped recipe by name, or the YAML at a URI that ends in .yaml."""
-    return load_recipe(name, text=read_bytes(name).decode() if name.endswith((".yaml", ".yml")) else None)
+    return load_recipe(name, text=read_text(name) if name.endswith((".yaml", ".yml")) else None)
 
 
 def resolve(request: Request, arm: Arm, seed: int) -> Cell:
@@ -150,9 +150,16 @@ def _weights_sha256(uri: str) -> str:
 
 
 def read_sets(text: str) -> tuple[DataConfig, ...]:
-    """Evaluation sets by their comma-separated URIs; one that firstsight staged carries its identity."""
+    """Evaluation sets by their comma-separated URIs; one that firstsight staged carries its identity.
+
+    Raises:
+        InputError: neither a staged set nor one of CLIP_benchmark's layout lies there: said now, not behind the training.
+    """
     uris = [absolute(uri.strip()) for uri in text.split(",") if uri.strip()]
     manifests = [(uri, read_manifest(uri)) for uri in uris]
+    for uri, manifest in manifests:
+        if manifest is None and not exists(join(uri, "test", "nshards.txt")):
+            raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt lies there")
     return tuple(DataConfig(uri=uri, identity=manifest.identity if manifest else "") for uri, manifest in manifests)
 
 
@@ -194,7 +201,7 @@ def differing_stages(earlier: str, later: str) -> list[str]:
         uri = join(folder, "config.yaml")
         if not folder or open_store(uri).head(uri) is None:
             return []
-        configs.append(parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), source=uri))
+        configs.append(parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri))
     return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
 
 
@@ -302,7 +309,7 @@ def _refuse_another_recipe(stage: StageConfig) -> None:
     uri = config_uri(stage)
     if open_store(uri).head(uri) is None:
         return
-    written = parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), source=uri)
+    written = parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri)
     _refuse(f"{stage.experiment} ({uri})", list(differing_keys(recipe_fields(written), recipe_fields(stage))))
 
 

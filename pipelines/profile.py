@@ -12,7 +12,7 @@ from typing import Literal
 from pipelines.jobs.settings import JobSettings
 from trainer.config import require
 from trainer.errors import InputError
-from trainer.storage import read_bytes
+from trainer.storage import read_text
 from trainer.storage.base import MissingObject
 
 PROFILE_VARIABLE = "FIRSTSIGHT_PROFILE"
@@ -104,7 +104,7 @@ def read_profile(uri: str = "") -> Profile:
         from trainer.configs import load_yaml, parse_config  # here: without a profile a step is not to wait for it
 
         try:
-            text = read_bytes(uri).decode()
+            text = read_text(uri)
         except MissingObject as error:
             raise InputError(f"profile {uri}: no such file") from error
         profile = parse_config(Profile, load_yaml(text, uri), source=uri)

@@ -26,7 +26,7 @@ from pipelines.jobs.settings import JobSettings
 from pipelines.profile import Profile
 from trainer.config import canonical_hash, require
 from trainer.errors import InputError
-from trainer.storage import join, layout, read_bytes, read_json, write_bytes
+from trainer.storage import join, layout, read_bytes, read_json, read_text, write_bytes
 from trainer.storage.base import MissingObject, local_path
 
 What = Literal["pairs", "triplets"]
@@ -172,7 +172,7 @@ def remote_list(what: What, source: str) -> RemoteList | None:
     from trainer.configs import load_yaml, parse_config  # here: slow to import, and few sources are lists
 
     try:
-        text = read_bytes(source).decode()
+        text = read_text(source)
     except MissingObject as error:
         raise InputError(f"{what} {source}: no such file") from error
     value = load_yaml(text, source)

@@ -122,9 +122,9 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     from trainer.configs import load_recipe
-    from trainer.storage import read_bytes
+    from trainer.storage import read_text
 
-    text = read_bytes(options.recipe).decode() if options.recipe.endswith((".yaml", ".yml")) else None
+    text = read_text(options.recipe) if options.recipe.endswith((".yaml", ".yml")) else None
     return load_recipe(options.recipe, options.set, text)
 
 

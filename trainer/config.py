@@ -38,6 +38,11 @@ def require(key: str, value: object, rule: str, ok: bool) -> None:
         raise InputError(f"{key} must be {rule}, got {value!r}")
 
 
+def _at_least(bound: int, section: str, config: object, *names: str) -> None:
+    for name in names:
+        require(f"{section}.{name}", getattr(config, name), f">= {bound}", getattr(config, name) >= bound)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The two towers. `open_clip_name` takes any open_clip ViT; otherwise the sizes below hold."""
@@ -63,18 +68,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without torch."""
-        for name in ("image_size", "patch_size", "vision_layers", "vision_width", "embed_dim", "text_layers", "text_width", "text_heads"):
-            require(f"model.{name}", getattr(self, name), ">= 1", getattr(self, name) >= 1)
+        _at_least(1, "model", self, *_SIZES)
         require("model.context_length", self.context_length, "between 8 and 77", 8 <= self.context_length <= 77)
         if not self.open_clip_name:
-            require(
-                "model.image_size", self.image_size, f"a multiple of patch_size {self.patch_size}", self.image_size % self.patch_size == 0
-            )
+            patches = f"a multiple of patch_size {self.patch_size}"
+            require("model.image_size", self.image_size, patches, self.image_size % self.patch_size == 0)
             heads = f"a multiple of vision_head_width {self.vision_head_width}"
             require("model.vision_width", self.vision_width, heads, self.vision_width % self.vision_head_width == 0)
-            require(
-                "model.text_width", self.text_width, f"a multiple of text_heads {self.text_heads}", self.text_width % self.text_heads == 0
-            )
+            heads = f"a multiple of text_heads {self.text_heads}"
+            require("model.text_width", self.text_width, heads, self.text_width % self.text_heads == 0)
         elif any(getattr(self, f.name) != f.default for f in dataclasses.fields(self) if f.name in _SIZES):
             raise InputError(
                 f"model.open_clip_name is {self.open_clip_name!r}, so the model's sizes come from open_clip: leave {', '.join(_SIZES)} out"
@@ -107,12 +109,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Check ranges; a learning rate of 0 is a typo."""
         require("optimizer.learning_rate", self.learning_rate, "> 0 and < 1", 0 < self.learning_rate < 1)
-        require("optimizer.weight_decay", self.weight_decay, ">= 0", self.weight_decay >= 0)
+        _at_least(0, "optimizer", self, "weight_decay", "warmup_steps", "clip_norm")
         require("optimizer.beta1", self.beta1, "in [0, 1)", 0 <= self.beta1 < 1)
         require("optimizer.beta2", self.beta2, "in [0, 1)", 0 <= self.beta2 < 1)
         require("optimizer.eps", self.eps, "> 0", self.eps > 0)
-        require("optimizer.warmup_steps", self.warmup_steps, ">= 0", self.warmup_steps >= 0)
-        require("optimizer.clip_norm", self.clip_norm, ">= 0", self.clip_norm >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +132,8 @@ class PerceptualConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         require("perceptual.margin", self.margin, "> 0", self.margin > 0)
-        require("perceptual.global_batch_size", self.global_batch_size, ">= 1", self.global_batch_size >= 1)
-        require("perceptual.epochs", self.epochs, ">= 1", self.epochs >= 1)
+        _at_least(1, "perceptual", self, "global_batch_size", "epochs")
+        _at_least(0, "perceptual", self, "min_votes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,14 +160,12 @@ class ContrastiveConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and what contradicts."""
-        require("contrastive.global_batch_size", self.global_batch_size, ">= 2", self.global_batch_size >= 2)
-        require("contrastive.contrast_batch_size", self.contrast_batch_size, ">= 2", self.contrast_batch_size >= 2)
+        _at_least(2, "contrastive", self, "global_batch_size", "contrast_batch_size")
+        _at_least(1, "contrastive", self, "epochs")
         rule = f"a divisor of contrastive.global_batch_size {self.global_batch_size}"
         require("contrastive.contrast_batch_size", self.contrast_batch_size, rule, self.global_batch_size % self.contrast_batch_size == 0)
-        require("contrastive.epochs", self.epochs, ">= 1", self.epochs >= 1)
         require("contrastive.crop_scale_min", self.crop_scale_min, "in (0, 1]", 0 < self.crop_scale_min <= 1)
         require("contrastive.logit_scale_max", self.logit_scale_max, "> 1", self.logit_scale_max > 1)
-        rule = f"a divisor of contrastive.global_batch_size {self.global_batch_size}"
         require("contrastive.order_runs", self.order_runs, rule, self.order_runs >= 1 and self.global_batch_size % self.order_runs == 0)
         require("contrastive.order_block_shards", self.order_block_shards, ">= 0", self.order_block_shards >= 0)
 
@@ -188,8 +186,7 @@ class PosthocConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         require("posthoc.margin", self.margin, "> 0", self.margin > 0)
-        require("posthoc.global_batch_size", self.global_batch_size, ">= 1", self.global_batch_size >= 1)
-        require("posthoc.epochs", self.epochs, ">= 1", self.epochs >= 1)
+        _at_least(1, "posthoc", self, "global_batch_size", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +219,10 @@ class EvaluationConfig:
     precision: Literal["fp32", "bf16"] = recipe("fp32", "ours", "")
     decoder: Literal["fast", "exact"] = recipe("exact", "ours", "exact is PIL, as open_clip and CLIP_benchmark have it.")
     every_epochs: int = recipe(0, "ours", "Also evaluate the checkpoints kept at every so many epochs; 0: the final model only.")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _at_least(0, "evaluation", self, "every_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,10 +269,14 @@ class Placement:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("nodes", "processes_per_node", "keep_last", "log_every_steps"):
-            require(f"placement.{name}", getattr(self, name), ">= 1", getattr(self, name) >= 1)
-        for name in ("threads", "local_batch_size", "loader_workers", "checkpoint_every_steps", "max_restarts", "max_nonfinite_steps"):
-            require(f"placement.{name}", getattr(self, name), ">= 0", getattr(self, name) >= 0)
+        _at_least(1, "placement", self, "nodes", "processes_per_node", "keep_last", "log_every_steps")
+        _at_least(
+            0, "placement", self, "threads", "local_batch_size", "loader_workers", "cache_bytes", "checkpoint_every_steps",
+            "checkpoint_every_epochs", "attempt", "max_restarts", "max_nonfinite_steps",
+        )  # fmt: skip
+        require("placement.checkpoint_every_minutes", self.checkpoint_every_minutes, "> 0", self.checkpoint_every_minutes > 0)
+        require("placement.watchdog_seconds", self.watchdog_seconds, "> 0", self.watchdog_seconds > 0)
+        require("placement.metrics_port", self.metrics_port, "between 0 and 65535", 0 <= self.metrics_port <= 65535)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from trainer.config import (
 )
 from trainer.configs import RECIPES, dump_yaml, load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
+from trainer.storage import read_text
 
 
 def stage_config(**changes: object) -> StageConfig:
@@ -130,3 +132,63 @@ def test_named_streams_differ_by_name_and_by_seed() -> None:
 
     assert len(seeds) == 4
     assert all(0 <= value < 2**63 for value in seeds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"contrastive": {"optimizer": {"learning_rate": 0.0}}}, r"contrastive: optimizer\.learning_rate must be > 0 and < 1, got 0\.0"),
+        ({"contrastive": {"optimizer": {"weight_decay": float("inf")}}}, r"optimizer\.weight_decay must be a finite number, got inf"),
+        ({"contrastive": {"epochs": 0}}, r"contrastive\.epochs must be >= 1, got 0"),
+        (
+            {"contrastive": {"global_batch_size": 64, "contrast_batch_size": 48}},
+            r"must be a divisor of contrastive\.global_batch_size 64, got 48",
+        ),
+        ({"contrastive": {"optimizer": None}}, r"optimizer must be a mapping of settings, got None"),
+        ({"contrastive": {"epochs": "many"}}, r"x\.yaml: contrastive: .*epochs"),
+        ({"contrastive": {"epoch": 3}}, r"epoch"),
+        ({"model": None}, r"model must be a mapping of settings, got None"),
+        ({"model": {"vision_head_width": 0}}, r"model\.vision_head_width must be >= 1, got 0"),
+        ({"placement": {"metrics_port": 99999}}, r"placement\.metrics_port must be between 0 and 65535, got 99999"),
+        ({"placement": {"checkpoint_every_minutes": float("nan")}}, r"placement\.checkpoint_every_minutes must be > 0, got nan"),
+        ({"placement": {"attempt": -1}}, r"placement\.attempt must be >= 0, got -1"),
+        ({"perceptual": {}}, r"perceptual must be set for this stage and no other, got 'set'"),
+    ],
+)
+def test_a_stages_configuration_is_refused_in_one_line(changes: dict[str, object], line: str) -> None:
+    """Of a group that may be missing, too: the source, the key, the rule and the value, and nothing of the parser's inside."""
+    values = {"stage": "contrastive", "output": "x", "contrastive": {}, **changes}
+    with pytest.raises(InputError, match=line) as raised:
+        parse_config(StageConfig, values, (), "x.yaml")
+    assert str(raised.value).startswith("x.yaml: ")
+    assert "Namespace" not in str(raised.value)
+    assert "Subtypes" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("seed: 1\nseed: 2", "seed stands twice"),
+        ("contrastive: {epochs: 1, epochs: 2}", "epochs stands twice"),
+        ("[" * 3000, "not settings: nested too deep"),
+        (f"seed: {'9' * 5000}", "not YAML"),
+        ("- 1", "expected a mapping of settings, got list"),
+    ],
+)
+def test_yaml_that_says_nothing_clear_is_refused(text: str, line: str) -> None:
+    """A key that stands twice is a typo; the rest would be a traceback."""
+    with pytest.raises(InputError, match=line):
+        load_yaml(text, "x.yaml")
+
+
+def test_an_override_that_is_no_yaml_is_refused() -> None:
+    """It is named."""
+    with pytest.raises(InputError, match=r"override 'seed=\[': not YAML"):
+        parse_config(StageConfig, {"output": "x", "contrastive": {}}, ["seed=["])
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Where it is, and at which byte."""
+    (tmp_path / "x.yaml").write_bytes(b"seed: 1\n\xff")
+    with pytest.raises(InputError, match=r"x\.yaml: not UTF-8 text: invalid start byte at byte 8"):
+        read_text(str(tmp_path / "x.yaml"))

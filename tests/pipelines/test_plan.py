@@ -9,7 +9,7 @@ from tests.pipelines.data import commit, seal
 from trainer.config import DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
-from trainer.storage import join, layout, read_bytes, read_json
+from trainer.storage import join, layout, read_bytes, read_json, write_bytes
 
 
 def request(root: str, recipe: str = "smoke", **weights: str) -> plan.Request:
@@ -165,12 +165,19 @@ def test_cells_that_finished_stay_in_the_plan(tmp_path: Path):
 def test_further_evaluation_sets_carry_the_identity_of_their_manifest(tmp_path: Path):
     """A folder of another tool has none."""
     staged = seal(str(tmp_path), "evaluation")
+    write_bytes(f"{tmp_path}/other/test/nshards.txt", b"1")
 
     sets = plan.read_sets(f"{staged}, {tmp_path}/other")
 
     assert [bool(part.identity) for part in sets] == [True, False]
     asked = dataclasses.replace(request(str(tmp_path)), sets=sets)
     assert plan.resolve(asked, parse_arms("random")[0], 0).evaluation.sets == sets
+
+
+def test_a_set_that_is_not_there_is_said_before_anything_is_trained(tmp_path: Path):
+    """Not behind days of training."""
+    with pytest.raises(InputError, match=r"evaluation set .*/nowhere: neither manifest\.json nor test/nshards\.txt lies there"):
+        plan.read_sets(f"{tmp_path}/nowhere")
 
 
 def test_evaluation_through_time_keeps_the_checkpoints_it_needs():

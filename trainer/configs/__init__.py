@@ -5,10 +5,11 @@ Defaults come from trainer/config.py, then the YAML, then dotted overrides; anyt
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -26,15 +27,16 @@ def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Sequ
     Raises:
         InputError: an unknown key, a wrong type or a broken rule, in one line that names the source.
     """
+    given = _overridden(values, overrides)
+    _check_groups(kind, given, source)
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(kind, None, as_group=False)
     try:
-        built = parser.instantiate(parser.parse_object(_overridden(values, overrides)))
-    except (ArgumentError, TypeError, KeyError) as error:
+        built = kind(**_as_dict(parser.instantiate(parser.parse_object(given))))
+        _require_finite(built)
+    except (ArgumentError, TypeError, KeyError, ValueError) as error:
         raise InputError(f"{source}: {_one_line(error)}") from error
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
-    return kind(**_as_dict(built))
+    return built
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), text: str | None = None) -> Recipe:
@@ -50,10 +52,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), text: str | None = Non
 
 def load_yaml(text: str, source: str) -> dict[str, Any]:
     """YAML whose top is a mapping; `3e-4` is a number (YAML 1.1 alone would say a string)."""
-    try:
-        values = yaml.load(text, Loader=_YamlLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source}: not YAML: {_one_line(error)}") from error
+    values = _load(text, source)
     if not isinstance(values, dict):
         raise InputError(f"{source}: expected a mapping of settings, got {type(values).__name__}")
     return values
@@ -65,7 +64,14 @@ def dump_yaml(config: Any) -> str:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats."""
+    """SafeLoader with YAML 1.2's floats, which refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        repeated = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _YamlLoader.add_implicit_resolver(
@@ -85,8 +91,42 @@ def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str
         for group in groups:
             into = into.setdefault(group, {})
             require("override", override, f"a key below a group, and {group} is a plain value", isinstance(into, dict))
-        into[key] = yaml.load(text, Loader=_YamlLoader)
+        into[key] = _load(text, f"override {override!r}")
     return result
+
+
+def _load(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_YamlLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a number with thousands of digits
+        raise InputError(f"{source}: not YAML: {_one_line(error)}") from error
+    except RecursionError as error:
+        raise InputError(f"{source}: not settings: nested too deep") from error
+
+
+def _check_groups(kind: type[Any], values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    """A group of settings is a mapping. One that may be missing is read by itself first: of it the parser says every way that failed."""
+    for name, hint in get_type_hints(kind).items():
+        choices = [hint] if isinstance(hint, type) else [] if get_origin(hint) is tuple else list(get_args(hint))
+        group = next((part for part in choices if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
+        optional = type(None) in choices
+        if group is None or name not in values or (optional and values[name] is None):
+            continue
+        if not isinstance(values[name], Mapping):
+            raise InputError(f"{source}: {prefix}{name} must be a mapping of settings, got {values[name]!r}")
+        if optional:
+            parse_config(group, values[name], (), f"{source}: {prefix}{name}")
+        else:
+            _check_groups(group, values[name], source, f"{prefix}{name}.")
+
+
+def _require_finite(config: Any, prefix: str = "") -> None:
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            _require_finite(value, f"{prefix}{item.name}.")
+        elif isinstance(value, float):
+            require(f"{prefix}{item.name}", value, "a finite number", math.isfinite(value))
 
 
 def _as_dict(namespace: Namespace | Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from trainer.evaluation.jobs import find_jobs, find_models
 from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
-from trainer.storage import join, layout, read_bytes, read_json
+from trainer.storage import join, layout, read_json, read_text
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
 
@@ -39,7 +39,7 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
         RunError: a model whose features are no numbers, a store that stayed down (what could be measured was), or,
             while watching, a stage that failed.
     """
-    config = parse_config(EvaluateConfig, load_yaml(read_bytes(config_uri).decode(), config_uri), overrides, config_uri)
+    config = parse_config(EvaluateConfig, load_yaml(read_text(config_uri), config_uri), overrides, config_uri)
     written = 0
     while watch and (waiting := unfinished(config)):
         written += _measure_missing(config, unfinished_ok=True)["written"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.config import canonical_hash
 from trainer.errors import InputError, RunError
-from trainer.storage import join, read_bytes
+from trainer.storage import join, read_bytes, read_text
 from trainer.storage.base import MissingObject
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest
 from trainer.storage.samples import read_index
@@ -163,11 +163,9 @@ def _prompts(uri: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _text(uri: str) -> str | None:
     try:
-        return read_bytes(uri).decode()
+        return read_text(uri)
     except MissingObject:
         return None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{uri}: not UTF-8: {error}") from error
 
 
 def read_set(described: EvaluationSet) -> Iterator[Item]:

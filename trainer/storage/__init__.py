@@ -14,6 +14,7 @@ from trainer.storage.base import (
     open_store,
     read_bytes,
     read_json,
+    read_text,
     write_bytes,
     write_json,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "open_store",
     "read_bytes",
     "read_json",
+    "read_text",
     "write_bytes",
     "write_json",
 ]

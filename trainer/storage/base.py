@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError
 
 PIECE_BYTES = 1 << 20
 """Streams are read in pieces of 1 MiB: smaller ones cost more CPU a byte, larger ones only memory."""
@@ -61,6 +61,10 @@ class ObjectStore(Protocol):
         """Its size and time, or None where there is no such object."""
         ...
 
+    def sweep(self, prefix: str) -> None:
+        """Remove what writers that were killed left below the folder `prefix`; no object, and no living writer's work."""
+        ...
+
 
 class MissingObject(InputError):
     """There is no object at this URI."""
@@ -106,17 +110,26 @@ def read_bytes(uri: str) -> bytes:
     return open_store(uri).get(uri)
 
 
+def read_text(uri: str) -> str:
+    """The object at `uri` as UTF-8; InputError naming the URI where it is none."""
+    try:
+        return read_bytes(uri).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{uri}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
 def write_bytes(uri: str, data: bytes) -> ObjectInfo:
     """Write `data` as one object."""
     return open_store(uri).put_stream(uri, io.BytesIO(data), len(data))
 
 
 def read_json(uri: str) -> Any:
-    """The object at `uri` as JSON; RunError naming the URI where it is none."""
+    """The object at `uri` as JSON; Corrupt naming the URI where it is none."""
+    data = read_bytes(uri)
     try:
-        return json.loads(read_bytes(uri))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{uri}: not JSON: {error}") from error
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{uri}: not JSON: {error}") from error
 
 
 def write_json(uri: str, value: object) -> ObjectInfo:
@@ -134,14 +147,14 @@ def read_versioned(uri: str, what: str, newest: int) -> dict[str, Any] | None:
 
     Raises:
         InputError: it was written by a newer format.
-        RunError: it is something else.
+        Corrupt: it is something else.
     """
     try:
         value = read_json(uri)
     except MissingObject:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("format_version"), int):
-        raise RunError(f"{uri}: not {what} of firstsight: no format_version")
+        raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")
     if value["format_version"] > newest:
         raise InputError(f"{uri}: format {value['format_version']} is newer than this firstsight reads ({newest})")
     return value

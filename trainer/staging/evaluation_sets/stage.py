@@ -16,7 +16,7 @@ from trainer.staging.evaluation_sets.prompts import Prompts, choose
 from trainer.staging.rows import safe_key
 from trainer.staging.sources.listing import fingerprint, list_source
 from trainer.staging.writer import Plan, SliceWriter, gather, seal, write_plan
-from trainer.storage import join, layout, read_bytes, write_bytes
+from trainer.storage import join, layout, read_text, write_bytes
 from trainer.storage.manifest import Manifest, read_manifest
 
 SHARD_SAMPLES = 1024
@@ -87,7 +87,7 @@ def _convert(facts: EvaluationSetFacts, copy: Copy) -> Converted:
 
 
 def _only(uri: str) -> set[str]:
-    return {line.strip() for line in read_bytes(uri).decode().splitlines() if line.strip()} if uri else set()
+    return {line.strip() for line in read_text(uri).splitlines() if line.strip()} if uri else set()
 
 
 def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
