@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from trainer.config import differing_keys
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import NAME, Committed, read_committed, write_committed
 
 FORMAT_VERSION = 1
-STATE_FILE = "state.json"
+STATE_FILE, MODEL_FILE, OPTIMIZER_FILE = "state.json", "model.safetensors", "optimizer.safetensors"
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
     torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
@@ -148,6 +149,9 @@ class Writer:
         folder = layout.checkpoint(self._output, step)
         store = open_store(folder)
         store.delete(join(folder, NAME))  # an earlier run's seal must not vouch for our files
+        for name, image in self._images.items():
+            if broken := not_finite(image.views):
+                raise RunError(f"{join(folder, name)}: {broken} holds numbers that are not finite: not saved")
         files = {STATE_FILE: _put(folder, STATE_FILE, memoryview(content))}
         for name, image in self._images.items():
             files[name] = _put(folder, name, image.bytes())
@@ -210,23 +214,29 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
         The checkpoint, or None where the run starts from the beginning; and a line for each that was passed over.
 
     Raises:
-        InputError: another recipe, data set or architecture, a newer format, or a URI without a seal.
-        RunError: there are sealed checkpoints, but none of them verifies.
+        InputError: another recipe, data set or architecture, a newer format, a URI without a seal or with changed files; or
+            there are sealed checkpoints, but none of them verifies.
     """
     if resume == "never":
         return None, []
     if resume != "auto":
-        return read(resume, recipe_hash=recipe_hash, recipe=recipe), []
+        try:
+            return read(resume, recipe_hash=recipe_hash, recipe=recipe), []
+        except Corrupt as error:
+            raise InputError(f"placement.resume: {error}") from error
     skipped: list[str] = []
     for step in sorted(_listed(output), reverse=True):
         folder = layout.checkpoint(output, step)
         try:
             if read_committed(folder) is not None:
                 return read(folder, recipe_hash=recipe_hash, recipe=recipe), skipped
-        except (RunError, MissingObject) as error:
+        except (Corrupt, MissingObject) as error:
             skipped.append(f"passed over {folder}: {error}")
     if skipped:
-        raise RunError(f"{skipped[0]}; no older checkpoint is left: placement.resume=never starts afresh")
+        raise InputError(
+            f"{output}: none of {len(skipped)} checkpoints can be read, the newest for this: {skipped[0].removeprefix('passed over ')}; "
+            f"placement.resume=never starts afresh"
+        )
     return None, []
 
 
@@ -235,27 +245,58 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
 
     Raises:
         InputError: no seal, a newer format, or another recipe's.
-        RunError: a file's size or checksum is not the sealed one.
+        Corrupt: a file is missing in the seal, its size or checksum is not the sealed one, or it is not what it should be.
     """
     seal = read_committed(folder)
     if seal is None:
         raise InputError(f"{folder}: no COMMITTED.json, so this is no finished checkpoint")
+    missing = {STATE_FILE, MODEL_FILE, OPTIMIZER_FILE} - seal.files.keys()
+    if missing:
+        raise Corrupt(f"{folder}: COMMITTED.json does not name {', '.join(sorted(missing))}")
     contents = {name: _verified(join(folder, name), facts) for name, facts in seal.files.items()}
-    state = json.loads(contents.pop(STATE_FILE, b"{}"))
-    if state.get("format_version", 0) > FORMAT_VERSION:
-        raise InputError(f"{folder}: checkpoint format {state['format_version']} is newer than this firstsight reads ({FORMAT_VERSION})")
+    state = _state(join(folder, STATE_FILE), contents.pop(STATE_FILE))
+    if state["step"] != seal.step:
+        raise Corrupt(f"{folder}: COMMITTED.json says step {seal.step}, {STATE_FILE} step {state['step']}")
     if seal.recipe_hash != recipe_hash:
         differing = "; ".join(list(differing_keys(state.get("recipe", {}), recipe))[:4]) or "its hash alone"
         raise InputError(f"{folder}: checkpoint of another recipe, refused: {differing}")
-    return Checkpoint(uri=folder, step=seal.step, tensors={name: load(data) for name, data in contents.items()}, state=state)
+    return Checkpoint(
+        uri=folder, step=seal.step, tensors={name: _tensors(join(folder, name), data) for name, data in contents.items()}, state=state
+    )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of a tensor that holds a NaN or an infinity; empty where none does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            return name
+    return ""
+
+
+def _state(uri: str, data: bytes) -> dict[str, Any]:
+    try:
+        state = json.loads(data)
+        version, step = int(state["format_version"]), int(state["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise Corrupt(f"{uri}: not a checkpoint's state: {type(error).__name__}: {error}") from error
+    if version > FORMAT_VERSION:
+        raise InputError(f"{uri}: checkpoint format {version} is newer than this firstsight reads ({FORMAT_VERSION})")
+    return {**state, "step": step}
+
+
+def _tensors(uri: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise Corrupt(f"{uri}: not a safetensors file: {error}") from error
 
 
 def _verified(uri: str, facts: Mapping[str, Any]) -> bytes:
     data = read_bytes(uri)
     if len(data) != facts["size"]:
-        raise RunError(f"{uri}: {len(data)} bytes, COMMITTED.json says {facts['size']}")
+        raise Corrupt(f"{uri}: {len(data)} bytes, COMMITTED.json says {facts['size']}")
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise RunError(f"{uri}: checksum is not the one in COMMITTED.json: the file was changed")
+        raise Corrupt(f"{uri}: checksum is not the one in COMMITTED.json: the file was changed")
     return data
 
 
@@ -300,10 +341,10 @@ class _FileImage:
         prefix = len(text).to_bytes(8, "little") + text
         self._buffer = torch.empty(len(prefix) + position, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         self._buffer[: len(prefix)] = torch.frombuffer(bytearray(prefix), dtype=torch.uint8)
-        self._views = {}
+        self.views = {}
         for name, entry in header.items():
             start, end = (len(prefix) + offset for offset in entry["data_offsets"])
-            self._views[name] = self._buffer[start:end].view(tensors[name].dtype).view(tensors[name].shape)
+            self.views[name] = self._buffer[start:end].view(tensors[name].dtype).view(tensors[name].shape)
 
     @staticmethod
     def _describe(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
@@ -315,7 +356,7 @@ class _FileImage:
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy in; from a GPU without waiting for each tensor."""
-        for name, view in self._views.items():
+        for name, view in self.views.items():
             view.copy_(tensors[name].detach(), non_blocking=True)
 
     def bytes(self) -> memoryview:

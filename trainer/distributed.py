@@ -1,12 +1,16 @@
-"""Ranks: starting them, and the four collectives that training needs.
+"""Ranks: starting them, and the collectives that training needs.
 
 Every sum over ranks has a fixed layout, so a process that resumed adds in the same order as one that never
 stopped. DistributedDataParallel would not do: it rebuilds its buckets after the first iteration, and from three
 gloo ranks up a resumed run then differs by rounding (../docs/DECISIONS.md).
 """
 
+import functools
 import os
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,10 +20,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.config import Placement, require
-from trainer.errors import InputError
+from trainer.errors import InputError, PeerLost, RunError
 
-BUCKET_ELEMENTS = 16 << 20
-"""Gradients are summed in runs of at least this many elements (64 MB of float32), cut in parameter order."""
+BUCKET_ELEMENTS = 6 << 20
+"""Gradients are summed in runs of at least this many elements, cut in parameter order: 25 MB of float32, as DistributedDataParallel's."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,18 @@ def share(key: str, total: int, world_size: int) -> int:
     return total // world_size
 
 
+@contextmanager
+def peers_named(name: str) -> Iterator[None]:
+    """Say in one line that another rank is gone; gloo and nccl say it in their own words, with a page of C++ frames."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if isinstance(error, RunError) or not (isinstance(error, dist.DistError) or "gloo" in said):
+            raise
+        raise PeerLost(f"{name}: lost another rank: {said.splitlines()[0]}") from error
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
@@ -93,7 +109,8 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of `value` over ranks, without a gradient; a new tensor."""
     total = value.detach().clone()
     if dist.is_initialized():
-        dist.all_reduce(total)
+        with _clock.running(total.device):
+            dist.all_reduce(total)
     return total
 
 
@@ -102,7 +119,8 @@ def concatenate(value: Tensor) -> Tensor:
     if not dist.is_initialized():
         return value.detach().unsqueeze(0)
     result = value.new_empty((dist.get_world_size(), *value.shape))
-    dist.all_gather_into_tensor(result.view(-1, *value.shape[1:]), value.detach().contiguous())
+    with _clock.running(value.device):
+        dist.all_gather_into_tensor(result.view(-1, *value.shape[1:]), value.detach().contiguous())
     return result
 
 
@@ -132,31 +150,118 @@ class _Gather(torch.autograd.Function):
         rows = gradient.shape[0] // dist.get_world_size()
         if gradient.device.type == "cuda":
             own = gradient.new_empty((rows, *gradient.shape[1:]))
-            dist.reduce_scatter_tensor(own, gradient)
+            with _clock.running(own.device):
+                dist.reduce_scatter_tensor(own, gradient)
             return own
-        total = gradient.clone()  # gloo has no reduce-scatter
-        dist.all_reduce(total)
+        total = sum_over_ranks(gradient)  # gloo has no reduce-scatter
         return total[dist.get_rank() * rows : (dist.get_rank() + 1) * rows]
 
 
-def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum `.grad` over ranks, in runs of parameters that depend on the model alone.
+class _Clock:
+    """Seconds in which computing stood still for collectives; on a GPU between events of its queue, for which nobody waits."""
 
-    A parameter without a gradient counts as zero, so that all ranks send the same bytes. Afterwards each `.grad`
-    is a view of its run's buffer.
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """What is inside waits for a collective, on the host or on the device's queue."""
+        if device.type == "cuda":
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            began.record()
+            yield
+            ended.record()
+            self._pending.append((began, ended))
+        else:
+            start = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - start
+
+    def take(self) -> float:
+        """Those since the last call, as far as they have passed."""
+        while self._pending and self._pending[0][1].query():  # type: ignore[no-untyped-call]
+            began, ended = self._pending.popleft()
+            self._seconds += began.elapsed_time(ended) / 1000
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+_clock = _Clock()
+
+
+def communication_seconds() -> float:
+    """Seconds since the last call in which this rank's computing stood still for the sums and gathers of this module.
+
+    What a rank waits for a slower one is among them; what overlaps with computing is not.
     """
-    if not dist.is_initialized():
-        return
-    pending = []
-    for run in _runs([p for p in parameters if p.requires_grad]):
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in run])
-        pending.append((run, flat, dist.all_reduce(flat, async_op=True)))
-        for p in run:
-            p.grad = None  # the buffer replaces it: at most one run is held twice
-    for run, flat, work in pending:
-        work.wait()
-        for p, part in zip(run, torch.split(flat, [p.numel() for p in run]), strict=True):
-            p.grad = part.view_as(p)
+    return _clock.take()
+
+
+class GradientSum:
+    """Sums `.grad` over ranks in runs of parameters, each sent while backward still works on the others.
+
+    Where runs are cut, and so the order in which numbers are added, depends on the model alone. The order in which they are sent
+    changes no number, but must be the same on all ranks: the first step sends them behind backward, and from then on every
+    rank sends in the order in which rank 0's were complete then.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Of those of these parameters that require a gradient now."""
+        self._runs = _runs([p for p in parameters if p.requires_grad]) if dist.is_initialized() else []
+        self._sums = [torch.empty(sum(p.numel() for p in run), dtype=run[0].dtype, device=run[0].device) for run in self._runs]
+        self._order: list[int] = []
+        self._passes = 0
+        self._seen: dict[nn.Parameter, int] = {}
+        self._left: list[int] = []
+        self._complete: list[int] = []
+        self._sent: dict[int, Any] = {}
+        for index, run in enumerate(self._runs):
+            for p in run:
+                p.register_post_accumulate_grad_hook(functools.partial(self._grown, index))  # type: ignore[no-untyped-call]
+
+    def begin(self, passes: int) -> None:
+        """A step begins: each `.grad` is zero, and a view of its run's sum.
+
+        Args:
+            passes: backward passes after which a gradient is whole; one that fewer reach, or none, is whole at `finish`.
+        """
+        for run, total in zip(self._runs, self._sums, strict=True):
+            total.zero_()
+            for p, part in zip(run, torch.split(total, [p.numel() for p in run]), strict=True):
+                p.grad = part.view_as(p)
+        self._passes = passes
+        self._seen = dict.fromkeys((p for run in self._runs for p in run), 0)
+        self._left = [len(run) for run in self._runs]
+        self._complete.clear()
+
+    def finish(self) -> None:
+        """Send what is left and wait for all; afterwards each `.grad` is the sum over ranks."""
+        if not self._runs:
+            return
+        if not self._order:
+            order = torch.tensor(self._complete + [index for index in range(len(self._runs)) if index not in self._complete])
+            dist.broadcast(order, src=0)
+            self._order = order.tolist()
+        for index in self._order[len(self._sent) :]:
+            self._send(index)
+        with _clock.running(self._sums[0].device):
+            for work in self._sent.values():
+                work.wait()
+        self._sent.clear()
+
+    def _grown(self, index: int, p: nn.Parameter) -> None:
+        """A backward pass has added to the gradient of `p`, of run `index`."""
+        self._seen[p] += 1
+        assert self._seen[p] <= self._passes, f"begin() was told of {self._passes} backward passes, and another one came"
+        self._left[index] -= self._seen[p] == self._passes
+        if not self._left[index]:
+            self._complete.append(index)
+        while len(self._sent) < len(self._order) and self._order[len(self._sent)] in self._complete:
+            self._send(self._order[len(self._sent)])
+
+    def _send(self, index: int) -> None:
+        self._sent[index] = dist.all_reduce(self._sums[index], async_op=True)
 
 
 def _runs(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

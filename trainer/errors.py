@@ -22,6 +22,14 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+class Corrupt(RunError):
+    """What was read is not what was written: no network's fault, so the same bytes would come again."""
+
+
+class PeerLost(RunError):
+    """Another rank is gone; why, it may have said itself."""
+
+
 class Stopped(RunError):
     """Asked to stop (SIGTERM, Ctrl-C, a stop marker), and a checkpoint is saved. Exit code 143, as a shell says SIGTERM."""
 

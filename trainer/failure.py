@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from trainer.config import StageConfig
-from trainer.errors import InputError, RunError
+from trainer.errors import InputError, PeerLost, RunError
 from trainer.storage import join, read_json, write_json
 from trainer.storage.base import MissingObject, exists
 
@@ -22,7 +22,7 @@ def write_failure(config: StageConfig, error: Exception) -> None:
     mends, is also the container's termination message.
     """
     uri = join(config.output, FAILURE_FILE)
-    known = isinstance(error, InputError | RunError)
+    known = isinstance(error, InputError | RunError) and not isinstance(error, PeerLost)
     line = " ".join(str(error).split()) or type(error).__name__
     code = error.exit_code if isinstance(error, InputError | RunError) else 1
     if isinstance(error, InputError):

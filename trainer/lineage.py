@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from trainer.config import StartConfig, StartKind
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.storage import join, read_bytes
 from trainer.storage.committed import Committed, read_committed
 
@@ -56,7 +56,10 @@ def check_start(start: StartConfig) -> Committed | None:
     """
     if start.kind == "random" or start.uri.endswith(".safetensors"):
         return None
-    seal = read_committed(start.uri)
+    try:
+        seal = read_committed(start.uri)
+    except Corrupt as error:
+        raise InputError(f"start.uri {error}") from error
     if seal is None:
         raise InputError(f"start.uri {start.uri}: no COMMITTED.json, so there is no finished model here")
     known = (seal.recipe_hash, seal.facts.get("vision_sha256"), seal.facts.get("weights_sha256"))

@@ -40,7 +40,7 @@ def train(config: StageConfig) -> None:
     dist = distributed.start(config.placement)
     fence = checkpoint.Fence(config.output, config.placement.attempt)
     try:
-        with records.log_to_store(config, dist), _stop_requests() as stop_requested:
+        with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(records.name_of(config)):
             from_main(dist, lambda: records.open_folder(config, fence))
             # 2. Model, data, optimiser
             stage = build_stage(config, dist)
@@ -70,6 +70,7 @@ def train(config: StageConfig) -> None:
             )
             try:
                 # 4. Steps
+                records.write_config(run)
                 records.write_lineage(run, {})
                 preflight.check(run)
                 _steps(run, loader, stop_requested)
@@ -145,6 +146,7 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
     batches = loader.batches(state.step)
     run.stage.module.train()
     records.say(run, {})
+    distributed.communication_seconds()  # what came before the first step does not count
     with _watched(run) as beat:
         while state.step < run.steps:
             profiler.before(state.step + 1)
@@ -152,7 +154,6 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
                 with timer.measure("data_wait"):
                     batch = next(batches)
                 figures = _step(run, batch)
-            timer.add("communication", float(figures.get("communication_seconds", 0.0)))
             state.step += 1
             state.seconds = time.monotonic() - began
             profiler.after(state.step)
@@ -166,6 +167,7 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
             if steps or save:
                 _count_skips(run, wait=True)
             if steps:
+                timer.add("communication", distributed.communication_seconds())
                 records.log_step(run, figures, timer.take(steps, steps * run.global_batch_size))
             if save:
                 with timer.measure("checkpoint_stall"):

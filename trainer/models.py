@@ -211,7 +211,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     """Load `state`, every key and every shape; `source` names it in errors.
 
     Raises:
-        InputError: anything is missing, unexpected, of another shape or not finite; the module is then unchanged.
+        InputError: anything is missing, unexpected, of another shape or kind, or not finite; the module is then unchanged.
     """
     expected = module.state_dict()
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -223,6 +223,8 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     for name, value in sorted(state.items()):
         if value.shape != expected[name].shape:
             raise InputError(f"{source} does not fit the model: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{source} does not fit the model: {name} holds {value.dtype}, not {expected[name].dtype}")
         if not value.isfinite().all():
             raise InputError(f"{source}: {name} holds numbers that are not finite")
     module.load_state_dict(dict(state), strict=True)

@@ -27,7 +27,7 @@ from trainer.progress import progress, step_line
 from trainer.sinks import LINGER_SECONDS, Endpoint, Sink
 from trainer.stages import Stage
 from trainer.starting import State
-from trainer.storage import join, open_store, write_bytes, write_json
+from trainer.storage import join, layout, open_store, write_bytes, write_json
 from trainer.storage.base import exists
 from trainer.storage.manifest import require_manifest
 
@@ -63,7 +63,12 @@ class Run:
     @property
     def name(self) -> str:
         """As a person knows this run."""
-        return f"{self.config.stage} {self.config.arm}-seed{self.config.seed}"
+        return name_of(self.config)
+
+
+def name_of(config: StageConfig) -> str:
+    """As a person knows a run of this configuration."""
+    return f"{config.stage} {config.arm}-seed{config.seed}"
 
 
 def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -> None:
@@ -71,7 +76,7 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
     if run.dist.local_rank != 0:
         return
     state = run.state
-    plain = {name: float(value) for name, value in figures.items() if name not in ("flops", "communication_seconds")}
+    plain = {name: float(value) for name, value in figures.items() if name != "flops"}
     peak = peak_flops(run.dist.device)
     if peak is not None:
         plain["mfu_ratio"] = float(figures.get("flops", 0.0)) / times["step_seconds"] / peak
@@ -108,11 +113,19 @@ def say(run: Run, figures: Mapping[str, float]) -> None:
 
 
 def open_folder(config: StageConfig, fence: checkpoint.Fence) -> None:
-    """Claim the stage's folder and write what it is."""
+    """Claim the stage's folder, and clear away how the last attempt failed and what it left half-written."""
     fence.claim()
-    open_store(config.output).delete(join(config.output, FAILURE_FILE))
-    if not exists(join(config.output, CONFIG_FILE)):
-        write_bytes(join(config.output, CONFIG_FILE), dump_yaml(config).encode())
+    store = open_store(config.output)
+    store.delete(join(config.output, FAILURE_FILE))
+    store.sweep(join(config.output, "checkpoints"))
+    store.sweep(layout.final(config.output))
+
+
+def write_config(run: Run) -> None:
+    """config.yaml: from now on the folder is this recipe's. Only once model, data and start were found to be right."""
+    uri = join(run.config.output, CONFIG_FILE)
+    if run.dist.main and not exists(uri):
+        write_bytes(uri, dump_yaml(run.config).encode())
 
 
 def writer(config: StageConfig, fence: checkpoint.Fence) -> checkpoint.Writer:
@@ -126,8 +139,8 @@ def save(run: Run, keep: bool) -> None:
         return
     began = time.perf_counter()
     tensors: dict[str, Mapping[str, Tensor]] = {
-        "model.safetensors": run.stage.module.state_dict(),
-        "optimizer.safetensors": optimizer.state(run.optimizer, run.stage.module),
+        checkpoint.MODEL_FILE: run.stage.module.state_dict(),
+        checkpoint.OPTIMIZER_FILE: optimizer.state(run.optimizer, run.stage.module),
     }
     if run.stage.memory:
         tensors["memory.safetensors"] = run.stage.memory
@@ -150,6 +163,8 @@ def finish(run: Run) -> None:
     """Write final/, then lineage.json with the hashes of what was made."""
     assert run.writer is not None
     run.writer.wait()
+    if broken := checkpoint.not_finite(run.stage.module.state_dict()):
+        raise RunError(f"{run.name}: {broken} holds numbers that are not finite behind the last step: no final model was written")
     samples = run.steps * run.global_batch_size
     with tempfile.TemporaryDirectory(prefix="firstsight-final-") as folder:
         facts = run.stage.save_final(Path(folder))
@@ -233,14 +248,16 @@ def log_to_store(config: StageConfig, dist: Distributed) -> Iterator[None]:
         yield
         return
     lines = StoredLines(config.output, LOG_FILE)
-    handlers: list[logging.Handler] = [StoredLogHandler(lines), logging.StreamHandler()]
+    stored = StoredLogHandler(lines)
+    handlers: list[logging.Handler] = [stored, logging.StreamHandler()]
     for handler in handlers:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         yield
     except BaseException as error:
-        log.error("%s", " ".join(str(error).split()) or type(error).__name__)
+        # whoever catches it tells the person who waits
+        stored.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error) or type(error).__name__, (), None))
         raise
     finally:
         for handler in handlers:

@@ -32,7 +32,7 @@ _GAUGES = {
     "last_step_timestamp_seconds": "When the last step ended.",
     "last_checkpoint_timestamp_seconds": "When the last save began.",
     "compute_seconds": "Of a step, mean over the last logged steps.",
-    "communication_seconds": "Of a step, where known.",
+    "communication_seconds": "Of a step, in which computing stood still for other ranks; what overlaps is not counted.",
 }
 _COUNTERS = {
     "samples": "Samples trained on, earlier attempts included.",

@@ -108,8 +108,8 @@ def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Check
 
 
 def _resume(found: checkpoint.Checkpoint, stage: Stage, built: torch.optim.Optimizer) -> State:
-    models.load_strict(stage.module, found.tensors["model.safetensors"], found.uri)
-    optimizer.load_state(built, stage.module, found.tensors["optimizer.safetensors"])
+    models.load_strict(stage.module, found.tensors[checkpoint.MODEL_FILE], found.uri)
+    optimizer.load_state(built, stage.module, found.tensors[checkpoint.OPTIMIZER_FILE])
     stage.memory.clear()
     stage.memory.update(found.tensors.get("memory.safetensors", {}))
     state = found.state

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from trainer import lineage
 from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require
 from trainer.configs import load_yaml, parse_config
-from trainer.errors import InputError
+from trainer.errors import InputError, RunError
 from trainer.failure import write_failure
 from trainer.metrics import profiled_steps
-from trainer.storage import join, layout, read_bytes
+from trainer.storage import join, layout, open_store, read_text
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import Manifest, require_manifest
@@ -38,8 +38,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
         InputError: wrong input or configuration; nothing was started.
         RunError: a failure on the way, of this process or of a rank.
     """
-    source = read_bytes(config_uri).decode()
-    config = parse_config(StageConfig, load_yaml(source, config_uri), overrides, config_uri)
+    config = parse_config(StageConfig, load_yaml(read_text(config_uri), config_uri), overrides, config_uri)
     require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
     try:
         if is_done(config):
@@ -48,6 +47,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
         inside = "TORCHELASTIC_RUN_ID" in os.environ
         if inside:
             _die_with_parent()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a step to save: Python's handler waits for the ranks to meet
         else:
             validate(config)
         if inside or not _wants_agent(config):
@@ -59,12 +59,15 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
 
             run_agent(config, ["-m", "trainer", "train", stage, "--config", config_uri, *(f"--set={item}" for item in overrides)])
     except Exception as error:
+        if isinstance(error, RunError) and _finished_meanwhile(config):
+            print(f"{config.stage} {config.arm}-seed{config.seed}: done, {layout.final(config.output)}; then: {error}", file=sys.stderr)
+            return
         write_failure(config, error)
         raise
 
 
 def is_done(config: StageConfig) -> bool:
-    """Whether final/ is committed by this very recipe.
+    """Whether final/ is committed by this very recipe, and its files are there.
 
     Raises:
         InputError: it is committed by another recipe; what differs is named.
@@ -74,7 +77,21 @@ def is_done(config: StageConfig) -> bool:
         return False
     if seal.recipe_hash != recipe_hash(config):
         raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{_differing(config)}")
+    for name, facts in seal.files.items():
+        uri = join(layout.final(config.output), name)
+        info = open_store(uri).head(uri)
+        if info is None or info.size != facts["size"]:
+            print(f"{uri}: {'missing' if info is None else f'{info.size} bytes'}, sealed were {facts['size']}: made again", file=sys.stderr)
+            return False
     return True
+
+
+def _finished_meanwhile(config: StageConfig) -> bool:
+    """Whether what ended this process came behind the commit of the final model."""
+    try:
+        return is_done(config)
+    except (InputError, RunError):
+        return False
 
 
 def validate(config: StageConfig) -> None:
@@ -83,6 +100,7 @@ def validate(config: StageConfig) -> None:
     Raises:
         InputError: one line that names key, rule and value.
     """
+    require("data.uri", config.data.uri, "the URI of a sealed data set", bool(config.data.uri))
     _refuse_other_recipe(config)
     settings = getattr(config, config.stage)
     ranks = config.placement.nodes * config.placement.processes_per_node
@@ -91,9 +109,12 @@ def validate(config: StageConfig) -> None:
     if config.contrastive is not None:
         size = config.contrastive.contrast_batch_size
         require("contrastive.contrast_batch_size", size, rule, size % ranks == 0)
+        most = config.placement.local_batch_size
+        rule = f"0 or >= contrast_batch_size / ranks = {size // ranks} where contrastive.accumulation is independent"
+        whole = most == 0 or most >= size // ranks or config.contrastive.accumulation != "independent"
+        require("placement.local_batch_size", most, rule, whole)
     resume = config.placement.resume
     require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
-    require("placement.watchdog_seconds", config.placement.watchdog_seconds, "> 0", config.placement.watchdog_seconds > 0)
     profiled_steps(config.placement.profile_steps)
     compilers = (os.environ.get("CC", ""), "gcc", "clang")
     rule = "false where there is no C compiler (CC, gcc or clang), which torch.compile needs"
@@ -128,7 +149,7 @@ def _differing(config: StageConfig) -> str:
     uri = join(config.output, "config.yaml")
     if not exists(uri):
         return ""
-    old = parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), (), uri)
+    old = parse_config(StageConfig, load_yaml(read_text(uri), uri), (), uri)
     found = list(differing_keys(recipe_fields(old), recipe_fields(config)))
     return f": {'; '.join(found[:4])}" if found else ""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, read_bytes, write_bytes, write_json
 from trainer.storage.committed import read_committed
 
@@ -108,8 +108,69 @@ def test_when_none_verifies_the_run_does_not_silently_start_again(tmp_path: Path
     """It fails, and says how to start afresh."""
     saved(str(tmp_path), 10)
     (tmp_path / "checkpoints" / "step-000000010" / "model.safetensors").unlink()
-    with pytest.raises(RunError, match=r"no older checkpoint is left: placement\.resume=never"):
+    with pytest.raises(
+        InputError, match=r"none of 1 checkpoints can be read, the newest for this: .*model\.safetensors.*placement\.resume=never"
+    ):
         found(str(tmp_path))
+
+
+def reseal(output: str, step: int, changes: dict[str, Any]) -> None:
+    """Change what COMMITTED.json says."""
+    uri = join(layout.checkpoint(output, step), "COMMITTED.json")
+    write_json(uri, {**json.loads(read_bytes(uri)), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": 7},
+        {"step": 700},
+        {"step": "seven"},
+        {"files": None},
+        {"files": {}},
+        {"files": {"model.safetensors": {}}},
+        {"facts": None},
+        {"recipe_hash": 3},
+    ],
+)
+def test_a_seal_that_says_something_else_is_passed_over(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Another step than the state's, or another shape: never believed, and the older checkpoint serves."""
+    saved(str(tmp_path), 10, 20)
+    reseal(str(tmp_path), 20, changes)
+    back, skipped = checkpoint.find(str(tmp_path), "auto", recipe_hash=HASH, recipe=RECIPE)
+    assert back is not None
+    assert back.step == 10
+    assert "step-000000020" in skipped[0]
+    with pytest.raises(InputError, match=r"placement\.resume: .*step-000000020"):
+        found(str(tmp_path), resume=layout.checkpoint(str(tmp_path), 20))
+
+
+def test_a_store_that_fails_is_no_bad_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps must not be lost because the store was down for a moment: the run fails, and may be run again."""
+    saved(str(tmp_path), 10, 20)
+
+    def fails(uri: str) -> bytes:
+        raise RunError(f"{uri}: 503")
+
+    monkeypatch.setattr(checkpoint, "read_bytes", fails)
+    with pytest.raises(RunError, match="503") as raised:
+        found(str(tmp_path))
+    assert not isinstance(raised.value, Corrupt)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_never_saved(tmp_path: Path, value: float) -> None:
+    """The next save says it, and the last good checkpoint stays the newest."""
+    saved(str(tmp_path), 10)
+    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=checkpoint.Fence(str(tmp_path), 0), keep_last=9)
+    part = tensors(20.0)
+    part["optimizer.safetensors"]["wide/exp_avg"][3, 3] = value
+    writer.save(20, part, {"recipe": RECIPE}, {}, beside={}, keep=False)
+    with pytest.raises(RunError, match=r"optimizer\.safetensors: wide/exp_avg holds numbers that are not finite"):
+        writer.close()
+    back = found(str(tmp_path))
+    assert back is not None
+    assert back.step == 10
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:

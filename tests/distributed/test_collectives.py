@@ -1,5 +1,7 @@
 """Each collective on two and three gloo ranks, against the same thing in one process."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tests.ranks import run_ranks
 from trainer import distributed, losses
 from trainer.config import Placement
 from trainer.distributed import Distributed
-from trainer.errors import InputError
+from trainer.errors import InputError, PeerLost, RunError
 
 
 def test_alone_there_is_one_rank_and_nothing_to_do() -> None:
@@ -47,8 +49,10 @@ def _collectives(dist: Distributed) -> dict[str, object]:
     (gathered * (dist.rank + 1) * torch.arange(1.0, len(gathered) + 1)[:, None]).sum().backward()
     used, unused = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))
     fixed = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-    used.grad = torch.full((3,), float(dist.rank))
-    distributed.reduce_gradients([used, unused, fixed])
+    gradients = distributed.GradientSum([used, unused, fixed])
+    gradients.begin(passes=1)
+    (used * dist.rank).sum().backward()
+    gradients.finish()
     assert mine.grad is not None
     assert used.grad is not None
     assert unused.grad is not None
@@ -87,13 +91,102 @@ def test_runs_depend_on_the_parameters_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert [p for run in runs for p in run] == parameters
 
 
+def _overlapped(dist: Distributed) -> dict[str, object]:
+    """Three equal steps of two backward passes over five layers, one of which only the first pass uses."""
+    distributed.BUCKET_ELEMENTS = 20  # a layer a run
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(5))
+    inputs = torch.randn(3, 6, 4)[dist.rank]
+    gradients = distributed.GradientSum(layers.parameters())
+    sent, sums = [], []
+    for _ in range(3):
+        layers.zero_grad()
+        gradients.begin(passes=2)
+        for part, used in ((inputs[:3], layers), (inputs[3:], layers[1:])):
+            x = part
+            for layer in used:
+                x = layer(x).tanh()
+            x.sum().backward()
+        sent.append(list(gradients._sent))
+        gradients.finish()
+        sums.append([p.grad.numpy().copy() for p in layers.parameters() if p.grad is not None])
+    return {"sent": sent, "sums": sums}
+
+
+def test_gradients_are_summed_while_backward_runs() -> None:
+    """From the second step on, last layer first; what a pass left out goes last; not a bit differs from the first step's sums."""
+    results = run_ranks(_overlapped, 3)
+    for result in results:
+        assert result["sent"] == [[], [4, 3, 2, 1], [4, 3, 2, 1]]
+        assert len(result["sums"][0]) == 10
+        for step in range(3):
+            for mine, first in zip(result["sums"][step], results[0]["sums"][0], strict=True):
+                np.testing.assert_array_equal(mine, first)
+
+
+def _too_many_passes(dist: Distributed) -> str:
+    weight = torch.nn.Parameter(torch.ones(2))
+    gradients = distributed.GradientSum([weight])
+    gradients.begin(passes=1)
+    weight.sum().backward()
+    try:
+        weight.sum().backward()
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def test_a_gradient_may_not_grow_behind_its_sum() -> None:
+    """A pass more than was said would be lost: it ends the step."""
+    assert all("another one came" in said for said in run_ranks(_too_many_passes, 2))
+
+
+def _loses_its_peer(dist: Distributed) -> str:
+    if dist.rank == 1:
+        torch.distributed.destroy_process_group()
+        return ""
+    try:
+        with distributed.peers_named("contrastive random-seed0"):
+            distributed.sum_over_ranks(torch.zeros(1))
+    except PeerLost as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_a_lost_peer_is_one_line() -> None:
+    """Not a page of frames; any other error stays what it is."""
+    said = run_ranks(_loses_its_peer, 2)[0]
+    assert said.startswith("contrastive random-seed0: lost another rank: ")
+    assert len(said.splitlines()) == 1
+    for error in (RuntimeError("shapes do not fit"), RunError("gloo is a RunError's word here")):
+        with pytest.raises(type(error), match=str(error)), distributed.peers_named("x"):
+            raise error
+
+
+def _waits(dist: Distributed) -> list[float]:
+    distributed.communication_seconds()
+    if dist.rank == 0:
+        time.sleep(0.3)
+    distributed.sum_over_ranks(torch.zeros(1))
+    return [distributed.communication_seconds(), distributed.communication_seconds()]
+
+
+def test_waiting_for_a_slower_rank_is_communication() -> None:
+    """The rank that came first counts it; a second look finds nothing new."""
+    (_, late), (waited, after) = run_ranks(_waits, 2)
+    assert waited > 0.1
+    assert (late, after) == (0.0, 0.0)
+
+
 def _loss(dist: Distributed, image: np.ndarray, text: np.ndarray) -> dict[str, object]:
     part = slice(dist.rank * len(image) // dist.world_size, (dist.rank + 1) * len(image) // dist.world_size)
     inputs = [torch.from_numpy(x[part]).requires_grad_() for x in (image, text)]
     scale = torch.nn.Parameter(torch.tensor(9.0, dtype=torch.float64))
+    gradients = distributed.GradientSum([scale])
+    gradients.begin(passes=1)
     loss = losses.contrastive_loss(*inputs, scale)
     loss.backward()
-    distributed.reduce_gradients([scale])
+    gradients.finish()
     assert scale.grad is not None
     return {
         "loss": distributed.sum_over_ranks(loss).item(),

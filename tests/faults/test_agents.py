@@ -53,6 +53,29 @@ def start_both(config: StageConfig, port: int) -> list[subprocess.Popen[bytes]]:
         time.sleep(0.1)
 
 
+def children_of(agent: subprocess.Popen[bytes]) -> list[int]:
+    """The ranks."""
+    return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_ctrl_c_while_ranks_wait_for_each_other_ends_them(tmp_path: Path) -> None:
+    """A rank that waits inside the group's making hears no Python handler: it would hold on until the agent lost its patience."""
+    config = build.contrastive(tmp_path, epochs=100, processes_per_node=2)
+    build.written(config)
+    agent = start_agent(config)
+    while len(ranks := children_of(agent)) < 2:
+        time.sleep(0.01)
+    os.kill(ranks[0], signal.SIGSTOP)
+    time.sleep(8)  # the other one has imported torch, and waits for the first
+    agent.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(ranks[0], signal.SIGCONT)
+    assert agent.wait(30) == 143
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ranks_that_die_one_after_another_leave_no_trace_in_the_weights(tmp_path: Path) -> None:
@@ -65,9 +88,9 @@ def test_ranks_that_die_one_after_another_leave_no_trace_in_the_weights(tmp_path
     try:
         for kill in range(5):
             wait_for_step(config, campaign._newest(config) + 15, [agent])
-            ranks = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            ranks = children_of(agent)
             assert len(ranks) == 3
-            os.kill(int(ranks[kill % 3]), signal.SIGKILL)
+            os.kill(ranks[kill % 3], signal.SIGKILL)
         assert agent.wait(240) == 0, (Path(config.output) / "agents.log").read_text()[-3000:]
     finally:
         agent.kill()

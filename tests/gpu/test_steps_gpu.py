@@ -127,10 +127,18 @@ def test_sums_over_nccl_are_those_of_one_process() -> None:
         gathered = distributed.gather(value)
         gathered.pow(2).sum().backward()
         weight = torch.nn.Parameter(torch.zeros(3, device="cuda"))
-        weight.grad = torch.arange(3.0, device="cuda")
-        distributed.reduce_gradients([weight])
+        gradients = distributed.GradientSum([weight])
+        for _ in range(2):  # behind backward, then while it runs
+            weight.grad = None
+            gradients.begin(passes=1)
+            (weight * torch.arange(3.0, device="cuda")).sum().backward()
+            gradients.finish()
+        torch.cuda.synchronize()
+        assert distributed.communication_seconds() > 0
+        assert distributed.communication_seconds() == 0
         assert torch.equal(gathered.detach(), value.detach())
         assert torch.equal(value.grad, 2 * value.detach())  # type: ignore[arg-type]
+        assert weight.grad is not None
         assert weight.grad.tolist() == [0.0, 1.0, 2.0]
         assert distributed.all_any(True)
     finally:

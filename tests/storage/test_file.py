@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,37 @@ import pytest
 from trainer.errors import InputError, RunError
 from trainer.storage import join, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
+
+
+def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
+    """Its partial file and empty folders go; objects, and what a living process is writing, stay."""
+    uri = str(tmp_path / "checkpoints" / "step-1" / "model")
+    code = (
+        "import sys, time; from trainer.storage import open_store\n"
+        "class Slow:\n"
+        "    def read(self, size):\n"
+        "        print('writing', flush=True); time.sleep(60); return b''\n"
+        f"open_store('/').put_stream({uri!r}, Slow())"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "writing\n"
+    write_bytes(str(tmp_path / "checkpoints" / "step-2" / "model"), b"x")
+    (tmp_path / "checkpoints" / "step-0").mkdir()
+    store = open_store("/")
+    try:
+        store.sweep(str(tmp_path / "checkpoints"))
+        left = [path.suffix for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+        assert sorted(left) == ["", ".partial"]
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    store.sweep(str(tmp_path / "checkpoints"))
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "checkpoints", "checkpoints/step-2", "checkpoints/step-2/model",
+    ]  # fmt: skip
+    store.sweep(str(tmp_path / "nothing"))
 
 
 def test_file_uri_and_path_are_the_same(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from tests.train import build
 from tests.train.toy import sealed_data, toy_config
-from trainer.config import Placement, StageConfig, StartConfig, recipe_hash
-from trainer.errors import InputError, RunError
+from trainer import loop as train_loop
+from trainer.config import DataConfig, Placement, StageConfig, StartConfig, recipe_hash
+from trainer.errors import InputError, RunError, Stopped
 from trainer.failure import write_failure
 from trainer.storage.committed import Committed, write_committed
 from trainer.train import launch, validate
@@ -84,6 +85,57 @@ def test_a_folder_of_another_recipe_is_refused_before_it_is_finished(tmp_path: P
         validate(dataclasses.replace(config, seed=1))
 
 
+def test_a_recipe_that_was_refused_leaves_the_folder_free(tmp_path: Path) -> None:
+    """What only a rank can find wrong: the mended recipe takes the same folder."""
+    config = build.contrastive(tmp_path, epochs=1)
+    text = Path(build.written(config)).read_text()
+    Path(config.output, "config.yaml").unlink()
+    elsewhere = tmp_path / "stage.yaml"
+    elsewhere.write_text(text)
+    wrong = "model={open_clip_name: ViT-Z-99}"
+    with pytest.raises(InputError, match="ViT-Z-99"):
+        launch("contrastive", str(elsewhere), [wrong])
+    assert not Path(config.output, "config.yaml").exists()
+    launch("contrastive", str(elsewhere), [])
+    assert Path(config.output, "config.yaml").exists()
+    assert Path(config.output, "final", "COMMITTED.json").exists()
+
+
+def test_a_split_that_is_never_made_is_refused_before_any_rank(tmp_path: Path) -> None:
+    """Accumulation independent holds a whole contrast batch."""
+    config = build.contrastive(tmp_path, local_batch_size=4)
+    assert config.contrastive is not None
+    config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, accumulation="independent"))
+    with pytest.raises(InputError, match=r"placement\.local_batch_size must be 0 or >= contrast_batch_size / ranks = 12 .*, got 4"):
+        validate(config)
+
+
+def test_a_final_model_that_lost_a_file_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A seal over files that are gone is no model."""
+    config = build.contrastive(tmp_path, epochs=1)
+    launch("contrastive", build.written(config), [])
+    weights = Path(config.output, "final", "open_clip_model.safetensors")
+    before = weights.read_bytes()
+    weights.unlink()
+    launch("contrastive", build.written(config), [])
+    assert weights.read_bytes() == before
+    assert "open_clip_model.safetensors: missing, sealed were" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_behind_the_commit_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is there: exit 0, no failure.json, and the reason on standard error."""
+    config = build.contrastive(tmp_path, epochs=1)
+    real = train_loop.train
+
+    def stopped(config: StageConfig) -> None:
+        real(config)
+        raise Stopped("stopped by signal 15")
+
+    monkeypatch.setattr(train_loop, "train", stopped)
+    launch("contrastive", build.written(config), [])
+    assert not Path(config.output, "failure.json").exists()
+
+
 def test_placement_may_change(tmp_path: Path) -> None:
     """It is no part of the recipe."""
     config = toy_config(tmp_path)
@@ -99,6 +151,7 @@ def test_placement_may_change(tmp_path: Path) -> None:
             r"contrastive\.global_batch_size must be a multiple of the number of ranks 3, got 4",
         ),
         ({"placement": Placement(resume="latest")}, r"placement\.resume must be auto, never or a checkpoint's URI, got 'latest'"),
+        ({"data": DataConfig()}, r"data\.uri must be the URI of a sealed data set, got ''"),
         ({"start": StartConfig(kind="tower", uri="nowhere", recipe_hash="a")}, r"start\.uri nowhere: no COMMITTED\.json"),
     ],
 )

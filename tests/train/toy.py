@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.config import ContrastiveConfig, DataConfig, ModelConfig, OptimizerConfig, Placement, StageConfig
-from trainer.distributed import Distributed, reduce_gradients, sum_over_ranks
+from trainer.distributed import Distributed, GradientSum, sum_over_ranks
 from trainer.lineage import weights_sha256
 from trainer.storage.manifest import Manifest, Shard, write_manifest
 
@@ -50,6 +50,7 @@ class ToyStage:
                 parameter.normal_(generator=generator)
         self.model = self.module
         self.memory: dict[str, Tensor] = {}
+        self._gradients = GradientSum(self.module.parameters())
         self.served = ToyLoader(poisoned=poisoned)
 
     def loader(self) -> ToyLoader:
@@ -59,8 +60,9 @@ class ToyStage:
     def forward_backward(self, batch: Tensor, step: int) -> dict[str, float | Tensor]:
         """Squared error, with noise from the global generator so that resume must restore it."""
         loss = ((self.module(batch) - batch.sum(1, keepdim=True) - 0.1 * torch.randn(4, 1)) ** 2).mean()
+        self._gradients.begin(passes=1)
         loss.backward()
-        reduce_gradients(self.module.parameters())
+        self._gradients.finish()
         return {"loss": sum_over_ranks(loss), "flops": 10.0}
 
     def after_optimizer(self) -> None:

@@ -29,8 +29,7 @@ class Stage(Protocol):
 
         Returns:
             Figures of the step over all ranks, `loss` among them; tensors are scalars, left on the device so that
-            nothing waits for them but the loop's log. Where present: `communication_seconds`, `flops` (this rank's
-            part of the step), `logit_scale`.
+            nothing waits for them but the loop's log. Where present: `flops` (this rank's part of the step), `logit_scale`.
         """
         ...
 

@@ -9,7 +9,6 @@ backward. The towers draw nothing at random, so the second pass computes what th
 """
 
 import math
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +65,7 @@ class ContrastiveStage:
         if self._recipe.precision == "fp64":
             self.model.double()
         self.module = self.model
+        self._gradients = distributed.GradientSum(self.model.parameters())
         self.memory = {}
         self.text_buckets = encoding.TEXT_BUCKETS
 
@@ -96,9 +96,10 @@ class ContrastiveStage:
 
         Returns:
             loss (mean over the global batch), logit_scale (exponential), flops (of this rank, counted at the
-            captions' own lengths and without the gradient cache's second forward), communication_seconds.
+            captions' own lengths and without the gradient cache's second forward).
         """
         self.model.zero_grad(set_to_none=True)
+        self._gradients.begin(passes=self._groups * math.ceil(self._share // self._groups / self._chunk))
         pairs = _Pairs(
             batch.images.to(self._device, non_blocking=True),
             batch.augmentation_seeds,
@@ -108,15 +109,12 @@ class ContrastiveStage:
         loss = torch.zeros((), device=self._device, dtype=self.model.logit_scale.dtype)
         for group in range(self._groups):
             loss += self._contrast(pairs[group :: self._groups])
-        began = time.perf_counter()
-        distributed.reduce_gradients(self.model.parameters())
-        loss = distributed.sum_over_ranks(loss)
+        self._gradients.finish()
         mean_tokens = float(batch.lengths.double().mean())
         return {
-            "loss": loss,
+            "loss": distributed.sum_over_ranks(loss),
             "logit_scale": self.model.logit_scale.detach().exp(),
             "flops": len(pairs) * models.flops_per_sample(self._config.model, mean_tokens),
-            "communication_seconds": time.perf_counter() - began,
         }
 
     def _contrast(self, pairs: _Pairs) -> Tensor:
@@ -145,8 +143,9 @@ class ContrastiveStage:
             images = images.double()
         compiled = self._config.placement.compile
         with self._autocast():
-            text = encoding.encode_text(self.model, pairs.tokens, pairs.lengths, self.text_buckets, compiled=compiled)
-            return encoding.encode_image(self.model, images, compiled=compiled), text
+            # text second, so that backward has the embedding's gradient, the largest, while it is still at the pictures
+            image = encoding.encode_image(self.model, images, compiled=compiled)
+            return image, encoding.encode_text(self.model, pairs.tokens, pairs.lengths, self.text_buckets, compiled=compiled)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._recipe.precision == "bf16" else nullcontext()

@@ -5,7 +5,8 @@
 Shapes: B triplets of this rank, S image side, D joint width.
 """
 
-import time
+import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from trainer import encoding, losses, models
 from trainer.config import OptimizerConfig, PerceptualConfig, PosthocConfig, StageConfig
 from trainer.data.augment import normalise
 from trainer.data.loader import Split, TripletsLoader
-from trainer.distributed import Distributed, reduce_gradients, share, sum_over_ranks
+from trainer.distributed import Distributed, GradientSum, share, sum_over_ranks
 from trainer.lineage import TOWER_FILE, weights_sha256
 from trainer.storage.manifest import require_manifest
 
@@ -45,6 +46,10 @@ class TripletStage:
         self._validation: TripletsLoader | None = None
         self._has_validation = bool(require_manifest(config.data.uri, config.data.identity).split("val"))
 
+    @functools.cached_property
+    def _gradients(self) -> GradientSum:
+        return GradientSum(self.module.parameters())
+
     @property
     def optimizer(self) -> OptimizerConfig:
         """The settings of the optimiser."""
@@ -64,22 +69,20 @@ class TripletStage:
             step: unused: nothing here depends on it.
 
         Returns:
-            loss and accuracy (2AFC) of the global batch, this rank's flops, and the seconds in which gradients were summed.
+            loss and accuracy (2AFC) of the global batch, and this rank's flops.
         """
         if self._has_validation and "untrained_val_2afc" not in self.memory:
             self.memory["untrained_val_2afc"] = torch.tensor(self.validate(), dtype=torch.float64)
+        self._gradients.begin(passes=math.ceil(len(batch.images) / self._chunk))
         totals = torch.zeros(2, dtype=torch.float64, device=self._dist.device)
         for images, target in self._chunks(batch):
             d0, d1 = losses.triplet_distances(self._features(images))
             each = self._loss(d0, d1, target)
             (each.sum() / self._settings.global_batch_size).backward()  # type: ignore[no-untyped-call]
             totals += torch.stack([each.detach().sum(), losses.two_afc(d0, d1, target).detach().sum()])
-        began = time.perf_counter()
-        reduce_gradients(self.module.parameters())
-        communication = time.perf_counter() - began
+        self._gradients.finish()
         loss, accuracy = (sum_over_ranks(totals) / self._settings.global_batch_size).unbind()
-        flops = self._flops * len(batch.images)
-        return {"loss": loss, "accuracy": accuracy, "flops": flops, "communication_seconds": communication}
+        return {"loss": loss, "accuracy": accuracy, "flops": self._flops * len(batch.images)}
 
     def after_optimizer(self) -> None:
         """Nothing is clamped here."""

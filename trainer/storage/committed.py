@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.errors import RunError
+from trainer.errors import Corrupt
 from trainer.storage.base import join, read_versioned, write_json
 
 FORMAT_VERSION = 1
@@ -40,13 +40,27 @@ def read_committed(folder: str) -> Committed | None:
 
     Raises:
         InputError: it was written by a newer format.
-        RunError: it is not what a seal looks like.
+        Corrupt: it is not what a seal looks like.
     """
     uri = join(folder, NAME)
     value = read_versioned(uri, "a seal", FORMAT_VERSION)
     if value is None:
         return None
     try:
-        return Committed(**value)
+        seal = Committed(**value)
     except TypeError as error:
-        raise RunError(f"{uri}: not a seal of firstsight: {error}") from error
+        raise Corrupt(f"{uri}: not a seal of firstsight: {error}") from error
+    if wrong := _wrong(seal):
+        raise Corrupt(f"{uri}: not a seal of firstsight: {wrong}")
+    return seal
+
+
+def _wrong(seal: Committed) -> str:
+    """What is not of the kind that it should be; empty where all is."""
+    for name, kind in (("recipe_hash", str), ("attempt", int), ("step", int), ("files", dict), ("facts", dict)):
+        if not isinstance(getattr(seal, name), kind):
+            return f"{name} is {getattr(seal, name)!r}"
+    for name, facts in seal.files.items():
+        if not (isinstance(facts, dict) and isinstance(facts.get("size"), int) and isinstance(facts.get("sha256"), str)):
+            return f"{name} has no size and sha256, but {facts!r}"
+    return ""

@@ -1,6 +1,7 @@
 """Objects as files: `file:///path` or a plain path."""
 
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ class FileStore:
             _make_folder(path.parent, uri)
             try:
                 with open(partial, "xb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process; see `sweep`
                     while piece := stream.read(PIECE_BYTES):
                         file.write(piece)
                     written = file.tell()
@@ -82,6 +84,16 @@ class FileStore:
         """Remove the file; one that is not there is no error."""
         with _errors(uri):
             _path(uri).unlink(missing_ok=True)
+
+    def sweep(self, prefix: str) -> None:
+        """Remove partial files below the folder `prefix` whose writer is gone, and folders that hold nothing."""
+        with _errors(prefix):
+            for folder, _, names in os.walk(_path(prefix), topdown=False):
+                for name in names:
+                    if name.endswith(_PARTIAL):
+                        _remove_unless_written(Path(folder) / name)
+                with suppress(OSError):
+                    os.rmdir(folder)
 
     def head(self, uri: str) -> ObjectInfo | None:
         """Its size and time, or None where there is no such file."""
@@ -120,6 +132,13 @@ def _errors(uri: str) -> Iterator[None]:
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{uri}: the name is too long for this file system") from error
         raise RunError(f"{uri}: {error.strerror or error}") from error
+
+
+def _remove_unless_written(partial: Path) -> None:
+    """Whoever writes it holds its lock."""
+    with suppress(OSError), open(partial, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink()
 
 
 def _make_folder(folder: Path, uri: str) -> None:

@@ -117,6 +117,9 @@ class S3Store:
         with suppress(MissingObject), self._explained(uri):
             self._client.remove_object(bucket, key)
 
+    def sweep(self, prefix: str) -> None:
+        """Nothing: an upload that was begun and never ended is no object, and its server removes it."""
+
     def head(self, uri: str) -> ObjectInfo | None:
         """Its size and time, or None where there is no such object."""
         bucket, key = _split(uri)
