@@ -49,7 +49,8 @@ def summed_behind_backward(folder: Path) -> Measured:
     """ViT-B/32, 605 MB of gradients. `unshare` makes the namespace, as any user where that is allowed; it ends with its process."""
     inside = f"ip link set lo up && tc qdisc add dev lo root tbf rate {RATE} burst 4mb latency 400ms && exec "
     command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", inside + shlex.join([sys.executable, "-m", __name__])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, "row O needs unshare (util-linux), ip and tc (iproute2), and the right to make a network namespace"
     seconds = json.loads(done.stdout)
     note = (
         f"local batch {BATCH}, {training.cpu_precision()}, 605 MB of gradients, each way in processes of its own, in turns; "

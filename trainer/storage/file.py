@@ -49,7 +49,8 @@ class FileStore:
             _make_folder(path.parent, uri)
             try:
                 with open(partial, "xb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process; see `sweep`
+                    with suppress(OSError):  # some network file systems have no locks
+                        fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process; see `sweep`
                     while piece := stream.read(PIECE_BYTES):
                         file.write(piece)
                     written = file.tell()
@@ -58,7 +59,7 @@ class FileStore:
                     file.flush()
                     os.fsync(file.fileno())
                     modified = os.fstat(file.fileno()).st_mtime
-                os.replace(partial, path)
+                    os.replace(partial, path)
             except BaseException:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
