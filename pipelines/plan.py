@@ -26,7 +26,7 @@ from trainer.config import (
 )
 from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
-from trainer.storage import exists, join, layout, open_store, read_bytes, read_text, write_bytes, write_json
+from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
@@ -196,12 +196,9 @@ def write_plan(request: Request, cells: list[Cell]) -> None:
 
 def differing_stages(earlier: str, later: str) -> list[str]:
     """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    configs = []
-    for folder in (earlier, later):
-        uri = join(folder, "config.yaml")
-        if not folder or open_store(uri).head(uri) is None:
-            return []
-        configs.append(parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri))
+    configs = [_written(join(folder, "config.yaml")) if folder else None for folder in (earlier, later)]
+    if configs[0] is None or configs[1] is None:
+        return []
     return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
 
 
@@ -307,10 +304,15 @@ def _earlier_plan(request: Request) -> list[dict[str, Any]]:
 def _refuse_another_recipe(stage: StageConfig) -> None:
     """An existing config.yaml must carry the recipe hash of the one that would take its place."""
     uri = config_uri(stage)
-    if open_store(uri).head(uri) is None:
+    written = _written(uri)
+    if written is None:
         return
-    written = parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri)
     _refuse(f"{stage.experiment} ({uri})", list(differing_keys(recipe_fields(written), recipe_fields(stage))))
+
+
+def _written(uri: str) -> StageConfig | None:
+    """The stage's configuration that lies at `uri`; None where there is none."""
+    return parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri) if exists(uri) else None
 
 
 def _refuse(experiment: str, differing: list[str]) -> None:

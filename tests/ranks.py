@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import socket
+import subprocess
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -44,6 +46,11 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: object)
     failures = [text for failed, text in outcomes if failed]
     assert not failures, "\n".join(failures)
     return [value for _, value in outcomes]
+
+
+def children_of(agent: "subprocess.Popen[bytes]") -> list[int]:
+    """The process ids of an elastic agent's ranks."""
+    return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
 
 
 def _rank(rank: int, world_size: int, port: int, end: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:

@@ -211,7 +211,7 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
         recipe: the recipe fields behind the hash, to name what differs.
 
     Returns:
-        The checkpoint, or None where the run starts from the beginning; and a line for each that was passed over.
+        The checkpoint, or None where the run starts from the beginning; and the reason for each that was passed over.
 
     Raises:
         InputError: another recipe, data set or architecture, a newer format, a URI without a seal or with changed files; or
@@ -231,10 +231,10 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
             if read_committed(folder) is not None:
                 return read(folder, recipe_hash=recipe_hash, recipe=recipe), skipped
         except (Corrupt, MissingObject) as error:
-            skipped.append(f"passed over {folder}: {error}")
+            skipped.append(f"{folder}: {error}")
     if skipped:
         raise InputError(
-            f"{output}: none of {len(skipped)} checkpoints can be read, the newest for this: {skipped[0].removeprefix('passed over ')}; "
+            f"{output}: none of {len(skipped)} checkpoints can be read, the newest for this: {skipped[0]}; "
             f"placement.resume=never starts afresh"
         )
     return None, []
@@ -255,8 +255,8 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
         raise Corrupt(f"{folder}: COMMITTED.json does not name {', '.join(sorted(missing))}")
     contents = {name: _verified(join(folder, name), facts) for name, facts in seal.files.items()}
     state = _state(join(folder, STATE_FILE), contents.pop(STATE_FILE))
-    if state["step"] != seal.step:
-        raise Corrupt(f"{folder}: COMMITTED.json says step {seal.step}, {STATE_FILE} step {state['step']}")
+    if state.get("step") != seal.step:
+        raise Corrupt(f"{folder}: COMMITTED.json says step {seal.step}, {STATE_FILE} step {state.get('step')}")
     if seal.recipe_hash != recipe_hash:
         differing = "; ".join(list(differing_keys(state.get("recipe", {}), recipe))[:4]) or "its hash alone"
         raise InputError(f"{folder}: checkpoint of another recipe, refused: {differing}")
@@ -275,13 +275,13 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 def _state(uri: str, data: bytes) -> dict[str, Any]:
     try:
-        state = json.loads(data)
-        version, step = int(state["format_version"]), int(state["step"])
+        state: dict[str, Any] = json.loads(data)
+        newer = state["format_version"] > FORMAT_VERSION
     except (ValueError, TypeError, KeyError) as error:
         raise Corrupt(f"{uri}: not a checkpoint's state: {type(error).__name__}: {error}") from error
-    if version > FORMAT_VERSION:
-        raise InputError(f"{uri}: checkpoint format {version} is newer than this firstsight reads ({FORMAT_VERSION})")
-    return {**state, "step": step}
+    if newer:
+        raise InputError(f"{uri}: checkpoint format {state['format_version']} is newer than this firstsight reads ({FORMAT_VERSION})")
+    return state
 
 
 def _tensors(uri: str, data: bytes) -> dict[str, Tensor]:

@@ -254,9 +254,10 @@ class GradientSum:
         """A backward pass has added to the gradient of `p`, of run `index`."""
         self._seen[p] += 1
         assert self._seen[p] <= self._passes, f"begin() was told of {self._passes} backward passes, and another one came"
-        self._left[index] -= self._seen[p] == self._passes
-        if not self._left[index]:
-            self._complete.append(index)
+        if self._seen[p] == self._passes:
+            self._left[index] -= 1
+            if not self._left[index]:
+                self._complete.append(index)
         while len(self._sent) < len(self._order) and self._order[len(self._sent)] in self._complete:
             self._send(self._order[len(self._sent)])
 

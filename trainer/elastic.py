@@ -19,6 +19,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 from trainer.config import StageConfig
 from trainer.errors import InputError, RunError, Stopped
 from trainer.failure import read_failure
+from trainer.storage import layout
 
 SHUTDOWN_SECONDS = 150
 """How long ranks may take to save after SIGTERM; pods have 180 s of grace."""
@@ -58,11 +59,9 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
         result = agent.run()
     except SignalException as error:
         close = False  # closing it would end the rendezvous for the other machines too
-        raise Stopped(
-            f"{config.stage} {config.arm}-seed{config.seed}: stopped by signal {error.sigval}; ranks were told to save"
-        ) from error
+        raise Stopped(f"{layout.run_name(config)}: stopped by signal {error.sigval}; ranks were told to save") from error
     except RendezvousError as error:
-        raise RunError(f"{config.stage} {config.arm}-seed{config.seed}: machines lost their meeting place (worker 0): {error}") from error
+        raise RunError(f"{layout.run_name(config)}: machines lost their meeting place (worker 0): {error}") from error
     finally:
         if close:
             spec.rdzv_handler.shutdown()
@@ -108,6 +107,6 @@ def _raise(config: StageConfig, failures: dict[int, Any], began: float) -> None:
     if said is not None and said["time"] >= began and said["exit_code"] == failure.exitcode:
         line = str(said["line"])
     else:
-        line = f"{config.stage} {config.arm}-seed{config.seed}: rank {failure.local_rank} of this machine {ended}"
+        line = f"{layout.run_name(config)}: rank {failure.local_rank} of this machine {ended}"
     kinds: dict[int, type[InputError | RunError]] = {InputError.exit_code: InputError, Stopped.exit_code: Stopped}
     raise kinds.get(failure.exitcode, RunError)(line)

@@ -24,6 +24,7 @@ from trainer.records import Run
 from trainer.sinks import Endpoint, optional_sinks
 from trainer.stages import Stage
 from trainer.starting import from_main, start
+from trainer.storage import layout
 
 log = logging.getLogger("trainer")
 
@@ -40,7 +41,7 @@ def train(config: StageConfig) -> None:
     dist = distributed.start(config.placement)
     fence = checkpoint.Fence(config.output, config.placement.attempt)
     try:
-        with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(records.name_of(config)):
+        with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(layout.run_name(config)):
             from_main(dist, lambda: records.open_folder(config, fence))
             # 2. Model, data, optimiser
             stage = build_stage(config, dist)

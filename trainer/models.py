@@ -16,6 +16,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.checkpoint import not_finite
 from trainer.config import ModelConfig, stream_seed
 from trainer.errors import InputError
 
@@ -225,8 +226,8 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             raise InputError(f"{source} does not fit the model: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
         if value.is_floating_point() != expected[name].is_floating_point():
             raise InputError(f"{source} does not fit the model: {name} holds {value.dtype}, not {expected[name].dtype}")
-        if not value.isfinite().all():
-            raise InputError(f"{source}: {name} holds numbers that are not finite")
+    if broken := not_finite(state):
+        raise InputError(f"{source}: {broken} holds numbers that are not finite")
     module.load_state_dict(dict(state), strict=True)
 
 

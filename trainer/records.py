@@ -63,12 +63,7 @@ class Run:
     @property
     def name(self) -> str:
         """As a person knows this run."""
-        return name_of(self.config)
-
-
-def name_of(config: StageConfig) -> str:
-    """As a person knows a run of this configuration."""
-    return f"{config.stage} {config.arm}-seed{config.seed}"
+        return layout.run_name(self.config)
 
 
 def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -> None:

@@ -86,8 +86,8 @@ def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Check
         if resume == "never":
             checkpoint.clear(config.output)
         kept[0], skipped = checkpoint.find(config.output, resume, recipe_hash=recipe_hash(config), recipe=fields)
-        for line in skipped:
-            log.warning("%s", line)
+        for reason in skipped:
+            log.warning("passed over %s", reason)
         if kept[0] is None:
             return None
         described = {file: {name: (t.dtype, t.shape) for name, t in part.items()} for file, part in kept[0].tensors.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.harness import Measured, interleaved, row, wall_seconds
+from tests.ranks import children_of
 from tests.train import build
 from trainer import checkpoint, encoding, models, optimizer
 from trainer.config import ModelConfig, OptimizerConfig
@@ -113,8 +114,7 @@ def goodput_under_kills(folder: Path) -> Measured:
         first = _wait_for_checkpoint(run)
         time.sleep(KILL_EVERY_SECONDS / 2)
         undisturbed = _newest(run) - first
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        os.kill(children_of(run)[-1], signal.SIGKILL)
         time.sleep(KILL_EVERY_SECONDS / 2)
         steps = _newest(run) - first
     finally:

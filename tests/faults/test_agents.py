@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults import campaign
 from tests.faults.test_kills import weights_of
-from tests.ranks import run_ranks
+from tests.ranks import children_of, run_ranks
 from tests.train import build
 from trainer.config import StageConfig
 from trainer.distributed import Distributed
@@ -53,11 +53,6 @@ def start_both(config: StageConfig, port: int) -> list[subprocess.Popen[bytes]]:
         time.sleep(0.1)
 
 
-def children_of(agent: subprocess.Popen[bytes]) -> list[int]:
-    """The ranks."""
-    return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_ctrl_c_while_ranks_wait_for_each_other_ends_them(tmp_path: Path) -> None:
@@ -65,14 +60,18 @@ def test_ctrl_c_while_ranks_wait_for_each_other_ends_them(tmp_path: Path) -> Non
     config = build.contrastive(tmp_path, epochs=100, processes_per_node=2)
     build.written(config)
     agent = start_agent(config)
-    while len(ranks := children_of(agent)) < 2:
-        time.sleep(0.01)
-    os.kill(ranks[0], signal.SIGSTOP)
-    time.sleep(8)  # the other one has imported torch, and waits for the first
-    agent.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    os.kill(ranks[0], signal.SIGCONT)
-    assert agent.wait(30) == 143
+    try:
+        while len(ranks := children_of(agent)) < 2:
+            time.sleep(0.01)
+        os.kill(ranks[0], signal.SIGSTOP)
+        time.sleep(8)  # the other one has imported torch, and waits for the first
+        agent.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        os.kill(ranks[0], signal.SIGCONT)
+        assert agent.wait(30) == 143
+    finally:
+        agent.kill()
+        agent.wait()
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 

@@ -122,7 +122,9 @@ def test_a_final_model_that_lost_a_file_is_made_again(tmp_path: Path, capsys: py
     assert "open_clip_model.safetensors: missing, sealed were" in capsys.readouterr().err
 
 
-def test_what_goes_wrong_behind_the_commit_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_behind_the_commit_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The model is there: exit 0, no failure.json, and the reason on standard error."""
     config = build.contrastive(tmp_path, epochs=1)
     real = train_loop.train
@@ -134,6 +136,7 @@ def test_what_goes_wrong_behind_the_commit_is_no_failure(tmp_path: Path, monkeyp
     monkeypatch.setattr(train_loop, "train", stopped)
     launch("contrastive", build.written(config), [])
     assert not Path(config.output, "failure.json").exists()
+    assert "then: stopped by signal 15" in capsys.readouterr().err
 
 
 def test_placement_may_change(tmp_path: Path) -> None:

@@ -112,8 +112,7 @@ def _check_groups(kind: type[Any], values: Mapping[str, Any], source: str, prefi
         optional = type(None) in choices
         if group is None or name not in values or (optional and values[name] is None):
             continue
-        if not isinstance(values[name], Mapping):
-            raise InputError(f"{source}: {prefix}{name} must be a mapping of settings, got {values[name]!r}")
+        require(f"{source}: {prefix}{name}", values[name], "a mapping of settings", isinstance(values[name], Mapping))
         if optional:
             parse_config(group, values[name], (), f"{source}: {prefix}{name}")
         else:

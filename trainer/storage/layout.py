@@ -2,6 +2,7 @@
 
 import re
 
+from trainer.config import StageConfig
 from trainer.errors import InputError
 from trainer.storage.base import join
 
@@ -33,6 +34,11 @@ def tower(experiment_uri: str, recipe_hash: str) -> str:
 def cell_name(arm: str, seed: int) -> str:
     """An arm with a seed, as folders and people name it."""
     return f"{arm}-seed{seed}"
+
+
+def run_name(config: StageConfig) -> str:
+    """A stage of a cell, as people name it."""
+    return f"{config.stage} {cell_name(config.arm, config.seed)}"
 
 
 def cell(experiment_uri: str, arm: str, seed: int) -> str:
