@@ -4,11 +4,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines import bucket, cancel, check, reap, status, submit, upload
+from pipelines.kubeflow import submit, upload
+from pipelines.operate import bucket, cancel, check, reap, status
 from trainer.errors import exit_code
 
 if TYPE_CHECKING:
-    from pipelines.run import Arguments
+    from pipelines.local.run import Arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,35 +71,35 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from pipelines.compiled import compile_pipeline
+    from pipelines.kubeflow.compiled import compile_pipeline
 
     compile_pipeline(options.output)
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pipelines.run import run
+    from pipelines.local.run import run
 
     arguments = _arguments(options)
     if not options.dry_run:
         return run(arguments, verbose=options.verbose)
-    from pipelines.dry_run import render
-    from pipelines.profile import read_profile
-    from pipelines.summary import preview
+    from pipelines.planning.summary import preview
+    from pipelines.profile.profile import read_profile
+    from pipelines.steps.dry_run import render
 
     print(render(*preview(arguments), read_profile(), arguments.overrides), end="")
     return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipelines.summary import print_plan
+    from pipelines.planning.summary import print_plan
 
     print_plan(_arguments(options))
     return 0
 
 
 def _arguments(options: argparse.Namespace) -> "Arguments":
-    from pipelines.run import choose, resolve_arguments
+    from pipelines.local.run import choose, resolve_arguments
 
     choose(options.profile, options.backend)
     data = ("root", "experiment", "pairs", "triplets", "arms", "seeds", "recipe", "eval_sets", "max_reject_fraction")

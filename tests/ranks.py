@@ -58,8 +58,8 @@ def _rank(rank: int, world_size: int, port: int, end: Connection, function: Call
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-    from trainer import distributed
     from trainer.config import Placement
+    from trainer.model import distributed
 
     try:
         dist = distributed.start(Placement(device="cpu", threads=1))

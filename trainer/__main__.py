@@ -97,7 +97,7 @@ def _stage(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from trainer.train import launch
+    from trainer.run.train import launch
 
     launch(options.stage, options.config, options.set)
 

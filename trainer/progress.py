@@ -1,7 +1,7 @@
 """What a step tells the person who waits: lines of JSON to a file that the parent process follows.
 
 A step runs as a grandchild whose output goes to a pipe, so it cannot draw a bar. It appends records to
-the file named by FIRSTSIGHT_PROGRESS instead, and the parent (pipelines/progress.py) draws them.
+the file named by FIRSTSIGHT_PROGRESS instead, and the parent (pipelines/local/progress.py) draws them.
 """
 
 import json

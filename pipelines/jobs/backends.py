@@ -1,4 +1,4 @@
-"""Which backend runs a job: this machine, or the cluster that the profile (pipelines/profile.py) speaks of."""
+"""Which backend runs a job: this machine, or the cluster that the profile (pipelines/profile/profile.py) speaks of."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 from pipelines.jobs.base import Backend, JobSpec
 from pipelines.jobs.local import LocalBackend
-from pipelines.jobs.settings import JobSettings
-from pipelines.jobs.shape import Shape
-from pipelines.profile import BackendName, Overrides, Profile, job_settings
+from pipelines.jobs.shapes.base import Shape
+from pipelines.profile.profile import BackendName, Overrides, Profile, job_settings
+from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 from trainer.storage.base import local_path
 
@@ -34,7 +34,7 @@ def backend_for(spec: JobSpec, profile: Profile, overrides: Overrides, keep_open
     settings = stage_settings(profile, overrides, spec)
     assert spec.identity is not None, spec.name
     require_reachable(spec.identity.root, settings)
-    from pipelines.jobs.cluster import Cluster  # here: this machine needs no client of Kubernetes
+    from pipelines.cluster.connection import Cluster  # here: this machine needs no client of Kubernetes
     from pipelines.jobs.launcher import ClusterBackend
 
     cluster = Cluster.connect(settings.namespace)
@@ -51,14 +51,14 @@ def stage_settings(profile: Profile, overrides: Overrides, spec: JobSpec) -> Job
 def shape_for(backend: BackendName, spec: JobSpec, settings: JobSettings) -> Shape:
     """How this kind of job looks on that backend."""
     if spec.kind != "train":
-        from pipelines.jobs.indexed import IndexedJobs
+        from pipelines.jobs.shapes.indexed import IndexedJobs
 
         return IndexedJobs(settings)
     if backend == "trainjob":
-        from pipelines.jobs.trainjob import TrainJobs
+        from pipelines.jobs.shapes.trainjob import TrainJobs
 
         return TrainJobs(settings)
-    from pipelines.jobs.pytorchjob import PyTorchJobs
+    from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 
     return PyTorchJobs(settings)
 

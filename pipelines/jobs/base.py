@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from pipelines.jobs.naming import Identity
+from pipelines.cluster.names import Identity
 
 LineSink = Callable[[str], None]
 JobKind = Literal["train", "stage", "evaluate", "report"]

@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.jobs.api import Unreachable
+from pipelines.cluster.api import Unreachable
+from pipelines.cluster.ending import end, wait_until_gone
 from pipelines.jobs.base import JobSpec, LineSink, Outcome
-from pipelines.jobs.ending import end, wait_until_gone
 from pipelines.jobs.incidents import Incidents
 from pipelines.jobs.judging import Again, Judge, last_lines
 from pipelines.jobs.loglines import Follower, Progress

@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines.jobs.api import Unreachable
+from pipelines.cluster.api import Unreachable
+from pipelines.cluster.connection import Cluster
 from pipelines.jobs.base import JobSpec, Outcome
-from pipelines.jobs.cluster import Cluster
 from pipelines.jobs.incidents import Incidents
-from pipelines.jobs.settings import JobSettings
-from pipelines.jobs.shape import Phase, Shape
+from pipelines.jobs.shapes.base import Phase, Shape
 from pipelines.jobs.stuck import Clock, find_stuck
 from pipelines.jobs.view import View, container_status, terminations
+from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_json
 from trainer.storage.base import MissingObject

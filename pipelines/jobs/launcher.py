@@ -5,16 +5,16 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.jobs.api import Conflict
+from pipelines.cluster.api import Conflict
+from pipelines.cluster.connection import NODE, Cluster
+from pipelines.cluster.ending import end, wait_until_gone
+from pipelines.cluster.merge import strategic_merge
+from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import JobSpec
-from pipelines.jobs.cluster import NODE, Cluster
-from pipelines.jobs.ending import end, wait_until_gone
 from pipelines.jobs.following import ClusterJob
-from pipelines.jobs.merge import strategic_merge
-from pipelines.jobs.naming import DOMAIN
 from pipelines.jobs.owners import Holder, find_holder, is_in_pod, take
-from pipelines.jobs.settings import JobSettings
-from pipelines.jobs.shape import Shape
+from pipelines.jobs.shapes.base import Shape
+from pipelines.profile.settings import JobSettings
 from trainer.config import canonical_hash
 from trainer.errors import InputError, RunError
 from trainer.storage import join, layout, open_store, read_json, write_json
@@ -126,7 +126,7 @@ class ClusterBackend:
         theirs = annotations.get(RECIPE_HASH, "")
         if theirs == spec.recipe_hash:
             return
-        from pipelines.plan import differing_stages  # here: it reads YAML into configurations, which is slow to import
+        from pipelines.planning.plan import differing_stages  # here: it reads YAML into configurations, which is slow to import
 
         keys = differing_stages(annotations.get(OUTPUT, ""), spec.folder)
         what = f": {'; '.join(keys)}" if keys else f" (recipe hash {theirs[:12] or 'none'}, not {spec.recipe_hash[:12]})"

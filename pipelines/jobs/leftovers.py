@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterator
 
-from pipelines.holds import has_ended
-from pipelines.jobs.cluster import Cluster
-from pipelines.jobs.ending import wait_until_gone
-from pipelines.jobs.finding import find_jobs
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.ending import wait_until_gone
+from pipelines.cluster.finding import find_jobs
+from pipelines.jobs.holds import has_ended
 from pipelines.jobs.owners import find_holder, release
 
 

@@ -26,7 +26,7 @@ class LocalBackend:
         self._keep_open = tuple(keep_open)
 
     def submit(self, spec: JobSpec) -> "LocalJob":
-        """Start the command. `keep_open` file descriptors live as long as it does (pipelines/lock.py)."""
+        """Start the command. `keep_open` file descriptors live as long as it does (pipelines/jobs/lock.py)."""
         process = subprocess.Popen(
             [*self._command, *spec.arguments, *(("--set", f"placement.resume={spec.resume}") if spec.resume != "auto" else ())],
             stdin=subprocess.DEVNULL,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipelines.jobs.api import Backoff, Unreachable
-from pipelines.jobs.cluster import Cluster
-from pipelines.jobs.shape import Shape
+from pipelines.cluster.api import Backoff, Unreachable
+from pipelines.cluster.connection import Cluster
+from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.view import View, container_status
 from trainer.errors import InputError
 from trainer.progress import progress, read_step_line

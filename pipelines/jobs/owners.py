@@ -1,4 +1,4 @@
-"""How this run holds the jobs that it waits for, so that the last one out ends them. Who else holds a job: pipelines/holds.py.
+"""How this run holds the jobs that it waits for, so that the last one out ends them. Who else holds a job: pipelines/jobs/holds.py.
 
 A run in Kubeflow holds a job by an ownerReference to its Workflow, one from a shell by an annotation with the time of its
 last heartbeat. A finished job is let go of but not deleted: it stays for its TTL, to be looked at.
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.holds import HELD_BY, holds
-from pipelines.jobs.api import Conflict
-from pipelines.jobs.cluster import POD, Cluster, Kind
-from pipelines.jobs.ending import end
+from pipelines.cluster.api import Conflict
+from pipelines.cluster.connection import POD, Cluster, Kind
+from pipelines.cluster.ending import end
+from pipelines.jobs.holds import HELD_BY, holds
 from trainer.errors import InputError
 
 HOLDER_VARIABLE = "FIRSTSIGHT_HOLDER"

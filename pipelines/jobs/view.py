@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pipelines.jobs.cluster import EVENT, POD, Cluster, Kind
-from pipelines.jobs.ending import POD_LABEL
-from pipelines.jobs.watch import DELETED, SYNCED, Object
+from pipelines.cluster.connection import EVENT, POD, Cluster, Kind
+from pipelines.cluster.ending import POD_LABEL
+from pipelines.cluster.watch import DELETED, SYNCED, Object
 from trainer.errors import InputError, RunError
 
 

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from tests.benchmarks.harness import Measured, interleaved, row, wall_seconds
 from tests.ranks import children_of
-from tests.train import build
-from trainer import checkpoint, encoding, models, optimizer
+from tests.run import build
 from trainer.config import ModelConfig, OptimizerConfig
-from trainer.losses import contrastive_loss
+from trainer.model import encoding, optimizer, towers
+from trainer.model.losses import contrastive_loss
+from trainer.run import checkpoint
 
 KILL_EVERY_SECONDS, CHECKPOINT_EVERY = 150.0, 50
 
 
 def _state(device: str) -> tuple[Any, torch.optim.Optimizer]:
     """A ViT-B/32 CLIP with AdamW's moments: 151.3 M parameters, 1.82 GB in all."""
-    model = models.build_model(ModelConfig(), 0).to(device)
+    model = towers.build_model(ModelConfig(), 0).to(device)
     built = optimizer.build(model, OptimizerConfig())
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tests.benchmarks import training
 from tests.benchmarks.harness import Measured, row, wall_seconds
 from tests.ranks import run_ranks
-from trainer import distributed, encoding, models
 from trainer.config import ModelConfig
-from trainer.distributed import Distributed
-from trainer.losses import contrastive_loss
+from trainer.model import distributed, encoding, towers
+from trainer.model.distributed import Distributed
+from trainer.model.losses import contrastive_loss
 
 BATCH, STEPS, RATE = 32, 2, "2gbit"
 
@@ -29,7 +29,7 @@ class _Towers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = models.build_model(ModelConfig(), 0)
+        self.model = towers.build_model(ModelConfig(), 0)
 
     def forward(self, given: training.Batch) -> tuple[Tensor, Tensor, Tensor]:
         with training.autocast("cpu", training.cpu_precision()):

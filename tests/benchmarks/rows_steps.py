@@ -9,9 +9,9 @@ import torch
 from tests.benchmarks import training
 from tests.benchmarks.harness import Measured, cpu_rate, interleaved, row
 from tests.ranks import run_ranks
-from trainer import encoding, models
-from trainer.distributed import Distributed
-from trainer.losses import contrastive_loss
+from trainer.model import encoding, towers
+from trainer.model.distributed import Distributed
+from trainer.model.losses import contrastive_loss
 
 BATCH, ROUNDS = 256, 3
 LOSS_BATCH, LOSS_WIDTH = 12288, 512
@@ -27,7 +27,7 @@ def text_tower(folder: Path) -> Measured:
     """A quarter of CLIP's text width, all twelve layers, batch 256."""
     config = training.ModelConfig(text_width=128, text_heads=2, vision_layers=1)
     precision, given = training.cpu_precision(), training.batch(BATCH, 32)
-    model = models.build_model(config, 0)
+    model = towers.build_model(config, 0)
     weights = [p for name, p in model.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
 
     def reference() -> int:

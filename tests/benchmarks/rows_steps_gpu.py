@@ -12,9 +12,9 @@ import torch
 
 from tests.benchmarks import training
 from tests.benchmarks.harness import Measured, interleaved, row
-from trainer import losses, models
 from trainer.config import ModelConfig
-from trainer.health import PEAK_FLOPS
+from trainer.model import losses, towers
+from trainer.run.health import PEAK_FLOPS
 
 BATCH = 1024
 MEMORY_FRACTION, LARGEST = 0.25, 8192
@@ -65,7 +65,7 @@ def step_at_full_length(folder: Path) -> Measured:
     """Every caption is 77 tokens long, so nothing is gained by length."""
     theirs, ours = step("open_clip"), step("full")
     measured = interleaved(_rate(theirs, BATCH), _rate(ours, BATCH))
-    utilisation = models.flops_per_sample(ModelConfig(), training.CONTEXT) * measured.ours / PEAK_FLOPS["H100"]
+    utilisation = towers.flops_per_sample(ModelConfig(), training.CONTEXT) * measured.ours / PEAK_FLOPS["H100"]
     peaks = f"peak MiB above weights and moments {_peak(theirs):.0f} -> {_peak(ours):.0f}"
     note = f"local batch {BATCH}, random pictures and words; {peaks}; ours is {utilisation:.0%} of 989 TFLOP/s"
     return dataclasses.replace(measured, note=note)

@@ -10,10 +10,10 @@ import open_clip
 import torch
 from torch import Tensor
 
-from trainer import models, optimizer
 from trainer.config import ContrastiveConfig, ModelConfig, OptimizerConfig, Placement, StageConfig
 from trainer.data.augment import normalise
-from trainer.distributed import Distributed
+from trainer.model import optimizer, towers
+from trainer.model.distributed import Distributed
 from trainer.stages.contrastive import ContrastiveStage
 
 CONTEXT, START, END = 77, 49406, 49407
@@ -102,7 +102,7 @@ def our_stage_step(
 def open_clip_step(model: ModelConfig, given: Batch, precision: str, device: torch.device, *, compile: bool = False) -> Callable[[], None]:
     """One optimiser step as open_clip's trainer takes it, from float pictures that its loader's workers normalised."""
     settings = OptimizerConfig()
-    built = open_clip.CLIP(**models.open_clip_config(model)).to(device)
+    built = open_clip.CLIP(**towers.open_clip_config(model)).to(device)
     run = torch.compile(built) if compile else built
     loss = open_clip.ClipLoss(local_loss=True, gather_with_grad=True, cache_labels=True)
     decayed = [p for p in built.parameters() if p.ndim >= 2]

@@ -1,4 +1,4 @@
-"""Series as Prometheus would hold them, made by the real exporter (trainer/sinks.py) on a clock that a test turns.
+"""Series as Prometheus would hold them, made by the real exporter (trainer/run/sinks.py) on a clock that a test turns.
 
 A scene is a job of some nodes whose days go as the test says; every 15 s its endpoints are read as Prometheus reads them.
 """
@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from trainer.config import ContrastiveConfig, StageConfig
-from trainer.sinks import Endpoint
+from trainer.run.sinks import Endpoint
 
 SCRAPE_SECONDS = 15
 Labels = tuple[tuple[str, str], ...]

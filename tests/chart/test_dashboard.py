@@ -16,7 +16,7 @@ from tests.chart import panels
 from tests.chart.series import Scene
 from tests.cluster import build, settings
 from tests.servers import free_ports
-from trainer import sinks
+from trainer.run import sinks
 
 PICTURE = os.environ.get("FIRSTSIGHT_DASHBOARD_PICTURE", "")
 """Where to leave the picture; empty: it goes with the test's folder."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.check import REAPER_RIGHTS, RUN_RIGHTS
-from pipelines.preflight import read_objects
-from pipelines.profile import Profile
+from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
+from pipelines.operate.preflight import read_objects
+from pipelines.profile.profile import Profile
 from tests.chart import schemas
 from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HERE, Objects, Tool
 from trainer.configs import load_yaml, parse_config

@@ -83,7 +83,7 @@ def helm(*arguments: str, given: dict[str, Any] | None = None, binary: str = "he
 
 
 def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> None:
-    """Start a pod that calls one function of pipelines.steps, as a component of the pipeline does: account, Secret, profile.
+    """Start a pod that calls one function of pipelines.steps.steps, as a component of the pipeline does: account, Secret, profile.
 
     Args:
         namespace: of the run.
@@ -91,7 +91,7 @@ def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> N
         call: such as `make_plan(root="", …)`.
         profile: the run profile's name.
     """
-    program = f"from pipelines import steps; print('returned', steps.{call})"
+    program = f"from pipelines.steps import steps; print('returned', steps.{call})"
     container: dict[str, Any] = {
         "name": "main", "image": pipelines_image_name(), "command": ["python", "-c", program],
         "imagePullPolicy": "IfNotPresent", "envFrom": [{"secretRef": {"name": profile}}],

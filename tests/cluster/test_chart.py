@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.check import REAPER_RIGHTS, RUN_RIGHTS
+from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
 from tests.cluster import chart, harness
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.training import RECIPE

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.jobs import pytorchjob
-from pipelines.jobs.naming import Identity
-from pipelines.jobs.settings import JobSettings
+from pipelines.cluster.names import Identity
+from pipelines.jobs.shapes import pytorchjob
+from pipelines.profile.settings import JobSettings
 from tests.cluster.conftest import Kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pipelines.jobs.merge import strategic_merge
+from pipelines.cluster.merge import strategic_merge
 from tests.cluster import harness, settings, volumes
 from tests.cluster.conftest import Kubectl
 from tests.cluster.store import Store
@@ -47,7 +47,7 @@ def test_a_restricted_pod_reads_this_machines_python_and_cannot_write_it(kubectl
     """Not root, read-only root; this machine's files keep their owner."""
     before = volumes.FOLDERS["packages"][0].stat()
     program = (
-        "import os, numpy, trainer.train; print(os.getuid(), *(os.access(f'/opt/{name}', os.W_OK) for name in ('source', 'packages')))"
+        "import os, numpy, trainer.run.train; print(os.getuid(), *(os.access(f'/opt/{name}', os.W_OK) for name in ('source', 'packages')))"
     )
     harness.apply(pod(["python", "-c", program]), restricted_namespace)
 

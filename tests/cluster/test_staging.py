@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.jobs.finding import identity_of
+from pipelines.cluster.finding import identity_of
 from tests.cluster import harness, training, volumes
 from tests.cluster.store import Store
 from tests.cluster.training import Staged
@@ -59,7 +59,7 @@ def step(root: str, store_root: str, profile: str, log: Path, source: str = "lis
         "root": store_root, "experiment": EXPERIMENT, "pairs": join(root, source), "triplets": "", "recipe": join(root, "recipe.yaml"),
         "max_reject_fraction": 0.2,
     }  # fmt: skip
-    program = f"from pipelines import steps; print('staged', steps.stage('pairs', **{arguments!r}))"
+    program = f"from pipelines.steps import steps; print('staged', steps.stage('pairs', **{arguments!r}))"
     environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as stream:
         process = subprocess.Popen([sys.executable, "-c", program], stdout=stream, stderr=stream, env=environment, cwd=volumes.REPOSITORY)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.jobs.trainjob import RUNTIME
+from pipelines.jobs.shapes.trainjob import RUNTIME
 from tests.cluster import harness, trainer_v2, training
 from tests.cluster.conftest import Kubectl
 from tests.cluster.test_trainjob_crd import charts_runtime

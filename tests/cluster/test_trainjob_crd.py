@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.cluster.connection import TRAINJOB
+from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
-from pipelines.jobs.cluster import TRAINJOB
-from pipelines.jobs.indexed import IndexedJobs
-from pipelines.jobs.naming import Identity
-from pipelines.jobs.settings import JobSettings
-from pipelines.jobs.trainjob import RUNTIME, TrainJobs
+from pipelines.jobs.shapes.indexed import IndexedJobs
+from pipelines.jobs.shapes.trainjob import RUNTIME, TrainJobs
+from pipelines.profile.settings import JobSettings
 from tests.cluster import addons, harness, volumes
 from tests.cluster.conftest import Kubectl
-from tests.pipelines.test_trainjob import TEMPLATE
+from tests.pipelines.jobs.test_trainjob import TEMPLATE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(900)]  # others look at a cluster without that kind
 

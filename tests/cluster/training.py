@@ -22,9 +22,9 @@ from typing import Any
 
 import yaml
 
-from pipelines import steps
-from pipelines.jobs.merge import strategic_merge
-from pipelines.jobs.naming import Identity
+from pipelines.cluster.merge import strategic_merge
+from pipelines.cluster.names import Identity
+from pipelines.steps import steps
 from tests.cluster import harness, settings, volumes
 from tests.cluster.store import Store
 from trainer.config import StageConfig, recipe_hash
@@ -254,7 +254,7 @@ def launcher(experiment: Experiment, profile: str, folder: Path, **variables: st
     arguments = {"root": experiment.root, "experiment": experiment.name, "cell": CELL}
     # A shell lets what it runs in the background ignore Ctrl-C, and so would all below it: these launchers sit at a terminal.
     at_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{at_terminal}; from pipelines import steps; steps.train('contrastive', **{arguments!r})"
+    program = f"{at_terminal}; from pipelines.steps import steps; steps.train('contrastive', **{arguments!r})"
     log = folder / f"launcher-{secrets.token_hex(3)}.log"
     environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as stream:

@@ -42,7 +42,7 @@ def prepare() -> None:
     subprocess.run(["chmod", "-R", "a+rX", str(SOURCE)], check=True)
     written = settings.STATE / f"bytecode-{FOLDERS['packages'][0].stat().st_mtime_ns}"
     if not written.exists():
-        imports = "import trainer.loop, trainer.elastic, trainer.stages.contrastive, trainer.evaluation, kubernetes, minio"
+        imports = "import trainer.run.loop, trainer.run.elastic, trainer.stages.contrastive, trainer.evaluation, kubernetes, minio"
         subprocess.run([sys.executable, "-c", imports], check=True, cwd=SOURCE, env={"PATH": "/usr/bin:/bin"})
         written.touch()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.jobs.merge import strategic_merge
+from pipelines.cluster.merge import strategic_merge
 from tests.cluster import harness, settings, volumes
 from tests.cluster.training import CELL, Experiment
 from tests.servers import free_ports
@@ -47,7 +47,7 @@ class Workflow:
         container: dict[str, Any] = {
             "name": "main",
             "image": settings.BASE_IMAGE,
-            "command": ["python", "-c", f"from pipelines import steps; steps.train('contrastive', **{arguments!r})"],
+            "command": ["python", "-c", f"from pipelines.steps import steps; steps.train('contrastive', **{arguments!r})"],
             "env": [{"name": key, "value": value} for key, value in self._store.items()]
             + [{"name": "KFP_POD_NAME", "value": self.pod}, {"name": "FIRSTSIGHT_PROFILE", "value": "/etc/firstsight/profile.yaml"}],
             "envFrom": [{"secretRef": {"name": "store"}}],

@@ -13,14 +13,14 @@ import torch
 
 from tests.data.datasets import pairs, write_dataset
 from tests.fault_proxy import FaultProxy, Refuse, fault_proxy
+from tests.run import build
 from tests.servers import S3Server
-from tests.train import build
 from trainer.config import DataConfig, Placement
 from trainer.configs import dump_yaml
 from trainer.data.loader import PairsLoader
 from trainer.errors import InputError, RunError
+from trainer.run.train import launch
 from trainer.storage import join, read_bytes, write_bytes
-from trainer.train import launch
 
 SIZES = [8] * 20
 

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainer import lineage, models
+from trainer import lineage
 from trainer.config import EvaluateConfig, ModelConfig, ModelToEvaluate, canonical_hash
 from trainer.configs import dump_yaml
+from trainer.model import towers
 from trainer.staging.writer import COLUMNS, Plan, SliceWriter, gather, seal
 from trainer.storage import join, write_bytes
 from trainer.storage.committed import Committed, write_committed
@@ -149,16 +150,16 @@ def triplets_set(root: str, num_each: int = 4, splits=("val", "test")) -> tuple[
 
 def finished(folder: str, seed: int, tower: bool = False, model_config: ModelConfig = MODEL, step: int = 10) -> str:
     """A sealed final/ in `folder`; its recipe hash is returned."""
-    model = models.build_model(model_config, seed)
+    model = towers.build_model(model_config, seed)
     place = Path(folder) / "final"
     place.mkdir(parents=True)
     if tower:
-        state = models.vision_state(model)
+        state = towers.vision_state(model)
         save_file(state, place / "vision.safetensors")
         facts = {"vision_sha256": lineage.weights_sha256({k: v.numpy() for k, v in state.items()})}
     else:
-        models.save_open_clip(place, model, model_config)
-        facts = {"weights_sha256": lineage.weights_sha256({k: v.numpy() for k, v in models.model_state(model).items()})}
+        towers.save_open_clip(place, model, model_config)
+        facts = {"weights_sha256": lineage.weights_sha256({k: v.numpy() for k, v in towers.model_state(model).items()})}
     files = {path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in place.iterdir()}
     recipe_hash = canonical_hash(["test", seed, tower])
     write_committed(str(place), Committed(recipe_hash=recipe_hash, attempt=0, step=step, files=files, facts=facts))
@@ -169,7 +170,7 @@ def checkpoint(folder: str, seed: int, step: int, kept: bool, recipe_hash: str) 
     """A sealed checkpoint as the loop leaves it."""
     place = Path(folder) / "checkpoints" / f"step-{step:09d}"
     place.mkdir(parents=True)
-    save_file(models.model_state(models.build_model(MODEL, seed)), place / "model.safetensors")
+    save_file(towers.model_state(towers.build_model(MODEL, seed)), place / "model.safetensors")
     data = (place / "model.safetensors").read_bytes()
     files = {"model.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
     write_committed(str(place), Committed(recipe_hash=recipe_hash, attempt=0, step=step, files=files, facts={"kept": kept}))

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.evaluation import build
-from trainer import lineage, models
+from trainer import lineage
 from trainer.config import DataConfig, EvaluationConfig
 from trainer.configs import load_yaml
 from trainer.errors import InputError, RunError
@@ -23,6 +23,7 @@ from trainer.evaluation import evaluate as evaluate_module
 from trainer.evaluation import measure
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.results import read_items
+from trainer.model import towers
 
 torch.set_num_threads(1)
 
@@ -153,7 +154,7 @@ def test_retrieval_items_hold_what_pairs_arms(measured):
 
 def test_an_untrained_model_is_the_one_its_seed_builds(measured):
     """Its hash is that of build_model with the cell's seed."""
-    state = models.model_state(models.build_model(build.MODEL, 0))
+    state = towers.model_state(towers.build_model(build.MODEL, 0))
     expected = lineage.weights_sha256({name: value.numpy() for name, value in state.items()})
 
     assert read(measured, "untrained-final/captions_zeroshot_retrieval")["firstsight"]["weights_sha256"] == expected
@@ -302,7 +303,7 @@ def test_a_checkpoint_gives_the_figures_of_its_own_weights(root, course):
 
     assert [blocks[when]["step"] for when in ("10", "20", "final")] == [10, 20, "final"]
     for when, seed in (("10", 10), ("20", 20), ("final", 2)):
-        state = models.model_state(models.build_model(build.MODEL, seed))
+        state = towers.model_state(towers.build_model(build.MODEL, seed))
         assert blocks[when]["weights_sha256"] == lineage.weights_sha256({name: value.numpy() for name, value in state.items()})
     assert evaluate(config) == {"wanted": 3, "done": 3, "written": 0}
 

@@ -13,7 +13,7 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.train import build
+from tests.run import build
 from trainer.config import StageConfig
 from trainer.errors import InputError, RunError
 
@@ -106,7 +106,7 @@ def _rank(rank: int, world_size: int, port: int, config_uri: str) -> None:
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="tests",
     )  # fmt: skip
-    from trainer.train import launch
+    from trainer.run.train import launch
 
     try:
         launch(Path(config_uri).parent.name, config_uri, [])

@@ -3,7 +3,7 @@
 import open_clip  # noqa: F401
 import torch
 
-import trainer.loop
+import trainer.run.loop
 import trainer.stages.contrastive  # noqa: F401
 
 torch.set_num_threads(1)

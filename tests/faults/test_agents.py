@@ -14,10 +14,10 @@ import pytest
 from tests.faults import campaign
 from tests.faults.test_kills import weights_of
 from tests.ranks import children_of, run_ranks
-from tests.train import build
+from tests.run import build
 from trainer.config import StageConfig
-from trainer.distributed import Distributed
-from trainer.starting import from_main
+from trainer.model.distributed import Distributed
+from trainer.run.starting import from_main
 from trainer.storage.committed import read_committed
 
 

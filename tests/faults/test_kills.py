@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import campaign
-from tests.train import build
+from tests.run import build
 from trainer.config import Precision, StageConfig
 from trainer.storage.committed import read_committed
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from tests import reference_trainer as reference
-from tests.train import build
-from trainer import distributed, encoding, losses, models, optimizer
+from tests.run import build
 from trainer.config import OptimizerConfig, Placement, Precision, StageConfig
 from trainer.configs import load_recipe
-from trainer.health import Skips
+from trainer.model import distributed, encoding, losses, optimizer, towers
+from trainer.run.health import Skips
+from trainer.run.train import launch
 from trainer.stages.contrastive import ContrastiveStage
 from trainer.storage.committed import read_committed
-from trainer.train import launch
 
 pytestmark = pytest.mark.gpu
 STEPS, BATCH = 5, 16
@@ -50,7 +50,7 @@ def test_steps_equal_the_reference(precision: Precision, tolerance: float, local
     """Losses of five steps, with and without the gradient cache; TF32 would miss float32's tolerance by far."""
     config = stage_config(precision, local_batch_size)
     assert config.contrastive is not None
-    model = models.build_model(config.model, config.seed).to(torch.float64 if precision == "fp64" else torch.float32)
+    model = towers.build_model(config.model, config.seed).to(torch.float64 if precision == "fp64" else torch.float32)
     expected = reference.train(config, model, batches(), STEPS)
     dist = distributed.start(config.placement)
     stage = ContrastiveStage(config, dist, dist.device)
@@ -90,7 +90,7 @@ def test_float32_products_are_not_tf32() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_captions_at_their_own_length_equal_the_full_length(compiled: bool) -> None:
     """In bf16 attention runs over packed captions: features and gradients are those of float32 at 77 tokens, to bf16's rounding."""
-    model = models.build_model(load_recipe("smoke").model, 0).cuda()
+    model = towers.build_model(load_recipe("smoke").model, 0).cuda()
     batch = next(reference.random_batches(1, 24, 32))
     tokens, images = batch.tokens.cuda(), torch.randn(24, 3, 32, 32, device="cuda")
     direction = torch.randn(24, model.text_projection.shape[1], device="cuda")
@@ -109,7 +109,7 @@ def test_captions_at_their_own_length_equal_the_full_length(compiled: bool) -> N
 
 def test_a_literal_end_of_text_ends_a_packed_caption() -> None:
     """What follows the first EOT inside a caption changes nothing."""
-    model = models.build_model(load_recipe("smoke").model, 0).cuda()
+    model = towers.build_model(load_recipe("smoke").model, 0).cuda()
     batch = next(reference.random_batches(1, 8, 32))
     batch.tokens[:, 1] = reference.END
     other = batch.tokens.clone()

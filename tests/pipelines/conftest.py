@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.jobs import api, ending, watch
-from pipelines.jobs.cluster import Cluster
+from pipelines.cluster import api, ending, watch
+from pipelines.cluster.connection import Cluster
 from tests.pipelines.fake_api import FakeApi
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.jobs import api, ending, following, judging, owners, watch
+from pipelines.cluster import api, ending, watch
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.names import Identity
+from pipelines.jobs import following, judging, owners
 from pipelines.jobs.base import JobSpec, Outcome
-from pipelines.jobs.cluster import Cluster
 from pipelines.jobs.following import ClusterJob
 from pipelines.jobs.launcher import ClusterBackend
-from pipelines.jobs.naming import Identity
-from pipelines.jobs.pytorchjob import PyTorchJobs
-from pipelines.jobs.settings import JobSettings, Patience
+from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
+from pipelines.profile.settings import JobSettings, Patience
 from tests.pipelines.data import commit
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.operator import JOBS, Operator, eventually

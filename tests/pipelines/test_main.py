@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.run import default_experiment, resolve_arguments
+from pipelines.local.run import default_experiment, resolve_arguments
 
 ARGUMENTS = {
     "root": "runs",
@@ -92,6 +92,6 @@ def test_a_plan_is_shown_without_writing(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("module", ["torch", "kfp", "jsonargparse", "rich", "numpy", "matplotlib"])
 def test_a_step_imports_nothing_slow(module: str):
     """A step that is done ends in a fraction of a second."""
-    code = f"import sys, pipelines.steps; sys.exit({module!r} in sys.modules)"
+    code = f"import sys, pipelines.steps.steps; sys.exit({module!r} in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests import reference_trainer as reference
-from trainer import models
 from trainer.config import ContrastiveConfig, Placement, StageConfig
 from trainer.configs import load_recipe
-from trainer.distributed import Distributed
 from trainer.errors import InputError
+from trainer.model import towers
+from trainer.model.distributed import Distributed
 from trainer.stages.contrastive import ContrastiveStage
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_figures_of_a_step() -> None:
     batch = next(reference.random_batches(1, 8, 32))
     figures = stage.forward_backward(batch, 0)  # type: ignore[arg-type]
     assert figures["logit_scale"] == pytest.approx(1 / 0.07)
-    assert figures["flops"] == pytest.approx(8 * models.flops_per_sample(given.model, batch.lengths.double().mean().item()))
+    assert figures["flops"] == pytest.approx(8 * towers.flops_per_sample(given.model, batch.lengths.double().mean().item()))
     assert 0.5 < float(figures["loss"]) < 6
 
 

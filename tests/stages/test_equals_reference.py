@@ -10,10 +10,10 @@ import torch
 
 from tests import reference_trainer as reference
 from tests.ranks import run_ranks
-from trainer import models, optimizer
 from trainer.config import Placement, Precision, StageConfig
 from trainer.configs import load_recipe
-from trainer.distributed import Distributed
+from trainer.model import optimizer, towers
+from trainer.model.distributed import Distributed
 from trainer.stages.contrastive import ContrastiveStage
 
 STEPS, BATCH, SIDE = 20, 16, 32
@@ -66,7 +66,7 @@ def train_ours(dist: Distributed, config: StageConfig, buckets: bool) -> tuple[l
 
 def train_reference(config: StageConfig) -> tuple[list[float], dict[str, np.ndarray]]:
     """The same twenty steps by tests/reference_trainer.py."""
-    model = models.build_model(config.model, config.seed)
+    model = towers.build_model(config.model, config.seed)
     assert config.contrastive is not None
     if config.contrastive.precision == "fp64":
         model.double()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests import reference_trainer as reference
-from trainer import optimizer
 from trainer.config import Placement, StageConfig
 from trainer.configs import load_recipe
-from trainer.distributed import Distributed
+from trainer.model import optimizer
+from trainer.model.distributed import Distributed
 from trainer.stages.contrastive import ContrastiveStage
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from trainer.config import ModelConfig
 from trainer.data.augment import normalise
-from trainer.encoding import encode_image, encode_text
 from trainer.errors import RunError
 from trainer.lineage import weights_sha256
-from trainer.models import model_state, resolve
+from trainer.model.encoding import encode_image, encode_text
+from trainer.model.towers import model_state, resolve
 
 Decode = Callable[[bytes], Tensor]
 

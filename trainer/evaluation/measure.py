@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from trainer import lineage, models
+from trainer import lineage
 from trainer.config import EvaluateConfig, Placement
 from trainer.data.decode import decode_image
 from trainer.errors import InputError, RunError
@@ -21,6 +21,7 @@ from trainer.evaluation.jobs import Job, ModelAt
 from trainer.evaluation.outcomes import retrieval_outcome, two_afc_outcome, zero_shot_outcome
 from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet, read_set, read_triplets
 from trainer.evaluation.results import Outcome, write_result
+from trainer.model import towers
 from trainer.progress import check_stop, progress
 from trainer.storage import read_bytes
 
@@ -90,7 +91,7 @@ def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torc
 
 def load_model(config: EvaluateConfig, at: ModelAt) -> open_clip.CLIP:
     """The model, with every key, shape and hash verified; a perceptual stage gives its vision tower alone."""
-    model = models.build_model(config.model, config.seed)
+    model = towers.build_model(config.model, config.seed)
     if at.checkpoint:
         data = read_bytes(at.checkpoint)
         if hashlib.sha256(data).hexdigest() != at.checkpoint_sha256:
@@ -102,7 +103,7 @@ def load_model(config: EvaluateConfig, at: ModelAt) -> open_clip.CLIP:
     else:
         return model
     module = model.visual if at.stage == "perceptual" else model
-    models.load_strict(module, tensors, source)
+    towers.load_strict(module, tensors, source)
     return model
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import distributed, encoding, models
 from trainer.config import ContrastiveConfig, StageConfig
 from trainer.data.augment import augment_on_device
 from trainer.data.loader import PairBatch, PairsLoader
-from trainer.distributed import Distributed
 from trainer.errors import InputError
 from trainer.lineage import weights_sha256
-from trainer.losses import contrastive_loss
+from trainer.model import distributed, encoding, towers
+from trainer.model.distributed import Distributed
+from trainer.model.losses import contrastive_loss
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ContrastiveStage:
         self._share = distributed.share("contrastive.global_batch_size", self._recipe.global_batch_size, dist.world_size)
         self._chunk = _chunk_size(self._recipe, config.placement.local_batch_size, dist.world_size)
         self._groups = self._recipe.global_batch_size // self._recipe.contrast_batch_size
-        self.model = models.build_model(config.model, config.seed).to(device).train()
+        self.model = towers.build_model(config.model, config.seed).to(device).train()
         if self._recipe.precision == "fp64":
             self.model.double()
         self.module = self.model
@@ -79,12 +79,12 @@ class ContrastiveStage:
             world_size=self._dist.world_size,
             runs=self._recipe.order_runs,
             block_shards=self._recipe.order_block_shards,
-            image_size=models.resolve(self._config.model)["image_size"],
+            image_size=towers.resolve(self._config.model)["image_size"],
             augmentation=self._recipe.augmentation,
             crop_scale_min=self._recipe.crop_scale_min,
             decoder=self._recipe.decoder,
             placement=self._config.placement,
-            context_length=models.resolve(self._config.model)["context_length"],
+            context_length=towers.resolve(self._config.model)["context_length"],
         )
 
     def forward_backward(self, batch: PairBatch, step: int) -> dict[str, float | Tensor]:
@@ -114,7 +114,7 @@ class ContrastiveStage:
         return {
             "loss": distributed.sum_over_ranks(loss),
             "logit_scale": self.model.logit_scale.detach().exp(),
-            "flops": len(pairs) * models.flops_per_sample(self._config.model, mean_tokens),
+            "flops": len(pairs) * towers.flops_per_sample(self._config.model, mean_tokens),
         }
 
     def _contrast(self, pairs: _Pairs) -> Tensor:
@@ -161,10 +161,10 @@ class ContrastiveStage:
 
     def save_final(self, folder: Path) -> dict[str, Any]:
         """The model as open_clip opens it; facts are the hashes of all weights and of the vision tower's."""
-        models.save_open_clip(folder, self.model, self._config.model)
+        towers.save_open_clip(folder, self.model, self._config.model)
         return {
-            "weights_sha256": weights_sha256({name: value.numpy() for name, value in models.model_state(self.model).items()}),
-            "vision_sha256": weights_sha256({name: value.numpy() for name, value in models.vision_state(self.model).items()}),
+            "weights_sha256": weights_sha256({name: value.numpy() for name, value in towers.model_state(self.model).items()}),
+            "vision_sha256": weights_sha256({name: value.numpy() for name, value in towers.vision_state(self.model).items()}),
         }
 
 

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer import encoding, losses, models
 from trainer.config import OptimizerConfig, PerceptualConfig, PosthocConfig, StageConfig
 from trainer.data.augment import normalise
 from trainer.data.loader import Split, TripletsLoader
-from trainer.distributed import Distributed, GradientSum, share, sum_over_ranks
 from trainer.lineage import TOWER_FILE, weights_sha256
+from trainer.model import encoding, losses, towers
+from trainer.model.distributed import Distributed, GradientSum, share, sum_over_ranks
 from trainer.storage.manifest import require_manifest
 
 BEST_PREFIX = "best/"
@@ -31,7 +31,7 @@ class TripletStage:
     """What stage 1 and the post-hoc stage share: triplets in, distances out, 2AFC on the validation split."""
 
     def __init__(self, config: StageConfig, settings: PerceptualConfig | PosthocConfig, dist: Distributed) -> None:
-        self.model = models.build_model(config.model, config.seed)
+        self.model = towers.build_model(config.model, config.seed)
         if settings.precision == "fp64":
             self.model.double()
         self.memory: dict[str, Tensor] = {}
@@ -39,10 +39,10 @@ class TripletStage:
         self._config = config
         self._settings = settings
         self._dist = dist
-        self._image_size = models.resolve(config.model)["image_size"]
+        self._image_size = towers.resolve(config.model)["image_size"]
         local = share(f"{config.stage}.global_batch_size", settings.global_batch_size, dist.world_size)
         self._chunk = config.placement.local_batch_size or local
-        self._flops = 3 * models.flops_per_sample(config.model, 0)
+        self._flops = 3 * towers.flops_per_sample(config.model, 0)
         self._validation: TripletsLoader | None = None
         self._has_validation = bool(require_manifest(config.data.uri, config.data.identity).split("val"))
 
@@ -187,7 +187,7 @@ class PerceptualStage(TripletStage):
         if self._keeps_best:
             best = {name.removeprefix(BEST_PREFIX): value for name, value in self.memory.items() if name.startswith(BEST_PREFIX)}
             self.module.load_state_dict(best, strict=True)
-        weights = models.vision_state(self.model)
+        weights = towers.vision_state(self.model)
         save_file(weights, folder / TOWER_FILE, metadata={"format": "pt"})
         return {"vision_sha256": weights_sha256({name: value.numpy() for name, value in weights.items()}), **self.facts()}
 

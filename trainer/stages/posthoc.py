@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer import models
 from trainer.config import StageConfig
-from trainer.distributed import Distributed
 from trainer.lineage import vision_weights, weights_sha256
+from trainer.model import towers
+from trainer.model.distributed import Distributed
 from trainer.stages.perceptual import TripletStage
 
 TRAINED = ("attn.in_proj_weight", "attn.in_proj_bias")
@@ -29,6 +29,6 @@ class PosthocStage(TripletStage):
 
     def save_final(self, folder: Path) -> dict[str, Any]:
         """Write the model as open_clip opens it."""
-        models.save_open_clip(folder, self.model, self._config.model)
-        weights = {name: value.numpy() for name, value in models.model_state(self.model).items()}
+        towers.save_open_clip(folder, self.model, self._config.model)
+        weights = {name: value.numpy() for name, value in towers.model_state(self.model).items()}
         return {"weights_sha256": weights_sha256(weights), "vision_sha256": weights_sha256(vision_weights(weights)), **self.facts()}

@@ -32,7 +32,7 @@
 {{- default (printf "s3://%s/{namespace}" $root.Values.objectStore.bucket) $run.root | replace "{namespace}" $run.namespace -}}
 {{- end -}}
 
-{{/* profile.yaml (pipelines/profile.py): usage {{ include "firstsight.profile" (list . $run) }} */}}
+{{/* profile.yaml (pipelines/profile/profile.py): usage {{ include "firstsight.profile" (list . $run) }} */}}
 {{- define "firstsight.profile" -}}
 {{- $root := first . -}}{{- $run := last . -}}{{- $jobs := $run.jobs -}}
 {{- $environment := mustMergeOverwrite (include "firstsight.storeEnvironment" $root | fromYaml) $jobs.environment -}}
@@ -68,7 +68,7 @@ jobs:
 {{- end -}}
 
 {{/* What the chart itself lays over jobs (pull Secrets, a private CA), with the values' own podTemplate over that.
-Lists are put one after the other: pipelines/jobs/merge.py merges entries of one name. */}}
+Lists are put one after the other: pipelines/cluster/merge.py merges entries of one name. */}}
 {{- define "firstsight.podTemplate" -}}
 {{- $root := first . -}}{{- $run := last . -}}
 {{- $spec := dict -}}

@@ -1,0 +1,393 @@
+"""Objects of a Kubernetes cluster as plain dictionaries: get, list, create, patch, delete, watch, logs.
+
+The only module, with pipelines/cluster/api.py below it, that talks to an API server. Whatever goes wrong is one line:
+no permission (which verb on what), a kind that the cluster does not have, a refusal in the server's own words.
+"""
+
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.cluster.api import Api, Backoff, Conflict, Expired, Refusal, Refused, Unreachable
+from pipelines.cluster.watch import BOOKMARK, FORBIDDEN_SECONDS, Object, Watch
+from trainer.errors import InputError, RunError
+
+WATCH_SECONDS = 180
+"""How long one watch is asked for; a connection that is silent for longer than this is dead."""
+WATCH_MARGIN_SECONDS = 20.0
+LOG_SILENCE_SECONDS = 300.0
+PAGE = 50
+"""Objects of a list at a time, where they are too large to hold all of them."""
+Keep = Callable[[Object], Object]
+
+
+class MissingKind(InputError):
+    """The cluster has not this kind of object, or in another version: its CRD is not installed."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object.
+
+    Attributes:
+        api_version: group and version, such as kubeflow.org/v1.
+        plural: as in addresses and roles.
+        kind: as in manifests.
+        source: who brings it, for the message where the cluster does not have it.
+    """
+
+    api_version: str
+    plural: str
+    kind: str
+    source: str = ""
+
+    @property
+    def resource(self) -> str:
+        """As `kubectl get` takes it, such as pytorchjobs.kubeflow.org."""
+        group = self.api_version.rpartition("/")[0]
+        return f"{self.plural}.{group}" if group else self.plural
+
+    def path(self, namespace: str, name: str = "") -> str:
+        """Address of one object, or of all; namespace empty: of all namespaces, or of a kind that has none."""
+        prefix = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
+        middle = f"/namespaces/{namespace}" if namespace else ""
+        return f"{prefix}{middle}/{self.plural}{f'/{name}' if name else ''}"
+
+
+PYTORCHJOB = Kind("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "the training operator v1")
+TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer v2")
+JOB = Kind("batch/v1", "jobs", "Job")
+POD = Kind("v1", "pods", "Pod")
+EVENT = Kind("v1", "events", "Event")
+WORKFLOW = Kind("argoproj.io/v1alpha1", "workflows", "Workflow", "Argo Workflows")
+NODE = Kind("v1", "nodes", "Node")
+
+
+Objects = list[Object]
+
+
+class Cluster:
+    """One API server and a namespace; safe to use from several threads."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.namespace = api.namespace
+        self.home = api.home
+        self._allowed: set[tuple[str, str]] = set()
+
+    @classmethod
+    def connect(cls, namespace: str = "") -> "Cluster":
+        """The cluster of KUBECONFIG, of the pod's service account, or of the user's kubeconfig.
+
+        Args:
+            namespace: where objects are unless a call says otherwise; empty: the pod's, or the context's.
+
+        Raises:
+            InputError: no kubeconfig, or one that cannot be read. Whether the server answers, the first call tells.
+        """
+        return cls(Api.connect(namespace))
+
+    @property
+    def server(self) -> str:
+        """Its address."""
+        return self._api.server
+
+    def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
+        """The object, or None where there is none."""
+        place = self._place(namespace)
+        try:
+            found: Object = self._call("get", kind, place, "GET", kind.path(place, name))
+            return found
+        except Refused as refused:
+            if _no_such_object(refused.refusal):
+                return None
+            raise self._explain("get", kind, place, refused.refusal) from refused
+
+    def list(self, kind: Kind, labels: str = "", namespace: str | None = None) -> Objects:
+        """All objects with these labels; namespace "" means all namespaces, and kinds that have none."""
+        return self._list(kind, self._place(namespace), _selectors(labels, ""))[0]
+
+    def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object | None:
+        """Create it in the namespace that it names; None where one of this name exists already.
+
+        Raises:
+            InputError: refused by a schema, a webhook or for want of permission, in the server's words.
+            RunError: refused for now: a quota, a namespace that is being deleted.
+        """
+        place = manifest["metadata"].get("namespace") or self.namespace
+        try:
+            created: Object = self._call("create", kind, place, "POST", kind.path(place), body=manifest)
+            return created
+        except Refused as refused:
+            if refused.refusal.reason == "AlreadyExists":
+                return None
+            raise self._explain("create", kind, place, refused.refusal) from refused
+
+    def patch(
+        self,
+        kind: Kind,
+        name: str,
+        body: Mapping[str, Any],
+        namespace: str | None = None,
+        resource_version: str = "",
+        *,
+        once: bool = False,
+    ) -> Object | None:
+        """JSON merge patch: null removes a key, lists are replaced. None where the object is gone.
+
+        Args:
+            kind: of the object.
+            name: of the object.
+            body: what changes.
+            namespace: None: the cluster's own.
+            resource_version: that the object must still have, since a list replaces what another may have written.
+            once: do not wait for a server that does not answer.
+
+        Raises:
+            Conflict: it has another version by now.
+            Unreachable: with `once`, nothing answered.
+        """
+        place = self._place(namespace)
+        if resource_version:
+            body = {**body, "metadata": {**body.get("metadata", {}), "resourceVersion": resource_version}}
+        try:
+            patched: Object = self._call(
+                "patch", kind, place, "PATCH", kind.path(place, name), body=body, content="application/merge-patch+json", once=once
+            )
+            return patched
+        except Refused as refused:
+            if _no_such_object(refused.refusal):
+                return None
+            if refused.refusal.status == 409:
+                raise Conflict(f"{kind.resource} {place}/{name}: {refused.refusal.message}") from refused
+            raise self._explain("patch", kind, place, refused.refusal) from refused
+
+    def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str | None = None,
+        grace_seconds: int | None = None,
+        propagation: str = "Foreground",
+        resource_version: str = "",
+    ) -> None:
+        """Ask for its deletion; that it is gone is fine. Foreground: it stays until what it owns is gone.
+
+        Args:
+            kind: of the object.
+            name: of the object.
+            namespace: None: the cluster's own.
+            grace_seconds: of pods, instead of their own.
+            propagation: what becomes of what it owns.
+            resource_version: that the object must still have, where its deletion follows from what it held.
+
+        Raises:
+            Conflict: it has another version by now.
+        """
+        place = self._place(namespace)
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        if resource_version:
+            options["preconditions"] = {"resourceVersion": resource_version}
+        try:
+            self._call("delete", kind, place, "DELETE", kind.path(place, name), body=options)
+        except Refused as refused:
+            if refused.refusal.status == 409 and resource_version:
+                raise Conflict(f"{kind.resource} {place}/{name}: {refused.refusal.message}") from refused
+            if not _no_such_object(refused.refusal) and refused.refusal.status != 409:  # 409: it is being deleted
+                raise self._explain("delete", kind, place, refused.refusal) from refused
+
+    def watch(
+        self,
+        kind: Kind,
+        labels: str = "",
+        name: str = "",
+        namespace: str | None = None,
+        *,
+        stop: threading.Event,
+        fields: str = "",
+        keep: Keep | None = None,
+    ) -> Iterator[tuple[str, Object]]:
+        """What there is, as ADDED, then (SYNCED, {}), then every change; until `stop` is set.
+
+        It lives through restarts of the API server, half-open connections and expired versions: then it lists again, and
+        what vanished in between comes as DELETED with the last that was seen of it, what stayed as MODIFIED, and SYNCED
+        comes again. Whoever sets `stop` calls `hang_up` to end a watch that is waiting at once.
+
+        Args:
+            kind: of the objects.
+            labels: selector.
+            name: of the only object.
+            namespace: None: the cluster's own; "": all.
+            stop: ends it.
+            fields: field selector, instead of a name.
+            keep: what of an object is needed (its metadata's uid and resourceVersion always are), where whole ones would fill
+                the memory; they are then listed page by page.
+
+        Raises:
+            InputError: no permission, no such kind; at once at the beginning, after a minute later on.
+        """
+        place, selectors = self._place(namespace), _selectors(labels, f"metadata.name={name}" if name else fields)
+        return Watch(
+            lambda once: self._list(kind, place, selectors, once=once, keep=keep),
+            lambda version: self._changes(kind, place, selectors, version, stop, keep),
+        ).run(stop)
+
+    def log(
+        self,
+        pod: str,
+        container: str,
+        since: str = "",
+        follow: bool = True,
+        timestamps: bool = True,
+        *,
+        previous: bool = False,
+        tail: int = 0,
+        namespace: str | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[str]:
+        """Lines of a container's log; none where the container has not started or the pod is gone.
+
+        Args:
+            pod: its name.
+            container: its name.
+            since: RFC 3339 time to begin at; the server counts whole seconds.
+            follow: go on until the container ends.
+            timestamps: begin each line with the kubelet's time.
+            previous: of the container before its last restart.
+            tail: only so many last lines; 0: all.
+            namespace: None: the cluster's own.
+            stop: ends it, together with `hang_up`.
+
+        Raises:
+            Unreachable: the connection broke; go on by `since`.
+            InputError: no permission.
+        """
+        place = self._place(namespace)
+        query = {"container": container, "follow": str(follow).lower(), "timestamps": str(timestamps).lower()}
+        query |= {"sinceTime": since} if since else {}
+        query |= {"previous": "true"} if previous else {}
+        query |= {"tailLines": str(tail)} if tail else {}
+        try:
+            with self._api.lines(f"{POD.path(place, pod)}/log", query, LOG_SILENCE_SECONDS, stop) as lines:
+                for line in lines:
+                    yield line.decode(errors="replace")
+        except Refused as refused:
+            if refused.refusal.status not in (400, 404):  # not started yet, no earlier container, no such pod
+                raise self._explain("get", Kind("v1", "pods/log", "Pod"), place, refused.refusal) from refused
+
+    def hurry(self, seconds: float) -> None:
+        """From now on wait at most so long for a server that does not answer: who waits for us wants to go."""
+        self._api.patience = seconds
+
+    def hang_up(self) -> None:
+        """Break all open watches and logs: those whose `stop` is set end, the others connect again."""
+        self._api.hang_up()
+
+    def _place(self, namespace: str | None) -> str:
+        return self.namespace if namespace is None else namespace
+
+    def _list(
+        self, kind: Kind, place: str, selectors: Mapping[str, str], *, once: bool = False, keep: Keep | None = None
+    ) -> tuple[Objects, str]:
+        """All objects, and the version from which a watch goes on. Expired where they changed too much between two pages."""
+        head = {"apiVersion": kind.api_version, "kind": kind.kind}  # objects of a list do not repeat it
+        found: Objects = []
+        query = {**selectors, **({"limit": str(PAGE)} if keep else {})}
+        while True:
+            try:
+                answer = self._call("list", kind, place, "GET", kind.path(place), query=query, once=once)
+            except Refused as refused:
+                raise self._explain("list", kind, place, refused.refusal) from refused
+            items = [{**head, **item} for item in answer.get("items") or []]
+            found += [keep(item) for item in items] if keep else items
+            if not answer["metadata"].get("continue"):
+                return found, answer["metadata"]["resourceVersion"]
+            query["continue"] = answer["metadata"]["continue"]
+
+    def _changes(
+        self, kind: Kind, place: str, selectors: Mapping[str, str], version: str, stop: threading.Event, keep: Keep | None
+    ) -> Iterator[tuple[str, Object]]:
+        """One watch, bookmarks included."""
+        seconds = int(WATCH_SECONDS * random.uniform(0.8, 1.0))
+        query = {**selectors, "watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
+        try:
+            with self._api.lines(kind.path(place), query, seconds + WATCH_MARGIN_SECONDS, stop) as lines:
+                for line in lines:
+                    try:
+                        event = json.loads(line)
+                    except ValueError as error:
+                        raise Unreachable(f"{self.server}: a watch was cut short") from error
+                    thing = event["object"]
+                    if event["type"] == "ERROR":
+                        raise (Expired if thing.get("code") == 410 else Unreachable)(str(thing.get("message", thing)))
+                    yield event["type"], keep(thing) if keep and event["type"] != BOOKMARK else thing
+        except Refused as refused:
+            raise self._explain("watch", kind, place, refused.refusal) from refused
+
+    def _call(self, verb: str, kind: Kind, place: str, method: str, path: str, *, once: bool = False, **arguments: Any) -> Any:
+        """A request; a refusal of what was allowed before is taken for a server that starts."""
+        began, backoff = time.monotonic(), Backoff()
+        while True:
+            try:
+                answer = (self._api.once if once else self._api.call)(method, path, **arguments)
+                self._allowed.add((verb, kind.plural))
+                return answer
+            except Refused as refused:
+                passing = _is_permission(refused.refusal) and (verb, kind.plural) in self._allowed
+                if once or not passing or time.monotonic() - began > FORBIDDEN_SECONDS:
+                    raise
+                time.sleep(backoff.seconds())
+
+    def _explain(self, verb: str, kind: Kind, place: str, refusal: Refusal) -> InputError | RunError:
+        where = f"namespace {place}" if place else "all namespaces"
+        if _is_permission(refusal):
+            user = re.search(r'User "([^"]+)"', refusal.message)
+            who = user[1] if user else self._api.source
+            return InputError(f"no permission to {verb} {kind.resource} in {where} as {who} ({self.server})")
+        if refusal.status == 404 and refusal.kind == "namespaces":
+            return InputError(f"namespace {place} does not exist ({self.server})")
+        if refusal.status == 404:
+            return MissingKind(self._missing_kind(kind))
+        line = f"{verb} {kind.resource} in {where}: refused by {self.server}: {refusal.message}"
+        return (RunError if refusal.status in (403, 409) and not _is_denial(refusal) else InputError)(line)
+
+    def _missing_kind(self, kind: Kind) -> str:
+        """The cluster has not this kind at all, or in other versions."""
+        group, _, version = kind.api_version.partition("/")
+        try:
+            served = [entry["version"] for entry in self._api.call("GET", f"/apis/{group}")["versions"]]
+        except (Refused, InputError, RunError):
+            served = []
+        if served and version not in served:
+            return f"{self.server} serves {group} in version {', '.join(served)}, but {kind.kind} is needed in {version}"
+        need = f"install {kind.source or 'what brings it'}, or choose another backend"
+        return f"{self.server} has no {kind.resource} ({kind.api_version}): {need}"
+
+
+def _selectors(labels: str, fields: str) -> dict[str, str]:
+    return {**({"labelSelector": labels} if labels else {}), **({"fieldSelector": fields} if fields else {})}
+
+
+def _no_such_object(refusal: Refusal) -> bool:
+    return refusal.status == 404 and refusal.is_status and refusal.reason == "NotFound" and refusal.kind not in ("", "namespaces")
+
+
+def _is_permission(refusal: Refusal) -> bool:
+    """Forbidden for want of a role; quotas, webhooks and dying namespaces answer 403 too."""
+    return refusal.status == 403 and (not refusal.is_status or re.search(r"cannot \w+ resource", refusal.message) is not None)
+
+
+def _is_denial(refusal: Refusal) -> bool:
+    """A webhook or a policy looked at the object and said no."""
+    return (
+        "admission webhook" in refusal.message
+        or "violates PodSecurity" in refusal.message
+        or "ValidatingAdmissionPolicy" in refusal.message
+    )

@@ -1,0 +1,89 @@
+"""How a job is ended by whoever ends it (a launcher, `cancel`, the reaper): the job first, then its pods, with little grace."""
+
+import threading
+import time
+from typing import Any
+
+from pipelines.cluster.api import Conflict
+from pipelines.cluster.connection import JOB, POD, PYTORCHJOB, TRAINJOB, Cluster, Kind
+from trainer.errors import RunError
+
+POD_GRACE_SECONDS = 20
+"""Left to pods that nobody wants any more, instead of their 180 s; trainers save in it what they can."""
+POD_LABEL = {
+    PYTORCHJOB: "training.kubeflow.org/job-name",
+    TRAINJOB: "jobset.sigs.k8s.io/jobset-name",
+    JOB: "batch.kubernetes.io/job-name",
+}
+"""Which label of a pod names its job; each kind's controller sets its own."""
+GONE_SECONDS = 120.0
+POLL_SECONDS = 1.0
+
+
+def pods_of(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None) -> list[dict[str, Any]]:
+    """The job's pods, those that are being deleted too."""
+    return cluster.list(POD, labels=f"{POD_LABEL[kind]}={name}", namespace=namespace)
+
+
+def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, resource_version: str = "") -> None:
+    """Delete the job and its pods; does not wait. The job stays, being deleted, until its pods are gone.
+
+    The pods come first: a kubelet that has begun to wait for 180 s does not hear of less (seen with 1.34 and containerd
+    1.6), and once the job is deleted its garbage collector asks for just that.
+
+    Raises:
+        Conflict: the job has another version than the one given.
+    """
+    if resource_version:
+        job = cluster.get(kind, name, namespace)
+        if job is not None and job["metadata"]["resourceVersion"] != resource_version:
+            raise Conflict(f"{kind.resource} {name} has changed since it was looked at")
+    hurry(cluster, kind, name, namespace)
+    cluster.delete(kind, name, namespace=namespace, resource_version=resource_version)
+    hurry(cluster, kind, name, namespace)  # those that its controller made meanwhile
+
+
+def hurry(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, *, only_going: bool = False) -> None:
+    """Shorten the grace of the job's pods to POD_GRACE_SECONDS; may be repeated, it never gives them more.
+
+    Args:
+        cluster: where they are.
+        kind: of the job.
+        name: of the job.
+        namespace: None: the cluster's own.
+        only_going: leave pods alone that nobody has deleted: they may be those of a new job of this name.
+    """
+    for pod in pods_of(cluster, kind, name, namespace):
+        if only_going and "deletionTimestamp" not in pod["metadata"]:
+            continue
+        if pod["metadata"].get("deletionGracePeriodSeconds", POD_GRACE_SECONDS + 1) > POD_GRACE_SECONDS:
+            cluster.delete(POD, pod["metadata"]["name"], namespace=namespace, grace_seconds=POD_GRACE_SECONDS, propagation="Background")
+
+
+def wait_until_gone(
+    cluster: Cluster,
+    kind: Kind,
+    name: str,
+    namespace: str | None = None,
+    seconds: float = GONE_SECONDS,
+    stop: threading.Event | None = None,
+) -> None:
+    """Wait until neither the job nor a pod of it is left; one that was made anew under the name is another job.
+
+    Raises:
+        RunError: something still is after so many seconds, or `stop` was set; the line names it.
+    """
+    stop, began = stop or threading.Event(), time.monotonic()
+    while True:
+        job = cluster.get(kind, name, namespace)
+        if job is not None and "deletionTimestamp" not in job["metadata"]:
+            return
+        left = [pod["metadata"]["name"] for pod in pods_of(cluster, kind, name, namespace)]
+        if job is None and not left:
+            return
+        waited = time.monotonic() - began
+        if waited > seconds or stop.is_set():
+            what = f"pods {', '.join(left)}" if left else f"{kind.kind} {name}"
+            raise RunError(f"{what}: still there {waited:.0f} s after {kind.kind} {name} was deleted")
+        hurry(cluster, kind, name, namespace, only_going=job is None)
+        stop.wait(POLL_SECONDS)

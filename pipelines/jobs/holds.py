@@ -1,0 +1,182 @@
+"""Who holds a job, and for how long: the part of the reaper (pipelines/operate/reap.py) that decides. Pure functions over plain objects.
+
+A run in Kubeflow holds a job by a non-controller ownerReference to its Workflow, a run from a shell by an annotation
+with the time of its last heartbeat. A hold *ends* at a moment that follows from the objects alone, so a reaper that was
+restarted decides what its predecessor would have decided. A job that no one ever held was made by hand and is left alone.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pipelines.cluster.names import DOMAIN
+
+HELD_BY = f"{DOMAIN}/held-by."
+"""Annotation of a shell's hold, before the holder's name; its value is the time of the last heartbeat."""
+GRACE_SECONDS = 600.0
+"""How long a job outlives the failure of its Workflow, so that a Retry can adopt it."""
+STALE_SECONDS = 600.0
+"""A shell that has not beaten for so long is dead; it beats every minute."""
+_AT_ONCE = -math.inf
+_HURRY_AGAIN_SECONDS = 5.0
+
+Workflows = Mapping[tuple[str, str], Mapping[str, Any] | None]
+"""By namespace and name; None: it is known to be gone. Of one that is missing here nothing is known, and its holds live."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """One claim on a job.
+
+    Attributes:
+        holder: for people: `Workflow demo-x7k2p`, `shell ana@laptop-4711`.
+        ends: POSIX time at which it ends, -inf where it has, inf where nothing says that it will.
+        why: completes a sentence about the holder: `was terminated`.
+        reference: uid of the ownerReference; empty for a shell's.
+        annotation: key of the annotation; empty for a Workflow's.
+    """
+
+    holder: str
+    ends: float
+    why: str = ""
+    reference: str = ""
+    annotation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What is to be done with one job.
+
+    Attributes:
+        what: release: take holds that have ended off it; others hold it still, or the job has ended and stays for its TTL.
+            delete: its last hold has ended. hurry: it is being deleted for that reason, and its pods need not take the whole
+            of their grace.
+        job: the object as it was seen.
+        why: a sentence.
+        ended: the holds that have ended.
+    """
+
+    what: Literal["release", "delete", "hurry"]
+    job: Mapping[str, Any]
+    why: str
+    ended: tuple[Hold, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Attributes: `actions` to take now, and the POSIX time `again` at which there may be more though no object changes (inf: none)."""
+
+    actions: tuple[Action, ...]
+    again: float
+
+
+def decide(jobs: Sequence[Mapping[str, Any]], workflows: Workflows, now: float, grace_seconds: float = GRACE_SECONDS) -> Decision:
+    """What to do about the labelled jobs, given what is known of the Workflows that they name.
+
+    Args:
+        jobs: PyTorchJobs, TrainJobs and Jobs, all with firstsight's label.
+        workflows: those that the jobs' holds name.
+        now: POSIX time.
+        grace_seconds: between a Workflow's failure and the end of its holds.
+    """
+    actions, again = [], math.inf
+    for job in jobs:
+        found = holds(job, workflows, grace_seconds)
+        ended = tuple(hold for hold in found if hold.ends <= now)
+        again = min([again, *(hold.ends for hold in found if hold.ends > now)])
+        if not ended:
+            continue
+        why = "; ".join(f"{hold.holder} {hold.why}" for hold in ended)
+        being_deleted = "deletionTimestamp" in job["metadata"]
+        if len(ended) < len(found) or foreign_owners(job) or has_ended(job):
+            actions += [] if being_deleted else [Action(what="release", job=job, why=why, ended=ended)]
+        else:
+            # The dead holds stay on a job that is deleted: by them a reaper that was restarted knows why it goes.
+            actions.append(Action(what="hurry" if being_deleted else "delete", job=job, why=why, ended=ended))
+            again = min(again, now + _HURRY_AGAIN_SECONDS)
+    return Decision(actions=tuple(actions), again=again)
+
+
+def holds(job: Mapping[str, Any], workflows: Workflows, grace_seconds: float = GRACE_SECONDS) -> list[Hold]:
+    """All claims on the job, ended ones too."""
+    namespace = job["metadata"].get("namespace", "")
+    return [
+        *(_workflow_hold(reference, namespace, workflows, grace_seconds) for reference in workflow_references(job)),
+        *(_shell_hold(key, beat) for key, beat in (job["metadata"].get("annotations") or {}).items() if key.startswith(HELD_BY)),
+    ]
+
+
+def workflow_references(job: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The job's ownerReferences to Workflows."""
+    return (reference for reference in job["metadata"].get("ownerReferences") or [] if _is_workflow(reference))
+
+
+def foreign_owners(job: Mapping[str, Any]) -> bool:
+    """Whether something that is no Workflow owns the job as well: then it is not ours to delete."""
+    return any(not _is_workflow(reference) for reference in job["metadata"].get("ownerReferences") or [])
+
+
+def has_ended(job: Mapping[str, Any]) -> bool:
+    """Whether its controller says that nothing more will happen: PyTorchJobs are Succeeded, Jobs and TrainJobs Complete, or Failed."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(entry["type"] in ("Succeeded", "Complete", "Failed") and entry["status"] == "True" for entry in conditions)
+
+
+def without(job: Mapping[str, Any], ended: Sequence[Hold]) -> dict[str, Any]:
+    """The merge patch that takes the holds off the job; to be sent with the job's resourceVersion, as it holds the whole list."""
+    uids = {hold.reference for hold in ended if hold.reference}
+    metadata: dict[str, Any] = {}
+    if uids:
+        metadata["ownerReferences"] = [entry for entry in job["metadata"]["ownerReferences"] if entry["uid"] not in uids]
+    annotations = {hold.annotation: None for hold in ended if hold.annotation}
+    if annotations:
+        metadata["annotations"] = annotations
+    return {"metadata": metadata}
+
+
+def _is_workflow(reference: Mapping[str, Any]) -> bool:
+    return reference["kind"] == "Workflow" and str(reference["apiVersion"]).startswith("argoproj.io/")
+
+
+def _workflow_hold(reference: Mapping[str, Any], namespace: str, workflows: Workflows, grace_seconds: float) -> Hold:
+    ends, why = _workflow_end(reference, namespace, workflows, grace_seconds)
+    return Hold(holder=f"Workflow {reference['name']}", ends=ends, why=why, reference=reference["uid"])
+
+
+def _workflow_end(reference: Mapping[str, Any], namespace: str, workflows: Workflows, grace_seconds: float) -> tuple[float, str]:
+    key = (namespace, reference["name"])
+    if key not in workflows:
+        return math.inf, ""
+    workflow = workflows[key]
+    # one of the same name but another uid is a later run: Kubeflow's Retry makes a deleted Workflow anew
+    if workflow is None or workflow["metadata"]["uid"] != reference["uid"]:
+        return _AT_ONCE, "is gone"
+    if "deletionTimestamp" in workflow["metadata"]:
+        return _AT_ONCE, "is being deleted"
+    spec, status = workflow.get("spec") or {}, workflow.get("status") or {}
+    if spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown"):
+        return _AT_ONCE, "was terminated"
+    if status.get("phase") == "Succeeded":
+        return _AT_ONCE, "has succeeded"
+    if status.get("phase") in ("Failed", "Error"):
+        finished = posix_time(status.get("finishedAt") or "")
+        ends = math.inf if finished is None else finished + grace_seconds
+        return ends, f"failed, and no Retry took the job on in {grace_seconds:.0f} s"
+    return math.inf, ""
+
+
+def _shell_hold(key: str, value: str) -> Hold:
+    beat = posix_time(value)
+    # a time that cannot be read was written by no shell of ours, so none will beat again
+    ends = _AT_ONCE if beat is None else beat + STALE_SECONDS
+    return Hold(holder=f"shell {key.removeprefix(HELD_BY)}", ends=ends, why=f"was last heard of at {value}", annotation=key)
+
+
+def posix_time(text: str) -> float | None:
+    """RFC 3339 as seconds since 1970; None where it is none."""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None

@@ -1,0 +1,82 @@
+"""What tells one kind of job from another: its manifest, and how its status is read. The launcher does the rest for all kinds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pipelines.cluster.connection import Kind
+from pipelines.jobs.base import JobSpec
+from trainer.storage.committed import read_committed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Where a job stands, as its controller says.
+
+    Attributes:
+        name: suspended: a queue holds it; active: it is made, starts or runs; succeeded and failed: it has ended.
+        message: the controller's words about the end.
+    """
+
+    name: Literal["suspended", "active", "succeeded", "failed"]
+    message: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self.name in ("succeeded", "failed")
+
+
+class Shape(Protocol):
+    """One kind of job.
+
+    Attributes:
+        kind: as the API server knows it.
+        container: the pod's container whose log and exit code count.
+    """
+
+    @property
+    def kind(self) -> Kind:
+        """As the API server knows it."""
+        ...
+
+    @property
+    def container(self) -> str:
+        """The pod's container whose log and exit code count."""
+        ...
+
+    def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
+        """The object to create. Of attempt 0 it is what two launchers must agree in to ask for the same."""
+        ...
+
+    def phase(self, job: Mapping[str, Any]) -> Phase:
+        """Where the job stands."""
+        ...
+
+    def pods_wanted(self, job: Mapping[str, Any]) -> int:
+        """How many pods run at the same time when all is well."""
+        ...
+
+    def is_leader(self, pod: Mapping[str, Any]) -> bool:
+        """Whether its log is the one to follow."""
+        ...
+
+    def is_done(self, spec: JobSpec) -> bool | None:
+        """Whether the store holds what the job was to make; None: the job's phase decides."""
+        ...
+
+
+def phase_of(job: Mapping[str, Any], suspended: bool, *, succeeded: str, failed: str) -> Phase:
+    """The phase by the conditions that say how it ended."""
+    true = {entry["type"]: entry for entry in job.get("status", {}).get("conditions") or [] if entry["status"] == "True"}
+    if succeeded in true:
+        return Phase(name="succeeded", message=str(true[succeeded].get("message", "")))
+    if failed in true:
+        return Phase(name="failed", message=str(true[failed].get("message", "")))
+    return Phase(name="suspended" if suspended else "active")
+
+
+def is_sealed(spec: JobSpec) -> bool:
+    """Whether `final` is committed by this very recipe."""
+    seal = read_committed(spec.final)
+    return seal is not None and seal.recipe_hash == spec.recipe_hash

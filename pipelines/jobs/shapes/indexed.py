@@ -1,0 +1,94 @@
+"""Staging and evaluation as an Indexed Job (batch/v1): as many pods as slices, and one that fails is made again alone."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.cluster.connection import JOB
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.shapes.base import Phase, phase_of
+from pipelines.jobs.shapes.pod import pod_template
+from pipelines.profile.settings import JobSettings
+from trainer.errors import InputError
+
+CONTAINER = "trainer"
+RETRIES = 3
+"""Of one slice; what a pod loses with its node does not count."""
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+
+
+class IndexedJobs:
+    """How the launcher makes and reads Indexed Jobs; see pipelines/jobs/shapes/base.py."""
+
+    kind = JOB
+    container = CONTAINER
+
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
+
+    def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
+        """The Job; its pods read which slice is theirs from JOB_COMPLETION_INDEX, which the controller sets."""
+        assert spec.identity is not None
+        settings, labels = sized(self._settings, spec.kind), spec.identity.labels()
+        template = pod_template(settings, CONTAINER, spec.arguments, labels, {}, spec.environment, metrics=False)
+        template["spec"]["restartPolicy"] = "Never"
+        return {
+            "apiVersion": JOB.api_version,
+            "kind": JOB.kind,
+            "metadata": {
+                "name": spec.identity.name,
+                "namespace": settings.namespace,
+                "labels": {**settings.labels, **labels},
+                "annotations": dict(settings.annotations),
+            },
+            "spec": {
+                "completionMode": "Indexed",
+                "completions": spec.slices,
+                "parallelism": spec.slices,
+                "backoffLimitPerIndex": RETRIES,
+                "maxFailedIndexes": max(1, spec.slices // 10),  # some slices can be unlucky; more, and something is wrong with all
+                "podFailurePolicy": {
+                    "rules": [
+                        {
+                            "action": "FailJob",
+                            "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [InputError.exit_code]},
+                        },
+                        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    ]
+                },
+                "ttlSecondsAfterFinished": settings.ttl_seconds,
+                "template": template,
+            },
+        }
+
+    def phase(self, job: Mapping[str, Any]) -> Phase:
+        """By its conditions; a failure names the slices that failed."""
+        phase = phase_of(job, bool(job["spec"].get("suspend")), succeeded="Complete", failed="Failed")
+        failed = str(job.get("status", {}).get("failedIndexes") or "")
+        if phase.name != "failed" or not failed or job["spec"].get("completions") == 1:
+            return phase
+        return dataclasses.replace(phase, message=f"slices {failed.replace(',', ', ')} failed: {phase.message}")
+
+    def pods_wanted(self, job: Mapping[str, Any]) -> int:
+        """One a slice, less those that are done."""
+        return max(0, int(job["spec"].get("parallelism", 1)) - int(job.get("status", {}).get("succeeded") or 0))
+
+    def is_leader(self, pod: Mapping[str, Any]) -> bool:
+        """The pod of slice 0 speaks for all: every slice does the same work."""
+        return is_of_index_0(pod)
+
+    def is_done(self, spec: JobSpec) -> bool | None:
+        """Its command finds out what is done already; the Job's own conditions say whether it ended well."""
+        return None
+
+
+def sized(settings: JobSettings, kind: str) -> JobSettings:
+    """The settings of one pod of such a job: staging runs on CPUs, evaluation on one GPU at most."""
+    if kind == "stage":
+        return dataclasses.replace(settings, gpus_per_node=0, cpu=settings.staging_cpu, memory=settings.staging_memory)
+    return dataclasses.replace(settings, gpus_per_node=min(settings.gpus_per_node, 1))
+
+
+def is_of_index_0(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod of an Indexed Job is of its first index."""
+    return bool((pod["metadata"].get("labels") or {}).get(INDEX_LABEL) == "0")

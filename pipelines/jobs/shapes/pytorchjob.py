@@ -1,0 +1,125 @@
+"""A training stage as a PyTorchJob of the training operator v1, in the one shape that survives what clusters do.
+
+Worker-only and elastic with min = max: torchrun's agents find each other by c10d, and when a rank dies the
+group restarts in place. Success is never read from the job's conditions (with an elastic policy the first
+worker that ends makes it Succeeded) but from COMMITTED.json. Plain data; tests hold it against
+kubeflow-training's models and the operator's CRD, and free of fields that differ between its versions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.cluster.connection import PYTORCHJOB
+from pipelines.cluster.names import DOMAIN, Identity
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.shapes.base import Phase, is_sealed, phase_of
+from pipelines.jobs.shapes.pod import pod_template
+from pipelines.profile.settings import JobSettings
+from trainer.config import canonical_hash
+
+CONTAINER = "pytorch"  # the operator's webhook wants this name
+MAX_RESTARTS = 10
+ENVIRONMENT = {
+    # Without it a replaced pod stalls the group for a minute and then restarts every container.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"
+}
+
+
+class PyTorchJobs:
+    """How the launcher makes and reads PyTorchJobs; see pipelines/jobs/shapes/base.py."""
+
+    kind = PYTORCHJOB
+    container = CONTAINER
+
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
+
+    def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
+        """The job of one attempt."""
+        assert spec.identity is not None
+        placed = [*spec.arguments, *overrides(attempt=attempt, resume=spec.resume)]
+        return manifest(spec.identity, self._settings, placed, spec.recipe_hash, spec.environment)
+
+    def phase(self, job: Mapping[str, Any]) -> Phase:
+        """By its conditions; a queue suspends it by a field."""
+        return phase_of(job, bool(job["spec"].get("runPolicy", {}).get("suspend")), succeeded="Succeeded", failed="Failed")
+
+    def pods_wanted(self, job: Mapping[str, Any]) -> int:
+        """One a node."""
+        return int(job["spec"]["pytorchReplicaSpecs"]["Worker"].get("replicas", 1))
+
+    def is_leader(self, pod: Mapping[str, Any]) -> bool:
+        """Worker 0 is where the others meet; rank 0 is nearly always there."""
+        return bool(pod["metadata"].get("labels", {}).get("training.kubeflow.org/replica-index") == "0")
+
+    def is_done(self, spec: JobSpec) -> bool | None:
+        """By the seal in the store, whatever the job's conditions say."""
+        return is_sealed(spec)
+
+
+def manifest(
+    identity: Identity,
+    settings: JobSettings,
+    arguments: Sequence[str],
+    recipe_hash: str,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The PyTorchJob that runs `python -m trainer <arguments>` on every node.
+
+    Args:
+        identity: gives the name and the labels.
+        settings: where and with what it runs.
+        arguments: of `python -m trainer`; placement is added here.
+        recipe_hash: of the stage, kept in an annotation: another one under this name is refused.
+        environment: variables beside those of the settings.
+
+    Raises:
+        InputError: a setting that would take the shape away.
+    """
+    labels, annotations = identity.labels(), {f"{DOMAIN}/recipe-hash": recipe_hash}
+    spec = {
+        "runPolicy": {
+            "cleanPodPolicy": "Running",
+            "ttlSecondsAfterFinished": settings.ttl_seconds,
+            "backoffLimit": MAX_RESTARTS * settings.nodes,  # a fuse only: one restart of the group counts once a pod
+        },
+        "elasticPolicy": {
+            "minReplicas": settings.nodes,
+            "maxReplicas": settings.nodes,
+            "rdzvBackend": "c10d",
+            "maxRestarts": MAX_RESTARTS,
+        },
+        "nprocPerNode": str(settings.processes_per_node),
+        "pytorchReplicaSpecs": {
+            "Worker": {
+                "replicas": settings.nodes,
+                "restartPolicy": "OnFailure",
+                "template": pod_template(
+                    settings, CONTAINER, [*arguments, *placement(settings)], labels, annotations, {**ENVIRONMENT, **(environment or {})}
+                ),
+            }
+        },
+    }
+    metadata = {
+        "name": identity.name,
+        "namespace": settings.namespace,
+        "labels": {**settings.labels, **labels},
+        "annotations": {**settings.annotations, **annotations, f"{DOMAIN}/spec-hash": canonical_hash(spec)},
+    }
+    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
+
+
+def placement(settings: JobSettings) -> list[str]:
+    """The overrides that tell the trainer where it runs."""
+    return overrides(
+        nodes=settings.nodes,
+        processes_per_node=settings.processes_per_node,
+        metrics_port=settings.metrics_port,
+        max_restarts=MAX_RESTARTS,
+        preflight="true",
+    )
+
+
+def overrides(**values: object) -> list[str]:
+    """Arguments that set fields of the trainer's placement."""
+    return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]

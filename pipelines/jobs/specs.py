@@ -1,0 +1,38 @@
+"""The jobs of one cell, from its entry in plan.json: what the steps run, and what a dry run shows. Light to import."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.cluster.names import Identity
+from pipelines.jobs.base import JobSpec
+from trainer.config import canonical_hash
+from trainer.storage import join, layout
+
+
+def train_spec(root: str, experiment: str, entry: Mapping[str, Any], stage: str, resume: str = "auto") -> JobSpec:
+    """One stage of a cell. A stage that cells share has the arm that it was planned with, whichever cell asks for it first."""
+    folder = entry[stage]
+    return JobSpec(
+        name=f"{stage} {entry['cell']}",
+        arguments=("train", stage, "--config", join(folder, "config.yaml")),
+        folder=folder,
+        kind="train",
+        identity=Identity(root=root, experiment=experiment, arm=entry["stage_arms"][stage], seed=entry["seed"], stage=stage),
+        recipe_hash=entry["recipe_hashes"][stage],
+        final=layout.final(folder),
+        resume=resume,
+    )
+
+
+def evaluate_spec(root: str, experiment: str, entry: Mapping[str, Any]) -> JobSpec:
+    """All measurements of a cell's models."""
+    folder = entry["evaluation"]
+    arguments = ("evaluate", "--config", join(folder, "config.yaml"))
+    return JobSpec(
+        name=f"evaluate {entry['cell']}",
+        arguments=arguments,
+        folder=folder,
+        kind="evaluate",
+        identity=Identity(root=root, experiment=experiment, arm=entry["arm"], seed=entry["seed"], stage="evaluate"),
+        recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
+    )

@@ -1,0 +1,235 @@
+"""`python -m pipelines check`: does a cluster have what runs need? One line a check; exit 1 where one fails.
+
+check run        what a run meets, with its own account and credentials: `helm test`
+check reaper     the reaper's rights
+check idle       no job lives: the chart asks before it is uninstalled
+check preflight  what a cluster lacks for a rendered chart: `make chart-preflight`
+"""
+
+import argparse
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipelines.cluster.api import Api, Refused
+from pipelines.cluster.connection import JOB, POD, PYTORCHJOB, TRAINJOB, WORKFLOW, Cluster, Kind, MissingKind
+from trainer.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from pipelines.profile.profile import Profile
+
+Check = tuple[str, Callable[[], str]]
+"""What is looked at, and the look: it says what it found, or raises."""
+Rights = Mapping[str, Sequence[str]]
+
+_FOLLOW = ("get", "list", "watch")
+RUN_RIGHTS: Rights = {
+    "pytorchjobs.kubeflow.org": (*_FOLLOW, "create", "patch", "delete"),
+    "trainjobs.trainer.kubeflow.org": (*_FOLLOW, "create", "patch", "delete"),
+    "jobs.batch": (*_FOLLOW, "create", "patch", "delete"),
+    "pods": (*_FOLLOW, "delete"),
+    "pods/log": ("get",),
+    "events": _FOLLOW,
+    "workflows.argoproj.io": ("get",),
+}
+"""What the steps of a pipeline may do in their namespace; the chart's Role is held against this table by a test."""
+REAPER_RIGHTS: Rights = {
+    "workflows.argoproj.io": _FOLLOW,
+    "pytorchjobs.kubeflow.org": (*_FOLLOW, "patch", "delete"),
+    "trainjobs.trainer.kubeflow.org": (*_FOLLOW, "patch", "delete"),
+    "jobs.batch": (*_FOLLOW, "patch", "delete"),
+    "pods": (*_FOLLOW, "delete"),
+}
+"""Likewise of the reaper."""
+LIVING = "app.kubernetes.io/part-of=firstsight,app.kubernetes.io/component=trainer"
+_HOOKS = frozenset({"check", "bucket", "pipeline"})
+_FINISHED = frozenset({"Succeeded", "Failed", "Complete"})
+
+
+def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add `check`."""
+    parser = commands.add_parser("check", parents=[common], help="does a cluster have what runs need?")
+    checks = parser.add_subparsers(dest="what", required=True)
+    run = checks.add_parser("run", parents=[common], help="store, rights, kinds; by the profile, as the account of this pod")
+    run.add_argument("--nodes", action="store_true", help="nodes must be readable too")
+    run.add_argument("--kubeflow", default="", metavar="URL", help="API of Kubeflow Pipelines that must be healthy")
+    run.add_argument("--prometheus", default="", metavar="URL", help="Prometheus that must be ready")
+    run.set_defaults(run=_run)
+    reaper = checks.add_parser("reaper", parents=[common], help="the rights of the reaper, as the account of this pod")
+    idle = checks.add_parser("idle", parents=[common], help="no job lives in these namespaces")
+    for one in (reaper, idle):
+        one.add_argument("--namespace", action="append", required=True, help="repeat for each")
+    reaper.set_defaults(run=_reaper)
+    idle.add_argument("--sweep", default="", metavar="NAMESPACE/RELEASE", help="where none lives, remove what failed hooks and tests left")
+    idle.set_defaults(run=_idle)
+    preflight = checks.add_parser("preflight", parents=[common], help="what the cluster lacks for a chart, rendered on stdin")
+    preflight.set_defaults(run=_preflight)
+
+
+def run_checks(checks: Iterable[Check]) -> int:
+    """Print a line a check, and in the end how many failed; the exit code."""
+    failed = 0
+    for name, look in checks:
+        try:
+            print(f"ok    {name}: {look()}", flush=True)
+        except (InputError, RunError, Refused) as error:
+            failed += 1
+            print(f"FAIL  {name}: {' '.join(str(error).split())}", flush=True)
+    print(f"{failed} failed" if failed else "all is well", flush=True)
+    return 1 if failed else 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pipelines.profile.profile import read_profile
+
+    profile = read_profile()
+    for name, value in profile.jobs.store_environment.items():
+        os.environ.setdefault(name, value)
+    api = Api.connect(profile.jobs.namespace)
+    checks: list[Check] = [(f"store {profile.root}", partial(round_trip, profile.root))]
+    checks += [(f"right to {resource}", partial(_may, api, resource, verbs, api.namespace)) for resource, verbs in RUN_RIGHTS.items()]
+    if options.nodes:
+        checks.append(("right to nodes", partial(_may, api, "nodes", ("get", "list"), "")))
+    checks += [(f"kind {kind.kind}", partial(served, api, kind)) for kind in needed_kinds(profile, kubeflow=bool(options.kubeflow))]
+    if options.kubeflow:
+        checks.append((f"Kubeflow Pipelines {options.kubeflow}", partial(_healthy, options.kubeflow, "/apis/v2beta1/healthz", "KFP_CA")))
+    if options.prometheus:
+        checks.append((f"Prometheus {options.prometheus}", partial(_healthy, options.prometheus, "/-/ready", "")))
+    return run_checks(checks)
+
+
+def _reaper(options: argparse.Namespace) -> int:
+    api = Api.connect()
+    pairs = [(namespace, resource, verbs) for namespace in options.namespace for resource, verbs in REAPER_RIGHTS.items()]
+    return run_checks(
+        (f"right to {resource} in {namespace}", partial(_may, api, resource, verbs, namespace)) for namespace, resource, verbs in pairs
+    )
+
+
+def _idle(options: argparse.Namespace) -> int:
+    cluster = Cluster.connect()
+    code = run_checks((f"jobs in {namespace}", partial(_no_job_lives, cluster, namespace)) for namespace in options.namespace)
+    if code == 0 and options.sweep:
+        own, _, release = options.sweep.partition("/")
+        for namespace in sorted({own, *options.namespace}):
+            _sweep(cluster, namespace, release)
+    return code
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from pipelines.operate.preflight import preflight
+
+    return run_checks(preflight())
+
+
+def round_trip(root: str) -> str:
+    """Write, read, list and delete one object below `root`.
+
+    Raises:
+        InputError: the store refuses.
+        RunError: it answers with something else, or not at all.
+    """
+    from trainer.storage import join, open_store, read_bytes, write_bytes
+
+    began, data = time.monotonic(), secrets.token_bytes(1 << 20)
+    folder = join(root, ".check", secrets.token_hex(8))
+    uri = join(folder, "object")
+    store = open_store(uri)
+    write_bytes(uri, data)
+    try:
+        if read_bytes(uri) != data:
+            raise RunError(f"{uri}: other bytes came back than were written")
+        if [info.uri for info in store.list(folder)] != [uri]:
+            raise RunError(f"{uri}: was written, but is not listed")
+    finally:
+        store.delete(uri)
+    if store.head(uri) is not None:
+        raise RunError(f"{uri}: was deleted, but is still there")
+    return f"1 MiB written, read, listed and deleted in {time.monotonic() - began:.1f} s"
+
+
+def needed_kinds(profile: "Profile", *, kubeflow: bool) -> list[Kind]:
+    """The kinds of object that a run with this profile makes or reads."""
+    kinds = {"pytorchjob": [PYTORCHJOB], "trainjob": [TRAINJOB], "local": []}[profile.backend]
+    return [*kinds, WORKFLOW] if kubeflow else kinds
+
+
+def may(api: Api, verb: str, resource: str, namespace: str) -> bool:
+    """Whether this account may; `resource` as `kubectl auth can-i` takes it, such as jobs.batch or pods/log."""
+    name, _, group = resource.partition(".")
+    name, _, part = name.partition("/")
+    attributes = {"verb": verb, "group": group, "resource": name, "subresource": part, "namespace": namespace}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
+    answer = api.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review)
+    return bool(answer["status"].get("allowed"))
+
+
+def is_served(api: Api, kind: Kind) -> bool:
+    """Whether the cluster has this kind in this version."""
+    try:
+        resources = api.call("GET", f"/apis/{kind.api_version}" if "/" in kind.api_version else f"/api/{kind.api_version}")["resources"]
+    except Refused:
+        return False
+    return any(resource["name"] == kind.plural for resource in resources)
+
+
+def _may(api: Api, resource: str, verbs: Sequence[str], namespace: str) -> str:
+    missing = [verb for verb in verbs if not may(api, verb, resource, namespace)]
+    if missing:
+        raise InputError(f"no permission to {', '.join(missing)} in {f'namespace {namespace}' if namespace else 'the cluster'}")
+    return " ".join(verbs)
+
+
+def served(api: Api, kind: Kind) -> str:
+    """The version in which the cluster has this kind. InputError where it has not."""
+    if not is_served(api, kind):
+        raise InputError(f"the cluster has no {kind.resource} in {kind.api_version}: install {kind.source}")
+    return kind.api_version
+
+
+def _healthy(url: str, path: str, ca_variable: str) -> str:
+    """A GET that answers 200."""
+    import urllib3
+
+    whole, ca = url.rstrip("/") + path, os.environ.get(ca_variable, "")
+    pool = urllib3.PoolManager(ca_certs=ca) if ca else urllib3.PoolManager()
+    try:
+        status = pool.request("GET", whole, timeout=10.0, retries=2).status
+    except urllib3.exceptions.HTTPError as error:
+        raise RunError(f"{whole} does not answer: {error}") from error
+    if status != 200:
+        raise RunError(f"{whole} answers {status}")
+    return "healthy"
+
+
+def _no_job_lives(cluster: Cluster, namespace: str) -> str:
+    living = []
+    for kind in (PYTORCHJOB, TRAINJOB, JOB):
+        try:
+            jobs = cluster.list(kind, labels=LIVING, namespace=namespace)
+        except MissingKind:
+            continue
+        living += [f"{kind.kind} {job['metadata']['name']}" for job in jobs if not _is_finished(job)]
+    if living:
+        raise InputError(
+            f"{', '.join(living)} still run: end them (python -m pipelines cancel), or set uninstall.force=true by an upgrade first"
+        )
+    return "none lives"
+
+
+def _is_finished(job: Mapping[str, Any]) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return any(condition["type"] in _FINISHED and condition["status"] == "True" for condition in conditions)
+
+
+def _sweep(cluster: Cluster, namespace: str, release: str) -> None:
+    """Hooks and tests that failed stay for their logs, and Helm forgets them."""
+    for kind in (JOB, POD):
+        for left in cluster.list(kind, f"app.kubernetes.io/part-of=firstsight,app.kubernetes.io/instance={release}", namespace):
+            name = left["metadata"]["name"]
+            if left["metadata"]["labels"]["app.kubernetes.io/component"] in _HOOKS:
+                cluster.delete(kind, name, namespace, propagation="Background")
+                print(f"removed {kind.kind} {namespace}/{name}")

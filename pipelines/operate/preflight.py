@@ -1,0 +1,192 @@
+"""What a cluster lacks for a chart, found by reading the objects that Helm rendered: nothing is made or changed.
+
+helm template firstsight charts/firstsight -n ml -f values.yaml | python -m pipelines check preflight
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from pipelines.cluster.api import Api, Refused
+from pipelines.cluster.connection import Kind
+from pipelines.operate.check import Check, is_served, may, needed_kinds, served
+from pipelines.profile.profile import Profile
+from trainer.configs import load_yaml, parse_config
+from trainer.errors import InputError
+
+Object = dict[str, Any]
+
+GPU = "nvidia.com/gpu"
+MINIMUM = (1, 29)
+"""Kubernetes' first version with an Indexed Job's backoffLimitPerIndex on by default."""
+_CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
+_SOURCES = {"monitoring.coreos.com": "the Prometheus operator", "trainer.kubeflow.org": "Kubeflow Trainer v2"}
+_QUEUE = Kind("kueue.x-k8s.io/v1beta1", "localqueues", "LocalQueue", "Kueue")
+
+
+def preflight(text: str = "") -> Iterator[Check]:
+    """The checks for the rendered chart in `text`; empty: on stdin.
+
+    Raises:
+        InputError: it is no rendering of the chart, or no cluster can be found.
+    """
+    objects = read_objects(text or sys.stdin.read())
+    api = Api.connect()
+    yield "Kubernetes", partial(_version, api)
+    for namespace in sorted({place for place in map(_namespace, objects) if place}):
+        yield f"namespace {namespace}", partial(_there, api, f"/api/v1/namespaces/{namespace}", f"kubectl create namespace {namespace}")
+    for api_version, kind, namespace in sorted({(one["apiVersion"], one["kind"], _namespace(one)) for one in objects}):
+        where = f" in {namespace}" if namespace else ""
+        yield f"may make {kind}{where}", partial(_may_make, api, api_version, kind, namespace)
+    yield from _references(api, objects)
+    for name, namespace, profile in _profiles(objects):
+        yield from _for_profile(api, name, namespace, profile)
+    yield from _for_claims(api, objects)
+    yield from _for_kubeflow(api, objects)
+
+
+def read_objects(text: str) -> list[Object]:
+    """The objects of a rendering."""
+    try:
+        objects = [document for document in yaml.safe_load_all(text) if document]
+    except yaml.YAMLError as error:
+        raise InputError(f"preflight: stdin must be what `helm template` prints: {' '.join(str(error).split())}") from error
+    if not objects or not all(isinstance(one, dict) and "kind" in one for one in objects):
+        raise InputError("preflight: stdin must be what `helm template` prints, and holds no object")
+    return objects
+
+
+def _version(api: Api) -> str:
+    answer = api.call("GET", "/version")
+    major, minor = int(answer["major"]), int(re.sub(r"\D.*", "", answer["minor"]))
+    if (major, minor) < MINIMUM:
+        raise InputError(f"{api.server} runs {answer['gitVersion']}: at least {MINIMUM[0]}.{MINIMUM[1]} is needed")
+    return f"{answer['gitVersion']} at {api.server}"
+
+
+def _namespace(one: Object) -> str:
+    return "" if one["kind"] in _CLUSTER_WIDE else str(one["metadata"].get("namespace", ""))
+
+
+def _may_make(api: Api, api_version: str, kind: str, namespace: str) -> str:
+    plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
+    group = api_version.rpartition("/")[0]
+    if not is_served(api, Kind(api_version, plural, kind)):
+        raise InputError(f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'what brings it')}, or switch it off")
+    missing = [verb for verb in ("get", "create", "patch", "delete") if not may(api, verb, f"{plural}.{group}".rstrip("."), namespace)]
+    if missing:
+        raise InputError(f"no permission to {', '.join(missing)} them")
+    return "yes"
+
+
+def _there(api: Api, path: str, remedy: str) -> str:
+    try:
+        api.call("GET", path)
+    except Refused as refused:
+        if refused.refusal.status == 404:
+            raise InputError(f"is missing: {remedy}") from refused
+        raise InputError(f"cannot be read: {refused.refusal.message}") from refused
+    return "there"
+
+
+def _references(api: Api, objects: Sequence[Object]) -> Iterator[Check]:
+    """Secrets and accounts that the rendering uses and does not bring."""
+    made = {(one["kind"], _namespace(one), one["metadata"]["name"]) for one in objects}
+    wanted: dict[tuple[str, str, str], str] = {}
+    for one in objects:
+        place = _namespace(one)
+        for name in _secrets(_pod_spec(one)):
+            wanted[("Secret", place, name)] = f"{one['kind']} {one['metadata']['name']} reads it: bring it before the chart"
+        if one["kind"] == "RoleBinding":
+            for subject in one["subjects"]:
+                wanted[("ServiceAccount", subject["namespace"], subject["name"])] = (
+                    "runs use it: set serviceAccount.create=true, or its right name"
+                )
+    for kind, place, name in sorted(set(wanted) - made):
+        path = f"/api/v1/namespaces/{place}/{kind.lower()}s/{name}"
+        yield f"{kind} {place}/{name}", partial(_there, api, path, wanted[(kind, place, name)])
+
+
+def _pod_spec(one: Object) -> Object:
+    if one["kind"] == "Pod":
+        return dict(one["spec"])
+    return dict(one.get("spec", {}).get("template", {}).get("spec", {})) if one["kind"] in ("Deployment", "Job") else {}
+
+
+def _secrets(spec: Object) -> Iterator[str]:
+    yield from (entry["name"] for entry in spec.get("imagePullSecrets", ()))
+    yield from (volume["secret"]["secretName"] for volume in spec.get("volumes", ()) if "secret" in volume)
+    for container in spec.get("containers", ()):
+        yield from (source["secretRef"]["name"] for source in container.get("envFrom", ()) if "secretRef" in source)
+        for variable in container.get("env", ()):
+            reference = variable.get("valueFrom", {}).get("secretKeyRef")
+            if reference:
+                yield reference["name"]
+
+
+def _profiles(objects: Iterable[Object]) -> Iterator[tuple[str, str, Profile]]:
+    for one in objects:
+        if one["kind"] == "ConfigMap" and "profile.yaml" in one["data"]:
+            name, namespace = one["metadata"]["name"], one["metadata"]["namespace"]
+            source = f"profile {namespace}/{name}"
+            yield name, namespace, parse_config(Profile, load_yaml(one["data"]["profile.yaml"], source), source=source)
+
+
+def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Iterator[Check]:
+    for kind in needed_kinds(profile, kubeflow=False):
+        yield f"kind {kind.kind} for profile {name}", partial(served, api, kind)
+    if profile.jobs.gpus_per_node:
+        yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs.nodes, profile.jobs.gpus_per_node)
+    queue = profile.jobs.labels.get("kueue.x-k8s.io/queue-name")
+    if queue:
+        path = _QUEUE.path(namespace, queue)
+        yield f"queue {namespace}/{queue} for profile {name}", partial(_there, api, path, "make the LocalQueue, or leave jobs.queue empty")
+
+
+def _gpus(api: Api, nodes: int, gpus: int) -> str:
+    if not may(api, "list", "nodes", ""):
+        return "not looked at: no permission to list nodes"
+    allocatable = [int(node["status"].get("allocatable", {}).get(GPU, 0)) for node in api.call("GET", "/api/v1/nodes")["items"]]
+    fitting = sum(count >= gpus for count in allocatable)
+    if fitting < nodes:
+        raise InputError(
+            f"jobs want {nodes} nodes with {gpus} {GPU} each, {fitting} nodes have so many (the most is {max(allocatable, default=0)})"
+        )
+    return f"{fitting} nodes have {gpus} or more"
+
+
+def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
+    for one in objects:
+        if one["kind"] == "PersistentVolumeClaim":
+            name = one["spec"].get("storageClassName", "")
+            yield f"storage class {name or '(default)'}", partial(_storage_class, api, name)
+
+
+def _storage_class(api: Api, name: str) -> str:
+    if name:
+        return _there(api, f"/apis/storage.k8s.io/v1/storageclasses/{name}", "name another in objectStore.bundled.persistence.storageClass")
+    for found in api.call("GET", "/apis/storage.k8s.io/v1/storageclasses")["items"]:
+        annotations: Mapping[str, str] = found["metadata"].get("annotations") or {}
+        if annotations.get("storageclass.kubernetes.io/is-default-class") == "true":
+            return str(found["metadata"]["name"])
+    raise InputError("the cluster has no default: name one in objectStore.bundled.persistence.storageClass")
+
+
+def _for_kubeflow(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
+    for one in objects:
+        for container in _pod_spec(one).get("containers", ()):
+            if container["name"] == "upload":
+                endpoint = next(variable["value"] for variable in container["env"] if variable["name"] == "KFP_ENDPOINT")
+                host = urlsplit(endpoint).hostname or ""
+                service = re.fullmatch(r"([a-z0-9-]+)\.([a-z0-9-]+)(\.svc(\.cluster\.local)?)?", host)
+                if service:
+                    path = f"/api/v1/namespaces/{service[2]}/services/{service[1]}"
+                    yield (
+                        f"Kubeflow Pipelines {endpoint}",
+                        partial(_there, api, path, "install Kubeflow Pipelines, or mend kubeflow.endpoint"),
+                    )

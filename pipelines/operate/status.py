@@ -1,0 +1,249 @@
+"""`python -m pipelines status`: what runs, where, how far, held by whom. One table from the cluster's objects and the store."""
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.cluster.connection import JOB, POD, PYTORCHJOB, TRAINJOB, Cluster, Kind
+from pipelines.cluster.ending import POD_LABEL
+from pipelines.cluster.finding import PART_OF, find_jobs, identity_of
+from pipelines.cluster.names import DOMAIN
+from pipelines.jobs.holds import STALE_SECONDS, holds, posix_time
+from pipelines.jobs.shapes.base import Shape
+from pipelines.jobs.stuck import find_stuck
+from pipelines.jobs.view import View
+from pipelines.profile.profile import read_profile, use_store_of_profile
+from pipelines.profile.settings import JobSettings
+from trainer.storage import join, layout, open_store
+from trainer.storage.base import MIN_RANGE_BYTES
+
+STORE_SECONDS = 5.0
+"""So long the store may take to say how far all jobs are; it may not be reachable from here."""
+WIDTH = 240
+"""Of the table, wherever it is shown: a folded name can be copied by nobody."""
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is said of one job.
+
+    Attributes:
+        job: its name.
+        kind: PyTorchJob, TrainJob or Job.
+        experiment: it belongs to.
+        arm: as labelled.
+        seed: as labelled.
+        stage: as labelled.
+        state: Queued, Pending, Running, Restarting, Ending, Succeeded or Failed.
+        why: of a state that is not self-evident, in the words of whoever keeps it so.
+        ready: pods that are ready.
+        wanted: pods that run when all is well.
+        step: optimiser steps done; None where it is not known here.
+        steps: in all.
+        samples_per_second: of the last logged steps.
+        age_seconds: since it was created.
+        held_by: runs that hold it; empty: it was made by hand, or has ended.
+    """
+
+    job: str
+    kind: str
+    experiment: str
+    arm: str
+    seed: str
+    stage: str
+    state: str
+    why: str
+    ready: int
+    wanted: int
+    step: int | None
+    steps: int | None
+    samples_per_second: float | None
+    age_seconds: float
+    held_by: tuple[str, ...]
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    """Add `status`."""
+    status = commands.add_parser("status", parents=[common], help="what runs on the cluster, how far it is, and who holds it")
+    status.add_argument("--namespace", default="", help="where the jobs are (default: the profile's, else the context's)")
+    status.add_argument("--experiment", default="", help="of this one only")
+    status.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    status.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    use_store_of_profile()
+    cluster = connect(options.namespace)
+    rows = survey(cluster, options.experiment)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    elif rows:
+        _print(rows)
+    else:
+        of = f" of experiment {options.experiment}" if options.experiment else ""
+        print(f"no jobs{of} in namespace {cluster.namespace}")
+    return 0
+
+
+def connect(namespace: str) -> Cluster:
+    """The cluster of this shell, in the namespace given, else the profile's, else the context's."""
+    return Cluster.connect(namespace or read_profile().jobs.namespace)
+
+
+def survey(cluster: Cluster, experiment: str = "") -> list[Row]:
+    """A row for each job.
+
+    Args:
+        cluster: its namespace counts.
+        experiment: of this one only; empty: of all.
+    """
+    jobs = find_jobs(cluster, experiment=layout.check_name("experiment", experiment) if experiment else "")
+    pods: dict[tuple[Kind, str], list[Object]] = {}
+    for pod in cluster.list(POD, labels=PART_OF) if jobs else []:
+        for kind, label in POD_LABEL.items():
+            pods.setdefault((kind, (pod["metadata"].get("labels") or {}).get(label, "")), []).append(pod)
+    outputs = {str((job["metadata"].get("annotations") or {}).get(f"{DOMAIN}/output", "")) for _, job in jobs} - {""}
+    progress = read_progress(sorted(outputs))
+    now = time.time()
+    return [_row(kind, job, pods.get((kind, job["metadata"]["name"]), []), progress, now) for kind, job in jobs]
+
+
+def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dict[str, Mapping[str, Any]]:
+    """The last line of each stage's progress.jsonl, of those that the store gives within so many seconds."""
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def read(output: str) -> None:
+        try:
+            found[output] = _last_line(join(output, "progress.jsonl"))
+        except Exception:  # whatever keeps the store from answering here: the table is of the cluster first
+            return
+
+    threads = [threading.Thread(target=read, args=(output,), daemon=True) for output in outputs]
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return dict(found)
+
+
+def shape_of(kind: Kind) -> Shape:
+    """How the status of this kind is read."""
+    from pipelines.jobs.shapes.indexed import IndexedJobs
+    from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
+    from pipelines.jobs.shapes.trainjob import TrainJobs
+
+    shapes: dict[Kind, Shape] = {
+        PYTORCHJOB: PyTorchJobs(JobSettings()), TRAINJOB: TrainJobs(JobSettings()), JOB: IndexedJobs(JobSettings()),
+    }  # fmt: skip
+    return shapes[kind]
+
+
+def _row(kind: Kind, job: Object, pods: list[Object], progress: Mapping[str, Mapping[str, Any]], now: float) -> Row:
+    metadata, shape = job["metadata"], shape_of(kind)
+    experiment, arm, seed, stage = identity_of(job)
+    ready = [pod for pod in pods if _is_ready(pod)]
+    state, why = _state(job, shape, pods, len(ready))
+    last = progress.get(str((metadata.get("annotations") or {}).get(f"{DOMAIN}/output", "")), {})
+    return Row(
+        job=metadata["name"],
+        kind=kind.kind,
+        experiment=experiment,
+        arm=arm,
+        seed=seed,
+        stage=stage,
+        state=state,
+        why=" ".join(why.split()),
+        ready=len(ready),
+        wanted=shape.pods_wanted(job),
+        step=last.get("step"),
+        steps=last.get("steps"),
+        samples_per_second=last.get("samples_per_second"),
+        age_seconds=max(0.0, now - (posix_time(metadata["creationTimestamp"]) or now)),
+        held_by=tuple(_holder(hold.holder, hold.ends, now) for hold in holds(job, {})),
+    )
+
+
+def _state(job: Object, shape: Shape, pods: list[Object], ready: int) -> tuple[str, str]:
+    """The state, and why it is so where that is not self-evident."""
+    phase = shape.phase(job)
+    if "deletionTimestamp" in job["metadata"]:
+        return "Ending", f"{len(pods)} pods left"
+    if phase.name == "suspended":
+        return "Queued", "suspended: no queue has admitted it"
+    if phase.ended:
+        return phase.name.capitalize(), phase.message if phase.name == "failed" else ""
+    restarts = sum(int(status.get("restartCount", 0)) for pod in pods for status in pod.get("status", {}).get("containerStatuses") or [])
+    if ready >= shape.pods_wanted(job):
+        return "Running", f"{restarts} restarts of containers" if restarts else ""
+    stuck = find_stuck(_Snapshot(job, pods), shape, has_run=bool(restarts))
+    return "Restarting" if restarts else "Pending", stuck[0].text if stuck else ""
+
+
+class _Snapshot(View):
+    """A job and its pods as they were when they were listed."""
+
+    def __init__(self, job: Object, pods: list[Object]) -> None:
+        self.job = job
+        self._listed = pods
+
+    def pods(self) -> list[Object]:
+        """As listed."""
+        return self._listed
+
+    def warnings(self, name: str) -> list[Object]:
+        """None were read."""
+        return []
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions") or []
+    return any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)
+
+
+def _holder(name: str, ends: float, now: float) -> str:
+    """A Workflow may have ended without this table knowing it; a shell says itself when it was last there."""
+    return f"{name} (silent for {now - ends + STALE_SECONDS:.0f} s)" if ends <= now else name
+
+
+def _last_line(uri: str) -> Mapping[str, Any]:
+    store = open_store(uri)
+    info = store.head(uri)
+    if info is None or not info.size:
+        return {}
+    length = min(info.size, MIN_RANGE_BYTES)
+    lines = store.get_range(uri, info.size - length, length).splitlines()
+    value = json.loads(lines[-1])
+    return value if isinstance(value, dict) else {}
+
+
+def _print(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("experiment", "arm", "seed", "stage", "state", "pods", "step", "samples/s", "age", "held by", "job"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("seed", "pods", "step", "samples/s", "age") else "left")
+    for row in rows:
+        step = f"{row.step:,}/{row.steps:,}" if row.step is not None and row.steps else ""
+        rate = f"{row.samples_per_second:,.1f}" if row.samples_per_second is not None else ""
+        pods, held = f"{row.ready}/{row.wanted}", ", ".join(row.held_by) or "nobody"
+        table.add_row(row.experiment, row.arm, row.seed, row.stage, row.state, pods, step, rate, _age(row.age_seconds), held, row.job)
+    Console(highlight=False, width=WIDTH).print(table)
+    for row in rows:
+        if row.why:
+            print(f"{row.job}: {row.state.lower()}: {row.why}")
+
+
+def _age(seconds: float) -> str:
+    """`3d4h`, `2h5m`, `7m3s`, `12s`."""
+    parts = [
+        (int(seconds) // size % most, unit) for size, most, unit in ((86400, 10**6, "d"), (3600, 24, "h"), (60, 60, "m"), (1, 60, "s"))
+    ]
+    first = next((place for place, (number, _) in enumerate(parts) if number), 3)
+    return "".join(f"{number}{unit}" for number, unit in parts[first : first + 2])

@@ -1,0 +1,328 @@
+"""From arms, seeds and data to cells: every stage's configuration, resolved, and where it lies.
+
+`resolve` is a pure function; `write_plan` looks at what the experiment holds already, refuses to mix
+recipes, and writes each stage's config.yaml, each cell's evaluation/config.yaml and plan.json.
+"""
+
+import dataclasses
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.planning.arms import ARMS, Arm
+from pipelines.planning.cells import FORMAT_VERSION, NAME, read_plan
+from trainer.config import (
+    DataConfig,
+    EvaluateConfig,
+    ModelToEvaluate,
+    Placement,
+    Recipe,
+    StageConfig,
+    StartConfig,
+    TripletLabels,
+    differing_keys,
+    recipe_fields,
+    recipe_hash,
+)
+from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
+from trainer.errors import InputError
+from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
+from trainer.storage.base import absolute
+from trainer.storage.committed import read_committed
+from trainer.storage.manifest import read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm with one seed: its stages in the order in which they run, and its evaluation.
+
+    Attributes:
+        name: `<arm>-seed<k>`.
+        arm: the arm's name.
+        seed: the seed.
+        perceptual: stage 1, shared with other cells; None where the arm has none.
+        contrastive: stage 2; of `posthoc` that of its base arm.
+        posthoc: fine-tuning after it; None where the arm has none.
+        evaluation: what is measured.
+    """
+
+    name: str
+    arm: str
+    seed: int
+    perceptual: StageConfig | None
+    contrastive: StageConfig
+    posthoc: StageConfig | None
+    evaluation: EvaluateConfig
+
+    def stages(self) -> list[StageConfig]:
+        """The stages it has, in order."""
+        return [stage for stage in (self.perceptual, self.contrastive, self.posthoc) if stage is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What one experiment is asked to be.
+
+    Attributes:
+        root: store URI.
+        experiment: its name.
+        recipe: all that decides its numbers but for data, arm and seed.
+        pairs: the sealed pairs.
+        triplets: the sealed triplets.
+        placement: where and how each stage runs unless its job says otherwise.
+        weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
+        sets: evaluation sets beside those that were staged with the pairs.
+    """
+
+    root: str
+    experiment: str
+    recipe: Recipe
+    pairs: DataConfig
+    triplets: DataConfig
+    placement: Placement = Placement()
+    weights: dict[str, str] = dataclasses.field(default_factory=dict)
+    sets: tuple[DataConfig, ...] = ()
+
+    @property
+    def uri(self) -> str:
+        """The experiment's folder."""
+        return layout.experiment(self.root, self.experiment)
+
+
+def read_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or the YAML at a URI that ends in .yaml."""
+    return load_recipe(name, text=read_text(name) if name.endswith((".yaml", ".yml")) else None)
+
+
+def resolve(request: Experiment, arm: Arm, seed: int) -> Cell:
+    """The cell of one arm and seed."""
+    posthoc = None
+    if arm.name == "posthoc":
+        base = resolve(request, ARMS[request.recipe.posthoc.base], seed)
+        perceptual, contrastive = base.perceptual, base.contrastive
+        posthoc = _posthoc(request, seed, contrastive)
+        measured = [posthoc]
+    else:
+        perceptual = _tower(request, arm.labels, arm.tower, seed) if arm.labels else None
+        contrastive = _contrastive(request, arm, seed, perceptual)
+        # The tower as it was trained says nothing of an arm that starts from its permuted weights.
+        measured = [stage for stage in (perceptual if arm.start == "tower" else None, contrastive) if stage is not None]
+    return Cell(
+        name=layout.cell_name(arm.name, seed),
+        arm=arm.name,
+        seed=seed,
+        perceptual=perceptual,
+        contrastive=contrastive,
+        posthoc=posthoc,
+        evaluation=_evaluation(request, arm, seed, measured),
+    )
+
+
+def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
+    """Refuse the arm whose labels are FLIP's where FLIP was the judge anyway, or where it judged nothing."""
+    if not any(arm.labels == "flip" for arm in arms):
+        return
+    if judge != "FLIP" and not recipe.staging.flip_judges_too:
+        raise InputError(
+            "arms has 'judged', which needs FLIP's judgement of these triplets: set staging.flip_judges_too: true in the recipe"
+        )
+    if judge == "FLIP":
+        raise InputError("arms has 'judged', but these triplets were judged by FLIP anyway, so it would equal 'perceptual': leave it out")
+
+
+def weights_of(arms: tuple[Arm, ...]) -> dict[str, str]:
+    """Of each `from:` arm by its name, the SHA-256 by which its tower is known.
+
+    A folder with COMMITTED.json says it itself; of a URI that ends in .safetensors it is the file's own.
+    """
+    return {arm.name: _weights_sha256(arm.source) for arm in arms if arm.source}
+
+
+def _weights_sha256(uri: str) -> str:
+    if uri.endswith(".safetensors"):
+        return hashlib.sha256(read_bytes(uri)).hexdigest()
+    committed = read_committed(uri)
+    if committed is None:
+        raise InputError(f"arm from:{uri}: no COMMITTED.json there: give the final/ folder of a finished stage, or a .safetensors file")
+    if not committed.facts.get("vision_sha256"):
+        raise InputError(f"arm from:{uri}: its COMMITTED.json names no vision_sha256, so its tower cannot be checked")
+    return str(committed.facts["vision_sha256"])
+
+
+def read_sets(text: str) -> tuple[DataConfig, ...]:
+    """Evaluation sets by their comma-separated URIs; one that firstsight staged carries its identity.
+
+    Raises:
+        InputError: neither a staged set nor one of CLIP_benchmark's layout lies there: said now, not behind the training.
+    """
+    uris = [absolute(uri.strip()) for uri in text.split(",") if uri.strip()]
+    manifests = [(uri, read_manifest(uri)) for uri in uris]
+    for uri, manifest in manifests:
+        if manifest is None and not exists(join(uri, "test", "nshards.txt")):
+            raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt lies there")
+    return tuple(DataConfig(uri=uri, identity=manifest.identity if manifest else "") for uri, manifest in manifests)
+
+
+def write_plan(request: Experiment, cells: list[Cell]) -> None:
+    """Write the configurations and plan.json, beside those of the cells that earlier runs finished.
+
+    Raises:
+        InputError: the experiment was planned with another recipe or other data; nothing is written.
+    """
+    earlier = _earlier_plan(request)
+    stages = {stage.output: stage for cell in cells for stage in cell.stages()}
+    for stage in stages.values():
+        _refuse_another_recipe(stage)
+    kept = [entry for entry in earlier if entry["cell"] not in {cell.name for cell in cells} and _is_finished(entry)]
+    for stage in stages.values():
+        write_bytes(config_uri(stage), dump_yaml(stage).encode())
+    for cell in cells:
+        write_bytes(config_uri(cell.evaluation), dump_yaml(cell.evaluation).encode())
+    entries = [*kept, *map(entry_of, cells)]
+    plan = {
+        "format_version": FORMAT_VERSION,
+        "experiment": request.experiment,
+        "root": request.root,
+        "recipe": asdict(request.recipe),
+        "arms": list(dict.fromkeys(entry["arm"] for entry in entries)),
+        "seeds": sorted({entry["seed"] for entry in entries}),
+        "pairs": asdict(request.pairs),
+        "triplets": asdict(request.triplets),
+        "sets": [asdict(part) for part in request.sets],
+        "cells": entries,
+    }
+    write_json(join(request.uri, NAME), plan)
+
+
+def differing_stages(earlier: str, later: str) -> list[str]:
+    """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
+    configs = [_written(join(folder, "config.yaml")) if folder else None for folder in (earlier, later)]
+    if configs[0] is None or configs[1] is None:
+        return []
+    return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
+
+
+def config_uri(config: StageConfig | EvaluateConfig) -> str:
+    """Where the configuration lies: beside what it makes."""
+    return join(config.output, "config.yaml")
+
+
+def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
+    stage = StageConfig(
+        stage="perceptual",
+        experiment=request.experiment,
+        arm=name,
+        seed=seed,
+        output=request.uri,
+        data=request.triplets,
+        labels=labels,
+        model=request.recipe.model,
+        perceptual=request.recipe.perceptual,
+        placement=request.placement,
+    )
+    return dataclasses.replace(stage, output=layout.tower(request.uri, recipe_hash(stage)))  # the place is no part of the hash
+
+
+def _contrastive(request: Experiment, arm: Arm, seed: int, tower: StageConfig | None) -> StageConfig:
+    start = StartConfig()
+    if tower is not None:
+        start = StartConfig(kind=arm.start, uri=layout.final(tower.output), recipe_hash=recipe_hash(tower))
+    elif arm.source:
+        start = StartConfig(kind="tower", uri=arm.source, recipe_hash=request.weights[arm.name])
+    return StageConfig(
+        stage="contrastive",
+        experiment=request.experiment,
+        arm=arm.name,
+        seed=seed,
+        output=layout.stage(layout.cell(request.uri, arm.name, seed), "contrastive"),
+        data=request.pairs,
+        start=start,
+        model=request.recipe.model,
+        contrastive=request.recipe.contrastive,
+        placement=dataclasses.replace(request.placement, checkpoint_every_epochs=request.recipe.evaluation.every_epochs),
+    )
+
+
+def _posthoc(request: Experiment, seed: int, base: StageConfig) -> StageConfig:
+    return StageConfig(
+        stage="posthoc",
+        experiment=request.experiment,
+        arm="posthoc",
+        seed=seed,
+        output=layout.stage(layout.cell(request.uri, "posthoc", seed), "posthoc"),
+        data=request.triplets,
+        start=StartConfig(kind="model", uri=layout.final(base.output), recipe_hash=recipe_hash(base)),
+        model=request.recipe.model,
+        posthoc=request.recipe.posthoc,
+        placement=request.placement,
+    )
+
+
+def _evaluation(request: Experiment, arm: Arm, seed: int, measured: list[StageConfig]) -> EvaluateConfig:
+    models = [ModelToEvaluate(stage=stage.stage, uri=stage.output, recipe_hash=recipe_hash(stage)) for stage in measured]
+    return EvaluateConfig(
+        experiment=request.experiment,
+        arm=arm.name,
+        seed=seed,
+        output=join(layout.cell(request.uri, arm.name, seed), "evaluation"),
+        model=request.recipe.model,
+        models=(ModelToEvaluate(stage="untrained"), *models),
+        pairs=request.pairs,
+        triplets=request.triplets,
+        sets=request.sets,
+        evaluation=request.recipe.evaluation,
+        placement=request.placement,
+    )
+
+
+def entry_of(cell: Cell) -> dict[str, Any]:
+    """The cell as plan.json has it."""
+    return {
+        "cell": cell.name,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "perceptual": cell.perceptual.output if cell.perceptual else "",
+        "contrastive": cell.contrastive.output,
+        "posthoc": cell.posthoc.output if cell.posthoc else "",
+        "evaluation": cell.evaluation.output,
+        "recipe_hashes": {stage.stage: recipe_hash(stage) for stage in cell.stages()},
+        "stage_arms": {stage.stage: stage.arm for stage in cell.stages()},
+    }
+
+
+def _earlier_plan(request: Experiment) -> list[dict[str, Any]]:
+    """The cells of the experiment's plan.json, which must be of the same recipe and data."""
+    earlier = read_plan(request.uri)
+    if earlier is None:
+        return []
+    old = {"recipe": {**earlier["recipe"], "name": ""}, "pairs": earlier["pairs"]["identity"], "triplets": earlier["triplets"]["identity"]}
+    new = {"recipe": {**asdict(request.recipe), "name": ""}, "pairs": request.pairs.identity, "triplets": request.triplets.identity}
+    _refuse(request.experiment, list(differing_keys(old, new)))
+    return list(earlier["cells"])
+
+
+def _refuse_another_recipe(stage: StageConfig) -> None:
+    """An existing config.yaml must carry the recipe hash of the one that would take its place."""
+    uri = config_uri(stage)
+    written = _written(uri)
+    if written is None:
+        return
+    _refuse(f"{stage.experiment} ({uri})", list(differing_keys(recipe_fields(written), recipe_fields(stage))))
+
+
+def _written(uri: str) -> StageConfig | None:
+    """The stage's configuration that lies at `uri`; None where there is none."""
+    return parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri) if exists(uri) else None
+
+
+def _refuse(experiment: str, differing: list[str]) -> None:
+    if differing:
+        raise InputError(
+            f"experiment {experiment} was planned with another recipe or other data: {'; '.join(differing)}: give it another name"
+        )
+
+
+def _is_finished(entry: dict[str, Any]) -> bool:
+    last = "posthoc" if entry["posthoc"] else "contrastive"
+    committed = read_committed(layout.final(entry[last]))
+    return committed is not None and committed.recipe_hash == entry["recipe_hashes"][last]

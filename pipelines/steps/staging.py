@@ -1,0 +1,233 @@
+"""What the step `stage` runs: one job where the pictures lie in one place, plan -> fetch -> seal where a list says where they are.
+
+A list is named by a URL, or by a YAML file that says what it is:
+
+    kind: yfcc15m-openai          # urls, yfcc15m-openai, -slip, -declip, -rwkv; for triplets nights
+    list: s3://bucket/lists/yfcc100m_subset_data.tsv
+    metadata: s3://bucket/lists/yfcc100m_dataset.tsv
+    images: https://multimedia-commons.s3-us-west-2.amazonaws.com/data/images
+    captions: slip
+    contact: me@example.org
+
+On a cluster `fetch` is an Indexed Job: each pod takes every N-th slice, and a pod that fails is made again alone. How many
+there are changes no byte of the data set.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from pipelines.cluster.names import Identity
+from pipelines.jobs.backends import is_mounted
+from pipelines.jobs.base import JobSpec
+from pipelines.profile.profile import Profile
+from pipelines.profile.settings import JobSettings
+from trainer.config import canonical_hash, require
+from trainer.errors import InputError
+from trainer.storage import join, layout, read_bytes, read_json, read_text, write_bytes
+from trainer.storage.base import MissingObject, local_path
+
+What = Literal["pairs", "triplets"]
+Kind = Literal["urls", "yfcc15m-openai", "yfcc15m-slip", "yfcc15m-declip", "yfcc15m-rwkv", "nights"]
+PLAN_OPTIONS = ("list", "table", "metadata", "ids", "images", "captions", "heldout_fraction", "contact")
+FETCH_OPTIONS = ("contact", "concurrency", "per_host", "processes", "buffer_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteList:
+    """A list of pictures to fetch. What is empty or 0 is left to the trainer's own default.
+
+    Attributes:
+        kind: what the list is.
+        list: URI of the list; of NIGHTS the zip, or the folder of its chunks.
+        table: URI of NIGHTS' data.csv, which the chunks do not hold.
+        metadata: URI of YFCC100M's metadata.
+        ids: URI of SLIP's flickr_unique_ids.npy.
+        images: base below which YFCC's pictures lie.
+        captions: title, description, both, slip or as-is.
+        heldout_fraction: part of the rows that becomes the split `test`.
+        contact: mail or URL that servers are told.
+        concurrency: requests at a time, of each pod.
+        per_host: of them at one host.
+        processes: that decode and encode, of each pod.
+        buffer_mb: fetched bytes that wait for their turn, of each pod.
+    """
+
+    kind: Kind
+    list: str
+    table: str = ""
+    metadata: str = ""
+    ids: str = ""
+    images: str = ""
+    captions: str = ""
+    heldout_fraction: float = 0.0
+    contact: str = ""
+    concurrency: int = 0
+    per_host: int = 0
+    processes: int = 0
+    buffer_mb: int = 0
+
+    def arguments(self, names: Sequence[str]) -> Sequence[str]:
+        """Those of the fields that say something, as options of the command line."""
+        given = [(name, getattr(self, name)) for name in names if getattr(self, name)]
+        return [part for name, value in given for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagingRequest:
+    """What is to be staged.
+
+    Attributes:
+        what: pairs or triplets.
+        root: store URI.
+        experiment: its name.
+        source: `demo`, a folder, tars, a list's URL or the YAML that describes it.
+        from_pairs: source of the pairs from which triplets are made; empty: not so.
+        recipe: shipped recipe, or URI of a YAML file.
+        max_reject_fraction: more bad samples than this stop it.
+    """
+
+    what: What
+    root: str
+    experiment: str
+    source: str
+    from_pairs: str
+    recipe: str
+    max_reject_fraction: float
+
+    @property
+    def folder(self) -> str:
+        """Where its jobs leave their logs and results."""
+        return join(layout.experiment(self.root, self.experiment), "staging", self.what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What can be staged, as far as it is known before anything runs.
+
+    Attributes:
+        request: as jobs can meet it where they run.
+        remote: the list, where the pictures do not lie in one place.
+        on_cluster: whether the jobs' pods find their part by their index.
+        most_pods: that fetch at the same time.
+    """
+
+    request: StagingRequest
+    remote: RemoteList | None
+    on_cluster: bool
+    most_pods: int
+
+
+def prepare(request: StagingRequest, profile: Profile, settings: JobSettings) -> Prepared:
+    """Look at what is asked for.
+
+    Args:
+        request: what is to be staged.
+        profile: where jobs run, and in how many pods a list is fetched.
+        settings: how they look on a cluster.
+
+    Raises:
+        InputError: a source that no pod can see, a description that is wrong, a list from which no triplets can be made.
+    """
+    remote, on_cluster = remote_list(request.what, request.source), profile.backend != "local"
+    if request.from_pairs and remote_list("pairs", request.from_pairs) is not None:
+        raise InputError("triplets must be given where the pairs are fetched from a list, got none")
+    if on_cluster:
+        request = _for_pods(request, remote is None, settings)
+    return Prepared(request=request, remote=remote, on_cluster=on_cluster, most_pods=profile.staging_slices if on_cluster else 1)
+
+
+def run_staging(prepared: Prepared, run: Callable[[JobSpec], None]) -> str:
+    """Run the jobs one after another; the URI of the sealed data set.
+
+    Args:
+        prepared: what is to be staged.
+        run: runs one job to its end; raises where it fails.
+    """
+    request, remote = prepared.request, prepared.remote
+    if remote is None:
+        run(_whole(request))
+        return _result(request, "result")["uri"]
+    run(_job(request, "plan", [remote.kind, "--root", request.root, *remote.arguments(PLAN_OPTIONS), "--recipe", request.recipe]))
+    planned = _result(request, "plan")
+    pods = max(1, min(prepared.most_pods, int(planned["slices"])))
+    part = f"index/{pods}" if prepared.on_cluster else "0/1"
+    run(_job(request, "fetch", ["--plan", planned["uri"], "--slice", part, *remote.arguments(FETCH_OPTIONS)], pods))
+    run(_job(request, "seal", ["--plan", planned["uri"], "--max-reject-fraction", str(request.max_reject_fraction)]))
+    return _result(request, "seal")["uri"]
+
+
+def remote_list(what: What, source: str) -> RemoteList | None:
+    """The list that a source names, or None where the pictures lie in one place.
+
+    Raises:
+        InputError: the YAML is not there or says something wrong.
+    """
+    if source.startswith(("http://", "https://")) and not source.endswith((".yaml", ".yml")):
+        return RemoteList(kind="nights" if what == "triplets" else "urls", list=source)
+    if not source.endswith((".yaml", ".yml")):
+        return None
+    from trainer.configs import load_yaml, parse_config  # here: slow to import, and few sources are lists
+
+    try:
+        text = read_text(source)
+    except MissingObject as error:
+        raise InputError(f"{what} {source}: no such file") from error
+    value = load_yaml(text, source)
+    missing = [item.name for item in fields(RemoteList)[:2] if not value.get(item.name)]
+    if missing:
+        raise InputError(f"{what} {source}: {' and '.join(missing)} must be set: they say what is to be fetched")
+    remote = parse_config(RemoteList, value, source=source)
+    triplets = what == "triplets"
+    require(f"{source}: kind", remote.kind, f"{'' if triplets else 'not '}nights for {what}", (remote.kind == "nights") == triplets)
+    return remote
+
+
+def _whole(request: StagingRequest) -> JobSpec:
+    """The one job that reads the source and seals the data set."""
+    arguments = ["stage", request.what, "--root", request.root, "--source", request.source, "--recipe", request.recipe]
+    arguments += ["--max-reject-fraction", str(request.max_reject_fraction), "--result", join(request.folder, "result.json")]
+    if request.from_pairs:
+        arguments += ["--from-pairs", request.from_pairs]
+    return _spec(request, "stage", arguments)
+
+
+def _job(request: StagingRequest, step: str, arguments: list[str], pods: int = 1) -> JobSpec:
+    """One step of plan -> fetch -> seal; plan and seal leave their result in the folder."""
+    result = [] if step == "fetch" else ["--result", join(request.folder, f"{step}.json")]
+    return _spec(request, f"stage-{step}", ["stage", step, *arguments, *result], pods)
+
+
+def _spec(request: StagingRequest, stage: str, arguments: list[str], pods: int = 1) -> JobSpec:
+    return JobSpec(
+        name=f"{stage.replace('-', ' ')} {request.what}",
+        arguments=tuple(arguments),
+        folder=request.folder,
+        kind="stage",
+        identity=Identity(root=request.root, experiment=request.experiment, arm=request.what, seed=0, stage=stage),
+        recipe_hash=canonical_hash(arguments),
+        slices=pods,
+    )
+
+
+def _result(request: StagingRequest, name: str) -> dict[str, str]:
+    result: dict[str, str] = read_json(join(request.folder, f"{name}.json"))
+    return result
+
+
+def _for_pods(request: StagingRequest, in_place: bool, settings: JobSettings) -> StagingRequest:
+    """The request as pods can meet it: sources that they see, and the recipe's file in the store."""
+    for source in (request.source, request.from_pairs) if in_place else ():
+        path = local_path(source)
+        if source not in ("", "demo") and path is not None and not is_mounted(path, settings):
+            raise InputError(
+                f"{request.what} must be in a store that pods reach, such as s3://bucket/folder, or in a volume that "
+                f"jobs.pod_template mounts, got {source}; or stage it on this machine with the same root and BACKEND=local"
+            )
+    recipe = request.recipe
+    if recipe.endswith((".yaml", ".yml")) and local_path(recipe) is not None and not is_mounted(Path(recipe), settings):
+        recipe = join(request.folder, "recipe.yaml")
+        write_bytes(recipe, read_bytes(request.recipe))
+    return dataclasses.replace(request, recipe=recipe)

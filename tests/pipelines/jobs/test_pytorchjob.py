@@ -1,0 +1,185 @@
+"""The PyTorchJob's shape: each trap of training-operator v1 that the design names has its test."""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.cluster.names import MAX_NAME, Identity
+from pipelines.jobs.shapes import pytorchjob
+from pipelines.profile.settings import JobSettings
+from trainer.errors import InputError
+
+GOLDEN = Path(__file__).parent / "golden" / "pytorchjob.yaml"
+IDENTITY = Identity(root="s3://bucket/root", experiment="demo", arm="perceptual", seed=0, stage="contrastive")
+SETTINGS = JobSettings(
+    namespace="team",
+    image="registry.example/firstsight/trainer@sha256:" + "0" * 64,
+    nodes=2,
+    gpus_per_node=8,
+    cpu="16",
+    memory="128Gi",
+    store_secret="firstsight-store",
+    store_environment={"AWS_ENDPOINT_URL_S3": "http://minio:9000"},
+    labels={"kueue.x-k8s.io/queue-name": "research"},
+    pod_template={"spec": {"tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]}},
+)
+ARGUMENTS = ["train", "contrastive", "--config", "s3://bucket/root/experiments/demo/perceptual-seed0/contrastive/config.yaml"]
+
+
+def rendered(**changes: Any) -> dict[str, Any]:
+    """The manifest, with some settings changed."""
+    return pytorchjob.manifest(IDENTITY, dataclasses.replace(SETTINGS, **changes), ARGUMENTS, "a" * 64)
+
+
+def pod(job: dict[str, Any]) -> dict[str, Any]:
+    """Its worker's pod template."""
+    template: dict[str, Any] = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    return template
+
+
+def test_the_manifest_is_the_golden_one():
+    """UPDATE_GOLDEN=1 rewrites it."""
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(yaml.safe_dump(rendered(), sort_keys=False))
+
+    assert rendered() == yaml.safe_load(GOLDEN.read_text())
+
+
+def test_the_job_is_worker_only_and_elastic_with_a_fixed_size():
+    """A Master would pull an image of its own; elastic without Worker crashes operator 1.8.1."""
+    spec = rendered()["spec"]
+
+    assert list(spec["pytorchReplicaSpecs"]) == ["Worker"]
+    assert spec["elasticPolicy"]["minReplicas"] == spec["elasticPolicy"]["maxReplicas"] == 2
+    assert spec["elasticPolicy"]["rdzvBackend"] == "c10d"
+    assert spec["pytorchReplicaSpecs"]["Worker"]["restartPolicy"] == "OnFailure"
+
+
+def test_finished_and_failing_jobs_give_their_nodes_back():
+    """Running pods go when the job ends, the job goes after its TTL, and a crash loop has a fuse for all pods."""
+    policy = rendered(nodes=3)["spec"]["runPolicy"]
+
+    assert policy == {"cleanPodPolicy": "Running", "ttlSecondsAfterFinished": 86400, "backoffLimit": 30}
+
+
+def test_fields_that_differ_between_operators_are_not_used():
+    """ManagedBy is of 1.9 alone, activeDeadlineSeconds is not kept on time, suspend belongs to the queue."""
+    text = json.dumps(rendered())
+
+    assert not re.search("managedBy|activeDeadlineSeconds|suspend|nProcPerNode|schedulingPolicy", text)
+
+
+def test_a_cpu_node_runs_one_process():
+    """The operator's default would start one a core."""
+    job = rendered(gpus_per_node=0)
+
+    assert job["spec"]["nprocPerNode"] == "1"
+    assert pod(job)["spec"]["containers"][0]["resources"]["limits"] == {"memory": "128Gi"}
+
+
+def test_a_mesh_keeps_its_sidecar_to_itself():
+    """By label and by annotation: which one counts differs between versions of Istio."""
+    metadata = pod(rendered())["metadata"]
+
+    assert metadata["labels"]["sidecar.istio.io/inject"] == metadata["annotations"]["sidecar.istio.io/inject"] == "false"
+
+
+def test_the_pod_is_good_under_restricted_pod_security():
+    """Non-root, no privileges, a profile, a read-only root, and no token of the API server."""
+    spec = pod(rendered())["spec"]
+    (container,) = spec["containers"]
+
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["automountServiceAccountToken"] is False
+
+
+def test_credentials_come_by_reference_alone():
+    """A Secret's name is in the manifest, its keys are not."""
+    (container,) = pod(rendered())["spec"]["containers"]
+
+    assert container["envFrom"] == [{"secretRef": {"name": "firstsight-store"}}]
+    assert not any("SECRET" in variable["name"] or "ACCESS_KEY" in variable["name"] for variable in container["env"])
+
+
+def test_a_replaced_pod_does_not_stall_the_group():
+    """Torchrun's shared rendezvous store would, for a minute."""
+    (container,) = pod(rendered())["spec"]["containers"]
+
+    assert {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"} in container["env"]
+
+
+def test_the_trainer_gets_its_configuration_and_its_placement():
+    """The recipe stands in the configuration; where it runs stands in the arguments."""
+    (container,) = pod(rendered())["spec"]["containers"]
+
+    assert container["args"][: len(ARGUMENTS)] == ARGUMENTS
+    assert {"placement.nodes=2", "placement.processes_per_node=8"} <= set(container["args"])
+
+
+def test_the_clusters_template_is_laid_over_the_pod():
+    """And cannot take away the container that the operator's webhook wants."""
+    assert pod(rendered())["spec"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    with pytest.raises(InputError, match="must keep the container 'pytorch'"):
+        rendered(pod_template={"spec": {"containers": [{"name": "pytorch", "$patch": "delete"}]}})
+
+
+def test_the_hash_of_the_rendered_spec_changes_with_placement_and_that_of_the_recipe_does_not():
+    """By the first a launcher sees that a job runs with other settings, by the second that it is another stage."""
+    two, four = rendered()["metadata"]["annotations"], rendered(nodes=4)["metadata"]["annotations"]
+
+    assert two["firstsight.dev/recipe-hash"] == four["firstsight.dev/recipe-hash"]
+    assert two["firstsight.dev/spec-hash"] != four["firstsight.dev/spec-hash"]
+
+
+def test_kubeflow_trainings_models_take_every_field():
+    """Read into the SDK's models and written back, nothing is lost."""
+    from kubeflow.training.api_client import ApiClient
+
+    client, job = ApiClient(), rendered()
+    model = client.deserialize(SimpleNamespace(data=json.dumps(job)), "KubeflowOrgV1PyTorchJob")
+
+    assert client.sanitize_for_serialization(model) == job
+
+
+@pytest.mark.parametrize("arm", ["perceptual", "from-1a2b3c4d", "A_Name.With:Everything" * 5, "123"])
+def test_names_are_valid_and_short_enough(arm: str):
+    """DNS-1035 and short enough for every kind of job, whatever the parts are."""
+    name = dataclasses.replace(IDENTITY, arm=arm, seed=2**31 - 1).name
+
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= MAX_NAME
+
+
+@pytest.mark.parametrize("change", [{"root": "s3://b/r"}, {"experiment": "e"}, {"arm": "random"}, {"seed": 1}, {"stage": "posthoc"}])
+def test_every_part_of_the_identity_is_in_the_name(change: dict[str, Any]):
+    """Two stages never share a job."""
+    assert dataclasses.replace(IDENTITY, **change).name != IDENTITY.name
+
+
+def test_the_same_stage_has_the_same_name():
+    """Which is how a second launcher finds the first one's job; a slash at the end of the root means nothing."""
+    assert dataclasses.replace(IDENTITY, root="s3://bucket/root/").name == IDENTITY.name
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("nodes", 0), ("gpus_per_node", -1), ("memory", "lots"), ("image", " "), ("metrics_port", 80)],
+)
+def test_settings_that_cannot_be_are_refused(key: str, value: object):
+    """Before a cluster is asked."""
+    with pytest.raises(InputError, match=rf"jobs\.{key} must be"):
+        dataclasses.replace(SETTINGS, **{key: value})

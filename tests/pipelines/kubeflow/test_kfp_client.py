@@ -1,0 +1,243 @@
+"""What firstsight asks of Kubeflow, held against a small server with the real one's manners."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.kubeflow.client import Endpoint, Kubeflow, NotThere
+from pipelines.kubeflow.upload import register
+from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
+from tests.servers import make_certificates
+from trainer.errors import InputError, RunError
+
+PARAMETERS = {"arms": "random", "nodes": 2, "max_reject_fraction": 0.01}
+
+
+@pytest.fixture
+def server() -> Iterator[KubeflowServer]:
+    """A server without a login."""
+    with kubeflow_server() as running:
+        yield running
+
+
+def connect(server: KubeflowServer, patience_seconds: float = 5.0, **options: str) -> Kubeflow:
+    """A client of the test's server."""
+    return Kubeflow(Endpoint(host=server.url, **options), patience_seconds=patience_seconds)
+
+
+def start(client: Kubeflow, **parameters: object) -> str:
+    """A run of the uploaded pipeline; its id."""
+    pipeline, version, _ = register(client, "firstsight", "registry.example/pipelines:1")
+    experiment = client.experiment("demo")
+    return client.start("demo-1", experiment=experiment, pipeline=pipeline, version=version, parameters={**PARAMETERS, **parameters})
+
+
+def test_an_upload_is_safe_to_repeat_and_named_by_its_content(server: KubeflowServer):
+    """Another image is another version of the same pipeline."""
+    client = connect(server)
+
+    first, again, other = (register(client, "firstsight", image) for image in ("a/pipelines:1", "a/pipelines:1", "a/pipelines:2"))
+
+    assert first == again
+    assert first[0] == other[0]
+    assert first[1:] != other[1:]
+    assert len(server.pipelines) == 1
+    assert [version["display_name"] for version in server.versions.values()] == [first[2], other[2]]
+    image = server.versions[first[1]]["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]["exec-plan"]["container"]["image"]
+    assert image == "a/pipelines:1"
+    assert client.newest_image("firstsight") in ("a/pipelines:1", "a/pipelines:2")
+
+
+def test_uploads_that_race_or_lose_their_answer_make_one_version(server: KubeflowServer):
+    """The server did what it was asked, and nobody heard."""
+    server.faults.lost = {r"POST .*/pipelines$": 1, r"POST .*/upload_version": 1, r"POST .*/experiments": 1}
+    client = connect(server)
+
+    register(client, "firstsight", "a/pipelines:1")
+    client.experiment("demo")
+
+    assert (len(server.pipelines), len(server.versions), len(server.experiments)) == (1, 1, 1)
+
+
+def test_a_run_whose_answer_was_lost_is_found_and_not_started_twice(server: KubeflowServer):
+    """Two runs of one experiment would get into each other's way."""
+    server.faults.lost = {r"POST .*/runs$": 1}
+
+    run = start(connect(server))
+
+    assert list(server.runs) == [run]
+
+
+def test_unregistering_takes_all_versions_and_is_safe_to_repeat(server: KubeflowServer):
+    """An uninstall may be tried again."""
+    client = connect(server)
+    register(client, "firstsight", "a/pipelines:1")
+    register(client, "firstsight", "a/pipelines:2")
+
+    assert client.delete_pipeline("firstsight") is True
+    assert client.delete_pipeline("firstsight") is False
+    assert (server.pipelines, server.versions) == ({}, {})
+
+
+def test_an_archived_experiment_is_said_and_not_run_into(server: KubeflowServer):
+    """Its name is taken, and it takes no runs."""
+    client = connect(server)
+    identifier = client.experiment("demo")
+    server.experiments[identifier]["storage_state"] = "ARCHIVED"
+
+    with pytest.raises(InputError, match="archived"):
+        client.experiment("demo")
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(server: KubeflowServer, status: int):
+    """Gateways and restarts."""
+    server.faults.answers = {"healthz": [(status, "upstream connect error")] * 2}
+    server.faults.dropped = {"healthz": 1}
+
+    connect(server).check()
+
+    assert server.requests.count("GET /apis/v2beta1/healthz") == 4
+
+
+def test_what_does_not_pass_ends_with_its_cause(server: KubeflowServer):
+    """Bounded, and exit code 1."""
+    server.faults.answers = {"healthz": [(503, "no healthy upstream")] * 99}
+
+    with pytest.raises(RunError, match="answers 503 to healthz: no healthy upstream"):
+        connect(server, patience_seconds=0.3).check()
+
+
+def test_a_port_where_nobody_listens_is_said(server: KubeflowServer):
+    """With the address."""
+    client = Kubeflow(Endpoint(host="http://127.0.0.1:9"), patience_seconds=0.3)
+
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:9 cannot be reached"):
+        client.check()
+
+
+def test_tokens_are_sent_and_refusals_say_what_to_set(server: KubeflowServer, tmp_path: Path):
+    """Bearer from the environment, or from a file that is renewed while we run."""
+    server.token = "first"
+    connect(server, token="first").check()
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    client = connect(server, token_file=str(file))
+    client.check()
+    server.token = "second"
+
+    with pytest.raises(InputError, match=r"does not know us \(401.*KFP_TOKEN"):
+        client.check()
+
+    file.write_text("second\n")
+    client.check()
+
+
+def test_a_cookie_is_sent_and_a_login_page_is_known_for_what_it_is(server: KubeflowServer):
+    """A gateway answers a request without a session with its login page."""
+    server.cookie = "authservice_session=abc"
+    connect(server, cookie="authservice_session=abc").check()
+    with pytest.raises(InputError, match=r"does not let us \(403"):
+        connect(server).check()
+    server.faults.answers = {"healthz": [(200, "<html>Log in to your account</html>")]}
+
+    with pytest.raises(InputError, match="not as Kubeflow Pipelines does; behind a login set KFP_TOKEN"):
+        connect(server).check()
+    server.faults.answers = {"healthz": [(302, "")]}
+    with pytest.raises(InputError, match=r"sends us elsewhere \(302\), as before a login: set KFP_TOKEN"):
+        connect(server).check()
+
+
+def test_a_server_of_many_namespaces_wants_one_named_and_refuses_others(server: KubeflowServer):
+    """In the words of the one who has to type it."""
+    server.multi_user = True
+
+    with pytest.raises(InputError, match="KFP_NAMESPACE"):
+        connect(server).check()
+    client = connect(server, namespace="team-b")
+    client.check()
+    with pytest.raises(InputError, match="not authorized in namespace team-b"):
+        client.experiment("demo")
+    assert connect(server, namespace="team-a").experiment("demo")
+
+
+def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
+    """400, with the server's words, exit code 2."""
+    with pytest.raises(InputError, match="unknown parameter batch_size"):
+        start(connect(server), batch_size=1)
+    with pytest.raises(InputError, match="nodes has the wrong type"):
+        start(connect(server), nodes="2")
+    assert server.runs == {}
+
+
+def test_a_missing_run_is_not_waited_for(server: KubeflowServer):
+    """404."""
+    with pytest.raises(NotThere, match="Run 0 not found"):
+        connect(server).run("0")
+
+
+def test_tls_trusts_the_ca_that_was_given_and_no_other(tmp_path: Path):
+    """And says which setting to use."""
+    ca = make_certificates(tmp_path / "certificates")
+    with kubeflow_server(tmp_path / "certificates") as server:
+        connect(server, ca=str(ca)).check()
+        with pytest.raises(InputError, match=r"certificate is not trusted.*KFP_CA"):
+            connect(server).check()
+
+
+@pytest.mark.parametrize("host", ["", "kubeflow.example", "ftp://kubeflow.example"])
+def test_an_address_that_is_none_is_refused(host: str):
+    """Before anything is asked."""
+    with pytest.raises(InputError, match="KFP_ENDPOINT"):
+        Endpoint(host=host)
+
+
+def test_secrets_stay_out_of_what_is_printed():
+    """A traceback shows the endpoint's fields."""
+    assert "hush" not in repr(Endpoint(host="http://x", token="hush", cookie="session=hush"))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_kfps_own_client_takes_the_small_server_for_a_real_one(server: KubeflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What holds for it here holds on a cluster: pipelines, versions, experiments, runs, their end, termination."""
+    import kfp
+
+    monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+    register(connect(server), "firstsight", "a/pipelines:1")
+    client = kfp.Client(host=server.url)
+    pipeline = client.get_pipeline_id("firstsight")
+    (version,) = client.list_pipeline_versions(pipeline).pipeline_versions
+    experiment = client.create_experiment("demo")
+
+    run = client.run_pipeline(
+        experiment.experiment_id, "by hand", pipeline_id=pipeline, version_id=version.pipeline_version_id, params=PARAMETERS
+    )
+    ended = client.wait_for_run_completion(run.run_id, timeout=60, sleep_duration=0)
+
+    assert ended.state == "SUCCEEDED"
+    assert ended.run_details.task_details[-1].outputs is None
+    client.terminate_run(run.run_id)
+    assert client.get_run(run.run_id).state == "CANCELING"
+    assert client.wait_for_run_completion(run.run_id, timeout=60, sleep_duration=0).state == "FAILED"
+
+
+def test_a_log_is_read_line_by_line_or_not_at_all(server: KubeflowServer):
+    """An endpoint that does not give logs is no error."""
+    client = connect(server)
+    server.logs["pod-1"] = "one\ntwo\nthree"
+
+    assert list(client.log("run", "pod-1")) == ["one", "two", "three"]
+    assert list(client.log("run", "pod-2")) == []
+
+
+def test_two_clients_at_once_make_one_pipeline(server: KubeflowServer):
+    """CI matrices start together."""
+    threads = [threading.Thread(target=register, args=(connect(server), "firstsight", "a/pipelines:1")) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(server.pipelines), len(server.versions)) == (1, 1)

@@ -1,0 +1,174 @@
+"""Whole runs: the real pipeline, kfp.local, locks and signals, around a trainer that only pretends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[3]
+FAKE = Path(__file__).parent / "fake"
+
+
+class Run:
+    """One `python -m pipelines run` with a pretended trainer."""
+
+    def __init__(self, root: Path, *arguments: str, **variables: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FAKE), str(REPOSITORY)]), **variables}
+        command = [sys.executable, "-m", "pipelines", "run", "--root", str(root), "--recipe", "smoke", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, env=environment, cwd=root.parent, text=True, start_new_session=True, **pipes)
+        self.root = root
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
+        out, error = self.process.communicate(timeout=120)
+        return self.process.returncode, out, error
+
+    def starts(self, stage: str = "contrastive", cell: str = "random-seed0") -> list[int]:
+        """The process of each start of a stage."""
+        path = self.root / "experiments" / "smoke" / cell / stage / "starts.txt"
+        return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for_start(self, count: int = 1) -> int:
+        """Until the contrastive stage of the random arm has begun so many times; its process."""
+        end = time.monotonic() + 60
+        while len(self.starts()) < count and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.starts()[count - 1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root whose name kfp.local would rewrite, were it let."""
+    return tmp_path / "python3 runs"
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process ends within a few seconds."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
+    """And a second one does nothing again."""
+    run = Run(root, "--arms", "random,posthoc")
+    code, out, error = run.end()
+
+    assert (code, error) == (0, "")
+    assert out.splitlines()[-1] == f"report: {root}/experiments/smoke/report/index.html"
+    assert "A fake answer." in out
+
+    again = Run(root, "--arms", "random,posthoc")
+    code, out, _ = again.end()
+
+    assert code == 0
+    assert "contrastive random-seed0: done before" in out
+    assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == 1
+
+
+def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
+    """Wrong input is not tried twice; exit code and line are the cell's."""
+    run = Run(root, FAKE_FAIL="contrastive random-seed0:2")
+    code, out, error = run.end()
+
+    assert code == 2
+    assert "contrastive random-seed0: trainer train contrastive: contrastive random-seed0 was told to fail" in error
+    assert "contrastive random-seed0: failed: trainer train" in out
+    assert "starting it once more" not in out
+    assert len(run.starts("contrastive", "perceptual-seed0")) == 1
+    assert (root / "experiments/smoke/report/index.html").exists()
+
+
+@pytest.mark.slow
+def test_what_fails_on_the_way_is_started_once_more(root: Path):
+    """And then ends the cell with 1."""
+    code, out, error = Run(root, "--arms", "random", FAKE_FAIL="evaluate random-seed0:1").end()
+
+    assert code == 1
+    assert out.count("starting it once more") == 1
+    assert "told to fail" in error
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_is_started_again_at_once(root: Path):
+    """As an out-of-memory kill leaves it: the run itself goes on."""
+    run = Run(root, "--arms", "random", FAKE_SECONDS="3")
+    os.kill(run.wait_for_start(), signal.SIGKILL)
+    code, out, _ = run.end()
+
+    assert code == 0
+    assert "killed by SIGKILL" in out
+    assert len(run.starts()) == 2
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
+def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, number: int, expected: int):
+    """The trainer has time to save, and queued steps do not begin."""
+    run = Run(root, FAKE_SECONDS="60")
+    trainer = run.wait_for_start()
+    run.process.send_signal(number)
+    code, _, error = run.end()
+
+    assert code == expected
+    assert "run the same command again to go on" in error
+    assert is_gone(trainer)
+    assert run.starts("contrastive", "perceptual-seed0") == []
+    assert "SIGTERM: saved" in (root / "experiments/smoke/random-seed0/contrastive/log.txt").read_text()
+    assert Run(root).end()[0] == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_reaches_every_process_and_still_ends_cleanly(root: Path):
+    """A terminal signals the whole foreground group, kfp's shells included."""
+    run = Run(root, FAKE_SECONDS="60")
+    trainer = run.wait_for_start()
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, _, error = run.end()
+
+    assert code == 130
+    assert "Traceback" not in error
+    assert is_gone(trainer)
+
+
+@pytest.mark.slow
+def test_a_killed_run_takes_its_jobs_along_and_the_next_one_finishes(root: Path):
+    """Kill -9 on the pipeline in mid-stage: what had finished is not run again."""
+    run = Run(root, "--arms", "perceptual,random", FAKE_SECONDS="2")
+    trainer = run.wait_for_start()
+    run.process.kill()
+    run.end()
+
+    assert is_gone(trainer)
+
+    code, out, _ = Run(root, "--arms", "perceptual,random").end()
+
+    assert code == 0
+    assert "contrastive perceptual-seed0: done before" in out
+    assert len(run.starts("contrastive", "perceptual-seed0")) == 1
+    assert len(run.starts()) == 2
+
+
+@pytest.mark.slow
+def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
+    """Naming the process of the first, with exit code 2."""
+    run = Run(root, FAKE_SECONDS="60")
+    run.wait_for_start()
+
+    code, _, error = Run(root).end()
+    run.process.send_signal(signal.SIGINT)
+    run.end()
+
+    assert code == 2
+    assert f"is being run by process {run.process.pid} " in error
+    assert len(error.splitlines()) == 1

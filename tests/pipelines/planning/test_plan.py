@@ -1,0 +1,221 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipelines.planning import plan
+from pipelines.planning.arms import parse_arms
+from pipelines.steps import steps
+from tests.pipelines.data import commit, seal
+from trainer.config import DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
+from trainer.configs import load_recipe, load_yaml, parse_config
+from trainer.errors import InputError
+from trainer.storage import join, layout, read_bytes, read_json, write_bytes
+
+
+def request(root: str, recipe: str = "smoke", **weights: str) -> plan.Experiment:
+    """A request on data that nobody reads."""
+    pairs, triplets = DataConfig(uri="pairs", identity="p"), DataConfig(uri="triplets", identity="t")
+    return plan.Experiment(root=root, experiment="demo", recipe=load_recipe(recipe), pairs=pairs, triplets=triplets, weights=weights)
+
+
+def cell(root: str, arm: str, seed: int = 0) -> plan.Cell:
+    """One resolved cell."""
+    return plan.resolve(request(root), parse_arms(arm)[0], seed)
+
+
+def test_the_random_arm_has_a_contrastive_stage_alone():
+    """Its folder is that of the design's layout."""
+    resolved = cell("/r", "random")
+
+    assert [stage.stage for stage in resolved.stages()] == ["contrastive"]
+    assert resolved.contrastive.output == "/r/experiments/demo/random-seed0/contrastive"
+    assert resolved.contrastive.start.kind == "random"
+
+
+def test_the_perceptual_arm_starts_from_its_tower():
+    """By the hash that the tower's seal will carry."""
+    resolved = cell("/r", "perceptual")
+
+    assert resolved.perceptual is not None
+    assert resolved.contrastive.start.kind == "tower"
+    assert resolved.contrastive.start.recipe_hash == recipe_hash(resolved.perceptual)
+    assert resolved.contrastive.start.uri == layout.final(resolved.perceptual.output)
+    assert resolved.perceptual.output == f"/r/experiments/demo/towers/{recipe_hash(resolved.perceptual)}"
+
+
+def test_perceptual_and_permuted_share_one_tower():
+    """The same configuration in the same folder; arms with other labels have another."""
+    assert cell("/r", "perceptual").perceptual == cell("/r", "permuted").perceptual
+    assert cell("/r", "perceptual").perceptual != cell("/r", "shuffled").perceptual
+
+
+def test_a_tower_is_of_one_seed():
+    """Seeds share nothing."""
+    assert cell("/r", "perceptual", 0).perceptual != cell("/r", "perceptual", 1).perceptual
+
+
+def test_posthoc_starts_from_the_base_arms_model_of_the_same_seed():
+    """Which is the random arm's own cell, so that it is trained once."""
+    resolved = cell("/r", "posthoc", 3)
+
+    assert resolved.contrastive == cell("/r", "random", 3).contrastive
+    assert resolved.posthoc is not None
+    assert resolved.posthoc.start.recipe_hash == recipe_hash(resolved.contrastive)
+    assert resolved.posthoc.output == "/r/experiments/demo/posthoc-seed3/posthoc"
+
+
+def test_posthoc_after_the_perceptual_arm_needs_its_tower_too(tmp_path: Path):
+    """posthoc.base says after which arm."""
+    asked = request(str(tmp_path))
+    posthoc = dataclasses.replace(asked.recipe.posthoc, base="perceptual")
+    asked = dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, posthoc=posthoc))
+
+    stages = plan.resolve(asked, parse_arms("posthoc")[0], 0).stages()
+
+    assert [stage.stage for stage in stages] == ["perceptual", "contrastive", "posthoc"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "models"),
+    [
+        ("random", ["untrained", "contrastive"]),
+        ("perceptual", ["untrained", "perceptual", "contrastive"]),
+        ("permuted", ["untrained", "contrastive"]),
+        ("posthoc", ["untrained", "posthoc"]),
+    ],
+)
+def test_what_is_measured_is_the_arms_own(arm: str, models: list[str]):
+    """And always the untrained model beside it."""
+    assert [model.stage for model in cell("/r", arm).evaluation.models] == models
+
+
+def test_an_arm_from_a_tower_carries_the_hash_of_its_weights(tmp_path: Path):
+    """Taken from the seal of the tower."""
+    commit(str(tmp_path / "stage"), "h", vision_sha256="abc")
+    arms = parse_arms(f"from:{tmp_path}/stage/final")
+
+    weights = plan.weights_of(arms)
+    resolved = plan.resolve(dataclasses.replace(request(str(tmp_path)), weights=weights), arms[0], 0)
+
+    assert resolved.contrastive.start.recipe_hash == "abc"
+
+
+def test_an_arm_from_a_folder_without_a_seal_is_refused(tmp_path: Path):
+    """It may be half-written."""
+    with pytest.raises(InputError, match=r"no COMMITTED\.json there"):
+        plan.weights_of(parse_arms(f"from:{tmp_path}"))
+
+
+def test_what_is_written_is_what_was_resolved(root: str):
+    """Every config.yaml reads back as it was, and plan.json names their hashes."""
+    asked = request(root)
+    cells = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual,posthoc")]
+
+    plan.write_plan(asked, cells)
+
+    entries = read_json(join(asked.uri, "plan.json"))["cells"]
+    assert [entry["cell"] for entry in entries] == ["random-seed0", "perceptual-seed0", "posthoc-seed0"]
+    for entry, resolved in zip(entries, cells, strict=True):
+        evaluation = read_bytes(join(entry["evaluation"], "config.yaml")).decode()
+        assert parse_config(EvaluateConfig, load_yaml(evaluation, "")) == resolved.evaluation
+        for stage in resolved.stages():
+            text = read_bytes(join(entry[stage.stage], "config.yaml")).decode()
+            assert parse_config(StageConfig, load_yaml(text, "")) == stage
+            assert entry["recipe_hashes"][stage.stage] == recipe_hash(stage)
+
+
+def test_another_recipe_on_the_same_experiment_is_refused(tmp_path: Path):
+    """The keys that differ are named with both values, and nothing is written."""
+    first = request(str(tmp_path))
+    plan.write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    contrastive = dataclasses.replace(first.recipe.contrastive, epochs=7)
+    second = dataclasses.replace(first, recipe=dataclasses.replace(first.recipe, contrastive=contrastive))
+
+    with pytest.raises(InputError, match=r"experiment demo .* recipe\.contrastive\.epochs: 1 -> 7"):
+        plan.write_plan(second, [plan.resolve(second, parse_arms("perceptual")[0], 0)])
+
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_other_data_on_the_same_experiment_is_refused(tmp_path: Path):
+    """Runs on other data are never compared."""
+    first = request(str(tmp_path))
+    plan.write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
+    second = dataclasses.replace(first, pairs=DataConfig(uri="pairs", identity="other"))
+
+    with pytest.raises(InputError, match="pairs: 'p' -> 'other'"):
+        plan.write_plan(second, [plan.resolve(second, parse_arms("random")[0], 0)])
+
+
+def test_cells_that_finished_stay_in_the_plan(tmp_path: Path):
+    """So that a later run with other arms reports them all; what never finished is not missed."""
+    asked = request(str(tmp_path))
+    finished, unfinished = (plan.resolve(asked, parse_arms("random")[0], seed) for seed in (0, 1))
+    plan.write_plan(asked, [finished, unfinished])
+    commit(finished.contrastive.output, recipe_hash(finished.contrastive))
+
+    plan.write_plan(asked, [plan.resolve(asked, parse_arms("perceptual")[0], 0)])
+
+    written = read_json(join(asked.uri, "plan.json"))
+    assert [entry["cell"] for entry in written["cells"]] == ["random-seed0", "perceptual-seed0"]
+    assert (written["arms"], written["seeds"]) == (["random", "perceptual"], [0])
+
+
+def test_further_evaluation_sets_carry_the_identity_of_their_manifest(tmp_path: Path):
+    """A folder of another tool has none."""
+    staged = seal(str(tmp_path), "evaluation")
+    write_bytes(f"{tmp_path}/other/test/nshards.txt", b"1")
+
+    sets = plan.read_sets(f"{staged}, {tmp_path}/other")
+
+    assert [bool(part.identity) for part in sets] == [True, False]
+    asked = dataclasses.replace(request(str(tmp_path)), sets=sets)
+    assert plan.resolve(asked, parse_arms("random")[0], 0).evaluation.sets == sets
+
+
+def test_a_set_that_is_not_there_is_said_before_anything_is_trained(tmp_path: Path):
+    """Not behind days of training."""
+    with pytest.raises(InputError, match=r"evaluation set .*/nowhere: neither manifest\.json nor test/nshards\.txt lies there"):
+        plan.read_sets(f"{tmp_path}/nowhere")
+
+
+def test_evaluation_through_time_keeps_the_checkpoints_it_needs():
+    """evaluation.every_epochs decides which checkpoints the contrastive stage keeps."""
+    recipe = Recipe(evaluation=dataclasses.replace(Recipe().evaluation, every_epochs=4))
+    asked = dataclasses.replace(request("/r"), recipe=recipe)
+
+    assert plan.resolve(asked, parse_arms("random")[0], 0).contrastive.placement.checkpoint_every_epochs == 4
+
+
+def test_judged_needs_flips_judgement_of_peoples_triplets():
+    """Which staging makes where the recipe asks for it."""
+    arms, recipe = parse_arms("judged"), load_recipe("smoke")
+
+    with pytest.raises(InputError, match=r"set staging\.flip_judges_too: true"):
+        plan.require_judge(arms, "people", recipe)
+    plan.require_judge(arms, "people", load_recipe("smoke", ["staging.flip_judges_too=true"]))
+
+
+def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
+    """And returns the cells, seed by seed."""
+    pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="people")
+    arguments = {"root": str(tmp_path), "experiment": "e", "recipe": "smoke", "pairs": pairs, "triplets": triplets}
+
+    cells = steps.make_plan(arms="random,shuffled", seeds="0,1", **arguments)
+
+    assert cells == ["random-seed0", "shuffled-seed0", "random-seed1", "shuffled-seed1"]
+
+
+def test_judged_is_refused_where_flip_was_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It would equal the perceptual arm; the plan step ends with 2 and leaves failure.json."""
+    pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="FLIP")
+    arguments = {"root": str(tmp_path), "experiment": "e", "recipe": "smoke", "pairs": pairs, "triplets": triplets}
+
+    with pytest.raises(SystemExit) as raised:
+        steps.make_plan(arms="random,judged", seeds="0", **arguments)
+
+    assert raised.value.code == 2
+    assert "judged by FLIP" in capsys.readouterr().err
+    assert read_json(str(tmp_path / "experiments/e/failure.json"))["exit_code"] == 2

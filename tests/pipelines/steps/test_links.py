@@ -1,0 +1,105 @@
+"""The first step of a run: what it refuses, and what it shows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.profile.profile import PROFILE_VARIABLE
+from pipelines.steps.links import POD_VARIABLE, check_and_link
+from trainer.storage import join, read_json
+
+PROFILE = """
+root: {root}
+backend: pytorchjob
+jobs: {{namespace: team-a}}
+links:
+  dashboard: "https://grafana.example/d/firstsight?var-experiment={{experiment}}"
+  bucket: "https://console.example/{{namespace}}"
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The pipeline's defaults, in a pod whose profile says root and cluster."""
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(PROFILE.format(root=tmp_path / "store"))
+    monkeypatch.setenv(PROFILE_VARIABLE, str(profile))
+    monkeypatch.setenv(POD_VARIABLE, "a-pod")
+    texts = dict.fromkeys(("pairs", "triplets", "eval_sets", "image", "queue", "root"), "")
+    shape = {"nodes": 0, "gpus_per_node": -1, "resume": "auto", "max_reject_fraction": 0.01}
+    return {"profile": "firstsight", "experiment": "demo", "recipe": "smoke", "arms": "random,posthoc", "seeds": "0,1", **texts, **shape}
+
+
+def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, Any], tmp_path: Path):
+    """With the experiment and the namespace put in."""
+    page = check_and_link(**asked)
+
+    assert "[Dashboard](https://grafana.example/d/firstsight?var-experiment=demo)" in page
+    assert "[Bucket](https://console.example/team-a)" in page
+    assert "[Kubeflow]" not in page
+    assert "4 cells, one after another: `random-seed0`, `posthoc-seed0`, `random-seed1`, `posthoc-seed1`" in page
+    assert f"`{tmp_path}/store/experiments/demo/report/index.html`" in page
+    assert "kubectl -n team-a get pytorchjobs,jobs,pods -l firstsight.dev/experiment=demo" in page
+    assert "python -m pipelines cancel demo --namespace team-a" in page
+
+
+def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without a profile everything runs here."""
+    monkeypatch.delenv(PROFILE_VARIABLE)
+    monkeypatch.delenv(POD_VARIABLE)
+
+    assert "kubectl" not in check_and_link(**{**asked, "root": str(tmp_path / "runs")})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"arms": "random,percetual"}, "'percetual'"),
+        ({"seeds": "0,,1"}, "seeds"),
+        ({"recipe": "huge"}, "'huge'"),
+        ({"arms": "judged"}, "FLIP"),
+        ({"nodes": -1}, "nodes"),
+        ({"resume": "perhaps"}, "resume"),
+        ({"max_reject_fraction": 1.5}, "max_reject_fraction"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_left_where_the_caller_reads_it(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any], named: str
+):
+    """KFP reports every exit code as 1, so failure.json says 2; a run that is right takes it away again."""
+    with pytest.raises(SystemExit) as ended:
+        check_and_link(**{**asked, **wrong})
+
+    failure = join(str(tmp_path), "store/experiments/demo/failure.json")
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err
+    assert read_json(failure)["exit_code"] == 2
+    assert named in read_json(failure)["line"]
+
+    check_and_link(**asked)
+    assert not Path(failure).exists()
+
+
+def test_a_pod_without_its_profile_says_so(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The ConfigMap is mounted where there is one; without it steps would run in the launcher itself."""
+    monkeypatch.delenv(PROFILE_VARIABLE)
+
+    with pytest.raises(SystemExit) as ended:
+        check_and_link(**{**asked, "profile": "mine", "root": str(tmp_path / "runs")})
+
+    assert ended.value.code == 2
+    assert "there is no ConfigMap 'mine'" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_without_any_root_is_refused(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Neither the parameter nor the profile names one."""
+    (tmp_path / "profile.yaml").write_text("backend: pytorchjob\n")
+
+    with pytest.raises(SystemExit) as ended:
+        check_and_link(**asked)
+
+    assert ended.value.code == 2

@@ -1,0 +1,199 @@
+"""What a run says of its health, and to whom."""
+
+import dataclasses
+import json
+import sys
+import threading
+import time
+import types
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.run import build
+from tests.run.toy import ToyStage, Trained, toy_config
+from trainer.errors import InputError
+from trainer.run import health, sinks
+from trainer.run.metrics import profiled_steps
+from trainer.run.sinks import Endpoint, optional_sinks
+
+RECORD = {"time": 1.0, "step": 3, "samples": 12, "loss": 0.5, "grad_norm": 1.5, "nonfinite_steps": 1, "restarts": 2, "val_2afc": None}
+
+
+def scraped(port: int) -> dict[str, float]:
+    """Figures by name, labels left out."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {line.partition("{")[0].partition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def test_a_step_that_hangs_dumps_its_stack_and_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stack names the function that hangs; the line names the setting; the exit code is 1."""
+    said: list[str] = []
+    codes: list[int] = []
+    ended = threading.Event()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        dog._stop.set()
+        ended.set()
+
+    def stuck_in_a_collective() -> None:
+        assert ended.wait(60)
+
+    monkeypatch.setattr("trainer.run.health.os._exit", end)
+    with (tmp_path / "stderr").open("w") as stderr:
+        monkeypatch.setattr(sys, "__stderr__", stderr)
+        dog = health.Watchdog(0.2, "toy", said.append)
+        stuck_in_a_collective()
+        dog.close()
+    assert codes == [1]
+    assert "stuck_in_a_collective" in (tmp_path / "stderr").read_text()
+    assert said == ["toy: a step took longer than placement.watchdog_seconds 0.2; every rank's stack is in its log"]
+
+
+def test_steps_that_end_keep_the_watchdog_quiet() -> None:
+    """Beats closer than the limit, for longer than the limit in all."""
+    said: list[str] = []
+    dog = health.Watchdog(0.5, "toy", said.append)
+    for _ in range(12):
+        time.sleep(0.05)
+        dog.beat()
+    dog.close()
+    assert not said
+
+
+def test_prometheus_shows_the_figures_of_the_record(tmp_path: Path) -> None:
+    """By the names that the chart's alerts use."""
+    endpoint = Endpoint(toy_config(tmp_path), 0)
+    endpoint.log(RECORD)
+    endpoint.step(0.25, 0.05)
+    endpoint.saved(0.01, 2.0)
+    found = scraped(endpoint.port)
+    endpoint.close(0.0)
+    expected = {
+        "loss": 0.5, "grad_norm": 1.5, "samples_total": 12, "steps_total": 3, "nonfinite_total": 1, "restarts_total": 2,
+        "data_wait_seconds_total": 0.05, "step_seconds_sum": 0.25, "checkpoint_seconds": 2.0, "checkpoint_stall_seconds": 0.01,
+    }  # fmt: skip
+    assert {name: found[f"firstsight_train_{name}"] for name in expected} == expected
+    assert found["firstsight_train_info"] == 1
+    assert found["firstsight_train_last_step_timestamp_seconds"] > 1e9
+
+
+def test_counters_go_on_and_never_back(tmp_path: Path) -> None:
+    """A second record adds what is new."""
+    endpoint = Endpoint(toy_config(tmp_path), 0)
+    endpoint.log(RECORD)
+    endpoint.log({**RECORD, "step": 5, "samples": 20})
+    found = scraped(endpoint.port)
+    endpoint.close(0.0)
+    assert (found["firstsight_train_steps_total"], found["firstsight_train_samples_total"]) == (5, 20)
+
+
+def test_nobody_is_waited_for_where_nobody_scrapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a run without a Prometheus costs nothing."""
+    endpoint = Endpoint(toy_config(tmp_path), 0)
+
+    def never(_: float) -> None:
+        raise AssertionError("it waited")
+
+    monkeypatch.setattr("trainer.run.sinks.time.sleep", never)
+    endpoint.close()
+
+
+def test_the_endpoint_lingers_until_the_last_figures_were_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once somebody has scraped, they are given the last figures too, and no more."""
+    endpoint = Endpoint(toy_config(tmp_path), 0)
+    scraped(endpoint.port)
+    endpoint.log(RECORD)
+    found: list[float] = []
+    monkeypatch.setattr("trainer.run.sinks.time.sleep", lambda _: found.append(scraped(endpoint.port)["firstsight_train_loss"]))
+    endpoint.close()
+    assert found == [0.5]
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    """As a setting, with its value."""
+    endpoint = Endpoint(toy_config(tmp_path), 0)
+    with pytest.raises(InputError, match=rf"placement\.metrics_port must be a free port, got {endpoint.port}"):
+        Endpoint(toy_config(tmp_path), endpoint.port)
+    endpoint.close(0.0)
+
+
+def test_a_run_serves_while_it_runs(tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of /metrics are those of progress.jsonl."""
+    ports: list[int] = []
+    found: list[dict[str, float]] = []
+
+    def endpoint_on_any_port(config: Any, port: int) -> Endpoint:
+        endpoint = Endpoint(config, 0)
+        ports.append(endpoint.port)
+        return endpoint
+
+    def look(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 9:
+            found.append(scraped(ports[0]))
+
+    monkeypatch.setattr("trainer.run.loop.Endpoint", endpoint_on_any_port)
+    monkeypatch.setattr("trainer.run.records.LINGER_SECONDS", 0.0)
+    run_toy(toy_config(tmp_path, metrics_port=1), after=look)
+    line = json.loads((tmp_path / "stage" / "progress.jsonl").read_text().splitlines()[8])
+    assert found[0]["firstsight_train_loss"] == pytest.approx(line["loss"])
+    assert found[0]["firstsight_train_samples_total"] == line["samples"]
+    assert found[0]["firstsight_train_step_seconds_count"] == 9
+
+
+@pytest.mark.parametrize(("setting", "package"), [("tensorboard_dir", "tensorboard"), ("wandb_project", "wandb")])
+def test_a_missing_package_of_an_optional_sink_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, package: str
+) -> None:
+    """Which setting wants it."""
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"placement\.{setting} is set, but the package {package} is not installed"):
+        optional_sinks(dataclasses.replace(toy_config(tmp_path), placement=build.placed(**{setting: str(tmp_path)})))
+
+
+def test_weights_and_biases_gets_the_numbers_and_one_run_for_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a stand-in for the package: the run's id is the recipe's, so a restart goes on with it."""
+    logged: list[tuple[dict[str, float], int]] = []
+    run = types.SimpleNamespace(log=lambda figures, step: logged.append((figures, step)), finish=lambda: None)
+    asked: dict[str, Any] = {}
+
+    def init(**arguments: Any) -> Any:
+        asked.update(arguments)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    (sink,) = optional_sinks(toy_config(tmp_path, wandb_project="eyes"))
+    sink.log(RECORD)
+    sink.close()
+    assert asked["resume"] == "allow"
+    assert logged == [({"samples": 12, "loss": 0.5, "grad_norm": 1.5, "nonfinite_steps": 1, "restarts": 2}, 3)]
+
+
+def test_tensorboard_gets_a_scalar_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a stand-in for the package."""
+    scalars: list[tuple[str, float, int]] = []
+    writer = types.SimpleNamespace(add_scalar=lambda *scalar: scalars.append(scalar), close=lambda: None)
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=lambda _: writer))
+    sink = sinks.TensorBoard(str(tmp_path))
+    sink.log(RECORD)
+    sink.close()
+    assert ("loss", 0.5, 3) in scalars
+
+
+def test_a_trace_of_the_chosen_steps_is_stored(tmp_path: Path, run_toy: Trained) -> None:
+    """Chrome's format, in profile/ of the stage's folder."""
+    run_toy(toy_config(tmp_path, profile_steps="2:3"))
+    trace = json.loads((tmp_path / "stage" / "profile" / "steps-2-3.json").read_text())
+    assert trace["traceEvents"]
+
+
+@pytest.mark.parametrize("text", ["3", "3:2", "0:2", "a:b"])
+def test_profiled_steps_must_be_a_range(text: str) -> None:
+    """From 1, first before last."""
+    with pytest.raises(InputError, match=r"placement\.profile_steps must be A:B"):
+        profiled_steps(text)

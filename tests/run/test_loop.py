@@ -1,0 +1,153 @@
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.run.toy import ToyStage, Trained, toy_config
+from trainer.config import recipe_hash
+from trainer.errors import RunError, Stopped
+from trainer.storage import read_bytes
+from trainer.storage.committed import read_committed
+
+
+class Killed(BaseException):
+    """Stands for a process that dies without a word."""
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "stage" / "progress.jsonl").read_text().splitlines()]
+
+
+def test_a_run_ends_with_a_sealed_final_model(tmp_path: Path, run_toy: Trained) -> None:
+    """final/ carries the recipe's hash, the last step and where the weights came from."""
+    config = toy_config(tmp_path)
+    run_toy(config)
+    seal = read_committed(str(tmp_path / "stage" / "final"))
+    assert seal is not None
+    assert (seal.recipe_hash, seal.step) == (recipe_hash(config), 20)
+    assert seal.facts["data_identity"] == config.data.identity
+    lineage = json.loads((tmp_path / "stage" / "lineage.json").read_text())
+    assert lineage["weights_sha256"] == seal.facts["weights_sha256"]
+    assert lineage["recipe_hash"] == seal.recipe_hash
+
+
+def test_progress_has_every_logged_step_and_its_time_split(tmp_path: Path, run_toy: Trained) -> None:
+    """One line a step here, with loss, rate, and the parts of a step's time."""
+    run_toy(toy_config(tmp_path))
+    assert steps_of(tmp_path) == list(range(1, 21))
+    line = json.loads((tmp_path / "stage" / "progress.jsonl").read_text().splitlines()[4])
+    assert line["steps"] == 20
+    assert line["samples"] == 20
+    assert line["val_2afc"] == 0.5
+    parts = [line[f"{part}_seconds"] for part in ("data_wait", "compute", "communication", "checkpoint_stall", "evaluation")]
+    assert sum(parts) == pytest.approx(line["step_seconds"])
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, run_toy: Trained) -> None:
+    """Killed in mid-epoch after a checkpoint: what follows equals the undisturbed run, bit for bit, with nothing logged twice."""
+    whole = run_toy(toy_config(tmp_path / "a", checkpoint_every_steps=3, clip_norm=0.5))
+
+    def die(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 7:
+            raise Killed
+
+    config = toy_config(tmp_path / "b", checkpoint_every_steps=3, clip_norm=0.5)
+    with pytest.raises(Killed):
+        run_toy(config, after=die)
+    resumed = run_toy(config)
+    assert resumed.served.served[0] == 6
+    assert int(resumed.memory["epochs"]) == 4
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[name])
+    assert steps_of(tmp_path / "b") == list(range(1, 21))
+
+
+def test_sigterm_saves_the_step_and_exits_143(tmp_path: Path, run_toy: Trained) -> None:
+    """The step that is running is finished and saved; the next run goes on behind it."""
+
+    def terminate(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = toy_config(tmp_path)
+    with pytest.raises(Stopped, match="at step 8 of 20") as stopped:
+        run_toy(config, after=terminate)
+    assert stopped.value.exit_code == 143
+    assert run_toy(config).served.served[0] == 8
+
+
+def test_the_parents_stop_marker_ends_a_run_like_sigterm(tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the parent leaves a marker that the loop sees."""
+    monkeypatch.setenv("FIRSTSIGHT_STOP", str(tmp_path / "stop"))
+    (tmp_path / "stop").touch()
+    with pytest.raises(Stopped, match="at step 1"):
+        run_toy(toy_config(tmp_path))
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, run_toy: Trained) -> None:
+    """NaN in two batches costs two steps and no weight."""
+    stage = run_toy(toy_config(tmp_path), poisoned=frozenset({3, 9}))
+    assert all(bool(value.isfinite().all()) for value in stage.module.state_dict().values())
+    last = json.loads((tmp_path / "stage" / "progress.jsonl").read_text().splitlines()[-1])
+    assert last["nonfinite_steps"] == 2
+
+
+def test_too_many_steps_that_are_not_finite_end_the_run(tmp_path: Path, run_toy: Trained) -> None:
+    """The line names the setting and its value."""
+    with pytest.raises(RunError, match=r"placement\.max_nonfinite_steps is 2"):
+        run_toy(toy_config(tmp_path, max_nonfinite_steps=2), poisoned=frozenset(range(5, 10)))
+
+
+def test_resume_never_starts_from_the_beginning(tmp_path: Path, run_toy: Trained) -> None:
+    """Old checkpoints are gone, so that a later automatic resume cannot take them."""
+
+    def die(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_toy(toy_config(tmp_path, checkpoint_every_steps=3), after=die)
+    stage = run_toy(toy_config(tmp_path, resume="never"))
+    assert stage.served.served[0] == 0
+    assert steps_of(tmp_path) == list(range(1, 21))
+    assert not list((tmp_path / "stage" / "checkpoints").rglob("COMMITTED.json"))
+
+
+def test_a_restarted_attempt_goes_on_even_where_it_was_told_never(tmp_path: Path, run_toy: Trained) -> None:
+    """A pod that comes back has the same arguments; what this very attempt saved is not thrown away."""
+
+    def die(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 7:
+            raise Killed
+
+    config = toy_config(tmp_path, checkpoint_every_steps=3, resume="never", attempt=4)
+    with pytest.raises(Killed):
+        run_toy(config, after=die)
+    assert run_toy(config).served.served[0] == 6
+
+
+def test_a_run_on_an_object_store_goes_on_after_a_kill(tmp_path: Path, run_toy: Trained, s3_root: str) -> None:
+    """The same on S3 as on files: nothing lost, nothing twice."""
+
+    def die(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 7:
+            raise Killed
+
+    config = dataclasses.replace(toy_config(tmp_path, checkpoint_every_steps=3), output=f"{s3_root}/stage")
+    with pytest.raises(Killed):
+        run_toy(config, after=die)
+    assert run_toy(config).served.served[0] == 6
+    lines = read_bytes(f"{s3_root}/stage/progress.jsonl").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
+    assert read_committed(f"{s3_root}/stage/final") is not None
+
+
+def test_checkpoints_kept_by_epoch_outlive_the_newest(tmp_path: Path, run_toy: Trained) -> None:
+    """keep_last counts the others only."""
+    run_toy(toy_config(tmp_path, checkpoint_every_steps=2, checkpoint_every_epochs=2, keep_last=1))
+    kept = sorted(path.parent.name for path in (tmp_path / "stage" / "checkpoints").rglob("COMMITTED.json"))
+    assert kept == ["step-000000010", "step-000000020"]

@@ -1,0 +1,267 @@
+"""The two towers: open_clip's CLIP, built from the recipe with named random streams.
+
+The modules and their key names are open_clip's, so that what is trained here opens there. Ours are the
+initialisation and the strict loading of a tower; trainer/model/encoding.py runs them.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig, stream_seed
+from trainer.errors import InputError
+
+VOCABULARY = 49408
+LOGIT_SCALES = {"100": math.log(100), "1/0.07": math.log(1 / 0.07)}
+
+
+# ------------------------------------------------------------------------------------------------ building
+
+
+def build_model(config: ModelConfig, seed: int) -> open_clip.CLIP:
+    """A CLIP in float32 on the CPU, initialised from the streams `vision_init` and `text_init` of `seed`.
+
+    The streams are apart, so a tower's initial weights do not depend on what else was drawn: arms of one seed share them.
+
+    Raises:
+        InputError: config names no open_clip ViT that this trainer keeps exact (see `open_clip_config`).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "vision_init"))  # the constructor draws the vision tower first
+        model = open_clip.CLIP(**open_clip_config(config))
+    if config.vision_init == "paper":
+        _init_vision_as_paper(model.visual, _generator(seed, "vision_init"))
+    _init_text(model, _generator(seed, "text_init"))
+    with torch.no_grad():
+        model.logit_scale.fill_(LOGIT_SCALES[config.logit_scale_init])
+    return model
+
+
+def open_clip_config(config: ModelConfig) -> dict[str, Any]:
+    """The model as open_clip writes it: embed_dim, vision_cfg, text_cfg.
+
+    Raises:
+        InputError: open_clip knows no such name, or it is not CLIP's ViT with a causal text tower over CLIP's vocabulary:
+            batch statistics and dropout would make results depend on the number of ranks.
+    """
+    if not config.open_clip_name:
+        return {
+            "embed_dim": config.embed_dim,
+            "vision_cfg": {
+                "image_size": config.image_size,
+                "patch_size": config.patch_size,
+                "layers": config.vision_layers,
+                "width": config.vision_width,
+                "head_width": config.vision_head_width,
+            },
+            "text_cfg": {
+                "context_length": config.context_length,
+                "vocab_size": VOCABULARY,
+                "width": config.text_width,
+                "heads": config.text_heads,
+                "layers": config.text_layers,
+            },
+        }
+    name = config.open_clip_name
+    found: dict[str, Any] | None = open_clip.get_model_config(name)
+    if found is None:
+        raise InputError(f"model.open_clip_name must be one of open_clip.list_models(), got {name!r}")
+    _refuse_inexact(name, found)
+    return found
+
+
+def _refuse_inexact(name: str, found: Mapping[str, Any]) -> None:
+    """Only CLIP's own ViT and causal text tower are the same function at every world size and text length."""
+    vision, text = found["vision_cfg"], found["text_cfg"]
+    reasons = {
+        "its vision tower is a ResNet with batch normalisation": isinstance(vision.get("layers"), list),
+        "its vision tower comes from timm, perhaps with batch statistics or dropout": "timm_model_name" in vision,
+        "its vision tower drops patches at random": bool(vision.get("patch_dropout")),
+        "its text tower comes from Hugging Face": "hf_model_name" in text,
+        "it is not a plain CLIP (custom_text, CoCa)": bool(found.get("custom_text")) or "multimodal_cfg" in found,
+        "its text tower is not causal with pooling at EOT": bool(text.get("no_causal_mask") or text.get("embed_cls"))
+        or text.get("pool_type", "argmax") != "argmax",
+        f"its vocabulary is not CLIP's {VOCABULARY} tokens": text.get("vocab_size", VOCABULARY) != VOCABULARY
+        or bool(text.get("hf_tokenizer_name")),
+        "it has a logit bias": "init_logit_bias" in found,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise InputError(f"model.open_clip_name must be a CLIP ViT that is exact at any number of ranks, got {name!r}: {reason}")
+
+
+def resolve(config: ModelConfig) -> dict[str, int]:
+    """The sizes that hold, also where they come from an open_clip name: the size fields of ModelConfig."""
+    found = open_clip_config(config)
+    vision, text = found["vision_cfg"], found["text_cfg"]
+    return {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "vision_layers": vision["layers"],
+        "vision_width": vision["width"],
+        "vision_head_width": vision.get("head_width", 64),
+        "embed_dim": found["embed_dim"],
+        "text_layers": text["layers"],
+        "text_width": text["width"],
+        "text_heads": text["heads"],
+        "context_length": text.get("context_length", 77),
+    }
+
+
+def flops_per_sample(config: ModelConfig, text_tokens: float) -> float:
+    """Floating-point operations of one image and one caption of `text_tokens`, forward and backward.
+
+    Multiplications and additions count each; backward is twice forward. 0 tokens: the vision tower alone.
+    """
+    size = resolve(config)
+    patches = (size["image_size"] // size["patch_size"]) ** 2
+    vision = _tower_flops(patches + 1, size["vision_width"], size["vision_layers"])
+    vision += 2 * patches * 3 * size["patch_size"] ** 2 * size["vision_width"] + 2 * size["vision_width"] * size["embed_dim"]
+    text = _tower_flops(text_tokens, size["text_width"], size["text_layers"]) + 2 * size["text_width"] * size["embed_dim"]
+    return 3 * (vision + (text if text_tokens else 0.0))
+
+
+def _tower_flops(tokens: float, width: int, layers: int) -> float:
+    # 12 W^2 multiply-adds a token in QKV, output and the 4x MLP; two products with the other tokens in attention
+    return layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
+
+
+# ------------------------------------------------------------------------------------------- initialisation
+
+
+def _generator(seed: int, stream: str) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_seed(seed, stream))
+
+
+def _init_blocks(blocks: nn.Module, width: int, layers: int, generator: torch.Generator) -> None:
+    """Normal weights; what is added to the residual stream is scaled by (2 layers)^-1/2."""
+    residual_std = width**-0.5 * (2 * layers) ** -0.5
+    for name, parameter in blocks.named_parameters():
+        if name.endswith(("out_proj.weight", "c_proj.weight")):
+            parameter.normal_(std=residual_std, generator=generator)
+        elif name.endswith("in_proj_weight"):
+            parameter.normal_(std=width**-0.5, generator=generator)
+        elif name.endswith("c_fc.weight"):
+            parameter.normal_(std=(2 * width) ** -0.5, generator=generator)
+
+
+@torch.no_grad()
+def _init_vision_as_paper(visual: Any, generator: torch.Generator) -> None:
+    """Residual-scaled normal blocks, a class token of std 1; patches, positions and projection as open_clip draws them.
+
+    The code behind the paper leaves biases at zero and gains at one.
+    """
+    width, layers = visual.conv1.out_channels, len(visual.transformer.resblocks)
+    _init_blocks(visual.transformer, width, layers, generator)
+    for name, parameter in visual.transformer.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+    visual.class_embedding.normal_(std=1.0, generator=generator)
+
+
+@torch.no_grad()
+def _init_text(model: open_clip.CLIP, generator: torch.Generator) -> None:
+    """CLIP's own initialisation of the text tower, from our stream."""
+    width, layers = model.positional_embedding.shape[1], len(model.transformer.resblocks)
+    model.token_embedding.weight.normal_(std=0.02, generator=generator)
+    model.positional_embedding.normal_(std=0.01, generator=generator)
+    _init_blocks(model.transformer, width, layers, generator)
+    for block in model.transformer.resblocks:
+        for linear in (block.mlp.c_fc, block.mlp.c_proj):  # PyTorch's default, which CLIP keeps
+            bound = linear.in_features**-0.5
+            linear.bias.uniform_(-bound, bound, generator=generator)
+    model.text_projection.normal_(std=width**-0.5, generator=generator)
+
+
+# --------------------------------------------------------------------------------------- weights in and out
+
+
+def vision_state(model: open_clip.CLIP) -> dict[str, Tensor]:
+    """The vision tower's weights by open_clip's key names without `visual.`: float32, contiguous, on the CPU."""
+    return _portable(model.visual)
+
+
+def model_state(model: open_clip.CLIP) -> dict[str, Tensor]:
+    """All weights by open_clip's key names: float32, contiguous, on the CPU."""
+    return _portable(model)
+
+
+def _portable(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in module.state_dict().items()}
+
+
+def load_vision(model: open_clip.CLIP, state: Mapping[str, Tensor], source: str = "vision tower") -> None:
+    """Load the vision tower, every key and every shape.
+
+    Raises:
+        InputError: anything is missing, unexpected, of another shape or not finite; the model is then unchanged.
+    """
+    load_strict(model.visual, state, source)
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load `state`, every key and every shape; `source` names it in errors.
+
+    Raises:
+        InputError: anything is missing, unexpected, of another shape or kind, or not finite; the module is then unchanged.
+    """
+    expected = module.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unexpected:
+        raise InputError(
+            f"{source} does not fit the model: {len(missing)} keys missing (first: {_first(missing)}), "
+            f"{len(unexpected)} unexpected (first: {_first(unexpected)})"
+        )
+    for name, value in sorted(state.items()):
+        if value.shape != expected[name].shape:
+            raise InputError(f"{source} does not fit the model: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{source} does not fit the model: {name} holds {value.dtype}, not {expected[name].dtype}")
+    if broken := not_finite(state):
+        raise InputError(f"{source}: {broken} holds numbers that are not finite")
+    module.load_state_dict(dict(state), strict=True)
+
+
+def _first(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) or "none"
+
+
+def permute_within(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Each tensor's own numbers in random places (stream `permute`): the same norms and distribution, no structure."""
+    generator = _generator(seed, "permute")
+    return {
+        name: value.flatten()[torch.randperm(value.numel(), generator=generator)].view_as(value) for name, value in sorted(state.items())
+    }
+
+
+def save_open_clip(folder: Path, model: open_clip.CLIP, config: ModelConfig) -> None:
+    """Write the model so that `open_clip.create_model_and_transforms("local-dir:<folder>")` opens it, preprocessing included."""
+    size = model.visual.image_size
+    preprocess = {
+        "size": list(size) if isinstance(size, tuple) else size,
+        "mode": "RGB",
+        "mean": list(OPENAI_DATASET_MEAN),
+        "std": list(OPENAI_DATASET_STD),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    content = {"model_cfg": open_clip_config(config), "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(model_state(model), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of a tensor that contains NaN or Inf; empty where none does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            return name
+    return ""

@@ -1,0 +1,271 @@
+"""The one training loop, for every stage. Torch is imported here and below; trainer/run/train.py decides whether to come here.
+
+Read `train` first: it is the table of contents. trainer/run/starting.py says where a run starts, trainer/run/records.py what it writes.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from trainer.config import OptimizerConfig, StageConfig, stream_seed
+from trainer.errors import RunError, Stopped
+from trainer.model import distributed, optimizer
+from trainer.model.distributed import Distributed
+from trainer.progress import check_stop
+from trainer.run import checkpoint, preflight, records
+from trainer.run.failure import write_failure
+from trainer.run.health import Profiler, Skips, Watchdog
+from trainer.run.metrics import PROGRESS_FILE, StepTimer, StoredLines
+from trainer.run.records import Run
+from trainer.run.sinks import Endpoint, optional_sinks
+from trainer.run.starting import from_main, start
+from trainer.stages import Stage
+from trainer.storage import layout
+
+log = logging.getLogger("trainer")
+
+
+def train(config: StageConfig) -> None:
+    """Run one stage to its end, from wherever it stands; returns when final/ is committed.
+
+    Raises:
+        InputError: the input or configuration is wrong.
+        RunError: something failed on the way.
+        Stopped: asked to stop; the checkpoint is committed.
+    """
+    # 1. Ranks
+    dist = distributed.start(config.placement)
+    fence = checkpoint.Fence(config.output, config.placement.attempt)
+    try:
+        with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(layout.run_name(config)):
+            from_main(dist, lambda: records.open_folder(config, fence))
+            # 2. Model, data, optimiser
+            stage = build_stage(config, dist)
+            loader = stage.loader()
+            settings = stage_settings(config)
+            built = optimizer.build(stage.module, settings.optimizer)
+            # 3. Where to start
+            state, started_from = start(config, dist, stage, built)
+            run = Run(
+                config=config,
+                dist=dist,
+                stage=stage,
+                optimizer=built,
+                state=state,
+                fence=fence,
+                steps_per_epoch=loader.steps_per_epoch,
+                steps=loader.steps_per_epoch * settings.epochs,
+                global_batch_size=settings.global_batch_size,
+                started_from=started_from,
+                skips=Skips(dist.device),
+                lines=StoredLines(config.output, PROGRESS_FILE) if dist.main else None,
+                writer=records.writer(config, fence) if dist.main else None,
+                endpoint=Endpoint(config, config.placement.metrics_port)
+                if dist.local_rank == 0 and config.placement.metrics_port
+                else None,
+                sinks=optional_sinks(config) if dist.main else [],
+            )
+            try:
+                # 4. Steps
+                records.write_config(run)
+                records.write_lineage(run, {})
+                preflight.check(run)
+                _steps(run, loader, stop_requested)
+                # 5. The finished model
+                from_main(dist, lambda: records.finish(run))
+            finally:
+                loader.close()
+                records.close(run)
+    finally:
+        distributed.stop()
+
+
+def build_stage(config: StageConfig, dist: Distributed) -> Stage:
+    """The stage that the configuration names."""
+    if config.stage == "contrastive":
+        from trainer.stages.contrastive import ContrastiveStage
+
+        return ContrastiveStage(config, dist, dist.device)
+    if config.stage == "perceptual":
+        from trainer.stages.perceptual import PerceptualStage
+
+        return PerceptualStage(config, dist, dist.device)
+    from trainer.stages.posthoc import PosthocStage
+
+    return PosthocStage(config, dist, dist.device)
+
+
+# ------------------------------------------------------------------------------------------------------- steps
+
+
+class _Cadence:
+    """What is due behind a step."""
+
+    def __init__(self, run: Run) -> None:
+        self._placement, self._run = run.config.placement, run
+        self._logged, self._saved = run.state.step, time.monotonic()
+
+    def steps_to_log(self, stop: bool) -> int:
+        """Steps since the last line of the log where one is due, else 0."""
+        step = self._run.state.step
+        since = step - self._logged
+        if not (stop or since >= self._placement.log_every_steps or step % self._run.steps_per_epoch == 0):
+            return 0
+        self._logged = step
+        return since
+
+    def save(self, stop: bool) -> bool:
+        """Whether a checkpoint is due; behind the last step only one that is kept."""
+        step, placement = self._run.state.step, self._placement
+        due = placement.checkpoint_every_steps > 0 and step % placement.checkpoint_every_steps == 0
+        due = due or stop or time.monotonic() - self._saved >= placement.checkpoint_every_minutes * 60
+        due = self.keep() or (due and step < self._run.steps)
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+    def keep(self) -> bool:
+        """Whether this step's checkpoint is one of those kept by epoch."""
+        epochs, rest = divmod(self._run.state.step, self._run.steps_per_epoch)
+        every = self._placement.checkpoint_every_epochs
+        return rest == 0 and every > 0 and epochs % every == 0
+
+
+def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
+    """From the present step to the last. Every rank takes the same decisions at the same step."""
+    state, placement = run.state, run.config.placement
+    if run.lines is not None:
+        run.lines.keep_until(state.step)
+    if state.step >= run.steps:
+        return
+    timer, cadence, began = StepTimer(), _Cadence(run), time.monotonic() - state.seconds
+    profiler = Profiler(placement.profile_steps if run.dist.main else "", run.config.output)
+    batches = loader.batches(state.step)
+    run.stage.module.train()
+    records.say(run, {})
+    distributed.communication_seconds()  # what came before the first step does not count
+    with _watched(run) as beat:
+        while state.step < run.steps:
+            profiler.before(state.step + 1)
+            with timer.step():
+                with timer.measure("data_wait"):
+                    batch = next(batches)
+                figures = _step(run, batch)
+            state.step += 1
+            state.seconds = time.monotonic() - began
+            profiler.after(state.step)
+            if run.endpoint is not None:
+                run.endpoint.step(*timer.last_step)
+            if state.step % run.steps_per_epoch == 0:
+                with timer.measure("evaluation"):
+                    figures.update(run.stage.end_epoch(state.step // run.steps_per_epoch - 1))
+            stop = distributed.all_any(stop_requested())
+            steps, save = cadence.steps_to_log(stop), cadence.save(stop)
+            if steps or save:
+                _count_skips(run, wait=True)
+            if steps:
+                timer.add("communication", distributed.communication_seconds())
+                records.log_step(run, figures, timer.take(steps, steps * run.global_batch_size))
+            if save:
+                with timer.measure("checkpoint_stall"):
+                    records.save(run, cadence.keep())
+            beat()
+            if stop and state.step < run.steps:
+                _stop(run)
+    log.info("%s: %d steps in %.0f s", run.name, run.steps, state.seconds)
+
+
+def _stop(run: Run) -> None:
+    """End the run behind a committed checkpoint; every rank waits for it."""
+    if run.writer is not None:
+        run.writer.wait()
+    distributed.barrier()
+    raise Stopped(f"{run.name}: stopped on request at step {run.state.step} of {run.steps}; run the same command again to go on")
+
+
+def _step(run: Run, batch: Any) -> dict[str, Any]:
+    """One optimiser step. A gradient that is not finite is skipped and counted; the count may not pass the limit."""
+    config, state = run.config, run.state
+    settings: OptimizerConfig = stage_settings(config).optimizer
+    rate = optimizer.learning_rate(settings, state.step, _horizon(run))
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    # what is drawn in a step is a function of the step, so a checkpoint need not hold a generator's state
+    torch.manual_seed(stream_seed(config.seed, f"step:{state.step}:rank:{run.dist.rank}"))
+    figures = dict(run.stage.forward_backward(batch, state.step))
+    trained = [p for p in run.stage.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if settings.clip_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(trained, settings.clip_norm, norm)
+    # the gradient is the sum over ranks, so all of them see the same
+    skip = ~torch.isfinite(norm)
+    optimizer.step_unless(run.optimizer, skip)
+    run.stage.after_optimizer()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.skips.add(state.step + 1, skip)
+    _count_skips(run)
+    state.flops += float(figures.get("flops", 0.0)) * run.dist.world_size
+    return {**figures, "grad_norm": norm, "learning_rate": rate}
+
+
+def _count_skips(run: Run, wait: bool = False) -> None:
+    """Count the skipped steps that are known of; `wait` for the device to know of all. RunError where they pass the limit."""
+    state, limit = run.state, run.config.placement.max_nonfinite_steps
+    for step in run.skips.known(wait):
+        state.nonfinite_steps += 1
+        log.warning("%s: step %d skipped, its gradient is not finite (%d so far)", run.name, step, state.nonfinite_steps)
+        if state.nonfinite_steps > limit:
+            raise RunError(
+                f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient that is not finite, "
+                f"placement.max_nonfinite_steps is {limit}"
+            )
+
+
+def _horizon(run: Run) -> int:
+    as_coded = run.config.contrastive is not None and run.config.contrastive.schedule_horizon == "as_coded"
+    return run.steps * (optimizer.AS_CODED_ACCUMULATION if as_coded else 1)
+
+
+def stage_settings(config: StageConfig) -> Any:
+    """The settings of this stage: PerceptualConfig, ContrastiveConfig or PosthocConfig."""
+    return getattr(config, config.stage)
+
+
+@contextmanager
+def _watched(run: Run) -> Iterator[Callable[[], None]]:
+    """A watchdog over the steps inside; the result is to be called behind each."""
+    watchdog = Watchdog(run.config.placement.watchdog_seconds, run.name, lambda line: write_failure(run.config, RunError(line)))
+    try:
+        yield watchdog.beat
+    finally:
+        watchdog.close()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM, Ctrl-C and the parent's stop marker into a question that the loop asks every step."""
+    asked: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C means now
+        asked.append(number)
+
+    def requested() -> bool:
+        try:
+            check_stop()
+        except RunError:
+            return True
+        return bool(asked)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,262 @@
+"""What a run writes into its stage's folder: config.yaml, lineage.json, progress.jsonl, log.txt, checkpoints/ and final/."""
+
+import logging
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import lineage
+from trainer.config import StageConfig, recipe_fields, recipe_hash
+from trainer.configs import dump_yaml
+from trainer.errors import InputError, RunError
+from trainer.model import optimizer, towers
+from trainer.model.distributed import Distributed
+from trainer.progress import progress, step_line
+from trainer.run import checkpoint
+from trainer.run.failure import FAILURE_FILE
+from trainer.run.health import Skips, peak_flops
+from trainer.run.metrics import LOG_FILE, PROGRESS_FILE, StoredLines, StoredLogHandler, json_line
+from trainer.run.sinks import LINGER_SECONDS, Endpoint, Sink
+from trainer.run.starting import State
+from trainer.stages import Stage
+from trainer.storage import join, layout, open_store, write_bytes, write_json
+from trainer.storage.base import exists
+from trainer.storage.manifest import require_manifest
+
+LINEAGE_FILE = "lineage.json"
+CONFIG_FILE = "config.yaml"
+log = logging.getLogger("trainer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the phases of one run share."""
+
+    config: StageConfig
+    dist: Distributed
+    stage: Stage
+    optimizer: torch.optim.Optimizer
+    state: State
+    fence: checkpoint.Fence
+    steps_per_epoch: int
+    steps: int
+    global_batch_size: int
+    started_from: str
+    skips: Skips
+    lines: StoredLines | None
+    """progress.jsonl; rank 0 has it."""
+    writer: checkpoint.Writer | None
+    """Saves checkpoints; rank 0 has it."""
+    endpoint: Endpoint | None
+    """/metrics; local rank 0 of each machine has it, where a port is given."""
+    sinks: list[Sink]
+    """TensorBoard and the like; rank 0 has them."""
+
+    @property
+    def name(self) -> str:
+        """As a person knows this run."""
+        return layout.run_name(self.config)
+
+
+def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -> None:
+    """A line of progress.jsonl, the same figures for /metrics and other sinks, and the bar of the person who waits."""
+    if run.dist.local_rank != 0:
+        return
+    state = run.state
+    plain = {name: float(value) for name, value in figures.items() if name != "flops"}
+    peak = peak_flops(run.dist.device)
+    if peak is not None:
+        plain["mfu_ratio"] = float(figures.get("flops", 0.0)) / times["step_seconds"] / peak
+    record = {
+        "time": time.time(),
+        "step": state.step,
+        "steps": run.steps,
+        "epoch": state.step / run.steps_per_epoch,
+        "samples": state.step * run.global_batch_size,
+        **plain,
+        **times,
+        "nonfinite_steps": state.nonfinite_steps,
+        "restarts": state.restarts,
+    }
+    if run.writer is not None and run.writer.last_seconds:
+        record["checkpoint_seconds"] = run.writer.last_seconds
+    if run.endpoint is not None:
+        run.endpoint.log(record)
+    if run.lines is None:
+        return
+    run.lines.add(json_line(record))
+    for sink in run.sinks:
+        sink.log(record)
+    rate = times["samples_per_second"]
+    log.info("%s", step_line(run.name, state.step, run.steps, plain["loss"], rate))
+    say(run, {"loss": plain["loss"], "samples_per_second": rate})
+
+
+def say(run: Run, figures: Mapping[str, float]) -> None:
+    """Move the bar of the person who waits."""
+    if run.dist.main:
+        done, total = run.state.step * run.global_batch_size, run.steps * run.global_batch_size
+        progress(run.name, done, total, "samples" if run.config.stage == "contrastive" else "triplets", **figures)
+
+
+def open_folder(config: StageConfig, fence: checkpoint.Fence) -> None:
+    """Claim the stage's folder, and clear away how the last attempt failed and what it left half-written."""
+    fence.claim()
+    store = open_store(config.output)
+    store.delete(join(config.output, FAILURE_FILE))
+    store.sweep(join(config.output, "checkpoints"))
+    store.sweep(layout.final(config.output))
+
+
+def write_config(run: Run) -> None:
+    """config.yaml: from now on the folder is this recipe's. Only once model, data and start were found to be right."""
+    uri = join(run.config.output, CONFIG_FILE)
+    if run.dist.main and not exists(uri):
+        write_bytes(uri, dump_yaml(run.config).encode())
+
+
+def writer(config: StageConfig, fence: checkpoint.Fence) -> checkpoint.Writer:
+    """What saves this run's checkpoints."""
+    return checkpoint.Writer(config.output, recipe_hash=recipe_hash(config), fence=fence, keep_last=config.placement.keep_last)
+
+
+def save(run: Run, keep: bool) -> None:
+    """Save a checkpoint of the present step, on rank 0; `keep` marks one that is never deleted."""
+    if run.writer is None or run.lines is None:
+        return
+    began = time.perf_counter()
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        checkpoint.MODEL_FILE: run.stage.module.state_dict(),
+        checkpoint.OPTIMIZER_FILE: optimizer.state(run.optimizer, run.stage.module),
+    }
+    if run.stage.memory:
+        tensors["memory.safetensors"] = run.stage.memory
+    facts = {"data_identity": run.config.data.identity, "world_size": run.dist.world_size, "threads": torch.get_num_threads()}
+    state = {
+        "nonfinite_steps": run.state.nonfinite_steps,
+        "seconds": run.state.seconds,
+        "flops": run.state.flops,
+        "restarts": run.state.restarts,
+        "started_from": run.started_from,
+        "recipe": recipe_fields(run.config),
+        **facts,
+    }
+    run.writer.save(run.state.step, tensors, state, facts, beside={PROGRESS_FILE: run.lines.data()}, keep=keep)
+    if run.endpoint is not None:
+        run.endpoint.saved(time.perf_counter() - began, run.writer.last_seconds)
+
+
+def finish(run: Run) -> None:
+    """Write final/, then lineage.json with the hashes of what was made."""
+    assert run.writer is not None
+    run.writer.wait()
+    if broken := towers.not_finite(run.stage.module.state_dict()):
+        raise RunError(f"{run.name}: {broken} holds numbers that are not finite behind the last step: no final model was written")
+    samples = run.steps * run.global_batch_size
+    with tempfile.TemporaryDirectory(prefix="firstsight-final-") as folder:
+        facts = run.stage.save_final(Path(folder))
+        facts |= {
+            "data_identity": run.config.data.identity,
+            "judge": require_manifest(run.config.data.uri, run.config.data.identity).judge,
+            "seconds": run.state.seconds,
+            "samples": samples,
+            "samples_per_second": samples / run.state.seconds if run.state.seconds else 0.0,
+            "flops": run.state.flops,
+            "world_size": run.dist.world_size,
+            "threads": torch.get_num_threads(),
+            "nonfinite_steps": run.state.nonfinite_steps,
+            "restarts": run.state.restarts,
+        }
+        write_lineage(run, facts)
+        if run.lines is not None:
+            write_bytes(join(run.config.output, PROGRESS_FILE), run.lines.data())
+        checkpoint.write_final(
+            run.config.output, Path(folder), recipe_hash=recipe_hash(run.config), step=run.steps, fence=run.fence, facts=facts
+        )
+    open_store(run.config.output).delete(join(run.config.output, FAILURE_FILE))
+    log.info("%s: final model committed", run.name)
+
+
+def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
+    """lineage.json: weights -> configuration -> data -> code -> image. Written at the start, and again with the hashes."""
+    if not run.dist.main:
+        return
+    config = run.config
+    manifest = require_manifest(config.data.uri, config.data.identity)
+    device = torch.cuda.get_device_name() if run.dist.device.type == "cuda" else platform.processor() or platform.machine()
+    value = {
+        "format_version": lineage.FORMAT_VERSION,
+        "experiment": config.experiment,
+        "arm": config.arm,
+        "seed": config.seed,
+        "stage": config.stage,
+        "recipe_hash": recipe_hash(config),
+        "labels": config.labels,
+        "start": {
+            "kind": config.start.kind,
+            "uri": config.start.uri,
+            "recipe_hash": config.start.recipe_hash,
+            "weights_sha256": run.started_from,
+        },
+        "data": {"uri": config.data.uri, "identity": manifest.identity, "name": manifest.name, "judge": manifest.judge},
+        "weights_sha256": facts.get("weights_sha256", facts.get("vision_sha256", "")),
+        "vision_sha256": facts.get("vision_sha256", ""),
+        "code": lineage.code_facts(),
+        "image_digest": lineage.image_digest(),
+        "world_size": run.dist.world_size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": device,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": run.state.seconds,
+    }
+    write_json(join(config.output, LINEAGE_FILE), value)
+
+
+def close(run: Run) -> None:
+    """End the background threads; where the run failed already, what they say comes second."""
+    failing = sys.exc_info()[0] is not None
+    if run.endpoint is not None:
+        run.endpoint.close(0.0 if failing else LINGER_SECONDS)
+    for part in (run.lines, run.writer, *run.sinks):
+        try:
+            if part is not None:
+                part.close()
+        except (InputError, RunError) as error:
+            if not failing:
+                raise
+            log.error("%s", error)
+
+
+@contextmanager
+def log_to_store(config: StageConfig, dist: Distributed) -> Iterator[None]:
+    """Rank 0's log lines go to standard error, and to log.txt in the stage's folder."""
+    if not dist.main:
+        yield
+        return
+    lines = StoredLines(config.output, LOG_FILE)
+    stored = StoredLogHandler(lines)
+    handlers: list[logging.Handler] = [stored, logging.StreamHandler()]
+    for handler in handlers:
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        # whoever catches it tells the person who waits
+        stored.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error) or type(error).__name__, (), None))
+        raise
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+        lines.close()

@@ -1,0 +1,168 @@
+"""`python -m trainer train`: is it done, is the input right, one process or many? Torch comes only after that.
+
+    python -m trainer train perceptual --config <stage folder>/config.yaml
+
+A stage that is finished finds that out in a fraction of a second; wrong input ends the run before any rank starts.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+
+from trainer import lineage
+from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require
+from trainer.configs import load_yaml, parse_config
+from trainer.errors import InputError, RunError
+from trainer.run.failure import write_failure
+from trainer.run.metrics import profiled_steps
+from trainer.storage import join, layout, open_store, read_text
+from trainer.storage.base import exists
+from trainer.storage.committed import read_committed
+from trainer.storage.manifest import Manifest, require_manifest
+
+_PR_SET_PDEATHSIG = 1
+
+
+def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
+    """Run one stage of one cell, or say that it is done.
+
+    Args:
+        stage: perceptual, contrastive or posthoc; must be what the configuration says.
+        config_uri: the resolved config.yaml.
+        overrides: `dotted.key=value`; only placement keys make sense here, others change the recipe and are refused.
+
+    Raises:
+        InputError: wrong input or configuration; nothing was started.
+        RunError: a failure on the way, of this process or of a rank.
+    """
+    config = parse_config(StageConfig, load_yaml(read_text(config_uri), config_uri), overrides, config_uri)
+    require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
+    try:
+        if is_done(config):
+            print(f"{layout.run_name(config)}: done already, {layout.final(config.output)}", file=sys.stderr)
+            return
+        inside = "TORCHELASTIC_RUN_ID" in os.environ
+        if inside:
+            _die_with_parent()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a step to save: Python's handler waits for the ranks to meet
+        else:
+            validate(config)
+        if inside or not _wants_agent(config):
+            from trainer.run.loop import train
+
+            train(config)
+        else:
+            from trainer.run.elastic import run_agent
+
+            run_agent(config, ["-m", "trainer", "train", stage, "--config", config_uri, *(f"--set={item}" for item in overrides)])
+    except Exception as error:
+        if isinstance(error, RunError) and _finished_meanwhile(config):
+            print(f"{layout.run_name(config)}: done, {layout.final(config.output)}; then: {error}", file=sys.stderr)
+            return
+        write_failure(config, error)
+        raise
+
+
+def is_done(config: StageConfig) -> bool:
+    """Whether final/ is committed by this very recipe, and its files are there.
+
+    Raises:
+        InputError: it is committed by another recipe; what differs is named.
+    """
+    seal = read_committed(layout.final(config.output))
+    if seal is None:
+        return False
+    if seal.recipe_hash != recipe_hash(config):
+        raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{_differing(config)}")
+    for name, facts in seal.files.items():
+        uri = join(layout.final(config.output), name)
+        info = open_store(uri).head(uri)
+        if info is None or info.size != facts["size"]:
+            print(f"{uri}: {'missing' if info is None else f'{info.size} bytes'}, sealed were {facts['size']}: made again", file=sys.stderr)
+            return False
+    return True
+
+
+def _finished_meanwhile(config: StageConfig) -> bool:
+    """Whether what ended this process came behind the commit of the final model."""
+    try:
+        return is_done(config)
+    except (InputError, RunError):
+        return False
+
+
+def validate(config: StageConfig) -> None:
+    """Everything that can be known to be wrong before torch is imported and ranks start.
+
+    Raises:
+        InputError: one line that names key, rule and value.
+    """
+    require("data.uri", config.data.uri, "the URI of a sealed data set", bool(config.data.uri))
+    _refuse_other_recipe(config)
+    settings = getattr(config, config.stage)
+    ranks = config.placement.nodes * config.placement.processes_per_node
+    rule = f"a multiple of the number of ranks {ranks}"
+    require(f"{config.stage}.global_batch_size", settings.global_batch_size, rule, settings.global_batch_size % ranks == 0)
+    if config.contrastive is not None:
+        size = config.contrastive.contrast_batch_size
+        require("contrastive.contrast_batch_size", size, rule, size % ranks == 0)
+        most = config.placement.local_batch_size
+        rule = f"0 or >= contrast_batch_size / ranks = {size // ranks} where contrastive.accumulation is independent"
+        whole = most == 0 or most >= size // ranks or config.contrastive.accumulation != "independent"
+        require("placement.local_batch_size", most, rule, whole)
+    resume = config.placement.resume
+    require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
+    profiled_steps(config.placement.profile_steps)
+    compilers = (os.environ.get("CC", ""), "gcc", "clang")
+    rule = "false where there is no C compiler (CC, gcc or clang), which torch.compile needs"
+    require("placement.compile", config.placement.compile, rule, not config.placement.compile or any(map(shutil.which, compilers)))
+    _check_data(config, require_manifest(config.data.uri, config.data.identity), settings.global_batch_size)
+    kinds = {"perceptual": ("random", "tower"), "contrastive": ("random", "tower", "permuted", "model"), "posthoc": ("model",)}[
+        config.stage
+    ]
+    require("start.kind", config.start.kind, f"one of {', '.join(kinds)} for stage {config.stage}", config.start.kind in kinds)
+    lineage.check_start(config.start)
+
+
+def _die_with_parent() -> None:
+    """A rank must not outlive its agent: the agent gives it a session of its own, so no signal to a group reaches it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wants_agent(config: StageConfig) -> bool:
+    """More than one rank, restarts in place, or a job that says how its pods find each other (PET_*, torchrun's variables)."""
+    placement = config.placement
+    return placement.nodes * placement.processes_per_node > 1 or placement.max_restarts > 0 or "PET_RDZV_ENDPOINT" in os.environ
+
+
+def _refuse_other_recipe(config: StageConfig) -> None:
+    """A folder belongs to one recipe, also before anything in it is finished."""
+    differing = _differing(config)
+    if differing:
+        raise InputError(f"{config.output}: this folder belongs to another recipe, refused{differing}")
+
+
+def _differing(config: StageConfig) -> str:
+    uri = join(config.output, "config.yaml")
+    if not exists(uri):
+        return ""
+    old = parse_config(StageConfig, load_yaml(read_text(uri), uri), (), uri)
+    found = list(differing_keys(recipe_fields(old), recipe_fields(config)))
+    return f": {'; '.join(found[:4])}" if found else ""
+
+
+def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int) -> None:
+    kind = "pairs" if config.stage == "contrastive" else "triplets"
+    require("data.uri", config.data.uri, f"a data set of {kind} (this one holds {manifest.kind})", manifest.kind == kind)
+    samples = sum(shard.num_samples for shard in manifest.split("train"))
+    rule = f"at most the {samples} training samples of {config.data.uri}"
+    require(f"{config.stage}.global_batch_size", global_batch_size, rule, global_batch_size <= samples)
+    if config.labels == "flip":
+        judge = f"votes where FLIP is the judge of {config.data.uri} anyway"
+        require("labels", config.labels, judge, manifest.judge != "FLIP")
+    if config.perceptual is not None and config.perceptual.handoff == "best_val":
+        rule = f"last where {config.data.uri} has no val split"
+        require("perceptual.handoff", "best_val", rule, bool(manifest.split("val")))
