@@ -72,7 +72,7 @@ def prepare(merged: Request) -> Prepared:
         os.environ[PROFILE_VARIABLE] = request.profile
     use_store_of_profile()
     profile = read_profile(backend=request.backend)
-    root, settings = root_of_run(request.root, profile), job_settings(profile, request)
+    root, settings = root_of_run(request.root, profile, default="runs"), job_settings(profile, request)
     if profile.backend != "local":
         require_reachable(root, settings)
     return Prepared(request=request, root=root, profile=profile)
