@@ -17,7 +17,7 @@ GPUS_PER_NODE ?=## GPUs on each machine, one process for each; 0: CPU (default: 
 IMAGE ?=## the trainer's image, with tag or digest (default: the profile's)
 QUEUE ?=## the queue that admits the jobs, such as a Kueue LocalQueue (default: the profile's)
 RESUME ?=## auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint (default: auto)
-PLACEMENT ?=## how a stage runs, such as compile=true loader_workers=8; docs/PLACEMENT.md lists every key (default: none)
+PLACEMENT ?=## how a stage runs, such as compile=true loader_workers=8; docs/REQUEST.md lists every key (default: none)
 
 export REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE RESUME PLACEMENT
 REQUEST_FLAGS = $(if $(REQUEST),--request "$$REQUEST")

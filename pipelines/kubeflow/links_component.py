@@ -51,7 +51,7 @@ def links(
         image: The trainer's image, with tag or digest.
         queue: The queue that admits the jobs, such as a Kueue LocalQueue.
         resume: Auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint.
-        placement: How a stage runs, such as compile=true loader_workers=8; docs/PLACEMENT.md lists every key.
+        placement: How a stage runs, such as compile=true loader_workers=8; docs/REQUEST.md lists every key.
         page: Links to dashboard, logs and bucket, shown in the run.
 
     Returns:

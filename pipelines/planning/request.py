@@ -96,7 +96,7 @@ class Request:
         rule="auto, never or a checkpoint's URI",
         ok=lambda value: value in ("auto", "never") or "/" in value,
     )
-    placement: Mapping[str, Any] = settings("how a stage runs, such as compile=true loader_workers=8; docs/PLACEMENT.md lists every key")
+    placement: Mapping[str, Any] = settings("how a stage runs, such as compile=true loader_workers=8; docs/REQUEST.md lists every key")
 
     def __post_init__(self) -> None:
         """Every rule that needs neither a profile nor a store."""
@@ -206,10 +206,19 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     resolved = dataclasses.replace(request, **changes)
     recipe = resolved.load_recipe()
     require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
-    cells = resolved.cells
-    assert cells, "arms and seeds are never empty"
+    _refuse_other_epochs(resolved, recipe)
+    resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
     name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
+
+
+def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
+    """The recipe's evaluation reads the checkpoints that it asks for, so a placement cannot keep others."""
+    wanted, kept = recipe.evaluation.every_epochs, request.placement.get("checkpoint_every_epochs", 0)
+    if wanted and kept and wanted != kept:
+        raise InputError(
+            f"placement.checkpoint_every_epochs is {kept}, and the recipe's evaluation.every_epochs is {wanted}: leave the first out"
+        )
 
 
 def _refuse_local_places(request: Request) -> None:
