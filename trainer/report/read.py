@@ -24,6 +24,7 @@ from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
+from trainer.storage.plans import NAME, read_plan
 
 ConfigT = TypeVar("ConfigT")
 _LABEL_ARMS = {"votes": "perceptual", "flip": "judged", "instance": "instance", "shuffled": "shuffled"}
@@ -58,20 +59,17 @@ def read_experiment(uri: str) -> Experiment:
 
 
 def _read_plan(uri: str) -> dict[str, Any]:
-    place = join(uri, "plan.json")
+    place = join(uri, NAME)
     try:
-        plan = read_json(place)
-    except MissingObject as error:
-        raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)") from error
+        plan = read_plan(uri)
     except RunError as error:
         raise InputError(str(error)) from error
-    keys = ("format_version", "experiment", "root", "arms", "seeds", "cells", "pairs", "triplets")
-    lacking = [key for key in keys if not isinstance(plan, dict) or key not in plan]
+    if plan is None:
+        raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)")
+    lacking = [key for key in ("experiment", "root", "arms", "seeds", "pairs", "triplets") if key not in plan]
     if lacking:
         raise InputError(f"{place}: not an experiment's plan: {', '.join(lacking)} missing")
-    if plan["format_version"] != 1:
-        raise InputError(f"{place}: format_version must be 1, got {plan['format_version']!r}")
-    return dict(plan)
+    return plan
 
 
 def _read_data(experiment: Experiment) -> None:

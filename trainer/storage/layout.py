@@ -33,19 +33,19 @@ def tower(experiment_uri: str, recipe_hash: str) -> str:
     return join(experiment_uri, "towers", recipe_hash)
 
 
-def cell_name(arm: str, seed: int) -> str:
-    """An arm with a seed, as folders and people name it."""
-    return f"{arm}-seed{seed}"
+def cell_name(arm: str, seed: int, point: str = "") -> str:
+    """An arm with a seed, at a point where the request varies its recipe, as folders and people name it."""
+    return f"{arm}-{point}-seed{seed}" if point else f"{arm}-seed{seed}"
 
 
 def run_name(config: StageConfig) -> str:
     """A stage of a cell, as people name it."""
-    return f"{config.stage} {cell_name(config.arm, config.seed)}"
+    return f"{config.stage} {cell_name(config.arm, config.seed, config.point)}"
 
 
-def cell(experiment_uri: str, arm: str, seed: int) -> str:
-    """The folder of one arm with one seed."""
-    return join(experiment_uri, cell_name(arm, seed))
+def cell(experiment_uri: str, arm: str, seed: int, point: str = "") -> str:
+    """The folder of one arm with one seed, at one point."""
+    return join(experiment_uri, cell_name(arm, seed, point))
 
 
 def stage(cell_uri: str, name: str) -> str:
