@@ -26,6 +26,7 @@ from trainer.run.sinks import Endpoint, optional_sinks
 from trainer.run.starting import from_main, start
 from trainer.stages import Stage
 from trainer.storage import layout
+from trainer.storage.manifest import require_manifest
 
 log = logging.getLogger("trainer")
 
@@ -58,6 +59,7 @@ def train(config: StageConfig) -> None:
                 optimizer=built,
                 state=state,
                 fence=fence,
+                manifest=require_manifest(config.data.uri, config.data.identity),
                 steps_per_epoch=loader.steps_per_epoch,
                 steps=loader.steps_per_epoch * settings.epochs,
                 global_batch_size=settings.global_batch_size,

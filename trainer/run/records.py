@@ -31,7 +31,7 @@ from trainer.run.starting import State
 from trainer.stages import Stage
 from trainer.storage import join, layout, open_store, write_bytes, write_json
 from trainer.storage.base import exists
-from trainer.storage.manifest import require_manifest
+from trainer.storage.manifest import Manifest
 
 LINEAGE_FILE = "lineage.json"
 CONFIG_FILE = "config.yaml"
@@ -48,6 +48,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     state: State
     fence: checkpoint.Fence
+    manifest: Manifest
+    """Of the data set, as it was at the start: the run's end must not depend on it."""
     steps_per_epoch: int
     steps: int
     global_batch_size: int
@@ -174,7 +176,7 @@ def finish(run: Run) -> None:
         facts = run.stage.save_final(Path(folder))
         facts |= {
             "data_identity": run.config.data.identity,
-            "judge": require_manifest(run.config.data.uri, run.config.data.identity).judge,
+            "judge": run.manifest.judge,
             "seconds": run.state.seconds,
             "samples": samples,
             "samples_per_second": samples / run.state.seconds if run.state.seconds else 0.0,
@@ -198,8 +200,7 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
     """lineage.json: weights -> configuration -> data -> code -> image. Written at the start, and again with the hashes."""
     if not run.dist.main:
         return
-    config = run.config
-    manifest = require_manifest(config.data.uri, config.data.identity)
+    config, manifest = run.config, run.manifest
     device = torch.cuda.get_device_name() if run.dist.device.type == "cuda" else platform.processor() or platform.machine()
     value = {
         "format_version": lineage.FORMAT_VERSION,
