@@ -21,7 +21,7 @@ from pipelines.jobs.loglines import Follower, Progress
 from pipelines.jobs.owners import BEAT_SECONDS, beat, release
 from pipelines.jobs.view import View, terminations
 from trainer.errors import InputError, RunError
-from trainer.storage import join
+from trainer.storage import layout
 
 if TYPE_CHECKING:
     from pipelines.jobs.launcher import ClusterBackend
@@ -127,7 +127,7 @@ class ClusterJob:
         """Follow one job to its end. Raises Again where it ended unfinished."""
         backend, spec = self._backend, self._spec
         with View(self._cluster, self._kind, self._name) as view:
-            follower = Follower(self._cluster, backend.shape, view, self._take_line, join(spec.folder, "log.txt"))
+            follower = Follower(self._cluster, backend.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
             judge = Judge(backend.shape, spec, backend.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
             try:

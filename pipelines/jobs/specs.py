@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
 from trainer.config import canonical_hash
-from trainer.storage import join, layout
+from trainer.storage import layout
 
 
 def train_spec(root: str, experiment: str, entry: Mapping[str, Any], stage: str, resume: str = "auto") -> JobSpec:
@@ -14,7 +14,7 @@ def train_spec(root: str, experiment: str, entry: Mapping[str, Any], stage: str,
     folder = entry[stage]
     return JobSpec(
         name=f"{stage} {entry['cell']}",
-        arguments=("train", stage, "--config", join(folder, "config.yaml")),
+        arguments=("train", stage, "--config", layout.config(folder)),
         folder=folder,
         kind="train",
         identity=Identity(root=root, experiment=experiment, arm=entry["stage_arms"][stage], seed=entry["seed"], stage=stage),
@@ -27,7 +27,7 @@ def train_spec(root: str, experiment: str, entry: Mapping[str, Any], stage: str,
 def evaluate_spec(root: str, experiment: str, entry: Mapping[str, Any]) -> JobSpec:
     """All measurements of a cell's models."""
     folder = entry["evaluation"]
-    arguments = ("evaluate", "--config", join(folder, "config.yaml"))
+    arguments = ("evaluate", "--config", layout.config(folder))
     return JobSpec(
         name=f"evaluate {entry['cell']}",
         arguments=arguments,

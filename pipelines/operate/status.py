@@ -18,7 +18,7 @@ from pipelines.jobs.stuck import find_stuck
 from pipelines.jobs.view import View
 from pipelines.profile.profile import read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
-from trainer.storage import join, layout, open_store
+from trainer.storage import layout, open_store
 from trainer.storage.base import MIN_RANGE_BYTES
 
 STORE_SECONDS = 5.0
@@ -119,7 +119,7 @@ def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dic
 
     def read(output: str) -> None:
         try:
-            found[output] = _last_line(join(output, "progress.jsonl"))
+            found[output] = _last_line(layout.progress(output))
         except Exception:  # whatever keeps the store from answering here: the table is of the cluster first
             return
 

@@ -175,9 +175,9 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
         _refuse_another_recipe(stage)
     kept = [entry for entry in earlier if entry["cell"] not in {cell.name for cell in cells} and _is_finished(entry)]
     for stage in stages.values():
-        write_bytes(config_uri(stage), dump_yaml(stage).encode())
+        write_bytes(layout.config(stage.output), dump_yaml(stage).encode())
     for cell in cells:
-        write_bytes(config_uri(cell.evaluation), dump_yaml(cell.evaluation).encode())
+        write_bytes(layout.config(cell.evaluation.output), dump_yaml(cell.evaluation).encode())
     entries = [*kept, *map(entry_of, cells)]
     plan = {
         "format_version": FORMAT_VERSION,
@@ -196,15 +196,10 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
 
 def differing_stages(earlier: str, later: str) -> list[str]:
     """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    configs = [_written(join(folder, "config.yaml")) if folder else None for folder in (earlier, later)]
+    configs = [_written(layout.config(folder)) if folder else None for folder in (earlier, later)]
     if configs[0] is None or configs[1] is None:
         return []
     return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
-
-
-def config_uri(config: StageConfig | EvaluateConfig) -> str:
-    """Where the configuration lies: beside what it makes."""
-    return join(config.output, "config.yaml")
 
 
 def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
@@ -303,7 +298,7 @@ def _earlier_plan(request: Experiment) -> list[dict[str, Any]]:
 
 def _refuse_another_recipe(stage: StageConfig) -> None:
     """An existing config.yaml must carry the recipe hash of the one that would take its place."""
-    uri = config_uri(stage)
+    uri = layout.config(stage.output)
     written = _written(uri)
     if written is None:
         return

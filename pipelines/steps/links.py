@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import Outcome
 from pipelines.profile.profile import Overrides, Profile, read_profile
-from pipelines.steps.steps import FAILURE, record_failure, root_of_run, step
+from pipelines.steps.steps import record_failure, root_of_run, step
 from trainer.config import require
 from trainer.errors import InputError
 from trainer.storage import join, layout, open_store
@@ -46,7 +46,7 @@ def check_and_link(
     known = read_profile()
     _require_profile(profile, known)
     uri = layout.experiment(root_of_run(root), experiment)
-    open_store(uri).delete(join(uri, FAILURE))
+    open_store(uri).delete(layout.failure(uri))
     try:
         Overrides(nodes=nodes, gpus_per_node=gpus_per_node, image=image, queue=queue, resume=resume)
         require("max_reject_fraction", max_reject_fraction, "between 0 and 1", 0 <= max_reject_fraction <= 1)

@@ -35,7 +35,6 @@ from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import require_manifest
 
 PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
-FAILURE = "failure.json"
 ATTEMPTS = 2
 """A stage that was killed or failed on the way is started once more: it goes on from its last checkpoint."""
 POLL_SECONDS = 0.1
@@ -117,7 +116,7 @@ def make_plan(
 
     root = root_of_run(root)
     uri = layout.experiment(root, experiment)
-    open_store(uri).delete(join(uri, FAILURE))
+    open_store(uri).delete(layout.failure(uri))
     try:
         chosen = parse_arms(arms)
         manifest = require_manifest(triplets)
@@ -164,7 +163,7 @@ def train(
     recipe_hash = entry["recipe_hashes"][name]
     final = read_committed(layout.final(folder))
     if final is not None and final.recipe_hash == recipe_hash:
-        open_store(folder).delete(join(folder, FAILURE))
+        open_store(folder).delete(layout.failure(folder))
         note(title, "done before")
         return
     spec = train_spec(root, experiment, entry, name, resume)
@@ -202,7 +201,8 @@ def failures(root: str, experiment: str, cells: list[str], since: float) -> list
         if entry["cell"] in cells:
             folders += [entry[name] for name in ("perceptual", "contrastive", "posthoc", "evaluation") if entry[name]]
     store = open_store(uri)
-    found = [read_json(join(folder, FAILURE)) for folder in dict.fromkeys(folders) if store.head(join(folder, FAILURE)) is not None]
+    uris = [layout.failure(folder) for folder in dict.fromkeys(folders)]
+    found = [read_json(uri) for uri in uris if store.head(uri) is not None]
     return [failure for failure in found if failure["time"] >= since]
 
 
@@ -230,7 +230,7 @@ def _release(root: str, experiment: str) -> None:
 
 def _run(spec: JobSpec, overrides: Overrides, *, attempts: int) -> None:
     """Run the job, again where that may help, and leave failure.json where it does not."""
-    open_store(spec.folder).delete(join(spec.folder, FAILURE))
+    open_store(spec.folder).delete(layout.failure(spec.folder))
     profile = read_profile()
     on_cluster = spec.kind != "report" and profile.backend != "local"
     attempts = 1 if on_cluster else attempts  # there the launcher counts what happens to a job
@@ -296,11 +296,11 @@ def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
     if not stored:
         yield lambda line: print(line, flush=True)
         return
-    uri = join(folder, "log.txt")
+    uri = layout.log(folder)
     path = local_path(uri)
     with contextlib.ExitStack() as stack:
         if path is None:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log.txt"
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / layout.LOG
             if open_store(uri).head(uri) is not None:
                 path.write_bytes(read_bytes(uri))
             stack.callback(lambda: write_bytes(uri, path.read_bytes()))
@@ -317,7 +317,7 @@ def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
 def record_failure(folder: str, name: str, outcome: Outcome) -> None:
     """Say that a step failed, here and in failure.json of its folder, where a caller finds the exit code."""
     note(name, f"failed: {outcome.line}")  # first: the store may be what failed
-    write_json(join(folder, FAILURE), {"time": time.time(), "stage": name, "exit_code": outcome.exit_code, "line": outcome.line})
+    write_json(layout.failure(folder), {"time": time.time(), "stage": name, "exit_code": outcome.exit_code, "line": outcome.line})
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

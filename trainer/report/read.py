@@ -126,9 +126,9 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     committed = read_committed(layout.final(uri))
     if committed is None:
         raise InputError(f"{name} is not finished")
-    place = join(uri, "config.yaml")
+    place = layout.config(uri)
     config = _read_config(place)
-    lineage = read_json(join(uri, "lineage.json"))
+    lineage = read_json(layout.lineage(uri))
     own = recipe_hash(config)
     for source, value in (
         ("the plan", planned_hash or own),
@@ -189,7 +189,7 @@ def _meaning(stages: dict[str, StageRun]) -> str:
 def _progress(uri: str) -> Iterator[dict[str, Any]]:
     """Lines of progress.jsonl by step. A resumed run repeats some: the last line of a step counts. A torn last line is dropped."""
     try:
-        text = read_bytes(join(uri, "progress.jsonl")).decode(errors="replace")
+        text = read_bytes(layout.progress(uri)).decode(errors="replace")
     except MissingObject:
         return
     by_step: dict[int, dict[str, Any]] = {}
@@ -304,7 +304,7 @@ def _why(experiment: Experiment, entry: dict[str, Any], why: str) -> str:
         if not entry.get(name):
             continue
         try:
-            failure = read_json(join(entry[name], "failure.json"))
+            failure = read_json(layout.failure(entry[name]))
             if name != "evaluation" and read_committed(layout.final(entry[name])) is not None:
                 continue  # a later attempt finished it
         except (MissingObject, RunError):

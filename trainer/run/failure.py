@@ -13,10 +13,9 @@ from typing import Any
 
 from trainer.config import StageConfig
 from trainer.errors import InputError, PeerLost, RunError
-from trainer.storage import join, read_json, write_json
+from trainer.storage import layout, read_json, write_json
 from trainer.storage.base import MissingObject, exists
 
-FAILURE_FILE = "failure.json"
 TERMINATION_LOG = "/dev/termination-log"
 """Where Kubernetes looks for a container's last word (terminationMessagePath)."""
 log = logging.getLogger("trainer")
@@ -37,7 +36,7 @@ def write_failure(config: StageConfig, error: Exception) -> None:
     What a rank says of a lost peer never replaces the reason that the peer itself gave. Wrong input, which no restart
     mends, is also the container's termination message.
     """
-    uri = join(config.output, FAILURE_FILE)
+    uri = layout.failure(config.output)
     known = isinstance(error, InputError | RunError) and not isinstance(error, PeerLost)
     line = " ".join(str(error).split()) or type(error).__name__
     code = error.exit_code if isinstance(error, InputError | RunError) else 1
@@ -63,7 +62,7 @@ def _tell_kubelet(line: str) -> None:
 def read_failure(config: StageConfig) -> dict[str, Any] | None:
     """What failure.json says: time, stage, exit_code, line; None where there is none, or one that cannot be read."""
     try:
-        value = read_json(join(config.output, FAILURE_FILE))
+        value = read_json(layout.failure(config.output))
     except (MissingObject, RunError):
         return None
     return value if isinstance(value, dict) and {"time", "exit_code", "line"} <= value.keys() else None

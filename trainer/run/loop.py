@@ -20,7 +20,7 @@ from trainer.progress import check_stop
 from trainer.run import checkpoint, preflight, records
 from trainer.run.failure import write_failure
 from trainer.run.health import Profiler, Skips, Watchdog
-from trainer.run.metrics import PROGRESS_FILE, StepTimer, StoredLines
+from trainer.run.metrics import StepTimer, StoredLines
 from trainer.run.records import Run
 from trainer.run.sinks import Endpoint, optional_sinks
 from trainer.run.starting import from_main, start
@@ -65,7 +65,7 @@ def train(config: StageConfig) -> None:
                 global_batch_size=settings.global_batch_size,
                 started_from=started_from,
                 skips=Skips(dist.device),
-                lines=StoredLines(config.output, PROGRESS_FILE) if dist.main else None,
+                lines=StoredLines(config.output, layout.PROGRESS) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
                 endpoint=Endpoint(config, config.placement.metrics_port, records.totals(state, settings.global_batch_size))
                 if dist.local_rank == 0 and config.placement.metrics_port

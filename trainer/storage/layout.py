@@ -6,6 +6,8 @@ from trainer.config import StageConfig
 from trainer.errors import InputError
 from trainer.storage.base import join
 
+CONFIG, LINEAGE, PROGRESS, LOG, FAILURE = "config.yaml", "lineage.json", "progress.jsonl", "log.txt", "failure.json"
+"""What lies in a job's folder beside its results; of a job that only measures or stages, LOG, FAILURE and perhaps CONFIG."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
@@ -49,6 +51,31 @@ def cell(experiment_uri: str, arm: str, seed: int) -> str:
 def stage(cell_uri: str, name: str) -> str:
     """A stage of a cell (contrastive, posthoc): config.yaml, lineage.json, progress.jsonl, checkpoints/, final/."""
     return join(cell_uri, name)
+
+
+def config(folder: str) -> str:
+    """The resolved configuration of what makes the folder."""
+    return join(folder, CONFIG)
+
+
+def lineage(stage_uri: str) -> str:
+    """What a stage's weights were made from and by."""
+    return join(stage_uri, LINEAGE)
+
+
+def progress(stage_uri: str) -> str:
+    """A stage's figures, one JSON object a logged step."""
+    return join(stage_uri, PROGRESS)
+
+
+def log(folder: str) -> str:
+    """What a job said."""
+    return join(folder, LOG)
+
+
+def failure(folder: str) -> str:
+    """How a job failed: time, stage, exit_code, line. Only there until it is started again."""
+    return join(folder, FAILURE)
 
 
 def final(stage_uri: str) -> str:
