@@ -1,8 +1,14 @@
-"""failure.json and the pod's termination message: how a stage ended, for callers that cannot see its exit code. No torch."""
+"""failure.json and the pod's termination message: how a stage ended, for callers that cannot see its exit code. No torch.
 
+And what must not end one: `best_effort`.
+"""
+
+import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trainer.config import StageConfig
@@ -12,6 +18,16 @@ from trainer.storage.base import MissingObject, exists
 
 TERMINATION_LOG = "/dev/termination-log"
 """Where Kubernetes looks for a container's last word (terminationMessagePath)."""
+log = logging.getLogger("trainer")
+
+
+@contextmanager
+def best_effort(what: str) -> Iterator[None]:
+    """For extras that a run can do without: whatever fails inside is logged in one line, and the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s failed, the run continues without it: %s", what, " ".join(str(error).split()) or type(error).__name__)
 
 
 def write_failure(config: StageConfig, error: Exception) -> None:

@@ -30,7 +30,7 @@ from trainer.run.starting import State
 from trainer.stages import Stage
 from trainer.storage import join, layout, open_store, write_bytes, write_json
 from trainer.storage.base import exists
-from trainer.storage.manifest import require_manifest
+from trainer.storage.manifest import Manifest
 
 log = logging.getLogger("trainer")
 
@@ -45,6 +45,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     state: State
     fence: checkpoint.Fence
+    manifest: Manifest
+    """Of the data set, as it was at the start: the run's end must not depend on it."""
     steps_per_epoch: int
     steps: int
     global_batch_size: int
@@ -76,14 +78,11 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
         plain["mfu_ratio"] = float(figures.get("flops", 0.0)) / times["step_seconds"] / peak
     record = {
         "time": time.time(),
-        "step": state.step,
         "steps": run.steps,
         "epoch": state.step / run.steps_per_epoch,
-        "samples": state.step * run.global_batch_size,
         **plain,
         **times,
-        "nonfinite_steps": state.nonfinite_steps,
-        "restarts": state.restarts,
+        **totals(state, run.global_batch_size),
     }
     if run.writer is not None and run.writer.last_seconds:
         record["checkpoint_seconds"] = run.writer.last_seconds
@@ -97,6 +96,16 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
     rate = times["samples_per_second"]
     log.info("%s", step_line(run.name, state.step, run.steps, plain["loss"], rate))
     say(run, {"loss": plain["loss"], "samples_per_second": rate})
+
+
+def totals(state: State, global_batch_size: int) -> dict[str, int]:
+    """What the run has counted so far, over all its processes."""
+    return {
+        "step": state.step,
+        "samples": state.step * global_batch_size,
+        "nonfinite_steps": state.nonfinite_steps,
+        "restarts": state.restarts,
+    }
 
 
 def say(run: Run, figures: Mapping[str, float]) -> None:
@@ -164,7 +173,7 @@ def finish(run: Run) -> None:
         facts = run.stage.save_final(Path(folder))
         facts |= {
             "data_identity": run.config.data.identity,
-            "judge": require_manifest(run.config.data.uri, run.config.data.identity).judge,
+            "judge": run.manifest.judge,
             "seconds": run.state.seconds,
             "samples": samples,
             "samples_per_second": samples / run.state.seconds if run.state.seconds else 0.0,
@@ -188,8 +197,7 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
     """lineage.json: weights -> configuration -> data -> code -> image. Written at the start, and again with the hashes."""
     if not run.dist.main:
         return
-    config = run.config
-    manifest = require_manifest(config.data.uri, config.data.identity)
+    config, manifest = run.config, run.manifest
     device = torch.cuda.get_device_name() if run.dist.device.type == "cuda" else platform.processor() or platform.machine()
     value = {
         "format_version": lineage.FORMAT_VERSION,
