@@ -15,7 +15,7 @@ from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
 from pipelines.operate.preflight import read_objects
 from pipelines.profile.profile import Profile
 from tests.chart import schemas
-from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HERE, Objects, Tool
+from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
 from trainer.config import Placement
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
@@ -23,7 +23,6 @@ from trainer.errors import InputError
 pytestmark = pytest.mark.slow
 Render = Callable[..., Objects]
 VARIANTS = {"defaults": {}, "everything": EVERYTHING, "gitops": GITOPS, "external": {**EVERYTHING, **EXTERNAL}}
-HELMS = ("helm", "helm3")
 
 
 @pytest.mark.parametrize("helm", HELMS)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from scripts import placement_schema
-from tests.chart.conftest import CHART, Tool
+from tests.chart.conftest import CHART, HELMS, Tool
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -94,7 +94,7 @@ TYPOS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("helm", ["helm", "helm3"])
+@pytest.mark.parametrize("helm", HELMS)
 @pytest.mark.parametrize("name", TYPOS)
 def test_schema_refuses(tool: Tool, helm: str, name: str) -> None:
     """Helm refuses before it renders, and names the place."""

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.cluster import images, settings
+from tests.cluster import images, programs, settings
 
 REPOSITORY = Path(__file__).parents[2]
 PIPELINES_IMAGE = "docker.io/firstsight/pipelines:e2e"
@@ -87,12 +87,8 @@ def build_base() -> None:
 
 def install_buildah() -> None:
     """Buildah from Debian, which needs no daemon."""
-    if shutil.which("buildah"):
-        return
-    for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", "buildah"]):
-        subprocess.run(
-            ["apt-get", *command], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        )
+    if not shutil.which("buildah"):
+        programs.debian("buildah")
 
 
 def configuration(archive: Path) -> dict[str, object]:
