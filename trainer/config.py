@@ -309,6 +309,7 @@ class StageConfig:
     point: str = placement("", "Of the cell, where the request varies its recipe; empty: it does not.")
     seed: int = recipe(0, "ours", "Root of the named random streams.")
     output: str = placement("", "Folder of this stage: config.yaml, checkpoints/, final/.")
+    request: str = placement("", "The stored request that planned it; lineage.json and the page name it.")
     data: DataConfig = recipe(DataConfig(), "ours", "")
     labels: TripletLabels = recipe("votes", "ours", "Which judgement a perceptual stage learns from.")
     start: StartConfig = recipe(StartConfig(), "ours", "")

@@ -78,6 +78,7 @@ class Experiment:
         placement: where and how each stage runs unless its job says otherwise.
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
+        request: URI of the stored request that asked for it.
     """
 
     root: str
@@ -88,6 +89,7 @@ class Experiment:
     placement: Placement = Placement()
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
+    request: str = ""
 
     @property
     def uri(self) -> str:
@@ -200,6 +202,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
         "format_version": FORMAT_VERSION,
         "experiment": request.experiment,
         "root": request.root,
+        "request": request.request,
         "recipes": {entry["recipe"]: recipes[entry["recipe"]] for entry in entries},
         "arms": list(dict.fromkeys(entry["arm"] for entry in entries)),
         "seeds": sorted({entry["seed"] for entry in entries}),
@@ -231,6 +234,7 @@ def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> 
         model=request.recipe.model,
         perceptual=request.recipe.perceptual,
         placement=request.placement,
+        request=request.request,
     )
     return dataclasses.replace(stage, output=layout.tower(request.uri, recipe_hash(stage)))  # the place is no part of the hash
 
@@ -254,6 +258,7 @@ def _contrastive(request: Experiment, arm: Arm, seed: int, point: str, tower: St
         model=request.recipe.model,
         contrastive=request.recipe.contrastive,
         placement=dataclasses.replace(request.placement, checkpoint_every_epochs=request.recipe.evaluation.every_epochs),
+        request=request.request,
     )
 
 
@@ -271,6 +276,7 @@ def _posthoc(request: Experiment, seed: int, point: str, base: StageConfig) -> S
         model=request.recipe.model,
         posthoc=request.recipe.posthoc,
         placement=request.placement,
+        request=request.request,
     )
 
 
@@ -343,8 +349,9 @@ def _write_config(config: ConfigT, before: ConfigT | None) -> None:
     A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
     """
     if before is not None:
+        people = {name: getattr(config, name) for name in ("cell", "point", "request") if hasattr(config, name)}
         epochs = before.placement.checkpoint_every_epochs == config.placement.checkpoint_every_epochs
-        if epochs and dataclasses.replace(before, cell=config.cell, point=config.point, placement=config.placement) == config:
+        if epochs and dataclasses.replace(before, **people, placement=config.placement) == config:
             return
     write_bytes(layout.config(config.output), dump_yaml(config).encode())
 

@@ -205,6 +205,7 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
         "arm": config.arm,
         "seed": config.seed,
         "stage": config.stage,
+        "request": config.request,
         "recipe_hash": recipe_hash(config),
         "labels": config.labels,
         "start": {
