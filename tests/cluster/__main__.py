@@ -59,9 +59,9 @@ def _with(command: list[str]) -> int:
         if ours:
             _build()
             with ThreadPoolExecutor() as pool:
-                image = pool.submit(local.pipelines_archive)  # the tests' next need; while pods start
-                _start()
-                image.result()
+                images = pool.submit(lambda: [make() for make in (local.pipelines_archive, local.trainer_runtime_archive)])
+                _start()  # meanwhile: what tests need next
+                images.result()
         return subprocess.call(command)
     finally:
         if ours and not runs_already:
