@@ -125,10 +125,11 @@ def test_profiles_are_read(render: Render, name: str) -> None:
     assert maps
 
 
-def test_every_placement_reaches_the_profile(render: Render) -> None:
+@pytest.mark.parametrize("helm", HELMS)
+def test_every_placement_reaches_the_profile(render: Render, helm: str) -> None:
     """Each of the trainer's settings, as another value than its default, comes out of profile.yaml as it went into the values."""
     given = {item.name: _another(item) for item in dataclasses.fields(Placement)}
-    (one,) = [one for one in render({"profileDefaults": {"placement": given}}) if "profile.yaml" in one.get("data", {})]
+    (one,) = [one for one in render({"profileDefaults": {"placement": given}}, helm) if "profile.yaml" in one.get("data", {})]
     arrived = load_yaml(one["data"]["profile.yaml"], "profile")["placement"]
 
     assert arrived == given
