@@ -260,7 +260,7 @@ class Placement:
     log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
     compile: bool = placement(False, "torch.compile the blocks of the towers; an option: it gains little on a CPU.")
     profile_steps: str = placement("", "A:B writes a torch profiler trace of steps A to B.")
-    tensorboard_dir: str = placement("", "Also log to TensorBoard there (needs the tensorboard package).")
+    tensorboard_dir: str = placement("", "Also log to TensorBoard there, a folder a stage (needs the tensorboard package).")
     wandb_project: str = placement("", "Also log to Weights & Biases (needs the wandb package).")
 
     def __post_init__(self) -> None:
