@@ -24,12 +24,14 @@ from trainer.config import (
     recipe_fields,
     recipe_hash,
 )
-from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
+from trainer.configs import dump_yaml, read_stored
 from trainer.errors import InputError
-from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
+from trainer.storage import exists, join, layout, read_bytes, write_bytes, write_json
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
+from trainer.storage.recipes import read_recipe as read_recipe
+from trainer.storage.recipes import read_stage, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +89,6 @@ class Experiment:
     def uri(self) -> str:
         """The experiment's folder."""
         return layout.experiment(self.root, self.experiment)
-
-
-def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or the YAML at a URI that ends in .yaml."""
-    return load_recipe(name, text=read_text(name) if name.endswith((".yaml", ".yml")) else None)
 
 
 def resolve(request: Experiment, arm: Arm, seed: int) -> Cell:
@@ -194,14 +191,6 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     write_json(join(request.uri, NAME), plan)
 
 
-def differing_stages(earlier: str, later: str) -> list[str]:
-    """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    configs = [_written(layout.config(folder)) if folder else None for folder in (earlier, later)]
-    if configs[0] is None or configs[1] is None:
-        return []
-    return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
-
-
 def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
     stage = StageConfig(
         stage="perceptual",
@@ -290,8 +279,13 @@ def _earlier_plan(request: Experiment) -> list[dict[str, Any]]:
     earlier = read_plan(request.uri)
     if earlier is None:
         return []
-    old = {"recipe": {**earlier["recipe"], "name": ""}, "pairs": earlier["pairs"]["identity"], "triplets": earlier["triplets"]["identity"]}
-    new = {"recipe": {**asdict(request.recipe), "name": ""}, "pairs": request.pairs.identity, "triplets": request.triplets.identity}
+    planned = read_stored(Recipe, earlier["recipe"], join(request.uri, NAME))
+    old = {"recipe": recipe_fields(planned, complete=True), **{key: earlier[key]["identity"] for key in ("pairs", "triplets")}}
+    new = {
+        "recipe": recipe_fields(request.recipe, complete=True),
+        "pairs": request.pairs.identity,
+        "triplets": request.triplets.identity,
+    }
     _refuse(request.experiment, list(differing_keys(old, new)))
     return list(earlier["cells"])
 
@@ -302,19 +296,18 @@ def _refuse_another_recipe(stage: StageConfig) -> None:
     written = _written(uri)
     if written is None:
         return
-    _refuse(f"{stage.experiment} ({uri})", list(differing_keys(recipe_fields(written), recipe_fields(stage))))
+    old, new = recipe_fields(written, complete=True), recipe_fields(stage, complete=True)
+    _refuse(f"{stage.experiment} ({uri})", list(differing_keys(old, new)))
 
 
 def _written(uri: str) -> StageConfig | None:
     """The stage's configuration that lies at `uri`; None where there is none."""
-    return parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri) if exists(uri) else None
+    return read_stage(uri) if exists(uri) else None
 
 
 def _refuse(experiment: str, differing: list[str]) -> None:
     if differing:
-        raise InputError(
-            f"experiment {experiment} was planned with another recipe or other data: {'; '.join(differing)}: give it another name"
-        )
+        raise InputError(f"experiment {experiment} was planned with another recipe or other data: {shown(differing)}: give it another name")
 
 
 def _is_finished(entry: dict[str, Any]) -> bool:
