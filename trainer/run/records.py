@@ -205,6 +205,7 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
         "seed": config.seed,
         "stage": config.stage,
         "recipe_hash": recipe_hash(config),
+        "recipe": recipe_fields(config),
         "labels": config.labels,
         "start": {
             "kind": config.start.kind,
