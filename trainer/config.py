@@ -79,15 +79,17 @@ _SIZES = (
 class OptimizerConfig:
     """The optimiser and its schedule."""
 
-    name: Literal["adamw", "adam"] = recipe("adamw", "known", "")
+    name: Literal["adamw", "adam"] = recipe("adamw", "known", "AdamW as published; post-hoc tuning's Adam as coded.")
     learning_rate: float = recipe(5e-4, "as coded", "Peak, after warm-up.")
     weight_decay: float = recipe(0.1, "as coded", "")
     beta1: float = recipe(0.9, "as coded", "")
     beta2: float = recipe(0.98, "as coded", "")
     eps: float = recipe(1e-8, "as coded", "")
     warmup_steps: int = recipe(0, "as coded", "Linear from 0.")
-    schedule: Literal["cosine", "constant"] = recipe("cosine", "as coded", "Cosine to 0 at the last step.")
-    clip_norm: float = recipe(0.0, "unknown", "Gradient norm is clipped to this; 0: never (commented out in the code).")
+    schedule: Literal["cosine", "constant"] = recipe(
+        "cosine", "as coded", "After warm-up: cosine to 0 at the horizon (`contrastive.schedule_horizon`), or constant at the peak."
+    )
+    clip_norm: float = recipe(0.0, "unknown", "Gradient norm is clipped to this; 0: never. The code names 3 for stage 2, and applies none.")
     no_decay: Literal["gains_and_biases", "gains_biases_and_positions"] = recipe(
         "gains_and_biases", "as coded", "Which parameters weight decay leaves alone."
     )
@@ -134,7 +136,7 @@ class ContrastiveConfig:
     accumulation: Literal["gradcache", "independent"] = recipe("gradcache", "ours", "How a batch that does not fit is split.")
     epochs: int = recipe(32, "as coded", "")
     schedule_horizon: Literal["optimizer_steps", "as_coded"] = recipe(
-        "optimizer_steps", "ours", "As coded, the horizon ignores the accumulation of 6 and the rate stays above 94 % of its peak."
+        "optimizer_steps", "ours", "As coded, the horizon ignores the accumulation of 6 and the rate stays above 93 % of its peak."
     )
     augmentation: Literal["moco_v2", "crop", "none"] = recipe("moco_v2", "as coded", "As DeCLIP.")
     crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop.")
