@@ -23,13 +23,14 @@ from trainer.config import (
     recipe_fields,
     recipe_hash,
 )
-from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
+from trainer.configs import dump_yaml, load_yaml, read_stored
 from trainer.errors import InputError
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import FORMAT_VERSION, NAME, Plan, read_plan, recipe_key
+from trainer.storage.recipes import read_stage, shown
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
 
@@ -95,11 +96,6 @@ class Experiment:
     def uri(self) -> str:
         """The experiment's folder."""
         return layout.experiment(self.root, self.experiment)
-
-
-def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or the YAML at a URI that ends in .yaml."""
-    return load_recipe(name, text=read_text(name) if name.endswith((".yaml", ".yml")) else None)
 
 
 def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
@@ -185,10 +181,10 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     else:
         _refuse_what_differs(request, cells, earlier)
     stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
-    written = [_written(StageConfig, layout.config(stage.output)) for stage in stages]
+    written = [_written(layout.config(stage.output)) for stage in stages]
     for stage, before in zip(stages, written, strict=True):
         if before is not None:
-            differing = list(differing_keys(recipe_fields(before), recipe_fields(stage)))
+            differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
             _refuse(f"experiment {request.experiment} ({layout.config(stage.output)})", differing)
     names = {cell.name for cell in cells}
     kept = [entry for entry in earlier["cells"] if entry["cell"] not in names and _is_finished(entry)]
@@ -212,14 +208,6 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
         "cells": entries,
     }
     write_json(join(request.uri, NAME), plan)
-
-
-def differing_stages(earlier: str, later: str) -> list[str]:
-    """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    configs = [_written(StageConfig, layout.config(folder)) if folder else None for folder in (earlier, later)]
-    if configs[0] is None or configs[1] is None:
-        return []
-    return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
 
 
 def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
@@ -321,24 +309,24 @@ def _refuse_what_differs(request: Experiment, cells: list[Cell], earlier: Plan) 
     data = {"pairs": request.pairs.identity, "triplets": request.triplets.identity}
     _refuse(f"experiment {request.experiment}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
     planned = {entry["cell"]: entry["recipe"] for entry in earlier["cells"]}
-    recipes = {
-        key: recipe_fields(parse_config(Recipe, earlier["recipes"][key], source=join(request.uri, NAME))) for key in planned.values()
-    }
+    uri = join(request.uri, NAME)
+    recipes = {key: recipe_fields(read_stored(Recipe, earlier["recipes"][key], uri), complete=True) for key in set(planned.values())}
     for cell in cells:
         if cell.name in planned:
-            old, new = {"recipe": recipes[planned[cell.name]]}, {"recipe": recipe_fields(cell.recipe)}
+            old, new = {"recipe": recipes[planned[cell.name]]}, {"recipe": recipe_fields(cell.recipe, complete=True)}
             _refuse(f"cell {cell.name} of experiment {request.experiment}", list(differing_keys(old, new)))
 
 
-def _written(kind: type[ConfigT], uri: str) -> ConfigT | None:
-    """The configuration that lies at `uri`; None where there is none."""
-    return parse_config(kind, load_yaml(read_text(uri), uri), source=uri) if exists(uri) else None
+def _written(uri: str) -> StageConfig | None:
+    """The stage's configuration that lies at `uri`; None where there is none."""
+    return read_stage(uri) if exists(uri) else None
 
 
 def _written_evaluation(folder: str) -> EvaluateConfig | None:
     """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
+    uri = layout.config(folder)
     try:
-        return _written(EvaluateConfig, layout.config(folder))
+        return read_stored(EvaluateConfig, load_yaml(read_text(uri), uri), uri) if exists(uri) else None
     except InputError:
         return None
 
@@ -358,7 +346,7 @@ def _write_config(config: ConfigT, before: ConfigT | None) -> None:
 
 def _refuse(what: str, differing: list[str]) -> None:
     if differing:
-        raise InputError(f"{what} was planned with another recipe or other data: {'; '.join(differing)}: give the experiment another name")
+        raise InputError(f"{what} was planned with another recipe or other data: {shown(differing)}: give the experiment another name")
 
 
 def _is_finished(entry: dict[str, Any]) -> bool:

@@ -77,7 +77,7 @@ def test_a_plan_is_shown_without_writing(tmp_path: Path, capsys: pytest.CaptureF
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["torch", "kfp", "jsonargparse", "rich", "numpy", "matplotlib"])
+@pytest.mark.parametrize("module", ["torch", "kfp", "yaml", "rich", "numpy", "matplotlib"])
 def test_a_step_imports_nothing_slow(module: str):
     """A step that is done ends in a fraction of a second."""
     code = f"import sys, pipelines.steps.cells; sys.exit({module!r} in sys.modules)"
