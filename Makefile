@@ -67,7 +67,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines/compiled docs/RECIPES.md charts
+	$(MAKE) generate && git diff --exit-code -- pipelines/compiled docs/RECIPES.md trainer/configs charts
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -162,9 +162,10 @@ format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes, the chart's README
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the tables of recipes and of open_clip's models, the chart's README
 	$(BIN)/python -m pipelines compile pipelines/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
+	$(BIN)/python scripts/open_clip_table.py
 	$(MAKE) chart-docs
 
 .PHONY: lock
