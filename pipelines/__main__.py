@@ -87,14 +87,20 @@ def _run(options: argparse.Namespace) -> int:
     from pipelines.profile.profile import read_profile
     from pipelines.steps.dry_run import render
 
-    print(render(*preview(arguments), read_profile(), arguments.overrides), end="")
+    sources = {"pairs": arguments.pairs, "triplets": arguments.triplets}
+    print(render(*preview(arguments), read_profile(), arguments.overrides, sources=sources), end="")
     return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipelines.planning.summary import print_plan
+    from pipelines.planning.summary import preview, print_plan
+    from pipelines.profile.profile import read_profile
+    from pipelines.steps.dry_run import takes
 
-    print_plan(_arguments(options))
+    arguments = _arguments(options)
+    experiment, cells = preview(arguments)
+    sources = {"pairs": arguments.pairs, "triplets": arguments.triplets}
+    print_plan(experiment, cells, takes(experiment, cells, read_profile(), arguments.overrides, sources=sources))
     return 0
 
 
