@@ -40,7 +40,8 @@ class Machines:
 
     Attributes:
         nodes: machines.
-        gpus_per_node: on each; 0: one CPU process a node.
+        gpus_per_node: on each, one rank a GPU; 0: CPUs.
+        processes_per_node: ranks on each node without GPUs.
         gpu_bytes: memory of one GPU; 0: not known.
         gpu: its product's name, such as NVIDIA-H100-80GB-HBM3; empty: not known, taken for an H100.
         cores: of a rank, or of the CPU process.
@@ -48,24 +49,26 @@ class Machines:
 
     nodes: int = 1
     gpus_per_node: int = 1
+    processes_per_node: int = 1
     gpu_bytes: int = 0
     gpu: str = ""
     cores: int = 1
 
     @property
     def ranks(self) -> int:
-        """One a GPU, else one a node."""
-        return self.nodes * max(self.gpus_per_node, 1)
+        """One a GPU, else as many as there are processes."""
+        return self.nodes * (self.gpus_per_node or self.processes_per_node)
 
     def one_node(self) -> "Machines":
         """One of them."""
         return dataclasses.replace(self, nodes=1)
 
     def __str__(self) -> str:
-        """`2 x 8 GPUs`, or `1 process of 2 cores`."""
+        """`2 x 8 GPUs`, or `2 x 1 process of 2 cores`."""
         if self.gpus_per_node:
             return f"{self.nodes} x {self.gpus_per_node} GPU{'s' * (self.gpus_per_node > 1)}"
-        return f"{self.nodes} process{'es' * (self.nodes > 1)} of {self.cores} core{'s' * (self.cores > 1)}"
+        several, cores = "es" * (self.processes_per_node > 1), "s" * (self.cores > 1)
+        return f"{self.nodes} x {self.processes_per_node} process{several} of {self.cores} core{cores}"
 
 
 @dataclass(frozen=True, kw_only=True)

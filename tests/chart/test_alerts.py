@@ -11,7 +11,7 @@ import yaml
 
 from tests.chart.conftest import CHART, EVERYTHING, Objects
 from tests.chart.series import SCRAPE_SECONDS, Scene
-from tests.cluster import build, settings
+from tests.cluster import programs
 
 pytestmark = pytest.mark.slow
 RUNBOOK = CHART.parents[1] / "docs/RUNBOOK.md"
@@ -19,8 +19,7 @@ RUNBOOK = CHART.parents[1] / "docs/RUNBOOK.md"
 
 @pytest.fixture(scope="module")
 def promtool() -> Path:
-    build.build_go("promtool", *build.PACKAGES["promtool"])
-    return settings.BIN / "promtool"
+    return programs.program("promtool")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,8 @@ def test_words(promtool: Path, rules: Path, scene: Scene, tmp_path: Path) -> Non
 
 
 def healthy(scene: Scene) -> None:
-    """An hour and a half with checkpoints, a restart, and an end of the data's patience well below the limits."""
+    """An hour and a half with checkpoints, skipped steps long ago, a restart, and waits for data well below the limits."""
+    scene.skip(3)
     for _ in range(6):
         scene.train(15)
         scene.save()
@@ -140,8 +140,8 @@ def pending(scene: Scene) -> None:
 
 
 def restarts(scene: Scene) -> None:
-    for _ in range(7):
-        scene.restart()
+    for number in range(7):
+        scene.restart(resumed=number < 2)
         scene.train(2)
 
 

@@ -169,7 +169,7 @@ class TripletsDecoder:
         seed: of the run.
         image_size: S; pictures of another size are squashed to it.
         labels: votes; flip; instance (an own distortion against another triplet's); shuffled (another triplet's votes).
-        flip: mirror a triplet's three pictures together, half of the time.
+        mirror: mirror a triplet's three pictures together, half of the time.
         views_capacity: shards kept open.
         keep: keep every decoded triplet.
     """
@@ -177,7 +177,7 @@ class TripletsDecoder:
     seed: int
     image_size: int
     labels: TripletLabels
-    flip: bool
+    mirror: bool
     views_capacity: int
     keep: bool
     _kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -204,7 +204,7 @@ class TripletsDecoder:
             else:
                 images[i] = own
                 target[i] = self._target(views[files[-1]], row[-1])
-            if self.flip and draws[i][0] < 0.5:
+            if self.mirror and draws[i][0] < 0.5:
                 images[i] = images[i].flip(-1)
         return DecodedTriplets(images=images, target=target, keys=keys)
 

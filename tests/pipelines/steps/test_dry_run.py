@@ -10,7 +10,7 @@ from pipelines.__main__ import main
 from pipelines.jobs import owners
 from pipelines.planning import plan
 from pipelines.planning.arms import parse_arms
-from pipelines.profile.profile import BACKEND_VARIABLE, PROFILE_VARIABLE
+from pipelines.profile.profile import PROFILE_VARIABLE
 from tests.pipelines.data import commit
 from trainer.config import DataConfig, recipe_hash
 from trainer.configs import load_recipe
@@ -26,7 +26,7 @@ jobs: {nodes: 2, gpus_per_node: 8, image: "registry.example/trainer:1"}
 @pytest.fixture(autouse=True)
 def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither a kubeconfig nor, but for one root that nobody reads from, a store."""
-    for name in (PROFILE_VARIABLE, BACKEND_VARIABLE, owners.HOLDER_VARIABLE):
+    for name in (PROFILE_VARIABLE, owners.HOLDER_VARIABLE):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     (tmp_path / "profile.yaml").write_text(PROFILE)
@@ -94,9 +94,10 @@ def test_one_gpu_of_80_gib_takes_the_paper_through_the_gradient_cache(tmp_path: 
     """The profile's GPU by name and memory: row M's rate, three quarters of it."""
     template = {"spec": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}}
     settings = {"nodes": 1, "gpus_per_node": 1, "gpu_memory": "80Gi", "pod_template": template}
-    (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"backend": "local", "jobs": settings}))
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"backend": "pytorchjob", "jobs": settings}))
 
-    assert main(["run", "--dry-run", "--root", str(tmp_path / "r"), "--recipe", "paper", "--profile", str(tmp_path / "profile.yaml")]) == 0
+    command = ["run", "--dry-run", "--root", "s3://bucket/root", "--recipe", "paper", "--profile", str(tmp_path / "profile.yaml")]
+    assert main([*command, "--backend", "local", "--root", str(tmp_path / "r"), "--gpus-per-node", "1"]) == 0
     text = capsys.readouterr().out
 
     assert "local_batch_size 2,048 (of 4,096, through the gradient cache)" in text
@@ -107,13 +108,13 @@ def test_one_gpu_of_80_gib_takes_the_paper_through_the_gradient_cache(tmp_path: 
 
 def test_a_recipe_that_cannot_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Before anything is staged or written."""
-    settings = {"nodes": 1, "gpus_per_node": 1, "gpu_memory": "80Gi"}
+    settings = {"gpu_memory": "80Gi"}
     recipe = "contrastive: {accumulation: independent}"
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"jobs": settings}))
     (tmp_path / "recipe.yaml").write_text(recipe)
     command = ["run", "--dry-run", "--root", str(tmp_path / "r"), "--profile", str(tmp_path / "profile.yaml")]
 
-    assert main([*command, "--recipe", str(tmp_path / "recipe.yaml"), "--arms", "random"]) == 2
+    assert main([*command, "--recipe", str(tmp_path / "recipe.yaml"), "--arms", "random", "--gpus-per-node", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "contrastive.accumulation independent never splits a contrast batch" in line
     assert not (tmp_path / "r").exists()
@@ -135,7 +136,7 @@ def test_a_finished_stage_s_rate_holds_for_the_others(tmp_path: Path, capsys: py
     assert "# contrastive: 2 x (random-seed0, random-seed1)" in text
     assert "; without the 1 that are done: " in text
 
-    assert main([*command, "--backend", "local", "--nodes", "2", "--gpus-per-node", "1"]) == 0
+    assert main([*command, "--backend", "local", "--placement", "processes_per_node=2"]) == 0
     assert "x 2 = 1,000 pairs/s [assumed: a finished contrastive stage" in capsys.readouterr().out
 
 
@@ -151,10 +152,21 @@ def test_a_recipe_s_differences_are_shown(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_backend_of_this_machine_has_no_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    jobs, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "random", "--backend", "local")
+    """And what its cores would take is said."""
+    jobs, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "random", "--backend", "local", "--gpus-per-node", "0")
 
     assert jobs == []
-    assert "GPU-hours" in text
+    assert "process-hours" in text
+    assert "# note: training at 224 px on " in text
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By the plan, too, which looks at nothing else of it."""
+    for command in (["plan"], ["run", "--dry-run"]):
+        arguments = ["--root", str(tmp_path / "r"), "--pairs", str(tmp_path / "nosuch"), "--recipe", "smoke"]
+        assert main([*command, *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"pairs {tmp_path}/nosuch: no such file or folder" in line
 
 
 def test_a_plan_shows_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -188,9 +200,9 @@ def test_forty_cells_are_told_in_a_screen(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--nodes", "-1"), "nodes must be >= 1"),
+        (("--nodes", "-1"), "nodes must be between 1 and 1024"),
         (("--resume", "perhaps"), "resume must be auto, never or a checkpoint's URI"),
-        (("--backend", "slurm"), "BACKEND must be one of"),
+        (("--backend", "slurm"), "backend must be one of"),
         (("--profile", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("--experiment", "Has Capitals"), "experiment 'Has Capitals' must be 1 to 63 of a-z"),
         (("--experiment", "x" * 64), "must be 1 to 63 of a-z"),
