@@ -53,7 +53,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines README.md docs charts scripts
+	$(MAKE) generate && git diff --exit-code -- pipelines README.md docs charts scripts trainer/configs
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -148,9 +148,10 @@ format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes, the chart's README and its schema of placement
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the tables of recipes and of open_clip's models, the chart's README and its schema of placement
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
+	$(BIN)/python scripts/open_clip_table.py
 	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
 	$(MAKE) chart-docs

@@ -73,7 +73,7 @@ def test_a_plan_is_shown_without_writing(tmp_path: Path, capsys: pytest.CaptureF
 
     out = capsys.readouterr().out
     assert "pairs: to be staged" in out
-    assert out.count("contrastive") == 2
+    assert out.count("contrastive  to do") == 2
     assert list(tmp_path.iterdir()) == []
 
 
