@@ -58,8 +58,10 @@ def _run(options: argparse.Namespace) -> int:
         return run(prepared, verbose=options.verbose)
     from pipelines.planning.summary import preview
     from pipelines.steps.dry_run import render
+    from trainer.storage.recipes import read_base
 
-    print(render(*preview(prepared.request, prepared.root), prepared.profile, prepared.request), end="")
+    base = read_base(prepared.request.recipe)
+    print(render(*preview(prepared.request, prepared.root), prepared.profile, prepared.request, base), end="")
     return 0
 
 
@@ -67,10 +69,12 @@ def _plan(options: argparse.Namespace) -> int:
     from pipelines.local.run import prepare
     from pipelines.planning.summary import preview, print_plan
     from pipelines.steps.dry_run import takes
+    from trainer.storage.recipes import read_base
 
     prepared = prepare(request_of(options))
     experiment, cells = preview(prepared.request, prepared.root)
-    print_plan(experiment, cells, takes(experiment, cells, prepared.profile, prepared.request))
+    base = read_base(prepared.request.recipe)
+    print_plan(experiment, cells, takes(experiment, cells, prepared.profile, prepared.request, base))
     return 0
 
 
