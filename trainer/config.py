@@ -18,7 +18,6 @@ from trainer.errors import InputError
 Tag = Literal["known", "as coded", "unknown", "ours"]
 Stage = Literal["perceptual", "contrastive", "posthoc"]
 StartKind = Literal["random", "tower", "permuted", "model"]
-TripletLabels = Literal["votes", "flip", "instance", "shuffled"]
 Precision = Literal["fp32", "bf16", "fp64"]
 
 
@@ -312,7 +311,7 @@ class StageConfig:
     seed: int = recipe(0, "ours", "Root of the named random streams.")
     output: str = placement("", "Folder of this stage: config.yaml, checkpoints/, final/.")
     data: DataConfig = recipe(DataConfig(), "ours", "")
-    labels: TripletLabels = recipe("votes", "ours", "Which judgement a perceptual stage learns from.")
+    labels: str = recipe("votes", "ours", "Which judgement a perceptual stage learns from: a kind of trainer/labels/.")
     start: StartConfig = recipe(StartConfig(), "ours", "")
     model: ModelConfig = recipe(ModelConfig(), "known", "")
     perceptual: PerceptualConfig | None = recipe(None, "ours", "Set where stage is perceptual.")

@@ -19,13 +19,13 @@ from trainer.config import (
     Recipe,
     StageConfig,
     StartConfig,
-    TripletLabels,
     differing_keys,
     recipe_fields,
     recipe_hash,
 )
 from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
+from trainer.labels import named_labels
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
@@ -97,10 +97,10 @@ def read_recipe(name: str) -> Recipe:
 def resolve(request: Experiment, arm: Arm, seed: int) -> Cell:
     """The cell of one arm and seed."""
     posthoc = None
-    if arm.name == "posthoc":
+    if arm.finetuned:
         base = resolve(request, ARMS[request.recipe.posthoc.base], seed)
         perceptual, contrastive = base.perceptual, base.contrastive
-        posthoc = _posthoc(request, seed, contrastive)
+        posthoc = _posthoc(request, arm, seed, contrastive)
         measured = [posthoc]
     else:
         perceptual = _tower(request, arm.labels, arm.tower, seed) if arm.labels else None
@@ -119,15 +119,11 @@ def resolve(request: Experiment, arm: Arm, seed: int) -> Cell:
 
 
 def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
-    """Refuse the arm whose labels are FLIP's where FLIP was the judge anyway, or where it judged nothing."""
-    if not any(arm.labels == "flip" for arm in arms):
-        return
-    if judge != "FLIP" and not recipe.staging.flip_judges_too:
-        raise InputError(
-            "arms has 'judged', which needs FLIP's judgement of these triplets: set staging.flip_judges_too: true in the recipe"
-        )
-    if judge == "FLIP":
-        raise InputError("arms has 'judged', but these triplets were judged by FLIP anyway, so it would equal 'perceptual': leave it out")
+    """Refuse an arm whose labels these triplets cannot have, such as FLIP's where FLIP was the judge anyway."""
+    for arm in arms:
+        refusal = named_labels(arm.labels).refusal(judge, recipe.staging) if arm.labels else ""
+        if refusal:
+            raise InputError(f"arms has {arm.name!r}, whose labels {refusal}")
 
 
 def weights_of(arms: tuple[Arm, ...]) -> dict[str, str]:
@@ -207,7 +203,7 @@ def config_uri(config: StageConfig | EvaluateConfig) -> str:
     return join(config.output, "config.yaml")
 
 
-def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
+def _tower(request: Experiment, labels: str, name: str, seed: int) -> StageConfig:
     stage = StageConfig(
         stage="perceptual",
         experiment=request.experiment,
@@ -243,14 +239,15 @@ def _contrastive(request: Experiment, arm: Arm, seed: int, tower: StageConfig | 
     )
 
 
-def _posthoc(request: Experiment, seed: int, base: StageConfig) -> StageConfig:
+def _posthoc(request: Experiment, arm: Arm, seed: int, base: StageConfig) -> StageConfig:
     return StageConfig(
         stage="posthoc",
         experiment=request.experiment,
-        arm="posthoc",
+        arm=arm.name,
         seed=seed,
-        output=layout.stage(layout.cell(request.uri, "posthoc", seed), "posthoc"),
+        output=layout.stage(layout.cell(request.uri, arm.name, seed), "posthoc"),
         data=request.triplets,
+        labels=arm.labels or "votes",
         start=StartConfig(kind="model", uri=layout.final(base.output), recipe_hash=recipe_hash(base)),
         model=request.recipe.model,
         posthoc=request.recipe.posthoc,
