@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.report import shards
+from trainer.arms import registered
 from trainer.config import DataConfig, Recipe, StageConfig, StartConfig, recipe_hash
 from trainer.configs import dump_yaml, load_recipe
 from trainer.storage import join, layout, write_bytes, write_json
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.manifest import Manifest, write_manifest
 
-LABELS: dict[str, Any] = {"perceptual": "votes", "permuted": "votes", "judged": "flip", "instance": "instance", "shuffled": "shuffled"}
 CHANCE = 0.125
 CLASSES = 8
 
@@ -38,6 +38,8 @@ class Fabrication:
     name: str = "demo"
     version: str = "1-exact-fp32"
     stream: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of arms that this version does not have: what their towers learned from."""
 
 
 def fabricate(root: Path, what: Fabrication | None = None) -> str:
@@ -128,9 +130,11 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
     cell = layout.cell(uri, arm, seed)
     common: dict[str, Any] = {"experiment": what.name, "seed": seed, "model": recipe.model}
     tower = None
-    if arm in LABELS:
+    known = registered().get(arm)
+    labels = what.labels.get(arm) or (known.labels if known and known.tower else None)
+    if labels:
         tower = StageConfig(
-            stage="perceptual", arm=arm, output=uri, data=data.triplets, labels=LABELS[arm], perceptual=recipe.perceptual, **common
+            stage="perceptual", arm=arm, output=uri, data=data.triplets, labels=labels, perceptual=recipe.perceptual, **common
         )
         tower = replace(tower, output=layout.tower(uri, recipe_hash(tower)))
         write_stage(tower, steps=40, generator=generator)

@@ -17,7 +17,7 @@ class Flip(Labels):
     def refusal(self, judge: str, staging: StagingConfig | None = None) -> str:
         """FLIP must have judged the triplets, and not as their only judge."""
         if judge == "FLIP":
-            return "equal the votes, since these triplets were judged by FLIP anyway: leave it out"
+            return "would equal the votes: these triplets were judged by FLIP anyway"
         if staging is not None and not staging.flip_judges_too:
             return "need FLIP's judgement of these triplets: set staging.flip_judges_too: true in the recipe"
         return ""

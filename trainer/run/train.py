@@ -163,7 +163,7 @@ def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int)
     require(f"{config.stage}.global_batch_size", global_batch_size, rule, global_batch_size <= samples)
     refusal = named_labels(config.labels).refusal(manifest.judge)
     if refusal:
-        raise InputError(f"{config.data.uri}: labels {config.labels!r} {refusal}")
+        raise InputError(f"labels {config.labels!r} {refusal}: {config.data.uri}")
     if config.perceptual is not None and config.perceptual.handoff == "best_val":
         rule = f"last where {config.data.uri} has no val split"
         require("perceptual.handoff", "best_val", rule, bool(manifest.split("val")))
