@@ -16,7 +16,7 @@ from typing import Any, Literal
 from trainer.errors import InputError
 
 Tag = Literal["known", "as coded", "unknown", "ours"]
-Stage = Literal["perceptual", "contrastive", "posthoc"]
+StageName = Literal["perceptual", "contrastive", "posthoc"]
 StartKind = Literal["random", "tower", "permuted", "model"]
 Precision = Literal["fp32", "bf16", "fp64"]
 
@@ -305,7 +305,7 @@ class StartConfig:
 class StageConfig:
     """One stage of one cell, resolved: what `python -m trainer train --config <uri>` reads."""
 
-    stage: Stage = recipe("contrastive", "ours", "")
+    stage: StageName = recipe("contrastive", "ours", "")
     experiment: str = placement("", "")
     arm: str = placement("", "A name for people; what the arm *is* stands in start, labels and data.")
     seed: int = recipe(0, "ours", "Root of the named random streams.")

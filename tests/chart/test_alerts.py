@@ -91,7 +91,8 @@ def test_words(promtool: Path, rules: Path, scene: Scene, tmp_path: Path) -> Non
 
 
 def healthy(scene: Scene) -> None:
-    """An hour and a half with checkpoints, a restart, and an end of the data's patience well below the limits."""
+    """An hour and a half with checkpoints, skipped steps long ago, a restart, and waits for data well below the limits."""
+    scene.skip(3)
     for _ in range(6):
         scene.train(15)
         scene.save()
@@ -140,8 +141,8 @@ def pending(scene: Scene) -> None:
 
 
 def restarts(scene: Scene) -> None:
-    for _ in range(7):
-        scene.restart()
+    for number in range(7):
+        scene.restart(resumed=number < 2)
         scene.train(2)
 
 

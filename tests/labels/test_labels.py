@@ -52,7 +52,7 @@ def test_the_drawing_never_changes(name: str, tmp_path: Path):
         image_size=12,
         labels=name,
         split="train",
-        flip=False,
+        mirror=False,
         placement=Placement(),
     )
     digest = hashlib.sha256()

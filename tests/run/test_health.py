@@ -19,6 +19,7 @@ from trainer.run import health, sinks
 from trainer.run.metrics import profiled_steps
 from trainer.run.sinks import Endpoint, optional_sinks
 
+FRESH = {"step": 0, "samples": 0, "nonfinite_steps": 0, "restarts": 0}
 RECORD = {"time": 1.0, "step": 3, "samples": 12, "loss": 0.5, "grad_norm": 1.5, "nonfinite_steps": 1, "restarts": 2, "val_2afc": None}
 
 
@@ -67,14 +68,14 @@ def test_steps_that_end_keep_the_watchdog_quiet() -> None:
 
 def test_prometheus_shows_the_figures_of_the_record(tmp_path: Path) -> None:
     """By the names that the chart's alerts use."""
-    endpoint = Endpoint(toy_config(tmp_path), 0)
+    endpoint = Endpoint(toy_config(tmp_path), 0, FRESH)
     endpoint.log(RECORD)
     endpoint.step(0.25, 0.05)
     endpoint.saved(0.01, 2.0)
     found = scraped(endpoint.port)
     endpoint.close(0.0)
     expected = {
-        "loss": 0.5, "grad_norm": 1.5, "samples_total": 12, "steps_total": 3, "nonfinite_total": 1, "restarts_total": 2,
+        "loss": 0.5, "grad_norm": 1.5, "samples_total": 12, "steps_total": 3, "nonfinite_total": 1, "restarts": 2, "step": 3,
         "data_wait_seconds_total": 0.05, "step_seconds_sum": 0.25, "checkpoint_seconds": 2.0, "checkpoint_stall_seconds": 0.01,
     }  # fmt: skip
     assert {name: found[f"firstsight_train_{name}"] for name in expected} == expected
@@ -84,7 +85,7 @@ def test_prometheus_shows_the_figures_of_the_record(tmp_path: Path) -> None:
 
 def test_counters_go_on_and_never_back(tmp_path: Path) -> None:
     """A second record adds what is new."""
-    endpoint = Endpoint(toy_config(tmp_path), 0)
+    endpoint = Endpoint(toy_config(tmp_path), 0, FRESH)
     endpoint.log(RECORD)
     endpoint.log({**RECORD, "step": 5, "samples": 20})
     found = scraped(endpoint.port)
@@ -92,9 +93,39 @@ def test_counters_go_on_and_never_back(tmp_path: Path) -> None:
     assert (found["firstsight_train_steps_total"], found["firstsight_train_samples_total"]) == (5, 20)
 
 
+def test_a_resumed_process_counts_from_zero(tmp_path: Path) -> None:
+    """Its counters start at 0 and grow by its own work; the run's totals are gauges, right from the start."""
+    endpoint = Endpoint(toy_config(tmp_path), 0, RECORD)
+    first = scraped(endpoint.port)
+    endpoint.log({**RECORD, "step": 5, "samples": 20, "nonfinite_steps": 2})
+    later = scraped(endpoint.port)
+    endpoint.close(0.0)
+    counters = ("steps_total", "samples_total", "nonfinite_total", "data_wait_seconds_total")
+    assert [first[f"firstsight_train_{name}"] for name in counters] == [0, 0, 0, 0]
+    assert [later[f"firstsight_train_{name}"] for name in counters] == [2, 8, 1, 0]
+    gauges = ("step", "nonfinite_steps", "restarts")
+    assert [first[f"firstsight_train_{name}"] for name in gauges] == [3, 1, 2]
+    assert [later[f"firstsight_train_{name}"] for name in gauges] == [5, 2, 2]
+    assert first["firstsight_train_start_timestamp_seconds"] > 1e9
+
+
+def test_the_stall_of_a_save_is_not_overwritten_by_a_line_of_the_log(tmp_path: Path, run_toy: Trained) -> None:
+    """`checkpoint_stall_seconds` is the last save's; the share of a step is `saving_seconds`, in progress.jsonl alone."""
+    run_toy(toy_config(tmp_path, checkpoint_every_steps=1))
+    line = json.loads((tmp_path / "stage" / "progress.jsonl").read_text().splitlines()[-1])
+    assert line["saving_seconds"] > 0
+    assert "checkpoint_stall_seconds" not in line
+    endpoint = Endpoint(toy_config(tmp_path), 0, FRESH)
+    endpoint.saved(7.0, 8.0)
+    endpoint.log(line)
+    found = scraped(endpoint.port)
+    endpoint.close(0.0)
+    assert found["firstsight_train_checkpoint_stall_seconds"] == 7.0
+
+
 def test_nobody_is_waited_for_where_nobody_scrapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a run without a Prometheus costs nothing."""
-    endpoint = Endpoint(toy_config(tmp_path), 0)
+    endpoint = Endpoint(toy_config(tmp_path), 0, FRESH)
 
     def never(_: float) -> None:
         raise AssertionError("it waited")
@@ -105,7 +136,7 @@ def test_nobody_is_waited_for_where_nobody_scrapes(tmp_path: Path, monkeypatch: 
 
 def test_the_endpoint_lingers_until_the_last_figures_were_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once somebody has scraped, they are given the last figures too, and no more."""
-    endpoint = Endpoint(toy_config(tmp_path), 0)
+    endpoint = Endpoint(toy_config(tmp_path), 0, FRESH)
     scraped(endpoint.port)
     endpoint.log(RECORD)
     found: list[float] = []
@@ -116,9 +147,9 @@ def test_the_endpoint_lingers_until_the_last_figures_were_scraped(tmp_path: Path
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     """As a setting, with its value."""
-    endpoint = Endpoint(toy_config(tmp_path), 0)
+    endpoint = Endpoint(toy_config(tmp_path), 0, FRESH)
     with pytest.raises(InputError, match=rf"placement\.metrics_port must be a free port, got {endpoint.port}"):
-        Endpoint(toy_config(tmp_path), endpoint.port)
+        Endpoint(toy_config(tmp_path), endpoint.port, FRESH)
     endpoint.close(0.0)
 
 
@@ -127,8 +158,8 @@ def test_a_run_serves_while_it_runs(tmp_path: Path, run_toy: Trained, monkeypatc
     ports: list[int] = []
     found: list[dict[str, float]] = []
 
-    def endpoint_on_any_port(config: Any, port: int) -> Endpoint:
-        endpoint = Endpoint(config, 0)
+    def endpoint_on_any_port(config: Any, port: int, totals: Any) -> Endpoint:
+        endpoint = Endpoint(config, 0, totals)
         ports.append(endpoint.port)
         return endpoint
 
@@ -143,6 +174,33 @@ def test_a_run_serves_while_it_runs(tmp_path: Path, run_toy: Trained, monkeypatc
     assert found[0]["firstsight_train_loss"] == pytest.approx(line["loss"])
     assert found[0]["firstsight_train_samples_total"] == line["samples"]
     assert found[0]["firstsight_train_step_seconds_count"] == 9
+
+
+def test_a_resumed_run_serves_its_own_work_as_counters(tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after step 7, resumed from step 6: at step 9 this process has done three steps."""
+    endpoints: list[Endpoint] = []
+    found: list[dict[str, float]] = []
+
+    def endpoint_on_any_port(config: Any, port: int, totals: Any) -> Endpoint:
+        endpoints.append(Endpoint(config, 0, totals))
+        return endpoints[-1]
+
+    def die(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 6:
+            raise KeyboardInterrupt
+
+    def look(stage: ToyStage) -> None:
+        if stage.served.served[-1] == 9:
+            found.append(scraped(endpoints[-1].port))
+
+    monkeypatch.setattr("trainer.run.loop.Endpoint", endpoint_on_any_port)
+    monkeypatch.setattr("trainer.run.records.LINGER_SECONDS", 0.0)
+    config = toy_config(tmp_path, metrics_port=1, checkpoint_every_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_toy(config, after=die)
+    run_toy(config, after=look)
+    assert found[0]["firstsight_train_steps_total"] == 3
+    assert (found[0]["firstsight_train_step"], found[0]["firstsight_train_restarts"]) == (9, 1)
 
 
 @pytest.mark.parametrize(("setting", "package"), [("tensorboard_dir", "tensorboard"), ("wandb_project", "wandb")])

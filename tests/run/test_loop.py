@@ -43,7 +43,7 @@ def test_progress_has_every_logged_step_and_its_time_split(tmp_path: Path, run_t
     assert line["steps"] == 20
     assert line["samples"] == 20
     assert line["val_2afc"] == 0.5
-    parts = [line[f"{part}_seconds"] for part in ("data_wait", "compute", "communication", "checkpoint_stall", "evaluation")]
+    parts = [line[f"{part}_seconds"] for part in ("data_wait", "compute", "communication", "saving", "evaluation")]
     assert sum(parts) == pytest.approx(line["step_seconds"])
 
 

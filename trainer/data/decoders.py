@@ -169,7 +169,7 @@ class TripletsDecoder:
         seed: of the run.
         image_size: S; pictures of another size are squashed to it.
         labels: name of their kind.
-        flip: mirror a triplet's three pictures together, half of the time.
+        mirror: mirror a triplet's three pictures together, half of the time.
         views_capacity: shards kept open.
         keep: keep every decoded triplet.
     """
@@ -177,7 +177,7 @@ class TripletsDecoder:
     seed: int
     image_size: int
     labels: str
-    flip: bool
+    mirror: bool
     views_capacity: int
     keep: bool
     _kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -203,9 +203,9 @@ class TripletsDecoder:
                 images[i] = pictures[0]
             else:
                 pictures.append(self._pictures(*other, place[-1]))
-                for which, (whose, picture) in enumerate(shown.pictures):
-                    images[i, which] = pictures[whose][picture]
-            if self.flip and draws[i][0] < 0.5:
+                for number, (whose, picture) in enumerate(shown.pictures):
+                    images[i, number] = pictures[whose][picture]
+            if self.mirror and draws[i][0] < 0.5:
                 images[i] = images[i].flip(-1)
         return DecodedTriplets(images=images, target=target, keys=keys)
 

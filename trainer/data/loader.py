@@ -289,7 +289,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         image_size: int,
         labels: str,
         split: Split,
-        flip: bool,
+        mirror: bool,
         placement: Placement,
     ) -> None:
         """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
@@ -313,7 +313,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
             seed=seed,
             image_size=image_size,
             labels=labels,
-            flip=flip,
+            mirror=mirror,
             views_capacity=self._views_capacity,
             keep=self.num_samples * 9 * image_size**2 <= memory_for_pictures(placement.processes_per_node),
         )

@@ -65,7 +65,7 @@ def train(config: StageConfig) -> None:
                 skips=Skips(dist.device),
                 lines=StoredLines(config.output, PROGRESS_FILE) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
-                endpoint=Endpoint(config, config.placement.metrics_port)
+                endpoint=Endpoint(config, config.placement.metrics_port, records.totals(state, settings.global_batch_size))
                 if dist.local_rank == 0 and config.placement.metrics_port
                 else None,
                 sinks=optional_sinks(config) if dist.main else [],
@@ -172,7 +172,7 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
                 timer.add("communication", distributed.communication_seconds())
                 records.log_step(run, figures, timer.take(steps, steps * run.global_batch_size))
             if save:
-                with timer.measure("checkpoint_stall"):
+                with timer.measure("saving"):
                     records.save(run, cadence.keep())
             beat()
             if stop and state.step < run.steps:

@@ -59,9 +59,7 @@ class StepTimer:
         now = time.perf_counter()
         total, self._began = now - self._began, now
         split, self.split = self.split, {}
-        parts = {
-            f"{part}_seconds": split.get(part, 0.0) / steps for part in ("data_wait", "communication", "checkpoint_stall", "evaluation")
-        }
+        parts = {f"{part}_seconds": split.get(part, 0.0) / steps for part in ("data_wait", "communication", "saving", "evaluation")}
         seconds = {"step_seconds": total / steps, **parts}
         seconds["compute_seconds"] = max(0.0, seconds["step_seconds"] - sum(parts.values()))
         return {"samples_per_second": samples / total if total > 0 else 0.0, **seconds}

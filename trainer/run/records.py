@@ -79,14 +79,11 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
         plain["mfu_ratio"] = float(figures.get("flops", 0.0)) / times["step_seconds"] / peak
     record = {
         "time": time.time(),
-        "step": state.step,
         "steps": run.steps,
         "epoch": state.step / run.steps_per_epoch,
-        "samples": state.step * run.global_batch_size,
         **plain,
         **times,
-        "nonfinite_steps": state.nonfinite_steps,
-        "restarts": state.restarts,
+        **totals(state, run.global_batch_size),
     }
     if run.writer is not None and run.writer.last_seconds:
         record["checkpoint_seconds"] = run.writer.last_seconds
@@ -100,6 +97,16 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
     rate = times["samples_per_second"]
     log.info("%s", step_line(run.name, state.step, run.steps, plain["loss"], rate))
     say(run, {"loss": plain["loss"], "samples_per_second": rate})
+
+
+def totals(state: State, global_batch_size: int) -> dict[str, int]:
+    """What the run has counted so far, over all its processes."""
+    return {
+        "step": state.step,
+        "samples": state.step * global_batch_size,
+        "nonfinite_steps": state.nonfinite_steps,
+        "restarts": state.restarts,
+    }
 
 
 def say(run: Run, figures: Mapping[str, float]) -> None:

@@ -29,18 +29,22 @@ _GAUGES = {
     "samples_per_second": "Of all ranks, over the last logged steps.",
     "checkpoint_seconds": "From the start of the last finished save to its commit.",
     "checkpoint_stall_seconds": "How long the last save held the training up.",
+    "start_timestamp_seconds": "When this process began to train.",
     "last_step_timestamp_seconds": "When the last step ended.",
     "last_checkpoint_timestamp_seconds": "When the last save began.",
     "compute_seconds": "Of a step, mean over the last logged steps.",
     "communication_seconds": "Of a step, in which computing stood still for other ranks; what overlaps is not counted.",
+    "step": "Optimiser step that the run has reached.",
+    "nonfinite_steps": "Steps that the run skipped because their gradient contained NaN or Inf, earlier processes included.",
+    "restarts": "How often the run resumed from a checkpoint.",
 }
 _COUNTERS = {
-    "samples": "Samples trained on, earlier attempts included.",
-    "steps": "Optimiser steps done, earlier attempts included.",
-    "data_wait_seconds": "Seconds in which the step waited for data.",
-    "nonfinite": "Steps skipped because their gradient was not finite.",
-    "restarts": "How often the run went on from a checkpoint.",
+    "samples": "Samples that this process trained on.",
+    "steps": "Optimiser steps of this process.",
+    "data_wait_seconds": "Seconds in which this process's steps waited for data.",
+    "nonfinite": "Steps that this process skipped because their gradient contained NaN or Inf.",
 }
+"""All start at 0 in each process, as Prometheus expects: from a run's total on, increase() would count it again at every restart."""
 
 
 class Sink(Protocol):
@@ -58,8 +62,17 @@ class Sink(Protocol):
 class Endpoint:
     """/metrics of one machine, served by its local rank 0."""
 
-    def __init__(self, config: StageConfig, port: int) -> None:
-        """Serve on `port`. InputError where it is taken."""
+    def __init__(self, config: StageConfig, port: int, totals: Mapping[str, float]) -> None:
+        """Serve on `port`.
+
+        Args:
+            config: of the run.
+            port: 0 for any that is free.
+            totals: the run's `step`, `samples`, `nonfinite_steps` and `restarts` so far; the counters count from there.
+
+        Raises:
+            InputError: the port is taken.
+        """
         self._registry = CollectorRegistry()
         labels = (config.experiment, config.arm, config.stage, os.environ.get("GROUP_RANK", "0"))
         self._gauges = {
@@ -75,7 +88,9 @@ class Endpoint:
         info.info({"recipe_hash": recipe_hash(config), "seed": str(config.seed), "data": config.data.identity, "output": config.output})
         self._scrapes = _Scrapes()
         self._registry.register(self._scrapes)
-        self._told = dict.fromkeys(_COUNTERS, 0.0)
+        self._told = _counted(totals)
+        self._set(totals)
+        self._gauges["start_timestamp_seconds"].set_to_current_time()
         try:
             self._server, self._thread = start_http_server(port, registry=self._registry)
         except OSError as error:
@@ -100,18 +115,15 @@ class Endpoint:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """The figures of progress.jsonl."""
-        for name, gauge in self._gauges.items():
-            if name in record:
-                gauge.set(record[name])
-        totals = {
-            "samples": record["samples"],
-            "steps": record["step"],
-            "nonfinite": record["nonfinite_steps"],
-            "restarts": record["restarts"],
-        }
-        for name, total in totals.items():
+        self._set(record)
+        for name, total in _counted(record).items():
             self._counters[name].inc(max(0.0, total - self._told[name]))
             self._told[name] = total
+
+    def _set(self, figures: Mapping[str, Any]) -> None:
+        for name, gauge in self._gauges.items():
+            if name in figures:
+                gauge.set(figures[name])
 
     def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
         """Wait until the last figures were scraped, if anybody ever scraped, then stop serving."""
@@ -121,6 +133,11 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _counted(totals: Mapping[str, Any]) -> dict[str, float]:
+    """Counter -> the run's total."""
+    return {"samples": totals["samples"], "steps": totals["step"], "nonfinite": totals["nonfinite_steps"]}
 
 
 class _Scrapes(Collector):
