@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines.jobs.shapes import backends
 from pipelines.kubeflow import submit, upload
 from pipelines.operate import bucket, cancel, check, reap, status
 from trainer.errors import exit_code
@@ -61,7 +62,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
         "--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default: %(default)s)"
     )
     jobs = parser.add_argument_group("where jobs run")
-    jobs.add_argument("--backend", default="", help="local, pytorchjob or trainjob (default: the profile's, else local)")
+    jobs.add_argument("--backend", default="", help=f"one of {', '.join(backends())} (default: the profile's, else local)")
     jobs.add_argument("--profile", default="", metavar="FILE", help="YAML: root, backend, links and how jobs look on a cluster")
     jobs.add_argument("--nodes", type=int, default=0, help="machines of the contrastive job (default: the profile's)")
     jobs.add_argument("--gpus-per-node", type=int, default=-1, help="on each machine (default: the profile's)")

@@ -26,6 +26,7 @@ from rich.console import Console
 from pipelines.jobs.backends import require_reachable
 from pipelines.jobs.lock import JOBS_VARIABLE, exclusive
 from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
+from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
 from pipelines.local.progress import Display
 from pipelines.planning import plan
@@ -99,6 +100,7 @@ def resolve_arguments(
             the jobs' pods do not reach.
     """
     profile = read_profile()
+    require_backend(profile.backend)
     root = root or profile.root or "runs"
     chosen = parse_arms(arms)
     parse_seeds(seeds)
@@ -132,7 +134,7 @@ def choose(profile: str, backend: str) -> None:
 
     Args:
         profile: a YAML file.
-        backend: local, pytorchjob or trainjob.
+        backend: local, or a kind of job.
     """
     if profile:
         os.environ[PROFILE_VARIABLE] = absolute(profile)

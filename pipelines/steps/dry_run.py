@@ -11,7 +11,7 @@ from pipelines.jobs.launcher import annotated
 from pipelines.jobs.specs import evaluate_spec, train_spec
 from pipelines.planning import cost
 from pipelines.planning.plan import Cell, Experiment, entry_of
-from pipelines.profile.profile import BackendName, Overrides, Profile
+from pipelines.profile.profile import Overrides, Profile
 from trainer.config import StageConfig
 from trainer.storage import layout
 from trainer.storage.committed import read_committed
@@ -54,7 +54,7 @@ def job_specs(request: Experiment, cells: list[Cell], resume: str = "auto") -> I
                 yield spec
 
 
-def job_manifest(spec: JobSpec, backend: BackendName, profile: Profile, overrides: Overrides) -> dict[str, Any]:
+def job_manifest(spec: JobSpec, backend: str, profile: Profile, overrides: Overrides) -> dict[str, Any]:
     """What would be submitted as a first attempt; the namespace is the launcher's where the profile names none."""
     settings = stage_settings(profile, overrides, spec)
     manifest = annotated(shape_for(backend, spec, settings), spec, 1)

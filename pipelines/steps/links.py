@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import Outcome
+from pipelines.jobs.shapes import by_backend, require_backend
+from pipelines.jobs.shapes.indexed import JOB
 from pipelines.profile.profile import Overrides, Profile, read_profile
 from pipelines.steps.steps import FAILURE, record_failure, root_of_run, step
 from trainer.config import require
@@ -16,7 +18,6 @@ from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
-RESOURCES = {"pytorchjob": "pytorchjobs,jobs", "trainjob": "trainjobs,jobs"}
 
 
 @step
@@ -64,6 +65,7 @@ def _require_profile(name: str, profile: Profile) -> None:
     """ConfigMap and Secret are mounted where there are some; a pod without them is told so here."""
     if os.environ.get(POD_VARIABLE) and profile == Profile():
         raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` makes one")
+    require_backend(profile.backend)
 
 
 def _cells(arms: str, seeds: str, recipe: str, triplets: str) -> list[str]:
@@ -89,7 +91,8 @@ def _page(profile: Profile, uri: str, experiment: str, namespace: str, cells: li
     parts = [f"# {experiment}", f"{len(cells)} cells, one after another: {', '.join(f'`{cell}`' for cell in cells)}"]
     parts += ["\n".join([*links, f"- everything: `{uri}`", f"- the report, at the end: `{join(layout.report(uri), 'index.html')}`"])]
     if profile.backend != "local":
-        parts += _cluster_lines(RESOURCES[profile.backend], experiment, namespace)
+        resources = f"{by_backend()[profile.backend].kind.plural},{JOB.plural}"
+        parts += _cluster_lines(resources, experiment, namespace)
     return "\n\n".join(parts) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.finding import identity_of
+from pipelines.jobs.finding import identity_of
 from tests.cluster import harness, training, volumes
 from tests.cluster.store import Store
 from tests.cluster.training import Staged

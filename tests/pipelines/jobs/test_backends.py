@@ -74,7 +74,7 @@ def test_the_backend_of_the_command_line_wins(scene: Scene, monkeypatch: pytest.
 def test_a_backend_that_there_is_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(BACKEND_VARIABLE, "slurm")
 
-    with pytest.raises(InputError, match="BACKEND must be one of local, pytorchjob, trainjob, got 'slurm'"):
+    with pytest.raises(InputError, match="backend must be one of local, pytorchjob, trainjob, got 'slurm'"):
         backend_for(TRAIN, read_profile(), Overrides())
 
 
@@ -117,7 +117,7 @@ def test_a_step_that_is_done_imports_nothing_slow(tmp_path: Path, module: str):
     write_json(f"{tmp_path}/experiments/e/plan.json", {"format_version": 1, "cells": [entry]})
     commit(f"{tmp_path}/c", "a" * 64)
     code = (
-        "import sys; from pipelines import steps\n"
+        "import sys; from pipelines.steps import steps\n"
         f"steps.train('contrastive', root={str(tmp_path)!r}, experiment='e', cell='random-seed0')\n"
         f"sys.exit({module!r} in sys.modules)"
     )

@@ -91,7 +91,7 @@ def test_a_backend_of_this_machine_has_no_manifests(tmp_path: Path, capsys: pyte
     [
         (("--nodes", "-1"), "nodes must be >= 1"),
         (("--resume", "perhaps"), "resume must be auto, never or a checkpoint's URI"),
-        (("--backend", "slurm"), "BACKEND must be one of"),
+        (("--backend", "slurm"), "backend must be one of"),
         (("--profile", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("--experiment", "Has Capitals"), "experiment 'Has Capitals' must be 1 to 63 of a-z"),
         (("--experiment", "x" * 64), "must be 1 to 63 of a-z"),

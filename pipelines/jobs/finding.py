@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pipelines.cluster.connection import JOB, PYTORCHJOB, TRAINJOB, Cluster, Kind, MissingKind
+from pipelines.cluster.connection import Cluster, Kind, MissingKind
 from pipelines.cluster.names import DOMAIN
+from pipelines.jobs.shapes import job_kinds
 
 PART_OF = "app.kubernetes.io/part-of=firstsight"
-JOB_KINDS = (PYTORCHJOB, TRAINJOB, JOB)
 IDENTITY = ("experiment", "arm", "seed", "stage")
 Found = list[tuple[Kind, dict[str, Any]]]
 
@@ -21,7 +21,7 @@ def find_jobs(cluster: Cluster, namespace: str | None = None, **labels: str) -> 
     """
     selector = ",".join([PART_OF, *(f"{DOMAIN}/{name}={value}" for name, value in labels.items() if value)])
     found: Found = []
-    for kind in JOB_KINDS:
+    for kind in job_kinds():
         try:
             found += [(kind, job) for job in cluster.list(kind, labels=selector, namespace=namespace)]
         except MissingKind:
