@@ -165,6 +165,7 @@ format: $(VENV)/ready ## bring the source into the house's form
 generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes, the chart's README
 	$(BIN)/python -m pipelines compile pipelines/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
+	$(BIN)/python scripts/registry_files.py
 	$(MAKE) chart-docs
 
 .PHONY: lock

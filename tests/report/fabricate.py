@@ -140,9 +140,7 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
         write_stage(tower, steps=40, generator=generator)
     start = StartConfig()
     if tower:
-        start = StartConfig(
-            kind="permuted" if arm == "permuted" else "tower", uri=layout.final(tower.output), recipe_hash=recipe_hash(tower)
-        )
+        start = StartConfig(kind=known.start if known else "tower", uri=layout.final(tower.output), recipe_hash=recipe_hash(tower))
     base = "random" if arm == "posthoc" else arm
     place = layout.stage(layout.cell(uri, base, seed), "contrastive")
     contrastive = StageConfig(
@@ -159,7 +157,7 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
     final = "posthoc" if arm == "posthoc" else "contrastive"
     skill = what.effects.get(arm, 0.0) + what.noise * float(generator.standard_normal())
     models = [("untrained", "final", None, -0.2), (final, "final", stages[final], skill)]
-    models += [("perceptual", "final", tower, skill + 0.1)] if tower and arm != "permuted" else []
+    models += [("perceptual", "final", tower, skill + 0.1)] if tower and start.kind == "tower" else []
     models += [("contrastive", str(step), contrastive, skill - 0.3 * (1 - step / 100)) for step in what.checkpoints]
     for stage, when, config, level in models:
         evaluate(cell, what, data, arm, seed, (stage, when, config), level, generator)
