@@ -5,11 +5,12 @@ from typing import Any
 
 from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
+from pipelines.planning.request import Request
 from trainer.config import canonical_hash
 from trainer.storage import join, layout
 
 
-def train_spec(root: str, experiment: str, entry: Mapping[str, Any], stage: str, resume: str = "auto") -> JobSpec:
+def train_spec(root: str, entry: Mapping[str, Any], stage: str, request: Request, placement: Mapping[str, Any]) -> JobSpec:
     """One stage of a cell. A stage that cells share has the arm that it was planned with, whichever cell asks for it first."""
     folder = entry[stage]
     return JobSpec(
@@ -17,14 +18,15 @@ def train_spec(root: str, experiment: str, entry: Mapping[str, Any], stage: str,
         arguments=("train", stage, "--config", join(folder, "config.yaml")),
         folder=folder,
         kind="train",
-        identity=Identity(root=root, experiment=experiment, arm=entry["stage_arms"][stage], seed=entry["seed"], stage=stage),
+        identity=Identity(root=root, experiment=request.experiment, arm=entry["stage_arms"][stage], seed=entry["seed"], stage=stage),
         recipe_hash=entry["recipe_hashes"][stage],
         final=layout.final(folder),
-        resume=resume,
+        placement=placement,
+        resume=request.resume if request.resume != "auto" else str(placement.get("resume", "auto")),
     )
 
 
-def evaluate_spec(root: str, experiment: str, entry: Mapping[str, Any]) -> JobSpec:
+def evaluate_spec(root: str, entry: Mapping[str, Any], request: Request, placement: Mapping[str, Any]) -> JobSpec:
     """All measurements of a cell's models."""
     folder = entry["evaluation"]
     arguments = ("evaluate", "--config", join(folder, "config.yaml"))
@@ -33,6 +35,7 @@ def evaluate_spec(root: str, experiment: str, entry: Mapping[str, Any]) -> JobSp
         arguments=arguments,
         folder=folder,
         kind="evaluate",
-        identity=Identity(root=root, experiment=experiment, arm=entry["arm"], seed=entry["seed"], stage="evaluate"),
+        identity=Identity(root=root, experiment=request.experiment, arm=entry["arm"], seed=entry["seed"], stage="evaluate"),
         recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
+        placement=placement,
     )

@@ -1,20 +1,17 @@
 """What is printed at a run's end, and what a run would do."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from pipelines.planning import plan
-from pipelines.planning.arms import parse_arms, parse_seeds
+from pipelines.planning.request import Request
 from trainer.config import DataConfig, StageConfig, recipe_hash
 from trainer.storage import join, layout, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
-
-if TYPE_CHECKING:
-    from pipelines.local.run import Arguments
 
 
 def print_summary(console: Console, experiment_uri: str) -> None:
@@ -36,25 +33,25 @@ def print_summary(console: Console, experiment_uri: str) -> None:
     console.print(f"report: {join(folder, 'index.html')}", markup=False, highlight=False, soft_wrap=True)
 
 
-def preview(arguments: "Arguments") -> tuple[plan.Experiment, list[plan.Cell]]:
+def preview(asked: Request, root: str) -> tuple[plan.Experiment, list[plan.Cell]]:
     """What a run would plan, with the data of the experiment as far as it is staged; nothing is written."""
-    arms = parse_arms(arguments.arms)
+    uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
     request = plan.Experiment(
-        root=arguments.root,
-        experiment=arguments.experiment,
-        recipe=plan.read_recipe(arguments.recipe),
-        pairs=_staged(arguments.uri, "pairs"),
-        triplets=_staged(arguments.uri, "triplets"),
+        root=root,
+        experiment=asked.experiment,
+        recipe=asked.load_recipe(),
+        pairs=_staged(uri, "pairs"),
+        triplets=_staged(uri, "triplets"),
         weights=plan.weights_of(arms),
-        sets=plan.read_sets(arguments.eval_sets),
+        sets=plan.read_sets(",".join(asked.eval_sets)),
     )
-    return request, [plan.resolve(request, arm, seed) for seed in parse_seeds(arguments.seeds) for arm in arms]
+    return request, [plan.resolve(request, arm, seed) for seed in asked.all_seeds for arm in arms]
 
 
-def print_plan(arguments: "Arguments") -> None:
+def print_plan(asked: Request, root: str) -> None:
     """Every cell's stages, where they lie, and which are done."""
     console = Console(highlight=False)
-    request, cells = preview(arguments)
+    request, cells = preview(asked, root)
     staged = bool(request.pairs.identity and request.triplets.identity)
     table = Table("Cell", "Stage", "State", Column("Folder", overflow="fold"), box=None, header_style="bold", pad_edge=False)
     for cell in cells:

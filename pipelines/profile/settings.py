@@ -51,6 +51,7 @@ class JobSettings:
         image: the trainer's, with tag or digest.
         nodes: machines a training job takes.
         gpus_per_node: on each; 0: one CPU process a node.
+        ranks_per_node: processes on each; 0: one for each GPU, or one.
         cpu: CPU request of a pod, a Kubernetes quantity.
         memory: memory request and limit of a pod.
         shared_memory: size of /dev/shm, counted against the memory.
@@ -74,6 +75,7 @@ class JobSettings:
     image: str = "firstsight/trainer:0.1.0"
     nodes: int = 1
     gpus_per_node: int = 0
+    ranks_per_node: int = 0
     cpu: str = "1"
     memory: str = "4Gi"
     shared_memory: str = "1Gi"
@@ -95,6 +97,9 @@ class JobSettings:
         """Check what can be checked without a cluster."""
         require("jobs.nodes", self.nodes, ">= 1", self.nodes >= 1)
         require("jobs.gpus_per_node", self.gpus_per_node, ">= 0", self.gpus_per_node >= 0)
+        rule = f"0, or gpus_per_node ({self.gpus_per_node}) where there are GPUs"
+        require("jobs.ranks_per_node", self.ranks_per_node, rule, self.ranks_per_node in (0, self.gpus_per_node) or not self.gpus_per_node)
+        require("jobs.ranks_per_node", self.ranks_per_node, ">= 0", self.ranks_per_node >= 0)
         require("jobs.max_incidents", self.max_incidents, ">= 0", self.max_incidents >= 0)
         require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
         require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
@@ -105,8 +110,8 @@ class JobSettings:
 
     @property
     def processes_per_node(self) -> int:
-        """Ranks on each node: one a GPU, or one."""
-        return max(self.gpus_per_node, 1)
+        """Ranks on each node: one for each GPU, or one, unless `ranks_per_node` says otherwise."""
+        return self.ranks_per_node or max(self.gpus_per_node, 1)
 
     @property
     def world_size(self) -> int:

@@ -1,6 +1,6 @@
 """`run --dry-run`: every manifest that an experiment would submit, and the GPU-hours it would take; no cluster is touched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -11,7 +11,8 @@ from pipelines.jobs.launcher import annotated
 from pipelines.jobs.specs import evaluate_spec, train_spec
 from pipelines.planning import cost
 from pipelines.planning.plan import Cell, Experiment, entry_of
-from pipelines.profile.profile import Overrides, Profile
+from pipelines.planning.request import Request
+from pipelines.profile.profile import Profile, placement_of
 from trainer.config import StageConfig
 from trainer.storage import layout
 from trainer.storage.committed import read_committed
@@ -23,56 +24,56 @@ NIGHTS = 15_941
 """Training triplets of NIGHTS: what the triplets are taken for while none are staged."""
 
 
-def render(request: Experiment, cells: list[Cell], profile: Profile, overrides: Overrides) -> str:
+def render(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> str:
     """The manifests as YAML documents, then the cost as comments; a tower that cells share is there once.
 
     On this machine there are no manifests, only the cost.
     """
     documents = []
-    for spec in job_specs(request, cells, overrides.resume):
+    for spec in job_specs(experiment, cells, request, placement_of(profile, request)):
         if profile.backend != "local":
-            documents.append(yaml.safe_dump(job_manifest(spec, profile.backend, profile, overrides), sort_keys=False))
+            documents.append(yaml.safe_dump(job_manifest(spec, profile.backend, profile, request), sort_keys=False))
     lines, total, longest = [], 0.0, 0.0
-    for stage, spec in _stages(request, cells).values():
-        line, estimate = _cost(request, stage)
-        ranks = stage_settings(profile, overrides, spec).world_size
+    for stage, spec in _stages(experiment, cells, request).values():
+        line, estimate = _cost(experiment, stage)
+        ranks = stage_settings(profile, request, spec).world_size
         lines.append(f"{line}, {estimate.gpu_hours / ranks:,.1f} hours on {ranks}")
         total, longest = total + estimate.gpu_hours, longest + estimate.gpu_hours / ranks
     lines.append(f"in all: {total:,.1f} GPU-hours, {longest:,.1f} hours one after another; staging and evaluation come on top")
     return "---\n".join(documents) + "".join(f"# {line}\n" for line in lines)
 
 
-def job_specs(request: Experiment, cells: list[Cell], resume: str = "auto") -> Iterator[JobSpec]:
+def job_specs(experiment: Experiment, cells: list[Cell], request: Request, placement: Mapping[str, Any]) -> Iterator[JobSpec]:
     """The jobs of all cells in the order in which they run. How the data are staged depends on their source: not shown."""
     seen = set()
     for cell in cells:
         entry = entry_of(cell)
-        specs = [train_spec(request.root, request.experiment, entry, stage.stage, resume) for stage in cell.stages()]
-        for spec in [*specs, evaluate_spec(request.root, request.experiment, entry)]:
+        specs = [train_spec(experiment.root, entry, stage.stage, request, placement) for stage in cell.stages()]
+        for spec in [*specs, evaluate_spec(experiment.root, entry, request, placement)]:
             if spec.folder not in seen:
                 seen.add(spec.folder)
                 yield spec
 
 
-def job_manifest(spec: JobSpec, backend: str, profile: Profile, overrides: Overrides) -> dict[str, Any]:
+def job_manifest(spec: JobSpec, backend: str, profile: Profile, request: Request) -> dict[str, Any]:
     """What would be submitted as a first attempt; the namespace is the launcher's where the profile names none."""
-    settings = stage_settings(profile, overrides, spec)
+    settings = stage_settings(profile, request, spec)
     manifest = annotated(shape_for(backend, spec, settings), spec, 1)
     if not manifest["metadata"].get("namespace"):
         manifest["metadata"].pop("namespace", None)
     return manifest
 
 
-def _stages(request: Experiment, cells: list[Cell]) -> dict[str, tuple[StageConfig, JobSpec]]:
+def _stages(experiment: Experiment, cells: list[Cell], request: Request) -> dict[str, tuple[StageConfig, JobSpec]]:
     return {
-        stage.output: (stage, train_spec(request.root, request.experiment, entry_of(cell), stage.stage))
+        stage.output: (stage, train_spec(experiment.root, entry_of(cell), stage.stage, request, {}))
         for cell in cells
         for stage in cell.stages()
     }
 
 
-def _cost(request: Experiment, stage: StageConfig) -> tuple[str, cost.Estimate]:
-    count, what = _samples(request, stage)
+def _cost(experiment: Experiment, stage: StageConfig) -> tuple[str, cost.Estimate]:
+    count, what = _samples(experiment, stage)
     estimate = cost.estimate(stage, count, _measured_rate(stage))
     assumed = "measured" if estimate.measured else f"{cost.UTILISATION:.0%} of an H100's {cost.PEAK_TFLOPS:.0f} TFLOP/s assumed"
     line = (
@@ -82,9 +83,9 @@ def _cost(request: Experiment, stage: StageConfig) -> tuple[str, cost.Estimate]:
     return line, estimate
 
 
-def _samples(request: Experiment, stage: StageConfig) -> tuple[int, str]:
+def _samples(experiment: Experiment, stage: StageConfig) -> tuple[int, str]:
     """Samples of an epoch, and where the number is from."""
-    data, known, name = (request.pairs, YFCC15M, "YFCC15M") if stage.stage == "contrastive" else (request.triplets, NIGHTS, "NIGHTS")
+    data, known, name = (experiment.pairs, YFCC15M, "YFCC15M") if stage.stage == "contrastive" else (experiment.triplets, NIGHTS, "NIGHTS")
     manifest = read_manifest(data.uri) if data.uri else None
     if manifest is None:
         return known, f"none are staged: taken for {name}"

@@ -39,8 +39,25 @@ def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Sequ
     return built
 
 
-def load_recipe(name: str, overrides: Sequence[str] = (), text: str | None = None) -> Recipe:
+def inline_recipe(recipe: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """A recipe that means the same everywhere: a shipped name, or the mapping in place of its file."""
+    if isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
+        from trainer.storage import read_text
+
+        values = load_yaml(read_text(recipe), f"recipe {recipe}")
+        return {"name": recipe.rsplit("/", 1)[-1].rpartition(".")[0], **values}
+    return recipe if isinstance(recipe, str) else dict(recipe)
+
+
+def load_value(text: str, source: str) -> Any:
+    """One YAML value, as an override has it."""
+    return _load(text, source)
+
+
+def load_recipe(name: "str | Mapping[str, Any]", overrides: Sequence[str] = (), text: str | None = None) -> Recipe:
     """A shipped recipe by name, or the YAML in `text` (the caller read it from a URI), with overrides."""
+    if isinstance(name, Mapping):
+        return parse_config(Recipe, name, overrides, f"recipe {name.get('name', '')}")
     if text is None:
         if name not in RECIPES:
             raise InputError(f"recipe {name!r} is not shipped: one of {', '.join(RECIPES)}, or a URI that ends in .yaml")

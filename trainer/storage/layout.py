@@ -51,6 +51,16 @@ def stage(cell_uri: str, name: str) -> str:
     return join(cell_uri, name)
 
 
+def config(folder: str) -> str:
+    """The resolved configuration of a stage or an evaluation, beside what it makes."""
+    return join(folder, "config.yaml")
+
+
+def failure(folder: str) -> str:
+    """Why the last job of a folder failed, and with which exit code; gone when one begins."""
+    return join(folder, "failure.json")
+
+
 def final(stage_uri: str) -> str:
     """The finished model of a stage; it counts once it holds COMMITTED.json."""
     return join(stage_uri, "final")
@@ -74,3 +84,22 @@ def evaluation(cell_uri: str, stage_name: str, when: str) -> str:
 def report(experiment_uri: str) -> str:
     """index.html and results.json."""
     return join(experiment_uri, "report")
+
+
+def request(experiment_uri: str, request_id: str) -> str:
+    """A stored request: what a run of the experiment asked for."""
+    return join(experiment_uri, "requests", f"{request_id}.json")
+
+
+def of_request(request_uri: str) -> tuple[str, str]:
+    """Root and experiment of a stored request, by where it is stored."""
+    root, marker, rest = request_uri.rpartition("/experiments/")
+    name, folder, _ = rest.partition("/requests/")
+    if not marker or not folder:
+        raise InputError(f"{request_uri}: not the URI of a stored request, <root>/experiments/<experiment>/requests/<id>.json")
+    return root, name
+
+
+def run(root: str, run_id: str) -> str:
+    """Which request a Kubeflow run stored, by the run's id."""
+    return join(root, "runs", f"{run_id}.json")

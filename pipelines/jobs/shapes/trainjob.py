@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.cluster.connection import Kind
-from pipelines.jobs.base import JobSpec
+from pipelines.jobs.base import JobSpec, placement_arguments
 from pipelines.jobs.shapes.base import Phase, Shape, phase_of
 from pipelines.jobs.shapes.indexed import is_of_index_0
 from pipelines.jobs.shapes.pod import TEMPLATE_CONTAINER, pod_template
-from pipelines.jobs.shapes.pytorchjob import ENVIRONMENT, MAX_RESTARTS, overrides, placement
+from pipelines.jobs.shapes.pytorchjob import ENVIRONMENT, placed
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
@@ -48,8 +48,16 @@ class TrainJobs(Shape):
         assert spec.identity is not None
         settings, name, labels = self._settings, spec.identity.name, spec.identity.labels()
         _refuse_what_it_cannot_say(settings)
-        arguments = [*spec.arguments, *overrides(attempt=attempt, resume=spec.resume), *placement(settings)]
-        template = pod_template(settings, CONTAINER, arguments, labels, {}, {**ENVIRONMENT, **_meeting(name), **spec.environment})
+        placement = placed(settings, spec.placement, attempt, spec.resume)
+        arguments = [*spec.arguments, *placement_arguments(placement)]
+        template = pod_template(
+            settings,
+            CONTAINER,
+            arguments,
+            labels,
+            {},
+            {**ENVIRONMENT, **_meeting(name, int(placement["max_restarts"])), **spec.environment},
+        )
         (container,) = [entry for entry in template["spec"]["containers"] if entry["name"] == CONTAINER]
         return {
             "apiVersion": TRAINJOB.api_version,
@@ -95,13 +103,13 @@ class TrainJobs(Shape):
         return is_of_index_0(pod)
 
 
-def _meeting(name: str) -> dict[str, str]:
+def _meeting(name: str, max_restarts: int) -> dict[str, str]:
     """Where torchrun's agents meet: node 0, by the name that its JobSet gives it. The PET_* variables of Trainer's own say the rest."""
     return {
         "PET_RDZV_BACKEND": "c10d",
         "PET_RDZV_ENDPOINT": f"{name}-node-0-0.{name}:{RENDEZVOUS_PORT}",
         "PET_RDZV_ID": name,
-        "PET_MAX_RESTARTS": str(MAX_RESTARTS),
+        "PET_MAX_RESTARTS": str(max_restarts),
     }
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from pipelines.planning import plan
 from pipelines.planning.arms import parse_arms
-from pipelines.steps import steps
-from tests.pipelines.data import commit, seal
+from pipelines.steps.planning import make_plan
+from tests.pipelines.data import ask, commit, seal
 from trainer.config import DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
@@ -201,9 +201,9 @@ def test_judged_needs_flips_judgement_of_peoples_triplets():
 def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
     """And returns the cells, seed by seed."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="people")
-    arguments = {"root": str(tmp_path), "experiment": "e", "recipe": "smoke", "pairs": pairs, "triplets": triplets}
 
-    cells = steps.make_plan(arms="random,shuffled", seeds="0,1", **arguments)
+    request = ask(str(tmp_path), experiment="e", arms="random,shuffled", seeds="0,1")
+    cells = make_plan(request=request, pairs=pairs, triplets=triplets)
 
     assert cells == ["random-seed0", "shuffled-seed0", "random-seed1", "shuffled-seed1"]
 
@@ -211,10 +211,10 @@ def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
 def test_judged_is_refused_where_flip_was_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """It would equal the perceptual arm; the plan step ends with 2 and leaves failure.json."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="FLIP")
-    arguments = {"root": str(tmp_path), "experiment": "e", "recipe": "smoke", "pairs": pairs, "triplets": triplets}
+    request = ask(str(tmp_path), experiment="e", arms="random,judged", triplets=triplets, set="staging.flip_judges_too=true")
 
     with pytest.raises(SystemExit) as raised:
-        steps.make_plan(arms="random,judged", seeds="0", **arguments)
+        make_plan(request=request, pairs=pairs, triplets=triplets)
 
     assert raised.value.code == 2
     assert "judged by FLIP" in capsys.readouterr().err

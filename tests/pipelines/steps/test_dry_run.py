@@ -8,7 +8,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.jobs import owners
-from pipelines.profile.profile import BACKEND_VARIABLE, PROFILE_VARIABLE
+from pipelines.profile.profile import PROFILE_VARIABLE
 
 PROFILE = """
 root: s3://bucket/root
@@ -20,7 +20,7 @@ jobs: {nodes: 2, gpus_per_node: 8, image: "registry.example/trainer:1"}
 @pytest.fixture(autouse=True)
 def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither a kubeconfig nor, but for one root that nobody reads from, a store."""
-    for name in (PROFILE_VARIABLE, BACKEND_VARIABLE, owners.HOLDER_VARIABLE):
+    for name in (PROFILE_VARIABLE, owners.HOLDER_VARIABLE):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     (tmp_path / "profile.yaml").write_text(PROFILE)
@@ -89,7 +89,7 @@ def test_a_backend_of_this_machine_has_no_manifests(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--nodes", "-1"), "nodes must be >= 1"),
+        (("--nodes", "-1"), "nodes must be between 1 and 1024"),
         (("--resume", "perhaps"), "resume must be auto, never or a checkpoint's URI"),
         (("--backend", "slurm"), "backend must be one of"),
         (("--profile", "nowhere.yaml"), "nowhere.yaml: no such file"),
