@@ -1,9 +1,8 @@
 """Configuration: frozen dataclasses, and the hash that tells one experiment from another.
 
-Every field is either *recipe* (it changes the numbers, so it is part of the recipe hash) or
-*placement* (where and how it runs: it may change between attempts of the same run). A recipe field
-also says how sure we are of it: `known`, `as coded` (in the follow-on code of the paper, arXiv
-2505.14204), `unknown`, or `ours` (a choice that firstsight made), with a sentence.
+Every field is either *recipe* (it changes the numbers, so it is part of the recipe hash) or *placement* (where and how it runs: it
+may change between attempts of the same run). A recipe field also says how sure we are of it: `known`, `as coded` (in the follow-on
+code of the paper, arXiv 2505.14204), `unknown`, or `ours` (a choice that firstsight made), with a sentence.
 """
 
 import dataclasses
@@ -70,12 +69,9 @@ class ModelConfig:
         _at_least(1, "model", self, *_SIZES)
         require("model.context_length", self.context_length, "between 8 and 77", 8 <= self.context_length <= 77)
         if not self.open_clip_name:
-            patches = f"a multiple of patch_size {self.patch_size}"
-            require("model.image_size", self.image_size, patches, self.image_size % self.patch_size == 0)
-            heads = f"a multiple of vision_head_width {self.vision_head_width}"
-            require("model.vision_width", self.vision_width, heads, self.vision_width % self.vision_head_width == 0)
-            heads = f"a multiple of text_heads {self.text_heads}"
-            require("model.text_width", self.text_width, heads, self.text_width % self.text_heads == 0)
+            for name, by in (("image_size", "patch_size"), ("vision_width", "vision_head_width"), ("text_width", "text_heads")):
+                whole, part = getattr(self, name), getattr(self, by)
+                require(f"model.{name}", whole, f"a multiple of {by} {part}", whole % part == 0)
         elif any(getattr(self, f.name) != f.default for f in dataclasses.fields(self) if f.name in _SIZES):
             raise InputError(
                 f"model.open_clip_name is {self.open_clip_name!r}, so the model's sizes come from open_clip: leave {', '.join(_SIZES)} out"
@@ -307,7 +303,9 @@ class StageConfig:
 
     stage: StageName = recipe("contrastive", "ours", "")
     experiment: str = placement("", "")
+    cell: str = placement("", "The cell in whose folder it lies; empty: cells share it, and `arm` is the tower's name.")
     arm: str = placement("", "A name for people; what the arm *is* stands in start, labels and data.")
+    point: str = placement("", "Of the cell, where the request varies its recipe; empty: it does not.")
     seed: int = recipe(0, "ours", "Root of the named random streams.")
     output: str = placement("", "Folder of this stage: config.yaml, checkpoints/, final/.")
     data: DataConfig = recipe(DataConfig(), "ours", "")
@@ -387,7 +385,9 @@ class EvaluateConfig:
     """The evaluation of one cell, resolved: what `python -m trainer evaluate --config <uri>` reads."""
 
     experiment: str = placement("", "")
+    cell: str = placement("", "The cell that is measured.")
     arm: str = placement("", "")
+    point: str = placement("", "Of the cell, where the request varies its recipe.")
     seed: int = recipe(0, "ours", "The cell's seed: the untrained model is drawn from it.")
     output: str = placement("", "The cell's folder evaluation/.")
     model: ModelConfig = recipe(ModelConfig(), "known", "")

@@ -60,16 +60,16 @@ class ClusterBackend:
             InputError: the name is taken by another recipe, no node is big enough, or the API server refuses the job.
             RunError: an old job does not go away.
         """
-        assert spec.identity is not None
-        kind, name = self.shape.kind, spec.identity.name
+        kind = self.shape.kind
         self._require_devices(spec)
         while not stop.is_set():
-            job = self.cluster.get(kind, name)
+            job = self.find(spec)
             if job is None:
                 created = self._create(spec, say)
                 if created is not None:
                     return created
                 continue  # another launcher was faster
+            name = job["metadata"]["name"]
             if "deletionTimestamp" in job["metadata"]:
                 say(f"--- {kind.kind} {name} is being deleted: waiting until it is gone")
                 wait_until_gone(self.cluster, kind, name, stop=stop)
@@ -85,6 +85,15 @@ class ClusterBackend:
                     self._say_adopted(adopted, spec, say)
                     return adopted
         return None
+
+    def find(self, spec: JobSpec) -> Object | None:
+        """The job that makes the folder: under its name, or under the one that an older version gave it; None: there is none."""
+        assert spec.identity is not None
+        job = self.cluster.get(self.shape.kind, spec.identity.name)
+        if job is not None:
+            return job
+        former = self.cluster.get(self.shape.kind, spec.identity.former_name)
+        return former if former is not None and _makes(former, spec) else None
 
     def _replace(self, job: Object, stop: threading.Event) -> None:
         kind, metadata = self.shape.kind, job["metadata"]
@@ -172,6 +181,14 @@ def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
 def spec_hash(shape: Shape, spec: JobSpec) -> str:
     """Of what is asked for, without the attempt: two launchers that want the same have the same."""
     return canonical_hash(shape.manifest(spec, 0)["spec"])
+
+
+def _makes(job: Object, spec: JobSpec) -> bool:
+    """Whether its annotations say that this very folder is its work: a name of an older version may be another job's too."""
+    assert spec.identity is not None
+    annotations = job["metadata"].get("annotations") or {}
+    wanted = {ROOT: spec.identity.root, OUTPUT: spec.folder}
+    return all(str(annotations.get(key, "")).rstrip("/") == uri.rstrip("/") for key, uri in wanted.items())
 
 
 def _stored_attempt(spec: JobSpec) -> int:

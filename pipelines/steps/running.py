@@ -200,11 +200,11 @@ def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
     if not stored:
         yield lambda line: print(line, flush=True)
         return
-    uri = join(folder, "log.txt")
+    uri = layout.log(folder)
     path = local_path(uri)
     with contextlib.ExitStack() as stack:
         if path is None:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log.txt"
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / layout.LOG
             if open_store(uri).head(uri) is not None:
                 path.write_bytes(read_bytes(uri))
             stack.callback(lambda: write_bytes(uri, path.read_bytes()))

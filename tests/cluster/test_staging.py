@@ -110,7 +110,7 @@ def test_three_pods_make_the_very_bytes_that_one_process_makes(
     assert [last[index]["metadata"]["uid"] for index in "02"] == [first[index]["metadata"]["uid"] for index in "02"]
     assert identity(there) == identity(here)
     jobs = harness.listed("jobs", restricted_namespace)
-    assert sorted(identity_of(job)[3] for job in jobs) == ["stage-fetch", "stage-plan", "stage-seal"]
+    assert sorted(identity_of(job)["stage"] for job in jobs) == ["stage-fetch", "stage-plan", "stage-seal"]
 
 
 def test_wrong_input_ends_the_job_at_once_and_leaves_the_reason(

@@ -29,7 +29,15 @@ SPEC = JobSpec(
     arguments=("train", "contrastive", "--config", "s3://bucket/experiments/e/random-seed0/contrastive/config.yaml"),
     folder="s3://bucket/experiments/e/random-seed0/contrastive",
     kind="train",
-    identity=Identity(root="s3://bucket", experiment="e", arm="random", seed=0, stage="contrastive"),
+    identity=Identity(
+        root="s3://bucket",
+        output="s3://bucket/experiments/e/random-seed0/contrastive",
+        experiment="e",
+        cell="random-seed0",
+        arm="random",
+        seed=0,
+        stage="contrastive",
+    ),
     recipe_hash="a" * 64,
 )
 

@@ -81,7 +81,8 @@ class Experiment:
     @property
     def identity(self) -> Identity:
         """By which launchers find each other's job."""
-        return Identity(root=self.root, experiment=self.name, arm="random", seed=0, stage="contrastive")
+        output, cell = self.config.output, "random-seed0"
+        return Identity(root=self.root, output=output, experiment=self.name, cell=cell, arm="random", seed=0, stage="contrastive")
 
     def seal(self) -> Committed | None:
         """What final/COMMITTED.json says, if this recipe has finished."""

@@ -51,10 +51,10 @@ def fabricate(root: Path, what: Fabrication | None = None) -> str:
     uri = layout.experiment(str(root), what.name)
     cells = [_cell(uri, recipe, data, what, arm, seed, generator) for seed in what.seeds for arm in what.arms]
     plan = {
-        "format_version": 1,
+        "format_version": 2,
         "experiment": what.name,
         "root": str(root),
-        "recipe": asdict(recipe),
+        "recipes": {"smoke": asdict(recipe)},
         "arms": list(what.arms),
         "seeds": list(what.seeds),
         "pairs": asdict(data.pairs),
@@ -165,7 +165,9 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
     return {
         "cell": layout.cell_name(arm, seed),
         "arm": arm,
+        "point": "",
         "seed": seed,
+        "recipe": "smoke",
         **{name: config.output if config else "" for name, config in stages.items()},
         "evaluation": join(cell, "evaluation"),
         "recipe_hashes": {name: recipe_hash(config) for name, config in found.items()},

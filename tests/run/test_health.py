@@ -231,6 +231,66 @@ def test_weights_and_biases_gets_the_numbers_and_one_run_for_all_attempts(tmp_pa
     assert logged == [({"samples": 12, "loss": 0.5, "grad_norm": 1.5, "nonfinite_steps": 1, "restarts": 2}, 3)]
 
 
+def test_a_sink_that_fails_is_left_out_and_the_run_ends_well(
+    tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Said once, whenever it fails; the final model is there."""
+    calls: list[str] = []
+
+    def log(figures: Any, step: int) -> None:
+        calls.append("log")
+        raise ConnectionError("api.wandb.ai\nunreachable")
+
+    run = types.SimpleNamespace(log=log, finish=lambda: calls.append("finish"))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
+    run_toy(toy_config(tmp_path, wandb_project="eyes"))
+    assert calls == ["log"]
+    said = [line for line in caplog.messages if "wandb" in line]
+    assert said == ["placement.wandb_project failed, the run continues without it: api.wandb.ai unreachable"]
+    assert (tmp_path / "stage" / "final" / "COMMITTED.json").exists()
+
+
+def test_a_sink_that_cannot_start_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is down must not turn a restart into a failure."""
+
+    def init(**_: Any) -> Any:
+        raise RuntimeError("no account")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    (sink,) = optional_sinks(toy_config(tmp_path, wandb_project="eyes"))
+    sink.log(RECORD)
+    sink.close()
+
+
+def test_a_profiler_that_fails_ends_no_run(tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace that cannot be written is logged."""
+
+    def broken(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", broken)
+    run_toy(toy_config(tmp_path, profile_steps="2:3"))
+    assert (tmp_path / "stage" / "final" / "COMMITTED.json").exists()
+
+
+def test_a_watchdog_ends_the_process_even_where_it_cannot_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is down keeps no GPU."""
+    ended = threading.Event()
+
+    def end(code: int) -> None:
+        dog._stop.set()
+        ended.set()
+
+    def say(line: str) -> None:
+        raise OSError("store is down")
+
+    monkeypatch.setattr("trainer.run.health.os._exit", end)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    dog = health.Watchdog(0.1, "toy", say)
+    assert ended.wait(60)
+    dog.close()
+
+
 def test_tensorboard_gets_a_scalar_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a stand-in for the package."""
     scalars: list[tuple[str, float, int]] = []

@@ -25,6 +25,7 @@ from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
+from trainer.storage.plans import NAME, read_plan
 
 ConfigT = TypeVar("ConfigT")
 
@@ -58,20 +59,17 @@ def read_experiment(uri: str) -> Experiment:
 
 
 def _read_plan(uri: str) -> dict[str, Any]:
-    place = join(uri, "plan.json")
+    place = join(uri, NAME)
     try:
-        plan = read_json(place)
-    except MissingObject as error:
-        raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)") from error
+        plan = read_plan(uri)
     except RunError as error:
         raise InputError(str(error)) from error
-    keys = ("format_version", "experiment", "root", "arms", "seeds", "cells", "pairs", "triplets")
-    lacking = [key for key in keys if not isinstance(plan, dict) or key not in plan]
+    if plan is None:
+        raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)")
+    lacking = [key for key in ("experiment", "root", "arms", "seeds", "pairs", "triplets") if key not in plan]
     if lacking:
         raise InputError(f"{place}: not an experiment's plan: {', '.join(lacking)} missing")
-    if plan["format_version"] != 1:
-        raise InputError(f"{place}: format_version must be 1, got {plan['format_version']!r}")
-    return dict(plan)
+    return plan
 
 
 def _read_data(experiment: Experiment) -> None:
@@ -126,9 +124,9 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     committed = read_committed(layout.final(uri))
     if committed is None:
         raise InputError(f"{name} is not finished")
-    place = join(uri, "config.yaml")
+    place = layout.config(uri)
     config = _read_config(place)
-    lineage = read_json(join(uri, "lineage.json"))
+    lineage = read_json(layout.lineage(uri))
     own = recipe_hash(config)
     for source, value in (
         ("the plan", planned_hash or own),
@@ -192,7 +190,7 @@ def _arm_of(stages: dict[str, StageRun], declared: str) -> str:
 def _progress(uri: str) -> Iterator[dict[str, Any]]:
     """Lines of progress.jsonl by step. A resumed run repeats some: the last line of a step counts. A torn last line is dropped."""
     try:
-        text = read_bytes(join(uri, "progress.jsonl")).decode(errors="replace")
+        text = read_bytes(layout.progress(uri)).decode(errors="replace")
     except MissingObject:
         return
     by_step: dict[int, dict[str, Any]] = {}
@@ -307,7 +305,7 @@ def _why(experiment: Experiment, entry: dict[str, Any], why: str) -> str:
         if not entry.get(name):
             continue
         try:
-            failure = read_json(join(entry[name], "failure.json"))
+            failure = read_json(layout.failure(entry[name]))
             if name != "evaluation" and read_committed(layout.final(entry[name])) is not None:
                 continue  # a later attempt finished it
         except (MissingObject, RunError):

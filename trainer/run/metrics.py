@@ -12,8 +12,6 @@ from trainer.errors import InputError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, local_path
 
-PROGRESS_FILE = "progress.jsonl"
-LOG_FILE = "log.txt"
 FLUSH_SECONDS = {"local": 2.0, "remote": 30.0}
 """An object store has no append: the whole log is written again, so less often …"""
 FLUSH_BYTES = 256 << 10

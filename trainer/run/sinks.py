@@ -1,12 +1,13 @@
 """Where a run's figures go besides progress.jsonl: Prometheus, and on request TensorBoard and Weights & Biases.
 
-All of them show what progress.jsonl shows; the libraries of the optional ones are imported only when asked for.
+All of them show what progress.jsonl shows; the libraries of the optional ones are imported only when asked for, and none of
+them can end a run.
 """
 
 import importlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
@@ -14,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from trainer.config import StageConfig, recipe_fields, recipe_hash
 from trainer.errors import InputError
+from trainer.run.failure import best_effort
 
 PREFIX = "firstsight_train"
 LINGER_SECONDS = 45.0
@@ -155,7 +157,6 @@ class TensorBoard:
     """Scalars for TensorBoard."""
 
     def __init__(self, folder: str) -> None:
-        _require("tensorboard", "placement.tensorboard_dir")
         self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -172,7 +173,7 @@ class WeightsAndBiases:
     """A run in Weights & Biases; going on after a restart continues the same one. Its account comes from its environment."""
 
     def __init__(self, project: str, config: StageConfig) -> None:
-        wandb = _require("wandb", "placement.wandb_project")
+        wandb = importlib.import_module("wandb")
         name = f"{config.stage}-{config.arm}-seed{config.seed}"
         run_id = recipe_hash(config)[:16]
         self._run = wandb.init(project=project, group=config.experiment, name=name, id=run_id, resume="allow", config=recipe_fields(config))
@@ -188,17 +189,44 @@ class WeightsAndBiases:
 
 def optional_sinks(config: StageConfig) -> list[Sink]:
     """Those that the placement asks for. InputError where a package is missing."""
-    sinks: list[Sink] = []
-    if config.placement.tensorboard_dir:
-        sinks.append(TensorBoard(config.placement.tensorboard_dir))
-    if config.placement.wandb_project:
-        sinks.append(WeightsAndBiases(config.placement.wandb_project, config))
+    placement, sinks = config.placement, list[Sink]()
+    if placement.tensorboard_dir:
+        _require("tensorboard", "placement.tensorboard_dir")
+        sinks.append(_Guarded("placement.tensorboard_dir", lambda: TensorBoard(placement.tensorboard_dir)))
+    if placement.wandb_project:
+        _require("wandb", "placement.wandb_project")
+        sinks.append(_Guarded("placement.wandb_project", lambda: WeightsAndBiases(placement.wandb_project, config)))
     return sinks
 
 
-def _require(package: str, key: str) -> Any:
+class _Guarded:
+    """A sink that cannot end the run: the first time it fails is logged, and from then on it is left out."""
+
+    def __init__(self, setting: str, make: Callable[[], Sink]) -> None:
+        self._setting = setting
+        self._sink: Sink | None = None
+        with best_effort(setting):
+            self._sink = make()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One record."""
+        self._try(lambda sink: sink.log(record))
+
+    def close(self) -> None:
+        """The run has ended."""
+        self._try(lambda sink: sink.close())
+
+    def _try(self, call: Callable[[Sink], None]) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            with best_effort(self._setting):
+                call(sink)
+                self._sink = sink
+
+
+def _require(package: str, key: str) -> None:
     try:
-        return importlib.import_module(package)
+        importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{key} is set, but the package {package} is not installed") from error
 

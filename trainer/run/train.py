@@ -147,7 +147,7 @@ def _refuse_other_recipe(config: StageConfig) -> None:
 
 
 def _differing(config: StageConfig) -> str:
-    uri = join(config.output, "config.yaml")
+    uri = layout.config(config.output)
     if not exists(uri):
         return ""
     old = parse_config(StageConfig, load_yaml(read_text(uri), uri), (), uri)

@@ -35,7 +35,7 @@ TRAIN = JobSpec(
     arguments=("train", "contrastive"),
     folder="s3://bucket/f",
     kind="train",
-    identity=Identity(root="s3://bucket", experiment="e", arm="random", seed=0, stage="contrastive"),
+    identity=Identity(root="s3://bucket", output="s3://bucket/f", experiment="e", arm="random", seed=0, stage="contrastive"),
 )
 
 
@@ -98,7 +98,7 @@ def test_what_a_run_cannot_ask_for(changes: dict[str, Any], rule: str):
 
 def test_a_root_on_this_disk_is_refused_where_pods_do_not_mount_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scene: Scene):
     """A shared file system at the same place is fine."""
-    spec = dataclasses.replace(TRAIN, identity=Identity(root=f"{tmp_path}/runs", experiment="e", arm="a", seed=0, stage="contrastive"))
+    spec = dataclasses.replace(TRAIN, identity=dataclasses.replace(TRAIN.identity, root=f"{tmp_path}/runs"))  # type: ignore[type-var]
     with pytest.raises(InputError, match=r"root must be a store that pods reach, such as s3://bucket/prefix, or in a volume .* got /"):
         backend_for(spec, read_profile(backend="pytorchjob"), Request())
     mounts = {"spec": {"containers": [{"name": "pytorch", "volumeMounts": [{"name": "nfs", "mountPath": str(tmp_path)}]}]}}
