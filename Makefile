@@ -3,19 +3,8 @@
 ##@ Run
 
 KFP_ENDPOINT ?=## address of a Kubeflow Pipelines server: pipeline-run submits there, streams, waits, ends with the run's exit code
-PROFILE ?=## YAML file that says where jobs run and how they look (with KFP_ENDPOINT: the name of a ConfigMap)
-BACKEND ?=## local, pytorchjob or trainjob: the last two run jobs on the current kubeconfig's cluster (default: the profile's)
-ifneq ($(KFP_ENDPOINT)$(PROFILE),)
-ROOT ?=
-endif
-ROOT ?= runs## store URI under which data sets, experiments and reports lie: a folder, or s3://bucket/prefix
-EXPERIMENT ?=## name of the experiment (default: demo, the recipe's name; with PAIRS one made from the data)
-PAIRS ?=## captioned pictures: a folder, or WebDataset tars (default: the demo's, which come with the packages)
-TRIPLETS ?=## judged triplets, a folder in the NIGHTS layout (default: made from the pairs, judged by FLIP)
-ARMS ?= random,perceptual## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>
-SEEDS ?= 0## comma-separated whole numbers; each arm is run with each
-RECIPE ?= demo## smoke, demo, paper, paper-3m, or a YAML file
-EVAL_SETS ?=## comma-separated URIs of further evaluation sets (default: those that come with the pairs)
+REQUEST ?=## YAML file of the parameters below, or its URI: an experiment as a file; what is given beside it wins
+include scripts/request.mk
 ARGS ?=## more for the command behind a target: ARGS=-v shows all that the steps print
 
 # Tools; each can be another one.
@@ -24,7 +13,7 @@ UV_VERSION ?= 0.13.9
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-export KFP_ENDPOINT PROFILE BACKEND ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE EVAL_SETS PYTHON UV_VERSION
+export KFP_ENDPOINT PYTHON UV_VERSION
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -35,14 +24,11 @@ help: ## this page
 
 .PHONY: pipeline-run
 pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every arm, evaluation, report
-	@$(BIN)/python -m pipelines $(if $(KFP_ENDPOINT),submit,run) --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
-		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" \
-		$(if $(PROFILE),--profile "$$PROFILE") $(if $(BACKEND),--backend "$$BACKEND") $(ARGS)
+	@$(BIN)/python -m pipelines $(if $(KFP_ENDPOINT),submit,run) $(REQUEST_FLAGS) $(ARGS)
 
 .PHONY: pipeline-plan
 pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and what of it is done
-	@$(BIN)/python -m pipelines plan --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
-		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" $(ARGS)
+	@$(BIN)/python -m pipelines plan $(REQUEST_FLAGS) $(ARGS)
 
 ##@ Test
 
@@ -67,7 +53,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines/kubeflow/compiled docs/RECIPES.md charts
+	$(MAKE) generate && git diff --exit-code -- pipelines README.md docs charts scripts trainer/configs
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -162,9 +148,12 @@ format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes, the chart's README and its schema of placement
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the tables of recipes and of open_clip's models, the chart's README and its schema of placement
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
+	$(BIN)/python scripts/open_clip_table.py
+	$(BIN)/python scripts/registry_files.py
+	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
 	$(MAKE) chart-docs
 

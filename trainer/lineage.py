@@ -5,6 +5,7 @@ hash, the file's checksum and the weights' own hash all agree; a key too many or
 load of models.py.
 """
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -22,11 +23,14 @@ from trainer.config import StartConfig, StartKind
 from trainer.errors import Corrupt, InputError
 from trainer.storage import join, read_bytes
 from trainer.storage.committed import Committed, read_committed
+from trainer.storage.recipes import what_differs
 
 FORMAT_VERSION = 1
 TOWER_FILE = "vision.safetensors"
 MODEL_FILE = "open_clip_model.safetensors"
 VISION_PREFIX = "visual."
+GIT_SECONDS = 5.0
+"""Longest wait for an answer of git: the code version is worth no run."""
 Weights = dict[str, NDArray[Any]]
 
 
@@ -64,7 +68,8 @@ def check_start(start: StartConfig) -> Committed | None:
         raise InputError(f"start.uri {start.uri}: no COMMITTED.json, so there is no finished model here")
     known = (seal.recipe_hash, seal.facts.get("vision_sha256"), seal.facts.get("weights_sha256"))
     if start.recipe_hash not in known:
-        raise InputError(f"start.recipe_hash must be that of {start.uri} ({seal.recipe_hash[:12]}), got {start.recipe_hash[:12]}")
+        differing = what_differs(start.uri.rstrip("/").rpartition("/")[0], seal.recipe_hash, start.recipe_hash)
+        raise InputError(f"start.recipe_hash must be that of {start.uri}{differing}")
     file = _weights_file(start.kind, seal)
     if file not in seal.files:
         raise InputError(f"start.uri {start.uri}: start.kind {start.kind} needs {file}, its COMMITTED.json names {sorted(seal.files)}")
@@ -104,8 +109,12 @@ def read_start(start: StartConfig) -> tuple[Weights, str]:
     return state, digest
 
 
+@functools.cache
 def code_facts() -> dict[str, Any]:
-    """Which code ran: the package's version, and the commit where this is a checkout (or the image's build said it)."""
+    """Which code this process runs, as it was at the first call: the package's version, and the commit of the image or checkout.
+
+    What git does not answer in time is unknown: `git_commit` empty, `dirty` None. Never fails.
+    """
     try:
         version = metadata.version("firstsight")
     except metadata.PackageNotFoundError:
@@ -113,12 +122,9 @@ def code_facts() -> dict[str, Any]:
     commit = os.environ.get("FIRSTSIGHT_GIT_COMMIT", "")
     if commit:
         return {"version": version, "git_commit": commit, "dirty": False}
-    commit = _git("rev-parse", "HEAD")
-    return {
-        "version": version,
-        "git_commit": commit,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
-    }
+    commit = _git("rev-parse", "HEAD") or ""
+    changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"version": version, "git_commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def image_digest() -> str:
@@ -147,9 +153,11 @@ def _parse(uri: str, sha256: str) -> Weights:
         raise InputError(f"{uri}: not a safetensors file: {error}") from error
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str) -> str | None:
+    """What git answers; None where it is missing, refuses, or takes too long."""
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, timeout=GIT_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

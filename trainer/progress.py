@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 
 from trainer.errors import RunError
 
@@ -16,7 +17,7 @@ STOP_VARIABLE = "FIRSTSIGHT_STOP"
 
 
 def progress(step: str, done: int, total: int, unit: str, **figures: float | str) -> None:
-    """Say that `done` of `total` units of `step` are done. Figures (loss, samples_per_second …) go beside it.
+    """Say that `done` of `total` units of `step` are done. Figures (loss, samples_per_second …) go beside it. Never fails.
 
     Args:
         step: what is running, unique in the run, such as `contrastive perceptual-seed0`.
@@ -29,7 +30,8 @@ def progress(step: str, done: int, total: int, unit: str, **figures: float | str
     if not path:
         return
     record = {"time": time.time(), "step": step, "done": done, "total": total, "unit": unit, **figures}
-    with open(path, "ab", buffering=0) as stream:  # O_APPEND and one write: lines of several processes do not mix
+    # O_APPEND and one write: lines of several processes do not mix. A bar is worth no run: a full disk, a parent that is gone
+    with suppress(OSError), open(path, "ab", buffering=0) as stream:
         stream.write((json.dumps(record) + "\n").encode())
 
 

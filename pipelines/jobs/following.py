@@ -21,7 +21,7 @@ from pipelines.jobs.loglines import Follower, Progress
 from pipelines.jobs.owners import BEAT_SECONDS, beat, release
 from pipelines.jobs.view import View, terminations
 from trainer.errors import InputError, RunError
-from trainer.storage import join
+from trainer.storage import layout
 
 if TYPE_CHECKING:
     from pipelines.jobs.launcher import ClusterBackend
@@ -64,8 +64,10 @@ class ClusterJob:
         """End the job, whoever else holds it, and wait until nothing of it is left."""
         self._halt()
         with self._acting:
-            end(self._cluster, self._kind, self._name)
-            wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
+            job = self._backend.find(self._spec)
+            name = str(job["metadata"]["name"]) if job is not None else self._name
+            end(self._cluster, self._kind, name)
+            wait_until_gone(self._cluster, self._kind, name, seconds=LEAVE_SECONDS)
 
     def leave(self) -> None:
         """In a pod: nothing, the reaper knows more. In a shell: drop this run's hold; the last one out deletes the job."""
@@ -113,6 +115,8 @@ class ClusterJob:
             with self._acting:
                 job = self._backend.obtain(self._spec, self._say, self._stop)
                 self._held = job is not None
+                if job is not None:
+                    self._name = str(job["metadata"]["name"])  # an older version may have given it another
             if job is None:
                 return Outcome(exit_code=1, line="stopped on request")
             try:
@@ -127,7 +131,7 @@ class ClusterJob:
         """Follow one job to its end. Raises Again where it ended unfinished."""
         backend, spec = self._backend, self._spec
         with View(self._cluster, self._kind, self._name) as view:
-            follower = Follower(self._cluster, backend.shape, view, self._take_line, join(spec.folder, "log.txt"))
+            follower = Follower(self._cluster, backend.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
             judge = Judge(backend.shape, spec, backend.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
             try:

@@ -13,7 +13,7 @@ from pipelines.jobs.stuck import Clock, find_stuck
 from pipelines.jobs.view import View, container_status, terminations
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError, RunError
-from trainer.storage import join, read_json
+from trainer.storage import layout, read_json
 from trainer.storage.base import MissingObject
 
 WRONG_INPUT = 2
@@ -91,7 +91,7 @@ class Judge:
     def _recorded(self) -> Outcome | None:
         """What failure.json says, where it is the input that is wrong."""
         try:
-            value = read_json(join(self._spec.folder, "failure.json"))
+            value = read_json(layout.failure(self._spec.folder))
         except (MissingObject, RunError):
             return None
         if isinstance(value, dict) and value.get("exit_code") == WRONG_INPUT:
@@ -140,8 +140,7 @@ class Judge:
 
     @property
     def _title(self) -> str:
-        assert self._spec.identity is not None
-        return f"{self._shape.kind.kind} {self._spec.identity.name}"
+        return f"{self._shape.kind.kind} {self._view.name}"
 
 
 def last_line(end: Mapping[str, Any]) -> str:

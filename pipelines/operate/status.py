@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.cluster.connection import JOB, POD, PYTORCHJOB, TRAINJOB, Cluster, Kind
-from pipelines.cluster.ending import POD_LABEL
-from pipelines.cluster.finding import PART_OF, find_jobs, identity_of
+from pipelines.cluster.connection import POD, Cluster, Kind
 from pipelines.cluster.names import DOMAIN
+from pipelines.jobs.finding import PART_OF, find_jobs, identity_of
 from pipelines.jobs.holds import STALE_SECONDS, holds, posix_time
+from pipelines.jobs.shapes import job_kinds, shape_of
 from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.stuck import find_stuck
 from pipelines.jobs.view import View
 from pipelines.profile.profile import read_profile, use_store_of_profile
-from pipelines.profile.settings import JobSettings
-from trainer.storage import join, layout, open_store
+from trainer.storage import layout, open_store
 from trainer.storage.base import MIN_RANGE_BYTES
 
 STORE_SECONDS = 5.0
@@ -34,9 +33,11 @@ class Row:
 
     Attributes:
         job: its name.
-        kind: PyTorchJob, TrainJob or Job.
+        kind: of its object, such as PyTorchJob.
         experiment: it belongs to.
+        cell: as labelled; empty: cells share it, or it is not of one.
         arm: as labelled.
+        point: as labelled.
         seed: as labelled.
         stage: as labelled.
         state: Queued, Pending, Running, Restarting, Ending, Succeeded or Failed.
@@ -53,7 +54,9 @@ class Row:
     job: str
     kind: str
     experiment: str
+    cell: str
     arm: str
+    point: str
     seed: str
     stage: str
     state: str
@@ -105,8 +108,8 @@ def survey(cluster: Cluster, experiment: str = "") -> list[Row]:
     jobs = find_jobs(cluster, experiment=layout.check_name("experiment", experiment) if experiment else "")
     pods: dict[tuple[Kind, str], list[Object]] = {}
     for pod in cluster.list(POD, labels=PART_OF) if jobs else []:
-        for kind, label in POD_LABEL.items():
-            pods.setdefault((kind, (pod["metadata"].get("labels") or {}).get(label, "")), []).append(pod)
+        for kind in job_kinds():
+            pods.setdefault((kind, (pod["metadata"].get("labels") or {}).get(kind.pod_label, "")), []).append(pod)
     outputs = {str((job["metadata"].get("annotations") or {}).get(f"{DOMAIN}/output", "")) for _, job in jobs} - {""}
     progress = read_progress(sorted(outputs))
     now = time.time()
@@ -119,7 +122,7 @@ def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dic
 
     def read(output: str) -> None:
         try:
-            found[output] = _last_line(join(output, "progress.jsonl"))
+            found[output] = _last_line(layout.progress(output))
         except Exception:  # whatever keeps the store from answering here: the table is of the cluster first
             return
 
@@ -132,31 +135,15 @@ def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dic
     return dict(found)
 
 
-def shape_of(kind: Kind) -> Shape:
-    """How the status of this kind is read."""
-    from pipelines.jobs.shapes.indexed import IndexedJobs
-    from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
-    from pipelines.jobs.shapes.trainjob import TrainJobs
-
-    shapes: dict[Kind, Shape] = {
-        PYTORCHJOB: PyTorchJobs(JobSettings()), TRAINJOB: TrainJobs(JobSettings()), JOB: IndexedJobs(JobSettings()),
-    }  # fmt: skip
-    return shapes[kind]
-
-
 def _row(kind: Kind, job: Object, pods: list[Object], progress: Mapping[str, Mapping[str, Any]], now: float) -> Row:
-    metadata, shape = job["metadata"], shape_of(kind)
-    experiment, arm, seed, stage = identity_of(job)
+    metadata, shape = job["metadata"], shape_of(job)
     ready = [pod for pod in pods if _is_ready(pod)]
     state, why = _state(job, shape, pods, len(ready))
     last = progress.get(str((metadata.get("annotations") or {}).get(f"{DOMAIN}/output", "")), {})
     return Row(
         job=metadata["name"],
         kind=kind.kind,
-        experiment=experiment,
-        arm=arm,
-        seed=seed,
-        stage=stage,
+        **identity_of(job),
         state=state,
         why=" ".join(why.split()),
         ready=len(ready),
@@ -227,13 +214,15 @@ def _print(rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("experiment", "arm", "seed", "stage", "state", "pods", "step", "samples/s", "age", "held by", "job"):
+    points = ("point",) if any(row.point for row in rows) else ()
+    for name in ("experiment", "arm", *points, "seed", "stage", "state", "pods", "step", "samples/s", "age", "held by", "job"):
         table.add_column(name, overflow="fold", justify="right" if name in ("seed", "pods", "step", "samples/s", "age") else "left")
     for row in rows:
         step = f"{row.step:,}/{row.steps:,}" if row.step is not None and row.steps else ""
         rate = f"{row.samples_per_second:,.1f}" if row.samples_per_second is not None else ""
         pods, held = f"{row.ready}/{row.wanted}", ", ".join(row.held_by) or "nobody"
-        table.add_row(row.experiment, row.arm, row.seed, row.stage, row.state, pods, step, rate, _age(row.age_seconds), held, row.job)
+        whose = (row.experiment, row.arm, *([row.point] if points else []), row.seed, row.stage)
+        table.add_row(*whose, row.state, pods, step, rate, _age(row.age_seconds), held, row.job)
     Console(highlight=False, width=WIDTH).print(table)
     for row in rows:
         if row.why:

@@ -60,6 +60,7 @@ class JobSettings:
         image: the trainer's, with tag or digest.
         nodes: machines a training job takes.
         gpus_per_node: on each; 0: one CPU process a node.
+        ranks_per_node: processes on each; 0: one for each GPU, or one.
         gpu_memory: memory of one GPU (80Gi), by which a plan answers whether a recipe fits; empty: not known.
         cpu: CPU request of a training or evaluation pod, a Kubernetes quantity; empty: by its GPUs, see `cpu_of_pod`.
         memory: memory request and limit of such a pod; empty: by its GPUs, see `memory_of_pod`.
@@ -84,6 +85,7 @@ class JobSettings:
     image: str = "firstsight/trainer:0.1.0"
     nodes: int = 1
     gpus_per_node: int = 0
+    ranks_per_node: int = 0
     gpu_memory: str = ""
     cpu: str = ""
     memory: str = ""
@@ -106,6 +108,9 @@ class JobSettings:
         """Check what can be checked without a cluster."""
         require("jobs.nodes", self.nodes, ">= 1", self.nodes >= 1)
         require("jobs.gpus_per_node", self.gpus_per_node, ">= 0", self.gpus_per_node >= 0)
+        rule = f"0, or gpus_per_node ({self.gpus_per_node}) where there are GPUs"
+        require("jobs.ranks_per_node", self.ranks_per_node, rule, self.ranks_per_node in (0, self.gpus_per_node) or not self.gpus_per_node)
+        require("jobs.ranks_per_node", self.ranks_per_node, ">= 0", self.ranks_per_node >= 0)
         require("jobs.max_incidents", self.max_incidents, ">= 0", self.max_incidents >= 0)
         require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
         require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
@@ -118,8 +123,8 @@ class JobSettings:
 
     @property
     def processes_per_node(self) -> int:
-        """Ranks on each node: one a GPU, or one."""
-        return max(self.gpus_per_node, 1)
+        """Ranks on each node: one for each GPU, or one, unless `ranks_per_node` says otherwise."""
+        return self.ranks_per_node or max(self.gpus_per_node, 1)
 
     @property
     def world_size(self) -> int:

@@ -41,15 +41,16 @@ class Scene:
     """A job that trains, and the series that it leaves. Time begins at 0, as promtool's does."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *, nodes: int = 2, begin: float = 0.0, node_environment: str = "GROUP_RANK"
+        self, monkeypatch: pytest.MonkeyPatch, *, nodes: int = 2, begin: float = 0.0, node_environment: str = "GROUP_RANK", **which: Any
     ) -> None:
         self.now, self._begin = begin, begin
         monkeypatch.setattr(time, "time", lambda: self.now)
         self.samples: dict[tuple[str, Labels], dict[int, float]] = {}
-        self._config = StageConfig(experiment="demo", arm="perceptual", output="s3://b/x", contrastive=ContrastiveConfig())
+        named = {"cell": "perceptual-dose-10-seed0", "arm": "perceptual", "point": "dose-10", "seed": 0, **which}
+        self._config = StageConfig(experiment="demo", output="s3://b/x", contrastive=ContrastiveConfig(), **named)
         self._monkeypatch, self._variable = monkeypatch, node_environment
-        self.nodes = [self._node(rank) for rank in range(nodes)]
         self._totals = {"samples": 0.0, "step": 0.0, "nonfinite_steps": 0.0, "restarts": 0.0}
+        self.nodes = [self._node(rank) for rank in range(nodes)]
 
     def train(self, minutes: float, *, step_seconds: float = 1.0, wait: float = 0.05, rate: float = 512.0, **figures: Any) -> None:
         """So many minutes of steps.
@@ -85,9 +86,9 @@ class Scene:
         """So many steps were not finite."""
         self._totals["nonfinite_steps"] += steps
 
-    def restart(self) -> None:
-        """All processes end and come back, in new pods' containers of the same name."""
-        self._totals["restarts"] += 1
+    def restart(self, *, resumed: bool = True) -> None:
+        """All processes end and come back, in new pods' containers of the same name; `resumed` from a newer checkpoint than before."""
+        self._totals["restarts"] += resumed
         self.close()
         self.nodes = [self._node(rank) for rank in range(len(self.nodes))]
         self._tick()
@@ -126,7 +127,7 @@ class Scene:
 
     def _node(self, rank: int) -> Node:
         self._monkeypatch.setenv(self._variable, str(rank))
-        return Node(Endpoint(self._config, 0), f"contrastive-perceptual-s0-0123456789-worker-{rank}")
+        return Node(Endpoint(self._config, 0, self._totals), f"contrastive-perceptual-s0-0123456789-worker-{rank}")
 
     def _tick(self) -> None:
         tick = self._tick_number()

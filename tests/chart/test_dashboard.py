@@ -30,7 +30,19 @@ def test_queries_name_real_metrics() -> None:
     used = set(re.findall(r"firstsight_\w+", panels.DASHBOARD.read_text()))
     assert used <= names
     left_out = {name for name in names - used if not name.startswith(f"{sinks.PREFIX}_step_seconds")}
-    assert left_out == {f"{sinks.PREFIX}_samples_total"}  # shown as the rate that the trainer itself computes
+    # shown as the rate that the trainer itself computes, and as the run's total
+    assert left_out == {f"{sinks.PREFIX}_samples_total", f"{sinks.PREFIX}_nonfinite_total"}
+
+
+def test_no_query_mixes_what_differs() -> None:
+    """Two seeds, or two points, of one arm are two lines everywhere, each with its name."""
+    expressions = [expression for panel in panels.panels() for expression, _ in panel.targets]
+    expressions += [one["expr"] for one in json.loads(panels.DASHBOARD.read_text())["annotations"]["list"]]
+    grouped = [set(found.split(", ")) for expression in expressions for found in re.findall(r"by \(([^)]*)\)", expression)]
+    assert len(grouped) > 15
+    assert all({"namespace", "experiment", "cell", "arm", "point", "seed", "stage"} <= names for names in grouped)
+    legends = [legend for panel in panels.panels() for expression, legend in panel.targets if "firstsight" in expression]
+    assert all(legend.startswith("{{arm}} {{point}} seed {{seed}} {{stage}}") for legend in legends)
 
 
 @pytest.fixture
@@ -121,5 +133,5 @@ def test_variables(prometheus: tuple[str, float, float]) -> None:
         metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
         series = panels.query_range(url, panels.filled(metric, "ml"), begin, end, 60)
         assert {one["metric"][label] for one in series} == {
-            {"namespace": "ml", "experiment": "demo", "arm": "perceptual", "stage": "contrastive"}[label]
+            {"namespace": "ml", "experiment": "demo", "arm": "perceptual", "point": "dose-10", "seed": "0", "stage": "contrastive"}[label]
         }

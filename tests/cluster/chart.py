@@ -83,15 +83,15 @@ def helm(*arguments: str, given: dict[str, Any] | None = None, binary: str = "he
 
 
 def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> None:
-    """Start a pod that calls one function of pipelines.steps.steps, as a component of the pipeline does: account, Secret, profile.
+    """Start a pod that calls one function of pipelines.steps, as a component of the pipeline does: account, Secret, profile.
 
     Args:
         namespace: of the run.
         name: of the pod.
-        call: such as `make_plan(root="", …)`.
+        call: such as `planning.make_plan(request="s3://…", …)`.
         profile: the run profile's name.
     """
-    program = f"from pipelines.steps import steps; print('returned', steps.{call})"
+    program = f"from pipelines.steps import cells, finish, links, planning, staging; print('returned', {call})"
     container: dict[str, Any] = {
         "name": "main", "image": pipelines_image_name(), "command": ["python", "-c", program],
         "imagePullPolicy": "IfNotPresent", "envFrom": [{"secretRef": {"name": profile}}],

@@ -168,7 +168,7 @@ def test_a_profile_that_is_not_there_is_said_by_the_pod_itself(pipelines_image: 
 def test_the_image_runs_on_a_read_only_root_as_its_own_user(pipelines_image: str, restricted_namespace: str):
     """As the chart's hooks and the reaper do; the report's room is there, torch is not."""
     script = (
-        "import importlib.util, os, sys, kfp, kubernetes, pipelines.steps.steps, trainer.report.write;"
+        "import importlib.util, os, sys, kfp, kubernetes, pipelines.steps.cells, trainer.report.write;"
         "print(os.getuid(), importlib.util.find_spec('torch'), importlib.util.find_spec('pip'))"
     )
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.connection import TRAINJOB
 from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.indexed import IndexedJobs
-from pipelines.jobs.shapes.trainjob import RUNTIME, TrainJobs
+from pipelines.jobs.shapes.trainjob import RUNTIME, TRAINJOB, TrainJobs
 from pipelines.profile.settings import JobSettings
 from tests.cluster import harness, programs, volumes
 from tests.cluster.conftest import Kubectl
@@ -30,7 +29,15 @@ SPEC = JobSpec(
     arguments=("train", "contrastive", "--config", "s3://bucket/experiments/e/random-seed0/contrastive/config.yaml"),
     folder="s3://bucket/experiments/e/random-seed0/contrastive",
     kind="train",
-    identity=Identity(root="s3://bucket", experiment="e", arm="random", seed=0, stage="contrastive"),
+    identity=Identity(
+        root="s3://bucket",
+        output="s3://bucket/experiments/e/random-seed0/contrastive",
+        experiment="e",
+        cell="random-seed0",
+        arm="random",
+        seed=0,
+        stage="contrastive",
+    ),
     recipe_hash="a" * 64,
 )
 

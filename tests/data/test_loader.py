@@ -42,7 +42,8 @@ def pairs_loader(data: DataConfig, **changes: object) -> PairsLoader:
 def triplets_loader(data: DataConfig, **changes: object) -> TripletsLoader:
     """A loader of 5 with people's votes, one rank."""
     arguments = {
-        "seed": 0, "global_batch_size": 5, "rank": 0, "world_size": 1, "image_size": 12, "labels": "votes", "split": "train", "flip": False,
+        "seed": 0, "global_batch_size": 5, "rank": 0, "world_size": 1, "image_size": 12, "labels": "votes", "split": "train",
+        "mirror": False,
         "placement": Placement(),
     }  # fmt: skip
     return TripletsLoader(data, **{**arguments, **changes})
@@ -244,7 +245,7 @@ def test_shuffled_labels_are_a_permutation_of_the_votes(triplet_data: DataConfig
 def test_mirrored_triplets_are_mirrored_together(triplet_data: DataConfig) -> None:
     """About half of the triplets are mirrored, all three pictures of each."""
     plain = next(triplets_loader(triplet_data, global_batch_size=22).batches(0))
-    mirrored = next(triplets_loader(triplet_data, global_batch_size=22, flip=True).batches(0))
+    mirrored = next(triplets_loader(triplet_data, global_batch_size=22, mirror=True).batches(0))
     changed = [not torch.equal(a, b) for a, b in zip(plain.images, mirrored.images, strict=True)]
     assert 3 < sum(changed) < 19
     assert all(torch.equal(b, a.flip(-1) if was else a) for a, b, was in zip(plain.images, mirrored.images, changed, strict=True))
@@ -252,7 +253,7 @@ def test_mirrored_triplets_are_mirrored_together(triplet_data: DataConfig) -> No
 
 def test_triplets_resume_exactly(triplet_data: DataConfig) -> None:
     """Instance labels draw anew each epoch, and from the step alone."""
-    loader = triplets_loader(triplet_data, labels="instance", flip=True)
+    loader = triplets_loader(triplet_data, labels="instance", mirror=True)
     walked = list(islice(loader.batches(0), 11))[9:]
     resumed = list(islice(loader.batches(9), 2))
     loader.close()

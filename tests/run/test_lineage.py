@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from trainer import lineage
 from trainer.config import StartConfig, StartKind
 from trainer.errors import InputError
 from trainer.lineage import MODEL_FILE, TOWER_FILE, read_start, weights_sha256
@@ -113,3 +116,50 @@ def test_a_tower_cannot_start_what_needs_a_model(tmp_path: Path) -> None:
     finished(str(tmp_path))
     with pytest.raises(InputError, match=r"needs open_clip_model\.safetensors"):
         read_start(StartConfig(kind="model", uri=str(tmp_path), recipe_hash=HASH))
+
+
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Puts a shell script in place of git, which is not waited for longer than 0.2 s."""
+
+    def install(script: str) -> None:
+        path = tmp_path / "bin" / "git"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("FIRSTSIGHT_GIT_COMMIT", raising=False)
+    monkeypatch.setattr(lineage, "GIT_SECONDS", 0.2)
+    lineage.code_facts.cache_clear()
+    yield install
+    lineage.code_facts.cache_clear()
+
+
+def test_a_slow_git_leaves_the_code_version_unknown(git: Callable[[str], None]) -> None:
+    """It costs its time limit once, and no run."""
+    git("exec sleep 60")
+    facts = lineage.code_facts()
+    assert (facts["git_commit"], facts["dirty"]) == ("", None)
+
+
+def test_a_slow_git_status_leaves_the_commit_known(git: Callable[[str], None]) -> None:
+    """Whether the checkout was changed is then unknown, which is not the same as clean."""
+    git('case "$*" in *rev-parse*) echo abc123 ;; *) exec sleep 60 ;; esac')
+    facts = lineage.code_facts()
+    assert (facts["git_commit"], facts["dirty"]) == ("abc123", None)
+
+
+@pytest.mark.parametrize("script", ["exit 128", "kill -9 $$", "printf '\\377\\376'; exit 1"])
+def test_a_git_that_fails_is_no_error(git: Callable[[str], None], script: str) -> None:
+    """Not a checkout, an unsafe folder, a crash, output that is not text."""
+    git(script)
+    assert lineage.code_facts()["git_commit"] == ""
+
+
+def test_git_is_asked_once_by_a_process(git: Callable[[str], None]) -> None:
+    """What lineage.json says at the end is the code that was loaded, whatever was checked out since."""
+    git('case "$*" in *rev-parse*) echo abc123 ;; esac')
+    first = lineage.code_facts()
+    git("echo other")
+    assert lineage.code_facts() == first == {**first, "git_commit": "abc123", "dirty": False}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.run.toy import ToyStage, Trained, toy_config
+from trainer import lineage
 from trainer.config import recipe_hash
 from trainer.errors import RunError, Stopped
 from trainer.storage import read_bytes
@@ -43,7 +44,7 @@ def test_progress_has_every_logged_step_and_its_time_split(tmp_path: Path, run_t
     assert line["steps"] == 20
     assert line["samples"] == 20
     assert line["val_2afc"] == 0.5
-    parts = [line[f"{part}_seconds"] for part in ("data_wait", "compute", "communication", "checkpoint_stall", "evaluation")]
+    parts = [line[f"{part}_seconds"] for part in ("data_wait", "compute", "communication", "saving", "evaluation")]
     assert sum(parts) == pytest.approx(line["step_seconds"])
 
 
@@ -64,6 +65,30 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, run_toy: Train
     for name, value in whole.module.state_dict().items():
         assert torch.equal(value, resumed.module.state_dict()[name])
     assert steps_of(tmp_path / "b") == list(range(1, 21))
+
+
+def test_the_end_of_a_run_needs_nothing_but_the_store_it_writes_to(
+    tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is gone, git hangs, nobody can draw the bar: final/ is written all the same."""
+    (tmp_path / "bin").mkdir()
+    git = tmp_path / "bin" / "git"
+    git.write_text("#!/bin/sh\nexec sleep 60\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FIRSTSIGHT_PROGRESS", str(tmp_path / "gone" / "progress"))
+    monkeypatch.setattr(lineage, "GIT_SECONDS", 0.1)
+    lineage.code_facts.cache_clear()
+
+    def lose_the_manifest(stage: ToyStage) -> None:
+        (tmp_path / "data" / "manifest.json").unlink(missing_ok=True)
+
+    run_toy(toy_config(tmp_path), after=lose_the_manifest)
+    lineage.code_facts.cache_clear()
+    assert read_committed(str(tmp_path / "stage" / "final")) is not None
+    written = json.loads((tmp_path / "stage" / "lineage.json").read_text())
+    assert written["code"]["dirty"] is None
+    assert written["data"]["name"] == "toy"
 
 
 def test_sigterm_saves_the_step_and_exits_143(tmp_path: Path, run_toy: Trained) -> None:

@@ -49,7 +49,7 @@ def test_needs_follow_from_half_of_the_measured_speed(tmp_path: Path):
     """A batch of 12 pairs; bytes are those of the shards, a sample's share each."""
     config = build.contrastive(tmp_path)
     shards = require_manifest(config.data.uri).split("train")
-    flops = preflight.models.flops_per_sample(config.model, preflight.CAPTION_TOKENS)
+    flops = preflight.towers.flops_per_sample(config.model, preflight.CAPTION_TOKENS)
 
     need = needs(config, 12, 2e9, shards)
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.config import EvaluateConfig
-from trainer.configs import load_yaml, parse_config
+from trainer.configs import load_yaml, read_stored
 from trainer.errors import InputError, RunError
 from trainer.evaluation.jobs import find_jobs, find_models
 from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
-from trainer.storage import join, layout, read_json, read_text
+from trainer.storage import layout, read_json, read_text
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
 
@@ -39,7 +39,7 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
         RunError: a model whose features are no numbers, a store that stayed down (what could be measured was), or,
             while watching, a stage that failed.
     """
-    config = parse_config(EvaluateConfig, load_yaml(read_text(config_uri), config_uri), overrides, config_uri)
+    config = read_stored(EvaluateConfig, load_yaml(read_text(config_uri), config_uri), config_uri, overrides)
     written = 0
     while watch and (waiting := unfinished(config)):
         written += _measure_missing(config, unfinished_ok=True)["written"]
@@ -53,7 +53,7 @@ def unfinished(config: EvaluateConfig) -> list[str]:
     """The stages that have no final model yet. RunError where one of them left a failure.json."""
     waiting = [asked for asked in config.models if asked.stage != "untrained" and read_committed(layout.final(asked.uri)) is None]
     for asked in waiting:
-        if exists(place := join(asked.uri, "failure.json")):
+        if exists(place := layout.failure(asked.uri)):
             raise RunError(f"{place}: the {asked.stage} stage failed: {read_json(place).get('line', 'no line was left')}")
     return [asked.stage for asked in waiting]
 

@@ -1,18 +1,33 @@
-"""failure.json and the pod's termination message: how a stage ended, for callers that cannot see its exit code. No torch."""
+"""failure.json and the pod's termination message: how a stage ended, for callers that cannot see its exit code. No torch.
 
+And what must not end one: `best_effort`.
+"""
+
+import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trainer.config import StageConfig
 from trainer.errors import InputError, PeerLost, RunError
-from trainer.storage import join, read_json, write_json
+from trainer.storage import layout, read_json, write_json
 from trainer.storage.base import MissingObject, exists
 
-FAILURE_FILE = "failure.json"
 TERMINATION_LOG = "/dev/termination-log"
 """Where Kubernetes looks for a container's last word (terminationMessagePath)."""
+log = logging.getLogger("trainer")
+
+
+@contextmanager
+def best_effort(what: str) -> Iterator[None]:
+    """For extras that a run can do without: whatever fails inside is logged in one line, and the run goes on."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s failed, the run continues without it: %s", what, " ".join(str(error).split()) or type(error).__name__)
 
 
 def write_failure(config: StageConfig, error: Exception) -> None:
@@ -21,7 +36,7 @@ def write_failure(config: StageConfig, error: Exception) -> None:
     What a rank says of a lost peer never replaces the reason that the peer itself gave. Wrong input, which no restart
     mends, is also the container's termination message.
     """
-    uri = join(config.output, FAILURE_FILE)
+    uri = layout.failure(config.output)
     known = isinstance(error, InputError | RunError) and not isinstance(error, PeerLost)
     line = " ".join(str(error).split()) or type(error).__name__
     code = error.exit_code if isinstance(error, InputError | RunError) else 1
@@ -47,7 +62,7 @@ def _tell_kubelet(line: str) -> None:
 def read_failure(config: StageConfig) -> dict[str, Any] | None:
     """What failure.json says: time, stage, exit_code, line; None where there is none, or one that cannot be read."""
     try:
-        value = read_json(join(config.output, FAILURE_FILE))
+        value = read_json(layout.failure(config.output))
     except (MissingObject, RunError):
         return None
     return value if isinstance(value, dict) and {"time", "exit_code", "line"} <= value.keys() else None

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.configs.sizes import PEAK_FLOPS
+from trainer.run.failure import best_effort
 from trainer.run.metrics import profiled_steps
 from trainer.storage import join, write_bytes
-
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
-"""Dense bf16 (V100: fp16) operations a second by the makers' data sheets, SXM where there is a choice."""
 
 _LAST_RESORT_SECONDS = 60.0
 
@@ -69,7 +68,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, name: str, say: Callable[[str], None]) -> None:
-        """Watch from now on. `say` gets the one line that becomes failure.json; it must not raise."""
+        """Watch from now on. `say` gets the one line that becomes failure.json."""
         self._seconds = seconds
         self._name = name
         self._say = say
@@ -93,11 +92,12 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(max(0.01, self._beat + self._seconds - time.monotonic())):
             if time.monotonic() - self._beat >= self._seconds:
-                faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-                self._say(
-                    f"{self._name}: a step took longer than placement.watchdog_seconds {self._seconds:g}; every rank's stack is in its log"
-                )
-                os._exit(1)
+                limit = f"placement.watchdog_seconds {self._seconds:g}"
+                try:
+                    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+                    self._say(f"{self._name}: a step took longer than {limit}; every rank's stack is in its log")
+                finally:
+                    os._exit(1)
 
 
 class Profiler:
@@ -110,19 +110,23 @@ class Profiler:
 
     def before(self, step: int) -> None:
         """Step number `step` (from 1) is about to run."""
-        if step == self._first:
+        if step != self._first:
+            return
+        with best_effort(f"placement.profile_steps {self._first}:{self._last}"):
             activities = [torch.profiler.ProfilerActivity.CPU]
             activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-            self._running = torch.profiler.profile(activities=activities)
-            self._running.__enter__()
+            running = torch.profiler.profile(activities=activities)
+            running.__enter__()  # type: ignore[no-untyped-call]
+            self._running = running
 
     def after(self, step: int) -> None:
         """Step number `step` has run."""
         if step != self._last or self._running is None:
             return
-        self._running.__exit__(None, None, None)
-        with tempfile.TemporaryDirectory(prefix="firstsight-trace-") as folder:
-            trace = Path(folder) / "trace.json"
-            self._running.export_chrome_trace(str(trace))
-            write_bytes(join(self._output, "profile", f"steps-{self._first}-{self._last}.json"), trace.read_bytes())
-        self._running = None
+        running, self._running = self._running, None
+        with best_effort(f"placement.profile_steps {self._first}:{self._last}"):
+            running.__exit__(None, None, None)
+            with tempfile.TemporaryDirectory(prefix="firstsight-trace-") as folder:
+                trace = Path(folder) / "trace.json"
+                running.export_chrome_trace(str(trace))
+                write_bytes(join(self._output, "profile", f"steps-{self._first}-{self._last}.json"), trace.read_bytes())

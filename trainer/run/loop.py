@@ -20,12 +20,13 @@ from trainer.progress import check_stop
 from trainer.run import checkpoint, preflight, records
 from trainer.run.failure import write_failure
 from trainer.run.health import Profiler, Skips, Watchdog
-from trainer.run.metrics import PROGRESS_FILE, StepTimer, StoredLines
+from trainer.run.metrics import StepTimer, StoredLines
 from trainer.run.records import Run
 from trainer.run.sinks import Endpoint, optional_sinks
 from trainer.run.starting import from_main, start
 from trainer.stages import Stage
 from trainer.storage import layout
+from trainer.storage.manifest import require_manifest
 
 log = logging.getLogger("trainer")
 
@@ -58,14 +59,15 @@ def train(config: StageConfig) -> None:
                 optimizer=built,
                 state=state,
                 fence=fence,
+                manifest=require_manifest(config.data.uri, config.data.identity),
                 steps_per_epoch=loader.steps_per_epoch,
                 steps=loader.steps_per_epoch * settings.epochs,
                 global_batch_size=settings.global_batch_size,
                 started_from=started_from,
                 skips=Skips(dist.device),
-                lines=StoredLines(config.output, PROGRESS_FILE) if dist.main else None,
+                lines=StoredLines(config.output, layout.PROGRESS) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
-                endpoint=Endpoint(config, config.placement.metrics_port)
+                endpoint=Endpoint(config, config.placement.metrics_port, records.totals(state, settings.global_batch_size))
                 if dist.local_rank == 0 and config.placement.metrics_port
                 else None,
                 sinks=optional_sinks(config) if dist.main else [],
@@ -172,7 +174,7 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
                 timer.add("communication", distributed.communication_seconds())
                 records.log_step(run, figures, timer.take(steps, steps * run.global_batch_size))
             if save:
-                with timer.measure("checkpoint_stall"):
+                with timer.measure("saving"):
                     records.save(run, cadence.keep())
             beat()
             if stop and state.step < run.steps:

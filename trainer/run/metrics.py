@@ -12,8 +12,6 @@ from trainer.errors import InputError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, local_path
 
-PROGRESS_FILE = "progress.jsonl"
-LOG_FILE = "log.txt"
 FLUSH_SECONDS = {"local": 2.0, "remote": 30.0}
 """An object store has no append: the whole log is written again, so less often …"""
 FLUSH_BYTES = 256 << 10
@@ -59,9 +57,7 @@ class StepTimer:
         now = time.perf_counter()
         total, self._began = now - self._began, now
         split, self.split = self.split, {}
-        parts = {
-            f"{part}_seconds": split.get(part, 0.0) / steps for part in ("data_wait", "communication", "checkpoint_stall", "evaluation")
-        }
+        parts = {f"{part}_seconds": split.get(part, 0.0) / steps for part in ("data_wait", "communication", "saving", "evaluation")}
         seconds = {"step_seconds": total / steps, **parts}
         seconds["compute_seconds"] = max(0.0, seconds["step_seconds"] - sum(parts.values()))
         return {"samples_per_second": samples / total if total > 0 else 0.0, **seconds}

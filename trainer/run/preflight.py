@@ -19,7 +19,7 @@ from trainer.model.distributed import Distributed
 from trainer.run.metrics import json_line
 from trainer.run.records import Run
 from trainer.storage.base import join, open_store
-from trainer.storage.manifest import Shard, require_manifest
+from trainer.storage.manifest import Shard
 
 UTILISATION = 0.5
 """Part of a matrix product's rate that a step is assumed to reach: what a good ViT-B/32 step does on an H100."""
@@ -74,7 +74,7 @@ def check(run: Run) -> None:
     """Measure and say, where the placement asks for it and the run is at its beginning; all ranks call it. Never fails the run."""
     if not run.config.placement.preflight or run.state.step > 0:
         return
-    shards = require_manifest(run.config.data.uri, run.config.data.identity).split("train")
+    shards = run.manifest.split("train")
     measured = measure(run, shards)
     needed = needs(run.config, run.global_batch_size, measured.flops_per_second, shards)
     if run.lines is None:

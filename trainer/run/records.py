@@ -23,18 +23,15 @@ from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
 from trainer.progress import progress, step_line
 from trainer.run import checkpoint
-from trainer.run.failure import FAILURE_FILE
 from trainer.run.health import Skips, peak_flops
-from trainer.run.metrics import LOG_FILE, PROGRESS_FILE, StoredLines, StoredLogHandler, json_line
+from trainer.run.metrics import StoredLines, StoredLogHandler, json_line
 from trainer.run.sinks import LINGER_SECONDS, Endpoint, Sink
 from trainer.run.starting import State
 from trainer.stages import Stage
 from trainer.storage import join, layout, open_store, write_bytes, write_json
 from trainer.storage.base import exists
-from trainer.storage.manifest import require_manifest
+from trainer.storage.manifest import Manifest
 
-LINEAGE_FILE = "lineage.json"
-CONFIG_FILE = "config.yaml"
 log = logging.getLogger("trainer")
 
 
@@ -48,6 +45,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     state: State
     fence: checkpoint.Fence
+    manifest: Manifest
+    """Of the data set, as it was at the start: the run's end must not depend on it."""
     steps_per_epoch: int
     steps: int
     global_batch_size: int
@@ -79,14 +78,11 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
         plain["mfu_ratio"] = float(figures.get("flops", 0.0)) / times["step_seconds"] / peak
     record = {
         "time": time.time(),
-        "step": state.step,
         "steps": run.steps,
         "epoch": state.step / run.steps_per_epoch,
-        "samples": state.step * run.global_batch_size,
         **plain,
         **times,
-        "nonfinite_steps": state.nonfinite_steps,
-        "restarts": state.restarts,
+        **totals(state, run.global_batch_size),
     }
     if run.writer is not None and run.writer.last_seconds:
         record["checkpoint_seconds"] = run.writer.last_seconds
@@ -102,6 +98,16 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
     say(run, {"loss": plain["loss"], "samples_per_second": rate})
 
 
+def totals(state: State, global_batch_size: int) -> dict[str, int]:
+    """What the run has counted so far, over all its processes."""
+    return {
+        "step": state.step,
+        "samples": state.step * global_batch_size,
+        "nonfinite_steps": state.nonfinite_steps,
+        "restarts": state.restarts,
+    }
+
+
 def say(run: Run, figures: Mapping[str, float]) -> None:
     """Move the bar of the person who waits."""
     if run.dist.main:
@@ -113,14 +119,14 @@ def open_folder(config: StageConfig, fence: checkpoint.Fence) -> None:
     """Claim the stage's folder, and clear away how the last attempt failed and what it left half-written."""
     fence.claim()
     store = open_store(config.output)
-    store.delete(join(config.output, FAILURE_FILE))
+    store.delete(layout.failure(config.output))
     store.sweep(join(config.output, "checkpoints"))
     store.sweep(layout.final(config.output))
 
 
 def write_config(run: Run) -> None:
     """config.yaml: from now on the folder is this recipe's. Only once model, data and start were found to be right."""
-    uri = join(run.config.output, CONFIG_FILE)
+    uri = layout.config(run.config.output)
     if run.dist.main and not exists(uri):
         write_bytes(uri, dump_yaml(run.config).encode())
 
@@ -151,7 +157,7 @@ def save(run: Run, keep: bool) -> None:
         "recipe": recipe_fields(run.config),
         **facts,
     }
-    run.writer.save(run.state.step, tensors, state, facts, beside={PROGRESS_FILE: run.lines.data()}, keep=keep)
+    run.writer.save(run.state.step, tensors, state, facts, beside={layout.PROGRESS: run.lines.data()}, keep=keep)
     if run.endpoint is not None:
         run.endpoint.saved(time.perf_counter() - began, run.writer.last_seconds)
 
@@ -167,7 +173,7 @@ def finish(run: Run) -> None:
         facts = run.stage.save_final(Path(folder))
         facts |= {
             "data_identity": run.config.data.identity,
-            "judge": require_manifest(run.config.data.uri, run.config.data.identity).judge,
+            "judge": run.manifest.judge,
             "seconds": run.state.seconds,
             "samples": samples,
             "samples_per_second": samples / run.state.seconds if run.state.seconds else 0.0,
@@ -179,11 +185,11 @@ def finish(run: Run) -> None:
         }
         write_lineage(run, facts)
         if run.lines is not None:
-            write_bytes(join(run.config.output, PROGRESS_FILE), run.lines.data())
+            write_bytes(layout.progress(run.config.output), run.lines.data())
         checkpoint.write_final(
             run.config.output, Path(folder), recipe_hash=recipe_hash(run.config), step=run.steps, fence=run.fence, facts=facts
         )
-    open_store(run.config.output).delete(join(run.config.output, FAILURE_FILE))
+    open_store(run.config.output).delete(layout.failure(run.config.output))
     log.info("%s: final model committed", run.name)
 
 
@@ -191,8 +197,7 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
     """lineage.json: weights -> configuration -> data -> code -> image. Written at the start, and again with the hashes."""
     if not run.dist.main:
         return
-    config = run.config
-    manifest = require_manifest(config.data.uri, config.data.identity)
+    config, manifest = run.config, run.manifest
     device = torch.cuda.get_device_name() if run.dist.device.type == "cuda" else platform.processor() or platform.machine()
     value = {
         "format_version": lineage.FORMAT_VERSION,
@@ -200,7 +205,9 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
         "arm": config.arm,
         "seed": config.seed,
         "stage": config.stage,
+        "request": config.request,
         "recipe_hash": recipe_hash(config),
+        "recipe": recipe_fields(config),
         "labels": config.labels,
         "start": {
             "kind": config.start.kind,
@@ -220,7 +227,7 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": run.state.seconds,
     }
-    write_json(join(config.output, LINEAGE_FILE), value)
+    write_json(layout.lineage(config.output), value)
 
 
 def close(run: Run) -> None:
@@ -244,7 +251,7 @@ def log_to_store(config: StageConfig, dist: Distributed) -> Iterator[None]:
     if not dist.main:
         yield
         return
-    lines = StoredLines(config.output, LOG_FILE)
+    lines = StoredLines(config.output, layout.LOG)
     stored = StoredLogHandler(lines)
     handlers: list[logging.Handler] = [stored, logging.StreamHandler()]
     for handler in handlers:

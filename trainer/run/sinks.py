@@ -1,12 +1,13 @@
 """Where a run's figures go besides progress.jsonl: Prometheus, and on request TensorBoard and Weights & Biases.
 
-All of them show what progress.jsonl shows; the libraries of the optional ones are imported only when asked for.
+All of them show what progress.jsonl shows; the libraries of the optional ones are imported only when asked for, and none of
+them can end a run.
 """
 
 import importlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
@@ -14,12 +15,15 @@ from prometheus_client.registry import Collector
 
 from trainer.config import StageConfig, recipe_fields, recipe_hash
 from trainer.errors import InputError
+from trainer.run.failure import best_effort
+from trainer.storage import join, layout
 
 PREFIX = "firstsight_train"
 LINGER_SECONDS = 45.0
 """Longest wait at the end for one more scrape; the usual interval is 30 s or less."""
 
-_LABELS = ("experiment", "arm", "stage", "node_rank")
+_LABELS = ("experiment", "cell", "arm", "point", "seed", "stage", "node_rank")
+"""`cell` is empty where cells share the stage: then `arm` is the tower's name. `point` is empty where no axis varies the recipe."""
 _GAUGES = {
     "loss": "Loss of the last logged step, over all ranks.",
     "logit_scale": "Exponential of the logit scale.",
@@ -29,18 +33,22 @@ _GAUGES = {
     "samples_per_second": "Of all ranks, over the last logged steps.",
     "checkpoint_seconds": "From the start of the last finished save to its commit.",
     "checkpoint_stall_seconds": "How long the last save held the training up.",
+    "start_timestamp_seconds": "When this process began to train.",
     "last_step_timestamp_seconds": "When the last step ended.",
     "last_checkpoint_timestamp_seconds": "When the last save began.",
     "compute_seconds": "Of a step, mean over the last logged steps.",
     "communication_seconds": "Of a step, in which computing stood still for other ranks; what overlaps is not counted.",
+    "step": "Optimiser step that the run has reached.",
+    "nonfinite_steps": "Steps that the run skipped because their gradient contained NaN or Inf, earlier processes included.",
+    "restarts": "How often the run resumed from a checkpoint.",
 }
 _COUNTERS = {
-    "samples": "Samples trained on, earlier attempts included.",
-    "steps": "Optimiser steps done, earlier attempts included.",
-    "data_wait_seconds": "Seconds in which the step waited for data.",
-    "nonfinite": "Steps skipped because their gradient was not finite.",
-    "restarts": "How often the run went on from a checkpoint.",
+    "samples": "Samples that this process trained on.",
+    "steps": "Optimiser steps of this process.",
+    "data_wait_seconds": "Seconds in which this process's steps waited for data.",
+    "nonfinite": "Steps that this process skipped because their gradient contained NaN or Inf.",
 }
+"""All start at 0 in each process, as Prometheus expects: from a run's total on, increase() would count it again at every restart."""
 
 
 class Sink(Protocol):
@@ -58,10 +66,20 @@ class Sink(Protocol):
 class Endpoint:
     """/metrics of one machine, served by its local rank 0."""
 
-    def __init__(self, config: StageConfig, port: int) -> None:
-        """Serve on `port`. InputError where it is taken."""
+    def __init__(self, config: StageConfig, port: int, totals: Mapping[str, float]) -> None:
+        """Serve on `port`.
+
+        Args:
+            config: of the run.
+            port: 0 for any that is free.
+            totals: the run's `step`, `samples`, `nonfinite_steps` and `restarts` so far; the counters count from there.
+
+        Raises:
+            InputError: the port is taken.
+        """
         self._registry = CollectorRegistry()
-        labels = (config.experiment, config.arm, config.stage, os.environ.get("GROUP_RANK", "0"))
+        whose = (config.experiment, config.cell, config.arm, config.point, str(config.seed), config.stage)
+        labels = (*whose, os.environ.get("GROUP_RANK", "0"))
         self._gauges = {
             name: Gauge(f"{PREFIX}_{name}", text, _LABELS, registry=self._registry).labels(*labels) for name, text in _GAUGES.items()
         }
@@ -72,10 +90,12 @@ class Endpoint:
             f"{PREFIX}_step_seconds", "Wall time of a step.", _LABELS, registry=self._registry, buckets=_buckets()
         ).labels(*labels)
         info = Info(PREFIX, "Which run this is.", _LABELS, registry=self._registry).labels(*labels)
-        info.info({"recipe_hash": recipe_hash(config), "seed": str(config.seed), "data": config.data.identity, "output": config.output})
+        info.info({"recipe_hash": recipe_hash(config), "data": config.data.identity, "output": config.output})
         self._scrapes = _Scrapes()
         self._registry.register(self._scrapes)
-        self._told = dict.fromkeys(_COUNTERS, 0.0)
+        self._told = _counted(totals)
+        self._set(totals)
+        self._gauges["start_timestamp_seconds"].set_to_current_time()
         try:
             self._server, self._thread = start_http_server(port, registry=self._registry)
         except OSError as error:
@@ -100,18 +120,15 @@ class Endpoint:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """The figures of progress.jsonl."""
-        for name, gauge in self._gauges.items():
-            if name in record:
-                gauge.set(record[name])
-        totals = {
-            "samples": record["samples"],
-            "steps": record["step"],
-            "nonfinite": record["nonfinite_steps"],
-            "restarts": record["restarts"],
-        }
-        for name, total in totals.items():
+        self._set(record)
+        for name, total in _counted(record).items():
             self._counters[name].inc(max(0.0, total - self._told[name]))
             self._told[name] = total
+
+    def _set(self, figures: Mapping[str, Any]) -> None:
+        for name, gauge in self._gauges.items():
+            if name in figures:
+                gauge.set(figures[name])
 
     def close(self, linger_seconds: float = LINGER_SECONDS) -> None:
         """Wait until the last figures were scraped, if anybody ever scraped, then stop serving."""
@@ -121,6 +138,11 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _counted(totals: Mapping[str, Any]) -> dict[str, float]:
+    """Counter -> the run's total."""
+    return {"samples": totals["samples"], "steps": totals["step"], "nonfinite": totals["nonfinite_steps"]}
 
 
 class _Scrapes(Collector):
@@ -138,7 +160,6 @@ class TensorBoard:
     """Scalars for TensorBoard."""
 
     def __init__(self, folder: str) -> None:
-        _require("tensorboard", "placement.tensorboard_dir")
         self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -155,8 +176,8 @@ class WeightsAndBiases:
     """A run in Weights & Biases; going on after a restart continues the same one. Its account comes from its environment."""
 
     def __init__(self, project: str, config: StageConfig) -> None:
-        wandb = _require("wandb", "placement.wandb_project")
-        name = f"{config.stage}-{config.arm}-seed{config.seed}"
+        wandb = importlib.import_module("wandb")
+        name = f"{config.stage}-{layout.cell_name(config.arm, config.seed, config.point)}"
         run_id = recipe_hash(config)[:16]
         self._run = wandb.init(project=project, group=config.experiment, name=name, id=run_id, resume="allow", config=recipe_fields(config))
 
@@ -171,17 +192,50 @@ class WeightsAndBiases:
 
 def optional_sinks(config: StageConfig) -> list[Sink]:
     """Those that the placement asks for. InputError where a package is missing."""
-    sinks: list[Sink] = []
-    if config.placement.tensorboard_dir:
-        sinks.append(TensorBoard(config.placement.tensorboard_dir))
-    if config.placement.wandb_project:
-        sinks.append(WeightsAndBiases(config.placement.wandb_project, config))
+    placement, sinks = config.placement, list[Sink]()
+    if placement.tensorboard_dir:
+        _require("tensorboard", "placement.tensorboard_dir")
+        sinks.append(_Guarded("placement.tensorboard_dir", lambda: TensorBoard(_run_folder(config))))
+    if placement.wandb_project:
+        _require("wandb", "placement.wandb_project")
+        sinks.append(_Guarded("placement.wandb_project", lambda: WeightsAndBiases(placement.wandb_project, config)))
     return sinks
 
 
-def _require(package: str, key: str) -> Any:
+def _run_folder(config: StageConfig) -> str:
+    """A folder a stage: TensorBoard shows what lies in one folder as one run."""
+    cell = layout.cell_name(config.arm, config.seed, config.point)
+    return join(config.placement.tensorboard_dir, config.experiment, cell, config.stage)
+
+
+class _Guarded:
+    """A sink that cannot end the run: the first time it fails is logged, and from then on it is left out."""
+
+    def __init__(self, setting: str, make: Callable[[], Sink]) -> None:
+        self._setting = setting
+        self._sink: Sink | None = None
+        with best_effort(setting):
+            self._sink = make()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One record."""
+        self._try(lambda sink: sink.log(record))
+
+    def close(self) -> None:
+        """The run has ended."""
+        self._try(lambda sink: sink.close())
+
+    def _try(self, call: Callable[[Sink], None]) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            with best_effort(self._setting):
+                call(sink)
+                self._sink = sink
+
+
+def _require(package: str, key: str) -> None:
     try:
-        return importlib.import_module(package)
+        importlib.import_module(package)
     except ImportError as error:
         raise InputError(f"{key} is set, but the package {package} is not installed") from error
 

@@ -57,8 +57,8 @@ class TripletStage:
 
     def loader(self) -> TripletsLoader:
         """The training split, shuffled."""
-        flip = isinstance(self._settings, PerceptualConfig) and self._settings.flip_augmentation
-        return self._load("train", self._settings.global_batch_size, self._dist, flip)
+        mirror = isinstance(self._settings, PerceptualConfig) and self._settings.flip_augmentation
+        return self._load("train", self._settings.global_batch_size, self._dist, mirror)
 
     def forward_backward(self, batch: Any, step: int) -> dict[str, float | Tensor]:
         """One batch, in chunks of at most placement.local_batch_size; the gradient is that of the global mean.
@@ -154,11 +154,11 @@ class TripletStage:
             return
         if self._validation is None:
             alone = Distributed(rank=0, world_size=1, local_rank=self._dist.local_rank, device=self._dist.device)
-            self._validation = self._load("val", self._chunk, alone, flip=False)
+            self._validation = self._load("val", self._chunk, alone, mirror=False)
         yield from self._validation.all_once()
         self._validation.close()
 
-    def _load(self, split: Split, global_batch_size: int, dist: Distributed, flip: bool) -> TripletsLoader:
+    def _load(self, split: Split, global_batch_size: int, dist: Distributed, mirror: bool) -> TripletsLoader:
         return TripletsLoader(
             self._config.data,
             seed=self._config.seed,
@@ -168,7 +168,7 @@ class TripletStage:
             image_size=self._image_size,
             labels=self._config.labels if split == "train" else "votes",
             split=split,
-            flip=flip,
+            mirror=mirror,
             placement=self._config.placement,
         )
 

@@ -97,7 +97,7 @@ def _histogram(lengths: NDArray[np.int64]) -> Table:
 def _print_stage(console: Console, uri: str) -> bool:
     """Figures of a stage's folder; False where it is none."""
     try:
-        lines = [json.loads(line) for line in read_bytes(join(uri, "progress.jsonl")).splitlines() if line.strip()]
+        lines = [json.loads(line) for line in read_bytes(layout.progress(uri)).splitlines() if line.strip()]
     except (MissingObject, json.JSONDecodeError):
         lines = []
     committed = read_committed(layout.final(uri)) or read_committed(uri)

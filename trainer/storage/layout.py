@@ -6,6 +6,8 @@ from trainer.config import StageConfig
 from trainer.errors import InputError
 from trainer.storage.base import join
 
+CONFIG, LINEAGE, PROGRESS, LOG, FAILURE = "config.yaml", "lineage.json", "progress.jsonl", "log.txt", "failure.json"
+"""What lies in a job's folder beside its results; of a job that only measures or stages, LOG, FAILURE and perhaps CONFIG."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
@@ -31,24 +33,49 @@ def tower(experiment_uri: str, recipe_hash: str) -> str:
     return join(experiment_uri, "towers", recipe_hash)
 
 
-def cell_name(arm: str, seed: int) -> str:
-    """An arm with a seed, as folders and people name it."""
-    return f"{arm}-seed{seed}"
+def cell_name(arm: str, seed: int, point: str = "") -> str:
+    """An arm with a seed, at a point where the request varies its recipe, as folders and people name it."""
+    return f"{arm}-{point}-seed{seed}" if point else f"{arm}-seed{seed}"
 
 
 def run_name(config: StageConfig) -> str:
     """A stage of a cell, as people name it."""
-    return f"{config.stage} {cell_name(config.arm, config.seed)}"
+    return f"{config.stage} {cell_name(config.arm, config.seed, config.point)}"
 
 
-def cell(experiment_uri: str, arm: str, seed: int) -> str:
-    """The folder of one arm with one seed."""
-    return join(experiment_uri, cell_name(arm, seed))
+def cell(experiment_uri: str, arm: str, seed: int, point: str = "") -> str:
+    """The folder of one arm with one seed, at one point."""
+    return join(experiment_uri, cell_name(arm, seed, point))
 
 
 def stage(cell_uri: str, name: str) -> str:
     """A stage of a cell (contrastive, posthoc): config.yaml, lineage.json, progress.jsonl, checkpoints/, final/."""
     return join(cell_uri, name)
+
+
+def config(folder: str) -> str:
+    """The resolved configuration of what makes the folder."""
+    return join(folder, CONFIG)
+
+
+def lineage(stage_uri: str) -> str:
+    """What a stage's weights were made from and by."""
+    return join(stage_uri, LINEAGE)
+
+
+def progress(stage_uri: str) -> str:
+    """A stage's figures, one JSON object a logged step."""
+    return join(stage_uri, PROGRESS)
+
+
+def log(folder: str) -> str:
+    """What a job said."""
+    return join(folder, LOG)
+
+
+def failure(folder: str) -> str:
+    """How a job failed: time, stage, exit_code, line. Only there until it is started again."""
+    return join(folder, FAILURE)
 
 
 def final(stage_uri: str) -> str:
@@ -74,3 +101,22 @@ def evaluation(cell_uri: str, stage_name: str, when: str) -> str:
 def report(experiment_uri: str) -> str:
     """index.html and results.json."""
     return join(experiment_uri, "report")
+
+
+def request(experiment_uri: str, request_id: str) -> str:
+    """A stored request: what a run of the experiment asked for."""
+    return join(experiment_uri, "requests", f"{request_id}.json")
+
+
+def of_request(request_uri: str) -> tuple[str, str]:
+    """Root and experiment of a stored request, by where it is stored."""
+    root, marker, rest = request_uri.rpartition("/experiments/")
+    name, folder, _ = rest.partition("/requests/")
+    if not marker or not folder:
+        raise InputError(f"{request_uri}: not the URI of a stored request, <root>/experiments/<experiment>/requests/<id>.json")
+    return root, name
+
+
+def run(root: str, run_id: str) -> str:
+    """Which request a Kubeflow run stored, by the run's id."""
+    return join(root, "runs", f"{run_id}.json")

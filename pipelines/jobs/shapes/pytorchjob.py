@@ -9,14 +9,15 @@ kubeflow-training's models and the operator's CRD, and free of fields that diffe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.cluster.connection import PYTORCHJOB
+from pipelines.cluster.connection import Kind
 from pipelines.cluster.names import DOMAIN, Identity
-from pipelines.jobs.base import JobSpec
-from pipelines.jobs.shapes.base import Phase, is_sealed, phase_of
+from pipelines.jobs.base import JobSpec, placement_arguments
+from pipelines.jobs.shapes.base import Phase, Shape, phase_of
 from pipelines.jobs.shapes.pod import pod_template
 from pipelines.profile.settings import JobSettings
 from trainer.config import canonical_hash
 
+PYTORCHJOB = Kind("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "the training operator v1", "training.kubeflow.org/job-name")
 CONTAINER = "pytorch"  # the operator's webhook wants this name
 MAX_RESTARTS = 10
 ENVIRONMENT = {
@@ -25,20 +26,20 @@ ENVIRONMENT = {
 }
 
 
-class PyTorchJobs:
-    """How the launcher makes and reads PyTorchJobs; see pipelines/jobs/shapes/base.py."""
+class PyTorchJobs(Shape):
+    """How the launcher makes and reads PyTorchJobs."""
 
     kind = PYTORCHJOB
     container = CONTAINER
-
-    def __init__(self, settings: JobSettings) -> None:
-        self._settings = settings
+    backend = "pytorchjob"
+    about = "training operator v1"
+    longest_name = 54  # at 55 it says Running, but its Services are never made
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt."""
         assert spec.identity is not None
-        placed = [*spec.arguments, *overrides(attempt=attempt, resume=spec.resume)]
-        return manifest(spec.identity, self._settings, placed, spec.recipe_hash, spec.environment)
+        placement = placed(self._settings, spec.placement, attempt, spec.resume)
+        return manifest(spec.identity, self._settings, spec.arguments, spec.recipe_hash, spec.environment, placement)
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
         """By its conditions; a queue suspends it by a field."""
@@ -52,10 +53,6 @@ class PyTorchJobs:
         """Worker 0 is where the others meet; rank 0 is nearly always there."""
         return bool(pod["metadata"].get("labels", {}).get("training.kubeflow.org/replica-index") == "0")
 
-    def is_done(self, spec: JobSpec) -> bool | None:
-        """By the seal in the store, whatever the job's conditions say."""
-        return is_sealed(spec)
-
 
 def manifest(
     identity: Identity,
@@ -63,31 +60,35 @@ def manifest(
     arguments: Sequence[str],
     recipe_hash: str,
     environment: Mapping[str, str] | None = None,
+    placement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The PyTorchJob that runs `python -m trainer <arguments>` on every node.
 
     Args:
         identity: gives the name and the labels.
         settings: where and with what it runs.
-        arguments: of `python -m trainer`; placement is added here.
+        arguments: of `python -m trainer`.
         recipe_hash: of the stage, kept in an annotation: another one under this name is refused.
         environment: variables beside those of the settings.
+        placement: fields of the trainer's placement, as `placed` gives them; None: those of a first attempt.
 
     Raises:
         InputError: a setting that would take the shape away.
     """
+    placement = placed(settings, {}, 0, "auto") if placement is None else placement
+    max_restarts = int(placement["max_restarts"])
     labels, annotations = identity.labels(), {f"{DOMAIN}/recipe-hash": recipe_hash}
     spec = {
         "runPolicy": {
             "cleanPodPolicy": "Running",
             "ttlSecondsAfterFinished": settings.ttl_seconds,
-            "backoffLimit": MAX_RESTARTS * settings.nodes,  # a fuse only: one restart of the group counts once a pod
+            "backoffLimit": max_restarts * settings.nodes,  # a fuse only: one restart of the group counts once a pod
         },
         "elasticPolicy": {
             "minReplicas": settings.nodes,
             "maxReplicas": settings.nodes,
             "rdzvBackend": "c10d",
-            "maxRestarts": MAX_RESTARTS,
+            "maxRestarts": max_restarts,
         },
         "nprocPerNode": str(settings.processes_per_node),
         "pytorchReplicaSpecs": {
@@ -95,7 +96,12 @@ def manifest(
                 "replicas": settings.nodes,
                 "restartPolicy": "OnFailure",
                 "template": pod_template(
-                    settings, CONTAINER, [*arguments, *placement(settings)], labels, annotations, {**ENVIRONMENT, **(environment or {})}
+                    settings,
+                    CONTAINER,
+                    [*arguments, *placement_arguments(placement)],
+                    labels,
+                    annotations,
+                    {**ENVIRONMENT, **(environment or {})},
                 ),
             }
         },
@@ -106,20 +112,21 @@ def manifest(
         "labels": {**settings.labels, **labels},
         "annotations": {**settings.annotations, **annotations, f"{DOMAIN}/spec-hash": canonical_hash(spec)},
     }
-    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
+    return {"apiVersion": PYTORCHJOB.api_version, "kind": PYTORCHJOB.kind, "metadata": metadata, "spec": spec}
 
 
-def placement(settings: JobSettings) -> list[str]:
-    """The overrides that tell the trainer where it runs."""
-    return overrides(
-        nodes=settings.nodes,
-        processes_per_node=settings.processes_per_node,
-        metrics_port=settings.metrics_port,
-        max_restarts=MAX_RESTARTS,
-        preflight="true",
-    )
+def placed(settings: JobSettings, given: Mapping[str, Any], attempt: int, resume: str) -> dict[str, Any]:
+    """The trainer's placement: a job's defaults, then what profile and request say, then what the launcher alone knows."""
+    return {
+        "max_restarts": MAX_RESTARTS,
+        "preflight": True,
+        **given,
+        "nodes": settings.nodes,
+        "processes_per_node": settings.processes_per_node,
+        "metrics_port": settings.metrics_port,
+        "attempt": attempt,
+        "resume": resume,
+    }
 
 
-def overrides(**values: object) -> list[str]:
-    """Arguments that set fields of the trainer's placement."""
-    return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]
+SHAPE = PyTorchJobs

@@ -21,7 +21,14 @@ SPEC = JobSpec(
     arguments=("stage", "fetch", "--plan", "s3://bucket/root/datasets/yfcc/abc", "--slice", "index/4"),
     folder="s3://bucket/root/experiments/demo/staging/pairs",
     kind="stage",
-    identity=Identity(root="s3://bucket/root", experiment="demo", arm="pairs", seed=0, stage="fetch"),
+    identity=Identity(
+        root="s3://bucket/root",
+        output="s3://bucket/root/experiments/demo/staging/pairs",
+        experiment="demo",
+        arm="pairs",
+        seed=0,
+        stage="fetch",
+    ),
     slices=4,
 )
 SHAPE = IndexedJobs(SETTINGS)

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.names import MAX_NAME, Identity
+from pipelines.cluster.names import Identity
 from pipelines.jobs.shapes import pytorchjob
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "pytorchjob.yaml"
-IDENTITY = Identity(root="s3://bucket/root", experiment="demo", arm="perceptual", seed=0, stage="contrastive")
+OUTPUT = "s3://bucket/root/experiments/demo/perceptual-seed0/contrastive"
+IDENTITY = Identity(
+    root="s3://bucket/root", output=OUTPUT, experiment="demo", cell="perceptual-seed0", arm="perceptual", seed=0, stage="contrastive"
+)
 SETTINGS = JobSettings(
     namespace="team",
     image="registry.example/firstsight/trainer@sha256:" + "0" * 64,
@@ -174,26 +177,6 @@ def test_kubeflow_trainings_models_take_every_field():
     model = client.deserialize(SimpleNamespace(data=json.dumps(job)), "KubeflowOrgV1PyTorchJob")
 
     assert client.sanitize_for_serialization(model) == job
-
-
-@pytest.mark.parametrize("arm", ["perceptual", "from-1a2b3c4d", "A_Name.With:Everything" * 5, "123"])
-def test_names_are_valid_and_short_enough(arm: str):
-    """DNS-1035 and short enough for every kind of job, whatever the parts are."""
-    name = dataclasses.replace(IDENTITY, arm=arm, seed=2**31 - 1).name
-
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
-    assert len(name) <= MAX_NAME
-
-
-@pytest.mark.parametrize("change", [{"root": "s3://b/r"}, {"experiment": "e"}, {"arm": "random"}, {"seed": 1}, {"stage": "posthoc"}])
-def test_every_part_of_the_identity_is_in_the_name(change: dict[str, Any]):
-    """Two stages never share a job."""
-    assert dataclasses.replace(IDENTITY, **change).name != IDENTITY.name
-
-
-def test_the_same_stage_has_the_same_name():
-    """Which is how a second launcher finds the first one's job; a slash at the end of the root means nothing."""
-    assert dataclasses.replace(IDENTITY, root="s3://bucket/root/").name == IDENTITY.name
 
 
 @pytest.mark.parametrize(
