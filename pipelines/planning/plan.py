@@ -22,7 +22,7 @@ from trainer.config import (
     recipe_fields,
     recipe_hash,
 )
-from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
+from trainer.configs import dump_yaml, load_yaml, read_stored
 from trainer.errors import InputError
 from trainer.labels import named_labels
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
@@ -30,6 +30,7 @@ from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import FORMAT_VERSION, NAME, Plan, read_plan, recipe_key
+from trainer.storage.recipes import read_stage, shown
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
 
@@ -78,6 +79,7 @@ class Experiment:
         placement: where and how each stage runs unless its job says otherwise.
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
+        request: URI of the stored request that asked for it.
     """
 
     root: str
@@ -88,16 +90,12 @@ class Experiment:
     placement: Placement = Placement()
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
+    request: str = ""
 
     @property
     def uri(self) -> str:
         """The experiment's folder."""
         return layout.experiment(self.root, self.experiment)
-
-
-def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or the YAML at a URI that ends in .yaml."""
-    return load_recipe(name, text=read_text(name) if name.endswith((".yaml", ".yml")) else None)
 
 
 def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
@@ -179,10 +177,10 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     else:
         _refuse_what_differs(request, cells, earlier)
     stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
-    written = [_written(StageConfig, layout.config(stage.output)) for stage in stages]
+    written = [_written(layout.config(stage.output)) for stage in stages]
     for stage, before in zip(stages, written, strict=True):
         if before is not None:
-            differing = list(differing_keys(recipe_fields(before), recipe_fields(stage)))
+            differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
             _refuse(f"experiment {request.experiment} ({layout.config(stage.output)})", differing)
     names = {cell.name for cell in cells}
     kept = [entry for entry in earlier["cells"] if entry["cell"] not in names and _is_finished(entry)]
@@ -196,6 +194,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
         "format_version": FORMAT_VERSION,
         "experiment": request.experiment,
         "root": request.root,
+        "request": request.request,
         "recipes": {entry["recipe"]: recipes[entry["recipe"]] for entry in entries},
         "arms": list(dict.fromkeys(entry["arm"] for entry in entries)),
         "seeds": sorted({entry["seed"] for entry in entries}),
@@ -205,14 +204,6 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
         "cells": entries,
     }
     write_json(join(request.uri, NAME), plan)
-
-
-def differing_stages(earlier: str, later: str) -> list[str]:
-    """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    configs = [_written(StageConfig, layout.config(folder)) if folder else None for folder in (earlier, later)]
-    if configs[0] is None or configs[1] is None:
-        return []
-    return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
 
 
 def _tower(request: Experiment, labels: str, name: str, seed: int) -> StageConfig:
@@ -227,6 +218,7 @@ def _tower(request: Experiment, labels: str, name: str, seed: int) -> StageConfi
         model=request.recipe.model,
         perceptual=request.recipe.perceptual,
         placement=request.placement,
+        request=request.request,
     )
     return dataclasses.replace(stage, output=layout.tower(request.uri, recipe_hash(stage)))  # the place is no part of the hash
 
@@ -250,6 +242,7 @@ def _contrastive(request: Experiment, arm: Arm, seed: int, point: str, tower: St
         model=request.recipe.model,
         contrastive=request.recipe.contrastive,
         placement=dataclasses.replace(request.placement, checkpoint_every_epochs=request.recipe.evaluation.every_epochs),
+        request=request.request,
     )
 
 
@@ -268,6 +261,7 @@ def _posthoc(request: Experiment, arm: Arm, seed: int, point: str, base: StageCo
         model=request.recipe.model,
         posthoc=request.recipe.posthoc,
         placement=request.placement,
+        request=request.request,
     )
 
 
@@ -312,24 +306,24 @@ def _refuse_what_differs(request: Experiment, cells: list[Cell], earlier: Plan) 
     data = {"pairs": request.pairs.identity, "triplets": request.triplets.identity}
     _refuse(f"experiment {request.experiment}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
     planned = {entry["cell"]: entry["recipe"] for entry in earlier["cells"]}
-    recipes = {
-        key: recipe_fields(parse_config(Recipe, earlier["recipes"][key], source=join(request.uri, NAME))) for key in planned.values()
-    }
+    uri = join(request.uri, NAME)
+    recipes = {key: recipe_fields(read_stored(Recipe, earlier["recipes"][key], uri), complete=True) for key in set(planned.values())}
     for cell in cells:
         if cell.name in planned:
-            old, new = {"recipe": recipes[planned[cell.name]]}, {"recipe": recipe_fields(cell.recipe)}
+            old, new = {"recipe": recipes[planned[cell.name]]}, {"recipe": recipe_fields(cell.recipe, complete=True)}
             _refuse(f"cell {cell.name} of experiment {request.experiment}", list(differing_keys(old, new)))
 
 
-def _written(kind: type[ConfigT], uri: str) -> ConfigT | None:
-    """The configuration that lies at `uri`; None where there is none."""
-    return parse_config(kind, load_yaml(read_text(uri), uri), source=uri) if exists(uri) else None
+def _written(uri: str) -> StageConfig | None:
+    """The stage's configuration that lies at `uri`; None where there is none."""
+    return read_stage(uri) if exists(uri) else None
 
 
 def _written_evaluation(folder: str) -> EvaluateConfig | None:
     """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
+    uri = layout.config(folder)
     try:
-        return _written(EvaluateConfig, layout.config(folder))
+        return read_stored(EvaluateConfig, load_yaml(read_text(uri), uri), uri) if exists(uri) else None
     except InputError:
         return None
 
@@ -340,15 +334,16 @@ def _write_config(config: ConfigT, before: ConfigT | None) -> None:
     A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
     """
     if before is not None:
+        people = {name: getattr(config, name) for name in ("cell", "point", "request") if hasattr(config, name)}
         epochs = before.placement.checkpoint_every_epochs == config.placement.checkpoint_every_epochs
-        if epochs and dataclasses.replace(before, cell=config.cell, point=config.point, placement=config.placement) == config:
+        if epochs and dataclasses.replace(before, **people, placement=config.placement) == config:
             return
     write_bytes(layout.config(config.output), dump_yaml(config).encode())
 
 
 def _refuse(what: str, differing: list[str]) -> None:
     if differing:
-        raise InputError(f"{what} was planned with another recipe or other data: {'; '.join(differing)}: give the experiment another name")
+        raise InputError(f"{what} was planned with another recipe or other data: {shown(differing)}: give the experiment another name")
 
 
 def _is_finished(entry: dict[str, Any]) -> bool:

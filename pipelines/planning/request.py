@@ -47,7 +47,7 @@ class Request:
     recipe: str | Mapping[str, Any] = parameters.recipe(
         "demo", "smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself"
     )
-    set: Mapping[str, Any] = settings("what differs from the recipe, such as contrastive.epochs=16 contrastive.global_batch_size=2048")
+    set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16")
     arms: tuple[str, ...] = items(("random", "perceptual"), "what the vision tower starts from; see docs/RECIPES.md for each arm")
     seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each")
     pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's")
@@ -100,7 +100,7 @@ class Request:
         rule="auto, never or a checkpoint's URI",
         ok=lambda value: value in ("auto", "never") or "/" in value,
     )
-    placement: Mapping[str, Any] = settings("how a stage runs, such as compile=true loader_workers=8; docs/REQUEST.md lists every key")
+    placement: Mapping[str, Any] = settings(Placement, "how a stage runs, such as loader_workers=8; see docs/REQUEST.md")
 
     def __post_init__(self) -> None:
         """Every rule that needs neither a profile nor a store."""
@@ -135,9 +135,9 @@ class Request:
         Raises:
             InputError: an unknown recipe or key, a wrong type, a broken rule.
         """
-        from trainer.configs import load_recipe  # here: slow to import, and a step that is done has no use for it
+        from trainer.storage.recipes import read_recipe  # here: a step that is done has no use for YAML
 
-        return load_recipe(self.recipe, [f"{key}={value}" for key, value in self.set.items()])
+        return read_recipe(self.recipe, self.set)
 
     def stored(self) -> dict[str, Any]:
         """Every parameter as a request file says it, defaults included: a default that moves later changes no stored request."""
@@ -192,12 +192,13 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
         InputError: an unknown arm, seed, recipe or key; `judged` where FLIP judges anyway; a local path for a server.
     """
     from pipelines.planning.plan import require_judge  # here, like the next: slow to import
-    from trainer.configs import inline_recipe, parse_config
+    from trainer.configs import parse_config
+    from trainer.storage.recipes import read_inline
 
     changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
     changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
     changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
-    changes["recipe"] = inline_recipe(request.recipe)
+    changes["recipe"] = read_inline(request.recipe)
     if kubeflow:
         _refuse_local_places(request)
         rule = "the name of a ConfigMap in the runs' namespace"

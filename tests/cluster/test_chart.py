@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
-from tests.cluster import chart, harness
+from tests.cluster import chart, harness, programs
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.training import RECIPE
 from trainer.storage import exists, join, open_store, read_json, write_bytes
@@ -79,7 +80,7 @@ def test_preflight(namespace: str, values: dict[str, Any], tmp_path: Any) -> Non
     ):
         file = tmp_path / "values.json"
         file.write_text(json.dumps({**values, **change}))
-        command = ["scripts/chart_preflight.sh", "helm", ".venv/bin/python", str(chart.CHART), namespace, str(file)]
+        command = ["scripts/chart_preflight.sh", str(programs.program("helm")), sys.executable, str(chart.CHART), namespace, str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), cwd=chart.CHART.parents[1])
         assert done.returncode == code, done.stdout + done.stderr
         assert said in done.stdout
@@ -225,7 +226,7 @@ def long_run(namespace: str, staged: dict[str, str]) -> str:
 
 def _steps(namespace: str) -> list[int]:
     """The steps that the long run has logged, as its launcher shows them."""
-    command = ["kubectl", "-n", namespace, "logs", "long"]  # which fails as long as the container is being made
+    command = [programs.program("kubectl"), "-n", namespace, "logs", "long"]  # which fails as long as the container is being made
     log = subprocess.run(command, capture_output=True, text=True, env=harness.environment()).stdout
     return [int(number) for number in re.findall(r"step (\d+) of \d+, loss", log)]
 

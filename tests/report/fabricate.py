@@ -206,6 +206,7 @@ def write_stage(config: StageConfig, steps: int, generator: np.random.Generator)
         "vision_sha256": digest if tower else digest[::-1],
         "code": {"version": "0.1.0", "git_commit": "0123456789abcdef" * 2, "dirty": False},
         "image_digest": "",
+        "request": "/runs/experiments/demo/requests/0123456789abcdef.json",
         "world_size": 1,
         "threads": 2,
         "torch": "2.15.0",

@@ -268,6 +268,7 @@ def _lineage(experiment: Experiment) -> list[dict[str, Any]]:
                 "seed": cell.seed,
                 "stage": name,
                 "uri": run.uri,
+                "request": lineage.get("request") or "",
                 "recipe_hash": run.committed.recipe_hash,
                 "start": {**(lineage.get("start") or {}), "kind": run.config.start.kind},
                 "labels": run.config.labels if name != "contrastive" else "",

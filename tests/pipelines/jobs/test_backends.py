@@ -108,7 +108,7 @@ def test_a_root_on_this_disk_is_refused_where_pods_do_not_mount_it(tmp_path: Pat
     assert isinstance(backend_for(spec, read_profile(backend="pytorchjob"), Request()), ClusterBackend)
 
 
-@pytest.mark.parametrize("module", ["kubernetes", "jsonargparse", "kfp", "torch"])
+@pytest.mark.parametrize("module", ["kubernetes", "yaml", "kfp", "torch"])
 def test_a_step_that_is_done_imports_nothing_slow(tmp_path: Path, module: str):
     """Without a profile; with one its YAML has to be read."""
     entry = {"cell": "random-seed0", "contrastive": f"{tmp_path}/c", "recipe_hashes": {"contrastive": "a" * 64}}
