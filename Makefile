@@ -3,19 +3,8 @@
 ##@ Run
 
 KFP_ENDPOINT ?=## address of a Kubeflow Pipelines server: pipeline-run submits there, streams, waits, ends with the run's exit code
-PROFILE ?=## YAML file that says where jobs run and how they look (with KFP_ENDPOINT: the name of a ConfigMap)
-BACKEND ?=## local, pytorchjob or trainjob: the last two run jobs on the current kubeconfig's cluster (default: the profile's)
-ifneq ($(KFP_ENDPOINT)$(PROFILE),)
-ROOT ?=
-endif
-ROOT ?= runs## store URI under which data sets, experiments and reports lie: a folder, or s3://bucket/prefix
-EXPERIMENT ?=## name of the experiment (default: demo, the recipe's name; with PAIRS one made from the data)
-PAIRS ?=## captioned pictures: a folder, or WebDataset tars (default: the demo's, which come with the packages)
-TRIPLETS ?=## judged triplets, a folder in the NIGHTS layout (default: made from the pairs, judged by FLIP)
-ARMS ?= random,perceptual## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>
-SEEDS ?= 0## comma-separated whole numbers; each arm is run with each
-RECIPE ?= demo## smoke, demo, paper, paper-3m, or a YAML file
-EVAL_SETS ?=## comma-separated URIs of further evaluation sets (default: those that come with the pairs)
+REQUEST ?=## YAML file of the parameters below, or its URI: an experiment as a file; what is given beside it wins
+include scripts/request.mk
 ARGS ?=## more for the command behind a target: ARGS=-v shows all that the steps print
 
 # Tools; each can be another one.
@@ -24,7 +13,7 @@ UV_VERSION ?= 0.13.9
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-export KFP_ENDPOINT PROFILE BACKEND ROOT EXPERIMENT PAIRS TRIPLETS ARMS SEEDS RECIPE EVAL_SETS PYTHON UV_VERSION
+export KFP_ENDPOINT PYTHON UV_VERSION
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -35,14 +24,11 @@ help: ## this page
 
 .PHONY: pipeline-run
 pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every arm, evaluation, report
-	@$(BIN)/python -m pipelines $(if $(KFP_ENDPOINT),submit,run) --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
-		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" \
-		$(if $(PROFILE),--profile "$$PROFILE") $(if $(BACKEND),--backend "$$BACKEND") $(ARGS)
+	@$(BIN)/python -m pipelines $(if $(KFP_ENDPOINT),submit,run) $(REQUEST_FLAGS) $(ARGS)
 
 .PHONY: pipeline-plan
 pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and what of it is done
-	@$(BIN)/python -m pipelines plan --root "$$ROOT" --experiment "$$EXPERIMENT" --pairs "$$PAIRS" --triplets "$$TRIPLETS" \
-		--arms "$$ARMS" --seeds "$$SEEDS" --recipe "$$RECIPE" --eval-sets "$$EVAL_SETS" $(ARGS)
+	@$(BIN)/python -m pipelines plan $(REQUEST_FLAGS) $(ARGS)
 
 ##@ Test
 
@@ -50,7 +36,7 @@ WORKERS ?= 2## tests that run at the same time, by file
 side_by_side = -n $(WORKERS) --dist loadfile
 
 .PHONY: test
-test: $(VENV)/ready ## unit and process tests, minutes; no root, no network
+test: $(VENV)/ready ## unit and process tests; no root, no Go, no network
 	$(BIN)/python -m pytest -q $(side_by_side) $(ARGS)
 
 .PHONY: slow
@@ -67,7 +53,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines/compiled docs/RECIPES.md charts
+	$(MAKE) generate && git diff --exit-code -- pipelines README.md docs charts scripts trainer/configs
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -79,7 +65,7 @@ ci: ## all that must hold before a change is taken
 ##@ Cluster (Debian, root)
 
 .PHONY: cluster-up cluster-down cluster-status
-cluster-up: $(VENV)/ready ## a real single-node Kubernetes, training operator, Prometheus, MinIO; the first time builds them (Go, 35 minutes)
+cluster-up: $(VENV)/ready ## a real single-node Kubernetes, training operator, Prometheus, MinIO; built at first use (Go)
 cluster-down: $(VENV)/ready ## stop it and leave nothing but the built servers
 cluster-status: $(VENV)/ready ## which of its processes run
 cluster-up cluster-down cluster-status: cluster-%:
@@ -89,7 +75,7 @@ cluster-up cluster-down cluster-status: cluster-%:
 e2e: $(VENV)/ready ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
 	@$(BIN)/python -m tests.cluster with $(MAKE) e2e-tests
 
-e2e-tests:
+e2e-tests: $(VENV)/ready
 	$(BIN)/python -m pytest -q $(side_by_side) -m "cluster and not trainjob and not alone" tests/cluster $(ARGS)
 	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
 
@@ -101,9 +87,9 @@ e2e-trainjob: $(VENV)/ready ## TrainJobs on the real controllers of Kubeflow Tra
 
 VALUES ?=## values file of the chart
 NAMESPACE ?= firstsight## namespace that the chart is or will be installed in
-HELM ?= helm## Helm 3 or 4
+HELM ?=## Helm 3 or 4 (default: helm of PATH, else one that is fetched)
 CHART := charts/firstsight
-chart_tool = $$($(BIN)/python -m tests.cluster tools $(1))/$(or $(2),$(1))# a Go program, built at first use; Helm lies beside it
+program = "$$($(BIN)/python -m tests.cluster program $(1))"# built (Go) or fetched at first use
 
 .PHONY: chart-preflight
 chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing
@@ -111,8 +97,8 @@ chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for 
 
 .PHONY: chart-lint
 chart-lint: $(VENV)/ready ## helm lint, and a unit test for every switch
-	$(call chart_tool,helm-unittest,helm) lint --strict $(CHART)
-	$(call chart_tool,helm-unittest) --strict $(CHART)
+	$(call program,helm) lint --strict $(CHART)
+	$(call program,helm-unittest) --strict $(CHART)
 
 .PHONY: chart-test
 chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
@@ -120,7 +106,7 @@ chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Securi
 
 .PHONY: chart-docs
 chart-docs: $(VENV)/ready ## the chart's README from values.yaml
-	$(call chart_tool,helm-docs) --chart-search-root $(CHART)
+	$(call program,helm-docs) --chart-search-root $(CHART)
 
 .PHONY: e2e-kfp
 e2e-kfp: $(VENV)/ready ## the whole of it on a real Kubeflow, KFP_ENDPOINT, where the chart is installed
@@ -155,16 +141,19 @@ bench-gpu: $(VENV)/ready ## the rows that need a GPU
 ##@ Develop
 
 .PHONY: setup
-setup: $(VENV)/ready ## the environment alone; every other target makes it too
+setup: $(VENV)/ready ## the environment alone; whatever needs it makes it
 
 .PHONY: format
 format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes, the chart's README
-	$(BIN)/python -m pipelines compile pipelines/compiled/firstsight.yaml
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the tables of recipes and of open_clip's models, the chart's README and its schema of placement
+	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
+	$(BIN)/python scripts/open_clip_table.py
+	$(BIN)/python scripts/request_files.py
+	$(BIN)/python scripts/placement_schema.py
 	$(MAKE) chart-docs
 
 .PHONY: lock

@@ -1,8 +1,9 @@
 #!/bin/sh
 # What the cluster of the current kubeconfig lacks for the chart; nothing is made.
-# usage: chart_preflight.sh HELM PYTHON CHART NAMESPACE [VALUES]
+# usage: chart_preflight.sh HELM PYTHON CHART NAMESPACE [VALUES]   (an empty HELM: that of PATH, else one that is fetched)
 set -eu
 helm=$1 python=$2 chart=$3 namespace=$4 values=${5:-}
+[ -n "$helm" ] || helm=$(command -v helm) || helm=$("$python" -m tests.cluster program helm)
 rendered=$(mktemp)
 trap 'rm -f "$rendered"' EXIT
 # Helm must not refuse for want of a kind: that is for the preflight to say, with all else that is missing.

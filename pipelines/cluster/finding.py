@@ -3,33 +3,34 @@
 from typing import Any
 
 from pipelines.cluster.connection import JOB, PYTORCHJOB, TRAINJOB, Cluster, Kind, MissingKind
-from pipelines.cluster.names import DOMAIN
+from pipelines.cluster.names import DOMAIN, label_value
 
 PART_OF = "app.kubernetes.io/part-of=firstsight"
 JOB_KINDS = (PYTORCHJOB, TRAINJOB, JOB)
-IDENTITY = ("experiment", "arm", "seed", "stage")
+IDENTITY = ("experiment", "arm", "point", "seed", "stage", "cell")
+"""What is labelled, in the order in which jobs are listed; commit ad127be and before had no `cell` and no `point`."""
 Found = list[tuple[Kind, dict[str, Any]]]
 
 
 def find_jobs(cluster: Cluster, namespace: str | None = None, **labels: str) -> Found:
-    """The jobs of all kinds that the cluster has, by experiment, arm, seed and stage.
+    """The jobs of all kinds that the cluster has, by what they are labelled with.
 
     Args:
         cluster: where they are.
         namespace: None: the cluster's own; "": all.
         **labels: values of the labels `firstsight.dev/<name>`; an empty one does not count.
     """
-    selector = ",".join([PART_OF, *(f"{DOMAIN}/{name}={value}" for name, value in labels.items() if value)])
+    selector = ",".join([PART_OF, *(f"{DOMAIN}/{name}={label_value(value)}" for name, value in labels.items() if value)])
     found: Found = []
     for kind in JOB_KINDS:
         try:
             found += [(kind, job) for job in cluster.list(kind, labels=selector, namespace=namespace)]
         except MissingKind:
             continue  # then there are none of it
-    return sorted(found, key=lambda entry: identity_of(entry[1]))
+    return sorted(found, key=lambda entry: tuple(identity_of(entry[1]).values()))
 
 
-def identity_of(job: dict[str, Any]) -> tuple[str, ...]:
-    """Experiment, arm, seed and stage, as labelled."""
+def identity_of(job: dict[str, Any]) -> dict[str, str]:
+    """Each of IDENTITY as labelled; empty where it is not."""
     labels = job["metadata"].get("labels") or {}
-    return tuple(str(labels.get(f"{DOMAIN}/{name}", "")) for name in IDENTITY)
+    return {name: str(labels.get(f"{DOMAIN}/{name}", "")) for name in IDENTITY}

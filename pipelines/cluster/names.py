@@ -1,13 +1,13 @@
 """What a job is called and what its labels say.
 
-A job's name is a function of what it does, so that a second launcher of the same stage finds the first one's job.
+A job's name is a function of the folder that it makes, so that a second launcher of the same work finds the first one's job.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 
 from trainer.config import canonical_hash
-from trainer.errors import InputError
 
 MAX_NAME = 46
 """So that every kind of job can have the name. The pods of a TrainJob's JobSet are called `<name>-node-0-<rank>-<5 letters>`,
@@ -18,44 +18,81 @@ DOMAIN = "firstsight.dev"
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What makes a job the same job again. Of a shared tower the arm is the tower's name.
+    """What makes a job the same job again (root, output, and which part of the work there it is), and whose it is, for people.
 
     Attributes:
         root: store URI.
+        output: URI of the folder that it makes.
         experiment: its name.
-        arm: the arm's name.
+        cell: in whose folder the output lies; empty where cells share it (a tower) or there is none (staging).
+        arm: the arm's name; of a shared tower the tower's, of staging what is staged.
+        point: of the cell, where the recipe varies; else empty.
         seed: the seed.
         stage: perceptual, contrastive, posthoc, evaluate, or a staging step.
     """
 
     root: str
+    output: str
     experiment: str
+    cell: str = ""
     arm: str
+    point: str = ""
     seed: int
     stage: str
 
     @property
     def name(self) -> str:
-        """DNS-1035, at most MAX_NAME characters: stage, arm and seed for people, a hash for the machine."""
+        """DNS-1035, at most MAX_NAME characters: stage, cell and seed for people, a hash of root and folder for the machine.
+
+        Whatever is not the cell's own goes by its folder: who asks for a shared tower first must not show in its name.
+        """
+        output = self.output.rstrip("/")
+        what = f"{self.arm}-{self.point}" if self.cell else output.rpartition("/")[2][:12]
+        return _name(f"{self.stage}-{what}", self.seed, [self.root.rstrip("/"), output])
+
+    @property
+    def former_name(self) -> str:
+        """The name that commit ad127be and those before it would have given: a job may be alive under it.
+
+        It was a hash of experiment, arm, seed and stage, so it is some other job's too where points differ: look at its annotations.
+        """
         digest = canonical_hash([self.root.rstrip("/"), self.experiment, self.arm, self.seed, self.stage])[:10]
-        words = re.sub(r"[^a-z0-9]+", "-", f"{self.stage}-{self.arm}-s{self.seed}".lower()).strip("-")
+        words = _words(f"{self.stage}-{self.arm}-s{self.seed}")
         if not words or not words[0].isalpha():
             words = f"fs-{words}".rstrip("-")
         return f"{words[: MAX_NAME - len(digest) - 1].rstrip('-')}-{digest}"
 
     def labels(self) -> dict[str, str]:
-        """By which jobs are found, scraped and counted."""
-        labels = {
+        """By which jobs are found, scraped and counted; what is empty is left out."""
+        ours = {
+            "experiment": self.experiment,
+            "cell": self.cell,
+            "arm": self.arm,
+            "point": self.point,
+            "seed": str(self.seed),
+            "stage": self.stage,
+        }
+        return {
             "app.kubernetes.io/name": "firstsight",
             "app.kubernetes.io/part-of": "firstsight",
             "app.kubernetes.io/component": "trainer",
-            f"{DOMAIN}/experiment": self.experiment,
-            f"{DOMAIN}/arm": self.arm,
-            f"{DOMAIN}/seed": str(self.seed),
-            f"{DOMAIN}/stage": self.stage,
+            **{f"{DOMAIN}/{name}": label_value(value) for name, value in ours.items() if value},
         }
-        for key, value in labels.items():
-            if len(value) > MAX_LABEL or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", value):
-                rule = f"at most {MAX_LABEL} of letters, digits, '.', '_', '-', beginning and ending with a letter or digit"
-                raise InputError(f"label {key} must be {rule}, got {value!r}")
-        return labels
+
+
+def label_value(text: str) -> str:
+    """The text itself where it can be a label's value; else what can be of it, and a hash that tells it from others."""
+    if len(text) <= MAX_LABEL and re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?", text):
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[: MAX_LABEL - len(digest) - 1].strip("._-")
+    return f"{words}-{digest}" if words else digest
+
+
+def _name(words: str, seed: int, identity: list[str]) -> str:
+    tail = f"-s{seed}-{canonical_hash(identity)[:10]}"  # alerts and dashboard know our pods by this end
+    return f"{_words(words)[: MAX_NAME - len(tail)].rstrip('-')}{tail}"
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -8,7 +8,8 @@ from typing import Any
 from pipelines.jobs.base import Backend, JobSpec
 from pipelines.jobs.local import LocalBackend
 from pipelines.jobs.shapes.base import Shape
-from pipelines.profile.profile import BackendName, Overrides, Profile, job_settings
+from pipelines.planning.request import Request
+from pipelines.profile.profile import BackendName, Profile, job_settings
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 from trainer.storage.base import local_path
@@ -17,13 +18,13 @@ ONE_NODE = ("perceptual", "posthoc")
 """Stages over some ten thousand triplets: more machines would only wait for each other."""
 
 
-def backend_for(spec: JobSpec, profile: Profile, overrides: Overrides, keep_open: Sequence[int] = ()) -> Backend:
+def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Sequence[int] = ()) -> Backend:
     """The backend of one job.
 
     Args:
         spec: of the job.
         profile: what holds for all runs of its namespace.
-        overrides: what this run asks for beside its profile.
+        request: what this run asks for.
         keep_open: file descriptors that a local job inherits.
 
     Raises:
@@ -31,7 +32,7 @@ def backend_for(spec: JobSpec, profile: Profile, overrides: Overrides, keep_open
     """
     if profile.backend == "local" or spec.kind == "report":
         return LocalBackend(keep_open=keep_open)
-    settings = stage_settings(profile, overrides, spec)
+    settings = stage_settings(profile, request, spec)
     assert spec.identity is not None, spec.name
     require_reachable(spec.identity.root, settings)
     from pipelines.cluster.connection import Cluster  # here: this machine needs no client of Kubernetes
@@ -41,9 +42,9 @@ def backend_for(spec: JobSpec, profile: Profile, overrides: Overrides, keep_open
     return ClusterBackend(cluster, shape_for(profile.backend, spec, settings), settings)
 
 
-def stage_settings(profile: Profile, overrides: Overrides, spec: JobSpec) -> JobSettings:
+def stage_settings(profile: Profile, request: Request, spec: JobSpec) -> JobSettings:
     """The settings of this job: the profile's, then the run's; some stages never take more than one machine."""
-    settings = job_settings(profile, overrides)
+    settings = job_settings(profile, request)
     one = spec.kind != "train" or (spec.identity is not None and spec.identity.stage in ONE_NODE)
     return dataclasses.replace(settings, nodes=1) if one else settings
 

@@ -1,8 +1,9 @@
 """What to run, and the protocol of the backends that run it."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pipelines.cluster.names import Identity
 
@@ -24,6 +25,7 @@ class JobSpec:
         recipe_hash: of a training stage; what the seal of `final` must carry.
         final: of a training stage, URI of its final/.
         slices: of a staging or evaluation job, how many pods share the work.
+        placement: of training and evaluation: fields of the trainer's Placement that the profile or the request sets.
         resume: of a training stage: auto, never (begin anew), or the URI of a checkpoint to begin from.
     """
 
@@ -36,7 +38,14 @@ class JobSpec:
     recipe_hash: str = ""
     final: str = ""
     slices: int = 1
+    placement: Mapping[str, Any] = field(default_factory=dict)
     resume: str = "auto"
+
+
+def placement_arguments(placement: Mapping[str, Any]) -> list[str]:
+    """Arguments of `python -m trainer` that set fields of its placement, in the YAML that it reads them as."""
+    values = {name: json.dumps(value) if not isinstance(value, str) else value for name, value in placement.items()}
+    return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]
 
 
 @dataclass(frozen=True, kw_only=True)

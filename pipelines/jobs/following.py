@@ -64,8 +64,10 @@ class ClusterJob:
         """End the job, whoever else holds it, and wait until nothing of it is left."""
         self._halt()
         with self._acting:
-            end(self._cluster, self._kind, self._name)
-            wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
+            job = self._backend.find(self._spec)
+            name = str(job["metadata"]["name"]) if job is not None else self._name
+            end(self._cluster, self._kind, name)
+            wait_until_gone(self._cluster, self._kind, name, seconds=LEAVE_SECONDS)
 
     def leave(self) -> None:
         """In a pod: nothing, the reaper knows more. In a shell: drop this run's hold; the last one out deletes the job."""
@@ -113,6 +115,8 @@ class ClusterJob:
             with self._acting:
                 job = self._backend.obtain(self._spec, self._say, self._stop)
                 self._held = job is not None
+                if job is not None:
+                    self._name = str(job["metadata"]["name"])  # an older version may have given it another
             if job is None:
                 return Outcome(exit_code=1, line="stopped on request")
             try:

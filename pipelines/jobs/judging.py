@@ -140,8 +140,7 @@ class Judge:
 
     @property
     def _title(self) -> str:
-        assert self._spec.identity is not None
-        return f"{self._shape.kind.kind} {self._spec.identity.name}"
+        return f"{self._shape.kind.kind} {self._view.name}"
 
 
 def last_line(end: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipelines.cluster.api import Conflict
@@ -60,16 +60,16 @@ class ClusterBackend:
             InputError: the name is taken by another recipe, no node is big enough, or the API server refuses the job.
             RunError: an old job does not go away.
         """
-        assert spec.identity is not None
-        kind, name = self.shape.kind, spec.identity.name
+        kind = self.shape.kind
         self._require_devices(spec)
         while not stop.is_set():
-            job = self.cluster.get(kind, name)
+            job = self.find(spec)
             if job is None:
                 created = self._create(spec, say)
                 if created is not None:
                     return created
                 continue  # another launcher was faster
+            name = job["metadata"]["name"]
             if "deletionTimestamp" in job["metadata"]:
                 say(f"--- {kind.kind} {name} is being deleted: waiting until it is gone")
                 wait_until_gone(self.cluster, kind, name, stop=stop)
@@ -85,6 +85,15 @@ class ClusterBackend:
                     self._say_adopted(adopted, spec, say)
                     return adopted
         return None
+
+    def find(self, spec: JobSpec) -> Object | None:
+        """The job that makes the folder: under its name, or under the one that an older version gave it; None: there is none."""
+        assert spec.identity is not None
+        job = self.cluster.get(self.shape.kind, spec.identity.name)
+        if job is not None:
+            return job
+        former = self.cluster.get(self.shape.kind, spec.identity.former_name)
+        return former if former is not None and _makes(former, spec) else None
 
     def _replace(self, job: Object, stop: threading.Event) -> None:
         kind, metadata = self.shape.kind, job["metadata"]
@@ -126,10 +135,12 @@ class ClusterBackend:
         theirs = annotations.get(RECIPE_HASH, "")
         if theirs == spec.recipe_hash:
             return
-        from pipelines.planning.plan import differing_stages  # here: it reads YAML into configurations, which is slow to import
+        if spec.kind == "train":
+            from trainer.storage.recipes import what_differs  # here: it reads YAML, which is slow to import
 
-        keys = differing_stages(annotations.get(OUTPUT, ""), spec.folder)
-        what = f": {'; '.join(keys)}" if keys else f" (recipe hash {theirs[:12] or 'none'}, not {spec.recipe_hash[:12]})"
+            what = what_differs(annotations.get(OUTPUT, ""), theirs, spec.recipe_hash, spec.folder)
+        else:
+            what = differing_arguments(job, spec)
         raise InputError(
             f"{self.shape.kind.kind} {self.cluster.namespace}/{job['metadata']['name']} runs another recipe under this name{what}: "
             "give the experiment another name, or cancel that run first"
@@ -156,6 +167,26 @@ class ClusterBackend:
             raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {GPU}, got {wanted}")
 
 
+def differing_arguments(job: Object, spec: JobSpec) -> str:
+    """In which arguments a staging or evaluation job differs from what is asked for: its recipe hash is over them."""
+    theirs = next(_arguments(job["spec"]), [])
+    gone = [argument for argument in theirs if argument not in spec.arguments]
+    new = [argument for argument in spec.arguments if argument not in theirs]
+    if gone or new:
+        return f": arguments {' '.join(gone) or '(none)'} -> {' '.join(new) or '(none)'}"
+    return ": the recipe hashes of the models that it measures" if spec.kind == "evaluate" else ": the order of its arguments"
+
+
+def _arguments(part: Any) -> Iterator[list[str]]:
+    """The containers' arguments, wherever this kind of job keeps them."""
+    if isinstance(part, dict):
+        if isinstance(part.get("args"), list):
+            yield part["args"]
+        part = list(part.values())
+    for below in part if isinstance(part, list) else []:
+        yield from _arguments(below)
+
+
 def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
     """The manifest with what the next launchers, the reaper and `status` need to know of it."""
     assert spec.identity is not None
@@ -172,6 +203,14 @@ def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
 def spec_hash(shape: Shape, spec: JobSpec) -> str:
     """Of what is asked for, without the attempt: two launchers that want the same have the same."""
     return canonical_hash(shape.manifest(spec, 0)["spec"])
+
+
+def _makes(job: Object, spec: JobSpec) -> bool:
+    """Whether its annotations say that this very folder is its work: a name of an older version may be another job's too."""
+    assert spec.identity is not None
+    annotations = job["metadata"].get("annotations") or {}
+    wanted = {ROOT: spec.identity.root, OUTPUT: spec.folder}
+    return all(str(annotations.get(key, "")).rstrip("/") == uri.rstrip("/") for key, uri in wanted.items())
 
 
 def _stored_attempt(spec: JobSpec) -> int:

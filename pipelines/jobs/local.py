@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pipelines.jobs.base import JobSpec, LineSink, Outcome
+from pipelines.jobs.base import JobSpec, LineSink, Outcome, placement_arguments
 
 COMMAND = (sys.executable, "-m", "trainer")
 GRACE_SECONDS = 30.0
@@ -27,8 +27,9 @@ class LocalBackend:
 
     def submit(self, spec: JobSpec) -> "LocalJob":
         """Start the command. `keep_open` file descriptors live as long as it does (pipelines/jobs/lock.py)."""
+        placement = dict(spec.placement) | ({"resume": spec.resume} if spec.resume != "auto" else {})
         process = subprocess.Popen(
-            [*self._command, *spec.arguments, *(("--set", f"placement.resume={spec.resume}") if spec.resume != "auto" else ())],
+            [*self._command, *spec.arguments, *placement_arguments(placement)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -5,34 +5,40 @@ from typing import Any
 
 from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
+from pipelines.planning.request import Request
 from trainer.config import canonical_hash
 from trainer.storage import layout
 
 
-def train_spec(root: str, experiment: str, entry: Mapping[str, Any], stage: str, resume: str = "auto") -> JobSpec:
-    """One stage of a cell. A stage that cells share has the arm that it was planned with, whichever cell asks for it first."""
+def train_spec(root: str, entry: Mapping[str, Any], stage: str, request: Request, placement: Mapping[str, Any]) -> JobSpec:
+    """One stage of a cell. A stage that cells share has the labels that it was planned with, whichever cell asks for it first."""
     folder = entry[stage]
     return JobSpec(
         name=f"{stage} {entry['cell']}",
         arguments=("train", stage, "--config", layout.config(folder)),
         folder=folder,
         kind="train",
-        identity=Identity(root=root, experiment=experiment, arm=entry["stage_arms"][stage], seed=entry["seed"], stage=stage),
+        identity=Identity(
+            root=root, output=folder, experiment=request.experiment, seed=entry["seed"], stage=stage, **entry["stage_labels"][stage]
+        ),
         recipe_hash=entry["recipe_hashes"][stage],
         final=layout.final(folder),
-        resume=resume,
+        placement=placement,
+        resume=request.resume if request.resume != "auto" else str(placement.get("resume", "auto")),
     )
 
 
-def evaluate_spec(root: str, experiment: str, entry: Mapping[str, Any]) -> JobSpec:
+def evaluate_spec(root: str, entry: Mapping[str, Any], request: Request, placement: Mapping[str, Any]) -> JobSpec:
     """All measurements of a cell's models."""
     folder = entry["evaluation"]
+    labels = {name: entry[name] for name in ("cell", "arm", "point")}
     arguments = ("evaluate", "--config", layout.config(folder))
     return JobSpec(
         name=f"evaluate {entry['cell']}",
         arguments=arguments,
         folder=folder,
         kind="evaluate",
-        identity=Identity(root=root, experiment=experiment, arm=entry["arm"], seed=entry["seed"], stage="evaluate"),
+        identity=Identity(root=root, output=folder, experiment=request.experiment, seed=entry["seed"], stage="evaluate", **labels),
         recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
+        placement=placement,
     )

@@ -14,7 +14,7 @@ class View:
     """Follows a job in background threads. Use as a context manager; `wait` and then read."""
 
     def __init__(self, cluster: Cluster, kind: Kind, name: str) -> None:
-        self._cluster, self._kind, self._name = cluster, kind, name
+        self._cluster, self._kind, self.name = cluster, kind, name
         self._changed = threading.Condition()
         self._version = self._read = 0
         self._stop = threading.Event()
@@ -29,8 +29,8 @@ class View:
     def __enter__(self) -> "View":
         """Begin to watch."""
         events = self._cluster.watch(EVENT, fields="type=Warning", stop=self._stop)
-        pods = self._cluster.watch(POD, labels=f"{POD_LABEL[self._kind]}={self._name}", stop=self._stop)
-        job = self._cluster.watch(self._kind, name=self._name, stop=self._stop)
+        pods = self._cluster.watch(POD, labels=f"{POD_LABEL[self._kind]}={self.name}", stop=self._stop)
+        job = self._cluster.watch(self._kind, name=self.name, stop=self._stop)
         for what, watch, take in (("job", job, self._take_job), ("pods", pods, self._take_pod), ("events", events, self._take_event)):
             threading.Thread(target=self._follow, args=(what, watch, take), name=f"watch {what}", daemon=True).start()
         return self
@@ -105,7 +105,7 @@ class View:
         about = str(event["involvedObject"].get("name", ""))
         if change == DELETED:
             self._warnings.pop(event["metadata"]["uid"], None)
-        elif about == self._name or about.startswith(f"{self._name}-"):
+        elif about == self.name or about.startswith(f"{self.name}-"):
             self._warnings[event["metadata"]["uid"]] = event
 
 

@@ -1,11 +1,15 @@
 """The pipeline: links -> triplets, pairs -> plan -> one flat loop over cells -> `finish`, which reports however the run ended."""
 
+import inspect
 import itertools
 from typing import Any
 
 from kfp import dsl, kubernetes
 
 from pipelines.kubeflow import components
+from pipelines.kubeflow.links_component import links
+from pipelines.planning.parameters import default_in_words
+from pipelines.planning.request import FIELDS
 
 NAME = "firstsight"
 PROFILE_FOLDER = "/etc/firstsight"
@@ -44,70 +48,55 @@ def _as_launcher(task: dsl.PipelineTask, profile: str, tolerations: list[dict[st
         kubernetes.add_pod_annotation(task, key, value)
 
 
-def _steps_of_a_cell(cell: str, given: dict[str, Any], shape: dict[str, Any]) -> list[dsl.PipelineTask]:
-    stages = (components.perceptual, components.contrastive, components.posthoc)
-    tasks = [*(stage(cell=cell, **given, **shape) for stage in stages), components.evaluate(cell=cell, **given)]
+def _parameters() -> list[inspect.Parameter]:
+    """The pipeline's parameters: those of a request as text, empty where not given, and what KFP needs to make the steps' pods."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    defaults: dict[str, tuple[Any, Any]] = {"request": ("", str), **{name: ("", str) for name in FIELDS}}
+    defaults["profile"] = (NAME, str)  # its ConfigMap is mounted into every pod, so it needs a name
+    defaults["tolerations"] = ([], list[dict[str, str]])
+    return [inspect.Parameter(name, kind, default=value, annotation=hint) for name, (value, hint) in defaults.items()]
+
+
+def _described() -> str:
+    """The pipeline's docstring, from which Kubeflow takes the description of each parameter."""
+    lines = [f"{name}: {_sentence(item.metadata['help'])} Default: {default_in_words(item)}." for name, item in FIELDS.items()]
+    lines.insert(0, "request: A request file's URI, or its YAML. What is given beside it wins.")
+    lines.append("tolerations: JSON list of tolerations of the steps' own small pods; those of the jobs are in the profile.")
+    return "\n".join(["Wires the components; the store is the hand-off between them.", "", "Args:", *(f"    {line}" for line in lines)])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _steps_of_a_cell(request: str, cell: str) -> list[dsl.PipelineTask]:
+    stages = (components.perceptual, components.contrastive, components.posthoc, components.evaluate)
+    tasks = [stage(request=request, cell=cell) for stage in stages]
     for earlier, later in itertools.pairwise(tasks):
         later.after(earlier)
     return tasks
 
 
-@dsl.pipeline(name=NAME, description="Perceptual Initialization for CLIP: see first, then read, then report whether it helped.")
-def firstsight(
-    profile: str = "firstsight",
-    experiment: str = "demo",
-    recipe: str = "demo",
-    arms: str = "random,perceptual",
-    seeds: str = "0",
-    pairs: str = "",
-    triplets: str = "",
-    eval_sets: str = "",
-    nodes: int = 0,
-    gpus_per_node: int = -1,
-    image: str = "",
-    queue: str = "",
-    resume: str = "auto",
-    root: str = "",
-    max_reject_fraction: float = 0.01,
-    tolerations: list[dict[str, str]] = [],  # noqa: B006 (the compiler reads it, nobody writes to it)
-) -> None:
-    """Wires the components; the store is the hand-off between them.
+def _wire(*values: Any) -> None:
+    given = dict(zip((parameter.name for parameter in _parameters()), values, strict=True))
+    profile, tolerations, run = given["profile"], given.pop("tolerations"), dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
-    Args:
-        profile: Name of the run profile: a ConfigMap of this namespace (and a Secret of the same name) that the chart installs.
-        experiment: Name of the experiment; the same name goes on where it was.
-        recipe: smoke, demo, paper, paper-3m, or the URI of a YAML file.
-        arms: Comma-separated: random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>.
-        seeds: Comma-separated whole numbers; every arm is run with each.
-        pairs: Source of image-text pairs: URI of a folder with captions, or of WebDataset tars. Empty: the demo's pictures.
-        triplets: Source of judged triplets: URI of a folder in the NIGHTS layout. Empty: made from the pairs, judged by FLIP.
-        eval_sets: Comma-separated URIs of further evaluation sets, in CLIP_benchmark's layout or made by `trainer stage eval`.
-        nodes: Machines of the contrastive job. 0: as the profile says.
-        gpus_per_node: GPUs a training job takes on each machine. -1: as the profile says; 0: CPU.
-        image: The trainer's image, with tag or digest. Empty: the profile's.
-        queue: Queue that admits the jobs, such as a Kueue LocalQueue. Empty: the profile's.
-        resume: auto (go on from the last checkpoint), never (begin anew), or the URI of a checkpoint.
-        root: Store URI under which everything lies: s3://bucket/prefix. Empty: the profile's.
-        max_reject_fraction: More bad samples than this stop staging.
-        tolerations: JSON list of tolerations of the steps' own small pods; those of the jobs stand in the profile.
-    """
-    on_jobs = {"image": image, "queue": queue}
-    shape = {"nodes": nodes, "gpus_per_node": gpus_per_node, "resume": resume}
-    place = {"root": root, "experiment": experiment}
-    sources = {**place, "pairs": pairs, "recipe": recipe, "max_reject_fraction": max_reject_fraction}
-
-    exit_task = components.finish(**place)
+    exit_task = components.finish(run=run, request=given["request"], root=given["root"])
     with dsl.ExitHandler(exit_task, name="experiment"):
-        linked = components.links(
-            profile=profile, arms=arms, seeds=seeds, triplets=triplets, eval_sets=eval_sets, **sources, **shape, **on_jobs
-        )
-        staged_triplets = components.stage_triplets(triplets=triplets, **sources, **on_jobs).after(linked)
-        staged_pairs = components.stage_pairs(**sources, **on_jobs).after(linked)
-        staged = {"pairs": staged_pairs.output, "triplets": staged_triplets.output}
-        planned = components.plan(arms=arms, seeds=seeds, recipe=recipe, eval_sets=eval_sets, **staged, **place)
+        linked = links(run=run, **given)
+        request = linked.outputs["Output"]
+        staged_triplets = components.stage_triplets(request=request)
+        staged_pairs = components.stage_pairs(request=request)
+        planned = components.plan(request=request, pairs=staged_pairs.output, triplets=staged_triplets.output)
         tasks = [exit_task, linked, staged_triplets, staged_pairs, planned]
         with dsl.ParallelFor(planned.output, name="cells", parallelism=1) as cell:
-            cells = _steps_of_a_cell(cell, {**place, **on_jobs}, shape)
+            cells = _steps_of_a_cell(request, cell)
     for task in (*tasks, *cells):
         _as_launcher(task, profile, tolerations)
     exit_task.set_memory_limit("4Gi")  # it reads every item of every evaluation
+
+
+_wire.__signature__ = inspect.Signature(_parameters(), return_annotation=None)  # type: ignore[attr-defined]
+_wire.__doc__ = _described()
+DESCRIPTION = "Perceptual Initialization for CLIP: see first, then read, then report whether it helped."
+firstsight = dsl.pipeline(name=NAME, description=DESCRIPTION)(_wire)

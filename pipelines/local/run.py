@@ -6,6 +6,7 @@ stop marker, on which running steps end their jobs and queued ones do not begin.
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,139 +29,73 @@ from pipelines.jobs.lock import JOBS_VARIABLE, exclusive
 from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
 from pipelines.kubeflow.sdk import import_kfp
 from pipelines.local.progress import Display
-from pipelines.planning import plan
-from pipelines.planning.arms import parse_arms, parse_seeds
-from pipelines.planning.summary import print_summary
-from pipelines.profile.profile import BACKEND_VARIABLE, PROFILE_VARIABLE, Overrides, read_profile, use_store_of_profile
-from pipelines.profile.profile import job_settings as laid_over
-from pipelines.steps import steps
-from trainer.config import canonical_hash
-from trainer.errors import InputError
+from pipelines.planning.request import Request, resolve
+from pipelines.planning.summary import preview, print_summary
+from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
+from pipelines.steps.checking import check_experiment
+from pipelines.steps.running import PARENT_VARIABLE, failures, root_of_run
 from trainer.progress import PROGRESS_VARIABLE, STOP_VARIABLE
 from trainer.storage import layout
-from trainer.storage.base import absolute
 
 POLL_SECONDS = 0.2
 REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """The pipeline's parameters, made absolute; see pipelines/kubeflow/definition.py."""
+class Prepared:
+    """A request that this machine can run.
 
+    Attributes:
+        request: resolved.
+        root: store URI under which everything lies.
+        profile: the request's, with its backend laid over it.
+        notes: what a person should know before it runs.
+    """
+
+    request: Request
     root: str
-    experiment: str
-    pairs: str
-    triplets: str
-    arms: str
-    seeds: str
-    recipe: str
-    eval_sets: str
-    max_reject_fraction: float
-    nodes: int = 0
-    gpus_per_node: int = -1
-    image: str = ""
-    queue: str = ""
-    resume: str = "auto"
-
-    @property
-    def overrides(self) -> Overrides:
-        """What this run asks of its jobs beside the profile."""
-        return Overrides(nodes=self.nodes, gpus_per_node=self.gpus_per_node, image=self.image, queue=self.queue, resume=self.resume)
+    profile: Profile
+    notes: tuple[str, ...] = ()
 
     @property
     def uri(self) -> str:
         """The experiment's folder."""
-        return layout.experiment(self.root, self.experiment)
-
-    @property
-    def cells(self) -> list[str]:
-        """The names of the cells asked for."""
-        return [layout.cell_name(arm.name, seed) for seed in parse_seeds(self.seeds) for arm in parse_arms(self.arms)]
+        return layout.experiment(self.root, self.request.experiment)
 
 
-def resolve_arguments(
-    *,
-    root: str,
-    experiment: str,
-    pairs: str,
-    triplets: str,
-    arms: str,
-    seeds: str,
-    recipe: str,
-    eval_sets: str,
-    max_reject_fraction: float,
-    **jobs: Any,
-) -> Arguments:
-    """What a person typed, checked before anything is written.
+def prepare(merged: Request) -> Prepared:
+    """Check a request before anything is written, and let this process and its steps use its profile.
 
     Raises:
         InputError: a wrong arm, seed, recipe, name, number of nodes …, `judged` where FLIP will be the judge, or a store that
-            the jobs' pods do not reach.
+            the jobs' pods do not reach, a source that is missing, a recipe that does not fit the machines.
     """
-    profile = read_profile()
-    root = root or profile.root or "runs"
-    chosen = parse_arms(arms)
-    parse_seeds(seeds)
-    recipe = absolute(recipe) if recipe.endswith((".yaml", ".yml")) else recipe
-    settings = plan.read_recipe(recipe)
-    pairs, triplets = (absolute(source) if source and source != "demo" else "" for source in (pairs, triplets))
-    plan.require_judge(chosen, "" if triplets else "FLIP", settings)
-    if not 0 <= max_reject_fraction <= 1:
-        raise InputError(f"--max-reject-fraction must be between 0 and 1, got {max_reject_fraction}")
-    experiment = experiment or default_experiment(settings.name, pairs, triplets)
-    arguments = Arguments(
-        root=absolute(root),
-        experiment=layout.check_name("experiment", experiment),
-        pairs=pairs,
-        triplets=triplets,
-        arms=arms,
-        seeds=seeds,
-        recipe=recipe,
-        eval_sets=",".join(absolute(uri.strip()) for uri in eval_sets.split(",") if uri.strip()),
-        max_reject_fraction=max_reject_fraction,
-        **jobs,
-    )
-    job_settings = laid_over(profile, arguments.overrides)
-    if profile.backend != "local":
-        require_reachable(arguments.root, job_settings)
-    return arguments
-
-
-def choose(profile: str, backend: str) -> None:
-    """Let this process and its steps use a profile and a backend; what is empty stays as the environment says.
-
-    Args:
-        profile: a YAML file.
-        backend: local, pytorchjob or trainjob.
-    """
-    if profile:
-        os.environ[PROFILE_VARIABLE] = absolute(profile)
-    if backend:
-        os.environ[BACKEND_VARIABLE] = backend
+    request = resolve(merged)
+    if request.profile:
+        os.environ[PROFILE_VARIABLE] = request.profile
     use_store_of_profile()
+    profile = read_profile(backend=request.backend)
+    root, settings = root_of_run(request.root, profile, default="runs"), job_settings(profile, request)
+    if profile.backend != "local":
+        require_reachable(root, settings)
+    notes = check_experiment(*preview(request, root), profile, request)
+    return Prepared(request=request, root=root, profile=profile, notes=tuple(notes))
 
 
-def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
-    """The recipe's name on the demo's data; with data of one's own a name made from it (and the recipe)."""
-    source = pairs or triplets
-    words = "".join(letter if letter in "abcdefghijklmnopqrstuvwxyz0123456789-" else "-" for letter in _last_part(source or recipe).lower())
-    word = "-".join(part for part in words.split("-") if part)[:40]
-    return f"{word or 'data'}-{canonical_hash([recipe, pairs, triplets])[:6]}" if source else word
-
-
-def run(arguments: Arguments, *, verbose: bool) -> int:
+def run(prepared: Prepared, *, verbose: bool) -> int:
     """Run the experiment; the exit code is 0, 1 (failed on the way), 2 (wrong input), 130 or 143 (stopped)."""
     console = Console(file=sys.stdout, highlight=False)  # this stdout: kfp's thread puts another in its place
     started = time.time()
     # Jobs on a cluster may be shared: a second run of the experiment follows those of the first.
-    lock = exclusive(arguments.uri) if read_profile().backend == "local" else contextlib.nullcontext()
+    lock = exclusive(prepared.uri) if prepared.profile.backend == "local" else contextlib.nullcontext()
     with lock as jobs_lock, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
         display = Display(Path(scratch) / "progress.jsonl", console, verbose=verbose)
         variables = _variables(Path(scratch), jobs_lock)
         with _environment(variables), _signals(Path(variables[STOP_VARIABLE])) as received, display:
-            display.say(f"experiment {arguments.experiment} in {arguments.uri}: {', '.join(arguments.cells)}")
-            pipeline = _Pipeline(arguments, Path(scratch), display if verbose else None)
+            display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
+            for line in prepared.notes:
+                display.say(f"note: {line}")
+            pipeline = _Pipeline(prepared, Path(scratch), display if verbose else None)
             pipeline.start()
             while pipeline.is_alive():
                 pipeline.join(POLL_SECONDS)
@@ -168,12 +103,12 @@ def run(arguments: Arguments, *, verbose: bool) -> int:
     if received:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 128 + received[0]
-    failures = steps.failures(arguments.root, arguments.experiment, arguments.cells, started)
-    print_summary(console, arguments.uri)
-    for failure in failures:
+    failed = failures(prepared.uri, prepared.request.cells, started)
+    print_summary(console, prepared.uri)
+    for failure in failed:
         print(f"{failure['stage']}: {failure['line']}", file=sys.stderr)
-    if failures:
-        return 2 if all(failure["exit_code"] == 2 for failure in failures) else 1
+    if failed:
+        return 2 if all(failure["exit_code"] == 2 for failure in failed) else 1
     if pipeline.error:
         print(f"pipeline: {pipeline.error}", file=sys.stderr)
         return 1
@@ -183,10 +118,10 @@ def run(arguments: Arguments, *, verbose: bool) -> int:
 class _Pipeline(threading.Thread):
     """kfp.local in a thread; what it and its steps print goes to a file, or above the bars where `display` is given."""
 
-    def __init__(self, arguments: Arguments, scratch: Path, display: Display | None) -> None:
+    def __init__(self, prepared: Prepared, scratch: Path, display: Display | None) -> None:
         super().__init__(name="pipeline")
         self.error = ""
-        self._arguments = arguments
+        self._prepared = prepared
         self._scratch = scratch
         self._display = display
 
@@ -201,6 +136,7 @@ class _Pipeline(threading.Thread):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of images and settings that mean nothing here
             local = import_kfp().local
+            _keep_inputs_of_loops()
             from pipelines.kubeflow.definition import firstsight
 
             logging.getLogger("kfp").setLevel(logging.WARNING)
@@ -209,7 +145,24 @@ class _Pipeline(threading.Thread):
                 pipeline_root=str(self._scratch / "outputs"),
                 workspace_root=str(self._scratch / "workspace"),
             )
-            firstsight(**asdict(self._arguments))
+            firstsight(request=json.dumps({**self._prepared.request.stored(), "root": self._prepared.root}))
+
+
+def _keep_inputs_of_loops() -> None:
+    """Work around kfp 2.17.0's local runner, which gives a loop's body the loop's item in place of every other task's output."""
+    from kfp.local.orchestrator import task_spec_utils
+
+    original = task_spec_utils.create_parameter_loop_iteration_task_spec
+
+    def create(original_task_spec: Any, *arguments: Any, **options: Any) -> Any:
+        iteration = original(original_task_spec, *arguments, **options)
+        item = original_task_spec.parameter_iterator.item_input
+        for name, given in original_task_spec.inputs.parameters.items():
+            if given.HasField("task_output_parameter") and name != item:
+                iteration.inputs.parameters[name].CopyFrom(given)
+        return iteration
+
+    task_spec_utils.create_parameter_loop_iteration_task_spec = create
 
 
 class _Lines:
@@ -236,7 +189,7 @@ def _variables(scratch: Path, jobs_lock: Path | None) -> dict[str, str]:
         HOLDER_VARIABLE: shell_id(),
         PROGRESS_VARIABLE: str(scratch / "progress.jsonl"),
         STOP_VARIABLE: str(scratch / "stop"),
-        steps.PARENT_VARIABLE: str(os.getpid()),
+        PARENT_VARIABLE: str(os.getpid()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "TMPDIR": str(scratch),  # kfp leaves a folder behind for each task
@@ -276,7 +229,3 @@ def _signals(stop: Path) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _last_part(source: str) -> str:
-    return source.rstrip("/").rpartition("/")[2]

@@ -16,6 +16,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     cancel.add_argument("experiment", help="its name")
     cancel.add_argument("--namespace", default="", help="where the jobs are (default: the profile's, else the context's)")
     cancel.add_argument("--arm", default="", help="of this arm only")
+    cancel.add_argument("--point", default="", help="at this point only, where the experiment varies its recipe")
     cancel.add_argument("--seed", type=int, default=None, help="with this seed only")
     cancel.add_argument("--stage", default="", help="of this stage only: perceptual, contrastive, posthoc, evaluate …")
     cancel.set_defaults(run=_run)
@@ -23,10 +24,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
 
 def _run(options: argparse.Namespace) -> int:
     seed = "" if options.seed is None else str(options.seed)
-    wanted = {"experiment": options.experiment, "arm": options.arm, "seed": seed, "stage": options.stage}
-    for name, value in wanted.items():
-        if value or name == "experiment":
-            layout.check_name(name, value)
+    experiment = layout.check_name("experiment", options.experiment)
+    wanted = {"experiment": experiment, "arm": options.arm, "point": options.point, "seed": seed, "stage": options.stage}
     cluster = connect(options.namespace)
     jobs = find_jobs(cluster, **wanted)
     if not jobs:

@@ -36,7 +36,9 @@ class Row:
         job: its name.
         kind: PyTorchJob, TrainJob or Job.
         experiment: it belongs to.
+        cell: as labelled; empty: cells share it, or it is not of one.
         arm: as labelled.
+        point: as labelled.
         seed: as labelled.
         stage: as labelled.
         state: Queued, Pending, Running, Restarting, Ending, Succeeded or Failed.
@@ -53,7 +55,9 @@ class Row:
     job: str
     kind: str
     experiment: str
+    cell: str
     arm: str
+    point: str
     seed: str
     stage: str
     state: str
@@ -146,17 +150,13 @@ def shape_of(kind: Kind) -> Shape:
 
 def _row(kind: Kind, job: Object, pods: list[Object], progress: Mapping[str, Mapping[str, Any]], now: float) -> Row:
     metadata, shape = job["metadata"], shape_of(kind)
-    experiment, arm, seed, stage = identity_of(job)
     ready = [pod for pod in pods if _is_ready(pod)]
     state, why = _state(job, shape, pods, len(ready))
     last = progress.get(str((metadata.get("annotations") or {}).get(f"{DOMAIN}/output", "")), {})
     return Row(
         job=metadata["name"],
         kind=kind.kind,
-        experiment=experiment,
-        arm=arm,
-        seed=seed,
-        stage=stage,
+        **identity_of(job),
         state=state,
         why=" ".join(why.split()),
         ready=len(ready),
@@ -227,13 +227,15 @@ def _print(rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("experiment", "arm", "seed", "stage", "state", "pods", "step", "samples/s", "age", "held by", "job"):
+    points = ("point",) if any(row.point for row in rows) else ()
+    for name in ("experiment", "arm", *points, "seed", "stage", "state", "pods", "step", "samples/s", "age", "held by", "job"):
         table.add_column(name, overflow="fold", justify="right" if name in ("seed", "pods", "step", "samples/s", "age") else "left")
     for row in rows:
         step = f"{row.step:,}/{row.steps:,}" if row.step is not None and row.steps else ""
         rate = f"{row.samples_per_second:,.1f}" if row.samples_per_second is not None else ""
         pods, held = f"{row.ready}/{row.wanted}", ", ".join(row.held_by) or "nobody"
-        table.add_row(row.experiment, row.arm, row.seed, row.stage, row.state, pods, step, rate, _age(row.age_seconds), held, row.job)
+        whose = (row.experiment, row.arm, *([row.point] if points else []), row.seed, row.stage)
+        table.add_row(*whose, row.state, pods, step, rate, _age(row.age_seconds), held, row.job)
     Console(highlight=False, width=WIDTH).print(table)
     for row in rows:
         if row.why:

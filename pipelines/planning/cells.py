@@ -3,23 +3,10 @@
 from typing import Any
 
 from trainer.errors import InputError
-from trainer.storage import join, read_json
-from trainer.storage.base import MissingObject
+from trainer.storage import join
+from trainer.storage.plans import NAME, read_plan
 
-FORMAT_VERSION = 1
-NAME = "plan.json"
-
-
-def read_plan(experiment_uri: str) -> dict[str, Any] | None:
-    """plan.json of an experiment, or None where it has none."""
-    uri = join(experiment_uri, NAME)
-    try:
-        plan: dict[str, Any] = read_json(uri)
-    except MissingObject:
-        return None
-    if plan.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{uri}: format {plan.get('format_version')} is not what this firstsight reads ({FORMAT_VERSION})")
-    return plan
+__all__ = ["find_cell", "read_plan"]
 
 
 def find_cell(experiment_uri: str, name: str) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """From arms, seeds and data to cells: every stage's configuration, resolved, and where it lies.
 
-`resolve` is a pure function; `write_plan` looks at what the experiment holds already, refuses to mix
-recipes, and writes each stage's config.yaml, each cell's evaluation/config.yaml and plan.json.
+`resolve` is a pure function; `write_plan` looks at what the experiment holds already, refuses another recipe for a cell that is
+planned and other data for any, and writes each stage's config.yaml, each cell's evaluation/config.yaml and plan.json.
 """
 
 import dataclasses
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.planning.arms import ARMS, Arm
-from pipelines.planning.cells import FORMAT_VERSION, NAME, read_plan
 from trainer.config import (
     DataConfig,
     EvaluateConfig,
@@ -24,22 +23,28 @@ from trainer.config import (
     recipe_fields,
     recipe_hash,
 )
-from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
+from trainer.configs import dump_yaml, load_yaml, read_stored
 from trainer.errors import InputError
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
+from trainer.storage.plans import FORMAT_VERSION, NAME, Plan, read_plan, recipe_key
+from trainer.storage.recipes import read_stage, shown
+
+ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One arm with one seed: its stages in the order in which they run, and its evaluation.
+    """One arm with one seed, at one point: its stages in the order in which they run, and its evaluation.
 
     Attributes:
-        name: `<arm>-seed<k>`.
+        name: `<arm>-seed<k>`, or `<arm>-<point>-seed<k>`.
         arm: the arm's name.
+        point: which variation of the recipe it is; empty where the experiment has one recipe.
         seed: the seed.
+        recipe: all that decides its numbers but for data, arm and seed.
         perceptual: stage 1, shared with other cells; None where the arm has none.
         contrastive: stage 2; of `posthoc` that of its base arm.
         posthoc: fine-tuning after it; None where the arm has none.
@@ -48,7 +53,9 @@ class Cell:
 
     name: str
     arm: str
+    point: str = ""
     seed: int
+    recipe: Recipe
     perceptual: StageConfig | None
     contrastive: StageConfig
     posthoc: StageConfig | None
@@ -72,6 +79,7 @@ class Experiment:
         placement: where and how each stage runs unless its job says otherwise.
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
+        request: URI of the stored request that asked for it.
     """
 
     root: str
@@ -82,6 +90,7 @@ class Experiment:
     placement: Placement = Placement()
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
+    request: str = ""
 
     @property
     def uri(self) -> str:
@@ -89,32 +98,29 @@ class Experiment:
         return layout.experiment(self.root, self.experiment)
 
 
-def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or the YAML at a URI that ends in .yaml."""
-    return load_recipe(name, text=read_text(name) if name.endswith((".yaml", ".yml")) else None)
-
-
-def resolve(request: Experiment, arm: Arm, seed: int) -> Cell:
-    """The cell of one arm and seed."""
+def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
+    """The cell of one arm and seed, by the request's recipe; `point` names that recipe where others stand beside it."""
     posthoc = None
     if arm.name == "posthoc":
-        base = resolve(request, ARMS[request.recipe.posthoc.base], seed)
+        base = resolve(request, ARMS[request.recipe.posthoc.base], seed, point)
         perceptual, contrastive = base.perceptual, base.contrastive
-        posthoc = _posthoc(request, seed, contrastive)
+        posthoc = _posthoc(request, seed, point, contrastive)
         measured = [posthoc]
     else:
         perceptual = _tower(request, arm.labels, arm.tower, seed) if arm.labels else None
-        contrastive = _contrastive(request, arm, seed, perceptual)
+        contrastive = _contrastive(request, arm, seed, point, perceptual)
         # The tower as it was trained says nothing of an arm that starts from its permuted weights.
         measured = [stage for stage in (perceptual if arm.start == "tower" else None, contrastive) if stage is not None]
     return Cell(
-        name=layout.cell_name(arm.name, seed),
+        name=layout.cell_name(arm.name, seed, point),
         arm=arm.name,
+        point=point,
         seed=seed,
+        recipe=request.recipe,
         perceptual=perceptual,
         contrastive=contrastive,
         posthoc=posthoc,
-        evaluation=_evaluation(request, arm, seed, measured),
+        evaluation=_evaluation(request, arm, seed, point, measured),
     )
 
 
@@ -167,23 +173,33 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     """Write the configurations and plan.json, beside those of the cells that earlier runs finished.
 
     Raises:
-        InputError: the experiment was planned with another recipe or other data; nothing is written.
+        InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.
     """
-    earlier = _earlier_plan(request)
-    stages = {stage.output: stage for cell in cells for stage in cell.stages()}
-    for stage in stages.values():
-        _refuse_another_recipe(stage)
-    kept = [entry for entry in earlier if entry["cell"] not in {cell.name for cell in cells} and _is_finished(entry)]
-    for stage in stages.values():
-        write_bytes(layout.config(stage.output), dump_yaml(stage).encode())
+    earlier = read_plan(request.uri)
+    if earlier is None:
+        earlier = {"cells": [], "recipes": {}}
+    else:
+        _refuse_what_differs(request, cells, earlier)
+    stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
+    written = [_written(layout.config(stage.output)) for stage in stages]
+    for stage, before in zip(stages, written, strict=True):
+        if before is not None:
+            differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
+            _refuse(f"experiment {request.experiment} ({layout.config(stage.output)})", differing)
+    names = {cell.name for cell in cells}
+    kept = [entry for entry in earlier["cells"] if entry["cell"] not in names and _is_finished(entry)]
+    for stage, before in zip(stages, written, strict=True):
+        _write_config(stage, before)
     for cell in cells:
-        write_bytes(layout.config(cell.evaluation.output), dump_yaml(cell.evaluation).encode())
+        _write_config(cell.evaluation, _written_evaluation(cell.evaluation.output))
     entries = [*kept, *map(entry_of, cells)]
+    recipes = earlier["recipes"] | {recipe_key(recipe): recipe for recipe in (asdict(cell.recipe) for cell in cells)}
     plan = {
         "format_version": FORMAT_VERSION,
         "experiment": request.experiment,
         "root": request.root,
-        "recipe": asdict(request.recipe),
+        "request": request.request,
+        "recipes": {entry["recipe"]: recipes[entry["recipe"]] for entry in entries},
         "arms": list(dict.fromkeys(entry["arm"] for entry in entries)),
         "seeds": sorted({entry["seed"] for entry in entries}),
         "pairs": asdict(request.pairs),
@@ -192,14 +208,6 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
         "cells": entries,
     }
     write_json(join(request.uri, NAME), plan)
-
-
-def differing_stages(earlier: str, later: str) -> list[str]:
-    """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    configs = [_written(layout.config(folder)) if folder else None for folder in (earlier, later)]
-    if configs[0] is None or configs[1] is None:
-        return []
-    return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
 
 
 def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
@@ -214,11 +222,12 @@ def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> 
         model=request.recipe.model,
         perceptual=request.recipe.perceptual,
         placement=request.placement,
+        request=request.request,
     )
     return dataclasses.replace(stage, output=layout.tower(request.uri, recipe_hash(stage)))  # the place is no part of the hash
 
 
-def _contrastive(request: Experiment, arm: Arm, seed: int, tower: StageConfig | None) -> StageConfig:
+def _contrastive(request: Experiment, arm: Arm, seed: int, point: str, tower: StageConfig | None) -> StageConfig:
     start = StartConfig()
     if tower is not None:
         start = StartConfig(kind=arm.start, uri=layout.final(tower.output), recipe_hash=recipe_hash(tower))
@@ -227,39 +236,47 @@ def _contrastive(request: Experiment, arm: Arm, seed: int, tower: StageConfig | 
     return StageConfig(
         stage="contrastive",
         experiment=request.experiment,
+        cell=layout.cell_name(arm.name, seed, point),
         arm=arm.name,
+        point=point,
         seed=seed,
-        output=layout.stage(layout.cell(request.uri, arm.name, seed), "contrastive"),
+        output=layout.stage(layout.cell(request.uri, arm.name, seed, point), "contrastive"),
         data=request.pairs,
         start=start,
         model=request.recipe.model,
         contrastive=request.recipe.contrastive,
         placement=dataclasses.replace(request.placement, checkpoint_every_epochs=request.recipe.evaluation.every_epochs),
+        request=request.request,
     )
 
 
-def _posthoc(request: Experiment, seed: int, base: StageConfig) -> StageConfig:
+def _posthoc(request: Experiment, seed: int, point: str, base: StageConfig) -> StageConfig:
     return StageConfig(
         stage="posthoc",
         experiment=request.experiment,
+        cell=layout.cell_name("posthoc", seed, point),
         arm="posthoc",
+        point=point,
         seed=seed,
-        output=layout.stage(layout.cell(request.uri, "posthoc", seed), "posthoc"),
+        output=layout.stage(layout.cell(request.uri, "posthoc", seed, point), "posthoc"),
         data=request.triplets,
         start=StartConfig(kind="model", uri=layout.final(base.output), recipe_hash=recipe_hash(base)),
         model=request.recipe.model,
         posthoc=request.recipe.posthoc,
         placement=request.placement,
+        request=request.request,
     )
 
 
-def _evaluation(request: Experiment, arm: Arm, seed: int, measured: list[StageConfig]) -> EvaluateConfig:
+def _evaluation(request: Experiment, arm: Arm, seed: int, point: str, measured: list[StageConfig]) -> EvaluateConfig:
     models = [ModelToEvaluate(stage=stage.stage, uri=stage.output, recipe_hash=recipe_hash(stage)) for stage in measured]
     return EvaluateConfig(
         experiment=request.experiment,
+        cell=layout.cell_name(arm.name, seed, point),
         arm=arm.name,
+        point=point,
         seed=seed,
-        output=join(layout.cell(request.uri, arm.name, seed), "evaluation"),
+        output=join(layout.cell(request.uri, arm.name, seed, point), "evaluation"),
         model=request.recipe.model,
         models=(ModelToEvaluate(stage="untrained"), *models),
         pairs=request.pairs,
@@ -275,46 +292,61 @@ def entry_of(cell: Cell) -> dict[str, Any]:
     return {
         "cell": cell.name,
         "arm": cell.arm,
+        "point": cell.point,
         "seed": cell.seed,
+        "recipe": recipe_key(asdict(cell.recipe)),
         "perceptual": cell.perceptual.output if cell.perceptual else "",
         "contrastive": cell.contrastive.output,
         "posthoc": cell.posthoc.output if cell.posthoc else "",
         "evaluation": cell.evaluation.output,
         "recipe_hashes": {stage.stage: recipe_hash(stage) for stage in cell.stages()},
-        "stage_arms": {stage.stage: stage.arm for stage in cell.stages()},
+        "stage_labels": {stage.stage: {"cell": stage.cell, "arm": stage.arm, "point": stage.point} for stage in cell.stages()},
     }
 
 
-def _earlier_plan(request: Experiment) -> list[dict[str, Any]]:
-    """The cells of the experiment's plan.json, which must be of the same recipe and data."""
-    earlier = read_plan(request.uri)
-    if earlier is None:
-        return []
-    old = {"recipe": {**earlier["recipe"], "name": ""}, "pairs": earlier["pairs"]["identity"], "triplets": earlier["triplets"]["identity"]}
-    new = {"recipe": {**asdict(request.recipe), "name": ""}, "pairs": request.pairs.identity, "triplets": request.triplets.identity}
-    _refuse(request.experiment, list(differing_keys(old, new)))
-    return list(earlier["cells"])
-
-
-def _refuse_another_recipe(stage: StageConfig) -> None:
-    """An existing config.yaml must carry the recipe hash of the one that would take its place."""
-    uri = layout.config(stage.output)
-    written = _written(uri)
-    if written is None:
-        return
-    _refuse(f"{stage.experiment} ({uri})", list(differing_keys(recipe_fields(written), recipe_fields(stage))))
+def _refuse_what_differs(request: Experiment, cells: list[Cell], earlier: Plan) -> None:
+    """What the experiment's plan says of its data and of these cells is what is asked for now; other cells may have other recipes."""
+    data = {"pairs": request.pairs.identity, "triplets": request.triplets.identity}
+    _refuse(f"experiment {request.experiment}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
+    planned = {entry["cell"]: entry["recipe"] for entry in earlier["cells"]}
+    uri = join(request.uri, NAME)
+    recipes = {key: recipe_fields(read_stored(Recipe, earlier["recipes"][key], uri), complete=True) for key in set(planned.values())}
+    for cell in cells:
+        if cell.name in planned:
+            old, new = {"recipe": recipes[planned[cell.name]]}, {"recipe": recipe_fields(cell.recipe, complete=True)}
+            _refuse(f"cell {cell.name} of experiment {request.experiment}", list(differing_keys(old, new)))
 
 
 def _written(uri: str) -> StageConfig | None:
     """The stage's configuration that lies at `uri`; None where there is none."""
-    return parse_config(StageConfig, load_yaml(read_text(uri), uri), source=uri) if exists(uri) else None
+    return read_stage(uri) if exists(uri) else None
 
 
-def _refuse(experiment: str, differing: list[str]) -> None:
+def _written_evaluation(folder: str) -> EvaluateConfig | None:
+    """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
+    uri = layout.config(folder)
+    try:
+        return read_stored(EvaluateConfig, load_yaml(read_text(uri), uri), uri) if exists(uri) else None
+    except InputError:
+        return None
+
+
+def _write_config(config: ConfigT, before: ConfigT | None) -> None:
+    """Write config.yaml, unless the one that is there says the same of all that is not for people or a job's own arguments.
+
+    A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
+    """
+    if before is not None:
+        people = {name: getattr(config, name) for name in ("cell", "point", "request") if hasattr(config, name)}
+        epochs = before.placement.checkpoint_every_epochs == config.placement.checkpoint_every_epochs
+        if epochs and dataclasses.replace(before, **people, placement=config.placement) == config:
+            return
+    write_bytes(layout.config(config.output), dump_yaml(config).encode())
+
+
+def _refuse(what: str, differing: list[str]) -> None:
     if differing:
-        raise InputError(
-            f"experiment {experiment} was planned with another recipe or other data: {'; '.join(differing)}: give it another name"
-        )
+        raise InputError(f"{what} was planned with another recipe or other data: {shown(differing)}: give the experiment another name")
 
 
 def _is_finished(entry: dict[str, Any]) -> bool:

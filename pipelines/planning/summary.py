@@ -1,20 +1,23 @@
-"""What is printed at a run's end, and what a run would do."""
+"""What is printed at a run's end, and what a run would do and take."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from pipelines.planning import plan
-from pipelines.planning.arms import parse_arms, parse_seeds
-from trainer.config import DataConfig, StageConfig, recipe_hash
+from pipelines.planning.cost import Estimate, number
+from pipelines.planning.request import Request
+from trainer.config import DataConfig, Recipe, StageConfig, differing_keys, recipe_fields, recipe_hash
+from trainer.configs import RECIPES, load_recipe, sizes
 from trainer.storage import join, layout, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 
-if TYPE_CHECKING:
-    from pipelines.local.run import Arguments
+MOST_NAMES = 6
+"""Of runs that take the same."""
 
 
 def print_summary(console: Console, experiment_uri: str) -> None:
@@ -36,34 +39,76 @@ def print_summary(console: Console, experiment_uri: str) -> None:
     console.print(f"report: {join(folder, 'index.html')}", markup=False, highlight=False, soft_wrap=True)
 
 
-def preview(arguments: "Arguments") -> tuple[plan.Experiment, list[plan.Cell]]:
+def preview(asked: Request, root: str) -> tuple[plan.Experiment, list[plan.Cell]]:
     """What a run would plan, with the data of the experiment as far as it is staged; nothing is written."""
-    arms = parse_arms(arguments.arms)
+    uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
     request = plan.Experiment(
-        root=arguments.root,
-        experiment=arguments.experiment,
-        recipe=plan.read_recipe(arguments.recipe),
-        pairs=_staged(arguments.uri, "pairs"),
-        triplets=_staged(arguments.uri, "triplets"),
+        root=root,
+        experiment=asked.experiment,
+        recipe=asked.load_recipe(),
+        pairs=_staged(uri, "pairs"),
+        triplets=_staged(uri, "triplets"),
         weights=plan.weights_of(arms),
-        sets=plan.read_sets(arguments.eval_sets),
+        sets=plan.read_sets(",".join(asked.eval_sets)),
     )
-    return request, [plan.resolve(request, arm, seed) for seed in parse_seeds(arguments.seeds) for arm in arms]
+    return request, [plan.resolve(request, arm, seed) for seed in asked.all_seeds for arm in arms]
 
 
-def print_plan(arguments: "Arguments") -> None:
-    """Every cell's stages, where they lie, and which are done."""
-    console = Console(highlight=False)
-    request, cells = preview(arguments)
-    staged = bool(request.pairs.identity and request.triplets.identity)
+def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Sequence[str]) -> None:
+    """Every cell's stages, where they lie, which are done; then `lines`, what they take."""
+    console = Console(highlight=False, soft_wrap=True)
+    staged = bool(experiment.pairs.identity and experiment.triplets.identity)
     table = Table("Cell", "Stage", "State", Column("Folder", overflow="fold"), box=None, header_style="bold", pad_edge=False)
+    done = {stage.output: staged and _is_done(stage) for cell in cells for stage in cell.stages()}
     for cell in cells:
         for stage in cell.stages():
-            state = "done" if staged and _is_done(stage) else "to do"
+            state = "done" if done[stage.output] else "to do"
             table.add_row(cell.name, stage.stage, state, stage.output if staged else "known once the data is staged")
-    for what, part in (("pairs", request.pairs), ("triplets", request.triplets)):
-        console.print(f"{what}: {part.uri or 'to be staged'}", soft_wrap=True)
-    console.print(table)
+    for what, part in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):
+        console.print(f"{what}: {part.uri or 'to be staged'}", markup=False)
+    console.print(table, soft_wrap=False)
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe | None = None, done: Collection[str] = ()) -> list[str]:
+    """Recipe, model, and what each kind of run takes: every number with its factors, marked measured or assumed.
+
+    Args:
+        recipe: of the experiment.
+        estimates: of each stage by its folder; runs that take the same are told once.
+        base: what the recipe is compared with; None: the shipped one of its name, else `paper`.
+        done: folders of the stages that are finished.
+    """
+    size = sizes.sizes(recipe.model)
+    lines = [
+        *_differences(recipe, base),
+        f"model: {size.parameters / 1e6:,.1f} M parameters (vision {size.vision.parameters / 1e6:,.1f} M, text "
+        f"{size.text.parameters / 1e6:,.1f} M), forward {size.vision.flops(size.vision.tokens) / 1e9:,.3g} + "
+        f"{size.text.flops(size.text.tokens) / 1e9:,.3g} GFLOP a picture and caption",
+    ]
+    alike: dict[tuple[str, ...], list[Estimate]] = {}
+    for estimate in estimates.values():
+        alike.setdefault((estimate.stage.stage, *estimate.lines()), []).append(estimate)
+    for (stage, *said), runs in alike.items():
+        names = [layout.cell_name(run.stage.arm, run.stage.seed) for run in runs]
+        shown = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+        lines += [f"{stage}: {len(runs)} x ({shown})", *(f"  {line}" for line in said)]
+    left = [estimate for folder, estimate in estimates.items() if folder not in done]
+    totals = f"in all: {_total(list(estimates.values()))}" + (f"; without the {len(done)} that are done: {_total(left)}" if done else "")
+    return [*lines, f"{totals}; staging and evaluation come on top"]
+
+
+def _total(estimates: Sequence[Estimate]) -> str:
+    hours, gpu_hours, disk = (sum(getattr(estimate, what) for estimate in estimates) for what in ("hours", "gpu_hours", "disk"))
+    unit = "GPU" if any(estimate.machines.gpus_per_node for estimate in estimates) else "process"
+    return f"{number(hours)} hours one after another, {number(gpu_hours)} {unit}-hours, {disk / 1e9:,.1f} GB of checkpoints and models"
+
+
+def _differences(recipe: Recipe, base: Recipe | None) -> list[str]:
+    base = base or load_recipe(recipe.name if recipe.name in RECIPES else "paper")
+    differing = list(differing_keys(recipe_fields(base), recipe_fields(recipe)))
+    return [f"recipe {recipe.name}: {f'differs from {base.name} in' if differing else 'as shipped'}", *(f"  {line}" for line in differing)]
 
 
 def _staged(experiment_uri: str, what: str) -> DataConfig:

@@ -1,16 +1,17 @@
 """A run profile: where runs keep things and how their jobs look. One YAML file: the chart's ConfigMap, or a person's own.
 
 In a pod of the pipeline it is mounted from the ConfigMap that the parameter `profile` names; on a laptop `--profile` gives it.
-What one run asks for beside it (nodes, image, queue …) comes as parameters and is laid over by `Overrides`.
+What one run asks for beside it (nodes, image, queue, placement …) is in its request and wins over the profile.
 """
 
 import dataclasses
 import os
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from pipelines.planning.request import Request
 from pipelines.profile.settings import JobSettings
-from trainer.config import require
+from trainer.config import Placement, require
 from trainer.errors import InputError
 from trainer.storage import read_text
 from trainer.storage.base import MissingObject
@@ -19,8 +20,7 @@ PROFILE_VARIABLE = "FIRSTSIGHT_PROFILE"
 """Path or URI of the profile; unset: the mounted one, and where there is none everything runs on this machine."""
 MOUNTED = "/etc/firstsight/profile.yaml"
 """Where the pipeline mounts the profile's ConfigMap."""
-BACKEND_VARIABLE = "FIRSTSIGHT_BACKEND"
-"""Wins over the profile's `backend`: what BACKEND= on the command line says."""
+BACKENDS = ("local", "pytorchjob", "trainjob")
 BackendName = Literal["local", "pytorchjob", "trainjob"]
 
 
@@ -47,6 +47,7 @@ class Profile:
         root: store URI where a run names none.
         backend: where jobs run: this machine, or the cluster as PyTorchJob or TrainJob (staging and evaluation: Indexed Jobs).
         jobs: how jobs look on a cluster; its namespace is that of the launcher unless it says another.
+        placement: how a stage runs (fields of the trainer's Placement) where a run does not say otherwise.
         staging_slices: pods that fetch one data set at the same time.
         links: for the first step of a run.
     """
@@ -54,6 +55,7 @@ class Profile:
     root: str = ""
     backend: BackendName = "local"
     jobs: JobSettings = JobSettings()
+    placement: dict[str, Any] = field(default_factory=dict)
     staging_slices: int = 1
     links: Links = Links()
 
@@ -62,38 +64,17 @@ class Profile:
         require("staging_slices", self.staging_slices, ">= 1", self.staging_slices >= 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overrides:
-    """What one run asks for beside its profile.
-
-    Attributes:
-        nodes: machines of the contrastive job; 0: the profile's.
-        gpus_per_node: on each; -1: the profile's.
-        image: the trainer's; empty: the profile's.
-        queue: name of a Kueue LocalQueue (or what `jobs.queue_label` addresses); empty: the profile's.
-        resume: auto, never, or the URI of a checkpoint.
-    """
-
-    nodes: int = 0
-    gpus_per_node: int = -1
-    image: str = ""
-    queue: str = ""
-    resume: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a cluster."""
-        require("nodes", self.nodes, ">= 1 (or 0 for the profile's)", self.nodes >= 0)
-        require("gpus_per_node", self.gpus_per_node, ">= 0 (or -1 for the profile's)", self.gpus_per_node >= -1)
-        require("resume", self.resume, "auto, never or a checkpoint's URI", self.resume in ("auto", "never") or "/" in self.resume)
-
-
 def profile_uri() -> str:
     """Where the profile lies: at FIRSTSIGHT_PROFILE, else where it is mounted; empty: there is none."""
     return os.environ.get(PROFILE_VARIABLE, "") or (MOUNTED if os.path.exists(MOUNTED) else "")
 
 
-def read_profile(uri: str = "") -> Profile:
+def read_profile(uri: str = "", backend: str = "") -> Profile:
     """The profile at `uri`, else at FIRSTSIGHT_PROFILE, else the mounted one, else the defaults: this machine.
+
+    Args:
+        uri: of the profile; empty: where this process finds it.
+        backend: what a run asks for; empty: the profile's.
 
     Raises:
         InputError: no such file, an unknown key, a value out of range.
@@ -108,10 +89,11 @@ def read_profile(uri: str = "") -> Profile:
         except MissingObject as error:
             raise InputError(f"profile {uri}: no such file") from error
         profile = parse_config(Profile, load_yaml(text, uri), source=uri)
-    backend = os.environ.get(BACKEND_VARIABLE, "")
+        if profile.placement:
+            require(f"{uri}: placement", "attempt", "without attempt, which the launcher alone sets", "attempt" not in profile.placement)
+            parse_config(Placement, profile.placement, source=f"{uri}: placement")
     if backend:
-        accepted = ("local", "pytorchjob", "trainjob")
-        require("BACKEND", backend, f"one of {', '.join(accepted)}", backend in accepted)
+        require("backend", backend, f"one of {', '.join(BACKENDS)}", backend in BACKENDS)
         profile = dataclasses.replace(profile, backend=backend)  # type: ignore[arg-type]
     return profile
 
@@ -123,16 +105,35 @@ def use_store_of_profile() -> None:
             os.environ.setdefault(name, value)
 
 
-def job_settings(profile: Profile, overrides: Overrides) -> JobSettings:
-    """The profile's job settings with what this run asks for laid over them."""
-    jobs = profile.jobs
+def placement_of(profile: Profile, request: Request) -> dict[str, Any]:
+    """How the stages of this run are placed: the profile's placement with the request's laid over it."""
+    placement = {**profile.placement, **request.placement}
+    if profile.backend == "local" and request.gpus_per_node is not None:
+        placement = {"device": "cuda" if request.gpus_per_node else "cpu", "processes_per_node": max(request.gpus_per_node, 1), **placement}
+    return placement
+
+
+def job_settings(profile: Profile, request: Request) -> JobSettings:
+    """The profile's job settings with what this run asks for laid over them.
+
+    Raises:
+        InputError: more than one node where jobs run on this machine.
+    """
+    jobs, placement = profile.jobs, placement_of(profile, request)
+    nodes = request.nodes or placement.get("nodes")
+    if profile.backend == "local":
+        require("nodes", nodes, "1 where the backend is local", nodes in (None, 1))
     changes: dict[str, object] = {}
-    if overrides.nodes:
-        changes["nodes"] = overrides.nodes
-    if overrides.gpus_per_node >= 0:
-        changes["gpus_per_node"] = overrides.gpus_per_node
-    if overrides.image:
-        changes["image"] = overrides.image
-    if overrides.queue:
-        changes["labels"] = {**jobs.labels, jobs.queue_label: overrides.queue}
+    if nodes:
+        changes["nodes"] = nodes
+    if request.gpus_per_node is not None:
+        changes["gpus_per_node"] = request.gpus_per_node
+    if placement.get("processes_per_node"):
+        changes["ranks_per_node"] = placement["processes_per_node"]
+    if placement.get("metrics_port"):
+        changes["metrics_port"] = placement["metrics_port"]
+    if request.image:
+        changes["image"] = request.image
+    if request.queue:
+        changes["labels"] = {**jobs.labels, jobs.queue_label: request.queue}
     return dataclasses.replace(jobs, **changes)  # type: ignore[arg-type]

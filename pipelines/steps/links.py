@@ -8,11 +8,13 @@ from pathlib import Path
 
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import Outcome
-from pipelines.profile.profile import Overrides, Profile, read_profile
-from pipelines.steps.steps import record_failure, root_of_run, step
-from trainer.config import require
+from pipelines.planning.request import Request, merge, resolve, root_given, write_request
+from pipelines.planning.summary import preview
+from pipelines.profile.profile import Profile, read_profile
+from pipelines.steps.checking import check_experiment
+from pipelines.steps.running import record_failure, root_of_run, step
 from trainer.errors import InputError
-from trainer.storage import join, layout, open_store
+from trainer.storage import join, layout, open_store, write_json
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
@@ -20,44 +22,56 @@ RESOURCES = {"pytorchjob": "pytorchjobs,jobs", "trainjob": "trainjobs,jobs"}
 
 
 @step
-def check_and_link(
-    *,
-    profile: str,
-    experiment: str,
-    recipe: str,
-    arms: str,
-    seeds: str,
-    pairs: str,
-    triplets: str,
-    eval_sets: str,
-    nodes: int,
-    gpus_per_node: int,
-    image: str,
-    queue: str,
-    resume: str,
-    root: str,
-    max_reject_fraction: float,
-) -> str:
-    """Check the parameters of a run (see pipelines/kubeflow/definition.py); a page of links as Markdown.
+def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, str]:
+    """Check what a run asks for and store it.
+
+    Args:
+        request: a request file's URI, or its YAML; may be empty.
+        profile: name of the ConfigMap that is mounted as profile.
+        run: the run's id.
+        **given: every other parameter; an empty one is not given, any other wins over the request's.
+
+    Returns:
+        The URI of the stored request, and a page of links as Markdown.
 
     Raises:
-        InputError: what a person has to mend first; failure.json in the experiment's folder says it too.
+        InputError: what a person has to fix first; failure.json in the experiment's folder says it too.
     """
-    known = read_profile()
-    _require_profile(profile, known)
-    uri = layout.experiment(root_of_run(root), experiment)
-    open_store(uri).delete(layout.failure(uri))
+    mounted = read_profile()
+    _require_profile(profile, mounted)
+    root = root_of_run(root_given(request, given.get("root", "")), mounted)
+    named = given.get("experiment", "")
     try:
-        Overrides(nodes=nodes, gpus_per_node=gpus_per_node, image=image, queue=queue, resume=resume)
-        require("max_reject_fraction", max_reject_fraction, "between 0 and 1", 0 <= max_reject_fraction <= 1)
-        cells = _cells(arms, seeds, recipe, triplets)
+        asked = merge(request, given)
+        named = asked.experiment or named
+        _require_mounted(asked, profile)
+        asked = resolve(asked)
+        known = read_profile(backend=asked.backend)
+        notes = check_experiment(*preview(asked, root), known, asked)
     except InputError as error:
-        record_failure(uri, "links", Outcome(exit_code=error.exit_code, line=str(error)))
+        if named:
+            _record(layout.experiment(root, named), error)
         raise
+    uri = layout.experiment(root, asked.experiment)
+    open_store(uri).delete(layout.failure(uri))
+    stored = write_request(asked, root)
+    write_json(layout.run(root, run), {"request": stored})
     namespace = known.jobs.namespace or (NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default")
-    page = _page(known, uri, experiment, namespace, cells)
+    page = _page(known, stored, asked, namespace, notes)
     print(page, flush=True)  # the UI shows a step's log at once, its artifacts when it has ended
-    return page
+    return stored, page
+
+
+def _record(experiment_uri: str, error: InputError) -> None:
+    record_failure(experiment_uri, "links", Outcome(exit_code=error.exit_code, line=str(error)))
+
+
+def _require_mounted(request: Request, profile: str) -> None:
+    """On Kubeflow the profile is mounted into every pod by the run's parameter; a request that names another would not get it."""
+    if os.environ.get(POD_VARIABLE) and request.profile not in ("", profile):
+        raise InputError(
+            f"profile is {request.profile!r} in the request, and the run's parameter profile is {profile!r}: set the parameter"
+        )
 
 
 def _require_profile(name: str, profile: Profile) -> None:
@@ -66,17 +80,9 @@ def _require_profile(name: str, profile: Profile) -> None:
         raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` makes one")
 
 
-def _cells(arms: str, seeds: str, recipe: str, triplets: str) -> list[str]:
-    """The names of the cells asked for, with all that can be known to be wrong before anything is staged."""
-    from pipelines.planning import plan  # here: reading YAML into configurations takes longer than all else of this step
-    from pipelines.planning.arms import parse_arms, parse_seeds
-
-    chosen = parse_arms(arms)
-    plan.require_judge(chosen, "" if triplets else "FLIP", plan.read_recipe(recipe))
-    return [layout.cell_name(arm.name, seed) for seed in parse_seeds(seeds) for arm in chosen]
-
-
-def _page(profile: Profile, uri: str, experiment: str, namespace: str, cells: list[str]) -> str:
+def _page(profile: Profile, stored: str, request: Request, namespace: str, notes: list[str]) -> str:
+    experiment, cells = request.experiment, request.cells
+    uri = layout.experiment(layout.of_request(stored)[0], experiment)
     links = [
         f"- [{what}]({address.format(experiment=experiment, namespace=namespace)})"
         for what, address in (
@@ -87,7 +93,17 @@ def _page(profile: Profile, uri: str, experiment: str, namespace: str, cells: li
         if address
     ]
     parts = [f"# {experiment}", f"{len(cells)} cells, one after another: {', '.join(f'`{cell}`' for cell in cells)}"]
-    parts += ["\n".join([*links, f"- everything: `{uri}`", f"- the report, at the end: `{join(layout.report(uri), 'index.html')}`"])]
+    parts += [
+        "\n".join(
+            [
+                *links,
+                f"- the request: `{stored}`",
+                f"- everything: `{uri}`",
+                f"- the report, at the end: `{join(layout.report(uri), 'index.html')}`",
+            ]
+        )
+    ]
+    parts += ["\n".join(f"- note: {note}" for note in notes)] if notes else []
     if profile.backend != "local":
         parts += _cluster_lines(RESOURCES[profile.backend], experiment, namespace)
     return "\n\n".join(parts) + "\n"

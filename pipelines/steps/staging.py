@@ -14,20 +14,24 @@ there are changes no byte of the data set.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal
 
 from pipelines.cluster.names import Identity
 from pipelines.jobs.backends import is_mounted
-from pipelines.jobs.base import JobSpec
+from pipelines.jobs.base import JobSpec, Outcome
+from pipelines.planning.request import Request
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
+from pipelines.steps.notes import note
+from pipelines.steps.running import Scene, open_scene, record_failure, run_job, step
 from trainer.config import canonical_hash, require
-from trainer.errors import InputError
-from trainer.storage import join, layout, read_bytes, read_json, read_text, write_bytes
+from trainer.errors import InputError, RunError
+from trainer.storage import join, layout, open_store, read_json, read_text, write_bytes
 from trainer.storage.base import MissingObject, local_path
+from trainer.storage.manifest import NAME as MANIFEST
 
 What = Literal["pairs", "triplets"]
 Kind = Literal["urls", "yfcc15m-openai", "yfcc15m-slip", "yfcc15m-declip", "yfcc15m-rwkv", "nights"]
@@ -120,6 +124,57 @@ class Prepared:
     most_pods: int
 
 
+@step
+def stage(what: What, *, request: str) -> str:
+    """Stage `pairs` or `triplets`, or find them sealed; the folder of the sealed data set.
+
+    Args:
+        what: pairs or triplets.
+        request: URI of the stored request.
+    """
+    scene, started = open_scene(request), time.time()
+    staging = staging_of(what, scene)
+    try:
+        prepared = prepare(staging, scene.profile, scene.settings)
+    except (InputError, RunError) as error:
+        record_failure(staging.folder, f"stage {what}", Outcome(exit_code=error.exit_code, line=str(error)))
+        raise
+    uri = run_staging(prepared, lambda spec: run_job(scene, spec, attempts=1))
+    manifest = open_store(uri).head(join(uri, MANIFEST))
+    note(f"stage {what}", "sealed before" if manifest and manifest.modified < started else "sealed")
+    return uri
+
+
+def staging_of(what: What, scene: Scene) -> StagingRequest:
+    """What the request asks to be staged."""
+    asked = scene.request
+    if what == "pairs":
+        source, from_pairs = asked.pairs or "demo", ""
+    else:
+        source, from_pairs = asked.triplets or "demo", "" if asked.triplets else asked.pairs
+    return StagingRequest(
+        what=what,
+        root=scene.root,
+        experiment=asked.experiment,
+        source=source,
+        from_pairs=from_pairs,
+        recipe=_recipe(asked, join(scene.experiment, "staging", what)),
+        max_reject_fraction=asked.max_reject_fraction,
+    )
+
+
+def _recipe(asked: Request, folder: str) -> str:
+    """The recipe as the trainer's command line takes it: a shipped name, or a file in the store that pods reach."""
+    if isinstance(asked.recipe, str) and not asked.set:
+        return asked.recipe
+    from trainer.configs import dump_yaml  # here: slow to import
+
+    recipe = asked.load_recipe()
+    uri = join(folder, f"recipe-{canonical_hash(dataclasses.asdict(recipe))[:8]}.yaml")
+    write_bytes(uri, dump_yaml(recipe).encode())
+    return uri
+
+
 def prepare(request: StagingRequest, profile: Profile, settings: JobSettings) -> Prepared:
     """Look at what is asked for.
 
@@ -206,7 +261,7 @@ def _spec(request: StagingRequest, stage: str, arguments: list[str], pods: int =
         arguments=tuple(arguments),
         folder=request.folder,
         kind="stage",
-        identity=Identity(root=request.root, experiment=request.experiment, arm=request.what, seed=0, stage=stage),
+        identity=Identity(root=request.root, output=request.folder, experiment=request.experiment, arm=request.what, seed=0, stage=stage),
         recipe_hash=canonical_hash(arguments),
         slices=pods,
     )
@@ -218,7 +273,7 @@ def _result(request: StagingRequest, name: str) -> dict[str, str]:
 
 
 def _for_pods(request: StagingRequest, in_place: bool, settings: JobSettings) -> StagingRequest:
-    """The request as pods can meet it: sources that they see, and the recipe's file in the store."""
+    """Refuse a source that pods do not see."""
     for source in (request.source, request.from_pairs) if in_place else ():
         path = local_path(source)
         if source not in ("", "demo") and path is not None and not is_mounted(path, settings):
@@ -226,8 +281,4 @@ def _for_pods(request: StagingRequest, in_place: bool, settings: JobSettings) ->
                 f"{request.what} must be in a store that pods reach, such as s3://bucket/folder, or in a volume that "
                 f"jobs.pod_template mounts, got {source}; or stage it on this machine with the same root and BACKEND=local"
             )
-    recipe = request.recipe
-    if recipe.endswith((".yaml", ".yml")) and local_path(recipe) is not None and not is_mounted(Path(recipe), settings):
-        recipe = join(request.folder, "recipe.yaml")
-        write_bytes(recipe, read_bytes(request.recipe))
-    return dataclasses.replace(request, recipe=recipe)
+    return request

@@ -41,12 +41,13 @@ class Scene:
     """A job that trains, and the series that it leaves. Time begins at 0, as promtool's does."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *, nodes: int = 2, begin: float = 0.0, node_environment: str = "GROUP_RANK"
+        self, monkeypatch: pytest.MonkeyPatch, *, nodes: int = 2, begin: float = 0.0, node_environment: str = "GROUP_RANK", **which: Any
     ) -> None:
         self.now, self._begin = begin, begin
         monkeypatch.setattr(time, "time", lambda: self.now)
         self.samples: dict[tuple[str, Labels], dict[int, float]] = {}
-        self._config = StageConfig(experiment="demo", arm="perceptual", output="s3://b/x", contrastive=ContrastiveConfig())
+        named = {"cell": "perceptual-dose-10-seed0", "arm": "perceptual", "point": "dose-10", "seed": 0, **which}
+        self._config = StageConfig(experiment="demo", output="s3://b/x", contrastive=ContrastiveConfig(), **named)
         self._monkeypatch, self._variable = monkeypatch, node_environment
         self._totals = {"samples": 0.0, "step": 0.0, "nonfinite_steps": 0.0, "restarts": 0.0}
         self.nodes = [self._node(rank) for rank in range(nodes)]

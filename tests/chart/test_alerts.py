@@ -11,7 +11,7 @@ import yaml
 
 from tests.chart.conftest import CHART, EVERYTHING, Objects
 from tests.chart.series import SCRAPE_SECONDS, Scene
-from tests.cluster import build, settings
+from tests.cluster import programs
 
 pytestmark = pytest.mark.slow
 RUNBOOK = CHART.parents[1] / "docs/RUNBOOK.md"
@@ -19,8 +19,7 @@ RUNBOOK = CHART.parents[1] / "docs/RUNBOOK.md"
 
 @pytest.fixture(scope="module")
 def promtool() -> Path:
-    build.build_go("promtool", *build.PACKAGES["promtool"])
-    return settings.BIN / "promtool"
+    return programs.program("promtool")
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +71,23 @@ def test_runbook(rules: Path) -> None:
         assert rule["annotations"]["runbook_url"] == f"docs/RUNBOOK.md#{name.lower()}"
 
 
-def test_words(promtool: Path, rules: Path, scene: Scene, tmp_path: Path) -> None:
-    """What an alert says names the run and the figure."""
+@pytest.mark.parametrize(
+    ("which", "of"),
+    [
+        ({}, "perceptual-dose-10-seed0"),
+        ({"cell": "random-seed3", "arm": "random", "point": "", "seed": 3}, "random-seed3"),
+        ({"cell": "", "arm": "shuffled", "point": "", "seed": 2}, "shuffled, seed 2,"),  # a tower, which cells share
+    ],
+)
+def test_words(promtool: Path, rules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, which: dict[str, str | int], of: str) -> None:
+    """What an alert says names the cell and the figure."""
+    scene = Scene(monkeypatch, **which)
     scene.train(5)
     scene.stand_still(12)
-    text = "ml: contrastive of perceptual in demo has made no step for 12m 0s"
-    labels = {"severity": "critical", "namespace": "ml", "experiment": "demo", "arm": "perceptual", "stage": "contrastive"}
+    text = f"ml: contrastive of {of} in demo has made no step for 12m 0s"
+    named = {"cell": "perceptual-dose-10-seed0", "arm": "perceptual", "point": "dose-10", "seed": 0, **which}
+    labels = {"severity": "critical", "namespace": "ml", "experiment": "demo", "stage": "contrastive"}
+    labels |= {name: str(value) for name, value in named.items() if value != ""}
     annotations = {"summary": text, "runbook_url": "docs/RUNBOOK.md#firstsightstalled"}
     expected = {
         "eval_time": "16m45s",
@@ -169,10 +179,21 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("alert", CASES)
-def test_fires(promtool: Path, rules: Path, scene: Scene, tmp_path: Path, alert: str) -> None:
-    """The alert, and it alone."""
+@pytest.mark.parametrize(
+    ("alert", "other"), [*((alert, {"seed": 1}) for alert in CASES), ("FirstsightStalled", {"point": "dose-30"}), ("FirstsightSlow", None)]
+)
+def test_fires(
+    promtool: Path, rules: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alert: str, other: dict[str, str | int] | None
+) -> None:
+    """The alert, and it alone; also where another seed, or point, of the arm does well at the same time."""
+    scene = Scene(monkeypatch)
     CASES[alert](scene)
+    if other:
+        beside = Scene(monkeypatch, **other)
+        while beside.now < scene.now:
+            beside.train(min(60.0, scene.now - beside.now) / 60)
+            beside.save()
+        scene.samples = {**beside.samples, **scene.samples}
     assert fire(promtool, rules, scene, tmp_path) == {alert}
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.chart import panels
 from tests.chart.series import Scene
-from tests.cluster import build, settings
+from tests.cluster import programs
 from tests.servers import free_ports
 from trainer.run import sinks
 
@@ -34,11 +34,20 @@ def test_queries_name_real_metrics() -> None:
     assert left_out == {f"{sinks.PREFIX}_samples_total", f"{sinks.PREFIX}_nonfinite_total"}
 
 
+def test_no_query_mixes_what_differs() -> None:
+    """Two seeds, or two points, of one arm are two lines everywhere, each with its name."""
+    expressions = [expression for panel in panels.panels() for expression, _ in panel.targets]
+    expressions += [one["expr"] for one in json.loads(panels.DASHBOARD.read_text())["annotations"]["list"]]
+    grouped = [set(found.split(", ")) for expression in expressions for found in re.findall(r"by \(([^)]*)\)", expression)]
+    assert len(grouped) > 15
+    assert all({"namespace", "experiment", "cell", "arm", "point", "seed", "stage"} <= names for names in grouped)
+    legends = [legend for panel in panels.panels() for expression, legend in panel.targets if "firstsight" in expression]
+    assert all(legend.startswith("{{arm}} {{point}} seed {{seed}} {{stage}}") for legend in legends)
+
+
 @pytest.fixture
 def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, float, float]]:
     """A Prometheus that holds an eventful half hour; its URL, and when that was."""
-    for name in ("prometheus", "promtool"):
-        build.build_go(name, *build.PACKAGES[name])
     begin = float(int(time.time()) // 3600 * 3600 - 7200)
     with monkeypatch.context() as patched:
         scene = Scene(patched, begin=begin)
@@ -46,7 +55,7 @@ def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
         end = scene.now
         text = scene.openmetrics()
     (tmp_path / "series").write_text(text)
-    loaded = [settings.BIN / "promtool", "tsdb", "create-blocks-from", "openmetrics", tmp_path / "series", tmp_path / "data"]
+    loaded = [programs.program("promtool"), "tsdb", "create-blocks-from", "openmetrics", tmp_path / "series", tmp_path / "data"]
     subprocess.run(loaded, check=True, stdout=subprocess.DEVNULL)
     with _running(tmp_path) as url:
         yield url, begin, end
@@ -70,7 +79,7 @@ def _running(folder: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     (folder / "prometheus.yml").write_text("{}")
     command = [
-        settings.BIN / "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+        programs.program("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=10y",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
@@ -124,5 +133,5 @@ def test_variables(prometheus: tuple[str, float, float]) -> None:
         metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
         series = panels.query_range(url, panels.filled(metric, "ml"), begin, end, 60)
         assert {one["metric"][label] for one in series} == {
-            {"namespace": "ml", "experiment": "demo", "arm": "perceptual", "stage": "contrastive"}[label]
+            {"namespace": "ml", "experiment": "demo", "arm": "perceptual", "point": "dose-10", "seed": "0", "stage": "contrastive"}[label]
         }

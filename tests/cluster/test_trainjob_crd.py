@@ -17,7 +17,7 @@ from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.trainjob import RUNTIME, TrainJobs
 from pipelines.profile.settings import JobSettings
-from tests.cluster import addons, harness, volumes
+from tests.cluster import harness, programs, volumes
 from tests.cluster.conftest import Kubectl
 from tests.pipelines.jobs.test_trainjob import TEMPLATE
 
@@ -30,7 +30,15 @@ SPEC = JobSpec(
     arguments=("train", "contrastive", "--config", "s3://bucket/experiments/e/random-seed0/contrastive/config.yaml"),
     folder="s3://bucket/experiments/e/random-seed0/contrastive",
     kind="train",
-    identity=Identity(root="s3://bucket", experiment="e", arm="random", seed=0, stage="contrastive"),
+    identity=Identity(
+        root="s3://bucket",
+        output="s3://bucket/experiments/e/random-seed0/contrastive",
+        experiment="e",
+        cell="random-seed0",
+        arm="random",
+        seed=0,
+        stage="contrastive",
+    ),
     recipe_hash="a" * 64,
 )
 
@@ -39,7 +47,7 @@ SPEC = JobSpec(
 def trainer_crds(kubectl: Kubectl) -> Iterator[None]:
     """The CRDs of the very module that `make e2e-trainjob` builds; taken away again where they were not there before."""
     there = kubectl("get", "crd", f"{TRAINJOB.plural}.trainer.kubeflow.org", "--ignore-not-found", "-o", "name").strip()
-    folder = addons.module_folder("trainer", "github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
+    folder = programs.module_folder("trainer", "github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
     files = [part for name in CRDS for part in ("-f", str(folder / name))]
     try:
         kubectl("apply", "--server-side", *files)  # their schemas are larger than a client-side apply can remember
@@ -64,7 +72,16 @@ def accepted(kubectl: Kubectl, namespace: str, thing: dict[str, Any]) -> str:
 def charts_runtime(namespace: str) -> dict[str, Any]:
     """The TrainingRuntime that the chart makes in a run namespace."""
     values = f"trainingRuntime.enabled=true,profileDefaults.backend=trainjob,profileDefaults.namespaces={{{namespace}}}"
-    command = ["helm", "template", "firstsight", str(CHART), "--set", values, "--show-only", "templates/runtime/trainingruntime.yaml"]
+    command = [
+        programs.program("helm"),
+        "template",
+        "firstsight",
+        str(CHART),
+        "--set",
+        values,
+        "--show-only",
+        "templates/runtime/trainingruntime.yaml",
+    ]
     command += ["--api-versions", "trainer.kubeflow.org/v1alpha1/TrainingRuntime"]
     done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
     assert done.returncode == 0, done.stderr

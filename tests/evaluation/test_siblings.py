@@ -14,7 +14,7 @@ def experiment(tmp_path):
     folder = tmp_path / "experiment"
     cells = [("random", 0), ("other", 0), ("random", 1)]
     folder.mkdir()
-    plan = {"cells": [{"evaluation": output(folder, arm, seed), "seed": seed} for arm, seed in cells]}
+    plan = {"format_version": 1, "cells": [{"evaluation": output(folder, arm, seed), "seed": seed} for arm, seed in cells]}
     (folder / "plan.json").write_text(json.dumps(plan))
     assert evaluate(config, [f"output={output(folder, 'random', 0)}"]) == {"wanted": 10, "done": 0, "written": 10}
     return config, folder

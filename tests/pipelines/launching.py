@@ -49,7 +49,9 @@ class Scene:
 
     def __init__(self, server: FakeApi, tmp_path: Path) -> None:
         self.api, self.folder = server, f"{tmp_path}/root/experiments/e/random-seed0/contrastive"
-        self.identity = Identity(root=f"{tmp_path}/root", experiment="e", arm="random", seed=0, stage="contrastive")
+        self.identity = Identity(
+            root=f"{tmp_path}/root", output=self.folder, experiment="e", cell="random-seed0", arm="random", seed=0, stage="contrastive"
+        )
         self.name = self.identity.name
         self.operator = Operator(server)
         self.launches: list[Launch] = []

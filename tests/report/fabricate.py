@@ -49,10 +49,10 @@ def fabricate(root: Path, what: Fabrication | None = None) -> str:
     uri = layout.experiment(str(root), what.name)
     cells = [_cell(uri, recipe, data, what, arm, seed, generator) for seed in what.seeds for arm in what.arms]
     plan = {
-        "format_version": 1,
+        "format_version": 2,
         "experiment": what.name,
         "root": str(root),
-        "recipe": asdict(recipe),
+        "recipes": {"smoke": asdict(recipe)},
         "arms": list(what.arms),
         "seeds": list(what.seeds),
         "pairs": asdict(data.pairs),
@@ -163,7 +163,9 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
     return {
         "cell": layout.cell_name(arm, seed),
         "arm": arm,
+        "point": "",
         "seed": seed,
+        "recipe": "smoke",
         **{name: config.output if config else "" for name, config in stages.items()},
         "evaluation": join(cell, "evaluation"),
         "recipe_hashes": {name: recipe_hash(config) for name, config in found.items()},
@@ -202,6 +204,7 @@ def write_stage(config: StageConfig, steps: int, generator: np.random.Generator)
         "vision_sha256": digest if tower else digest[::-1],
         "code": {"version": "0.1.0", "git_commit": "0123456789abcdef" * 2, "dirty": False},
         "image_digest": "",
+        "request": "/runs/experiments/demo/requests/0123456789abcdef.json",
         "world_size": 1,
         "threads": 2,
         "torch": "2.15.0",

@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trainer.config import recipe_fields
 from trainer.errors import InputError
 from trainer.report.read import read_experiment
 from trainer.report.results import build
 from trainer.storage import read_json, write_json
 from trainer.storage.base import local_path
+from trainer.storage.recipes import read_stage
 
 CATEGORIES = "demo-categories_zeroshot_classification.json"
 
@@ -102,14 +104,16 @@ def test_other_training_data_are_refused(fresh: str) -> None:
 
 
 def test_a_changed_configuration_is_refused(fresh: str) -> None:
-    """config.yaml must hash to what lineage and seal say."""
+    """config.yaml must hash to what lineage and seal say; the lineage's recipe names the key."""
     file = path(fresh, "random-seed0", "contrastive", "config.yaml")
+    change(path(fresh, "random-seed0", "contrastive", "lineage.json"), recipe=recipe_fields(read_stage(str(file))))
     file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
-    assert "config.yaml has recipe" in missing(fresh)["random-seed0"]
+    line = "the plan says another recipe than config.yaml: contrastive.optimizer.learning_rate: 0.001 -> 0.002: refused"
+    assert line in missing(fresh)["random-seed0"]
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [", "not YAML"), ("words", "expected a mapping"), ("surprise: 1", "not a resolved configuration")]
+    ("text", "words"), [("a: [", "not YAML"), ("words", "expected a mapping"), ("surprise: 1", "a newer version wrote this file")]
 )
 def test_a_broken_configuration_is_refused(fresh: str, text: str, words: str) -> None:
     """Whatever config.yaml holds instead, the cell is named and the report goes on."""

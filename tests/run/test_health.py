@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.run import build
 from tests.run.toy import ToyStage, Trained, toy_config
@@ -81,6 +82,20 @@ def test_prometheus_shows_the_figures_of_the_record(tmp_path: Path) -> None:
     assert {name: found[f"firstsight_train_{name}"] for name in expected} == expected
     assert found["firstsight_train_info"] == 1
     assert found["firstsight_train_last_step_timestamp_seconds"] > 1e9
+
+
+@pytest.mark.parametrize(("seed", "point", "cell"), [(0, "", "toy-seed0"), (7, "dose-10", "toy-dose-10-seed7"), (0, "", "")])
+def test_every_series_says_whose_it_is(tmp_path: Path, seed: int, point: str, cell: str) -> None:
+    """Two seeds, or two points, are told apart; what cells share names none."""
+    config = dataclasses.replace(toy_config(tmp_path), experiment="e", arm="toy", seed=seed, point=point, cell=cell)
+    endpoint = Endpoint(config, 0, FRESH)
+    with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics") as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    endpoint.close(0.0)
+    wanted = {"experiment": "e", "cell": cell, "arm": "toy", "point": point, "seed": str(seed), "stage": config.stage, "node_rank": "0"}
+    ours = [sample for family in families for sample in family.samples if sample.name.startswith("firstsight_train_")]
+    assert len(ours) > 20
+    assert all(wanted.items() <= sample.labels.items() for sample in ours)
 
 
 def test_counters_go_on_and_never_back(tmp_path: Path) -> None:
@@ -228,6 +243,7 @@ def test_weights_and_biases_gets_the_numbers_and_one_run_for_all_attempts(tmp_pa
     sink.log(RECORD)
     sink.close()
     assert asked["resume"] == "allow"
+    assert asked["name"] == "contrastive-random-seed0"
     assert logged == [({"samples": 12, "loss": 0.5, "grad_norm": 1.5, "nonfinite_steps": 1, "restarts": 2}, 3)]
 
 
@@ -301,6 +317,17 @@ def test_tensorboard_gets_a_scalar_a_figure(tmp_path: Path, monkeypatch: pytest.
     sink.log(RECORD)
     sink.close()
     assert ("loss", 0.5, 3) in scalars
+
+
+def test_tensorboard_shows_each_stage_of_each_cell_as_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its folder; in one folder two seeds would be one zigzag line."""
+    folders: list[str] = []
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=folders.append))
+    config = dataclasses.replace(toy_config(tmp_path, tensorboard_dir=str(tmp_path)), experiment="e", arm="toy")
+    for which in ({"seed": 0}, {"seed": 1}, {"seed": 1, "point": "dose-10"}):
+        optional_sinks(dataclasses.replace(config, **which))
+    assert folders == [f"{tmp_path}/e/{cell}/{config.stage}" for cell in ("toy-seed0", "toy-seed1", "toy-dose-10-seed1")]
 
 
 def test_a_trace_of_the_chosen_steps_is_stored(tmp_path: Path, run_toy: Trained) -> None:

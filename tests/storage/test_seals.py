@@ -105,6 +105,9 @@ def test_layout() -> None:
     cell = layout.cell(experiment, "random", 3)
     stage = layout.stage(cell, "contrastive")
     assert layout.checkpoint(stage, 10) == "s3://b/root/experiments/demo/random-seed3/contrastive/checkpoints/step-000000010"
+    assert layout.cell(experiment, "random", 3, "dose-10") == "s3://b/root/experiments/demo/random-dose-10-seed3"
+    assert layout.config(stage) == f"{stage}/config.yaml"
+    assert layout.failure(stage) == f"{stage}/failure.json"
     assert layout.final(stage) == "s3://b/root/experiments/demo/random-seed3/contrastive/final"
     assert layout.tower(experiment, "abc") == "s3://b/root/experiments/demo/towers/abc"
     assert layout.evaluation(cell, "contrastive", "final") == "s3://b/root/experiments/demo/random-seed3/evaluation/contrastive-final"

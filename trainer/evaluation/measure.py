@@ -23,7 +23,7 @@ from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet
 from trainer.evaluation.results import Outcome, write_result
 from trainer.model import towers
 from trainer.progress import check_stop, progress
-from trainer.storage import read_bytes
+from trainer.storage import layout, read_bytes
 
 Failure = InputError | RunError
 
@@ -49,7 +49,8 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
     torch.set_num_threads(threads)
     total, done, written = sum(job.num_items for job in jobs), 0, 0
     errors: list[Failure] = []
-    step = f"evaluate {config.arm}-seed{config.seed}"
+    cell = layout.cell_name(config.arm, config.seed, config.point)
+    step = f"evaluate {cell}"
 
     def advance(jobs_at_once: int, count: int) -> None:
         nonlocal done
@@ -66,7 +67,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
             for job, outcome in measure_set(config, same_set, encoders, threads, advance_set):
                 if isinstance(outcome, Outcome):
                     job.wanted.block["weights_sha256"] = job.model.weights_sha256 or encoders[job.model].weights_sha256()
-                    write_result(job.wanted, outcome, f"{config.arm}-seed{config.seed}", f"{job.model.stage}-{job.model.when}")
+                    write_result(job.wanted, outcome, cell, f"{job.model.stage}-{job.model.when}")
                     written += 1
                 else:
                     check_stop()  # a stop is not this set's fault

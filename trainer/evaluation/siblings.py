@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.config import EvaluateConfig
-from trainer.errors import RunError
+from trainer.errors import InputError, RunError
 from trainer.evaluation.jobs import Job
 from trainer.evaluation.results import Wanted, why_not_done
 from trainer.storage import join, layout, read_bytes, read_json, write_bytes, write_json
-from trainer.storage.base import MissingObject
+from trainer.storage.plans import read_plan
 
 SHARED_STAGES = ("untrained", "perceptual")
 
@@ -35,7 +35,7 @@ def take_over(config: EvaluateConfig, missing: Sequence[Job]) -> list[Job]:
         if theirs is None:
             left.append(job)
         else:
-            _copy(theirs, job.wanted, layout.cell_name(config.arm, config.seed))
+            _copy(theirs, job.wanted, layout.cell_name(config.arm, config.seed, config.point))
     if len(left) < len(missing):
         print(f"evaluate: {len(missing) - len(left)} results of models that arms share taken over from other cells", flush=True)
     return left
@@ -45,9 +45,9 @@ def _siblings(config: EvaluateConfig) -> list[str]:
     """Evaluation folders of the experiment's other cells of this seed; none where there is no plan beside the cells."""
     own = config.output.rstrip("/")
     try:
-        plan: Any = read_json(join(own.rsplit("/", 2)[0], "plan.json"))
+        plan: Any = read_plan(own.rsplit("/", 2)[0])
         cells = [(str(cell["evaluation"]).rstrip("/"), cell["seed"]) for cell in plan["cells"]]
-    except (MissingObject, RunError, KeyError, TypeError):
+    except (InputError, RunError, KeyError, TypeError):
         return []
     return [place for place, seed in cells if seed == config.seed and place != own]
 

@@ -6,26 +6,23 @@ lineage repeats; a folder's name says nothing. Whatever is unreadable, half-writ
 """
 
 import collections
-import dataclasses
 import hashlib
 import json
 import math
-import typing
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from trainer.config import StageConfig, recipe_hash
+from trainer.config import recipe_hash
 from trainer.errors import InputError, RunError
 from trainer.report.experiment import BASELINE, Cell, Experiment, Result, StageRun
 from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
+from trainer.storage.plans import NAME, read_plan
+from trainer.storage.recipes import read_stage, what_differs
 
-ConfigT = TypeVar("ConfigT")
 _LABEL_ARMS = {"votes": "perceptual", "flip": "judged", "instance": "instance", "shuffled": "shuffled"}
 
 
@@ -58,20 +55,17 @@ def read_experiment(uri: str) -> Experiment:
 
 
 def _read_plan(uri: str) -> dict[str, Any]:
-    place = join(uri, "plan.json")
+    place = join(uri, NAME)
     try:
-        plan = read_json(place)
-    except MissingObject as error:
-        raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)") from error
+        plan = read_plan(uri)
     except RunError as error:
         raise InputError(str(error)) from error
-    keys = ("format_version", "experiment", "root", "arms", "seeds", "cells", "pairs", "triplets")
-    lacking = [key for key in keys if not isinstance(plan, dict) or key not in plan]
+    if plan is None:
+        raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)")
+    lacking = [key for key in ("experiment", "root", "arms", "seeds", "pairs", "triplets") if key not in plan]
     if lacking:
         raise InputError(f"{place}: not an experiment's plan: {', '.join(lacking)} missing")
-    if plan["format_version"] != 1:
-        raise InputError(f"{place}: format_version must be 1, got {plan['format_version']!r}")
-    return dict(plan)
+    return plan
 
 
 def _read_data(experiment: Experiment) -> None:
@@ -126,8 +120,7 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     committed = read_committed(layout.final(uri))
     if committed is None:
         raise InputError(f"{name} is not finished")
-    place = layout.config(uri)
-    config = _read_config(place)
+    config = read_stage(layout.config(uri))
     lineage = read_json(layout.lineage(uri))
     own = recipe_hash(config)
     for source, value in (
@@ -136,38 +129,12 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
         ("its seal", committed.recipe_hash),
     ):
         if value != own:
-            raise InputError(f"{name}: config.yaml has recipe {own[:12]}, {source} says {str(value)[:12]}: refused")
+            raise InputError(f"{name}: {source} says another recipe than config.yaml{what_differs(uri, str(value), config)}: refused")
     run = StageRun(uri=uri, config=config, lineage=lineage, committed=committed, progress=list(_progress(uri)))
     recorded = {lineage[key] for key in ("weights_sha256", "vision_sha256") if lineage.get(key)}
     if run.weights and recorded and not run.weights & recorded:
         raise InputError(f"{name}: the weights that were sealed are not those that its lineage names: refused")
     return run
-
-
-def _read_config(uri: str) -> StageConfig:
-    """A stage's own dump of its resolved configuration: complete, so it needs no parser of settings, which would cost seconds."""
-    try:
-        values = yaml.safe_load(read_bytes(uri))
-    except yaml.YAMLError as error:
-        raise InputError(f"{uri}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{uri}: not a resolved configuration: expected a mapping of settings")
-    return _resolved(StageConfig, values, uri)
-
-
-def _resolved(kind: type[ConfigT], values: dict[str, Any], source: str) -> ConfigT:
-    """A dataclass from plain data, nested ones first."""
-    hints = typing.get_type_hints(kind)
-    nested = {name: hint for name, hint in hints.items() if isinstance(values.get(name), dict)}
-    try:
-        parts: dict[str, Any] = {name: _resolved(_dataclass_in(hint), values[name], source) for name, hint in nested.items()}
-        return kind(**{**values, **parts})
-    except (TypeError, StopIteration) as error:
-        raise InputError(f"{source}: not a resolved configuration: {error}") from error
-
-
-def _dataclass_in(hint: Any) -> type:
-    return next(part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part) and isinstance(part, type))
 
 
 def _meaning(stages: dict[str, StageRun]) -> str:

@@ -39,7 +39,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "format_version": FORMAT_VERSION,
         "experiment": experiment.name,
         "uri": experiment.uri,
-        "recipe": str((experiment.plan.get("recipe") or {}).get("name", "")),
+        "recipe": ", ".join(dict.fromkeys(str(recipe.get("name", "")) for recipe in experiment.plan["recipes"].values())),
         "evaluation_version": experiment.version,
         "judge": judge,
         "answer": answer(contrasts, subject, judge),
@@ -258,6 +258,7 @@ def _lineage(experiment: Experiment) -> list[dict[str, Any]]:
                 "seed": cell.seed,
                 "stage": name,
                 "uri": run.uri,
+                "request": lineage.get("request") or "",
                 "recipe_hash": run.committed.recipe_hash,
                 "start": {**(lineage.get("start") or {}), "kind": run.config.start.kind},
                 "labels": run.config.labels if name != "contrastive" else "",
@@ -317,11 +318,11 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
 
 
 def _small_model(experiment: Experiment) -> list[str]:
-    model = (experiment.plan.get("recipe") or {}).get("model") or {}
-    width, paper = model.get("vision_width"), Recipe().model
-    if model.get("open_clip_name") or not isinstance(width, int) or width >= paper.vision_width:
+    models = {cell.stages["contrastive"].config.model for cell in experiment.cells}
+    largest, paper = max(models, key=lambda model: model.vision_width, default=Recipe().model), Recipe().model
+    if any(model.open_clip_name for model in models) or largest.vision_width >= paper.vision_width:
         return []
     return [
-        f"The model is small (vision width {width}, {model.get('image_size')} px; the paper's is {paper.vision_width} wide at "
+        f"The model is small (vision width {largest.vision_width}, {largest.image_size} px; the paper's is {paper.vision_width} wide at "
         f"{paper.image_size} px), and so are the data: what holds here need not hold for ViT-B/32 on YFCC15M, nor the reverse."
     ]

@@ -16,12 +16,14 @@ from prometheus_client.registry import Collector
 from trainer.config import StageConfig, recipe_fields, recipe_hash
 from trainer.errors import InputError
 from trainer.run.failure import best_effort
+from trainer.storage import join, layout
 
 PREFIX = "firstsight_train"
 LINGER_SECONDS = 45.0
 """Longest wait at the end for one more scrape; the usual interval is 30 s or less."""
 
-_LABELS = ("experiment", "arm", "stage", "node_rank")
+_LABELS = ("experiment", "cell", "arm", "point", "seed", "stage", "node_rank")
+"""`cell` is empty where cells share the stage: then `arm` is the tower's name. `point` is empty where no axis varies the recipe."""
 _GAUGES = {
     "loss": "Loss of the last logged step, over all ranks.",
     "logit_scale": "Exponential of the logit scale.",
@@ -76,7 +78,8 @@ class Endpoint:
             InputError: the port is taken.
         """
         self._registry = CollectorRegistry()
-        labels = (config.experiment, config.arm, config.stage, os.environ.get("GROUP_RANK", "0"))
+        whose = (config.experiment, config.cell, config.arm, config.point, str(config.seed), config.stage)
+        labels = (*whose, os.environ.get("GROUP_RANK", "0"))
         self._gauges = {
             name: Gauge(f"{PREFIX}_{name}", text, _LABELS, registry=self._registry).labels(*labels) for name, text in _GAUGES.items()
         }
@@ -87,7 +90,7 @@ class Endpoint:
             f"{PREFIX}_step_seconds", "Wall time of a step.", _LABELS, registry=self._registry, buckets=_buckets()
         ).labels(*labels)
         info = Info(PREFIX, "Which run this is.", _LABELS, registry=self._registry).labels(*labels)
-        info.info({"recipe_hash": recipe_hash(config), "seed": str(config.seed), "data": config.data.identity, "output": config.output})
+        info.info({"recipe_hash": recipe_hash(config), "data": config.data.identity, "output": config.output})
         self._scrapes = _Scrapes()
         self._registry.register(self._scrapes)
         self._told = _counted(totals)
@@ -174,7 +177,7 @@ class WeightsAndBiases:
 
     def __init__(self, project: str, config: StageConfig) -> None:
         wandb = importlib.import_module("wandb")
-        name = f"{config.stage}-{config.arm}-seed{config.seed}"
+        name = f"{config.stage}-{layout.cell_name(config.arm, config.seed, config.point)}"
         run_id = recipe_hash(config)[:16]
         self._run = wandb.init(project=project, group=config.experiment, name=name, id=run_id, resume="allow", config=recipe_fields(config))
 
@@ -192,11 +195,17 @@ def optional_sinks(config: StageConfig) -> list[Sink]:
     placement, sinks = config.placement, list[Sink]()
     if placement.tensorboard_dir:
         _require("tensorboard", "placement.tensorboard_dir")
-        sinks.append(_Guarded("placement.tensorboard_dir", lambda: TensorBoard(placement.tensorboard_dir)))
+        sinks.append(_Guarded("placement.tensorboard_dir", lambda: TensorBoard(_run_folder(config))))
     if placement.wandb_project:
         _require("wandb", "placement.wandb_project")
         sinks.append(_Guarded("placement.wandb_project", lambda: WeightsAndBiases(placement.wandb_project, config)))
     return sinks
+
+
+def _run_folder(config: StageConfig) -> str:
+    """A folder a stage: TensorBoard shows what lies in one folder as one run."""
+    cell = layout.cell_name(config.arm, config.seed, config.point)
+    return join(config.placement.tensorboard_dir, config.experiment, cell, config.stage)
 
 
 class _Guarded:

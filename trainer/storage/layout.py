@@ -33,19 +33,19 @@ def tower(experiment_uri: str, recipe_hash: str) -> str:
     return join(experiment_uri, "towers", recipe_hash)
 
 
-def cell_name(arm: str, seed: int) -> str:
-    """An arm with a seed, as folders and people name it."""
-    return f"{arm}-seed{seed}"
+def cell_name(arm: str, seed: int, point: str = "") -> str:
+    """An arm with a seed, at a point where the request varies its recipe, as folders and people name it."""
+    return f"{arm}-{point}-seed{seed}" if point else f"{arm}-seed{seed}"
 
 
 def run_name(config: StageConfig) -> str:
     """A stage of a cell, as people name it."""
-    return f"{config.stage} {cell_name(config.arm, config.seed)}"
+    return f"{config.stage} {cell_name(config.arm, config.seed, config.point)}"
 
 
-def cell(experiment_uri: str, arm: str, seed: int) -> str:
-    """The folder of one arm with one seed."""
-    return join(experiment_uri, cell_name(arm, seed))
+def cell(experiment_uri: str, arm: str, seed: int, point: str = "") -> str:
+    """The folder of one arm with one seed, at one point."""
+    return join(experiment_uri, cell_name(arm, seed, point))
 
 
 def stage(cell_uri: str, name: str) -> str:
@@ -106,3 +106,22 @@ def evaluation(cell_uri: str, stage_name: str, when: str) -> str:
 def report(experiment_uri: str) -> str:
     """index.html and results.json."""
     return join(experiment_uri, "report")
+
+
+def request(experiment_uri: str, request_id: str) -> str:
+    """A stored request: what a run of the experiment asked for."""
+    return join(experiment_uri, "requests", f"{request_id}.json")
+
+
+def of_request(request_uri: str) -> tuple[str, str]:
+    """Root and experiment of a stored request, by where it is stored."""
+    root, marker, rest = request_uri.rpartition("/experiments/")
+    name, folder, _ = rest.partition("/requests/")
+    if not marker or not folder:
+        raise InputError(f"{request_uri}: not the URI of a stored request, <root>/experiments/<experiment>/requests/<id>.json")
+    return root, name
+
+
+def run(root: str, run_id: str) -> str:
+    """Which request a Kubeflow run stored, by the run's id."""
+    return join(root, "runs", f"{run_id}.json")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.cluster.connection import JOB
-from pipelines.jobs.base import JobSpec
+from pipelines.jobs.base import JobSpec, placement_arguments
 from pipelines.jobs.shapes.base import Phase, phase_of
 from pipelines.jobs.shapes.pod import pod_template
 from pipelines.profile.settings import JobSettings
@@ -30,7 +30,9 @@ class IndexedJobs:
         """The Job; its pods read which slice is theirs from JOB_COMPLETION_INDEX, which the controller sets."""
         assert spec.identity is not None
         settings, labels = sized(self._settings, spec.kind), spec.identity.labels()
-        template = pod_template(settings, CONTAINER, spec.arguments, labels, {}, spec.environment, metrics=False)
+        template = pod_template(
+            settings, CONTAINER, [*spec.arguments, *placement_arguments(spec.placement)], labels, {}, spec.environment, metrics=False
+        )
         template["spec"]["restartPolicy"] = "Never"
         return {
             "apiVersion": JOB.api_version,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.cluster.connection import PYTORCHJOB
 from pipelines.cluster.names import DOMAIN, Identity
-from pipelines.jobs.base import JobSpec
+from pipelines.jobs.base import JobSpec, placement_arguments
 from pipelines.jobs.shapes.base import Phase, is_sealed, phase_of
 from pipelines.jobs.shapes.pod import pod_template
 from pipelines.profile.settings import JobSettings
@@ -37,8 +37,8 @@ class PyTorchJobs:
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt."""
         assert spec.identity is not None
-        placed = [*spec.arguments, *overrides(attempt=attempt, resume=spec.resume)]
-        return manifest(spec.identity, self._settings, placed, spec.recipe_hash, spec.environment)
+        placement = placed(self._settings, spec.placement, attempt, spec.resume)
+        return manifest(spec.identity, self._settings, spec.arguments, spec.recipe_hash, spec.environment, placement)
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
         """By its conditions; a queue suspends it by a field."""
@@ -63,31 +63,35 @@ def manifest(
     arguments: Sequence[str],
     recipe_hash: str,
     environment: Mapping[str, str] | None = None,
+    placement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The PyTorchJob that runs `python -m trainer <arguments>` on every node.
 
     Args:
         identity: gives the name and the labels.
         settings: where and with what it runs.
-        arguments: of `python -m trainer`; placement is added here.
+        arguments: of `python -m trainer`.
         recipe_hash: of the stage, kept in an annotation: another one under this name is refused.
         environment: variables beside those of the settings.
+        placement: fields of the trainer's placement, as `placed` gives them; None: those of a first attempt.
 
     Raises:
         InputError: a setting that would take the shape away.
     """
+    placement = placed(settings, {}, 0, "auto") if placement is None else placement
+    max_restarts = int(placement["max_restarts"])
     labels, annotations = identity.labels(), {f"{DOMAIN}/recipe-hash": recipe_hash}
     spec = {
         "runPolicy": {
             "cleanPodPolicy": "Running",
             "ttlSecondsAfterFinished": settings.ttl_seconds,
-            "backoffLimit": MAX_RESTARTS * settings.nodes,  # a fuse only: one restart of the group counts once a pod
+            "backoffLimit": max_restarts * settings.nodes,  # a fuse only: one restart of the group counts once a pod
         },
         "elasticPolicy": {
             "minReplicas": settings.nodes,
             "maxReplicas": settings.nodes,
             "rdzvBackend": "c10d",
-            "maxRestarts": MAX_RESTARTS,
+            "maxRestarts": max_restarts,
         },
         "nprocPerNode": str(settings.processes_per_node),
         "pytorchReplicaSpecs": {
@@ -95,7 +99,12 @@ def manifest(
                 "replicas": settings.nodes,
                 "restartPolicy": "OnFailure",
                 "template": pod_template(
-                    settings, CONTAINER, [*arguments, *placement(settings)], labels, annotations, {**ENVIRONMENT, **(environment or {})}
+                    settings,
+                    CONTAINER,
+                    [*arguments, *placement_arguments(placement)],
+                    labels,
+                    annotations,
+                    {**ENVIRONMENT, **(environment or {})},
                 ),
             }
         },
@@ -109,17 +118,15 @@ def manifest(
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
 
 
-def placement(settings: JobSettings) -> list[str]:
-    """The overrides that tell the trainer where it runs."""
-    return overrides(
-        nodes=settings.nodes,
-        processes_per_node=settings.processes_per_node,
-        metrics_port=settings.metrics_port,
-        max_restarts=MAX_RESTARTS,
-        preflight="true",
-    )
-
-
-def overrides(**values: object) -> list[str]:
-    """Arguments that set fields of the trainer's placement."""
-    return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]
+def placed(settings: JobSettings, given: Mapping[str, Any], attempt: int, resume: str) -> dict[str, Any]:
+    """The trainer's placement: a job's defaults, then what profile and request say, then what the launcher alone knows."""
+    return {
+        "max_restarts": MAX_RESTARTS,
+        "preflight": True,
+        **given,
+        "nodes": settings.nodes,
+        "processes_per_node": settings.processes_per_node,
+        "metrics_port": settings.metrics_port,
+        "attempt": attempt,
+        "resume": resume,
+    }

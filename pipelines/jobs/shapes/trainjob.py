@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.cluster.connection import TRAINJOB
-from pipelines.jobs.base import JobSpec
+from pipelines.jobs.base import JobSpec, placement_arguments
 from pipelines.jobs.shapes.base import Phase, is_sealed, phase_of
 from pipelines.jobs.shapes.indexed import is_of_index_0
 from pipelines.jobs.shapes.pod import TEMPLATE_CONTAINER, pod_template
-from pipelines.jobs.shapes.pytorchjob import ENVIRONMENT, MAX_RESTARTS, overrides, placement
+from pipelines.jobs.shapes.pytorchjob import ENVIRONMENT, placed
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
@@ -35,8 +35,8 @@ class TrainJobs:
     kind = TRAINJOB
     container = CONTAINER
 
-    def __init__(self, settings: JobSettings, resume: str = "auto") -> None:
-        self._settings, self._resume = settings, resume
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt.
@@ -47,8 +47,16 @@ class TrainJobs:
         assert spec.identity is not None
         settings, name, labels = self._settings, spec.identity.name, spec.identity.labels()
         _refuse_what_it_cannot_say(settings)
-        arguments = [*spec.arguments, *overrides(attempt=attempt, resume=self._resume), *placement(settings)]
-        template = pod_template(settings, CONTAINER, arguments, labels, {}, {**ENVIRONMENT, **_meeting(name), **spec.environment})
+        placement = placed(settings, spec.placement, attempt, spec.resume)
+        arguments = [*spec.arguments, *placement_arguments(placement)]
+        template = pod_template(
+            settings,
+            CONTAINER,
+            arguments,
+            labels,
+            {},
+            {**ENVIRONMENT, **_meeting(name, int(placement["max_restarts"])), **spec.environment},
+        )
         (container,) = [entry for entry in template["spec"]["containers"] if entry["name"] == CONTAINER]
         return {
             "apiVersion": TRAINJOB.api_version,
@@ -98,13 +106,13 @@ class TrainJobs:
         return is_sealed(spec)
 
 
-def _meeting(name: str) -> dict[str, str]:
+def _meeting(name: str, max_restarts: int) -> dict[str, str]:
     """Where torchrun's agents meet: node 0, by the name that its JobSet gives it. The PET_* variables of Trainer's own say the rest."""
     return {
         "PET_RDZV_BACKEND": "c10d",
         "PET_RDZV_ENDPOINT": f"{name}-node-0-0.{name}:{RENDEZVOUS_PORT}",
         "PET_RDZV_ID": name,
-        "PET_MAX_RESTARTS": str(MAX_RESTARTS),
+        "PET_MAX_RESTARTS": str(max_restarts),
     }
 
 

@@ -21,7 +21,14 @@ SPEC = JobSpec(
     arguments=("stage", "fetch", "--plan", "s3://bucket/root/datasets/yfcc/abc", "--slice", "index/4"),
     folder="s3://bucket/root/experiments/demo/staging/pairs",
     kind="stage",
-    identity=Identity(root="s3://bucket/root", experiment="demo", arm="pairs", seed=0, stage="fetch"),
+    identity=Identity(
+        root="s3://bucket/root",
+        output="s3://bucket/root/experiments/demo/staging/pairs",
+        experiment="demo",
+        arm="pairs",
+        seed=0,
+        stage="fetch",
+    ),
     slices=4,
 )
 SHAPE = IndexedJobs(SETTINGS)
@@ -90,6 +97,15 @@ def test_evaluation_takes_one_gpu_at_most():
     assert container(rendered(kind="evaluate"))["resources"]["limits"]["nvidia.com/gpu"] == "1"
     none = IndexedJobs(dataclasses.replace(SETTINGS, gpus_per_node=0)).manifest(dataclasses.replace(SPEC, kind="evaluate"), 0)
     assert "nvidia.com/gpu" not in container(none)["resources"]["limits"]
+
+
+def test_an_evaluation_is_as_large_as_its_one_gpu_needs():
+    """On a node of eight, unless the profile gives a size."""
+    settings = dataclasses.replace(SETTINGS, cpu="", memory="")
+    one = IndexedJobs(settings).manifest(dataclasses.replace(SPEC, kind="evaluate"), 0)
+    of_one_gpu = dataclasses.replace(settings, gpus_per_node=1)
+
+    assert container(one)["resources"]["requests"] == {"cpu": of_one_gpu.cpu_of_pod, "memory": of_one_gpu.memory_of_pod}
 
 
 def test_the_pod_is_the_trainers_under_restricted_pod_security_and_is_not_scraped():

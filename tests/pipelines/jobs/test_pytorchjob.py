@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.names import MAX_NAME, Identity
+from pipelines.cluster.names import Identity
 from pipelines.jobs.shapes import pytorchjob
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden" / "pytorchjob.yaml"
-IDENTITY = Identity(root="s3://bucket/root", experiment="demo", arm="perceptual", seed=0, stage="contrastive")
+OUTPUT = "s3://bucket/root/experiments/demo/perceptual-seed0/contrastive"
+IDENTITY = Identity(
+    root="s3://bucket/root", output=OUTPUT, experiment="demo", cell="perceptual-seed0", arm="perceptual", seed=0, stage="contrastive"
+)
 SETTINGS = JobSettings(
     namespace="team",
     image="registry.example/firstsight/trainer@sha256:" + "0" * 64,
@@ -83,6 +86,27 @@ def test_a_cpu_node_runs_one_process():
 
     assert job["spec"]["nprocPerNode"] == "1"
     assert pod(job)["spec"]["containers"][0]["resources"]["limits"] == {"memory": "128Gi"}
+
+
+def test_a_gpu_node_is_as_large_as_its_gpus_need():
+    """Unless the profile says otherwise."""
+    job = rendered(cpu="", memory="", shared_memory="")
+    size = dataclasses.replace(SETTINGS, cpu="", memory="", shared_memory="")
+    (container,), (shared_memory, _) = pod(job)["spec"]["containers"], pod(job)["spec"]["volumes"]
+
+    assert container["resources"]["requests"] == {"cpu": size.cpu_of_pod, "memory": size.memory_of_pod}
+    assert container["resources"]["limits"] == {"memory": size.memory_of_pod, "nvidia.com/gpu": "8"}
+    assert shared_memory["emptyDir"]["sizeLimit"] == size.shared_memory_of_pod
+
+
+def test_what_compiles_writes_into_a_volume():
+    """The root is read-only: the compilers' caches, home and temporary files lie below a mounted folder."""
+    (container,) = pod(rendered())["spec"]["containers"]
+    written = {entry["name"]: entry.get("value") for entry in container["env"]}
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+
+    for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        assert any(Path(str(written[name])).is_relative_to(folder) for folder in mounted), name
 
 
 def test_a_mesh_keeps_its_sidecar_to_itself():
@@ -153,26 +177,6 @@ def test_kubeflow_trainings_models_take_every_field():
     model = client.deserialize(SimpleNamespace(data=json.dumps(job)), "KubeflowOrgV1PyTorchJob")
 
     assert client.sanitize_for_serialization(model) == job
-
-
-@pytest.mark.parametrize("arm", ["perceptual", "from-1a2b3c4d", "A_Name.With:Everything" * 5, "123"])
-def test_names_are_valid_and_short_enough(arm: str):
-    """DNS-1035 and short enough for every kind of job, whatever the parts are."""
-    name = dataclasses.replace(IDENTITY, arm=arm, seed=2**31 - 1).name
-
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
-    assert len(name) <= MAX_NAME
-
-
-@pytest.mark.parametrize("change", [{"root": "s3://b/r"}, {"experiment": "e"}, {"arm": "random"}, {"seed": 1}, {"stage": "posthoc"}])
-def test_every_part_of_the_identity_is_in_the_name(change: dict[str, Any]):
-    """Two stages never share a job."""
-    assert dataclasses.replace(IDENTITY, **change).name != IDENTITY.name
-
-
-def test_the_same_stage_has_the_same_name():
-    """Which is how a second launcher finds the first one's job; a slash at the end of the root means nothing."""
-    assert dataclasses.replace(IDENTITY, root="s3://bucket/root/").name == IDENTITY.name
 
 
 @pytest.mark.parametrize(

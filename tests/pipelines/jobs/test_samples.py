@@ -31,8 +31,6 @@ def samples() -> dict[str, dict[str, Any]]:
     settings = JobSettings(
         nodes=2,
         gpus_per_node=1,
-        cpu="4",
-        memory="32Gi",
         store_secret="firstsight",
         store_environment={"AWS_ENDPOINT_URL_S3": "http://firstsight-minio:9000", "AWS_REGION": "us-east-1"},
     )
@@ -41,16 +39,17 @@ def samples() -> dict[str, dict[str, Any]]:
         arguments=("train", "contrastive", "--config", f"{STAGE}/config.yaml"),
         folder=STAGE,
         kind="train",
-        identity=Identity(root=ROOT, experiment=EXPERIMENT, arm="random", seed=0, stage="contrastive"),
+        identity=Identity(root=ROOT, output=STAGE, experiment=EXPERIMENT, cell="random-seed0", arm="random", seed=0, stage="contrastive"),
         recipe_hash="0" * 64,
         final=layout.final(STAGE),
     )
+    staging = f"{layout.experiment(ROOT, EXPERIMENT)}/staging/pairs"
     fetch = JobSpec(
         name="stage pairs: fetch",
         arguments=("stage", "fetch", "--plan", PLAN, "--slice", "index/4"),
-        folder=f"{layout.experiment(ROOT, EXPERIMENT)}/staging/pairs",
+        folder=staging,
         kind="stage",
-        identity=Identity(root=ROOT, experiment=EXPERIMENT, arm="pairs", seed=0, stage="fetch"),
+        identity=Identity(root=ROOT, output=staging, experiment=EXPERIMENT, arm="pairs", seed=0, stage="fetch"),
         slices=4,
     )
     jobs = {"pytorchjob.yaml": PyTorchJobs(settings).manifest(train, 0), "staging-job.yaml": IndexedJobs(settings).manifest(fetch, 0)}

@@ -108,7 +108,9 @@ def start(tmp_path: Path) -> subprocess.Popen[str]:
 
 def contrastive(tmp_path: Path) -> str:
     """The name of the random arm's job."""
-    return Identity(root=str(tmp_path / "root"), experiment="smoke", arm="random", seed=0, stage="contrastive").name
+    root, cell = str(tmp_path / "root"), "random-seed0"
+    output = f"{root}/experiments/smoke/{cell}/contrastive"
+    return Identity(root=root, output=output, experiment="smoke", cell=cell, arm="random", seed=0, stage="contrastive").name
 
 
 def test_an_experiment_runs_on_a_cluster_from_a_shell(api: FakeApi, tmp_path: Path):

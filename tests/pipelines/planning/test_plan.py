@@ -1,16 +1,19 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.planning import plan
 from pipelines.planning.arms import parse_arms
-from pipelines.steps import steps
-from tests.pipelines.data import commit, seal
+from pipelines.steps.planning import make_plan
+from tests.pipelines.data import ask, commit, seal
 from trainer.config import DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
-from trainer.storage import join, layout, read_bytes, read_json, write_bytes
+from trainer.storage import join, layout, read_bytes, read_json, read_text, write_bytes, write_json
+from trainer.storage.plans import read_plan
 
 
 def request(root: str, recipe: str = "smoke", **weights: str) -> plan.Experiment:
@@ -125,18 +128,133 @@ def test_what_is_written_is_what_was_resolved(root: str):
             assert entry["recipe_hashes"][stage.stage] == recipe_hash(stage)
 
 
-def test_another_recipe_on_the_same_experiment_is_refused(tmp_path: Path):
+def with_epochs(asked: plan.Experiment, epochs: int) -> plan.Experiment:
+    """The request with a contrastive stage of another length."""
+    contrastive = dataclasses.replace(asked.recipe.contrastive, epochs=epochs)
+    return dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, contrastive=contrastive))
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Everything below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("planned", ["here", "by ad127be"])
+def test_another_recipe_for_a_cell_is_refused(tmp_path: Path, planned: str):
     """The keys that differ are named with both values, and nothing is written."""
     first = request(str(tmp_path))
+    plan.write_plan(first, [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")])
+    if planned == "by ad127be":
+        as_format_1(first)
+    before = files(tmp_path)
+    second = with_epochs(first, 7)
+
+    said = r"cell random-seed0 of experiment demo was planned with .*: recipe\.contrastive\.epochs: 1 -> 7: give"
+    with pytest.raises(InputError, match=said):
+        plan.write_plan(second, [plan.resolve(second, arm, 0) for arm in parse_arms("instance,random")])
+
+    assert before == files(tmp_path)
+
+
+def test_another_recipe_for_a_stage_that_was_begun_is_refused(tmp_path: Path):
+    """Its cell never finished, so that the plan has forgotten it; its folder has not."""
+    first = request(str(tmp_path))
     plan.write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    contrastive = dataclasses.replace(first.recipe.contrastive, epochs=7)
-    second = dataclasses.replace(first, recipe=dataclasses.replace(first.recipe, contrastive=contrastive))
+    plan.write_plan(first, [plan.resolve(first, parse_arms("perceptual")[0], 0)])
+    second = with_epochs(first, 7)
 
-    with pytest.raises(InputError, match=r"experiment demo .* recipe\.contrastive\.epochs: 1 -> 7"):
-        plan.write_plan(second, [plan.resolve(second, parse_arms("perceptual")[0], 0)])
+    with pytest.raises(InputError, match=r"experiment demo .*random-seed0/contrastive/config\.yaml.* contrastive\.epochs: 1 -> 7"):
+        plan.write_plan(second, [plan.resolve(second, parse_arms("random")[0], 0)])
 
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+def test_another_cell_may_have_another_recipe(tmp_path: Path):
+    """Each cell names its own, and each recipe stands in the plan once."""
+    first = request(str(tmp_path))
+    finished = [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")]
+    plan.write_plan(first, finished)
+    for cell in finished:
+        commit(cell.contrastive.output, recipe_hash(cell.contrastive))
+    second = with_epochs(first, 7)
+
+    plan.write_plan(second, [plan.resolve(second, parse_arms("permuted")[0], 0), plan.resolve(second, parse_arms("random")[0], 0, "long")])
+
+    written = read_json(join(first.uri, "plan.json"))
+    epochs = {entry["cell"]: written["recipes"][entry["recipe"]]["contrastive"]["epochs"] for entry in written["cells"]}
+    assert epochs == {"random-seed0": 1, "perceptual-seed0": 1, "permuted-seed0": 7, "random-long-seed0": 7}
+    assert len(written["recipes"]) == 2
+
+
+def test_a_point_names_a_cell_beside_the_others():
+    """Its folder, its stages and its evaluation; the tower that points share is of no cell."""
+    resolved = plan.resolve(request("/r"), parse_arms("posthoc")[0], 3, "dose-10")
+    tower = cell("/r", "perceptual").perceptual
+
+    assert (resolved.name, resolved.point) == ("posthoc-dose-10-seed3", "dose-10")
+    assert resolved.posthoc is not None
+    assert resolved.posthoc.output == "/r/experiments/demo/posthoc-dose-10-seed3/posthoc"
+    assert (resolved.posthoc.cell, resolved.posthoc.point) == ("posthoc-dose-10-seed3", "dose-10")
+    assert (resolved.contrastive.cell, resolved.contrastive.arm) == ("random-dose-10-seed3", "random")
+    assert (resolved.evaluation.cell, resolved.evaluation.point) == ("posthoc-dose-10-seed3", "dose-10")
+    assert tower is not None
+    assert (tower.cell, tower.arm) == ("", "perceptual")
+
+
+def as_format_1(asked: plan.Experiment) -> None:
+    """Turn plan.json into what ad127be would have written."""
+    written = read_json(join(asked.uri, "plan.json"))
+    ((_, written["recipe"]),) = written.pop("recipes").items()
+    for entry in written["cells"]:
+        entry["stage_arms"] = {stage: labels["arm"] for stage, labels in entry.pop("stage_labels").items()}
+        del entry["recipe"], entry["point"]
+    write_json(join(asked.uri, "plan.json"), {**written, "format_version": 1})
+
+
+def test_a_plan_of_format_1_is_upgraded_and_keeps_its_finished_cells(tmp_path: Path):
+    asked = request(str(tmp_path))
+    finished = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual,posthoc")]
+    plan.write_plan(asked, finished)
+    before = read_json(join(asked.uri, "plan.json"))
+    for cell in finished[:2]:
+        commit(cell.contrastive.output, recipe_hash(cell.contrastive))
+    as_format_1(asked)
+    assert read_plan(asked.uri) == before
+
+    plan.write_plan(asked, [finished[2]])
+
+    assert read_json(join(asked.uri, "plan.json")) == before
+
+
+def test_a_configuration_that_says_the_same_is_left_as_it_is(tmp_path: Path):
+    """A job of an older version reads it again when it is restarted: it would refuse keys that it does not know."""
+    asked = request(str(tmp_path))
+    cells = [plan.resolve(asked, parse_arms("perceptual")[0], 0)]
+    plan.write_plan(asked, cells)
+    uris = [layout.config(part.output) for part in (*cells[0].stages(), cells[0].evaluation)]
+    for uri in uris:
+        values = load_yaml(read_text(uri), uri)
+        del values["cell"], values["point"]
+        values["placement"] = {"keep_last": 5}
+        write_bytes(uri, yaml.safe_dump(values).encode())
+    before = [read_text(uri) for uri in uris]
+
+    plan.write_plan(asked, cells)
+
+    assert [read_text(uri) for uri in uris] == before
+
+
+@pytest.mark.parametrize("change", [{"data": {"uri": "elsewhere", "identity": "p"}}, {"placement": {"checkpoint_every_epochs": 3}}, None])
+def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path, change: dict[str, Any] | None):
+    """Data that moved, or an evaluation's file that nobody can read; the recipe is the same."""
+    asked = request(str(tmp_path))
+    cells = [plan.resolve(asked, parse_arms("random")[0], 0)]
+    plan.write_plan(asked, cells)
+    uri = layout.config((cells[0].contrastive if change else cells[0].evaluation).output)
+    before = read_text(uri)
+    write_bytes(uri, yaml.safe_dump({**load_yaml(before, uri), **change}).encode() if change else b"a: [")
+
+    plan.write_plan(asked, cells)
+
+    assert read_text(uri) == before
 
 
 def test_other_data_on_the_same_experiment_is_refused(tmp_path: Path):
@@ -201,9 +319,9 @@ def test_judged_needs_flips_judgement_of_peoples_triplets():
 def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
     """And returns the cells, seed by seed."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="people")
-    arguments = {"root": str(tmp_path), "experiment": "e", "recipe": "smoke", "pairs": pairs, "triplets": triplets}
 
-    cells = steps.make_plan(arms="random,shuffled", seeds="0,1", **arguments)
+    request = ask(str(tmp_path), experiment="e", arms="random,shuffled", seeds="0,1")
+    cells = make_plan(request=request, pairs=pairs, triplets=triplets)
 
     assert cells == ["random-seed0", "shuffled-seed0", "random-seed1", "shuffled-seed1"]
 
@@ -211,10 +329,10 @@ def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
 def test_judged_is_refused_where_flip_was_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """It would equal the perceptual arm; the plan step ends with 2 and leaves failure.json."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="FLIP")
-    arguments = {"root": str(tmp_path), "experiment": "e", "recipe": "smoke", "pairs": pairs, "triplets": triplets}
+    request = ask(str(tmp_path), experiment="e", arms="random,judged", triplets=triplets, set="staging.flip_judges_too=true")
 
     with pytest.raises(SystemExit) as raised:
-        steps.make_plan(arms="random,judged", seeds="0", **arguments)
+        make_plan(request=request, pairs=pairs, triplets=triplets)
 
     assert raised.value.code == 2
     assert "judged by FLIP" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""The kinds of parameters that a request has, and how each is read from text (a flag, a form) or from YAML."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+from trainer.config import require
+from trainer.errors import InputError
+
+Check = Callable[[Any], bool]
+Parameter = dataclasses.Field[Any]
+
+
+def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Check | None = None) -> Any:
+    """A parameter that is one line of text. `otherwise` says in words what holds where it is not given."""
+    return _parameter(default, "text", help, otherwise, rule, ok)
+
+
+def number(default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check) -> Any:
+    """A number; None as default means that something else decides, which `otherwise` names."""
+    return _parameter(default, "number", help, otherwise, rule, ok)
+
+
+def items(default: tuple[str, ...], help: str, *, otherwise: str = "") -> Any:
+    """A list: comma-separated as text, a sequence in YAML."""
+    return _parameter(default, "list", help, otherwise, "", None)
+
+
+def settings(of: type[Any], help: str) -> Any:
+    """Dotted keys of the dataclass `of` with values: `a.b=1 c=2` as text, a mapping in YAML. Empty unless given."""
+    return field(default_factory=dict, metadata={"kind": "settings", "of": of, "help": help, "otherwise": "none", "rule": "", "ok": None})
+
+
+def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help, "otherwise": otherwise, "rule": rule, "ok": ok})
+
+
+def recipe(default: str, help: str) -> Any:
+    """A recipe: its name, the URI of its file, or in a request file the recipe itself."""
+    return _parameter(default, "recipe", help, "", "", None)
+
+
+def default_of(item: Parameter) -> Any:
+    """The default of one parameter."""
+    return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+
+
+def default_in_words(item: Parameter) -> str:
+    """The default as tables and help show it."""
+    if item.metadata["otherwise"]:
+        return str(item.metadata["otherwise"])
+    value = default_of(item)
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def parse(item: Parameter, value: Any, where: str) -> Any:
+    """One parameter from text or from YAML."""
+    kind = item.metadata["kind"]
+    if kind == "text":
+        require(where, value, "text", isinstance(value, str))
+        return one_line(where, value.strip())
+    if kind == "recipe":
+        require(where, value, "a recipe's name, the URI of a YAML file, or a mapping", isinstance(value, str | dict))
+        return one_line(where, value.strip()) if isinstance(value, str) else value
+    if kind == "number":
+        return _number(where, value, whole=isinstance(default_of(item), int | None))
+    if kind == "list":
+        require(where, value, "a list, or text with commas", isinstance(value, str | int | list | tuple) and not isinstance(value, bool))
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        return tuple(_item(where, part) for part in parts)
+    require(where, value, "a mapping, or text such as key=value key=value", isinstance(value, str | dict))
+    if isinstance(value, dict):
+        return _flat(where, value)
+    from trainer.configs import parse_overrides  # here: a step that is done has no use for YAML
+
+    return parse_overrides(one_line(where, value), item.metadata["of"])
+
+
+def _flat(where: str, value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """A mapping with dotted keys, whether it was written nested or dotted."""
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        inner = _flat(where, part, f"{prefix}{key}.") if isinstance(part, dict) else {f"{prefix}{key}": part}
+        twice = next((name for name in inner if name in found), None)
+        if twice is not None:
+            raise InputError(f"{where}: {twice} is given twice")
+        found |= inner
+    return found
+
+
+def _item(where: str, value: Any) -> str:
+    require(where, value, "a list of plain values", isinstance(value, str | int) and not isinstance(value, bool))
+    return one_line(where, str(value).strip())
+
+
+def _number(where: str, value: Any, *, whole: bool) -> float | int:
+    rule = "a whole number" if whole else "a number"
+    if isinstance(value, str):
+        try:
+            return int(value) if whole else float(value)
+        except ValueError as error:
+            raise InputError(f"{where} must be {rule}, got {value!r}") from error
+    require(where, value, rule, isinstance(value, int if whole else int | float) and not isinstance(value, bool))
+    return value  # type: ignore[no-any-return]
+
+
+def one_line(where: str, value: str) -> str:
+    """Text that is safe in a label, a log and a template."""
+    require(where, value, "one line without control characters", value.isprintable() and "{{" not in value)
+    return value

@@ -1,0 +1,339 @@
+"""What a run asks for, written down once: every parameter with its help, its default and its rule.
+
+The flags of `python -m pipelines`, make's variables, the parameters of the Kubeflow pipeline and the tables in the docs are
+all generated from `Request`. An experiment is a file of the same keys:
+
+    recipe: paper
+    set: {contrastive.epochs: 16}
+    arms: [random, perceptual]
+    seeds: [0, 1, 2]
+    placement: {local_batch_size: 1024}
+
+What is given beside a file (a flag, a make variable, a field of Kubeflow's form) wins. The first step of a run stores the
+merged request under the experiment; every later step is given its URI and reads it from there.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.planning import parameters
+from pipelines.planning.arms import Arm, parse_arms, parse_seeds
+from pipelines.planning.parameters import items, number, one_line, parse, settings, text
+from trainer.config import Placement, Recipe, canonical_hash, require
+from trainer.errors import InputError
+from trainer.storage import layout, read_json, read_text, write_json
+from trainer.storage.base import MissingObject, absolute, local_path
+
+FORMAT_VERSION = 1
+MAX_NODES, MAX_GPUS_PER_NODE = 1024, 64
+LAUNCHERS_OWN = ("attempt",)
+"""Fields of the trainer's placement that the launcher alone sets."""
+SHAPE = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
+"""Fields of the trainer's placement that have a parameter of their own; given in `placement` they mean that parameter."""
+_SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
+_LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One run's request. A value equal to its default means the same whether it was given or not."""
+
+    recipe: str | Mapping[str, Any] = parameters.recipe(
+        "demo", "smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself"
+    )
+    set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16")
+    arms: tuple[str, ...] = items(("random", "perceptual"), "what the vision tower starts from; see docs/RECIPES.md for each arm")
+    seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each")
+    pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's")
+    triplets: str = text("", "judged triplets: a folder in the NIGHTS layout, or a list", otherwise="made from the pairs, judged by FLIP")
+    eval_sets: tuple[str, ...] = items((), "URIs of further evaluation sets", otherwise="those staged with the pairs")
+    max_reject_fraction: float = number(
+        0.01, "staging stops when a larger share of the samples is bad", rule="between 0 and 1", ok=lambda value: 0 <= value <= 1
+    )
+    root: str = text("", "store URI for everything a run keeps: a folder, or s3://bucket/prefix", otherwise="the profile's, else runs")
+    experiment: str = text("", "runs of one name share work and are compared", otherwise="the recipe's name, or one made from the data")
+    profile: str = text(
+        "", "where jobs run: a YAML file; on Kubeflow the name of a ConfigMap", otherwise="this machine; on Kubeflow firstsight"
+    )
+    backend: str = text("", "local, pytorchjob or trainjob", otherwise="the profile's, else local")
+    nodes: int | None = number(
+        None,
+        "machines of the contrastive job",
+        otherwise="the profile's, else 1",
+        rule=f"between 1 and {MAX_NODES}",
+        ok=lambda value: 1 <= value <= MAX_NODES,
+    )
+    gpus_per_node: int | None = number(
+        None,
+        "GPUs on each machine, one process for each; 0: CPU",
+        otherwise="the profile's",
+        rule=f"between 0 and {MAX_GPUS_PER_NODE}",
+        ok=lambda value: 0 <= value <= MAX_GPUS_PER_NODE,
+    )
+    image: str = text(
+        "",
+        "the trainer's image, with tag or digest",
+        otherwise="the profile's",
+        rule="the name of an image",
+        ok=lambda value: not set(value) & {*" \t'\"{}"},
+    )
+    queue: str = text(
+        "",
+        "the queue that admits the jobs, such as a Kueue LocalQueue",
+        otherwise="the profile's",
+        rule="a name of at most 63 letters, digits, '.', '_' and '-'",
+        ok=lambda value: bool(re.fullmatch(_LABEL_VALUE, value)),
+    )
+    resume: str = text(
+        "auto",
+        "auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint",
+        rule="auto, never or a checkpoint's URI",
+        ok=lambda value: value in ("auto", "never") or "/" in value,
+    )
+    placement: Mapping[str, Any] = settings(Placement, "how a stage runs, such as loader_workers=8; see docs/REQUEST.md")
+
+    def __post_init__(self) -> None:
+        """Every rule that needs neither a profile nor a store."""
+        for item in FIELDS.values():
+            value = getattr(self, item.name)
+            if item.metadata["ok"] is not None and value not in (None, ""):
+                require(item.name, value, item.metadata["rule"], item.metadata["ok"](value))
+        if self.experiment:
+            layout.check_name("experiment", self.experiment)
+        _check_root(self.root)
+        if self.profile and "/" in self.profile:
+            one_line("profile", self.profile)
+
+    @property
+    def all_arms(self) -> tuple[Arm, ...]:
+        """Its arms. Raises InputError where one is unknown or repeated."""
+        return parse_arms(",".join(self.arms))
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Its seeds. Raises InputError where one is not a whole number, or repeated."""
+        return parse_seeds(",".join(self.seeds))
+
+    @property
+    def cells(self) -> list[str]:
+        """The names of the cells that it asks for, in the order in which they are planned."""
+        return [layout.cell_name(arm.name, seed) for seed in self.all_seeds for arm in self.all_arms]
+
+    def load_recipe(self) -> Recipe:
+        """The recipe with what `set` changes of it.
+
+        Raises:
+            InputError: an unknown recipe or key, a wrong type, a broken rule.
+        """
+        from trainer.storage.recipes import read_recipe  # here: a step that is done has no use for YAML
+
+        return read_recipe(self.recipe, self.set)
+
+    def stored(self) -> dict[str, Any]:
+        """Every parameter as a request file says it, defaults included: a default that moves later changes no stored request."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def id(self) -> str:
+        """Equal for equal requests: 16 hex digits of a SHA-256 over every parameter.
+
+        One that a later version adds says in its metadata what it was introduced with, and is left out while it has that value.
+        """
+        values = self.stored()
+        return canonical_hash({name: value for name, value in values.items() if value != FIELDS[name].metadata.get("introduced", _NEVER)})[
+            :16
+        ]
+
+
+_NEVER = object()
+
+
+FIELDS: dict[str, "dataclasses.Field[Any]"] = {item.name: item for item in dataclasses.fields(Request)}
+
+
+def merge(source: str, given: Mapping[str, Any]) -> Request:
+    """A request file with what is given beside it; what is given wins, and `set` and `placement` are merged key by key.
+
+    Args:
+        source: path or URI of a YAML file, the YAML itself, or empty.
+        given: parameters by name, as text or as YAML values; an empty text or None is not given.
+
+    Raises:
+        InputError: one line that names file, key, rule and the nearest valid key; nothing was written.
+    """
+    values = _read_source(source) if source else {}
+    for name, value in given.items():
+        if value is None or value == "":
+            continue
+        parsed = parse(FIELDS[name], value, name)
+        values[name] = {**values.get(name, {}), **parsed} if FIELDS[name].metadata["kind"] == "settings" else parsed
+    return _with_shape(values)
+
+
+def resolve(request: Request, *, kubeflow: bool = False) -> Request:
+    """The request as any process understands it: absolute paths, a recipe's text in place of its file, the experiment named.
+
+    Args:
+        request: as merged.
+        kubeflow: it runs on a Kubeflow server, which sees none of this machine's files, and `profile` names a ConfigMap.
+
+    Raises:
+        InputError: an unknown arm, seed, recipe or key; `judged` where FLIP judges anyway; a local path for a server.
+    """
+    from pipelines.planning.plan import require_judge  # here, like the next: slow to import
+    from trainer.configs import parse_config
+    from trainer.storage.recipes import read_inline
+
+    changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
+    changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
+    changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
+    changes["recipe"] = read_inline(request.recipe)
+    if kubeflow:
+        _refuse_local_places(request)
+        rule = "the name of a ConfigMap in the runs' namespace"
+        require(
+            "profile", request.profile, rule, not request.profile or bool(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", request.profile))
+        )
+    elif request.profile:
+        changes["profile"] = _place(request.profile)
+    parse_config(Placement, request.placement, source="placement")
+    resolved = dataclasses.replace(request, **changes)
+    recipe = resolved.load_recipe()
+    require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
+    _refuse_other_epochs(resolved, recipe)
+    resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
+    name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
+    return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
+
+
+def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
+    """The recipe's evaluation reads the checkpoints that it asks for, so a placement cannot keep others."""
+    wanted, kept = recipe.evaluation.every_epochs, request.placement.get("checkpoint_every_epochs", 0)
+    if wanted and kept and wanted != kept:
+        raise InputError(
+            f"placement.checkpoint_every_epochs is {kept}, and the recipe's evaluation.every_epochs is {wanted}: leave the first out"
+        )
+
+
+def _refuse_local_places(request: Request) -> None:
+    places = {"root": (request.root,), "pairs": (request.pairs,), "triplets": (request.triplets,), "eval_sets": request.eval_sets}
+    for name, uris in places.items():
+        for uri in uris:
+            if uri not in ("", "demo") and "://" not in uri:
+                raise InputError(
+                    f"{name} must be a URI such as s3://bucket/prefix, since a cluster does not see this machine's files: {uri!r}"
+                )
+
+
+def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
+    """The recipe's name on the demo's data; with other data a name made from it (and the recipe)."""
+    source = pairs or triplets
+    last = (source or recipe).rstrip("/").rpartition("/")[2].lower()
+    words = "".join(letter if letter in "abcdefghijklmnopqrstuvwxyz0123456789-" else "-" for letter in last)
+    word = "-".join(part for part in words.split("-") if part)[:40]
+    return f"{word or 'data'}-{canonical_hash([recipe, pairs, triplets])[:6]}" if source else word
+
+
+def write_request(request: Request, root: str) -> str:
+    """Store a resolved request under its experiment; its URI, from which `read_request` knows root and experiment."""
+    uri = layout.request(layout.experiment(root, request.experiment), request.id)
+    write_json(uri, {"format_version": FORMAT_VERSION, **request.stored()})
+    return uri
+
+
+def root_given(source: str, root: str) -> str:
+    """The root that a run names: as a parameter, else in its request; empty where it names none, or the request cannot be read."""
+    if root or not source:
+        return root
+    try:
+        return merge(source, {}).root
+    except InputError:
+        return ""
+
+
+def read_request(uri: str) -> Request:
+    """A stored request.
+
+    Raises:
+        InputError: there is none, or a newer firstsight wrote it.
+    """
+    try:
+        values = read_json(uri)
+    except MissingObject as error:
+        raise InputError(f"request {uri}: not found") from error
+    earlier = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
+    return _with_shape({**earlier, **_checked(values, uri)})
+
+
+def _read_source(source: str) -> dict[str, Any]:
+    from trainer.configs import load_yaml  # here: slow to import
+
+    if is_inline(source):
+        return _checked(load_yaml(source, "request"), "request")
+    try:
+        body = read_text(source)
+    except MissingObject as error:
+        raise InputError(f"request {source}: no such file") from error
+    return _checked(load_yaml(body, source), source)
+
+
+def is_inline(source: str) -> bool:
+    """Whether a request is given as YAML, not as the place of a file."""
+    return "\n" in source.strip() or bool(re.match(r"\s*([-\[{]|\w+\s*:(\s|$))", source))
+
+
+def _checked(values: Any, source: str) -> dict[str, Any]:
+    """The values of a request file, each parsed; `format_version` is what a stored one begins with."""
+    require(source, type(values).__name__, "a mapping of parameters", isinstance(values, dict))
+    values = dict(values)
+    version = values.pop("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or isinstance(version, bool) or version > FORMAT_VERSION:
+        raise InputError(f"{source}: format_version {version!r} was written by a newer firstsight; this one reads {FORMAT_VERSION}")
+    unknown = next((key for key in values if key not in FIELDS), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(str(unknown), FIELDS, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(FIELDS)}"
+        raise InputError(f"{source}: {unknown} is not a parameter of a request: {hint}")
+    return {key: parse(FIELDS[key], value, f"{source}: {key}") for key, value in values.items() if value is not None}
+
+
+def _with_shape(values: dict[str, Any]) -> Request:
+    """The request, with what `placement` says of nodes, processes and resume moved to the parameters that they mean."""
+    placement = dict(values.get("placement", {}))
+    for key in LAUNCHERS_OWN:
+        if key in placement:
+            raise InputError(f"placement.{key} is set by the launcher alone: leave it out")
+    for key, name in SHAPE.items():
+        if key in placement and key != "processes_per_node":
+            value = parse(FIELDS[name], placement.pop(key), f"placement.{key}")
+            if name in values and values[name] != value:
+                raise InputError(f"{name} is {values[name]}, and placement.{key} is {value}: they mean the same, give one of them")
+            values = {**values, name: value}
+    gpus, processes = values.get("gpus_per_node"), placement.get("processes_per_node")
+    if gpus and processes is not None and processes != gpus:
+        raise InputError(f"gpus_per_node is {gpus}, and placement.processes_per_node is {processes}: there is one process for each GPU")
+    if "placement" in values:
+        values = {**values, "placement": placement}
+    return Request(**values)
+
+
+def _check_root(root: str) -> None:
+    if root and "://" not in root:
+        parts = Path(absolute(root)).parts
+        system = len(parts) == 1 or (parts[1] in _SYSTEM_FOLDERS and parts[1:3] != ("usr", "local"))
+        require("root", root, "a folder for data, such as runs or /data/firstsight, not one of the system's", not system)
+
+
+def _place(uri: str) -> str:
+    """A path made absolute and tidy, so that one folder has one name however it is spelled; other URIs as they are."""
+    path = local_path(uri) if uri else None
+    if path is not None:
+        return os.path.normpath(absolute(str(path)))
+    return uri.rstrip("/") if uri.startswith("s3://") else uri

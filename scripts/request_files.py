@@ -1,0 +1,145 @@
+"""Write what follows from `Request`: `python scripts/request_files.py`.
+
+- scripts/request.mk: make's variables and the flags that carry them
+- pipelines/kubeflow/links_component.py: the first step, which takes every parameter
+- the tables of parameters in README.md and docs/, between two markers
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pipelines.planning.parameters import default_in_words
+from pipelines.planning.request import FIELDS
+from trainer.config import Placement
+
+REPOSITORY = Path(__file__).parents[1]
+BEGIN, END = "<!-- written by scripts/request_files.py: {name} -->\n", "<!-- end -->\n"
+KUBEFLOW = {name: item for name, item in FIELDS.items() if name != "profile"}
+"""Parameters of the first step beside the profile, which is mounted into every pod."""
+
+COMPONENT = '''"""The pipeline's first step. Written by scripts/request_files.py from pipelines/planning/request.py: do not edit."""
+
+from kfp import dsl
+
+from pipelines.kubeflow.components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def links(
+    run: str,
+    profile: str,
+    request: str,
+{signature}
+    page: dsl.Output[dsl.Markdown],
+) -> str:
+    """Checks what was asked for before anything is made, stores it, and links to where a run can be watched.
+
+    Args:
+        run: Id of the run.
+        profile: Name of the run profile.
+        request: A request file's URI, or its YAML.
+{arguments}
+        page: Links to dashboard, logs and bucket, shown in the run.
+
+    Returns:
+        URI of the stored request.
+    """
+    from pipelines.steps import artifacts, links
+
+    stored, markdown = links.accept(
+        run=run,
+        profile=profile,
+        request=request,
+{passed}
+    )
+    artifacts.write(page.path, markdown)
+    return stored
+'''
+
+
+def make_variables() -> str:
+    """A Makefile: each parameter as a variable, and REQUEST_FLAGS, the command line that carries those that are given."""
+    lines = ["# Written by scripts/request_files.py from pipelines/planning/request.py: do not edit.", ""]
+    for name, item in FIELDS.items():
+        lines.append(f"{name.upper()} ?=## {item.metadata['help']} (default: {default_in_words(item)})")
+    names = " ".join(name.upper() for name in FIELDS)
+    lines += ["", f"export REQUEST {names}", 'REQUEST_FLAGS = $(if $(REQUEST),--request "$$REQUEST")']
+    lines += [f'REQUEST_FLAGS += $(if $(strip $({name.upper()})),--{name.replace("_", "-")} "$${name.upper()}")' for name in FIELDS]
+    return "\n".join([*lines, ""])
+
+
+def component() -> str:
+    """The source of the first step."""
+    return COMPONENT.format(
+        signature="\n".join(f"    {name}: str," for name in KUBEFLOW),
+        arguments="\n".join(
+            f"        {name}: {item.metadata['help'][0].upper()}{item.metadata['help'][1:]}." for name, item in KUBEFLOW.items()
+        ),
+        passed="\n".join(f"        {name}={name}," for name in KUBEFLOW),
+    )
+
+
+def request_table() -> str:
+    """Every parameter with its names, its default and what it is."""
+    rows = ["| key | flag | make | default | what it is |", "|---|---|---|---|---|"]
+    for name, item in FIELDS.items():
+        rows.append(f"| `{name}` | `--{name.replace('_', '-')}` | `{name.upper()}=` | {default_in_words(item)} | {item.metadata['help']} |")
+    return "\n".join([*rows, ""])
+
+
+def make_table() -> str:
+    """Every parameter as make's variable."""
+    rows = ["| argument | default | what it is |", "|---|---|---|"]
+    rows += [f"| `{name.upper()}` | {default_in_words(item)} | {item.metadata['help']} |" for name, item in FIELDS.items()]
+    return "\n".join([*rows, ""])
+
+
+def kubeflow_table() -> str:
+    """Every parameter of the Kubeflow pipeline, in its order."""
+    rows = ["| parameter | where it is not given | what it is |", "|---|---|---|"]
+    rows.append("| `request` | | a request file's URI, or its YAML; what is given beside it wins |")
+    for name, item in FIELDS.items():
+        rows.append(f"| `{name}` | {'`firstsight`' if name == 'profile' else default_in_words(item)} | {item.metadata['help']} |")
+    rows.append("| `tolerations` | `[]` | JSON list, for the steps' own small pods; those of the jobs are in the profile |")
+    return "\n".join([*rows, ""])
+
+
+def placement_table() -> str:
+    """Every key of `placement`."""
+    rows = ["| key | default | what it does |", "|---|---|---|"]
+    for item in dataclasses.fields(Placement):
+        shown = "(empty)" if item.default == "" else str(item.default).lower() if isinstance(item.default, bool) else item.default
+        rows.append(f"| `{item.name}` | {shown} | {item.metadata['why'].replace('|', ', ')} |")
+    return "\n".join([*rows, ""])
+
+
+TABLES = {"request": request_table, "make": make_table, "kubeflow": kubeflow_table, "placement": placement_table}
+PAGES = ("README.md", "docs/REQUEST.md", "docs/KUBEFLOW.md")
+
+
+def page(text: str) -> str:
+    """A page with its tables written anew."""
+    for name, table in TABLES.items():
+        begin = BEGIN.format(name=name)
+        if begin in text:
+            head, rest = text.split(begin)
+            text = head + begin + "\n" + table() + "\n" + END + rest.split(END, 1)[1]
+    return text
+
+
+def files() -> dict[Path, str]:
+    """Every file that is written, with its content."""
+    written = {
+        REPOSITORY / "scripts/request.mk": make_variables(),
+        REPOSITORY / "pipelines/kubeflow/links_component.py": component(),
+    }
+    pages = (REPOSITORY / name for name in PAGES)
+    return written | {path: page(path.read_text(encoding="utf-8")) for path in pages if path.exists()}
+
+
+if __name__ == "__main__":
+    for path, content in files().items():
+        path.write_text(content, encoding="utf-8")

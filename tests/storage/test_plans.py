@@ -1,0 +1,68 @@
+"""plan.json of an experiment: format 2, format 1 as commit ad127be wrote it, and what is neither."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import InputError
+from trainer.storage import write_json
+from trainer.storage.plans import read_plan
+
+FORMAT_1 = Path(__file__).parent / "data" / "plan-format-1.json"
+"""Of `make pipeline-run` at ad127be; its root was renamed."""
+
+
+def put(folder: Path, value: Any) -> str:
+    """An experiment with this plan.json; its folder."""
+    write_json(str(folder / "plan.json"), value)
+    return str(folder)
+
+
+def test_an_experiment_without_a_plan_has_none(tmp_path: Path) -> None:
+    """Which is no error: it may not be planned yet."""
+    assert read_plan(str(tmp_path)) is None
+
+
+def test_a_plan_of_format_1_reads_as_format_2(tmp_path: Path) -> None:
+    """Its one recipe is every cell's; of a tower, which cells share, the labels name no cell."""
+    before = json.loads(FORMAT_1.read_text())
+    plan = read_plan(put(tmp_path, before))
+
+    assert plan is not None
+    assert plan["format_version"] == 2
+    random, perceptual = plan["cells"]
+    assert [plan["recipes"][entry["recipe"]] for entry in plan["cells"]] == [before["recipe"]] * 2
+    assert (random["cell"], random["point"]) == ("random-seed0", "")
+    assert perceptual["stage_labels"] == {
+        "perceptual": {"cell": "", "arm": "perceptual", "point": ""},
+        "contrastive": {"cell": "perceptual-seed0", "arm": "perceptual", "point": ""},
+    }
+    assert [entry["recipe_hashes"] for entry in plan["cells"]] == [entry["recipe_hashes"] for entry in before["cells"]]
+    assert {"recipe", "stage_arms"}.isdisjoint(plan.keys() | random.keys() - {"recipe"})
+
+
+def test_a_plan_of_format_2_reads_as_it_is(tmp_path: Path) -> None:
+    """A recipe a cell, by its key."""
+    value = {"format_version": 2, "recipes": {"k": {"name": "demo"}}, "cells": [{"cell": "random-seed0", "recipe": "k"}]}
+
+    assert read_plan(put(tmp_path, value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"format_version": 3, "cells": []}, r"plan\.json: written by a newer firstsight \(format 3, this one reads up to 2\)"),
+        ({"format_version": 0, "cells": []}, "format_version must be a whole number from 1, got 0"),
+        ({"format_version": True, "cells": []}, "got True"),
+        ({"cells": []}, "got None"),
+        ({"format_version": 2}, "no list of cells"),
+        ([], "no list of cells"),
+        ({"format_version": 2, "recipes": {}, "cells": [{"cell": "a-seed0", "recipe": "k"}]}, "it lacks the recipe of a-seed0"),
+    ],
+)
+def test_what_is_no_plan_that_can_be_read_is_refused(tmp_path: Path, value: Any, said: str) -> None:
+    """In one line that names the file; nothing is guessed."""
+    with pytest.raises(InputError, match=said):
+        read_plan(put(tmp_path, value))
