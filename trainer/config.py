@@ -279,6 +279,14 @@ def unless_auto(value: int | Literal["auto"]) -> int:
     return 0 if isinstance(value, str) else value
 
 
+def loader_workers_for(cores: int) -> int:
+    """Decoding processes of a rank beside a GPU, where placement.loader_workers is `auto`: its cores but one, which the rank needs.
+
+    Fourteen decode 20,000 pairs a second and an H100 takes 7,600 (docs/BENCHMARKS.md, rows K and M): more than 16 feed no GPU faster.
+    """
+    return min(max(cores - 1, 0), 16)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A sealed data set: its place may change, its identity may not."""

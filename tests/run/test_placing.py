@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from tests.ranks import run_ranks
 from tests.run import build
 from tests.run.toy import ToyStage, Trained, toy_config
 from trainer.config import Placement, StageConfig
-from trainer.configs import parse_config
+from trainer.configs import load_recipe, parse_config
 from trainer.errors import InputError
 from trainer.model.distributed import Distributed
 from trainer.run import placing
@@ -27,19 +25,13 @@ H200 = Machine(conditions=CONDITIONS, cuda=True, gpu_bytes=150_000_000_000, core
 CPU = dataclasses.replace(H200, conditions=dataclasses.replace(CONDITIONS, device="a CPU (1 thread)"), cuda=False, gpu_bytes=0)
 
 
-@pytest.fixture(autouse=True)
-def sizes(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """An estimate by which 100 GB hold eight samples; `largest` may be replaced."""
+Estimate = Callable[[StageConfig, int, int], int]
 
-    def whole(config: StageConfig, ranks: int) -> int:
-        return int((config.contrastive or config.perceptual or config.posthoc).global_batch_size) // ranks  # type: ignore[union-attr]
 
-    def largest(config: StageConfig, ranks: int, gpu_bytes: int) -> int:
-        return min(whole(config, ranks), 8 * gpu_bytes // 100_000_000_000)
-
-    module = types.SimpleNamespace(whole_batch_size=whole, largest_local_batch_size=largest)
-    monkeypatch.setitem(sys.modules, "trainer.configs.sizes", module)
-    return module
+@pytest.fixture
+def fitting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Estimate], None]:
+    """Puts another estimate in place of trainer.configs.sizes'."""
+    return lambda estimate: monkeypatch.setattr(placing, "largest_local_batch_size", estimate)
 
 
 def automatic(config: StageConfig, **settings: Any) -> StageConfig:
@@ -80,25 +72,41 @@ def test_without_a_compiler_auto_says_so_once_and_trains(tmp_path: Path, caplog:
 
 
 def test_what_does_not_fit_is_split_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The largest part that fits, in one line."""
+    """`paper` on one H200: an equal part of the share, in one line."""
     caplog.set_level("INFO", "trainer")
-    small = dataclasses.replace(H200, gpu_bytes=100_000_000_000)
-    assert settle(automatic(build.contrastive(tmp_path)), small).local_batch_size == 8
+    recipe = load_recipe("paper")
+    config = dataclasses.replace(toy_config(tmp_path), model=recipe.model, contrastive=recipe.contrastive)
+    small = dataclasses.replace(H200, gpu_bytes=24_000_000_000)
+    part = settle(config, small).local_batch_size
+    assert recipe.contrastive.contrast_batch_size % part == 0
     assert caplog.messages == [
-        "placement.local_batch_size auto: 8 of a rank's 12 pairs at a time, all that NVIDIA H200 (100 GB) holds by estimate; "
-        "the gradient cache keeps the loss the same"
+        f"placement.local_batch_size auto: {part} of a rank's {recipe.contrastive.contrast_batch_size} pairs at a time, all that "
+        "NVIDIA H200 (24 GB) holds by estimate; the gradient cache keeps the loss the same"
+    ]
+
+
+def test_triplets_that_do_not_fit_are_accumulated(
+    tmp_path: Path, fitting: Callable[[Estimate], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stage 1 has no gradient cache, and needs none."""
+    fitting(lambda *_: 4)
+    caplog.set_level("INFO", "trainer")
+    assert settle(build.perceptual(tmp_path), H200).local_batch_size == 4
+    assert caplog.messages == [
+        "placement.local_batch_size auto: 4 of a rank's 6 triplets at a time, all that NVIDIA H200 (150 GB) holds by estimate; "
+        "accumulated gradients keep the loss the same"
     ]
 
 
 def test_what_may_not_be_split_is_refused_before_the_model_is_built(
-    tmp_path: Path, sizes: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fitting: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The estimate's own line, exit code 2, and no record."""
 
     def refuse(config: StageConfig, ranks: int, gpu_bytes: int) -> int:
         raise InputError("contrastive.accumulation independent never splits a contrast batch")
 
-    sizes.largest_local_batch_size = refuse
+    fitting(refuse)
     monkeypatch.setattr(placing, "look", lambda _: H200)
     monkeypatch.setattr("trainer.run.loop.build_stage", lambda *_: pytest.fail("built"))
     from trainer.run.loop import train
@@ -153,7 +161,7 @@ def test_the_same_conditions_take_the_same_values_again(tmp_path: Path, monkeypa
     """Even where the rules have changed since, or the machine has other cores."""
     config = toy_config(tmp_path)
     first = settle(config, H200)
-    monkeypatch.setattr(placing, "MOST_LOADER_WORKERS", 2)
+    monkeypatch.setattr(placing, "loader_workers_for", lambda cores: 2)
     assert settle(config, dataclasses.replace(H200, cores=4, gpu_bytes=1)) == first
     assert len(recorded(config)) == 1
 
@@ -330,32 +338,32 @@ def run_stage(config: StageConfig, monkeypatch: pytest.MonkeyPatch, machine: Mac
 
 
 def test_kill_and_resume_end_in_the_same_bits_with_the_recorded_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: types.SimpleNamespace
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: Callable[[Estimate], None]
 ) -> None:
     """The first process found room for 5 pairs; when the run resumes the rule would say 3, and the record still says 5."""
     on_gpu = dataclasses.replace(H200, compiler=False, cores=1)  # nothing to compile for, and no processes to start
-    sizes.largest_local_batch_size = lambda *_: 5
+    fitting(lambda *_: 5)
     whole, chunks = run_stage(build.contrastive(tmp_path / "whole", local_batch_size="auto"), monkeypatch, on_gpu)
     assert chunks == {5, 2}
     config = build.contrastive(tmp_path / "killed", local_batch_size="auto", checkpoint_every_steps=1)
     with pytest.raises(Killed):
         run_stage(config, monkeypatch, on_gpu, die_at=3)
-    sizes.largest_local_batch_size = lambda *_: 3
+    fitting(lambda *_: 3)
     resumed, chunks = run_stage(config, monkeypatch, on_gpu)
     assert chunks == {5, 2}
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_other_conditions_keep_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: types.SimpleNamespace) -> None:
+def test_other_conditions_keep_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: Callable[[Estimate], None]) -> None:
     """Resumed on another GPU with room for 3: other chunks, the same weights but for rounding."""
     on_gpu = dataclasses.replace(H200, compiler=False, cores=1)
     other = dataclasses.replace(on_gpu, conditions=dataclasses.replace(CONDITIONS, device="NVIDIA L4"))
-    sizes.largest_local_batch_size = lambda *_: 5
+    fitting(lambda *_: 5)
     whole, _ = run_stage(build.contrastive(tmp_path / "whole", precision="fp64"), monkeypatch, on_gpu)
     config = build.contrastive(tmp_path / "killed", precision="fp64", checkpoint_every_steps=1)
     with pytest.raises(Killed):
         run_stage(config, monkeypatch, on_gpu, die_at=3)
-    sizes.largest_local_batch_size = lambda *_: 3
+    fitting(lambda *_: 3)
     resumed, chunks = run_stage(config, monkeypatch, other)
     assert chunks == {3}
     for name, value in whole.items():

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import lineage
-from trainer.config import Placement, StageConfig
+from trainer.config import Placement, StageConfig, loader_workers_for
+from trainer.configs.sizes import largest_local_batch_size, whole_batch_size
 from trainer.data.machine import available_cores
 from trainer.errors import Corrupt
 from trainer.storage import layout, write_json
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from trainer.model.distributed import Distributed
 
 FORMAT_VERSION = 1
-MOST_LOADER_WORKERS = 16
-"""More feed no GPU any faster: fourteen decode 20,000 pairs a second, an H100 takes 7,600 (docs/BENCHMARKS.md, rows K and M)."""
 NO_COMPILER = "no C compiler (CC, gcc or clang)"
 SAME_LOSS = "the loss stays the same, the bits do not"
 log = logging.getLogger("trainer")
@@ -172,7 +171,7 @@ def _loader_workers(placement: Placement, machine: Machine, before: Chosen | Non
         return placement.loader_workers
     if before is not None:
         return before.loader_workers
-    return min(max(machine.cores - 1, 0), MOST_LOADER_WORKERS) if machine.cuda else 0
+    return loader_workers_for(machine.cores) if machine.cuda else 0
 
 
 def _local_batch_size(config: StageConfig, machine: Machine, before: Chosen | None) -> int:
@@ -182,8 +181,6 @@ def _local_batch_size(config: StageConfig, machine: Machine, before: Chosen | No
         return before.local_batch_size
     if not machine.cuda:
         return 0
-    from trainer.configs.sizes import largest_local_batch_size, whole_batch_size
-
     ranks = machine.conditions.world_size
     most, whole = largest_local_batch_size(config, ranks, machine.gpu_bytes), whole_batch_size(config, ranks)
     if most < whole:
