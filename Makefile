@@ -152,6 +152,7 @@ generate: $(VENV)/ready ## write what is made from source: the compiled pipeline
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
 	$(BIN)/python scripts/open_clip_table.py
+	$(BIN)/python scripts/registry_files.py
 	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
 	$(MAKE) chart-docs

@@ -19,7 +19,6 @@ from trainer.fields import require as require
 
 StageName = Literal["perceptual", "contrastive", "posthoc"]
 StartKind = Literal["random", "tower", "permuted", "model"]
-TripletLabels = Literal["votes", "flip", "instance", "shuffled"]
 Precision = Literal["fp32", "bf16", "fp64"]
 
 
@@ -323,7 +322,7 @@ class StageConfig:
     output: str = placement("", "Folder of this stage: config.yaml, checkpoints/, final/.")
     request: str = placement("", "The stored request that planned it; lineage.json and the page name it.")
     data: DataConfig = recipe(DataConfig(), "ours", "")
-    labels: TripletLabels = recipe("votes", "ours", "Which judgement a perceptual stage learns from.")
+    labels: str = recipe("votes", "ours", "Which judgement a perceptual stage learns from: a kind of trainer/labels/.")
     start: StartConfig = recipe(StartConfig(), "ours", "")
     model: ModelConfig = recipe(ModelConfig(), "known", "")
     perceptual: PerceptualConfig | None = recipe(None, "ours", "Set where stage is perceptual.")

@@ -45,7 +45,7 @@ def links(
         max_reject_fraction: Staging stops when a larger share of the samples is bad.
         root: Store URI for everything a run keeps: a folder, or s3://bucket/prefix.
         experiment: Runs of one name share work and are compared.
-        backend: Local, pytorchjob or trainjob.
+        backend: Local, or a kind of job on a cluster, such as pytorchjob; docs/ARCHITECTURE.md lists them.
         nodes: Machines of the contrastive job.
         gpus_per_node: GPUs on each machine, one process for each; 0: CPU.
         image: The trainer's image, with tag or digest.

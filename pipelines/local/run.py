@@ -27,6 +27,7 @@ from rich.console import Console
 from pipelines.jobs.backends import require_reachable
 from pipelines.jobs.lock import JOBS_VARIABLE, exclusive
 from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
+from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
 from pipelines.local.progress import Display
 from pipelines.planning.request import Request, resolve
@@ -75,6 +76,7 @@ def prepare(merged: Request) -> Prepared:
         os.environ[PROFILE_VARIABLE] = request.profile
     use_store_of_profile()
     profile = read_profile(backend=request.backend)
+    require_backend(profile.backend)
     root, settings = root_of_run(request.root, profile, default="runs"), job_settings(profile, request)
     if profile.backend != "local":
         require_reachable(root, settings)

@@ -18,13 +18,13 @@ from trainer.config import (
     Recipe,
     StageConfig,
     StartConfig,
-    TripletLabels,
     differing_keys,
     recipe_fields,
     recipe_hash,
 )
 from trainer.configs import dump_yaml, load_yaml, read_stored
 from trainer.errors import InputError
+from trainer.labels import named_labels
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
@@ -101,10 +101,10 @@ class Experiment:
 def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
     """The cell of one arm and seed, by the request's recipe; `point` names that recipe where others stand beside it."""
     posthoc = None
-    if arm.name == "posthoc":
+    if arm.finetuned:
         base = resolve(request, ARMS[request.recipe.posthoc.base], seed, point)
         perceptual, contrastive = base.perceptual, base.contrastive
-        posthoc = _posthoc(request, seed, point, contrastive)
+        posthoc = _posthoc(request, arm, seed, point, contrastive)
         measured = [posthoc]
     else:
         perceptual = _tower(request, arm.labels, arm.tower, seed) if arm.labels else None
@@ -125,15 +125,11 @@ def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
 
 
 def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
-    """Refuse the arm whose labels are FLIP's where FLIP was the judge anyway, or where it judged nothing."""
-    if not any(arm.labels == "flip" for arm in arms):
-        return
-    if judge != "FLIP" and not recipe.staging.flip_judges_too:
-        raise InputError(
-            "arms has 'judged', which needs FLIP's judgement of these triplets: set staging.flip_judges_too: true in the recipe"
-        )
-    if judge == "FLIP":
-        raise InputError("arms has 'judged', but these triplets were judged by FLIP anyway, so it would equal 'perceptual': leave it out")
+    """Refuse an arm whose labels these triplets cannot have, such as FLIP's where FLIP was the judge anyway."""
+    for arm in arms:
+        refusal = named_labels(arm.labels).refusal(judge, recipe.staging) if arm.labels else ""
+        if refusal:
+            raise InputError(f"arms has {arm.name!r}, whose labels {refusal}")
 
 
 def weights_of(arms: tuple[Arm, ...]) -> dict[str, str]:
@@ -210,7 +206,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     write_json(join(request.uri, NAME), plan)
 
 
-def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
+def _tower(request: Experiment, labels: str, name: str, seed: int) -> StageConfig:
     stage = StageConfig(
         stage="perceptual",
         experiment=request.experiment,
@@ -250,16 +246,17 @@ def _contrastive(request: Experiment, arm: Arm, seed: int, point: str, tower: St
     )
 
 
-def _posthoc(request: Experiment, seed: int, point: str, base: StageConfig) -> StageConfig:
+def _posthoc(request: Experiment, arm: Arm, seed: int, point: str, base: StageConfig) -> StageConfig:
     return StageConfig(
         stage="posthoc",
         experiment=request.experiment,
-        cell=layout.cell_name("posthoc", seed, point),
-        arm="posthoc",
+        cell=layout.cell_name(arm.name, seed, point),
+        arm=arm.name,
         point=point,
         seed=seed,
-        output=layout.stage(layout.cell(request.uri, "posthoc", seed, point), "posthoc"),
+        output=layout.stage(layout.cell(request.uri, arm.name, seed, point), "posthoc"),
         data=request.triplets,
+        labels=arm.labels or "votes",
         start=StartConfig(kind="model", uri=layout.final(base.output), recipe_hash=recipe_hash(base)),
         model=request.recipe.model,
         posthoc=request.recipe.posthoc,

@@ -61,7 +61,11 @@ class Request:
     profile: str = text(
         "", "where jobs run: a YAML file; on Kubeflow the name of a ConfigMap", otherwise="this machine; on Kubeflow firstsight"
     )
-    backend: str = text("", "local, pytorchjob or trainjob", otherwise="the profile's, else local")
+    backend: str = text(
+        "",
+        "local, or a kind of job on a cluster, such as pytorchjob; docs/ARCHITECTURE.md lists them",
+        otherwise="the profile's, else local",
+    )
     nodes: int | None = number(
         None,
         "machines of the contrastive job",

@@ -13,7 +13,7 @@ from pipelines.planning.cost import Machines, Rate, estimate
 from pipelines.planning.plan import Cell, Experiment, entry_of
 from pipelines.planning.request import Request
 from pipelines.planning.summary import outline
-from pipelines.profile.profile import BackendName, Profile, placement_of
+from pipelines.profile.profile import Profile, placement_of
 from pipelines.steps.checking import check_experiment, data_of, machines_of
 from trainer.config import Recipe, StageConfig
 from trainer.storage import layout
@@ -77,7 +77,7 @@ def job_specs(experiment: Experiment, cells: list[Cell], request: Request, place
                 yield spec
 
 
-def job_manifest(spec: JobSpec, backend: BackendName, profile: Profile, request: Request) -> dict[str, Any]:
+def job_manifest(spec: JobSpec, backend: str, profile: Profile, request: Request) -> dict[str, Any]:
     """What would be submitted as a first attempt; the namespace is the launcher's where the profile names none."""
     settings = stage_settings(profile, request, spec)
     manifest = annotated(shape_for(backend, spec, settings), spec, 1)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import Outcome
+from pipelines.jobs.shapes import by_backend, require_backend
+from pipelines.jobs.shapes.indexed import JOB
 from pipelines.planning.request import Request, merge, resolve, root_given, write_request
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, read_profile
@@ -18,7 +20,6 @@ from trainer.storage import join, layout, open_store, write_json
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
-RESOURCES = {"pytorchjob": "pytorchjobs,jobs", "trainjob": "trainjobs,jobs"}
 
 
 @step
@@ -47,6 +48,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         _require_mounted(asked, profile)
         asked = resolve(asked)
         known = read_profile(backend=asked.backend)
+        require_backend(known.backend)
         notes = check_experiment(*preview(asked, root), known, asked)
     except InputError as error:
         if named:
@@ -105,7 +107,8 @@ def _page(profile: Profile, stored: str, request: Request, namespace: str, notes
     ]
     parts += ["\n".join(f"- note: {note}" for note in notes)] if notes else []
     if profile.backend != "local":
-        parts += _cluster_lines(RESOURCES[profile.backend], experiment, namespace)
+        resources = f"{by_backend()[profile.backend].kind.plural},{JOB.plural}"
+        parts += _cluster_lines(resources, experiment, namespace)
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
+from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
 from pipelines.operate.preflight import read_objects
 from pipelines.profile.profile import Profile
 from tests.chart import schemas
@@ -157,7 +157,12 @@ def _values(hint: Any) -> list[Any]:
 def test_rights_are_those_that_are_checked(render: Render) -> None:
     """`helm test` asks for exactly the verbs that the Roles give."""
     objects = render({})
-    for name, rights in (("fs-firstsight-firstsight-run", RUN_RIGHTS), ("fs-firstsight-reaper", REAPER_RIGHTS)):
+    roles: dict[str, Rights] = {
+        "fs-firstsight-firstsight-run": RUN_RIGHTS,
+        "fs-firstsight-reaper": REAPER_RIGHTS,
+        "fs-firstsight-uninstall": UNINSTALL_RIGHTS,
+    }
+    for name, rights in roles.items():
         rules = next(one for one in objects if one["kind"] == "Role" and one["metadata"]["name"] == name)["rules"]
         given = {f"{rule['resources'][0]}.{rule['apiGroups'][0]}".rstrip("."): tuple(rule["verbs"]) for rule in rules}
         assert given == {resource: tuple(verbs) for resource, verbs in rights.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.finding import identity_of
+from pipelines.jobs.finding import identity_of
 from pipelines.planning.request import merge, resolve, write_request
 from tests.cluster import harness, training, volumes
 from tests.cluster.store import Store

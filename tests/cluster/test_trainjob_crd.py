@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.connection import TRAINJOB
 from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.indexed import IndexedJobs
-from pipelines.jobs.shapes.trainjob import RUNTIME, TrainJobs
+from pipelines.jobs.shapes.trainjob import RUNTIME, TRAINJOB, TrainJobs
 from pipelines.profile.settings import JobSettings
 from tests.cluster import harness, programs, volumes
 from tests.cluster.conftest import Kubectl

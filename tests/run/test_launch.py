@@ -200,8 +200,14 @@ def test_the_judged_control_needs_people_as_the_first_judge(tmp_path: Path) -> N
     """FLIP against FLIP would compare nothing."""
     data = sealed_data(tmp_path / "flip", kind="triplets", judge="FLIP")
     config = dataclasses.replace(build.perceptual(tmp_path), data=data, labels="flip")
-    with pytest.raises(InputError, match="labels must be votes where FLIP is the judge"):
+    with pytest.raises(InputError, match="labels 'flip' would equal the votes: these triplets were judged by FLIP anyway"):
         validate(config)
+
+
+def test_unknown_labels_are_named(tmp_path: Path) -> None:
+    """With all kinds that there are."""
+    with pytest.raises(InputError, match="labels must be one of flip, instance, shuffled, votes, got 'stars'"):
+        validate(dataclasses.replace(build.perceptual(tmp_path), labels="stars"))
 
 
 def test_posthoc_needs_a_whole_model(tmp_path: Path) -> None:

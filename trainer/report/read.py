@@ -13,17 +13,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from trainer import arms
 from trainer.config import recipe_hash
 from trainer.errors import InputError, RunError
-from trainer.report.experiment import BASELINE, Cell, Experiment, Result, StageRun
+from trainer.report.experiment import Cell, Experiment, Result, StageRun
 from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import NAME, read_plan
 from trainer.storage.recipes import read_stage, what_differs
-
-_LABEL_ARMS = {"votes": "perceptual", "flip": "judged", "instance": "instance", "shuffled": "shuffled"}
 
 
 def read_experiment(uri: str) -> Experiment:
@@ -108,7 +107,7 @@ def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
     seeds = {run.config.seed for run in stages.values()}
     if seeds != {entry["seed"]}:
         raise InputError(f"its stages have seeds {sorted(seeds)}, the plan says {entry['seed']}: refused")
-    cell = Cell(arm=_meaning(stages), declared=entry["arm"], seed=entry["seed"], stages=stages, results=[])
+    cell = Cell(arm=_arm_of(stages, entry["arm"]), declared=entry["arm"], seed=entry["seed"], stages=stages, results=[])
     _read_results(experiment, cell, entry["evaluation"])
     final = [result for result in cell.results if result.stage == cell.final_stage and result.step is None]
     if not final:
@@ -137,20 +136,23 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     return run
 
 
-def _meaning(stages: dict[str, StageRun]) -> str:
-    """What the configuration says the arm is: its start, and the labels its tower learnt from."""
-    if "posthoc" in stages:
-        return "posthoc"
-    start = stages["contrastive"].config.start
-    if start.kind == "random":
-        return BASELINE
-    tower = stages.get("perceptual")
-    if tower is None or start.recipe_hash not in tower.weights | {tower.committed.recipe_hash}:
-        return f"from-{hashlib.sha256(start.uri.encode()).hexdigest()[:8]}"
-    arm = _LABEL_ARMS[tower.config.labels]
-    if start.kind == "permuted":
-        return "permuted" if arm == "perceptual" else f"permuted {arm}"
-    return arm
+def _arm_of(stages: dict[str, StageRun], declared: str) -> str:
+    """What the configuration says the arm is: its start, and the labels its tower learnt from.
+
+    A combination that this version has no arm for keeps the name that the plan gives it, unless that is another arm's.
+    """
+    finetuned = "posthoc" in stages
+    last, tower = stages["posthoc" if finetuned else "contrastive"], stages.get("perceptual")
+    start = last.config.start
+    labels = last.config.labels if finetuned else None
+    if not finetuned and start.kind != "random":
+        if tower is None or start.recipe_hash not in tower.weights | {tower.committed.recipe_hash}:
+            return f"from-{hashlib.sha256(start.uri.encode()).hexdigest()[:8]}"
+        labels = tower.config.labels
+    found = arms.find(finetuned=finetuned, start=start.kind, labels=labels)
+    if found is not None:
+        return found.name
+    return declared if declared not in arms.registered() else f"{start.kind} {labels}"
 
 
 def _progress(uri: str) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from trainer import lineage
 from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require, unless_auto
 from trainer.errors import InputError, RunError
+from trainer.labels import named_labels
 from trainer.run import placing
 from trainer.run.failure import write_failure
 from trainer.run.metrics import profiled_steps
@@ -155,9 +156,9 @@ def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int)
     samples = sum(shard.num_samples for shard in manifest.split("train"))
     rule = f"at most the {samples} training samples of {config.data.uri}"
     require(f"{config.stage}.global_batch_size", global_batch_size, rule, global_batch_size <= samples)
-    if config.labels == "flip":
-        judge = f"votes where FLIP is the judge of {config.data.uri} anyway"
-        require("labels", config.labels, judge, manifest.judge != "FLIP")
+    refusal = named_labels(config.labels).refusal(manifest.judge)
+    if refusal:
+        raise InputError(f"labels {config.labels!r} {refusal}: {config.data.uri}")
     if config.perceptual is not None and config.perceptual.handoff == "best_val":
         rule = f"last where {config.data.uri} has no val split"
         require("perceptual.handoff", "best_val", rule, bool(manifest.split("val")))

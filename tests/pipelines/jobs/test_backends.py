@@ -72,7 +72,7 @@ def test_the_backend_of_the_request_wins(scene: Scene):
 
 def test_an_unknown_backend_is_refused():
     with pytest.raises(InputError, match="backend must be one of local, pytorchjob, trainjob, got 'slurm'"):
-        read_profile(backend="slurm")
+        backend_for(TRAIN, read_profile(backend="slurm"), Request())
 
 
 @pytest.mark.parametrize(("stage", "nodes"), [("perceptual", 1), ("contrastive", 4), ("posthoc", 1)])
