@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
-from pipelines.operate.preflight import read_objects
+from pipelines.operate.chart_preflight import read_objects
+from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
 from pipelines.profile.profile import Profile, read_profile
 from scripts import placement_schema
 from tests.chart import schemas
