@@ -9,8 +9,8 @@ from rich.table import Column, Table
 from pipelines.planning import plan
 from pipelines.planning.cost import Estimate, number
 from pipelines.planning.request import Request
-from trainer.config import DataConfig, Recipe, StageConfig, differing_keys, recipe_fields, recipe_hash
-from trainer.configs import RECIPES, load_recipe, sizes
+from trainer.config import DataConfig, Recipe, StageConfig, recipe_hash
+from trainer.configs import recipe_differences, sizes
 from trainer.storage import join, layout, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
@@ -71,13 +71,13 @@ def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Seque
         console.print(line, markup=False)
 
 
-def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe | None = None, done: Collection[str] = ()) -> list[str]:
+def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, done: Collection[str] = ()) -> list[str]:
     """Recipe, model, and what each kind of run takes: every number with its factors, marked measured or assumed.
 
     Args:
         recipe: of the experiment.
         estimates: of each stage by its folder; runs that take the same are told once.
-        base: what the recipe is compared with; None: the shipped one of its name, else `paper`.
+        base: what the recipe is compared with.
         done: folders of the stages that are finished.
     """
     size = sizes.sizes(recipe.model)
@@ -105,10 +105,10 @@ def _total(estimates: Sequence[Estimate]) -> str:
     return f"{number(hours)} hours one after another, {number(gpu_hours)} {unit}-hours, {disk / 1e9:,.1f} GB of checkpoints and models"
 
 
-def _differences(recipe: Recipe, base: Recipe | None) -> list[str]:
-    base = base or load_recipe(recipe.name if recipe.name in RECIPES else "paper")
-    differing = list(differing_keys(recipe_fields(base), recipe_fields(recipe)))
-    return [f"recipe {recipe.name}: {f'differs from {base.name} in' if differing else 'as shipped'}", *(f"  {line}" for line in differing)]
+def _differences(recipe: Recipe, base: Recipe) -> list[str]:
+    differing = recipe_differences(recipe, base)
+    said = f"as {base.name} is shipped" if not differing else f"differs from {base.name} in"
+    return [f"recipe {recipe.name}: {said}", *(f"  {line}" for line in differing)]
 
 
 def _staged(experiment_uri: str, what: str) -> DataConfig:

@@ -15,17 +15,18 @@ from pipelines.planning.request import Request
 from pipelines.planning.summary import outline
 from pipelines.profile.profile import Profile, placement_of
 from pipelines.steps.checking import check_experiment, data_of, machines_of
-from trainer.config import Recipe, StageConfig
+from trainer.config import StageConfig
 from trainer.storage import layout
 from trainer.storage.committed import Committed, read_committed
+from trainer.storage.recipes import read_base
 
 
-def render(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, base: Recipe | None = None) -> str:
+def render(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> str:
     """The manifests as YAML documents, then as comments what they take; a tower that cells share is there once.
 
     On this machine there are no manifests.
     """
-    lines = takes(experiment, cells, profile, request, base)
+    lines = takes(experiment, cells, profile, request)
     documents = []
     for spec in job_specs(experiment, cells, request, placement_of(profile, request)):
         if profile.backend != "local":
@@ -33,7 +34,7 @@ def render(experiment: Experiment, cells: list[Cell], profile: Profile, request:
     return "---\n".join(documents) + "".join(f"# {line}\n" for line in lines)
 
 
-def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, base: Recipe | None = None) -> list[str]:
+def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> list[str]:
     """What the cells take, line by line, and what should be known of it.
 
     Args:
@@ -41,7 +42,6 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
         cells: of it.
         profile: where jobs run.
         request: resolved.
-        base: what the recipe is compared with; None: the shipped one of its name, else `paper`.
 
     Raises:
         InputError: the experiment cannot run there (`check_experiment`).
@@ -62,7 +62,7 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
         data = pairs if stage.stage == "contrastive" else triplets
         estimates[folder] = estimate(stage, data, machines, placement_of(profile, request), measured)
     done = {folder for folder, (_, spec) in stages.items() if (one := finished[folder]) and one.recipe_hash == spec.recipe_hash}
-    return [*outline(experiment.recipe, estimates, base, done), *(f"note: {note}" for note in notes)]
+    return [*outline(experiment.recipe, estimates, read_base(request.recipe), done), *(f"note: {note}" for note in notes)]
 
 
 def job_specs(experiment: Experiment, cells: list[Cell], request: Request, placement: Mapping[str, Any]) -> Iterator[JobSpec]:

@@ -140,15 +140,26 @@ def test_a_finished_stage_s_rate_holds_for_the_others(tmp_path: Path, capsys: py
     assert "x 2 = 1,000 pairs/s [assumed: a finished contrastive stage" in capsys.readouterr().out
 
 
-def test_a_recipe_s_differences_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """One that is not shipped is compared with `paper`."""
-    (tmp_path / "mine.yaml").write_text("contrastive: {order_runs: 32, order_block_shards: 4, epochs: 8}")
+@pytest.mark.parametrize(
+    ("recipe", "more", "expected"),
+    [
+        ("base: paper\ncontrastive: {epochs: 8}", (), "recipe mine: differs from paper in\n#   contrastive.epochs: 32 -> 8\n# model"),
+        ("base: paper-3m\ncontrastive.epochs: 8", (), "recipe mine: differs from paper-3m in\n#   contrastive.epochs: 16 -> 8\n# model"),
+        ("", ("--set", "contrastive.epochs=8"), "recipe paper: differs from paper in\n#   contrastive.epochs: 32 -> 8\n# model"),
+        ("", (), "recipe paper: as paper is shipped\n# model: 151.3 M parameters (vision 87.8 M, text 63.4 M)"),
+    ],
+    ids=["base", "another base", "set", "shipped"],
+)
+def test_a_recipe_s_differences_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, more: tuple[str, ...], expected: str
+):
+    """From what it says under `base:`, or from itself as shipped."""
+    (tmp_path / "mine.yaml").write_text(recipe)
 
-    _, text = shown(capsys, tmp_path, "--recipe", str(tmp_path / "mine.yaml"), "--arms", "random")
+    name = str(tmp_path / "mine.yaml") if recipe else "paper"
+    _, text = shown(capsys, tmp_path, "--recipe", name, "--arms", "random", *more)
 
-    assert "# recipe mine: differs from paper in\n#   contrastive.epochs: 32 -> 8\n# model: 151.3 M parameters (vision 87.8 M" in text
-    _, text = shown(capsys, tmp_path, "--recipe", "paper-3m", "--arms", "random")
-    assert "# recipe paper-3m: as shipped" in text
+    assert expected in text
 
 
 def test_a_backend_of_this_machine_has_no_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -178,7 +189,7 @@ def test_a_plan_shows_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
 
     assert text.count("known once the data is staged") == 6
-    assert "recipe paper: as shipped\nmodel: 151.3 M parameters" in text
+    assert "recipe paper: as paper is shipped\nmodel: 151.3 M parameters" in text
     assert "contrastive: 4 x (random-seed0, perceptual-seed0, random-seed1, perceptual-seed1)" in text
     assert not (tmp_path / "r").exists()
 
