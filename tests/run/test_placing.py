@@ -54,7 +54,7 @@ def test_on_a_cpu_auto_is_what_it_was_before(tmp_path: Path) -> None:
 
 def test_on_a_gpu_auto_takes_what_is_measured_to_be_fast(tmp_path: Path) -> None:
     """Compiled, all cores but one decode, the whole share where it fits."""
-    assert settle(toy_config(tmp_path), H200) == Chosen(compile=True, loader_workers=15, local_batch_size=4)
+    assert settle(toy_config(tmp_path), H200) == Chosen(compile=True, loader_workers=15, local_batch_size=0)
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(0, 0), (1, 0), (2, 1), (8, 7), (192, 16)])

@@ -183,13 +183,14 @@ def _local_batch_size(config: StageConfig, machine: Machine, before: Chosen | No
         return 0
     ranks = machine.conditions.world_size
     most, whole = largest_local_batch_size(config, ranks, machine.gpu_bytes), whole_batch_size(config, ranks)
-    if most < whole:
-        samples, how = ("triplets", "accumulated gradients keep") if config.contrastive is None else ("pairs", "the gradient cache keeps")
-        gpu = f"{machine.conditions.device} ({machine.gpu_bytes / 1e9:.0f} GB)"
-        log.info(
-            "placement.local_batch_size auto: %d of a rank's %d %s at a time, all that %s holds by estimate; %s the loss the same",
-            *(most, whole, samples, gpu, how),
-        )
+    if most >= whole:
+        return 0
+    samples, how = ("triplets", "accumulated gradients keep") if config.contrastive is None else ("pairs", "the gradient cache keeps")
+    gpu = f"{machine.conditions.device} ({machine.gpu_bytes / 1e9:.0f} GB)"
+    log.info(
+        "placement.local_batch_size auto: %d of a rank's %d %s at a time, all that %s holds by estimate; %s the loss the same",
+        *(most, whole, samples, gpu, how),
+    )
     return most
 
 
