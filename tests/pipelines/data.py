@@ -10,8 +10,8 @@ from trainer.storage.manifest import Kind, Manifest, Shard, write_manifest
 
 def seal(root: str, kind: Kind, *, judge: str = "", sha256: str = "0" * 64) -> str:
     """A data set with a manifest and no bytes; its folder."""
-    shard = Shard(name="shard-00000-0.tar", split="train", num_samples=1, size=1, sha256=sha256, crc32c=0, index_crc32c=0)
-    rows = {"read": 1, "written": 1, "lost": {}}
+    shard = Shard(name="shard-00000-0.tar", split="train", num_samples=50_000, size=1, sha256=sha256, crc32c=0, index_crc32c=0)
+    rows = {"read": 50_000, "written": 50_000, "lost": {}}
     manifest = Manifest(kind=kind, name=f"demo-{kind}", plan_id="p", source={}, options={}, rows=rows, shards=[shard], judge=judge)
     folder = layout.dataset(root, f"demo-{kind}", "p")
     write_manifest(folder, manifest)

@@ -13,9 +13,9 @@ from pipelines.steps.running import open_scene
 from pipelines.steps.staging import StagingRequest, remote_list, staging_of
 from tests.pipelines.data import ask
 from trainer.__main__ import _parser
-from trainer.configs import load_recipe
 from trainer.errors import InputError
 from trainer.storage import write_json
+from trainer.storage.recipes import read_recipe
 
 LOCAL, CLUSTER = Profile(), Profile(backend="pytorchjob", staging_slices=8)
 MOUNTED = JobSettings(pod_template={"spec": {"containers": [{"name": "pytorch", "volumeMounts": [{"name": "v", "mountPath": "/data"}]}]}})
@@ -181,5 +181,5 @@ def test_a_recipe_that_no_image_ships_goes_into_the_store_where_pods_find_it(tmp
     named = staging_of("pairs", scene).recipe
 
     assert named.startswith(f"{tmp_path}/experiments/e/staging/pairs/recipe-")
-    read = load_recipe(named, text=Path(named).read_text())
+    read = read_recipe(named)
     assert (read.name, read.staging.shard_samples, read.staging.triplet_side) == ("mine", 7, 32)
