@@ -126,10 +126,15 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
         changes["nodes"] = nodes
     if request.gpus_per_node is not None:
         changes["gpus_per_node"] = request.gpus_per_node
-    if placement.get("processes_per_node"):
-        changes["ranks_per_node"] = placement["processes_per_node"]
-    if placement.get("metrics_port"):
-        changes["metrics_port"] = placement["metrics_port"]
+    if "processes_per_node" in placement:
+        ranks, gpus = placement["processes_per_node"], changes.get("gpus_per_node", jobs.gpus_per_node)
+        rule = f"gpus_per_node {gpus}: there is one process for each GPU"
+        require("placement.processes_per_node", ranks, rule, not gpus or ranks == gpus)
+        changes["ranks_per_node"] = ranks
+    if "metrics_port" in placement and profile.backend != "local":
+        port, rule = placement["metrics_port"], "between 1024 and 65535 where jobs run on a cluster"
+        require("placement.metrics_port", port, rule, 1024 <= port <= 65535)
+        changes["metrics_port"] = port
     if request.image:
         changes["image"] = request.image
     if request.queue:
