@@ -26,7 +26,7 @@ from trainer.config import (
 from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
-from trainer.storage.base import absolute
+from trainer.storage.base import MissingObject, absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import FORMAT_VERSION, NAME, Plan, read_plan, recipe_key
@@ -183,7 +183,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     else:
         _refuse_what_differs(request, cells, earlier)
     stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
-    written = [_written(StageConfig, layout.config(stage.output)) for stage in stages]
+    written = [_written(stage) for stage in stages]
     for stage, before in zip(stages, written, strict=True):
         if before is not None:
             differing = list(differing_keys(recipe_fields(before), recipe_fields(stage)))
@@ -193,7 +193,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     for stage, before in zip(stages, written, strict=True):
         _write_config(stage, before)
     for cell in cells:
-        _write_config(cell.evaluation, _written_evaluation(cell.evaluation.output))
+        _write_config(cell.evaluation, _written_evaluation(cell.evaluation))
     entries = [*kept, *map(entry_of, cells)]
     recipes = earlier["recipes"] | {recipe_key(recipe): recipe for recipe in (asdict(cell.recipe) for cell in cells)}
     plan = {
@@ -213,8 +213,9 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
 
 def differing_stages(earlier: str, later: str) -> list[str]:
     """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    configs = [_written(StageConfig, layout.config(folder)) if folder else None for folder in (earlier, later)]
-    if configs[0] is None or configs[1] is None:
+    uris = [layout.config(folder) for folder in (earlier, later) if folder]
+    configs = [_parsed(StageConfig, _stored(uri), uri) for uri in uris]
+    if len(configs) < 2 or configs[0] is None or configs[1] is None:
         return []
     return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
 
@@ -315,24 +316,37 @@ def _refuse_what_differs(request: Experiment, cells: list[Cell], earlier: Plan) 
     data = {"pairs": request.pairs.identity, "triplets": request.triplets.identity}
     _refuse(f"experiment {request.experiment}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
     planned = {entry["cell"]: entry["recipe"] for entry in earlier["cells"]}
-    recipes = {
-        key: recipe_fields(parse_config(Recipe, earlier["recipes"][key], source=join(request.uri, NAME))) for key in planned.values()
-    }
     for cell in cells:
-        if cell.name in planned:
-            old, new = {"recipe": recipes[planned[cell.name]]}, {"recipe": recipe_fields(cell.recipe)}
+        key = planned.get(cell.name, "")
+        if key and key != recipe_key(asdict(cell.recipe)):
+            before = parse_config(Recipe, earlier["recipes"][key], source=join(request.uri, NAME))
+            old, new = {"recipe": recipe_fields(before)}, {"recipe": recipe_fields(cell.recipe)}
             _refuse(f"cell {cell.name} of experiment {request.experiment}", list(differing_keys(old, new)))
 
 
-def _written(kind: type[ConfigT], uri: str) -> ConfigT | None:
-    """The configuration that lies at `uri`; None where there is none."""
-    return parse_config(kind, load_yaml(read_text(uri), uri), source=uri) if exists(uri) else None
+def _stored(uri: str) -> str:
+    """The configuration's text; empty where there is none."""
+    try:
+        return read_text(uri)
+    except MissingObject:
+        return ""
 
 
-def _written_evaluation(folder: str) -> EvaluateConfig | None:
+def _parsed(kind: type[ConfigT], text: str, uri: str) -> ConfigT | None:
+    return parse_config(kind, load_yaml(text, uri), source=uri) if text else None
+
+
+def _written(config: ConfigT) -> ConfigT | None:
+    """The configuration that lies where `config` belongs; None where there is none. What is the same to the letter needs no parser."""
+    uri = layout.config(config.output)
+    text = _stored(uri)
+    return config if text == dump_yaml(config) else _parsed(type(config), text, uri)
+
+
+def _written_evaluation(config: EvaluateConfig) -> EvaluateConfig | None:
     """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
     try:
-        return _written(EvaluateConfig, layout.config(folder))
+        return _written(config)
     except InputError:
         return None
 
