@@ -36,7 +36,7 @@ WORKERS ?= 2## tests that run at the same time, by file
 side_by_side = -n $(WORKERS) --dist loadfile
 
 .PHONY: test
-test: $(VENV)/ready ## unit and process tests, minutes; no root, no network
+test: $(VENV)/ready ## unit and process tests; no root, no Go, no network
 	$(BIN)/python -m pytest -q $(side_by_side) $(ARGS)
 
 .PHONY: slow
@@ -53,7 +53,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines README.md docs charts scripts
+	$(MAKE) generate && git diff --exit-code -- pipelines README.md docs charts scripts trainer/configs
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -65,7 +65,7 @@ ci: ## all that must hold before a change is taken
 ##@ Cluster (Debian, root)
 
 .PHONY: cluster-up cluster-down cluster-status
-cluster-up: $(VENV)/ready ## a real single-node Kubernetes, training operator, Prometheus, MinIO; the first time builds them (Go, 35 minutes)
+cluster-up: $(VENV)/ready ## a real single-node Kubernetes, training operator, Prometheus, MinIO; built at first use (Go)
 cluster-down: $(VENV)/ready ## stop it and leave nothing but the built servers
 cluster-status: $(VENV)/ready ## which of its processes run
 cluster-up cluster-down cluster-status: cluster-%:
@@ -75,7 +75,7 @@ cluster-up cluster-down cluster-status: cluster-%:
 e2e: $(VENV)/ready ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
 	@$(BIN)/python -m tests.cluster with $(MAKE) e2e-tests
 
-e2e-tests:
+e2e-tests: $(VENV)/ready
 	$(BIN)/python -m pytest -q $(side_by_side) -m "cluster and not trainjob and not alone" tests/cluster $(ARGS)
 	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
 
@@ -87,9 +87,9 @@ e2e-trainjob: $(VENV)/ready ## TrainJobs on the real controllers of Kubeflow Tra
 
 VALUES ?=## values file of the chart
 NAMESPACE ?= firstsight## namespace that the chart is or will be installed in
-HELM ?= helm## Helm 3 or 4
+HELM ?=## Helm 3 or 4 (default: helm of PATH, else one that is fetched)
 CHART := charts/firstsight
-chart_tool = $$($(BIN)/python -m tests.cluster tools $(1))/$(or $(2),$(1))# a Go program, built at first use; Helm lies beside it
+program = "$$($(BIN)/python -m tests.cluster program $(1))"# built (Go) or fetched at first use
 
 .PHONY: chart-preflight
 chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing
@@ -97,8 +97,8 @@ chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for 
 
 .PHONY: chart-lint
 chart-lint: $(VENV)/ready ## helm lint, and a unit test for every switch
-	$(call chart_tool,helm-unittest,helm) lint --strict $(CHART)
-	$(call chart_tool,helm-unittest) --strict $(CHART)
+	$(call program,helm) lint --strict $(CHART)
+	$(call program,helm-unittest) --strict $(CHART)
 
 .PHONY: chart-test
 chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
@@ -106,7 +106,7 @@ chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Securi
 
 .PHONY: chart-docs
 chart-docs: $(VENV)/ready ## the chart's README from values.yaml
-	$(call chart_tool,helm-docs) --chart-search-root $(CHART)
+	$(call program,helm-docs) --chart-search-root $(CHART)
 
 .PHONY: e2e-kfp
 e2e-kfp: $(VENV)/ready ## the whole of it on a real Kubeflow, KFP_ENDPOINT, where the chart is installed
@@ -141,17 +141,20 @@ bench-gpu: $(VENV)/ready ## the rows that need a GPU
 ##@ Develop
 
 .PHONY: setup
-setup: $(VENV)/ready ## the environment alone; every other target makes it too
+setup: $(VENV)/ready ## the environment alone; whatever needs it makes it
 
 .PHONY: format
 format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the table of recipes, the chart's README
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the tables of recipes and of open_clip's models, the chart's README and its schema of placement
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
+	$(BIN)/python scripts/open_clip_table.py
+	$(BIN)/python scripts/registry_files.py
 	$(BIN)/python scripts/request_files.py
+	$(BIN)/python scripts/placement_schema.py
 	$(MAKE) chart-docs
 
 .PHONY: lock

@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", parents=[common], help="run the whole experiment from this machine")
     add_request(run)
-    run.add_argument("--dry-run", action="store_true", help="print every manifest and the GPU-hours; touch no cluster, write nothing")
+    run.add_argument("--dry-run", action="store_true", help="print every manifest and what it takes; touch no cluster, write nothing")
     run.set_defaults(run=_run)
 
     plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and what of it is done; write nothing")
@@ -58,17 +58,23 @@ def _run(options: argparse.Namespace) -> int:
         return run(prepared, verbose=options.verbose)
     from pipelines.planning.summary import preview
     from pipelines.steps.dry_run import render
+    from trainer.storage.recipes import read_base
 
-    print(render(*preview(prepared.request, prepared.root), prepared.profile, prepared.request), end="")
+    base = read_base(prepared.request.recipe)
+    print(render(*preview(prepared.request, prepared.root), prepared.profile, prepared.request, base), end="")
     return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
     from pipelines.local.run import prepare
-    from pipelines.planning.summary import print_plan
+    from pipelines.planning.summary import preview, print_plan
+    from pipelines.steps.dry_run import takes
+    from trainer.storage.recipes import read_base
 
     prepared = prepare(request_of(options))
-    print_plan(prepared.request, prepared.root)
+    experiment, cells = preview(prepared.request, prepared.root)
+    base = read_base(prepared.request.recipe)
+    print_plan(experiment, cells, takes(experiment, cells, prepared.profile, prepared.request, base))
     return 0
 
 

@@ -29,8 +29,9 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]
         if dataclasses.is_dataclass(value):
             yield from fields(value, f"{prefix}{item.name}.")
         else:
-            tag = item.metadata["tag"]
-            yield f"{prefix}{item.name}", value, tag, item.metadata["why"] or SENTENCES[tag]
+            tag, since = item.metadata["tag"], item.metadata.get("since")
+            why = item.metadata["why"] or SENTENCES[tag]
+            yield f"{prefix}{item.name}", value, tag, f"{why} Since {since}." if since else why
 
 
 def tables() -> str:

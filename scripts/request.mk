@@ -1,7 +1,7 @@
 # Written by scripts/request_files.py from pipelines/planning/request.py: do not edit.
 
 RECIPE ?=## smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself (default: demo)
-SET ?=## what differs from the recipe, such as contrastive.epochs=16 contrastive.global_batch_size=2048 (default: none)
+SET ?=## what differs from the recipe, such as contrastive.epochs=16 (default: none)
 ARMS ?=## what the vision tower starts from; see docs/RECIPES.md for each arm (default: random,perceptual)
 SEEDS ?=## whole numbers; each arm is run once with each (default: 0)
 PAIRS ?=## captioned pictures: a folder, WebDataset tars, or a list of URLs (default: the demo's)
@@ -11,13 +11,13 @@ MAX_REJECT_FRACTION ?=## staging stops when a larger share of the samples is bad
 ROOT ?=## store URI for everything a run keeps: a folder, or s3://bucket/prefix (default: the profile's, else runs)
 EXPERIMENT ?=## runs of one name share work and are compared (default: the recipe's name, or one made from the data)
 PROFILE ?=## where jobs run: a YAML file; on Kubeflow the name of a ConfigMap (default: this machine; on Kubeflow firstsight)
-BACKEND ?=## local, pytorchjob or trainjob (default: the profile's, else local)
+BACKEND ?=## local, or a kind of job on a cluster, such as pytorchjob; docs/ARCHITECTURE.md lists them (default: the profile's, else local)
 NODES ?=## machines of the contrastive job (default: the profile's, else 1)
 GPUS_PER_NODE ?=## GPUs on each machine, one process for each; 0: CPU (default: the profile's)
 IMAGE ?=## the trainer's image, with tag or digest (default: the profile's)
 QUEUE ?=## the queue that admits the jobs, such as a Kueue LocalQueue (default: the profile's)
 RESUME ?=## auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint (default: auto)
-PLACEMENT ?=## how a stage runs, such as compile=true loader_workers=8; docs/PLACEMENT.md lists every key (default: none)
+PLACEMENT ?=## how a stage runs, such as loader_workers=8; see docs/REQUEST.md (default: none)
 
 export REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE RESUME PLACEMENT
 REQUEST_FLAGS = $(if $(REQUEST),--request "$$REQUEST")

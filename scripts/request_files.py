@@ -90,17 +90,34 @@ def request_table() -> str:
     return "\n".join([*rows, ""])
 
 
+def make_table() -> str:
+    """Every parameter as make's variable."""
+    rows = ["| argument | default | what it is |", "|---|---|---|"]
+    rows += [f"| `{name.upper()}` | {default_in_words(item)} | {item.metadata['help']} |" for name, item in FIELDS.items()]
+    return "\n".join([*rows, ""])
+
+
+def kubeflow_table() -> str:
+    """Every parameter of the Kubeflow pipeline, in its order."""
+    rows = ["| parameter | where it is not given | what it is |", "|---|---|---|"]
+    rows.append("| `request` | | a request file's URI, or its YAML; what is given beside it wins |")
+    for name, item in FIELDS.items():
+        rows.append(f"| `{name}` | {'`firstsight`' if name == 'profile' else default_in_words(item)} | {item.metadata['help']} |")
+    rows.append("| `tolerations` | `[]` | JSON list, for the steps' own small pods; those of the jobs are in the profile |")
+    return "\n".join([*rows, ""])
+
+
 def placement_table() -> str:
     """Every key of `placement`."""
     rows = ["| key | default | what it does |", "|---|---|---|"]
     for item in dataclasses.fields(Placement):
         shown = "(empty)" if item.default == "" else str(item.default).lower() if isinstance(item.default, bool) else item.default
-        rows.append(f"| `{item.name}` | {shown} | {item.metadata['why']} |")
+        rows.append(f"| `{item.name}` | {shown} | {item.metadata['why'].replace('|', ', ')} |")
     return "\n".join([*rows, ""])
 
 
-TABLES = {"request": request_table, "placement": placement_table}
-PAGES = ("README.md", "docs/REQUEST.md", "docs/PLACEMENT.md")
+TABLES = {"request": request_table, "make": make_table, "kubeflow": kubeflow_table, "placement": placement_table}
+PAGES = ("README.md", "docs/REQUEST.md", "docs/KUBEFLOW.md")
 
 
 def page(text: str) -> str:

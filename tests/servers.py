@@ -103,15 +103,14 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
 @contextlib.contextmanager
 def minio(folder: Path) -> Iterator[S3Server]:
     """A MinIO that speaks TLS with a certificate of a private CA; built at the first call, which takes minutes."""
-    from tests.cluster import build, settings
+    from tests.cluster import programs
 
-    build.build_go("minio", *build.PACKAGES["minio"])
     certificates = folder / "certs"
     ca_file = make_certificates(certificates)
     port, console = free_ports(2)
     access_key, secret_key = "firsttester", secrets.token_hex(16)
     command = [
-        str(settings.BIN / "minio"), "server", "--quiet", "--address", f"127.0.0.1:{port}", "--console-address", f"127.0.0.1:{console}",
+        str(programs.program("minio")), "server", "--quiet", "--address", f"127.0.0.1:{port}", "--console-address", f"127.0.0.1:{console}",
         "--certs-dir", str(certificates), str(folder / "data"),
     ]  # fmt: skip
     environment = {"MINIO_ROOT_USER": access_key, "MINIO_ROOT_PASSWORD": secret_key, "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}

@@ -7,7 +7,6 @@ import signal
 import sys
 from types import FrameType
 
-from trainer.config import Recipe
 from trainer.errors import Stopped, exit_code
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
@@ -77,11 +76,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stage(options: argparse.Namespace) -> dict[str, str]:
     from trainer.staging.stage import stage_pairs, stage_triplets
+    from trainer.storage.recipes import read_recipe
 
     arguments = {
         "root": options.root,
         "source": options.source,
-        "recipe": _recipe(options),
+        "recipe": read_recipe(options.recipe, options.set),
         "max_reject_fraction": options.max_reject_fraction,
     }
     if options.what == "pairs":
@@ -118,14 +118,6 @@ def _inspect(options: argparse.Namespace) -> None:
     from trainer.staging.inspect import inspect
 
     inspect(options.uri, options.output)
-
-
-def _recipe(options: argparse.Namespace) -> Recipe:
-    from trainer.configs import load_recipe
-    from trainer.storage import read_text
-
-    text = read_text(options.recipe) if options.recipe.endswith((".yaml", ".yml")) else None
-    return load_recipe(options.recipe, options.set, text)
 
 
 if __name__ == "__main__":

@@ -7,34 +7,19 @@ code of the paper, arXiv 2505.14204), `unknown`, or `ours` (a choice that firsts
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from trainer.errors import InputError
+from trainer.fields import canonical_hash as canonical_hash
+from trainer.fields import differing_keys as differing_keys
+from trainer.fields import placement, recipe
+from trainer.fields import recipe_fields as recipe_fields
+from trainer.fields import require as require
 
-Tag = Literal["known", "as coded", "unknown", "ours"]
 StageName = Literal["perceptual", "contrastive", "posthoc"]
 StartKind = Literal["random", "tower", "permuted", "model"]
-TripletLabels = Literal["votes", "flip", "instance", "shuffled"]
 Precision = Literal["fp32", "bf16", "fp64"]
-
-
-def recipe(default: Any, tag: Tag, why: str) -> Any:
-    """A field that changes the numbers; `tag` and `why` say where its value comes from."""
-    return field(default=default, metadata={"kind": "recipe", "tag": tag, "why": why})
-
-
-def placement(default: Any, why: str) -> Any:
-    """A field that says where and how to run; it never enters the recipe hash."""
-    return field(default=default, metadata={"kind": "placement", "why": why})
-
-
-def require(key: str, value: object, rule: str, ok: bool) -> None:
-    """Raise InputError naming the dotted key, the rule and the value, unless ok."""
-    if not ok:
-        raise InputError(f"{key} must be {rule}, got {value!r}")
 
 
 def _at_least(bound: int, section: str, config: object, *names: str) -> None:
@@ -89,15 +74,17 @@ _SIZES = (
 class OptimizerConfig:
     """The optimiser and its schedule."""
 
-    name: Literal["adamw", "adam"] = recipe("adamw", "known", "")
+    name: Literal["adamw", "adam"] = recipe("adamw", "known", "AdamW as published; post-hoc tuning's Adam as coded.")
     learning_rate: float = recipe(5e-4, "as coded", "Peak, after warm-up.")
     weight_decay: float = recipe(0.1, "as coded", "")
     beta1: float = recipe(0.9, "as coded", "")
     beta2: float = recipe(0.98, "as coded", "")
     eps: float = recipe(1e-8, "as coded", "")
     warmup_steps: int = recipe(0, "as coded", "Linear from 0.")
-    schedule: Literal["cosine", "constant"] = recipe("cosine", "as coded", "Cosine to 0 at the last step.")
-    clip_norm: float = recipe(0.0, "unknown", "Gradient norm is clipped to this; 0: never (commented out in the code).")
+    schedule: Literal["cosine", "constant"] = recipe(
+        "cosine", "as coded", "After warm-up: cosine to 0 at the horizon (`contrastive.schedule_horizon`), or constant at the peak."
+    )
+    clip_norm: float = recipe(0.0, "unknown", "Gradient norm is clipped to this; 0: never. The code names 3 for stage 2, and applies none.")
     no_decay: Literal["gains_and_biases", "gains_biases_and_positions"] = recipe(
         "gains_and_biases", "as coded", "Which parameters weight decay leaves alone."
     )
@@ -144,7 +131,7 @@ class ContrastiveConfig:
     accumulation: Literal["gradcache", "independent"] = recipe("gradcache", "ours", "How a batch that does not fit is split.")
     epochs: int = recipe(32, "as coded", "")
     schedule_horizon: Literal["optimizer_steps", "as_coded"] = recipe(
-        "optimizer_steps", "ours", "As coded, the horizon ignores the accumulation of 6 and the rate stays above 94 % of its peak."
+        "optimizer_steps", "ours", "As coded, the horizon ignores the accumulation of 6 and the rate stays above 93 % of its peak."
     )
     augmentation: Literal["moco_v2", "crop", "none"] = recipe("moco_v2", "as coded", "As DeCLIP.")
     crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop.")
@@ -309,8 +296,9 @@ class StageConfig:
     point: str = placement("", "Of the cell, where the request varies its recipe; empty: it does not.")
     seed: int = recipe(0, "ours", "Root of the named random streams.")
     output: str = placement("", "Folder of this stage: config.yaml, checkpoints/, final/.")
+    request: str = placement("", "The stored request that planned it; lineage.json and the page name it.")
     data: DataConfig = recipe(DataConfig(), "ours", "")
-    labels: TripletLabels = recipe("votes", "ours", "Which judgement a perceptual stage learns from.")
+    labels: str = recipe("votes", "ours", "Which judgement a perceptual stage learns from: a kind of trainer/labels/.")
     start: StartConfig = recipe(StartConfig(), "ours", "")
     model: ModelConfig = recipe(ModelConfig(), "known", "")
     perceptual: PerceptualConfig | None = recipe(None, "ours", "Set where stage is perceptual.")
@@ -332,38 +320,9 @@ def stream_seed(seed: int, stream: str) -> int:
     return int.from_bytes(hashlib.sha256(f"firstsight:{seed}:{stream}".encode()).digest()[:8], "big") >> 1
 
 
-def recipe_fields(config: Any) -> dict[str, Any]:
-    """The recipe fields of a configuration as plain data, placement left out at every depth."""
-    result: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        if item.metadata.get("kind") != "recipe":
-            continue
-        value = getattr(config, item.name)
-        if isinstance(value, tuple):
-            result[item.name] = [recipe_fields(part) if dataclasses.is_dataclass(part) else part for part in value]
-        else:
-            result[item.name] = recipe_fields(value) if dataclasses.is_dataclass(value) else value
-    return result
-
-
-def canonical_hash(value: object) -> str:
-    """SHA-256 (hex) over canonical JSON: sorted keys, no spaces, shortest round-trip floats."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def recipe_hash(config: StageConfig) -> str:
     """The identity of a stage: its recipe fields, data identity, start and seed. Placement is not in it."""
     return canonical_hash(recipe_fields(config))
-
-
-def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys whose values differ, as `key: old -> new`."""
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from differing_keys(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}: {before!r} -> {after!r}"
 
 
 @dataclass(frozen=True, kw_only=True)

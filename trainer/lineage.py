@@ -23,6 +23,7 @@ from trainer.config import StartConfig, StartKind
 from trainer.errors import Corrupt, InputError
 from trainer.storage import join, read_bytes
 from trainer.storage.committed import Committed, read_committed
+from trainer.storage.recipes import what_differs
 
 FORMAT_VERSION = 1
 TOWER_FILE = "vision.safetensors"
@@ -67,7 +68,8 @@ def check_start(start: StartConfig) -> Committed | None:
         raise InputError(f"start.uri {start.uri}: no COMMITTED.json, so there is no finished model here")
     known = (seal.recipe_hash, seal.facts.get("vision_sha256"), seal.facts.get("weights_sha256"))
     if start.recipe_hash not in known:
-        raise InputError(f"start.recipe_hash must be that of {start.uri} ({seal.recipe_hash[:12]}), got {start.recipe_hash[:12]}")
+        differing = what_differs(start.uri.rstrip("/").rpartition("/")[0], seal.recipe_hash, start.recipe_hash)
+        raise InputError(f"start.recipe_hash must be that of {start.uri}{differing}")
     file = _weights_file(start.kind, seal)
     if file not in seal.files:
         raise InputError(f"start.uri {start.uri}: start.kind {start.kind} needs {file}, its COMMITTED.json names {sorted(seal.files)}")

@@ -39,12 +39,14 @@ class Kind:
         plural: as in addresses and roles.
         kind: as in manifests.
         source: who brings it, for the message where the cluster does not have it.
+        pod_label: of a kind of job, the label of its pods that holds its name; set by its controller.
     """
 
     api_version: str
     plural: str
     kind: str
     source: str = ""
+    pod_label: str = ""
 
     @property
     def resource(self) -> str:
@@ -59,9 +61,6 @@ class Kind:
         return f"{prefix}{middle}/{self.plural}{f'/{name}' if name else ''}"
 
 
-PYTORCHJOB = Kind("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "the training operator v1")
-TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer v2")
-JOB = Kind("batch/v1", "jobs", "Job")
 POD = Kind("v1", "pods", "Pod")
 EVENT = Kind("v1", "events", "Event")
 WORKFLOW = Kind("argoproj.io/v1alpha1", "workflows", "Workflow", "Argo Workflows")

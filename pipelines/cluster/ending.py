@@ -5,24 +5,18 @@ import time
 from typing import Any
 
 from pipelines.cluster.api import Conflict
-from pipelines.cluster.connection import JOB, POD, PYTORCHJOB, TRAINJOB, Cluster, Kind
+from pipelines.cluster.connection import POD, Cluster, Kind
 from trainer.errors import RunError
 
 POD_GRACE_SECONDS = 20
 """Left to pods that nobody wants any more, instead of their 180 s; trainers save in it what they can."""
-POD_LABEL = {
-    PYTORCHJOB: "training.kubeflow.org/job-name",
-    TRAINJOB: "jobset.sigs.k8s.io/jobset-name",
-    JOB: "batch.kubernetes.io/job-name",
-}
-"""Which label of a pod names its job; each kind's controller sets its own."""
 GONE_SECONDS = 120.0
 POLL_SECONDS = 1.0
 
 
 def pods_of(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None) -> list[dict[str, Any]]:
     """The job's pods, those that are being deleted too."""
-    return cluster.list(POD, labels=f"{POD_LABEL[kind]}={name}", namespace=namespace)
+    return cluster.list(POD, labels=f"{kind.pod_label}={name}", namespace=namespace)
 
 
 def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, resource_version: str = "") -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 from pipelines.jobs.base import Backend, JobSpec
 from pipelines.jobs.local import LocalBackend
+from pipelines.jobs.shapes import LOCAL, by_backend, require_backend
 from pipelines.jobs.shapes.base import Shape
+from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.planning.request import Request
-from pipelines.profile.profile import BackendName, Profile, job_settings
+from pipelines.profile.profile import Profile, job_settings
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 from trainer.storage.base import local_path
@@ -28,9 +30,10 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
         keep_open: file descriptors that a local job inherits.
 
     Raises:
-        InputError: no cluster by this kubeconfig, or a store that pods cannot reach.
+        InputError: a backend that there is not, no cluster by this kubeconfig, or a store that pods cannot reach.
     """
-    if profile.backend == "local" or spec.kind == "report":
+    require_backend(profile.backend)
+    if profile.backend == LOCAL or spec.kind == "report":
         return LocalBackend(keep_open=keep_open)
     settings = stage_settings(profile, request, spec)
     assert spec.identity is not None, spec.name
@@ -49,19 +52,9 @@ def stage_settings(profile: Profile, request: Request, spec: JobSpec) -> JobSett
     return dataclasses.replace(settings, nodes=1) if one else settings
 
 
-def shape_for(backend: BackendName, spec: JobSpec, settings: JobSettings) -> Shape:
+def shape_for(backend: str, spec: JobSpec, settings: JobSettings) -> Shape:
     """How this kind of job looks on that backend."""
-    if spec.kind != "train":
-        from pipelines.jobs.shapes.indexed import IndexedJobs
-
-        return IndexedJobs(settings)
-    if backend == "trainjob":
-        from pipelines.jobs.shapes.trainjob import TrainJobs
-
-        return TrainJobs(settings)
-    from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
-
-    return PyTorchJobs(settings)
+    return by_backend()[backend](settings) if spec.kind == "train" else IndexedJobs(settings)
 
 
 def require_reachable(root: str, settings: JobSettings) -> None:

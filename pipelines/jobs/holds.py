@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pipelines.cluster.names import DOMAIN
+from pipelines.jobs.shapes import shape_of
 
 HELD_BY = f"{DOMAIN}/held-by."
 """Annotation of a shell's hold, before the holder's name; its value is the time of the last heartbeat."""
@@ -76,7 +77,7 @@ def decide(jobs: Sequence[Mapping[str, Any]], workflows: Workflows, now: float, 
     """What to do about the labelled jobs, given what is known of the Workflows that they name.
 
     Args:
-        jobs: PyTorchJobs, TrainJobs and Jobs, all with firstsight's label.
+        jobs: of all kinds, with firstsight's label.
         workflows: those that the jobs' holds name.
         now: POSIX time.
         grace_seconds: between a Workflow's failure and the end of its holds.
@@ -119,9 +120,8 @@ def foreign_owners(job: Mapping[str, Any]) -> bool:
 
 
 def has_ended(job: Mapping[str, Any]) -> bool:
-    """Whether its controller says that nothing more will happen: PyTorchJobs are Succeeded, Jobs and TrainJobs Complete, or Failed."""
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return any(entry["type"] in ("Succeeded", "Complete", "Failed") and entry["status"] == "True" for entry in conditions)
+    """Whether its controller says that nothing more will happen."""
+    return shape_of(job).phase(job).ended
 
 
 def without(job: Mapping[str, Any], ended: Sequence[Hold]) -> dict[str, Any]:

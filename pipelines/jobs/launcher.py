@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipelines.cluster.api import Conflict
@@ -135,10 +135,12 @@ class ClusterBackend:
         theirs = annotations.get(RECIPE_HASH, "")
         if theirs == spec.recipe_hash:
             return
-        from pipelines.planning.plan import differing_stages  # here: it reads YAML into configurations, which is slow to import
+        if spec.kind == "train":
+            from trainer.storage.recipes import what_differs  # here: it reads YAML, which is slow to import
 
-        keys = differing_stages(annotations.get(OUTPUT, ""), spec.folder)
-        what = f": {'; '.join(keys)}" if keys else f" (recipe hash {theirs[:12] or 'none'}, not {spec.recipe_hash[:12]})"
+            what = what_differs(annotations.get(OUTPUT, ""), theirs, spec.recipe_hash, spec.folder)
+        else:
+            what = differing_arguments(job, spec)
         raise InputError(
             f"{self.shape.kind.kind} {self.cluster.namespace}/{job['metadata']['name']} runs another recipe under this name{what}: "
             "give the experiment another name, or cancel that run first"
@@ -163,6 +165,26 @@ class ClusterBackend:
         most = max((int(node.get("status", {}).get("allocatable", {}).get(GPU, 0)) for node in nodes), default=0)
         if nodes and wanted > most:
             raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {GPU}, got {wanted}")
+
+
+def differing_arguments(job: Object, spec: JobSpec) -> str:
+    """In which arguments a staging or evaluation job differs from what is asked for: its recipe hash is over them."""
+    theirs = next(_arguments(job["spec"]), [])
+    gone = [argument for argument in theirs if argument not in spec.arguments]
+    new = [argument for argument in spec.arguments if argument not in theirs]
+    if gone or new:
+        return f": arguments {' '.join(gone) or '(none)'} -> {' '.join(new) or '(none)'}"
+    return ": the recipe hashes of the models that it measures" if spec.kind == "evaluate" else ": the order of its arguments"
+
+
+def _arguments(part: Any) -> Iterator[list[str]]:
+    """The containers' arguments, wherever this kind of job keeps them."""
+    if isinstance(part, dict):
+        if isinstance(part.get("args"), list):
+            yield part["args"]
+        part = list(part.values())
+    for below in part if isinstance(part, list) else []:
+        yield from _arguments(below)
 
 
 def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:

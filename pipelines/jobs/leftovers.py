@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.ending import wait_until_gone
-from pipelines.cluster.finding import find_jobs
+from pipelines.jobs.finding import find_jobs
 from pipelines.jobs.holds import has_ended
 from pipelines.jobs.owners import find_holder, release
 

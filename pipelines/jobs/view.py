@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipelines.cluster.connection import EVENT, POD, Cluster, Kind
-from pipelines.cluster.ending import POD_LABEL
 from pipelines.cluster.watch import DELETED, SYNCED, Object
 from trainer.errors import InputError, RunError
 
@@ -29,7 +28,7 @@ class View:
     def __enter__(self) -> "View":
         """Begin to watch."""
         events = self._cluster.watch(EVENT, fields="type=Warning", stop=self._stop)
-        pods = self._cluster.watch(POD, labels=f"{POD_LABEL[self._kind]}={self.name}", stop=self._stop)
+        pods = self._cluster.watch(POD, labels=f"{self._kind.pod_label}={self.name}", stop=self._stop)
         job = self._cluster.watch(self._kind, name=self.name, stop=self._stop)
         for what, watch, take in (("job", job, self._take_job), ("pods", pods, self._take_pod), ("events", events, self._take_event)):
             threading.Thread(target=self._follow, args=(what, watch, take), name=f"watch {what}", daemon=True).start()

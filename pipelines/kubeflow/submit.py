@@ -157,10 +157,7 @@ def _failures(run: Any, request: Request) -> list[dict[str, Any]]:
 
 def _experiment_uri(request: Request) -> str:
     """Where the experiment lies, as far as this machine knows: a cluster's profile need not be readable here."""
-    profile = read_profile()
-    if not request.root and not profile.root:
-        raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
-    return layout.experiment(root_of_run(request.root, profile), request.experiment)
+    return layout.experiment(root_of_run(request.root, read_profile()), request.experiment)
 
 
 def _print_report(request: Request) -> None:

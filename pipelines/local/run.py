@@ -27,11 +27,13 @@ from rich.console import Console
 from pipelines.jobs.backends import require_reachable
 from pipelines.jobs.lock import JOBS_VARIABLE, exclusive
 from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
+from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
 from pipelines.local.progress import Display
 from pipelines.planning.request import Request, resolve
-from pipelines.planning.summary import print_summary
+from pipelines.planning.summary import preview, print_summary
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
+from pipelines.steps.checking import check_experiment
 from pipelines.steps.running import PARENT_VARIABLE, failures, root_of_run
 from trainer.progress import PROGRESS_VARIABLE, STOP_VARIABLE
 from trainer.storage import layout
@@ -48,11 +50,13 @@ class Prepared:
         request: resolved.
         root: store URI under which everything lies.
         profile: the request's, with its backend laid over it.
+        notes: what a person should know before it runs.
     """
 
     request: Request
     root: str
     profile: Profile
+    notes: tuple[str, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -65,17 +69,19 @@ def prepare(merged: Request) -> Prepared:
 
     Raises:
         InputError: a wrong arm, seed, recipe, name, number of nodes …, `judged` where FLIP will be the judge, or a store that
-            the jobs' pods do not reach.
+            the jobs' pods do not reach, a source that is missing, a recipe that does not fit the machines.
     """
     request = resolve(merged)
     if request.profile:
         os.environ[PROFILE_VARIABLE] = request.profile
     use_store_of_profile()
     profile = read_profile(backend=request.backend)
-    root, settings = root_of_run(request.root, profile), job_settings(profile, request)
+    require_backend(profile.backend)
+    root, settings = root_of_run(request.root, profile, default="runs"), job_settings(profile, request)
     if profile.backend != "local":
         require_reachable(root, settings)
-    return Prepared(request=request, root=root, profile=profile)
+    notes = check_experiment(*preview(request, root), profile, request)
+    return Prepared(request=request, root=root, profile=profile, notes=tuple(notes))
 
 
 def run(prepared: Prepared, *, verbose: bool) -> int:
@@ -89,6 +95,8 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
         variables = _variables(Path(scratch), jobs_lock)
         with _environment(variables), _signals(Path(variables[STOP_VARIABLE])) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
+            for line in prepared.notes:
+                display.say(f"note: {line}")
             pipeline = _Pipeline(prepared, Path(scratch), display if verbose else None)
             pipeline.start()
             while pipeline.is_alive():

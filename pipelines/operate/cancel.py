@@ -3,7 +3,7 @@
 import argparse
 
 from pipelines.cluster.ending import end, wait_until_gone
-from pipelines.cluster.finding import find_jobs
+from pipelines.jobs.finding import find_jobs
 from pipelines.jobs.holds import holds
 from pipelines.operate.status import connect
 from trainer.errors import InputError

@@ -15,7 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster.api import Api, Refused
-from pipelines.cluster.connection import JOB, POD, PYTORCHJOB, TRAINJOB, WORKFLOW, Cluster, Kind, MissingKind
+from pipelines.cluster.connection import POD, WORKFLOW, Cluster, Kind, MissingKind
+from pipelines.jobs.holds import has_ended
+from pipelines.jobs.shapes import by_backend, job_kinds, require_backend
+from pipelines.jobs.shapes.indexed import JOB
 from trainer.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -27,26 +30,28 @@ Rights = Mapping[str, Sequence[str]]
 
 _FOLLOW = ("get", "list", "watch")
 RUN_RIGHTS: Rights = {
-    "pytorchjobs.kubeflow.org": (*_FOLLOW, "create", "patch", "delete"),
-    "trainjobs.trainer.kubeflow.org": (*_FOLLOW, "create", "patch", "delete"),
-    "jobs.batch": (*_FOLLOW, "create", "patch", "delete"),
+    **{kind.resource: (*_FOLLOW, "create", "patch", "delete") for kind in job_kinds()},
     "pods": (*_FOLLOW, "delete"),
     "pods/log": ("get",),
     "events": _FOLLOW,
     "workflows.argoproj.io": ("get",),
 }
-"""What the steps of a pipeline may do in their namespace; the chart's Role is held against this table by a test."""
+"""What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/job_kinds.py."""
 REAPER_RIGHTS: Rights = {
     "workflows.argoproj.io": _FOLLOW,
-    "pytorchjobs.kubeflow.org": (*_FOLLOW, "patch", "delete"),
-    "trainjobs.trainer.kubeflow.org": (*_FOLLOW, "patch", "delete"),
-    "jobs.batch": (*_FOLLOW, "patch", "delete"),
+    **{kind.resource: (*_FOLLOW, "patch", "delete") for kind in job_kinds()},
     "pods": (*_FOLLOW, "delete"),
 }
-"""Likewise of the reaper."""
+"""Likewise the reaper."""
+UNINSTALL_RIGHTS: Rights = {
+    **{kind.resource: ("list",) for kind in job_kinds()},
+    # Jobs and pods of hooks and tests that failed stay for their logs: uninstall takes them along.
+    JOB.resource: ("list", "delete"),
+    "pods": ("list", "delete"),
+}
+"""Likewise what runs before the chart is uninstalled."""
 LIVING = "app.kubernetes.io/part-of=firstsight,app.kubernetes.io/component=trainer"
 _HOOKS = frozenset({"check", "bucket", "pipeline"})
-_FINISHED = frozenset({"Succeeded", "Failed", "Complete"})
 
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -152,8 +157,9 @@ def round_trip(root: str) -> str:
 
 
 def needed_kinds(profile: "Profile", *, kubeflow: bool) -> list[Kind]:
-    """The kinds of object that a run with this profile makes or reads."""
-    kinds = {"pytorchjob": [PYTORCHJOB], "trainjob": [TRAINJOB], "local": []}[profile.backend]
+    """The kinds of object that a run with this profile makes or reads and that a cluster may lack."""
+    require_backend(profile.backend)
+    kinds = [shape.kind for name, shape in by_backend().items() if name == profile.backend]
     return [*kinds, WORKFLOW] if kubeflow else kinds
 
 
@@ -207,22 +213,17 @@ def _healthy(url: str, path: str, ca_variable: str) -> str:
 
 def _no_job_lives(cluster: Cluster, namespace: str) -> str:
     living = []
-    for kind in (PYTORCHJOB, TRAINJOB, JOB):
+    for kind in job_kinds():
         try:
             jobs = cluster.list(kind, labels=LIVING, namespace=namespace)
         except MissingKind:
             continue
-        living += [f"{kind.kind} {job['metadata']['name']}" for job in jobs if not _is_finished(job)]
+        living += [f"{kind.kind} {job['metadata']['name']}" for job in jobs if not has_ended(job)]
     if living:
         raise InputError(
             f"{', '.join(living)} still run: end them (python -m pipelines cancel), or set uninstall.force=true by an upgrade first"
         )
     return "none lives"
-
-
-def _is_finished(job: Mapping[str, Any]) -> bool:
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return any(condition["type"] in _FINISHED and condition["status"] == "True" for condition in conditions)
 
 
 def _sweep(cluster: Cluster, namespace: str, release: str) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 from pipelines.cluster import ending
 from pipelines.cluster.api import Conflict
 from pipelines.cluster.connection import WORKFLOW, Cluster, Kind, MissingKind
-from pipelines.cluster.finding import JOB_KINDS, PART_OF
 from pipelines.cluster.watch import DELETED, SYNCED
 from pipelines.jobs import holds
+from pipelines.jobs.finding import PART_OF
 from pipelines.jobs.holds import Action
+from pipelines.jobs.shapes import job_kinds
 from pipelines.operate.reaper_server import Metrics, serve
 from trainer.errors import InputError, RunError
 
@@ -83,7 +84,7 @@ class Reaper:
         """One round over what there is now; the exit code is 1 where something could not be read or done."""
         failed = False
         for namespace in self._namespaces:
-            for kind in JOB_KINDS:
+            for kind in job_kinds():
                 try:
                     for job in self._cluster.list(kind, labels=PART_OF, namespace=namespace):
                         self._jobs[job["metadata"]["uid"]] = (kind, job)
@@ -100,7 +101,7 @@ class Reaper:
     def watch(self, stop: threading.Event) -> None:
         """Act on every change, and when a grace ends, until `stop` is set."""
         for namespace in self._namespaces:
-            for kind in (WORKFLOW, *JOB_KINDS):
+            for kind in (WORKFLOW, *job_kinds()):
                 self._unheard.add((kind, namespace))
                 name = f"{kind.plural} in {namespace or 'all namespaces'}"
                 thread = threading.Thread(target=self._follow, args=(kind, namespace, stop), name=name, daemon=True)

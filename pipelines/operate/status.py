@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.cluster.connection import JOB, POD, PYTORCHJOB, TRAINJOB, Cluster, Kind
-from pipelines.cluster.ending import POD_LABEL
-from pipelines.cluster.finding import PART_OF, find_jobs, identity_of
+from pipelines.cluster.connection import POD, Cluster, Kind
 from pipelines.cluster.names import DOMAIN
+from pipelines.jobs.finding import PART_OF, find_jobs, identity_of
 from pipelines.jobs.holds import STALE_SECONDS, holds, posix_time
+from pipelines.jobs.shapes import job_kinds, shape_of
 from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.stuck import find_stuck
 from pipelines.jobs.view import View
 from pipelines.profile.profile import read_profile, use_store_of_profile
-from pipelines.profile.settings import JobSettings
 from trainer.storage import layout, open_store
 from trainer.storage.base import MIN_RANGE_BYTES
 
@@ -34,7 +33,7 @@ class Row:
 
     Attributes:
         job: its name.
-        kind: PyTorchJob, TrainJob or Job.
+        kind: of its object, such as PyTorchJob.
         experiment: it belongs to.
         cell: as labelled; empty: cells share it, or it is not of one.
         arm: as labelled.
@@ -109,8 +108,8 @@ def survey(cluster: Cluster, experiment: str = "") -> list[Row]:
     jobs = find_jobs(cluster, experiment=layout.check_name("experiment", experiment) if experiment else "")
     pods: dict[tuple[Kind, str], list[Object]] = {}
     for pod in cluster.list(POD, labels=PART_OF) if jobs else []:
-        for kind, label in POD_LABEL.items():
-            pods.setdefault((kind, (pod["metadata"].get("labels") or {}).get(label, "")), []).append(pod)
+        for kind in job_kinds():
+            pods.setdefault((kind, (pod["metadata"].get("labels") or {}).get(kind.pod_label, "")), []).append(pod)
     outputs = {str((job["metadata"].get("annotations") or {}).get(f"{DOMAIN}/output", "")) for _, job in jobs} - {""}
     progress = read_progress(sorted(outputs))
     now = time.time()
@@ -136,20 +135,8 @@ def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dic
     return dict(found)
 
 
-def shape_of(kind: Kind) -> Shape:
-    """How the status of this kind is read."""
-    from pipelines.jobs.shapes.indexed import IndexedJobs
-    from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
-    from pipelines.jobs.shapes.trainjob import TrainJobs
-
-    shapes: dict[Kind, Shape] = {
-        PYTORCHJOB: PyTorchJobs(JobSettings()), TRAINJOB: TrainJobs(JobSettings()), JOB: IndexedJobs(JobSettings()),
-    }  # fmt: skip
-    return shapes[kind]
-
-
 def _row(kind: Kind, job: Object, pods: list[Object], progress: Mapping[str, Mapping[str, Any]], now: float) -> Row:
-    metadata, shape = job["metadata"], shape_of(kind)
+    metadata, shape = job["metadata"], shape_of(job)
     ready = [pod for pod in pods if _is_ready(pod)]
     state, why = _state(job, shape, pods, len(ready))
     last = progress.get(str((metadata.get("annotations") or {}).get(f"{DOMAIN}/output", "")), {})

@@ -1,46 +1,16 @@
-"""Which cells an experiment has: arms and seeds as a person types them, comma-separated."""
+"""Which cells an experiment has: arms and seeds as a person types them, comma-separated. The arms are those of trainer/arms/."""
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from trainer.config import StartKind, TripletLabels
+from trainer.arms import Arm, registered
 from trainer.errors import InputError
 from trainer.storage.base import absolute
 
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """What the contrastive stage of an arm starts from.
-
-    Attributes:
-        name: as folders and people say it.
-        start: kind of its start; what `posthoc` starts its own stage from is its base arm's model.
-        labels: which judgements its stage-1 tower learns from; None: it trains no tower.
-        tower: the name under which that tower is shared: arms with the same labels share one.
-        source: of `from:<uri>`, the URI; else empty.
-    """
-
-    name: str
-    start: StartKind = "random"
-    labels: TripletLabels | None = None
-    tower: str = ""
-    source: str = ""
-
-
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm(name="random"),
-        Arm(name="perceptual", start="tower", labels="votes", tower="perceptual"),
-        Arm(name="permuted", start="permuted", labels="votes", tower="perceptual"),
-        Arm(name="posthoc", start="model"),
-        Arm(name="judged", start="tower", labels="flip", tower="judged"),
-        Arm(name="instance", start="tower", labels="instance", tower="instance"),
-        Arm(name="shuffled", start="tower", labels="shuffled", tower="shuffled"),
-    )
-}
+__all__ = ["ACCEPTED", "ARMS", "Arm", "parse_arms", "parse_seeds"]
+ARMS = registered()
 ACCEPTED = (*ARMS, "from:<uri>")
+"""What `arms` takes, for help texts and messages."""
 MAX_SEED = 2**31 - 1
 
 

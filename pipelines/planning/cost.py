@@ -1,18 +1,92 @@
-"""How long an experiment takes on accelerators, before anything is started: the arithmetic, and what it assumes.
+"""What a stage takes, before anything is started: steps, memory of a GPU, rate, hours, disk; and what of it is only assumed.
 
-Floating-point operations count multiplications and additions each; backward is twice forward. A ViT-B/32
-pair of 77 tokens comes to 44.3 GFLOP, an image of it alone to 26.5.
+The arithmetic is meant to be checked by hand: `Estimate.lines` prints every factor. Floating-point operations count
+multiplications and additions each, captions at their full length; backward is twice forward. A ViT-B/32 pair of 77 tokens
+comes to 44.3 GFLOP, an image of it alone to 26.5.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from trainer.config import ModelConfig, StageConfig
+from trainer.config import ContrastiveConfig, ModelConfig, PerceptualConfig, PosthocConfig, StageConfig
+from trainer.configs import sizes
+from trainer.configs.sizes import Memory
 from trainer.errors import InputError
 
 PEAK_TFLOPS = 798.0
 """Of an H100 in bf16, as a matrix product reaches it (measured; the SXM data sheet says 989)."""
-UTILISATION = 0.5
-IMAGES_A_TRIPLET = 3
+UTILISATION = 0.466
+"""Part of that which a step is assumed to reach: as ViT-B/32 did in row M (below). Other GPUs: in the ratio of their data sheets."""
+FED_RATE, FED_PAIRS = 8390.0, 1024
+"""Row M of docs/BENCHMARKS.md: pairs/s of ViT-B/32 on an H100, fed from JPEG shards, compiled, MoCo-v2, captions of mean 24 tokens,
+at this local batch size. A test compares it with docs/benchmarks.json."""
+CACHE_SHARE = 3 / 4
+"""Of the rate that is left with the gradient cache, which runs forward twice: 3 units of work (backward is 2) become 4."""
+UNCOMPILED_SHARE = 110 / 147
+"""Of the rate without torch.compile: milliseconds a step in docs/PERFORMANCE_NOTES.md, "compile, a block at a time"."""
+STEP_SECONDS = 0.025
+"""A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs a GPU."""
+MOST_LOADER_WORKERS = 16
+"""Decoding processes of a rank beside a GPU, which are one fewer than its cores: trainer/run/placing.py chooses so."""
+CORE_GFLOPS = 50.0
+"""Of a CPU core: assumed. The demo reached 37 to 51 on a 2-core EPYC; ViT-B/32 in bf16 there 150 (row O), on a Xeon without bf16 20."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """What a stage runs on.
+
+    Attributes:
+        nodes: machines.
+        gpus_per_node: on each, one rank a GPU; 0: CPUs.
+        processes_per_node: ranks on each node without GPUs.
+        gpu_bytes: memory of one GPU; 0: not known.
+        gpu: its product's name, such as NVIDIA-H100-80GB-HBM3; empty: not known, taken for an H100.
+        cores: of a rank, or of the CPU process.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 1
+    processes_per_node: int = 1
+    gpu_bytes: int = 0
+    gpu: str = ""
+    cores: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """One a GPU, else as many as there are processes."""
+        return self.nodes * (self.gpus_per_node or self.processes_per_node)
+
+    def one_node(self) -> "Machines":
+        """One of them."""
+        return dataclasses.replace(self, nodes=1)
+
+    def __str__(self) -> str:
+        """`2 x 8 GPUs`, or `2 x 1 process of 2 cores`."""
+        if self.gpus_per_node:
+            return f"{self.nodes} x {self.gpus_per_node} GPU{'s' * (self.gpus_per_node > 1)}"
+        several, cores = "es" * (self.processes_per_node > 1), "s" * (self.cores > 1)
+        return f"{self.nodes} x {self.processes_per_node} process{several} of {self.cores} core{cores}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Of a training split: how many, how that is known, and whether it is (0, or a guess, otherwise)."""
+
+    count: int
+    said: str
+    known: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Samples a second of one rank, and where the figure is from. `measured`: nothing in it is assumed."""
+
+    rate: float
+    measured: bool
+    said: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,49 +94,216 @@ class Estimate:
     """What one stage takes.
 
     Attributes:
-        samples: seen in all epochs.
-        flops: of them all, forward and backward.
-        gpu_hours: at `rate`.
-        rate: samples a second on one accelerator.
-        measured: whether the rate was measured, or follows from the peak.
+        stage: its resolved configuration.
+        machines: that it runs on.
+        asked: placement's fields as the run asks for them; what is missing is `auto`.
+        data: of an epoch.
+        local_batch_size: samples of a micro-batch.
+        whole: samples that a rank would run at once where memory sets no limit.
+        memory: of a rank's GPU; None on CPUs.
+        rate: of a rank.
     """
 
-    samples: int
-    flops: float
-    gpu_hours: float
-    rate: float
-    measured: bool
+    stage: StageConfig
+    machines: Machines
+    data: Samples
+    local_batch_size: int
+    whole: int
+    memory: Memory | None
+    rate: Rate
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch; the rest is left out."""
+        return self.data.count // settings(self.stage).global_batch_size
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs."""
+        return self.steps_per_epoch * settings(self.stage).epochs
+
+    @property
+    def samples(self) -> int:
+        """Seen in all steps."""
+        return self.steps * settings(self.stage).global_batch_size
+
+    @property
+    def flops(self) -> float:
+        """Of all samples, forward and backward."""
+        return self.samples * sample_flops(self.stage)
+
+    @property
+    def hours(self) -> float:
+        """From the first step to the last."""
+        return self.samples / (self.rate.rate * self.machines.ranks) / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours times GPUs (CPU processes where there are none)."""
+        return self.hours * self.machines.ranks
+
+    @property
+    def disk(self) -> int:
+        """Bytes of what is kept: checkpoints (one more while it is written) and the final model."""
+        return self.checkpoints * sizes.checkpoint_bytes(self.stage) + sizes.final_bytes(self.stage)
+
+    @property
+    def checkpoints(self) -> int:
+        """The most that lie in the store at a time."""
+        place = self.stage.placement
+        last, every = (int(self.asked.get(name, getattr(place, name))) for name in ("keep_last", "checkpoint_every_epochs"))
+        return last + 1 + (settings(self.stage).epochs // every if every else 0)
+
+    @property
+    def what(self) -> str:
+        """Of what the samples are."""
+        return "pairs" if self.stage.stage == "contrastive" else "triplets"
+
+    def lines(self) -> list[str]:
+        """What it takes, a line each, every factor in it."""
+        what, unit = self.what, "GPU" if self.machines.gpus_per_node else "process"
+        ranks, recipe, mark = self.machines.ranks, settings(self.stage), "measured" if self.rate.measured else "assumed"
+        batch, together = recipe.global_batch_size, self.rate.rate * ranks
+        checkpoint, final = sizes.checkpoint_bytes(self.stage), sizes.final_bytes(self.stage)
+        return [
+            f"data: {self.data.count:,} {what} ({self.data.said}) // {batch:,} = {self.steps_per_epoch:,} steps x {recipe.epochs} epochs "
+            f"= {self.steps:,} steps, {self.samples:,} {what}; warm-up {recipe.optimizer.warmup_steps:,} steps",
+            f"ranks: {self.machines} = {ranks}; {batch:,} / {ranks} = {batch // ranks:,} {what} a rank",
+            f"placement: {', '.join(self._placement())}",
+            f"memory: {self._memory()}",
+            f"rate: {number(self.rate.rate)} {what}/s a {unit} x {ranks} = {number(together)} {what}/s [{mark}: {self.rate.said}]",
+            f"time: {self.samples:,} / {number(together)} / 3600 = {number(self.hours)} hours; x {ranks} = {number(self.gpu_hours)} "
+            f"{unit}-hours [{mark}]",
+            f"disk: {self.checkpoints} checkpoints x {checkpoint / 1e9:,.2f} GB + final {final / 1e9:,.2f} GB = {self.disk / 1e9:,.1f} GB",
+        ]
+
+    def _placement(self) -> list[str]:
+        way = "the gradient cache" if self.stage.stage == "contrastive" else "accumulation"
+        held = "the whole share" if self.local_batch_size == self.whole else f"of {self.whole:,}, through {way}"
+        workers, cores = self.asked.get("loader_workers", "auto"), self.machines.cores
+        if workers == "auto":
+            most = min(cores - 1, MOST_LOADER_WORKERS) if self.machines.gpus_per_node else 0
+            workers = f"{most} (of {cores} core{'s' * (cores > 1)} a rank)"
+        compiled = "on" if is_compiled(self.asked, self.machines) else "off"
+        return [f"compile {compiled}", f"loader_workers {workers}", f"local_batch_size {self.local_batch_size:,} ({held})"]
+
+    def _memory(self) -> str:
+        memory, gpu_bytes = self.memory, self.machines.gpu_bytes
+        if memory is None:
+            return "no GPU: not estimated"
+        parts = (
+            f"weights, gradients, moments {memory.state / 1e9:,.2f} + {memory.samples:,} {self.what} x {memory.sample / 1e6:,.1f} MB "
+            f"+ share and loss {memory.share / 1e9:,.2f} + CUDA {memory.context / 1e9:,.2f} = {memory.total / 1e9:,.1f} GB a rank"
+        )
+        if not gpu_bytes:
+            return f"{parts} [assumed; jobs.gpu_memory is not set]"
+        return f"{parts}, {memory.total / gpu_bytes:.0%} of {gpu_bytes / 1e9:,.1f} GB (at most {sizes.USABLE_FRACTION:.0%}) [assumed]"
 
 
-def estimate(stage: StageConfig, samples_per_epoch: int, measured_rate: float = 0.0) -> Estimate:
-    """What `stage` takes on data of this size.
+def estimate(
+    stage: StageConfig, data: Samples, machines: Machines, asked: Mapping[str, Any] | None = None, measured: Rate | None = None
+) -> Estimate:
+    """What `stage` takes.
 
     Args:
         stage: the resolved stage.
-        samples_per_epoch: pairs, or triplets, in the training split.
-        measured_rate: samples a second on one accelerator, where an earlier run measured it; 0: from the peak.
+        data: of its training split.
+        machines: that it runs on.
+        asked: placement's fields as the run asks for them; what is missing or `auto` is chosen here.
+        measured: what an earlier run reached there; None: the rate follows from a benchmark, or from the peak.
+
+    Raises:
+        InputError: an unknown model, ranks that do not divide the batch, or a batch that does not fit.
     """
-    epochs = (stage.perceptual or stage.contrastive or stage.posthoc).epochs  # type: ignore[union-attr]
-    samples = samples_per_epoch * epochs
-    flops = _flops(stage) * samples
-    rate = measured_rate or PEAK_TFLOPS * 1e12 * UTILISATION / _flops(stage)
-    return Estimate(samples=samples, flops=flops, gpu_hours=samples / rate / 3600, rate=rate, measured=bool(measured_rate))
+    asked = asked or {}
+    whole = sizes.whole_batch_size(stage, machines.ranks)
+    local = chosen_batch_size(stage, machines, asked.get("local_batch_size", "auto"))
+    return Estimate(
+        stage=stage,
+        machines=machines,
+        data=data,
+        local_batch_size=local,
+        whole=whole,
+        memory=sizes.training_memory(stage, machines.ranks, local) if machines.gpus_per_node else None,
+        rate=measured or _rate(stage, machines, local, is_compiled(asked, machines)),
+        asked=asked,
+    )
 
 
-def _flops(stage: StageConfig) -> float:
+def chosen_batch_size(stage: StageConfig, machines: Machines, asked: int | str = "auto") -> int:
+    """The micro-batch: as the run asks, else the largest that fits a GPU whose memory is known, else the rank's whole share.
+
+    Raises:
+        InputError: what is asked for, or anything at all, does not fit.
+    """
+    whole = sizes.whole_batch_size(stage, machines.ranks)
+    known = machines.gpus_per_node and machines.gpu_bytes
+    if asked == "auto":
+        return sizes.largest_local_batch_size(stage, machines.ranks, machines.gpu_bytes) if known else whole
+    given = min(int(asked) or whole, whole)
+    needed = sizes.training_bytes(stage, machines.ranks, given)
+    if known and needed > machines.gpu_bytes:
+        raise InputError(
+            f"placement.local_batch_size must fit a GPU of {machines.gpu_bytes / 1e9:,.1f} GB, got {asked}: {given:,} samples of the "
+            f"{stage.stage} stage need an estimated {needed / 1e9:,.1f} GB; auto takes what fits"
+        )
+    return given
+
+
+def settings(stage: StageConfig) -> PerceptualConfig | ContrastiveConfig | PosthocConfig:
+    """The stage's own settings."""
+    found = stage.perceptual or stage.contrastive or stage.posthoc
+    assert found is not None, "a stage has its settings"
+    return found
+
+
+def sample_flops(stage: StageConfig) -> float:
     """Forward and backward of one sample: an image with its caption, or a triplet's three images."""
-    model = stage.model
-    if model.open_clip_name:
-        raise InputError(f"model.open_clip_name {model.open_clip_name!r}: its sizes are known to open_clip alone, so no hours can be told")
-    vision, text = 3 * _vision(model), 3 * _tower(model.context_length, model.text_width, model.text_layers)
-    return vision + text if stage.stage == "contrastive" else IMAGES_A_TRIPLET * vision
+    size = sizes.sizes(stage.model)
+    return size.flops(size.text.tokens) if stage.stage == "contrastive" else sizes.IMAGES_A_TRIPLET * size.flops(0)
 
 
-def _vision(model: ModelConfig) -> float:
-    patches = (model.image_size // model.patch_size) ** 2
-    return _tower(patches + 1, model.vision_width, model.vision_layers) + 2 * patches * 3 * model.patch_size**2 * model.vision_width
+def is_compiled(asked: Mapping[str, Any], machines: Machines) -> bool:
+    """Whether the towers are compiled: as the run asks, else where there are GPUs."""
+    chosen = asked.get("compile", "auto")
+    return machines.gpus_per_node > 0 if chosen == "auto" else bool(chosen)
 
 
-def _tower(tokens: int, width: int, layers: int) -> float:
-    # A block is 12 W^2 weights a token (QKV, output, the 4x MLP), and two products of the tokens with each other.
-    return layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
+def _rate(stage: StageConfig, machines: Machines, local: int, compiled: bool) -> Rate:
+    flops = sample_flops(stage)
+    if not machines.gpus_per_node:
+        said = f"{machines.cores} cores x {CORE_GFLOPS:.0f} GFLOP/s / {flops / 1e9:,.3g} GFLOP"
+        return Rate(rate=machines.cores * CORE_GFLOPS * 1e9 / flops, measured=False, said=said)
+    found = (_fed(stage, machines, local) if compiled else None) or _from_peak(flops, machines)
+    if stage.stage == "contrastive" and local < sizes.whole_batch_size(stage, machines.ranks):
+        found = Rate(rate=found.rate * CACHE_SHARE, measured=False, said=f"{found.said} x 3/4: the gradient cache runs forward twice")
+    if not compiled:
+        found = Rate(rate=found.rate * UNCOMPILED_SHARE, measured=False, said=f"{found.said} x {UNCOMPILED_SHARE:.2f}: not compiled")
+    share = settings(stage).global_batch_size // machines.ranks
+    if share / found.rate < STEP_SECONDS:
+        said = f"{share} / {STEP_SECONDS * 1e3:.0f} ms, the host's part of a step; the GPU alone: {found.rate:,.0f}"
+        return Rate(rate=share / STEP_SECONDS, measured=False, said=said)
+    return found
+
+
+def _fed(stage: StageConfig, machines: Machines, local: int) -> Rate | None:
+    """The rate of row M where it is this stage's: the model, the GPU, the precision, a micro-batch as large."""
+    recipe = stage.contrastive
+    same = recipe is not None and recipe.precision == "bf16" and sizes.sizes(stage.model) == sizes.sizes(ModelConfig())
+    if not same or "H100" not in machines.gpu or local < FED_PAIRS:
+        return None
+    return Rate(rate=FED_RATE, measured=True, said=f"row M of docs/BENCHMARKS.md, {FED_RATE:,.0f}/s on an H100")
+
+
+def _from_peak(flops: float, machines: Machines) -> Rate:
+    known = next((name for name in sizes.PEAK_FLOPS if name in machines.gpu), "H100")
+    peak = PEAK_TFLOPS * sizes.PEAK_FLOPS[known] / sizes.PEAK_FLOPS["H100"]
+    article = "a" if known.startswith("V") else "an"
+    said = f"{UTILISATION:.1%} of {article} {known}'s {peak:.0f} TFLOP/s / {flops / 1e9:,.1f} GFLOP"
+    return Rate(rate=peak * 1e12 * UTILISATION / flops, measured=False, said=said)
+
+
+def number(value: float) -> str:
+    """As a person reads and checks it: whole from 100 on, three digits that count below."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"

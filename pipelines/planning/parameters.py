@@ -27,9 +27,9 @@ def items(default: tuple[str, ...], help: str, *, otherwise: str = "") -> Any:
     return _parameter(default, "list", help, otherwise, "", None)
 
 
-def settings(help: str) -> Any:
-    """Dotted keys with values: `a.b=1 c=2` as text, a mapping in YAML. Empty unless given."""
-    return field(default_factory=dict, metadata={"kind": "settings", "help": help, "otherwise": "none", "rule": "", "ok": None})
+def settings(of: type[Any], help: str) -> Any:
+    """Dotted keys of the dataclass `of` with values: `a.b=1 c=2` as text, a mapping in YAML. Empty unless given."""
+    return field(default_factory=dict, metadata={"kind": "settings", "of": of, "help": help, "otherwise": "none", "rule": "", "ok": None})
 
 
 def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None) -> Any:
@@ -70,7 +70,11 @@ def parse(item: Parameter, value: Any, where: str) -> Any:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         return tuple(_item(where, part) for part in parts)
     require(where, value, "a mapping, or text such as key=value key=value", isinstance(value, str | dict))
-    return _settings(where, value) if isinstance(value, str) else _flat(where, value)
+    if isinstance(value, dict):
+        return _flat(where, value)
+    from trainer.configs import parse_overrides  # here: a step that is done has no use for YAML
+
+    return parse_overrides(one_line(where, value), item.metadata["of"])
 
 
 def _flat(where: str, value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -99,19 +103,6 @@ def _number(where: str, value: Any, *, whole: bool) -> float | int:
             raise InputError(f"{where} must be {rule}, got {value!r}") from error
     require(where, value, rule, isinstance(value, int if whole else int | float) and not isinstance(value, bool))
     return value  # type: ignore[no-any-return]
-
-
-def _settings(where: str, value: str) -> dict[str, Any]:
-    from trainer.configs import load_value  # here: slow to import
-
-    found: dict[str, Any] = {}
-    for part in value.split():
-        key, equals, rest = part.partition("=")
-        require(where, part, "of the form key=value", bool(equals and key))
-        if key in found:
-            raise InputError(f"{where}: {key} is given twice")
-        found[key] = load_value(rest, f"{where}: {key}")
-    return found
 
 
 def one_line(where: str, value: str) -> str:

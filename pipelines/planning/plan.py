@@ -6,6 +6,8 @@ planned and other data for any, and writes each stage's config.yaml, each cell's
 
 import dataclasses
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -18,18 +20,19 @@ from trainer.config import (
     Recipe,
     StageConfig,
     StartConfig,
-    TripletLabels,
     differing_keys,
     recipe_fields,
     recipe_hash,
 )
-from trainer.configs import dump_yaml, load_recipe, load_yaml, parse_config
+from trainer.configs import dump_yaml, load_yaml, read_stored
 from trainer.errors import InputError
+from trainer.labels import named_labels
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
 from trainer.storage.base import MissingObject, absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import FORMAT_VERSION, NAME, Plan, read_plan, recipe_key
+from trainer.storage.recipes import shown
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
 
@@ -78,6 +81,7 @@ class Experiment:
         placement: where and how each stage runs unless its job says otherwise.
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
+        request: URI of the stored request that asked for it.
     """
 
     root: str
@@ -88,6 +92,7 @@ class Experiment:
     placement: Placement = Placement()
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
+    request: str = ""
 
     @property
     def uri(self) -> str:
@@ -95,18 +100,13 @@ class Experiment:
         return layout.experiment(self.root, self.experiment)
 
 
-def read_recipe(name: str) -> Recipe:
-    """A shipped recipe by name, or the YAML at a URI that ends in .yaml."""
-    return load_recipe(name, text=read_text(name) if name.endswith((".yaml", ".yml")) else None)
-
-
 def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
     """The cell of one arm and seed, by the request's recipe; `point` names that recipe where others stand beside it."""
     posthoc = None
-    if arm.name == "posthoc":
+    if arm.finetuned:
         base = resolve(request, ARMS[request.recipe.posthoc.base], seed, point)
         perceptual, contrastive = base.perceptual, base.contrastive
-        posthoc = _posthoc(request, seed, point, contrastive)
+        posthoc = _posthoc(request, arm, seed, point, contrastive)
         measured = [posthoc]
     else:
         perceptual = _tower(request, arm.labels, arm.tower, seed) if arm.labels else None
@@ -127,15 +127,11 @@ def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
 
 
 def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
-    """Refuse the arm whose labels are FLIP's where FLIP was the judge anyway, or where it judged nothing."""
-    if not any(arm.labels == "flip" for arm in arms):
-        return
-    if judge != "FLIP" and not recipe.staging.flip_judges_too:
-        raise InputError(
-            "arms has 'judged', which needs FLIP's judgement of these triplets: set staging.flip_judges_too: true in the recipe"
-        )
-    if judge == "FLIP":
-        raise InputError("arms has 'judged', but these triplets were judged by FLIP anyway, so it would equal 'perceptual': leave it out")
+    """Refuse an arm whose labels these triplets cannot have, such as FLIP's where FLIP was the judge anyway."""
+    for arm in arms:
+        refusal = named_labels(arm.labels).refusal(judge, recipe.staging) if arm.labels else ""
+        if refusal:
+            raise InputError(f"arms has {arm.name!r}, whose labels {refusal}")
 
 
 def weights_of(arms: tuple[Arm, ...]) -> dict[str, str]:
@@ -186,7 +182,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     written = [_written(stage) for stage in stages]
     for stage, before in zip(stages, written, strict=True):
         if before is not None:
-            differing = list(differing_keys(recipe_fields(before), recipe_fields(stage)))
+            differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
             _refuse(f"experiment {request.experiment} ({layout.config(stage.output)})", differing)
     names = {cell.name for cell in cells}
     kept = [entry for entry in earlier["cells"] if entry["cell"] not in names and _is_finished(entry)]
@@ -200,6 +196,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
         "format_version": FORMAT_VERSION,
         "experiment": request.experiment,
         "root": request.root,
+        "request": request.request,
         "recipes": {entry["recipe"]: recipes[entry["recipe"]] for entry in entries},
         "arms": list(dict.fromkeys(entry["arm"] for entry in entries)),
         "seeds": sorted({entry["seed"] for entry in entries}),
@@ -211,16 +208,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     write_json(join(request.uri, NAME), plan)
 
 
-def differing_stages(earlier: str, later: str) -> list[str]:
-    """Which keys the recipes of two stages' folders differ in; none where one of them has no config.yaml."""
-    uris = [layout.config(folder) for folder in (earlier, later) if folder]
-    configs = [_parsed(StageConfig, _stored(uri), uri) for uri in uris]
-    if len(configs) < 2 or configs[0] is None or configs[1] is None:
-        return []
-    return list(differing_keys(recipe_fields(configs[0]), recipe_fields(configs[1])))
-
-
-def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> StageConfig:
+def _tower(request: Experiment, labels: str, name: str, seed: int) -> StageConfig:
     stage = StageConfig(
         stage="perceptual",
         experiment=request.experiment,
@@ -232,6 +220,7 @@ def _tower(request: Experiment, labels: TripletLabels, name: str, seed: int) -> 
         model=request.recipe.model,
         perceptual=request.recipe.perceptual,
         placement=request.placement,
+        request=request.request,
     )
     return dataclasses.replace(stage, output=layout.tower(request.uri, recipe_hash(stage)))  # the place is no part of the hash
 
@@ -255,23 +244,26 @@ def _contrastive(request: Experiment, arm: Arm, seed: int, point: str, tower: St
         model=request.recipe.model,
         contrastive=request.recipe.contrastive,
         placement=dataclasses.replace(request.placement, checkpoint_every_epochs=request.recipe.evaluation.every_epochs),
+        request=request.request,
     )
 
 
-def _posthoc(request: Experiment, seed: int, point: str, base: StageConfig) -> StageConfig:
+def _posthoc(request: Experiment, arm: Arm, seed: int, point: str, base: StageConfig) -> StageConfig:
     return StageConfig(
         stage="posthoc",
         experiment=request.experiment,
-        cell=layout.cell_name("posthoc", seed, point),
-        arm="posthoc",
+        cell=layout.cell_name(arm.name, seed, point),
+        arm=arm.name,
         point=point,
         seed=seed,
-        output=layout.stage(layout.cell(request.uri, "posthoc", seed, point), "posthoc"),
+        output=layout.stage(layout.cell(request.uri, arm.name, seed, point), "posthoc"),
         data=request.triplets,
+        labels=arm.labels or "votes",
         start=StartConfig(kind="model", uri=layout.final(base.output), recipe_hash=recipe_hash(base)),
         model=request.recipe.model,
         posthoc=request.recipe.posthoc,
         placement=request.placement,
+        request=request.request,
     )
 
 
@@ -319,28 +311,19 @@ def _refuse_what_differs(request: Experiment, cells: list[Cell], earlier: Plan) 
     for cell in cells:
         key = planned.get(cell.name, "")
         if key and key != recipe_key(asdict(cell.recipe)):
-            before = parse_config(Recipe, earlier["recipes"][key], source=join(request.uri, NAME))
-            old, new = {"recipe": recipe_fields(before)}, {"recipe": recipe_fields(cell.recipe)}
+            before = read_stored(Recipe, earlier["recipes"][key], join(request.uri, NAME))
+            old, new = {"recipe": recipe_fields(before, complete=True)}, {"recipe": recipe_fields(cell.recipe, complete=True)}
             _refuse(f"cell {cell.name} of experiment {request.experiment}", list(differing_keys(old, new)))
 
 
-def _stored(uri: str) -> str:
-    """The configuration's text; empty where there is none."""
-    try:
-        return read_text(uri)
-    except MissingObject:
-        return ""
-
-
-def _parsed(kind: type[ConfigT], text: str, uri: str) -> ConfigT | None:
-    return parse_config(kind, load_yaml(text, uri), source=uri) if text else None
-
-
 def _written(config: ConfigT) -> ConfigT | None:
-    """The configuration that lies where `config` belongs; None where there is none. What is the same to the letter needs no parser."""
+    """The configuration that lies where `config` belongs; None where there is none. What says the same is not parsed, which is slow."""
     uri = layout.config(config.output)
-    text = _stored(uri)
-    return config if text == dump_yaml(config) else _parsed(type(config), text, uri)
+    try:
+        values = load_yaml(read_text(uri), uri)
+    except MissingObject:
+        return None
+    return config if _meaning(values) == _meaning(asdict(config)) else read_stored(type(config), values, uri)
 
 
 def _written_evaluation(config: EvaluateConfig) -> EvaluateConfig | None:
@@ -352,20 +335,25 @@ def _written_evaluation(config: EvaluateConfig) -> EvaluateConfig | None:
 
 
 def _write_config(config: ConfigT, before: ConfigT | None) -> None:
-    """Write config.yaml, unless the one that is there says the same of all that is not for people or a job's own arguments.
+    """Write config.yaml, unless the one that is there says the same.
 
     A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
     """
-    if before is not None:
-        epochs = before.placement.checkpoint_every_epochs == config.placement.checkpoint_every_epochs
-        if epochs and dataclasses.replace(before, cell=config.cell, point=config.point, placement=config.placement) == config:
-            return
-    write_bytes(layout.config(config.output), dump_yaml(config).encode())
+    if before is None or _meaning(asdict(before)) != _meaning(asdict(config)):
+        write_bytes(layout.config(config.output), dump_yaml(config).encode())
+
+
+def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration is neither for people nor, as placement is, said anew by each job's arguments; as JSON has it."""
+    kept = {key: value for key, value in values.items() if key not in ("cell", "point", "request", "placement")}
+    placement = values.get("placement")
+    kept["checkpoint_every_epochs"] = placement.get("checkpoint_every_epochs", 0) if isinstance(placement, Mapping) else placement
+    return dict(json.loads(json.dumps(kept, skipkeys=True, default=str)))
 
 
 def _refuse(what: str, differing: list[str]) -> None:
     if differing:
-        raise InputError(f"{what} was planned with another recipe or other data: {'; '.join(differing)}: give the experiment another name")
+        raise InputError(f"{what} was planned with another recipe or other data: {shown(differing)}: give the experiment another name")
 
 
 def _is_finished(entry: dict[str, Any]) -> bool:

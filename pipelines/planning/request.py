@@ -47,7 +47,7 @@ class Request:
     recipe: str | Mapping[str, Any] = parameters.recipe(
         "demo", "smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself"
     )
-    set: Mapping[str, Any] = settings("what differs from the recipe, such as contrastive.epochs=16 contrastive.global_batch_size=2048")
+    set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16")
     arms: tuple[str, ...] = items(("random", "perceptual"), "what the vision tower starts from; see docs/RECIPES.md for each arm")
     seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each")
     pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's")
@@ -61,7 +61,11 @@ class Request:
     profile: str = text(
         "", "where jobs run: a YAML file; on Kubeflow the name of a ConfigMap", otherwise="this machine; on Kubeflow firstsight"
     )
-    backend: str = text("", "local, pytorchjob or trainjob", otherwise="the profile's, else local")
+    backend: str = text(
+        "",
+        "local, or a kind of job on a cluster, such as pytorchjob; docs/ARCHITECTURE.md lists them",
+        otherwise="the profile's, else local",
+    )
     nodes: int | None = number(
         None,
         "machines of the contrastive job",
@@ -96,7 +100,7 @@ class Request:
         rule="auto, never or a checkpoint's URI",
         ok=lambda value: value in ("auto", "never") or "/" in value,
     )
-    placement: Mapping[str, Any] = settings("how a stage runs, such as compile=true loader_workers=8; docs/PLACEMENT.md lists every key")
+    placement: Mapping[str, Any] = settings(Placement, "how a stage runs, such as loader_workers=8; see docs/REQUEST.md")
 
     def __post_init__(self) -> None:
         """Every rule that needs neither a profile nor a store."""
@@ -131,9 +135,9 @@ class Request:
         Raises:
             InputError: an unknown recipe or key, a wrong type, a broken rule.
         """
-        from trainer.configs import load_recipe  # here: slow to import, and a step that is done has no use for it
+        from trainer.storage.recipes import read_recipe  # here: a step that is done has no use for YAML
 
-        return load_recipe(self.recipe, [f"{key}={value}" for key, value in self.set.items()])
+        return read_recipe(self.recipe, self.set)
 
     def stored(self) -> dict[str, Any]:
         """Every parameter as a request file says it, defaults included: a default that moves later changes no stored request."""
@@ -188,12 +192,13 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
         InputError: an unknown arm, seed, recipe or key; `judged` where FLIP judges anyway; a local path for a server.
     """
     from pipelines.planning.plan import require_judge  # here, like the next: slow to import
-    from trainer.configs import inline_recipe, parse_config
+    from trainer.configs import parse_config
+    from trainer.storage.recipes import read_inline
 
     changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
     changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
     changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
-    changes["recipe"] = inline_recipe(request.recipe)
+    changes["recipe"] = read_inline(request.recipe)
     if kubeflow:
         _refuse_local_places(request)
         rule = "the name of a ConfigMap in the runs' namespace"
@@ -206,10 +211,19 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     resolved = dataclasses.replace(request, **changes)
     recipe = resolved.load_recipe()
     require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
-    cells = resolved.cells
-    assert cells, "arms and seeds are never empty"
+    _refuse_other_epochs(resolved, recipe)
+    resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
     name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
+
+
+def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
+    """The recipe's evaluation reads the checkpoints that it asks for, so a placement cannot keep others."""
+    wanted, kept = recipe.evaluation.every_epochs, request.placement.get("checkpoint_every_epochs", 0)
+    if wanted and kept and wanted != kept:
+        raise InputError(
+            f"placement.checkpoint_every_epochs is {kept}, and the recipe's evaluation.every_epochs is {wanted}: leave the first out"
+        )
 
 
 def _refuse_local_places(request: Request) -> None:

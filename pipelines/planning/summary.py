@@ -1,17 +1,23 @@
-"""What is printed at a run's end, and what a run would do."""
+"""What is printed at a run's end, and what a run would do and take."""
 
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from pipelines.planning import plan
+from pipelines.planning.cost import Estimate, number
 from pipelines.planning.request import Request
-from trainer.config import DataConfig, StageConfig, recipe_hash
+from trainer.config import DataConfig, Recipe, StageConfig, recipe_hash
+from trainer.configs import recipe_differences, sizes
 from trainer.storage import join, layout, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
+
+MOST_NAMES = 6
+"""Of runs that take the same."""
 
 
 def print_summary(console: Console, experiment_uri: str) -> None:
@@ -48,19 +54,61 @@ def preview(asked: Request, root: str) -> tuple[plan.Experiment, list[plan.Cell]
     return request, [plan.resolve(request, arm, seed) for seed in asked.all_seeds for arm in arms]
 
 
-def print_plan(asked: Request, root: str) -> None:
-    """Every cell's stages, where they lie, and which are done."""
-    console = Console(highlight=False)
-    request, cells = preview(asked, root)
-    staged = bool(request.pairs.identity and request.triplets.identity)
+def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Sequence[str]) -> None:
+    """Every cell's stages, where they lie, which are done; then `lines`, what they take."""
+    console = Console(highlight=False, soft_wrap=True)
+    staged = bool(experiment.pairs.identity and experiment.triplets.identity)
     table = Table("Cell", "Stage", "State", Column("Folder", overflow="fold"), box=None, header_style="bold", pad_edge=False)
+    done = {stage.output: staged and _is_done(stage) for cell in cells for stage in cell.stages()}
     for cell in cells:
         for stage in cell.stages():
-            state = "done" if staged and _is_done(stage) else "to do"
+            state = "done" if done[stage.output] else "to do"
             table.add_row(cell.name, stage.stage, state, stage.output if staged else "known once the data is staged")
-    for what, part in (("pairs", request.pairs), ("triplets", request.triplets)):
-        console.print(f"{what}: {part.uri or 'to be staged'}", soft_wrap=True)
-    console.print(table)
+    for what, part in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):
+        console.print(f"{what}: {part.uri or 'to be staged'}", markup=False)
+    console.print(table, soft_wrap=False)
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, done: Collection[str] = ()) -> list[str]:
+    """Recipe, model, and what each kind of run takes: every number with its factors, marked measured or assumed.
+
+    Args:
+        recipe: of the experiment.
+        estimates: of each stage by its folder; runs that take the same are told once.
+        base: what the recipe is compared with.
+        done: folders of the stages that are finished.
+    """
+    size = sizes.sizes(recipe.model)
+    lines = [
+        *_differences(recipe, base),
+        f"model: {size.parameters / 1e6:,.1f} M parameters (vision {size.vision.parameters / 1e6:,.1f} M, text "
+        f"{size.text.parameters / 1e6:,.1f} M), forward {size.vision.flops(size.vision.tokens) / 1e9:,.3g} + "
+        f"{size.text.flops(size.text.tokens) / 1e9:,.3g} GFLOP a picture and caption",
+    ]
+    alike: dict[tuple[str, ...], list[Estimate]] = {}
+    for estimate in estimates.values():
+        alike.setdefault((estimate.stage.stage, *estimate.lines()), []).append(estimate)
+    for (stage, *said), runs in alike.items():
+        names = [layout.cell_name(run.stage.arm, run.stage.seed) for run in runs]
+        shown = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+        lines += [f"{stage}: {len(runs)} x ({shown})", *(f"  {line}" for line in said)]
+    left = [estimate for folder, estimate in estimates.items() if folder not in done]
+    totals = f"in all: {_total(list(estimates.values()))}" + (f"; without the {len(done)} that are done: {_total(left)}" if done else "")
+    return [*lines, f"{totals}; staging and evaluation come on top"]
+
+
+def _total(estimates: Sequence[Estimate]) -> str:
+    hours, gpu_hours, disk = (sum(getattr(estimate, what) for estimate in estimates) for what in ("hours", "gpu_hours", "disk"))
+    unit = "GPU" if any(estimate.machines.gpus_per_node for estimate in estimates) else "process"
+    return f"{number(hours)} hours one after another, {number(gpu_hours)} {unit}-hours, {disk / 1e9:,.1f} GB of checkpoints and models"
+
+
+def _differences(recipe: Recipe, base: Recipe) -> list[str]:
+    differing = recipe_differences(recipe, base)
+    said = f"as {base.name} is shipped" if not differing else f"differs from {base.name} in"
+    return [f"recipe {recipe.name}: {said}", *(f"  {line}" for line in differing)]
 
 
 def _staged(experiment_uri: str, what: str) -> DataConfig:

@@ -7,7 +7,7 @@ What one run asks for beside it (nodes, image, queue, placement …) is in its r
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.planning.request import Request
 from pipelines.profile.settings import JobSettings
@@ -20,8 +20,6 @@ PROFILE_VARIABLE = "FIRSTSIGHT_PROFILE"
 """Path or URI of the profile; unset: the mounted one, and where there is none everything runs on this machine."""
 MOUNTED = "/etc/firstsight/profile.yaml"
 """Where the pipeline mounts the profile's ConfigMap."""
-BACKENDS = ("local", "pytorchjob", "trainjob")
-BackendName = Literal["local", "pytorchjob", "trainjob"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,8 @@ class Profile:
 
     Attributes:
         root: store URI where a run names none.
-        backend: where jobs run: this machine, or the cluster as PyTorchJob or TrainJob (staging and evaluation: Indexed Jobs).
+        backend: where jobs run: this machine (local), or the cluster, training as this kind of job (pipelines/jobs/shapes/,
+            which refuses one that there is not); staging and evaluation are Indexed Jobs there.
         jobs: how jobs look on a cluster; its namespace is that of the launcher unless it says another.
         placement: how a stage runs (fields of the trainer's Placement) where a run does not say otherwise.
         staging_slices: pods that fetch one data set at the same time.
@@ -53,7 +52,7 @@ class Profile:
     """
 
     root: str = ""
-    backend: BackendName = "local"
+    backend: str = "local"
     jobs: JobSettings = JobSettings()
     placement: dict[str, Any] = field(default_factory=dict)
     staging_slices: int = 1
@@ -93,8 +92,7 @@ def read_profile(uri: str = "", backend: str = "") -> Profile:
             require(f"{uri}: placement", "attempt", "without attempt, which the launcher alone sets", "attempt" not in profile.placement)
             parse_config(Placement, profile.placement, source=f"{uri}: placement")
     if backend:
-        require("backend", backend, f"one of {', '.join(BACKENDS)}", backend in BACKENDS)
-        profile = dataclasses.replace(profile, backend=backend)  # type: ignore[arg-type]
+        profile = dataclasses.replace(profile, backend=backend)
     return profile
 
 

@@ -6,7 +6,16 @@ from typing import Any
 
 from trainer.config import require
 
-_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+CORES_PER_GPU = 8
+"""14 loader processes decoded 19,970 pairs/s, 1,430 a core, and the fastest step of an H100 takes 10,920 (docs/BENCHMARKS.md, M and L)."""
+MEMORY_GIB_PER_GPU = 32
+"""A rank beside a GPU, eight loader processes, five batches of decoded pictures, the checkpoint's host buffer, decoded triplets
+(a quarter of what is free), /dev/shm: some 25 GiB for ViT-L/14 and 4,096 local pairs (docs/PERFORMANCE_NOTES.md)."""
+SHARED_MEMORY_GIB_PER_GPU = 2
+"""What NCCL takes of /dev/shm between the GPUs of a node; pictures do not go through it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +61,10 @@ class JobSettings:
         nodes: machines a training job takes.
         gpus_per_node: on each; 0: one CPU process a node.
         ranks_per_node: processes on each; 0: one for each GPU, or one.
-        cpu: CPU request of a pod, a Kubernetes quantity.
-        memory: memory request and limit of a pod.
-        shared_memory: size of /dev/shm, counted against the memory.
+        gpu_memory: memory of one GPU (80Gi), by which a plan answers whether a recipe fits; empty: not known.
+        cpu: CPU request of a training or evaluation pod, a Kubernetes quantity; empty: by its GPUs, see `cpu_of_pod`.
+        memory: memory request and limit of such a pod; empty: by its GPUs, see `memory_of_pod`.
+        shared_memory: size of /dev/shm, counted against the memory; empty: by its GPUs, see `shared_memory_of_pod`.
         staging_cpu: CPU request of a pod that stages data, which runs on no GPU node.
         staging_memory: its memory request and limit.
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
@@ -76,9 +86,10 @@ class JobSettings:
     nodes: int = 1
     gpus_per_node: int = 0
     ranks_per_node: int = 0
-    cpu: str = "1"
-    memory: str = "4Gi"
-    shared_memory: str = "1Gi"
+    gpu_memory: str = ""
+    cpu: str = ""
+    memory: str = ""
+    shared_memory: str = ""
     staging_cpu: str = "1"
     staging_memory: str = "4Gi"
     store_secret: str = ""
@@ -104,9 +115,11 @@ class JobSettings:
         require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
         require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
         require("jobs.image", self.image, "the name of an image", bool(self.image.strip()))
-        for name in ("cpu", "memory", "shared_memory", "staging_cpu", "staging_memory"):
-            value = getattr(self, name)
-            require(f"jobs.{name}", value, "a Kubernetes quantity such as 4 or 16Gi", bool(_QUANTITY.fullmatch(value)))
+        for name in ("staging_cpu", "staging_memory"):
+            _require_quantity(name, getattr(self, name), "a Kubernetes quantity such as 4 or 16Gi")
+        for name in ("gpu_memory", "cpu", "memory", "shared_memory"):
+            if getattr(self, name):
+                _require_quantity(name, getattr(self, name), "a Kubernetes quantity such as 4 or 16Gi, or empty")
 
     @property
     def processes_per_node(self) -> int:
@@ -117,3 +130,28 @@ class JobSettings:
     def world_size(self) -> int:
         """Ranks in all."""
         return self.nodes * self.processes_per_node
+
+    @property
+    def cpu_of_pod(self) -> str:
+        """CPU request of a pod: `cpu`, else CORES_PER_GPU for each of its GPUs, else one."""
+        return self.cpu or str(max(CORES_PER_GPU * self.gpus_per_node, 1))
+
+    @property
+    def memory_of_pod(self) -> str:
+        """Memory request and limit of a pod: `memory`, else MEMORY_GIB_PER_GPU for each of its GPUs, else 4 GiB."""
+        return self.memory or f"{MEMORY_GIB_PER_GPU * self.gpus_per_node or 4}Gi"
+
+    @property
+    def shared_memory_of_pod(self) -> str:
+        """Size of /dev/shm: `shared_memory`, else SHARED_MEMORY_GIB_PER_GPU for each GPU of the pod, else 1 GiB."""
+        return self.shared_memory or f"{SHARED_MEMORY_GIB_PER_GPU * self.gpus_per_node or 1}Gi"
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """Bytes of one GPU's memory; 0: not known."""
+        match = _QUANTITY.fullmatch(self.gpu_memory)
+        return int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+
+
+def _require_quantity(name: str, value: str, rule: str) -> None:
+    require(f"jobs.{name}", value, rule, bool(_QUANTITY.fullmatch(value)))

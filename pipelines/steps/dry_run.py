@@ -1,4 +1,4 @@
-"""`run --dry-run`: every manifest that an experiment would submit, and the GPU-hours it would take; no cluster is touched."""
+"""`run --dry-run`: every manifest that an experiment would submit, and what it takes; no cluster is touched, nothing is written."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,38 +9,60 @@ from pipelines.jobs.backends import shape_for, stage_settings
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.launcher import annotated
 from pipelines.jobs.specs import evaluate_spec, train_spec
-from pipelines.planning import cost
+from pipelines.planning.cost import Machines, Rate, estimate
 from pipelines.planning.plan import Cell, Experiment, entry_of
 from pipelines.planning.request import Request
-from pipelines.profile.profile import BackendName, Profile, placement_of
+from pipelines.planning.summary import outline
+from pipelines.profile.profile import Profile, placement_of
+from pipelines.steps.checking import check_experiment, data_of, machines_of
 from trainer.config import StageConfig
 from trainer.storage import layout
-from trainer.storage.committed import read_committed
-from trainer.storage.manifest import read_manifest
-
-YFCC15M = 14_829_396
-"""Rows of OpenAI's list: what the pairs are taken for while none are staged."""
-NIGHTS = 15_941
-"""Training triplets of NIGHTS: what the triplets are taken for while none are staged."""
+from trainer.storage.committed import Committed, read_committed
+from trainer.storage.recipes import read_base
 
 
 def render(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> str:
-    """The manifests as YAML documents, then the cost as comments; a tower that cells share is there once.
+    """The manifests as YAML documents, then as comments what they take; a tower that cells share is there once.
 
-    On this machine there are no manifests, only the cost.
+    On this machine there are no manifests.
     """
+    lines = takes(experiment, cells, profile, request)
     documents = []
     for spec in job_specs(experiment, cells, request, placement_of(profile, request)):
         if profile.backend != "local":
             documents.append(yaml.safe_dump(job_manifest(spec, profile.backend, profile, request), sort_keys=False))
-    lines, total, longest = [], 0.0, 0.0
-    for stage, spec in _stages(experiment, cells, request).values():
-        line, estimate = _cost(experiment, stage)
-        ranks = stage_settings(profile, request, spec).world_size
-        lines.append(f"{line}, {estimate.gpu_hours / ranks:,.1f} hours on {ranks}")
-        total, longest = total + estimate.gpu_hours, longest + estimate.gpu_hours / ranks
-    lines.append(f"in all: {total:,.1f} GPU-hours, {longest:,.1f} hours one after another; staging and evaluation come on top")
     return "---\n".join(documents) + "".join(f"# {line}\n" for line in lines)
+
+
+def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> list[str]:
+    """What the cells take, line by line, and what should be known of it.
+
+    Args:
+        experiment: with its data as far as they are staged.
+        cells: of it.
+        profile: where jobs run.
+        request: resolved.
+
+    Raises:
+        InputError: the experiment cannot run there (`check_experiment`).
+    """
+    notes = check_experiment(experiment, cells, profile, request)
+    pairs, triplets = data_of(experiment, request)
+    stages = {
+        stage.output: (stage, train_spec(experiment.root, entry_of(cell), stage.stage, request, {}))
+        for cell in cells
+        for stage in cell.stages()
+    }
+    finished = {folder: read_committed(layout.final(folder)) for folder in stages}
+    estimates = {}
+    for folder, (stage, spec) in stages.items():
+        machines = machines_of(stage_settings(profile, request, spec), profile, request)
+        alike = [folder, *(other for other, (one, _) in stages.items() if one.stage == stage.stage)]
+        measured = next((rate for other in alike if (rate := _measured(finished[other], stage, machines)) is not None), None)
+        data = pairs if stage.stage == "contrastive" else triplets
+        estimates[folder] = estimate(stage, data, machines, placement_of(profile, request), measured)
+    done = {folder for folder, (_, spec) in stages.items() if (one := finished[folder]) and one.recipe_hash == spec.recipe_hash}
+    return [*outline(experiment.recipe, estimates, read_base(request.recipe), done), *(f"note: {note}" for note in notes)]
 
 
 def job_specs(experiment: Experiment, cells: list[Cell], request: Request, placement: Mapping[str, Any]) -> Iterator[JobSpec]:
@@ -55,7 +77,7 @@ def job_specs(experiment: Experiment, cells: list[Cell], request: Request, place
                 yield spec
 
 
-def job_manifest(spec: JobSpec, backend: BackendName, profile: Profile, request: Request) -> dict[str, Any]:
+def job_manifest(spec: JobSpec, backend: str, profile: Profile, request: Request) -> dict[str, Any]:
     """What would be submitted as a first attempt; the namespace is the launcher's where the profile names none."""
     settings = stage_settings(profile, request, spec)
     manifest = annotated(shape_for(backend, spec, settings), spec, 1)
@@ -64,37 +86,11 @@ def job_manifest(spec: JobSpec, backend: BackendName, profile: Profile, request:
     return manifest
 
 
-def _stages(experiment: Experiment, cells: list[Cell], request: Request) -> dict[str, tuple[StageConfig, JobSpec]]:
-    return {
-        stage.output: (stage, train_spec(experiment.root, entry_of(cell), stage.stage, request, {}))
-        for cell in cells
-        for stage in cell.stages()
-    }
-
-
-def _cost(experiment: Experiment, stage: StageConfig) -> tuple[str, cost.Estimate]:
-    count, what = _samples(experiment, stage)
-    estimate = cost.estimate(stage, count, _measured_rate(stage))
-    assumed = "measured" if estimate.measured else f"{cost.UTILISATION:.0%} of an H100's {cost.PEAK_TFLOPS:.0f} TFLOP/s assumed"
-    line = (
-        f"{stage.stage} {layout.cell_name(stage.arm, stage.seed)}: {estimate.samples:,} samples ({what}), "
-        f"{estimate.flops / 1e18:,.2f} EFLOP, {estimate.rate:,.0f} samples/s a GPU ({assumed}): {estimate.gpu_hours:,.1f} GPU-hours"
-    )
-    return line, estimate
-
-
-def _samples(experiment: Experiment, stage: StageConfig) -> tuple[int, str]:
-    """Samples of an epoch, and where the number is from."""
-    data, known, name = (experiment.pairs, YFCC15M, "YFCC15M") if stage.stage == "contrastive" else (experiment.triplets, NIGHTS, "NIGHTS")
-    manifest = read_manifest(data.uri) if data.uri else None
-    if manifest is None:
-        return known, f"none are staged: taken for {name}"
-    return sum(shard.num_samples for shard in manifest.split("train")), manifest.name
-
-
-def _measured_rate(stage: StageConfig) -> float:
-    """Samples a second on one rank, where this very stage ran before."""
-    committed = read_committed(layout.final(stage.output))
+def _measured(committed: Committed | None, stage: StageConfig, machines: Machines) -> Rate | None:
+    """What a finished stage of this kind reached; on another number of ranks it says nothing certain of these."""
     if committed is None or not committed.facts.get("samples_per_second"):
-        return 0.0
-    return float(committed.facts["samples_per_second"]) / max(int(committed.facts.get("world_size", 1)), 1)
+        return None
+    ranks = max(int(committed.facts.get("world_size", 1)), 1)
+    rate = float(committed.facts["samples_per_second"]) / ranks
+    same = ranks == machines.ranks
+    return Rate(rate=rate, measured=same, said=f"a finished {stage.stage} stage of this experiment on {ranks} rank{'s' * (ranks > 1)}")

@@ -8,15 +8,18 @@ from pathlib import Path
 
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import Outcome
+from pipelines.jobs.shapes import by_backend, require_backend
+from pipelines.jobs.shapes.indexed import JOB
 from pipelines.planning.request import Request, merge, resolve, root_given, write_request
-from pipelines.profile.profile import Profile, job_settings, read_profile
+from pipelines.planning.summary import preview
+from pipelines.profile.profile import Profile, read_profile
+from pipelines.steps.checking import check_experiment
 from pipelines.steps.running import record_failure, root_of_run, step
 from trainer.errors import InputError
 from trainer.storage import join, layout, open_store, write_json
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
-RESOURCES = {"pytorchjob": "pytorchjobs,jobs", "trainjob": "trainjobs,jobs"}
 
 
 @step
@@ -45,7 +48,8 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         _require_mounted(asked, profile)
         asked = resolve(asked)
         known = read_profile(backend=asked.backend)
-        job_settings(known, asked)
+        require_backend(known.backend)
+        notes = check_experiment(*preview(asked, root), known, asked)
     except InputError as error:
         if named:
             _record(layout.experiment(root, named), error)
@@ -55,7 +59,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     stored = write_request(asked, root)
     write_json(layout.run(root, run), {"request": stored})
     namespace = known.jobs.namespace or (NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default")
-    page = _page(known, stored, asked, namespace)
+    page = _page(known, stored, asked, namespace, notes)
     print(page, flush=True)  # the UI shows a step's log at once, its artifacts when it has ended
     return stored, page
 
@@ -78,7 +82,7 @@ def _require_profile(name: str, profile: Profile) -> None:
         raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` makes one")
 
 
-def _page(profile: Profile, stored: str, request: Request, namespace: str) -> str:
+def _page(profile: Profile, stored: str, request: Request, namespace: str, notes: list[str]) -> str:
     experiment, cells = request.experiment, request.cells
     uri = layout.experiment(layout.of_request(stored)[0], experiment)
     links = [
@@ -101,8 +105,10 @@ def _page(profile: Profile, stored: str, request: Request, namespace: str) -> st
             ]
         )
     ]
+    parts += ["\n".join(f"- note: {note}" for note in notes)] if notes else []
     if profile.backend != "local":
-        parts += _cluster_lines(RESOURCES[profile.backend], experiment, namespace)
+        resources = f"{by_backend()[profile.backend].kind.plural},{JOB.plural}"
+        parts += _cluster_lines(resources, experiment, namespace)
     return "\n\n".join(parts) + "\n"
 
 

@@ -34,6 +34,7 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> list[str]:
             pairs=DataConfig(uri=pairs, identity=require_manifest(pairs).identity),
             triplets=DataConfig(uri=triplets, identity=manifest.identity),
             weights=plan.weights_of(arms),
+            request=scene.uri,
             sets=plan.read_sets(",".join(asked.eval_sets)),
         )
         cells = [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]

@@ -120,13 +120,13 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
     return [failure for failure in found if failure["time"] >= since]
 
 
-def root_of_run(root: str, profile: Profile) -> str:
+def root_of_run(root: str, profile: Profile, default: str = "") -> str:
     """The store URI of a run: its own, else the profile's.
 
     Raises:
-        InputError: neither names one, and there is no working directory to put it in: jobs run on a cluster.
+        InputError: neither names one, and there is no default.
     """
-    root = root or profile.root or ("runs" if profile.backend == "local" else "")
+    root = root or profile.root or default
     if not root:
         raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
     return absolute(root)

@@ -13,8 +13,8 @@ import torch
 from tests.benchmarks import training
 from tests.benchmarks.harness import Measured, interleaved, row
 from trainer.config import ModelConfig
+from trainer.configs.sizes import PEAK_FLOPS
 from trainer.model import losses, towers
-from trainer.run.health import PEAK_FLOPS
 
 BATCH = 1024
 MEMORY_FRACTION, LARGEST = 0.25, 8192

@@ -1,4 +1,4 @@
-"""The chart, rendered by the real Helm: tools are built or fetched at first use, so tests that need them are slow."""
+"""The chart, rendered by the real Helm: programs are built or fetched at first use, so tests that need them are slow."""
 
 import json
 import subprocess
@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster import build
+from tests.cluster import programs
 
 CHART = Path(__file__).parents[2] / "charts/firstsight"
 HERE = Path(__file__).parent
+HELMS = ("helm", "helm3")
+"""Helm 4 and Helm 3."""
 KINDS = ("monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule", "trainer.kubeflow.org/v1alpha1/TrainingRuntime")
 EVERYTHING = {
     "networkPolicy": {"enabled": True},
@@ -51,17 +53,11 @@ Tool = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def tools() -> Path:
-    """Folder of helm (4), helm3, helm-docs, helm-unittest and kubeconform."""
-    return build.chart_tools()
-
-
-@pytest.fixture(scope="session")
-def tool(tools: Path) -> Tool:
-    """`tool(name, *arguments, text=stdin)`: run one of them."""
+def tool() -> Tool:
+    """`tool(name, *arguments, text=stdin)`: run helm (4), helm3, helm-docs, helm-unittest or kubeconform."""
 
     def run(name: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(tools / name), *arguments], input=text, capture_output=True, text=True, cwd=CHART.parents[1])
+        return subprocess.run([programs.program(name), *arguments], input=text, capture_output=True, text=True, cwd=CHART.parents[1])
 
     return run
 

@@ -5,9 +5,7 @@
 Closed: a field that the API does not know is refused, as a strict server would. Nothing is fetched, nothing vendored.
 """
 
-import functools
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster import settings
+from tests.cluster import programs
 
 Schema = dict[str, Any]
 
@@ -41,7 +39,7 @@ def write_schemas(folder: Path) -> None:
 
 def kubernetes() -> Iterator[tuple[str, str, str, Schema]]:
     """The kinds of Kubernetes itself, by the specification in its source."""
-    file = module_folder("kubernetes", "k8s.io/kubernetes") / "api/openapi-spec/swagger.json"
+    file = programs.module_folder("kubernetes", "k8s.io/kubernetes") / "api/openapi-spec/swagger.json"
     definitions = {name: closed(schema) for name, schema in json.loads(file.read_text())["definitions"].items()}
     for name in ("io.k8s.apimachinery.pkg.api.resource.Quantity", "io.k8s.apimachinery.pkg.util.intstr.IntOrString"):
         definitions[name] = {"type": ["string", "number"]}
@@ -54,7 +52,7 @@ def kubernetes() -> Iterator[tuple[str, str, str, Schema]]:
 def custom() -> Iterator[tuple[str, str, str, Schema]]:
     """The kinds of the operators, by their CRDs."""
     for tool, (module, pattern) in CRDS.items():
-        for file in sorted(module_folder(tool, module).glob(pattern)):
+        for file in sorted(programs.module_folder(tool, module).glob(pattern)):
             definition = yaml.safe_load(file.read_text())["spec"]
             for version in definition["versions"]:
                 yield definition["group"], version["name"], definition["names"]["kind"], closed(version["schema"]["openAPIV3Schema"])
@@ -84,15 +82,6 @@ def _reachable(definitions: dict[str, Schema], name: str) -> dict[str, Schema]:
             found[one] = definitions[one]
             waiting += [part.split('"')[0] for part in json.dumps(definitions[one]).split("#/definitions/")[1:]]
     return found
-
-
-@functools.cache
-def module_folder(tool: str, module: str) -> Path:
-    """Where the source of a pinned module lies; downloads it the first time."""
-    where = settings.HERE / "tools" / tool
-    subprocess.run(["go", "mod", "download", module], cwd=where, check=True, stdout=subprocess.DEVNULL)
-    found = subprocess.run(["go", "list", "-m", "-f", "{{.Dir}}", module], cwd=where, check=True, capture_output=True, text=True)
-    return Path(found.stdout.strip())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import yaml
 
 from tests.chart.conftest import CHART, EVERYTHING, Objects
 from tests.chart.series import SCRAPE_SECONDS, Scene
-from tests.cluster import build, settings
+from tests.cluster import programs
 
 pytestmark = pytest.mark.slow
 RUNBOOK = CHART.parents[1] / "docs/RUNBOOK.md"
@@ -19,8 +19,7 @@ RUNBOOK = CHART.parents[1] / "docs/RUNBOOK.md"
 
 @pytest.fixture(scope="module")
 def promtool() -> Path:
-    build.build_go("promtool", *build.PACKAGES["promtool"])
-    return settings.BIN / "promtool"
+    return programs.program("promtool")
 
 
 @pytest.fixture(scope="module")

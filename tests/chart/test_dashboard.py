@@ -14,7 +14,7 @@ import pytest
 
 from tests.chart import panels
 from tests.chart.series import Scene
-from tests.cluster import build, settings
+from tests.cluster import programs
 from tests.servers import free_ports
 from trainer.run import sinks
 
@@ -48,8 +48,6 @@ def test_no_query_mixes_what_differs() -> None:
 @pytest.fixture
 def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, float, float]]:
     """A Prometheus that holds an eventful half hour; its URL, and when that was."""
-    for name in ("prometheus", "promtool"):
-        build.build_go(name, *build.PACKAGES[name])
     begin = float(int(time.time()) // 3600 * 3600 - 7200)
     with monkeypatch.context() as patched:
         scene = Scene(patched, begin=begin)
@@ -57,7 +55,7 @@ def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
         end = scene.now
         text = scene.openmetrics()
     (tmp_path / "series").write_text(text)
-    loaded = [settings.BIN / "promtool", "tsdb", "create-blocks-from", "openmetrics", tmp_path / "series", tmp_path / "data"]
+    loaded = [programs.program("promtool"), "tsdb", "create-blocks-from", "openmetrics", tmp_path / "series", tmp_path / "data"]
     subprocess.run(loaded, check=True, stdout=subprocess.DEVNULL)
     with _running(tmp_path) as url:
         yield url, begin, end
@@ -81,7 +79,7 @@ def _running(folder: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     (folder / "prometheus.yml").write_text("{}")
     command = [
-        settings.BIN / "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+        programs.program("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address=127.0.0.1:{port}", "--storage.tsdb.retention.time=10y",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"

@@ -1,25 +1,28 @@
 """What the chart renders to, held against schemas, Pod Security, the code that reads it, and goldens."""
 
+import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 
-from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
+from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
 from pipelines.operate.preflight import read_objects
 from pipelines.profile.profile import Profile
 from tests.chart import schemas
-from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HERE, Objects, Tool
+from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
+from trainer.config import Placement
 from trainer.configs import load_yaml, parse_config
+from trainer.errors import InputError
 
 pytestmark = pytest.mark.slow
 Render = Callable[..., Objects]
 VARIANTS = {"defaults": {}, "everything": EVERYTHING, "gitops": GITOPS, "external": {**EVERYTHING, **EXTERNAL}}
-HELMS = ("helm", "helm3")
 
 
 @pytest.mark.parametrize("helm", HELMS)
@@ -122,10 +125,44 @@ def test_profiles_are_read(render: Render, name: str) -> None:
     assert maps
 
 
+@pytest.mark.parametrize("helm", HELMS)
+def test_every_placement_reaches_the_profile(render: Render, helm: str) -> None:
+    """Each of the trainer's settings, as another value than its default, comes out of profile.yaml as it went into the values."""
+    given = {item.name: _another(item) for item in dataclasses.fields(Placement)}
+    (one,) = [one for one in render({"profileDefaults": {"placement": given}}, helm) if "profile.yaml" in one.get("data", {})]
+    arrived = load_yaml(one["data"]["profile.yaml"], "profile")["placement"]
+
+    assert arrived == given
+    assert {name: type(value) for name, value in arrived.items()} == {name: type(value) for name, value in given.items()}
+    assert parse_config(Placement, arrived, source="placement") == Placement(**given)
+
+
+def _another(item: "dataclasses.Field[Any]") -> Any:
+    """A value of the field that is good and is not its default."""
+    for value in _values(get_type_hints(Placement)[item.name]):
+        with contextlib.suppress(InputError):
+            if value != item.default and Placement(**{item.name: value}):
+                return value
+    raise AssertionError(f"placement.{item.name}: this test knows no value for it")
+
+
+def _values(hint: Any) -> list[Any]:
+    plain: dict[Any, list[Any]] = {bool: [True, False], int: [12345, 1 << 37], float: [2.5], str: ["1:2", "s3://bucket/a: b # c"]}
+    if hint in plain:
+        return plain[hint]
+    parts = get_args(hint)
+    return list(parts) if get_origin(hint) is Literal else [value for part in parts for value in _values(part)]
+
+
 def test_rights_are_those_that_are_checked(render: Render) -> None:
     """`helm test` asks for exactly the verbs that the Roles give."""
     objects = render({})
-    for name, rights in (("fs-firstsight-firstsight-run", RUN_RIGHTS), ("fs-firstsight-reaper", REAPER_RIGHTS)):
+    roles: dict[str, Rights] = {
+        "fs-firstsight-firstsight-run": RUN_RIGHTS,
+        "fs-firstsight-reaper": REAPER_RIGHTS,
+        "fs-firstsight-uninstall": UNINSTALL_RIGHTS,
+    }
+    for name, rights in roles.items():
         rules = next(one for one in objects if one["kind"] == "Role" and one["metadata"]["name"] == name)["rules"]
         given = {f"{rule['resources'][0]}.{rule['apiGroups'][0]}".rstrip("."): tuple(rule["verbs"]) for rule in rules}
         assert given == {resource: tuple(verbs) for resource, verbs in rights.items()}

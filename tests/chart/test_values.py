@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 
-from tests.chart.conftest import CHART, Tool
+from scripts import placement_schema
+from tests.chart.conftest import CHART, HELMS, Tool
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -24,6 +25,31 @@ def test_schema_knows_every_value() -> None:
     """Schema and values.yaml have the same keys, all the way down."""
     for path, keys, known in _pairs(VALUES, SCHEMA, ""):
         assert set(keys) == set(known) - {"global", "claims"}, path
+
+
+def test_placement_is_the_trainers_own() -> None:
+    """Its part of the schema is what `make generate` writes."""
+    text = (CHART / "values.schema.json").read_text()
+
+    assert placement_schema.written(text) == text
+
+
+@pytest.mark.parametrize(
+    ("hint", "schema"),
+    [
+        (bool, {"type": "boolean"}),
+        (Literal["auto", "cpu"], {"enum": ["auto", "cpu"]}),
+        (int | Literal["auto"], {"anyOf": [{"type": "integer"}, {"enum": ["auto"]}]}),
+        (bool | Literal["auto"], {"anyOf": [{"type": "boolean"}, {"enum": ["auto"]}]}),
+    ],
+)
+def test_a_type_has_a_schema(hint: Any, schema: dict[str, Any]) -> None:
+    assert placement_schema.type_schema(hint) == schema
+
+
+def test_a_type_that_values_cannot_say_is_refused() -> None:
+    with pytest.raises(TypeError, match="no JSON schema for <class 'bytes'>"):
+        placement_schema.type_schema(bytes | int)
 
 
 def _objects(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -52,6 +78,14 @@ TYPOS = {
     "backend": ({"profileDefaults": {"backend": "pytorch"}}, "/profileDefaults/backend"),
     "jobs": ({"jobs": {"gpus": 8}}, "/jobs"),
     "quantity": ({"jobs": {"memory": "4 GB"}}, "/jobs/memory"),
+    "placement": ({"profileDefaults": {"placement": {"loaderWorkers": 4}}}, "/profileDefaults/placement"),
+    "a profile's placement": ({"profiles": {"a": {"placement": {"workers": 4}}}}, "/profiles/a"),
+    "placement's type": ({"profileDefaults": {"placement": {"keep_last": "two"}}}, "/profileDefaults/placement/keep_last"),
+    "placement's choice": ({"profileDefaults": {"placement": {"device": "gpu"}}}, "/profileDefaults/placement/device"),
+    "GPU's memory": ({"jobs": {"gpuMemory": "80 GB"}}, "/jobs/gpuMemory"),
+    "queue of two lines": ({"jobs": {"queue": "a\nb: c"}}, "/jobs/queue"),
+    "queue's label": ({"jobs": {"queueLabel": "a\nimage: b"}}, "/jobs/queueLabel"),
+    "image of two lines": ({"images": {"trainer": {"repository": "a\nb: c"}}}, "/images/trainer/repository"),
     "pod template": ({"jobs": {"podTemplate": {"containers": []}}}, "/jobs/podTemplate"),
     "threshold": ({"metrics": {"prometheusRule": {"dataWaitFraction": 20}}}, "/metrics/prometheusRule/dataWaitFraction"),
     "keep": ({"uninstall": {"keep": ["pvc"]}}, "/uninstall/keep"),
@@ -60,7 +94,7 @@ TYPOS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("helm", ["helm", "helm3"])
+@pytest.mark.parametrize("helm", HELMS)
 @pytest.mark.parametrize("name", TYPOS)
 def test_schema_refuses(tool: Tool, helm: str, name: str) -> None:
     """Helm refuses before it renders, and names the place."""

@@ -2,6 +2,6 @@
 
     python -m tests.cluster build | up | down | status
 
-`build.py` makes what it runs (cached outside the tree), `node.py` starts and stops it, `addons.py` deploys what a
+`programs.py` and `build.py` make what it runs (cached outside the tree), `node.py` starts and stops it, `addons.py` deploys what a
 firstsight cluster has: the training operator. Nothing here is part of the product.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.cluster build | up | down | status | with | tools`."""
+"""`python -m tests.cluster build | up | down | status | with | program`."""
 
 import json
 import subprocess
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.cluster import addons, build, harness, node, volumes
+from tests.cluster import addons, build, harness, node, programs, volumes
 from tests.cluster.store import deploy_store
 from tests.images import local
 
 
 def main() -> int:
-    """Run one verb; `up` builds what is missing first, `tools [name …]` prints the folder of helm, kubectl and what checks charts.
+    """Run one verb; `up` builds what is missing first, `program NAME` prints where it lies, built or fetched the first time.
 
     `with command …` runs a command on the cluster that KUBECONFIG names, on the one that is up, or on one that is up for so long;
     its exit code is the command's.
@@ -23,10 +23,10 @@ def main() -> int:
         "down": node.down,
         "status": lambda: print(json.dumps(node.status(), indent=1)),
         "with": lambda: _with(arguments),
-        "tools": lambda: print(build.chart_tools(arguments)),
+        "program": lambda: print(*map(programs.program, arguments), sep="\n"),
     }
     verb, *arguments = sys.argv[1:] or [""]
-    if verb not in verbs or (arguments and verb not in ("with", "tools")):
+    if verb not in verbs or (arguments and verb not in ("with", "program")):
         print(__doc__, file=sys.stderr)
         return 2
     try:
@@ -59,11 +59,9 @@ def _with(command: list[str]) -> int:
         if ours:
             _build()
             with ThreadPoolExecutor() as pool:
-                image = pool.submit(local.pipelines_archive)  # the tests' next need; while pods start
-                _start()
-                image.result()
-        else:
-            build.fetch_kubectl_and_helm()
+                images = pool.submit(lambda: [make() for make in (local.pipelines_archive, local.trainer_runtime_archive)])
+                _start()  # meanwhile: what tests need next
+                images.result()
         return subprocess.call(command)
     finally:
         if ours and not runs_already:

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.cluster import harness, settings
+from tests.cluster import harness, programs, settings
 
 kubectl = harness.kubectl
 
@@ -22,7 +22,7 @@ def deploy() -> None:
 def deploy_training_operator() -> None:
     """CRDs, RBAC, webhook and Deployment into namespace kubeflow; returns when it is ready."""
     started = time.monotonic()
-    module = module_folder("training-operator", "github.com/kubeflow/training-operator")
+    module = programs.module_folder("training-operator", "github.com/kubeflow/training-operator")
     rendered = _kustomize(settings.HERE / "manifests/operator", {"manifests": module / "manifests"})
     # server side: the CRDs are larger than the annotation that a client-side apply would keep
     kubectl("apply", "--server-side", "-f", "-", text=rendered)
@@ -34,7 +34,7 @@ def deploy_training_operator() -> None:
 def deploy_monitoring() -> None:
     """The Prometheus operator, and one Prometheus that takes up every PodMonitor and PrometheusRule, in namespace monitoring."""
     started = time.monotonic()
-    module = module_folder("prometheus-operator", "github.com/prometheus-operator/prometheus-operator")
+    module = programs.module_folder("prometheus-operator", "github.com/prometheus-operator/prometheus-operator")
     own = settings.HERE / "manifests/monitoring"
     kubectl("apply", "--server-side", "-f", str(module / "example/prometheus-operator-crd"))
     harness.wait_for_kind("prometheuses.monitoring.coreos.com")
@@ -60,13 +60,6 @@ def _kustomize(overlay: Path, bases: dict[str, Path]) -> str:
             shutil.copytree(base, folder / name)
         subprocess.run(["chmod", "-R", "u+w", scratch], check=True)
         return kubectl("kustomize", str(folder))
-
-
-def module_folder(tool: str, module: str) -> Path:
-    """Where Go keeps the module, at the version of tools/<tool>/go.mod."""
-    listing = ["go", "list", "-m", "-f", "{{.Dir}}", module]
-    found = subprocess.run(listing, cwd=settings.HERE / "tools" / tool, check=True, capture_output=True, text=True)
-    return Path(found.stdout.strip())
 
 
 def _say(what: str, started: float) -> None:

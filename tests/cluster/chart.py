@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import harness, node, settings, store, training, volumes
+from tests.cluster import harness, node, programs, settings, store, training, volumes
 from tests.images import local
 from tests.locking import one_at_a_time
 
@@ -73,7 +73,7 @@ def values(**more: Any) -> dict[str, Any]:
 
 def helm(*arguments: str, given: dict[str, Any] | None = None, binary: str = "helm", fails: bool = False) -> str:
     """Run Helm with values on stdin; what it said. It must fail where `fails`."""
-    command = [binary, *arguments, *(["--values", "-"] if given is not None else [])]
+    command = [str(programs.program(binary)), *arguments, *(["--values", "-"] if given is not None else [])]
     text = None if given is None else json.dumps(given)
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=harness.environment(), cwd=volumes.REPOSITORY)
     said = done.stdout + done.stderr
@@ -83,15 +83,15 @@ def helm(*arguments: str, given: dict[str, Any] | None = None, binary: str = "he
 
 
 def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> None:
-    """Start a pod that calls one function of pipelines.steps.steps, as a component of the pipeline does: account, Secret, profile.
+    """Start a pod that calls one function of pipelines.steps, as a component of the pipeline does: account, Secret, profile.
 
     Args:
         namespace: of the run.
         name: of the pod.
-        call: such as `make_plan(root="", …)`.
+        call: such as `planning.make_plan(request="s3://…", …)`.
         profile: the run profile's name.
     """
-    program = f"from pipelines.steps import steps; print('returned', steps.{call})"
+    program = f"from pipelines.steps import cells, finish, links, planning, staging; print('returned', {call})"
     container: dict[str, Any] = {
         "name": "main", "image": pipelines_image_name(), "command": ["python", "-c", program],
         "imagePullPolicy": "IfNotPresent", "envFrom": [{"secretRef": {"name": profile}}],
@@ -139,7 +139,7 @@ def keys(namespace: str, secret: str) -> dict[str, str]:
 @contextlib.contextmanager
 def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
     """`kubectl port-forward` to a Service while the context lasts; the address on this machine."""
-    command = ["kubectl", "-n", namespace, "port-forward", "--address", "127.0.0.1", target, f":{port}"]
+    command = [str(programs.program("kubectl")), "-n", namespace, "port-forward", "--address", "127.0.0.1", target, f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=harness.environment()) as process:
         try:
             assert process.stdout is not None

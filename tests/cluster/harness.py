@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.cluster import node, settings, volumes
+from tests.cluster import node, programs, settings, volumes
 
 Object = dict[str, Any]
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/enforce-version": "latest"}
@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 def kubectl(*arguments: str, text: str | None = None) -> str:
     """Run kubectl with `text` on its standard input; a failure is an AssertionError with what it said."""
-    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, env=environment())
+    done = subprocess.run([programs.program("kubectl"), *arguments], input=text, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr.strip()}"
     return done.stdout
 
@@ -107,9 +107,8 @@ def describe(namespace: str) -> str:
     parts.append(kubectl("-n", namespace, "get", "events", "--sort-by=.metadata.creationTimestamp"))
     for pod in listed("pods", namespace):
         name = pod["metadata"]["name"]
-        done = subprocess.run(
-            ["kubectl", "-n", namespace, "logs", name, "--tail=15", "--all-containers"], capture_output=True, text=True, env=environment()
-        )
+        command = [programs.program("kubectl"), "-n", namespace, "logs", name, "--tail=15", "--all-containers"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
         parts.append(f"--- {name}\n{done.stdout}{done.stderr}")
     return "\n".join(parts)
 

@@ -10,19 +10,14 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tests.cluster import settings
+from tests.cluster import programs, settings
 
-BINARIES = {  # image -> (reference, binary, its name in the image)
-    "pause": ("docker.io/library/pause:local", Path("/usr/bin/catatonit"), ["/catatonit", "-P"]),
-    "training-operator": (settings.OPERATOR_IMAGE, settings.BIN / "training-operator", ["/manager"]),
-    "minio": (settings.MINIO_IMAGE, settings.BIN / "minio", ["/minio"]),
-    "prometheus": (settings.PROMETHEUS_IMAGE, settings.BIN / "prometheus", ["/bin/prometheus"]),
-    "prometheus-operator": (settings.PROMETHEUS_OPERATOR_IMAGE, settings.BIN / "prometheus-operator", ["/operator"]),
-    "prometheus-config-reloader": (
-        settings.CONFIG_RELOADER_IMAGE,
-        settings.BIN / "prometheus-config-reloader",
-        ["/bin/prometheus-config-reloader"],  # where the operator expects it
-    ),
+PROGRAMS = {  # program, and its image's name -> (reference, where it lies in the image)
+    "training-operator": (settings.OPERATOR_IMAGE, ["/manager"]),
+    "minio": (settings.MINIO_IMAGE, ["/minio"]),
+    "prometheus": (settings.PROMETHEUS_IMAGE, ["/bin/prometheus"]),
+    "prometheus-operator": (settings.PROMETHEUS_OPERATOR_IMAGE, ["/operator"]),
+    "prometheus-config-reloader": (settings.CONFIG_RELOADER_IMAGE, ["/bin/prometheus-config-reloader"]),  # where the operator expects it
 }
 LIBRARIES = (  # that CPython and torch's wheels link to; procps and iproute2 for a look inside
     "ca-certificates", "libssl3", "libsqlite3-0", "libffi8", "libbz2-1.0", "liblzma5", "libreadline8", "libncursesw6", "libexpat1",
@@ -34,8 +29,10 @@ def build_images() -> None:
     """One image a server, and `base`: a Debian in which a mounted Python runs."""
     settings.IMAGES.mkdir(parents=True, exist_ok=True)
     debian_rootfs()
-    for image, (reference, binary, entrypoint) in BINARIES.items():
-        build_binary_image(image, reference, binary, entrypoint)
+    programs.debian("catatonit")
+    build_binary_image("pause", "docker.io/library/pause:local", Path("/usr/bin/catatonit"), ["/catatonit", "-P"])
+    for name, (reference, entrypoint) in PROGRAMS.items():
+        build_binary_image(name, reference, programs.program(name), entrypoint)
     write_image(settings.IMAGES / "base.tar", settings.BASE_IMAGE, settings.ROOTFS, [])
 
 
@@ -84,6 +81,7 @@ def debian_rootfs() -> None:
     """A minimal Debian with the libraries that CPython and torch's wheels link to; Python itself comes by a volume."""
     if (settings.ROOTFS / "etc/os-release").exists():
         return
+    programs.debian("debootstrap")
     print("cluster: debootstrap a Debian for the pods", flush=True)
     site = subprocess.run(["apt-get", "indextargets", "--format", "$(SITE)"], check=True, capture_output=True, text=True).stdout
     partial = settings.ROOTFS.with_suffix(".partial")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster import settings
+from tests.cluster import programs, settings
 from tests.cluster.pki import make_pki
 
 STATE, NETNS = settings.STATE, Path("/run/netns") / settings.NAMESPACE
@@ -277,7 +277,7 @@ def _state(pid: int) -> str:
 
 
 def _kubectl(*arguments: str) -> bool:
-    return subprocess.run(["kubectl", *arguments], capture_output=True, env=settings.environment()).returncode == 0
+    return subprocess.run([programs.program("kubectl"), *arguments], capture_output=True, env=settings.environment()).returncode == 0
 
 
 def _ctr_command(*arguments: str) -> list[str]:

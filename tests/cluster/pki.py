@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.cluster import settings
+from tests.cluster import programs, settings
 
 IDENTITIES = {  # kubeconfig -> (common name, organisation)
     "admin": ("admin", "system:masters"),
@@ -92,7 +92,7 @@ def _write(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate
 
 
 def _kubeconfig(folder: Path, name: str) -> None:
-    config = ["kubectl", "config", "--kubeconfig", str(folder.parent / f"{name}.conf")]
+    config = [str(programs.program("kubectl")), "config", "--kubeconfig", str(folder.parent / f"{name}.conf")]
     server = f"--server=https://{settings.NODE_IP}:6443"
     for arguments in (
         ["set-cluster", "cluster", server, f"--certificate-authority={folder}/ca.crt", "--embed-certs"],

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
-from tests.cluster import chart, harness
+from tests.cluster import chart, harness, programs
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.training import RECIPE
 from trainer.storage import exists, join, open_store, read_json, write_bytes
@@ -79,7 +80,7 @@ def test_preflight(namespace: str, values: dict[str, Any], tmp_path: Any) -> Non
     ):
         file = tmp_path / "values.json"
         file.write_text(json.dumps({**values, **change}))
-        command = ["scripts/chart_preflight.sh", "helm", ".venv/bin/python", str(chart.CHART), namespace, str(file)]
+        command = ["scripts/chart_preflight.sh", str(programs.program("helm")), sys.executable, str(chart.CHART), namespace, str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), cwd=chart.CHART.parents[1])
         assert done.returncode == code, done.stdout + done.stderr
         assert said in done.stdout
@@ -167,35 +168,42 @@ def test_run_sees_its_root_only(namespace: str, run_store: str) -> None:
 
 @pytest.fixture(scope="module")
 def staged(namespace: str, release: str) -> dict[str, str]:
-    """The demo's data, staged by two step pods whose jobs ran in the trainer's image; arguments for make_plan."""
+    """The demo's data, staged by two step pods whose jobs ran in the trainer's image; the folders of both, and the requests."""
     recipes = {"short": SHORT, "long": LONG}
     uris = {name: join(ROOT.format(namespace=namespace), f"{name}.yaml") for name in recipes}
     with _as_the_run(namespace):
         for name, text in recipes.items():
             write_bytes(uris[name], text.encode())
+    uris["first"] = _accept(namespace, "first", uris["short"], "perceptual")
     for what in ("triplets", "pairs"):
-        call = f"stage('{what}', root='', experiment='first', recipe='{uris['short']}', pairs='', triplets='', max_reject_fraction=0.01)"
-        chart.step(namespace, f"stage-{what}", call)
+        chart.step(namespace, f"stage-{what}", f"staging.stage('{what}', request='{uris['first']}')")
         uris[what] = chart.finish(namespace, f"stage-{what}").split()[-1]
     return uris
 
 
-def _plan(staged: dict[str, str], experiment: str, recipe: str, arms: str) -> str:
-    data = f"pairs='{staged['pairs']}', triplets='{staged['triplets']}', eval_sets=''"
-    return f"make_plan(root='', experiment='{experiment}', recipe='{staged[recipe]}', arms='{arms}', seeds='0', {data})"
+def _accept(namespace: str, experiment: str, recipe: str, arms: str) -> str:
+    """The URI of the request that the first step stores."""
+    asked = f"experiment='{experiment}', recipe='{recipe}', arms='{arms}'"
+    call = f"links.accept(request='', profile='firstsight', run='{experiment}', {asked})[0]"
+    chart.step(namespace, f"links-{experiment}", call)
+    return chart.finish(namespace, f"links-{experiment}").split()[-1]
+
+
+def _plan(staged: dict[str, str], request: str) -> str:
+    return f"planning.make_plan(request='{request}', pairs='{staged['pairs']}', triplets='{staged['triplets']}')"
 
 
 def test_pipeline_steps(namespace: str, staged: dict[str, str], run_store: str) -> None:
     """Every step of the pipeline as a pod of its own, with the chart's account, image and store: staged, trained, measured, reported."""
-    chart.step(namespace, "plan", _plan(staged, "first", "short", "perceptual"))
+    chart.step(namespace, "plan", _plan(staged, staged["first"]))
     chart.finish(namespace, "plan")
     for name in ("perceptual", "contrastive"):
-        chart.step(namespace, name, f"train('{name}', root='', experiment='first', cell='perceptual-seed0')")
+        chart.step(namespace, name, f"cells.train('{name}', request='{staged['first']}', cell='perceptual-seed0')")
         log = chart.finish(namespace, name)
         assert re.search(r"step \d+ of \d+, loss", log), log  # rank 0's own words, in the step's log
-    chart.step(namespace, "evaluate", "evaluate(root='', experiment='first', cell='perceptual-seed0')")
+    chart.step(namespace, "evaluate", f"cells.evaluate(request='{staged['first']}', cell='perceptual-seed0')")
     chart.finish(namespace, "evaluate")
-    chart.step(namespace, "finish", "finish(root='', experiment='first', state='COMPLETE')")
+    chart.step(namespace, "finish", "finish.finish(run='first', request='', root='', state='COMPLETE')")
     chart.finish(namespace, "finish")
     report = REPORT.format(namespace=namespace)
     assert exists(report)
@@ -208,16 +216,17 @@ def test_pipeline_steps(namespace: str, staged: dict[str, str], run_store: str) 
 @pytest.fixture(scope="module")
 def long_run(namespace: str, staged: dict[str, str]) -> str:
     """A contrastive job that goes on for as long as the tests look at it; its step pod."""
-    chart.step(namespace, "plan-long", _plan(staged, "long", "long", "random"))
+    request = _accept(namespace, "long", staged["long"], "random")
+    chart.step(namespace, "plan-long", _plan(staged, request))
     chart.finish(namespace, "plan-long")
-    chart.step(namespace, "long", f"train('contrastive', root='', experiment='long', cell='{CELL}')")
+    chart.step(namespace, "long", f"cells.train('contrastive', request='{request}', cell='{CELL}')")
     harness.wait_until("the long run's first steps", lambda: _steps(namespace), 300, every=1)
     return "long"
 
 
 def _steps(namespace: str) -> list[int]:
     """The steps that the long run has logged, as its launcher shows them."""
-    command = ["kubectl", "-n", namespace, "logs", "long"]  # which fails as long as the container is being made
+    command = [programs.program("kubectl"), "-n", namespace, "logs", "long"]  # which fails as long as the container is being made
     log = subprocess.run(command, capture_output=True, text=True, env=harness.environment()).stdout
     return [int(number) for number in re.findall(r"step (\d+) of \d+, loss", log)]
 

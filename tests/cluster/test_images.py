@@ -1,4 +1,4 @@
-"""The pipelines image, built from its Dockerfile, as pods of a namespace that enforces restricted Pod Security.
+"""The images, built from their Dockerfiles, as pods of a namespace that enforces restricted Pod Security.
 
 A step's pod is put together from the compiled pipeline as Kubeflow's driver does it: the executor's own command and
 source, the ConfigMap and Secret that the parameter `profile` names, the security context of kfp-kubernetes. There is
@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.jobs.shapes.pod import pod_template
 from pipelines.kubeflow.compiled import FOLDER
-from tests.cluster import chart, harness
+from pipelines.profile.settings import JobSettings
+from tests.cluster import chart, harness, node, settings, training, volumes
 from tests.cluster.store import Store
 from tests.images import local
+from tests.locking import one_at_a_time
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -119,7 +122,7 @@ def command_pod(image: str, arguments: list[str], command: list[str] | None = No
     }
 
 
-def run(namespace: str, pod: dict[str, Any]) -> tuple[int, str]:
+def run(namespace: str, pod: dict[str, Any], seconds: float = 180) -> tuple[int, str]:
     """Exit code and log of a pod."""
     harness.apply(pod, namespace)
     name = pod["metadata"]["name"]
@@ -129,7 +132,7 @@ def run(namespace: str, pod: dict[str, Any]) -> tuple[int, str]:
         return found if found and found["status"].get("phase") in ("Succeeded", "Failed") else None
 
     try:
-        found = harness.wait_until(f"pod {name} to end", ended, 180)
+        found = harness.wait_until(f"pod {name} to end", ended, seconds)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{harness.describe(namespace)}") from None
     (status,) = found["status"]["containerStatuses"]
@@ -165,7 +168,7 @@ def test_a_profile_that_is_not_there_is_said_by_the_pod_itself(pipelines_image: 
 def test_the_image_runs_on_a_read_only_root_as_its_own_user(pipelines_image: str, restricted_namespace: str):
     """As the chart's hooks and the reaper do; the report's room is there, torch is not."""
     script = (
-        "import importlib.util, os, sys, kfp, kubernetes, pipelines.steps.steps, trainer.report.write;"
+        "import importlib.util, os, sys, kfp, kubernetes, pipelines.steps.cells, trainer.report.write;"
         "print(os.getuid(), importlib.util.find_spec('torch'), importlib.util.find_spec('pip'))"
     )
 
@@ -192,3 +195,45 @@ def test_labels_say_version_and_commit(pipelines_image: str):
     assert described["Entrypoint"] == ["python", "-m", "pipelines"]
     assert described["Labels"]["org.opencontainers.image.version"] == "0.1.0"
     assert len(described["Labels"]["org.opencontainers.image.revision"]) == 40
+
+
+COMPILES = """
+import os, torch
+from trainer.config import ModelConfig
+from trainer.model import encoding, towers
+sizes = dict(image_size=32, patch_size=8, vision_layers=2, vision_width=32, vision_head_width=16, embed_dim=32)
+model = towers.build_model(ModelConfig(**sizes, text_layers=1, text_width=32, text_heads=2), 0)
+images = torch.rand(4, 3, 32, 32)
+with torch.no_grad():
+    plain, compiled = (encoding.encode_image(model, images, compiled=flag) for flag in (False, True))
+torch.testing.assert_close(plain, compiled)
+libraries = [name for _, _, names in os.walk(os.environ["TORCHINDUCTOR_CACHE_DIR"]) for name in names if name.endswith(".so")]
+print("user", os.getuid(), "read-only root", bool(os.statvfs("/").f_flag & os.ST_RDONLY), "compiled", bool(libraries))
+"""
+"""A block of a vision tower through torch.compile; what it built lies where the pod lets it write."""
+
+
+@pytest.fixture(scope="session")
+def trainer_image(kubectl: Any) -> str:
+    """What has the trainer image's compiler: its runtime stage, in the node's containerd; elsewhere the whole image."""
+    if not harness.own_cluster():
+        return training.trainer_image()
+    with one_at_a_time(settings.TESTS_LOCK):
+        local.trainer_runtime_archive()
+        node.import_images()
+    return local.TRAINER_RUNTIME
+
+
+def test_the_trainers_pod_compiles_a_block_of_a_tower(trainer_image: str, restricted_namespace: str):
+    """With the compiler and headers of the image, as its user, on a root that nobody can write to."""
+    overlay = volumes.pod_template("pytorch", python=False) if harness.own_cluster() else {}
+    small = JobSettings(image=trainer_image, cpu="50m", memory="3Gi", shared_memory="64Mi", pod_template=overlay)
+    template = pod_template(small, "pytorch", [], {}, {}, {}, metrics=False)
+    (container,) = template["spec"]["containers"]
+    container.update(command=["python3", "-W", "ignore", "-c", COMPILES], args=[], imagePullPolicy="IfNotPresent")
+    spec = {**template["spec"], "restartPolicy": "Never"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "compile", **template["metadata"]}, "spec": spec}
+
+    code, log = run(restricted_namespace, pod, seconds=600)
+
+    assert (code, log.strip().splitlines()[-1]) == (0, "user 10001 read-only root True compiled True"), log

@@ -105,9 +105,10 @@ def test_a_kind_that_the_cluster_does_not_have_is_named(
     if "trainjobs.trainer.kubeflow.org" in kubectl("get", "crd", "-o", "name"):
         pytest.skip("this cluster has Trainer v2")
     experiment = training.plan(staged)
-    profile = training.write_profile(tmp_path, restricted_namespace, staged)
+    profile = Path(training.write_profile(tmp_path, restricted_namespace, staged))
+    profile.write_text(yaml.safe_dump({**yaml.safe_load(profile.read_text()), "backend": "trainjob"}))
 
-    with training.launcher(experiment, profile, tmp_path, FIRSTSIGHT_BACKEND="trainjob") as launcher:
+    with training.launcher(experiment, str(profile), tmp_path) as launcher:
         assert launcher.wait(60) == 2, launcher.tail()
         assert "trainjobs.trainer.kubeflow.org" in last_line(launcher)
 

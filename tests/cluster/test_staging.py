@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.finding import identity_of
+from pipelines.jobs.finding import identity_of
+from pipelines.planning.request import merge, resolve, write_request
 from tests.cluster import harness, training, volumes
 from tests.cluster.store import Store
 from tests.cluster.training import Staged
@@ -55,11 +56,9 @@ def listed(in_store: Staged, tmp_path_factory: pytest.TempPathFactory) -> str:
 @contextmanager
 def step(root: str, store_root: str, profile: str, log: Path, source: str = "list.yaml") -> Iterator["subprocess.Popen[bytes]"]:
     """The pipeline's step `stage pairs` in a process of its own; profile "" : on this machine."""
-    arguments = {
-        "root": store_root, "experiment": EXPERIMENT, "pairs": join(root, source), "triplets": "", "recipe": join(root, "recipe.yaml"),
-        "max_reject_fraction": 0.2,
-    }  # fmt: skip
-    program = f"from pipelines.steps import steps; print('staged', steps.stage('pairs', **{arguments!r}))"
+    given = {"experiment": EXPERIMENT, "pairs": join(root, source), "recipe": join(root, "recipe.yaml"), "max_reject_fraction": 0.2}
+    request = write_request(resolve(merge("", given)), store_root)
+    program = f"from pipelines.steps import staging; print('staged', staging.stage('pairs', request={request!r}))"
     environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as stream:
         process = subprocess.Popen([sys.executable, "-c", program], stdout=stream, stderr=stream, env=environment, cwd=volumes.REPOSITORY)

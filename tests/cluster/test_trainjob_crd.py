@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cluster.connection import TRAINJOB
 from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.indexed import IndexedJobs
-from pipelines.jobs.shapes.trainjob import RUNTIME, TrainJobs
+from pipelines.jobs.shapes.trainjob import RUNTIME, TRAINJOB, TrainJobs
 from pipelines.profile.settings import JobSettings
-from tests.cluster import addons, harness, volumes
+from tests.cluster import harness, programs, volumes
 from tests.cluster.conftest import Kubectl
 from tests.pipelines.jobs.test_trainjob import TEMPLATE
 
@@ -47,7 +46,7 @@ SPEC = JobSpec(
 def trainer_crds(kubectl: Kubectl) -> Iterator[None]:
     """The CRDs of the very module that `make e2e-trainjob` builds; taken away again where they were not there before."""
     there = kubectl("get", "crd", f"{TRAINJOB.plural}.trainer.kubeflow.org", "--ignore-not-found", "-o", "name").strip()
-    folder = addons.module_folder("trainer", "github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
+    folder = programs.module_folder("trainer", "github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
     files = [part for name in CRDS for part in ("-f", str(folder / name))]
     try:
         kubectl("apply", "--server-side", *files)  # their schemas are larger than a client-side apply can remember
@@ -72,7 +71,16 @@ def accepted(kubectl: Kubectl, namespace: str, thing: dict[str, Any]) -> str:
 def charts_runtime(namespace: str) -> dict[str, Any]:
     """The TrainingRuntime that the chart makes in a run namespace."""
     values = f"trainingRuntime.enabled=true,profileDefaults.backend=trainjob,profileDefaults.namespaces={{{namespace}}}"
-    command = ["helm", "template", "firstsight", str(CHART), "--set", values, "--show-only", "templates/runtime/trainingruntime.yaml"]
+    command = [
+        programs.program("helm"),
+        "template",
+        "firstsight",
+        str(CHART),
+        "--set",
+        values,
+        "--show-only",
+        "templates/runtime/trainingruntime.yaml",
+    ]
     command += ["--api-versions", "trainer.kubeflow.org/v1alpha1/TrainingRuntime"]
     done = subprocess.run(command, capture_output=True, text=True, env=harness.environment())
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster import addons, build, harness, images, node, settings
+from tests.cluster import harness, images, node, programs, settings
 
 REFERENCES = {
     "jobset": ("docker.io/jobset/jobset:v0.8.2", ["/manager"]),
@@ -19,9 +19,8 @@ FETCHED = "../../third-party/jobset"
 def deploy() -> None:
     """Both controllers with their CRDs and webhooks; returns when they are ready."""
     started = time.monotonic()
-    build.build_all(build.TRAINJOB_SERVERS)
     for name, (reference, entrypoint) in REFERENCES.items():
-        images.build_binary_image(name, reference, settings.BIN / name, entrypoint)
+        images.build_binary_image(name, reference, programs.program(name), entrypoint)
     node.import_images()
     harness.kubectl("apply", "--server-side", "-f", "-", text=_rendered("jobset", "jobset", "sigs.k8s.io/jobset", "config"))
     harness.kubectl("-n", "jobset-system", "rollout", "status", "deploy/jobset-controller-manager", "--timeout=300s")
@@ -36,7 +35,7 @@ def _rendered(overlay: str, tool: str, module: str, base: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / overlay
         shutil.copytree(settings.HERE / "manifests" / overlay, folder)
-        shutil.copytree(addons.module_folder(tool, module) / base, folder / base)
+        shutil.copytree(programs.module_folder(tool, module) / base, folder / base)
         subprocess.run(["chmod", "-R", "u+w", scratch], check=True)  # the module cache is read-only
         for file in folder.rglob("kustomization.yaml"):
             lines = file.read_text().splitlines(keepends=True)

@@ -24,7 +24,8 @@ import yaml
 
 from pipelines.cluster.merge import strategic_merge
 from pipelines.cluster.names import Identity
-from pipelines.steps import steps
+from pipelines.planning.request import merge, resolve, write_request
+from pipelines.steps.planning import make_plan
 from tests.cluster import harness, settings, volumes
 from tests.cluster.store import Store
 from trainer.config import StageConfig, recipe_hash
@@ -68,12 +69,14 @@ class Experiment:
         name: of the experiment; the job's identity depends on it.
         recipe: one of EPOCHS.
         config: of its contrastive stage.
+        request: URI of its stored request.
     """
 
     root: str
     name: str
     recipe: str
     config: StageConfig
+    request: str
 
     @property
     def identity(self) -> Identity:
@@ -181,16 +184,15 @@ def plan(staged: Staged, name: str = "", recipe: str = "short.yaml", **placement
         placement: settings that change no weights.
     """
     name = name or f"e-{secrets.token_hex(3)}"
-    steps.make_plan(
-        root=staged.root, experiment=name, arms="random", seeds="0", recipe=join(staged.root, recipe), pairs=staged.pairs,
-        triplets=staged.triplets,
-    )  # fmt: skip
+    asked = merge("", {"experiment": name, "arms": "random", "recipe": join(staged.root, recipe)})
+    request = write_request(resolve(asked), staged.root)
+    make_plan(request=request, pairs=staged.pairs, triplets=staged.triplets)
     uri = join(layout.stage(layout.cell(layout.experiment(staged.root, name), "random", 0), "contrastive"), "config.yaml")
     config = parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), source=uri)
     changes = {"threads": 1, "log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **placement}
     config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, **changes))
     write_bytes(uri, dump_yaml(config).encode())
-    return Experiment(root=staged.root, name=name, recipe=recipe, config=config)
+    return Experiment(root=staged.root, name=name, recipe=recipe, config=config, request=request)
 
 
 def trainer_image() -> str:
@@ -252,10 +254,10 @@ class Launcher:
 @contextlib.contextmanager
 def launcher(experiment: Experiment, profile: str, folder: Path, **variables: str) -> Iterator[Launcher]:
     """Launch and follow the experiment's job as the pipeline's component does; killed at the end if it still runs."""
-    arguments = {"root": experiment.root, "experiment": experiment.name, "cell": CELL}
+    arguments = {"request": experiment.request, "cell": CELL}
     # A shell lets what it runs in the background ignore Ctrl-C, and so would all below it: these launchers sit at a terminal.
     at_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{at_terminal}; from pipelines.steps import steps; steps.train('contrastive', **{arguments!r})"
+    program = f"{at_terminal}; from pipelines.steps import cells; cells.train('contrastive', **{arguments!r})"
     log = folder / f"launcher-{secrets.token_hex(3)}.log"
     environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as stream:

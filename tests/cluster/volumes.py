@@ -99,17 +99,24 @@ def local_volume(namespace: str, name: str, folder: Path, mode: str = "ReadOnlyM
     return [volume, claim]
 
 
-def pod_template(container: str) -> dict[str, Any]:
-    """What to lay over a pod by strategic merge (`jobs.pod_template`), so that `python -m trainer` runs in this container."""
+def pod_template(container: str, *, python: bool = True) -> dict[str, Any]:
+    """What to lay over a pod by strategic merge (`jobs.pod_template`), so that `python -m trainer` runs in this container.
+
+    Args:
+        container: its name.
+        python: whether Python itself comes by a volume, too; else the image has this machine's in /usr/local.
+    """
+    folders = {name: path for name, (_, path) in FOLDERS.items() if python or name != "python"}
+    environment = {name: value for name, value in ENVIRONMENT.items() if python or "/opt/python" not in value}
     return {
         "spec": {
             "containers": [
                 {
                     "name": container,
-                    "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
-                    "volumeMounts": [{"name": name, "mountPath": path, "readOnly": True} for name, (_, path) in FOLDERS.items()],
+                    "env": [{"name": name, "value": value} for name, value in environment.items()],
+                    "volumeMounts": [{"name": name, "mountPath": path, "readOnly": True} for name, path in folders.items()],
                 }
             ],
-            "volumes": [{"name": name, "persistentVolumeClaim": {"claimName": name, "readOnly": True}} for name in FOLDERS],
+            "volumes": [{"name": name, "persistentVolumeClaim": {"claimName": name, "readOnly": True}} for name in folders],
         }
     }

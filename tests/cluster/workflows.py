@@ -43,11 +43,11 @@ class Workflow:
     def launch(self) -> None:
         """Start the launch step in a pod, as Kubeflow would, and again at a Retry."""
         self.pod = f"{self.name}-{secrets.token_hex(2)}"
-        arguments = {"root": self.experiment.root, "experiment": self.experiment.name, "cell": CELL}
+        arguments = {"request": self.experiment.request, "cell": CELL}
         container: dict[str, Any] = {
             "name": "main",
             "image": settings.BASE_IMAGE,
-            "command": ["python", "-c", f"from pipelines.steps import steps; steps.train('contrastive', **{arguments!r})"],
+            "command": ["python", "-c", f"from pipelines.steps import cells; cells.train('contrastive', **{arguments!r})"],
             "env": [{"name": key, "value": value} for key, value in self._store.items()]
             + [{"name": "KFP_POD_NAME", "value": self.pod}, {"name": "FIRSTSIGHT_PROFILE", "value": "/etc/firstsight/profile.yaml"}],
             "envFrom": [{"secretRef": {"name": "store"}}],

@@ -12,16 +12,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.cluster import images, settings
+from tests.cluster import images, programs, settings
 
 REPOSITORY = Path(__file__).parents[2]
 PIPELINES_IMAGE = "docker.io/firstsight/pipelines:e2e"
+TRAINER_RUNTIME = "docker.io/firstsight/trainer-runtime:e2e"
 BASE = "localhost/firsttest-python:1"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 STORE = settings.CACHE / "buildah"
 OPTIONS = [
     "--storage-driver", os.environ.get("STORAGE_DRIVER", "overlay"), "--root", str(STORE / "root"), "--runroot", str(STORE / "run"),
 ]  # fmt: skip
+# chroot: no namespaces and no cgroups of its own, which a container that runs this may not have to give
+BUILD_OPTIONS = ["--isolation", "chroot", "--layers", "--quiet", "--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"]
 
 
 def pipelines_archive() -> Path:
@@ -31,6 +34,22 @@ def pipelines_archive() -> Path:
     """
     build("pipelines", settings.IMAGES)
     return settings.IMAGES / "pipelines.tar"
+
+
+def trainer_runtime_archive() -> Path:
+    """The trainer image but for what pip installs, as its Dockerfile builds it; pods get torch by a volume, instead of 6 GB to import."""
+    install_buildah()
+    build_base()
+    archive, before = settings.IMAGES / "trainer-runtime.tar", _image_id(TRAINER_RUNTIME)
+    stage = ["--target", "runtime", "--build-arg", f"BASE={BASE}", "--tag", TRAINER_RUNTIME]
+    _buildah("build", *BUILD_OPTIONS, *stage, "--file", str(REPOSITORY / "images/trainer/Dockerfile"), str(REPOSITORY))
+    if not archive.exists() or before != _image_id(TRAINER_RUNTIME):
+        partial = archive.with_suffix(".partial")  # a node that starts meanwhile imports every *.tar
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        _buildah("push", "--quiet", TRAINER_RUNTIME, f"docker-archive:{partial}:{TRAINER_RUNTIME}")
+        partial.rename(archive)
+    return archive
 
 
 def build(image: str, archives: Path, *, sbom: bool = False) -> None:
@@ -52,8 +71,7 @@ def build(image: str, archives: Path, *, sbom: bool = False) -> None:
             **os.environ,
             "BUILDER": "buildah",
             "BUILDER_OPTIONS": " ".join(OPTIONS),
-            # chroot: no namespaces and no cgroups of its own, which a container that runs this may not have to give
-            "BUILD_OPTIONS": f"--isolation chroot --layers --quiet --volume {CERTIFICATES}:{CERTIFICATES}:ro",
+            "BUILD_OPTIONS": " ".join(BUILD_OPTIONS),
             "BASE": BASE,
             "REGISTRY": registry,
             "TAG": tag,
@@ -87,12 +105,8 @@ def build_base() -> None:
 
 def install_buildah() -> None:
     """Buildah from Debian, which needs no daemon."""
-    if shutil.which("buildah"):
-        return
-    for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", "buildah"]):
-        subprocess.run(
-            ["apt-get", *command], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        )
+    if not shutil.which("buildah"):
+        programs.debian("buildah")
 
 
 def configuration(archive: Path) -> dict[str, object]:

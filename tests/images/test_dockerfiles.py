@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.jobs.shapes.pod import WRITABLE
+
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = ("trainer", "pipelines", "minio")
 LOCKS = {"trainer": "trainer.txt", "pipelines": "pipelines.txt"}
@@ -82,7 +84,31 @@ def test_hashed_requirements_are_installed_before_the_source_comes(image: str):
     assert installed < source
     assert lines[installed].count("pip install") == lines[installed].count("--require-hashes --no-deps") == 2
     assert f"/requirements/{LOCKS[image]}" in lines[installed]
-    assert not [line for line in lines if re.search(r"apt-get|gcc|build-essential", line)]
+
+
+def test_only_the_trainer_has_a_compiler_and_it_comes_before_all_that_changes():
+    """In a stage of its own, on which the image is built; an image in which torch.compile does not work is not built at all."""
+    lines = dockerfile("trainer")
+    begins = [index for index, line in enumerate(lines) if line.startswith("FROM ")]
+    (installed,) = [index for index, line in enumerate(lines) if "apt-get" in line]
+    compiled = next(index for index, line in enumerate(lines) if "torch.compile" in line)
+
+    assert lines[begins[0]].endswith(" AS runtime")
+    assert begins[0] < installed < begins[1]
+    assert lines[begins[-1]] == "FROM runtime"
+    assert all(
+        word in lines[installed] for word in ("--no-install-recommends", " gcc ", " g++ ", " libc6-dev ", "rm -rf /var/lib/apt/lists")
+    )
+    assert compiled < next(index for index, line in enumerate(lines) if line.startswith("COPY trainer"))
+    assert not [line for line in dockerfile("pipelines") if re.search(r"apt-get|gcc|build-essential", line)]
+
+
+def test_what_a_pod_compiles_goes_where_the_image_says_too():
+    """The image's own environment and the pod's name the same writable places."""
+    (environment,) = [line for line in dockerfile("trainer") if line.startswith("ENV PATH=")]
+
+    for name, place in WRITABLE.items():
+        assert f" {name}={place}" in environment, name
 
 
 @pytest.mark.parametrize("image", LOCKS)

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.cluster import programs
+
 pytestmark = [pytest.mark.kfp, pytest.mark.timeout(3600)]
 
 EXPERIMENT = f"e2e-{secrets.token_hex(3)}"
@@ -66,7 +68,16 @@ def test_ctrl_c_terminates_the_run_and_the_jobs_go_with_it():
     result = json.loads(out)
     assert (process.returncode, result["state"]) == (130, "FAILED"), error
     if "KUBECONFIG" in os.environ:
-        jobs = ["kubectl", "get", "pytorchjobs,jobs", "--all-namespaces", "-l", f"firstsight.dev/experiment={experiment}", "-o", "name"]
+        jobs = [
+            programs.program("kubectl"),
+            "get",
+            "pytorchjobs,jobs",
+            "--all-namespaces",
+            "-l",
+            f"firstsight.dev/experiment={experiment}",
+            "-o",
+            "name",
+        ]
         deadline = time.monotonic() + 120
         while left := subprocess.run(jobs, capture_output=True, text=True, check=True).stdout.strip():
             assert time.monotonic() < deadline, left

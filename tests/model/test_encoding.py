@@ -65,8 +65,6 @@ def test_image_features_are_open_clips() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-# Its cache pickles, and pickle asks every imported module for a name: jsonargparse's old ones then say that they are deprecated.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_blocks_give_what_plain_ones_give() -> None:
     """placement.compile on a CPU: features and gradients to float32's rounding, at a batch and at a smaller last one."""
     model = towers.build_model(TINY, 0)

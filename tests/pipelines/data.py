@@ -1,5 +1,8 @@
 """Small sealed data sets and seals for tests that need no trainer."""
 
+from typing import Any
+
+from pipelines.planning.request import merge, resolve, write_request
 from trainer.storage import join, layout
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.manifest import Kind, Manifest, Shard, write_manifest
@@ -18,6 +21,11 @@ def seal(root: str, kind: Kind, *, judge: str = "", sha256: str = "0" * 64) -> s
 def commit(stage_uri: str, recipe_hash: str, **facts: object) -> None:
     """The seal of a finished stage."""
     write_committed(layout.final(stage_uri), Committed(recipe_hash=recipe_hash, attempt=0, step=1, files={}, facts=facts))
+
+
+def ask(root: str, **given: Any) -> str:
+    """A stored request of the smoke recipe with one arm; its URI."""
+    return write_request(resolve(merge("", {"recipe": "smoke", "arms": "random", **given})), root)
 
 
 def staging_result(experiment_uri: str, what: str) -> str:

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from pipelines.cluster.connection import EVENT, NODE, POD, WORKFLOW
+from pipelines.jobs.shapes import job_kinds
 from tests.pipelines.fake_objects import Key, Object, Status, is_selected, merge_patch
 
-SERVED = (
-    "/api/v1/pods", "/api/v1/events", "/api/v1/nodes", "/apis/batch/v1/jobs", "/apis/kubeflow.org/v1/pytorchjobs",
-    "/apis/trainer.kubeflow.org/v1alpha1/trainjobs", "/apis/argoproj.io/v1alpha1/workflows",
-)  # fmt: skip
+SERVED = tuple(kind.path("") for kind in (POD, EVENT, NODE, WORKFLOW, *job_kinds()))
 _PATH = re.compile(
     r"(?P<base>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[^/]+)(/(?P<name>[^/]+))?(?P<log>/log)?"
 )

@@ -4,15 +4,13 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.jobs.shapes import job_kinds
 from tests.pipelines.fake_api import FakeApi
 
 PYTORCHJOBS, JOBS, WORKFLOWS = "pytorchjobs.kubeflow.org", "jobs.batch", "workflows.argoproj.io"
 OURS = {"app.kubernetes.io/part-of": "firstsight"}
 Object = dict[str, Any]
-_SHAPES = {
-    PYTORCHJOBS: ("kubeflow.org/v1", "PyTorchJob", "training.kubeflow.org/job-name"),
-    JOBS: ("batch/v1", "Job", "batch.kubernetes.io/job-name"),
-}
+_KINDS = {kind.resource: kind for kind in job_kinds()}
 
 
 def ago(seconds: float) -> str:
@@ -41,13 +39,14 @@ def put_job(
     server: FakeApi, *runs: Object, name: str = "j", resource: str = PYTORCHJOBS, labels: Object = OURS, pods: int = 1, **metadata: Any
 ) -> Object:
     """A job held by runs, and its pods, which nobody has started; what is not said of `status` and `spec` is left out."""
-    version, kind, label = _SHAPES[resource]
+    kind = _KINDS[resource]
+    head = {"apiVersion": kind.api_version, "kind": kind.kind}
     body = {part: metadata.pop(part) for part in ("spec", "status") if part in metadata}
     spec: Object = {"pytorchReplicaSpecs": {"Worker": {"replicas": pods}}} if resource == PYTORCHJOBS else {"parallelism": pods}
     metadata = {"name": name, "labels": labels, "ownerReferences": [owner(run) for run in runs], **metadata}
-    made = server.put(resource, {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec, **body})
-    reference = {"apiVersion": version, "kind": kind, "name": name, "uid": made["metadata"]["uid"], "controller": True}
+    made = server.put(resource, {**head, "metadata": metadata, "spec": spec, **body})
+    reference = {**head, "name": name, "uid": made["metadata"]["uid"], "controller": True}
     for number in range(pods):
-        pod = {"name": f"{name}-{number}", "labels": {**labels, label: name}, "ownerReferences": [reference]}
+        pod = {"name": f"{name}-{number}", "labels": {**labels, kind.pod_label: name}, "ownerReferences": [reference]}
         server.put("pods", {"metadata": pod, "spec": {"terminationGracePeriodSeconds": 180}, "status": {"phase": "Pending"}})
     return made

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.report import shards
+from trainer.arms import registered
 from trainer.config import DataConfig, Recipe, StageConfig, StartConfig, recipe_hash
 from trainer.configs import dump_yaml, load_recipe
 from trainer.storage import join, layout, write_bytes, write_json
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.manifest import Manifest, write_manifest
 
-LABELS: dict[str, Any] = {"perceptual": "votes", "permuted": "votes", "judged": "flip", "instance": "instance", "shuffled": "shuffled"}
 CHANCE = 0.125
 CLASSES = 8
 
@@ -38,6 +38,8 @@ class Fabrication:
     name: str = "demo"
     version: str = "1-exact-fp32"
     stream: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of arms that this version does not have: what their towers learned from."""
 
 
 def fabricate(root: Path, what: Fabrication | None = None) -> str:
@@ -128,17 +130,17 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
     cell = layout.cell(uri, arm, seed)
     common: dict[str, Any] = {"experiment": what.name, "seed": seed, "model": recipe.model}
     tower = None
-    if arm in LABELS:
+    known = registered().get(arm)
+    labels = what.labels.get(arm) or (known.labels if known and known.tower else None)
+    if labels:
         tower = StageConfig(
-            stage="perceptual", arm=arm, output=uri, data=data.triplets, labels=LABELS[arm], perceptual=recipe.perceptual, **common
+            stage="perceptual", arm=arm, output=uri, data=data.triplets, labels=labels, perceptual=recipe.perceptual, **common
         )
         tower = replace(tower, output=layout.tower(uri, recipe_hash(tower)))
         write_stage(tower, steps=40, generator=generator)
     start = StartConfig()
     if tower:
-        start = StartConfig(
-            kind="permuted" if arm == "permuted" else "tower", uri=layout.final(tower.output), recipe_hash=recipe_hash(tower)
-        )
+        start = StartConfig(kind=known.start if known else "tower", uri=layout.final(tower.output), recipe_hash=recipe_hash(tower))
     base = "random" if arm == "posthoc" else arm
     place = layout.stage(layout.cell(uri, base, seed), "contrastive")
     contrastive = StageConfig(
@@ -155,7 +157,7 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
     final = "posthoc" if arm == "posthoc" else "contrastive"
     skill = what.effects.get(arm, 0.0) + what.noise * float(generator.standard_normal())
     models = [("untrained", "final", None, -0.2), (final, "final", stages[final], skill)]
-    models += [("perceptual", "final", tower, skill + 0.1)] if tower and arm != "permuted" else []
+    models += [("perceptual", "final", tower, skill + 0.1)] if tower and start.kind == "tower" else []
     models += [("contrastive", str(step), contrastive, skill - 0.3 * (1 - step / 100)) for step in what.checkpoints]
     for stage, when, config, level in models:
         evaluate(cell, what, data, arm, seed, (stage, when, config), level, generator)
@@ -204,6 +206,7 @@ def write_stage(config: StageConfig, steps: int, generator: np.random.Generator)
         "vision_sha256": digest if tower else digest[::-1],
         "code": {"version": "0.1.0", "git_commit": "0123456789abcdef" * 2, "dirty": False},
         "image_digest": "",
+        "request": "/runs/experiments/demo/requests/0123456789abcdef.json",
         "world_size": 1,
         "threads": 2,
         "torch": "2.15.0",

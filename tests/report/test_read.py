@@ -1,3 +1,4 @@
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -5,11 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.report.conftest import page_after
+from tests.report.fabricate import Fabrication, fabricate
+from trainer.config import recipe_fields
 from trainer.errors import InputError
 from trainer.report.read import read_experiment
 from trainer.report.results import build
 from trainer.storage import read_json, write_json
 from trainer.storage.base import local_path
+from trainer.storage.recipes import read_stage
 
 CATEGORIES = "demo-categories_zeroshot_classification.json"
 
@@ -134,14 +139,16 @@ def test_other_training_data_are_refused(fresh: str) -> None:
 
 
 def test_a_changed_configuration_is_refused(fresh: str) -> None:
-    """config.yaml must hash to what lineage and seal say."""
+    """config.yaml must hash to what lineage and seal say; the lineage's recipe names the key."""
     file = path(fresh, "random-seed0", "contrastive", "config.yaml")
+    change(path(fresh, "random-seed0", "contrastive", "lineage.json"), recipe=recipe_fields(read_stage(str(file))))
     file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
-    assert "config.yaml has recipe" in missing(fresh)["random-seed0"]
+    line = "the plan says another recipe than config.yaml: contrastive.optimizer.learning_rate: 0.001 -> 0.002: refused"
+    assert line in missing(fresh)["random-seed0"]
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [", "not YAML"), ("words", "expected a mapping"), ("surprise: 1", "not a resolved configuration")]
+    ("text", "words"), [("a: [", "not YAML"), ("words", "expected a mapping"), ("surprise: 1", "a newer version wrote this file")]
 )
 def test_a_broken_configuration_is_refused(fresh: str, text: str, words: str) -> None:
     """Whatever config.yaml holds instead, the cell is named and the report goes on."""
@@ -234,3 +241,34 @@ def test_progress_keeps_the_last_line_of_a_step(fresh: str) -> None:
     cell = read_experiment(fresh).cell("random", 0)
     assert cell is not None
     assert [(p["step"], p["loss"]) for p in cell.stages["contrastive"].progress] == [(1, 7), (2, 8)]
+
+
+def test_an_arm_of_a_newer_version_keeps_its_name(tmp_path: Path) -> None:
+    """Its labels are a kind that this version does not know: the page says so, and compares it all the same."""
+    uri = fabricate(tmp_path, Fabrication(arms=("random", "perceptual", "ranked"), labels={"ranked": "ranks"}, items=80))
+
+    page, results = page_after(uri)
+
+    assert [row["arm"] for row in results["arms"]] == ["random", "perceptual", "ranked"]
+    assert not results["missing"]
+    assert not results["excluded"]
+    said = results["arms"][2]["meaning"]
+    assert said == "the vision tower was first trained on labels 'ranks', which this version of firstsight does not know"
+    assert said in html.unescape(page)
+
+
+def test_an_arm_under_another_name_is_still_that_arm(tmp_path: Path) -> None:
+    """A tower that FLIP taught is the arm `judged`, whatever the plan calls it."""
+    uri = fabricate(tmp_path, Fabrication(arms=("random", "seen-by-flip"), labels={"seen-by-flip": "flip"}, items=80))
+
+    assert read_experiment(uri).arms == ["random", "judged"]
+
+
+def test_a_name_of_ours_over_unknown_labels_is_corrected(tmp_path: Path) -> None:
+    """What is called `perceptual` and learned from something unknown is not shown as perceptual."""
+    uri = fabricate(tmp_path, Fabrication(labels={"perceptual": "ranks"}, items=80))
+
+    experiment = read_experiment(uri)
+
+    assert experiment.arms == ["random", "tower ranks"]
+    assert "by its configuration it is 'tower ranks'" in experiment.excluded[0]["why"]

@@ -10,8 +10,8 @@ import pytest
 
 from tests.report.conftest import Written, page_of
 from tests.report.fabricate import Fabrication, fabricate
+from trainer.arms import BASELINE
 from trainer.errors import InputError
-from trainer.report.experiment import BASELINE
 from trainer.report.write import duration, p_value, write_report
 from trainer.storage import join, read_bytes, read_json
 

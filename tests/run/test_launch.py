@@ -11,7 +11,8 @@ import pytest
 
 from tests.run import build
 from tests.run.toy import sealed_data, toy_config
-from trainer.config import DataConfig, Placement, StageConfig, StartConfig, recipe_hash
+from trainer.config import DataConfig, ModelConfig, Placement, StageConfig, StartConfig, recipe_hash
+from trainer.configs import dump_yaml
 from trainer.errors import InputError, RunError, Stopped
 from trainer.run import loop as train_loop
 from trainer.run.failure import write_failure
@@ -77,6 +78,16 @@ def test_a_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
         launch("contrastive", str(elsewhere), [])
 
 
+def test_what_a_finished_stage_was_made_by_is_named_where_its_configuration_was_written_anew(tmp_path: Path) -> None:
+    """Its lineage records it."""
+    config = build.contrastive(tmp_path, epochs=1)
+    build.written(config)
+    launch("contrastive", build.written(config), [])
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(InputError, match=r"finished by another recipe, refused: seed: 0 -> 1$"):
+        launch("contrastive", build.written(other), [])
+
+
 def test_a_folder_of_another_recipe_is_refused_before_it_is_finished(tmp_path: Path) -> None:
     """config.yaml says whose folder it is."""
     config = toy_config(tmp_path)
@@ -88,14 +99,12 @@ def test_a_folder_of_another_recipe_is_refused_before_it_is_finished(tmp_path: P
 def test_a_recipe_that_was_refused_leaves_the_folder_free(tmp_path: Path) -> None:
     """What only a rank can find wrong: the mended recipe takes the same folder."""
     config = build.contrastive(tmp_path, epochs=1)
-    text = Path(build.written(config)).read_text()
-    Path(config.output, "config.yaml").unlink()
     elsewhere = tmp_path / "stage.yaml"
-    elsewhere.write_text(text)
-    wrong = "model={open_clip_name: ViT-Z-99}"
+    elsewhere.write_text(dump_yaml(dataclasses.replace(config, model=ModelConfig(open_clip_name="ViT-Z-99"))))
     with pytest.raises(InputError, match="ViT-Z-99"):
-        launch("contrastive", str(elsewhere), [wrong])
+        launch("contrastive", str(elsewhere), [])
     assert not Path(config.output, "config.yaml").exists()
+    elsewhere.write_text(dump_yaml(config))
     launch("contrastive", str(elsewhere), [])
     assert Path(config.output, "config.yaml").exists()
     assert Path(config.output, "final", "COMMITTED.json").exists()
@@ -191,8 +200,14 @@ def test_the_judged_control_needs_people_as_the_first_judge(tmp_path: Path) -> N
     """FLIP against FLIP would compare nothing."""
     data = sealed_data(tmp_path / "flip", kind="triplets", judge="FLIP")
     config = dataclasses.replace(build.perceptual(tmp_path), data=data, labels="flip")
-    with pytest.raises(InputError, match="labels must be votes where FLIP is the judge"):
+    with pytest.raises(InputError, match="labels 'flip' would equal the votes: these triplets were judged by FLIP anyway"):
         validate(config)
+
+
+def test_unknown_labels_are_named(tmp_path: Path) -> None:
+    """With all kinds that there are."""
+    with pytest.raises(InputError, match="labels must be one of flip, instance, shuffled, votes, got 'stars'"):
+        validate(dataclasses.replace(build.perceptual(tmp_path), labels="stars"))
 
 
 def test_posthoc_needs_a_whole_model(tmp_path: Path) -> None:

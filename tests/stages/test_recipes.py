@@ -1,15 +1,30 @@
 """docs/RECIPES.md says what the trainer runs on, and `paper` is the recipe that is known."""
 
+import re
+
 import pytest
 
 from scripts import recipe_table
-from trainer.configs import load_recipe
+from trainer.configs import load_base, load_recipe, parse_overrides, recipe_differences
 
 
 def test_the_page_is_written_from_the_configuration() -> None:
     """`python scripts/recipe_table.py` would change nothing."""
     current = recipe_table.PAGE.read_text(encoding="utf-8")
     assert recipe_table.page(current) == current
+
+
+def test_the_pages_recipe_and_overrides_are_taken() -> None:
+    """What a reader copies from it works, and changes what it says."""
+    page = recipe_table.PAGE.read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert recipe_differences(load_recipe(text), load_base(text)) == [
+        "contrastive.epochs: 32 -> 16",
+        "contrastive.optimizer.learning_rate: 0.0005 -> 0.001",
+        "model.open_clip_name: '' -> 'ViT-B-16'",
+    ]
+    (override,) = re.findall(r'SET="(.*?)"', page)
+    assert load_recipe("paper", parse_overrides(override)).model.vision_layers == 6
 
 
 def test_every_recipe_field_says_how_sure_it_is() -> None:

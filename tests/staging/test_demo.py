@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.planning import sources
 from trainer.config import Recipe
 from trainer.configs import load_recipe
 from trainer.staging import demo
@@ -44,6 +45,15 @@ def test_families_share_a_split(pairs: tuple[str, Manifest]) -> None:
             splits[demo.family(key)].add(shard.split)
     assert len(splits) > 1000
     assert all(len(found) == 1 for found in splits.values())
+
+
+@pytest.mark.slow
+def test_a_plan_knows_about_how_much_the_demo_holds(pairs: tuple[str, Manifest], triplets: tuple[str, Manifest], recipe: Recipe) -> None:
+    """Before it is staged `pipelines plan` takes these numbers for it."""
+    counts = {manifest.kind: sum(shard.num_samples for shard in manifest.split("train")) for _, manifest in (pairs, triplets)}
+
+    assert counts["pairs"] == sources.DEMO_PAIRS
+    assert counts["triplets"] == pytest.approx(sources.DEMO_TRIPLETS * recipe.staging.demo_triplets, rel=0.1)
 
 
 def test_variants_of_an_emoji_are_one_family() -> None:

@@ -118,6 +118,8 @@ def test_listing(root: str) -> None:
     assert [info.size for info in listed] == [len(name.encode()) for name in sorted(names) if name.startswith("d/")]
     assert len(list(open_store(root).list(root))) == len(names)
     assert list(open_store(root).list(join(root, "nothing"))) == []
+    held = {name: open_store(root).holds(join(root, name)) for name in ("d", "d/", "d/a", "", "nothing", "d2/x")}
+    assert held == {"d": True, "d/": True, "d/a": True, "": True, "nothing": False, "d2/x": False}
 
 
 def test_bucket_as_root(s3_root: str, s3_server: S3Server) -> None:

@@ -1,70 +1,106 @@
 """The shipped recipes (smoke, demo, paper, paper-3m) and how YAML becomes a configuration.
 
-Defaults come from trainer/config.py, then the YAML, then dotted overrides; anything unknown is refused by name.
+Defaults come from trainer/config.py, then a recipe's `base:`, then what it says itself, then dotted overrides; anything
+unknown is refused by name.
 """
 
-import copy
 import dataclasses
-import math
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from trainer.config import Recipe, require
+from trainer.config import Recipe, differing_keys, recipe_fields, require
+from trainer.configs.building import build, hint_of, laid_over, nested
 from trainer.errors import InputError
 
 RECIPES = ("smoke", "demo", "paper", "paper-3m")
+_ENDINGS = (".yaml", ".yml")
 ConfigT = TypeVar("ConfigT")
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`dotted.key=value` each, or dotted keys with their values."""
+Read = Callable[[str], str]
 
 
-def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "configuration") -> ConfigT:
-    """Build a configuration of `kind` from plain data and `dotted.key=value` overrides.
+def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Overrides = (), source: str = "configuration") -> ConfigT:
+    """A configuration of `kind` from what a person wrote; what it leaves out gets today's default.
+
+    Args:
+        kind: a dataclass of configuration.
+        values: plain data; `group.key: value` stands for a key of a group.
+        overrides: win over `values`; a group that one names keeps its other values.
+        source: file or what else said it, to begin an error with.
 
     Raises:
-        InputError: an unknown key, a wrong type or a broken rule, in one line that names the source.
+        InputError: an unknown key (the nearest one is named), a wrong type or a broken rule, in one line.
     """
-    given = _overridden(values, overrides)
-    _check_groups(kind, given, source)
-    parser = ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_class_arguments(kind, None, as_group=False)
+    return _parsed(kind, values, overrides, source, stored=False)
+
+
+def read_stored(kind: type[ConfigT], values: Mapping[str, Any], source: str, overrides: Overrides = ()) -> ConfigT:
+    """A configuration of `kind` from what firstsight wrote into a store, perhaps at another version.
+
+    A recipe field that came later has the value it was introduced with (trainer/fields.py), not today's default.
+
+    Raises:
+        InputError: in one line; a key that this version does not know says that a newer one wrote the file.
+    """
+    return _parsed(kind, values, overrides, source, stored=True)
+
+
+def load_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, read: Read | None = None, source: str = "recipe") -> Recipe:
+    """A recipe, its `base:` recipes and overrides laid over each other.
+
+    Args:
+        recipe: a shipped name, a URI that ends in .yaml, the YAML itself, or what the YAML would hold.
+        overrides: win over all that stands in it.
+        read: gives the text at a URI; `trainer.storage.recipes.read_recipe` brings it.
+        source: which file holds the recipe where it is given by itself, to begin an error with.
+
+    Raises:
+        InputError: no such recipe, a `base:` that comes back to itself, or what `parse_config` refuses.
+    """
+    place, values = _written(recipe, read, source)
+    return parse_config(Recipe, _with_base(place, values, read, (place,)), overrides, place)
+
+
+def inline_recipe(recipe: str | Mapping[str, Any], *, read: Read | None = None, source: str = "recipe") -> str | dict[str, Any]:
+    """A recipe that needs no file: a shipped name as it is, else its values, those of files under `base:` laid under them.
+
+    A base that is shipped stays a name, so that what differs from it can still be told.
+    """
+    if isinstance(recipe, str) and recipe in RECIPES:
+        return recipe
+    place, values = _written(recipe, read, source)
+    return _with_base(place, values, read, (place,), keep_shipped=True)
+
+
+def load_base(recipe: str | Mapping[str, Any], *, read: Read | None = None, source: str = "recipe") -> Recipe:
+    """What a recipe is to be compared with: itself as shipped where it is a name, else its `base:`, else `paper`."""
+    if isinstance(recipe, str) and recipe in RECIPES:
+        return load_recipe(recipe)
+    return load_recipe(_written(recipe, read, source)[1].get("base", "paper"), read=read)
+
+
+def recipe_differences(recipe: Recipe, base: Recipe) -> list[str]:
+    """Each field in which a recipe differs from its base, as `key: base -> value`."""
+    return list(differing_keys(recipe_fields(base, complete=True), recipe_fields(recipe, complete=True)))
+
+
+def parse_overrides(text: str, kind: type[Any] = Recipe) -> dict[str, Any]:
+    """Overrides in one string, `a.b=1 c.d=2`: dotted keys with their values. A value with blanks stands in quotes.
+
+    Raises:
+        InputError: no `=`, a key twice, or an unknown key, in one line that names the nearest one.
+    """
     try:
-        built = kind(**_as_dict(parser.instantiate(parser.parse_object(given))))
-        _require_finite(built)
-    except (ArgumentError, TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{source}: {_one_line(error)}") from error
-    return built
-
-
-def inline_recipe(recipe: str | Mapping[str, Any]) -> str | dict[str, Any]:
-    """A recipe that means the same everywhere: a shipped name, or the mapping in place of its file."""
-    if isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
-        from trainer.storage import read_text
-
-        values = load_yaml(read_text(recipe), f"recipe {recipe}")
-        return {"name": recipe.rsplit("/", 1)[-1].rpartition(".")[0], **values}
-    return recipe if isinstance(recipe, str) else dict(recipe)
-
-
-def load_value(text: str, source: str) -> Any:
-    """One YAML value, as an override has it."""
-    return _load(text, source)
-
-
-def load_recipe(name: "str | Mapping[str, Any]", overrides: Sequence[str] = (), text: str | None = None) -> Recipe:
-    """A shipped recipe by name, or the YAML in `text` (the caller read it from a URI), with overrides."""
-    if isinstance(name, Mapping):
-        return parse_config(Recipe, name, overrides, f"recipe {name.get('name', '')}")
-    if text is None:
-        if name not in RECIPES:
-            raise InputError(f"recipe {name!r} is not shipped: one of {', '.join(RECIPES)}, or a URI that ends in .yaml")
-        text = resources.files("trainer.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    values = load_yaml(text, f"recipe {name}")
-    values.setdefault("name", name.rsplit("/", 1)[-1].removesuffix(".yaml"))
-    return parse_config(Recipe, values, overrides, f"recipe {name}")
+        return _overrides(kind, shlex.split(text))
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(f"overrides {text!r}: {error}") from error
 
 
 def load_yaml(text: str, source: str) -> dict[str, Any]:
@@ -98,56 +134,77 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    result = copy.deepcopy(dict(values))
-    for override in overrides:
-        dotted, separator, text = override.partition("=")
-        require("override", override, "of the form dotted.key=value", bool(separator and dotted))
-        *groups, key = dotted.split(".")
-        into = result
-        for group in groups:
-            into = into.setdefault(group, {})
-            require("override", override, f"a key below a group, and {group} is a plain value", isinstance(into, dict))
-        into[key] = _load(text, f"override {override!r}")
-    return result
-
-
 def _load(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_YamlLoader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a number with thousands of digits
-        raise InputError(f"{source}: not YAML: {_one_line(error)}") from error
+        raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise InputError(f"{source}: not settings: nested too deep") from error
 
 
-def _check_groups(kind: type[Any], values: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """A group of settings is a mapping. One that may be missing is read by itself first: of it the parser says every way that failed."""
-    for name, hint in get_type_hints(kind).items():
-        choices = [hint] if isinstance(hint, type) else [] if get_origin(hint) is tuple else list(get_args(hint))
-        group = next((part for part in choices if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
-        optional = type(None) in choices
-        if group is None or name not in values or (optional and values[name] is None):
-            continue
-        require(f"{source}: {prefix}{name}", values[name], "a mapping of settings", isinstance(values[name], Mapping))
-        if optional:
-            parse_config(group, values[name], (), f"{source}: {prefix}{name}")
-        else:
-            _check_groups(group, values[name], source, f"{prefix}{name}.")
+def _parsed(kind: type[ConfigT], values: Mapping[str, Any], overrides: Overrides, source: str, *, stored: bool) -> ConfigT:
+    try:
+        over = overrides if isinstance(overrides, Mapping) else _overrides(kind, overrides)
+        return build(kind, laid_over(nested(kind, values), nested(kind, over)), stored=stored)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
-def _require_finite(config: Any, prefix: str = "") -> None:
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            _require_finite(value, f"{prefix}{item.name}.")
-        elif isinstance(value, float):
-            require(f"{prefix}{item.name}", value, "a finite number", math.isfinite(value))
+def _overrides(kind: type[Any], overrides: Sequence[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        require("override", override, "of the form dotted.key=value", bool(separator and key))
+        if key in result:
+            raise InputError(f"override {override!r}: {key} is given twice")
+        try:
+            wanted = hint_of(kind, key)
+        except InputError as error:
+            raise InputError(f"override {override!r}: {error}") from error
+        value = _load(text, f"override {override!r}")
+        result[key] = text if wanted is str and not isinstance(value, str) else value  # 10:20, 007 and no are text there
+    return result
 
 
-def _as_dict(namespace: Namespace | Mapping[str, Any]) -> dict[str, Any]:
-    return dict(vars(namespace)) if isinstance(namespace, Namespace) else dict(namespace)
+def _written(recipe: str | Mapping[str, Any], read: Read | None, source: str) -> tuple[str, dict[str, Any]]:
+    """Where a recipe stands, to begin an error with, and what it says there; its base is not looked at."""
+    if isinstance(recipe, Mapping):
+        return source, dict(recipe)
+    if "\n" in recipe or ": " in recipe:
+        return source, load_yaml(recipe, source)
+    if recipe in RECIPES:
+        text = resources.files("trainer.configs").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
+    elif read is not None and recipe.endswith(_ENDINGS):
+        text = read(recipe)
+    else:
+        near = difflib.get_close_matches(recipe, RECIPES, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError(f"recipe {recipe!r} is not shipped: one of {', '.join(RECIPES)}, or a URI that ends in .yaml{meant}")
+    values = load_yaml(text, f"recipe {recipe}")
+    values.setdefault("name", recipe.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))
+    return f"recipe {recipe}", values
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _with_base(
+    place: str, values: Mapping[str, Any], read: Read | None, above: tuple[str, ...], *, keep_shipped: bool = False
+) -> dict[str, Any]:
+    """The values with those of their base, and of its base, laid under them."""
+    own = dict(values)
+    base = own.pop("base", None)
+    try:
+        own = nested(Recipe, own)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    if base is None:
+        return own
+    rule = f"one of {', '.join(RECIPES)}, or an absolute path or URI that ends in .yaml"
+    absolute = isinstance(base, str) and (base.startswith("/") or "://" in base) and base.endswith(_ENDINGS)
+    require(f"{place}: base", base, rule, absolute or base in RECIPES)
+    if keep_shipped and base in RECIPES:
+        return {"base": base, **own}
+    if f"recipe {base}" in above:
+        circle = [name.removeprefix("recipe ") for name in (*above[above.index(f"recipe {base}") :], base)]
+        raise InputError(f"{place}: base refers back to itself: {' -> '.join(circle)}")
+    under_place, under = _written(base, read, place)
+    return laid_over(_with_base(under_place, under, read, (*above, under_place), keep_shipped=keep_shipped), own)

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import TripletLabels
 from trainer.data.augment import Augmentation
 from trainer.data.decode import (
     CROP_DRAWS,
@@ -30,6 +29,7 @@ from trainer.data.decode import (
 from trainer.data.pipeline import Chunk
 from trainer.data.shards import ShardView, Views
 from trainer.errors import InputError, RunError
+from trainer.labels import OWN, Shown, named_labels
 
 END_OF_TEXT = 49407
 _CAPTION_DRAW = CROP_DRAWS
@@ -163,12 +163,12 @@ def _naming(view: ShardView, row: int, *member: str) -> Iterator[None]:
 
 @dataclass(kw_only=True)
 class TripletsDecoder:
-    """Decodes triplets and says which side is closer, by one of the kinds of labels.
+    """Decodes triplets and says which side is closer, by one of the kinds of labels (trainer/labels/).
 
     Attributes:
         seed: of the run.
         image_size: S; pictures of another size are squashed to it.
-        labels: votes; flip; instance (an own distortion against another triplet's); shuffled (another triplet's votes).
+        labels: name of their kind.
         mirror: mirror a triplet's three pictures together, half of the time.
         views_capacity: shards kept open.
         keep: keep every decoded triplet.
@@ -176,7 +176,7 @@ class TripletsDecoder:
 
     seed: int
     image_size: int
-    labels: TripletLabels
+    labels: str
     mirror: bool
     views_capacity: int
     keep: bool
@@ -195,15 +195,16 @@ class TripletsDecoder:
         images = torch.empty((len(keys), 3, 3, self.image_size, self.image_size), dtype=torch.uint8)
         target = torch.empty(len(keys))
         for i, (files, row, place) in enumerate(zip(which, rows, places, strict=True)):
-            own = self._pictures(views[files[0]], row[0], place[0])
-            if self.labels == "instance":
-                other = self._pictures(views[files[1]], row[1], place[1])
-                side, own_side, other_side = (int(draw < 0.5) for draw in draws[i][1:])
-                images[i, 0], images[i, 1 + side], images[i, 2 - side] = own[0], own[1 + own_side], other[1 + other_side]
-                target[i] = side
+            own, other = (views[files[0]], row[0]), (views[files[-1]], row[-1])
+            shown = self._shown(own, other, draws[i][1:])
+            target[i] = shown.target
+            pictures = [self._pictures(*own, place[0])]
+            if shown.pictures == OWN:
+                images[i] = pictures[0]
             else:
-                images[i] = own
-                target[i] = self._target(views[files[-1]], row[-1])
+                pictures.append(self._pictures(*other, place[-1]))
+                for number, (whose, picture) in enumerate(shown.pictures):
+                    images[i, number] = pictures[whose][picture]
             if self.mirror and draws[i][0] < 0.5:
                 images[i] = images[i].flip(-1)
         return DecodedTriplets(images=images, target=target, keys=keys)
@@ -223,14 +224,16 @@ class TripletsDecoder:
             self._kept[name] = result
         return result
 
-    def _target(self, view: ShardView, row: int) -> float:
+    def _shown(self, own: tuple[ShardView, int], other: tuple[ShardView, int], draws: list[float]) -> Shown:
+        view, row = other  # where labels read another triplet, it is that one's json that is wrong
         try:
-            facts: dict[str, Any] = json.loads(view.member(row, view.column("json")))
-            if self.labels != "flip":
-                return float(facts["target"])
+            return named_labels(self.labels).show(partial(_facts, *own), partial(_facts, *other), draws)
+        except InputError as error:
+            raise InputError(f"{view.sample(row)}: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{view.sample(row)}: json has no readable target: {error!r}") from error
-        if "flip_0" not in facts or "flip_1" not in facts:
-            raise InputError(f"{view.sample(row)}: labels are flip, but it was staged without FLIP's judgement (flip_0, flip_1)")
-        difference = facts["flip_0"] - facts["flip_1"]  # the smaller distance is closer
-        return 0.5 if difference == 0 else float(difference > 0)
+
+
+def _facts(view: ShardView, row: int) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(view.member(row, view.column("json")))
+    return facts

@@ -12,14 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import DataConfig, Placement, TripletLabels, stream_seed
+from trainer.config import DataConfig, Placement, stream_seed
 from trainer.data.augment import Augmentation
 from trainer.data.cache import check_cache, shard_source
 from trainer.data.decode import Decoder, uniforms
@@ -29,7 +29,11 @@ from trainer.data.order import CanonicalOrder, SinglePass
 from trainer.data.pipeline import BATCHES_AT_ONCE, CHUNK_SAMPLES, Chunk, Pipeline
 from trainer.data.workers import ChunkDecoder, Threads, open_workers
 from trainer.errors import InputError
+from trainer.labels import named_labels
 from trainer.storage.manifest import Manifest, require_manifest
+
+if TYPE_CHECKING:
+    from trainer.labels import Beside
 
 Split = Literal["train", "val", "test"]
 _DECODED_BYTES_PER_BYTE = 10  # a photo of 57 KB has 560 KB of pixels
@@ -283,7 +287,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         rank: int,
         world_size: int,
         image_size: int,
-        labels: TripletLabels,
+        labels: str,
         split: Split,
         mirror: bool,
         placement: Placement,
@@ -301,9 +305,10 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
             block_shards=0,
             placement=placement,
         )
-        if labels == "instance" and self.num_samples < 2:
-            raise InputError(f"{dataset.uri}: labels are instance, which needs two triplets; split {split!r} has {self.num_samples}")
-        self._labels = labels
+        self._labels = named_labels(labels)
+        if self.num_samples < self._labels.least_triplets:
+            needs = f"labels are {labels}, which need {self._labels.least_triplets} triplets"
+            raise InputError(f"{dataset.uri}: {needs}; split {split!r} has {self.num_samples}")
         self._triplets_decoder = TripletsDecoder(
             seed=seed,
             image_size=image_size,
@@ -322,20 +327,16 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         return np.concatenate([[0], np.cumsum(self._sizes)])
 
     @cached_property
-    def _shuffled(self) -> NDArray[np.int64]:
-        """Whose votes each triplet gets where labels are shuffled: one permutation for all epochs."""
-        draws = uniforms(np.arange(self.num_samples) ^ np.int64(stream_seed(self._seed, "shuffled labels")), 0, 1)[:, 0]
-        return np.argsort(draws, kind="stable")
+    def _beside(self) -> "Beside | None":
+        return self._labels.beside(self.num_samples, self._draw)
+
+    def _draw(self, stream: str, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        return uniforms(samples ^ np.int64(stream_seed(self._seed, stream)), 0, 1)[:, 0]
 
     def _others(self, epoch: int, part: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        if self._labels not in ("instance", "shuffled"):
+        if self._beside is None:
             return None
-        samples = self._bounds[part[:, 1]] + part[:, 2]
-        if self._labels == "shuffled":
-            others = self._shuffled[samples]
-        else:  # any triplet but the sample itself
-            draws = uniforms(samples ^ np.int64(stream_seed(self._seed, f"instances:{epoch}")), 0, 1)[:, 0]
-            others = (samples + 1 + (draws * (self.num_samples - 1)).astype(np.int64)) % self.num_samples
+        others = self._beside(self._bounds[part[:, 1]] + part[:, 2], epoch)
         shards = self._bounds.searchsorted(others, side="right") - 1
         return np.stack([np.zeros_like(others), shards, others - self._bounds[shards]], axis=1)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.config import EvaluateConfig
-from trainer.configs import load_yaml, parse_config
+from trainer.configs import load_yaml, read_stored
 from trainer.errors import InputError, RunError
 from trainer.evaluation.jobs import find_jobs, find_models
 from trainer.evaluation.results import why_not_done
@@ -39,7 +39,7 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
         RunError: a model whose features are no numbers, a store that stayed down (what could be measured was), or,
             while watching, a stage that failed.
     """
-    config = parse_config(EvaluateConfig, load_yaml(read_text(config_uri), config_uri), overrides, config_uri)
+    config = read_stored(EvaluateConfig, load_yaml(read_text(config_uri), config_uri), config_uri, overrides)
     written = 0
     while watch and (waiting := unfinished(config)):
         written += _measure_missing(config, unfinished_ok=True)["written"]

@@ -11,6 +11,7 @@ from trainer.evaluation.results import Wanted, version
 from trainer.storage import join, layout, open_store
 from trainer.storage.committed import Committed, read_committed
 from trainer.storage.manifest import Manifest, require_manifest
+from trainer.storage.recipes import what_differs
 
 TRIPLET_SPLITS = ("val", "test")
 CHECKPOINT_FILE = "model.safetensors"
@@ -112,7 +113,8 @@ def _checkpoints(asked: ModelToEvaluate, every_epochs: int) -> list[tuple[int, C
 
 def _check_recipe(asked: ModelToEvaluate, folder: str, seal: Committed) -> None:
     if seal.recipe_hash != asked.recipe_hash:
-        raise InputError(f"{folder}: holds recipe {seal.recipe_hash[:12]}, this evaluation was planned for {asked.recipe_hash[:12]}")
+        differing = what_differs(asked.uri, seal.recipe_hash, asked.recipe_hash)
+        raise InputError(f"{folder}: holds another recipe than this evaluation was planned for{differing}")
 
 
 def _at_final(asked: ModelToEvaluate, folder: str, seal: Committed) -> ModelAt:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trainer.config import EvaluationConfig
 from trainer.errors import InputError, RunError
+from trainer.fields import added_fields
 from trainer.storage import join, read_json, write_bytes, write_json
 from trainer.storage.base import MissingObject, exists
 
@@ -52,8 +53,8 @@ class Wanted:
 
 
 def version(config: EvaluationConfig) -> str:
-    """The evaluation's version: this code's number, the decoder and the precision, as in `1-exact-fp32`."""
-    return f"{EVALUATION_VERSION}-{config.decoder}-{config.precision}"
+    """The evaluation's version: this code's number, the decoder and the precision, as in `1-exact-fp32`, then what came later."""
+    return "-".join([f"{EVALUATION_VERSION}-{config.decoder}-{config.precision}", *(f"{k}={v}" for k, v in added_fields(config).items())])
 
 
 def why_not_done(wanted: Wanted) -> str | None:

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, stream_seed
+from trainer.configs.sizes import VOCABULARY, sizes
 from trainer.errors import InputError
 
-VOCABULARY = 49408
 LOGIT_SCALES = {"100": math.log(100), "1/0.07": math.log(1 / 0.07)}
 
 
@@ -121,17 +121,7 @@ def flops_per_sample(config: ModelConfig, text_tokens: float) -> float:
 
     Multiplications and additions count each; backward is twice forward. 0 tokens: the vision tower alone.
     """
-    size = resolve(config)
-    patches = (size["image_size"] // size["patch_size"]) ** 2
-    vision = _tower_flops(patches + 1, size["vision_width"], size["vision_layers"])
-    vision += 2 * patches * 3 * size["patch_size"] ** 2 * size["vision_width"] + 2 * size["vision_width"] * size["embed_dim"]
-    text = _tower_flops(text_tokens, size["text_width"], size["text_layers"]) + 2 * size["text_width"] * size["embed_dim"]
-    return 3 * (vision + (text if text_tokens else 0.0))
-
-
-def _tower_flops(tokens: float, width: int, layers: int) -> float:
-    # 12 W^2 multiply-adds a token in QKV, output and the 4x MLP; two products with the other tokens in attention
-    return layers * (24 * tokens * width**2 + 4 * tokens**2 * width)
+    return sizes(config).flops(text_tokens)
 
 
 # ------------------------------------------------------------------------------------------- initialisation

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.report.experiment import BASELINE, CONTROLS
+from trainer.arms import BASELINE, controls
 
 _WORDS = (("better", "it beats"), ("worse", "it does worse than"))
 
@@ -47,7 +47,7 @@ def against_controls(contrasts: Sequence[dict[str, Any]], subject: str) -> str:
     said: list[str] = []
     alike: list[str] = []
     single: list[str] = []
-    for control in CONTROLS:
+    for control in [arm.name for arm in controls()]:
         rows = [row for row in contrasts if (row["arm"], row["against"]) == (subject, control)]
         found = _by_finding(rows)
         parts = [f"{word} {control} on {_list([row['short'] for row in found[name]])}" for name, word in _WORDS if found[name]]

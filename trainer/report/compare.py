@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from trainer.arms import BASELINE
 from trainer.errors import InputError
 from trainer.report import items as per_item
-from trainer.report.experiment import BASELINE, Experiment, Result
+from trainer.report.experiment import Experiment, Result
 from trainer.report.statistics import Interval, Items, bootstrap, holm, paired_t, percentile_interval, sign_test
 
 Key = tuple[str, str]

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from trainer.arms import BASELINE
 from trainer.report import items as per_item
 from trainer.report.compare import Endpoint, Scores
-from trainer.report.experiment import BASELINE, Cell, Experiment, Result, StageRun
+from trainer.report.experiment import Cell, Experiment, Result, StageRun
 from trainer.report.figures import Curve
 
 STAGES = ("untrained", "perceptual", "contrastive", "posthoc")
@@ -17,7 +18,9 @@ def own_stages(experiment: Experiment) -> list[tuple[Cell, str, StageRun]]:
     """Every stage run once, under the first arm that has it (arms share towers, posthoc shares the baseline's model)."""
     seen: set[str] = set()
     runs = []
-    for cell in sorted(experiment.cells, key=lambda cell: (cell.final_stage == "posthoc", cell.arm == "permuted")):
+    for cell in sorted(
+        experiment.cells, key=lambda cell: (cell.final_stage == "posthoc", cell.stages["contrastive"].config.start.kind == "permuted")
+    ):
         for name, run in cell.stages.items():
             if run.uri not in seen:
                 seen.add(run.uri)

@@ -3,22 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.arms import BASELINE
 from trainer.config import StageConfig
 from trainer.storage.committed import Committed
 from trainer.storage.manifest import Manifest
-
-BASELINE = "random"
-CONTROLS = ("permuted", "judged", "instance", "shuffled")
-"""Arms whose tower was warmed up on something else than the judgements."""
-MEANINGS = {
-    "random": "both towers start from random weights: the baseline",
-    "perceptual": "the vision tower was first trained on the triplets' judgements",
-    "permuted": "the perceptual weights, permuted within each tensor: same norms, no structure",
-    "judged": "as perceptual, but the same pictures were judged by FLIP instead of people",
-    "instance": "as perceptual, but on own distortion against another picture's: images without judgements",
-    "shuffled": "as perceptual, but the judgements were shuffled among the triplets",
-    "posthoc": "a contrastively trained model (posthoc.base of the recipe), fine-tuned on the triplets afterwards",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer.arms import BASELINE
 from trainer.errors import InputError, RunError
 from trainer.report import items as per_item
 from trainer.report.compare import Scores
-from trainer.report.experiment import BASELINE, Experiment, Result
+from trainer.report.experiment import Experiment, Result
 from trainer.storage.manifest import Manifest
 from trainer.storage.samples import read_index, read_members
 

@@ -6,28 +6,23 @@ lineage repeats; a folder's name says nothing. Whatever is unreadable, half-writ
 """
 
 import collections
-import dataclasses
 import hashlib
 import json
 import math
-import typing
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from trainer.config import StageConfig, recipe_hash
+from trainer import arms
+from trainer.config import recipe_hash
 from trainer.errors import InputError, RunError
-from trainer.report.experiment import BASELINE, Cell, Experiment, Result, StageRun
+from trainer.report.experiment import Cell, Experiment, Result, StageRun
 from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import NAME, read_plan
-
-ConfigT = TypeVar("ConfigT")
-_LABEL_ARMS = {"votes": "perceptual", "flip": "judged", "instance": "instance", "shuffled": "shuffled"}
+from trainer.storage.recipes import read_stage, what_differs
 
 
 def read_experiment(uri: str) -> Experiment:
@@ -112,7 +107,7 @@ def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
     seeds = {run.config.seed for run in stages.values()}
     if seeds != {entry["seed"]}:
         raise InputError(f"its stages have seeds {sorted(seeds)}, the plan says {entry['seed']}: refused")
-    cell = Cell(arm=_meaning(stages), declared=entry["arm"], seed=entry["seed"], stages=stages, results=[])
+    cell = Cell(arm=_arm_of(stages, entry["arm"]), declared=entry["arm"], seed=entry["seed"], stages=stages, results=[])
     _read_results(experiment, cell, entry["evaluation"])
     final = [result for result in cell.results if result.stage == cell.final_stage and result.step is None]
     if not final:
@@ -124,8 +119,7 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     committed = read_committed(layout.final(uri))
     if committed is None:
         raise InputError(f"{name} is not finished")
-    place = layout.config(uri)
-    config = _read_config(place)
+    config = read_stage(layout.config(uri))
     lineage = read_json(layout.lineage(uri))
     own = recipe_hash(config)
     for source, value in (
@@ -134,7 +128,7 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
         ("its seal", committed.recipe_hash),
     ):
         if value != own:
-            raise InputError(f"{name}: config.yaml has recipe {own[:12]}, {source} says {str(value)[:12]}: refused")
+            raise InputError(f"{name}: {source} says another recipe than config.yaml{what_differs(uri, str(value), config)}: refused")
     run = StageRun(uri=uri, config=config, lineage=lineage, committed=committed, progress=list(_progress(uri)))
     recorded = {lineage[key] for key in ("weights_sha256", "vision_sha256") if lineage.get(key)}
     if run.weights and recorded and not run.weights & recorded:
@@ -142,46 +136,23 @@ def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
     return run
 
 
-def _read_config(uri: str) -> StageConfig:
-    """A stage's own dump of its resolved configuration: complete, so it needs no parser of settings, which would cost seconds."""
-    try:
-        values = yaml.safe_load(read_bytes(uri))
-    except yaml.YAMLError as error:
-        raise InputError(f"{uri}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{uri}: not a resolved configuration: expected a mapping of settings")
-    return _resolved(StageConfig, values, uri)
+def _arm_of(stages: dict[str, StageRun], declared: str) -> str:
+    """What the configuration says the arm is: its start, and the labels its tower learnt from.
 
-
-def _resolved(kind: type[ConfigT], values: dict[str, Any], source: str) -> ConfigT:
-    """A dataclass from plain data, nested ones first."""
-    hints = typing.get_type_hints(kind)
-    nested = {name: hint for name, hint in hints.items() if isinstance(values.get(name), dict)}
-    try:
-        parts: dict[str, Any] = {name: _resolved(_dataclass_in(hint), values[name], source) for name, hint in nested.items()}
-        return kind(**{**values, **parts})
-    except (TypeError, StopIteration) as error:
-        raise InputError(f"{source}: not a resolved configuration: {error}") from error
-
-
-def _dataclass_in(hint: Any) -> type:
-    return next(part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part) and isinstance(part, type))
-
-
-def _meaning(stages: dict[str, StageRun]) -> str:
-    """What the configuration says the arm is: its start, and the labels its tower learnt from."""
-    if "posthoc" in stages:
-        return "posthoc"
-    start = stages["contrastive"].config.start
-    if start.kind == "random":
-        return BASELINE
-    tower = stages.get("perceptual")
-    if tower is None or start.recipe_hash not in tower.weights | {tower.committed.recipe_hash}:
-        return f"from-{hashlib.sha256(start.uri.encode()).hexdigest()[:8]}"
-    arm = _LABEL_ARMS[tower.config.labels]
-    if start.kind == "permuted":
-        return "permuted" if arm == "perceptual" else f"permuted {arm}"
-    return arm
+    A combination that this version has no arm for keeps the name that the plan gives it, unless that is another arm's.
+    """
+    finetuned = "posthoc" in stages
+    last, tower = stages["posthoc" if finetuned else "contrastive"], stages.get("perceptual")
+    start = last.config.start
+    labels = last.config.labels if finetuned else None
+    if not finetuned and start.kind != "random":
+        if tower is None or start.recipe_hash not in tower.weights | {tower.committed.recipe_hash}:
+            return f"from-{hashlib.sha256(start.uri.encode()).hexdigest()[:8]}"
+        labels = tower.config.labels
+    found = arms.find(finetuned=finetuned, start=start.kind, labels=labels)
+    if found is not None:
+        return found.name
+    return declared if declared not in arms.registered() else f"{start.kind} {labels}"
 
 
 def _progress(uri: str) -> Iterator[dict[str, Any]]:

@@ -1,23 +1,20 @@
 """results.json: every figure of the page, and where it comes from. Its schema is results.schema.json."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainer.arms import BASELINE, Arm, controls, registered
 from trainer.config import Recipe
 from trainer.configs.evaluation_sets import SETS
 from trainer.errors import InputError
+from trainer.labels import registered as kinds_of_labels
 from trainer.report import compare, course
 from trainer.report import items as per_item
 from trainer.report.answer import answer
-from trainer.report.experiment import BASELINE, MEANINGS, Experiment
+from trainer.report.experiment import Experiment
 from trainer.report.pictures import attributions
 
 FORMAT_VERSION = 1
-_CONTROLS = {
-    "permuted": "the same weights without their structure",
-    "instance": "the same pictures without judgements",
-    "shuffled": "the same triplets with shuffled judgements",
-}
 
 
 def subject_of(arms: Sequence[str]) -> str:
@@ -94,9 +91,22 @@ def require_comparable(experiment: Experiment, others: Sequence[Experiment]) -> 
 
 
 def _meaning(experiment: Experiment, arm: str) -> str:
-    """What an arm is, in words; one that starts from a foreign tower names it."""
-    start = next(cell for cell in experiment.cells if cell.arm == arm).stages["contrastive"].config.start
-    return MEANINGS.get(arm, f"the vision tower starts from {start.uri}" if start.kind == "tower" else f"starts from {arm} weights")
+    """What an arm is, in words; one that starts from a foreign tower names it, one that this version does not know says what it can."""
+    if arm in registered():
+        return registered()[arm].meaning
+    stages = next(cell for cell in experiment.cells if cell.arm == arm).stages
+    start = stages["contrastive"].config.start
+    if "posthoc" in stages:
+        return f"fine-tuned after the contrastive stage on {_trained_on(stages['posthoc'].config.labels)}"
+    if arm.startswith("from-") or "perceptual" not in stages:
+        return f"the vision tower starts from {start.uri}" if start.kind == "tower" else f"starts from {start.kind} weights"
+    how = "" if start.kind == "tower" else f"; stage 2 starts from it by {start.kind!r}"
+    return f"the vision tower was first trained on {_trained_on(stages['perceptual'].config.labels)}{how}"
+
+
+def _trained_on(labels: str) -> str:
+    known = kinds_of_labels().get(labels)
+    return known.says if known else f"labels {labels!r}, which this version of firstsight does not know"
 
 
 def _identities(experiment: Experiment) -> dict[tuple[str, str], str]:
@@ -258,6 +268,7 @@ def _lineage(experiment: Experiment) -> list[dict[str, Any]]:
                 "seed": cell.seed,
                 "stage": name,
                 "uri": run.uri,
+                "request": lineage.get("request") or "",
                 "recipe_hash": run.committed.recipe_hash,
                 "start": {**(lineage.get("start") or {}), "kind": run.config.start.kind},
                 "labels": run.config.labels if name != "contrastive" else "",
@@ -294,7 +305,7 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
             "The triplets were judged by FLIP, a model of human vision, and not by people. Agreement with FLIP is not agreement with "
             "people; pixel MSE and the untrained tower stand beside every 2AFC figure because both agree with it to some degree already."
         )
-    lacking = [f"{name} ({why})" for name, why in _CONTROLS.items() if name not in experiment.arms]
+    lacking = [f"{arm.name} ({arm.control})" for arm in _possible_controls(results["judge"]) if arm.name not in experiment.arms]
     if subject == "perceptual" and lacking:
         said.append(
             f"Controls not run: {'; '.join(lacking)}. Without them 'perceptual beats random' is not yet 'perception beats any warm-up'."
@@ -314,6 +325,11 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     if experiment.missing:
         said.append(f"{len(experiment.missing)} planned cells are missing (listed above); what they would have shown is not known.")
     return said
+
+
+def _possible_controls(judge: str) -> Iterator[Arm]:
+    """All but those whose labels these triplets cannot have."""
+    return (arm for arm in controls() if not arm.labels or not kinds_of_labels()[arm.labels].refusal(judge))
 
 
 def _small_model(experiment: Experiment) -> list[str]:

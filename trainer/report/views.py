@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trainer.report.experiment import BASELINE
+from trainer.arms import BASELINE
 from trainer.report.items import RECALLS
 
 Rows = list[dict[str, Any]]

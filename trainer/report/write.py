@@ -11,12 +11,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from trainer.arms import BASELINE
 from trainer.errors import InputError
 from trainer.report import course, figures, pictures, results
 from trainer.report import items as per_item
 from trainer.report.answer import points
 from trainer.report.compare import Scores
-from trainer.report.experiment import BASELINE, Experiment
+from trainer.report.experiment import Experiment
 from trainer.report.read import read_experiment
 from trainer.report.views import views
 from trainer.storage import join, layout, write_bytes, write_json

@@ -28,6 +28,7 @@ from trainer.model.towers import not_finite
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import NAME, Committed, read_committed, write_committed
+from trainer.storage.recipes import shown
 
 FORMAT_VERSION = 1
 STATE_FILE, MODEL_FILE, OPTIMIZER_FILE = "state.json", "model.safetensors", "optimizer.safetensors"
@@ -259,7 +260,7 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
     if state.get("step") != seal.step:
         raise Corrupt(f"{folder}: COMMITTED.json says step {seal.step}, {STATE_FILE} step {state.get('step')}")
     if seal.recipe_hash != recipe_hash:
-        differing = "; ".join(list(differing_keys(state.get("recipe", {}), recipe))[:4]) or "its hash alone"
+        differing = shown(differing_keys(state["recipe"], recipe)) if state.get("recipe") else f"{STATE_FILE} does not record which"
         raise InputError(f"{folder}: checkpoint of another recipe, refused: {differing}")
     return Checkpoint(
         uri=folder, step=seal.step, tensors={name: _tensors(join(folder, name), data) for name, data in contents.items()}, state=state

@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.configs.sizes import PEAK_FLOPS
 from trainer.run.failure import best_effort
 from trainer.run.metrics import profiled_steps
 from trainer.storage import join, write_bytes
-
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
-"""Dense bf16 (V100: fp16) operations a second by the makers' data sheets, SXM where there is a choice."""
 
 _LAST_RESORT_SECONDS = 60.0
 

@@ -205,7 +205,9 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
         "arm": config.arm,
         "seed": config.seed,
         "stage": config.stage,
+        "request": config.request,
         "recipe_hash": recipe_hash(config),
+        "recipe": recipe_fields(config),
         "labels": config.labels,
         "start": {
             "kind": config.start.kind,

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 
 from trainer import lineage
 from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require
-from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError, RunError
+from trainer.labels import named_labels
 from trainer.run.failure import write_failure
 from trainer.run.metrics import profiled_steps
-from trainer.storage import join, layout, open_store, read_text
+from trainer.storage import join, layout, open_store
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import Manifest, require_manifest
+from trainer.storage.recipes import read_stage, shown, what_differs
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,7 +39,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
         InputError: wrong input or configuration; nothing was started.
         RunError: a failure on the way, of this process or of a rank.
     """
-    config = parse_config(StageConfig, load_yaml(read_text(config_uri), config_uri), overrides, config_uri)
+    config = read_stage(config_uri, overrides)
     require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
     try:
         if is_done(config):
@@ -76,7 +77,8 @@ def is_done(config: StageConfig) -> bool:
     if seal is None:
         return False
     if seal.recipe_hash != recipe_hash(config):
-        raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{_differing(config)}")
+        differing = what_differs(config.output, seal.recipe_hash, config)
+        raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{differing}")
     for name, facts in seal.files.items():
         uri = join(layout.final(config.output), name)
         info = open_store(uri).head(uri)
@@ -140,18 +142,13 @@ def _wants_agent(config: StageConfig) -> bool:
 
 def _refuse_other_recipe(config: StageConfig) -> None:
     """A folder belongs to one recipe, also before anything in it is finished."""
-    differing = _differing(config)
-    if differing:
-        raise InputError(f"{config.output}: this folder belongs to another recipe, refused{differing}")
-
-
-def _differing(config: StageConfig) -> str:
     uri = layout.config(config.output)
     if not exists(uri):
-        return ""
-    old = parse_config(StageConfig, load_yaml(read_text(uri), uri), (), uri)
-    found = list(differing_keys(recipe_fields(old), recipe_fields(config)))
-    return f": {'; '.join(found[:4])}" if found else ""
+        return
+    old = read_stage(uri)
+    if recipe_hash(old) != recipe_hash(config):
+        differing = shown(differing_keys(recipe_fields(old, complete=True), recipe_fields(config, complete=True)))
+        raise InputError(f"{config.output}: this folder belongs to another recipe, refused: {differing}")
 
 
 def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int) -> None:
@@ -160,9 +157,9 @@ def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int)
     samples = sum(shard.num_samples for shard in manifest.split("train"))
     rule = f"at most the {samples} training samples of {config.data.uri}"
     require(f"{config.stage}.global_batch_size", global_batch_size, rule, global_batch_size <= samples)
-    if config.labels == "flip":
-        judge = f"votes where FLIP is the judge of {config.data.uri} anyway"
-        require("labels", config.labels, judge, manifest.judge != "FLIP")
+    refusal = named_labels(config.labels).refusal(manifest.judge)
+    if refusal:
+        raise InputError(f"labels {config.labels!r} {refusal}: {config.data.uri}")
     if config.perceptual is not None and config.perceptual.handoff == "best_val":
         rule = f"last where {config.data.uri} has no val split"
         require("perceptual.handoff", "best_val", rule, bool(manifest.split("val")))

@@ -16,6 +16,7 @@ from typing import Any
 
 from trainer.config import Recipe
 from trainer.errors import InputError
+from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
 from trainer.staging import demo, generate, heldout
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, assign_splits, check_unique, in_order
@@ -62,7 +63,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
     settings = recipe.staging
     options = {
         "context_length": CONTEXT_LENGTH, "heldout_fraction": settings.heldout_fraction, "image_policy": settings.image_policy,
-        "shard_samples": settings.shard_samples, **({"demo_side": settings.demo_side} if source == DEMO else {}),
+        "shard_samples": settings.shard_samples, **({"demo_side": settings.demo_side} if source == DEMO else {}), **added_fields(settings),
     }  # fmt: skip
     name = f"{found.name}-pairs"
     target = layout.dataset(root, name, plan_id(found.fingerprint, options))
@@ -111,7 +112,9 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
     settings = recipe.staging
     generated = bool(from_pairs) or source == DEMO
     found = _find(from_pairs or source, root)
-    options: dict[str, Any] = {"shard_samples": settings.shard_samples, "triplet_side": settings.triplet_side}
+    options: dict[str, Any] = {
+        "shard_samples": settings.shard_samples, "triplet_side": settings.triplet_side, **added_fields(settings),
+    }  # fmt: skip
     if generated:
         options |= {
             **({"demo_side": settings.demo_side} if found.uri == DEMO else {}),

@@ -53,6 +53,10 @@ class ObjectStore(Protocol):
         """Every object below the folder `prefix`, in the order of their URIs."""
         ...
 
+    def holds(self, prefix: str) -> bool:
+        """Whether any object lies below the folder `prefix`; cheap, however many do."""
+        ...
+
     def delete(self, uri: str) -> None:
         """Remove the object; one that is not there is no error."""
         ...

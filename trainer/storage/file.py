@@ -81,6 +81,12 @@ class FileStore:
             if info is not None:  # deleted since it was listed
                 yield info
 
+    def holds(self, prefix: str) -> bool:
+        """Whether any file lies below the folder `prefix`."""
+        with _errors(prefix):
+            walked = os.walk(_path(prefix), onerror=_raise_unless_missing)
+            return any(not name.endswith(_PARTIAL) for _, _, names in walked for name in names)
+
     def delete(self, uri: str) -> None:
         """Remove the file; one that is not there is no error."""
         with _errors(uri):

@@ -111,6 +111,13 @@ class S3Store:
             modified = item.last_modified.timestamp() if item.last_modified else 0.0
             yield ObjectInfo(uri=f"s3://{bucket}/{item.object_name}", size=int(item.size or 0), modified=modified)
 
+    def holds(self, prefix: str) -> bool:
+        """Whether any object lies below the folder `prefix`: one page of a listing."""
+        bucket, _, key = prefix.removeprefix("s3://").partition("/")
+        with self._explained(prefix):
+            items = self._client.list_objects(bucket, prefix=f"{key.rstrip('/')}/" if key else "", recursive=True)
+            return any(not item.is_dir for item in items)
+
     def delete(self, uri: str) -> None:
         """Remove the object; one that is not there is no error."""
         bucket, key = _split(uri)

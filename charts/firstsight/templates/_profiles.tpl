@@ -32,6 +32,11 @@
 {{- default (printf "s3://%s/{namespace}" $root.Values.objectStore.bucket) $run.root | replace "{namespace}" $run.namespace -}}
 {{- end -}}
 
+{{/* A value as text, large whole numbers too: Helm holds numbers as floats, and would write 34359738368 as 3.4359738368e+10. */}}
+{{- define "firstsight.number" -}}
+{{- if and (kindIs "float64" .) (eq (toString (floor .)) (toString .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- end -}}
+
 {{/* profile.yaml (pipelines/profile/profile.py): usage {{ include "firstsight.profile" (list . $run) }} */}}
 {{- define "firstsight.profile" -}}
 {{- $root := first . -}}{{- $run := last . -}}{{- $jobs := $run.jobs -}}
@@ -42,15 +47,22 @@ root: {{ include "firstsight.runRoot" . }}
 backend: {{ $run.backend }}
 staging_slices: {{ $run.stagingSlices }}
 links: {{- toYaml $run.links | nindent 2 }}
+{{- with $run.placement }}
+placement:
+  {{- range $key, $value := . }}
+  {{ $key }}: {{ if kindIs "string" $value }}{{ toJson $value }}{{ else }}{{ include "firstsight.number" $value }}{{ end }}
+  {{- end }}
+{{- end }}
 jobs:
   image: {{ include "firstsight.image" (list $root "trainer") }}
   nodes: {{ $jobs.nodes }}
   gpus_per_node: {{ $jobs.gpusPerNode }}
-  cpu: {{ $jobs.cpu | quote }}
-  memory: {{ $jobs.memory | quote }}
-  shared_memory: {{ $jobs.sharedMemory | quote }}
-  staging_cpu: {{ $jobs.stagingCpu | quote }}
-  staging_memory: {{ $jobs.stagingMemory | quote }}
+  gpu_memory: {{ include "firstsight.number" $jobs.gpuMemory | quote }}
+  cpu: {{ include "firstsight.number" $jobs.cpu | quote }}
+  memory: {{ include "firstsight.number" $jobs.memory | quote }}
+  shared_memory: {{ include "firstsight.number" $jobs.sharedMemory | quote }}
+  staging_cpu: {{ include "firstsight.number" $jobs.stagingCpu | quote }}
+  staging_memory: {{ include "firstsight.number" $jobs.stagingMemory | quote }}
   store_secret: {{ $run.name }}
   store_environment: {{- toYaml $environment | nindent 4 }}
   ttl_seconds: {{ int64 $jobs.ttlSeconds }}

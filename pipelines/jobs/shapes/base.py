@@ -1,11 +1,13 @@
 """What tells one kind of job from another: its manifest, and how its status is read. The launcher does the rest for all kinds."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from pipelines.cluster.connection import Kind
 from pipelines.jobs.base import JobSpec
+from pipelines.profile.settings import JobSettings
 from trainer.storage.committed import read_committed
 
 
@@ -27,43 +29,48 @@ class Phase:
         return self.name in ("succeeded", "failed")
 
 
-class Shape(Protocol):
+class Shape(ABC):
     """One kind of job.
 
     Attributes:
         kind: as the API server knows it.
         container: the pod's container whose log and exit code count.
+        backend: what a profile's `backend` says to train by it; empty: it does not train.
+        about: of one that trains, what the chart's values say of it.
+        longest_name: most characters of a job's name from which its controller can make all that it makes.
     """
 
-    @property
-    def kind(self) -> Kind:
-        """As the API server knows it."""
-        ...
+    kind: ClassVar[Kind]
+    container: ClassVar[str]
+    backend: ClassVar[str] = ""
+    about: ClassVar[str] = ""
+    longest_name: ClassVar[int] = 63
 
-    @property
-    def container(self) -> str:
-        """The pod's container whose log and exit code count."""
-        ...
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
 
+    @abstractmethod
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The object to create. Of attempt 0 it is what two launchers must agree in to ask for the same."""
-        ...
 
+    @abstractmethod
     def phase(self, job: Mapping[str, Any]) -> Phase:
         """Where the job stands."""
-        ...
 
+    @abstractmethod
     def pods_wanted(self, job: Mapping[str, Any]) -> int:
         """How many pods run at the same time when all is well."""
-        ...
 
+    @abstractmethod
     def is_leader(self, pod: Mapping[str, Any]) -> bool:
         """Whether its log is the one to follow."""
-        ...
 
     def is_done(self, spec: JobSpec) -> bool | None:
-        """Whether the store holds what the job was to make; None: the job's phase decides."""
-        ...
+        """Whether the store holds what the job was to make; None: the job's phase decides.
+
+        Of a training stage the seal says it, whatever the job's conditions are.
+        """
+        return is_sealed(spec)
 
 
 def phase_of(job: Mapping[str, Any], suspended: bool, *, succeeded: str, failed: str) -> Phase:

@@ -4,27 +4,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.cluster.connection import JOB
+from pipelines.cluster.connection import Kind
 from pipelines.jobs.base import JobSpec, placement_arguments
-from pipelines.jobs.shapes.base import Phase, phase_of
+from pipelines.jobs.shapes.base import Phase, Shape, phase_of
 from pipelines.jobs.shapes.pod import pod_template
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
+JOB = Kind("batch/v1", "jobs", "Job", pod_label="batch.kubernetes.io/job-name")
 CONTAINER = "trainer"
 RETRIES = 3
 """Of one slice; what a pod loses with its node does not count."""
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
-class IndexedJobs:
-    """How the launcher makes and reads Indexed Jobs; see pipelines/jobs/shapes/base.py."""
+class IndexedJobs(Shape):
+    """How the launcher makes and reads Indexed Jobs."""
 
     kind = JOB
     container = CONTAINER
-
-    def __init__(self, settings: JobSettings) -> None:
-        self._settings = settings
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The Job; its pods read which slice is theirs from JOB_COMPLETION_INDEX, which the controller sets."""
@@ -94,3 +92,6 @@ def sized(settings: JobSettings, kind: str) -> JobSettings:
 def is_of_index_0(pod: Mapping[str, Any]) -> bool:
     """Whether a pod of an Indexed Job is of its first index."""
     return bool((pod["metadata"].get("labels") or {}).get(INDEX_LABEL) == "0")
+
+
+SHAPE = IndexedJobs

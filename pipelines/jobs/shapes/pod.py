@@ -11,6 +11,13 @@ TEMPLATE_CONTAINER = "pytorch"
 """In `jobs.pod_template` this name means the trainer's container, whatever a kind of job has to call it."""
 GRACE_SECONDS = 180
 USER = 10001
+WRITABLE = {
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    "TRITON_CACHE_DIR": "/tmp/triton",
+}
+"""Where libraries write under a read-only root: in the pod's scratch volume, whatever the image's own environment says."""
 
 
 def pod_template(
@@ -53,7 +60,7 @@ def pod_template(
             },
             "containers": [_container(settings, container, arguments, environment, metrics)],
             "volumes": [
-                {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory}},
+                {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory_of_pod}},
                 {"name": "scratch", "emptyDir": {}},
             ],
         },
@@ -77,8 +84,8 @@ def _renamed(template: Mapping[str, Any], container: str) -> dict[str, Any]:
 
 
 def _container(settings: JobSettings, name: str, arguments: Sequence[str], environment: Mapping[str, str], metrics: bool) -> dict[str, Any]:
-    variables = {"PYTHONUNBUFFERED": "1", "HOME": "/tmp", **settings.store_environment, **environment}
-    limits = {"memory": settings.memory}
+    variables = {"PYTHONUNBUFFERED": "1", **WRITABLE, **settings.store_environment, **environment}
+    limits = {"memory": settings.memory_of_pod}
     if settings.gpus_per_node:
         limits["nvidia.com/gpu"] = str(settings.gpus_per_node)
     container: dict[str, Any] = {
@@ -87,7 +94,7 @@ def _container(settings: JobSettings, name: str, arguments: Sequence[str], envir
         "command": ["python", "-m", "trainer"],
         "args": list(arguments),
         "env": [{"name": name, "value": value} for name, value in variables.items()],
-        "resources": {"requests": {"cpu": settings.cpu, "memory": settings.memory}, "limits": limits},
+        "resources": {"requests": {"cpu": settings.cpu_of_pod, "memory": settings.memory_of_pod}, "limits": limits},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,

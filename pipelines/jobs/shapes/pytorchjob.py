@@ -9,14 +9,15 @@ kubeflow-training's models and the operator's CRD, and free of fields that diffe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.cluster.connection import PYTORCHJOB
+from pipelines.cluster.connection import Kind
 from pipelines.cluster.names import DOMAIN, Identity
 from pipelines.jobs.base import JobSpec, placement_arguments
-from pipelines.jobs.shapes.base import Phase, is_sealed, phase_of
+from pipelines.jobs.shapes.base import Phase, Shape, phase_of
 from pipelines.jobs.shapes.pod import pod_template
 from pipelines.profile.settings import JobSettings
 from trainer.config import canonical_hash
 
+PYTORCHJOB = Kind("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "the training operator v1", "training.kubeflow.org/job-name")
 CONTAINER = "pytorch"  # the operator's webhook wants this name
 MAX_RESTARTS = 10
 ENVIRONMENT = {
@@ -25,14 +26,14 @@ ENVIRONMENT = {
 }
 
 
-class PyTorchJobs:
-    """How the launcher makes and reads PyTorchJobs; see pipelines/jobs/shapes/base.py."""
+class PyTorchJobs(Shape):
+    """How the launcher makes and reads PyTorchJobs."""
 
     kind = PYTORCHJOB
     container = CONTAINER
-
-    def __init__(self, settings: JobSettings) -> None:
-        self._settings = settings
+    backend = "pytorchjob"
+    about = "training operator v1"
+    longest_name = 54  # at 55 it says Running, but its Services are never made
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt."""
@@ -51,10 +52,6 @@ class PyTorchJobs:
     def is_leader(self, pod: Mapping[str, Any]) -> bool:
         """Worker 0 is where the others meet; rank 0 is nearly always there."""
         return bool(pod["metadata"].get("labels", {}).get("training.kubeflow.org/replica-index") == "0")
-
-    def is_done(self, spec: JobSpec) -> bool | None:
-        """By the seal in the store, whatever the job's conditions say."""
-        return is_sealed(spec)
 
 
 def manifest(
@@ -115,7 +112,7 @@ def manifest(
         "labels": {**settings.labels, **labels},
         "annotations": {**settings.annotations, **annotations, f"{DOMAIN}/spec-hash": canonical_hash(spec)},
     }
-    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
+    return {"apiVersion": PYTORCHJOB.api_version, "kind": PYTORCHJOB.kind, "metadata": metadata, "spec": spec}
 
 
 def placed(settings: JobSettings, given: Mapping[str, Any], attempt: int, resume: str) -> dict[str, Any]:
@@ -130,3 +127,6 @@ def placed(settings: JobSettings, given: Mapping[str, Any], attempt: int, resume
         "attempt": attempt,
         "resume": resume,
     }
+
+
+SHAPE = PyTorchJobs

@@ -8,15 +8,16 @@ agents restart the group in place as in a PyTorchJob (pipelines/jobs/shapes/pyto
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.cluster.connection import TRAINJOB
+from pipelines.cluster.connection import Kind
 from pipelines.jobs.base import JobSpec, placement_arguments
-from pipelines.jobs.shapes.base import Phase, is_sealed, phase_of
+from pipelines.jobs.shapes.base import Phase, Shape, phase_of
 from pipelines.jobs.shapes.indexed import is_of_index_0
 from pipelines.jobs.shapes.pod import TEMPLATE_CONTAINER, pod_template
 from pipelines.jobs.shapes.pytorchjob import ENVIRONMENT, placed
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
+TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer v2", "jobset.sigs.k8s.io/jobset-name")
 RUNTIME = "firstsight"
 CONTAINER = "node"
 RENDEZVOUS_PORT = 29400
@@ -29,14 +30,14 @@ RUNTIMES = ("imagePullSecrets", "priorityClassName")
 CONTAINER_KEYS = {"name", "image", "command", "args", "env", "resources", "volumeMounts"}
 
 
-class TrainJobs:
-    """How the launcher makes and reads TrainJobs; see pipelines/jobs/shapes/base.py."""
+class TrainJobs(Shape):
+    """How the launcher makes and reads TrainJobs."""
 
     kind = TRAINJOB
     container = CONTAINER
-
-    def __init__(self, settings: JobSettings) -> None:
-        self._settings = settings
+    backend = "trainjob"
+    about = "Kubeflow Trainer v2, beta"
+    longest_name = 46  # its JobSet's pods are called `<name>-node-0-<rank>-<5 letters>`, at most 63 up to 100 nodes
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt.
@@ -101,10 +102,6 @@ class TrainJobs:
         """Node 0 is where the others meet; rank 0 is nearly always there."""
         return is_of_index_0(pod)
 
-    def is_done(self, spec: JobSpec) -> bool | None:
-        """By the seal in the store, whatever the job's conditions say."""
-        return is_sealed(spec)
-
 
 def _meeting(name: str, max_restarts: int) -> dict[str, str]:
     """Where torchrun's agents meet: node 0, by the name that its JobSet gives it. The PET_* variables of Trainer's own say the rest."""
@@ -138,3 +135,6 @@ def _refuse_what_it_cannot_say(settings: JobSettings) -> None:
             unsaid += [f"spec.containers.{key}" for key in container if key not in CONTAINER_KEYS]
     if unsaid:
         raise InputError(f"jobs.pod_template: a TrainJob cannot set {', '.join(unsaid)}: put it into the TrainingRuntime {RUNTIME!r}")
+
+
+SHAPE = TrainJobs

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.cluster import api, watch
 from pipelines.cluster.api import Conflict, Unreachable
-from pipelines.cluster.connection import NODE, POD, PYTORCHJOB, Cluster
+from pipelines.cluster.connection import NODE, POD, Cluster
+from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.fake_objects import Status
 from trainer.errors import InputError, RunError

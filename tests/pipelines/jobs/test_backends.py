@@ -19,14 +19,15 @@ from pipelines.jobs.local import LocalBackend
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.jobs.shapes.trainjob import TrainJobs
-from pipelines.profile.profile import BACKEND_VARIABLE, PROFILE_VARIABLE, Overrides, Profile, read_profile
+from pipelines.planning.request import Request
+from pipelines.profile.profile import PROFILE_VARIABLE, Profile, read_profile
 from pipelines.profile.settings import JobSettings
-from pipelines.steps import steps
-from tests.pipelines.data import commit
+from pipelines.steps import cells, finish, running
+from tests.pipelines.data import ask, commit
 from tests.pipelines.launching import Scene, scene
 from tests.pipelines.operator import JOBS
 from trainer.errors import InputError
-from trainer.storage import read_json, write_json
+from trainer.storage import layout, read_json, write_json
 
 __all__ = ["scene"]
 TRAIN = JobSpec(
@@ -41,7 +42,7 @@ TRAIN = JobSpec(
 @pytest.fixture(autouse=True)
 def _this_machine(monkeypatch: pytest.MonkeyPatch):
     """No profile and no backend but what a test sets."""
-    for name in (PROFILE_VARIABLE, BACKEND_VARIABLE, owners.HOLDER_VARIABLE):
+    for name in (PROFILE_VARIABLE, owners.HOLDER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -52,73 +53,71 @@ def of_stage(stage: str, **changes: Any) -> JobSpec:
 
 
 def test_without_a_profile_everything_runs_on_this_machine():
-    assert isinstance(backend_for(TRAIN, read_profile(), Overrides()), LocalBackend)
+    assert isinstance(backend_for(TRAIN, read_profile(), Request()), LocalBackend)
 
 
-def test_the_backend_of_the_command_line_wins(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+def test_the_backend_of_the_request_wins(scene: Scene):
     """What kind of job follows from the backend and from what it does; a report always runs in place."""
-    monkeypatch.setenv(BACKEND_VARIABLE, "pytorchjob")
     shapes = []
     for spec in (TRAIN, of_stage("stage", kind="stage"), of_stage("evaluate", kind="evaluate")):
-        backend = backend_for(spec, read_profile(), Overrides())
+        backend = backend_for(spec, read_profile(backend="pytorchjob"), Request())
         assert isinstance(backend, ClusterBackend)
         shapes.append(type(backend.shape))
-    monkeypatch.setenv(BACKEND_VARIABLE, "trainjob")
-    backend = backend_for(TRAIN, read_profile(), Overrides())
+    backend = backend_for(TRAIN, read_profile(backend="trainjob"), Request())
     assert isinstance(backend, ClusterBackend)
 
     assert [*shapes, type(backend.shape)] == [PyTorchJobs, IndexedJobs, IndexedJobs, TrainJobs]
-    assert isinstance(backend_for(JobSpec(name="report", arguments=(), folder="f"), read_profile(), Overrides()), LocalBackend)
+    assert isinstance(backend_for(JobSpec(name="report", arguments=(), folder="f"), read_profile(), Request()), LocalBackend)
 
 
-def test_a_backend_that_there_is_not(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(BACKEND_VARIABLE, "slurm")
-
-    with pytest.raises(InputError, match="BACKEND must be one of local, pytorchjob, trainjob, got 'slurm'"):
-        backend_for(TRAIN, read_profile(), Overrides())
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(InputError, match="backend must be one of local, pytorchjob, trainjob, got 'slurm'"):
+        backend_for(TRAIN, read_profile(backend="slurm"), Request())
 
 
 @pytest.mark.parametrize(("stage", "nodes"), [("perceptual", 1), ("contrastive", 4), ("posthoc", 1)])
 def test_only_the_long_stage_takes_more_than_one_node(stage: str, nodes: int):
-    assert stage_settings(Profile(), Overrides(nodes=4), of_stage(stage)).nodes == nodes
+    assert stage_settings(Profile(backend="pytorchjob"), Request(nodes=4), of_stage(stage)).nodes == nodes
 
 
 def test_what_a_run_asks_for_is_laid_over_its_profile():
-    profile = Profile(jobs=JobSettings(nodes=2, gpus_per_node=8, image="a", labels={"team": "x"}))
-    settings = stage_settings(profile, Overrides(nodes=3, image="b", queue="q"), TRAIN)
+    profile = Profile(backend="pytorchjob", jobs=JobSettings(nodes=2, gpus_per_node=8, image="a", labels={"team": "x"}))
+    settings = stage_settings(profile, Request(nodes=3, image="b", queue="q"), TRAIN)
 
     assert (settings.nodes, settings.gpus_per_node, settings.image) == (3, 8, "b")
     assert settings.labels == {"team": "x", "kueue.x-k8s.io/queue-name": "q"}
 
 
-@pytest.mark.parametrize(("changes", "rule"), [({"nodes": -1}, "nodes must be >= 1"), ({"resume": "yes"}, "resume must be auto, never or")])
+@pytest.mark.parametrize(
+    ("changes", "rule"), [({"nodes": -1}, "nodes must be between 1 and 1024"), ({"resume": "yes"}, "resume must be auto, never or")]
+)
 def test_what_a_run_cannot_ask_for(changes: dict[str, Any], rule: str):
     with pytest.raises(InputError, match=rule):
-        Overrides(**changes)
+        Request(**changes)
 
 
 def test_a_root_on_this_disk_is_refused_where_pods_do_not_mount_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scene: Scene):
     """A shared file system at the same place is fine."""
     spec = dataclasses.replace(TRAIN, identity=dataclasses.replace(TRAIN.identity, root=f"{tmp_path}/runs"))  # type: ignore[type-var]
-    monkeypatch.setenv(BACKEND_VARIABLE, "pytorchjob")
     with pytest.raises(InputError, match=r"root must be a store that pods reach, such as s3://bucket/prefix, or in a volume .* got /"):
-        backend_for(spec, read_profile(), Overrides())
+        backend_for(spec, read_profile(backend="pytorchjob"), Request())
     mounts = {"spec": {"containers": [{"name": "pytorch", "volumeMounts": [{"name": "nfs", "mountPath": str(tmp_path)}]}]}}
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"jobs": {"pod_template": mounts}}))
     monkeypatch.setenv(PROFILE_VARIABLE, str(tmp_path / "profile.yaml"))
 
-    assert isinstance(backend_for(spec, read_profile(), Overrides()), ClusterBackend)
+    assert isinstance(backend_for(spec, read_profile(backend="pytorchjob"), Request()), ClusterBackend)
 
 
-@pytest.mark.parametrize("module", ["kubernetes", "jsonargparse", "kfp", "torch"])
+@pytest.mark.parametrize("module", ["kubernetes", "yaml", "kfp", "torch"])
 def test_a_step_that_is_done_imports_nothing_slow(tmp_path: Path, module: str):
     """Without a profile; with one its YAML has to be read."""
     entry = {"cell": "random-seed0", "contrastive": f"{tmp_path}/c", "recipe_hashes": {"contrastive": "a" * 64}}
     write_json(f"{tmp_path}/experiments/e/plan.json", {"format_version": 1, "cells": [entry]})
     commit(f"{tmp_path}/c", "a" * 64)
+    request = ask(str(tmp_path), experiment="e")
     code = (
-        "import sys; from pipelines import steps\n"
-        f"steps.train('contrastive', root={str(tmp_path)!r}, experiment='e', cell='random-seed0')\n"
+        "import sys; from pipelines.steps import cells\n"
+        f"cells.train('contrastive', request={request!r}, cell='random-seed0')\n"
         f"sys.exit({module!r} in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
@@ -126,8 +125,8 @@ def test_a_step_that_is_done_imports_nothing_slow(tmp_path: Path, module: str):
     assert (done.returncode, done.stdout) == (0, "contrastive random-seed0: done before\n"), done.stderr
 
 
-def planned(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: dict[str, Any] | None = None) -> None:
-    """A plan of one cell in the scene's root, and a profile whose pods mount that root."""
+def planned(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: dict[str, Any] | None = None) -> str:
+    """A plan of one cell in the scene's root, and a profile whose pods mount that root; the URI of the request."""
     mounts = {"spec": {"containers": [{"name": "pytorch", "volumeMounts": [{"name": "root", "mountPath": scene.identity.root}]}]}}
     profile = {"backend": "pytorchjob", "root": scene.identity.root, "jobs": {"nodes": 2, "pod_template": mounts, **(jobs or {})}}
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
@@ -141,11 +140,14 @@ def planned(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs:
         "stage_arms": {"contrastive": "random"},
     }
     write_json(f"{scene.identity.root}/experiments/e/plan.json", {"format_version": 1, "cells": [entry]})
+    request = ask(scene.identity.root, experiment="e")
+    write_json(layout.run(scene.identity.root, "a-run"), {"request": request})
+    return request
 
 
 def test_a_step_of_the_pipeline_runs_its_job_on_the_cluster(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Root and backend come from the profile; the job's own log.txt is left to the trainer."""
-    planned(scene, tmp_path, monkeypatch)
+    request = planned(scene, tmp_path, monkeypatch)
     made = scene.operator.make_pods
 
     def succeed(job: dict[str, Any]) -> None:
@@ -153,7 +155,7 @@ def test_a_step_of_the_pipeline_runs_its_job_on_the_cluster(scene: Scene, tmp_pa
         scene.succeed()
 
     scene.operator.make_pods = succeed  # type: ignore[method-assign]
-    steps.train("contrastive", root="", experiment="e", cell="random-seed0")
+    cells.train("contrastive", request=request, cell="random-seed0")
 
     (job,) = scene.operator.created
     assert job["metadata"]["name"] == scene.name
@@ -164,10 +166,10 @@ def test_a_job_that_cannot_start_fails_its_step_once(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """On a cluster the launcher counts what happens to a job; the step adds no second try."""
-    planned(scene, tmp_path, monkeypatch, {"patience": {"ignored": 0}})
+    request = planned(scene, tmp_path, monkeypatch, {"patience": {"ignored": 0}})
     scene.operator.phase = ""
     with pytest.raises(SystemExit) as caught:
-        steps.train("contrastive", root="", experiment="e", cell="random-seed0")
+        cells.train("contrastive", request=request, cell="random-seed0")
 
     assert caught.value.code == 1
     assert "does the training operator v1 run?" in read_json(f"{scene.folder}/failure.json")["line"]
@@ -182,8 +184,8 @@ def test_the_end_of_a_run_lets_go_of_what_it_holds(
     planned(scene, tmp_path, monkeypatch)
     monkeypatch.setenv(owners.HOLDER_VARIABLE, "ana")
     scene.running().job._halt()
-    monkeypatch.setattr(steps, "read_plan", lambda uri: None)
-    steps.finish(root="", experiment="e", state="FAILED")
+    monkeypatch.setattr(finish, "read_plan", lambda uri: None)
+    finish.finish(run="a-run", request="", root="", state="FAILED")
 
     assert scene.clean()
     assert f"PyTorchJob {scene.name}: deleted" in capsys.readouterr().out
@@ -193,8 +195,8 @@ def test_the_end_of_a_run_leaves_what_others_hold(scene: Scene, tmp_path: Path, 
     planned(scene, tmp_path, monkeypatch)
     scene.running()
     monkeypatch.setenv(owners.HOLDER_VARIABLE, "ben")
-    monkeypatch.setattr(steps, "read_plan", lambda uri: None)
-    steps.finish(root="", experiment="e", state="SUCCEEDED")
+    monkeypatch.setattr(finish, "read_plan", lambda uri: None)
+    finish.finish(run="a-run", request="", root="", state="SUCCEEDED")
 
     assert scene.job()
     assert ("delete", JOBS) not in scene.api.requests
@@ -205,9 +207,9 @@ def test_a_report_is_made_though_the_cluster_is_gone(
 ):
     planned(scene, tmp_path, monkeypatch)
     monkeypatch.setattr("pipelines.cluster.api.FIRST_PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(steps, "read_plan", lambda uri: None)
+    monkeypatch.setattr(finish, "read_plan", lambda uri: None)
     scene.api.stop()
-    steps.finish(root="", experiment="e", state="FAILED")
+    finish.finish(run="a-run", request="", root="", state="FAILED")
 
     assert "could not be let go of, the reaper will: no Kubernetes API server can be reached" in capsys.readouterr().out
 
@@ -221,7 +223,7 @@ def test_the_store_of_the_profile_is_that_of_the_steps(tmp_path: Path, monkeypat
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     seen: dict[str, str] = {}
 
-    @steps.step
+    @running.step
     def look() -> None:
         import os
 
@@ -237,7 +239,6 @@ def test_a_run_on_a_cluster_needs_a_store_that_pods_reach(
     """Said before anything is written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(owners.HOLDER_VARIABLE, "x")
-    monkeypatch.setenv(BACKEND_VARIABLE, "local")
     assert main(["run", "--recipe", "smoke", "--backend", "pytorchjob"]) == 2
 
     assert "root must be a store that pods reach" in capsys.readouterr().err
@@ -249,12 +250,11 @@ def test_a_bucket_that_is_missing_is_said_before_anything_is_made(
     what: str, s3_root: str, scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """As is a store that does not answer: one line, and no request to the cluster."""
-    monkeypatch.setenv(BACKEND_VARIABLE, "pytorchjob")
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
     if what == "store":
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as caught:
-        steps.train("contrastive", root="s3://no-such-bucket-anywhere/root", experiment="e", cell="random-seed0")
+        cells.train("contrastive", request="s3://no-such-bucket-anywhere/root/experiments/e/requests/0.json", cell="random-seed0")
 
     assert caught.value.code == (2 if what == "bucket" else 1)
     (line,) = capsys.readouterr().err.splitlines()

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
+from pipelines.cluster.connection import Kind
 from pipelines.jobs import holds
 from pipelines.jobs.holds import decide
+from pipelines.jobs.shapes import job_kinds
+from pipelines.jobs.shapes.indexed import JOB
+from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
+from pipelines.jobs.shapes.trainjob import TRAINJOB
 
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 Object = dict[str, Any]
@@ -44,7 +49,7 @@ def job(*owners: Object, beats: dict[str, float] | None = None, deleting: bool =
     }  # fmt: skip
     if deleting:
         metadata["deletionTimestamp"] = rfc3339(1)
-    return {"kind": "PyTorchJob", "metadata": metadata}
+    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": {}}
 
 
 def done(item: Object, *workflows: Object | None) -> tuple[str, float]:
@@ -79,13 +84,17 @@ def test_what_a_workflow_does_to_the_job_that_it_alone_holds(seen: Object | None
 
 
 @pytest.mark.parametrize(
-    ("condition", "status", "expected"),
-    [("Succeeded", "True", "release"), ("Complete", "True", "release"), ("Failed", "True", "release"), ("Failed", "False", "delete"),
-     ("Running", "True", "delete")],
+    ("kind", "condition", "status", "expected"),
+    [
+        (PYTORCHJOB, "Succeeded", "True", "release"), (TRAINJOB, "Complete", "True", "release"), (JOB, "Complete", "True", "release"),
+        *((kind, "Failed", "True", "release") for kind in job_kinds()), (PYTORCHJOB, "Failed", "False", "delete"),
+        (PYTORCHJOB, "Running", "True", "delete"),
+    ],
 )  # fmt: skip
-def test_a_job_that_has_ended_is_let_go_of_and_stays_to_be_looked_at(condition: str, status: str, expected: str):
-    """It holds no GPU any more, and its TTL takes it away."""
-    ended = {**job(reference()), "status": {"conditions": [{"type": condition, "status": status}]}}
+def test_a_job_that_has_ended_is_let_go_of_and_stays_to_be_looked_at(kind: Kind, condition: str, status: str, expected: str):
+    """It holds no GPU any more, and its TTL takes it away; each kind's controller has its own word for the end."""
+    conditions = {"conditions": [{"type": condition, "status": status}]}
+    ended = {**job(reference()), "apiVersion": kind.api_version, "kind": kind.kind, "status": conditions}
 
     assert done(ended, None)[0] == expected
 

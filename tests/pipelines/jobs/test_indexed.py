@@ -99,6 +99,15 @@ def test_evaluation_takes_one_gpu_at_most():
     assert "nvidia.com/gpu" not in container(none)["resources"]["limits"]
 
 
+def test_an_evaluation_is_as_large_as_its_one_gpu_needs():
+    """On a node of eight, unless the profile gives a size."""
+    settings = dataclasses.replace(SETTINGS, cpu="", memory="")
+    one = IndexedJobs(settings).manifest(dataclasses.replace(SPEC, kind="evaluate"), 0)
+    of_one_gpu = dataclasses.replace(settings, gpus_per_node=1)
+
+    assert container(one)["resources"]["requests"] == {"cpu": of_one_gpu.cpu_of_pod, "memory": of_one_gpu.memory_of_pod}
+
+
 def test_the_pod_is_the_trainers_under_restricted_pod_security_and_is_not_scraped():
     """It serves no metrics, and a scrape of nothing would be an alert."""
     one, spec = container(rendered()), rendered()["spec"]["template"]["spec"]

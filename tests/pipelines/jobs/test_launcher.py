@@ -4,17 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipelines.jobs import incidents
 from pipelines.jobs.base import Outcome
 from pipelines.jobs.holds import HELD_BY
-from pipelines.jobs.launcher import annotated, spec_hash
+from pipelines.jobs.launcher import annotated, differing_arguments, spec_hash
+from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.profile.settings import JobSettings
 from tests.pipelines.fake_objects import Status
 from tests.pipelines.launching import RECIPE, Scene, annotations, scene
 from tests.pipelines.operator import JOBS, eventually
+from trainer.config import ContrastiveConfig, StageConfig, recipe_hash
+from trainer.configs import dump_yaml
 from trainer.storage import layout, read_json, write_json
 from trainer.storage.committed import Committed, write_committed
 
@@ -161,20 +163,15 @@ def test_a_stage_that_begins_anew_does_so_once(scene: Scene, checkpointed: bool,
 
 def test_a_job_of_another_recipe_is_refused_and_the_keys_are_named(scene: Scene, tmp_path: Path):
     """Where the store's configurations tell them; the running job is left alone."""
-    scene.running()
     other = tmp_path / "other"
+    hashes = []
     for folder, seed in ((Path(scene.folder), 0), (other, 1)):
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "stage": "contrastive",
-            "experiment": "e",
-            "arm": "random",
-            "seed": seed,
-            "output": str(folder),
-            "contrastive": {"epochs": 1},
-        }
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    second = scene.launch(recipe_hash="b" * 64, folder=str(other), final=f"{other}/final")
+        config = StageConfig(experiment="e", arm="random", seed=seed, output=str(folder), contrastive=ContrastiveConfig(epochs=1))
+        (folder / "config.yaml").write_text(dump_yaml(config))
+        hashes.append(recipe_hash(config))
+    scene.running(recipe_hash=hashes[0])
+    second = scene.launch(recipe_hash=hashes[1], folder=str(other), final=f"{other}/final")
 
     outcome = second.outcome()
     second.job.leave()
@@ -182,6 +179,22 @@ def test_a_job_of_another_recipe_is_refused_and_the_keys_are_named(scene: Scene,
     assert f"PyTorchJob team/{scene.name} runs another recipe under this name: seed: 0 -> 1: give the experiment" in outcome.line
     assert scene.job()
     assert scene.launches[0].job.watch() is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "line"),
+    [
+        ("stage", ("stage", "fetch", "--pages", "4"), ": arguments 3 -> 4"),
+        ("stage", ("stage", "fetch", "--pages", "3", "--slow"), ": arguments (none) -> --slow"),
+        ("stage", ("stage", "fetch", "3", "--pages"), ": the order of its arguments"),
+        ("evaluate", ("stage", "fetch", "--pages", "3"), ": the recipe hashes of the models that it measures"),
+    ],
+)
+def test_what_a_staging_or_evaluation_job_does_otherwise_is_named(scene: Scene, kind: Any, arguments: tuple[str, ...], line: str):
+    """Its recipe hash is over its arguments, so those are its keys: they stand in the job, whichever version made it."""
+    shape = IndexedJobs(JobSettings())
+    theirs = shape.manifest(scene.spec(kind="stage", arguments=("stage", "fetch", "--pages", "3")), 0)
+    assert differing_arguments(theirs, scene.spec(kind=kind, arguments=arguments)) == line
 
 
 def test_a_job_that_is_being_deleted_is_waited_for_and_not_adopted(scene: Scene):

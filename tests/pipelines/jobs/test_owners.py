@@ -6,9 +6,10 @@ import threading
 import pytest
 
 from pipelines.cluster import ending
-from pipelines.cluster.connection import PYTORCHJOB, Cluster
+from pipelines.cluster.connection import Cluster
 from pipelines.jobs import owners
 from pipelines.jobs.holds import HELD_BY
+from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from tests.pipelines.launching import Scene, annotations, scene
 from tests.pipelines.operator import JOBS, eventually
 from trainer.errors import RunError

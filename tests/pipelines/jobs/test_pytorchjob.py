@@ -88,6 +88,27 @@ def test_a_cpu_node_runs_one_process():
     assert pod(job)["spec"]["containers"][0]["resources"]["limits"] == {"memory": "128Gi"}
 
 
+def test_a_gpu_node_is_as_large_as_its_gpus_need():
+    """Unless the profile says otherwise."""
+    job = rendered(cpu="", memory="", shared_memory="")
+    size = dataclasses.replace(SETTINGS, cpu="", memory="", shared_memory="")
+    (container,), (shared_memory, _) = pod(job)["spec"]["containers"], pod(job)["spec"]["volumes"]
+
+    assert container["resources"]["requests"] == {"cpu": size.cpu_of_pod, "memory": size.memory_of_pod}
+    assert container["resources"]["limits"] == {"memory": size.memory_of_pod, "nvidia.com/gpu": "8"}
+    assert shared_memory["emptyDir"]["sizeLimit"] == size.shared_memory_of_pod
+
+
+def test_what_compiles_writes_into_a_volume():
+    """The root is read-only: the compilers' caches, home and temporary files lie below a mounted folder."""
+    (container,) = pod(rendered())["spec"]["containers"]
+    written = {entry["name"]: entry.get("value") for entry in container["env"]}
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+
+    for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        assert any(Path(str(written[name])).is_relative_to(folder) for folder in mounted), name
+
+
 def test_a_mesh_keeps_its_sidecar_to_itself():
     """By label and by annotation: which one counts differs between versions of Istio."""
     metadata = pod(rendered())["metadata"]

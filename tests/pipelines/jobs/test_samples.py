@@ -31,8 +31,6 @@ def samples() -> dict[str, dict[str, Any]]:
     settings = JobSettings(
         nodes=2,
         gpus_per_node=1,
-        cpu="4",
-        memory="32Gi",
         store_secret="firstsight",
         store_environment={"AWS_ENDPOINT_URL_S3": "http://firstsight-minio:9000", "AWS_REGION": "us-east-1"},
     )

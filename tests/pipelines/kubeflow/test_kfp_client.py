@@ -12,7 +12,7 @@ from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
 from tests.servers import make_certificates
 from trainer.errors import InputError, RunError
 
-PARAMETERS = {"arms": "random", "nodes": 2, "max_reject_fraction": 0.01}
+PARAMETERS = {"arms": "random", "nodes": "2", "max_reject_fraction": "0.01"}
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
     with pytest.raises(InputError, match="unknown parameter batch_size"):
         start(connect(server), batch_size=1)
     with pytest.raises(InputError, match="nodes has the wrong type"):
-        start(connect(server), nodes="2")
+        start(connect(server), nodes=2)
     assert server.runs == {}
 
 

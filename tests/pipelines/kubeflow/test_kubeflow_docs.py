@@ -25,8 +25,8 @@ def test_every_parameter_is_explained_in_the_order_of_the_pipeline():
 def test_every_variable_of_the_client_is_explained():
     """Credentials have no flag, so this is where they are found."""
     read = set()
-    for module in ("upload", "submit", "kfp_client"):
-        read |= set(re.findall(r'get\("(K\w+)"', (REPOSITORY / f"pipelines/{module}.py").read_text()))
+    for module in ("upload", "submit", "client"):
+        read |= set(re.findall(r'get\("(K\w+)"', (REPOSITORY / f"pipelines/kubeflow/{module}.py").read_text()))
 
     explained = set(re.findall(r"^\| `(\w+)` \|", section("From a shell or CI"), flags=re.MULTILINE))
 

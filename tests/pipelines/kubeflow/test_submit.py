@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.kubeflow import components, follow, submit, upload
+from pipelines.planning.request import FIELDS
 from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
 from trainer.storage import write_json
 
@@ -55,7 +56,9 @@ def test_a_run_is_submitted_followed_and_ends_well(server: KubeflowServer, capsy
     assert "links | links: hello" in out
     assert not [line for line in out if "driver" in line]
     parameters = server.runs[identifier]["runtime_config"]["parameters"]
-    assert (parameters["nodes"], parameters["experiment"], parameters["recipe"], parameters["root"]) == (2, "smoke", "smoke", "")
+    request = json.loads(parameters["request"])
+    assert (request["nodes"], request["experiment"], request["recipe"], request["root"]) == (2, "smoke", "smoke", "")
+    assert set(parameters) == {"request"}
 
 
 def test_the_image_is_that_of_the_registered_pipeline_unless_one_is_named(server: KubeflowServer, capsys: pytest.CaptureFixture[str]):
@@ -78,9 +81,9 @@ def test_the_image_is_that_of_the_registered_pipeline_unless_one_is_named(server
         (("--arms", "percetual"), "'percetual'"),
         (("--seeds", "a"), "seeds"),
         (("--recipe", "huge"), "'huge'"),
-        (("--root", "runs"), "--root must be a URI"),
-        (("--pairs", "/home/me/pictures"), "--pairs must be a URI"),
-        (("--recipe", "mine.yaml"), "--recipe must be a URI"),
+        (("--root", "runs"), "root must be a URI"),
+        (("--pairs", "/home/me/pictures"), "pairs must be a URI"),
+        (("--recipe", "mine.yaml"), "mine.yaml: no such file"),
         (("--nodes", "-2"), "nodes"),
         (("--max-reject-fraction", "2"), "between 0 and 1"),
         (("--experiment", "My Run"), "My Run"),
@@ -203,24 +206,32 @@ def test_the_placeholder_of_an_image_is_that_of_the_components():
 
 
 @pytest.mark.parametrize(
-    ("given", "command", "root"),
-    [((), "run", "runs"), (("KFP_ENDPOINT=http://x",), "submit", ""), (("KFP_ENDPOINT=http://x", "ROOT=s3://b"), "submit", "s3://b")],
+    ("given", "flags"),
+    [
+        ((), "run|"),
+        (("KFP_ENDPOINT=http://x",), "submit|"),
+        (("KFP_ENDPOINT=http://x", "ROOT=s3://b"), "submit|--root|s3://b|"),
+        (("KFP_ENDPOINT=http://x", "BACKEND=trainjob", "REQUEST=a b.yaml"), "submit|--request|a b.yaml|--backend|trainjob|"),
+        (("NODES=2", "SET=contrastive.epochs=2 model.embed_dim=64"), "run|--set|contrastive.epochs=2 model.embed_dim=64|--nodes|2|"),
+    ],
 )
-def test_make_pipeline_run_submits_where_an_endpoint_is_given(tmp_path: Path, given: tuple[str, ...], command: str, root: str):
-    """The same target; this machine's folder is no default for a cluster."""
+def test_make_pipeline_run_passes_on_what_is_given(tmp_path: Path, given: tuple[str, ...], flags: str):
+    """One target for both commands; what is not given is left to the request's defaults."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin/python"
     python.write_text('#!/bin/sh\nprintf "%s|" "$KFP_ENDPOINT" "$@"\n')
     python.chmod(0o755)
     (tmp_path / "ready").touch()
-    clean = {name: value for name, value in os.environ.items() if name not in ("ROOT", "KFP_ENDPOINT", "MAKEFLAGS")}
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("KFP_ENDPOINT", "MAKEFLAGS", "REQUEST", *map(str.upper, FIELDS))
+    }
 
     done = subprocess.run(
         ["make", "-s", "pipeline-run", f"VENV={tmp_path}", *given], cwd=REPOSITORY, env=clean, capture_output=True, text=True, check=True
     )
 
-    endpoint = "http://x" if command == "submit" else ""
-    assert done.stdout.startswith(f"{endpoint}|-m|pipelines|{command}|--root|{root}|")
+    endpoint = "http://x" if flags.startswith("submit") else ""
+    assert done.stdout == f"{endpoint}|-m|pipelines|{flags}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

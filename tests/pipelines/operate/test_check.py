@@ -136,7 +136,7 @@ def _job(name: str, *conditions: str, **labels: str) -> dict[str, Any]:
     status = {"conditions": [{"type": condition, "status": "True"} for condition in conditions]}
     return {
         "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob",
-        "metadata": {"name": name, "namespace": "team", "labels": whole}, "status": status,
+        "metadata": {"name": name, "namespace": "team", "labels": whole}, "spec": {}, "status": status,
     }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.cluster import connection, watch
-from pipelines.cluster.connection import PYTORCHJOB, Cluster
+from pipelines.cluster.connection import Cluster
+from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from pipelines.operate import reap
 from pipelines.operate.reap import Reaper
 from pipelines.operate.reaper_server import serve

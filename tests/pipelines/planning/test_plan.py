@@ -7,9 +7,8 @@ import yaml
 
 from pipelines.planning import plan
 from pipelines.planning.arms import parse_arms
-from pipelines.planning.request import Request, write_request
 from pipelines.steps.planning import make_plan
-from tests.pipelines.data import commit, seal
+from tests.pipelines.data import ask, commit, seal
 from trainer.config import DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
@@ -249,11 +248,14 @@ def test_planning_the_same_again_parses_nothing(tmp_path: Path, monkeypatch: pyt
     cells = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")]
     plan.write_plan(asked, cells)
     before = files(tmp_path)
-    monkeypatch.delattr(plan, "parse_config")
+    monkeypatch.delattr(plan, "read_stored")
 
-    plan.write_plan(asked, cells)
+    asked = dataclasses.replace(asked, request="another.json")
+    plan.write_plan(asked, [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")])
 
-    assert files(tmp_path) == before
+    after = files(tmp_path)
+    assert read_json(join(asked.uri, "plan.json"))["request"] == "another.json"
+    assert {path: text for path, text in after.items() if before[path] != text}.keys() == {Path(asked.uri, "plan.json")}
 
 
 @pytest.mark.parametrize("change", [{"data": {"uri": "elsewhere", "identity": "p"}}, {"placement": {"checkpoint_every_epochs": 3}}, None])
@@ -333,9 +335,9 @@ def test_judged_needs_flips_judgement_of_peoples_triplets():
 def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
     """And returns the cells, seed by seed."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="people")
-    asked = Request(experiment="e", recipe="smoke", arms=("random", "shuffled"), seeds=("0", "1"))
 
-    cells = make_plan(request=write_request(asked, str(tmp_path)), pairs=pairs, triplets=triplets)
+    request = ask(str(tmp_path), experiment="e", arms="random,shuffled", seeds="0,1")
+    cells = make_plan(request=request, pairs=pairs, triplets=triplets)
 
     assert cells == ["random-seed0", "shuffled-seed0", "random-seed1", "shuffled-seed1"]
 
@@ -343,10 +345,10 @@ def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
 def test_judged_is_refused_where_flip_was_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """It would equal the perceptual arm; the plan step ends with 2 and leaves failure.json."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="FLIP")
-    asked = Request(experiment="e", recipe="smoke", arms=("random", "judged"))
+    request = ask(str(tmp_path), experiment="e", arms="random,judged", triplets=triplets, set="staging.flip_judges_too=true")
 
     with pytest.raises(SystemExit) as raised:
-        make_plan(request=write_request(asked, str(tmp_path)), pairs=pairs, triplets=triplets)
+        make_plan(request=request, pairs=pairs, triplets=triplets)
 
     assert raised.value.code == 2
     assert "judged by FLIP" in capsys.readouterr().err

@@ -8,7 +8,13 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.jobs import owners
-from pipelines.profile.profile import BACKEND_VARIABLE, PROFILE_VARIABLE
+from pipelines.planning import plan
+from pipelines.planning.arms import parse_arms
+from pipelines.profile.profile import PROFILE_VARIABLE
+from tests.pipelines.data import commit
+from trainer.config import DataConfig, recipe_hash
+from trainer.configs import load_recipe
+from trainer.storage import layout
 
 PROFILE = """
 root: s3://bucket/root
@@ -20,7 +26,7 @@ jobs: {nodes: 2, gpus_per_node: 8, image: "registry.example/trainer:1"}
 @pytest.fixture(autouse=True)
 def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither a kubeconfig nor, but for one root that nobody reads from, a store."""
-    for name in (PROFILE_VARIABLE, BACKEND_VARIABLE, owners.HOLDER_VARIABLE):
+    for name in (PROFILE_VARIABLE, owners.HOLDER_VARIABLE):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     (tmp_path / "profile.yaml").write_text(PROFILE)
@@ -71,27 +77,143 @@ def test_what_a_run_asks_for_shapes_the_manifests(tmp_path: Path, capsys: pytest
 
 
 def test_the_hours_and_what_they_assume_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    _, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "perceptual")
+    """Of two nodes with eight GPUs each; stage 1 takes one of them, as its manifest does."""
+    jobs, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "perceptual")
 
-    assert "taken for YFCC15M" in text
-    assert "50% of an H100's 798 TFLOP/s assumed" in text
-    assert "hours on 16" in text
-    assert "hours on 8" in text  # the perceptual stage takes one node
+    assert "none staged: taken for YFCC15M" in text
+    assert "46.6% of an H100's 798 TFLOP/s / 44.3 GFLOP" in text
+    for kind, ranks in (("contrastive", "2 x 8 GPUs = 16"), ("perceptual", "1 x 8 GPUs = 8")):
+        (job,) = [job for job in jobs if job["metadata"]["labels"]["firstsight.dev/stage"] == kind]
+        nodes = job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]
+        assert f"ranks: {ranks}" in text[text.index(f"# {kind}: 1 x (perceptual-seed0)") :].split("memory:", 1)[0]
+        assert ranks.startswith(f"{nodes} x 8")
+    assert "note: a rank needs an estimated 9.9 GB of GPU memory, compared with nothing: set jobs.gpu_memory" in text
+
+
+def test_one_gpu_of_80_gib_takes_the_paper_through_the_gradient_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The profile's GPU by name and memory: row M's rate, three quarters of it."""
+    template = {"spec": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}}
+    settings = {"nodes": 1, "gpus_per_node": 1, "gpu_memory": "80Gi", "pod_template": template}
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"backend": "pytorchjob", "jobs": settings}))
+
+    command = ["run", "--dry-run", "--root", "s3://bucket/root", "--recipe", "paper", "--profile", str(tmp_path / "profile.yaml")]
+    assert main([*command, "--backend", "local", "--root", str(tmp_path / "r"), "--gpus-per-node", "1"]) == 0
+    text = capsys.readouterr().out
+
+    assert "local_batch_size 2,048 (of 4,096, through the gradient cache)" in text
+    assert "6,292 pairs/s a GPU" in text
+    assert "row M of docs/BENCHMARKS.md, 8,390/s on an H100 x 3/4" in text
+    assert "note: contrastive: 4,096 samples a rank need an estimated 91.4 GB, a GPU has 85.9" in text
+
+
+def test_a_recipe_that_cannot_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Before anything is staged or written."""
+    settings = {"gpu_memory": "80Gi"}
+    recipe = "contrastive: {accumulation: independent}"
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump({"jobs": settings}))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    command = ["run", "--dry-run", "--root", str(tmp_path / "r"), "--profile", str(tmp_path / "profile.yaml")]
+
+    assert main([*command, "--recipe", str(tmp_path / "recipe.yaml"), "--arms", "random", "--gpus-per-node", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "contrastive.accumulation independent never splits a contrast batch" in line
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_finished_stage_s_rate_holds_for_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Measured on as many ranks; on another number it is assumed. What is done is not counted again."""
+    command = ["run", "--dry-run", "--root", str(tmp_path / "r"), "--recipe", "smoke", "--arms", "random", "--seeds", "0,1"]
+    cell = layout.cell(layout.experiment(str(tmp_path / "r"), "smoke"), "random", 0)
+    smoke = plan.Experiment(
+        root=str(tmp_path / "r"), experiment="smoke", recipe=load_recipe("smoke"), pairs=DataConfig(), triplets=DataConfig()
+    )
+    finished = plan.resolve(smoke, parse_arms("random")[0], 0).contrastive
+    commit(layout.stage(cell, "contrastive"), recipe_hash(finished), samples_per_second=500.0, world_size=1)
+
+    assert main([*command, "--backend", "local"]) == 0
+    text = capsys.readouterr().out
+    assert "rate: 500 pairs/s a process x 1 = 500 pairs/s [measured: a finished contrastive stage of this experiment on 1 rank]" in text
+    assert "# contrastive: 2 x (random-seed0, random-seed1)" in text
+    assert "; without the 1 that are done: " in text
+
+    assert main([*command, "--backend", "local", "--placement", "processes_per_node=2"]) == 0
+    assert "x 2 = 1,000 pairs/s [assumed: a finished contrastive stage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "expected"),
+    [
+        ("base: paper\ncontrastive: {epochs: 8}", (), "recipe mine: differs from paper in\n#   contrastive.epochs: 32 -> 8\n# model"),
+        ("base: paper-3m\ncontrastive.epochs: 8", (), "recipe mine: differs from paper-3m in\n#   contrastive.epochs: 16 -> 8\n# model"),
+        ("", ("--set", "contrastive.epochs=8"), "recipe paper: differs from paper in\n#   contrastive.epochs: 32 -> 8\n# model"),
+        ("", (), "recipe paper: as paper is shipped\n# model: 151.3 M parameters (vision 87.8 M, text 63.4 M)"),
+    ],
+    ids=["base", "another base", "set", "shipped"],
+)
+def test_a_recipe_s_differences_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, more: tuple[str, ...], expected: str
+):
+    """From what it says under `base:`, or from itself as shipped."""
+    (tmp_path / "mine.yaml").write_text(recipe)
+
+    name = str(tmp_path / "mine.yaml") if recipe else "paper"
+    _, text = shown(capsys, tmp_path, "--recipe", name, "--arms", "random", *more)
+
+    assert expected in text
 
 
 def test_a_backend_of_this_machine_has_no_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    jobs, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "random", "--backend", "local")
+    """And what its cores would take is said."""
+    jobs, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "random", "--backend", "local", "--gpus-per-node", "0")
 
     assert jobs == []
-    assert "GPU-hours" in text
+    assert "process-hours" in text
+    assert "# note: training at 224 px on " in text
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """By the plan, too, which looks at nothing else of it."""
+    for command in (["plan"], ["run", "--dry-run"]):
+        arguments = ["--root", str(tmp_path / "r"), "--pairs", str(tmp_path / "nosuch"), "--recipe", "smoke"]
+        assert main([*command, *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"pairs {tmp_path}/nosuch: no such file or folder" in line
+
+
+def test_a_plan_shows_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What a dry run says in comments `plan` says below its table; on this machine what CPU cores take is said, too."""
+    (tmp_path / "profile.yaml").write_text("{}")
+
+    command = ["plan", "--root", str(tmp_path / "r"), "--recipe", "paper", "--profile", str(tmp_path / "profile.yaml"), "--seeds", "0,1"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+
+    assert text.count("known once the data is staged") == 6
+    assert "recipe paper: as paper is shipped\nmodel: 151.3 M parameters" in text
+    assert "contrastive: 4 x (random-seed0, perceptual-seed0, random-seed1, perceptual-seed1)" in text
+    assert not (tmp_path / "r").exists()
+
+
+def test_forty_cells_are_told_in_a_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs that take the same stand together, and not all of them by name."""
+    seeds = ",".join(map(str, range(10)))
+    _, text = shown(
+        capsys, tmp_path, "--recipe", "paper", "--arms", "random,perceptual,permuted,posthoc", "--seeds", seeds, "--backend", "local"
+    )
+
+    assert "# contrastive: 30 x (random-seed0, perceptual-seed0, permuted-seed0, " in text
+    assert " and 24 more)" in text
+    assert "# perceptual: 10 x (" in text
+    assert "# posthoc: 10 x (" in text
+    assert len(text.splitlines()) < 40
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--nodes", "-1"), "nodes must be >= 1"),
+        (("--nodes", "-1"), "nodes must be between 1 and 1024"),
         (("--resume", "perhaps"), "resume must be auto, never or a checkpoint's URI"),
-        (("--backend", "slurm"), "BACKEND must be one of"),
+        (("--backend", "slurm"), "backend must be one of"),
         (("--profile", "nowhere.yaml"), "nowhere.yaml: no such file"),
         (("--experiment", "Has Capitals"), "experiment 'Has Capitals' must be 1 to 63 of a-z"),
         (("--experiment", "x" * 64), "must be 1 to 63 of a-z"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.profile.profile import PROFILE_VARIABLE
-from pipelines.steps.links import POD_VARIABLE, check_and_link
+from pipelines.steps.links import POD_VARIABLE, accept
 from trainer.storage import join, read_json
 
 PROFILE = """
@@ -26,20 +26,28 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     profile.write_text(PROFILE.format(root=tmp_path / "store"))
     monkeypatch.setenv(PROFILE_VARIABLE, str(profile))
     monkeypatch.setenv(POD_VARIABLE, "a-pod")
-    texts = dict.fromkeys(("pairs", "triplets", "eval_sets", "image", "queue", "root"), "")
-    shape = {"nodes": 0, "gpus_per_node": -1, "resume": "auto", "max_reject_fraction": 0.01}
-    return {"profile": "firstsight", "experiment": "demo", "recipe": "smoke", "arms": "random,posthoc", "seeds": "0,1", **texts, **shape}
+    return {
+        "profile": "firstsight",
+        "request": "",
+        "run": "a-run",
+        "experiment": "demo",
+        "recipe": "smoke",
+        "arms": "random,posthoc",
+        "seeds": "0,1",
+    }
 
 
 def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, Any], tmp_path: Path):
     """With the experiment and the namespace put in."""
-    page = check_and_link(**asked)
+    stored, page = accept(**asked)
 
     assert "[Dashboard](https://grafana.example/d/firstsight?var-experiment=demo)" in page
     assert "[Bucket](https://console.example/team-a)" in page
     assert "[Kubeflow]" not in page
     assert "4 cells, one after another: `random-seed0`, `posthoc-seed0`, `random-seed1`, `posthoc-seed1`" in page
     assert f"`{tmp_path}/store/experiments/demo/report/index.html`" in page
+    assert f"the request: `{stored}`" in page
+    assert stored.startswith(f"{tmp_path}/store/experiments/demo/requests/")
     assert "kubectl -n team-a get pytorchjobs,jobs,pods -l firstsight.dev/experiment=demo" in page
     assert "python -m pipelines cancel demo --namespace team-a" in page
 
@@ -49,7 +57,7 @@ def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_pat
     monkeypatch.delenv(PROFILE_VARIABLE)
     monkeypatch.delenv(POD_VARIABLE)
 
-    assert "kubectl" not in check_and_link(**{**asked, "root": str(tmp_path / "runs")})
+    assert "kubectl" not in accept(**{**asked, "root": str(tmp_path / "runs")})[1]
 
 
 @pytest.mark.parametrize(
@@ -59,9 +67,9 @@ def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_pat
         ({"seeds": "0,,1"}, "seeds"),
         ({"recipe": "huge"}, "'huge'"),
         ({"arms": "judged"}, "FLIP"),
-        ({"nodes": -1}, "nodes"),
+        ({"nodes": "-1"}, "nodes"),
         ({"resume": "perhaps"}, "resume"),
-        ({"max_reject_fraction": 1.5}, "max_reject_fraction"),
+        ({"max_reject_fraction": "1.5"}, "max_reject_fraction"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_left_where_the_caller_reads_it(
@@ -69,7 +77,7 @@ def test_what_cannot_be_meant_is_refused_and_left_where_the_caller_reads_it(
 ):
     """KFP reports every exit code as 1, so failure.json says 2; a run that is right takes it away again."""
     with pytest.raises(SystemExit) as ended:
-        check_and_link(**{**asked, **wrong})
+        accept(**{**asked, **wrong})
 
     failure = join(str(tmp_path), "store/experiments/demo/failure.json")
     assert ended.value.code == 2
@@ -77,7 +85,7 @@ def test_what_cannot_be_meant_is_refused_and_left_where_the_caller_reads_it(
     assert read_json(failure)["exit_code"] == 2
     assert named in read_json(failure)["line"]
 
-    check_and_link(**asked)
+    accept(**asked)
     assert not Path(failure).exists()
 
 
@@ -88,7 +96,7 @@ def test_a_pod_without_its_profile_says_so(
     monkeypatch.delenv(PROFILE_VARIABLE)
 
     with pytest.raises(SystemExit) as ended:
-        check_and_link(**{**asked, "profile": "mine", "root": str(tmp_path / "runs")})
+        accept(**{**asked, "profile": "mine", "root": str(tmp_path / "runs")})
 
     assert ended.value.code == 2
     assert "there is no ConfigMap 'mine'" in capsys.readouterr().err
@@ -100,6 +108,6 @@ def test_a_run_without_any_root_is_refused(asked: dict[str, Any], monkeypatch: p
     (tmp_path / "profile.yaml").write_text("backend: pytorchjob\n")
 
     with pytest.raises(SystemExit) as ended:
-        check_and_link(**asked)
+        accept(**asked)
 
     assert ended.value.code == 2

@@ -9,8 +9,11 @@ from pipelines.jobs.base import JobSpec
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps import staging
-from pipelines.steps.staging import StagingRequest, remote_list
+from pipelines.steps.running import open_scene
+from pipelines.steps.staging import StagingRequest, remote_list, staging_of
+from tests.pipelines.data import ask
 from trainer.__main__ import _parser
+from trainer.configs import load_recipe
 from trainer.errors import InputError
 from trainer.storage import write_json
 
@@ -169,13 +172,14 @@ def test_triplets_cannot_be_made_from_a_list(asked: Callable[..., StagingRequest
         run_staging(asked(what="triplets", from_pairs="https://lists.example/list.csv"), Runner(), CLUSTER, JobSettings())
 
 
-def test_a_recipe_of_ones_own_goes_into_the_store_where_pods_find_it(asked: Callable[..., StagingRequest], tmp_path: Path):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("name: mine\n")
-    run = Runner()
+def test_a_recipe_that_no_image_ships_goes_into_the_store_where_pods_find_it(tmp_path: Path):
+    """With what `set` changes of it."""
+    scene = open_scene(
+        ask(str(tmp_path), recipe={"name": "mine", "staging": {"shard_samples": 7}}, set="staging.triplet_side=32", experiment="e")
+    )
 
-    run_staging(asked(recipe=str(recipe)), run, CLUSTER, JobSettings())
+    named = staging_of("pairs", scene).recipe
 
-    named = run.specs[0].arguments[run.specs[0].arguments.index("--recipe") + 1]
-    assert named == f"{tmp_path}/experiments/e/staging/pairs/recipe.yaml"
-    assert Path(named).read_text() == "name: mine\n"
+    assert named.startswith(f"{tmp_path}/experiments/e/staging/pairs/recipe-")
+    read = load_recipe(named, text=Path(named).read_text())
+    assert (read.name, read.staging.shard_samples, read.staging.triplet_side) == ("mine", 7, 32)

@@ -3,8 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import Recipe
-
 if TYPE_CHECKING:
     from trainer.staging.remote.http import Manners
 
@@ -89,8 +87,9 @@ def _plan_source(options: argparse.Namespace) -> str:
     from trainer.staging.remote.captions import POLICIES
     from trainer.staging.remote.plan import PlanOptions, plan_pairs
     from trainer.staging.remote.sources import nights, url_list, yfcc15m
+    from trainer.storage.recipes import read_recipe
 
-    recipe = _recipe(options)
+    recipe = read_recipe(options.recipe, options.set)
     if not options.list:
         raise InputError("--list must name the list (for nights: the folder or zip)")
     if options.kind == "nights":
@@ -165,11 +164,3 @@ def _manners(options: argparse.Namespace) -> "Manners":
         contact=options.contact, per_host=options.per_host, tries=options.tries, read_seconds=options.timeout,
         max_bytes=options.max_image_mb << 20, backoff_seconds=options.backoff,
     )  # fmt: skip
-
-
-def _recipe(options: argparse.Namespace) -> Recipe:
-    from trainer.configs import load_recipe
-    from trainer.storage import read_text
-
-    text = read_text(options.recipe) if options.recipe.endswith((".yaml", ".yml")) else None
-    return load_recipe(options.recipe, options.set, text)

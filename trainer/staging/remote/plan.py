@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from trainer.config import StagingConfig
 from trainer.errors import InputError
+from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
 from trainer.staging.remote.inputs import Inputs, run
 from trainer.staging.remote.rows import SCHEMA, write_rows
@@ -85,6 +86,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
             decided = {
                 "caption_policy": options.captions, "context_length": CONTEXT_LENGTH, "heldout_fraction": options.heldout_fraction,
                 "image_policy": staging.image_policy, "shard_samples": staging.shard_samples, "slice_shards": SLICE_SHARDS,
+                **added_fields(staging),
             }  # fmt: skip
             found = fingerprint(inputs.files, root)
             folder = layout.dataset(root, f"{table.name}-pairs", plan_id(found, decided))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trainer.config import Recipe, canonical_hash
 from trainer.errors import InputError
+from trainer.fields import added_fields
 from trainer.staging.remote.http import FetchError, Manners, PoliteClient, is_web
 from trainer.staging.remote.plan import SLICE_SHARDS
 from trainer.staging.remote.rows import RemoteRow, as_table, write_rows
@@ -47,7 +48,7 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, manners: Manner
         client.close()
     options = {
         "min_votes": recipe.perceptual.min_votes, "shard_samples": settings.shard_samples, "slice_shards": SLICE_SHARDS,
-        "triplet_side": settings.triplet_side,
+        "triplet_side": settings.triplet_side, **added_fields(settings),
     }  # fmt: skip
     members = sorted((member.name, member.crc32, member.packed) for member in files.values() if isinstance(member, Member))
     held = {"members": canonical_hash(members)} if members else {}

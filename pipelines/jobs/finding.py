@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pipelines.cluster.connection import JOB, PYTORCHJOB, TRAINJOB, Cluster, Kind, MissingKind
+from pipelines.cluster.connection import Cluster, Kind, MissingKind
 from pipelines.cluster.names import DOMAIN, label_value
+from pipelines.jobs.shapes import job_kinds
 
 PART_OF = "app.kubernetes.io/part-of=firstsight"
-JOB_KINDS = (PYTORCHJOB, TRAINJOB, JOB)
 IDENTITY = ("experiment", "arm", "point", "seed", "stage", "cell")
 """What is labelled, in the order in which jobs are listed; commit ad127be and before had no `cell` and no `point`."""
 Found = list[tuple[Kind, dict[str, Any]]]
@@ -22,7 +22,7 @@ def find_jobs(cluster: Cluster, namespace: str | None = None, **labels: str) -> 
     """
     selector = ",".join([PART_OF, *(f"{DOMAIN}/{name}={label_value(value)}" for name, value in labels.items() if value)])
     found: Found = []
-    for kind in JOB_KINDS:
+    for kind in job_kinds():
         try:
             found += [(kind, job) for job in cluster.list(kind, labels=selector, namespace=namespace)]
         except MissingKind:

@@ -1,0 +1,109 @@
+"""What of a recipe cannot work, known before anything is staged: refused in one line; and what should be known of it: said."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pipelines.planning.cost import CORE_GFLOPS, Estimate, Machines, Samples, estimate, settings
+from trainer.config import Recipe, StageConfig
+from trainer.configs import sizes
+from trainer.errors import InputError
+
+STAGES = ("perceptual", "contrastive", "posthoc")
+SLOW_HOURS = 24.0
+"""Of one run of each stage on CPU cores: from here on the plan says it."""
+
+
+def check_recipe(
+    recipe: Recipe,
+    pairs: Samples,
+    triplets: Samples,
+    machines: Machines,
+    backend: str,
+    *,
+    stages: Collection[str] = STAGES,
+    asked: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Notes on a recipe that can run there.
+
+    Args:
+        recipe: all that decides the numbers.
+        pairs: of the training split; nothing is refused for a number that is only taken for it (`training_samples`).
+        triplets: likewise.
+        machines: of the contrastive stage; the others take one of its nodes.
+        backend: local, or that of a cluster.
+        stages: that the arms need.
+        asked: placement's fields as the run asks for them.
+
+    Raises:
+        InputError: an unknown model, ranks that do not divide a batch, a batch that does not fit the GPU or is larger than the data,
+            or a warm-up as long as the stage.
+    """
+    notes, found = [], []
+    for stage in STAGES:
+        if stage not in stages:
+            continue
+        config = stage_of(recipe, stage)
+        one = estimate(config, pairs if stage == "contrastive" else triplets, machines_of(machines, stage), asked)
+        if one.data.known:
+            _require_steps(one)
+        notes += _split_note(one)
+        found.append(one)
+    if backend == "local" and not machines.gpus_per_node:
+        notes += _slow_note(recipe, found)
+    return [*notes, *_unknown_note(found)]
+
+
+def stage_of(recipe: Recipe, stage: str) -> StageConfig:
+    """A stage of the recipe, of no experiment."""
+    given = {stage: getattr(recipe, stage)}
+    return StageConfig(stage=stage, output="none", model=recipe.model, **given)  # type: ignore[arg-type]
+
+
+def machines_of(machines: Machines, stage: str) -> Machines:
+    """Those that a stage takes: what learns from some ten thousand triplets runs on one node (pipelines/jobs/backends.py)."""
+    return machines if stage == "contrastive" else machines.one_node()
+
+
+def _require_steps(one: Estimate) -> None:
+    """Refuse a batch larger than the data, and a warm-up that the stage does not outlast."""
+    stage, recipe, count = one.stage.stage, settings(one.stage), one.data.count
+    if count < recipe.global_batch_size:
+        raise InputError(f"{stage}.global_batch_size must be at most the {count:,} training {one.what}, got {recipe.global_batch_size}")
+    if recipe.optimizer.warmup_steps >= one.steps:
+        raise InputError(
+            f"{stage}.optimizer.warmup_steps must be less than the stage's {one.steps:,} steps "
+            f"({count:,} // {recipe.global_batch_size:,} x {recipe.epochs} epochs), got {recipe.optimizer.warmup_steps}"
+        )
+
+
+def _split_note(one: Estimate) -> list[str]:
+    """That a rank's share is larger than a GPU, where it is."""
+    stage, machines = one.stage.stage, one.machines
+    if one.memory is None or not machines.gpu_bytes or one.local_batch_size == one.whole:
+        return []
+    whole = sizes.training_bytes(one.stage, machines.ranks, one.whole)
+    way = "through the gradient cache, which runs forward twice" if stage == "contrastive" else "one after another"
+    return [
+        f"{stage}: {one.whole:,} samples a rank need an estimated {whole / 1e9:,.1f} GB, a GPU has {machines.gpu_bytes / 1e9:,.1f}: "
+        f"taken {one.local_batch_size:,} at a time {way}"
+    ]
+
+
+def _unknown_note(found: list[Estimate]) -> list[str]:
+    """That nobody compared the estimate with a GPU's memory, where nobody did."""
+    unknown = [one for one in found if one.memory is not None and not one.machines.gpu_bytes]
+    most = max((one.memory.total for one in unknown if one.memory is not None), default=0)
+    said = f"a rank needs an estimated {most / 1e9:,.1f} GB of GPU memory, compared with nothing: set jobs.gpu_memory (such as 80Gi)"
+    return [f"{said} in the profile"] if unknown else []
+
+
+def _slow_note(recipe: Recipe, found: list[Estimate]) -> list[str]:
+    """What training on CPU cores takes, where that is long."""
+    hours = sum(one.hours for one in found)
+    if hours < SLOW_HOURS:
+        return []
+    side, data = sizes.sizes(recipe.model).image_size, ", ".join(f"{one.data.count:,} {one.what}" for one in found)
+    return [
+        f"training at {side} px on {found[0].machines.cores} cores takes about {float(f'{hours:.2g}'):,.0f} hours ({data}; "
+        f"{CORE_GFLOPS:.0f} GFLOP/s a core assumed){'' if recipe.name == 'demo' else '; RECIPE=demo takes minutes'}"
+    ]

@@ -1,0 +1,73 @@
+"""Where a run's data come from, before they are staged: whether a source is there at all, and how many samples it will give."""
+
+from typing import Any, Literal
+
+from pipelines.planning.cost import Samples
+from trainer.config import DataConfig, Recipe
+from trainer.configs import load_yaml
+from trainer.errors import InputError
+from trainer.storage import open_store, read_text
+from trainer.storage.base import local_path
+from trainer.storage.manifest import read_manifest
+
+What = Literal["pairs", "triplets"]
+LISTS = {"yfcc15m-openai": 14_829_396, "yfcc15m-slip": 14_689_580, "yfcc15m-declip": 15_388_848, "yfcc15m-rwkv": 15_061_515}
+"""Rows of the lists that are called YFCC15M."""
+NIGHTS = 15_941
+"""Training triplets of NIGHTS."""
+DEMO_PAIRS, DEMO_TRIPLETS = 1518, 0.72
+"""Training pairs of the demo, and the part of staging.demo_triplets that the training split gets; a test of staging compares them."""
+_DESCRIBED = ("list", "table", "metadata", "ids")
+"""Keys of a list's description that name files (pipelines/steps/staging.py)."""
+
+
+def require_source(what: str, uri: str) -> None:
+    """Refuse a source that is not there, before anything is staged. http(s) is left to staging.
+
+    Args:
+        what: the setting that names it, such as --pairs.
+        uri: of a folder, a file, or a YAML file that describes a list; empty or `demo`: the demo's.
+
+    Raises:
+        InputError: it, or a file that its description names, does not exist; or the store cannot be read.
+    """
+    if uri in ("", "demo") or uri.startswith(("http://", "https://")):
+        return
+    path, store = local_path(uri), open_store(uri)
+    is_file = path.is_file() if path is not None else "/" in uri.removeprefix("s3://").rstrip("/") and store.head(uri) is not None
+    if not is_file and not store.holds(uri):
+        empty = "an empty folder" if path is not None and path.is_dir() else "no such file or folder"
+        raise InputError(f"{what} {uri}: {empty}")
+    if uri.endswith((".yaml", ".yml")):
+        described = _description(uri)
+        for key in _DESCRIBED:
+            require_source(f"{what} {uri}: {key}", str(described.get(key, "")))
+
+
+def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) -> Samples:
+    """Samples of the training split: counted where the data are staged, else known of the source, else assumed.
+
+    Args:
+        what: pairs or triplets.
+        data: the staged data; without a URI none are.
+        source: as a run names it; empty: the demo's, unless the recipe's batches are larger than that.
+        recipe: of the experiment.
+    """
+    manifest = read_manifest(data.uri) if data.uri else None
+    if manifest is not None:
+        return Samples(count=sum(shard.num_samples for shard in manifest.split("train")), said=f"staged: {manifest.name}", known=True)
+    kind = str(_description(source).get("kind", "")) if source.endswith((".yaml", ".yml")) else ""
+    if kind in LISTS:
+        return Samples(count=LISTS[kind], said=f"rows of {kind}", known=True)
+    if what == "triplets" and (kind == "nights" or source.endswith("nights.zip")):
+        return Samples(count=NIGHTS, said="NIGHTS", known=True)
+    if source in ("", "demo") and recipe.contrastive.global_batch_size <= DEMO_PAIRS:
+        if what == "pairs":
+            return Samples(count=DEMO_PAIRS, said="the demo's", known=True)
+        return Samples(count=int(DEMO_TRIPLETS * recipe.staging.demo_triplets), said="about those of the demo", known=False)
+    count, name = (LISTS["yfcc15m-openai"], "YFCC15M") if what == "pairs" else (NIGHTS, "NIGHTS")
+    return Samples(count=count, said=f"none staged: taken for {name}", known=False)
+
+
+def _description(uri: str) -> dict[str, Any]:
+    return load_yaml(read_text(uri), uri)

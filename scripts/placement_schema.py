@@ -1,0 +1,52 @@
+"""Write the chart's schema of `placement` from the trainer's own settings: `python scripts/placement_schema.py`.
+
+Types, choices and help are those of trainer.config.Placement; the rest of values.schema.json is written by hand. A test compares the two.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from trainer.config import Placement
+
+SCHEMA = Path(__file__).parents[1] / "charts" / "firstsight" / "values.schema.json"
+TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def type_schema(hint: Any) -> dict[str, Any]:
+    """The JSON schema of a field's type: a plain one, a Literal, or a union of such.
+
+    Raises:
+        TypeError: a type that values cannot say.
+    """
+    if hint in TYPES:
+        return {"type": TYPES[hint]}
+    if get_origin(hint) is Literal:
+        return {"enum": list(get_args(hint))}
+    if not get_args(hint):
+        raise TypeError(f"no JSON schema for {hint}")
+    return {"anyOf": [type_schema(part) for part in get_args(hint)]}
+
+
+def placement_schema() -> dict[str, Any]:
+    """The definition `placement`: every field of the dataclass and no other key."""
+    hints = get_type_hints(Placement)
+    properties = {
+        item.name: {**type_schema(hints[item.name]), "description": item.metadata["why"]} for item in dataclasses.fields(Placement)
+    }
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def written(current: str) -> str:
+    """The whole schema with its part about placement written anew."""
+    schema = json.loads(current)
+    schema["definitions"]["placement"] = placement_schema()
+    return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(written(SCHEMA.read_text(encoding="utf-8")), encoding="utf-8")

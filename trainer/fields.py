@@ -1,0 +1,118 @@
+"""Fields of configurations: recipe or placement, how they grow, and the hash over them.
+
+Stored hashes must hold for ever, so a recipe field added after commit ad127be carries the version it was added in and the
+value that stands for its absence:
+
+    ema: float = recipe(0.0, "ours", "Decay of the averaged weights; 0: none.", since="0.2.0", introduced=0.0)
+
+While the field has that value it is left out of the hash, whatever its default is by then; a stored file that lacks it is
+read with that value. `introduced` is plain data (of a group a dict, of a tuple a list), never an expression that could move.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+from trainer.errors import InputError
+
+Tag = Literal["known", "as coded", "unknown", "ours"]
+_MISSING: Any = object()
+
+
+def recipe(default: Any, tag: Tag, why: str, *, since: str = "", introduced: Any = _MISSING) -> Any:
+    """A field that changes the numbers; `tag` and `why` say where its value comes from.
+
+    Args:
+        default: what a new recipe gets.
+        tag: how sure the value is.
+        why: a sentence on it.
+        since: version in which the field was added (all but those of ad127be have one).
+        introduced: plain data that stands for "not there yet": the value that runs before that version had in effect.
+    """
+    metadata = {"kind": "recipe", "tag": tag, "why": why}
+    if bool(since) != (introduced is not _MISSING):
+        raise TypeError(f"recipe field {why!r}: since= and introduced= go together")
+    if since:
+        if not re.fullmatch(r"\d+\.\d+\.\d+", since):
+            raise TypeError(f"recipe field {why!r}: since= must be a version such as 0.2.0, got {since!r}")
+        metadata |= {"since": since, "introduced": _literal(introduced, why)}
+    return field(default=default, metadata=metadata)
+
+
+def placement(default: Any, why: str) -> Any:
+    """A field that says where and how to run; it never enters the recipe hash."""
+    return field(default=default, metadata={"kind": "placement", "why": why})
+
+
+def _literal(value: Any, why: str) -> Any:
+    """Plain data as JSON gives it back, so that it compares equal with what a store holds."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise TypeError(f"recipe field {why!r}: introduced= must be plain data, got {value!r}") from error
+
+
+def require(key: str, value: object, rule: str, ok: bool) -> None:
+    """Raise InputError naming the dotted key, the rule and the value, unless ok."""
+    if not ok:
+        raise InputError(f"{key} must be {rule}, got {value!r}")
+
+
+def recipe_fields(config: Any, *, complete: bool = False) -> dict[str, Any]:
+    """The recipe fields of a configuration as plain data, placement left out at every depth.
+
+    Args:
+        config: a configuration dataclass.
+        complete: also give the fields that the hash leaves out; for naming differences, never for a hash.
+    """
+    result: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        if item.metadata.get("kind") != "recipe":
+            continue
+        value = getattr(config, item.name)
+        if complete or not _as_introduced(item, value):
+            result[item.name] = _plain(value, complete)
+    return result
+
+
+def added_fields(config: Any) -> dict[str, Any]:
+    """Those fields of a configuration that came after ad127be and are not as introduced: what an older hash has to be extended by."""
+    found = recipe_fields(config)
+    return {item.name: found[item.name] for item in dataclasses.fields(config) if "since" in item.metadata and item.name in found}
+
+
+def _as_introduced(item: "dataclasses.Field[Any]", value: Any) -> bool:
+    return "since" in item.metadata and bool(_plain(value, False) == item.metadata["introduced"])
+
+
+def _plain(value: Any, complete: bool) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part, complete) for part in value]
+    return recipe_fields(value, complete=complete) if dataclasses.is_dataclass(value) else value
+
+
+def canonical_hash(value: object) -> str:
+    """SHA-256 (hex) over canonical JSON: sorted keys, no spaces, shortest round-trip floats."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ, as `key: old -> new`. None exactly where the canonical hashes are equal."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, _MISSING), new.get(key, _MISSING)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from differing_keys(before, after, f"{prefix}{key}.")
+        elif before is _MISSING or after is _MISSING or _canonical(before) != _canonical(after):
+            yield f"{prefix}{key}: {_shown(before)} -> {_shown(after)}"
+
+
+def _shown(value: Any) -> str:
+    return "not there" if value is _MISSING else repr(value)

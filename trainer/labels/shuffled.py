@@ -1,0 +1,31 @@
+"""The triplets' judgements, shuffled among them: the same pictures and the same labels, without what ties them together."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trainer.labels import Facts, Labels, Shown
+
+if TYPE_CHECKING:
+    from trainer.labels import Beside, Draw
+
+
+class Shuffled(Labels):
+    """Each triplet has the votes of another one, the same in all epochs."""
+
+    name = "shuffled"
+    says = "the triplets' judgements, shuffled among them"
+    tower = "shuffled"
+
+    def beside(self, count: int, draw: "Draw") -> "Beside":
+        """By one permutation of the split."""
+        import numpy as np
+
+        order = np.argsort(draw("shuffled labels", np.arange(count)), kind="stable")
+        return lambda samples, epoch: order[samples]
+
+    def show(self, own: Facts, other: Facts, draws: Sequence[float]) -> Shown:
+        """The other triplet's target."""
+        return Shown(float(other()["target"]))
+
+
+LABELS = Shuffled()

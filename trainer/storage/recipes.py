@@ -1,0 +1,88 @@
+"""Recipes that lie in a store: one that a person wrote, and the one that a stage recorded of itself."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.config import Recipe, StageConfig, canonical_hash, differing_keys, recipe_fields, recipe_hash
+from trainer.configs import Overrides, inline_recipe, load_base, load_recipe, load_yaml, read_stored
+from trainer.errors import InputError, RunError
+from trainer.storage import layout
+from trainer.storage.base import MissingObject, join, open_store, read_json, read_text
+
+_SHOWN = 6
+
+
+def read_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, source: str = "recipe") -> Recipe:
+    """`trainer.configs.load_recipe` that reads YAML at URIs, those of `base:` too."""
+    return load_recipe(recipe, overrides, read=read_text, source=source)
+
+
+def read_inline(recipe: str | Mapping[str, Any], *, source: str = "recipe") -> str | dict[str, Any]:
+    """`trainer.configs.inline_recipe` that reads YAML at URIs: a recipe that can be stored without the files it names."""
+    return inline_recipe(recipe, read=read_text, source=source)
+
+
+def read_base(recipe: str | Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+    """`trainer.configs.load_base` that reads YAML at URIs: what a plan compares the recipe with."""
+    return load_base(recipe, read=read_text, source=source)
+
+
+def read_stage(uri: str, overrides: Overrides = ()) -> StageConfig:
+    """A stage's config.yaml. InputError where it is not one; MissingObject where there is none."""
+    return read_stored(StageConfig, load_yaml(read_text(uri), uri), uri, overrides)
+
+
+def what_differs(folder: str, theirs: str, ours: StageConfig | str, planned_in: str = "") -> str:
+    """In which keys what made a stage's folder differs from what is wanted, to end a refusal with.
+
+    Args:
+        folder: of the stage.
+        theirs: the recipe hash that its seal, job or checkpoint carries.
+        ours: the configuration that is wanted, or its hash.
+        planned_in: the folder that records `ours` where it is a hash; empty: `folder`.
+
+    Returns:
+        `: key: theirs -> ours; …`; where one of the two is recorded nowhere, ` (…)` that says so.
+    """
+    planned_in = planned_in or folder
+    before = find_fields(folder, theirs)
+    after = recipe_fields(ours) if isinstance(ours, StageConfig) else find_fields(planned_in, ours)
+    if before is not None and after is not None:
+        return f": {shown(differing_keys(before, after))}"
+    wanted = recipe_hash(ours) if isinstance(ours, StageConfig) else ours
+    lost, place = (theirs, folder) if before is None else (wanted, planned_in)
+    return (
+        f" (recipe hash {theirs[:12] or 'none'} instead of {wanted[:12]}; which keys differ is unknown: no {layout.CONFIG}, "
+        f"{layout.LINEAGE} or checkpoint in {place or 'an unnamed folder'} records recipe {lost[:12] or 'none'})"
+    )
+
+
+def shown(differing: Iterator[str] | list[str]) -> str:
+    """Differing keys for one line: the first few, and how many more there are."""
+    found = list(differing)
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
+
+
+def find_fields(folder: str, wanted: str) -> dict[str, Any] | None:
+    """The recipe fields with this hash, as the stage's folder records them; None where it does not.
+
+    Nothing is taken for its place: fields count only where they have the hash.
+    """
+    return next((found for found in _recorded(folder) if canonical_hash(found) == wanted), None) if folder and wanted else None
+
+
+def _recorded(folder: str) -> Iterator[dict[str, Any]]:
+    """Every record of a recipe: the configuration, the lineage, each checkpoint's state. One that cannot be read is none."""
+    try:
+        yield recipe_fields(read_stage(layout.config(folder)))
+    except (InputError, RunError, MissingObject):
+        pass
+    states = [info.uri for info in open_store(folder).list(join(folder, "checkpoints")) if info.uri.endswith("/state.json")]
+    for uri in (layout.lineage(folder), *sorted(states, reverse=True)):
+        try:
+            value = read_json(uri)
+        except (InputError, RunError, MissingObject):
+            continue
+        if isinstance(value, dict) and isinstance(value.get("recipe"), dict):
+            yield value["recipe"]
