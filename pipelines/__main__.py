@@ -58,10 +58,8 @@ def _run(options: argparse.Namespace) -> int:
         return run(prepared, verbose=options.verbose)
     from pipelines.planning.summary import preview
     from pipelines.steps.dry_run import render
-    from trainer.storage.recipes import read_base
 
-    base = read_base(prepared.request.recipe)
-    print(render(*preview(prepared.request, prepared.root), prepared.profile, prepared.request, base), end="")
+    print(render(*preview(prepared.request, prepared.root), prepared.profile, prepared.request), end="")
     return 0
 
 
@@ -69,12 +67,10 @@ def _plan(options: argparse.Namespace) -> int:
     from pipelines.local.run import prepare
     from pipelines.planning.summary import preview, print_plan
     from pipelines.steps.dry_run import takes
-    from trainer.storage.recipes import read_base
 
     prepared = prepare(request_of(options))
     experiment, cells = preview(prepared.request, prepared.root)
-    base = read_base(prepared.request.recipe)
-    print_plan(experiment, cells, takes(experiment, cells, prepared.profile, prepared.request, base))
+    print_plan(experiment, cells, takes(experiment, cells, prepared.profile, prepared.request))
     return 0
 
 

@@ -1,6 +1,7 @@
 """Write the chart's schema of `placement` from the trainer's own settings: `python scripts/placement_schema.py`.
 
-Types, choices and help are those of trainer.config.Placement; the rest of values.schema.json is written by hand. A test compares the two.
+Types, choices and help are those of trainer.config.Placement, without what the launcher alone sets; the rest of values.schema.json
+is written by hand. A test compares the two.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from pipelines.planning.request import LAUNCHERS_OWN
 from trainer.config import Placement
 
 SCHEMA = Path(__file__).parents[1] / "charts" / "firstsight" / "values.schema.json"
@@ -32,12 +34,15 @@ def type_schema(hint: Any) -> dict[str, Any]:
     return {"anyOf": [type_schema(part) for part in get_args(hint)]}
 
 
+def fields() -> list["dataclasses.Field[Any]"]:
+    """The settings that a profile may set."""
+    return [item for item in dataclasses.fields(Placement) if item.name not in LAUNCHERS_OWN]
+
+
 def placement_schema() -> dict[str, Any]:
-    """The definition `placement`: every field of the dataclass and no other key."""
+    """The definition `placement`: those settings and no other key."""
     hints = get_type_hints(Placement)
-    properties = {
-        item.name: {**type_schema(hints[item.name]), "description": item.metadata["why"]} for item in dataclasses.fields(Placement)
-    }
+    properties = {item.name: {**type_schema(hints[item.name]), "description": item.metadata["why"]} for item in fields()}
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 

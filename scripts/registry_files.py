@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipelines.jobs.shapes import LOCAL, backends, by_backend, registered
-from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
+from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
 from trainer import arms, labels
 
 REPOSITORY = Path(__file__).parents[1]

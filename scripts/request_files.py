@@ -40,8 +40,7 @@ def links(
     Args:
         run: Id of the run.
         profile: Name of the run profile.
-        request: A request file's URI, or its YAML.
-{arguments}
+        request: A request file's URI, or its YAML; the other parameters are those of pipelines/planning/request.py.
         page: Links to dashboard, logs and bucket, shown in the run.
 
     Returns:
@@ -75,9 +74,6 @@ def component() -> str:
     """The source of the first step."""
     return COMPONENT.format(
         signature="\n".join(f"    {name}: str," for name in KUBEFLOW),
-        arguments="\n".join(
-            f"        {name}: {item.metadata['help'][0].upper()}{item.metadata['help'][1:]}." for name, item in KUBEFLOW.items()
-        ),
         passed="\n".join(f"        {name}={name}," for name in KUBEFLOW),
     )
 

@@ -39,10 +39,11 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
     assert spec.identity is not None, spec.name
     require_reachable(spec.identity.root, settings)
     from pipelines.cluster.connection import Cluster  # here: this machine needs no client of Kubernetes
-    from pipelines.jobs.launcher import ClusterBackend
+    from pipelines.jobs.following import ClusterBackend
+    from pipelines.jobs.launcher import Launcher
 
     cluster = Cluster.connect(settings.namespace)
-    return ClusterBackend(cluster, shape_for(profile.backend, spec, settings), settings)
+    return ClusterBackend(Launcher(cluster, shape_for(profile.backend, spec, settings), settings))
 
 
 def stage_settings(profile: Profile, request: Request, spec: JobSpec) -> JobSettings:

@@ -10,21 +10,19 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.cluster.api import Unreachable
 from pipelines.cluster.ending import end, wait_until_gone
 from pipelines.jobs.base import JobSpec, LineSink, Outcome
 from pipelines.jobs.incidents import Incidents
 from pipelines.jobs.judging import Again, Judge, last_lines
+from pipelines.jobs.launcher import Launcher
 from pipelines.jobs.loglines import Follower, Progress
 from pipelines.jobs.owners import BEAT_SECONDS, beat, release
 from pipelines.jobs.view import View, terminations
 from trainer.errors import InputError, RunError
 from trainer.storage import layout
-
-if TYPE_CHECKING:
-    from pipelines.jobs.launcher import ClusterBackend
 
 TICK_SECONDS = 1.0
 LEAVE_SECONDS = 30.0
@@ -34,13 +32,24 @@ LAST_LOG_SECONDS = 3.0
 """How long the end of a log may be on its way when its job has ended."""
 
 
+class ClusterBackend:
+    """Submits jobs of one kind; see pipelines.jobs.base.Backend."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+
+    def submit(self, spec: JobSpec) -> "ClusterJob":
+        """Begin to find, adopt or create the job, in the background; what comes of it, `watch` tells."""
+        return ClusterJob(self.launcher, spec)
+
+
 class ClusterJob:
     """See pipelines.jobs.base.Job."""
 
-    def __init__(self, backend: "ClusterBackend", spec: JobSpec) -> None:
+    def __init__(self, launcher: Launcher, spec: JobSpec) -> None:
         assert spec.identity is not None
-        self._backend, self._spec, self._name = backend, spec, spec.identity.name
-        self._cluster, self._kind = backend.cluster, backend.shape.kind
+        self._launcher, self._spec, self._name = launcher, spec, spec.identity.name
+        self._cluster, self._kind = launcher.cluster, launcher.shape.kind
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._acting = threading.Lock()  # held while the job is made or deleted, so that leaving cannot miss one in the making
@@ -64,7 +73,7 @@ class ClusterJob:
         """End the job, whoever else holds it, and wait until nothing of it is left."""
         self._halt()
         with self._acting:
-            job = self._backend.find(self._spec)
+            job = self._launcher.find(self._spec)
             name = str(job["metadata"]["name"]) if job is not None else self._name
             end(self._cluster, self._kind, name)
             wait_until_gone(self._cluster, self._kind, name, seconds=LEAVE_SECONDS)
@@ -72,7 +81,7 @@ class ClusterJob:
     def leave(self) -> None:
         """In a pod: nothing, the reaper knows more. In a shell: drop this run's hold; the last one out deletes the job."""
         self._halt()
-        if self._backend.in_pod:
+        if self._launcher.in_pod:
             return
         try:
             with self._acting:
@@ -110,10 +119,10 @@ class ClusterJob:
     def _run(self) -> Outcome:
         """Attempt after attempt, until the result is there or it is known that there will be none."""
         while True:
-            if self._backend.shape.is_done(self._spec):
+            if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")
             with self._acting:
-                job = self._backend.obtain(self._spec, self._say, self._stop)
+                job = self._launcher.obtain(self._spec, self._say, self._stop)
                 self._held = job is not None
                 if job is not None:
                     self._name = str(job["metadata"]["name"])  # an older version may have given it another
@@ -124,16 +133,16 @@ class ClusterJob:
             except Again as again:
                 self._say(f"--- {again}; starting it once more")
                 self._incidents.begin_anew()
-                if self._spec.resume != "auto" and self._backend.goes_on(self._spec, job):
+                if self._spec.resume != "auto" and self._launcher.goes_on(self._spec, job):
                     self._spec = dataclasses.replace(self._spec, resume="auto")
 
     def _attempt(self, job: Mapping[str, Any]) -> Outcome:
         """Follow one job to its end. Raises Again where it ended unfinished."""
-        backend, spec = self._backend, self._spec
+        launcher, spec = self._launcher, self._spec
         with View(self._cluster, self._kind, self._name) as view:
-            follower = Follower(self._cluster, backend.shape, view, self._take_line, layout.log(spec.folder))
+            follower = Follower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
-            judge = Judge(backend.shape, spec, backend.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
+            judge = Judge(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
             try:
                 while not self._stop.is_set():
                     view.wait(TICK_SECONDS)
@@ -151,11 +160,11 @@ class ClusterJob:
         if time.monotonic() - self._beaten >= BEAT_SECONDS:
             self._beaten = time.monotonic()
             with contextlib.suppress(Unreachable):  # an operator whose webhook is away refuses every change
-                beat(self._cluster, self._kind, self._name, self._backend.holder)
+                beat(self._cluster, self._kind, self._name, self._launcher.holder)
 
     def _conclude(self, outcome: Outcome, view: View) -> Outcome:
         """Let go of the job. One that did its work stays for its TTL; of one that did not, the other pods' last lines are said."""
-        shape, done = self._backend.shape, outcome.exit_code == 0
+        shape, done = self._launcher.shape, outcome.exit_code == 0
         if not done:
             others = [pod for pod in view.pods() if not shape.is_leader(pod)]
             failed = [pod for pod in others if any(end.get("exitCode") for end in terminations(pod, shape.container))]
@@ -176,7 +185,7 @@ class ClusterJob:
         if not self._held:
             return  # whatever has this name is not ours
         self._held = False
-        deleting, others = release(self._cluster, self._kind, self._name, self._backend.holder, time.time(), keep)
+        deleting, others = release(self._cluster, self._kind, self._name, self._launcher.holder, time.time(), keep)
         if others and not keep:
             self._say(f"--- {self._kind.kind} {self._name} stays: {', '.join(others)} holds it too")
         if deleting:

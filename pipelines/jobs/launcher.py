@@ -11,7 +11,6 @@ from pipelines.cluster.ending import end, wait_until_gone
 from pipelines.cluster.merge import strategic_merge
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import JobSpec
-from pipelines.jobs.following import ClusterJob
 from pipelines.jobs.owners import Holder, find_holder, is_in_pod, take
 from pipelines.jobs.shapes.base import Shape
 from pipelines.profile.settings import JobSettings
@@ -29,8 +28,8 @@ Say = Callable[[str], None]
 Object = dict[str, Any]
 
 
-class ClusterBackend:
-    """Submits jobs of one shape."""
+class Launcher:
+    """Finds, adopts, replaces or creates jobs of one kind, and says what it does."""
 
     def __init__(self, cluster: Cluster, shape: Shape, settings: JobSettings) -> None:
         self.cluster, self.shape, self.settings = cluster, shape, settings
@@ -47,11 +46,6 @@ class ClusterBackend:
     def in_pod(self) -> bool:
         """Whether this is a step of Kubeflow; asks no server."""
         return is_in_pod()
-
-    def submit(self, spec: JobSpec) -> ClusterJob:
-        """Begin to find, adopt or create the job, in the background; what comes of it, `watch` tells."""
-        assert spec.identity is not None, spec.name
-        return ClusterJob(self, spec)
 
     def obtain(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
         """The job on the cluster, held by this run unless it has done its work; None where `stop` was set before there was one.

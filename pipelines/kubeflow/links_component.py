@@ -34,24 +34,7 @@ def links(
     Args:
         run: Id of the run.
         profile: Name of the run profile.
-        request: A request file's URI, or its YAML.
-        recipe: Smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself.
-        set: What differs from the recipe, such as contrastive.epochs=16.
-        arms: What the vision tower starts from; see docs/RECIPES.md for each arm.
-        seeds: Whole numbers; each arm is run once with each.
-        pairs: Captioned pictures: a folder, WebDataset tars, or a list of URLs.
-        triplets: Judged triplets: a folder in the NIGHTS layout, or a list.
-        eval_sets: URIs of further evaluation sets.
-        max_reject_fraction: Staging stops when a larger share of the samples is bad.
-        root: Store URI for everything a run keeps: a folder, or s3://bucket/prefix.
-        experiment: Runs of one name share work and are compared.
-        backend: Local, or a kind of job on a cluster, such as pytorchjob; docs/ARCHITECTURE.md lists them.
-        nodes: Machines of the contrastive job.
-        gpus_per_node: GPUs on each machine, one process for each; 0: CPU.
-        image: The trainer's image, with tag or digest.
-        queue: The queue that admits the jobs, such as a Kueue LocalQueue.
-        resume: Auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint.
-        placement: How a stage runs, such as loader_workers=8; see docs/REQUEST.md.
+        request: A request file's URI, or its YAML; the other parameters are those of pipelines/planning/request.py.
         page: Links to dashboard, logs and bucket, shown in the run.
 
     Returns:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.config import ContrastiveConfig, ModelConfig, PerceptualConfig, PosthocConfig, StageConfig
+from trainer.config import ContrastiveConfig, ModelConfig, PerceptualConfig, PosthocConfig, StageConfig, loader_workers_for
 from trainer.configs import sizes
 from trainer.configs.sizes import Memory
 from trainer.errors import InputError
@@ -28,8 +28,6 @@ UNCOMPILED_SHARE = 110 / 147
 """Of the rate without torch.compile: milliseconds a step in docs/PERFORMANCE_NOTES.md, "compile, a block at a time"."""
 STEP_SECONDS = 0.025
 """A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs a GPU."""
-MOST_LOADER_WORKERS = 16
-"""Decoding processes of a rank beside a GPU, which are one fewer than its cores: trainer/run/placing.py chooses so."""
 CORE_GFLOPS = 50.0
 """Of a CPU core: assumed. The demo reached 37 to 51 on a 2-core EPYC; ViT-B/32 in bf16 there 150 (row O), on a Xeon without bf16 20."""
 
@@ -183,7 +181,7 @@ class Estimate:
         held = "the whole share" if self.local_batch_size == self.whole else f"of {self.whole:,}, through {way}"
         workers, cores = self.asked.get("loader_workers", "auto"), self.machines.cores
         if workers == "auto":
-            most = min(cores - 1, MOST_LOADER_WORKERS) if self.machines.gpus_per_node else 0
+            most = loader_workers_for(cores) if self.machines.gpus_per_node else 0
             workers = f"{most} (of {cores} core{'s' * (cores > 1)} a rank)"
         compiled = "on" if is_compiled(self.asked, self.machines) else "off"
         return [f"compile {compiled}", f"loader_workers {workers}", f"local_batch_size {self.local_batch_size:,} ({held})"]

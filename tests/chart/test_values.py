@@ -80,6 +80,7 @@ TYPOS = {
     "quantity": ({"jobs": {"memory": "4 GB"}}, "/jobs/memory"),
     "placement": ({"profileDefaults": {"placement": {"loaderWorkers": 4}}}, "/profileDefaults/placement"),
     "a profile's placement": ({"profiles": {"a": {"placement": {"workers": 4}}}}, "/profiles/a"),
+    "placement that is the launcher's": ({"profileDefaults": {"placement": {"attempt": 3}}}, "/profileDefaults/placement"),
     "placement's type": ({"profileDefaults": {"placement": {"keep_last": "two"}}}, "/profileDefaults/placement/keep_last"),
     "placement's choice": ({"profileDefaults": {"placement": {"device": "gpu"}}}, "/profileDefaults/placement/device"),
     "GPU's memory": ({"jobs": {"gpuMemory": "80 GB"}}, "/jobs/gpuMemory"),

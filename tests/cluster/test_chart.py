@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.operate.check import REAPER_RIGHTS, RUN_RIGHTS
+from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS
 from tests.cluster import chart, harness, programs
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.training import RECIPE

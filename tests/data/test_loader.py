@@ -102,7 +102,7 @@ def test_world_size_and_resume_change_no_bit(pair_data: DataConfig, world_size: 
 def test_worker_processes_change_no_bit(pair_data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that keep pictures, and processes that do not, give the same."""
     threads = take(pairs_loader(pair_data), 3, 6)
-    monkeypatch.setattr("trainer.data.memory.available_memory", lambda: 0)
+    monkeypatch.setattr("trainer.data.machine.available_memory", lambda: 0)
     processes = take(pairs_loader(pair_data, placement=Placement(loader_workers=2)), 3, 6)
     assert all(same(ours, theirs) for ours, theirs in zip(threads, processes, strict=True))
 
@@ -153,7 +153,7 @@ def test_a_short_tar_is_an_error_and_no_crash(tmp_path: Path) -> None:
 
 def test_a_dead_worker_is_named(pair_data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is killed ends the run with a line that says so, not with a hang."""
-    monkeypatch.setattr("trainer.data.memory.available_memory", lambda: 0)
+    monkeypatch.setattr("trainer.data.machine.available_memory", lambda: 0)
     loader = pairs_loader(pair_data, placement=Placement(loader_workers=1))
     batches = loader.batches(0)
     next(batches)

@@ -13,8 +13,8 @@ from pipelines.cluster.connection import Cluster
 from pipelines.cluster.names import Identity
 from pipelines.jobs import following, judging, owners
 from pipelines.jobs.base import JobSpec, Outcome
-from pipelines.jobs.following import ClusterJob
-from pipelines.jobs.launcher import ClusterBackend
+from pipelines.jobs.following import ClusterBackend, ClusterJob
+from pipelines.jobs.launcher import Launcher
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.profile.settings import JobSettings, Patience
 from tests.pipelines.data import commit
@@ -72,7 +72,7 @@ class Scene:
     def launch(self, settings: JobSettings | None = None, **changes: Any) -> Launch:
         """A launcher of its own connection."""
         settings = settings or JobSettings(nodes=2)
-        backend = ClusterBackend(Cluster.connect(), PyTorchJobs(settings), settings)
+        backend = ClusterBackend(Launcher(Cluster.connect(), PyTorchJobs(settings), settings))
         job, lines = backend.submit(self.spec(**changes)), []
         launch = Launch(job, lines, threading.Thread(target=job.logs, args=(lines.append,)))
         launch.reader.start()

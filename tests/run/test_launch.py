@@ -115,7 +115,7 @@ def test_a_split_that_is_never_made_is_refused_before_any_rank(tmp_path: Path) -
     config = build.contrastive(tmp_path, local_batch_size=4)
     assert config.contrastive is not None
     config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, accumulation="independent"))
-    with pytest.raises(InputError, match=r"placement\.local_batch_size must be 0 or >= contrast_batch_size / ranks = 12 .*, got 4"):
+    with pytest.raises(InputError, match=r"placement\.local_batch_size must be auto, 0 or >= contrast_batch_size / ranks = 12 .*, got 4"):
         validate(config)
 
 
@@ -178,7 +178,7 @@ def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = dataclasses.replace(toy_config(tmp_path), placement=Placement(compile=True))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(InputError, match=r"placement\.compile must be false where there is no C compiler \(CC, gcc or clang\)"):
+    with pytest.raises(InputError, match=r"placement\.compile must be auto or false where there is no C compiler \(CC, gcc or clang\)"):
         validate(config)
 
 

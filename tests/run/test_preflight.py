@@ -101,10 +101,10 @@ def test_a_run_that_goes_on_does_not_wait_for_it_again(tmp_path: Path, run_toy: 
     caplog.clear()
     run_toy(toy_config(tmp_path, checkpoint_every_steps=3, preflight=True))
 
-    assert "preflight" not in caplog.text
+    assert "preflight: " not in caplog.text
 
 
 def test_without_the_setting_nothing_is_measured(tmp_path: Path, run_toy: Trained, caplog: pytest.LogCaptureFixture):
     run_toy(toy_config(tmp_path))
 
-    assert "preflight" not in caplog.text
+    assert "preflight: " not in caplog.text

@@ -1,5 +1,6 @@
 """A smoke run of each stage with its real loader, model and hand-off."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainer.model.distributed import start as start_ranks
 from trainer.run import loop
 from trainer.run.starting import start
 from trainer.run.train import launch
+from trainer.stages.perceptual import PerceptualStage
 from trainer.storage import write_bytes
 from trainer.storage.committed import Committed, read_committed, write_committed
 
@@ -60,6 +62,35 @@ def test_stage_1_in_chunks_learns_the_same(tmp_path: Path) -> None:
     finished(cut)
     for name, value in tower_of(whole).items():
         np.testing.assert_allclose(tower_of(cut)[name], value, atol=1e-7)
+
+
+def test_the_posthoc_stage_in_chunks_learns_the_same(tmp_path: Path) -> None:
+    """As stage 1; the last chunk is a short one."""
+    base = build.contrastive(tmp_path, epochs=1, precision="fp64")
+    finished(base)
+    whole, cut = (build.posthoc(tmp_path / name, base, local_batch_size=size) for name, size in (("a", 0), ("b", 4)))
+    for config in (whole, cut):
+        assert config.posthoc is not None
+        finished(dataclasses.replace(config, posthoc=dataclasses.replace(config.posthoc, precision="fp64")))
+    for name, value in model_of(whole).items():
+        np.testing.assert_allclose(model_of(cut)[name], value, atol=1e-7)
+
+
+@pytest.mark.parametrize(("local_batch_size", "most"), [(0, 6), (4, 4), (100, 6), ("auto", 6)])
+def test_stage_1_never_holds_more_triplets_than_placement_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_batch_size: Any, most: int
+) -> None:
+    """Neither in a step nor while it validates, however large the number."""
+    held: list[int] = []
+    features = PerceptualStage._features
+
+    def counted(stage: PerceptualStage, images: torch.Tensor) -> torch.Tensor:
+        held.append(len(images))
+        return features(stage, images)
+
+    monkeypatch.setattr(PerceptualStage, "_features", counted)
+    finished(build.perceptual(tmp_path, epochs=1, local_batch_size=local_batch_size))
+    assert max(held) == most
 
 
 def test_best_val_hands_over_the_best_epoch(tmp_path: Path) -> None:

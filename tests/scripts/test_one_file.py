@@ -157,7 +157,7 @@ from pipelines.jobs.holds import has_ended
 from pipelines.jobs.launcher import annotated
 from pipelines.jobs.shapes import by_backend
 from pipelines.operate import status
-from pipelines.operate.check import REAPER_RIGHTS, needed_kinds
+from pipelines.operate.probes import REAPER_RIGHTS, needed_kinds
 from pipelines.profile.profile import read_profile
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.jobs.test_trainjob import SPEC

@@ -24,7 +24,7 @@ from trainer.data.augment import Augmentation
 from trainer.data.cache import check_cache, shard_source
 from trainer.data.decode import Decoder, uniforms
 from trainer.data.decoders import DecodedPairs, DecodedTriplets, PairsDecoder, TripletsDecoder
-from trainer.data.memory import memory_for_pictures
+from trainer.data.machine import memory_for_pictures
 from trainer.data.order import CanonicalOrder, SinglePass
 from trainer.data.pipeline import BATCHES_AT_ONCE, CHUNK_SAMPLES, Chunk, Pipeline
 from trainer.data.workers import ChunkDecoder, Threads, open_workers

@@ -19,7 +19,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from trainer.config import Placement
+from trainer.config import Placement, unless_auto
+from trainer.data.machine import available_cores
 
 DecodedT = TypeVar("DecodedT")
 DecodedT_co = TypeVar("DecodedT_co", covariant=True)
@@ -39,7 +40,7 @@ class Threads(Generic[DecodedT]):
 
     def __init__(self, decoder: ChunkDecoder[Any, DecodedT], processes_per_node: int) -> None:
         self._decoder = decoder
-        cores = len(os.sched_getaffinity(0)) // processes_per_node
+        cores = available_cores() // processes_per_node
         self._pool: Executor = ThreadPoolExecutor(min(max(cores, 1), 16), "decode")
 
     def submit(self, chunk: Any) -> Callable[[], DecodedT]:
@@ -93,8 +94,9 @@ def open_workers(
     placement: Placement, decoder: ChunkDecoder[Any, DecodedT], *, processes: bool, slots: int, slot_bytes: int
 ) -> Threads[DecodedT]:
     """Who decodes: placement.loader_workers processes where `processes` and there are any, else threads."""
-    if processes and placement.loader_workers:
-        return Processes(decoder, placement.loader_workers, slots=slots, slot_bytes=slot_bytes)
+    workers = unless_auto(placement.loader_workers)
+    if processes and workers:
+        return Processes(decoder, workers, slots=slots, slot_bytes=slot_bytes)
     return Threads(decoder, placement.processes_per_node)
 
 

@@ -4,6 +4,8 @@ Here it is decided what is missing, without torch: a job whose figures are all t
 Figures go to `<output>/<stage>-<final or step>/<dataset>_<task>.json`.
 """
 
+import dataclasses
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -77,6 +79,7 @@ def _measure_missing(config: EvaluateConfig, unfinished_ok: bool) -> dict[str, i
     missing = take_over(config, missing)
     written = 0
     if missing:
+        print(f"evaluate: placement {json.dumps(dataclasses.asdict(config.placement), sort_keys=True)}", flush=True)
         from trainer.evaluation.measure import measure  # imports torch
 
         measured = measure(config, missing)

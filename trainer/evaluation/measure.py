@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from trainer import lineage
-from trainer.config import EvaluateConfig, Placement
+from trainer.config import EvaluateConfig, Placement, unless_auto
 from trainer.data.decode import decode_image
 from trainer.errors import InputError, RunError
 from trainer.evaluation.encode import Encoder, embed
@@ -128,7 +128,7 @@ def measure_set(
 ) -> Iterator[tuple[Job, Outcome | Failure]]:
     """One pass over one set for all its models; each model then gets its figures or its own error."""
     used = [encoders[job.model] for job in jobs]
-    batch_size = config.placement.local_batch_size or 64
+    batch_size = unless_auto(config.placement.local_batch_size) or 64
     decode = partial(decode_image, side=used[0].image_size, mode=config.evaluation.decoder, squash=bool(jobs[0].split))
     outcome_of: Callable[[Encoder, Tensor], Outcome]
     try:

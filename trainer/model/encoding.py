@@ -23,6 +23,9 @@ TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
 SHORT = 96
 """Sequences up to this length attend fastest with torch's memory-efficient kernel (H100, bf16: a quarter less than cuDNN's at 50)."""
 
+_MOST_SHAPES = 16
+"""A post-hoc stage has seven: first block and others, with and without gradients, and sizes; torch gives up after 8 by default."""
+
 Shapes = tuple[tuple[int, int], ...]
 """How sequences lie in T, run by run: (number of sequences, their length)."""
 
@@ -194,8 +197,16 @@ def _sent(index: Tensor, device: torch.device) -> Tensor:
 
 @functools.cache
 def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's function compiled: once for all blocks of a tower. Text's T changes with each batch, so it stays a symbol."""
-    return torch.compile(block, dynamic=True if block is _packed_text_block else None)
+    """A block's function compiled, once for all blocks of a tower.
+
+    Text's T changes with each batch, so it stays a symbol; images have few shapes (chunks, the last one, those of validation), each
+    compiled for itself. Left to itself torch makes a symbol of whatever has changed once, so a resumed process, which sees shapes
+    in another order, would run other kernels.
+    """
+    compiled: Callable[..., Tensor] = torch.compile(  # type: ignore[call-overload]  # its stubs lack recompile_limit
+        block, dynamic=block is _packed_text_block, recompile_limit=_MOST_SHAPES
+    )
+    return compiled
 
 
 def _plain(transformer: Any) -> bool:

@@ -3,6 +3,8 @@
 Read `train` first: it is the table of contents. trainer/run/starting.py says where a run starts, trainer/run/records.py what it writes.
 """
 
+import dataclasses
+import json
 import logging
 import signal
 import time
@@ -17,7 +19,7 @@ from trainer.errors import RunError, Stopped
 from trainer.model import distributed, optimizer
 from trainer.model.distributed import Distributed
 from trainer.progress import check_stop
-from trainer.run import checkpoint, preflight, records
+from trainer.run import checkpoint, placing, preflight, records
 from trainer.run.failure import write_failure
 from trainer.run.health import Profiler, Skips, Watchdog
 from trainer.run.metrics import StepTimer, StoredLines
@@ -45,15 +47,19 @@ def train(config: StageConfig) -> None:
     try:
         with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(layout.run_name(config)):
             from_main(dist, lambda: records.open_folder(config, fence))
+            chosen = from_main(dist, lambda: placing.settle(config, placing.look(dist)))
+            placed = dataclasses.replace(config, placement=placing.placed(config.placement, chosen))
+            in_force = json.dumps(records.placement_in_force(placed, dist), sort_keys=True)
+            log.info("%s: placement %s", layout.run_name(config), in_force)
             # 2. Model, data, optimiser
-            stage = build_stage(config, dist)
+            stage = build_stage(placed, dist)
             loader = stage.loader()
             settings = stage_settings(config)
             built = optimizer.build(stage.module, settings.optimizer)
             # 3. Where to start
             state, started_from = start(config, dist, stage, built)
             run = Run(
-                config=config,
+                config=placed,
                 dist=dist,
                 stage=stage,
                 optimizer=built,
@@ -74,7 +80,7 @@ def train(config: StageConfig) -> None:
             )
             try:
                 # 4. Steps
-                records.write_config(run)
+                records.write_config(config, dist)
                 records.write_lineage(run, {})
                 preflight.check(run)
                 _steps(run, loader, stop_requested)

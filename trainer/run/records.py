@@ -1,13 +1,12 @@
 """What a run writes into its stage's folder: config.yaml, lineage.json, progress.jsonl, log.txt, checkpoints/ and final/."""
 
 import logging
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from trainer.errors import InputError, RunError
 from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
 from trainer.progress import progress, step_line
-from trainer.run import checkpoint
+from trainer.run import checkpoint, placing
 from trainer.run.health import Skips, peak_flops
 from trainer.run.metrics import StoredLines, StoredLogHandler, json_line
 from trainer.run.sinks import LINGER_SECONDS, Endpoint, Sink
@@ -124,11 +123,19 @@ def open_folder(config: StageConfig, fence: checkpoint.Fence) -> None:
     store.sweep(layout.final(config.output))
 
 
-def write_config(run: Run) -> None:
-    """config.yaml: from now on the folder is this recipe's. Only once model, data and start were found to be right."""
-    uri = layout.config(run.config.output)
-    if run.dist.main and not exists(uri):
-        write_bytes(uri, dump_yaml(run.config).encode())
+def write_config(config: StageConfig, dist: Distributed) -> None:
+    """config.yaml: from now on the folder is this recipe's. Only once model, data and start were found to be right.
+
+    Its placement stays as it was given: what `auto` became here belongs to this machine.
+    """
+    uri = layout.config(config.output)
+    if dist.main and not exists(uri):
+        write_bytes(uri, dump_yaml(config).encode())
+
+
+def placement_in_force(config: StageConfig, dist: Distributed) -> dict[str, Any]:
+    """Every field of the placement as this run has it: nothing is `auto`, and threads are counted."""
+    return {**asdict(config.placement), "device": dist.device.type, "threads": torch.get_num_threads()}
 
 
 def writer(config: StageConfig, fence: checkpoint.Fence) -> checkpoint.Writer:
@@ -198,7 +205,6 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
     if not run.dist.main:
         return
     config, manifest = run.config, run.manifest
-    device = torch.cuda.get_device_name() if run.dist.device.type == "cuda" else platform.processor() or platform.machine()
     value = {
         "format_version": lineage.FORMAT_VERSION,
         "experiment": config.experiment,
@@ -223,7 +229,8 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
         "world_size": run.dist.world_size,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "device": device,
+        "device": placing.device_name(run.dist),
+        "placement": placement_in_force(config, run.dist),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": run.state.seconds,
     }

@@ -7,15 +7,15 @@ A stage that is finished finds that out in a fraction of a second; wrong input e
 
 import ctypes
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
 
 from trainer import lineage
-from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require
+from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require, unless_auto
 from trainer.errors import InputError, RunError
 from trainer.labels import named_labels
+from trainer.run import placing
 from trainer.run.failure import write_failure
 from trainer.run.metrics import profiled_steps
 from trainer.storage import join, layout, open_store
@@ -111,16 +111,15 @@ def validate(config: StageConfig) -> None:
     if config.contrastive is not None:
         size = config.contrastive.contrast_batch_size
         require("contrastive.contrast_batch_size", size, rule, size % ranks == 0)
-        most = config.placement.local_batch_size
-        rule = f"0 or >= contrast_batch_size / ranks = {size // ranks} where contrastive.accumulation is independent"
+        most = unless_auto(config.placement.local_batch_size)
+        rule = f"auto, 0 or >= contrast_batch_size / ranks = {size // ranks} where contrastive.accumulation is independent"
         whole = most == 0 or most >= size // ranks or config.contrastive.accumulation != "independent"
         require("placement.local_batch_size", most, rule, whole)
     resume = config.placement.resume
     require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
     profiled_steps(config.placement.profile_steps)
-    compilers = (os.environ.get("CC", ""), "gcc", "clang")
-    rule = "false where there is no C compiler (CC, gcc or clang), which torch.compile needs"
-    require("placement.compile", config.placement.compile, rule, not config.placement.compile or any(map(shutil.which, compilers)))
+    rule = f"auto or false where there is {placing.NO_COMPILER}, which torch.compile needs"
+    require("placement.compile", config.placement.compile, rule, config.placement.compile is not True or placing.has_compiler())
     _check_data(config, require_manifest(config.data.uri, config.data.identity), settings.global_batch_size)
     kinds = {"perceptual": ("random", "tower"), "contrastive": ("random", "tower", "permuted", "model"), "posthoc": ("model",)}[
         config.stage

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import ContrastiveConfig, StageConfig
+from trainer.config import ContrastiveConfig, StageConfig, unless_auto
 from trainer.data.augment import augment_on_device
 from trainer.data.loader import PairBatch, PairsLoader
 from trainer.errors import InputError
@@ -59,7 +59,7 @@ class ContrastiveStage:
         assert config.contrastive is not None, "the loop builds this stage for contrastive configurations"
         self._config, self._recipe, self._dist, self._device = config, config.contrastive, dist, device
         self._share = distributed.share("contrastive.global_batch_size", self._recipe.global_batch_size, dist.world_size)
-        self._chunk = _chunk_size(self._recipe, config.placement.local_batch_size, dist.world_size)
+        self._chunk = _chunk_size(self._recipe, unless_auto(config.placement.local_batch_size), dist.world_size)
         self._groups = self._recipe.global_batch_size // self._recipe.contrast_batch_size
         self.model = towers.build_model(config.model, config.seed).to(device).train()
         if self._recipe.precision == "fp64":
@@ -141,7 +141,7 @@ class ContrastiveStage:
         images = augment_on_device(pairs.images, pairs.seeds, self._recipe.augmentation)
         if self._recipe.precision == "fp64":
             images = images.double()
-        compiled = self._config.placement.compile
+        compiled = self._config.placement.compile is True
         with self._autocast():
             # text second, so that backward has the embedding's gradient, the largest, while it is still at the pictures
             image = encoding.encode_image(self.model, images, compiled=compiled)

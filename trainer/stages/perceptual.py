@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer.config import OptimizerConfig, PerceptualConfig, PosthocConfig, StageConfig
+from trainer.config import OptimizerConfig, PerceptualConfig, PosthocConfig, StageConfig, unless_auto
 from trainer.data.augment import normalise
 from trainer.data.loader import Split, TripletsLoader
 from trainer.lineage import TOWER_FILE, weights_sha256
@@ -41,7 +41,7 @@ class TripletStage:
         self._dist = dist
         self._image_size = towers.resolve(config.model)["image_size"]
         local = share(f"{config.stage}.global_batch_size", settings.global_batch_size, dist.world_size)
-        self._chunk = config.placement.local_batch_size or local
+        self._chunk = min(unless_auto(config.placement.local_batch_size) or local, local)
         self._flops = 3 * towers.flops_per_sample(config.model, 0)
         self._validation: TripletsLoader | None = None
         self._has_validation = bool(require_manifest(config.data.uri, config.data.identity).split("val"))
@@ -140,7 +140,7 @@ class TripletStage:
         pixels = normalise(images.flatten(0, 1))
         pixels = pixels.double() if self._settings.precision == "fp64" else pixels
         with torch.autocast(self._dist.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
-            features = encoding.encode_image(self.model, pixels, compiled=self._config.placement.compile)
+            features = encoding.encode_image(self.model, pixels, compiled=self._config.placement.compile is True)
         return features.view(-1, 3, features.shape[-1])
 
     def _chunks(self, batch: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,77 +1,21 @@
-"""The object store's protocol, and what every room does with it."""
+"""Opening the store that serves a URI, and what every room does with one."""
 
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from trainer.errors import Corrupt, InputError
+from trainer.storage.protocol import MIN_RANGE_BYTES, PIECE_BYTES, MissingObject, ObjectInfo, ObjectStore, local_path
 
-PIECE_BYTES = 1 << 20
-"""Streams are read in pieces of 1 MiB: smaller ones cost more CPU a byte, larger ones only memory."""
-
-MIN_RANGE_BYTES = PIECE_BYTES
-"""Ranges worth a request of their own are at least this long: smaller ones cost a round trip each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectInfo:
-    """What a store says of one object: its full URI, its size in bytes, and when it changed (POSIX seconds)."""
-
-    uri: str
-    size: int
-    modified: float
-
-
-class ObjectStore(Protocol):
-    """Whole objects and ranges of them, by full URI.
-
-    Writes are atomic as seen by a reader: the old object or the new one, never a part.
-    Implementations retry what may pass (5xx, 429, resets, time-outs) with jittered back-off, then raise
-    RunError naming URI and cause; 403, 404 of a bucket and a wrong endpoint raise InputError at once.
-    """
-
-    def get(self, uri: str) -> bytes:
-        """The whole object. Raises MissingObject where there is none."""
-        ...
-
-    def get_range(self, uri: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes from `start`; fewer in the object is a RunError."""
-        ...
-
-    def stream(self, uri: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The object, or `length` bytes of it from `start`, in pieces of 1 MiB; fewer in it is a RunError."""
-        ...
-
-    def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
-        """Write all of `stream` as one object; where `size` is given and wrong, RunError and the old object stays."""
-        ...
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the folder `prefix`, in the order of their URIs."""
-        ...
-
-    def holds(self, prefix: str) -> bool:
-        """Whether any object lies below the folder `prefix`; cheap, however many do."""
-        ...
-
-    def delete(self, uri: str) -> None:
-        """Remove the object; one that is not there is no error."""
-        ...
-
-    def head(self, uri: str) -> ObjectInfo | None:
-        """Its size and time, or None where there is no such object."""
-        ...
-
-    def sweep(self, prefix: str) -> None:
-        """Remove what writers that were killed left below the folder `prefix`; no object, and no living writer's work."""
-        ...
-
-
-class MissingObject(InputError):
-    """There is no object at this URI."""
+__all__ = [
+    "MIN_RANGE_BYTES",
+    "PIECE_BYTES",
+    "MissingObject",
+    "ObjectInfo",
+    "ObjectStore",
+    "local_path",
+]  # of the protocol, for those who use it
 
 
 def open_store(uri: str) -> ObjectStore:
@@ -95,13 +39,6 @@ def join(uri: str, *parts: str) -> str:
 def absolute(uri: str) -> str:
     """A plain path made absolute, so that it means the same to every process; other URIs as they are."""
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
-
-
-def local_path(uri: str) -> Path | None:
-    """The path of a file URI or plain path; None for any other."""
-    if uri.startswith("file://"):
-        return Path(uri.removeprefix("file://"))
-    return None if "://" in uri else Path(uri)
 
 
 def exists(uri: str) -> bool:

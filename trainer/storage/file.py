@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.errors import InputError, RunError
-from trainer.storage.base import PIECE_BYTES, MissingObject, ObjectInfo, local_path
+from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo, local_path
 
 _PARTIAL = ".partial"  # what is being written ends so, and is never listed
 

@@ -83,6 +83,11 @@ def final(stage_uri: str) -> str:
     return join(stage_uri, "final")
 
 
+def placement(stage_uri: str) -> str:
+    """What was chosen where the placement says `auto`, so that a resumed run chooses the same."""
+    return join(stage_uri, "placement.json")
+
+
 def attempt(stage_uri: str) -> str:
     """The number of the stage's newest attempt: a writer with a lower one must not commit."""
     return join(stage_uri, "attempt.json")

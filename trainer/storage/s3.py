@@ -21,7 +21,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from trainer.errors import InputError, RunError
-from trainer.storage.base import PIECE_BYTES, MissingObject, ObjectInfo
+from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo
 from trainer.storage.s3_client import Patience, RetryingPool, S3Settings, settings_from_environment
 
 PART_BYTES = 16 << 20

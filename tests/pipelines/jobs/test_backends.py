@@ -14,7 +14,7 @@ from pipelines.cluster.names import Identity
 from pipelines.jobs import owners
 from pipelines.jobs.backends import backend_for, stage_settings
 from pipelines.jobs.base import JobSpec
-from pipelines.jobs.launcher import ClusterBackend
+from pipelines.jobs.following import ClusterBackend
 from pipelines.jobs.local import LocalBackend
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
@@ -62,11 +62,11 @@ def test_the_backend_of_the_request_wins(scene: Scene):
     for spec in (TRAIN, of_stage("stage", kind="stage"), of_stage("evaluate", kind="evaluate")):
         backend = backend_for(spec, read_profile(backend="pytorchjob"), Request())
         assert isinstance(backend, ClusterBackend)
-        shapes.append(type(backend.shape))
+        shapes.append(type(backend.launcher.shape))
     backend = backend_for(TRAIN, read_profile(backend="trainjob"), Request())
     assert isinstance(backend, ClusterBackend)
 
-    assert [*shapes, type(backend.shape)] == [PyTorchJobs, IndexedJobs, IndexedJobs, TrainJobs]
+    assert [*shapes, type(backend.launcher.shape)] == [PyTorchJobs, IndexedJobs, IndexedJobs, TrainJobs]
     assert isinstance(backend_for(JobSpec(name="report", arguments=(), folder="f"), read_profile(), Request()), LocalBackend)
 
 

@@ -10,7 +10,7 @@ import yaml
 from pipelines.__main__ import main
 from pipelines.cluster.api import Api, Refusal, Refused
 from pipelines.operate import check
-from pipelines.operate.preflight import preflight, read_objects
+from pipelines.operate.chart_preflight import preflight, read_objects
 from tests.pipelines.fake_api import FakeApi
 from tests.servers import S3Server
 from trainer.errors import InputError

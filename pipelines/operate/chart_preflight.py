@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import Kind
-from pipelines.operate.check import Check, is_served, may, needed_kinds, served
+from pipelines.operate.probes import Check, is_served, may, needed_kinds, served
 from pipelines.profile.profile import Profile
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
