@@ -6,6 +6,8 @@ planned and other data for any, and writes each stage's config.yaml, each cell's
 
 import dataclasses
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -26,11 +28,11 @@ from trainer.configs import dump_yaml, load_yaml, read_stored
 from trainer.errors import InputError
 from trainer.labels import named_labels
 from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
-from trainer.storage.base import absolute
+from trainer.storage.base import MissingObject, absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import FORMAT_VERSION, NAME, Plan, read_plan, recipe_key
-from trainer.storage.recipes import read_stage, shown
+from trainer.storage.recipes import shown
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
 
@@ -177,7 +179,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     else:
         _refuse_what_differs(request, cells, earlier)
     stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
-    written = [_written(layout.config(stage.output)) for stage in stages]
+    written = [_written(stage) for stage in stages]
     for stage, before in zip(stages, written, strict=True):
         if before is not None:
             differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
@@ -187,7 +189,7 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     for stage, before in zip(stages, written, strict=True):
         _write_config(stage, before)
     for cell in cells:
-        _write_config(cell.evaluation, _written_evaluation(cell.evaluation.output))
+        _write_config(cell.evaluation, _written_evaluation(cell.evaluation))
     entries = [*kept, *map(entry_of, cells)]
     recipes = earlier["recipes"] | {recipe_key(recipe): recipe for recipe in (asdict(cell.recipe) for cell in cells)}
     plan = {
@@ -306,39 +308,47 @@ def _refuse_what_differs(request: Experiment, cells: list[Cell], earlier: Plan) 
     data = {"pairs": request.pairs.identity, "triplets": request.triplets.identity}
     _refuse(f"experiment {request.experiment}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
     planned = {entry["cell"]: entry["recipe"] for entry in earlier["cells"]}
-    uri = join(request.uri, NAME)
-    recipes = {key: recipe_fields(read_stored(Recipe, earlier["recipes"][key], uri), complete=True) for key in set(planned.values())}
     for cell in cells:
-        if cell.name in planned:
-            old, new = {"recipe": recipes[planned[cell.name]]}, {"recipe": recipe_fields(cell.recipe, complete=True)}
+        key = planned.get(cell.name, "")
+        if key and key != recipe_key(asdict(cell.recipe)):
+            before = read_stored(Recipe, earlier["recipes"][key], join(request.uri, NAME))
+            old, new = {"recipe": recipe_fields(before, complete=True)}, {"recipe": recipe_fields(cell.recipe, complete=True)}
             _refuse(f"cell {cell.name} of experiment {request.experiment}", list(differing_keys(old, new)))
 
 
-def _written(uri: str) -> StageConfig | None:
-    """The stage's configuration that lies at `uri`; None where there is none."""
-    return read_stage(uri) if exists(uri) else None
-
-
-def _written_evaluation(folder: str) -> EvaluateConfig | None:
-    """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
-    uri = layout.config(folder)
+def _written(config: ConfigT) -> ConfigT | None:
+    """The configuration that lies where `config` belongs; None where there is none. What says the same is not parsed, which is slow."""
+    uri = layout.config(config.output)
     try:
-        return read_stored(EvaluateConfig, load_yaml(read_text(uri), uri), uri) if exists(uri) else None
+        values = load_yaml(read_text(uri), uri)
+    except MissingObject:
+        return None
+    return config if _meaning(values) == _meaning(asdict(config)) else read_stored(type(config), values, uri)
+
+
+def _written_evaluation(config: EvaluateConfig) -> EvaluateConfig | None:
+    """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
+    try:
+        return _written(config)
     except InputError:
         return None
 
 
 def _write_config(config: ConfigT, before: ConfigT | None) -> None:
-    """Write config.yaml, unless the one that is there says the same of all that is not for people or a job's own arguments.
+    """Write config.yaml, unless the one that is there says the same.
 
     A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
     """
-    if before is not None:
-        people = {name: getattr(config, name) for name in ("cell", "point", "request") if hasattr(config, name)}
-        epochs = before.placement.checkpoint_every_epochs == config.placement.checkpoint_every_epochs
-        if epochs and dataclasses.replace(before, **people, placement=config.placement) == config:
-            return
-    write_bytes(layout.config(config.output), dump_yaml(config).encode())
+    if before is None or _meaning(asdict(before)) != _meaning(asdict(config)):
+        write_bytes(layout.config(config.output), dump_yaml(config).encode())
+
+
+def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration is neither for people nor, as placement is, said anew by each job's arguments; as JSON has it."""
+    kept = {key: value for key, value in values.items() if key not in ("cell", "point", "request", "placement")}
+    placement = values.get("placement")
+    kept["checkpoint_every_epochs"] = placement.get("checkpoint_every_epochs", 0) if isinstance(placement, Mapping) else placement
+    return dict(json.loads(json.dumps(kept, skipkeys=True, default=str)))
 
 
 def _refuse(what: str, differing: list[str]) -> None:

@@ -81,6 +81,38 @@ def test_a_torn_plan_is_refused(fresh: str) -> None:
         read_experiment(fresh)
 
 
+def test_a_plan_of_format_1_reads_the_same(fresh: str) -> None:
+    """It had one recipe for all cells."""
+    expected = read_experiment(fresh)
+    plan = read_json(fresh + "/plan.json")
+    ((_, plan["recipe"]),) = plan.pop("recipes").items()
+    for entry in plan["cells"]:
+        del entry["recipe"], entry["point"]
+    write_json(fresh + "/plan.json", {**plan, "format_version": 1})
+
+    found = read_experiment(fresh)
+
+    assert (found.cells, found.missing, found.excluded) == (expected.cells, [], [])
+    assert build(found, [])[0]["recipe"] == build(expected, [])[0]["recipe"] == "smoke"
+
+
+def test_a_plan_of_a_newer_version_is_refused(fresh: str) -> None:
+    """Nothing in it is guessed."""
+    change(path(fresh, "plan.json"), format_version=3)
+    with pytest.raises(InputError, match=r"plan\.json: written by a newer firstsight \(format 3"):
+        read_experiment(fresh)
+
+
+@pytest.mark.parametrize("key", ["experiment", "root", "arms", "seeds", "pairs", "triplets"])
+def test_a_plan_that_lacks_something_is_refused(fresh: str, key: str) -> None:
+    """What is missing is named."""
+    plan = read_json(fresh + "/plan.json")
+    del plan[key]
+    write_json(fresh + "/plan.json", plan)
+    with pytest.raises(InputError, match=f"not an experiment's plan: {key} missing"):
+        read_experiment(fresh)
+
+
 def test_an_unfinished_cell_is_missing_by_its_failure(fresh: str) -> None:
     """Without its seal a cell is missing; failure.json says why, and the failure is listed."""
     path(fresh, "perceptual-seed0", "contrastive", "final", "COMMITTED.json").unlink()

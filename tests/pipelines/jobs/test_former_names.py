@@ -101,7 +101,7 @@ def test_one_of_another_recipe_in_this_folder_is_refused(scene: Scene):
     outcome = scene.launch().outcome()
 
     assert outcome.exit_code == 2
-    assert f"PyTorchJob team/{name} runs another recipe under this name (recipe hash bbbbbbbbbbbb instead of aaaaaaaaaaaa;" in outcome.line
+    assert f"PyTorchJob team/{name} runs another recipe under this name (recipe hash bbbbbbbbbbbb instead of aaaaaaaaaaaa" in outcome.line
     assert scene.api.find(JOBS, name) is not None
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.cluster.connection import Cluster
+from pipelines.cluster.names import label_value
 from pipelines.operate import status
 from pipelines.operate.status import Row, survey
 from tests.pipelines.fake_api import FakeApi, Status
@@ -142,6 +143,25 @@ def test_the_table_is_of_one_experiment_where_one_is_named(api_server: FakeApi, 
     assert not any(line.endswith((" c", " d")) for line in lines)
 
 
+def test_points_have_a_column_where_there_are_some(api_server: FakeApi, capsys: pytest.CaptureFixture[str]):
+    """And jobs that say nothing of cell and point are listed beside those that do."""
+    for dose in ("30", "10"):
+        point = {"firstsight.dev/point": f"dose-{dose}", "firstsight.dev/cell": f"random-dose-{dose}-seed0"}
+        put_job(api_server, name=f"j-{dose}", labels=identity() | point)
+    put_job(api_server, name="old", labels=identity())
+
+    assert main(["status"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main(["status", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+
+    assert lines[0][:5] == ["experiment", "arm", "point", "seed", "stage"]
+    assert [line[1:3] for line in lines[1:4]] == [["random", "0"], ["random", "dose-10"], ["random", "dose-30"]]
+    assert [(row["job"], row["cell"]) for row in rows] == [
+        ("old", ""), ("j-10", "random-dose-10-seed0"), ("j-30", "random-dose-30-seed0"),
+    ]  # fmt: skip
+
+
 def test_json_holds_what_the_table_shows(api_server: FakeApi, capsys: pytest.CaptureFixture[str]):
     put_job(api_server, labels=identity())
 
@@ -180,12 +200,19 @@ def test_cancel_ends_the_jobs_of_an_experiment_and_waits_for_their_pods(api_serv
 
 @pytest.mark.parametrize(
     ("arguments", "left"),
-    [(["--arm", "random"], ["b", "c"]), (["--seed", "1"], ["a", "b"]), (["--stage", "posthoc"], ["a", "c"]), (["--seed", "0"], ["c"])],
+    [
+        (["--arm", "random"], ["b", "c"]),
+        (["--seed", "1"], ["a", "b"]),
+        (["--stage", "posthoc"], ["a", "c"]),
+        (["--seed", "0"], ["c"]),
+        (["--point", "epochs=16"], ["a", "b"]),
+    ],
 )
 def test_cancel_takes_less_where_less_is_named(api_server: FakeApi, arguments: list[str], left: list[str]):
+    """By labels, which jobs of older versions have too; a value that no label takes is sought as jobs carry it."""
     put_job(api_server, name="a", labels=identity(arm="random"))
     put_job(api_server, name="b", labels=identity(arm="posthoc", stage="posthoc"))
-    put_job(api_server, name="c", labels=identity(arm="perceptual", seed=1))
+    put_job(api_server, name="c", labels=identity(arm="perceptual", seed=1) | {"firstsight.dev/point": label_value("epochs=16")})
 
     assert main(["cancel", "demo", *arguments]) == 0
 
@@ -198,6 +225,7 @@ def test_cancel_takes_less_where_less_is_named(api_server: FakeApi, arguments: l
         (["nothing"], "no job of experiment nothing in namespace team"),
         (["demo", "--arm", "posthoc", "--seed", "7"], "no job of experiment demo, arm posthoc, seed 7 in namespace team"),
         (["a,b=c"], "experiment 'a,b=c' must be"),
+        (["demo", "--arm", "x,firstsight.dev/arm=random"], "no job of experiment demo, arm x,firstsight.dev/arm=random in namespace team"),
     ],
 )
 def test_cancel_refuses_what_matches_nothing(api_server: FakeApi, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str):

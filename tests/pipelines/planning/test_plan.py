@@ -242,6 +242,22 @@ def test_a_configuration_that_says_the_same_is_left_as_it_is(tmp_path: Path):
     assert [read_text(uri) for uri in uris] == before
 
 
+def test_planning_the_same_again_parses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Parsing a configuration takes a tenth of a second; a large experiment has hundreds."""
+    asked = request(str(tmp_path))
+    cells = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")]
+    plan.write_plan(asked, cells)
+    before = files(tmp_path)
+    monkeypatch.delattr(plan, "read_stored")
+
+    asked = dataclasses.replace(asked, request="another.json")
+    plan.write_plan(asked, [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")])
+
+    after = files(tmp_path)
+    assert read_json(join(asked.uri, "plan.json"))["request"] == "another.json"
+    assert {path: text for path, text in after.items() if before[path] != text}.keys() == {Path(asked.uri, "plan.json")}
+
+
 @pytest.mark.parametrize("change", [{"data": {"uri": "elsewhere", "identity": "p"}}, {"placement": {"checkpoint_every_epochs": 3}}, None])
 def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path, change: dict[str, Any] | None):
     """Data that moved, or an evaluation's file that nobody can read; the recipe is the same."""
