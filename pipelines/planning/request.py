@@ -273,19 +273,19 @@ def read_request(uri: str) -> Request:
     except MissingObject as error:
         raise InputError(f"request {uri}: not found") from error
     earlier = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
-    return _with_shape({**earlier, **_checked(values, uri)})
+    return _with_shape({**earlier, **_parsed(values, uri)})
 
 
 def _read_source(source: str) -> dict[str, Any]:
     from trainer.configs import load_yaml  # here: slow to import
 
     if is_inline(source):
-        return _checked(load_yaml(source, "request"), "request")
+        return _checked(_parsed(load_yaml(source, "request"), "request"), "request")
     try:
         body = read_text(source)
     except MissingObject as error:
         raise InputError(f"request {source}: no such file") from error
-    return _checked(load_yaml(body, source), source)
+    return _checked(_parsed(load_yaml(body, source), source), source)
 
 
 def is_inline(source: str) -> bool:
@@ -293,7 +293,19 @@ def is_inline(source: str) -> bool:
     return "\n" in source.strip() or bool(re.match(r"\s*([-\[{]|\w+\s*:(\s|$))", source))
 
 
-def _checked(values: Any, source: str) -> dict[str, Any]:
+def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """What a person wrote, with every key of its recipe and settings known; a stored request was checked when it was written."""
+    from trainer.configs import check_keys
+    from trainer.storage.recipes import read_recipe
+
+    for key, of in (("set", Recipe), ("placement", Placement)):
+        check_keys(of, values.get(key, {}), f"{source}: {key}")
+    if isinstance(values.get("recipe"), dict):
+        read_recipe(values["recipe"], source=f"{source}: recipe")
+    return values
+
+
+def _parsed(values: Any, source: str) -> dict[str, Any]:
     """The values of a request file, each parsed; `format_version` is what a stored one begins with."""
     require(source, type(values).__name__, "a mapping of parameters", isinstance(values, dict))
     values = dict(values)

@@ -1,4 +1,4 @@
-"""A new arm, kind of labels or kind of job is one file and `make generate`: each is added to a copy of the tree, and used there."""
+"""A new parameter, arm, kind of labels or kind of job is one file and `make generate`: each is added to a copy and used there."""
 
 import json
 import re
@@ -180,6 +180,23 @@ with FakeApi() as api:
 """
 
 
+USE_PARAMETER = """
+import os
+import sys
+
+from pipelines.__main__ import _parser
+from pipelines.planning.flags import request_of
+from pipelines.planning.request import merge, read_request, resolve, write_request
+from pipelines.steps import links
+
+request = resolve(request_of(_parser().parse_args(["run", "--recipe", "smoke", "--notebook", "https://x.example"])))
+assert read_request(write_request(request, sys.argv[1])).notebook == "https://x.example"
+assert merge("notebook: https://y.example", {}).notebook == "https://y.example"
+stored, _ = links.accept(run="1", profile="firstsight", request="", recipe="smoke", root=sys.argv[1], notebook="https://z.example")
+assert read_request(stored).notebook == "https://z.example"
+"""
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the tree, as git would give it to somebody else."""
@@ -241,3 +258,23 @@ def test_a_kind_of_job(tree: Path):
     assert "volcano" in schema["definitions"]["profile"]["properties"]["backend"]["enum"]
     assert "`volcano` (Volcano, of a test)" in (chart / "values.yaml").read_text()
     assert "| `volcano.py` | `volcano` | Job |" in (tree / "docs/ARCHITECTURE.md").read_text()
+
+
+def test_a_parameter(tree: Path):
+    """A line in planning/request.py becomes a flag, a make variable, a field of Kubeflow's form, and a row of the tables."""
+    path = tree / "pipelines/planning/request.py"
+    line = '    notebook: str = text("", "a page that explains the experiment", otherwise="none")\n'
+    head, marker, rest = path.read_text().partition("    resume: str = text(")
+    path.write_text(f"{head}{line}{marker}{rest}")
+    before = (tree / "Makefile").read_text()
+    run(tree, "scripts/request_files.py")
+    run(tree, "-m", "pipelines", "compile", str(tree / "pipelines/kubeflow/compiled/firstsight.yaml"))
+    use(tree, USE_PARAMETER)
+
+    assert "NOTEBOOK ?=## a page that explains the experiment (default: none)" in (tree / "scripts/request.mk").read_text()
+    assert (
+        "| `notebook` | `--notebook` | `NOTEBOOK=` | none | a page that explains the experiment |" in (tree / "docs/REQUEST.md").read_text()
+    )
+    assert "| `NOTEBOOK` | none |" in (tree / "README.md").read_text()
+    assert before == (tree / "Makefile").read_text()
+    assert "A page that explains the experiment. Default: none." in (tree / "pipelines/kubeflow/compiled/firstsight.yaml").read_text()

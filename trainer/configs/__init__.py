@@ -103,6 +103,15 @@ def parse_overrides(text: str, kind: type[Any] = Recipe) -> dict[str, Any]:
         raise error if isinstance(error, InputError) else InputError(f"overrides {text!r}: {error}") from error
 
 
+def check_keys(kind: type[Any], values: Mapping[str, Any], source: str) -> None:
+    """Refuse a dotted key that a configuration of `kind` does not have, naming the nearest one."""
+    for key in values:
+        try:
+            hint_of(kind, key)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+
+
 def load_yaml(text: str, source: str) -> dict[str, Any]:
     """YAML whose top is a mapping; `3e-4` is a number (YAML 1.1 alone would say a string)."""
     values = _load(text, source)
