@@ -1,8 +1,10 @@
 # Written by scripts/request_files.py from pipelines/planning/request.py: do not edit.
 
+##@ Parameters of pipeline-run and pipeline-plan (docs/REQUEST.md)
+
 RECIPE ?=## smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself (default: demo)
 SET ?=## what differs from the recipe, such as contrastive.epochs=16 (default: none)
-ARMS ?=## what the vision tower starts from; see docs/RECIPES.md for each arm (default: random,perceptual)
+ARMS ?=## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>; docs/RECIPES.md explains each (default: random,perceptual)
 SEEDS ?=## whole numbers; each arm is run once with each (default: 0)
 PAIRS ?=## captioned pictures: a folder, WebDataset tars, or a list of URLs (default: the demo's)
 TRIPLETS ?=## judged triplets: a folder in the NIGHTS layout, or a list (default: made from the pairs, judged by FLIP)

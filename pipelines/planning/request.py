@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.planning import parameters
-from pipelines.planning.arms import Arm, parse_arms, parse_seeds
+from pipelines.planning.arms import ACCEPTED, Arm, parse_arms, parse_seeds
 from pipelines.planning.parameters import items, number, one_line, parse, settings, text
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import InputError
@@ -48,7 +48,7 @@ class Request:
         "demo", "smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself"
     )
     set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16")
-    arms: tuple[str, ...] = items(("random", "perceptual"), "what the vision tower starts from; see docs/RECIPES.md for each arm")
+    arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {', '.join(ACCEPTED)}; docs/RECIPES.md explains each")
     seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each")
     pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's")
     triplets: str = text("", "judged triplets: a folder in the NIGHTS layout, or a list", otherwise="made from the pairs, judged by FLIP")

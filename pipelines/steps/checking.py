@@ -1,8 +1,8 @@
 """What a request cannot do is refused before anything is staged: its sources, its recipe on these machines."""
 
 import os
+import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pipelines.planning.checks import check_recipe
@@ -13,6 +13,8 @@ from pipelines.planning.sources import require_source, training_samples
 from pipelines.profile.profile import Profile, job_settings, placement_of
 from pipelines.profile.settings import JobSettings
 
+DRIVER_SECONDS = 10.0
+"""How long the driver is waited for: the first call after a boot loads it."""
 GPU_LABEL = "nvidia.com/gpu.product"
 """The node label of NVIDIA's GPU feature discovery: where jobs.pod_template selects by it, the GPU's name is known."""
 
@@ -52,18 +54,32 @@ def machines_of(settings: JobSettings, profile: Profile, request: Request) -> Ma
     template: Mapping[str, Any] = settings.pod_template.get("spec") or {}
     gpu = str((template.get("nodeSelector") or {}).get(GPU_LABEL, ""))
     nodes, gpus, cores = settings.nodes, settings.gpus_per_node, _cores(settings.cpu_of_pod)
+    memory = settings.gpu_memory_bytes
     if profile.backend == "local":
-        here = min(len(list(Path("/dev").glob("nvidia[0-9]*"))), 1)
-        nodes, gpus, cores = 1, here if request.gpus_per_node is None else request.gpus_per_node, len(os.sched_getaffinity(0))
+        here = gpus_here()
+        wanted = min(len(here), 1) if request.gpus_per_node is None else request.gpus_per_node
+        nodes, gpus, cores = 1, wanted, len(os.sched_getaffinity(0))
+        gpu, memory = here[0] if here and wanted else (gpu, memory)
     processes = settings.ranks_per_node or max(gpus, 1)
     return Machines(
         nodes=nodes,
         gpus_per_node=gpus,
         processes_per_node=processes,
-        gpu_bytes=settings.gpu_memory_bytes,
+        gpu_bytes=memory,
         gpu=gpu,
         cores=max(cores // processes, 1),
     )
+
+
+def gpus_here() -> list[tuple[str, int]]:
+    """Name and memory in bytes of each GPU of this machine, as its driver says; none where there is no driver that answers."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = [line.rpartition(", ") for line in said.splitlines()]
+    return [(name, int(mebibytes) << 20) for name, _, mebibytes in lines if mebibytes.isdecimal()]
 
 
 def _cores(quantity: str) -> int:
