@@ -20,7 +20,7 @@ MAKEFLAGS += --no-print-directory
 
 .PHONY: help
 help: ## this page
-	@scripts/help.sh $(MAKEFILE_LIST)
+	@scripts/help.sh $(firstword $(MAKEFILE_LIST))
 
 .PHONY: pipeline-run
 pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every arm, evaluation, report
@@ -148,7 +148,7 @@ format: $(VENV)/ready ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, the tables of recipes and of open_clip's models, the chart's README and its schema of placement
+generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, tables, make's arguments, parts of the chart
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
 	$(BIN)/python scripts/open_clip_table.py

@@ -1,6 +1,6 @@
 """The two ways a command of firstsight fails, and the exit code of each.
 
-`InputError` is the user's to mend (exit 2): a typo in YAML, a wrong URI, unequal identities.
+`InputError` is the user's to fix (exit 2): a typo in YAML, a wrong URI, unequal identities.
 `RunError` happened on the way (exit 1): a store that stayed down, a full disk, bad bytes.
 Both carry one line that names what, where and the rule; the command line prints just that line.
 """

@@ -1,4 +1,4 @@
-"""How a job is ended by whoever ends it (a launcher, `cancel`, the reaper): the job first, then its pods, with little grace."""
+"""How a job is ended by whoever ends it (a launcher, `cancel`, the reaper): its pods first, with little grace, then the job."""
 
 import threading
 import time

@@ -21,7 +21,7 @@ RUN_RIGHTS: Rights = {
     "events": _FOLLOW,
     "workflows.argoproj.io": ("get",),
 }
-"""What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/job_kinds.py."""
+"""What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/registry_files.py."""
 REAPER_RIGHTS: Rights = {
     "workflows.argoproj.io": _FOLLOW,
     **{kind.resource: (*_FOLLOW, "patch", "delete") for kind in job_kinds()},

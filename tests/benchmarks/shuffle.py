@@ -122,7 +122,7 @@ def main() -> None:
     lines += [
         "",
         f"A run is read once where the number of nodes divides C = {RUNS}. With more nodes than runs, several nodes read the same",
-        "run: 64 nodes of one rank each fetch every run twice. `order_runs: 64` mends that, and is another recipe.",
+        "run: 64 nodes of one rank each fetch every run twice. `order_runs: 64` fixes that, and is another recipe.",
         "",
         "## How good the shuffle is",
         "",

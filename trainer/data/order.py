@@ -11,7 +11,7 @@ Rank r of W takes the r-th W-th of that list, so where W divides C a rank reads 
 With C = 1 and K = 0 the epoch is one full permutation.
 
 Only the raw output of NumPy's Philox is used, which is fixed for ever, never its distributions, which may
-change between versions. DESIGN.md ("Canonical order") is the contract; docs/SHUFFLE.md measures how good it is.
+change between versions. docs/ARCHITECTURE.md says what depends on this order; docs/SHUFFLE.md measures how well it mixes.
 """
 
 import hashlib

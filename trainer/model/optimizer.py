@@ -13,7 +13,7 @@ from trainer.config import OptimizerConfig
 from trainer.errors import InputError
 
 AS_CODED_ACCUMULATION = 6
-"""As coded, the cosine's horizon counts micro-batches, six to a step (FACTS.md): it is six times too long."""
+"""As coded, the cosine's horizon counts micro-batches, six to a step: it is six times too long (docs/RECIPES.md)."""
 
 
 def learning_rate(config: OptimizerConfig, step: int, horizon: int) -> float:

@@ -1,4 +1,4 @@
-"""The two stages of Perceptual Initialization, and what either gives the one training loop (trainer/run/train.py)."""
+"""The two stages of Perceptual Initialization, and what either gives the one training loop (trainer/run/loop.py)."""
 
 from collections.abc import Mapping
 from pathlib import Path
