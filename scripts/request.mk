@@ -1,7 +1,5 @@
 # Written by scripts/request_files.py from pipelines/planning/request.py: do not edit.
 
-##@ Parameters of pipeline-run and pipeline-plan (docs/REQUEST.md)
-
 RECIPE ?=## smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself (default: demo)
 SET ?=## what differs from the recipe, such as contrastive.epochs=16 (default: none)
 ARMS ?=## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>; docs/RECIPES.md explains each (default: random,perceptual)

@@ -62,7 +62,6 @@ def links(
 def make_variables() -> str:
     """A Makefile: each parameter as a variable, and REQUEST_FLAGS, the command line that carries those that are given."""
     lines = ["# Written by scripts/request_files.py from pipelines/planning/request.py: do not edit.", ""]
-    lines += ["##@ Parameters of pipeline-run and pipeline-plan (docs/REQUEST.md)", ""]
     for name, item in FIELDS.items():
         lines.append(f"{name.upper()} ?=## {item.metadata['help']} (default: {default_in_words(item)})")
     names = " ".join(name.upper() for name in FIELDS)
