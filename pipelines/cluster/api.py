@@ -21,11 +21,11 @@ from trainer.errors import InputError, RunError
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
-FIRST_PATIENCE_SECONDS = 5.0
+FIRST_CONTACT_SECONDS = 5.0
 """How long the first request is repeated: who names a wrong server wants to know soon."""
-PATIENCE_SECONDS = 600.0
+RETRY_SECONDS = 600.0
 """How long later ones are, while nothing answers: an upgrade of a control plane takes minutes."""
-ANSWERED_PATIENCE_SECONDS = 60.0
+SERVER_ERROR_SECONDS = 60.0
 """How long a server's own errors are believed to pass: it starts, or a webhook's pod does."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -103,7 +103,7 @@ class Api:
 
         self.namespace, self.home, self.source, self.server = namespace or home, home, source, str(configuration.host).rstrip("/")
         self.contacted = False
-        self.patience = PATIENCE_SECONDS
+        self.retry_seconds = RETRY_SECONDS
         self._client = ApiClient(configuration)
         self._pool = self._client.rest_client.pool_manager
         self._pool.connection_pool_kw["socket_options"] = _keepalive()
@@ -246,11 +246,11 @@ class Api:
 
     def _give_up(self, error: Unreachable, waited: float) -> None:
         answered = isinstance(error.__cause__, Refused)
-        if not self.contacted and not answered and waited >= FIRST_PATIENCE_SECONDS:
+        if not self.contacted and not answered and waited >= FIRST_CONTACT_SECONDS:
             raise InputError(f"no Kubernetes API server can be reached: {error} ({self.source})") from error
-        patience = min(ANSWERED_PATIENCE_SECONDS, self.patience) if answered else self.patience
-        if waited >= patience:
-            raise RunError(f"{error} (still so after {patience:.0f} s)") from error
+        allowed = min(SERVER_ERROR_SECONDS, self.retry_seconds) if answered else self.retry_seconds
+        if waited >= allowed:
+            raise RunError(f"{error} (still so after {allowed:.0f} s)") from error
 
 
 def _refusal(status: int, data: bytes, retry_after: str) -> Refusal:

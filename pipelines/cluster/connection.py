@@ -283,7 +283,7 @@ class Cluster:
 
     def hurry(self, seconds: float) -> None:
         """From now on wait at most so long for a server that does not answer: who waits for us wants to go."""
-        self._api.patience = seconds
+        self._api.retry_seconds = seconds
 
     def hang_up(self) -> None:
         """Break all open watches and logs: those whose `stop` is set end, the others connect again."""

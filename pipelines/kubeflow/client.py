@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.errors import InputError, RunError
-from trainer.storage.s3_client import Patience
+from trainer.storage.s3_client import Retries
 
 FIRST_CONTACT_SECONDS = 30.0
 REQUEST_SECONDS = (10.0, 60.0)
@@ -77,17 +77,17 @@ class NotThere(InputError):
 class Kubeflow:
     """One server. Each method raises InputError where waiting cannot help, RunError where it did not."""
 
-    def __init__(self, endpoint: Endpoint, *, patience_seconds: float = FIRST_CONTACT_SECONDS) -> None:
+    def __init__(self, endpoint: Endpoint, *, retry_seconds: float = FIRST_CONTACT_SECONDS) -> None:
         """Connect lazily.
 
         Args:
             endpoint: where, and as whom.
-            patience_seconds: how long a request is tried again.
+            retry_seconds: how long a request is tried again.
         """
         import kfp_server_api as api
 
         self.endpoint = endpoint
-        self.patience_seconds = patience_seconds
+        self.retry_seconds = retry_seconds
         configuration = api.Configuration()
         configuration.host = endpoint.host
         configuration.ssl_ca_cert = endpoint.ca or None
@@ -191,12 +191,12 @@ class Kubeflow:
             runtime_config=self._api.V2beta1RuntimeConfig(parameters=parameters),
             service_account=service_account or None,
         )
-        patience = Patience(self.patience_seconds)
+        retries = Retries(self.retry_seconds)
         while True:
             try:
                 return str(self._once(f"run {name!r}", self._runs.run_service_create_run, body).run_id)
             except _Passing as error:
-                patience.wait(str(error))
+                retries.wait(str(error))
                 started = self._find_run(name, experiment)
                 if started:
                     return started
@@ -272,13 +272,13 @@ class Kubeflow:
             return
 
     def _ask(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
-        """Ask until there is an answer or patience ends; for what may be asked twice."""
-        patience = Patience(self.patience_seconds)
+        """Ask until there is an answer or `retry_seconds` have passed; for what may be asked twice."""
+        retries = Retries(self.retry_seconds)
         while True:
             try:
                 return self._once(what, function, *args, **options)
             except _Passing as error:
-                patience.wait(str(error))
+                retries.wait(str(error))
 
     def _once(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
         from urllib3.exceptions import HTTPError

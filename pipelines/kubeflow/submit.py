@@ -64,7 +64,7 @@ def _submit(options: argparse.Namespace) -> int:
     from pipelines.kubeflow.follow import Follower
 
     request = resolve(request_of(options), kubeflow=True)
-    server = connect(options, patience_seconds=30.0)
+    server = connect(options, retry_seconds=30.0)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -83,7 +83,7 @@ def _submit(options: argparse.Namespace) -> int:
     }
     try:
         if not options.no_wait:
-            server.patience_seconds = LOST_SECONDS
+            server.retry_seconds = LOST_SECONDS
             run, stopped = Follower(server, submission.run, say).follow()
             result |= judge(run, request, stopped)
     except KeyboardInterrupt:

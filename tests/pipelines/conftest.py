@@ -13,7 +13,7 @@ from tests.pipelines.fake_api import FakeApi
 @pytest.fixture
 def api_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
     """A fake API server that runs; what takes its clients seconds on a cluster takes hundredths here."""
-    monkeypatch.setattr(api, "FIRST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(api, "FIRST_CONTACT_SECONDS", 0.2)
     monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)

@@ -109,7 +109,7 @@ def _seconds(name: str, default: float) -> float:
     return value
 
 
-class Patience:
+class Retries:
     """Jittered, growing pauses between tries of one thing, until a time has passed without success."""
 
     def __init__(self, seconds: float) -> None:
@@ -149,7 +149,7 @@ class RetryingPool(PoolManager):
             InputError: the endpoint's name does not exist, or its TLS is not trusted: waiting would not help.
             RunError: the time for retries has passed.
         """
-        patience = Patience(_ABORT_SECONDS if method == "DELETE" and "uploadId=" in url else self._settings.retry_seconds)
+        retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId=" in url else self._settings.retry_seconds)
         while True:
             try:
                 response = super().urlopen(method, url, redirect=False, **options)
@@ -157,7 +157,7 @@ class RetryingPool(PoolManager):
                 if self._is_wrong(error):
                     raise InputError(f"{_words(error)} (endpoint {self._settings.endpoint})") from error
                 first = None if self._answered or not isinstance(error, NewConnectionError) else _FIRST_CONTACT_SECONDS
-                patience.wait(f"{self._settings.endpoint} cannot be reached: {_words(error)}", seconds=first)
+                retries.wait(f"{self._settings.endpoint} cannot be reached: {_words(error)}", seconds=first)
                 continue
             self._answered = True
             if response.status not in _RETRIED:
@@ -166,7 +166,7 @@ class RetryingPool(PoolManager):
             said = f"{response.status} {code[1].decode(errors='replace') if code else response.reason or ''}".strip()
             pause = response.headers.get("retry-after", "")
             response.drain_conn()
-            patience.wait(f"{self._settings.endpoint} answers {said}", at_least=min(float(pause), 30.0) if pause.isdecimal() else 0.0)
+            retries.wait(f"{self._settings.endpoint} answers {said}", at_least=min(float(pause), 30.0) if pause.isdecimal() else 0.0)
 
     def _is_wrong(self, error: Exception) -> bool:
         """Whether no wait can help: an unknown host (unless it answered before), a certificate, plain HTTP behind https."""

@@ -29,7 +29,7 @@ def job(name: str = "j", **metadata: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch):
     """What takes seconds on a cluster takes hundredths here."""
-    monkeypatch.setattr(api, "FIRST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(api, "FIRST_CONTACT_SECONDS", 0.2)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
 
@@ -135,14 +135,14 @@ def test_no_permission_names_verb_resource_namespace_and_user(cluster: Cluster, 
     server.put(JOBS, job())
     server.refuse = forbid(verb, JOBS)
     if verb == "watch":
-        watch_patience = watch.FORBIDDEN_SECONDS
+        before = watch.FORBIDDEN_SECONDS
         watch.FORBIDDEN_SECONDS = 0.1
     try:
         with pytest.raises(InputError, match=f"no permission to {verb} {JOBS} in namespace team as ana"):
             act(cluster)
     finally:
         if verb == "watch":
-            watch.FORBIDDEN_SECONDS = watch_patience
+            watch.FORBIDDEN_SECONDS = before
 
 
 def test_a_server_that_starts_may_refuse_for_a_moment_what_it_allowed(cluster: Cluster, server: FakeApi):
@@ -226,7 +226,7 @@ def test_requests_outlive_a_restart_of_the_server(cluster: Cluster, server: Fake
 
 def test_a_server_in_trouble_is_believed_for_a_while_and_then_quoted(cluster: Cluster, server: FakeApi, monkeypatch: pytest.MonkeyPatch):
     """Such as an operator's webhook that does not answer."""
-    monkeypatch.setattr(api, "ANSWERED_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(api, "SERVER_ERROR_SECONDS", 0.2)
     server.refuse = lambda verb, resource, body: Status(500, "InternalError", "failed calling webhook: connection refused")
 
     with pytest.raises(RunError, match=r"answers 500: failed calling webhook: connection refused \(still so after"):

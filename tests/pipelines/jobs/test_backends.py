@@ -206,7 +206,7 @@ def test_a_report_is_made_though_the_cluster_is_gone(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     planned(scene, tmp_path, monkeypatch)
-    monkeypatch.setattr("pipelines.cluster.api.FIRST_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("pipelines.cluster.api.FIRST_CONTACT_SECONDS", 0.1)
     monkeypatch.setattr(finish, "read_plan", lambda uri: None)
     scene.api.stop()
     finish.finish(run="a-run", request="", root="", state="FAILED")
