@@ -18,7 +18,7 @@ from pipelines.jobs.base import JobSpec, LineSink, Outcome
 from pipelines.jobs.incidents import Incidents
 from pipelines.jobs.judging import Again, Judge, last_lines
 from pipelines.jobs.launcher import Launcher
-from pipelines.jobs.loglines import Follower, Progress
+from pipelines.jobs.loglines import LogFollower, Progress
 from pipelines.jobs.owners import BEAT_SECONDS, beat, release
 from pipelines.jobs.view import View, terminations
 from trainer.errors import InputError, RunError
@@ -140,7 +140,7 @@ class ClusterJob:
         """Follow one job to its end. Raises Again where it ended unfinished."""
         launcher, spec = self._launcher, self._spec
         with View(self._cluster, self._kind, self._name) as view:
-            follower = Follower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
+            follower = LogFollower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
             judge = Judge(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
             try:

@@ -21,7 +21,7 @@ StampedSink = Callable[[str, str], None]
 """Gets the kubelet's time (empty for a remark of ours) and the line."""
 
 
-class Follower:
+class LogFollower:
     """Follows the log of a job's leader from one pod to the next. Lines are known by the kubelet's timestamps."""
 
     def __init__(self, cluster: Cluster, shape: Shape, view: View, sink: StampedSink, whole: str) -> None:

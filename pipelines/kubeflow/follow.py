@@ -20,7 +20,7 @@ POD = "system-container-impl"
 Say = Callable[[str], None]
 
 
-class Follower:
+class RunFollower:
     """Follows one run until it has ended."""
 
     def __init__(self, server: Kubeflow, run: str, say: Say) -> None:

@@ -61,7 +61,7 @@ class Submission:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from pipelines.kubeflow.follow import Follower
+    from pipelines.kubeflow.follow import RunFollower
 
     request = resolve(request_of(options), kubeflow=True)
     server = connect(options, retry_seconds=30.0)
@@ -84,7 +84,7 @@ def _submit(options: argparse.Namespace) -> int:
     try:
         if not options.no_wait:
             server.retry_seconds = LOST_SECONDS
-            run, stopped = Follower(server, submission.run, say).follow()
+            run, stopped = RunFollower(server, submission.run, say).follow()
             result |= judge(run, request, stopped)
     except KeyboardInterrupt:
         result |= {"state": "CANCELING", "exit_code": 130, "line": f"not waited for: {submission.link}"}
