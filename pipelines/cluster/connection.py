@@ -281,8 +281,8 @@ class Cluster:
             if refused.refusal.status not in (400, 404):  # not started yet, no earlier container, no such pod
                 raise self._explain("get", Kind("v1", "pods/log", "Pod"), place, refused.refusal) from refused
 
-    def hurry(self, seconds: float) -> None:
-        """From now on wait at most so long for a server that does not answer: who waits for us wants to go."""
+    def limit_retries(self, seconds: float) -> None:
+        """From now on retry a server that does not answer for at most so many seconds: the caller is shutting down."""
         self._api.retry_seconds = seconds
 
     def hang_up(self) -> None:

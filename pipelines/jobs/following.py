@@ -91,7 +91,7 @@ class ClusterJob:
 
     def _halt(self) -> None:
         self._stop.set()
-        self._cluster.hurry(LEAVE_SECONDS)
+        self._cluster.limit_retries(LEAVE_SECONDS)
         self._cluster.hang_up()
 
     def _supervise(self) -> None:
@@ -108,7 +108,7 @@ class ClusterJob:
         """Following failed, and not the job: let go of it all the same."""
         if self._stop.is_set():
             return outcome
-        self._cluster.hurry(LEAVE_SECONDS)
+        self._cluster.limit_retries(LEAVE_SECONDS)
         try:
             with self._acting:
                 self._let_go()

@@ -148,7 +148,7 @@ def test_a_job_that_is_anothers_too_is_released_but_not_deleted():
 
 def test_the_pods_of_a_job_that_goes_for_want_of_holds_are_hurried_by_any_reaper():
     """One that was restarted between the job's deletion and its pods' sees the dead hold still on the job."""
-    assert done(job(reference(), deleting=True), workflow(shutdown="Terminate"))[0] == "hurry"
+    assert done(job(reference(), deleting=True), workflow(shutdown="Terminate"))[0] == "shorten_grace"
     assert done(job(reference(), deleting=True), workflow())[0] == ""  # a person deleted it: its pods have their grace
 
 
