@@ -63,7 +63,7 @@ class Run:
     @property
     def name(self) -> str:
         """As a person knows this run."""
-        return layout.run_name(self.config)
+        return layout.stage_title(self.config)
 
 
 def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -> None:

@@ -141,7 +141,7 @@ def planned(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs:
     }
     write_json(f"{scene.identity.root}/experiments/e/plan.json", {"format_version": 1, "cells": [entry]})
     request = ask(scene.identity.root, experiment="e")
-    write_json(layout.run(scene.identity.root, "a-run"), {"request": request})
+    write_json(layout.kubeflow_run(scene.identity.root, "a-run"), {"request": request})
     return request
 
 
