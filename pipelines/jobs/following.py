@@ -1,6 +1,6 @@
 """A job on a cluster from the moment it is wanted to its end: found or made, followed, submitted again, and let go of.
 
-One supervisor thread takes all decisions (pipelines/jobs/judging.py says what they are); the step that waits only reads
+One supervisor thread takes all decisions (pipelines/jobs/monitor.py); the step that waits only reads
 lines and asks whether there is an outcome.
 """
 
@@ -16,9 +16,9 @@ from pipelines.cluster.api import Unreachable
 from pipelines.cluster.ending import end, wait_until_gone
 from pipelines.jobs.base import JobSpec, LineSink, Outcome
 from pipelines.jobs.incidents import Incidents
-from pipelines.jobs.judging import Again, Judge, last_lines
 from pipelines.jobs.launcher import Launcher
 from pipelines.jobs.loglines import LogFollower, Progress
+from pipelines.jobs.monitor import Monitor, Resubmit, last_lines
 from pipelines.jobs.owners import BEAT_SECONDS, beat, release
 from pipelines.jobs.view import View, terminations
 from trainer.errors import InputError, RunError
@@ -130,24 +130,24 @@ class ClusterJob:
                 return Outcome(exit_code=1, line="stopped on request")
             try:
                 return self._attempt(job)
-            except Again as again:
-                self._say(f"--- {again}; starting it once more")
+            except Resubmit as resubmit:
+                self._say(f"--- {resubmit}; starting it once more")
                 self._incidents.begin_anew()
                 if self._spec.resume != "auto" and self._launcher.goes_on(self._spec, job):
                     self._spec = dataclasses.replace(self._spec, resume="auto")
 
     def _attempt(self, job: Mapping[str, Any]) -> Outcome:
-        """Follow one job to its end. Raises Again where it ended unfinished."""
+        """Follow one job to its end. Raises Resubmit where it ended unfinished."""
         launcher, spec = self._launcher, self._spec
         with View(self._cluster, self._kind, self._name) as view:
             follower = LogFollower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
-            judge = Judge(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
+            monitor = Monitor(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
             try:
                 while not self._stop.is_set():
                     view.wait(TICK_SECONDS)
                     self._beat()
-                    outcome = judge.look()
+                    outcome = monitor.check()
                     if outcome is not None:
                         follower.finish()
                         reader.join(LAST_LOG_SECONDS)
