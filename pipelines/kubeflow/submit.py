@@ -85,7 +85,7 @@ def _submit(options: argparse.Namespace) -> int:
         if not options.no_wait:
             server.retry_seconds = LOST_SECONDS
             run, stopped = RunFollower(server, submission.run, say).follow()
-            result |= judge(run, request, stopped)
+            result |= result_of(run, request, stopped)
     except KeyboardInterrupt:
         result |= {"state": "CANCELING", "exit_code": 130, "line": f"not waited for: {submission.link}"}
     except RunError as error:
@@ -123,7 +123,7 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
     return Submission(run=run, name=name, link=server.link(run), version=version_name, parameters=parameters)
 
 
-def judge(run: Any, request: Request, stopped: bool) -> dict[str, Any]:
+def result_of(run: Any, request: Request, stopped: bool) -> dict[str, Any]:
     """How a run ended: state, exit_code, failures, line. Kubeflow knows no exit codes: they are read from the store.
 
     Args:
