@@ -61,7 +61,7 @@ class OutageError(RunError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manners:
+class HttpSettings:
     """How one process behaves towards the servers it asks.
 
     Attributes:
@@ -98,16 +98,16 @@ class _Host:
 class PoliteClient:
     """Shared by the threads of one process."""
 
-    def __init__(self, manners: Manners) -> None:
-        self.manners = manners
-        contact = f"; +{manners.contact}" if manners.contact else ""
+    def __init__(self, settings: HttpSettings) -> None:
+        self.settings = settings
+        contact = f"; +{settings.contact}" if settings.contact else ""
         self._headers = {
             "User-Agent": f"firstsight/0.1 (image fetcher{contact})",
             "Accept": "image/*,*/*;q=0.5",
             "Accept-Encoding": "identity",
         }
-        timeout = urllib3.Timeout(connect=manners.connect_seconds, read=manners.read_seconds)
-        self._pool = urllib3.PoolManager(num_pools=256, maxsize=manners.per_host, timeout=timeout, retries=False)
+        timeout = urllib3.Timeout(connect=settings.connect_seconds, read=settings.read_seconds)
+        self._pool = urllib3.PoolManager(num_pools=256, maxsize=settings.per_host, timeout=timeout, retries=False)
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
@@ -144,11 +144,11 @@ class PoliteClient:
         if not place:
             raise FetchError("bad URL", repr(url[:200]))
         with self._lock:
-            return self._hosts.setdefault(place[1].lower(), _Host(self.manners.per_host))
+            return self._hosts.setdefault(place[1].lower(), _Host(self.settings.per_host))
 
     def _retry(self, host: _Host, url: str, span: _Span) -> Part | str:
         """What was asked for, or where a redirect leads."""
-        for attempt in range(1, self.manners.tries + 1):
+        for attempt in range(1, self.settings.tries + 1):
             if host.dead:
                 self._failed(url, host.dead)
                 raise FetchError(host.dead, f"{url}: not asked, its host failed {_DEAD_AFTER} times in a row")
@@ -157,12 +157,12 @@ class PoliteClient:
                 error, passing, pause = self._once(host, url, span)
             if not isinstance(error, FetchError):
                 return error
-            last = attempt == self.manners.tries
+            last = attempt == self.settings.tries
             if not passing or last:
                 if passing:
                     self._failed(url, error.cause)
                 raise error
-            delay = max(pause, self.manners.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+            delay = max(pause, self.settings.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
             if error.cause in ("http 429", "http 503"):  # the host itself is busy: everybody waits
                 host.not_before = max(host.not_before, time.monotonic() + delay)
             else:
@@ -213,7 +213,7 @@ class PoliteClient:
 
     def _body(self, response: urllib3.BaseHTTPResponse, url: str) -> bytes:
         """The body, as long as it stays within size and time."""
-        limit, deadline = self.manners.max_bytes, time.monotonic() + self.manners.total_seconds
+        limit, deadline = self.settings.max_bytes, time.monotonic() + self.settings.total_seconds
         announced = response.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise FetchError("too many bytes", f"{url}: {announced}, at most {limit}")
@@ -224,7 +224,7 @@ class PoliteClient:
             if size > limit:
                 raise FetchError("too many bytes", f"{url}: at most {limit}")
             if time.monotonic() > deadline:
-                raise FetchError("timeout", f"{url}: {size} bytes in {self.manners.total_seconds:g} s")
+                raise FetchError("timeout", f"{url}: {size} bytes in {self.settings.total_seconds:g} s")
         return b"".join(pieces)
 
     def _pause_until(self, moment: float) -> None:
