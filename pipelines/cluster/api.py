@@ -177,14 +177,14 @@ class Api:
         with self._lock:
             self._streams.add(response)
         try:
-            # whoever stops sets it before hang_up, so a stream that opened too late for that is seen here
+            # whoever stops sets it before close_streams, so a stream that opened too late for that is seen here
             yield iter(()) if stop is not None and stop.is_set() else self._split(response)
         finally:
             with self._lock:
                 self._streams.discard(response)
             response.close()
 
-    def hang_up(self) -> None:
+    def close_streams(self) -> None:
         """Break every open stream; those who read them see Unreachable and decide."""
         with self._lock:
             for response in list(self._streams):
@@ -291,7 +291,7 @@ def _keepalive() -> list[tuple[int, int, int]]:
 def _transport_errors() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError
 
-    return (HTTPError, OSError, AttributeError, ValueError)  # the last two: a reader whose socket hang_up() took away
+    return (HTTPError, OSError, AttributeError, ValueError)  # the last two: a reader whose socket close_streams() took away
 
 
 def _words(error: Exception) -> str:

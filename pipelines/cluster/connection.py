@@ -217,7 +217,7 @@ class Cluster:
 
         It lives through restarts of the API server, half-open connections and expired versions: then it lists again, and
         what vanished in between comes as DELETED with the last that was seen of it, what stayed as MODIFIED, and SYNCED
-        comes again. Whoever sets `stop` calls `hang_up` to end a watch that is waiting at once.
+        comes again. Whoever sets `stop` calls `close_streams` to end a watch that is waiting at once.
 
         Args:
             kind: of the objects.
@@ -262,7 +262,7 @@ class Cluster:
             previous: of the container before its last restart.
             tail: only so many last lines; 0: all.
             namespace: None: the cluster's own.
-            stop: ends it, together with `hang_up`.
+            stop: ends it, together with `close_streams`.
 
         Raises:
             Unreachable: the connection broke; go on by `since`.
@@ -285,9 +285,9 @@ class Cluster:
         """From now on retry a server that does not answer for at most so many seconds: the caller is shutting down."""
         self._api.retry_seconds = seconds
 
-    def hang_up(self) -> None:
+    def close_streams(self) -> None:
         """Break all open watches and logs: those whose `stop` is set end, the others connect again."""
-        self._api.hang_up()
+        self._api.close_streams()
 
     def _place(self, namespace: str | None) -> str:
         return self.namespace if namespace is None else namespace

@@ -92,7 +92,7 @@ class ClusterJob:
     def _halt(self) -> None:
         self._stop.set()
         self._cluster.limit_retries(LEAVE_SECONDS)
-        self._cluster.hang_up()
+        self._cluster.close_streams()
 
     def _supervise(self) -> None:
         try:

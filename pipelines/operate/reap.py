@@ -118,7 +118,7 @@ class Reaper:
             if turn:
                 again = self._round()
             self._turned = time.monotonic()
-        self._cluster.hang_up()
+        self._cluster.close_streams()
 
     def healthy(self) -> bool:
         """Whether all its threads live and the loop turns."""

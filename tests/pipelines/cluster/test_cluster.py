@@ -70,7 +70,7 @@ def events(cluster: Cluster) -> Iterator[Callable[..., "queue.Queue[Event]"]]:
 
     yield start
     stop.set()
-    cluster.hang_up()
+    cluster.close_streams()
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
