@@ -122,7 +122,7 @@ class ClusterJob:
             if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")
             with self._acting:
-                job = self._launcher.obtain(self._spec, self._say, self._stop)
+                job = self._launcher.adopt_or_create(self._spec, self._say, self._stop)
                 self._held = job is not None
                 if job is not None:
                     self._name = str(job["metadata"]["name"])  # an older version may have given it another

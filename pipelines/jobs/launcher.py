@@ -47,7 +47,7 @@ class Launcher:
         """Whether this is a step of Kubeflow; asks no server."""
         return is_in_pod()
 
-    def obtain(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
+    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
         """The job on the cluster, held by this run unless it has done its work; None where `stop` was set before there was one.
 
         Raises:
