@@ -19,7 +19,7 @@ HELD_BY = f"{DOMAIN}/held-by."
 GRACE_SECONDS = 600.0
 """How long a job outlives the failure of its Workflow, so that a Retry can adopt it."""
 STALE_SECONDS = 600.0
-"""A shell that has not beaten for so long is dead; it beats every minute."""
+"""After so long without a heartbeat a shell is dead; it sends one every minute."""
 _AT_ONCE = -math.inf
 _SHORTEN_AGAIN_SECONDS = 5.0
 
@@ -105,7 +105,7 @@ def holds(job: Mapping[str, Any], workflows: Workflows, grace_seconds: float = G
     namespace = job["metadata"].get("namespace", "")
     return [
         *(_workflow_hold(reference, namespace, workflows, grace_seconds) for reference in workflow_references(job)),
-        *(_shell_hold(key, beat) for key, beat in (job["metadata"].get("annotations") or {}).items() if key.startswith(HELD_BY)),
+        *(_shell_hold(key, heartbeat) for key, heartbeat in (job["metadata"].get("annotations") or {}).items() if key.startswith(HELD_BY)),
     ]
 
 
@@ -168,9 +168,9 @@ def _workflow_end(reference: Mapping[str, Any], namespace: str, workflows: Workf
 
 
 def _shell_hold(key: str, value: str) -> Hold:
-    beat = posix_time(value)
-    # a time that cannot be read was written by no shell of ours, so none will beat again
-    ends = _AT_ONCE if beat is None else beat + STALE_SECONDS
+    heartbeat = posix_time(value)
+    # a time that cannot be read was written by no shell of ours, so no heartbeat will follow
+    ends = _AT_ONCE if heartbeat is None else heartbeat + STALE_SECONDS
     return Hold(holder=f"shell {key.removeprefix(HELD_BY)}", ends=ends, why=f"was last heard of at {value}", annotation=key)
 
 

@@ -109,7 +109,7 @@ class Launcher:
         say(f"--- {self.shape.kind.kind} {created['metadata']['namespace']}/{created['metadata']['name']} was created{number}")
         return created
 
-    def goes_on(self, spec: JobSpec, job: Object) -> bool:
+    def has_checkpoint(self, spec: JobSpec, job: Object) -> bool:
         """Whether an attempt from this job's on has committed a checkpoint: then `resume: never`, or a URI, has had its effect."""
         since = int((job["metadata"].get("annotations") or {}).get(ATTEMPT, 0))
         for entry in open_store(spec.folder).list(join(spec.folder, "checkpoints")):

@@ -107,12 +107,12 @@ def _heartbeat(experiment_uri: str, me: dict[str, Any]) -> Iterator[None]:
     write_json(uri, {**me, "time": time.time()})
     ended = threading.Event()
 
-    def beat() -> None:
+    def send_heartbeats() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(RunError):  # a store that is down for a while is the steps' to report
                 write_json(uri, {**me, "time": time.time()})
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=send_heartbeats, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield

@@ -42,7 +42,7 @@ def reference(uid: str = "u1", name: str = "run", kind: str = "Workflow") -> Obj
 
 
 def job(*owners: Object, beats: dict[str, float] | None = None, deleting: bool = False) -> Object:
-    """A job held by owners, and by shells that beat some seconds ago."""
+    """A job held by owners, and by shells whose heartbeat is some seconds old."""
     annotations = {f"firstsight.dev/held-by.{name}": rfc3339(ago) for name, ago in (beats or {}).items()}
     metadata: Object = {
         "name": "j", "namespace": "team", "uid": "j1", "resourceVersion": "7", "annotations": annotations, "ownerReferences": list(owners),

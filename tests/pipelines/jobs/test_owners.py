@@ -102,7 +102,7 @@ def test_a_shell_that_died_long_ago_does_not_keep_a_job(scene: Scene):
 
 
 def test_a_shell_beats_while_it_waits(scene: Scene, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.jobs.following.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("pipelines.jobs.following.HEARTBEAT_SECONDS", 0.1)
     scene.running()
     scene.api.change(JOBS, scene.name, metadata={"annotations": {f"{HELD_BY}ana": "2020-01-01T00:00:00Z"}})
 
