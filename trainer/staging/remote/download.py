@@ -44,7 +44,7 @@ def download(url: str, target: Path, *, contact: str = "", retry_seconds: float 
     retries = Retries(retry_seconds)
     while True:
         try:
-            size = _more(pool, url, headers, partial, note, retries)
+            size = _resume_download(pool, url, headers, partial, note, retries)
         except (HTTPError, OSError) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise RunError(f"{target}: cannot be written: {error.strerror}; what came is kept") from error  # type: ignore[union-attr]
@@ -58,7 +58,7 @@ def download(url: str, target: Path, *, contact: str = "", retry_seconds: float 
     note.unlink(missing_ok=True)
 
 
-def _more(pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial: Path, note: Path, retries: Retries) -> int:
+def _resume_download(pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial: Path, note: Path, retries: Retries) -> int:
     """One try: append what comes to `partial`; returns the size of the whole file."""
     start = partial.stat().st_size if partial.exists() else 0
     version = json.loads(note.read_text())["version"] if start and note.exists() else ""
@@ -187,7 +187,7 @@ def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", ke
         done = folder / ".done" / (re.sub(r"[^A-Za-z0-9]+", "-", uri)[-80:])
         if done.exists():
             continue
-        archive = _here(uri, folder / ".zips" / (f"{place}-" if place else "") / uri.rsplit("/", 1)[-1], contact)
+        archive = _local_file(uri, folder / ".zips" / (f"{place}-" if place else "") / uri.rsplit("/", 1)[-1], contact)
         remote = uri.startswith(("http://", "https://"))
         try:
             unpack(archive, folder, place)
@@ -200,15 +200,15 @@ def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", ke
         if remote and not keep:
             archive.unlink()
     if table and not (folder / "data.csv").exists():
-        here = _here(table, folder / "data.csv", contact)
-        if here != folder / "data.csv":
-            (folder / "data.csv").write_bytes(here.read_bytes())
+        fetched = _local_file(table, folder / "data.csv", contact)
+        if fetched != folder / "data.csv":
+            (folder / "data.csv").write_bytes(fetched.read_bytes())
     if not (folder / "data.csv").exists():
         raise InputError(f"{folder}: no data.csv came with {source}: name it by --table")
     return folder
 
 
-def _here(uri: str, target: Path, contact: str) -> Path:
+def _local_file(uri: str, target: Path, contact: str) -> Path:
     """A local path of a URL or path."""
     if uri.startswith(("http://", "https://")):
         download(uri, target, contact=contact)
