@@ -62,7 +62,7 @@ class Scene:
             name="contrastive random-seed0",
             arguments=("train", "contrastive", "--config", f"{self.folder}/config.yaml"),
             folder=self.folder,
-            kind="train",
+            purpose="train",
             identity=self.identity,
             recipe_hash=RECIPE,
             final=f"{self.folder}/final",

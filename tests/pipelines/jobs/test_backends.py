@@ -34,7 +34,7 @@ TRAIN = JobSpec(
     name="contrastive random-seed0",
     arguments=("train", "contrastive"),
     folder="s3://bucket/f",
-    kind="train",
+    purpose="train",
     identity=Identity(root="s3://bucket", output="s3://bucket/f", experiment="e", arm="random", seed=0, stage="contrastive"),
 )
 
@@ -59,7 +59,7 @@ def test_without_a_profile_everything_runs_on_this_machine():
 def test_the_backend_of_the_request_wins(scene: Scene):
     """What kind of job follows from the backend and from what it does; a report always runs in place."""
     shapes = []
-    for spec in (TRAIN, of_stage("stage", kind="stage"), of_stage("evaluate", kind="evaluate")):
+    for spec in (TRAIN, of_stage("stage", purpose="stage"), of_stage("evaluate", purpose="evaluate")):
         backend = backend_for(spec, read_profile(backend="pytorchjob"), Request())
         assert isinstance(backend, ClusterBackend)
         shapes.append(type(backend.launcher.shape))
