@@ -8,7 +8,6 @@ import contextlib
 import http
 import json
 import os
-import random
 import re
 import socket
 import threading
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import InputError, RunError
+from trainer.storage.retries import Backoff, retry_after
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
@@ -69,22 +69,6 @@ class Refused(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
-
-
-class Backoff:
-    """Growing waits with jitter, so that what one restart cut off does not come back all at once."""
-
-    def __init__(self, first: float = 0.2, most: float = 30.0) -> None:
-        self._first, self._most, self._next = first, most, first
-
-    def seconds(self) -> float:
-        """The next wait."""
-        wait, self._next = self._next * random.uniform(0.5, 1.5), min(self._next * 2, self._most)
-        return wait
-
-    def reset(self) -> None:
-        """What was waited for has come."""
-        self._next = self._first
 
 
 class Api:
@@ -230,7 +214,7 @@ class Api:
             raise InputError(f"{self.server} ({self.source}): no trusted connection: {_words(error)}") from error
         except _transport_errors() as error:
             raise Unreachable(f"{self.server}: {_words(error)}") from error
-        raise self._refused(_refusal(response.status, data, response.headers.get("Retry-After", "")))
+        raise self._refused(_refusal(response.status, data, retry_after(response.headers.get("Retry-After", ""))))
 
     def _refused(self, refusal: Refusal) -> Exception:
         refused = Refused(refusal)
@@ -253,8 +237,7 @@ class Api:
             raise RunError(f"{error} (still so after {allowed:.0f} s)") from error
 
 
-def _refusal(status: int, data: bytes, retry_after: str) -> Refusal:
-    seconds = float(retry_after) if retry_after.isdigit() else 0.0
+def _refusal(status: int, data: bytes, seconds: float) -> Refusal:
     try:
         answer = json.loads(data)
     except ValueError:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.api import Api, Backoff, Conflict, Expired, Refusal, Refused, Unreachable
+from pipelines.cluster.api import Api, Conflict, Expired, Refusal, Refused, Unreachable
 from pipelines.cluster.watch import BOOKMARK, FORBIDDEN_SECONDS, Object, Watch
 from trainer.errors import InputError, RunError
+from trainer.storage.retries import Backoff
 
 WATCH_SECONDS = 180
 """How long one watch is asked for; a connection that is silent for longer than this is dead."""

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipelines.cluster.api import Backoff, Unreachable
+from pipelines.cluster.api import Unreachable
 from pipelines.cluster.connection import Cluster
 from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.view import View, container_status
 from trainer.errors import InputError
 from trainer.progress import progress, read_step_line
+from trainer.storage.retries import Backoff
 
 MINUTE = 60.0
 NEWS_SECONDS = 2.0

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.errors import InputError, RunError
-from trainer.storage.s3_client import Retries
+from trainer.storage.retries import PASSING_STATUSES, Retries
 
 FIRST_CONTACT_SECONDS = 30.0
 REQUEST_SECONDS = (10.0, 60.0)
 """To connect, and without a byte of an answer."""
-PASSING = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
 LOGIN = "set KFP_TOKEN (bearer), KFP_COOKIE (of a logged-in browser) or KF_PIPELINES_SA_TOKEN_PATH (a service account's token file)"
 Answer = TypeVar("Answer")
 
@@ -302,7 +301,7 @@ class Kubeflow:
         host, status, said = self.endpoint.host, int(error.status or 0), _words(error)
         if "CERTIFICATE" in said.upper():
             return InputError(f"{host}: its certificate is not trusted ({said}): give its CA as KFP_CA")
-        if status in PASSING:
+        if status == 0 or status in PASSING_STATUSES:
             return _Exists(said) if _is_taken(said) else _Passing(f"{host} answers {status} to {what}: {said}")
         if status == 409 or (status == 400 and _is_taken(said)):
             return _Exists(said)

@@ -53,7 +53,8 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.storage.s3_client import Retries, settings_from_environment
+    from trainer.storage.retries import Retries
+    from trainer.storage.s3_client import settings_from_environment
 
     require(
         "the bucket's name",

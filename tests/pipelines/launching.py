@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster import api, ending, watch
+from pipelines.cluster import ending, watch
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.names import Identity
 from pipelines.jobs import following, monitor, owners
@@ -20,6 +20,7 @@ from pipelines.profile.settings import JobSettings, Patience
 from tests.pipelines.data import commit
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.operator import JOBS, Operator, eventually
+from trainer.storage.retries import Backoff
 
 RECIPE = "a" * 64
 
@@ -111,7 +112,7 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """A scene in which waits are short, from the point of view of a shell."""
-    monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
+    monkeypatch.setattr(Backoff, "seconds", lambda self: 0.02)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(following, "TICK_SECONDS", 0.05)

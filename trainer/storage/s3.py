@@ -22,7 +22,8 @@ from urllib3.exceptions import HTTPError
 
 from trainer.errors import InputError, RunError
 from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo
-from trainer.storage.s3_client import Retries, RetryingPool, S3Settings, settings_from_environment
+from trainer.storage.retries import Retries
+from trainer.storage.s3_client import RetryingPool, S3Settings, settings_from_environment
 
 PART_BYTES = 16 << 20
 """A long stream goes up in parts of 16 MiB: the most of it that is in memory, and what one retry sends again."""

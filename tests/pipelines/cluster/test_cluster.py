@@ -16,6 +16,7 @@ from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.fake_objects import Status
 from trainer.errors import InputError, RunError
+from trainer.storage.retries import Backoff
 
 JOBS = "pytorchjobs.kubeflow.org"
 Event = tuple[str, str]
@@ -31,7 +32,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch):
     """What takes seconds on a cluster takes hundredths here."""
     monkeypatch.setattr(api, "FIRST_CONTACT_SECONDS", 0.2)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
-    monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
+    monkeypatch.setattr(Backoff, "seconds", lambda self: 0.02)
 
 
 @pytest.fixture
@@ -306,17 +307,6 @@ def test_a_watch_of_a_missing_kind_says_so_at_once(events: Callable[..., "queue.
     ((kind, line),) = take(events(), 1)
     assert kind == "error"
     assert "install the training operator" in line
-
-
-def test_waits_grow_and_are_jittered(monkeypatch: pytest.MonkeyPatch):
-    """So that the clients of a server that came back do not come back all at once."""
-    monkeypatch.undo()
-    backoff = api.Backoff(first=1.0, most=8.0)
-    waits = [backoff.seconds() for _ in range(6)]
-
-    for wait, middle in zip(waits, [1, 2, 4, 8, 8, 8], strict=True):
-        assert middle * 0.5 <= wait <= middle * 1.5
-    assert len({wait / middle for wait, middle in zip(waits, [1, 2, 4, 8, 8, 8], strict=True)}) > 1
 
 
 def test_a_log_is_followed_to_its_end(cluster: Cluster, server: FakeApi):

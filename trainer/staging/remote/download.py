@@ -13,13 +13,12 @@ from urllib3.exceptions import HTTPError
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.remote.http import FetchError, follow
-from trainer.storage.s3_client import Retries
+from trainer.storage.retries import PASSING_STATUSES, Retries
 
 MAX_MEMBER_BYTES = 64 << 20
 """A larger member of a zip is no picture of NIGHTS, whatever size it declares."""
 
 _PIECE_BYTES = 1 << 20
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 def download(url: str, target: Path, *, contact: str = "", retry_seconds: float = 600.0) -> None:
@@ -101,7 +100,7 @@ def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries:
                 url = follow(first, url, response.headers.get("location", ""))
             except FetchError as error:
                 raise InputError(f"{first}: {error}") from error
-        elif response.status in _PASSING:
+        elif response.status in PASSING_STATUSES:
             response.drain_conn()
             retries.wait(f"{url}: answers {response.status}")
         elif response.status in (200, 206, 416):

@@ -6,7 +6,7 @@ answers any more it is no longer the URLs' fault: an Outage ends the slice, whic
 
 import contextlib
 import ipaddress
-import random
+import math
 import re
 import socket
 import ssl
@@ -28,6 +28,7 @@ from urllib3.exceptions import (
 )
 
 from trainer.errors import RunError
+from trainer.storage.retries import PASSING_STATUSES, Backoff, retry_after
 
 _REDIRECTS = 5
 _DEAD_AFTER = 8  # failures to connect in a row, after which a host is not asked again
@@ -148,6 +149,7 @@ class PoliteClient:
 
     def _retry(self, host: _Host, url: str, span: _Span) -> Part | str:
         """What was asked for, or where a redirect leads."""
+        backoff = Backoff(self.settings.backoff_seconds, most=math.inf)
         for attempt in range(1, self.settings.tries + 1):
             if host.dead:
                 self._failed(url, host.dead)
@@ -162,7 +164,7 @@ class PoliteClient:
                 if passing:
                     self._failed(url, error.cause)
                 raise error
-            delay = max(pause, self.settings.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+            delay = max(pause, backoff.seconds())
             if error.cause in ("http 429", "http 503"):  # the host itself is busy: everybody waits
                 host.not_before = max(host.not_before, time.monotonic() + delay)
             else:
@@ -179,9 +181,9 @@ class PoliteClient:
                 if response.status == 200 and span:
                     return FetchError("no ranges", f"{url}: its server answers with the whole file"), False, 0.0
                 if response.status != (206 if span else 200):
-                    passing = response.status in (408, 425, 429) or response.status >= 500
-                    pause = response.headers.get("retry-after", "")
-                    return FetchError(f"http {response.status}", url), passing, min(float(pause), 60.0) if pause.isdecimal() else 0.0
+                    passing = response.status in PASSING_STATUSES or response.status >= 500
+                    pause = retry_after(response.headers.get("retry-after", ""), most=60.0)
+                    return FetchError(f"http {response.status}", url), passing, pause
                 total = response.headers.get("content-range", "").rpartition("/")[2]
                 return Part(self._body(response, url), int(total) if total.isdecimal() else 0), False, 0.0
         except FetchError as error:
