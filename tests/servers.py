@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from minio import Minio
 
-PATIENCE_SECONDS = 60.0  # for a server to come up on a busy machine
+START_SECONDS = 60.0  # for a server to come up on a busy machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def _die_with_parent() -> None:
 
 def _await(server: S3Server, log: Path) -> None:
     """Wait until the server takes a bucket and an object; the end of its log where it does not."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     cause = ""
     while time.monotonic() < deadline and server.process.poll() is None:
         try:

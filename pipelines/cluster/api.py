@@ -8,7 +8,6 @@ import contextlib
 import http
 import json
 import os
-import random
 import re
 import socket
 import threading
@@ -18,14 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import InputError, RunError
+from trainer.storage.retries import Backoff, retry_after
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
-FIRST_PATIENCE_SECONDS = 5.0
+FIRST_CONTACT_SECONDS = 5.0
 """How long the first request is repeated: who names a wrong server wants to know soon."""
-PATIENCE_SECONDS = 600.0
+RETRY_SECONDS = 600.0
 """How long later ones are, while nothing answers: an upgrade of a control plane takes minutes."""
-ANSWERED_PATIENCE_SECONDS = 60.0
+SERVER_ERROR_SECONDS = 60.0
 """How long a server's own errors are believed to pass: it starts, or a webhook's pod does."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -71,22 +71,6 @@ class Refused(Exception):
         self.refusal = refusal
 
 
-class Backoff:
-    """Growing waits with jitter, so that what one restart cut off does not come back all at once."""
-
-    def __init__(self, first: float = 0.2, most: float = 30.0) -> None:
-        self._first, self._most, self._next = first, most, first
-
-    def seconds(self) -> float:
-        """The next wait."""
-        wait, self._next = self._next * random.uniform(0.5, 1.5), min(self._next * 2, self._most)
-        return wait
-
-    def reset(self) -> None:
-        """What was waited for has come."""
-        self._next = self._first
-
-
 class Api:
     """Requests to one server; safe to use from several threads."""
 
@@ -103,7 +87,7 @@ class Api:
 
         self.namespace, self.home, self.source, self.server = namespace or home, home, source, str(configuration.host).rstrip("/")
         self.contacted = False
-        self.patience = PATIENCE_SECONDS
+        self.retry_seconds = RETRY_SECONDS
         self._client = ApiClient(configuration)
         self._pool = self._client.rest_client.pool_manager
         self._pool.connection_pool_kw["socket_options"] = _keepalive()
@@ -177,14 +161,14 @@ class Api:
         with self._lock:
             self._streams.add(response)
         try:
-            # whoever stops sets it before hang_up, so a stream that opened too late for that is seen here
+            # whoever stops sets it before close_streams, so a stream that opened too late for that is seen here
             yield iter(()) if stop is not None and stop.is_set() else self._split(response)
         finally:
             with self._lock:
                 self._streams.discard(response)
             response.close()
 
-    def hang_up(self) -> None:
+    def close_streams(self) -> None:
         """Break every open stream; those who read them see Unreachable and decide."""
         with self._lock:
             for response in list(self._streams):
@@ -230,7 +214,7 @@ class Api:
             raise InputError(f"{self.server} ({self.source}): no trusted connection: {_words(error)}") from error
         except _transport_errors() as error:
             raise Unreachable(f"{self.server}: {_words(error)}") from error
-        raise self._refused(_refusal(response.status, data, response.headers.get("Retry-After", "")))
+        raise self._refused(_refusal(response.status, data, retry_after(response.headers.get("Retry-After", ""))))
 
     def _refused(self, refusal: Refusal) -> Exception:
         refused = Refused(refusal)
@@ -246,15 +230,14 @@ class Api:
 
     def _give_up(self, error: Unreachable, waited: float) -> None:
         answered = isinstance(error.__cause__, Refused)
-        if not self.contacted and not answered and waited >= FIRST_PATIENCE_SECONDS:
+        if not self.contacted and not answered and waited >= FIRST_CONTACT_SECONDS:
             raise InputError(f"no Kubernetes API server can be reached: {error} ({self.source})") from error
-        patience = min(ANSWERED_PATIENCE_SECONDS, self.patience) if answered else self.patience
-        if waited >= patience:
-            raise RunError(f"{error} (still so after {patience:.0f} s)") from error
+        allowed = min(SERVER_ERROR_SECONDS, self.retry_seconds) if answered else self.retry_seconds
+        if waited >= allowed:
+            raise RunError(f"{error} (still so after {allowed:.0f} s)") from error
 
 
-def _refusal(status: int, data: bytes, retry_after: str) -> Refusal:
-    seconds = float(retry_after) if retry_after.isdigit() else 0.0
+def _refusal(status: int, data: bytes, seconds: float) -> Refusal:
     try:
         answer = json.loads(data)
     except ValueError:
@@ -291,7 +274,7 @@ def _keepalive() -> list[tuple[int, int, int]]:
 def _transport_errors() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError
 
-    return (HTTPError, OSError, AttributeError, ValueError)  # the last two: a reader whose socket hang_up() took away
+    return (HTTPError, OSError, AttributeError, ValueError)  # the last two: a reader whose socket close_streams() took away
 
 
 def _words(error: Exception) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.cluster.api import Api, Backoff, Conflict, Expired, Refusal, Refused, Unreachable
+from pipelines.cluster.api import Api, Conflict, Expired, Refusal, Refused, Unreachable
 from pipelines.cluster.watch import BOOKMARK, FORBIDDEN_SECONDS, Object, Watch
 from trainer.errors import InputError, RunError
+from trainer.storage.retries import Backoff
 
 WATCH_SECONDS = 180
 """How long one watch is asked for; a connection that is silent for longer than this is dead."""
@@ -217,7 +218,7 @@ class Cluster:
 
         It lives through restarts of the API server, half-open connections and expired versions: then it lists again, and
         what vanished in between comes as DELETED with the last that was seen of it, what stayed as MODIFIED, and SYNCED
-        comes again. Whoever sets `stop` calls `hang_up` to end a watch that is waiting at once.
+        comes again. Whoever sets `stop` calls `close_streams` to end a watch that is waiting at once.
 
         Args:
             kind: of the objects.
@@ -262,7 +263,7 @@ class Cluster:
             previous: of the container before its last restart.
             tail: only so many last lines; 0: all.
             namespace: None: the cluster's own.
-            stop: ends it, together with `hang_up`.
+            stop: ends it, together with `close_streams`.
 
         Raises:
             Unreachable: the connection broke; go on by `since`.
@@ -281,13 +282,13 @@ class Cluster:
             if refused.refusal.status not in (400, 404):  # not started yet, no earlier container, no such pod
                 raise self._explain("get", Kind("v1", "pods/log", "Pod"), place, refused.refusal) from refused
 
-    def hurry(self, seconds: float) -> None:
-        """From now on wait at most so long for a server that does not answer: who waits for us wants to go."""
-        self._api.patience = seconds
+    def limit_retries(self, seconds: float) -> None:
+        """From now on retry a server that does not answer for at most so many seconds: the caller is shutting down."""
+        self._api.retry_seconds = seconds
 
-    def hang_up(self) -> None:
+    def close_streams(self) -> None:
         """Break all open watches and logs: those whose `stop` is set end, the others connect again."""
-        self._api.hang_up()
+        self._api.close_streams()
 
     def _place(self, namespace: str | None) -> str:
         return self.namespace if namespace is None else namespace

@@ -32,12 +32,12 @@ def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, r
         job = cluster.get(kind, name, namespace)
         if job is not None and job["metadata"]["resourceVersion"] != resource_version:
             raise Conflict(f"{kind.resource} {name} has changed since it was looked at")
-    hurry(cluster, kind, name, namespace)
+    shorten_grace(cluster, kind, name, namespace)
     cluster.delete(kind, name, namespace=namespace, resource_version=resource_version)
-    hurry(cluster, kind, name, namespace)  # those that its controller made meanwhile
+    shorten_grace(cluster, kind, name, namespace)  # those that its controller made meanwhile
 
 
-def hurry(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, *, only_going: bool = False) -> None:
+def shorten_grace(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, *, only_going: bool = False) -> None:
     """Shorten the grace of the job's pods to POD_GRACE_SECONDS; may be repeated, it never gives them more.
 
     Args:
@@ -79,5 +79,5 @@ def wait_until_gone(
         if waited > seconds or stop.is_set():
             what = f"pods {', '.join(left)}" if left else f"{kind.kind} {name}"
             raise RunError(f"{what}: still there {waited:.0f} s after {kind.kind} {name} was deleted")
-        hurry(cluster, kind, name, namespace, only_going=job is None)
+        shorten_grace(cluster, kind, name, namespace, only_going=job is None)
         stop.wait(POLL_SECONDS)

@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipelines.cluster.api import Backoff, Expired, Unreachable
+from pipelines.cluster.api import Expired, Unreachable
 from trainer.errors import InputError
+from trainer.storage.retries import Backoff
 
 FORBIDDEN_SECONDS = 60.0
 """A server that starts refuses for a while what it allowed before."""

@@ -33,7 +33,7 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
         InputError: a backend that there is not, no cluster by this kubeconfig, or a store that pods cannot reach.
     """
     require_backend(profile.backend)
-    if profile.backend == LOCAL or spec.kind == "report":
+    if profile.backend == LOCAL or spec.purpose == "report":
         return LocalBackend(keep_open=keep_open)
     settings = stage_settings(profile, request, spec)
     assert spec.identity is not None, spec.name
@@ -49,13 +49,13 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
 def stage_settings(profile: Profile, request: Request, spec: JobSpec) -> JobSettings:
     """The settings of this job: the profile's, then the run's; some stages never take more than one machine."""
     settings = job_settings(profile, request)
-    one = spec.kind != "train" or (spec.identity is not None and spec.identity.stage in ONE_NODE)
+    one = spec.purpose != "train" or (spec.identity is not None and spec.identity.stage in ONE_NODE)
     return dataclasses.replace(settings, nodes=1) if one else settings
 
 
 def shape_for(backend: str, spec: JobSpec, settings: JobSettings) -> Shape:
     """How this kind of job looks on that backend."""
-    return by_backend()[backend](settings) if spec.kind == "train" else IndexedJobs(settings)
+    return by_backend()[backend](settings) if spec.purpose == "train" else IndexedJobs(settings)
 
 
 def require_reachable(root: str, settings: JobSettings) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from pipelines.cluster.names import Identity
 
 LineSink = Callable[[str], None]
-JobKind = Literal["train", "stage", "evaluate", "report"]
+Purpose = Literal["train", "stage", "evaluate", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class JobSpec:
         arguments: after `python -m trainer`.
         folder: URI of the folder that gets the job's log.txt, and failure.json where it fails.
         environment: variables beside those of the caller.
-        kind: chooses the backend; a report always runs in place.
+        purpose: what it does; it chooses the backend: a report always runs in place.
         identity: what makes it the same job again; None: it can run on this machine only.
         recipe_hash: of a training stage; what the seal of `final` must carry.
         final: of a training stage, URI of its final/.
@@ -33,7 +33,7 @@ class JobSpec:
     arguments: tuple[str, ...]
     folder: str
     environment: Mapping[str, str] = field(default_factory=dict)
-    kind: JobKind = "report"
+    purpose: Purpose = "report"
     identity: Identity | None = None
     recipe_hash: str = ""
     final: str = ""

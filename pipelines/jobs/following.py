@@ -1,6 +1,6 @@
 """A job on a cluster from the moment it is wanted to its end: found or made, followed, submitted again, and let go of.
 
-One supervisor thread takes all decisions (pipelines/jobs/judging.py says what they are); the step that waits only reads
+One supervisor thread takes all decisions (pipelines/jobs/monitor.py); the step that waits only reads
 lines and asks whether there is an outcome.
 """
 
@@ -16,10 +16,10 @@ from pipelines.cluster.api import Unreachable
 from pipelines.cluster.ending import end, wait_until_gone
 from pipelines.jobs.base import JobSpec, LineSink, Outcome
 from pipelines.jobs.incidents import Incidents
-from pipelines.jobs.judging import Again, Judge, last_lines
 from pipelines.jobs.launcher import Launcher
-from pipelines.jobs.loglines import Follower, Progress
-from pipelines.jobs.owners import BEAT_SECONDS, beat, release
+from pipelines.jobs.loglines import LogFollower, Progress
+from pipelines.jobs.monitor import Monitor, Resubmit, last_lines
+from pipelines.jobs.owners import HEARTBEAT_SECONDS, release, send_heartbeat
 from pipelines.jobs.view import View, terminations
 from trainer.errors import InputError, RunError
 from trainer.storage import layout
@@ -57,7 +57,7 @@ class ClusterJob:
         self._outcome: Outcome | None = None
         self._incidents = Incidents()
         self._progress = Progress(spec.name, self._say)
-        self._beaten = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         threading.Thread(target=self._supervise, name=f"job {spec.name}", daemon=True).start()
 
     def logs(self, sink: LineSink) -> None:
@@ -85,33 +85,33 @@ class ClusterJob:
             return
         try:
             with self._acting:
-                self._let_go()
+                self._release()
         except (InputError, RunError) as error:
             raise RunError(f"{self._kind.kind} {self._name} may still run (python -m pipelines cancel ends it): {error}") from error
 
     def _halt(self) -> None:
         self._stop.set()
-        self._cluster.hurry(LEAVE_SECONDS)
-        self._cluster.hang_up()
+        self._cluster.limit_retries(LEAVE_SECONDS)
+        self._cluster.close_streams()
 
     def _supervise(self) -> None:
         try:
             outcome = self._run()
         except (InputError, RunError) as error:
-            outcome = self._gave_up(Outcome(exit_code=error.exit_code, line=str(error)))
+            outcome = self._release_unfinished(Outcome(exit_code=error.exit_code, line=str(error)))
         except Exception as error:  # a thread that died in silence would be waited for for ever
             outcome = Outcome(exit_code=1, line=f"{self._kind.kind} {self._name}: {type(error).__name__}: {error}")
         self._lines.put(None)
         self._outcome = outcome
 
-    def _gave_up(self, outcome: Outcome) -> Outcome:
-        """Following failed, and not the job: let go of it all the same."""
+    def _release_unfinished(self, outcome: Outcome) -> Outcome:
+        """Release a job that did not do its work, also where it is following it that failed."""
         if self._stop.is_set():
             return outcome
-        self._cluster.hurry(LEAVE_SECONDS)
+        self._cluster.limit_retries(LEAVE_SECONDS)
         try:
             with self._acting:
-                self._let_go()
+                self._release()
         except (InputError, RunError) as error:
             return Outcome(exit_code=outcome.exit_code, line=f"{outcome.line}; and the job could not be deleted: {error}")
         return outcome
@@ -122,7 +122,7 @@ class ClusterJob:
             if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")
             with self._acting:
-                job = self._launcher.obtain(self._spec, self._say, self._stop)
+                job = self._launcher.adopt_or_create(self._spec, self._say, self._stop)
                 self._held = job is not None
                 if job is not None:
                     self._name = str(job["metadata"]["name"])  # an older version may have given it another
@@ -130,24 +130,24 @@ class ClusterJob:
                 return Outcome(exit_code=1, line="stopped on request")
             try:
                 return self._attempt(job)
-            except Again as again:
-                self._say(f"--- {again}; starting it once more")
-                self._incidents.begin_anew()
-                if self._spec.resume != "auto" and self._launcher.goes_on(self._spec, job):
+            except Resubmit as resubmit:
+                self._say(f"--- {resubmit}; starting it once more")
+                self._incidents.forget_pods()
+                if self._spec.resume != "auto" and self._launcher.has_checkpoint(self._spec, job):
                     self._spec = dataclasses.replace(self._spec, resume="auto")
 
     def _attempt(self, job: Mapping[str, Any]) -> Outcome:
-        """Follow one job to its end. Raises Again where it ended unfinished."""
+        """Follow one job to its end. Raises Resubmit where it ended unfinished."""
         launcher, spec = self._launcher, self._spec
         with View(self._cluster, self._kind, self._name) as view:
-            follower = Follower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
+            follower = LogFollower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
-            judge = Judge(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
+            monitor = Monitor(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
             try:
                 while not self._stop.is_set():
                     view.wait(TICK_SECONDS)
-                    self._beat()
-                    outcome = judge.look()
+                    self._send_heartbeat()
+                    outcome = monitor.check()
                     if outcome is not None:
                         follower.finish()
                         reader.join(LAST_LOG_SECONDS)
@@ -156,14 +156,14 @@ class ClusterJob:
             finally:
                 follower.stop()
 
-    def _beat(self) -> None:
-        if time.monotonic() - self._beaten >= BEAT_SECONDS:
-            self._beaten = time.monotonic()
+    def _send_heartbeat(self) -> None:
+        if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
+            self._last_heartbeat = time.monotonic()
             with contextlib.suppress(Unreachable):  # an operator whose webhook is away refuses every change
-                beat(self._cluster, self._kind, self._name, self._launcher.holder)
+                send_heartbeat(self._cluster, self._kind, self._name, self._launcher.holder)
 
     def _conclude(self, outcome: Outcome, view: View) -> Outcome:
-        """Let go of the job. One that did its work stays for its TTL; of one that did not, the other pods' last lines are said."""
+        """Release the job. One that did its work stays for its TTL; of one that did not, the other pods' last lines are said."""
         shape, done = self._launcher.shape, outcome.exit_code == 0
         if not done:
             others = [pod for pod in view.pods() if not shape.is_leader(pod)]
@@ -172,16 +172,16 @@ class ClusterJob:
                 for line in last_lines(self._cluster, pod, shape.container):
                     self._say(f"{pod['metadata']['name']}: {line}")
         if not done:
-            return self._gave_up(outcome)
+            return self._release_unfinished(outcome)
         try:
             with self._acting:
                 if not self._stop.is_set():
-                    self._let_go(keep=True)
+                    self._release(keep=True)
         except (InputError, RunError) as error:
             self._say(f"--- {self._kind.kind} {self._name} could not be let go of, its reaper will: {error}")
         return outcome
 
-    def _let_go(self, *, keep: bool = False) -> None:
+    def _release(self, *, keep: bool = False) -> None:
         if not self._held:
             return  # whatever has this name is not ours
         self._held = False

@@ -19,9 +19,9 @@ HELD_BY = f"{DOMAIN}/held-by."
 GRACE_SECONDS = 600.0
 """How long a job outlives the failure of its Workflow, so that a Retry can adopt it."""
 STALE_SECONDS = 600.0
-"""A shell that has not beaten for so long is dead; it beats every minute."""
+"""After so long without a heartbeat a shell is dead; it sends one every minute."""
 _AT_ONCE = -math.inf
-_HURRY_AGAIN_SECONDS = 5.0
+_SHORTEN_AGAIN_SECONDS = 5.0
 
 Workflows = Mapping[tuple[str, str], Mapping[str, Any] | None]
 """By namespace and name; None: it is known to be gone. Of one that is missing here nothing is known, and its holds live."""
@@ -52,14 +52,14 @@ class Action:
 
     Attributes:
         what: release: take holds that have ended off it; others hold it still, or the job has ended and stays for its TTL.
-            delete: its last hold has ended. hurry: it is being deleted for that reason, and its pods need not take the whole
+            delete: its last hold has ended. shorten_grace: it is being deleted for that reason, and its pods need not take the whole
             of their grace.
         job: the object as it was seen.
         why: a sentence.
         ended: the holds that have ended.
     """
 
-    what: Literal["release", "delete", "hurry"]
+    what: Literal["release", "delete", "shorten_grace"]
     job: Mapping[str, Any]
     why: str
     ended: tuple[Hold, ...]
@@ -95,8 +95,8 @@ def decide(jobs: Sequence[Mapping[str, Any]], workflows: Workflows, now: float, 
             actions += [] if being_deleted else [Action(what="release", job=job, why=why, ended=ended)]
         else:
             # The dead holds stay on a job that is deleted: by them a reaper that was restarted knows why it goes.
-            actions.append(Action(what="hurry" if being_deleted else "delete", job=job, why=why, ended=ended))
-            again = min(again, now + _HURRY_AGAIN_SECONDS)
+            actions.append(Action(what="shorten_grace" if being_deleted else "delete", job=job, why=why, ended=ended))
+            again = min(again, now + _SHORTEN_AGAIN_SECONDS)
     return Decision(actions=tuple(actions), again=again)
 
 
@@ -105,7 +105,7 @@ def holds(job: Mapping[str, Any], workflows: Workflows, grace_seconds: float = G
     namespace = job["metadata"].get("namespace", "")
     return [
         *(_workflow_hold(reference, namespace, workflows, grace_seconds) for reference in workflow_references(job)),
-        *(_shell_hold(key, beat) for key, beat in (job["metadata"].get("annotations") or {}).items() if key.startswith(HELD_BY)),
+        *(_shell_hold(key, heartbeat) for key, heartbeat in (job["metadata"].get("annotations") or {}).items() if key.startswith(HELD_BY)),
     ]
 
 
@@ -168,9 +168,9 @@ def _workflow_end(reference: Mapping[str, Any], namespace: str, workflows: Workf
 
 
 def _shell_hold(key: str, value: str) -> Hold:
-    beat = posix_time(value)
-    # a time that cannot be read was written by no shell of ours, so none will beat again
-    ends = _AT_ONCE if beat is None else beat + STALE_SECONDS
+    heartbeat = posix_time(value)
+    # a time that cannot be read was written by no shell of ours, so no heartbeat will follow
+    ends = _AT_ONCE if heartbeat is None else heartbeat + STALE_SECONDS
     return Hold(holder=f"shell {key.removeprefix(HELD_BY)}", ends=ends, why=f"was last heard of at {value}", annotation=key)
 
 

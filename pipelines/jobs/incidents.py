@@ -35,7 +35,7 @@ class Incidents:
             self._restarts[uid] = restarts
         return broke and self.add(now)
 
-    def begin_anew(self) -> None:
+    def forget_pods(self) -> None:
         """The job was submitted again: its pods are new, and that is no incident of theirs."""
         self._restarts.clear()
         self._uids.clear()

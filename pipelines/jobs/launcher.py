@@ -47,7 +47,7 @@ class Launcher:
         """Whether this is a step of Kubeflow; asks no server."""
         return is_in_pod()
 
-    def obtain(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
+    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
         """The job on the cluster, held by this run unless it has done its work; None where `stop` was set before there was one.
 
         Raises:
@@ -109,7 +109,7 @@ class Launcher:
         say(f"--- {self.shape.kind.kind} {created['metadata']['namespace']}/{created['metadata']['name']} was created{number}")
         return created
 
-    def goes_on(self, spec: JobSpec, job: Object) -> bool:
+    def has_checkpoint(self, spec: JobSpec, job: Object) -> bool:
         """Whether an attempt from this job's on has committed a checkpoint: then `resume: never`, or a URI, has had its effect."""
         since = int((job["metadata"].get("annotations") or {}).get(ATTEMPT, 0))
         for entry in open_store(spec.folder).list(join(spec.folder, "checkpoints")):
@@ -129,7 +129,7 @@ class Launcher:
         theirs = annotations.get(RECIPE_HASH, "")
         if theirs == spec.recipe_hash:
             return
-        if spec.kind == "train":
+        if spec.purpose == "train":
             from trainer.storage.recipes import what_differs  # here: it reads YAML, which is slow to import
 
             what = what_differs(annotations.get(OUTPUT, ""), theirs, spec.recipe_hash, spec.folder)
@@ -149,7 +149,7 @@ class Launcher:
 
     def _require_devices(self, spec: JobSpec) -> None:
         """Say at once that no node will ever do, where nodes may be listed."""
-        wanted = self.settings.gpus_per_node if spec.kind == "train" else 0
+        wanted = self.settings.gpus_per_node if spec.purpose == "train" else 0
         if not wanted:
             return
         try:
@@ -168,7 +168,7 @@ def differing_arguments(job: Object, spec: JobSpec) -> str:
     new = [argument for argument in spec.arguments if argument not in theirs]
     if gone or new:
         return f": arguments {' '.join(gone) or '(none)'} -> {' '.join(new) or '(none)'}"
-    return ": the recipe hashes of the models that it measures" if spec.kind == "evaluate" else ": the order of its arguments"
+    return ": the recipe hashes of the models that it measures" if spec.purpose == "evaluate" else ": the order of its arguments"
 
 
 def _arguments(part: Any) -> Iterator[list[str]]:

@@ -26,7 +26,7 @@ from trainer.storage.base import MissingObject, local_path
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0
 JOBS_VARIABLE = "FIRSTSIGHT_JOBS_LOCK"
-JOBS_PATIENCE_SECONDS = 60.0
+JOBS_WAIT_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -83,14 +83,14 @@ def _refusal(experiment_uri: str, holder: dict[str, Any]) -> str:
 
 def _wait_for_jobs(path: Path) -> None:
     """Until no job of an earlier run holds the flock."""
-    end = time.monotonic() + JOBS_PATIENCE_SECONDS
+    end = time.monotonic() + JOBS_WAIT_SECONDS
     with path.open("a") as stream:
         while True:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             if time.monotonic() > end:
-                raise RunError(f"{path}: jobs of a run that was killed still go on after {JOBS_PATIENCE_SECONDS:.0f} s: end them first")
+                raise RunError(f"{path}: jobs of a run that was killed still go on after {JOBS_WAIT_SECONDS:.0f} s: end them first")
             time.sleep(0.2)
 
 
@@ -107,12 +107,12 @@ def _heartbeat(experiment_uri: str, me: dict[str, Any]) -> Iterator[None]:
     write_json(uri, {**me, "time": time.time()})
     ended = threading.Event()
 
-    def beat() -> None:
+    def send_heartbeats() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(RunError):  # a store that is down for a while is the steps' to report
                 write_json(uri, {**me, "time": time.time()})
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=send_heartbeats, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield

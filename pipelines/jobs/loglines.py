@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipelines.cluster.api import Backoff, Unreachable
+from pipelines.cluster.api import Unreachable
 from pipelines.cluster.connection import Cluster
 from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.view import View, container_status
 from trainer.errors import InputError
 from trainer.progress import progress, read_step_line
+from trainer.storage.retries import Backoff
 
 MINUTE = 60.0
 NEWS_SECONDS = 2.0
@@ -21,7 +22,7 @@ StampedSink = Callable[[str, str], None]
 """Gets the kubelet's time (empty for a remark of ours) and the line."""
 
 
-class Follower:
+class LogFollower:
     """Follows the log of a job's leader from one pod to the next. Lines are known by the kubelet's timestamps."""
 
     def __init__(self, cluster: Cluster, shape: Shape, view: View, sink: StampedSink, whole: str) -> None:

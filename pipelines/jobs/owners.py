@@ -22,7 +22,7 @@ from trainer.errors import InputError
 HOLDER_VARIABLE = "FIRSTSIGHT_HOLDER"
 """Name of the shell's run; its steps, which are processes of their own, hold jobs by it."""
 POD_VARIABLE = "KFP_POD_NAME"
-BEAT_SECONDS = 60.0
+HEARTBEAT_SECONDS = 60.0
 MAX_ID = 63 - len("held-by.")
 
 
@@ -127,8 +127,8 @@ def take(cluster: Cluster, kind: Kind, job: Mapping[str, Any], holder: Holder) -
     return None
 
 
-def beat(cluster: Cluster, kind: Kind, name: str, holder: Holder) -> None:
-    """Say that this shell still waits. Unreachable where nothing answers: the next beat is soon enough."""
+def send_heartbeat(cluster: Cluster, kind: Kind, name: str, holder: Holder) -> None:
+    """Say that this shell still waits. Unreachable where nothing answers: the next heartbeat is soon enough."""
     if not holder.in_pod:
         cluster.patch(kind, name, {"metadata": holder.claim({})}, once=True)
 

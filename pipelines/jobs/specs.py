@@ -17,7 +17,7 @@ def train_spec(root: str, entry: Mapping[str, Any], stage: str, request: Request
         name=f"{stage} {entry['cell']}",
         arguments=("train", stage, "--config", layout.config(folder)),
         folder=folder,
-        kind="train",
+        purpose="train",
         identity=Identity(
             root=root, output=folder, experiment=request.experiment, seed=entry["seed"], stage=stage, **entry["stage_labels"][stage]
         ),
@@ -37,7 +37,7 @@ def evaluate_spec(root: str, entry: Mapping[str, Any], request: Request, placeme
         name=f"evaluate {entry['cell']}",
         arguments=arguments,
         folder=folder,
-        kind="evaluate",
+        purpose="evaluate",
         identity=Identity(root=root, output=folder, experiment=request.experiment, seed=entry["seed"], stage="evaluate", **labels),
         recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
         placement=placement,

@@ -37,7 +37,7 @@ class View:
     def __exit__(self, *_: object) -> None:
         """Stop watching."""
         self._stop.set()
-        self._cluster.hang_up()
+        self._cluster.close_streams()
 
     @property
     def synced(self) -> bool:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.errors import InputError, RunError
-from trainer.storage.s3_client import Patience
+from trainer.storage.retries import PASSING_STATUSES, Retries
 
 FIRST_CONTACT_SECONDS = 30.0
 REQUEST_SECONDS = (10.0, 60.0)
 """To connect, and without a byte of an answer."""
-PASSING = frozenset({0, 408, 425, 429, 500, 502, 503, 504})
 LOGIN = "set KFP_TOKEN (bearer), KFP_COOKIE (of a logged-in browser) or KF_PIPELINES_SA_TOKEN_PATH (a service account's token file)"
 Answer = TypeVar("Answer")
 
@@ -77,17 +76,17 @@ class NotThere(InputError):
 class Kubeflow:
     """One server. Each method raises InputError where waiting cannot help, RunError where it did not."""
 
-    def __init__(self, endpoint: Endpoint, *, patience_seconds: float = FIRST_CONTACT_SECONDS) -> None:
+    def __init__(self, endpoint: Endpoint, *, retry_seconds: float = FIRST_CONTACT_SECONDS) -> None:
         """Connect lazily.
 
         Args:
             endpoint: where, and as whom.
-            patience_seconds: how long a request is tried again.
+            retry_seconds: how long a request is tried again.
         """
         import kfp_server_api as api
 
         self.endpoint = endpoint
-        self.patience_seconds = patience_seconds
+        self.retry_seconds = retry_seconds
         configuration = api.Configuration()
         configuration.host = endpoint.host
         configuration.ssl_ca_cert = endpoint.ca or None
@@ -191,12 +190,12 @@ class Kubeflow:
             runtime_config=self._api.V2beta1RuntimeConfig(parameters=parameters),
             service_account=service_account or None,
         )
-        patience = Patience(self.patience_seconds)
+        retries = Retries(self.retry_seconds)
         while True:
             try:
                 return str(self._once(f"run {name!r}", self._runs.run_service_create_run, body).run_id)
             except _Passing as error:
-                patience.wait(str(error))
+                retries.wait(str(error))
                 started = self._find_run(name, experiment)
                 if started:
                     return started
@@ -272,13 +271,13 @@ class Kubeflow:
             return
 
     def _ask(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
-        """Ask until there is an answer or patience ends; for what may be asked twice."""
-        patience = Patience(self.patience_seconds)
+        """Ask until there is an answer or `retry_seconds` have passed; for what may be asked twice."""
+        retries = Retries(self.retry_seconds)
         while True:
             try:
                 return self._once(what, function, *args, **options)
             except _Passing as error:
-                patience.wait(str(error))
+                retries.wait(str(error))
 
     def _once(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
         from urllib3.exceptions import HTTPError
@@ -302,7 +301,7 @@ class Kubeflow:
         host, status, said = self.endpoint.host, int(error.status or 0), _words(error)
         if "CERTIFICATE" in said.upper():
             return InputError(f"{host}: its certificate is not trusted ({said}): give its CA as KFP_CA")
-        if status in PASSING:
+        if status == 0 or status in PASSING_STATUSES:
             return _Exists(said) if _is_taken(said) else _Passing(f"{host} answers {status} to {what}: {said}")
         if status == 409 or (status == 400 and _is_taken(said)):
             return _Exists(said)

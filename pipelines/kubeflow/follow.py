@@ -20,14 +20,14 @@ POD = "system-container-impl"
 Say = Callable[[str], None]
 
 
-class Follower:
+class RunFollower:
     """Follows one run until it has ended."""
 
     def __init__(self, server: Kubeflow, run: str, say: Say) -> None:
         """Nothing is asked yet.
 
         Args:
-            server: its patience is how long a lost connection is waited for.
+            server: its retry_seconds are how long a lost connection is waited for.
             run: the run's id.
             say: gets each line.
         """
@@ -41,7 +41,7 @@ class Follower:
         """Until the run has ended; the run, and whether Ctrl-C (or SIGTERM) asked for its end.
 
         Raises:
-            RunError: the server could not be reached for longer than its patience; the run goes on.
+            RunError: the server could not be reached for longer than its retry_seconds; the run goes on.
             KeyboardInterrupt: a second Ctrl-C, which does not want to wait for the end.
         """
         with self._interrupted_by_signals():

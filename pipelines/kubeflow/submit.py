@@ -61,10 +61,10 @@ class Submission:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from pipelines.kubeflow.follow import Follower
+    from pipelines.kubeflow.follow import RunFollower
 
     request = resolve(request_of(options), kubeflow=True)
-    server = connect(options, patience_seconds=30.0)
+    server = connect(options, retry_seconds=30.0)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -83,9 +83,9 @@ def _submit(options: argparse.Namespace) -> int:
     }
     try:
         if not options.no_wait:
-            server.patience_seconds = LOST_SECONDS
-            run, stopped = Follower(server, submission.run, say).follow()
-            result |= judge(run, request, stopped)
+            server.retry_seconds = LOST_SECONDS
+            run, stopped = RunFollower(server, submission.run, say).follow()
+            result |= result_of(run, request, stopped)
     except KeyboardInterrupt:
         result |= {"state": "CANCELING", "exit_code": 130, "line": f"not waited for: {submission.link}"}
     except RunError as error:
@@ -123,7 +123,7 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
     return Submission(run=run, name=name, link=server.link(run), version=version_name, parameters=parameters)
 
 
-def judge(run: Any, request: Request, stopped: bool) -> dict[str, Any]:
+def result_of(run: Any, request: Request, stopped: bool) -> dict[str, Any]:
     """How a run ended: state, exit_code, failures, line. Kubeflow knows no exit codes: they are read from the store.
 
     Args:

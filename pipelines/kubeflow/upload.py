@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAME = "firstsight"
 PLACEHOLDER = "firstsight.invalid/python-pipelines:placeholder"
 """components.IMAGE; spelled again since that module needs kfp. A test holds the two together."""
-PATIENCE_SECONDS = 120.0
+RETRY_SECONDS = 120.0
 """A server that was installed a moment ago may still be on its way up."""
 
 
@@ -43,12 +43,12 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ui", default=get("KFP_UI", ""), metavar="URL", help="of the UI, for links (KFP_UI; default: the endpoint)")
 
 
-def connect(options: argparse.Namespace, *, patience_seconds: float) -> "Kubeflow":
+def connect(options: argparse.Namespace, *, retry_seconds: float) -> "Kubeflow":
     """The server of the command line, looked at once."""
     from pipelines.kubeflow.client import Endpoint, Kubeflow
 
     endpoint = Endpoint.from_environment(host=options.endpoint, namespace=options.namespace, ca=options.ca, ui=options.ui)
-    server = Kubeflow(endpoint, patience_seconds=patience_seconds)
+    server = Kubeflow(endpoint, retry_seconds=retry_seconds)
     server.check()
     return server
 
@@ -65,13 +65,13 @@ def register(server: "Kubeflow", name: str, image: str) -> tuple[str, str, str]:
 
 
 def _upload(options: argparse.Namespace) -> int:
-    server = connect(options, patience_seconds=PATIENCE_SECONDS)
+    server = connect(options, retry_seconds=RETRY_SECONDS)
     pipeline, _, version = register(server, options.name, options.image)
     print(f"pipeline {options.name} ({pipeline}), version {version}, runs in {options.image}")
     return 0
 
 
 def _unregister(options: argparse.Namespace) -> int:
-    server = connect(options, patience_seconds=PATIENCE_SECONDS)
+    server = connect(options, retry_seconds=RETRY_SECONDS)
     print(f"pipeline {options.name}: {'unregistered' if server.delete_pipeline(options.name) else 'was not registered'}")
     return 0

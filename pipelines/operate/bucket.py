@@ -48,12 +48,13 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("bucket", help="its name; the store is the environment's (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID …)")
     parser.add_argument("--no-create", action="store_true", help="it must exist already")
     parser.add_argument("--users", default="", metavar="FILE", help="JSON list of {accessKey, secretKey, root} to make on a MinIO")
-    parser.add_argument("--wait-seconds", type=float, default=WAIT_SECONDS, help="patience with a store that starts (default: %(default)s)")
+    parser.add_argument("--wait-seconds", type=float, default=WAIT_SECONDS, help="how long to wait for the store (default: %(default)s)")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.storage.s3_client import Patience, settings_from_environment
+    from trainer.storage.retries import Retries
+    from trainer.storage.s3_client import settings_from_environment
 
     require(
         "the bucket's name",
@@ -63,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     settings = settings_from_environment(f"s3://{options.bucket}")
     users = read_users(options.users) if options.users else None
-    patience = Patience(options.wait_seconds)
+    retries = Retries(options.wait_seconds)
     while True:
         try:
             ensure_bucket(settings, options.bucket, create=not options.no_create)
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
                 ensure_users(settings, users)
             return 0
         except RunError as error:
-            patience.wait(str(error), at_least=1.0)
+            retries.wait(str(error), at_least=1.0)
 
 
 def read_users(path: str) -> list[User]:

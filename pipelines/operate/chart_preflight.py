@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import Kind
-from pipelines.operate.probes import Check, is_served, may, needed_kinds, served
+from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
 from pipelines.profile.profile import Profile
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
@@ -39,10 +39,10 @@ def preflight(text: str = "") -> Iterator[Check]:
     api = Api.connect()
     yield "Kubernetes", partial(_version, api)
     for namespace in sorted({place for place in map(_namespace, objects) if place}):
-        yield f"namespace {namespace}", partial(_there, api, f"/api/v1/namespaces/{namespace}", f"kubectl create namespace {namespace}")
+        yield f"namespace {namespace}", partial(_exists, api, f"/api/v1/namespaces/{namespace}", f"kubectl create namespace {namespace}")
     for api_version, kind, namespace in sorted({(one["apiVersion"], one["kind"], _namespace(one)) for one in objects}):
         where = f" in {namespace}" if namespace else ""
-        yield f"may make {kind}{where}", partial(_may_make, api, api_version, kind, namespace)
+        yield f"may make {kind}{where}", partial(_may_create, api, api_version, kind, namespace)
     yield from _references(api, objects)
     for name, namespace, profile in _profiles(objects):
         yield from _for_profile(api, name, namespace, profile)
@@ -73,18 +73,18 @@ def _namespace(one: Object) -> str:
     return "" if one["kind"] in _CLUSTER_WIDE else str(one["metadata"].get("namespace", ""))
 
 
-def _may_make(api: Api, api_version: str, kind: str, namespace: str) -> str:
+def _may_create(api: Api, api_version: str, kind: str, namespace: str) -> str:
     plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
     group = api_version.rpartition("/")[0]
     if not is_served(api, Kind(api_version, plural, kind)):
         raise InputError(f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'what brings it')}, or switch it off")
-    missing = [verb for verb in ("get", "create", "patch", "delete") if not may(api, verb, f"{plural}.{group}".rstrip("."), namespace)]
+    missing = [verb for verb in ("get", "create", "patch", "delete") if not allowed(api, verb, f"{plural}.{group}".rstrip("."), namespace)]
     if missing:
         raise InputError(f"no permission to {', '.join(missing)} them")
     return "yes"
 
 
-def _there(api: Api, path: str, remedy: str) -> str:
+def _exists(api: Api, path: str, remedy: str) -> str:
     try:
         api.call("GET", path)
     except Refused as refused:
@@ -109,7 +109,7 @@ def _references(api: Api, objects: Sequence[Object]) -> Iterator[Check]:
                 )
     for kind, place, name in sorted(set(wanted) - made):
         path = f"/api/v1/namespaces/{place}/{kind.lower()}s/{name}"
-        yield f"{kind} {place}/{name}", partial(_there, api, path, wanted[(kind, place, name)])
+        yield f"{kind} {place}/{name}", partial(_exists, api, path, wanted[(kind, place, name)])
 
 
 def _pod_spec(one: Object) -> Object:
@@ -145,11 +145,11 @@ def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Itera
     queue = profile.jobs.labels.get("kueue.x-k8s.io/queue-name")
     if queue:
         path = _QUEUE.path(namespace, queue)
-        yield f"queue {namespace}/{queue} for profile {name}", partial(_there, api, path, "make the LocalQueue, or leave jobs.queue empty")
+        yield f"queue {namespace}/{queue} for profile {name}", partial(_exists, api, path, "make the LocalQueue, or leave jobs.queue empty")
 
 
 def _gpus(api: Api, nodes: int, gpus: int) -> str:
-    if not may(api, "list", "nodes", ""):
+    if not allowed(api, "list", "nodes", ""):
         return "not looked at: no permission to list nodes"
     allocatable = [int(node["status"].get("allocatable", {}).get(GPU, 0)) for node in api.call("GET", "/api/v1/nodes")["items"]]
     fitting = sum(count >= gpus for count in allocatable)
@@ -169,7 +169,9 @@ def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
 
 def _storage_class(api: Api, name: str) -> str:
     if name:
-        return _there(api, f"/apis/storage.k8s.io/v1/storageclasses/{name}", "name another in objectStore.bundled.persistence.storageClass")
+        return _exists(
+            api, f"/apis/storage.k8s.io/v1/storageclasses/{name}", "name another in objectStore.bundled.persistence.storageClass"
+        )
     for found in api.call("GET", "/apis/storage.k8s.io/v1/storageclasses")["items"]:
         annotations: Mapping[str, str] = found["metadata"].get("annotations") or {}
         if annotations.get("storageclass.kubernetes.io/is-default-class") == "true":
@@ -188,5 +190,5 @@ def _for_kubeflow(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
                     path = f"/api/v1/namespaces/{service[2]}/services/{service[1]}"
                     yield (
                         f"Kubeflow Pipelines {endpoint}",
-                        partial(_there, api, path, "install Kubeflow Pipelines, or mend kubeflow.endpoint"),
+                        partial(_exists, api, path, "install Kubeflow Pipelines, or mend kubeflow.endpoint"),
                     )

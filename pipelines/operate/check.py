@@ -20,7 +20,7 @@ from pipelines.jobs.holds import has_ended
 from pipelines.jobs.shapes import job_kinds
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.operate.chart_preflight import preflight
-from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, Check, may, needed_kinds, served
+from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, Check, allowed, needed_kinds, served
 from trainer.errors import InputError, RunError
 
 LIVING = "app.kubernetes.io/part-of=firstsight,app.kubernetes.io/component=trainer"
@@ -68,9 +68,9 @@ def _run(options: argparse.Namespace) -> int:
         os.environ.setdefault(name, value)
     api = Api.connect(profile.jobs.namespace)
     checks: list[Check] = [(f"store {profile.root}", partial(round_trip, profile.root))]
-    checks += [(f"right to {resource}", partial(_may, api, resource, verbs, api.namespace)) for resource, verbs in RUN_RIGHTS.items()]
+    checks += [(f"right to {resource}", partial(_rights, api, resource, verbs, api.namespace)) for resource, verbs in RUN_RIGHTS.items()]
     if options.nodes:
-        checks.append(("right to nodes", partial(_may, api, "nodes", ("get", "list"), "")))
+        checks.append(("right to nodes", partial(_rights, api, "nodes", ("get", "list"), "")))
     checks += [(f"kind {kind.kind}", partial(served, api, kind)) for kind in needed_kinds(profile, kubeflow=bool(options.kubeflow))]
     if options.kubeflow:
         checks.append((f"Kubeflow Pipelines {options.kubeflow}", partial(_healthy, options.kubeflow, "/apis/v2beta1/healthz", "KFP_CA")))
@@ -83,13 +83,13 @@ def _reaper(options: argparse.Namespace) -> int:
     api = Api.connect()
     pairs = [(namespace, resource, verbs) for namespace in options.namespace for resource, verbs in REAPER_RIGHTS.items()]
     return run_checks(
-        (f"right to {resource} in {namespace}", partial(_may, api, resource, verbs, namespace)) for namespace, resource, verbs in pairs
+        (f"right to {resource} in {namespace}", partial(_rights, api, resource, verbs, namespace)) for namespace, resource, verbs in pairs
     )
 
 
 def _idle(options: argparse.Namespace) -> int:
     cluster = Cluster.connect()
-    code = run_checks((f"jobs in {namespace}", partial(_no_job_lives, cluster, namespace)) for namespace in options.namespace)
+    code = run_checks((f"jobs in {namespace}", partial(_no_live_job, cluster, namespace)) for namespace in options.namespace)
     if code == 0 and options.sweep:
         own, _, release = options.sweep.partition("/")
         for namespace in sorted({own, *options.namespace}):
@@ -127,8 +127,8 @@ def round_trip(root: str) -> str:
     return f"1 MiB written, read, listed and deleted in {time.monotonic() - began:.1f} s"
 
 
-def _may(api: Api, resource: str, verbs: Sequence[str], namespace: str) -> str:
-    missing = [verb for verb in verbs if not may(api, verb, resource, namespace)]
+def _rights(api: Api, resource: str, verbs: Sequence[str], namespace: str) -> str:
+    missing = [verb for verb in verbs if not allowed(api, verb, resource, namespace)]
     if missing:
         raise InputError(f"no permission to {', '.join(missing)} in {f'namespace {namespace}' if namespace else 'the cluster'}")
     return " ".join(verbs)
@@ -149,7 +149,7 @@ def _healthy(url: str, path: str, ca_variable: str) -> str:
     return "healthy"
 
 
-def _no_job_lives(cluster: Cluster, namespace: str) -> str:
+def _no_live_job(cluster: Cluster, namespace: str) -> str:
     living = []
     for kind in job_kinds():
         try:

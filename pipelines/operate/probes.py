@@ -44,7 +44,7 @@ def needed_kinds(profile: Profile, *, kubeflow: bool) -> list[Kind]:
     return [*kinds, WORKFLOW] if kubeflow else kinds
 
 
-def may(api: Api, verb: str, resource: str, namespace: str) -> bool:
+def allowed(api: Api, verb: str, resource: str, namespace: str) -> bool:
     """Whether this account may; `resource` as `kubectl auth can-i` takes it, such as jobs.batch or pods/log."""
     name, _, group = resource.partition(".")
     name, _, part = name.partition("/")

@@ -118,7 +118,7 @@ class Reaper:
             if turn:
                 again = self._round()
             self._turned = time.monotonic()
-        self._cluster.hang_up()
+        self._cluster.close_streams()
 
     def healthy(self) -> bool:
         """Whether all its threads live and the loop turns."""
@@ -220,13 +220,13 @@ class Reaper:
             elif action.what == "delete":
                 ending.end(self._cluster, kind, name, namespace, resource_version=version)
             else:
-                ending.hurry(self._cluster, kind, name, namespace, only_going=metadata["uid"] in self._departed)
+                ending.shorten_grace(self._cluster, kind, name, namespace, only_going=metadata["uid"] in self._departed)
         except Conflict:
             return True  # its newer version is on the way here, and decided on anew
         except (InputError, RunError) as error:
             self._complain(error)
             return False
-        if action.what != "hurry":
+        if action.what != "shorten_grace":
             released = "released; it has ended and stays for its TTL" if holds.has_ended(action.job) else "released; others hold it"
             done = "deleted with its pods" if action.what == "delete" else released
             self._say(f"reap: {kind.kind} {namespace}/{name}: {action.why}: {done}")

@@ -74,7 +74,7 @@ class Experiment:
 
     Attributes:
         root: store URI.
-        experiment: its name.
+        name: of the experiment.
         recipe: all that decides its numbers but for data, arm and seed.
         pairs: the sealed pairs.
         triplets: the sealed triplets.
@@ -85,7 +85,7 @@ class Experiment:
     """
 
     root: str
-    experiment: str
+    name: str
     recipe: Recipe
     pairs: DataConfig
     triplets: DataConfig
@@ -97,20 +97,20 @@ class Experiment:
     @property
     def uri(self) -> str:
         """The experiment's folder."""
-        return layout.experiment(self.root, self.experiment)
+        return layout.experiment(self.root, self.name)
 
 
-def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
-    """The cell of one arm and seed, by the request's recipe; `point` names that recipe where others stand beside it."""
+def resolve(experiment: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
+    """The cell of one arm and seed, by the experiment's recipe; `point` names that recipe where others stand beside it."""
     posthoc = None
     if arm.finetuned:
-        base = resolve(request, ARMS[request.recipe.posthoc.base], seed, point)
+        base = resolve(experiment, ARMS[experiment.recipe.posthoc.base], seed, point)
         perceptual, contrastive = base.perceptual, base.contrastive
-        posthoc = _posthoc(request, arm, seed, point, contrastive)
+        posthoc = _posthoc(experiment, arm, seed, point, contrastive)
         measured = [posthoc]
     else:
-        perceptual = _tower(request, arm.labels, arm.tower, seed) if arm.labels else None
-        contrastive = _contrastive(request, arm, seed, point, perceptual)
+        perceptual = _tower(experiment, arm.labels, arm.tower, seed) if arm.labels else None
+        contrastive = _contrastive(experiment, arm, seed, point, perceptual)
         # The tower as it was trained says nothing of an arm that starts from its permuted weights.
         measured = [stage for stage in (perceptual if arm.start == "tower" else None, contrastive) if stage is not None]
     return Cell(
@@ -118,11 +118,11 @@ def resolve(request: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
         arm=arm.name,
         point=point,
         seed=seed,
-        recipe=request.recipe,
+        recipe=experiment.recipe,
         perceptual=perceptual,
         contrastive=contrastive,
         posthoc=posthoc,
-        evaluation=_evaluation(request, arm, seed, point, measured),
+        evaluation=_evaluation(experiment, arm, seed, point, measured),
     )
 
 
@@ -167,23 +167,23 @@ def read_sets(text: str) -> tuple[DataConfig, ...]:
     return tuple(DataConfig(uri=uri, identity=manifest.identity if manifest else "") for uri, manifest in manifests)
 
 
-def write_plan(request: Experiment, cells: list[Cell]) -> None:
+def write_plan(experiment: Experiment, cells: list[Cell]) -> None:
     """Write the configurations and plan.json, beside those of the cells that earlier runs finished.
 
     Raises:
         InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.
     """
-    earlier = read_plan(request.uri)
+    earlier = read_plan(experiment.uri)
     if earlier is None:
         earlier = {"cells": [], "recipes": {}}
     else:
-        _refuse_what_differs(request, cells, earlier)
+        _refuse_what_differs(experiment, cells, earlier)
     stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
     written = [_written(stage) for stage in stages]
     for stage, before in zip(stages, written, strict=True):
         if before is not None:
             differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
-            _refuse(f"experiment {request.experiment} ({layout.config(stage.output)})", differing)
+            _refuse(f"experiment {experiment.name} ({layout.config(stage.output)})", differing)
     names = {cell.name for cell in cells}
     kept = [entry for entry in earlier["cells"] if entry["cell"] not in names and _is_finished(entry)]
     for stage, before in zip(stages, written, strict=True):
@@ -194,95 +194,95 @@ def write_plan(request: Experiment, cells: list[Cell]) -> None:
     recipes = earlier["recipes"] | {recipe_key(recipe): recipe for recipe in (asdict(cell.recipe) for cell in cells)}
     plan = {
         "format_version": FORMAT_VERSION,
-        "experiment": request.experiment,
-        "root": request.root,
-        "request": request.request,
+        "experiment": experiment.name,
+        "root": experiment.root,
+        "request": experiment.request,
         "recipes": {entry["recipe"]: recipes[entry["recipe"]] for entry in entries},
         "arms": list(dict.fromkeys(entry["arm"] for entry in entries)),
         "seeds": sorted({entry["seed"] for entry in entries}),
-        "pairs": asdict(request.pairs),
-        "triplets": asdict(request.triplets),
-        "sets": [asdict(part) for part in request.sets],
+        "pairs": asdict(experiment.pairs),
+        "triplets": asdict(experiment.triplets),
+        "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
     }
-    write_json(join(request.uri, NAME), plan)
+    write_json(join(experiment.uri, NAME), plan)
 
 
-def _tower(request: Experiment, labels: str, name: str, seed: int) -> StageConfig:
+def _tower(experiment: Experiment, labels: str, name: str, seed: int) -> StageConfig:
     stage = StageConfig(
         stage="perceptual",
-        experiment=request.experiment,
+        experiment=experiment.name,
         arm=name,
         seed=seed,
-        output=request.uri,
-        data=request.triplets,
+        output=experiment.uri,
+        data=experiment.triplets,
         labels=labels,
-        model=request.recipe.model,
-        perceptual=request.recipe.perceptual,
-        placement=request.placement,
-        request=request.request,
+        model=experiment.recipe.model,
+        perceptual=experiment.recipe.perceptual,
+        placement=experiment.placement,
+        request=experiment.request,
     )
-    return dataclasses.replace(stage, output=layout.tower(request.uri, recipe_hash(stage)))  # the place is no part of the hash
+    return dataclasses.replace(stage, output=layout.tower(experiment.uri, recipe_hash(stage)))  # the place is no part of the hash
 
 
-def _contrastive(request: Experiment, arm: Arm, seed: int, point: str, tower: StageConfig | None) -> StageConfig:
+def _contrastive(experiment: Experiment, arm: Arm, seed: int, point: str, tower: StageConfig | None) -> StageConfig:
     start = StartConfig()
     if tower is not None:
         start = StartConfig(kind=arm.start, uri=layout.final(tower.output), recipe_hash=recipe_hash(tower))
     elif arm.source:
-        start = StartConfig(kind="tower", uri=arm.source, recipe_hash=request.weights[arm.name])
+        start = StartConfig(kind="tower", uri=arm.source, recipe_hash=experiment.weights[arm.name])
     return StageConfig(
         stage="contrastive",
-        experiment=request.experiment,
+        experiment=experiment.name,
         cell=layout.cell_name(arm.name, seed, point),
         arm=arm.name,
         point=point,
         seed=seed,
-        output=layout.stage(layout.cell(request.uri, arm.name, seed, point), "contrastive"),
-        data=request.pairs,
+        output=layout.stage(layout.cell(experiment.uri, arm.name, seed, point), "contrastive"),
+        data=experiment.pairs,
         start=start,
-        model=request.recipe.model,
-        contrastive=request.recipe.contrastive,
-        placement=dataclasses.replace(request.placement, checkpoint_every_epochs=request.recipe.evaluation.every_epochs),
-        request=request.request,
+        model=experiment.recipe.model,
+        contrastive=experiment.recipe.contrastive,
+        placement=dataclasses.replace(experiment.placement, checkpoint_every_epochs=experiment.recipe.evaluation.every_epochs),
+        request=experiment.request,
     )
 
 
-def _posthoc(request: Experiment, arm: Arm, seed: int, point: str, base: StageConfig) -> StageConfig:
+def _posthoc(experiment: Experiment, arm: Arm, seed: int, point: str, base: StageConfig) -> StageConfig:
     return StageConfig(
         stage="posthoc",
-        experiment=request.experiment,
+        experiment=experiment.name,
         cell=layout.cell_name(arm.name, seed, point),
         arm=arm.name,
         point=point,
         seed=seed,
-        output=layout.stage(layout.cell(request.uri, arm.name, seed, point), "posthoc"),
-        data=request.triplets,
+        output=layout.stage(layout.cell(experiment.uri, arm.name, seed, point), "posthoc"),
+        data=experiment.triplets,
         labels=arm.labels or "votes",
         start=StartConfig(kind="model", uri=layout.final(base.output), recipe_hash=recipe_hash(base)),
-        model=request.recipe.model,
-        posthoc=request.recipe.posthoc,
-        placement=request.placement,
-        request=request.request,
+        model=experiment.recipe.model,
+        posthoc=experiment.recipe.posthoc,
+        placement=experiment.placement,
+        request=experiment.request,
     )
 
 
-def _evaluation(request: Experiment, arm: Arm, seed: int, point: str, measured: list[StageConfig]) -> EvaluateConfig:
+def _evaluation(experiment: Experiment, arm: Arm, seed: int, point: str, measured: list[StageConfig]) -> EvaluateConfig:
     models = [ModelToEvaluate(stage=stage.stage, uri=stage.output, recipe_hash=recipe_hash(stage)) for stage in measured]
     return EvaluateConfig(
-        experiment=request.experiment,
+        experiment=experiment.name,
         cell=layout.cell_name(arm.name, seed, point),
         arm=arm.name,
         point=point,
         seed=seed,
-        output=join(layout.cell(request.uri, arm.name, seed, point), "evaluation"),
-        model=request.recipe.model,
+        output=join(layout.cell(experiment.uri, arm.name, seed, point), "evaluation"),
+        model=experiment.recipe.model,
         models=(ModelToEvaluate(stage="untrained"), *models),
-        pairs=request.pairs,
-        triplets=request.triplets,
-        sets=request.sets,
-        evaluation=request.recipe.evaluation,
-        placement=request.placement,
+        pairs=experiment.pairs,
+        triplets=experiment.triplets,
+        sets=experiment.sets,
+        evaluation=experiment.recipe.evaluation,
+        placement=experiment.placement,
     )
 
 
@@ -303,17 +303,17 @@ def entry_of(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _refuse_what_differs(request: Experiment, cells: list[Cell], earlier: Plan) -> None:
+def _refuse_what_differs(experiment: Experiment, cells: list[Cell], earlier: Plan) -> None:
     """What the experiment's plan says of its data and of these cells is what is asked for now; other cells may have other recipes."""
-    data = {"pairs": request.pairs.identity, "triplets": request.triplets.identity}
-    _refuse(f"experiment {request.experiment}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
+    data = {"pairs": experiment.pairs.identity, "triplets": experiment.triplets.identity}
+    _refuse(f"experiment {experiment.name}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
     planned = {entry["cell"]: entry["recipe"] for entry in earlier["cells"]}
     for cell in cells:
         key = planned.get(cell.name, "")
         if key and key != recipe_key(asdict(cell.recipe)):
-            before = read_stored(Recipe, earlier["recipes"][key], join(request.uri, NAME))
+            before = read_stored(Recipe, earlier["recipes"][key], join(experiment.uri, NAME))
             old, new = {"recipe": recipe_fields(before, complete=True)}, {"recipe": recipe_fields(cell.recipe, complete=True)}
-            _refuse(f"cell {cell.name} of experiment {request.experiment}", list(differing_keys(old, new)))
+            _refuse(f"cell {cell.name} of experiment {experiment.name}", list(differing_keys(old, new)))
 
 
 def _written(config: ConfigT) -> ConfigT | None:

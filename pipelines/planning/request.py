@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 MAX_NODES, MAX_GPUS_PER_NODE = 1024, 64
 LAUNCHERS_OWN = ("attempt",)
 """Fields of the trainer's placement that the launcher alone sets."""
-SHAPE = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
+OWN_PARAMETER = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
 """Fields of the trainer's placement that have a parameter of their own; given in `placement` they mean that parameter."""
 _SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
 _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
@@ -178,7 +178,7 @@ def merge(source: str, given: Mapping[str, Any]) -> Request:
             continue
         parsed = parse(FIELDS[name], value, name)
         values[name] = {**values.get(name, {}), **parsed} if FIELDS[name].metadata["kind"] == "settings" else parsed
-    return _with_shape(values)
+    return _with_own_parameters(values)
 
 
 def resolve(request: Request, *, kubeflow: bool = False) -> Request:
@@ -273,7 +273,7 @@ def read_request(uri: str) -> Request:
     except MissingObject as error:
         raise InputError(f"request {uri}: not found") from error
     earlier = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
-    return _with_shape({**earlier, **_parsed(values, uri)})
+    return _with_own_parameters({**earlier, **_parsed(values, uri)})
 
 
 def _read_source(source: str) -> dict[str, Any]:
@@ -320,13 +320,13 @@ def _parsed(values: Any, source: str) -> dict[str, Any]:
     return {key: parse(FIELDS[key], value, f"{source}: {key}") for key, value in values.items() if value is not None}
 
 
-def _with_shape(values: dict[str, Any]) -> Request:
+def _with_own_parameters(values: dict[str, Any]) -> Request:
     """The request, with what `placement` says of nodes, processes and resume moved to the parameters that they mean."""
     placement = dict(values.get("placement", {}))
     for key in LAUNCHERS_OWN:
         if key in placement:
             raise InputError(f"placement.{key} is set by the launcher alone: leave it out")
-    for key, name in SHAPE.items():
+    for key, name in OWN_PARAMETER.items():
         if key in placement and key != "processes_per_node":
             value = parse(FIELDS[name], placement.pop(key), f"placement.{key}")
             if name in values and values[name] != value:

@@ -42,16 +42,16 @@ def print_summary(console: Console, experiment_uri: str) -> None:
 def preview(asked: Request, root: str) -> tuple[plan.Experiment, list[plan.Cell]]:
     """What a run would plan, with the data of the experiment as far as it is staged; nothing is written."""
     uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
-    request = plan.Experiment(
+    experiment = plan.Experiment(
         root=root,
-        experiment=asked.experiment,
+        name=asked.experiment,
         recipe=asked.load_recipe(),
         pairs=_staged(uri, "pairs"),
         triplets=_staged(uri, "triplets"),
         weights=plan.weights_of(arms),
         sets=plan.read_sets(",".join(asked.eval_sets)),
     )
-    return request, [plan.resolve(request, arm, seed) for seed in asked.all_seeds for arm in arms]
+    return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]
 
 
 def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Sequence[str]) -> None:

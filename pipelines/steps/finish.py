@@ -28,7 +28,7 @@ def finish(*, run: str, request: str, root: str, state: str) -> str:
     """
     place = root_of_run(root_given(request, root), read_profile())
     try:
-        stored = read_json(layout.run(place, run))["request"]
+        stored = read_json(layout.kubeflow_run(place, run))["request"]
     except MissingObject:
         print(f"finish: the run ended {state} before its request was accepted: nothing to report", flush=True)
         return ""

@@ -57,7 +57,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     uri = layout.experiment(root, asked.experiment)
     open_store(uri).delete(layout.failure(uri))
     stored = write_request(asked, root)
-    write_json(layout.run(root, run), {"request": stored})
+    write_json(layout.kubeflow_run(root, run), {"request": stored})
     namespace = known.jobs.namespace or (NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default")
     page = _page(known, stored, asked, namespace, notes)
     print(page, flush=True)  # the UI shows a step's log at once, its artifacts when it has ended

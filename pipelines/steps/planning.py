@@ -29,7 +29,7 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> list[str]:
         plan.require_judge(arms, manifest.judge, recipe)
         experiment = plan.Experiment(
             root=scene.root,
-            experiment=asked.experiment,
+            name=asked.experiment,
             recipe=recipe,
             pairs=DataConfig(uri=pairs, identity=require_manifest(pairs).identity),
             triplets=DataConfig(uri=triplets, identity=manifest.identity),

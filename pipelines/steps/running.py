@@ -136,9 +136,9 @@ def run_job(scene: Scene, spec: JobSpec, *, attempts: int) -> None:
     """Run the job, again where that may help, and leave failure.json where it does not."""
     open_store(spec.folder).delete(layout.failure(spec.folder))
     profile = scene.profile
-    on_cluster = spec.kind != "report" and profile.backend != "local"
+    on_cluster = spec.purpose != "report" and profile.backend != "local"
     attempts = 1 if on_cluster else attempts  # there the launcher counts what happens to a job
-    with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.kind == "train")) as log:
+    with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.purpose == "train")) as log:
         for attempt in range(1, attempts + 1):
             number = "" if on_cluster else f", attempt {attempt}"
             log(f"--- {spec.name}{number}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")

@@ -260,7 +260,7 @@ def _spec(request: StagingRequest, stage: str, arguments: list[str], pods: int =
         name=f"{stage.replace('-', ' ')} {request.what}",
         arguments=tuple(arguments),
         folder=request.folder,
-        kind="stage",
+        purpose="stage",
         identity=Identity(root=request.root, output=request.folder, experiment=request.experiment, arm=request.what, seed=0, stage=stage),
         recipe_hash=canonical_hash(arguments),
         slices=pods,

@@ -28,7 +28,7 @@ SPEC = JobSpec(
     name="contrastive random-seed0",
     arguments=("train", "contrastive", "--config", "s3://bucket/experiments/e/random-seed0/contrastive/config.yaml"),
     folder="s3://bucket/experiments/e/random-seed0/contrastive",
-    kind="train",
+    purpose="train",
     identity=Identity(
         root="s3://bucket",
         output="s3://bucket/experiments/e/random-seed0/contrastive",
@@ -124,7 +124,7 @@ def test_an_indexed_job_is_accepted_and_its_pods_are_admitted_under_restricted_p
     kubectl: Kubectl, restricted_namespace: str
 ) -> None:
     """Pods exist only if admission let them; each has its index where the trainer reads it."""
-    spec = dataclasses.replace(SPEC, kind="stage", slices=2, arguments=("stage", "fetch", "--plan", "s3://b/d", "--slice", "index/2"))
+    spec = dataclasses.replace(SPEC, purpose="stage", slices=2, arguments=("stage", "fetch", "--plan", "s3://b/d", "--slice", "index/2"))
     jobs = JobSettings(namespace=restricted_namespace, image="firstsight.invalid/trainer:none", staging_cpu="50m", staging_memory="64Mi")
     manifest = IndexedJobs(jobs).manifest(spec, 0)
     assert "created (server dry run)" in accepted(kubectl, restricted_namespace, manifest)

@@ -56,16 +56,16 @@ def test_a_shipped_recipe_resolves_to_the_hashes_of_ad127be(name: str) -> None:
     """For all arms: a recipe is its resolved configuration, whatever its file says today."""
     lines = [line for line in STAGES if line["recipe"] == name]
     for arm in parse_arms(",".join(sorted({line["arm"] for line in lines}))):
-        request = Experiment(
+        experiment = Experiment(
             root="s3://bucket",
-            experiment="e",
+            name="e",
             recipe=load_recipe(name),
             pairs=DataConfig(uri="s3://bucket/p", identity="1" * 64),
             triplets=DataConfig(uri="s3://bucket/t", identity="2" * 64),
             weights={arm.name: "3" * 64},
         )
         wanted = {line["stage"]: line["recipe_hash"] for line in lines if line["arm"] in (arm.name, f"from:{arm.source}")}
-        assert {stage.stage: recipe_hash(stage) for stage in resolve(request, arm, 7).stages()} == wanted, arm.name
+        assert {stage.stage: recipe_hash(stage) for stage in resolve(experiment, arm, 7).stages()} == wanted, arm.name
 
 
 def kinds(kind: type[Any]) -> Iterator[type[Any]]:

@@ -8,13 +8,14 @@ import pytest
 from pipelines.cluster import api, ending, watch
 from pipelines.cluster.connection import Cluster
 from tests.pipelines.fake_api import FakeApi
+from trainer.storage.retries import Backoff
 
 
 @pytest.fixture
 def api_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
     """A fake API server that runs; what takes its clients seconds on a cluster takes hundredths here."""
-    monkeypatch.setattr(api, "FIRST_PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
+    monkeypatch.setattr(api, "FIRST_CONTACT_SECONDS", 0.2)
+    monkeypatch.setattr(Backoff, "seconds", lambda self: 0.02)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)
     with FakeApi() as fake:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster import api, ending, watch
+from pipelines.cluster import ending, watch
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.names import Identity
-from pipelines.jobs import following, judging, owners
+from pipelines.jobs import following, monitor, owners
 from pipelines.jobs.base import JobSpec, Outcome
 from pipelines.jobs.following import ClusterBackend, ClusterJob
 from pipelines.jobs.launcher import Launcher
@@ -20,6 +20,7 @@ from pipelines.profile.settings import JobSettings, Patience
 from tests.pipelines.data import commit
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.operator import JOBS, Operator, eventually
+from trainer.storage.retries import Backoff
 
 RECIPE = "a" * 64
 
@@ -62,7 +63,7 @@ class Scene:
             name="contrastive random-seed0",
             arguments=("train", "contrastive", "--config", f"{self.folder}/config.yaml"),
             folder=self.folder,
-            kind="train",
+            purpose="train",
             identity=self.identity,
             recipe_hash=RECIPE,
             final=f"{self.folder}/final",
@@ -111,11 +112,11 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """A scene in which waits are short, from the point of view of a shell."""
-    monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
+    monkeypatch.setattr(Backoff, "seconds", lambda self: 0.02)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(following, "TICK_SECONDS", 0.05)
-    monkeypatch.setattr(judging, "NEWS_SECONDS", 0.1)
+    monkeypatch.setattr(monitor, "NEWS_SECONDS", 0.1)
     monkeypatch.delenv(owners.POD_VARIABLE, raising=False)
     monkeypatch.setenv(owners.HOLDER_VARIABLE, "ana")
     with FakeApi() as server:

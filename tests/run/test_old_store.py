@@ -102,15 +102,15 @@ def test_a_data_set_is_found_where_staging_grew(root: Path) -> None:
 def test_the_same_request_plans_the_same_stages(root: Path) -> None:
     """Nothing is refused, and each stage lies where it lay, with the hash that it had."""
     old = plan(root)
-    request = Experiment(
+    experiment = Experiment(
         root=str(root),
-        experiment="tiny",
+        name="tiny",
         recipe=read_stored(Recipe, old["recipe"], "plan.json"),
         pairs=DataConfig(**old["pairs"]),
         triplets=DataConfig(**old["triplets"]),
     )
-    found = [resolve(request, arm, 0) for arm in arms.parse_arms("random,perceptual")]
-    write_plan(request, found)
+    found = [resolve(experiment, arm, 0) for arm in arms.parse_arms("random,perceptual")]
+    write_plan(experiment, found)
     for cell, entry in zip(found, old["cells"], strict=True):
         assert {stage.stage: recipe_hash(stage) for stage in cell.stages()} == entry["recipe_hashes"]
         assert {stage.stage: stage.output for stage in cell.stages()} == {stage.stage: entry[stage.stage] for stage in cell.stages()}

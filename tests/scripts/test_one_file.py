@@ -38,7 +38,7 @@ from trainer.storage import read_json
 
 (arm,) = parse_arms("permuted-judged")
 data = DataConfig(uri="/data", identity="1" * 64)
-experiment = plan.Experiment(root="/root", experiment="e", recipe=load_recipe("smoke"), pairs=data, triplets=data)
+experiment = plan.Experiment(root="/root", name="e", recipe=load_recipe("smoke"), pairs=data, triplets=data)
 cell = plan.resolve(experiment, arm, 3)
 assert (cell.name, cell.perceptual.labels, cell.contrastive.start.kind) == ("permuted-judged-seed3", "flip", "permuted"), cell
 assert cell.perceptual == plan.resolve(experiment, parse_arms("judged")[0], 3).perceptual

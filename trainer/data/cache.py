@@ -152,7 +152,7 @@ class Prefetcher:
             self._held_bytes -= sum(held.size for held in finished)
             self._changed.notify_all()
         for held in finished:
-            self._let_go(held.fetched, remove=not self._keep)
+            self._release(held.fetched, remove=not self._keep)
 
     def close(self) -> None:
         """Stop fetching, and remove what no other rank uses (unless the folder was named and holds the whole split)."""
@@ -166,7 +166,7 @@ class Prefetcher:
             left, self._held = list(self._held.values()), {}
         for held in left:
             if not held.fetched.cancel():  # what is just being fetched lets go of itself when it ends
-                held.fetched.add_done_callback(functools.partial(self._let_go, remove=not self._leave))
+                held.fetched.add_done_callback(functools.partial(self._release, remove=not self._leave))
 
     def _plan(self, start_step: int) -> None:
         """The prefetcher's thread: submit every read in turn, as soon as there is room."""
@@ -276,7 +276,7 @@ class Prefetcher:
             raise RunError(f"{uri}: checksum is not the manifest's: the shard was changed or is damaged")
         os.replace(partial, path)
 
-    def _let_go(self, fetched: "Future[tuple[ShardFile, BinaryIO]]", *, remove: bool) -> None:
+    def _release(self, fetched: "Future[tuple[ShardFile, BinaryIO]]", *, remove: bool) -> None:
         """Drop the lock of a file, and the file where nobody else holds it."""
         if fetched.exception() is not None:
             return

@@ -33,7 +33,7 @@ from trainer.labels import named_labels
 from trainer.storage.manifest import Manifest, require_manifest
 
 if TYPE_CHECKING:
-    from trainer.labels import Beside
+    from trainer.labels import Partners
 
 Split = Literal["train", "val", "test"]
 _DECODED_BYTES_PER_BYTE = 10  # a photo of 57 KB has 560 KB of pixels
@@ -197,7 +197,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         return _timed(self._running)
 
     def _others(self, epoch: int, part: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The samples, (n, 3) of (run, shard, row), that those of `part` are set beside; None: none."""
+        """The samples, (n, 3) of (run, shard, row), that those of `part` are paired with; None: they stand alone."""
         return None
 
     @abstractmethod
@@ -306,8 +306,8 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
             placement=placement,
         )
         self._labels = named_labels(labels)
-        if self.num_samples < self._labels.least_triplets:
-            needs = f"labels are {labels}, which need {self._labels.least_triplets} triplets"
+        if self.num_samples < self._labels.min_triplets:
+            needs = f"labels are {labels}, which need {self._labels.min_triplets} triplets"
             raise InputError(f"{dataset.uri}: {needs}; split {split!r} has {self.num_samples}")
         self._triplets_decoder = TripletsDecoder(
             seed=seed,
@@ -327,16 +327,16 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         return np.concatenate([[0], np.cumsum(self._sizes)])
 
     @cached_property
-    def _beside(self) -> "Beside | None":
-        return self._labels.beside(self.num_samples, self._draw)
+    def _partners(self) -> "Partners | None":
+        return self._labels.partners(self.num_samples, self._draw)
 
     def _draw(self, stream: str, samples: NDArray[np.int64]) -> NDArray[np.float64]:
         return uniforms(samples ^ np.int64(stream_seed(self._seed, stream)), 0, 1)[:, 0]
 
     def _others(self, epoch: int, part: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        if self._beside is None:
+        if self._partners is None:
             return None
-        others = self._beside(self._bounds[part[:, 1]] + part[:, 2], epoch)
+        others = self._partners(self._bounds[part[:, 1]] + part[:, 2], epoch)
         shards = self._bounds.searchsorted(others, side="right") - 1
         return np.stack([np.zeros_like(others), shards, others - self._bounds[shards]], axis=1)
 

@@ -142,7 +142,7 @@ class SinglePass:
     """A split once, in the order of its shards, the last batch short: for validation. The same protocol as CanonicalOrder.
 
     A rank whose share of the last batch is empty gets an empty part. Every shard counts as needed from first to last,
-    since a triplet may be set beside one of any other shard.
+    since a triplet may be paired with one of any other shard.
     """
 
     def __init__(self, shard_sizes: Sequence[int], *, global_batch_size: int) -> None:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     Draw = Callable[[str, NDArray[np.int64]], NDArray[np.float64]]
     """Stream and samples -> a number in [0, 1) for each, the same whenever the run's seed is."""
-    Beside = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
-    """Samples and epoch -> the sample that each of them is set beside."""
+    Partners = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
+    """Samples and epoch -> the sample that each of them is paired with."""
 
 Facts = Callable[[], Mapping[str, Any]]
 """Reads the json member of a triplet when it is called."""
 Place = tuple[int, int]
-"""A picture: (0: of the triplet, 1: of the one beside it; 0: reference, 1 and 2: its variants)."""
+"""A picture: (0: of the triplet, 1: of the one it is paired with; 0: reference, 1 and 2: its variants)."""
 OWN: tuple[Place, Place, Place] = ((0, 0), (0, 1), (0, 2))
 
 
@@ -48,13 +48,13 @@ class Labels:
         name: value of `labels` in a stage's configuration, and so part of its recipe hash.
         says: completes "trained on …" on the report's page.
         tower: what a tower trained on them is called in plan.json and in its job's name.
-        least_triplets: that a split must have.
+        min_triplets: how many a split must have at least.
     """
 
     name: ClassVar[str]
     says: ClassVar[str]
     tower: ClassVar[str]
-    least_triplets: ClassVar[int] = 1
+    min_triplets: ClassVar[int] = 1
 
     def refusal(self, judge: str, staging: StagingConfig | None = None) -> str:
         """Why triplets cannot have these labels, completing "labels that …"; empty: they can.
@@ -65,8 +65,8 @@ class Labels:
         """
         return ""
 
-    def beside(self, count: int, draw: "Draw") -> "Beside | None":
-        """Which of the split's `count` triplets each one is set beside; None: it stands alone."""
+    def partners(self, count: int, draw: "Draw") -> "Partners | None":
+        """Which of the split's `count` triplets each one is paired with; None: it stands alone."""
         return None
 
     def show(self, own: Facts, other: Facts, draws: Sequence[float]) -> Shown:
@@ -74,7 +74,7 @@ class Labels:
 
         Args:
             own: what is known of the triplet.
-            other: likewise of the one beside it; of the triplet itself where `beside` names none.
+            other: likewise of the one it is paired with; of the triplet itself where `partners` names none.
             draws: three numbers in [0, 1), anew for each sample and epoch.
 
         Raises:

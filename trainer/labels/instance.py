@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from trainer.labels import Facts, Labels, Place, Shown
 
 if TYPE_CHECKING:
-    from trainer.labels import Beside, Draw
+    from trainer.labels import Draw, Partners
 
 
 class Instance(Labels):
@@ -15,9 +15,9 @@ class Instance(Labels):
     name = "instance"
     says = "own distortion against another picture's, without judgements"
     tower = "instance"
-    least_triplets = 2
+    min_triplets = 2
 
-    def beside(self, count: int, draw: "Draw") -> "Beside":
+    def partners(self, count: int, draw: "Draw") -> "Partners":
         """Any triplet but the sample itself, another one each epoch."""
         return lambda samples, epoch: (samples + 1 + (draw(f"instances:{epoch}", samples) * (count - 1)).astype("int64")) % count
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from trainer.labels import Facts, Labels, Shown
 
 if TYPE_CHECKING:
-    from trainer.labels import Beside, Draw
+    from trainer.labels import Draw, Partners
 
 
 class Shuffled(Labels):
@@ -16,7 +16,7 @@ class Shuffled(Labels):
     says = "the triplets' judgements, shuffled among them"
     tower = "shuffled"
 
-    def beside(self, count: int, draw: "Draw") -> "Beside":
+    def partners(self, count: int, draw: "Draw") -> "Partners":
         """By one permutation of the split."""
         import numpy as np
 

@@ -215,7 +215,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
             raise InputError(f"{source} does not fit the model: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
         if value.is_floating_point() != expected[name].is_floating_point():
             raise InputError(f"{source} does not fit the model: {name} holds {value.dtype}, not {expected[name].dtype}")
-    if broken := not_finite(state):
+    if broken := find_nonfinite(state):
         raise InputError(f"{source}: {broken} holds numbers that are not finite")
     module.load_state_dict(dict(state), strict=True)
 
@@ -249,7 +249,7 @@ def save_open_clip(folder: Path, model: open_clip.CLIP, config: ModelConfig) -> 
     save_file(model_state(model), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> str:
+def find_nonfinite(tensors: Mapping[str, Tensor]) -> str:
     """The name of a tensor that contains NaN or Inf; empty where none does."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainer.config import differing_keys
 from trainer.errors import Corrupt, InputError, RunError
-from trainer.model.towers import not_finite
+from trainer.model.towers import find_nonfinite
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import NAME, Committed, read_committed, write_committed
@@ -152,7 +152,7 @@ class Writer:
         store = open_store(folder)
         store.delete(join(folder, NAME))  # an earlier run's seal must not vouch for our files
         for name, image in self._images.items():
-            if broken := not_finite(image.views):
+            if broken := find_nonfinite(image.views):
                 raise RunError(f"{join(folder, name)}: {broken} holds numbers that are not finite: not saved")
         files = {STATE_FILE: _put(folder, STATE_FILE, memoryview(content))}
         for name, image in self._images.items():

@@ -59,9 +59,9 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
         result = agent.run()
     except SignalException as error:
         close = False  # closing it would end the rendezvous for the other machines too
-        raise Stopped(f"{layout.run_name(config)}: stopped by signal {error.sigval}; ranks were told to save") from error
+        raise Stopped(f"{layout.stage_title(config)}: stopped by signal {error.sigval}; ranks were told to save") from error
     except RendezvousError as error:
-        raise RunError(f"{layout.run_name(config)}: machines lost their meeting place (worker 0): {error}") from error
+        raise RunError(f"{layout.stage_title(config)}: machines lost their meeting place (worker 0): {error}") from error
     finally:
         if close:
             spec.rdzv_handler.shutdown()
@@ -107,6 +107,6 @@ def _raise(config: StageConfig, failures: dict[int, Any], began: float) -> None:
     if said is not None and said["time"] >= began and said["exit_code"] == failure.exitcode:
         line = str(said["line"])
     else:
-        line = f"{layout.run_name(config)}: rank {failure.local_rank} of this machine {ended}"
+        line = f"{layout.stage_title(config)}: rank {failure.local_rank} of this machine {ended}"
     kinds: dict[int, type[InputError | RunError]] = {InputError.exit_code: InputError, Stopped.exit_code: Stopped}
     raise kinds.get(failure.exitcode, RunError)(line)

@@ -45,12 +45,12 @@ def train(config: StageConfig) -> None:
     dist = distributed.start(config.placement)
     fence = checkpoint.Fence(config.output, config.placement.attempt)
     try:
-        with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(layout.run_name(config)):
+        with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(layout.stage_title(config)):
             from_main(dist, lambda: records.open_folder(config, fence))
             chosen = from_main(dist, lambda: placing.settle(config, placing.look(dist)))
             placed = dataclasses.replace(config, placement=placing.placed(config.placement, chosen))
             in_force = json.dumps(records.placement_in_force(placed, dist), sort_keys=True)
-            log.info("%s: placement %s", layout.run_name(config), in_force)
+            log.info("%s: placement %s", layout.stage_title(config), in_force)
             # 2. Model, data, optimiser
             stage = build_stage(placed, dist)
             loader = stage.loader()

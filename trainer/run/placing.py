@@ -129,7 +129,7 @@ def settle(config: StageConfig, machine: Machine) -> Chosen:
     before = record.get(machine.conditions)
     if record and before is None:
         last = list(record)[-1]
-        log.info("%s: placement chosen anew for %s; it was %s: %s", layout.run_name(config), machine.conditions, last, SAME_LOSS)
+        log.info("%s: placement chosen anew for %s; it was %s: %s", layout.stage_title(config), machine.conditions, last, SAME_LOSS)
     chosen = Chosen(
         compile=_compile(config.placement, machine, before),
         loader_workers=_loader_workers(config.placement, machine, before),
@@ -139,7 +139,7 @@ def settle(config: StageConfig, machine: Machine) -> Chosen:
         for name in ("compile", "local_batch_size"):  # who decodes changes no number
             old, new = getattr(before, name), getattr(chosen, name)
             if old != new:
-                log.info("%s: placement.%s is %s, so far it was %s: %s", layout.run_name(config), name, new, old, SAME_LOSS)
+                log.info("%s: placement.%s is %s, so far it was %s: %s", layout.stage_title(config), name, new, old, SAME_LOSS)
     if chosen != before:
         record.pop(machine.conditions, None)
         record[machine.conditions] = chosen

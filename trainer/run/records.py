@@ -63,7 +63,7 @@ class Run:
     @property
     def name(self) -> str:
         """As a person knows this run."""
-        return layout.run_name(self.config)
+        return layout.stage_title(self.config)
 
 
 def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -> None:
@@ -173,7 +173,7 @@ def finish(run: Run) -> None:
     """Write final/, then lineage.json with the hashes of what was made."""
     assert run.writer is not None
     run.writer.wait()
-    if broken := towers.not_finite(run.stage.module.state_dict()):
+    if broken := towers.find_nonfinite(run.stage.module.state_dict()):
         raise RunError(f"{run.name}: {broken} holds numbers that are not finite behind the last step: no final model was written")
     samples = run.steps * run.global_batch_size
     with tempfile.TemporaryDirectory(prefix="firstsight-final-") as folder:

@@ -43,7 +43,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
     require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
     try:
         if is_done(config):
-            print(f"{layout.run_name(config)}: done already, {layout.final(config.output)}", file=sys.stderr)
+            print(f"{layout.stage_title(config)}: done already, {layout.final(config.output)}", file=sys.stderr)
             return
         inside = "TORCHELASTIC_RUN_ID" in os.environ
         if inside:
@@ -61,7 +61,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
             run_agent(config, ["-m", "trainer", "train", stage, "--config", config_uri, *(f"--set={item}" for item in overrides)])
     except Exception as error:
         if isinstance(error, RunError) and _finished_meanwhile(config):
-            print(f"{layout.run_name(config)}: done, {layout.final(config.output)}; then: {error}", file=sys.stderr)
+            print(f"{layout.stage_title(config)}: done, {layout.final(config.output)}; then: {error}", file=sys.stderr)
             return
         write_failure(config, error)
         raise

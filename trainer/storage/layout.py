@@ -38,7 +38,7 @@ def cell_name(arm: str, seed: int, point: str = "") -> str:
     return f"{arm}-{point}-seed{seed}" if point else f"{arm}-seed{seed}"
 
 
-def run_name(config: StageConfig) -> str:
+def stage_title(config: StageConfig) -> str:
     """A stage of a cell, as people name it."""
     return f"{config.stage} {cell_name(config.arm, config.seed, config.point)}"
 
@@ -122,6 +122,6 @@ def of_request(request_uri: str) -> tuple[str, str]:
     return root, name
 
 
-def run(root: str, run_id: str) -> str:
+def kubeflow_run(root: str, run_id: str) -> str:
     """Which request a Kubeflow run stored, by the run's id."""
     return join(root, "runs", f"{run_id}.json")

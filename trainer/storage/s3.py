@@ -22,7 +22,8 @@ from urllib3.exceptions import HTTPError
 
 from trainer.errors import InputError, RunError
 from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo
-from trainer.storage.s3_client import Patience, RetryingPool, S3Settings, settings_from_environment
+from trainer.storage.retries import Retries
+from trainer.storage.s3_client import RetryingPool, S3Settings, settings_from_environment
 
 PART_BYTES = 16 << 20
 """A long stream goes up in parts of 16 MiB: the most of it that is in memory, and what one retry sends again."""
@@ -59,7 +60,7 @@ class S3Store:
         """
         bucket, key = _split(uri)
         end = None if length is None else start + length
-        position, etag, patience = start, "", Patience(self._settings.retry_seconds)
+        position, etag, retries = start, "", Retries(self._settings.retry_seconds)
         while position != end:
             with self._explained(uri):
                 response = self._client.get_object(bucket, key, request_headers=_range_headers(position, end, etag))
@@ -69,10 +70,10 @@ class S3Store:
                 try:
                     for piece in response.stream(PIECE_BYTES, decode_content=False):
                         position += len(piece)
-                        patience.restart()
+                        retries.restart()
                         yield piece
                 except (HTTPError, OSError) as error:
-                    patience.wait(f"{uri}: reading broke off at byte {position} of {end}: {type(error).__name__}")
+                    retries.wait(f"{uri}: reading broke off at byte {position} of {end}: {type(error).__name__}")
                 else:
                     response.release_conn()
 

@@ -3,13 +3,10 @@
 Retries live here, below the `minio` client, so that each of its requests (a part, a page of a listing) has them.
 """
 
-import logging
 import os
-import random
 import re
 import socket
 import ssl
-import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,14 +16,12 @@ import urllib3
 from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, SSLError
 
-from trainer.errors import InputError, RunError
+from trainer.errors import InputError
+from trainer.storage.retries import PASSING_STATUSES, Retries, retry_after
 
-_log = logging.getLogger(__name__)
-
-_RETRIED = frozenset({307, 408, 425, 429, 500, 502, 503, 504})
+_RETRIED = PASSING_STATUSES | {307}
 _FIRST_CONTACT_SECONDS = 30.0  # an endpoint that never answered is soon taken for a wrong one
 _ABORT_SECONDS = 5.0  # tidying up after a failure must not double the wait for it
-_MAX_DELAY_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,30 +104,6 @@ def _seconds(name: str, default: float) -> float:
     return value
 
 
-class Patience:
-    """Jittered, growing pauses between tries of one thing, until a time has passed without success."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.restart()
-
-    def restart(self) -> None:
-        """Something went well: the next failure has the whole time again."""
-        self._tries, self._start = 0, time.monotonic()
-
-    def wait(self, cause: str, *, at_least: float = 0.0, seconds: float | None = None) -> None:
-        """Sleep before the next try; RunError with `cause` where the time (or `seconds`, if less) would run out."""
-        self._tries += 1
-        allowed = self._seconds if seconds is None else min(seconds, self._seconds)
-        delay = max(at_least, random.uniform(0.5, 1.0) * min(_MAX_DELAY_SECONDS, 0.1 * 2**self._tries))
-        waited = time.monotonic() - self._start
-        if waited + delay > allowed:
-            raise RunError(f"{cause} (given up after {self._tries} tries in {waited:.0f} s)")
-        if self._tries == 4:  # a hiccup is not worth a line, an outage is
-            _log.warning("%s; trying again for up to %.0f s", cause, allowed)
-        time.sleep(delay)
-
-
 class RetryingPool(PoolManager):
     """Kept-alive connections to one endpoint; what may pass (5xx, 429, resets, time-outs) is tried again."""
 
@@ -149,7 +120,7 @@ class RetryingPool(PoolManager):
             InputError: the endpoint's name does not exist, or its TLS is not trusted: waiting would not help.
             RunError: the time for retries has passed.
         """
-        patience = Patience(_ABORT_SECONDS if method == "DELETE" and "uploadId=" in url else self._settings.retry_seconds)
+        retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId=" in url else self._settings.retry_seconds)
         while True:
             try:
                 response = super().urlopen(method, url, redirect=False, **options)
@@ -157,16 +128,16 @@ class RetryingPool(PoolManager):
                 if self._is_wrong(error):
                     raise InputError(f"{_words(error)} (endpoint {self._settings.endpoint})") from error
                 first = None if self._answered or not isinstance(error, NewConnectionError) else _FIRST_CONTACT_SECONDS
-                patience.wait(f"{self._settings.endpoint} cannot be reached: {_words(error)}", seconds=first)
+                retries.wait(f"{self._settings.endpoint} cannot be reached: {_words(error)}", seconds=first)
                 continue
             self._answered = True
             if response.status not in _RETRIED:
                 return response
             code = re.search(rb"<Code>([^<]*)</Code>", response.data or b"")
             said = f"{response.status} {code[1].decode(errors='replace') if code else response.reason or ''}".strip()
-            pause = response.headers.get("retry-after", "")
+            pause = retry_after(response.headers.get("retry-after", ""), most=30.0)
             response.drain_conn()
-            patience.wait(f"{self._settings.endpoint} answers {said}", at_least=min(float(pause), 30.0) if pause.isdecimal() else 0.0)
+            retries.wait(f"{self._settings.endpoint} answers {said}", at_least=pause)
 
     def _is_wrong(self, error: Exception) -> bool:
         """Whether no wait can help: an unknown host (unless it answered before), a certificate, plain HTTP behind https."""

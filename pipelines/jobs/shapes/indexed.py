@@ -27,7 +27,7 @@ class IndexedJobs(Shape):
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The Job; its pods read which slice is theirs from JOB_COMPLETION_INDEX, which the controller sets."""
         assert spec.identity is not None
-        settings, labels = sized(self._settings, spec.kind), spec.identity.labels()
+        settings, labels = sized(self._settings, spec.purpose), spec.identity.labels()
         template = pod_template(
             settings, CONTAINER, [*spec.arguments, *placement_arguments(spec.placement)], labels, {}, spec.environment, metrics=False
         )
@@ -82,9 +82,9 @@ class IndexedJobs(Shape):
         return None
 
 
-def sized(settings: JobSettings, kind: str) -> JobSettings:
+def sized(settings: JobSettings, purpose: str) -> JobSettings:
     """The settings of one pod of such a job: staging runs on CPUs, evaluation on one GPU at most."""
-    if kind == "stage":
+    if purpose == "stage":
         return dataclasses.replace(settings, gpus_per_node=0, cpu=settings.staging_cpu, memory=settings.staging_memory)
     return dataclasses.replace(settings, gpus_per_node=min(settings.gpus_per_node, 1))
 

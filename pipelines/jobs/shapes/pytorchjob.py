@@ -1,4 +1,4 @@
-"""A training stage as a PyTorchJob of the training operator v1, in the one shape that survives what clusters do.
+"""A training stage as a PyTorchJob of the training operator v1, in the one form that survives what clusters do.
 
 Worker-only and elastic with min = max: torchrun's agents find each other by c10d, and when a rank dies the
 group restarts in place. Success is never read from the job's conditions (with an elastic policy the first
@@ -73,7 +73,7 @@ def manifest(
         placement: fields of the trainer's placement, as `placed` gives them; None: those of a first attempt.
 
     Raises:
-        InputError: a setting that would take the shape away.
+        InputError: a setting that would change that form.
     """
     placement = placed(settings, {}, 0, "auto") if placement is None else placement
     max_restarts = int(placement["max_restarts"])

@@ -56,7 +56,7 @@ class TrainJobs(Shape):
             arguments,
             labels,
             {},
-            {**ENVIRONMENT, **_meeting(name, int(placement["max_restarts"])), **spec.environment},
+            {**ENVIRONMENT, **_rendezvous(name, int(placement["max_restarts"])), **spec.environment},
         )
         (container,) = [entry for entry in template["spec"]["containers"] if entry["name"] == CONTAINER]
         return {
@@ -103,7 +103,7 @@ class TrainJobs(Shape):
         return is_of_index_0(pod)
 
 
-def _meeting(name: str, max_restarts: int) -> dict[str, str]:
+def _rendezvous(name: str, max_restarts: int) -> dict[str, str]:
     """Where torchrun's agents meet: node 0, by the name that its JobSet gives it. The PET_* variables of Trainer's own say the rest."""
     return {
         "PET_RDZV_BACKEND": "c10d",

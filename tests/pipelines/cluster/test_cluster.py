@@ -16,6 +16,7 @@ from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.fake_objects import Status
 from trainer.errors import InputError, RunError
+from trainer.storage.retries import Backoff
 
 JOBS = "pytorchjobs.kubeflow.org"
 Event = tuple[str, str]
@@ -29,9 +30,9 @@ def job(name: str = "j", **metadata: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch):
     """What takes seconds on a cluster takes hundredths here."""
-    monkeypatch.setattr(api, "FIRST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(api, "FIRST_CONTACT_SECONDS", 0.2)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
-    monkeypatch.setattr(api.Backoff, "seconds", lambda self: 0.02)
+    monkeypatch.setattr(Backoff, "seconds", lambda self: 0.02)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def events(cluster: Cluster) -> Iterator[Callable[..., "queue.Queue[Event]"]]:
 
     yield start
     stop.set()
-    cluster.hang_up()
+    cluster.close_streams()
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
@@ -135,14 +136,14 @@ def test_no_permission_names_verb_resource_namespace_and_user(cluster: Cluster, 
     server.put(JOBS, job())
     server.refuse = forbid(verb, JOBS)
     if verb == "watch":
-        watch_patience = watch.FORBIDDEN_SECONDS
+        before = watch.FORBIDDEN_SECONDS
         watch.FORBIDDEN_SECONDS = 0.1
     try:
         with pytest.raises(InputError, match=f"no permission to {verb} {JOBS} in namespace team as ana"):
             act(cluster)
     finally:
         if verb == "watch":
-            watch.FORBIDDEN_SECONDS = watch_patience
+            watch.FORBIDDEN_SECONDS = before
 
 
 def test_a_server_that_starts_may_refuse_for_a_moment_what_it_allowed(cluster: Cluster, server: FakeApi):
@@ -226,7 +227,7 @@ def test_requests_outlive_a_restart_of_the_server(cluster: Cluster, server: Fake
 
 def test_a_server_in_trouble_is_believed_for_a_while_and_then_quoted(cluster: Cluster, server: FakeApi, monkeypatch: pytest.MonkeyPatch):
     """Such as an operator's webhook that does not answer."""
-    monkeypatch.setattr(api, "ANSWERED_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(api, "SERVER_ERROR_SECONDS", 0.2)
     server.refuse = lambda verb, resource, body: Status(500, "InternalError", "failed calling webhook: connection refused")
 
     with pytest.raises(RunError, match=r"answers 500: failed calling webhook: connection refused \(still so after"):
@@ -306,17 +307,6 @@ def test_a_watch_of_a_missing_kind_says_so_at_once(events: Callable[..., "queue.
     ((kind, line),) = take(events(), 1)
     assert kind == "error"
     assert "install the training operator" in line
-
-
-def test_waits_grow_and_are_jittered(monkeypatch: pytest.MonkeyPatch):
-    """So that the clients of a server that came back do not come back all at once."""
-    monkeypatch.undo()
-    backoff = api.Backoff(first=1.0, most=8.0)
-    waits = [backoff.seconds() for _ in range(6)]
-
-    for wait, middle in zip(waits, [1, 2, 4, 8, 8, 8], strict=True):
-        assert middle * 0.5 <= wait <= middle * 1.5
-    assert len({wait / middle for wait, middle in zip(waits, [1, 2, 4, 8, 8, 8], strict=True)}) > 1
 
 
 def test_a_log_is_followed_to_its_end(cluster: Cluster, server: FakeApi):

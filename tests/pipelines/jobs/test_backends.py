@@ -34,7 +34,7 @@ TRAIN = JobSpec(
     name="contrastive random-seed0",
     arguments=("train", "contrastive"),
     folder="s3://bucket/f",
-    kind="train",
+    purpose="train",
     identity=Identity(root="s3://bucket", output="s3://bucket/f", experiment="e", arm="random", seed=0, stage="contrastive"),
 )
 
@@ -59,7 +59,7 @@ def test_without_a_profile_everything_runs_on_this_machine():
 def test_the_backend_of_the_request_wins(scene: Scene):
     """What kind of job follows from the backend and from what it does; a report always runs in place."""
     shapes = []
-    for spec in (TRAIN, of_stage("stage", kind="stage"), of_stage("evaluate", kind="evaluate")):
+    for spec in (TRAIN, of_stage("stage", purpose="stage"), of_stage("evaluate", purpose="evaluate")):
         backend = backend_for(spec, read_profile(backend="pytorchjob"), Request())
         assert isinstance(backend, ClusterBackend)
         shapes.append(type(backend.launcher.shape))
@@ -141,7 +141,7 @@ def planned(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs:
     }
     write_json(f"{scene.identity.root}/experiments/e/plan.json", {"format_version": 1, "cells": [entry]})
     request = ask(scene.identity.root, experiment="e")
-    write_json(layout.run(scene.identity.root, "a-run"), {"request": request})
+    write_json(layout.kubeflow_run(scene.identity.root, "a-run"), {"request": request})
     return request
 
 
@@ -206,7 +206,7 @@ def test_a_report_is_made_though_the_cluster_is_gone(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     planned(scene, tmp_path, monkeypatch)
-    monkeypatch.setattr("pipelines.cluster.api.FIRST_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("pipelines.cluster.api.FIRST_CONTACT_SECONDS", 0.1)
     monkeypatch.setattr(finish, "read_plan", lambda uri: None)
     scene.api.stop()
     finish.finish(run="a-run", request="", root="", state="FAILED")

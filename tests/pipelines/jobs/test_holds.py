@@ -42,7 +42,7 @@ def reference(uid: str = "u1", name: str = "run", kind: str = "Workflow") -> Obj
 
 
 def job(*owners: Object, beats: dict[str, float] | None = None, deleting: bool = False) -> Object:
-    """A job held by owners, and by shells that beat some seconds ago."""
+    """A job held by owners, and by shells whose heartbeat is some seconds old."""
     annotations = {f"firstsight.dev/held-by.{name}": rfc3339(ago) for name, ago in (beats or {}).items()}
     metadata: Object = {
         "name": "j", "namespace": "team", "uid": "j1", "resourceVersion": "7", "annotations": annotations, "ownerReferences": list(owners),
@@ -148,7 +148,7 @@ def test_a_job_that_is_anothers_too_is_released_but_not_deleted():
 
 def test_the_pods_of_a_job_that_goes_for_want_of_holds_are_hurried_by_any_reaper():
     """One that was restarted between the job's deletion and its pods' sees the dead hold still on the job."""
-    assert done(job(reference(), deleting=True), workflow(shutdown="Terminate"))[0] == "hurry"
+    assert done(job(reference(), deleting=True), workflow(shutdown="Terminate"))[0] == "shorten_grace"
     assert done(job(reference(), deleting=True), workflow())[0] == ""  # a person deleted it: its pods have their grace
 
 

@@ -20,7 +20,7 @@ SPEC = JobSpec(
     name="stage pairs",
     arguments=("stage", "fetch", "--plan", "s3://bucket/root/datasets/yfcc/abc", "--slice", "index/4"),
     folder="s3://bucket/root/experiments/demo/staging/pairs",
-    kind="stage",
+    purpose="stage",
     identity=Identity(
         root="s3://bucket/root",
         output="s3://bucket/root/experiments/demo/staging/pairs",
@@ -94,15 +94,15 @@ def test_staging_takes_no_gpu_and_a_size_of_its_own():
 
 
 def test_evaluation_takes_one_gpu_at_most():
-    assert container(rendered(kind="evaluate"))["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    none = IndexedJobs(dataclasses.replace(SETTINGS, gpus_per_node=0)).manifest(dataclasses.replace(SPEC, kind="evaluate"), 0)
+    assert container(rendered(purpose="evaluate"))["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    none = IndexedJobs(dataclasses.replace(SETTINGS, gpus_per_node=0)).manifest(dataclasses.replace(SPEC, purpose="evaluate"), 0)
     assert "nvidia.com/gpu" not in container(none)["resources"]["limits"]
 
 
 def test_an_evaluation_is_as_large_as_its_one_gpu_needs():
     """On a node of eight, unless the profile gives a size."""
     settings = dataclasses.replace(SETTINGS, cpu="", memory="")
-    one = IndexedJobs(settings).manifest(dataclasses.replace(SPEC, kind="evaluate"), 0)
+    one = IndexedJobs(settings).manifest(dataclasses.replace(SPEC, purpose="evaluate"), 0)
     of_one_gpu = dataclasses.replace(settings, gpus_per_node=1)
 
     assert container(one)["resources"]["requests"] == {"cpu": of_one_gpu.cpu_of_pod, "memory": of_one_gpu.memory_of_pod}

@@ -51,7 +51,7 @@ def test_the_lock_is_free_after_the_run(root: str):
 
 def test_a_run_waits_for_the_jobs_of_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """They may be saving a checkpoint."""
-    monkeypatch.setattr(lock, "JOBS_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "JOBS_WAIT_SECONDS", 0.5)
     monkeypatch.setenv(lock.JOBS_VARIABLE, str(tmp_path / "jobs.lock"))
 
     with lock.job_lock() as descriptors, pytest.raises(RunError, match="still go on"), lock.exclusive(str(tmp_path)):

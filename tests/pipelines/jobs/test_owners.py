@@ -102,7 +102,7 @@ def test_a_shell_that_died_long_ago_does_not_keep_a_job(scene: Scene):
 
 
 def test_a_shell_beats_while_it_waits(scene: Scene, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.jobs.following.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("pipelines.jobs.following.HEARTBEAT_SECONDS", 0.1)
     scene.running()
     scene.api.change(JOBS, scene.name, metadata={"annotations": {f"{HELD_BY}ana": "2020-01-01T00:00:00Z"}})
 
@@ -138,7 +138,7 @@ def test_a_name_for_a_shell_is_a_valid_key_of_an_annotation(monkeypatch: pytest.
 
 
 def test_a_job_made_anew_is_not_taken_for_one_that_does_not_go(scene: Scene):
-    """Two launchers replace one job; the slower one must not hurry the other's pods away."""
+    """Two launchers replace one job; the slower one must not delete the other's pods."""
     scene.running()
     job = scene.job()
     assert job is not None

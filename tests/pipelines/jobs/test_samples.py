@@ -38,7 +38,7 @@ def samples() -> dict[str, dict[str, Any]]:
         name="contrastive random-seed0",
         arguments=("train", "contrastive", "--config", f"{STAGE}/config.yaml"),
         folder=STAGE,
-        kind="train",
+        purpose="train",
         identity=Identity(root=ROOT, output=STAGE, experiment=EXPERIMENT, cell="random-seed0", arm="random", seed=0, stage="contrastive"),
         recipe_hash="0" * 64,
         final=layout.final(STAGE),
@@ -48,7 +48,7 @@ def samples() -> dict[str, dict[str, Any]]:
         name="stage pairs: fetch",
         arguments=("stage", "fetch", "--plan", PLAN, "--slice", "index/4"),
         folder=staging,
-        kind="stage",
+        purpose="stage",
         identity=Identity(root=ROOT, output=staging, experiment=EXPERIMENT, arm="pairs", seed=0, stage="fetch"),
         slices=4,
     )

@@ -22,9 +22,9 @@ def server() -> Iterator[KubeflowServer]:
         yield running
 
 
-def connect(server: KubeflowServer, patience_seconds: float = 5.0, **options: str) -> Kubeflow:
+def connect(server: KubeflowServer, retry_seconds: float = 5.0, **options: str) -> Kubeflow:
     """A client of the test's server."""
-    return Kubeflow(Endpoint(host=server.url, **options), patience_seconds=patience_seconds)
+    return Kubeflow(Endpoint(host=server.url, **options), retry_seconds=retry_seconds)
 
 
 def start(client: Kubeflow, **parameters: object) -> str:
@@ -107,12 +107,12 @@ def test_what_does_not_pass_ends_with_its_cause(server: KubeflowServer):
     server.faults.answers = {"healthz": [(503, "no healthy upstream")] * 99}
 
     with pytest.raises(RunError, match="answers 503 to healthz: no healthy upstream"):
-        connect(server, patience_seconds=0.3).check()
+        connect(server, retry_seconds=0.3).check()
 
 
 def test_a_port_where_nobody_listens_is_said(server: KubeflowServer):
     """With the address."""
-    client = Kubeflow(Endpoint(host="http://127.0.0.1:9"), patience_seconds=0.3)
+    client = Kubeflow(Endpoint(host="http://127.0.0.1:9"), retry_seconds=0.3)
 
     with pytest.raises(RunError, match=r"127\.0\.0\.1:9 cannot be reached"):
         client.check()

@@ -138,13 +138,13 @@ def test_a_run_that_somebody_terminated_is_not_called_a_failure_of_a_step(
     """It goes CANCELING, then FAILED, and its exit task never runs."""
     server.looks = 10**6
 
-    def terminate_after_three(self: follow.Follower, task: Any) -> None:
+    def terminate_after_three(self: follow.RunFollower, task: Any) -> None:
         (found,) = server.runs.values()
         if found["looks"] == 3:
             found["state"], found["cancelled_at"] = "CANCELING", 3
             found["state_history"].append({"update_time": "2026-01-01T00:00:00Z", "state": "CANCELING"})
 
-    monkeypatch.setattr(follow.Follower, "_show", terminate_after_three)
+    monkeypatch.setattr(follow.RunFollower, "_show", terminate_after_three)
 
     assert run() == 1
     assert "terminated by somebody" in capsys.readouterr().err

@@ -16,15 +16,15 @@ from trainer.storage import join, layout, read_bytes, read_json, read_text, writ
 from trainer.storage.plans import read_plan
 
 
-def request(root: str, recipe: str = "smoke", **weights: str) -> plan.Experiment:
-    """A request on data that nobody reads."""
+def experiment_of(root: str, recipe: str = "smoke", **weights: str) -> plan.Experiment:
+    """An experiment on data that nobody reads."""
     pairs, triplets = DataConfig(uri="pairs", identity="p"), DataConfig(uri="triplets", identity="t")
-    return plan.Experiment(root=root, experiment="demo", recipe=load_recipe(recipe), pairs=pairs, triplets=triplets, weights=weights)
+    return plan.Experiment(root=root, name="demo", recipe=load_recipe(recipe), pairs=pairs, triplets=triplets, weights=weights)
 
 
 def cell(root: str, arm: str, seed: int = 0) -> plan.Cell:
     """One resolved cell."""
-    return plan.resolve(request(root), parse_arms(arm)[0], seed)
+    return plan.resolve(experiment_of(root), parse_arms(arm)[0], seed)
 
 
 def test_the_random_arm_has_a_contrastive_stage_alone():
@@ -70,7 +70,7 @@ def test_posthoc_starts_from_the_base_arms_model_of_the_same_seed():
 
 def test_posthoc_after_the_perceptual_arm_needs_its_tower_too(tmp_path: Path):
     """posthoc.base says after which arm."""
-    asked = request(str(tmp_path))
+    asked = experiment_of(str(tmp_path))
     posthoc = dataclasses.replace(asked.recipe.posthoc, base="perceptual")
     asked = dataclasses.replace(asked, recipe=dataclasses.replace(asked.recipe, posthoc=posthoc))
 
@@ -99,7 +99,7 @@ def test_an_arm_from_a_tower_carries_the_hash_of_its_weights(tmp_path: Path):
     arms = parse_arms(f"from:{tmp_path}/stage/final")
 
     weights = plan.weights_of(arms)
-    resolved = plan.resolve(dataclasses.replace(request(str(tmp_path)), weights=weights), arms[0], 0)
+    resolved = plan.resolve(dataclasses.replace(experiment_of(str(tmp_path)), weights=weights), arms[0], 0)
 
     assert resolved.contrastive.start.recipe_hash == "abc"
 
@@ -112,7 +112,7 @@ def test_an_arm_from_a_folder_without_a_seal_is_refused(tmp_path: Path):
 
 def test_what_is_written_is_what_was_resolved(root: str):
     """Every config.yaml reads back as it was, and plan.json names their hashes."""
-    asked = request(root)
+    asked = experiment_of(root)
     cells = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual,posthoc")]
 
     plan.write_plan(asked, cells)
@@ -142,7 +142,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize("planned", ["here", "by ad127be"])
 def test_another_recipe_for_a_cell_is_refused(tmp_path: Path, planned: str):
     """The keys that differ are named with both values, and nothing is written."""
-    first = request(str(tmp_path))
+    first = experiment_of(str(tmp_path))
     plan.write_plan(first, [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")])
     if planned == "by ad127be":
         as_format_1(first)
@@ -158,7 +158,7 @@ def test_another_recipe_for_a_cell_is_refused(tmp_path: Path, planned: str):
 
 def test_another_recipe_for_a_stage_that_was_begun_is_refused(tmp_path: Path):
     """Its cell never finished, so that the plan has forgotten it; its folder has not."""
-    first = request(str(tmp_path))
+    first = experiment_of(str(tmp_path))
     plan.write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
     plan.write_plan(first, [plan.resolve(first, parse_arms("perceptual")[0], 0)])
     second = with_epochs(first, 7)
@@ -169,7 +169,7 @@ def test_another_recipe_for_a_stage_that_was_begun_is_refused(tmp_path: Path):
 
 def test_another_cell_may_have_another_recipe(tmp_path: Path):
     """Each cell names its own, and each recipe stands in the plan once."""
-    first = request(str(tmp_path))
+    first = experiment_of(str(tmp_path))
     finished = [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")]
     plan.write_plan(first, finished)
     for cell in finished:
@@ -186,7 +186,7 @@ def test_another_cell_may_have_another_recipe(tmp_path: Path):
 
 def test_a_point_names_a_cell_beside_the_others():
     """Its folder, its stages and its evaluation; the tower that points share is of no cell."""
-    resolved = plan.resolve(request("/r"), parse_arms("posthoc")[0], 3, "dose-10")
+    resolved = plan.resolve(experiment_of("/r"), parse_arms("posthoc")[0], 3, "dose-10")
     tower = cell("/r", "perceptual").perceptual
 
     assert (resolved.name, resolved.point) == ("posthoc-dose-10-seed3", "dose-10")
@@ -210,7 +210,7 @@ def as_format_1(asked: plan.Experiment) -> None:
 
 
 def test_a_plan_of_format_1_is_upgraded_and_keeps_its_finished_cells(tmp_path: Path):
-    asked = request(str(tmp_path))
+    asked = experiment_of(str(tmp_path))
     finished = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual,posthoc")]
     plan.write_plan(asked, finished)
     before = read_json(join(asked.uri, "plan.json"))
@@ -226,7 +226,7 @@ def test_a_plan_of_format_1_is_upgraded_and_keeps_its_finished_cells(tmp_path: P
 
 def test_a_configuration_that_says_the_same_is_left_as_it_is(tmp_path: Path):
     """A job of an older version reads it again when it is restarted: it would refuse keys that it does not know."""
-    asked = request(str(tmp_path))
+    asked = experiment_of(str(tmp_path))
     cells = [plan.resolve(asked, parse_arms("perceptual")[0], 0)]
     plan.write_plan(asked, cells)
     uris = [layout.config(part.output) for part in (*cells[0].stages(), cells[0].evaluation)]
@@ -244,7 +244,7 @@ def test_a_configuration_that_says_the_same_is_left_as_it_is(tmp_path: Path):
 
 def test_planning_the_same_again_parses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Parsing a configuration takes a tenth of a second; a large experiment has hundreds."""
-    asked = request(str(tmp_path))
+    asked = experiment_of(str(tmp_path))
     cells = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")]
     plan.write_plan(asked, cells)
     before = files(tmp_path)
@@ -261,7 +261,7 @@ def test_planning_the_same_again_parses_nothing(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("change", [{"data": {"uri": "elsewhere", "identity": "p"}}, {"placement": {"checkpoint_every_epochs": 3}}, None])
 def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path, change: dict[str, Any] | None):
     """Data that moved, or an evaluation's file that nobody can read; the recipe is the same."""
-    asked = request(str(tmp_path))
+    asked = experiment_of(str(tmp_path))
     cells = [plan.resolve(asked, parse_arms("random")[0], 0)]
     plan.write_plan(asked, cells)
     uri = layout.config((cells[0].contrastive if change else cells[0].evaluation).output)
@@ -275,7 +275,7 @@ def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path
 
 def test_other_data_on_the_same_experiment_is_refused(tmp_path: Path):
     """Runs on other data are never compared."""
-    first = request(str(tmp_path))
+    first = experiment_of(str(tmp_path))
     plan.write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
     second = dataclasses.replace(first, pairs=DataConfig(uri="pairs", identity="other"))
 
@@ -285,7 +285,7 @@ def test_other_data_on_the_same_experiment_is_refused(tmp_path: Path):
 
 def test_cells_that_finished_stay_in_the_plan(tmp_path: Path):
     """So that a later run with other arms reports them all; what never finished is not missed."""
-    asked = request(str(tmp_path))
+    asked = experiment_of(str(tmp_path))
     finished, unfinished = (plan.resolve(asked, parse_arms("random")[0], seed) for seed in (0, 1))
     plan.write_plan(asked, [finished, unfinished])
     commit(finished.contrastive.output, recipe_hash(finished.contrastive))
@@ -305,7 +305,7 @@ def test_further_evaluation_sets_carry_the_identity_of_their_manifest(tmp_path: 
     sets = plan.read_sets(f"{staged}, {tmp_path}/other")
 
     assert [bool(part.identity) for part in sets] == [True, False]
-    asked = dataclasses.replace(request(str(tmp_path)), sets=sets)
+    asked = dataclasses.replace(experiment_of(str(tmp_path)), sets=sets)
     assert plan.resolve(asked, parse_arms("random")[0], 0).evaluation.sets == sets
 
 
@@ -318,7 +318,7 @@ def test_a_set_that_is_not_there_is_said_before_anything_is_trained(tmp_path: Pa
 def test_evaluation_through_time_keeps_the_checkpoints_it_needs():
     """evaluation.every_epochs decides which checkpoints the contrastive stage keeps."""
     recipe = Recipe(evaluation=dataclasses.replace(Recipe().evaluation, every_epochs=4))
-    asked = dataclasses.replace(request("/r"), recipe=recipe)
+    asked = dataclasses.replace(experiment_of("/r"), recipe=recipe)
 
     assert plan.resolve(asked, parse_arms("random")[0], 0).contrastive.placement.checkpoint_every_epochs == 4
 

@@ -124,9 +124,7 @@ def test_a_finished_stage_s_rate_holds_for_the_others(tmp_path: Path, capsys: py
     """Measured on as many ranks; on another number it is assumed. What is done is not counted again."""
     command = ["run", "--dry-run", "--root", str(tmp_path / "r"), "--recipe", "smoke", "--arms", "random", "--seeds", "0,1"]
     cell = layout.cell(layout.experiment(str(tmp_path / "r"), "smoke"), "random", 0)
-    smoke = plan.Experiment(
-        root=str(tmp_path / "r"), experiment="smoke", recipe=load_recipe("smoke"), pairs=DataConfig(), triplets=DataConfig()
-    )
+    smoke = plan.Experiment(root=str(tmp_path / "r"), name="smoke", recipe=load_recipe("smoke"), pairs=DataConfig(), triplets=DataConfig())
     finished = plan.resolve(smoke, parse_arms("random")[0], 0).contrastive
     commit(layout.stage(cell, "contrastive"), recipe_hash(finished), samples_per_second=500.0, world_size=1)
 

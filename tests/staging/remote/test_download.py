@@ -69,7 +69,7 @@ def test_busy_server(web: Web, tmp_path: Path) -> None:
         download(f"{web.url}/none", tmp_path / "none")
     web.pages["/y"] = lambda count: (503, {}, b"")
     with pytest.raises(RunError, match="answers 503"):
-        download(f"{web.url}/y", tmp_path / "y", patience_seconds=0.5)
+        download(f"{web.url}/y", tmp_path / "y", retry_seconds=0.5)
 
 
 def test_full_disk(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

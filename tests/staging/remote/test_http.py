@@ -9,7 +9,7 @@ import pytest
 
 from tests.servers import free_ports
 from tests.staging.remote.web import Web, web_server
-from trainer.staging.remote.http import FetchError, Manners, OutageError, PoliteClient
+from trainer.staging.remote.http import FetchError, HttpSettings, OutageError, PoliteClient
 
 
 @pytest.fixture
@@ -21,11 +21,18 @@ def web() -> Iterator[Web]:
 
 @pytest.fixture
 def client() -> Iterator[PoliteClient]:
-    """A client in a hurry."""
+    """A client with short limits."""
     client = PoliteClient(
-        Manners(contact="mailto:me@example.org", per_host=3, connect_seconds=1, read_seconds=0.5, total_seconds=1.5, max_bytes=100_000,
-                backoff_seconds=0.01)
-    )  # fmt: skip
+        HttpSettings(
+            contact="mailto:me@example.org",
+            per_host=3,
+            connect_seconds=1,
+            read_seconds=0.5,
+            total_seconds=1.5,
+            max_bytes=100_000,
+            backoff_seconds=0.01,
+        )
+    )
     yield client
     client.close()
 

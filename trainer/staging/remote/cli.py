@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.staging.remote.http import Manners
+    from trainer.staging.remote.http import HttpSettings
 
 _PASSING = "timeout,connect,dns,cut short,http 429,http 500,http 502,http 503,http 504"
 
@@ -93,7 +93,7 @@ def _plan_source(options: argparse.Namespace) -> str:
     if not options.list:
         raise InputError("--list must name the list (for nights: the folder or zip)")
     if options.kind == "nights":
-        return nights.plan(options.root, options.list, options.table, recipe, _manners(options))
+        return nights.plan(options.root, options.list, options.table, recipe, _http_settings(options))
     if options.table:
         raise InputError("--table is for nights alone: its data.csv")
     if options.captions not in POLICIES:
@@ -117,7 +117,7 @@ def _fetch(options: argparse.Namespace) -> dict[str, int]:
 
     part, parts = parse_part(options.slice)
     settings = FetchSettings(
-        manners=_manners(options), images=options.images, concurrency=options.concurrency, processes=options.processes,
+        http=_http_settings(options), images=options.images, concurrency=options.concurrency, processes=options.processes,
         buffer_mb=options.buffer_mb,
     )  # fmt: skip
     return fetch(options.plan, part, parts, settings)
@@ -155,12 +155,12 @@ def _refetch(options: argparse.Namespace) -> dict[str, str]:
     return {"uri": plan_refetch(options.plan, [cause.strip() for cause in options.causes.split(",") if cause.strip()])}
 
 
-def _manners(options: argparse.Namespace) -> "Manners":
-    from trainer.staging.remote.http import Manners
+def _http_settings(options: argparse.Namespace) -> "HttpSettings":
+    from trainer.staging.remote.http import HttpSettings
 
     if options.command == "stage" and options.what == "plan":
-        return Manners(contact=options.contact)
-    return Manners(
+        return HttpSettings(contact=options.contact)
+    return HttpSettings(
         contact=options.contact, per_host=options.per_host, tries=options.tries, read_seconds=options.timeout,
         max_bytes=options.max_image_mb << 20, backoff_seconds=options.backoff,
     )  # fmt: skip

@@ -13,27 +13,26 @@ from urllib3.exceptions import HTTPError
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.remote.http import FetchError, follow
-from trainer.storage.s3_client import Patience
+from trainer.storage.retries import PASSING_STATUSES, Retries
 
 MAX_MEMBER_BYTES = 64 << 20
 """A larger member of a zip is no picture of NIGHTS, whatever size it declares."""
 
 _PIECE_BYTES = 1 << 20
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
-def download(url: str, target: Path, *, contact: str = "", patience_seconds: float = 600.0) -> None:
+def download(url: str, target: Path, *, contact: str = "", retry_seconds: float = 600.0) -> None:
     """Fetch one file into `target`, going on from what an earlier try left in `<target>.partial`.
 
     Args:
         url: http or https.
         target: local file; when it is there it is whole.
         contact: mail or URL that the server is told.
-        patience_seconds: how long nothing may come before it is given up.
+        retry_seconds: how long nothing may come before it is given up.
 
     Raises:
         InputError: the server refuses it (404 and the like), or it leads away from the web.
-        RunError: it did not come within the patience.
+        RunError: nothing came for that long.
     """
     if target.exists():
         return
@@ -41,31 +40,31 @@ def download(url: str, target: Path, *, contact: str = "", patience_seconds: flo
     partial, note = target.with_name(target.name + ".partial"), target.with_name(target.name + ".partial.json")
     headers = {"User-Agent": f"firstsight/0.1 (data fetcher{f'; +{contact}' if contact else ''})", "Accept-Encoding": "identity"}
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=10, read=30), retries=False)
-    patience = Patience(patience_seconds)
+    retries = Retries(retry_seconds)
     while True:
         try:
-            size = _more(pool, url, headers, partial, note, patience)
+            size = _resume_download(pool, url, headers, partial, note, retries)
         except (HTTPError, OSError) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise RunError(f"{target}: cannot be written: {error.strerror}; what came is kept") from error  # type: ignore[union-attr]
-            patience.wait(f"{url}: {type(error).__name__} at byte {partial.stat().st_size if partial.exists() else 0}")
+            retries.wait(f"{url}: {type(error).__name__} at byte {partial.stat().st_size if partial.exists() else 0}")
             continue
         if partial.stat().st_size == size:
             break
-        patience.wait(f"{url}: ends at byte {partial.stat().st_size} of {size}")
+        retries.wait(f"{url}: ends at byte {partial.stat().st_size} of {size}")
     pool.clear()
     os.replace(partial, target)
     note.unlink(missing_ok=True)
 
 
-def _more(pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial: Path, note: Path, patience: Patience) -> int:
+def _resume_download(pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial: Path, note: Path, retries: Retries) -> int:
     """One try: append what comes to `partial`; returns the size of the whole file."""
     start = partial.stat().st_size if partial.exists() else 0
     version = json.loads(note.read_text())["version"] if start and note.exists() else ""
     if not version:
         start = 0  # without knowing which version it is of, a part is worth nothing
     wanted = {**headers, "Range": f"bytes={start}-", "If-Range": version} if start else headers
-    with _open(pool, url, wanted, patience) as response:
+    with _open(pool, url, wanted, retries) as response:
         if response.status == 416:  # nothing is left, if it is the same version still
             total = re.match(r"bytes \*/(\d+)$", response.headers.get("content-range", ""))
             if total and int(total[1]) == start:
@@ -84,13 +83,13 @@ def _more(pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial:
             file.seek(start)
             for piece in response.stream(_PIECE_BYTES, decode_content=False):
                 file.write(piece)
-                patience.restart()
+                retries.restart()
                 check_stop()
                 progress(f"download {url.rsplit('/', 1)[-1]}", file.tell() >> 20, size >> 20, "MiB")
         return size
 
 
-def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], patience: Patience) -> urllib3.BaseHTTPResponse:
+def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries: Retries) -> urllib3.BaseHTTPResponse:
     """The answer to a request, redirects followed; InputError where the server refuses."""
     first = url
     for _ in range(6):
@@ -101,9 +100,9 @@ def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], patience
                 url = follow(first, url, response.headers.get("location", ""))
             except FetchError as error:
                 raise InputError(f"{first}: {error}") from error
-        elif response.status in _PASSING:
+        elif response.status in PASSING_STATUSES:
             response.drain_conn()
-            patience.wait(f"{url}: answers {response.status}")
+            retries.wait(f"{url}: answers {response.status}")
         elif response.status in (200, 206, 416):
             return response
         else:
@@ -187,7 +186,7 @@ def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", ke
         done = folder / ".done" / (re.sub(r"[^A-Za-z0-9]+", "-", uri)[-80:])
         if done.exists():
             continue
-        archive = _here(uri, folder / ".zips" / (f"{place}-" if place else "") / uri.rsplit("/", 1)[-1], contact)
+        archive = _local_file(uri, folder / ".zips" / (f"{place}-" if place else "") / uri.rsplit("/", 1)[-1], contact)
         remote = uri.startswith(("http://", "https://"))
         try:
             unpack(archive, folder, place)
@@ -200,15 +199,15 @@ def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", ke
         if remote and not keep:
             archive.unlink()
     if table and not (folder / "data.csv").exists():
-        here = _here(table, folder / "data.csv", contact)
-        if here != folder / "data.csv":
-            (folder / "data.csv").write_bytes(here.read_bytes())
+        fetched = _local_file(table, folder / "data.csv", contact)
+        if fetched != folder / "data.csv":
+            (folder / "data.csv").write_bytes(fetched.read_bytes())
     if not (folder / "data.csv").exists():
         raise InputError(f"{folder}: no data.csv came with {source}: name it by --table")
     return folder
 
 
-def _here(uri: str, target: Path, contact: str) -> Path:
+def _local_file(uri: str, target: Path, contact: str) -> Path:
     """A local path of a URL or path."""
     if uri.startswith(("http://", "https://")):
         download(uri, target, contact=contact)

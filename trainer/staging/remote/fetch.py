@@ -18,7 +18,7 @@ from itertools import islice
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.remote.captions import clean_captions
-from trainer.staging.remote.http import FetchError, Manners, PoliteClient, is_web
+from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
 from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
 from trainer.staging.remote.zips import Member, read_range, unpack_member
@@ -41,14 +41,14 @@ class FetchSettings:
     """How fast, how politely, within what memory.
 
     Attributes:
-        manners: towards HTTP servers.
+        http: how HTTP servers are asked.
         images: another place to find the pictures of the plan's image base (a mirror); empty: the plan's own.
         concurrency: requests at a time.
         processes: that decode and encode; 0: threads of this process.
         buffer_mb: fetched bytes that wait for their turn.
     """
 
-    manners: Manners = field(default_factory=Manners)
+    http: HttpSettings = field(default_factory=HttpSettings)
     images: str = ""
     concurrency: int = 32
     processes: int = 0
@@ -98,7 +98,7 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
     mine = range(part, len(plan.splits), parts)
     made = 0
     with ExitStack() as stack:
-        client = PoliteClient(settings.manners)
+        client = PoliteClient(settings.http)
         stack.callback(client.close)
         tokenize = Tokenizer()
         threads = _pool(stack, ThreadPoolExecutor(settings.concurrency))
@@ -240,7 +240,7 @@ class _Pictures:
         try:
             if member:
                 data = read_range(self._client, uri, member.start, member.length)
-                return unpack_member(member, data, self._client.manners.max_bytes)
+                return unpack_member(member, data, self._client.settings.max_bytes)
             return open_store(uri).get(uri) if local else self._client.get(uri)
         except MissingObject as error:
             raise FetchError("no such file", uri) from error

@@ -6,7 +6,7 @@ answers any more it is no longer the URLs' fault: an Outage ends the slice, whic
 
 import contextlib
 import ipaddress
-import random
+import math
 import re
 import socket
 import ssl
@@ -28,6 +28,7 @@ from urllib3.exceptions import (
 )
 
 from trainer.errors import RunError
+from trainer.storage.retries import PASSING_STATUSES, Backoff, retry_after
 
 _REDIRECTS = 5
 _DEAD_AFTER = 8  # failures to connect in a row, after which a host is not asked again
@@ -61,7 +62,7 @@ class OutageError(RunError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manners:
+class HttpSettings:
     """How one process behaves towards the servers it asks.
 
     Attributes:
@@ -98,16 +99,16 @@ class _Host:
 class PoliteClient:
     """Shared by the threads of one process."""
 
-    def __init__(self, manners: Manners) -> None:
-        self.manners = manners
-        contact = f"; +{manners.contact}" if manners.contact else ""
+    def __init__(self, settings: HttpSettings) -> None:
+        self.settings = settings
+        contact = f"; +{settings.contact}" if settings.contact else ""
         self._headers = {
             "User-Agent": f"firstsight/0.1 (image fetcher{contact})",
             "Accept": "image/*,*/*;q=0.5",
             "Accept-Encoding": "identity",
         }
-        timeout = urllib3.Timeout(connect=manners.connect_seconds, read=manners.read_seconds)
-        self._pool = urllib3.PoolManager(num_pools=256, maxsize=manners.per_host, timeout=timeout, retries=False)
+        timeout = urllib3.Timeout(connect=settings.connect_seconds, read=settings.read_seconds)
+        self._pool = urllib3.PoolManager(num_pools=256, maxsize=settings.per_host, timeout=timeout, retries=False)
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
@@ -144,11 +145,12 @@ class PoliteClient:
         if not place:
             raise FetchError("bad URL", repr(url[:200]))
         with self._lock:
-            return self._hosts.setdefault(place[1].lower(), _Host(self.manners.per_host))
+            return self._hosts.setdefault(place[1].lower(), _Host(self.settings.per_host))
 
     def _retry(self, host: _Host, url: str, span: _Span) -> Part | str:
         """What was asked for, or where a redirect leads."""
-        for attempt in range(1, self.manners.tries + 1):
+        backoff = Backoff(self.settings.backoff_seconds, most=math.inf)
+        for attempt in range(1, self.settings.tries + 1):
             if host.dead:
                 self._failed(url, host.dead)
                 raise FetchError(host.dead, f"{url}: not asked, its host failed {_DEAD_AFTER} times in a row")
@@ -157,12 +159,12 @@ class PoliteClient:
                 error, passing, pause = self._once(host, url, span)
             if not isinstance(error, FetchError):
                 return error
-            last = attempt == self.manners.tries
+            last = attempt == self.settings.tries
             if not passing or last:
                 if passing:
                     self._failed(url, error.cause)
                 raise error
-            delay = max(pause, self.manners.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+            delay = max(pause, backoff.seconds())
             if error.cause in ("http 429", "http 503"):  # the host itself is busy: everybody waits
                 host.not_before = max(host.not_before, time.monotonic() + delay)
             else:
@@ -179,9 +181,9 @@ class PoliteClient:
                 if response.status == 200 and span:
                     return FetchError("no ranges", f"{url}: its server answers with the whole file"), False, 0.0
                 if response.status != (206 if span else 200):
-                    passing = response.status in (408, 425, 429) or response.status >= 500
-                    pause = response.headers.get("retry-after", "")
-                    return FetchError(f"http {response.status}", url), passing, min(float(pause), 60.0) if pause.isdecimal() else 0.0
+                    passing = response.status in PASSING_STATUSES or response.status >= 500
+                    pause = retry_after(response.headers.get("retry-after", ""), most=60.0)
+                    return FetchError(f"http {response.status}", url), passing, pause
                 total = response.headers.get("content-range", "").rpartition("/")[2]
                 return Part(self._body(response, url), int(total) if total.isdecimal() else 0), False, 0.0
         except FetchError as error:
@@ -213,7 +215,7 @@ class PoliteClient:
 
     def _body(self, response: urllib3.BaseHTTPResponse, url: str) -> bytes:
         """The body, as long as it stays within size and time."""
-        limit, deadline = self.manners.max_bytes, time.monotonic() + self.manners.total_seconds
+        limit, deadline = self.settings.max_bytes, time.monotonic() + self.settings.total_seconds
         announced = response.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise FetchError("too many bytes", f"{url}: {announced}, at most {limit}")
@@ -224,7 +226,7 @@ class PoliteClient:
             if size > limit:
                 raise FetchError("too many bytes", f"{url}: at most {limit}")
             if time.monotonic() > deadline:
-                raise FetchError("timeout", f"{url}: {size} bytes in {self.manners.total_seconds:g} s")
+                raise FetchError("timeout", f"{url}: {size} bytes in {self.settings.total_seconds:g} s")
         return b"".join(pieces)
 
     def _pause_until(self, moment: float) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from trainer.config import Recipe, canonical_hash
 from trainer.errors import InputError
 from trainer.fields import added_fields
-from trainer.staging.remote.http import FetchError, Manners, PoliteClient, is_web
+from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
 from trainer.staging.remote.plan import SLICE_SHARDS
 from trainer.staging.remote.rows import RemoteRow, as_table, write_rows
 from trainer.staging.remote.zips import Member, read_directory, read_range, unpack_member
@@ -29,7 +29,7 @@ _PATHS = ("ref_path", "left_path", "right_path")
 _ATTRIBUTION = "NIGHTS (Fu et al. 2023, DreamSim)"
 
 
-def plan(root: str, source: str, table_uri: str, recipe: Recipe, manners: Manners) -> str:
+def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSettings) -> str:
     """Plan a triplet data set; returns its folder.
 
     Args:
@@ -37,11 +37,11 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, manners: Manner
         source: URI (http(s), s3 or a path) of a folder in NIGHTS layout, of nights.zip, or of the folder of the chunk zips.
         table_uri: of data.csv, for the chunks; empty: it is in the folder or the zip.
         recipe: its staging section and perceptual.min_votes decide the bytes.
-        manners: towards HTTP servers.
+        http: how HTTP servers are asked.
     """
     root, source = absolute(root), absolute(source).rstrip("/")
     settings = recipe.staging
-    client = PoliteClient(manners)
+    client = PoliteClient(http)
     try:
         base, table, files = _look(client, source, table_uri)
     finally:
@@ -84,7 +84,7 @@ def _look(client: PoliteClient, source: str, table_uri: str) -> tuple[str, bytes
             table = _read_table(client, table_uri)
         elif nights.NAME in members:
             inside = members[nights.NAME]
-            table = unpack_member(inside, read_range(client, source, inside.start, inside.length), client.manners.max_bytes)
+            table = unpack_member(inside, read_range(client, source, inside.start, inside.length), client.settings.max_bytes)
         else:
             raise InputError(f"{source}: holds no {nights.NAME}: name it by --table")
         names = _named(table, table_uri or source)
@@ -98,7 +98,7 @@ def _look(client: PoliteClient, source: str, table_uri: str) -> tuple[str, bytes
     def read(chunk: str) -> list[Member]:
         return list(read_directory(client, join(source, f"{chunk}.zip"), f"{chunk}.zip", chunk.partition("/")[0]))
 
-    with ThreadPoolExecutor(client.manners.per_host) as pool:
+    with ThreadPoolExecutor(client.settings.per_host) as pool:
         members = {member.name: member for part in pool.map(read, chunks) for member in part}
     return source, table, {name: members[name] for name in names if name in members}
 

@@ -1,4 +1,4 @@
-"""What the state of a job means for the one who waits: nothing yet, done, failed and why, or to be submitted once more."""
+"""Decides from the state of a job what to do: wait, report how it ended, or submit it again."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,12 +23,12 @@ NEWS_SECONDS = 10.0
 REMIND_SECONDS = 600.0
 
 
-class Again(Exception):
-    """The job ended unfinished and is to be submitted once more."""
+class Resubmit(Exception):
+    """The job ended unfinished: submit it again."""
 
 
-class Judge:
-    """Looks at one job, from its creation or adoption to its end."""
+class Monitor:
+    """Watches over one job, from its creation or adoption to its end."""
 
     def __init__(
         self, shape: Shape, spec: JobSpec, settings: JobSettings, view: View, incidents: Incidents, uid: str, say: Callable[[str], None]
@@ -39,12 +39,12 @@ class Judge:
         self._has_run = False
         self._reminded = float("-inf")
 
-    def look(self) -> Outcome | None:
-        """What is to be done now; None: wait on.
+    def check(self) -> Outcome | None:
+        """How the job ended; None: keep waiting.
 
         Raises:
-            Again: the job ended unfinished, and there is budget left.
-            InputError: a watch is not allowed any more.
+            Resubmit: the job ended unfinished, and there is budget left.
+            InputError: the permission to watch was withdrawn.
         """
         if not self._view.synced:
             return None
@@ -60,7 +60,7 @@ class Judge:
         if self._shape.is_done(self._spec):
             return Outcome(exit_code=0, line="")
         if job is not None:
-            raise Again(f"{self._title} was replaced by another run")
+            raise Resubmit(f"{self._title} was replaced by another run")
         return Outcome(exit_code=1, line=f"{self._title} was deleted before it was done, and not by this run")
 
     def _ended(self, phase: Phase) -> Outcome:
@@ -76,7 +76,7 @@ class Judge:
         how = "ended without its result" if phase.name == "succeeded" else f"failed: {phase.message}"
         over = self._over_budget(f"{self._title} {how}")
         if over is None:
-            raise Again(f"{self._title} {how}")
+            raise Resubmit(f"{self._title} {how}")
         return over
 
     def _permanent(self) -> Outcome | None:

@@ -1,0 +1,59 @@
+"""Retrying what may pass: pauses that grow, for as long as is allowed. Everything that retries takes its pauses from here."""
+
+import logging
+import math
+import random
+import time
+
+from trainer.errors import RunError
+
+PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""HTTP answers after which the same request may succeed."""
+
+_log = logging.getLogger(__name__)
+
+
+class Backoff:
+    """Pauses that double, with jitter, so that those whom one outage cut off do not all come back at once."""
+
+    def __init__(self, first: float = 0.2, most: float = 20.0) -> None:
+        self._first, self._most, self._next = first, most, first
+
+    def seconds(self) -> float:
+        """The next pause."""
+        pause, self._next = self._next * random.uniform(0.5, 1.0), min(self._next * 2, self._most)
+        return pause
+
+    def reset(self) -> None:
+        """Something went well: begin with the first pause again."""
+        self._next = self._first
+
+
+class Retries:
+    """Growing pauses between tries of one thing, until a time has passed without success."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._backoff = seconds, Backoff()
+        self.restart()
+
+    def restart(self) -> None:
+        """Something went well: the next failure has the whole time again."""
+        self._tries, self._start = 0, time.monotonic()
+        self._backoff.reset()
+
+    def wait(self, cause: str, *, at_least: float = 0.0, seconds: float | None = None) -> None:
+        """Sleep before the next try; RunError with `cause` where the time (or `seconds`, if less) would run out."""
+        self._tries += 1
+        allowed = self._seconds if seconds is None else min(seconds, self._seconds)
+        pause = max(at_least, self._backoff.seconds())
+        waited = time.monotonic() - self._start
+        if waited + pause > allowed:
+            raise RunError(f"{cause} (given up after {self._tries} tries in {waited:.0f} s)")
+        if self._tries == 4:  # a hiccup is not worth a line, an outage is
+            _log.warning("%s; trying again for up to %.0f s", cause, allowed)
+        time.sleep(pause)
+
+
+def retry_after(header: str, most: float = math.inf) -> float:
+    """The seconds that a Retry-After header asks for, at most `most`; 0 where it names none."""
+    return min(float(header), most) if header.isdecimal() else 0.0
