@@ -182,7 +182,7 @@ def test_a_job_of_another_recipe_is_refused_and_the_keys_are_named(scene: Scene,
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments", "line"),
+    ("purpose", "arguments", "line"),
     [
         ("stage", ("stage", "fetch", "--pages", "4"), ": arguments 3 -> 4"),
         ("stage", ("stage", "fetch", "--pages", "3", "--slow"), ": arguments (none) -> --slow"),
@@ -190,11 +190,11 @@ def test_a_job_of_another_recipe_is_refused_and_the_keys_are_named(scene: Scene,
         ("evaluate", ("stage", "fetch", "--pages", "3"), ": the recipe hashes of the models that it measures"),
     ],
 )
-def test_what_a_staging_or_evaluation_job_does_otherwise_is_named(scene: Scene, kind: Any, arguments: tuple[str, ...], line: str):
+def test_what_a_staging_or_evaluation_job_does_otherwise_is_named(scene: Scene, purpose: Any, arguments: tuple[str, ...], line: str):
     """Its recipe hash is over its arguments, so those are its keys: they stand in the job, whichever version made it."""
     shape = IndexedJobs(JobSettings())
     theirs = shape.manifest(scene.spec(purpose="stage", arguments=("stage", "fetch", "--pages", "3")), 0)
-    assert differing_arguments(theirs, scene.spec(kind=kind, arguments=arguments)) == line
+    assert differing_arguments(theirs, scene.spec(purpose=purpose, arguments=arguments)) == line
 
 
 def test_a_job_that_is_being_deleted_is_waited_for_and_not_adopted(scene: Scene):
