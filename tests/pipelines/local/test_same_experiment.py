@@ -43,7 +43,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> None:
     """`python -m pipelines run` around a trainer that only pretends."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FAKE), str(REPOSITORY)]), **variables}
     command = [sys.executable, "-m", "pipelines", "run", *arguments]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -69,6 +69,8 @@ def cluster(folder: Path) -> Iterator[str]:
         yield str(folder / "profile.yaml")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_same_request_and_the_same_recipe_hashes_everywhere(
     tmp_path: Path, request_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
