@@ -13,6 +13,7 @@ import yaml
 
 from pipelines.jobs.shapes.pod import pod_template
 from pipelines.kubeflow.compiled import FOLDER
+from pipelines.planning.request import FIELDS
 from pipelines.profile.settings import JobSettings
 from tests.cluster import chart, harness, node, settings, training, volumes
 from tests.cluster.store import Store
@@ -22,8 +23,8 @@ from tests.locking import one_at_a_time
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 LINKS = {
-    "profile": "firstsight", "experiment": "demo", "recipe": "smoke", "arms": "random", "seeds": "0", "pairs": "", "triplets": "",
-    "eval_sets": "", "nodes": 0, "gpus_per_node": -1, "image": "", "queue": "", "resume": "auto", "root": "", "max_reject_fraction": 0.01,
+    "run": "a-run", "request": "", **dict.fromkeys(FIELDS, ""),
+    "profile": "firstsight", "experiment": "demo", "recipe": "smoke", "arms": "random", "seeds": "0",
 }  # fmt: skip
 
 
@@ -55,7 +56,8 @@ def step_pod(name: str, image: str, parameters: dict[str, Any], profile: str = "
     container = specification["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{name}"]
     page = {"name": "page", "type": {"schemaTitle": "system.Markdown", "schemaVersion": "0.0.1"}, "uri": "/tmp/page.md", "metadata": {}}
-    outputs = {"artifacts": {"page": {"artifacts": [page]}}, "outputFile": "/tmp/output.json"}
+    stored = {"Output": {"outputFile": "/tmp/Output"}}
+    outputs = {"artifacts": {"page": {"artifacts": [page]}}, "parameters": stored, "outputFile": "/tmp/output.json"}
     given = json.dumps({"inputs": {"parameterValues": parameters}, "outputs": outputs})
     (mounted,), (secret,), context = settings["configMapAsVolume"], settings["secretAsEnv"], settings["securityContext"]
     keys = [(entry["envVar"], {"name": profile, "key": entry["secretKey"], "optional": secret["optional"]}) for entry in secret["keyToEnv"]]
