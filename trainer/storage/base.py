@@ -37,8 +37,17 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A plain path made absolute, so that it means the same to every process; other URIs as they are."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    """A plain path made absolute, so that it means the same to every process; other URIs as they are.
+
+    Raises:
+        InputError: `~name` of a user that this machine does not have.
+    """
+    if "://" in uri:
+        return uri
+    try:
+        return str(Path(uri).expanduser().absolute())
+    except RuntimeError as error:
+        raise InputError(f"{uri}: there is no such user on this machine") from error
 
 
 def exists(uri: str) -> bool:
