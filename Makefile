@@ -4,6 +4,7 @@
 
 KFP_ENDPOINT ?=## address of a Kubeflow Pipelines server: pipeline-run submits there, streams, waits, ends with the run's exit code
 REQUEST ?=## YAML file of the parameters below, or its URI: an experiment as a file; what is given beside it wins
+override KFP_ENDPOINT := $(value KFP_ENDPOINT)
 include scripts/request.mk
 ARGS ?=## more for the command behind a target: ARGS=-v shows all that the steps print
 

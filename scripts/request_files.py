@@ -65,8 +65,10 @@ def make_variables() -> str:
     for name, item in FIELDS.items():
         lines.append(f"{name.upper()} ?=## {item.metadata['help']} (default: {default_in_words(item)})")
     names = " ".join(name.upper() for name in FIELDS)
-    lines += ["", f"export REQUEST {names}", 'REQUEST_FLAGS = $(if $(REQUEST),--request "$$REQUEST")']
-    lines += [f'REQUEST_FLAGS += $(if $(strip $({name.upper()})),--{name.replace("_", "-")} "$${name.upper()}")' for name in FIELDS]
+    lines += ["", "# Taken as they stand: make would run $(shell ...) in them, and lose $x."]
+    lines += [f"export REQUEST {names}", "$(foreach name,REQUEST " + names + ",$(eval override $(name) := $$(value $(name))))"]
+    lines += ['REQUEST_FLAGS = $(if $(strip $(REQUEST)),--request="$$REQUEST")']
+    lines += [f'REQUEST_FLAGS += $(if $(strip $({name.upper()})),--{name.replace("_", "-")}="$${name.upper()}")' for name in FIELDS]
     return "\n".join([*lines, ""])
 
 

@@ -1,8 +1,16 @@
 """Each target of the Makefile stands alone, on a machine where no other one has run."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
+
+import pytest
+
+from pipelines.planning.request import FIELDS
 
 REPOSITORY = Path(__file__).parents[1]
 TEXT = (REPOSITORY / "Makefile").read_text()
@@ -32,3 +40,29 @@ def test_every_file_that_it_names_is_there():
 
     assert {"scripts/setup.sh", "images/build.sh", "pipelines/kubeflow/compiled/firstsight.yaml"} <= names
     assert {name for name in names if not (REPOSITORY / name).exists()} == set()
+
+
+@pytest.mark.parametrize("where", ["argument", "environment"])
+def test_a_value_reaches_the_command_as_it_stands(tmp_path: Path, where: str):
+    """Neither make nor a shell runs what stands in one, and one that begins with a dash is no flag."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    (tmp_path / "bin/python").chmod(0o755)
+    (tmp_path / "ready").touch()
+    value = f"-x $(shell touch {tmp_path}/made) `touch {tmp_path}/made` $HOME ${{HOME}} \"a\" 'b'; c,d) # é\nf"
+    given = {name.upper(): value for name in ("request", *FIELDS)}
+    command = ["make", "-s", "pipeline-plan", f"VENV={tmp_path}", *(f"{name}={value}" for name in given if where == "argument")]
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    made = subprocess.run(command, cwd=REPOSITORY, env=environment | given, capture_output=True, text=True, timeout=60, check=True)
+
+    flags = [f"--{name.replace('_', '-')}={value}" for name in ("request", *FIELDS)]
+    assert json.loads(made.stdout) == ["-m", "pipelines", "plan", *flags]
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_endpoint_is_not_run_by_make(tmp_path: Path):
+    command = ["make", "-n", "pipeline-run", f"VENV={tmp_path}", f"KFP_ENDPOINT=$(shell touch {tmp_path}/made)"]
+    subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=60, check=True)
+
+    assert not (tmp_path / "made").exists()

@@ -21,6 +21,8 @@ from trainer.errors import InputError
 
 Tag = Literal["known", "as coded", "unknown", "ours"]
 _MISSING: Any = object()
+MOST_SHOWN = 200
+"""Characters of a wrong value that an error shows."""
 
 
 def recipe(default: Any, tag: Tag, why: str, *, since: str = "", introduced: Any = _MISSING) -> Any:
@@ -59,7 +61,16 @@ def _literal(value: Any, why: str) -> Any:
 def require(key: str, value: object, rule: str, ok: bool) -> None:
     """Raise InputError naming the dotted key, the rule and the value, unless ok."""
     if not ok:
-        raise InputError(f"{key} must be {rule}, got {value!r}")
+        raise InputError(f"{key} must be {rule}, got {_abridged(value)}")
+
+
+def _abridged(value: object) -> str:
+    """A value for one line of an error."""
+    try:
+        shown = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
 
 
 def recipe_fields(config: Any, *, complete: bool = False) -> dict[str, Any]:

@@ -11,6 +11,8 @@ __all__ = ["ACCEPTED", "ARMS", "Arm", "parse_arms", "parse_seeds"]
 ARMS = registered()
 ACCEPTED = (*ARMS, "from:<uri>")
 """What `arms` takes, for help texts and messages."""
+FROM = "from:"
+"""How an arm begins that starts from the tower at a URI."""
 MAX_SEED = 2**31 - 1
 
 
@@ -42,8 +44,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def _arm(item: str) -> Arm:
-    if item.startswith("from:") and len(item) > len("from:"):
-        source = absolute(item.removeprefix("from:"))
+    if item.startswith(FROM) and len(item) > len(FROM):
+        source = absolute(item.removeprefix(FROM))
         return Arm(name=f"from-{hashlib.sha256(source.encode()).hexdigest()[:8]}", start="tower", source=source)
     if item not in ARMS:
         raise InputError(f"arms must be any of {', '.join(ACCEPTED)}, got {item!r}")

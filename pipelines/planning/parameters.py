@@ -1,7 +1,8 @@
 """The kinds of parameters that a request has, and how each is read from text (a flag, a form) or from YAML."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from typing import Any
 
@@ -10,6 +11,8 @@ from trainer.errors import InputError
 
 Check = Callable[[Any], bool]
 Parameter = dataclasses.Field[Any]
+DEEPEST = 8
+"""Levels of a setting's key."""
 
 
 def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Check | None = None) -> Any:
@@ -74,12 +77,27 @@ def parse(item: Parameter, value: Any, where: str) -> Any:
         return _flat(where, value)
     from trainer.configs import parse_overrides  # here: a step that is done has no use for YAML
 
-    return parse_overrides(one_line(where, value), item.metadata["of"])
+    line = one_line(where, value)
+    with located(where):
+        return parse_overrides(line, item.metadata["of"])
+
+
+@contextlib.contextmanager
+def located(source: str) -> Iterator[None]:
+    """What is refused inside is refused with its source in front, unless it says it itself."""
+    try:
+        yield
+    except InputError as error:
+        if not source or str(error).startswith(source):
+            raise
+        raise InputError(f"{source}: {error}") from error
 
 
 def _flat(where: str, value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """A mapping with dotted keys, whether it was written nested or dotted."""
     found: dict[str, Any] = {}
+    if prefix.count(".") > DEEPEST:  # of an alias of itself there is no end
+        raise InputError(f"{where}: {prefix[:40]}… is nested too deep")
     for key, part in value.items():
         inner = _flat(where, part, f"{prefix}{key}.") if isinstance(part, dict) else {f"{prefix}{key}": part}
         twice = next((name for name in inner if name in found), None)
@@ -97,10 +115,12 @@ def _item(where: str, value: Any) -> str:
 def _number(where: str, value: Any, *, whole: bool) -> float | int:
     rule = "a whole number" if whole else "a number"
     if isinstance(value, str):
+        value = value.strip()
+        require(where, value, rule, value.isascii() and "_" not in value)  # Python takes other scripts' digits, and 1_0 for ten
         try:
             return int(value) if whole else float(value)
         except ValueError as error:
-            raise InputError(f"{where} must be {rule}, got {value!r}") from error
+            raise InputError(f"{where} must be {rule}, got {value[:40]!r}") from error
     require(where, value, rule, isinstance(value, int if whole else int | float) and not isinstance(value, bool))
     return value  # type: ignore[no-any-return]
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.planning import parameters
-from pipelines.planning.arms import ACCEPTED, Arm, parse_arms, parse_seeds
-from pipelines.planning.parameters import items, number, one_line, parse, settings, text
+from pipelines.planning.arms import ACCEPTED, FROM, Arm, parse_arms, parse_seeds
+from pipelines.planning.parameters import items, located, number, one_line, parse, settings, text
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import InputError
 from trainer.storage import layout, read_json, read_text, write_json
@@ -37,6 +37,7 @@ LAUNCHERS_OWN = ("attempt",)
 OWN_PARAMETER = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
 """Fields of the trainer's placement that have a parameter of their own; given in `placement` they mean that parameter."""
 _SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
+_IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]*"
 _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 
 
@@ -85,7 +86,7 @@ class Request:
         "the trainer's image, with tag or digest",
         otherwise="the profile's",
         rule="the name of an image",
-        ok=lambda value: not set(value) & {*" \t'\"{}"},
+        ok=lambda value: bool(re.fullmatch(_IMAGE, value)),
     )
     queue: str = text(
         "",
@@ -172,7 +173,7 @@ def merge(source: str, given: Mapping[str, Any]) -> Request:
     Raises:
         InputError: one line that names file, key, rule and the nearest valid key; nothing was written.
     """
-    values = _read_source(source) if source else {}
+    values = _read_source(source) if source.strip() else {}
     for name, value in given.items():
         if value is None or value == "":
             continue
@@ -198,6 +199,8 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
     changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
     changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
+    changes["arms"] = tuple(f"{FROM}{_place(arm.removeprefix(FROM))}" if arm.startswith(FROM) else arm for arm in request.arms)
+    changes["resume"] = request.resume if request.resume in ("auto", "never") else _place(request.resume)
     changes["recipe"] = read_inline(request.recipe)
     if kubeflow:
         _refuse_local_places(request)
@@ -214,6 +217,7 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     _refuse_other_epochs(resolved, recipe)
     resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
     name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
+    require("experiment", name, "given where the recipe has no name", bool(name))
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
 
 
@@ -228,9 +232,10 @@ def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
 
 def _refuse_local_places(request: Request) -> None:
     places = {"root": (request.root,), "pairs": (request.pairs,), "triplets": (request.triplets,), "eval_sets": request.eval_sets}
+    places |= {"arms": tuple(arm.removeprefix(FROM) for arm in request.arms if arm.startswith(FROM)), "resume": (request.resume,)}
     for name, uris in places.items():
         for uri in uris:
-            if uri not in ("", "demo") and "://" not in uri:
+            if uri not in ("", "demo", "auto", "never") and "://" not in uri:
                 raise InputError(
                     f"{name} must be a URI such as s3://bucket/prefix, since a cluster does not see this machine's files: {uri!r}"
                 )
@@ -273,7 +278,8 @@ def read_request(uri: str) -> Request:
     except MissingObject as error:
         raise InputError(f"request {uri}: not found") from error
     earlier = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
-    return _with_own_parameters({**earlier, **_parsed(values, uri)})
+    with located(uri):
+        return _with_own_parameters({**earlier, **_parsed(values, uri)})
 
 
 def _read_source(source: str) -> dict[str, Any]:
@@ -281,8 +287,9 @@ def _read_source(source: str) -> dict[str, Any]:
 
     if is_inline(source):
         return _checked(_parsed(load_yaml(source, "request"), "request"), "request")
+    one_line("request", source)
     try:
-        body = read_text(source)
+        body = read_text(absolute(source))
     except MissingObject as error:
         raise InputError(f"request {source}: no such file") from error
     return _checked(_parsed(load_yaml(body, source), source), source)
@@ -294,14 +301,21 @@ def is_inline(source: str) -> bool:
 
 
 def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """What a person wrote, with every key of its recipe and settings known; a stored request was checked when it was written."""
-    from trainer.configs import check_keys
+    """What a person wrote, with every key of its recipe and settings known; a stored request was checked when it was written.
+
+    Only `set` is judged later: by the recipe, which may stand elsewhere.
+    """
+    from trainer.configs import check_keys, parse_config
     from trainer.storage.recipes import read_recipe
 
     for key, of in (("set", Recipe), ("placement", Placement)):
         check_keys(of, values.get(key, {}), f"{source}: {key}")
     if isinstance(values.get("recipe"), dict):
         read_recipe(values["recipe"], source=f"{source}: recipe")
+    with located(source):
+        alone = _with_own_parameters(values)
+        parse_config(Placement, alone.placement, source="placement")
+        alone.cells  # noqa: B018 (refuses a wrong arm or seed)
     return values
 
 
@@ -310,10 +324,11 @@ def _parsed(values: Any, source: str) -> dict[str, Any]:
     require(source, type(values).__name__, "a mapping of parameters", isinstance(values, dict))
     values = dict(values)
     version = values.pop("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or isinstance(version, bool) or version > FORMAT_VERSION:
-        raise InputError(f"{source}: format_version {version!r} was written by a newer firstsight; this one reads {FORMAT_VERSION}")
-    unknown = next((key for key in values if key not in FIELDS), None)
-    if unknown is not None:
+    whole = isinstance(version, int) and not isinstance(version, bool) and version >= 1
+    require(f"{source}: format_version", version, f"a whole number from 1 to {FORMAT_VERSION}", whole)
+    if version > FORMAT_VERSION:
+        raise InputError(f"{source}: format_version {version} was written by a newer firstsight; this one reads {FORMAT_VERSION}")
+    for unknown in (key for key in values if key not in FIELDS):
         near = difflib.get_close_matches(str(unknown), FIELDS, 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(FIELDS)}"
         raise InputError(f"{source}: {unknown} is not a parameter of a request: {hint}")

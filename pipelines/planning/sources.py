@@ -1,5 +1,6 @@
 """Where a run's data come from, before they are staged: whether a source is there at all, and how many samples it will give."""
 
+import os
 from typing import Any, Literal
 
 from pipelines.planning.cost import Samples
@@ -34,9 +35,9 @@ def require_source(what: str, uri: str) -> None:
     if uri in ("", "demo") or uri.startswith(("http://", "https://")):
         return
     path, store = local_path(uri), open_store(uri)
-    is_file = path.is_file() if path is not None else "/" in uri.removeprefix("s3://").rstrip("/") and store.head(uri) is not None
+    is_file = os.path.isfile(path) if path is not None else "/" in uri.removeprefix("s3://").rstrip("/") and store.head(uri) is not None
     if not is_file and not store.holds(uri):
-        empty = "an empty folder" if path is not None and path.is_dir() else "no such file or folder"
+        empty = "an empty folder" if path is not None and os.path.isdir(path) else "no such file or folder"
         raise InputError(f"{what} {uri}: {empty}")
     if uri.endswith((".yaml", ".yml")):
         described = _description(uri)

@@ -199,6 +199,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     ("kind", "values", "line"),
     [
         (OptimizerConfig, {"warmup_steps": "16"}, r"warmup_steps must be a whole number, got '16'"),
+        (OptimizerConfig, {"warmup_steps": 2**63}, r"warmup_steps must be a whole number of at most 64 bits, got 9223372036854775808"),
+        (OptimizerConfig, {"weight_decay": 10**400}, r"weight_decay must be a number of at most 64 bits, got 10{199}…$"),
+        (OptimizerConfig, {"warmup_steps": 10**5000}, r"warmup_steps must be .*, got a number of thousands of digits"),
+        (ModelConfig, {"open_clip_name": ["x" * 10**6]}, r"open_clip_name must be text, got \['x{198}…$"),
         (OptimizerConfig, {"warmup_steps": True}, r"warmup_steps must be a whole number, got True"),
         (OptimizerConfig, {"eps": "1e-3"}, r"eps must be a number, got '1e-3'"),
         (OptimizerConfig, {"schedule": "cosin"}, r"schedule must be one of cosine, constant, got 'cosin'"),

@@ -56,6 +56,21 @@ def test_file_uri_and_path_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "uri", ["file://x", "file://localhost/x", "file:/x", "s3:/bucket/x", "s3:", "S3:/x", "http:/x", "/a\0b", "/a\ud800"]
+)
+def test_a_path_that_cannot_be_meant_is_refused(uri: str) -> None:
+    """A folder `s3:` or one below the working directory would be made, and nobody would find it."""
+    with pytest.raises(InputError) as caught:
+        write_bytes(uri, b"x")
+    assert str(caught.value).isprintable()
+
+
+def test_a_home_that_is_nobodys_is_refused() -> None:
+    with pytest.raises(InputError, match="~nobody-of-that-name/x: there is no such user"):
+        absolute("~nobody-of-that-name/x")
+
+
+@pytest.mark.parametrize(
     ("number", "kind", "rule"),
     [
         (errno.ENOSPC, RunError, "the disk is full"),

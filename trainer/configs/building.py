@@ -160,8 +160,9 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
         found = [choice for choice in choices if choice == value or (number and choice == str(value))]  # YAML reads 100 as a number
         require(path, value, _rule(hint), bool(found))
         return found[0]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if isinstance(value, int) and not isinstance(value, bool) and hint in (int, float):
+        require(path, value, f"{_rule(hint)} of at most 64 bits", abs(value) < 2**63)  # of more, estimates and torch overflow
+        value = hint(value)
     require(path, value, _rule(hint), type(value) is hint)
     require(path, value, "a finite number", hint is not float or math.isfinite(value))
     return value

@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 from trainer.errors import Corrupt, InputError
@@ -37,8 +36,18 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A plain path made absolute, so that it means the same to every process; other URIs as they are."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    """A plain path made absolute, so that it means the same to every process; other URIs as they are.
+
+    Raises:
+        InputError: no path can be meant (`local_path`), or `~name` of a user that this machine does not have.
+    """
+    path = local_path(uri)
+    if path is None or "://" in uri:
+        return uri
+    try:
+        return str(path.expanduser().absolute())
+    except RuntimeError as error:
+        raise InputError(f"{uri}: there is no such user on this machine") from error
 
 
 def exists(uri: str) -> bool:

@@ -1,5 +1,7 @@
 """The object store's protocol: what file:// and s3:// both do."""
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,9 @@ from trainer.errors import InputError
 
 PIECE_BYTES = 1 << 20
 """Streams are read in pieces of 1 MiB: smaller ones cost more CPU a byte, larger ones only memory."""
+
+_SCHEME = re.compile(r"(file|s3|https?):(/|$)", re.IGNORECASE)
+"""How a path begins that was meant for a URI."""
 
 MIN_RANGE_BYTES = PIECE_BYTES
 """Ranges worth a request of their own are at least this long: smaller ones cost a round trip each."""
@@ -73,7 +78,20 @@ class MissingObject(InputError):
 
 
 def local_path(uri: str) -> Path | None:
-    """The path of a file URI or plain path; None for any other."""
-    if uri.startswith("file://"):
-        return Path(uri.removeprefix("file://"))
-    return None if "://" in uri else Path(uri)
+    """The path of a file URI or plain path; None for any other.
+
+    Raises:
+        InputError: no path can be meant: `file://host/x`, `s3:/bucket/x`, a NUL.
+    """
+    if "://" in uri and not uri.startswith("file://"):
+        return None
+    path = uri.removeprefix("file://")
+    if _SCHEME.match(path) or (path != uri and not path.startswith("/")):
+        raise InputError(f"{uri}: a URI is file:///folder or s3://bucket/prefix")
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise InputError(f"{uri!r}: no file system takes such a name")
+    return Path(path)

@@ -7,24 +7,28 @@ from trainer.config import Recipe, StageConfig, canonical_hash, differing_keys, 
 from trainer.configs import Overrides, inline_recipe, load_base, load_recipe, load_yaml, read_stored
 from trainer.errors import InputError, RunError
 from trainer.storage import layout
-from trainer.storage.base import MissingObject, join, open_store, read_json, read_text
+from trainer.storage.base import MissingObject, absolute, join, open_store, read_json, read_text
 
 _SHOWN = 6
 
 
 def read_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, source: str = "recipe") -> Recipe:
     """`trainer.configs.load_recipe` that reads YAML at URIs, those of `base:` too."""
-    return load_recipe(recipe, overrides, read=read_text, source=source)
+    return load_recipe(recipe, overrides, read=_read, source=source)
 
 
 def read_inline(recipe: str | Mapping[str, Any], *, source: str = "recipe") -> str | dict[str, Any]:
     """`trainer.configs.inline_recipe` that reads YAML at URIs: a recipe that can be stored without the files it names."""
-    return inline_recipe(recipe, read=read_text, source=source)
+    return inline_recipe(recipe, read=_read, source=source)
 
 
 def read_base(recipe: str | Mapping[str, Any], *, source: str = "recipe") -> Recipe:
     """`trainer.configs.load_base` that reads YAML at URIs: what a plan compares the recipe with."""
-    return load_base(recipe, read=read_text, source=source)
+    return load_base(recipe, read=_read, source=source)
+
+
+def _read(uri: str) -> str:
+    return read_text(absolute(uri))
 
 
 def read_stage(uri: str, overrides: Overrides = ()) -> StageConfig:

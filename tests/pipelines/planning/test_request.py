@@ -102,6 +102,26 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         ("placement: {keep_last: 0}\n", ("keep_last must be >= 1",)),
         ("set: {contrastive.epoch: 3}\n", ("epoch",)),
         ("pairs: '{{x}}'\n", ("pairs must be one line",)),
+        ("nodes: 0\n", ("experiment.yaml: nodes must be between",)),
+        ("nodes: '1_0'\n", ("experiment.yaml: nodes must be a whole number, got '1_0'",)),
+        ("nodes: '\u0661'\n", ("experiment.yaml: nodes must be a whole number",)),
+        (f"nodes: '{'9' * 5000}'\n", ("experiment.yaml: nodes must be a whole number",)),
+        ("seeds: [-1]\n", ("experiment.yaml: seeds must be whole numbers",)),
+        ("arms: [randm]\n", ("experiment.yaml: arms must be any of",)),
+        ("placement: {device: tpu}\n", ("experiment.yaml: placement: device must be one of auto",)),
+        ("placement: compil=true\n", ("experiment.yaml: placement: override", "did you mean compile?")),
+        (f"placement: {{watchdog_seconds: 1{'0' * 400}}}\n", ("watchdog_seconds must be a number of at most 64 bits",)),
+        ("set: &x {contrastive: *x}\n", ("experiment.yaml: set: ", "nested too deep")),
+        ("image: $(x)\n", ("image must be the name of an image",)),
+        ("image: -x\n", ("image must be the name of an image",)),
+        ("null: 1\n", ("experiment.yaml: None is not a parameter",)),
+        ("root: ~nobody-of-that-name/x\n", ("no such user",)),
+        ("root: 's3:/bucket/x'\n", ("a URI is file:///folder or s3://bucket/prefix",)),
+        ("root: 's3://'\n", ("a URI is file:///folder or s3://bucket/prefix",)),
+        ("recipe: {contrastive: {epochs: 3}}\n", ("experiment must be given where the recipe has no name",)),
+        (f"recipe: smoke\npairs: {'x' * 5000}\n", ("the name is too long",)),
+        ("format_version: 0\n", ("format_version must be a whole number from 1",)),
+        ("format_version: '1'\n", ("format_version must be a whole number from 1",)),
         ("format_version: 2\n", ("written by a newer firstsight",)),
         ("- a\n", ("expected a mapping",)),
         ("[a\n", ("not YAML",)),
@@ -174,10 +194,53 @@ def test_a_recipe_file_becomes_part_of_the_request(tmp_path: Path):
     assert request.experiment == "mine"
 
 
-@pytest.mark.parametrize("name", ["root", "pairs", "triplets", "eval_sets"])
-def test_a_cluster_is_given_no_path_of_this_machine(name: str):
+def test_every_place_is_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A step runs in another folder, and a user's home is another one elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    given = {"root": "r", "pairs": "p/", "triplets": "~/t", "eval_sets": "./e", "arms": "random,from:~/a", "resume": "runs/../c"}
+    stored = resolve(merge("", {"recipe": "smoke", **given})).stored()
+
+    assert {name: stored[name] for name in given} == {
+        "root": f"{tmp_path}/r",
+        "pairs": f"{tmp_path}/p",
+        "triplets": f"{tmp_path}/home/t",
+        "eval_sets": [f"{tmp_path}/e"],
+        "arms": ["random", f"from:{tmp_path}/home/a"],
+        "resume": f"{tmp_path}/c",
+    }
+
+
+def test_a_file_of_ones_home_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the shell leaves the tilde to the command."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("base: smoke\n")
+    (tmp_path / "experiment.yaml").write_text("recipe: ~/mine.yaml\n")
+
+    assert resolve(merge("~/experiment.yaml", {})).recipe["base"] == "smoke"
+
+
+@pytest.mark.parametrize("request_file", ["a\0b", "\ud800", "s3:/bucket/x", "file://x"])
+def test_a_request_at_an_impossible_place_is_refused(request_file: str):
+    with pytest.raises(InputError):
+        merge(request_file, {})
+
+
+def test_a_stored_request_that_was_edited_is_named(tmp_path: Path):
+    uri = write_request(resolve(merge(FILE, {"experiment": "mine"})), str(tmp_path))
+    write_json(uri, {**read_json(uri), "nodes": 0})
+
+    with pytest.raises(InputError, match=rf"{uri}: nodes must be between 1 and 1024, got 0"):
+        read_request(uri)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((name, "/home/me/x") for name in ("root", "pairs", "triplets", "eval_sets", "resume")), ("arms", "from:/home/me/x")],
+)
+def test_a_cluster_is_given_no_path_of_this_machine(name: str, value: str):
     with pytest.raises(InputError, match=rf"{name} must be a URI such as s3://bucket/prefix"):
-        resolve(merge("", {name: "/home/me/x"}), kubeflow=True)
+        resolve(merge("", {name: value}), kubeflow=True)
 
 
 def test_a_newer_stored_request_is_refused_by_its_version(tmp_path: Path):
