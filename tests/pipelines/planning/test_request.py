@@ -109,6 +109,7 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         ("seeds: [-1]\n", ("experiment.yaml: seeds must be whole numbers",)),
         ("arms: [randm]\n", ("experiment.yaml: arms must be any of",)),
         ("placement: {device: tpu}\n", ("experiment.yaml: placement: device must be one of auto",)),
+        ("placement: {profile_steps: '9:3'}\n", ("experiment.yaml: placement: placement.profile_steps must be A:B",)),
         ("placement: compil=true\n", ("experiment.yaml: placement: override", "did you mean compile?")),
         (f"placement: {{watchdog_seconds: 1{'0' * 400}}}\n", ("watchdog_seconds must be a number of at most 64 bits",)),
         ("set: &x {contrastive: *x}\n", ("experiment.yaml: not YAML: found unconstructable recursive node",)),
