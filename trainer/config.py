@@ -7,6 +7,7 @@ code of the paper, arXiv 2505.14204), `unknown`, or `ours` (a choice that firsts
 
 import dataclasses
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -270,7 +271,22 @@ class Placement:
             require(f"placement.{name}", value, "auto or >= 0", value == "auto" or value >= 0)
         require("placement.checkpoint_every_minutes", self.checkpoint_every_minutes, "> 0", self.checkpoint_every_minutes > 0)
         require("placement.watchdog_seconds", self.watchdog_seconds, "> 0", self.watchdog_seconds > 0)
+        profiled_steps(self.profile_steps)
         require("placement.metrics_port", self.metrics_port, "between 0 and 65535", 0 <= self.metrics_port <= 65535)
+
+
+def profiled_steps(text: str) -> tuple[int, int]:
+    """`A:B` as two numbers, from step A to step B, both counted from 1; (0, 0) for an empty text.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    if not text:
+        return 0, 0
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    require("placement.profile_steps", text, "A:B with 1 <= A <= B", 1 <= first <= last)
+    return first, last
 
 
 def unless_auto(value: int | Literal["auto"]) -> int:

@@ -6,6 +6,8 @@ Mappings merge key by key; null removes a key; lists whose entries have a name m
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainer.errors import InputError
+
 MERGE_KEYS = {
     "containers": "name",
     "initContainers": "name",
@@ -22,15 +24,21 @@ MERGE_KEYS = {
 
 
 def strategic_merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `patch` laid over it; neither is changed."""
+    """`base` with `patch` laid over it; neither is changed.
+
+    Raises:
+        InputError: an entry of a list lacks what it is merged by.
+    """
     merged = dict(base)
     for key, value in patch.items():
         below = merged.get(key)
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and not (key in MERGE_KEYS and isinstance(below, list)):
             merged[key] = strategic_merge(below if isinstance(below, Mapping) else {}, value)
         elif key in MERGE_KEYS and isinstance(below, Sequence) and not isinstance(below, str):
+            if not (isinstance(value, list) and all(isinstance(entry, Mapping) and MERGE_KEYS[key] in entry for entry in value)):
+                raise InputError(f"jobs.pod_template: {key} must be a list of mappings with {MERGE_KEYS[key]} each, got {value!r}")
             merged[key] = _merge_lists(below, value, MERGE_KEYS[key])
         else:
             merged[key] = value

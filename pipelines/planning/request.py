@@ -111,7 +111,7 @@ class Request:
                 require(item.name, value, item.metadata["rule"], item.metadata["ok"](value))
         if self.experiment:
             layout.check_name("experiment", self.experiment)
-        _check_root(self.root)
+        check_root(self.root)
         if self.profile and "/" in self.profile:
             one_line("profile", self.profile)
 
@@ -355,7 +355,8 @@ def _with_own_parameters(values: dict[str, Any]) -> Request:
     return Request(**values)
 
 
-def _check_root(root: str) -> None:
+def check_root(root: str) -> None:
+    """Refuse a folder of the system's, and a path that cannot be one."""
     if root and "://" not in root:
         parts = Path(absolute(root)).parts
         system = len(parts) == 1 or (parts[1] in _SYSTEM_FOLDERS and parts[1:3] != ("usr", "local"))

@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.planning.request import Request
+from pipelines.planning.parameters import one_line
+from pipelines.planning.request import Request, check_root
 from pipelines.profile.settings import JobSettings
 from trainer.config import Placement, require
 from trainer.errors import InputError
@@ -36,6 +37,14 @@ class Links:
     bucket: str = ""
     kubeflow: str = ""
 
+    def __post_init__(self) -> None:
+        """Nothing else can be put in."""
+        for item in dataclasses.fields(self):
+            address = getattr(self, item.name)
+            left = address.replace("{experiment}", "").replace("{namespace}", "")
+            ok = address.isprintable() and not {*"{}"} & {*left}
+            require(f"links.{item.name}", address, "an address in which {experiment} and {namespace} alone stand in braces", ok)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -60,6 +69,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_root(one_line("root", self.root))
         require("staging_slices", self.staging_slices, ">= 1", self.staging_slices >= 1)
 
 

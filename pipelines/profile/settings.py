@@ -1,12 +1,14 @@
 """How jobs look on a cluster: what `jobs:` of the chart's values and a run profile hold. Nothing here changes what is learned."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pipelines.planning.request import MAX_GPUS_PER_NODE, MAX_NODES
 from trainer.config import require
 
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 CORES_PER_GPU = 8
@@ -106,8 +108,9 @@ class JobSettings:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a cluster."""
-        require("jobs.nodes", self.nodes, ">= 1", self.nodes >= 1)
-        require("jobs.gpus_per_node", self.gpus_per_node, ">= 0", self.gpus_per_node >= 0)
+        require("jobs.nodes", self.nodes, f"between 1 and {MAX_NODES}", 1 <= self.nodes <= MAX_NODES)
+        gpus, rule = self.gpus_per_node, f"between 0 and {MAX_GPUS_PER_NODE}"
+        require("jobs.gpus_per_node", gpus, rule, 0 <= gpus <= MAX_GPUS_PER_NODE)
         rule = f"0, or gpus_per_node ({self.gpus_per_node}) where there are GPUs"
         require("jobs.ranks_per_node", self.ranks_per_node, rule, self.ranks_per_node in (0, self.gpus_per_node) or not self.gpus_per_node)
         require("jobs.ranks_per_node", self.ranks_per_node, ">= 0", self.ranks_per_node >= 0)
@@ -115,6 +118,10 @@ class JobSettings:
         require("jobs.ttl_seconds", self.ttl_seconds, ">= 0", self.ttl_seconds >= 0)
         require("jobs.metrics_port", self.metrics_port, "between 1024 and 65535", 1024 <= self.metrics_port <= 65535)
         require("jobs.image", self.image, "the name of an image", bool(self.image.strip()))
+        for variable, value in self.store_environment.items():
+            ok = bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)) and value.isprintable()
+            require("jobs.store_environment", {variable: value}, "names of variables with a line of text each", ok)
+        _require_template(self.pod_template)
         for name in ("staging_cpu", "staging_memory"):
             _require_quantity(name, getattr(self, name), "a Kubernetes quantity such as 4 or 16Gi")
         for name in ("gpu_memory", "cpu", "memory", "shared_memory"):
@@ -154,4 +161,22 @@ class JobSettings:
 
 
 def _require_quantity(name: str, value: str, rule: str) -> None:
-    require(f"jobs.{name}", value, rule, bool(_QUANTITY.fullmatch(value)))
+    found = _QUANTITY.fullmatch(value)
+    require(f"jobs.{name}", value, rule, found is not None)
+    if found and name.endswith("cpu"):
+        require(f"jobs.{name}", value, "a number of cores such as 4 or 500m", found[2] in (None, "m"))
+
+
+def _require_template(template: Mapping[str, Any]) -> None:
+    """What this process itself reads of a pod template; the rest is the API server's to judge."""
+    spec = template.get("spec") or {}
+    require("jobs.pod_template.spec", spec, "a mapping", isinstance(spec, Mapping))
+    selector = spec.get("nodeSelector") or {}
+    require("jobs.pod_template.spec.nodeSelector", selector, "a mapping", isinstance(selector, Mapping))
+    containers = spec.get("containers") or []
+    named = isinstance(containers, list) and all(isinstance(one, Mapping) and "name" in one for one in containers)
+    require("jobs.pod_template.spec.containers", containers, "a list of mappings with a name each", named)
+    for one in containers:
+        mounts = one.get("volumeMounts") or []
+        ok = isinstance(mounts, list) and all(isinstance(mount, Mapping) for mount in mounts)
+        require("jobs.pod_template.spec.containers: volumeMounts", mounts, "a list of mappings", ok)

@@ -174,6 +174,8 @@ def test_a_stages_configuration_is_refused_in_one_line(changes: dict[str, object
         ("[" * 3000, "not settings: nested too deep"),
         (f"seed: {'9' * 5000}", "not YAML"),
         ("- 1", "expected a mapping of settings, got list"),
+        ("a: &a {b: *a}", "not YAML: found unconstructable recursive node"),
+        ("a: &a [[*a]]", "not YAML: found unconstructable recursive node"),
     ],
 )
 def test_yaml_that_says_nothing_clear_is_refused(text: str, line: str) -> None:

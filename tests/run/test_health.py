@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.run import build
 from tests.run.toy import ToyStage, Trained, toy_config
+from trainer.config import profiled_steps
 from trainer.errors import InputError
 from trainer.run import health, sinks
-from trainer.run.metrics import profiled_steps
 from trainer.run.sinks import Endpoint, optional_sinks
 
 FRESH = {"step": 0, "samples": 0, "nonfinite_steps": 0, "restarts": 0}

@@ -126,7 +126,10 @@ def dump_yaml(config: Any) -> str:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats, which refuses a key that stands twice in one mapping."""
+    """SafeLoader with YAML 1.2's floats, which refuses a key that stands twice in one mapping, and an alias of itself."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        return self.construct_object(node, deep=True)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]

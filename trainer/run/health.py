@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.config import profiled_steps
 from trainer.configs.sizes import PEAK_FLOPS
 from trainer.run.failure import best_effort
-from trainer.run.metrics import profiled_steps
 from trainer.storage import join, write_bytes
 
 _LAST_RESORT_SECONDS = 60.0

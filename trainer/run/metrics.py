@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from trainer.errors import InputError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, local_path
 
@@ -144,17 +143,3 @@ def _step_of(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def profiled_steps(text: str) -> tuple[int, int]:
-    """`A:B` as two numbers, from step A to step B, both counted from 1; (0, 0) for an empty text.
-
-    Raises:
-        InputError: it is not of that form.
-    """
-    if not text:
-        return 0, 0
-    first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise InputError(f"placement.profile_steps must be A:B with 1 <= A <= B, got {text!r}")
-    return int(first), int(last)

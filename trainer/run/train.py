@@ -17,7 +17,6 @@ from trainer.errors import InputError, RunError
 from trainer.labels import named_labels
 from trainer.run import placing
 from trainer.run.failure import write_failure
-from trainer.run.metrics import profiled_steps
 from trainer.storage import join, layout, open_store
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
@@ -117,7 +116,6 @@ def validate(config: StageConfig) -> None:
         require("placement.local_batch_size", most, rule, whole)
     resume = config.placement.resume
     require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
-    profiled_steps(config.placement.profile_steps)
     rule = f"auto or false where there is {placing.NO_COMPILER}, which torch.compile needs"
     require("placement.compile", config.placement.compile, rule, config.placement.compile is not True or placing.has_compiler())
     _check_data(config, require_manifest(config.data.uri, config.data.identity), settings.global_batch_size)

@@ -1,4 +1,7 @@
+import pytest
+
 from pipelines.cluster.merge import strategic_merge
+from trainer.errors import InputError
 
 POD = {
     "spec": {
@@ -49,3 +52,9 @@ def test_the_base_is_left_as_it_was():
 
     assert POD["spec"]["containers"][0]["image"] == "a"
     assert POD["spec"]["schedulerName"] == "default"
+
+
+@pytest.mark.parametrize("volumes", [3, [1], [{"emptyDir": {}}], {"a": 1}])
+def test_a_list_without_what_it_is_merged_by_is_refused(volumes: object):
+    with pytest.raises(InputError, match=r"jobs\.pod_template: volumes must be a list of mappings with name each"):
+        strategic_merge({"volumes": [{"name": "shm"}]}, {"volumes": volumes})

@@ -236,4 +236,4 @@ def test_zero_nodes_in_a_profile_are_refused(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "profile.yaml").write_text("jobs: {nodes: 0}")
 
     assert main(["run", "--dry-run", "--recipe", "smoke", "--profile", str(tmp_path / "profile.yaml")]) == 2
-    assert "jobs.nodes must be >= 1, got 0" in capsys.readouterr().err
+    assert "jobs.nodes must be between 1 and 1024, got 0" in capsys.readouterr().err
