@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from unittest import mock
 
 import pytest
 import yaml
@@ -154,7 +155,8 @@ def test_every_field_reaches_a_trainer_of_this_machine(tmp_path: Path, monkeypat
     monkeypatch.setenv(PROFILE_VARIABLE, profile_uri)
     stored = write_request(resolve(dataclasses.replace(request, experiment="demo", backend="local")), root)
 
-    cells.train("contrastive", request=stored, cell="random-seed0")
+    with mock.patch.dict(os.environ):  # a step takes its store's environment from the profile
+        cells.train("contrastive", request=stored, cell="random-seed0")
 
     arrived = shown(tmp_path / "shown.json")
     assert {name: arrived[name] for name in given} == given
