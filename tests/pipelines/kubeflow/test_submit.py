@@ -210,9 +210,9 @@ def test_the_placeholder_of_an_image_is_that_of_the_components():
     [
         ((), "run|"),
         (("KFP_ENDPOINT=http://x",), "submit|"),
-        (("KFP_ENDPOINT=http://x", "ROOT=s3://b"), "submit|--root|s3://b|"),
-        (("KFP_ENDPOINT=http://x", "BACKEND=trainjob", "REQUEST=a b.yaml"), "submit|--request|a b.yaml|--backend|trainjob|"),
-        (("NODES=2", "SET=contrastive.epochs=2 model.embed_dim=64"), "run|--set|contrastive.epochs=2 model.embed_dim=64|--nodes|2|"),
+        (("KFP_ENDPOINT=http://x", "ROOT=s3://b"), "submit|--root=s3://b|"),
+        (("KFP_ENDPOINT=http://x", "BACKEND=trainjob", "REQUEST=a b.yaml"), "submit|--request=a b.yaml|--backend=trainjob|"),
+        (("NODES=2", "SET=contrastive.epochs=2 model.embed_dim=64"), "run|--set=contrastive.epochs=2 model.embed_dim=64|--nodes=2|"),
     ],
 )
 def test_make_pipeline_run_passes_on_what_is_given(tmp_path: Path, given: tuple[str, ...], flags: str):
