@@ -199,7 +199,8 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
     changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
     changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
-    changes["arms"] = tuple(f"{FROM}{_place(arm.removeprefix(FROM))}" if arm.startswith(FROM) else arm for arm in request.arms)
+    # Not tidied: the arm's name, and with it the folder of its cells, is a hash of this.
+    changes["arms"] = tuple(f"{FROM}{absolute(arm.removeprefix(FROM))}" if arm.startswith(FROM) else arm for arm in request.arms)
     changes["resume"] = request.resume if request.resume in ("auto", "never") else _place(request.resume)
     changes["recipe"] = read_inline(request.recipe)
     if kubeflow:
@@ -259,8 +260,8 @@ def write_request(request: Request, root: str) -> str:
 
 def root_given(source: str, root: str) -> str:
     """The root that a run names: as a parameter, else in its request; empty where it names none, or the request cannot be read."""
-    if root or not source:
-        return root
+    if root.strip() or not source.strip():
+        return root.strip()
     try:
         return merge(source, {}).root
     except InputError:

@@ -12,7 +12,7 @@ from pipelines.planning.request import Request
 from trainer.config import DataConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import recipe_differences, sizes
 from trainer.storage import join, layout, read_json
-from trainer.storage.base import MissingObject
+from trainer.storage.base import MissingObject, read_field
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import read_manifest
 
@@ -113,7 +113,7 @@ def _differences(recipe: Recipe, base: Recipe) -> list[str]:
 
 def _staged(experiment_uri: str, what: str) -> DataConfig:
     try:
-        uri = str(read_json(join(experiment_uri, "staging", what, "result.json"))["uri"])
+        uri = read_field(join(experiment_uri, "staging", what, "result.json"), "uri")
     except MissingObject:
         return DataConfig()
     manifest = read_manifest(uri)

@@ -7,8 +7,8 @@ from pipelines.profile.profile import read_profile
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, root_of_run, run_job, step
 from trainer.errors import InputError, RunError
-from trainer.storage import join, layout, read_json
-from trainer.storage.base import MissingObject
+from trainer.storage import join, layout
+from trainer.storage.base import MissingObject, read_field
 
 
 @step
@@ -28,7 +28,7 @@ def finish(*, run: str, request: str, root: str, state: str) -> str:
     """
     place = root_of_run(root_given(request, root), read_profile())
     try:
-        stored = read_json(layout.kubeflow_run(place, run))["request"]
+        stored = read_field(layout.kubeflow_run(place, run), "request")
     except MissingObject:
         print(f"finish: the run ended {state} before its request was accepted: nothing to report", flush=True)
         return ""

@@ -46,7 +46,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         asked = merge(request, given)
         named = asked.experiment or named
         _require_mounted(asked, profile)
-        asked = resolve(asked)
+        asked = resolve(asked, kubeflow=POD_VARIABLE in os.environ)
         known = read_profile(backend=asked.backend)
         require_backend(known.backend)
         notes = check_experiment(*preview(asked, root), known, asked)

@@ -22,7 +22,7 @@ from pipelines.jobs.backends import backend_for
 from pipelines.jobs.base import Job, JobSpec, Outcome
 from pipelines.jobs.lock import job_lock
 from pipelines.planning.cells import read_plan
-from pipelines.planning.request import Request, read_request
+from pipelines.planning.request import Request, check_root, read_request
 from pipelines.profile.profile import Profile, job_settings, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.notes import note
@@ -124,11 +124,12 @@ def root_of_run(root: str, profile: Profile, default: str = "") -> str:
     """The store URI of a run: its own, else the profile's.
 
     Raises:
-        InputError: neither names one, and there is no default.
+        InputError: neither names one, and there is no default; or it cannot be one.
     """
     root = root or profile.root or default
     if not root:
         raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
+    check_root(root)
     return absolute(root)
 
 

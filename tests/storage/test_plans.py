@@ -13,6 +13,11 @@ from trainer.storage.plans import read_plan
 FORMAT_1 = Path(__file__).parent / "data" / "plan-format-1.json"
 """Of `make pipeline-run` at ad127be; its root was renamed."""
 
+ENTRY: dict[str, Any] = {
+    **{"cell": "random-seed0", "arm": "random", "point": "", "seed": 0, "recipe": "k", "recipe_hashes": {}, "stage_labels": {}},
+    **{"stage_arms": {}, "perceptual": "", "contrastive": "c", "posthoc": "", "evaluation": "e"},
+}
+
 
 def put(folder: Path, value: Any) -> str:
     """An experiment with this plan.json; its folder."""
@@ -45,7 +50,7 @@ def test_a_plan_of_format_1_reads_as_format_2(tmp_path: Path) -> None:
 
 def test_a_plan_of_format_2_reads_as_it_is(tmp_path: Path) -> None:
     """A recipe a cell, by its key."""
-    value = {"format_version": 2, "recipes": {"k": {"name": "demo"}}, "cells": [{"cell": "random-seed0", "recipe": "k"}]}
+    value = {"format_version": 2, "recipes": {"k": {"name": "demo"}}, "cells": [ENTRY]}
 
     assert read_plan(put(tmp_path, value)) == value
 
@@ -59,7 +64,13 @@ def test_a_plan_of_format_2_reads_as_it_is(tmp_path: Path) -> None:
         ({"cells": []}, "got None"),
         ({"format_version": 2}, "no list of cells"),
         ([], "no list of cells"),
-        ({"format_version": 2, "recipes": {}, "cells": [{"cell": "a-seed0", "recipe": "k"}]}, "it lacks the recipe of a-seed0"),
+        ({"format_version": 2, "recipes": {}, "cells": [ENTRY]}, "it lacks the recipe of random-seed0"),
+        ({"format_version": 2, "cells": [ENTRY]}, "no recipes"),
+        ({"format_version": 2, "recipes": {}, "cells": [3]}, r"cells\[0\] has no valid cell"),
+        ({"format_version": 2, "recipes": {}, "cells": [{}]}, r"cells\[0\] has no valid cell"),
+        ({"format_version": 2, "recipes": {}, "cells": [ENTRY, {**ENTRY, "recipe": ["k"]}]}, r"cells\[1\] has no valid recipe"),
+        ({"format_version": 1, "cells": [{**ENTRY, "seed": None}]}, r"cells\[0\] has no valid seed"),
+        ({"format_version": 1, "cells": [{**ENTRY, "stage_arms": [1]}]}, r"cells\[0\] has no valid stage_arms"),
     ],
 )
 def test_what_is_no_plan_that_can_be_read_is_refused(tmp_path: Path, value: Any, said: str) -> None:

@@ -82,6 +82,14 @@ def read_json(uri: str) -> Any:
         raise Corrupt(f"{uri}: not JSON: {error}") from error
 
 
+def read_field(uri: str, key: str) -> str:
+    """One text of the JSON object at `uri`; Corrupt naming both where it holds none."""
+    value = read_json(uri)
+    if not isinstance(value, dict) or not isinstance(value.get(key), str):
+        raise Corrupt(f"{uri}: holds no {key}")
+    return str(value[key])
+
+
 def write_json(uri: str, value: object) -> ObjectInfo:
     """Write `value` as JSON, sorted and indented, so that equal values are equal bytes."""
     return write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

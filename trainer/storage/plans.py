@@ -15,6 +15,11 @@ from trainer.storage.base import MissingObject, join, read_json
 FORMAT_VERSION = 2
 NAME = "plan.json"
 Plan = dict[str, Any]
+_ENTRY = {
+    **dict.fromkeys(("cell", "arm", "point", "recipe", "perceptual", "contrastive", "posthoc", "evaluation"), str),
+    **{"seed": int, "recipe_hashes": dict, "stage_labels": dict, "stage_arms": dict},
+}
+"""What a cell's entry may hold, and of which type."""
 
 
 def read_plan(experiment_uri: str) -> Plan | None:
@@ -36,12 +41,27 @@ def read_plan(experiment_uri: str) -> Plan | None:
         raise InputError(f"{uri}: not an experiment's plan: format_version must be a whole number from 1, got {version!r}")
     if version > FORMAT_VERSION:
         raise InputError(f"{uri}: written by a newer firstsight (format {version}, this one reads up to {FORMAT_VERSION})")
+    for number, entry in enumerate(plan["cells"]):
+        wrong = _wrong_key(entry, version)
+        if wrong:
+            raise InputError(f"{uri}: not an experiment's plan: cells[{number}] has no valid {wrong}")
     if version == 1:
         return _from_format_1(plan)
-    unknown = [entry["cell"] for entry in plan["cells"] if entry.get("recipe") not in plan.get("recipes", {})]
+    recipes = plan.get("recipes")
+    if not isinstance(recipes, dict):
+        raise InputError(f"{uri}: not an experiment's plan: no recipes")
+    unknown = [entry["cell"] for entry in plan["cells"] if entry["recipe"] not in recipes]
     if unknown:
         raise InputError(f"{uri}: not an experiment's plan: it lacks the recipe of {', '.join(unknown)}")
     return plan
+
+
+def _wrong_key(entry: Any, version: int) -> str:
+    """The first key of a cell's entry that is of another type, or missing where this module needs it; empty: none is."""
+    if not isinstance(entry, dict):
+        return "cell"
+    needed = ("cell", "recipe") if version > 1 else ("seed",) if "stage_arms" in entry else ()
+    return next((key for key, kind in _ENTRY.items() if type(entry.get(key, None if key in needed else kind())) is not kind), "")
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:

@@ -213,6 +213,14 @@ def test_every_place_is_stored_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     }
 
 
+@pytest.mark.parametrize("arm", ["from:s3://b/x/", "from:s3://b/x", "from:/a/../b", "from:file:///a"])
+def test_a_stored_arm_keeps_its_name(arm: str):
+    """Finished cells lie in a folder of that name."""
+    merged = merge("", {"recipe": "smoke", "arms": arm})
+
+    assert resolve(merged).cells == merged.cells
+
+
 def test_a_file_of_ones_home_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Where the shell leaves the tilde to the command."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -70,6 +70,8 @@ def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_pat
         ({"nodes": "-1"}, "nodes"),
         ({"resume": "perhaps"}, "resume"),
         ({"max_reject_fraction": "1.5"}, "max_reject_fraction"),
+        ({"arms": "from:/home/me/tower"}, "arms must be a URI"),
+        ({"pairs": "pictures"}, "pairs must be a URI"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_left_where_the_caller_reads_it(
@@ -111,3 +113,23 @@ def test_a_run_without_any_root_is_refused(asked: dict[str, Any], monkeypatch: p
         accept(**asked)
 
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("root", ["/etc", "s3:/bucket", "file://x"])
+def test_a_root_that_cannot_be_one_gets_no_failure_either(asked: dict[str, Any], capsys: pytest.CaptureFixture[str], root: str):
+    """There is no place to leave it."""
+    with pytest.raises(SystemExit) as ended:
+        accept(**{**asked, "root": root, "experiment": "a-name-that-nobody-has"})
+
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not Path("/etc/experiments/a-name-that-nobody-has").exists()
+
+
+def test_a_pod_takes_no_folder_of_its_own_for_a_root(asked: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Each step has another pod, so what one writes there no other one finds."""
+    with pytest.raises(SystemExit) as ended:
+        accept(**{**asked, "root": str(tmp_path / "mine")})
+
+    assert ended.value.code == 2
+    assert "root must be a URI such as s3://bucket/prefix" in capsys.readouterr().err
