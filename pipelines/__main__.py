@@ -56,21 +56,19 @@ def _run(options: argparse.Namespace) -> int:
     prepared = prepare(request_of(options))
     if not options.dry_run:
         return run(prepared, verbose=options.verbose)
-    from pipelines.planning.summary import preview
     from pipelines.steps.dry_run import render
 
-    print(render(*preview(prepared.request, prepared.root), prepared.profile, prepared.request), end="")
+    print(render(prepared.experiment, prepared.cells, prepared.profile, prepared.request), end="")
     return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
     from pipelines.local.run import prepare
-    from pipelines.planning.summary import preview, print_plan
+    from pipelines.planning.summary import print_plan
     from pipelines.steps.dry_run import takes
 
     prepared = prepare(request_of(options))
-    experiment, cells = preview(prepared.request, prepared.root)
-    print_plan(experiment, cells, takes(experiment, cells, prepared.profile, prepared.request))
+    print_plan(prepared.experiment, prepared.cells, takes(prepared.experiment, prepared.cells, prepared.profile, prepared.request))
     return 0
 
 

@@ -30,6 +30,7 @@ from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
 from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
 from pipelines.local.progress import Display
+from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request, resolve
 from pipelines.planning.summary import preview, print_summary
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
@@ -50,12 +51,16 @@ class Prepared:
         request: resolved.
         root: store URI under which everything lies.
         profile: the request's, with its backend laid over it.
+        experiment: what would be planned, with its data as far as they are staged.
+        cells: of it.
         notes: what a person should know before it runs.
     """
 
     request: Request
     root: str
     profile: Profile
+    experiment: Experiment
+    cells: list[Cell]
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,8 +85,9 @@ def prepare(merged: Request) -> Prepared:
     root, settings = root_of_run(request.root, profile, default="runs"), job_settings(profile, request)
     if profile.backend != "local":
         require_reachable(root, settings)
-    notes = check_experiment(*preview(request, root), profile, request)
-    return Prepared(request=request, root=root, profile=profile, notes=tuple(notes))
+    experiment, cells = preview(request, root)
+    notes = check_experiment(experiment, cells, profile, request)
+    return Prepared(request=request, root=root, profile=profile, experiment=experiment, cells=cells, notes=tuple(notes))
 
 
 def run(prepared: Prepared, *, verbose: bool) -> int:
