@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import secrets
 from collections.abc import Iterator
@@ -58,14 +59,31 @@ class FileStore:
                         raise RunError(f"{uri}: the stream held {written} bytes where {size} were announced; nothing was written")
                     file.flush()
                     os.fsync(file.fileno())
-                    modified = os.fstat(file.fileno()).st_mtime
                     os.replace(partial, path)
+                    status = os.fstat(file.fileno())  # after the rename, which is a change of its own
             except BaseException:
                 with suppress(OSError):
                     partial.unlink(missing_ok=True)
                 raise
             _sync_folder(path.parent)
-        return ObjectInfo(uri=uri, size=written, modified=modified)
+        return _info(uri, status)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Write `data` unless a file lies there already: of many who call it at once, one gets True."""
+        with self._alone(uri) as path:
+            if path.exists():
+                return False
+            self.put_stream(uri, io.BytesIO(data), len(data))
+            return True
+
+    def replace(self, uri: str, data: bytes, stamp: str) -> bool:
+        """Write `data` over the version of the file that has this stamp; False where it has another by now."""
+        with self._alone(uri):
+            info = self.head(uri)
+            if info is None or info.stamp != stamp:
+                return False
+            self.put_stream(uri, io.BytesIO(data), len(data))
+            return True
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
@@ -102,6 +120,19 @@ class FileStore:
                 with suppress(OSError):
                     os.rmdir(folder)
 
+    @contextmanager
+    def _alone(self, uri: str) -> Iterator[Path]:
+        """The file's path, while nobody else creates or replaces it."""
+        path = _path(uri)
+        with _errors(uri):
+            _make_folder(path.parent, uri)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                yield path
+            finally:
+                os.close(folder)
+
     def head(self, uri: str) -> ObjectInfo | None:
         """Its size and time, or None where there is no such file."""
         path = _path(uri)
@@ -110,7 +141,12 @@ class FileStore:
                 status = path.stat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            return None if path.is_dir() else ObjectInfo(uri=uri, size=status.st_size, modified=status.st_mtime)
+            return None if path.is_dir() else _info(uri, status)
+
+
+def _info(uri: str, status: os.stat_result) -> ObjectInfo:
+    stamp = f"{status.st_ino}-{status.st_size}-{status.st_ctime_ns}"
+    return ObjectInfo(uri=uri, size=status.st_size, modified=status.st_mtime, stamp=stamp)
 
 
 def _path(uri: str) -> Path:

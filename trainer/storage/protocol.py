@@ -21,11 +21,19 @@ MIN_RANGE_BYTES = PIECE_BYTES
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """What a store says of one object: its full URI, its size in bytes, and when it changed (POSIX seconds)."""
+    """What a store says of one object.
+
+    Attributes:
+        uri: in full.
+        size: in bytes.
+        modified: when it changed, POSIX seconds by the store's clock.
+        stamp: differs whenever the object's bytes may differ (ETag; inode, size and time of change); empty where unknown.
+    """
 
     uri: str
     size: int
     modified: float
+    stamp: str = ""
 
 
 class ObjectStore(Protocol):
@@ -50,6 +58,14 @@ class ObjectStore(Protocol):
 
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream` as one object; where `size` is given and wrong, RunError and the old object stays."""
+        ...
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Write `data` unless an object lies there already: of many who call it at once, one gets True."""
+        ...
+
+    def replace(self, uri: str, data: bytes, stamp: str) -> bool:
+        """Write `data` over the version of the object that has this stamp; False where it has another by now."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -102,6 +102,17 @@ class S3Store:
             )
         return info
 
+    def create(self, uri: str, data: bytes) -> bool:
+        """Write `data` unless an object lies there already: of many who call it at once, one gets True."""
+        return self._put_if(uri, data, {"If-None-Match": "*"})
+
+    def replace(self, uri: str, data: bytes, stamp: str) -> bool:
+        """Write `data` over the version of the object that has this stamp; False where it has another by now."""
+        return self._put_if(uri, data, {"If-Match": stamp})
+
+    def _put_if(self, uri: str, data: bytes, condition: dict[str, str]) -> bool:
+        raise NotImplementedError  # TODO(H-S3)
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix`, in the order of their URIs."""
         bucket, _, key = prefix.removeprefix("s3://").partition("/")
@@ -110,7 +121,7 @@ class S3Store:
             objects = [item for item in items if not item.is_dir and not str(item.object_name).endswith("/")]
         for item in sorted(objects, key=lambda item: str(item.object_name)):  # SeaweedFS lists folder by folder
             modified = item.last_modified.timestamp() if item.last_modified else 0.0
-            yield ObjectInfo(uri=f"s3://{bucket}/{item.object_name}", size=int(item.size or 0), modified=modified)
+            yield ObjectInfo(uri=f"s3://{bucket}/{item.object_name}", size=int(item.size or 0), modified=modified, stamp=item.etag or "")
 
     def holds(self, prefix: str) -> bool:
         """Whether any object lies below the folder `prefix`: one page of a listing."""
@@ -137,7 +148,8 @@ class S3Store:
         except MissingObject:
             self._require_bucket(uri, bucket)  # the answer to HEAD has no body that tells a key from a bucket
             return None
-        return ObjectInfo(uri=uri, size=int(item.size or 0), modified=item.last_modified.timestamp() if item.last_modified else 0.0)
+        modified = item.last_modified.timestamp() if item.last_modified else 0.0
+        return ObjectInfo(uri=uri, size=int(item.size or 0), modified=modified, stamp=item.etag or "")
 
     @property
     def _client(self) -> Minio:

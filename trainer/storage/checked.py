@@ -1,0 +1,77 @@
+"""Whether the files under a seal are whole, without reading them again each time.
+
+A full check leaves a record of each file's stamp (a store's ETag; of a file its inode, size and time of change) beside the
+seal. A later look compares stamps and reads only what changed since. The record is never believed for bytes that are loaded:
+those are hashed whenever they are read.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from trainer.errors import Corrupt, InputError, RunError
+from trainer.storage.base import join, open_store
+from trainer.storage.documents import read_document, write_document
+from trainer.storage.protocol import MissingObject
+
+NAME = "CHECKED.json"
+FORMAT_VERSION = 1
+
+
+def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Which of the sealed files are not as sealed, and why.
+
+    Args:
+        folder: that the seal lies in.
+        files: name relative to the folder -> {"size": bytes, "sha256": hex}, as sealed.
+
+    Returns:
+        name -> what is wrong, in words that follow its URI; empty where all is whole.
+
+    Raises:
+        RunError: the store failed.
+    """
+    store = open_store(folder)
+    known = _read_record(folder)
+    found = {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info for info in store.list(folder)}
+    damaged: dict[str, str] = {}
+    record: dict[str, dict[str, str]] = {}
+    for name, sealed in files.items():
+        info = found.get(name)
+        if info is None:
+            damaged[name] = "missing"
+        elif info.size != sealed["size"]:
+            damaged[name] = f"{info.size} bytes, sealed were {sealed['size']}"
+        else:
+            entry = {"stamp": info.stamp, "sha256": str(sealed["sha256"])}
+            if not info.stamp or known.get(name) != entry:
+                try:
+                    digest = file_sha256(info.uri)
+                except MissingObject:
+                    digest = ""
+                if digest != sealed["sha256"]:
+                    damaged[name] = "its checksum is not the sealed one"
+                    continue
+            record[name] = entry
+    if record != known and any(entry["stamp"] for entry in record.values()):
+        with suppress(InputError, RunError):  # a root that may only be read: it is checked in full each time
+            write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "files": record})
+    return damaged
+
+
+def file_sha256(uri: str) -> str:
+    """SHA-256 (hex) of the object's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    for piece in open_store(uri).stream(uri):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _read_record(folder: str) -> dict[str, Any]:
+    """Name -> stamp and checksum, of an earlier full check; empty where there is none that can be read."""
+    try:
+        record = read_document(join(folder, NAME), "a record of a check", FORMAT_VERSION)
+    except (Corrupt, InputError):
+        return {}
+    return record["files"] if record is not None and isinstance(record.get("files"), dict) else {}

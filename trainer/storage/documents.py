@@ -1,0 +1,58 @@
+"""JSON that carries its own checksum, so that one flipped bit is not read as another value.
+
+A document is a JSON object with `format_version` and `sha256`, the SHA-256 over the canonical JSON (sorted keys, no spaces) of
+all the rest. Formats that had no checksum at first are read without one up to the version named by `checked_from`; from then on
+a document without the right checksum is Corrupt. A kind of document whose older version could stand in for the newer one needs
+more than this: whoever points at it must know its checksum.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.errors import Corrupt, InputError
+from trainer.storage.base import read_json, write_json
+from trainer.storage.protocol import MissingObject, ObjectInfo
+
+CHECKSUM = "sha256"
+
+
+def checksum(value: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over the canonical JSON of `value`, its own checksum left out."""
+    rest = {key: part for key, part in value.items() if key != CHECKSUM}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def write_document(uri: str, value: Mapping[str, Any]) -> ObjectInfo:
+    """Write `value`, which has its `format_version`, with its checksum."""
+    return write_json(uri, {**value, CHECKSUM: checksum(value)})
+
+
+def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) -> dict[str, Any] | None:
+    """The document at `uri` without its checksum, or None where there is no such object.
+
+    Args:
+        uri: of the object.
+        what: it should be, with its article, for errors.
+        newest: format version that this firstsight reads.
+        checked_from: first format version that carries a checksum; an older one must not carry any.
+
+    Raises:
+        InputError: it was written by a newer format.
+        Corrupt: it is something else, or its checksum is not that of its content.
+    """
+    try:
+        value = read_json(uri)
+    except MissingObject:
+        return None
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if type(version) is not int or version < 1:  # True is an int too
+        raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")
+    if version > newest:
+        raise InputError(f"{uri}: format {version} is newer than this firstsight reads ({newest})")
+    stored = value.pop(CHECKSUM, None)
+    if stored != (checksum(value) if version >= checked_from else None):
+        raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
+    return dict(value)
