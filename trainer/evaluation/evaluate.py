@@ -17,9 +17,9 @@ from trainer.evaluation.jobs import find_jobs, find_models
 from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
-from trainer.storage import layout, read_json, read_text
-from trainer.storage.base import exists
+from trainer.storage import layout, read_text
 from trainer.storage.committed import read_committed
+from trainer.storage.failures import read_failure
 
 WATCH_SECONDS = 30.0
 """Between two looks for new checkpoints."""
@@ -55,8 +55,8 @@ def unfinished(config: EvaluateConfig) -> list[str]:
     """The stages that have no final model yet. RunError where one of them left a failure.json."""
     waiting = [asked for asked in config.models if asked.stage != "untrained" and read_committed(layout.final(asked.uri)) is None]
     for asked in waiting:
-        if exists(place := layout.failure(asked.uri)):
-            raise RunError(f"{place}: the {asked.stage} stage failed: {read_json(place).get('line', 'no line was left')}")
+        if failure := read_failure(asked.uri):
+            raise RunError(f"{layout.failure(asked.uri)}: the {asked.stage} stage failed: {failure.line}")
     return [asked.stage for asked in waiting]
 
 
