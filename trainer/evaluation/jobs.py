@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.config import EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.read_sets import TWO_AFC, EvaluationSet, describe_set
 from trainer.evaluation.results import Wanted, version
 from trainer.storage import join, layout, open_store
@@ -73,13 +73,19 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
 
     Raises:
         InputError: the stage is not finished, a seal has another recipe hash, or a step that was asked for is not there.
+        Corrupt: the final model's seal is damaged.
     """
     if asked.stage == "untrained":
         own = canonical_hash({"untrained": recipe_fields(config.model), "seed": config.seed})
         return [ModelAt(stage=asked.stage, when="final", recipe_hash=own)]
     found = [_at_checkpoint(asked, step, seal) for step, seal in _checkpoints(asked, config.evaluation.every_epochs)]
     folder = layout.final(asked.uri)
-    seal = read_committed(folder)
+    try:
+        seal = read_committed(folder)
+    except Corrupt as error:
+        if not unfinished_ok:
+            raise Corrupt(f"{error}: run the {asked.stage} stage again, which makes its final model again") from error
+        seal = None
     if seal is not None:
         _check_recipe(asked, folder, seal)
         if asked.checkpoints in ("", "all"):  # the last checkpoint has the final weights
@@ -91,13 +97,20 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
 
 
 def _checkpoints(asked: ModelToEvaluate, every_epochs: int) -> list[tuple[int, Committed]]:
-    """Sealed checkpoints that are asked for, by step."""
+    """Sealed checkpoints that are asked for, by step; one with a damaged seal is passed over with a line."""
     if not asked.checkpoints and not every_epochs:
         return []
     prefix = join(asked.uri, "checkpoints")
     matches = (re.search(r"/step-(\d+)/COMMITTED\.json$", info.uri) for info in open_store(prefix).list(prefix))
-    seals = {step: read_committed(layout.checkpoint(asked.uri, step)) for step in sorted(int(match[1]) for match in matches if match)}
-    found = {step: seal for step, seal in seals.items() if seal is not None}  # None: pruned since it was listed
+    found: dict[int, Committed] = {}
+    for step in sorted(int(match[1]) for match in matches if match):
+        try:
+            seal = read_committed(layout.checkpoint(asked.uri, step))
+        except Corrupt as error:
+            print(f"evaluate: {error}: passed over", flush=True)
+            continue
+        if seal is not None:  # None: pruned since it was listed
+            found[step] = seal
     if asked.checkpoints not in ("", "all"):
         wanted = sorted({int(part) for part in asked.checkpoints.split(",")})
         missing = [step for step in wanted if step not in found]
