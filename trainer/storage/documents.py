@@ -2,7 +2,8 @@
 
 A document is a JSON object with `format_version` and `sha256`, the SHA-256 over the canonical JSON (sorted keys, no spaces) of
 all the rest. Formats that had no checksum at first are read without one up to the version named by `checked_from`; from then on
-a document without the right checksum is Corrupt. A kind of document whose older version could stand in for the newer one needs
+a document without the right checksum is Corrupt. Every format to come keeps this checksum: what says that it is of a newer format
+and has a wrong one was damaged. A kind of document whose older version could stand in for the newer one needs
 more than this: whoever points at it must know its checksum.
 """
 
@@ -50,9 +51,10 @@ def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) ->
     version = value.get("format_version") if isinstance(value, dict) else None
     if type(version) is not int or version < 1:  # True is an int too
         raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")
-    if version > newest:
-        raise InputError(f"{uri}: format {version} is newer than this firstsight reads ({newest})")
     stored = value.pop(CHECKSUM, None)
-    if stored != (checksum(value) if version >= checked_from else None):
+    right = stored == (checksum(value) if version >= checked_from else None)
+    if version > newest and (right or stored is None):
+        raise InputError(f"{uri}: format {version} is newer than this firstsight reads ({newest})")
+    if not right:
         raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
     return dict(value)
