@@ -29,6 +29,7 @@ from pipelines.jobs.lock import JOBS_VARIABLE, exclusive
 from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
 from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
+from pipelines.local.finished import find_finished
 from pipelines.local.progress import Display
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request, resolve
@@ -103,8 +104,12 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
+            finished = find_finished(prepared.request, prepared.root, prepared.profile)
+            for step, said in finished or ():
+                display.say(f"{step}: {said}")
             pipeline = _Pipeline(prepared, Path(scratch), display if verbose else None)
-            pipeline.start()
+            if finished is None:
+                pipeline.start()
             while pipeline.is_alive():
                 pipeline.join(POLL_SECONDS)
                 display.poll()
