@@ -53,12 +53,12 @@ def _compile(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from pipelines.local.run import prepare, run
 
-    prepared = prepare(request_of(options))
+    prepared = prepare(request_of(options), unread_ok=options.dry_run)
     if not options.dry_run:
         return run(prepared, verbose=options.verbose)
     from pipelines.steps.dry_run import render
 
-    print(render(prepared.experiment, prepared.cells, prepared.profile, prepared.request), end="")
+    print(render(prepared.experiment, prepared.cells, prepared.profile, prepared.request, prepared.notes), end="")
     return 0
 
 
@@ -67,8 +67,9 @@ def _plan(options: argparse.Namespace) -> int:
     from pipelines.planning.summary import print_plan
     from pipelines.steps.dry_run import takes
 
-    prepared = prepare(request_of(options))
-    print_plan(prepared.experiment, prepared.cells, takes(prepared.experiment, prepared.cells, prepared.profile, prepared.request))
+    prepared = prepare(request_of(options), unread_ok=True)
+    lines = takes(prepared.experiment, prepared.cells, prepared.profile, prepared.request, prepared.notes)
+    print_plan(prepared.experiment, prepared.cells, lines)
     return 0
 
 

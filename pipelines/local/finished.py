@@ -3,7 +3,6 @@
 Each look is the one that the step itself takes first; where any of them finds something to do, or to heal, the pipeline runs.
 """
 
-import dataclasses
 import json
 import subprocess
 from collections.abc import Iterator
@@ -29,21 +28,18 @@ class _NotDone(Exception):
     """A step has something to do."""
 
 
-def find_finished(request: Request, root: str, profile: Profile) -> list[Note] | None:
+def find_finished(asked: Request, profile: Profile) -> list[Note] | None:
     """What each step of the run would say of itself, where all of them are done; None where one is not, or cannot tell.
 
     Args:
-        request: resolved.
-        root: store URI.
+        asked: resolved, with its root.
         profile: with the request's backend laid over it.
     """
-    asked = dataclasses.replace(request, root=root)
-    experiment_uri = layout.experiment(root, asked.experiment)
-    scene = Scene(request=asked, uri=layout.request(experiment_uri, asked.id), root=root, profile=profile)
+    uri = layout.experiment(asked.root, asked.experiment)
+    scene = Scene(request=asked, uri=layout.request(uri, asked.id), root=asked.root, profile=profile)
     try:
         _require(read_request(scene.uri) == asked)
-        inputs = page.inputs_of(experiment_uri)
-        _require(page.is_current(experiment_uri, inputs))
+        _require(page.is_current(uri, page.inputs_of(uri)))
         return list(_notes(scene))
     except (InputError, RunError, OSError, _NotDone):
         return None  # what is wrong, the step says that meets it

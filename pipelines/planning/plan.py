@@ -76,6 +76,7 @@ class Experiment:
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
         request: URI of the stored request that asked for it.
+        readable: whether this machine can look into its store.
     """
 
     root: str
@@ -87,6 +88,7 @@ class Experiment:
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
     request: str = ""
+    readable: bool = True
 
     @property
     def uri(self) -> str:

@@ -20,6 +20,8 @@ from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
+CHECKED_VARIABLE = "FIRSTSIGHT_CHECKED"
+"""URI of the request that the run's own process has checked already, where steps run beside it."""
 
 
 @step
@@ -49,7 +51,8 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         asked = resolve(asked, kubeflow=POD_VARIABLE in os.environ)
         known = read_profile(backend=asked.backend)
         require_backend(known.backend)
-        notes = check_experiment(*preview(asked, root), known, asked)
+        checked = os.environ.get(CHECKED_VARIABLE) == layout.request(layout.experiment(root, asked.experiment), asked.id)
+        notes = [] if checked else check_experiment(*preview(asked, root), known, asked)
     except (InputError, RunError):
         if named:
             with recorded(layout.experiment(root, named), "links"):

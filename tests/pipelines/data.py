@@ -3,17 +3,18 @@
 from typing import Any
 
 from pipelines.planning.request import merge, resolve, write_request
-from trainer.storage import join, layout
+from trainer.storage import join, layout, write_bytes
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.manifest import Kind, Manifest, Shard, write_manifest
 
 
 def seal(root: str, kind: Kind, *, judge: str = "", sha256: str = "0" * 64) -> str:
-    """A data set with a manifest and no bytes; its folder."""
+    """A data set with a manifest and one byte; its folder."""
     shard = Shard(name="shard-00000-0.tar", split="train", num_samples=50_000, size=1, sha256=sha256, crc32c=0, index_crc32c=0)
     rows = {"read": 50_000, "written": 50_000, "lost": {}}
     manifest = Manifest(kind=kind, name=f"demo-{kind}", plan_id="p", source={}, options={}, rows=rows, shards=[shard], judge=judge)
     folder = layout.dataset(root, f"demo-{kind}", "p")
+    write_bytes(join(folder, shard.name), b"0")
     write_manifest(folder, manifest)
     return folder
 
