@@ -31,12 +31,17 @@ def best_effort(what: str) -> Iterator[None]:
 
 
 def write_failure(config: StageConfig, error: Exception) -> None:
+    """`leave_failure` in the folder of the stage that this configuration is for."""
+    leave_failure(config.output, config.stage, error)
+
+
+def leave_failure(folder: str, stage: str, error: Exception) -> None:
     """failure.json beside the stage's other files: how it ended, for callers that cannot see the exit code.
 
     What a rank says of a lost peer never replaces the reason that the peer itself gave. Wrong input, which no restart
-    mends, is also the container's termination message.
+    fixes, is also the container's termination message.
     """
-    uri = layout.failure(config.output)
+    uri = layout.failure(folder)
     known = isinstance(error, InputError | RunError) and not isinstance(error, PeerLost)
     line = " ".join(str(error).split()) or type(error).__name__
     code = error.exit_code if isinstance(error, InputError | RunError) else 1
@@ -44,7 +49,7 @@ def write_failure(config: StageConfig, error: Exception) -> None:
         _tell_kubelet(line)
     try:
         if known or not exists(uri):
-            write_json(uri, {"time": time.time(), "stage": config.stage, "exit_code": code, "line": line})
+            write_json(uri, {"time": time.time(), "stage": stage, "exit_code": code, "line": line})
     except (InputError, RunError) as second:
         print(f"{uri}: could not be written: {second}", file=sys.stderr)
 
