@@ -225,7 +225,7 @@ def write_final(
         beside={name: written[name][0] for name in beside},
     )
     if local_path(output) is None:  # each upload was compared with the server's checksum; files are read again
-        checked.remember(output, {name: (info, sealed["sha256"]) for name, (sealed, info) in written.items()})
+        checked.remember(output, {name: (info.stamp, sealed["sha256"]) for name, (sealed, info) in written.items()})
     for uri, why in find_damage(output, seal).items():
         raise Corrupt(f"{uri}: {why}: the store does not give back what was just written")
     fence.check()

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage.base import join, open_store
 from trainer.storage.documents import read_document, write_document
-from trainer.storage.protocol import MissingObject, ObjectInfo
+from trainer.storage.protocol import MissingObject
 
 NAME = "CHECKED.json"
 FORMAT_VERSION = 1
@@ -59,14 +59,18 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
     return damaged
 
 
-def remember(folder: str, files: Mapping[str, tuple[ObjectInfo, str]]) -> None:
-    """Record that these files are whole, for whoever has just compared them with what the store says of them.
+def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
+    """Note what was just written, so that it is not read to be checked.
+
+    Where several do so at the same time, what one of them noted may be lost: it is then checked in full.
 
     Args:
-        folder: that holds the files.
-        files: name relative to the folder -> what the store said when it was written, and its SHA-256 in hex.
+        folder: that the seal lies, or will lie, in.
+        written: name relative to the folder -> the stamp that the store gave, and the SHA-256 (hex) of what was written.
     """
-    _write_record(folder, {name: {"stamp": info.stamp, "sha256": sha256} for name, (info, sha256) in files.items()})
+    entries = {name: {"stamp": stamp, "sha256": sha256} for name, (stamp, sha256) in written.items() if stamp}
+    if entries:
+        _write_record(folder, {**_read_record(folder), **entries})
 
 
 def forget(folder: str) -> None:
