@@ -12,14 +12,15 @@ from typing import Any
 
 from trainer.config import EvaluateConfig
 from trainer.configs import load_yaml, read_stored
-from trainer.errors import InputError, RunError
-from trainer.evaluation.jobs import find_jobs, find_models
+from trainer.errors import Corrupt, InputError, RunError
+from trainer.evaluation.jobs import Job, find_jobs, find_models
 from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
-from trainer.storage import layout, read_json, read_text
+from trainer.storage import layout, read_text
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
+from trainer.storage.failures import read_failure
 
 WATCH_SECONDS = 30.0
 """Between two looks for new checkpoints."""
@@ -52,12 +53,20 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
 
 
 def unfinished(config: EvaluateConfig) -> list[str]:
-    """The stages that have no final model yet. RunError where one of them left a failure.json."""
-    waiting = [asked for asked in config.models if asked.stage != "untrained" and read_committed(layout.final(asked.uri)) is None]
+    """The stages that have no final model yet; one with a damaged seal has none. RunError where one of them left a failure.json."""
+    waiting = [asked for asked in config.models if asked.stage != "untrained" and not _is_sealed(layout.final(asked.uri))]
     for asked in waiting:
         if exists(place := layout.failure(asked.uri)):
-            raise RunError(f"{place}: the {asked.stage} stage failed: {read_json(place).get('line', 'no line was left')}")
+            failure = read_failure(asked.uri)
+            raise RunError(f"{place}: the {asked.stage} stage failed: {failure.line if failure else 'no line was left'}")
     return [asked.stage for asked in waiting]
+
+
+def _is_sealed(folder: str) -> bool:
+    try:
+        return read_committed(folder) is not None
+    except Corrupt:
+        return False
 
 
 def _wait(seconds: float) -> None:
@@ -71,21 +80,23 @@ def _wait(seconds: float) -> None:
 def _measure_missing(config: EvaluateConfig, unfinished_ok: bool) -> dict[str, int]:
     models = [model for asked in config.models for model in find_models(config, asked, unfinished_ok)]
     jobs, errors = find_jobs(config, models)
-    reasons = [(job, why_not_done(job.wanted)) for job in jobs]
-    missing = [job for job, reason in reasons if reason]
-    for _, reason in reasons:
+    reasons = why_not_done([job.wanted for job in jobs])
+    missing = [job for job, reason in zip(jobs, reasons, strict=True) if reason]
+    for reason in reasons:
         if reason not in (None, "missing"):
             print(f"evaluate: measured again: {reason}", flush=True)
     missing = take_over(config, missing)
-    written = 0
+    written: list[Job] = []
     if missing:
         print(f"evaluate: placement {json.dumps(dataclasses.asdict(config.placement), sort_keys=True)}", flush=True)
         from trainer.evaluation.measure import measure  # imports torch
 
         measured = measure(config, missing)
         written, errors = measured.written, errors + measured.errors
+        if wrong := [reason for reason in why_not_done([job.wanted for job in written]) if reason]:
+            raise Corrupt(f"the store does not give back what was just written: {wrong[0]}")
     if errors:
         kind = InputError if any(isinstance(error, InputError) for error in errors) else RunError
         more = f" (and {len(errors) - 1} more, named above)" if len(errors) > 1 else ""
-        raise kind(f"{written} of {len(missing)} missing results written; {errors[0]}{more}")
-    return {"wanted": len(jobs), "done": len(jobs) - len(missing), "written": written}
+        raise kind(f"{len(written)} of {len(missing)} missing results written; {errors[0]}{more}")
+    return {"wanted": len(jobs), "done": len(jobs) - len(missing), "written": len(written)}

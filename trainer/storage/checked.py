@@ -36,7 +36,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
     known = _read_record(folder)
     found = {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info for info in store.list(folder)}
     damaged: dict[str, str] = {}
-    record: dict[str, dict[str, str]] = {}
+    record: dict[str, dict[str, str]] = {name: entry for name, entry in known.items() if name in found and name not in files}
     for name, sealed in files.items():
         info = found.get(name)
         if info is None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import Corrupt, InputError
-from trainer.storage.base import read_json, write_json
+from trainer.storage.base import read_bytes, write_json
 from trainer.storage.protocol import MissingObject, ObjectInfo
 
 CHECKSUM = "sha256"
@@ -24,6 +24,11 @@ def checksum(value: Mapping[str, Any]) -> str:
     rest = {key: part for key, part in value.items() if key != CHECKSUM}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def encode_document(value: Mapping[str, Any]) -> bytes:
+    """`value`, which has its `format_version`, with its checksum, as it is written: for `create` and `replace` of a store."""
+    return (json.dumps({**value, CHECKSUM: checksum(value)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def write_document(uri: str, value: Mapping[str, Any]) -> ObjectInfo:
@@ -45,16 +50,25 @@ def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) ->
         Corrupt: it is something else, or its checksum is not that of its content.
     """
     try:
-        value = read_json(uri)
+        data = read_bytes(uri)
     except MissingObject:
         return None
+    return parse_document(data, uri, what, newest, checked_from=checked_from)
+
+
+def parse_document(data: bytes, uri: str, what: str, newest: int, *, checked_from: int = 1) -> dict[str, Any]:
+    """The document that `data` is, without its checksum; arguments and errors as of `read_document`."""
+    try:
+        value = json.loads(data)
+        right = isinstance(value, dict) and value.get(CHECKSUM) == checksum(value)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{uri}: not JSON: {error}") from error
     version = value.get("format_version") if isinstance(value, dict) else None
     if type(version) is not int or version < 1:  # True is an int too
         raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")
     stored = value.pop(CHECKSUM, None)
-    right = stored == (checksum(value) if version >= checked_from else None)
     if version > newest and (right or stored is None):
         raise InputError(f"{uri}: format {version} is newer than this firstsight reads ({newest})")
-    if not right:
+    if not right if version >= checked_from else stored is not None:
         raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
     return dict(value)

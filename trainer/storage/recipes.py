@@ -131,10 +131,10 @@ def find_fields(folder: str, wanted: str) -> dict[str, Any] | None:
 
     Nothing is taken for its place: fields count only where they have the hash.
     """
-    return next((found for found in _recorded(folder) if canonical_hash(found) == wanted), None) if folder and wanted else None
+    return next((found for found in recorded_fields(folder) if canonical_hash(found) == wanted), None) if folder and wanted else None
 
 
-def _recorded(folder: str) -> Iterator[dict[str, Any]]:
+def recorded_fields(folder: str) -> Iterator[dict[str, Any]]:
     """Every record of a recipe: the configuration, the lineage, each checkpoint's state. One that cannot be read is none."""
     try:
         yield recipe_fields(read_stage(layout.config(folder)))
