@@ -29,6 +29,7 @@ from trainer.run.starting import State
 from trainer.stages import Stage
 from trainer.storage import join, layout, open_store, write_bytes, write_json
 from trainer.storage.base import exists
+from trainer.storage.fence import Fence
 from trainer.storage.manifest import Manifest
 
 log = logging.getLogger("trainer")
@@ -43,7 +44,7 @@ class Run:
     stage: Stage
     optimizer: torch.optim.Optimizer
     state: State
-    fence: checkpoint.Fence
+    fence: Fence
     manifest: Manifest
     """Of the data set, as it was at the start: the run's end must not depend on it."""
     steps_per_epoch: int
@@ -114,7 +115,7 @@ def say(run: Run, figures: Mapping[str, float]) -> None:
         progress(run.name, done, total, "samples" if run.config.stage == "contrastive" else "triplets", **figures)
 
 
-def open_folder(config: StageConfig, fence: checkpoint.Fence) -> None:
+def open_folder(config: StageConfig, fence: Fence) -> None:
     """Claim the stage's folder, and clear away how the last attempt failed and what it left half-written."""
     fence.claim()
     store = open_store(config.output)
@@ -138,7 +139,7 @@ def placement_in_force(config: StageConfig, dist: Distributed) -> dict[str, Any]
     return {**asdict(config.placement), "device": dist.device.type, "threads": torch.get_num_threads()}
 
 
-def writer(config: StageConfig, fence: checkpoint.Fence) -> checkpoint.Writer:
+def writer(config: StageConfig, fence: Fence) -> checkpoint.Writer:
     """What saves this run's checkpoints."""
     return checkpoint.Writer(config.output, recipe_hash=recipe_hash(config), fence=fence, keep_last=config.placement.keep_last)
 
