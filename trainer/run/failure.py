@@ -28,10 +28,15 @@ def best_effort(what: str) -> Iterator[None]:
 
 
 def write_failure(config: StageConfig, error: Exception) -> None:
+    """`leave_failure` in the folder of the stage that this configuration is for."""
+    leave_failure(config.output, config.stage, error)
+
+
+def leave_failure(folder: str, stage: str, error: Exception) -> None:
     """failure.json beside the stage's other files: how it ended, for callers that cannot see the exit code.
 
     What a rank says of a lost peer never replaces the reason that the peer itself gave. Wrong input, which no restart
-    mends, is also the container's termination message.
+    fixes, is also the container's termination message.
     """
     known = isinstance(error, InputError | RunError) and not isinstance(error, PeerLost)
     line = " ".join(str(error).split()) or type(error).__name__
@@ -39,10 +44,10 @@ def write_failure(config: StageConfig, error: Exception) -> None:
     if isinstance(error, InputError):
         _tell_kubelet(line)
     try:
-        if known or failures.read_failure(config.output) is None:
-            failures.write_failure(config.output, stage=config.stage, exit_code=code, line=line)
+        if known or failures.read_failure(folder) is None:
+            failures.write_failure(folder, stage=stage, exit_code=code, line=line)
     except (InputError, RunError) as second:
-        print(f"{layout.failure(config.output)}: could not be written: {second}", file=sys.stderr)
+        print(f"{layout.failure(folder)}: could not be written: {second}", file=sys.stderr)
 
 
 def _tell_kubelet(line: str) -> None:
