@@ -16,11 +16,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from tests.staging.conftest import photo_folder, samples
+from tests.staging.conftest import photo_folder, samples, slice_done
 from trainer.config import Recipe
 from trainer.errors import RunError
+from trainer.staging.plans import Plan, write_plan
 from trainer.staging.rows import Reject
-from trainer.staging.writer import Plan, SliceWriter, gather, seal, slice_done, write_plan
+from trainer.staging.writer import SliceWriter, gather, seal
 from trainer.storage.manifest import Manifest, require_manifest
 from trainer.storage.samples import read_index, read_members
 

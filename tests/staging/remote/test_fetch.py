@@ -18,7 +18,7 @@ from tests.staging.remote.web import Web, web_server
 from trainer.__main__ import main
 from trainer.staging.remote.fetch import _Pictures
 from trainer.staging.remote.rows import read_plan, read_rows
-from trainer.staging.writer import slice_done
+from tests.staging.conftest import slice_done
 from trainer.storage import join, open_store, read_bytes, read_json
 from trainer.storage.manifest import Manifest, require_manifest
 from trainer.storage.samples import read_index, read_members
