@@ -307,7 +307,9 @@ class DataConfig:
     """A sealed data set: its place may change, its identity may not."""
 
     uri: str = placement("", "Folder that holds manifest.json.")
-    identity: str = recipe("", "ours", "Plan id and shard checksums, from the manifest.")
+    identity: str = recipe("", "ours", "What the manifest says of all that is read; in format 1 of plan id and shards.")
+    manifest_sha256: str = placement("", "SHA-256 of a manifest.json of format 1, as on first use; its identity does not cover all of it.")
+    evaluation_sha256: tuple[str, ...] = placement((), "The same of each evaluation set that was staged with it, in their order.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.config import DataConfig, EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
+from trainer.config import EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.read_sets import TWO_AFC, EvaluationSet, describe_set
 from trainer.evaluation.results import Wanted, version
 from trainer.storage import join, layout, open_store
 from trainer.storage.committed import Committed, read_committed
-from trainer.storage.manifest import Manifest, require_manifest
+from trainer.storage.manifest import Manifest, require_manifest, staged_sets
 from trainer.storage.recipes import what_differs
 
 TRIPLET_SPLITS = ("val", "test")
@@ -158,14 +158,14 @@ def find_jobs(config: EvaluateConfig, models: Sequence[ModelAt]) -> tuple[list[J
     """Every model on every set that suits it, and the errors of sets that cannot be used."""
     places = list(config.sets)
     if config.pairs.uri:
-        staged = require_manifest(config.pairs.uri, config.pairs.identity).evaluation
-        places += [DataConfig(uri=_under_root(config.pairs.uri, entry["uri"]), identity=entry["identity"]) for entry in staged]
+        pairs = require_manifest(config.pairs.uri, config.pairs.identity, config.pairs.manifest_sha256)
+        places += staged_sets(config.pairs.uri, pairs, config.pairs.evaluation_sha256)
     jobs: list[Job] = []
     errors: list[InputError | RunError] = []
     named: dict[tuple[str, str], EvaluationSet] = {}
-    for place in dict.fromkeys(places):
+    for place in {(place.uri, place.identity): place for place in places}.values():
         try:
-            described = describe_set(place.uri, place.identity)
+            described = describe_set(place.uri, place.identity, manifest_sha256=place.manifest_sha256)
             other = named.setdefault((described.name, described.task), described)
             if other.uri != described.uri:
                 raise InputError(f"{described.uri}: a second {described.task} set called {described.name}, beside {other.uri}")
@@ -179,18 +179,13 @@ def find_jobs(config: EvaluateConfig, models: Sequence[ModelAt]) -> tuple[list[J
                 wanted.block["prompts"] = described.prompts
                 jobs.append(Job(model=model, wanted=wanted, described=described))
     if config.triplets.uri:
-        triplets = require_manifest(config.triplets.uri, config.triplets.identity)
+        triplets = require_manifest(config.triplets.uri, config.triplets.identity, config.triplets.manifest_sha256)
         for split in TRIPLET_SPLITS:
             for model in models:
                 wanted = _wanted(config, model, f"{triplets.name}-{split}", TWO_AFC, triplets.identity, triplets.attribution)
                 wanted.block["judge"] = triplets.judge
                 jobs.append(Job(model=model, wanted=wanted, triplets=triplets, split=split))
     return jobs, errors
-
-
-def _under_root(pairs_uri: str, uri: str) -> str:
-    """The evaluation set's URI: manifests name it relative to the root, which holds datasets/<name>/<plan id>."""
-    return uri if "://" in uri or uri.startswith("/") else join(pairs_uri.rstrip("/").rsplit("/", 3)[0], uri)
 
 
 def _wanted(config: EvaluateConfig, model: ModelAt, dataset: str, task: str, identity: str, attribution: str) -> Wanted:

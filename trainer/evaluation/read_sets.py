@@ -91,13 +91,14 @@ class Triplet:
     facts: Mapping[str, Any]
 
 
-def describe_set(uri: str, identity: str = "", name: str = "") -> EvaluationSet:
+def describe_set(uri: str, identity: str = "", name: str = "", manifest_sha256: str = "") -> EvaluationSet:
     """What the set at `uri` is.
 
     Args:
         uri: its folder.
         identity: that it must have, if given.
         name: for a set without a manifest; default: the last part of the URI.
+        manifest_sha256: pinned of a manifest of format 1, if given.
 
     Raises:
         InputError: no set here, another identity, no test images, no class names or templates, a template without
@@ -106,7 +107,7 @@ def describe_set(uri: str, identity: str = "", name: str = "") -> EvaluationSet:
     manifest = read_manifest(uri)
     if manifest is None:
         return _describe_foreign(uri, identity, name or uri.rstrip("/").rsplit("/", 1)[-1])
-    require_manifest(uri, identity)
+    manifest = require_manifest(uri, identity, manifest_sha256)
     if manifest.kind != "evaluation" or manifest.facts.get("task") not in (CLASSIFICATION, RETRIEVAL):
         raise InputError(f"{uri}: a data set of kind {manifest.kind}, task {manifest.facts.get('task')!r}: not an evaluation set")
     shards = manifest.split(SPLIT)

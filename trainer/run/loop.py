@@ -65,7 +65,7 @@ def train(config: StageConfig) -> None:
                 optimizer=built,
                 state=state,
                 fence=fence,
-                manifest=require_manifest(config.data.uri, config.data.identity),
+                manifest=require_manifest(config.data.uri, config.data.identity, config.data.manifest_sha256),
                 steps_per_epoch=loader.steps_per_epoch,
                 steps=loader.steps_per_epoch * settings.epochs,
                 global_batch_size=settings.global_batch_size,

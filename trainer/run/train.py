@@ -118,7 +118,7 @@ def validate(config: StageConfig) -> None:
     require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
     rule = f"auto or false where there is {placing.NO_COMPILER}, which torch.compile needs"
     require("placement.compile", config.placement.compile, rule, config.placement.compile is not True or placing.has_compiler())
-    _check_data(config, require_manifest(config.data.uri, config.data.identity), settings.global_batch_size)
+    _check_data(config, require_manifest(config.data.uri, config.data.identity, config.data.manifest_sha256), settings.global_batch_size)
     kinds = {"perceptual": ("random", "tower"), "contrastive": ("random", "tower", "permuted", "model"), "posthoc": ("model",)}[
         config.stage
     ]

@@ -226,6 +226,7 @@ class _OpenShard:
         shard = Shard(
             name=self.name, split=split, num_samples=len(self.keys), size=size,
             sha256=sha256.hexdigest(), crc32c=crc32c, index_crc32c=index_checksum(index),
+            index_size=len(index), index_sha256=hashlib.sha256(index).hexdigest(),
         )  # fmt: skip
         write_bytes(join(folder, shard.index_name), index)
         return shard

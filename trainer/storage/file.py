@@ -45,7 +45,7 @@ class FileStore:
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""
         path = _path(uri)
-        partial = path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+        partial = _new_partial(path)
         with _errors(uri):
             _make_folder(path.parent, uri)
             try:
@@ -84,6 +84,32 @@ class FileStore:
                 return False
             self.put_stream(uri, io.BytesIO(data), len(data))
             return True
+
+    def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
+        """Make `target_uri` a hard link to the source, or a copy where the file system has none; whole or not at all."""
+        source, target = _path(source_uri), _path(target_uri)
+        if source.is_dir():
+            raise MissingObject(f"{source_uri}: a folder lies here, not a file")
+        partial = _new_partial(target)
+        with _errors(target_uri):
+            _make_folder(target.parent, target_uri)
+        try:
+            with _errors(source_uri):
+                os.link(source, partial)
+        except (InputError, RunError) as error:
+            if isinstance(error, MissingObject):
+                raise
+            with _errors(source_uri), open(source, "rb") as file:
+                return self.put_stream(target_uri, file, os.fstat(file.fileno()).st_size)
+        with _errors(target_uri):
+            try:
+                with open(partial, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)  # still there also where both names are links to one file already
+            _sync_folder(target.parent)
+            return _info(target_uri, target.stat())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
@@ -147,6 +173,10 @@ class FileStore:
 def _info(uri: str, status: os.stat_result) -> ObjectInfo:
     stamp = f"{status.st_ino}-{status.st_size}-{status.st_ctime_ns}"
     return ObjectInfo(uri=uri, size=status.st_size, modified=status.st_mtime, stamp=stamp)
+
+
+def _new_partial(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
 
 
 def _path(uri: str) -> Path:
