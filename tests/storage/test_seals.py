@@ -1,6 +1,7 @@
 """Manifest, COMMITTED.json and layout: what is sealed counts, what is damaged, newer or changed by hand does not."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 
 from tests import old_store
 from trainer.errors import Corrupt, InputError, RunError
-from trainer.storage import exists, join, layout, read_bytes, read_json, write_bytes, write_json
+from trainer.storage import committed, exists, join, layout, read_bytes, read_json, write_bytes, write_json
 from trainer.storage.committed import Committed, read_committed, write_committed
+from trainer.storage.documents import write_document
 from trainer.storage.manifest import Manifest, Shard, as_data, read_manifest, require_manifest, staged_sets, write_manifest
 
 
@@ -177,7 +179,7 @@ def test_other_identity(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "rule"),
     [
-        ({"format_version": 3}, InputError, r"format 3 is newer than this firstsight reads \([12]\)"),
+        ({"format_version": 9}, InputError, r"format 9 is newer than this firstsight reads \(\d\)"),
         ({"format_version": 1}, RunError, "not a (manifest|seal) of firstsight"),
         ({"format_version": 1, "shards": 3}, RunError, "not a (manifest|seal) of firstsight"),
         ({"format_version": "1"}, RunError, "no format_version"),
@@ -203,6 +205,38 @@ def test_committed_round_trip(root: str) -> None:
     write_committed(root, seal)
     assert exists(join(root, "COMMITTED.json"))
     assert read_committed(root) == seal
+
+
+def test_a_seal_of_format_1_is_read_without_a_checksum(tmp_path: Path) -> None:
+    """As commit ad127be wrote it."""
+    old = {"recipe_hash": "r", "attempt": 0, "step": 7, "files": {}, "facts": {"world_size": 1}, "format_version": 1}
+    write_json(str(tmp_path / "COMMITTED.json"), old)
+    assert read_committed(str(tmp_path)) == Committed(**old)
+
+
+def test_no_flipped_bit_of_a_seal_is_read_as_another_value(tmp_path: Path) -> None:
+    """Nor is one that says by it to be of an older or a newer format: any bit of any byte."""
+    seal = Committed(recipe_hash="r" * 8, attempt=2, step=7, files={"a": {"size": 1, "sha256": "5e"}}, facts={"seconds": 1.5})
+    write_committed(str(tmp_path), seal)
+    path = tmp_path / "COMMITTED.json"
+    whole = path.read_bytes()
+    for position, bit in itertools.product(range(len(whole)), range(8)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            found = read_committed(str(tmp_path))
+        except Corrupt:
+            continue
+        assert found == seal, (position, bit)  # white space
+
+
+def test_a_seal_that_the_store_does_not_give_back_is_no_seal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written is read again before anyone relies on it."""
+    seal = Committed(recipe_hash="r", attempt=0, step=7, files={}, facts={})
+    monkeypatch.setattr(committed, "write_document", lambda uri, value: write_document(uri, {**value, "step": 6}))
+    with pytest.raises(Corrupt, match="does not give back the seal"):
+        write_committed(str(tmp_path), seal)
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a b", "-a", "a-", "a/b", "..", "é", "a" * 64])

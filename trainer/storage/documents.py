@@ -2,7 +2,8 @@
 
 A document is a JSON object with `format_version` and `sha256`, the SHA-256 over the canonical JSON (sorted keys, no spaces) of
 all the rest. Formats that had no checksum at first are read without one up to the version named by `checked_from`; from then on
-a document without the right checksum is Corrupt. A kind of document whose older version could stand in for the newer one needs
+a document without the right checksum is Corrupt. Every format to come keeps this checksum: what says that it is of a newer format
+and has a wrong one was damaged. A kind of document whose older version could stand in for the newer one needs
 more than this: whoever points at it must know its checksum.
 """
 
