@@ -36,7 +36,7 @@ from pipelines.planning.summary import preview, print_summary
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.running import PARENT_VARIABLE, failures, root_of_run
-from trainer.progress import PROGRESS_VARIABLE, STOP_VARIABLE
+from trainer.progress import PROGRESS_VARIABLE, STOP_AT_ONCE, STOP_VARIABLE
 from trainer.storage import layout
 
 POLL_SECONDS = 0.2
@@ -96,9 +96,9 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     started = time.time()
     # Jobs on a cluster may be shared: a second run of the experiment follows those of the first.
     lock = exclusive(prepared.uri) if prepared.profile.backend == "local" else contextlib.nullcontext()
-    with lock as jobs_lock, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
+    with lock as held, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
         display = Display(Path(scratch) / "progress.jsonl", console, verbose=verbose)
-        variables = _variables(Path(scratch), jobs_lock)
+        variables = _variables(Path(scratch), held.jobs if held else None)
         with _environment(variables), _signals(Path(variables[STOP_VARIABLE])) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
@@ -108,6 +108,11 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
             while pipeline.is_alive():
                 pipeline.join(POLL_SECONDS)
                 display.poll()
+                if held and held.lost():
+                    Path(variables[STOP_VARIABLE]).write_text(STOP_AT_ONCE)
+    if held and held.lost():
+        print(f"the experiment's lock was lost, so this run and its jobs were ended: {held.lost()}", file=sys.stderr)
+        return 1
     if received:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 128 + received[0]

@@ -3,12 +3,12 @@
 from pipelines.jobs.base import JobSpec
 from pipelines.planning.cells import read_plan
 from pipelines.planning.request import root_given
+from pipelines.planning.runs import read_run
 from pipelines.profile.profile import read_profile
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, root_of_run, run_job, step
 from trainer.errors import InputError, RunError
 from trainer.storage import join, layout
-from trainer.storage.base import MissingObject, read_field
 
 
 @step
@@ -27,9 +27,8 @@ def finish(*, run: str, request: str, root: str, state: str) -> str:
         The page's URI; empty where there is nothing to report.
     """
     place = root_of_run(root_given(request, root), read_profile())
-    try:
-        stored = read_field(layout.kubeflow_run(place, run), "request")
-    except MissingObject:
+    stored = read_run(place, run)
+    if stored is None:
         print(f"finish: the run ended {state} before its request was accepted: nothing to report", flush=True)
         return ""
     scene = open_scene(stored)

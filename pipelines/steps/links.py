@@ -11,12 +11,13 @@ from pipelines.jobs.base import Outcome
 from pipelines.jobs.shapes import by_backend, require_backend
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.planning.request import Request, merge, resolve, root_given, write_request
+from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, read_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.running import record_failure, root_of_run, step
 from trainer.errors import InputError
-from trainer.storage import join, layout, open_store, write_json
+from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
@@ -57,7 +58,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     uri = layout.experiment(root, asked.experiment)
     open_store(uri).delete(layout.failure(uri))
     stored = write_request(asked, root)
-    write_json(layout.kubeflow_run(root, run), {"request": stored})
+    write_run(root, run, stored)
     namespace = known.jobs.namespace or (NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default")
     page = _page(known, stored, asked, namespace, notes)
     print(page, flush=True)  # the UI shows a step's log at once, its artifacts when it has ended

@@ -1,6 +1,7 @@
 """The step `plan`: arms, seeds and sealed data become cells with every stage's configuration."""
 
 from pipelines.jobs.base import Outcome
+from pipelines.steps.notes import note
 from pipelines.steps.running import open_scene, record_failure, step
 from trainer.config import DataConfig
 from trainer.errors import InputError, RunError
@@ -18,6 +19,7 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> list[str]:
         triplets: folder of the sealed triplets.
     """
     from pipelines.planning import plan  # here: reading YAML into configurations takes longer than all that the other steps import
+    from pipelines.planning.writing import write_plan
 
     scene = open_scene(request)
     asked, uri = scene.request, scene.experiment
@@ -38,7 +40,8 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> list[str]:
             sets=plan.read_sets(",".join(asked.eval_sets)),
         )
         cells = [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]
-        plan.write_plan(experiment, cells)
+        for line in write_plan(experiment, cells):
+            note("plan", line)
     except (InputError, RunError) as error:
         record_failure(uri, "plan", Outcome(exit_code=error.exit_code, line=str(error)))
         raise

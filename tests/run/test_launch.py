@@ -128,7 +128,7 @@ def test_a_final_model_that_lost_a_file_is_made_again(tmp_path: Path, capsys: py
     weights.unlink()
     launch("contrastive", build.written(config), [])
     assert weights.read_bytes() == before
-    assert "open_clip_model.safetensors: missing, sealed were" in capsys.readouterr().err
+    assert "final/open_clip_model.safetensors: missing; the final model is made again" in capsys.readouterr().err
 
 
 def test_what_goes_wrong_behind_the_commit_is_no_failure(

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pipelines.planning import arms
-from pipelines.planning.plan import Experiment, resolve, write_plan
+from pipelines.planning.plan import Experiment, resolve
+from pipelines.planning.writing import write_plan
 from tests import old_store
 from trainer.config import DataConfig, Recipe, StagingConfig, recipe_hash
 from trainer.configs import read_stored

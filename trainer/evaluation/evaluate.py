@@ -18,8 +18,9 @@ from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
 from trainer.storage import layout, read_text
-from trainer.storage.base import MissingObject, exists, read_field
+from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
+from trainer.storage.failures import read_failure
 
 WATCH_SECONDS = 30.0
 """Between two looks for new checkpoints."""
@@ -56,7 +57,8 @@ def unfinished(config: EvaluateConfig) -> list[str]:
     waiting = [asked for asked in config.models if asked.stage != "untrained" and not _is_sealed(layout.final(asked.uri))]
     for asked in waiting:
         if exists(place := layout.failure(asked.uri)):
-            raise RunError(f"{place}: the {asked.stage} stage failed: {_line(place)}")
+            failure = read_failure(asked.uri)
+            raise RunError(f"{place}: the {asked.stage} stage failed: {failure.line if failure else 'no line was left'}")
     return [asked.stage for asked in waiting]
 
 
@@ -65,14 +67,6 @@ def _is_sealed(folder: str) -> bool:
         return read_committed(folder) is not None
     except Corrupt:
         return False
-
-
-def _line(place: str) -> str:
-    """What a failure.json says, however much is left of it."""
-    try:
-        return read_field(place, "line")
-    except (MissingObject, Corrupt):
-        return "no line was left"
 
 
 def _wait(seconds: float) -> None:

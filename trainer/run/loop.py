@@ -70,8 +70,9 @@ def train(config: StageConfig) -> None:
                 steps=loader.steps_per_epoch * settings.epochs,
                 global_batch_size=settings.global_batch_size,
                 started_from=started_from,
+                config_text=records.write_config(config, dist),
                 skips=Skips(dist.device),
-                lines=StoredLines(config.output, layout.PROGRESS) if dist.main else None,
+                lines=StoredLines(config.output, layout.PROGRESS, state.lines) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
                 endpoint=Endpoint(config, config.placement.metrics_port, records.totals(state, settings.global_batch_size))
                 if dist.local_rank == 0 and config.placement.metrics_port
@@ -80,8 +81,7 @@ def train(config: StageConfig) -> None:
             )
             try:
                 # 4. Steps
-                records.write_config(config, dist)
-                records.write_lineage(run, {})
+                records.write_lineage(run)
                 preflight.check(run)
                 _steps(run, loader, stop_requested)
                 # 5. The finished model

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 
 from trainer import lineage
 from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require, unless_auto
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.labels import named_labels
 from trainer.run import placing
-from trainer.run.failure import write_failure
-from trainer.storage import join, layout, open_store
-from trainer.storage.base import exists
-from trainer.storage.committed import read_committed
+from trainer.run.failure import leave_failure, write_failure
+from trainer.storage import layout
+from trainer.storage.base import MissingObject, exists
+from trainer.storage.committed import read_final, restore_beside
 from trainer.storage.manifest import Manifest, require_manifest
-from trainer.storage.recipes import read_stage, shown, what_differs
+from trainer.storage.recipes import read_stage, restore_config, shown, what_differs
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,7 +38,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
         InputError: wrong input or configuration; nothing was started.
         RunError: a failure on the way, of this process or of a rank.
     """
-    config = read_stage(config_uri, overrides)
+    config = _read_config(stage, config_uri, overrides)
     require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
     try:
         if is_done(config):
@@ -67,28 +67,40 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
 
 
 def is_done(config: StageConfig) -> bool:
-    """Whether final/ is committed by this very recipe, and its files are there.
+    """Whether final/ is committed by this very recipe, and all that its seal names is intact; a record with an intact copy is restored.
 
     Raises:
         InputError: it is committed by another recipe; what differs is named.
     """
-    seal = read_committed(layout.final(config.output))
-    if seal is None:
-        return False
-    if seal.recipe_hash != recipe_hash(config):
+    seal, damaged = read_final(config.output)
+    if seal is not None and seal.recipe_hash != recipe_hash(config):
         differing = what_differs(config.output, seal.recipe_hash, config)
         raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{differing}")
-    for name, facts in seal.files.items():
-        uri = join(layout.final(config.output), name)
-        info = open_store(uri).head(uri)
-        if info is None or info.size != facts["size"]:
-            print(f"{uri}: {'missing' if info is None else f'{info.size} bytes'}, sealed were {facts['size']}: made again", file=sys.stderr)
-            return False
-    return True
+    if seal is not None and damaged:
+        for uri, source in restore_beside(config.output, seal, damaged).items():
+            print(f"{uri}: {damaged.pop(uri)}; restored from {source}", file=sys.stderr)
+    for uri, why in damaged.items():
+        print(f"{uri}: {why}; the final model is made again", file=sys.stderr)
+    return seal is not None and not damaged
+
+
+def _read_config(stage: str, uri: str, overrides: Sequence[str]) -> StageConfig:
+    """The stage's configuration, restored from a copy where its file is damaged or gone; what fails is left in failure.json too."""
+    try:
+        return read_stage(uri, overrides)
+    except (MissingObject, Corrupt) as error:
+        folder, _, name = uri.rpartition("/")
+        source = restore_config(folder) if name == layout.CONFIG else ""
+        if not source:
+            if name == layout.CONFIG and isinstance(error, Corrupt):
+                leave_failure(folder, stage, error)
+            raise
+        print(f"{error}; restored from {source}", file=sys.stderr)
+        return read_stage(uri, overrides)
 
 
 def _finished_meanwhile(config: StageConfig) -> bool:
-    """Whether what ended this process came behind the commit of the final model."""
+    """Whether what ended this process came after the commit of the final model."""
     try:
         return is_done(config)
     except (InputError, RunError):

@@ -62,8 +62,13 @@ def read_bytes(uri: str) -> bytes:
 
 def read_text(uri: str) -> str:
     """The object at `uri` as UTF-8; InputError naming the URI where it is none."""
+    return decode(uri, read_bytes(uri))
+
+
+def decode(uri: str, data: bytes) -> str:
+    """The bytes of the object at `uri` as UTF-8; InputError naming the URI where they are none."""
     try:
-        return read_bytes(uri).decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{uri}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
@@ -91,8 +96,13 @@ def read_field(uri: str, key: str) -> str:
 
 
 def write_json(uri: str, value: object) -> ObjectInfo:
-    """Write `value` as JSON, sorted and indented, so that equal values are equal bytes."""
-    return write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    """Write `value` as `json_bytes` gives it."""
+    return write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """`value` as JSON, sorted and indented, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def read_versioned(uri: str, what: str, newest: int) -> dict[str, Any] | None:

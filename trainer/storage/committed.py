@@ -1,10 +1,14 @@
 """COMMITTED.json: what makes a folder count. It is written last, by rank 0, and readers see nothing without it."""
 
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.errors import Corrupt
-from trainer.storage.base import join
+from trainer.storage import checked, layout
+from trainer.storage.base import MissingObject, join, read_bytes, write_bytes
 from trainer.storage.documents import checksum, read_document, write_document
 
 FORMAT_VERSION = 2
@@ -66,6 +70,73 @@ def read_committed(folder: str) -> Committed | None:
     if wrong := _wrong(seal):
         raise Corrupt(f"{uri}: not a seal of firstsight: {wrong}")
     return seal
+
+
+def read_final(stage_uri: str) -> tuple[Committed | None, dict[str, str]]:
+    """The seal of a stage's final model, and what of the stage is not as it says.
+
+    The stage is finished where there is a seal and nothing is wrong. Files that were found whole before and have not changed
+    since are not read again (trainer/storage/checked.py).
+
+    Returns:
+        The seal, None where there is none or a damaged one; and URI -> what is wrong, in words that follow it.
+
+    Raises:
+        InputError: a newer firstsight wrote the seal.
+    """
+    folder = layout.final(stage_uri)
+    try:
+        seal = read_committed(folder)
+    except Corrupt as error:
+        uri = join(folder, NAME)
+        return None, {uri: str(error).removeprefix(f"{uri}: ")}
+    return seal, {} if seal is None else find_damage(stage_uri, seal)
+
+
+def find_damage(stage_uri: str, seal: Committed) -> dict[str, str]:
+    """What is not as the seal of a stage's final model says: URI -> what is wrong, in words that follow it."""
+    files = {f"{layout.FINAL}/{name}": facts for name, facts in (*seal.files.items(), *seal.beside.items())}
+    damaged = checked.find_damaged(stage_uri, {**files, **seal.beside})
+    return {join(stage_uri, name): why for name, why in damaged.items()}
+
+
+def restore_beside(stage_uri: str, seal: Committed, damaged: Mapping[str, str]) -> dict[str, str]:
+    """Put damaged records back from their other copy, which is hashed.
+
+    Returns:
+        URI -> the intact copy that it was restored from, of those that could be.
+    """
+    restored: dict[str, str] = {}
+    for name in seal.beside:
+        places = [join(stage_uri, name), join(layout.final(stage_uri), name)]
+        broken = [place for place in places if place in damaged]
+        with suppress(Corrupt):  # then neither copy is intact
+            if len(broken) == 1:
+                data, restored[broken[0]] = _read_copy(stage_uri, seal, name)
+                write_bytes(broken[0], data)
+    return restored
+
+
+def read_beside(stage_uri: str, seal: Committed, name: str) -> bytes:
+    """A record of a finished stage, as it was sealed; of a seal of format 1, which names none, whatever lies in the folder.
+
+    Raises:
+        MissingObject: there is none.
+        Corrupt: neither copy is what was sealed.
+    """
+    return _read_copy(stage_uri, seal, name)[0] if name in seal.beside else read_bytes(join(stage_uri, name))
+
+
+def _read_copy(stage_uri: str, seal: Committed, name: str) -> tuple[bytes, str]:
+    places = join(stage_uri, name), join(layout.final(stage_uri), name)
+    for place in places:
+        try:
+            data = read_bytes(place)
+        except MissingObject:
+            continue
+        if hashlib.sha256(data).hexdigest() == seal.beside[name]["sha256"]:
+            return data, place
+    raise Corrupt(f"{places[0]}: neither it nor {places[1]} is what was sealed: train this stage again")
 
 
 def _wrong(seal: Committed) -> str:

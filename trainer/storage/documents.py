@@ -26,6 +26,11 @@ def checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def encode_document(value: Mapping[str, Any]) -> bytes:
+    """`value`, which has its `format_version`, with its checksum, as it is written: for `create` and `replace` of a store."""
+    return (json.dumps({**value, CHECKSUM: checksum(value)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
 def write_document(uri: str, value: Mapping[str, Any]) -> ObjectInfo:
     """Write `value`, which has its `format_version`, with its checksum."""
     return write_json(uri, {**value, CHECKSUM: checksum(value)})
