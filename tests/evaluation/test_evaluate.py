@@ -1,5 +1,6 @@
 """The job as a whole: figures and items are written, done ones are not done again, and faults are named."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -24,6 +25,7 @@ from trainer.evaluation import measure
 from trainer.evaluation.evaluate import evaluate
 from trainer.model import towers
 from trainer.storage.arrays import read_arrays
+from trainer.storage.committed import read_committed, write_committed
 from trainer.storage.figures import items_uri, read_figures, write_figures
 
 torch.set_num_threads(1)
@@ -237,8 +239,8 @@ def test_a_stage_that_is_not_finished_is_refused(root, cell):
 
 def test_a_model_of_another_recipe_is_refused(root, cell):
     """The seal's recipe hash must be the planned one."""
-    seal = Path(root, "contrastive", "final", "COMMITTED.json")
-    seal.write_text(seal.read_text().replace(json.loads(seal.read_text())["recipe_hash"], "f" * 64))
+    folder = f"{root}/contrastive/final"
+    write_committed(folder, dataclasses.replace(read_committed(folder), recipe_hash="f" * 64))
 
     with pytest.raises(InputError, match=r"holds another recipe than this evaluation was planned for \(recipe hash ffffffffffff"):
         evaluate(cell)

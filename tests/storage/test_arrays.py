@@ -88,18 +88,26 @@ def damaged(data, seed):
     return bytes(changed)
 
 
+def said_of(read, data):
+    """What an archive or array is refused with; empty where it is read."""
+    try:
+        read(data, URI)
+    except Corrupt as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_damaged_archives_give_one_error_or_the_same_arrays(save):
     """Whatever is changed: the arrays that were packed, or Corrupt in one line; never other values."""
     data, refused = packed(save=save), 0
     for seed in range(1500):
-        try:
-            found = decode_arrays(damaged(data, seed), URI)
-        except Corrupt as error:
-            refused += 1
-            assert str(error).startswith(f"{URI}: ")
-            assert "\n" not in str(error)
-            continue
+        changed = damaged(data, seed)
+        said = said_of(decode_arrays, changed)
+        refused += bool(said)
+        assert said.startswith(f"{URI}: ") == bool(said)
+        assert "\n" not in said
+        found = {} if said else decode_arrays(changed, URI)
         for name in found.keys() & ARRAYS.keys():
             np.testing.assert_array_equal(found[name], ARRAYS[name], err_msg=str(seed))
     assert refused > 1000
@@ -108,11 +116,9 @@ def test_damaged_archives_give_one_error_or_the_same_arrays(save):
 def test_damaged_headers_of_arrays_give_one_error():
     """Of an .npy file, which has no checksum, only the error is promised."""
     data = saved(np.arange(12).reshape(3, 4))
-    for seed in range(2000):
-        try:
-            decode_array(damaged(data, seed), URI)
-        except Corrupt as error:
-            assert str(error).startswith(f"{URI}: ")
+    said = [said_of(decode_array, damaged(data, seed)) for seed in range(2000)]
+    assert all(line.startswith(f"{URI}: ") for line in said if line)
+    assert sum(map(bool, said)) > 500
 
 
 def header(text, version=(1, 0), rest=b""):
@@ -173,9 +179,9 @@ def test_bombs_are_refused_within_bounds(tmp_path, bomb):
     path = tmp_path / "bomb.npz"
     path.write_bytes(BOMBS[bomb]())
     code = (
-        "import sys, resource\nfrom trainer.errors import Corrupt\nfrom trainer.storage.arrays import read_arrays\n"
+        "import sys\nfrom trainer.errors import Corrupt\nfrom trainer.storage.arrays import read_arrays\n"
         "try:\n    read_arrays(sys.argv[1])\nexcept Corrupt as error:\n    print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM:')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]

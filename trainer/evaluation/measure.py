@@ -148,13 +148,20 @@ def measure_set(
             triplets: list[Triplet] = []
             source = _images_of_triplets(read_triplets(config.triplets.uri, jobs[0].triplets, jobs[0].split), triplets)
             outcome_of = partial(two_afc_outcome, triplets)
+
+            def where(number: int) -> str:
+                return f"{config.triplets.uri}: sample {triplets[number // 3].key}"
         else:
             described = jobs[0].described
             assert described is not None
             items: list[Item] = []
             source = _images_of_set(described, items)
             outcome_of = partial(retrieval_outcome if described.task == RETRIEVAL else zero_shot_outcome, described, items)
-        features = embed(used, source, decode, batch_size=batch_size, threads=threads, advance=advance)
+
+            def where(number: int) -> str:
+                return f"{described.uri}: sample {items[number].key}"
+
+        features = embed(used, source, decode, batch_size=batch_size, threads=threads, advance=advance, where=where)
     except (InputError, RunError) as error:
         yield jobs[0], error
         return
