@@ -1,10 +1,10 @@
-"""`python -m pipelines`: run | plan | submit | status | cancel | reap | compile | upload … kfp is imported by what needs it, late."""
+"""`python -m pipelines`: run | plan | verify | submit | status | cancel | reap | compile | upload … kfp is imported late."""
 
 import argparse
 import sys
 
 from pipelines.kubeflow import submit, upload
-from pipelines.operate import bucket, cancel, check, reap, status
+from pipelines.operate import bucket, cancel, check, reap, status, verify
 from pipelines.planning.flags import add_request, request_of
 from trainer.errors import exit_code
 
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and what of it is done; write nothing")
     add_request(plan)
     plan.set_defaults(run=_plan)
+    verify.add_command(commands, common)
     bucket.add_command(commands, common)
     check.add_command(commands, common)
     status.add_command(commands, common)

@@ -45,8 +45,9 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     looks = _looks(sources)
     if record is None or not looks or (record["asked"], record["source"]) != (_key(asked), looks):
         return "", []
-    found = DataConfig(uri=record["uri"], identity=record["identity"], manifest_sha256=record["manifest_sha256"])
-    damaged = [line for one in (found, pinned) if one.uri for line in find_damage(one)]
+    values = {name: record[name] for name in ("uri", "identity", "manifest_sha256")}
+    found = DataConfig(**values, evaluation_sha256=tuple(record["evaluation_sha256"]))
+    damaged = [line for one in dict.fromkeys((found, pinned)) if one.uri for line in find_damage(one)]
     return ("" if damaged or pinned.uri not in ("", found.uri) else found.uri), damaged
 
 

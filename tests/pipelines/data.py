@@ -1,5 +1,6 @@
 """Small sealed data sets and seals for tests that need no trainer."""
 
+import hashlib
 from typing import Any
 
 from pipelines.planning.request import merge, resolve, write_request
@@ -20,8 +21,11 @@ def seal(root: str, kind: Kind, *, judge: str = "", sha256: str = "0" * 64) -> s
 
 
 def commit(stage_uri: str, recipe_hash: str, **facts: object) -> None:
-    """The seal of a finished stage."""
-    write_committed(layout.final(stage_uri), Committed(recipe_hash=recipe_hash, attempt=0, step=1, files={}, facts=facts))
+    """The seal of a finished stage, and the file that it seals."""
+    data = recipe_hash.encode()
+    write_bytes(join(layout.final(stage_uri), "model.bin"), data)
+    files = {"model.bin": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    write_committed(layout.final(stage_uri), Committed(recipe_hash=recipe_hash, attempt=0, step=1, files=files, facts=facts))
 
 
 def ask(root: str, **given: Any) -> str:
