@@ -15,8 +15,8 @@ from pipelines.planning.request import read_request, resolve
 from pipelines.profile.profile import PROFILE_VARIABLE, read_profile, use_store_of_profile
 from pipelines.steps.running import root_of_run
 from trainer.config import DataConfig
-from trainer.errors import Corrupt, InputError
-from trainer.storage import join, layout, open_store, read_json
+from trainer.errors import Corrupt, InputError, RunError
+from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.checked import file_sha256
 from trainer.storage.committed import NAME as SEAL
@@ -24,11 +24,11 @@ from trainer.storage.committed import read_committed
 from trainer.storage.documents import CHECKSUM, checksum
 from trainer.storage.figures import BLOCK, ITEMS, items_uri, read_figures
 from trainer.storage.manifest import NAME as MANIFEST
-from trainer.storage.manifest import Manifest, require_manifest, staged_sets
+from trainer.storage.manifest import Manifest, Shard, require_manifest, staged_sets
 from trainer.storage.plans import NAME as PLAN
 from trainer.storage.plans import read_plan
 from trainer.storage.recipes import read_config_values
-from trainer.storage.samples import read_index
+from trainer.storage.samples import check_index
 from trainer.storage.states import StoredKind, kind_of
 
 Files = Mapping[str, Mapping[str, Any]]
@@ -64,6 +64,7 @@ class Walk:
         root: store URI.
         found: in the order of the walk.
         unknown: URIs of objects that firstsight does not write.
+        unfinished: folders of the stages that are planned and have no final model.
         objects: that were read or hashed.
         size: their bytes, as far as they were hashed.
     """
@@ -72,6 +73,7 @@ class Walk:
         self.root = root
         self.found: list[Found] = []
         self.unknown: list[str] = []
+        self.unfinished: list[str] = []
         self.objects = 0
         self.size = 0
 
@@ -126,6 +128,8 @@ def verify(root: str, experiment: str) -> Walk:
     parts = [plan["pairs"], plan["triplets"], *plan.get("sets", [])] if plan else []
     for data in dict.fromkeys(map(_data, parts)):
         _verify_data(walk, data)
+    folders = {entry[name] for entry in (plan or {"cells": []})["cells"] for name in ("perceptual", "contrastive", "posthoc")} - {""}
+    walk.unfinished = sorted(folder for folder in folders if join(layout.final(folder), SEAL) not in objects)
     return walk
 
 
@@ -136,7 +140,7 @@ def _verify_data(walk: Walk, data: DataConfig) -> None:
         return
     walk.hash(data.uri, manifest.all_files)
     for shard in manifest.shards:
-        walk.look(join(data.uri, shard.index_name), lambda shard=shard: read_index(data.uri, shard))  # type: ignore[misc]
+        walk.look(join(data.uri, shard.index_name), lambda shard=shard: _index(data.uri, shard))  # type: ignore[misc]
     for info in open_store(data.uri).list(data.uri):
         kind = kind_of(walk.root, info.uri)
         if kind is None:
@@ -145,6 +149,14 @@ def _verify_data(walk: Walk, data: DataConfig) -> None:
             _look_at_json(walk, info.uri)
     for part in staged_sets(data.uri, manifest, data.evaluation_sha256):
         _verify_data(walk, part)
+
+
+def _index(folder: str, shard: Shard) -> object:
+    data = read_bytes(join(folder, shard.index_name))
+    try:
+        return check_index(data, join(folder, shard.index_name), shard)
+    except RunError as error:
+        raise Corrupt(str(error)) from error
 
 
 def _data(values: Mapping[str, Any]) -> DataConfig:
@@ -239,5 +251,8 @@ def run(options: argparse.Namespace) -> int:
 def _lines(walk: Walk) -> Iterator[str]:
     yield from map(str, walk.found)
     yield from (f"note: {uri}: firstsight writes nothing of this name" for uri in walk.unknown)
+    yield from (
+        f"note: {folder}: no final model is sealed there: the stage is not finished, or its seal is missing" for folder in walk.unfinished
+    )
     looked = f"{walk.objects} objects, {walk.size / 1e9:,.3f} GB hashed"
     yield f"{looked}: {len(walk.found)} not as sealed" if walk.found else f"{looked}: all as sealed"

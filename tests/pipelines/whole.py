@@ -69,11 +69,8 @@ class Whole:
         return finished.find_finished(self.asked(arms), Profile()) is not None
 
 
-@pytest.fixture
-def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Whole:
-    """An experiment of which nothing is there yet."""
-    made = Whole(tmp_path / "root")
-    submit: Callable[[LocalBackend, JobSpec], _Done] = lambda _, spec: made.jobs.append(spec.name) or _Done(spec)  # noqa: E731
+def pretend(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let its steps run the pretended trainer in this process."""
+    submit: Callable[[LocalBackend, JobSpec], _Done] = lambda _, spec: whole.jobs.append(spec.name) or _Done(spec)  # noqa: E731
     monkeypatch.setattr(LocalBackend, "submit", submit)
     monkeypatch.setattr(finished, "COMMAND", (sys.executable, "-c", "print('{\"missing\": 0}')"))
-    return made
