@@ -252,7 +252,7 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
                 return read(folder, recipe_hash=recipe_hash, recipe=recipe), skipped
             skipped.append(f"{folder}: no {NAME}: its save was cut short, or the seal was lost")
         except (Corrupt, MissingObject) as error:
-            skipped.append(f"{folder}: {error}")
+            skipped.append(str(error))
     return None, skipped
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer import lineage
 from trainer.config import StageConfig, recipe_fields, recipe_hash
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
 from trainer.progress import progress, step_line
@@ -143,7 +143,7 @@ def write_config(config: StageConfig, dist: Distributed) -> bytes:
         config = read_stage(uri)
     except MissingObject:
         write_config_file(uri, config)
-    except (InputError, RunError) as error:  # it was intact when this run began
+    except (InputError, Corrupt) as error:  # it was intact when this run began
         log.warning("%s", error)
     return config_bytes(config)
 
