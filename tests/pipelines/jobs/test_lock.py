@@ -3,6 +3,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -277,6 +278,20 @@ def _take_after_deletion(root: str, stack: contextlib.ExitStack) -> lock.Held:
         with contextlib.suppress(InputError):  # the first one's heartbeat was faster
             return stack.enter_context(lock.exclusive(root))
     raise AssertionError("never taken")
+
+
+def test_a_run_that_was_stopped_for_long_is_told_when_it_goes_on(s3_root: str, monkeypatch: pytest.MonkeyPatch):
+    """A laptop that slept, a paused machine: another run took over meanwhile."""
+    process = hold(s3_root)
+    process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 1.0)
+
+    with lock.exclusive(s3_root):
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout is not None
+        assert f"is being run by process {os.getpid()} " in process.stdout.readline()
+    end(process)
 
 
 def test_without_flock_the_store_keeps_the_lock(tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch):
