@@ -64,7 +64,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
-    """And a second one does nothing again."""
+    """And a second one does nothing again: it needs no kfp to find that out."""
     run = Run(root, "--arms", "random,posthoc")
     code, out, error = run.end()
 
@@ -72,11 +72,15 @@ def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
     assert out.splitlines()[-1] == f"report: {root}/experiments/smoke/report/index.html"
     assert "A fake answer." in out
 
-    again = Run(root, "--arms", "random,posthoc")
-    code, out, _ = again.end()
+    (root.parent / "without" / "kfp").mkdir(parents=True)
+    (root.parent / "without" / "kfp" / "__init__.py").write_text("raise ImportError('kfp was started')")
+    path = os.pathsep.join(map(str, (root.parent / "without", FAKE, REPOSITORY)))
+    code, out, error = Run(root, "--arms", "random,posthoc", PYTHONPATH=path).end()
 
-    assert code == 0
+    assert (code, error) == (0, "")
+    assert "stage pairs: sealed before" in out
     assert "contrastive random-seed0: done before" in out
+    assert "A fake answer." in out
     assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == 1
 
 
