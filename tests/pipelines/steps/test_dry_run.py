@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
-from pipelines.local import run
 from pipelines.jobs import owners
+from pipelines.local import run
 from pipelines.planning import plan
 from pipelines.planning.arms import parse_arms
 from pipelines.profile.profile import PROFILE_VARIABLE
