@@ -6,7 +6,6 @@ age of a heartbeat is the difference between two times of the store's own clock,
 addition, its object does not change while this process watches it. docs/RUNBOOK.md says what that does not cover.
 """
 
-import dataclasses
 import json
 import secrets
 import time
@@ -123,11 +122,8 @@ class Lease:
         """From now on fail within a heartbeat or two: a request that is tried again for minutes would hide that the lock is lost."""
         if self._uri.startswith("s3://"):
             from trainer.storage.s3 import S3Store
-            from trainer.storage.s3_client import settings_from_environment
 
-            settings = settings_from_environment(self._uri)
-            seconds = min(HEARTBEAT_SECONDS, settings.retry_seconds, settings.timeout_seconds)
-            self._store = S3Store(dataclasses.replace(settings, retry_seconds=seconds, timeout_seconds=seconds))
+            self._store = S3Store.from_environment(self._uri).patient_for(HEARTBEAT_SECONDS)
 
     def _beat_over(self, found: tuple[ObjectInfo, Holder] | None) -> bool:
         info, holder = found or (None, {})
