@@ -6,7 +6,6 @@ age of a heartbeat is the difference between two times of the store's own clock,
 addition, its object does not change while this process watches it. docs/RUNBOOK.md says what that does not cover.
 """
 
-import dataclasses
 import json
 import secrets
 import time
@@ -14,9 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.errors import InputError, RunError
-from trainer.storage import MissingObject, ObjectInfo, open_store, write_bytes
+from trainer.storage import MissingObject, ObjectInfo, join, open_store, write_bytes
 from trainer.storage.documents import CHECKSUM, checksum, encode_document
 
+NAME = "run.lock"
 FORMAT_VERSION = 2
 """Version 1 had no format_version, id or checksum, and `time`, the holder's clock, which an older firstsight still reads."""
 HEARTBEAT_SECONDS = 20.0
@@ -38,27 +38,26 @@ class Lost(RunError):
 
 
 class Lease:
-    """The lock at a URI, taken and kept by heartbeats.
+    """The lock of an experiment, taken and kept by heartbeats.
 
     Args:
-        uri: of the lock object.
-        facts: what it says about this process, for people and for `ended`.
+        experiment_uri: its folder.
+        facts: what the lock says about this process, for people and for `ended`.
         ended: whether this machine knows that a holder's process has ended.
-        refusal: what to say where a living process holds the lock.
-        say: gets a line where taking it needs time.
+        say: gets a line where taking the lock needs time.
     """
 
     def __init__(
         self,
-        uri: str,
+        experiment_uri: str,
         facts: Mapping[str, Any],
         *,
         ended: Callable[[Holder], bool],
-        refusal: Callable[[Holder], str],
         say: Callable[[str], None],
     ) -> None:
-        self._uri, self._facts, self._ended, self._refusal, self._say = uri, dict(facts), ended, refusal, say
-        self._store = open_store(uri)
+        self._experiment, self._uri = experiment_uri, join(experiment_uri, NAME)
+        self._facts, self._ended, self._say = dict(facts), ended, say
+        self._store = open_store(self._uri)
         self.id = secrets.token_hex(16)
         self._beats = 0
         self._last = 0.0  # when the last heartbeat that succeeded was sent, by time.monotonic()
@@ -123,16 +122,13 @@ class Lease:
         """From now on fail within a heartbeat or two: a request that is tried again for minutes would hide that the lock is lost."""
         if self._uri.startswith("s3://"):
             from trainer.storage.s3 import S3Store
-            from trainer.storage.s3_client import settings_from_environment
 
-            settings = settings_from_environment(self._uri)
-            seconds = min(HEARTBEAT_SECONDS, settings.retry_seconds, settings.timeout_seconds)
-            self._store = S3Store(dataclasses.replace(settings, retry_seconds=seconds, timeout_seconds=seconds))
+            self._store = S3Store.from_environment(self._uri).patient_for(HEARTBEAT_SECONDS)
 
     def _beat_over(self, found: tuple[ObjectInfo, Holder] | None) -> bool:
         info, holder = found or (None, {})
         if holder and holder.get("id") != self.id:
-            raise Lost(self._refusal(holder))
+            raise Lost(refusal(self._experiment, holder))
         silent = time.monotonic() - self._last
         if not holder and silent > STALE_SECONDS:  # whoever took it over may have ended by now
             raise Lost(f"{self._uri} is missing or damaged, and no heartbeat was written for {silent:.0f} s")
@@ -170,15 +166,10 @@ class Lease:
         if not seconds:
             left = min(STALE_SECONDS, STALE_SECONDS - age)
             told = f"its last heartbeat is {max(0.0, age):.0f} s old: if it was killed, try again in {left:.0f} s"
-            raise Taken(f"{self._refusal(holder)}; {told}")
-        self._say(f"{self._refusal(holder)}, or was: its heartbeat expired; taking over in {seconds:.0f} s unless it sends one")
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(min(1.0, seconds / 10))
-            now = self._store.head(self._uri)
-            if now is None or now.stamp != info.stamp:
-                return False
-        return True
+            raise Taken(f"{refusal(self._experiment, holder)}; {told}")
+        self._say(f"{self._experiment}: the heartbeat of {who(holder)} expired: taking over in {seconds:.0f} s unless it sends one")
+        time.sleep(seconds)
+        return True  # where it sent one, it cannot be replaced by this stamp any more
 
     def _age(self, info: ObjectInfo) -> float:
         """Seconds since the object was written, by the store's clock."""
@@ -204,3 +195,16 @@ def parse_holder(data: bytes) -> Holder:
         return {} if checked and value.get(CHECKSUM) != checksum(value) else value
     except (ValueError, RecursionError):
         return {}
+
+
+def who(holder: Holder) -> str:
+    """A holder, as people know it."""
+    if not holder:
+        return "a process that its damaged lock does not name"
+    told = {name: "".join(filter(str.isprintable, str(holder.get(name, "?"))))[:64] for name in ("pid", "host", "user", "started")}
+    return f"process {told['pid']} on {told['host']} (user {told['user']}), started {told['started']}"
+
+
+def refusal(experiment_uri: str, holder: Holder) -> str:
+    """What a run is told that wants an experiment which has this holder."""
+    return f"{experiment_uri} is being run by {who(holder)}: wait for it, or give EXPERIMENT another name"

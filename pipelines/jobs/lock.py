@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from pipelines.jobs import lease
-from pipelines.jobs.lease import Holder, Lease, Lost, Taken, parse_holder
+from pipelines.jobs.lease import NAME, Holder, Lease, Lost, Taken, parse_holder, refusal
 from trainer.errors import InputError, RunError
-from trainer.storage import join
 from trainer.storage.base import local_path
 
 JOBS_VARIABLE = "FIRSTSIGHT_JOBS_LOCK"
 JOBS_WAIT_SECONDS = 60.0
-_RUN, _JOBS, _PREFIX = "run.lock", "jobs.lock", "firstsight-lock-"
+_JOBS, _PREFIX = "jobs.lock", "firstsight-lock-"
 _UNUSED_SECONDS = 3600.0
 
 
@@ -118,13 +117,7 @@ def _beating(held: Held, lock: _Lock) -> Iterator[None]:
 @contextlib.contextmanager
 def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
     with _liveness() as (folder, facts):
-        kept = Lease(
-            join(experiment_uri, _RUN),
-            facts,
-            ended=_has_ended,
-            refusal=lambda holder: _refusal(experiment_uri, holder),
-            say=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        kept = Lease(experiment_uri, facts, ended=_has_ended, say=lambda line: print(line, file=sys.stderr, flush=True))
         kept.take()
         held = Held(folder / _JOBS)
         try:
@@ -146,7 +139,7 @@ def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)  # other users look
     facts = _facts()
-    with _open(folder / _RUN) as stream:
+    with _open(folder / NAME) as stream:
         _open(folder / _JOBS).close()
         status = os.fstat(stream.fileno())
         with contextlib.suppress(_NoFlock):
@@ -169,7 +162,7 @@ def _has_ended(holder: Holder) -> bool:
     if not boot or holder.get("boot") != boot or not isinstance(folder, str):
         return False
     try:
-        with open(os.open(Path(folder) / _RUN, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        with open(os.open(Path(folder) / NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             status = os.fstat(stream.fileno())
             if [status.st_dev, status.st_ino] != holder.get("file") or not _flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB):
                 return False  # another file of this name (a container's own folder), or alive
@@ -189,7 +182,7 @@ def _sweep() -> None:
 
 
 def _in_use(folder: Path) -> bool:
-    return not all(_is_free(folder / name) for name in (_RUN, _JOBS))
+    return not all(_is_free(folder / name) for name in (NAME, _JOBS))
 
 
 def _boot_id() -> str:
@@ -228,7 +221,7 @@ class _FileLock:
 
     def take(self) -> None:
         """Take the flock on the file that lies there now."""
-        path = self._folder / _RUN
+        path = self._folder / NAME
         while self._stream is None or not _is_same(self._stream, path):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -243,20 +236,23 @@ class _FileLock:
                         path.unlink()  # made just now; a lease has content
                     raise
                 if not taken:
-                    raise Taken(_refusal(self._uri, parse_holder(stream.read(1 << 16))))
+                    raise Taken(refusal(self._uri, parse_holder(stream.read(1 << 16))))
                 if not stream.writable():
                     raise InputError(f"{path}: permission denied: it belongs to another user; remove it, or let this user write it")
                 self._stream = stream
                 self._stack.push(opened.pop_all())
-        self._stream.seek(0)
-        self._stream.truncate()
-        self._stream.write(json.dumps(_facts()).encode())
-        self._stream.flush()
+        try:
+            self._stream.seek(0)
+            self._stream.truncate()
+            self._stream.write(json.dumps(_facts()).encode())
+            self._stream.flush()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}; run the same command again when that is put right") from error
 
     def beat(self) -> None:
         """Take it again where the file was deleted; Lost where another process was faster."""
         try:
-            if self._stream is None or not _is_same(self._stream, self._folder / _RUN):
+            if self._stream is None or not _is_same(self._stream, self._folder / NAME):
                 self.take()
         except Taken as error:
             raise Lost(str(error)) from error
@@ -264,9 +260,9 @@ class _FileLock:
     def clear(self) -> None:
         """Remove the files, which nobody else holds: whoever opened them meanwhile sees that they are gone."""
         with contextlib.suppress(OSError, _NoFlock):
-            if self._stream is not None and _is_same(self._stream, self._folder / _RUN) and _is_free(self._folder / _JOBS):
+            if self._stream is not None and _is_same(self._stream, self._folder / NAME) and _is_free(self._folder / _JOBS):
                 (self._folder / _JOBS).unlink(missing_ok=True)
-                (self._folder / _RUN).unlink()
+                (self._folder / NAME).unlink()
 
 
 def _open(path: Path) -> BinaryIO:
@@ -324,19 +320,9 @@ def _wait_for_jobs(path: Path) -> None:
             time.sleep(0.2)
 
 
-# ------------------------------------------------------------------------------------------------- for people
-
-
 def _facts() -> dict[str, Any]:
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a number without a name
         user = str(os.getuid())
     return {"pid": os.getpid(), "host": socket.gethostname(), "user": user, "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-
-
-def _refusal(experiment_uri: str, holder: Holder) -> str:
-    told = {name: "".join(filter(str.isprintable, str(holder.get(name, "?"))))[:64] for name in ("pid", "host", "user", "started")}
-    who = f"process {told['pid']} on {told['host']} (user {told['user']}), started {told['started']}"
-    who = who if holder else "a process that its damaged lock does not name"
-    return f"{experiment_uri} is being run by {who}: wait for it, or give EXPERIMENT another name"

@@ -44,7 +44,7 @@ HOSTS = re.compile(r"\w+://\S+|[\w.-]+\.(?:io|org|com|dev)\b[\w./-]*|<[^>]*>")
 """URLs, hosts, label keys of other domains, placeholders."""
 FOLDERS = r"(?:trainer|pipelines|tests|docs|charts|images|manifests|scripts|requirements|\.ci)"
 SOURCE_ENDINGS = r"py|sh|mk|tpl|toml"
-DATA_ENDINGS = r"json|jsonl|yaml|npz|html|css|parquet|txt|md|in"
+DATA_ENDINGS = r"json|jsonl|yaml|npz|html|css|parquet|txt|md|in|lock"
 
 
 # ------------------------------------------------------------------------------------------------------------ kinds

@@ -70,16 +70,7 @@ class FileStore:
         with self._alone(uri) as path:
             if path.exists():
                 return False
-            whole = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{_PARTIAL}")
-            try:
-                self.put_stream(str(whole), io.BytesIO(data), len(data))
-                os.link(whole, path)  # fails where another process was faster, also where folders have no flock
-            except FileExistsError:
-                return False
-            except OSError:  # no hard links here
-                self.put_stream(uri, io.BytesIO(data), len(data))
-            finally:
-                whole.unlink(missing_ok=True)
+            self.put_stream(uri, io.BytesIO(data), len(data))
             return True
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
@@ -154,14 +145,13 @@ class FileStore:
 
     @contextmanager
     def _alone(self, uri: str) -> Iterator[Path]:
-        """The file's path, while nobody else creates or replaces it; not so where folders have no flock (NFS)."""
+        """The file's path, while nobody else creates or replaces it."""
         path = _path(uri)
         with _errors(uri):
             _make_folder(path.parent, uri)
             folder = os.open(path.parent, os.O_RDONLY)
             try:
-                with suppress(OSError):
-                    fcntl.flock(folder, fcntl.LOCK_EX)
+                fcntl.flock(folder, fcntl.LOCK_EX)
                 yield path
             finally:
                 os.close(folder)

@@ -6,6 +6,7 @@ certificate by FIRSTSIGHT_S3_CA or AWS_CA_BUNDLE; FIRSTSIGHT_S3_ADDRESSING = pat
 else path); FIRSTSIGHT_S3_RETRY_SECONDS, how long an outage is waited for (default 300).
 """
 
+import dataclasses
 import logging
 import os
 import re
@@ -50,6 +51,11 @@ class S3Store:
     def from_environment(cls, uri: str) -> "S3Store":
         """This process's store for the environment as it is now; `uri` is named where a setting is missing."""
         return _store(settings_from_environment(uri))
+
+    def patient_for(self, seconds: float) -> "S3Store":
+        """The same store, whose requests are given up after some `seconds`, or sooner."""
+        retry, timeout = (min(seconds, value) for value in (self._settings.retry_seconds, self._settings.timeout_seconds))
+        return S3Store(dataclasses.replace(self._settings, retry_seconds=retry, timeout_seconds=timeout))
 
     def get(self, uri: str) -> bytes:
         """The whole object. Raises MissingObject where there is none."""

@@ -280,6 +280,25 @@ def _take_after_deletion(root: str, stack: contextlib.ExitStack) -> lock.Held:
     raise AssertionError("never taken")
 
 
+@pytest.mark.parametrize("error", [InputError("403"), RunError("503"), OSError("eio"), KeyError("a bug")])
+def test_no_error_of_a_heartbeat_ends_the_heartbeats(s3_root: str, error: Exception, short_beats: None, monkeypatch: pytest.MonkeyPatch):
+    """The thread goes on, and so does the run."""
+    beat, errors = lease.Lease.beat, [error]
+
+    def fail_once(self: lease.Lease) -> None:
+        if errors:
+            raise errors.pop()
+        beat(self)
+
+    monkeypatch.setattr(lease.Lease, "beat", fail_once)
+    with lock.exclusive(s3_root) as held:
+        deadline = time.monotonic() + TOLERANT_SECONDS
+        while json.loads(read_bytes(join(s3_root, "run.lock")))["beats"] < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not held.lost()
+
+
 def test_a_run_that_was_stopped_for_long_is_told_when_it_goes_on(s3_root: str, monkeypatch: pytest.MonkeyPatch):
     """A laptop that slept, a paused machine: another run took over meanwhile."""
     process = hold(s3_root)
