@@ -4,6 +4,9 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from trainer.bounds import MAX_ARCHIVE_READ_BYTES
+from trainer.errors import InputError
+
 
 class RangeReader(io.RawIOBase):
     """An object of `size` bytes, of which `read_range(start, length)` gives a part. Buffer it: each read is a request."""
@@ -23,7 +26,10 @@ class RangeReader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a byte."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise ValueError(f"byte {position} of a file")
+        self._position = position
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -33,3 +39,18 @@ class RangeReader(io.RawIOBase):
             buffer[:length] = self._read_range(self._position, length)
             self._position += length
         return length
+
+
+class BoundedReader(io.BufferedReader):
+    """A buffered file of which no read is larger than MAX_ARCHIVE_READ_BYTES: a header may ask for any number of bytes."""
+
+    def __init__(self, raw: io.RawIOBase, buffer_bytes: int, source: str) -> None:
+        super().__init__(raw, buffer_bytes)
+        self._source = source
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read; InputError naming the source where its headers ask for too much at once."""
+        if size is None or not 0 <= size <= MAX_ARCHIVE_READ_BYTES:
+            asked = f"{size:,}" if size is not None and size >= 0 else "all"
+            raise InputError(f"{self._source}: its headers declare {asked} bytes at once, at most {MAX_ARCHIVE_READ_BYTES:,} are read")
+        return super().read(size)
