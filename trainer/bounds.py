@@ -157,7 +157,7 @@ def gunzip(data: bytes, source: str, most: int) -> bytes:
     return bytes(content)
 
 
-_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "quota exceeded", errno.EFBIG: "file too large", errno.EROFS: "read-only file system"}
+_FULL = {errno.ENOSPC: "No space left", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large", errno.EROFS: "Read-only file system"}
 
 
 @contextmanager

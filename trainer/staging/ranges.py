@@ -50,7 +50,9 @@ class BoundedReader(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read; InputError naming the source where its headers ask for too much at once."""
-        if size is None or not 0 <= size <= MAX_ARCHIVE_READ_BYTES:
-            asked = f"{size:,}" if size is not None and size >= 0 else "all"
-            raise InputError(f"{self._source}: its headers declare {asked} bytes at once, at most {MAX_ARCHIVE_READ_BYTES:,} are read")
-        return super().read(size)
+        to_the_end = size is None or size < 0
+        wanted = MAX_ARCHIVE_READ_BYTES + 1 if size is None or to_the_end else size
+        data = super().read(wanted) if to_the_end or wanted <= MAX_ARCHIVE_READ_BYTES else b""
+        if wanted > MAX_ARCHIVE_READ_BYTES and (len(data) == wanted or not to_the_end):
+            raise InputError(f"{self._source}: a header asks for {wanted:,} bytes at once, at most {MAX_ARCHIVE_READ_BYTES:,} are read")
+        return data

@@ -8,12 +8,14 @@
 Pictures lie at {hash[:3]}/{hash[3:6]}/{hash}.jpg below the image base, or where the list's own URLs say.
 """
 
+import os
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
 from trainer.errors import InputError
+from trainer.staging.foreign import npy_header
 from trainer.staging.remote.inputs import Inputs, choose, columns_of, quote, run, tsv
 from trainer.staging.remote.plan import Table
 
@@ -79,6 +81,8 @@ def _num_columns(path: str, uri: str) -> int:
 
 def _load_ids(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> None:
     try:
+        with open(path, "rb") as file:
+            npy_header(file, os.path.getsize(path), uri)
         lines = np.load(Path(path), allow_pickle=False)
     except (ValueError, OSError) as error:
         raise InputError(f"{uri}: not a .npy file of line numbers: {error}") from error
