@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 64
 """Levels of JSON and YAML inside each other; configurations have 5. What is deeper exhausts the stack of whoever walks it."""
-MAX_YAML_BYTES = 1 << 20
-"""Of a recipe, request, profile or list of settings; they have a few kB, and PyYAML reads 1 MB in about 5 s."""
-MAX_YAML_NODES = 20_000
+MAX_YAML_BYTES = 256 << 10
+"""Of a recipe, request, profile or list of settings; they have a few kB, and PyYAML reads 200 kB in about 1 s."""
+MAX_YAML_NODES = 10_000
 """Values of a YAML file once each alias is written out ("billion laughs"): PyYAML reads so many in about 1 s."""
-MAX_NUMBER_CHARS = 100
+MAX_NUMBER_CHARS = 1000
 """Characters of a number in YAML: the time to convert one grows with the square of its length."""
 MAX_PIXELS = 100_000_000
 """Of one picture, by its header: a decoded one takes 4 bytes a pixel, and 4 more while it is converted."""
@@ -39,6 +39,8 @@ MAX_CAPTION_BYTES = 1 << 20
 """Of a sample's .txt, .caption, .json or .cls, and of an annotation in XML; Flickr's longest descriptions have 64 kB."""
 MAX_CAPTIONS = 1000
 """Of one sample; the sets in use have up to 20."""
+MAX_TEMPLATES = 1000
+"""Of an evaluation set, each filled with every class name; CLIP_benchmark's have up to 80."""
 MAX_TABLE_BYTES = 1 << 30
 """Of captions.csv and data.csv, which are read whole: ten million rows."""
 MAX_COPY_FILE_BYTES = 1 << 30
@@ -157,7 +159,12 @@ def gunzip(data: bytes, source: str, most: int) -> bytes:
     return bytes(content)
 
 
-_FULL = {errno.ENOSPC: "No space left", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large", errno.EROFS: "Read-only file system"}
+_FULL = {
+    errno.ENOSPC: "No space left",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large",
+    errno.EROFS: "Read-only file system",
+}
 
 
 @contextmanager

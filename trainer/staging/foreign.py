@@ -81,9 +81,9 @@ def entry(value: object, key: str, kind: type[T], where: str) -> T:
 
 
 def text_of(data: bytes, where: str) -> str:
-    """UTF-8 text, a byte order mark left out; InputError naming the byte that is not."""
+    """UTF-8 text; InputError naming the byte that is not."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: must be UTF-8, has byte {data[error.start]:#04x} at {error.start}") from error
 

@@ -160,6 +160,13 @@ def _convert(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def loaded(image: Image.Image, mode: str = "") -> Image.Image:
+    """The picture with its pixels decoded, in another mode where one is named; BadImageError where it is cut short or broken."""
+    with _naming_damage():
+        image.load()
+        return image.convert(mode) if mode else image
+
+
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
     method = _UPRIGHT.get(_orientation(image))
@@ -213,8 +220,7 @@ def normalise(data: bytes, policy: str) -> Picture:
         if policy == "short256":
             return _short256(data, image)
         if _is_plain_jpeg(image):
-            with _naming_damage():
-                image.load()
+            loaded(image)
             return Picture(data, "jpg", image.width, image.height)
         rgb = to_rgb(image)
         if rgb.width * rgb.height > _MAX_PNG_PIXELS:

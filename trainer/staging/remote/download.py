@@ -200,9 +200,7 @@ def unpack(archive: Path, folder: Path, place: str = "") -> int:
     return count
 
 
-def files_of(
-    file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, place: str
-) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
+def files_of(file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, place: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """The files of a zip, and where each belongs in NIGHTS' layout, when all of them together stay within the bounds.
 
     Raises:

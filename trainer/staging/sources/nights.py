@@ -70,7 +70,9 @@ def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> 
         is_imagenet=(record.get("is_imagenet") or "").strip().lower() in ("true", "1", "1.0"),
         prompt=record.get("prompt") or "",
         reference=record["ref_path"],
-        flip=(number(record["flip_left"], f"{where}: flip_left"), number(record["flip_right"], f"{where}: flip_right")) if has_flip else None,
+        flip=(number(record["flip_left"], f"{where}: flip_left"), number(record["flip_right"], f"{where}: flip_right"))
+        if has_flip
+        else None,
     )
 
 

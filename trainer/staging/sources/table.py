@@ -40,7 +40,11 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
             continue
         label, family = (record.get("label") or "").strip(), (record.get("family") or "").strip()
         key = safe_key(name.rpartition(".")[0] or name)
-        rows.append(PairRow(key=key, where=name, image=Blob(image.uri, length=image.size), captions=captions, label=label, split=split, family=family))
+        rows.append(
+            PairRow(
+                key=key, where=name, image=Blob(image.uri, length=image.size), captions=captions, label=label, split=split, family=family
+            )
+        )
     if not records:
         raise InputError(f"{table.uri}: no rows below the header")
     return Rows(rows=rows, rejects=rejects)

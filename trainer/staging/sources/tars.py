@@ -73,7 +73,7 @@ def _samples(file: SourceFile) -> Iterator[tuple[str, _Members]]:
     """Each sample's key and members, in the order of the tar."""
     seen: set[str] = set()
     current, members = "", _Members()
-    for name, offset, size, data in _walk(file):
+    for name, offset, size, data in walk(file):
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
         key = folder + slash + stem
@@ -91,7 +91,7 @@ def _samples(file: SourceFile) -> Iterator[tuple[str, _Members]]:
         yield current, members
 
 
-def _walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
+def walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
     """Name, offset, size and (for captions and facts) bytes of each regular file in a tar."""
     store = open_store(file.uri)
     ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
