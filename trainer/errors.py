@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Callable
 
-
 _LONGEST = 4000  # characters of the line, which may quote what a file holds: of a longer one the middle is left out
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from trainer.bounds import MAX_LIST_RATIO, naming_full_disk
 from trainer.errors import InputError, RunError
+from trainer.staging.parquet import first_line
 from trainer.staging.remote.download import download
 from trainer.staging.remote.http import is_web
-from trainer.staging.parquet import first_line
 from trainer.staging.sources.listing import SourceFile
 from trainer.storage import open_store
 from trainer.storage.base import absolute, local_path

@@ -32,8 +32,8 @@ def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletR
     judge = records[0].get("judge") or "people"
     rows: list[TripletRow] = []
     rejects: list[Reject] = []
-    for number, record in enumerate(records, start=2):
-        row = _row(record, by_name, f"{table.uri}: row {number}")
+    for line, record in enumerate(records, start=2):
+        row = _row(record, by_name, f"{table.uri}: row {line}")
         if isinstance(row, Reject):
             rejects.append(row)
         elif judge == "people" and row.votes < min_votes:

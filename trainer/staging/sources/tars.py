@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.bounds import MAX_CAPTION_BYTES, MAX_COPY_FILE_BYTES, check_size
 from trainer.errors import InputError
-from trainer.staging.foreign import text_of, whole
+from trainer.staging.foreign import text_of
 from trainer.staging.parquet import read_parquet
 from trainer.staging.ranges import BoundedReader, RangeReader
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, safe_key
