@@ -9,6 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+_LONGEST = 4000  # characters of the line, which may quote what a file holds: of a longer one the middle is left out
+
 
 class InputError(ValueError):
     """Wrong input or configuration; nothing was written. Exit code 2, never retried."""
@@ -53,5 +55,8 @@ def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         line = f"out of memory: {line}" if isinstance(error, MemoryError) else line
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-    print(f"{command}: {' '.join(line.split())}", file=sys.stderr)
+    line = " ".join(line.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    print(f"{command}: {line}", file=sys.stderr)
     return code

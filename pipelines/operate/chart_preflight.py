@@ -54,7 +54,7 @@ def read_objects(text: str) -> list[Object]:
     """The objects of a rendering."""
     try:
         objects = [document for document in yaml.safe_load_all(text) if document]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # of tags, or nested without end
         raise InputError(f"preflight: stdin must be what `helm template` prints: {' '.join(str(error).split())}") from error
     if not objects or not all(isinstance(one, dict) and "kind" in one for one in objects):
         raise InputError("preflight: stdin must be what `helm template` prints, and holds no object")

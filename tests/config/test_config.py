@@ -171,7 +171,7 @@ def test_a_stages_configuration_is_refused_in_one_line(changes: dict[str, object
     [
         ("seed: 1\nseed: 2", "seed stands twice"),
         ("contrastive: {epochs: 1, epochs: 2}", "epochs stands twice"),
-        ("[" * 3000, "not settings: nested too deep"),
+        ("[" * 3000, "nested deeper than 64 levels"),
         (f"seed: {'9' * 5000}", "not YAML"),
         ("- 1", "expected a mapping of settings, got list"),
         ("a: &a {b: *a}", "not YAML: found unconstructable recursive node"),

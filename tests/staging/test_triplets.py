@@ -73,7 +73,7 @@ def test_flip_judges_beside_people_where_the_recipe_asks(tmp_path: Path, smoke: 
     ("votes", "changes", "message"),
     [
         ([(0, 1, 8)] * 3, {"right_vote": "right"}, "no column 'right_vote'"),
-        ([(0, 1, 8), (float("nan"), 1, 8)], {}, "row 3: left_vote: must be a number >= 0, got 'nan'"),
+        ([(0, 1, 8), (float("nan"), 1, 8)], {}, "row 3: left_vote: must be a number from 0 to 999999, got 'nan'"),
     ],
 )
 def test_a_bad_table_is_refused(

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 import yaml
 
+from trainer.bounds import MAX_DEPTH, MAX_NUMBER_CHARS, MAX_YAML_BYTES, MAX_YAML_NODES
 from trainer.config import Recipe, differing_keys, recipe_fields, require
 from trainer.configs.building import build, hint_of, laid_over, nested
 from trainer.errors import InputError
 
 RECIPES = ("smoke", "demo", "paper", "paper-3m")
 _ENDINGS = (".yaml", ".yml")
+_MAX_BASES = 16  # recipes under each other
 ConfigT = TypeVar("ConfigT")
 Overrides = Sequence[str] | Mapping[str, Any]
 """`dotted.key=value` each, or dotted keys with their values."""
@@ -126,16 +128,48 @@ def dump_yaml(config: Any) -> str:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats, which refuses a key that stands twice in one mapping, and an alias of itself."""
+    """SafeLoader with YAML 1.2's floats, within bounds; it refuses a key that stands twice in one mapping, and an alias of itself."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth, self._nodes = 0, 0
+        self._sizes: dict[int, int] = {}  # of a node that has been read, aliases in it written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark, before = self.peek_event().start_mark, self._nodes  # type: ignore[no-untyped-call]
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        alias = id(node) in self._sizes
+        self._nodes += self._sizes[id(node)] if alias else 1
+        self._sizes.setdefault(id(node), self._nodes - before)
+        if self._nodes > MAX_YAML_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_NODES} values, aliases written out", problem_mark=mark)
+        return node
 
     def construct_document(self, node: yaml.Node) -> Any:
         return self.construct_object(node, deep=True)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        is_text = node.tag == "tag:yaml.org,2002:str" or not isinstance(node, yaml.ScalarNode)
+        if not is_text and len(node.value) > MAX_NUMBER_CHARS and not node.tag.endswith(":binary"):
+            problem = f"a number of {len(node.value)} characters, at most {MAX_NUMBER_CHARS} are read"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # of a tag that the value does not fit
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(problem=f"not of type {kind}: {error}", problem_mark=node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        repeated = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{repeated} stands twice", node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", node.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -147,12 +181,12 @@ _YamlLoader.add_implicit_resolver(
 
 
 def _load(text: str, source: str) -> Any:
+    if len(text) > MAX_YAML_BYTES:
+        raise InputError(f"{source}: {len(text):,} characters of YAML, at most {MAX_YAML_BYTES:,} are read")
     try:
         return yaml.load(text, Loader=_YamlLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a number with thousands of digits
+    except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise InputError(f"{source}: not settings: nested too deep") from error
 
 
 def _parsed(kind: type[ConfigT], values: Mapping[str, Any], overrides: Overrides, source: str, *, stored: bool) -> ConfigT:
@@ -218,5 +252,6 @@ def _with_base(
     if f"recipe {base}" in above:
         circle = [name.removeprefix("recipe ") for name in (*above[above.index(f"recipe {base}") :], base)]
         raise InputError(f"{place}: base refers back to itself: {' -> '.join(circle)}")
+    require(f"{place}: base", base, f"under at most {_MAX_BASES} others", len(above) <= _MAX_BASES)
     under_place, under = _written(base, read, place)
     return laid_over(_with_base(under_place, under, read, (*above, under_place), keep_shipped=keep_shipped), own)

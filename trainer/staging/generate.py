@@ -24,7 +24,7 @@ from trainer.config import StagingConfig
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.distortions import KINDS
-from trainer.staging.images import BadImageError, encode_png, squash
+from trainer.staging.images import BadImageError, encode_png, shared_budget, squash, use_budget
 from trainer.staging.judge import flip_distance
 from trainer.staging.rows import SPLITS, PairRow
 from trainer.staging.samples import pixel_mse
@@ -117,7 +117,8 @@ def _judge_all(folder: str, splits: dict[str, list[PairRow]], settings: StagingC
     references: list[_Reference] = []
     context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
     try:
-        with ProcessPoolExecutor(min(os.cpu_count() or 1, _MAX_WORKERS), mp_context=context) as pool:
+        workers, budget = min(os.cpu_count() or 1, _MAX_WORKERS), shared_budget(context)
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=use_budget, initargs=(budget,)) as pool:
             sides = itertools.repeat(settings.triplet_side)
             for count, judged in enumerate(pool.map(_judge, itertools.repeat(folder), rows, names, sides, chunksize=8), start=1):
                 references += [judged] if judged else []

@@ -7,24 +7,43 @@ A plain JPEG keeps its bytes under the policy `original`, which is what the pape
 import contextlib
 import io
 import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-MAX_PIXELS = 100_000_000
-"""A picture that declares more is refused before a pixel is decoded (decompression bombs)."""
+from trainer.bounds import MAX_PIXELS, MAX_PIXELS_IN_FLIGHT, Budget
+
 _MAX_PNG_PIXELS = 512 * 512  # a larger picture that must be encoded anew becomes a JPEG: a PNG of a photo is five times as big
 _JPEG_QUALITY = 95
 _SHORT_SIDE = 256
 _SHORT_QUALITY = 90
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG, and is no name that PIL takes here
+_STRIP_PIXELS = 1 << 20  # pictures are converted in strips: at most two whole ones are in memory
+MAX_SCAN_PIXELS = 20 * MAX_PIXELS
+"""Scans of a progressive JPEG times its pixels: each scan goes over all of them. A photo has about ten scans, a bomb thousands."""
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding; PIL's would only warn at half of it
+PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # of all texts of a PNG, unpacked; PIL's 64 MiB would be had once a thread
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what is odd about a picture is no line of ours: it is read, or refused by cause
+
+# What PIL's readers raise on bytes that are no picture, by kind of damage.
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError, RuntimeError,
+    MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class BadImageError(ValueError):
@@ -46,50 +65,144 @@ class Picture:
     height: int
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Decode all of `data`: any mode, not yet turned upright.
+class _InFlight:
+    """The budget that pictures are decoded within: this process's own, or one that it was given at its start."""
+
+    budget = Budget(MAX_PIXELS_IN_FLIGHT)
+
+
+def shared_budget(context: SpawnContext) -> Budget:
+    """A budget of pixels for processes that this context starts: each calls `use_budget` with it first."""
+    return Budget(MAX_PIXELS_IN_FLIGHT, context)
+
+
+def use_budget(budget: Budget) -> None:
+    """From now on decode within a budget that other processes share."""
+    _InFlight.budget = budget
+
+
+@contextlib.contextmanager
+def decoding(data: bytes) -> Iterator[Image.Image]:
+    """The picture that `data` says it is, no pixel decoded yet; inside the block there is room to decode and convert it.
 
     Raises:
-        BadImageError: empty, not an image, too large, cut short or broken.
+        BadImageError: empty, not an image, or too large.
     """
     image = _open_header(data)
+    with _InFlight.budget.taken(image.width * image.height):
+        yield image
+
+
+@contextlib.contextmanager
+def _naming_damage() -> Iterator[None]:
+    """What PIL raises where it decodes and converts becomes a BadImageError."""
     try:
-        image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        yield
+    except BadImageError:
+        raise
+    except _BROKEN as error:
         cause = "truncated image" if "truncated" in str(error) or isinstance(error, EOFError) else "broken image"
         raise BadImageError(cause, _words(error)) from error
-    return image
 
 
 def _open_header(data: bytes) -> Image.Image:
     """What `data` says that it is; no pixel is decoded yet."""
     if not data:
         raise BadImageError("empty file", "0 bytes")
+    _check_pixels(*_webp_size(data))
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         what = "an HTML page" if data[:512].lstrip()[:1] == b"<" else f"begins with {data[:8]!r}"
         raise BadImageError("not an image", what) from error
-    except (OSError, ValueError, SyntaxError, struct.error) as error:
+    except _BROKEN as error:
         raise BadImageError("broken image", _words(error)) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImageError("too many pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS // 1_000_000} megapixels")
+    _check_pixels(image.width, image.height)
+    if image.format in ("JPEG", "MPO"):
+        scans = data.count(b"\xff\xda")
+        if scans * image.width * image.height > MAX_SCAN_PIXELS:
+            most = MAX_SCAN_PIXELS // 1_000_000
+            raise BadImageError("too many scans", f"{scans} scans of {image.width}x{image.height}, at most {most} megapixels in all")
     return image
 
 
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImageError("too many pixels", f"{width}x{height}, at most {MAX_PIXELS // 1_000_000} megapixels")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP picture's canvas, which PIL makes when it opens one; 0, 0 of anything else."""
+    kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30 else b""
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return 0, 0
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of a decoded picture of any mode; transparency becomes white."""
-    image = ImageOps.exif_transpose(image)
+    """Upright RGB of a picture of any mode; transparency becomes white. BadImageError where it is cut short or broken."""
+    with _naming_damage():
+        return _convert(_upright(image))
+
+
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):  # 16-bit grayscale: the high byte
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+        return _in_strips(image, _high_bytes)
     if image.mode == "F":
         raise BadImageError("unsupported pixels", "floating point")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        return _in_strips(image, _on_white)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def loaded(image: Image.Image, mode: str = "") -> Image.Image:
+    """The picture with its pixels decoded, in another mode where one is named; BadImageError where it is cut short or broken."""
+    with _naming_damage():
+        image.load()
+        return image.convert(mode) if mode else image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 (upright) where there is none, or EXIF that cannot be read."""
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An RGB picture made strip by strip."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if image.height <= rows:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _high_bytes(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def normalise(data: bytes, policy: str) -> Picture:
@@ -103,23 +216,29 @@ def normalise(data: bytes, policy: str) -> Picture:
     Raises:
         BadImageError: not a usable picture.
     """
-    if policy == "short256":
-        return _short256(data)
-    image = open_image(data)
-    if _is_plain_jpeg(image):
-        return Picture(data, "jpg", image.width, image.height)
-    rgb = to_rgb(image)
-    if rgb.width * rgb.height > _MAX_PNG_PIXELS:
-        return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height)
-    return Picture(encode_png(rgb), "png", rgb.width, rgb.height)
+    with decoding(data) as image:
+        if policy == "short256":
+            return _short256(data, image)
+        if _is_plain_jpeg(image):
+            loaded(image)
+            return Picture(data, "jpg", image.width, image.height)
+        rgb = to_rgb(image)
+        if rgb.width * rgb.height > _MAX_PNG_PIXELS:
+            return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height)
+        return Picture(encode_png(rgb), "png", rgb.width, rgb.height)
 
 
 def squash(data: bytes, side: int) -> NDArray[np.uint8]:
-    """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3)."""
-    image = to_rgb(open_image(data))
-    if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3).
+
+    Raises:
+        BadImageError: not a usable picture.
+    """
+    with decoding(data) as image:
+        image = to_rgb(image)
+        if image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BICUBIC)
+        return np.asarray(image)
 
 
 def is_plain_png(data: bytes, side: int) -> bool:
@@ -133,15 +252,14 @@ def encode_png(image: Image.Image) -> bytes:
     return _encode(image, "PNG", compress_level=6)
 
 
-def _short256(data: bytes) -> Picture:
+def _short256(data: bytes, image: Image.Image) -> Picture:
     """Short side 256 (never larger than it came), antialiased bicubic, JPEG at quality 90."""
-    image = _open_header(data)
     pixels: NDArray[np.uint8] | None = None
     if _is_plain_jpeg(image):
         with contextlib.suppress(ValueError):  # PIL says better what is wrong, or reads it after all
             pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     if pixels is None:
-        pixels = np.asarray(to_rgb(open_image(data)))
+        pixels = np.asarray(to_rgb(image))
     scale = _SHORT_SIDE / min(pixels.shape[:2])
     if scale < 1:
         height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
@@ -164,12 +282,16 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     """An upright RGB or grayscale JPEG, which every decoder reads alike."""
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return False
-    return image.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1)
+    return _orientation(image) in (0, 1)
 
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(stream, kind, **options)  # through an array: no profile or comment comes along
+    info, image.info = image.info, {}  # no profile, comment or transparency comes along
+    try:
+        image.save(stream, kind, **options)
+    finally:
+        image.info = info
     return stream.getvalue()
 
 

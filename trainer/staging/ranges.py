@@ -4,6 +4,9 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from trainer.bounds import MAX_ARCHIVE_READ_BYTES
+from trainer.errors import InputError
+
 
 class RangeReader(io.RawIOBase):
     """An object of `size` bytes, of which `read_range(start, length)` gives a part. Buffer it: each read is a request."""
@@ -23,7 +26,10 @@ class RangeReader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to a byte."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise ValueError(f"byte {position} of a file")
+        self._position = position
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -33,3 +39,20 @@ class RangeReader(io.RawIOBase):
             buffer[:length] = self._read_range(self._position, length)
             self._position += length
         return length
+
+
+class BoundedReader(io.BufferedReader):
+    """A buffered file of which no read is larger than MAX_ARCHIVE_READ_BYTES: a header may ask for any number of bytes."""
+
+    def __init__(self, raw: io.RawIOBase, buffer_bytes: int, source: str) -> None:
+        super().__init__(raw, buffer_bytes)
+        self._source = source
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read; InputError naming the source where its headers ask for too much at once."""
+        to_the_end = size is None or size < 0
+        wanted = MAX_ARCHIVE_READ_BYTES + 1 if size is None or to_the_end else size
+        data = super().read(wanted) if to_the_end or wanted <= MAX_ARCHIVE_READ_BYTES else b""
+        if wanted > MAX_ARCHIVE_READ_BYTES and (len(data) == wanted or not to_the_end):
+            raise InputError(f"{self._source}: a header asks for {wanted:,} bytes at once, at most {MAX_ARCHIVE_READ_BYTES:,} are read")
+        return data

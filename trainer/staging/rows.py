@@ -16,11 +16,12 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes of a source: a whole object, or (size >= 0) a range of one."""
+    """Bytes of a source: a whole object, or (size >= 0) a range of one. `length`: of a whole object, where a listing told it."""
 
     uri: str
     offset: int = 0
     size: int = -1
+    length: int = -1
 
     def read(self) -> bytes:
         """The bytes."""

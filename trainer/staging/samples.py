@@ -1,7 +1,8 @@
 """Rows become samples: the bytes of each member of a shard. Runs in threads, one row at a time, without a model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trainer.bounds import MAX_PICTURE_BYTES, MAX_PICTURE_BYTES_IN_FLIGHT, Budget
 from trainer.errors import InputError
 from trainer.staging.images import BadImageError, encode_png, is_plain_png, normalise, squash
 from trainer.staging.judge import flip_distance
@@ -33,7 +35,8 @@ class PairMaker:
     def __call__(self, row: PairRow) -> Sample | Reject:
         """The sample, or why there is none."""
         try:
-            picture = normalise(row.image.read(), self.image_policy)
+            with _held(row.image) as data:
+                picture = normalise(data, self.image_policy)
         except BadImageError as error:
             return Reject(row.where, error.cause, error.detail)
         captions = [" ".join(caption.splitlines()) for caption in row.captions]
@@ -79,13 +82,25 @@ class TripletMaker:
     def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes]:
         """Pixels and PNG. A plain PNG of the right side, as our own generator writes them, is not encoded again."""
         try:
-            data = blob.read()
+            with _held(blob) as data:
+                pixels = squash(data, self.side)
+                plain = data if is_plain_png(data, self.side) else b""
         except InputError as error:  # listed, but gone since
             raise BadImageError("no such file", str(error)) from error
-        pixels = squash(data, self.side)
-        if is_plain_png(data, self.side):
-            return pixels, data
-        return pixels, encode_png(Image.fromarray(pixels))
+        return pixels, plain or encode_png(Image.fromarray(pixels))
+
+
+_IN_FLIGHT = Budget(MAX_PICTURE_BYTES_IN_FLIGHT)
+
+
+@contextmanager
+def _held(blob: Blob) -> Iterator[bytes]:
+    """The bytes of a picture, for as long as the block lasts, when there is room for them. BadImageError where they are too many."""
+    size = max(blob.size, blob.length)
+    if size > MAX_PICTURE_BYTES:
+        raise BadImageError("too many bytes", f"{size:,}, at most {MAX_PICTURE_BYTES:,}")
+    with _IN_FLIGHT.taken(max(size, 0)):
+        yield blob.read()
 
 
 def pixel_mse(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

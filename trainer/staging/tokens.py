@@ -3,12 +3,15 @@
 import functools
 import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 CONTEXT_LENGTH = 77
 _MAX_CACHED_WORDS = 500_000  # bounds memory: the vocabulary of a web-scale corpus has no end
+_MAX_WORD_CHARS = 2048
+"""A word is cut there: pairing its letters takes a time that grows with their square, and 75 tokens hold far fewer."""
 _UNTOUCHED = re.compile(r"[\t\n\x20-\x25\x27-\x7e]*")
 """ASCII without `&` and control characters: ftfy and html.unescape, the slow part of cleaning, leave it as it is."""
 
@@ -23,25 +26,35 @@ class Tokenizer:
         """Ids of each caption with start and end, cut to CONTEXT_LENGTH with the end last, unpadded."""
         encoder = _simple_tokenizer()
         start, end = encoder.sot_token_id, encoder.eot_token_id
-        return [[start, *self._encode(caption)[: CONTEXT_LENGTH - 2], end] for caption in captions]
+        most = CONTEXT_LENGTH - 2
+        return [[start, *self._encode(caption, most)[:most], end] for caption in captions]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The words that ids stand for; start, and all from the first end on, are left out."""
+        """The words that ids stand for; start, all from the first end on, and what is no id of CLIP's are left out."""
         encoder = _simple_tokenizer()
-        ids = list(tokens)
+        ids = [token for token in tokens if 0 <= token < len(encoder.decoder)]
         ids = ids[ids.index(encoder.sot_token_id) + 1 :] if encoder.sot_token_id in ids else ids
         ids = ids[: ids.index(encoder.eot_token_id)] if encoder.eot_token_id in ids else ids
         return str(encoder.decode(ids))
 
-    def _encode(self, caption: str) -> list[int]:
+    def text_of_words(self, text: str) -> str:
+        """The same of ids in words, separated by blanks; empty where one of them is no number."""
+        words = text.split()
+        return self.text([int(word) for word in words]) if all(word.isdecimal() and len(word) <= 9 for word in words) else ""
+
+    def _encode(self, caption: str, most: int = sys.maxsize) -> list[int]:
+        """Ids of the caption's words, up to the word that brings them to `most`."""
         encoder = _simple_tokenizer()
         clean = " ".join(caption.split()).lower() if _UNTOUCHED.fullmatch(caption) else encoder.clean_fn(caption)
         ids: list[int] = []
         for word in encoder.pat.findall(clean):
+            word = word[:_MAX_WORD_CHARS]
             known = self._words.get(word)
             if known is None:
                 known = self._encode_word(word)
             ids.extend(known)
+            if len(ids) >= most:
+                break
         return ids
 
     def _encode_word(self, word: str) -> tuple[int, ...]:

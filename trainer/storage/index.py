@@ -5,17 +5,21 @@ Reading a sample by the index costs one slice of a buffer, where parsing the tar
 
 import itertools
 import json
+import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.bounds import parse_json
 from trainer.errors import Corrupt, InputError
 
 MAGIC = b"FSINDEX\0"
 FORMAT_VERSION = 1
+_MAX_OFFSET = (1 << 63) - 1
 _PREFIX = struct.Struct("<8sII")  # magic, format version, header bytes
 
 
@@ -105,7 +109,7 @@ def decode_index(data: bytes, source: str) -> ShardIndex:
 
     Raises:
         InputError: a newer format.
-        Corrupt: not an index, cut short, or a flipped byte.
+        Corrupt: not an index, cut short, a flipped byte, or a header that does not describe what follows it.
     """
     if len(data) < _PREFIX.size + 4 or data[:8] != MAGIC:
         raise Corrupt(f"{source}: not a shard index (wrong magic)")
@@ -116,19 +120,39 @@ def decode_index(data: bytes, source: str) -> ShardIndex:
         raise Corrupt(f"{source}: checksum of the index is wrong: cut short or changed")
     try:
         index = _decode_body(data)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:  # its checksum is right, so it was written so
+    except ValueError as error:  # its checksum is right, so it was written so
         raise Corrupt(f"{source}: not an index as docs/FORMAT.md has it: {error}") from error
     ends = (index.caption_ends, len(index.token_ends)), (index.token_ends, len(index.tokens))
     if any((len(part) and int(part[-1])) != total or (np.diff(part.astype(np.int64)) < 0).any() for part, total in ends):
         raise Corrupt(f"{source}: its captions do not add up")
-    if index.num_samples and int((index.offsets + index.sizes).max()) > index.shard_size:
+    if (index.offsets > index.shard_size).any() or (index.sizes > index.shard_size - index.offsets).any():
         raise Corrupt(f"{source}: a member lies beyond the end of {index.shard} ({index.shard_size} bytes)")
     return index
 
 
+def _decode_header(data: bytes) -> dict[str, Any]:
+    """The header, where every value is of its type and no count is larger than the file. ValueError says which is not."""
+    header = parse_json(data, "its header", ValueError)
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is no object but {type(header).__name__}")
+    bounds = {
+        "shard_size": _MAX_OFFSET, "shard_crc32c": (1 << 32) - 1,
+        **dict.fromkeys(("num_samples", "num_captions", "num_tokens", "key_bytes"), _MAX_OFFSET),
+    }  # fmt: skip
+    for name, most in bounds.items():
+        if type(header.get(name)) is not int or not 0 <= header[name] <= most:  # True is an int too
+            raise ValueError(f"its {name} must be a whole number from 0 to {most}")
+    members = header.get("members")
+    if not isinstance(header.get("shard"), str) or not isinstance(members, list) or not all(isinstance(name, str) for name in members):
+        raise ValueError("its shard must be a name, and its members a list of names")
+    if len(set(members)) != len(members):
+        raise ValueError("two of its members have one name")
+    return header
+
+
 def _decode_body(data: bytes) -> ShardIndex:
     header_bytes = _PREFIX.unpack_from(data)[2]
-    header = json.loads(data[_PREFIX.size : _PREFIX.size + header_bytes])
+    header = _decode_header(data[_PREFIX.size : _PREFIX.size + header_bytes])
     num_samples, num_members = header["num_samples"], len(header["members"])
     position = _PREFIX.size + header_bytes
     keys = data[position : position + header["key_bytes"]].decode().split("\n") if num_samples else []
@@ -139,14 +163,14 @@ def _decode_body(data: bytes) -> ShardIndex:
         "offsets": (num_samples, num_members), "sizes": (num_samples, num_members), "crc32c": (num_samples, num_members),
         "caption_ends": (num_samples,), "token_ends": (header["num_captions"],), "tokens": (header["num_tokens"],),
     }  # fmt: skip
-    arrays = {}
+    places = {}
     for name, dtype in _ARRAYS:
         position += -position % 8
-        count = int(np.prod(shapes[name], dtype=np.int64))
-        arrays[name] = np.frombuffer(data, dtype, count, position).reshape(shapes[name])
-        position += count * dtype.itemsize
-    if position != len(data) - 4:
+        places[name] = position
+        position += math.prod(shapes[name]) * dtype.itemsize
+    if position != len(data) - 4:  # in Python's numbers, which do not overflow, before anything is made of the data
         raise ValueError(f"its parts end at byte {position} of {len(data) - 4}")
+    arrays = {name: np.frombuffer(data, dtype, math.prod(shapes[name]), places[name]).reshape(shapes[name]) for name, dtype in _ARRAYS}
     return ShardIndex(
         shard=header["shard"],
         shard_size=header["shard_size"],

@@ -1,6 +1,6 @@
 """Sets that come as arrays: CIFAR's binary version, MNIST's idx, STL-10's binary, SVHN's .mat. Pickles are not opened."""
 
-import io
+import math
 import struct
 from collections.abc import Iterator
 from functools import partial
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, encode_png
+from trainer.staging.evaluation_sets.matlab import read_mat
 
 
 def cifar_10(copy: Copy) -> Converted:
@@ -43,12 +44,11 @@ def stl_10(copy: Copy) -> Converted:
 
 def svhn(copy: Copy) -> Converted:
     """test_32x32.mat: X (32, 32, 3, N), y with 10 for the digit 0."""
-    from scipy.io import loadmat
-
-    content = loadmat(io.BytesIO(copy.read(copy.require("test_32x32.mat"))))
-    labels = content["y"].astype(np.int64).flatten() % 10
+    pixels, labels = read_mat(copy, "test_32x32.mat", "X", "y", squeeze=False)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[2] != 3 or labels.dtype.kind not in "iu":
+        raise InputError(f"{copy.uri}: test_32x32.mat must hold X of 8 bits, (32, 32, 3, N), and y, got {pixels.dtype} of {pixels.shape}")
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    return Converted(rows=_rows(content["X"].transpose(3, 0, 1, 2), labels), classnames=names)
+    return Converted(rows=_rows(pixels.transpose(3, 0, 1, 2), labels.astype(np.int64).flatten() % 10), classnames=names)
 
 
 def _refuse_pickle(copy: Copy, wanted: str, pickled: str, archive: str) -> None:
@@ -76,10 +76,12 @@ def _idx(copy: Copy, stem: str, kind: str) -> NDArray[np.uint8]:
     dimensions = data[3] if len(data) > 4 else 0
     if data[:3] != b"\0\0\x08" or dimensions != (3 if kind == "idx3-ubyte" else 1):
         raise InputError(f"{copy.uri}/{name}: not an idx file of unsigned bytes")
-    shape = struct.unpack_from(f">{dimensions}I", data, 4)
     start = 4 + 4 * dimensions
-    if len(data) - start != int(np.prod(shape)):
-        raise InputError(f"{copy.uri}/{name}: {len(data) - start} bytes of data, its header says {int(np.prod(shape))}: cut short?")
+    if len(data) < start:
+        raise InputError(f"{copy.uri}/{name}: {len(data)} bytes, its header alone has {start}: cut short?")
+    shape = struct.unpack_from(f">{dimensions}I", data, 4)
+    if len(data) - start != math.prod(shape) or not all(shape):
+        raise InputError(f"{copy.uri}/{name}: {len(data) - start} bytes of data, its header says {math.prod(shape)}: cut short?")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

@@ -1,15 +1,16 @@
 """A local copy of a set: its files, and what a converter makes of them."""
 
-import gzip
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from trainer.bounds import MAX_COPY_FILE_BYTES, MAX_UNPACKED_BYTES, check_size, gunzip
 from trainer.errors import InputError
+from trainer.staging.images import BadImageError, decoding, loaded
 from trainer.staging.sources.listing import SourceFile
 from trainer.storage import read_bytes
 
@@ -57,8 +58,8 @@ class Copy:
 
     def __init__(self, uri: str, files: Sequence[SourceFile]) -> None:
         self.uri = uri
-        self._uris = {file.name: file.uri for file in files}
-        self.names = sorted(self._uris)
+        self._files = {file.name: file for file in files}
+        self.names = sorted(self._files)
         self._by_file: dict[str, list[str]] = {}
         for name in self.names:
             self._by_file.setdefault(name.rsplit("/", 1)[-1], []).append(name)
@@ -78,9 +79,14 @@ class Copy:
         return found
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, unpacked if it ends in `.gz`."""
-        data = read_bytes(self._uris[name])
-        return gzip.decompress(data) if name.endswith(".gz") else data
+        """The bytes of a file, unpacked if it ends in `.gz`. InputError where they are more than is read, or damaged."""
+        check_size(self._files[name].size, MAX_COPY_FILE_BYTES, f"{self.uri}/{name}")
+        data = read_bytes(self._files[name].uri)
+        return gunzip(data, f"{self.uri}/{name}", MAX_UNPACKED_BYTES) if name.endswith(".gz") else data
+
+    def file(self, name: str) -> SourceFile:
+        """A file, to be read in parts."""
+        return self._files[name]
 
     def lines(self, ending: str) -> list[str]:
         """The non-empty lines of a text file."""
@@ -89,7 +95,7 @@ class Copy:
 
     def reader(self, name: str) -> Callable[[], bytes]:
         """Reads a file of the copy later; InputError now where it is not there."""
-        if name not in self._uris:
+        if name not in self._files:
             raise InputError(f"{self.uri}: {name} is listed but not there")
         return lambda: self.read(name)
 
@@ -112,16 +118,16 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 def as_kept(data: bytes, name: str) -> tuple[str, bytes]:
     """Suffix and bytes of a picture: as they are where peers read the format, else the same pixels as PNG.
 
-    No turning by EXIF and no other mending: peers do none, and figures are compared with theirs.
+    Neither turned by EXIF nor changed otherwise: peers do not either, and figures are compared with theirs.
 
     Raises:
         InputError: not a picture, or cut short.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
+        with decoding(data) as image:
             if image.format in KEPT_FORMATS:
+                loaded(image)
                 return KEPT_FORMATS[image.format], data
-            return "png", encode_png(np.asarray(image.convert("RGB")))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            return "png", encode_png(np.asarray(loaded(image, "RGB")))
+    except BadImageError as error:
         raise InputError(f"{name}: not a picture, or cut short: {error}") from error

@@ -3,12 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row
+from trainer.staging.evaluation_sets.matlab import read_mat
+from trainer.staging.foreign import shown, text_of, whole
 
 
 def food_101(copy: Copy) -> Converted:
@@ -41,7 +40,7 @@ def aircraft(copy: Copy) -> Converted:
     name = copy.require("images_variant_test.txt")
     base = copy.base(name, "images_variant_test.txt")
     classes = copy.lines("variants.txt")
-    pairs = [line.split(maxsplit=1) for line in copy.lines("images_variant_test.txt")]
+    pairs = _columns(copy, name, [line.split(maxsplit=1) for line in copy.lines("images_variant_test.txt")], 2)
     return Converted(
         rows=_labelled(copy, [(f"{base}images/{key}.jpg", variant) for key, variant in pairs], classes), classnames=tuple(classes)
     )
@@ -58,44 +57,55 @@ def sun397(copy: Copy) -> Converted:
 
 def pets(copy: Copy) -> Converted:
     """annotations/test.txt of `picture class species breed`, images/."""
-    base = copy.base(copy.require("annotations/test.txt"), "annotations/test.txt")
+    name = copy.require("annotations/test.txt")
+    base = copy.base(name, "annotations/test.txt")
     lines = [line.split() for line in copy.lines("annotations/test.txt") if not line.startswith("#")]
-    named = {int(parts[1]): parts[0].rsplit("_", 1)[0].replace("_", " ").title() for parts in lines}
+    listed = [(parts[0], whole(parts[1], f"{copy.uri}/{name}: class")) for parts in _columns(copy, name, lines, 2)]
+    named = {number: picture.rsplit("_", 1)[0].replace("_", " ").title() for picture, number in listed}
     classes = [named[number] for number in sorted(named)]
-    pairs = [(f"{base}images/{parts[0]}.jpg", named[int(parts[1])]) for parts in lines]
+    pairs = [(f"{base}images/{picture}.jpg", named[number]) for picture, number in listed]
     return Converted(rows=_labelled(copy, pairs, classes), classnames=tuple(classes))
 
 
 def flowers_102(copy: Copy) -> Converted:
     """imagelabels.mat, setid.mat (tstid), jpg/image_00001.jpg …; names come from the prompts."""
-    labels, test = _mat(copy, "imagelabels.mat")["labels"].flatten(), _mat(copy, "setid.mat")["tstid"].flatten()
+    labels, test = read_mat(copy, "imagelabels.mat", "labels")[0].flatten(), read_mat(copy, "setid.mat", "tstid")[0].flatten()
     rows = []
-    for number in sorted(int(value) for value in test):
+    for number in sorted(whole(value, f"{copy.uri}: setid.mat: tstid", 1, len(labels)) for value in test):
         name = copy.require(f"image_{number:05d}.jpg")
-        rows.append(Row(name=name, image=copy.reader(name), label=int(labels[number - 1]) - 1))
+        label = whole(labels[number - 1], f"{copy.uri}: imagelabels.mat: label of picture {number}") - 1
+        rows.append(Row(name=name, image=copy.reader(name), label=label))
     return Converted(rows=rows)
 
 
 def cars(copy: Copy) -> Converted:
     """cars_test_annos_withlabels.mat, cars_meta.mat (class_names), cars_test/."""
-    annotations = _mat(copy, "cars_test_annos_withlabels.mat")["annotations"]
-    names = tuple(str(name) for name in np.atleast_1d(_mat(copy, "cars_meta.mat")["class_names"]))
+    (annotations,) = read_mat(copy, "cars_test_annos_withlabels.mat", "annotations")
+    names = tuple(str(name) for name in read_mat(copy, "cars_meta.mat", "class_names")[0].flatten())
     rows = []
-    for entry in np.atleast_1d(annotations):
-        name = copy.require(f"cars_test/{entry.fname}")
-        rows.append(Row(name=name, image=copy.reader(name), label=int(getattr(entry, "class")) - 1))
+    for number, entry in enumerate(annotations.flatten()):
+        where = f"{copy.uri}: cars_test_annos_withlabels.mat: annotation {number}"
+        file = getattr(entry, "fname", None)
+        if not isinstance(file, str):
+            raise InputError(f"{where}: has no file name, got {shown(file)}")
+        name = copy.require(f"cars_test/{file}")
+        rows.append(Row(name=name, image=copy.reader(name), label=whole(getattr(entry, "class", None), f"{where}: class") - 1))
     return Converted(rows=rows, classnames=names)
 
 
 def gtsrb(copy: Copy) -> Converted:
     """GT-final_test.csv (`Filename`, `ClassId`) beside the .ppm pictures; names come from the prompts."""
     listing = copy.require("GT-final_test.csv")
+    where = f"{copy.uri}/{listing}"
     rows = []
-    for entry in csv.DictReader(io.StringIO(copy.read(listing).decode()), delimiter=";"):
-        if entry.get("ClassId") is None or entry.get("Filename") is None:
-            raise InputError(f"{copy.uri}/{listing}: no column Filename or ClassId; take the file with labels (GTSRB_Final_Test_GT.zip)")
-        name = copy.require(f"Images/{entry['Filename']}")
-        rows.append(Row(name=name, image=copy.reader(name), label=int(entry["ClassId"])))
+    try:
+        for entry in csv.DictReader(io.StringIO(text_of(copy.read(listing), where), newline=""), delimiter=";"):
+            if entry.get("ClassId") is None or entry.get("Filename") is None:
+                raise InputError(f"{where}: no column Filename or ClassId; take the file with labels (GTSRB_Final_Test_GT.zip)")
+            name = copy.require(f"Images/{entry['Filename']}")
+            rows.append(Row(name=name, image=copy.reader(name), label=whole(entry["ClassId"], f"{where}: ClassId")))
+    except csv.Error as error:
+        raise InputError(f"{where}: not CSV: {error}") from error
     return Converted(rows=rows)
 
 
@@ -113,11 +123,9 @@ def _labelled(copy: Copy, pairs: Sequence[tuple[str, str]], classes: Sequence[st
     return [Row(name=name, image=copy.reader(name), label=label_of[folder]) for name, folder in pairs]
 
 
-def _mat(copy: Copy, ending: str) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    name = copy.require(ending)
-    try:
-        return dict(loadmat(io.BytesIO(copy.read(name)), squeeze_me=True, struct_as_record=False))
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise InputError(f"{copy.uri}/{name}: not a MATLAB file of version 5: {error}") from error
+def _columns(copy: Copy, name: str, lines: Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
+    """The first columns of each line; InputError where a line has fewer."""
+    short = next((number for number, parts in enumerate(lines, start=1) if len(parts) < count), None)
+    if short is not None:
+        raise InputError(f"{copy.uri}/{name}: line {short} must have {count} columns, got {shown(' '.join(lines[short - 1]))}")
+    return [tuple(parts[:count]) for parts in lines]

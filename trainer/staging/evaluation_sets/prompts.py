@@ -6,12 +6,13 @@ its package (clip_benchmark/datasets/en_classnames.json and en_zeroshot_classifi
 says so: such figures are comparable among the arms of an experiment, not with published ones.
 """
 
-import json
 from dataclasses import dataclass
 
+from trainer.bounds import MAX_COPY_FILE_BYTES, MAX_TEMPLATES, parse_json
 from trainer.configs.evaluation_sets import EvaluationSetFacts
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted
+from trainer.staging.foreign import shown, without_surrogates
 from trainer.storage import join, read_bytes
 
 PLAIN = ("{c}", "a photo of a {c}.")
@@ -44,11 +45,10 @@ def choose(facts: EvaluationSetFacts, converted: Converted, folder: str) -> Prom
     """
     names, templates, origin = converted.classnames, converted.templates, "copy" if converted.templates else "plain"
     if folder:
-        known_names, known_templates = _read(folder, NAMES_FILE), _read(folder, TEMPLATES_FILE)
-        names = tuple(known_names.get(facts.prompts, ())) or names
+        names = _read(folder, NAMES_FILE, facts.prompts) or names
         if len(converted.classnames) == 200 and facts.prompts == "imagenet1k":
             names = converted.classnames  # ImageNet-A and -R: the 200 that the copy has
-        templates = tuple(known_templates.get(facts.prompts, BIRDS if facts.prompts == "birdsnap" else ()))
+        templates = _read(folder, TEMPLATES_FILE, facts.prompts) or (BIRDS if facts.prompts == "birdsnap" else ())
         if not templates:
             raise InputError(f"{join(folder, TEMPLATES_FILE)}: no templates for {facts.prompts}")
         origin = folder
@@ -56,15 +56,18 @@ def choose(facts: EvaluationSetFacts, converted: Converted, folder: str) -> Prom
         raise InputError(
             f"{facts.name}: its copy names no classes; give --prompts the folder of CLIP_benchmark's {NAMES_FILE} and {TEMPLATES_FILE}"
         )
+    if len(templates) > MAX_TEMPLATES:
+        raise InputError(f"{facts.name}: {len(templates)} templates from {origin}, at most {MAX_TEMPLATES} are read")
     if len(names) != facts.classes:
         raise InputError(f"{facts.name}: {len(names)} class names from {origin}, the set has {facts.classes} classes")
     return Prompts(classnames=names, templates=templates or PLAIN, origin=origin)
 
 
-def _read(folder: str, file: str) -> dict[str, list[str]]:
+def _read(folder: str, file: str, name: str) -> tuple[str, ...]:
+    """What a file of CLIP_benchmark has for a set; empty where it has nothing."""
     uri = join(folder, file)
-    try:
-        content: dict[str, list[str]] = json.loads(read_bytes(uri))
-    except ValueError as error:
-        raise InputError(f"{uri}: not JSON: {error}") from error
-    return content
+    content = parse_json(read_bytes(uri), uri, most=MAX_COPY_FILE_BYTES)
+    texts = content.get(name, []) if isinstance(content, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{uri}: must be an object with a list of texts for {name!r}, got {shown(content if texts is None else texts)}")
+    return tuple(without_surrogates(text) for text in texts)

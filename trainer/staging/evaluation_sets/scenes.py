@@ -1,17 +1,16 @@
 """Sets whose labels are computed from annotations: VOC2007 in both variants, CLEVR's two, KITTI's distance."""
 
-import io
-import json
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from trainer.bounds import MAX_PIXELS, parse_json
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, encode_png
+from trainer.staging.foreign import entry, number, parse_xml, shown, text_of
+from trainer.staging.images import BadImageError, decoding, loaded
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -19,6 +18,8 @@ VOC_CLASSES = (
 )  # fmt: skip
 VOC_NAMES = tuple({"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}.get(c, c) for c in VOC_CLASSES)
 Box = tuple[int, int, int, int]
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_MAX_SIDE = 1_000_000  # pixels; no picture is as wide
 
 
 def voc2007(copy: Copy) -> Converted:
@@ -26,9 +27,9 @@ def voc2007(copy: Copy) -> Converted:
 
     def rows() -> Iterator[Row]:
         for picture, objects in _voc_objects(copy):
-            for number, (label, box) in enumerate(objects):
-                read = copy.reader(copy.require(f"JPEGImages/{picture}.jpg"))
-                yield Row(name=f"{picture}-{number}", image=partial(_cut, read, box), label=label)
+            for count, (label, box) in enumerate(objects):
+                name = copy.require(f"JPEGImages/{picture}.jpg")
+                yield Row(name=f"{picture}-{count}", image=partial(_cut, copy.reader(name), f"{copy.uri}/{name}", box), label=label)
 
     return Converted(rows=rows(), classnames=VOC_NAMES)
 
@@ -51,42 +52,57 @@ def _voc_objects(copy: Copy) -> Iterator[tuple[str, list[tuple[int, Box]]]]:
         picture = line.split()[0]
         name = copy.require(f"Annotations/{picture}.xml")
         objects = []
-        for found in ElementTree.fromstring(copy.read(name)).findall("object"):
+        for found in parse_xml(copy.read(name), f"{copy.uri}/{name}").findall("object"):
             label, box = found.findtext("name", ""), found.find("bndbox")
             if label not in VOC_CLASSES or box is None:
                 raise InputError(f"{copy.uri}/{name}: an object of class {label!r}, or without a box")
-            corners = [int(float(box.findtext(side, "0"))) for side in ("xmin", "ymin", "xmax", "ymax")]
-            objects.append((VOC_CLASSES.index(label), (corners[0], corners[1], corners[2], corners[3])))
+            left, top, right, bottom = (
+                int(number(box.findtext(side, "0"), f"{copy.uri}/{name}: {side}", -_MAX_SIDE, _MAX_SIDE)) for side in _CORNERS
+            )
+            if left >= right or top >= bottom or (right - left) * (bottom - top) > MAX_PIXELS:
+                raise InputError(f"{copy.uri}/{name}: the box {(left, top, right, bottom)} of an object is empty or too large")
+            objects.append((VOC_CLASSES.index(label), (left, top, right, bottom)))
         yield picture, objects
 
 
-def _cut(read: Callable[[], bytes], box: Box) -> bytes:
-    with Image.open(io.BytesIO(read())) as image:
-        return encode_png(np.asarray(image.convert("RGB").crop(box)))
+def _cut(read: Callable[[], bytes], name: str, box: Box) -> bytes:
+    try:
+        with decoding(read()) as image:
+            return encode_png(np.asarray(loaded(image, "RGB").crop(box)))
+    except BadImageError as error:
+        raise InputError(f"{name}: not a picture, or cut short: {error}") from error
 
 
 def clevr_count(copy: Copy) -> Converted:
     """How many objects: three to ten, as VTAB's count_all on the validation pictures."""
     names = ("three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    return Converted(rows=_clevr(copy, lambda objects: len(objects) - 3, len(names)), classnames=names)
+    return Converted(rows=_clevr(copy, lambda objects, where: len(objects) - 3, len(names)), classnames=names)
 
 
 def clevr_dist(copy: Copy) -> Converted:
     """How near the closest object is, in VTAB's six bands of camera distance; names come from the prompts."""
     bands = np.array([8.0, 8.5, 9.0, 9.5, 10.0])
 
-    def label(objects: list[dict[str, Any]]) -> int:
-        return int(np.searchsorted(bands, min(thing["pixel_coords"][2] for thing in objects), side="left"))
+    def label(objects: list[Any], where: str) -> int:
+        found = [entry(thing, "pixel_coords", list, f"{where}: objects") for thing in objects]
+        distances = [number(coordinates[2] if len(coordinates) > 2 else None, f"{where}: pixel_coords") for coordinates in found]
+        if not distances:
+            raise InputError(f"{where}: has no objects")
+        return int(np.searchsorted(bands, min(distances), side="left"))
 
     return Converted(rows=_clevr(copy, label, len(bands) + 1))
 
 
-def _clevr(copy: Copy, label: Callable[[list[dict[str, Any]]], int], num_classes: int) -> Iterator[Row]:
-    for scene in json.loads(copy.read(copy.require("scenes/CLEVR_val_scenes.json")))["scenes"]:
-        value = label(scene["objects"])
+def _clevr(copy: Copy, label: Callable[[list[Any], str], int], num_classes: int) -> Iterator[Row]:
+    file = copy.require("scenes/CLEVR_val_scenes.json")
+    source = f"{copy.uri}/{file}"
+    for count, scene in enumerate(entry(parse_json(copy.read(file), source), "scenes", list, source)):
+        where = f"{source}: scenes[{count}]"
+        picture, objects = entry(scene, "image_filename", str, where), entry(scene, "objects", list, where)
+        value = label(objects, where)
         if not 0 <= value < num_classes:
-            raise InputError(f"{copy.uri}: scene {scene['image_filename']} has {len(scene['objects'])} objects, outside the set's classes")
-        name = copy.require(f"images/val/{scene['image_filename']}")
+            raise InputError(f"{copy.uri}: scene {picture} has {len(objects)} objects, outside the set's classes")
+        name = copy.require(f"images/val/{picture}")
         yield Row(name=name, image=copy.reader(name), label=value)
 
 
@@ -100,9 +116,16 @@ def kitti_distance(copy: Copy) -> Converted:
     def rows() -> Iterator[Row]:
         for name in copy.names:
             if "/label_2/" in f"/{name}" and name.endswith(".txt"):
-                objects = [line.split() for line in copy.read(name).decode().splitlines()]
-                ahead = [float(parts[13]) for parts in objects if parts and parts[0] in ("Car", "Van", "Truck")]
+                where = f"{copy.uri}/{name}"
+                objects = [line.split() for line in text_of(copy.read(name), where).splitlines()]
+                ahead = [_distance(parts, where) for parts in objects if parts and parts[0] in ("Car", "Van", "Truck")]
                 picture = copy.require(f"image_2/{name.rsplit('/', 1)[-1].removesuffix('.txt')}.png")
                 yield Row(name=picture, image=copy.reader(picture), label=int(np.searchsorted(bands, min([*ahead, 1000.0]), side="left")))
 
     return Converted(rows=rows())
+
+
+def _distance(parts: list[str], where: str) -> float:
+    if len(parts) < 14:
+        raise InputError(f"{where}: a line must have 15 columns, got {shown(' '.join(parts))}")
+    return number(parts[13], f"{where}: distance")

@@ -1,15 +1,21 @@
 """A copy that is in CLIP_benchmark's layout already: its shards are read, and written again with index and manifest."""
 
-import io
+import re
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
+from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS, MAX_PICTURE_BYTES, check_size
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row
+from trainer.staging.foreign import read_npy, shown, text_of, whole
+from trainer.staging.rows import Blob
+from trainer.staging.sources.tars import walk
 
 SUFFIXES = ("webp", "png", "jpg", "jpeg")
+_MAX_SHARDS = 100_000  # of a set; CLIP_benchmark writes up to a few hundred
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members
 
 
 def is_layout(copy: Copy) -> bool:
@@ -19,32 +25,71 @@ def is_layout(copy: Copy) -> bool:
 
 def read_layout(copy: Copy) -> Converted:
     """Rows in the order of the shards; class names and templates are the copy's own."""
-    num_shards = int(copy.lines("test/nshards.txt")[0])
-    kind = copy.lines("dataset_type.txt")[0].lower() if "dataset_type.txt" in copy.names else "classification"
+    num_shards = whole(_first_line(copy, "test/nshards.txt"), f"{copy.uri}/test/nshards.txt", 0, _MAX_SHARDS)
+    kind = _first_line(copy, "dataset_type.txt").lower() if "dataset_type.txt" in copy.names else "classification"
     label = {"retrieval": "txt", "multilabel": "npy"}.get(kind, "cls")
     texts = [_text(copy, name) for name in ("classnames.txt", "zeroshot_classification_templates.txt")]
     return Converted(rows=_rows(copy, num_shards, label), classnames=texts[0], templates=texts[1])
 
 
+def _first_line(copy: Copy, name: str) -> str:
+    return next(iter(copy.lines(name)), "")
+
+
 def _text(copy: Copy, name: str) -> tuple[str, ...]:
     """All lines, empty ones too: CLEVR's fourth distance has an empty name."""
-    return tuple(line.strip() for line in copy.read(name).decode().splitlines()) if name in copy.names else ()
+    lines = text_of(copy.read(name), f"{copy.uri}/{name}").splitlines() if name in copy.names else []
+    return tuple(line.strip() for line in lines)
 
 
 def _rows(copy: Copy, num_shards: int, label: str) -> Iterator[Row]:
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
     for number in range(num_shards):
         name = copy.require(f"test/{number}.tar")
-        for sample in group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(copy.read(name))}])):
-            key = sample["__key__"]
-            image = next((sample[suffix] for suffix in SUFFIXES if suffix in sample), None)
-            if image is None or label not in sample:
-                raise InputError(f"{copy.uri}/{name}: sample {key} has no picture, or no .{label}")
-            row = partial(Row, name=key, image=partial(bytes, image))
+        for key, sample in _samples(copy, name):
+            where = f"{copy.uri}/{name}: sample {key}"
+            suffix = next((suffix for suffix in SUFFIXES if suffix in sample), None)
+            if suffix is None or label not in sample:
+                raise InputError(f"{where} has no picture, or no .{label}")
+            row = partial(Row, name=key, image=partial(_bytes, sample[suffix], MAX_PICTURE_BYTES, where))
+            value = _bytes(sample[label], MAX_CAPTION_BYTES, f"{where}: .{label}")
             if label == "txt":
-                yield row(captions=tuple(sample["txt"].decode().splitlines()))
+                captions = tuple(text_of(value, where).splitlines())
+                if len(captions) > MAX_CAPTIONS:
+                    raise InputError(f"{where} has {len(captions)} captions, at most {MAX_CAPTIONS} are read")
+                yield row(captions=captions)
             elif label == "npy":
-                yield row(targets=np.load(io.BytesIO(sample["npy"]), allow_pickle=False).astype(np.int64))
+                targets = read_npy(value, where)
+                if targets.ndim != 1 or not np.isin(targets, (0, 1)).all():
+                    raise InputError(f"{where}: its targets must be one row of 0 and 1, got {shown(targets.tolist())}")
+                yield row(targets=targets.astype(np.int64))
             else:
-                yield row(label=int(sample["cls"]))
+                yield row(label=whole(text_of(value, where), f"{where}: class"))
+
+
+_Place = tuple[Blob, bytes]  # where a member lies, and its bytes where they are few
+
+
+def _bytes(place: _Place, most: int, where: str) -> bytes:
+    blob, data = place
+    check_size(blob.size, most, where)
+    return data if data or not blob.size else blob.read()
+
+
+def _samples(copy: Copy, name: str) -> Iterator[tuple[str, dict[str, _Place]]]:
+    """Key and members of each sample, as webdataset groups them: by the name up to its first dot, side by side in the tar."""
+    key, sample = "", dict[str, _Place]()
+    file = copy.file(name)
+    for member, offset, size, data in walk(file):
+        folder, slash, base = member.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        if not stem or not dot or _META.match(member):
+            continue
+        if folder + slash + stem != key:
+            if sample:
+                yield key, sample
+            key, sample = folder + slash + stem, {}
+        if suffix.lower() in sample:
+            raise InputError(f"{copy.uri}/{name}: {member!r} is in it twice: names must be unique")
+        sample[suffix.lower()] = (Blob(file.uri, offset, size), data)
+    if sample:
+        yield key, sample

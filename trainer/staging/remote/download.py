@@ -1,24 +1,38 @@
 """Large files over HTTP, taken up where they broke off, and zips unpacked without trust in their names and sizes."""
 
-import errno
+import contextlib
+import http.client
 import json
+import lzma
 import os
 import re
+import time
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import urllib3
 from urllib3.exceptions import HTTPError
 
+from trainer.bounds import MAX_ARCHIVE_MEMBERS, MAX_ARCHIVE_RATIO, MAX_MEMBER_BYTES, naming_full_disk
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
-from trainer.staging.remote.http import FetchError, follow
-from trainer.storage.retries import PASSING_STATUSES, Retries
-
-MAX_MEMBER_BYTES = 64 << 20
-"""A larger member of a zip is no picture of NIGHTS, whatever size it declares."""
+from trainer.staging.ranges import BoundedReader
+from trainer.staging.remote.http import FetchError, announced_length, check_contact, follow
+from trainer.staging.remote.patience import patient_pool
+from trainer.storage.retries import PASSING_STATUSES, Retries, retry_after
 
 _PIECE_BYTES = 1 << 20
+_REDIRECTS = 5
+_HEADER_SECONDS = 60.0
+_LEAST_BYTES = 64 << 10
+"""What must come before patience begins anew: a server that drips a byte now and then sends nothing."""
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})$")
+BROKEN_ZIP = (
+    zipfile.BadZipFile, EOFError, ValueError, LookupError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What zipfile raises on bytes that are no zip, by kind of damage; NotImplementedError is a RuntimeError."""
 
 
 def download(url: str, target: Path, *, contact: str = "", retry_seconds: float = 600.0) -> None:
@@ -38,29 +52,52 @@ def download(url: str, target: Path, *, contact: str = "", retry_seconds: float 
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, note = target.with_name(target.name + ".partial"), target.with_name(target.name + ".partial.json")
-    headers = {"User-Agent": f"firstsight/0.1 (data fetcher{f'; +{contact}' if contact else ''})", "Accept-Encoding": "identity"}
-    pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=10, read=30), retries=False)
+    agent = f"firstsight/0.1 (data fetcher{f'; +{check_contact(contact)}' if contact else ''})"
+    headers = {"User-Agent": agent, "Accept-Encoding": "identity"}
+    pool = patient_pool(_HEADER_SECONDS, whole=False, timeout=urllib3.Timeout(connect=10, read=30), retries=False)
     retries = Retries(retry_seconds)
     while True:
         try:
-            size = _resume_download(pool, url, headers, partial, note, retries)
-        except (HTTPError, OSError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise RunError(f"{target}: cannot be written: {error.strerror}; what came is kept") from error  # type: ignore[union-attr]
-            retries.wait(f"{url}: {type(error).__name__} at byte {partial.stat().st_size if partial.exists() else 0}")
+            with naming_full_disk(str(target), target.parent):
+                size = _resume_download(pool, url, headers, partial, note, retries, retry_seconds)
+        except PermissionError as error:
+            raise RunError(f"{target}: cannot be written: {error.strerror}; what came is kept") from error
+        except (HTTPError, OSError, http.client.HTTPException, _WrongAnswerError) as error:
+            words = str(error) if isinstance(error, _WrongAnswerError) else type(error).__name__
+            retries.wait(f"{url}: {words} at byte {_size(partial)}")
             continue
-        if partial.stat().st_size == size:
+        if _size(partial) == size:
             break
-        retries.wait(f"{url}: ends at byte {partial.stat().st_size} of {size}")
+        retries.wait(f"{url}: ends at byte {_size(partial)} of {size}")
     pool.clear()
     os.replace(partial, target)
     note.unlink(missing_ok=True)
 
 
-def _resume_download(pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial: Path, note: Path, retries: Retries) -> int:
+class _WrongAnswerError(Exception):
+    """An answer that is not what was asked for; another try may bring it."""
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _version(note: Path) -> str:
+    """Of the file that an earlier try began to fetch; empty where its note is not there, damaged or no header's value."""
+    try:
+        value = json.loads(note.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return ""
+    version = value.get("version") if isinstance(value, dict) else None
+    return version if isinstance(version, str) and version.isascii() and version.isprintable() else ""
+
+
+def _resume_download(
+    pool: urllib3.PoolManager, url: str, headers: dict[str, str], partial: Path, note: Path, retries: Retries, patience: float
+) -> int:
     """One try: append what comes to `partial`; returns the size of the whole file."""
-    start = partial.stat().st_size if partial.exists() else 0
-    version = json.loads(note.read_text())["version"] if start and note.exists() else ""
+    start = _size(partial)
+    version = _version(note) if start else ""
     if not version:
         start = 0  # without knowing which version it is of, a part is worth nothing
     wanted = {**headers, "Range": f"bytes={start}-", "If-Range": version} if start else headers
@@ -71,44 +108,63 @@ def _resume_download(pool: urllib3.PoolManager, url: str, headers: dict[str, str
                 return start
             partial.unlink()
             return -1
-        announced = response.headers.get("content-length", "")
-        if not announced.isdecimal():
+        length = announced_length(response)
+        if length is None:
             raise RunError(f"{url}: the server does not say how long it is")
-        length = int(announced)
         if response.status == 200:
             start = 0
+        else:
+            _check_range(response.headers.get("content-range", ""), start, length)
         note.write_text(json.dumps({"version": response.headers.get("etag") or response.headers.get("last-modified") or ""}))
         size = start + length
         with open(partial, "r+b" if start else "wb") as file:
             file.seek(start)
-            for piece in response.stream(_PIECE_BYTES, decode_content=False):
+            for piece in _pieces(response, retries, patience):
                 file.write(piece)
-                retries.restart()
                 check_stop()
                 progress(f"download {url.rsplit('/', 1)[-1]}", file.tell() >> 20, size >> 20, "MiB")
         return size
 
 
+def _check_range(said: str, start: int, length: int) -> None:
+    found = _RANGE.match(said)
+    if not found or int(found[1]) != start or int(found[2]) != start + length:
+        raise _WrongAnswerError(f"asked for all from byte {start}, the answer has {said[:100]!r}")
+
+
+def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: float) -> Iterator[bytes]:
+    """The body as it comes; TimeoutError where less than _LEAST_BYTES come within the patience, however steadily they drip."""
+    came, since = 0, time.monotonic()
+    while piece := response.read1(_PIECE_BYTES, decode_content=False):
+        yield piece
+        came += len(piece)
+        if came >= _LEAST_BYTES:
+            came, since = 0, time.monotonic()
+            retries.restart()
+        elif time.monotonic() - since > patience:
+            raise TimeoutError(f"{came} bytes in {patience:g} s")
+
+
 def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries: Retries) -> urllib3.BaseHTTPResponse:
     """The answer to a request, redirects followed; InputError where the server refuses."""
-    first = url
-    for _ in range(6):
+    first, redirects = url, 0
+    while True:
         response = pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
+        if response.status in (200, 206, 416):
+            return response
+        response.close()  # its body is of no use, and need not end
         if response.status in (301, 302, 303, 307, 308):
-            response.drain_conn()
+            redirects += 1
+            if redirects > _REDIRECTS:
+                raise RunError(f"{first}: more than {_REDIRECTS} redirects")
             try:
                 url = follow(first, url, response.headers.get("location", ""))
             except FetchError as error:
                 raise InputError(f"{first}: {error}") from error
-        elif response.status in PASSING_STATUSES:
-            response.drain_conn()
-            retries.wait(f"{url}: answers {response.status}")
-        elif response.status in (200, 206, 416):
-            return response
+        elif response.status in PASSING_STATUSES or response.status >= 500:
+            retries.wait(f"{url}: answers {response.status}", at_least=retry_after(response.headers.get("retry-after", ""), most=60.0))
         else:
-            response.drain_conn()
-            raise InputError(f"{first}: the server refuses it ({response.status} {response.reason or ''})".replace(" )", ")"))
-    raise RunError(f"{first}: leads on and on, or is busy")
+            raise InputError(f"{first}: the server refuses it ({response.status} {response.reason or ''}".rstrip() + ")")
 
 
 def unpack(archive: Path, folder: Path, place: str = "") -> int:
@@ -120,26 +176,56 @@ def unpack(archive: Path, folder: Path, place: str = "") -> int:
         place: `ref` or `distort`: where members belong whose names do not say so.
 
     Raises:
-        RunError: not a zip, cut short, a damaged or an oversized member, or a name that leads out of the folder.
+        RunError: not a zip, cut short, damaged, larger than the bounds on zips, or a name that leads out of the folder.
     """
     count = 0
     try:
-        with zipfile.ZipFile(archive) as file:
-            for member in file.infolist():
-                if member.is_dir():
-                    continue
-                target = folder / layout_name(archive, member, place)
+        raw = open(archive, "rb", buffering=0)
+        with BoundedReader(raw, _PIECE_BYTES, str(archive)) as reader, zipfile.ZipFile(reader) as file:
+            members = list(files_of(file, archive, archive.stat().st_size, place))
+            for member, name in members:
+                target = folder / name
                 if not (target.exists() and target.stat().st_size == member.file_size):
-                    _unpack_member(archive, file, member, target)
+                    _unpack_member(file, member, target)
                 count += 1
                 if count % 200 == 0:
                     check_stop()
-                    progress(f"unpack {archive.name}", count, len(file.infolist()), "files")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+                    progress(f"unpack {archive.name}", count, len(members), "files")
+    except InputError as error:
+        raise RunError(str(error)) from error
+    except RunError:
+        raise
+    except BROKEN_ZIP as error:
         raise RunError(f"{archive}: not a whole zip: {error}; run the same command again, or fetch it anew") from error
     return count
+
+
+def files_of(file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, place: str) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    """The files of a zip, and where each belongs in NIGHTS' layout, when all of them together stay within the bounds.
+
+    Raises:
+        InputError: too many files, or too many bytes once unpacked, of one file or of all.
+        RunError: a name that leads out of the folder, or none.
+    """
+    found = [info for info in file.infolist() if not info.filename.endswith("/")]
+    if len(found) > MAX_ARCHIVE_MEMBERS:
+        raise InputError(f"{archive}: {len(found):,} files, at most {MAX_ARCHIVE_MEMBERS:,} are read")
+    total, most = sum(info.file_size for info in found), max(MAX_MEMBER_BYTES, MAX_ARCHIVE_RATIO * archive_bytes)
+    if total > most:
+        raise InputError(
+            f"{archive}: {total:,} bytes unpacked, at most {most:,} ({MAX_ARCHIVE_RATIO} times its own) are: a decompression bomb"
+        )
+    for info in found:
+        if info.file_size > MAX_MEMBER_BYTES:
+            raise InputError(
+                f"{archive}: member {info.filename!r} has {info.file_size:,} bytes, at most {MAX_MEMBER_BYTES:,} are read: "
+                "a decompression bomb"
+            )
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"{archive}: member {info.filename!r} must be stored or deflated, it is packed by method {info.compress_type}")
+        if info.flag_bits & 1:
+            raise InputError(f"{archive}: member {info.filename!r} is encrypted")
+        yield info, layout_name(archive, info, place)
 
 
 def layout_name(archive: Path | str, member: zipfile.ZipInfo, place: str) -> PurePosixPath:
@@ -147,24 +233,28 @@ def layout_name(archive: Path | str, member: zipfile.ZipInfo, place: str) -> Pur
     name = member.filename
     parts = PurePosixPath(name).parts
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    if name.startswith(("/", "\\")) or "\\" in name or ":" in name or ".." in parts or "\0" in name or is_link or not parts:
+    if not parts:
+        raise RunError(f"{archive}: a member has no name ({name!r}): this is no archive to unpack")
+    if name.startswith(("/", "\\")) or "\\" in name or ":" in name or ".." in parts or "\0" in name or is_link:
         raise RunError(f"{archive}: member {name!r} would lead out of its folder: this is no archive to unpack")
     parts = parts[1:] if parts[0] == "nights" and len(parts) > 1 else parts
     return PurePosixPath(place, *parts) if place and parts[0] != place else PurePosixPath(*parts)
 
 
-def _unpack_member(archive: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Write one member, whole or not at all, counting what really comes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _unpack_member(file: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    """Write one member, whole or not at all; zipfile gives no more bytes of it than its entry says."""
     partial = target.with_name(target.name + ".partial")
-    with file.open(member) as stream, open(partial, "wb") as out:
-        while piece := stream.read(_PIECE_BYTES):
-            out.write(piece)
-            if out.tell() > MAX_MEMBER_BYTES:
-                out.close()
-                partial.unlink()
-                raise RunError(f"{archive}: member {member.filename!r} is larger than {MAX_MEMBER_BYTES >> 20} MiB: a decompression bomb")
-    os.replace(partial, target)
+    try:
+        with naming_full_disk(str(target), target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file.open(member) as stream, open(partial, "wb") as out:
+                while piece := stream.read(_PIECE_BYTES):
+                    out.write(piece)
+        os.replace(partial, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", keep: bool = False, chunks: int = 100) -> Path:

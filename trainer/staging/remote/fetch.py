@@ -15,9 +15,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from trainer.bounds import Budget
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.plans import Plan, slices_to_make
+from trainer.staging.images import shared_budget, use_budget
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
@@ -111,7 +113,7 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
                 continue
             rows = read_rows(folder, plan, number)
             if plan.options.get("caption_policy") == "tokens":
-                rows = [replace(row, texts=[tokenize.text(list(map(int, (text or "").split()))) for text in row.texts]) for row in rows]
+                rows = [replace(row, texts=[tokenize.text_of_words(text or "") for text in row.texts]) for row in rows]
             try:
                 _make_slice(folder, plan, number, len(rows), _samples(plan, rows, client, threads, makers, settings), tokenize)
             except BrokenExecutor as error:
@@ -143,7 +145,8 @@ def _pool(stack: ExitStack, pool: Executor) -> Executor:
 
 def _make_makers(processes: int) -> Executor:
     if processes:
-        return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(processes, context, initializer=_begin_maker, initargs=(shared_budget(context),))
     return ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # PIL lets go of the interpreter while it works
 
 
@@ -283,8 +286,9 @@ class _Maker:
         return self._triplets(TripletRow(key=row.key, where=facts.pop("id"), ref=ref, left=left, right=right, **facts))
 
 
-def _end_with_parent() -> None:
-    """A decoding process ends when its parent was killed: nobody would send it anything any more."""
+def _begin_maker(budget: Budget) -> None:
+    """A decoding process shares its parent's budget, and ends when its parent was killed: nobody would send it anything any more."""
+    use_budget(budget)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

@@ -5,6 +5,7 @@ answers any more it is no longer the URLs' fault: an Outage ends the slice, whic
 """
 
 import contextlib
+import http.client
 import ipaddress
 import math
 import re
@@ -27,13 +28,17 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from trainer.errors import RunError
+from trainer.errors import InputError, RunError
+from trainer.staging.remote.patience import patient_pool
 from trainer.storage.retries import PASSING_STATUSES, Backoff, retry_after
 
 _REDIRECTS = 5
 _DEAD_AFTER = 8  # failures to connect in a row, after which a host is not asked again
 _OUTAGE_AFTER = 100  # failures in a row over all hosts, after which the fault is taken to be near
 _PIECE = 1 << 16
+_DRAIN_SECONDS = 1.0  # for the body of an answer that is none, so that its connection can be used again
+_PASSING_CAUSES = ("timeout", "connect", "dns", "cut short", "wrong range")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)$")
 _WEB = re.compile(r"https?://((?:[^\s/?#@\[\]]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)(?:[/?#]\S*)?$", re.IGNORECASE)
 
 
@@ -44,6 +49,12 @@ class FetchError(Exception):
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
         self.detail = detail
+
+    def as_failure(self, uri: str) -> InputError | RunError:
+        """What it means for a command that needs this URI: wrong input, or a failure that may pass."""
+        status = int(self.cause.removeprefix("http ")) if self.cause.startswith("http ") else 0
+        passing = self.cause in _PASSING_CAUSES or status in PASSING_STATUSES or status >= 500
+        return (RunError if passing else InputError)(f"{uri}: {self}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,17 @@ class HttpSettings:
     max_bytes: int = 32 << 20
     backoff_seconds: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Check what would break every request."""
+        check_contact(self.contact)
+
+
+def check_contact(contact: str) -> str:
+    """`contact` if it can stand in a header; InputError if not."""
+    if not (contact.isascii() and contact.isprintable()):
+        raise InputError(f"--contact must be printable ASCII, such as mailto:you@example.org, got {contact!r}")
+    return contact
+
 
 class _Host:
     """What is known of one host: how many may ask it now, and how it fares."""
@@ -108,7 +130,7 @@ class PoliteClient:
             "Accept-Encoding": "identity",
         }
         timeout = urllib3.Timeout(connect=settings.connect_seconds, read=settings.read_seconds)
-        self._pool = urllib3.PoolManager(num_pools=256, maxsize=settings.per_host, timeout=timeout, retries=False)
+        self._pool = patient_pool(settings.total_seconds, num_pools=256, maxsize=settings.per_host, timeout=timeout, retries=False)
         self._hosts: dict[str, _Host] = {}
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
@@ -127,7 +149,7 @@ class PoliteClient:
         return self._follow(url, None).data
 
     def get_range(self, url: str, start: int, length: int) -> Part:
-        """At most `length` bytes from `start`; a server that knows no ranges is a FetchError."""
+        """At most `length` bytes from `start` (fewer where the file ends); a server that knows no ranges is a FetchError."""
         return self._follow(url, (start, length))
 
     def _follow(self, url: str, span: _Span) -> Part:
@@ -138,7 +160,7 @@ class PoliteClient:
             if isinstance(answer, Part):
                 return answer
             url = follow(first, url, answer)
-        raise FetchError("bad redirect", f"{first} leads on and on")
+        raise FetchError("bad redirect", f"{first}: more than {_REDIRECTS} redirects")
 
     def _host(self, url: str) -> _Host:
         place = _WEB.match(url)
@@ -184,13 +206,12 @@ class PoliteClient:
                     passing = response.status in PASSING_STATUSES or response.status >= 500
                     pause = retry_after(response.headers.get("retry-after", ""), most=60.0)
                     return FetchError(f"http {response.status}", url), passing, pause
-                total = response.headers.get("content-range", "").rpartition("/")[2]
-                return Part(self._body(response, url), int(total) if total.isdecimal() else 0), False, 0.0
+                return self._range(response, url, *span) if span else Part(self._body(response, url), 0), False, 0.0
         except FetchError as error:
-            return error, error.cause == "timeout", 0.0
+            return error, error.cause in _PASSING_CAUSES, 0.0
         except LocationParseError as error:
             return FetchError("bad URL", f"{url[:200]}: {error}"), False, 0.0
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, http.client.HTTPException) as error:
             cause = _cause(error)
             if cause in ("dns", "connect"):
                 host.failed_connects += 1
@@ -207,17 +228,30 @@ class PoliteClient:
             yield response
             if response.status == (206 if span else 200):
                 response.release_conn()
-            elif (length := response.headers.get("content-length", "")).isdecimal() and int(length) <= _PIECE:
-                response.drain_conn()
+            else:
+                _drain(response)
         finally:
             if response.connection is not None:  # in mid-body still: the rest is not worth reading
                 response.close()
 
+    def _range(self, response: urllib3.BaseHTTPResponse, url: str, start: int, length: int) -> Part:
+        """The part of a file that was asked for, and no other."""
+        said = response.headers.get("content-range", "")
+        found = _RANGE.match(said)
+        first, last, total = (int(group) if group.isdecimal() else 0 for group in found.groups()) if found else (-1, -1, 0)
+        if first != start or not first <= last < start + length or (total and last >= total):
+            raise FetchError("wrong range", f"{url}: asked for {length} bytes from {start}, the answer has {said[:100]!r}")
+        data = self._body(response, url)
+        if len(data) != last - first + 1:
+            cause = "cut short" if len(data) < last - first + 1 else "wrong range"
+            raise FetchError(cause, f"{url}: {len(data)} bytes, the answer says {said}")
+        return Part(data, total)
+
     def _body(self, response: urllib3.BaseHTTPResponse, url: str) -> bytes:
         """The body, as long as it stays within size and time."""
         limit, deadline = self.settings.max_bytes, time.monotonic() + self.settings.total_seconds
-        announced = response.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
+        announced = announced_length(response)
+        if announced is not None and announced > limit:
             raise FetchError("too many bytes", f"{url}: {announced}, at most {limit}")
         pieces, size = [], 0
         while piece := response.read1(_PIECE, decode_content=False):
@@ -249,6 +283,21 @@ class PoliteClient:
                 )
 
 
+def announced_length(response: urllib3.BaseHTTPResponse) -> int | None:
+    """Content-Length; None where there is none that can be believed."""
+    text = response.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
+def _drain(response: urllib3.BaseHTTPResponse) -> None:
+    """Read a short body that nobody wants, so that its connection can be used again; whatever is wrong with it is no matter."""
+    length, deadline = announced_length(response), time.monotonic() + _DRAIN_SECONDS
+    if length is not None and length <= _PIECE:
+        with contextlib.suppress(HTTPError, OSError, http.client.HTTPException):
+            while response.read1(_PIECE, decode_content=False) and time.monotonic() < deadline:
+                pass
+
+
 def _cause(error: Exception) -> str:
     if isinstance(error, NameResolutionError):
         return "dns"
@@ -278,9 +327,10 @@ def follow(first: str, url: str, location: str) -> str:
     """Where a redirect of `url` leads, reached from `first`; FetchError where that is not the web, or is a network inside."""
     try:
         target = urljoin(url, location)
-    except ValueError:
-        target = ""
-    if not _WEB.match(target) or (_is_private(target) and not _is_private(first)):
+        allowed = bool(_WEB.match(target)) and (not _is_private(target) or _is_private(first))
+    except ValueError:  # of an address that is none
+        allowed = False
+    if not allowed:
         raise FetchError("bad redirect", f"{url} leads to {location[:200]!r}")
     return target
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
+from trainer.bounds import MAX_LIST_RATIO, naming_full_disk
 from trainer.errors import InputError, RunError
+from trainer.staging.parquet import first_line
 from trainer.staging.remote.download import download
 from trainer.staging.remote.http import is_web
 from trainer.staging.sources.listing import SourceFile
@@ -33,18 +36,41 @@ class Inputs:
         if is_web(uri):
             download(uri, copy, contact=self._contact)
             self.files.append(SourceFile(name, str(copy), copy.stat().st_size, 0.0))
-            return str(copy)
+            return _checked(copy, uri)
         info = open_store(uri).head(uri)
         if info is None:
             raise InputError(f"{uri}: no such file")
         self.files.append(SourceFile(name, uri, info.size, info.modified))
         path = local_path(uri)
         if path is not None:
-            return str(path)
-        with open(copy, "wb") as file:
+            return _checked(path, uri)
+        with naming_full_disk(uri, self._scratch), open(copy, "wb") as file:
             for piece in open_store(uri).stream(uri):
                 file.write(piece)
-        return str(copy)
+        return _checked(copy, uri)
+
+
+_PROBED_BYTES = 8 << 20  # of a packed list; what they hold shows whether it is text or a bomb
+_MAX_PROBED_BYTES = MAX_LIST_RATIO << 20
+
+
+def _checked(path: Path, uri: str) -> str:
+    """The path of a list; InputError where it is packed and its beginning holds far more than text does."""
+    codec = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    if codec:
+        try:
+            with open(path, "rb") as packed, pa.CompressedInputStream(packed, codec) as stream:
+                size = 0
+                while packed.tell() < _PROBED_BYTES and (piece := stream.read(1 << 20)):
+                    size += len(piece)
+                    if size > max(_MAX_PROBED_BYTES, packed.tell() * MAX_LIST_RATIO):
+                        ratio = f"the first {packed.tell():,} bytes hold more than {size:,}"
+                        raise InputError(f"{uri}: {ratio}, at most {MAX_LIST_RATIO} times as many are read: a decompression bomb?")
+        except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{uri}: not a whole {codec} file: {first_line(error)}") from error
+    return str(path)
 
 
 def quote(text: str) -> str:
@@ -80,8 +106,10 @@ def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, 
     try:
         return list(database.execute(statement).fetchall())
     except duckdb.OutOfMemoryException as error:
-        raise RunError(f"the join does not fit: raise --memory-mb, or give --scratch more room: {str(error).splitlines()[0]}") from error
-    except (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException) as error:
+        raise RunError(f"the join does not fit: raise --memory-mb, or give --scratch more room: {first_line(error)}") from error
+    except (duckdb.InternalException, duckdb.FatalException) as error:
+        raise RunError(f"duckdb failed: {first_line(error)}") from error
+    except (duckdb.Error, UnicodeDecodeError) as error:  # of statements that are right: what the user's file holds is not
         text = str(error)
         if "No space left" in text:
             raise RunError(f"the disk is full: give --scratch a folder with room: {text.splitlines()[0]}") from error
@@ -89,4 +117,4 @@ def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, 
         found = re.search(r"Line: (\d+)[\s\S]*?(Expected Number of Columns: \d+ Found: \d+)", text)
         if found:
             raise InputError(f"{file[1].strip() if file else 'list'}: line {found[1]}: {found[2].lower()}") from error
-        raise InputError(" ".join(text.split("\n")[0].split())) from error
+        raise InputError(" ".join(first_line(error).split())) from error

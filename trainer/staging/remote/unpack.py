@@ -11,8 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.bounds import MAX_PICTURE_BYTES, check_size, naming_full_disk
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
+from trainer.staging.foreign import shown
+from trainer.staging.parquet import BROKEN, first_line, read_batches
 from trainer.staging.samples import picture_suffix
 from trainer.staging.sources.listing import list_source
 from trainer.staging.tokens import Tokenizer
@@ -21,7 +24,6 @@ from trainer.storage.base import absolute, local_path
 
 _IMAGES = ("images", "image", "jpg")
 _TEXTS = ("texts", "text", "caption", "captions", "txt")
-_BATCH_ROWS = 256
 
 
 def unpack_parquet(source: str, folder: str) -> int:
@@ -49,7 +51,7 @@ def _unpack_file(uri: str, target: str, tokenize: Tokenizer) -> int:
     import webdataset
 
     count = 0
-    with tempfile.TemporaryFile() as stream:
+    with naming_full_disk(target), tempfile.TemporaryFile() as stream:
         tar = webdataset.TarWriter(stream, encoder=False, mtime=0, user="firstsight", group="firstsight")
         for data, captions in _rows(uri, tokenize):
             check_stop()
@@ -68,19 +70,23 @@ def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str]]]:
         path = local_path(uri)
         if path is None:
             path = Path(scratch) / "file.parquet"
-            with open(path, "wb") as file:
+            with naming_full_disk(uri), open(path, "wb") as file:
                 for piece in open_store(uri).stream(uri):
                     file.write(piece)
         try:
             with pq.ParquetFile(path) as parquet:
                 image, text = (_choose(uri, parquet.schema_arrow, names) for names in (_IMAGES, _TEXTS))
-                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[image, text]):
-                    for row in batch.to_pylist():
-                        picture = row[image]
-                        data = picture.get("bytes") if isinstance(picture, dict) else picture
-                        yield data or b"", _captions(row[text], tokenize)
-        except (pa.ArrowException, OSError) as error:
-            raise RunError(f"{uri}: not a whole parquet file: {str(error).splitlines()[0]}") from error
+                for number, row in enumerate(read_batches(parquet, uri, [image, text])):
+                    picture = row[image]
+                    data = picture.get("bytes") if isinstance(picture, dict) else picture
+                    if data is not None and not isinstance(data, bytes):
+                        raise InputError(f"{uri}: row {number}: {image} must be bytes, got {shown(data)}")
+                    check_size(len(data or b""), MAX_PICTURE_BYTES, f"{uri}: row {number}")
+                    yield data or b"", _captions(row[text], tokenize)
+        except (InputError, RunError):
+            raise
+        except BROKEN as error:
+            raise RunError(f"{uri}: not a whole parquet file: {first_line(error)}") from error
 
 
 def _choose(uri: str, schema: pa.Schema, names: Sequence[str]) -> str:
@@ -92,6 +98,6 @@ def _choose(uri: str, schema: pa.Schema, names: Sequence[str]) -> str:
 
 def _captions(value: object, tokenize: Tokenizer) -> list[str]:
     """Captions of a string, of strings, or of one list of token ids."""
-    if isinstance(value, list) and value and isinstance(value[0], int):
+    if isinstance(value, list) and value and all(isinstance(token, int) for token in value):
         return [tokenize.text(value)]
     return [str(text) for text in value if text] if isinstance(value, list) else [str(value or "")]

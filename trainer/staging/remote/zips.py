@@ -4,7 +4,6 @@ When planning, `read_directory` lists a zip's members; a row then names each of 
 fetching asks for those bytes alone. Neither names, sizes nor checksums of a zip are trusted.
 """
 
-import io
 import struct
 import zipfile
 import zlib
@@ -12,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlencode
 
-from trainer.errors import InputError
-from trainer.staging.ranges import RangeReader
-from trainer.staging.remote.download import layout_name
+from trainer.errors import InputError, RunError
+from trainer.staging.ranges import BoundedReader, RangeReader
+from trainer.staging.remote.download import BROKEN_ZIP, files_of
 from trainer.staging.remote.http import FetchError, PoliteClient, is_web
 from trainer.storage import open_store
 
@@ -50,14 +49,20 @@ class Member:
 
     @classmethod
     def parse(cls, text: str) -> "Member":
-        """The member that `str` made these words of."""
+        """The member that `str` made these words of; FetchError where it made none like them."""
         archive, _, fragment = text.rpartition("#")
-        facts = {name: values[0] for name, values in parse_qs(fragment).items()}
-        return cls(archive=archive, name=facts.pop("member"), **{name: int(value) for name, value in facts.items()})
+        try:
+            facts = {name: values[0] for name, values in parse_qs(fragment, max_num_fields=10).items()}
+            numbers = {name: int(facts[name]) for name in ("start", "length", "packed", "crc32")}
+            if min(numbers.values()) < 0 or max(numbers.values()) >= 1 << 63:
+                raise ValueError("a number out of range")
+            return cls(archive=archive, name=facts["member"], **numbers)
+        except (LookupError, ValueError) as error:
+            raise FetchError("bad URL", f"{text[:200]!r} names no member of a zip") from error
 
 
 def read_range(client: PoliteClient, uri: str, start: int, length: int) -> bytes:
-    """Bytes of a file behind a URL or in a store."""
+    """Bytes of a file at a URL or in a store; FetchError where a server fails."""
     return client.get_range(uri, start, length).data if is_web(uri) else open_store(uri).get_range(uri, start, length)
 
 
@@ -71,27 +76,32 @@ def read_directory(client: PoliteClient, uri: str, archive: str, place: str) -> 
         place: `ref` or `distort`, where its members' names may not say so.
 
     Raises:
-        InputError: there is none, it is no zip, or one that is cut short.
-        RunError: a name leads out of the folder.
+        InputError: there is none, it is no zip, one that is cut short, or beyond the bounds on zips.
+        RunError: a name leads out of the folder, or the server failed.
     """
-    size = _size(client, uri)
-    tail_start = max(size - _TAIL_BYTES, 0)
-    tail = read_range(client, uri, tail_start, size - tail_start) if size else b""
-
-    def read(start: int, length: int) -> bytes:
-        inside = start - tail_start
-        return tail[inside : inside + length] if inside >= 0 else read_range(client, uri, start, length)
-
     try:
-        with zipfile.ZipFile(io.BufferedReader(RangeReader(size, read), 1 << 20)) as file:
-            for info in file.infolist():
-                if not info.is_dir():
-                    length = _HEADER.size + len(info.filename.encode()) + _EXTRA_BYTES + info.compress_size
-                    yield Member(
-                        archive=archive, name=str(layout_name(uri, info, place)), start=info.header_offset,
-                        length=min(length, size - info.header_offset), packed=info.compress_size, crc32=info.CRC,
-                    )  # fmt: skip
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+        size = _size(client, uri)
+        tail_start = max(size - _TAIL_BYTES, 0)
+        tail = read_range(client, uri, tail_start, size - tail_start) if size else b""
+
+        def read(start: int, length: int) -> bytes:
+            inside = start - tail_start
+            return tail[inside : inside + length] if inside >= 0 else read_range(client, uri, start, length)
+
+        with zipfile.ZipFile(BoundedReader(RangeReader(size, read), 1 << 20, uri)) as file:
+            for info, name in files_of(file, uri, size, place):
+                length = _HEADER.size + len(info.filename.encode("utf-8", "surrogateescape")) + _EXTRA_BYTES + info.compress_size
+                if not 0 <= info.header_offset < size:
+                    raise zipfile.BadZipFile(f"{info.filename!r} begins at byte {info.header_offset} of {size}")
+                yield Member(
+                    archive=archive, name=str(name), start=info.header_offset, length=min(length, size - info.header_offset),
+                    packed=info.compress_size, crc32=info.CRC,
+                )  # fmt: skip
+    except FetchError as error:
+        raise error.as_failure(uri) from error
+    except (InputError, RunError):
+        raise
+    except BROKEN_ZIP as error:
         raise InputError(f"{uri}: not a whole zip: {error}") from error
 
 
@@ -101,10 +111,7 @@ def _size(client: PoliteClient, uri: str) -> int:
         if info is None:
             raise InputError(f"{uri}: no such file")
         return info.size
-    try:
-        return client.get_range(uri, 0, 1).total
-    except FetchError as error:
-        raise InputError(f"{uri}: {error}") from error
+    return client.get_range(uri, 0, 1).total
 
 
 def unpack_member(member: Member, data: bytes, most: int) -> bytes:

@@ -5,19 +5,19 @@ are reported on, so it becomes `test`, and a twentieth of `train` becomes `val`.
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
+from trainer.bounds import check_size
 from trainer.errors import InputError
+from trainer.staging.foreign import number, read_npy
 from trainer.staging.rows import Blob, Reject, TripletRow, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 
 _JUDGE = re.compile(r"(?:.*/)?(?P<split>train|val)/(?P<distortion>[^/]+)/judge/(?P<number>[^/]+)\.npy")
 _VOTES = {"train": 2, "val": 5}  # people a triplet
 _VAL_PART = 20
+_MAX_JUDGE_BYTES = 1 << 16  # of a judgement, which is one number
 
 
 def is_bapps(files: Sequence[SourceFile]) -> bool:
@@ -51,20 +51,20 @@ def _row(file: SourceFile, match: re.Match[str], by_name: dict[str, SourceFile])
     if ref is None or left is None or right is None:
         return Reject(file.name, "no such file", "ref, p0 or p1 is missing")
     try:
-        part = float(np.load(io.BytesIO(Blob(file.uri).read()), allow_pickle=False).reshape(-1)[0])
-    except (ValueError, IndexError, EOFError, OSError) as error:
+        check_size(file.size, _MAX_JUDGE_BYTES, file.name)
+        judged = read_npy(Blob(file.uri).read(), file.name).reshape(-1)
+        part = number(judged[0] if len(judged) else None, f"{file.name}: the part of the people", 0, 1)
+    except InputError as error:
         return Reject(file.name, "broken judgement", str(error))
-    if not 0 <= part <= 1:
-        return Reject(file.name, "broken judgement", f"{part} is not between 0 and 1")
     name = f"{match['split']}/{match['distortion']}/{match['number']}"
     votes = _VOTES[match["split"]]
     split = "test" if match["split"] == "val" else "val" if _hash(ref.name) % _VAL_PART == 0 else "train"
     return TripletRow(
         key=safe_key(name),
         where=name,
-        ref=Blob(ref.uri),
-        left=Blob(left.uri),
-        right=Blob(right.uri),
+        ref=Blob(ref.uri, length=ref.size),
+        left=Blob(left.uri, length=left.size),
+        right=Blob(right.uri, length=right.size),
         left_vote=(1 - part) * votes,
         right_vote=part * votes,
         votes=votes,

@@ -1,11 +1,12 @@
 """Pairs from a folder: each picture beside a `.txt` (captions, one a line) or `.json` of the same name."""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS, parse_json
 from trainer.errors import InputError
+from trainer.staging.foreign import without_surrogates
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 
@@ -53,7 +54,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
             PairRow(
                 key=safe_key(stem),
                 where=image.name,
-                image=Blob(image.uri),
+                image=Blob(image.uri, length=image.size),
                 captions=facts["captions"],
                 label=facts.get("label", ""),
                 split=split,
@@ -70,12 +71,23 @@ def _facts(beside: dict[str, SourceFile]) -> dict[str, Any]:
     """Captions, label, split and family from the files beside a picture; `.txt` has the last word on captions."""
     facts: dict[str, Any] = {}
     if "json" in beside:
-        facts = parse_json(Blob(beside["json"].uri).read(), beside["json"].name)
+        facts = parse_facts(_read_small(beside["json"]), beside["json"].name)
     if "txt" in beside:
-        facts["captions"] = parse_text(Blob(beside["txt"].uri).read(), beside["txt"].name)
+        facts["captions"] = parse_text(_read_small(beside["txt"]), beside["txt"].name)
     if "captions" not in facts:
         raise BadCaptionError("no caption", "no .txt and no caption in a .json of the same name")
     return facts
+
+
+def _read_small(file: SourceFile) -> bytes:
+    check_caption_size(file.size, file.name)
+    return Blob(file.uri).read()
+
+
+def check_caption_size(size: int, where: str) -> None:
+    """BadCaptionError where a sample's text or facts have more bytes than are read."""
+    if size > MAX_CAPTION_BYTES:
+        raise BadCaptionError("too many bytes", f"{where}: {size:,}, at most {MAX_CAPTION_BYTES:,}")
 
 
 def parse_text(data: bytes, where: str) -> tuple[str, ...]:
@@ -92,20 +104,26 @@ def clean_captions(captions: Sequence[object], where: str) -> tuple[str, ...]:
     clean = tuple(text for text in (str(caption).strip() for caption in captions if caption is not None) if text)
     if not clean:
         raise BadCaptionError("empty caption", where)
+    if len(clean) > MAX_CAPTIONS:
+        raise BadCaptionError("too many captions", f"{where}: {len(clean)}, at most {MAX_CAPTIONS}")
     return clean
 
 
-def parse_json(data: bytes, where: str) -> dict[str, Any]:
+def parse_facts(data: bytes, where: str) -> dict[str, Any]:
     """Facts of a JSON caption: a string, a list of strings, or an object with caption(s)/text, label, split, family."""
     try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = parse_json(data.decode("utf-8-sig"), where)
+    except UnicodeDecodeError as error:
         raise BadCaptionError("caption not JSON", f"{where}: {error}") from error
+    except InputError as error:
+        raise BadCaptionError("caption not JSON", str(error)) from error
     if isinstance(value, str | list):
         value = {"captions": value}
     if not isinstance(value, dict):
         raise BadCaptionError("caption not JSON", f"{where}: expected an object, a string or a list, got {type(value).__name__}")
-    facts: dict[str, Any] = {key: str(value[key]) for key in ("label", "split", "family") if value.get(key) not in (None, "")}
+    facts: dict[str, Any] = {
+        key: without_surrogates(str(value[key])) for key in ("label", "split", "family") if value.get(key) not in (None, "")
+    }
     found = next((value[key] for key in _CAPTION_KEYS if value.get(key) is not None), None)
     if found is not None:
         facts["captions"] = clean_captions(found if isinstance(found, list) else [found], where)

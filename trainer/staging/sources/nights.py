@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from trainer.errors import InputError
+from trainer.staging.foreign import number
 from trainer.staging.rows import Blob, Reject, TripletRow, check_split, check_unique, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.staging.sources.table import read_csv
@@ -31,8 +32,8 @@ def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletR
     judge = records[0].get("judge") or "people"
     rows: list[TripletRow] = []
     rejects: list[Reject] = []
-    for number, record in enumerate(records, start=2):
-        row = _row(record, by_name, f"{table.uri}: row {number}")
+    for line, record in enumerate(records, start=2):
+        row = _row(record, by_name, f"{table.uri}: row {line}")
         if isinstance(row, Reject):
             rejects.append(row)
         elif judge == "people" and row.votes < min_votes:
@@ -43,7 +44,7 @@ def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletR
 
 
 def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> TripletRow | Reject:
-    left, right = (_number(record[column], f"{where}: {column}") for column in ("left_vote", "right_vote"))
+    left, right = (_votes(record, column, where) for column in ("left_vote", "right_vote"))
     if left + right <= 0:
         return Reject(record["id"], "no votes", f"left_vote {left}, right_vote {right}")
     blobs = []
@@ -51,7 +52,7 @@ def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> 
         file = by_name.get(record[column])
         if file is None:
             return Reject(record["id"], "no such file", f"{column} {record[column]}")
-        blobs.append(Blob(file.uri))
+        blobs.append(Blob(file.uri, length=file.size))
     split = check_split(record["split"], where)
     if not split:
         raise InputError(f"{where}: split must be train, val or test, got ''")
@@ -64,20 +65,19 @@ def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> 
         right=blobs[2],
         left_vote=left,
         right_vote=right,
-        votes=int(_number(record["votes"], f"{where}: votes")),
+        votes=int(_votes(record, "votes", where)),
         split=split,
         is_imagenet=(record.get("is_imagenet") or "").strip().lower() in ("true", "1", "1.0"),
         prompt=record.get("prompt") or "",
         reference=record["ref_path"],
-        flip=(float(record["flip_left"]), float(record["flip_right"])) if has_flip else None,
+        flip=(number(record["flip_left"], f"{where}: flip_left"), number(record["flip_right"], f"{where}: flip_right"))
+        if has_flip
+        else None,
     )
 
 
-def _number(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e6:
-        raise InputError(f"{where}: must be a number >= 0, got {text!r}")
-    return value
+_MAX_VOTES = 999_999  # of a triplet; NIGHTS has up to 10
+
+
+def _votes(record: dict[str, str], column: str, where: str) -> float:
+    return number(record[column], f"{where}: {column}", 0, _MAX_VOTES)

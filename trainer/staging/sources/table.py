@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from trainer.bounds import MAX_TABLE_BYTES, check_size
 from trainer.errors import InputError
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources.folder import BadCaptionError, clean_captions
@@ -39,7 +40,11 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
             continue
         label, family = (record.get("label") or "").strip(), (record.get("family") or "").strip()
         key = safe_key(name.rpartition(".")[0] or name)
-        rows.append(PairRow(key=key, where=name, image=Blob(image.uri), captions=captions, label=label, split=split, family=family))
+        rows.append(
+            PairRow(
+                key=key, where=name, image=Blob(image.uri, length=image.size), captions=captions, label=label, split=split, family=family
+            )
+        )
     if not records:
         raise InputError(f"{table.uri}: no rows below the header")
     return Rows(rows=rows, rejects=rejects)
@@ -47,6 +52,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
 
 def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file by column name; InputError where it is no UTF-8 or lacks a column."""
+    check_size(table.size, MAX_TABLE_BYTES, table.uri)
     data = Blob(table.uri).read()
     try:
         text = data.decode("utf-8-sig")

@@ -4,24 +4,25 @@ Members of one sample share a name up to its first dot. What img2dataset could n
 leaves beside each tar: it is counted, but it is no fault of these files.
 """
 
-import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from trainer.bounds import MAX_CAPTION_BYTES, MAX_COPY_FILE_BYTES, check_size
 from trainer.errors import InputError
-from trainer.staging.ranges import RangeReader
+from trainer.staging.foreign import text_of
+from trainer.staging.parquet import read_parquet
+from trainer.staging.ranges import BoundedReader, RangeReader
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, safe_key
-from trainer.staging.sources.folder import IMAGE_SUFFIXES, BadCaptionError, parse_json, parse_text
+from trainer.staging.sources.folder import IMAGE_SUFFIXES, BadCaptionError, check_caption_size, parse_facts, parse_text
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.storage import open_store
 
 _BLOCK_BYTES = 4 << 20
 _SMALL = ("txt", "caption", "json", "cls")
 _CLASS_NAMES = "classnames.txt"
+_BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, LookupError, RecursionError)
+"""What tarfile raises on bytes that are no tar, by kind of damage."""
 
 
 def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
@@ -30,7 +31,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     Raises:
         InputError: a tar that is none or is cut short, two samples of one name in a tar, no picture in any of them.
     """
-    names = next((Blob(file.uri).read().decode().splitlines() for file in files if file.name == _CLASS_NAMES), [])
+    names = next((_class_names(file) for file in files if file.name == _CLASS_NAMES), [])
     tables = {file.name: file for file in files if file.name.endswith(".parquet")}
     rows: list[PairRow] = []
     rejects: list[Reject] = []
@@ -51,19 +52,18 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     return Rows(rows=rows, rejects=rejects)
 
 
+def _class_names(file: SourceFile) -> list[str]:
+    check_size(file.size, MAX_CAPTION_BYTES, file.uri)
+    return text_of(Blob(file.uri).read(), file.uri).splitlines()
+
+
 def _not_fetched(tar: SourceFile, table: SourceFile) -> Iterator[Reject]:
     """The rows of a tar that img2dataset got no picture for."""
-    try:
-        with pq.ParquetFile(io.BytesIO(Blob(table.uri).read())) as parquet:
-            if not {"key", "status", "error_message"} <= set(parquet.schema_arrow.names):
-                return
-            for row in parquet.read(["key", "status", "error_message"]).to_pylist():
-                if row["status"] != "success":
-                    yield Reject(
-                        f"{tar.name}: {row['key']}", "not fetched by its maker", row["error_message"] or row["status"], counts=False
-                    )
-    except pa.ArrowException as error:
-        raise InputError(f"{table.uri}: not a whole parquet file: {str(error).splitlines()[0]}") from error
+    check_size(table.size, MAX_COPY_FILE_BYTES, table.uri)
+    for row in read_parquet(Blob(table.uri).read(), table.uri, ["key", "status", "error_message"]):
+        if row["status"] != "success":
+            why = str(row["error_message"] or row["status"])
+            yield Reject(f"{tar.name}: {row['key']}", "not fetched by its maker", why, counts=False)
 
 
 _Members = dict[str, tuple[int, int, bytes]]  # suffix -> offset, size, bytes where they are few
@@ -73,7 +73,7 @@ def _samples(file: SourceFile) -> Iterator[tuple[str, _Members]]:
     """Each sample's key and members, in the order of the tar."""
     seen: set[str] = set()
     current, members = "", _Members()
-    for name, offset, size, data in _walk(file):
+    for name, offset, size, data in walk(file):
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
         key = folder + slash + stem
@@ -91,24 +91,27 @@ def _samples(file: SourceFile) -> Iterator[tuple[str, _Members]]:
         yield current, members
 
 
-def _walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
+def walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
     """Name, offset, size and (for captions and facts) bytes of each regular file in a tar."""
     store = open_store(file.uri)
     ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
-    reader = io.BufferedReader(ranges, _BLOCK_BYTES)
-    end = 0
+    reader = BoundedReader(ranges, _BLOCK_BYTES, file.uri)
     try:
         with tarfile.open(fileobj=reader, mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + member.size
-                if end > file.size:
+                if member.issparse():
+                    raise InputError(f"{file.uri}: {member.name} is a sparse file: a tar of samples must hold plain ones")
+                if not 0 <= member.size <= end <= file.size:
                     raise InputError(f"{file.uri}: cut short: {member.name} should end at byte {end}, the tar has {file.size}")
                 if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
                     continue
-                small = member.name.rpartition("/")[2].partition(".")[2].lower() in _SMALL
+                small = member.name.rpartition("/")[2].partition(".")[2].lower() in _SMALL and member.size <= MAX_CAPTION_BYTES
                 stream = tar.extractfile(member) if small else None
                 yield member.name, member.offset_data, member.size, stream.read() if stream else b""
-    except (tarfile.TarError, EOFError) as error:
+    except InputError:
+        raise
+    except _BROKEN_TAR as error:
         raise InputError(f"{file.uri}: not a whole tar file: {error}") from error
 
 
@@ -116,6 +119,8 @@ def _row(where: str, key: str, file: SourceFile, members: _Members, class_names:
     image = next((members[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in members), None)
     try:
         facts: dict[str, Any] = {}
+        for suffix in _SMALL:
+            check_caption_size(members[suffix][1] if suffix in members else 0, f"{where}.{suffix}")
         if "json" in members:
             facts = _json_facts(members["json"][2], where)
         if image is None:
@@ -145,7 +150,7 @@ def _row(where: str, key: str, file: SourceFile, members: _Members, class_names:
 def _json_facts(data: bytes, where: str) -> dict[str, Any]:
     """Facts of a sample's .json; an empty caption in it is no fault where a .txt has one, or where there is no picture."""
     try:
-        return parse_json(data, f"{where}.json")
+        return parse_facts(data, f"{where}.json")
     except BadCaptionError as error:
         if error.cause != "empty caption":
             raise
@@ -155,7 +160,7 @@ def _json_facts(data: bytes, where: str) -> dict[str, Any]:
 def _class_name(data: bytes, class_names: list[str], where: str) -> str:
     text = data.decode("utf-8", "replace").strip()
     if text.isdecimal() and class_names:
-        if int(text) >= len(class_names):
-            raise InputError(f"{where}.cls: class {text} is not in {_CLASS_NAMES}, which has {len(class_names)} lines")
+        if len(text) > 20 or int(text) >= len(class_names):
+            raise InputError(f"{where}.cls: class {text[:20]} is not in {_CLASS_NAMES}, which has {len(class_names)} lines")
         return class_names[int(text)]
     return text

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from trainer.bounds import naming_full_disk
 from trainer.config import Recipe, canonical_hash
 from trainer.errors import InputError
 from trainer.fields import added_fields
@@ -87,7 +88,10 @@ def _look(client: PoliteClient, source: str, table_uri: str) -> tuple[str, bytes
             table = _read_table(client, table_uri)
         elif nights.NAME in members:
             inside = members[nights.NAME]
-            table = unpack_member(inside, read_range(client, source, inside.start, inside.length), client.settings.max_bytes)
+            try:
+                table = unpack_member(inside, read_range(client, source, inside.start, inside.length), client.settings.max_bytes)
+            except FetchError as error:
+                raise error.as_failure(f"{source}: {nights.NAME}") from error
         else:
             raise InputError(f"{source}: holds no {nights.NAME}: name it by --table")
         names = _named(table, table_uri or source)
@@ -126,7 +130,7 @@ def _read(uri: str, table: bytes, places: dict[str, str], min_votes: int) -> Row
 @contextmanager
 def _as_file(table: bytes) -> Iterator[SourceFile]:
     """data.csv as a file of this machine."""
-    with tempfile.TemporaryDirectory(prefix="firstsight-nights-") as scratch:
+    with naming_full_disk(nights.NAME), tempfile.TemporaryDirectory(prefix="firstsight-nights-") as scratch:
         path = Path(scratch) / nights.NAME
         path.write_bytes(table)
         yield SourceFile(nights.NAME, str(path), len(table), 0.0)
@@ -138,7 +142,7 @@ def _read_table(client: PoliteClient, uri: str) -> bytes:
     try:
         return client.get(uri)
     except FetchError as error:
-        raise InputError(f"{uri}: {error}") from error
+        raise error.as_failure(uri) from error
 
 
 def _remote(row: TripletRow) -> RemoteRow:

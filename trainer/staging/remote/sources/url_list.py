@@ -6,6 +6,7 @@ picture stand in one field, a line each); optional label; optional id | key (els
 
 import duckdb
 
+from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS
 from trainer.errors import InputError
 from trainer.staging.remote.inputs import Inputs, choose, columns_of, quote
 from trainer.staging.remote.plan import Table
@@ -40,7 +41,8 @@ def table(database: duckdb.DuckDBPyConnection, inputs: Inputs, *, list_uri: str,
         SELECT position, coalesce(key, '') AS key, url AS image, string_split(coalesce(caption, ''), chr(10)) AS texts,
             coalesce(label, '') AS label,
             CASE WHEN NOT regexp_matches(coalesce(url, ''), '^https?://[^/ ]+') THEN 'bad URL' WHEN coalesce(key, '') = '' THEN 'bad row'
-                WHEN trim(coalesce(caption, '')) = '' THEN 'empty caption' ELSE '' END AS cause
+                WHEN trim(coalesce(caption, '')) = '' THEN 'empty caption' WHEN length(caption) > {MAX_CAPTION_BYTES} THEN 'too many bytes'
+                WHEN len(string_split(caption, chr(10))) > {MAX_CAPTIONS} THEN 'too many captions' ELSE '' END AS cause
         FROM (SELECT row_number() OVER () AS position, trim(CAST({url} AS VARCHAR)) AS url, CAST({caption} AS VARCHAR) AS caption,
                   {key} AS key, {label} AS label FROM {relation})"""
     return Table(name=_slug(list_uri), uri=list_uri, query=query, attribution="")

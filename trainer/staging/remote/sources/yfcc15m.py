@@ -8,18 +8,22 @@
 Pictures lie at {hash[:3]}/{hash[3:6]}/{hash}.jpg below the image base, or where the list's own URLs say.
 """
 
+import os
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
+from trainer.bounds import MAX_CAPTION_BYTES
 from trainer.errors import InputError
+from trainer.staging.foreign import npy_header
 from trainer.staging.remote.inputs import Inputs, choose, columns_of, quote, run, tsv
 from trainer.staging.remote.plan import Table
 
 LISTS = ("openai", "slip", "declip", "rwkv")
 _ATTRIBUTION = "YFCC100M (Thomee et al. 2016): photos under the Creative Commons licences that their authors chose"
 _TITLE, _DESCRIPTION = "c8", "c9"
+_TOO_LONG = f"length(coalesce(caption, '')) > {MAX_CAPTION_BYTES} THEN 'too many bytes'"
 _PLACE = "left(hash, 3) || '/' || substr(hash, 4, 3) || '/' || hash || '.jpg'"
 
 
@@ -79,6 +83,8 @@ def _num_columns(path: str, uri: str) -> int:
 
 def _load_ids(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> None:
     try:
+        with open(path, "rb") as file:
+            npy_header(file, os.path.getsize(path), uri)
         lines = np.load(Path(path), allow_pickle=False)
     except (ValueError, OSError) as error:
         raise InputError(f"{uri}: not a .npy file of line numbers: {error}") from error
@@ -98,7 +104,7 @@ def _declip(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) 
     query = f"""
         SELECT position, CASE WHEN hash <> '' THEN hash ELSE md5(coalesce(url, '')) END AS key,
             CASE WHEN hash <> '' THEN {_PLACE} ELSE url END AS image, [caption] AS texts, '' AS label,
-            CASE WHEN hash = '' AND coalesce(url, '') = '' THEN 'bad row' ELSE '' END AS cause
+            CASE WHEN hash = '' AND coalesce(url, '') = '' THEN 'bad row' WHEN {_TOO_LONG} ELSE '' END AS cause
         FROM (SELECT *, regexp_extract(coalesce(filename, ''), '([0-9a-f]{{20,}})\\.[a-z]+$', 1) AS hash FROM {relation})"""
     return query, "as-is"
 
@@ -117,7 +123,7 @@ def _rwkv(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) ->
     query = f"""
         SELECT position, CASE WHEN hash <> '' THEN hash ELSE md5(coalesce(place, '')) END AS key,
             CASE WHEN hash <> '' THEN {_PLACE} ELSE place END AS image, [caption] AS texts, '' AS label,
-            CASE WHEN coalesce(place, '') = '' THEN 'bad row' ELSE '' END AS cause
+            CASE WHEN coalesce(place, '') = '' THEN 'bad row' WHEN {_TOO_LONG} ELSE '' END AS cause
         FROM (SELECT *, regexp_extract(coalesce(place, ''), '(?:^|/)([0-9a-f]{{20,}})(?:\\.[a-z]+)?$', 1) AS hash
               FROM (SELECT file_row_number AS position, CAST({place} AS VARCHAR) AS place, {text} AS caption
                     FROM {relation[:-1]}, file_row_number=true)))"""

@@ -1,0 +1,185 @@
+"""How much of what others wrote is taken: files, archives and pictures may be made to hurt, or be damaged.
+
+A bound lies far above what any real source holds, and far below what stops a pod of 4 GiB. docs/DATA.md lists all of them.
+Whoever meets one says which file, which bound and what was found, in one line.
+"""
+
+import errno
+import json
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnContext
+
+MAX_DEPTH = 64
+"""Levels of JSON and YAML inside each other; configurations have 5. What is deeper exhausts the stack of whoever walks it."""
+MAX_YAML_BYTES = 256 << 10
+"""Of a recipe, request, profile or list of settings; they have a few kB, and PyYAML reads 200 kB in about 1 s."""
+MAX_YAML_NODES = 10_000
+"""Values of a YAML file once each alias is written out ("billion laughs"): PyYAML reads so many in about 1 s."""
+MAX_NUMBER_CHARS = 1000
+"""Characters of a number in YAML: the time to convert one grows with the square of its length."""
+MAX_PIXELS = 100_000_000
+"""Of one picture, by its header: a decoded one takes 4 bytes a pixel, and 4 more while it is converted."""
+MAX_PIXELS_IN_FLIGHT = MAX_PIXELS
+"""Of all pictures that a process and those it started decode at one time: one of the largest alone, or many small ones."""
+MAX_PICTURE_BYTES = 8 * MAX_PIXELS
+"""Of an encoded picture: the largest one with four channels of 16 bits, not packed at all."""
+MAX_PICTURE_BYTES_IN_FLIGHT = 256 << 20
+"""Of encoded pictures of a local source that are held at one time; a larger one is held alone."""
+MAX_CAPTION_BYTES = 1 << 20
+"""Of a sample's .txt, .caption, .json or .cls, and of an annotation in XML; Flickr's longest descriptions have 64 kB."""
+MAX_CAPTIONS = 1000
+"""Of one sample; the sets in use have up to 20."""
+MAX_TEMPLATES = 1000
+"""Of an evaluation set, each filled with every class name; CLIP_benchmark's have up to 80."""
+MAX_TABLE_BYTES = 1 << 30
+"""Of captions.csv and data.csv, which are read whole: ten million rows."""
+MAX_COPY_FILE_BYTES = 1 << 30
+"""Of one file of an evaluation set's copy that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
+MAX_UNPACKED_BYTES = 128 << 20
+"""Of a gzip file of an evaluation set; MNIST's has 8 MB."""
+MAX_ARCHIVE_READ_BYTES = 16 << 20
+"""Of one read of a tar's or zip's own headers: the directory of nights.zip has 7 MB, and a bomb may declare any size."""
+MAX_ARCHIVE_MEMBERS = 250_000
+"""Files of one zip; nights.zip has 60,000."""
+MAX_MEMBER_BYTES = 64 << 20
+"""Of one file of a zip of pictures, unpacked; NIGHTS' largest has 2 MB."""
+MAX_ARCHIVE_RATIO = 20
+"""Bytes of a zip's files, unpacked, over those of the zip: pictures are packed already (NIGHTS: 1.0), a bomb has up to 1,000."""
+MAX_TABLE_ROWS = 1_000_000
+"""Rows of one parquet file that is read row by row; img2dataset writes 10,000."""
+MAX_LIST_RATIO = 200
+"""Bytes of a packed list (.gz, .zst), unpacked, over those of its packed beginning: text has 3 to 20, a bomb 1,000 and more."""
+
+
+class Budget:
+    """An amount that is in use at one time at most, over the threads of a process, or over processes that are given the budget.
+
+    Whoever wants more than the whole waits until all is free, and has it alone. First come, first served: nobody starves.
+    """
+
+    def __init__(self, limit: int, context: "SpawnContext | None" = None) -> None:
+        """Of `limit`; with a context, for processes that it starts."""
+        self.limit = limit
+        make: Any = context or threading
+        self._turn = make.Lock()
+        self._freed = make.Condition()
+        self._used: Any = context.Value("q", 0, lock=False) if context else _Number()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Hold `amount` of it inside the block, as soon as there is so much."""
+        with self._turn, self._freed:
+            self._freed.wait_for(lambda: self._used.value == 0 or self._used.value + amount <= self.limit)
+            self._used.value += amount
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._used.value -= amount
+                self._freed.notify_all()
+
+
+class _Number:
+    """As multiprocessing's Value."""
+
+    value = 0
+
+
+def parse_json(data: bytes | str, source: str, error: type[Exception] = InputError, most: int | None = None) -> Any:
+    """JSON of others.
+
+    Args:
+        data: the text, or its bytes in UTF-8 (-16, -32).
+        source: names it in errors.
+        error: what to raise.
+        most: bytes (characters) that are taken.
+
+    Raises:
+        error: not JSON, nested deeper than MAX_DEPTH, a whole number of thousands of digits, or longer than `most`.
+    """
+    check_size(len(data), most, source, error)
+    try:
+        value = json.loads(data)
+    except RecursionError as cause:
+        raise error(f"{source}: nested deeper than {MAX_DEPTH} levels") from cause
+    except ValueError as cause:  # json's own, UnicodeDecodeError, and int's of too many digits
+        raise error(f"{source}: not JSON: {cause}") from cause
+    if _may_be_deep(data) and depth(value) > MAX_DEPTH:
+        raise error(f"{source}: nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _may_be_deep(data: bytes | str) -> bool:
+    """Whether JSON has brackets enough: to count them is much faster than to walk the value."""
+    if isinstance(data, str):
+        return data.count("[") + data.count("{") > MAX_DEPTH
+    return data.count(b"[") + data.count(b"{") > MAX_DEPTH
+
+
+def depth(value: object) -> int:
+    """Levels of lists and mappings inside each other, walked without recursion."""
+    deepest, level = 0, [value]
+    while level:
+        containers = [part for part in level if isinstance(part, dict | list) and part]
+        deepest += bool(containers)
+        level = [inner for part in containers for inner in (part.values() if isinstance(part, dict) else part)]
+    return deepest
+
+
+def check_size(size: int, most: int | None, source: str, error: type[Exception] = InputError) -> None:
+    """Refuse what has more bytes than are taken of its kind."""
+    if most is not None and size > most:
+        raise error(f"{source}: {size:,} bytes, at most {most:,} are read")
+
+
+def gunzip(data: bytes, source: str, most: int) -> bytes:
+    """The content of a gzip file, all its parts; InputError where it is damaged, cut short or more than `most` bytes."""
+    content, rest = bytearray(), data
+    try:
+        while rest:
+            part = zlib.decompressobj(wbits=31)
+            content += part.decompress(rest, most + 1 - len(content))
+            if len(content) > most:
+                raise InputError(f"{source}: more than {most:,} bytes unpacked (it has {len(data):,} packed): a decompression bomb?")
+            if not part.eof:
+                raise InputError(f"{source}: not a whole gzip file: cut short")
+            rest = part.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise InputError(f"{source}: not a whole gzip file: {error}") from error
+    return bytes(content)
+
+
+_FULL = {
+    errno.ENOSPC: "No space left",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large",
+    errno.EROFS: "Read-only file system",
+}
+
+
+@contextmanager
+def naming_full_disk(what: str, folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """A disk that takes no more inside the block is a RunError that names what was written, and the folder that is full.
+
+    Args:
+        what: was being written.
+        folder: it was written to; None: that of temporary files.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        place = tempfile.gettempdir() if folder is None else os.fspath(folder)
+        remedy = "free some space there, or set TMPDIR to a folder with more" if folder is None else "free some space there"
+        raise RunError(f"{what}: cannot be written: {_FULL[error.errno]} in {place}: {remedy}") from error

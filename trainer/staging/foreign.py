@@ -1,0 +1,138 @@
+"""What others wrote, read field by field: of the wrong kind, size or sign it is an InputError that names file and field, never more.
+
+Readers of lists, tables and annotations take every number, text and array from here, so that none of them has to know what
+Python raises on which nonsense.
+"""
+
+import io
+import math
+import tokenize
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.bounds import MAX_CAPTION_BYTES, check_size
+from trainer.errors import InputError
+
+T = TypeVar("T")
+MAX_WHOLE = 2**53
+"""No count, label or position of a list is larger; beyond it numbers are no longer exact everywhere."""
+_HEADER_FAULTS = (
+    ValueError, TypeError, SyntaxError, LookupError, AttributeError, OverflowError, MemoryError, RecursionError, EOFError,
+    tokenize.TokenError,
+)  # fmt: skip
+"""What numpy's header parser raises on text that is none."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value in an error: what is long is cut, and no number is too long to be written."""
+    if isinstance(value, int) and abs(value) > MAX_WHOLE:
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def whole(value: object, where: str, low: int = 0, high: int = MAX_WHOLE) -> int:
+    """A whole number between two others (inclusive), from text or as JSON and MATLAB have it.
+
+    Raises:
+        InputError: naming `where`, the rule and what was found.
+    """
+    found: int | None = None
+    if isinstance(value, str):
+        text = value.strip()
+        found = int(text) if len(text) <= 20 and text.removeprefix("-").isdecimal() else None
+    elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+        found = int(value)
+    elif isinstance(value, float | np.floating) and math.isfinite(value) and value == int(value):
+        found = int(value)
+    if found is None or not low <= found <= high:
+        raise InputError(f"{where}: must be a whole number from {low} to {high}, got {shown(value)}")
+    return found
+
+
+def number(value: object, where: str, low: float = -1e300, high: float = 1e300) -> float:
+    """A finite number between two others (inclusive); errors as of `whole`."""
+    try:
+        found = float(value) if isinstance(value, str | int | float | np.number) and not isinstance(value, np.complexfloating) else math.nan
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not low <= found <= high:
+        raise InputError(f"{where}: must be a number from {low:g} to {high:g}, got {shown(value)}")
+    return found
+
+
+def entry(value: object, key: str, kind: type[T], where: str) -> T:
+    """What a mapping has under a key, where it is of this kind.
+
+    Raises:
+        InputError: `value` is no mapping, lacks the key, or has something else there.
+    """
+    if not isinstance(value, dict) or key not in value:
+        raise InputError(f"{where}: has no {key!r}, got {shown(value)}")
+    found = value[key]
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        raise InputError(f"{where}: {key!r} must be of type {kind.__name__}, got {shown(found)}")
+    return found
+
+
+def text_of(data: bytes, where: str) -> str:
+    """UTF-8 text; InputError naming the byte that is not."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: must be UTF-8, has byte {data[error.start]:#04x} at {error.start}") from error
+
+
+def without_surrogates(text: str) -> str:
+    """Text that can be written as UTF-8: JSON may hold half a character, which becomes `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def parse_xml(data: bytes, source: str) -> ElementTree.Element:
+    """An annotation in XML; InputError where it is too large, not XML, or declares entities (an annotation has none)."""
+    check_size(len(data), MAX_CAPTION_BYTES, source)
+    if b"<!" in data.replace(b"<!--", b""):
+        raise InputError(f"{source}: has a document type or entities, which an annotation does not need")
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that nobody knows
+        raise InputError(f"{source}: not XML: {error}") from error
+
+
+def read_npy(data: bytes, source: str) -> NDArray[Any]:
+    """The array of a .npy file of numbers; InputError where its header does not describe exactly the bytes that follow."""
+    dtype, shape, fortran, start = npy_header(io.BytesIO(data), len(data), source)
+    return np.ndarray(shape, dtype, buffer=data, offset=start, order="F" if fortran else "C")
+
+
+def npy_header(stream: BinaryIO, size: int, source: str) -> tuple["np.dtype[Any]", tuple[int, ...], bool, int]:
+    """Type, shape, whether columns come first, and first byte of the array in a .npy file of `size` bytes.
+
+    Raises:
+        InputError: not such a file, no numbers, or a header that declares more or fewer bytes than there are.
+    """
+    with _naming(source):
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        declared = dtype.itemsize * math.prod(shape)
+    if dtype.kind not in "biuf" or not all(isinstance(side, int) and 0 <= side <= MAX_WHOLE for side in shape) or len(shape) > 8:
+        raise InputError(f"{source}: not a .npy file of numbers: it holds {shown(str(dtype))} of shape {shown(shape)}")
+    if declared != size - stream.tell():
+        there = size - stream.tell()
+        raise InputError(f"{source}: its header says {dtype} of shape {shown(shape)}, {declared:,} bytes, but {there:,} follow it")
+    return dtype, tuple(shape), fortran, stream.tell()
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    try:
+        yield
+    except _HEADER_FAULTS as error:
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{source}: not a .npy file of numbers: {words}") from error
