@@ -5,7 +5,7 @@ Training does not read this way: its prefetcher takes whole shards (trainer/data
 
 import google_crc32c
 
-from trainer.errors import RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage.base import join, open_store, read_bytes
 from trainer.storage.index import ShardIndex, decode_index, index_checksum
 from trainer.storage.manifest import Shard
@@ -17,15 +17,36 @@ def read_index(folder: str, shard: Shard) -> ShardIndex:
     Raises:
         MissingObject: it is not there.
         InputError: a newer format.
-        RunError: changed, cut short, or of another tar.
+        Corrupt: changed, cut short, or of another tar.
     """
     uri = join(folder, shard.index_name)
-    data = read_bytes(uri)
-    index = decode_index(data, uri)
+    return checked_index(read_bytes(uri), shard, uri)
+
+
+def is_index_of(data: bytes, shard: Shard) -> bool:
+    """Whether these are the bytes of the index that the manifest names: a flipped one is noticed without decoding any."""
+    return len(data) > 4 and index_checksum(data) == shard.index_crc32c == google_crc32c.value(data[:-4])
+
+
+def checked_index(data: bytes, shard: Shard, uri: str) -> ShardIndex:
+    """The index of `shard` from its bytes, compared with the manifest before any of them is believed; `uri` names it in errors.
+
+    Raises:
+        InputError: a newer format.
+        Corrupt: changed, cut short, or of another tar.
+    """
+    try:
+        index = decode_index(data, uri)
+    except InputError as error:
+        if is_index_of(data, shard):
+            raise
+        raise Corrupt(f"{uri}: not the index that the manifest names: it was changed or is damaged") from error
+    except RunError as error:
+        raise Corrupt(str(error)) from error
     if (index.shard, index.shard_size, index.shard_crc32c) != (shard.name, shard.size, shard.crc32c):
-        raise RunError(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
+        raise Corrupt(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
     if index_checksum(data) != shard.index_crc32c or index.num_samples != shard.num_samples:
-        raise RunError(f"{uri}: not the index that the manifest names: its checksum is another")
+        raise Corrupt(f"{uri}: not the index that the manifest names: its checksum is another")
     return index
 
 
@@ -33,7 +54,7 @@ def read_members(folder: str, index: ShardIndex, sample: int) -> dict[str, bytes
     """The members of one sample (its row in the index): column name -> bytes, read by one range, checksums compared.
 
     Raises:
-        RunError: naming shard and sample, where the bytes are not those that were staged.
+        Corrupt: naming shard and sample, where the bytes are not those that were staged.
     """
     offsets, sizes = index.offsets[sample].tolist(), index.sizes[sample].tolist()
     spans = list(zip(offsets, sizes, strict=True))
@@ -44,6 +65,6 @@ def read_members(folder: str, index: ShardIndex, sample: int) -> dict[str, bytes
     for name, (offset, size), checksum in zip(index.members, spans, index.crc32c[sample].tolist(), strict=True):
         member = data[offset - begin : offset - begin + size]
         if google_crc32c.value(member) != checksum:
-            raise RunError(f"{uri}: sample {index.keys[sample]!r}: checksum of {name} is wrong: the shard was changed or is damaged")
+            raise Corrupt(f"{uri}: sample {index.keys[sample]!r}: checksum of {name} is wrong: the shard was changed or is damaged")
         members[name] = member
     return members
