@@ -7,6 +7,7 @@ import signal
 import sys
 from types import FrameType
 
+from trainer.data.machine import raise_descriptor_limit
 from trainer.errors import InputError, Stopped, exit_code
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
@@ -15,6 +16,7 @@ from trainer.staging.remote.cli import add_commands as add_remote_commands
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed on the way) or 2 (wrong input), with one line that says why."""
     options = _parser().parse_args(arguments)
+    raise_descriptor_limit()
     if os.getpid() == 1:  # in a container: there a signal that nobody handles is lost, and ending would take the whole grace
         signal.signal(signal.SIGTERM, _stop)
     return exit_code(f"trainer {options.command}", lambda: _run(options), verbose=options.verbose)

@@ -24,7 +24,6 @@ from trainer.config import Placement
 from trainer.data.cache import Prefetcher
 from trainer.data.order import CanonicalOrder
 from trainer.storage.manifest import Manifest, require_manifest
-from trainer.storage.samples import read_index
 
 ROUNDS = 3
 CONNECTIONS = 4
@@ -171,7 +170,7 @@ def epoch_bytes(uri: str, manifest: Manifest, order: CanonicalOrder, rank: int, 
         for run, shard, place in order.part(0, b, rank, world_size).tolist():
             file = prefetcher.file(0, run, shard, b)
             if shard not in indexes:
-                indexes[shard] = read_index(file.folder, file.shard)
+                indexes[shard] = file.read_index()
             used += int(indexes[shard].sizes[place].sum())
         prefetcher.release(b + 1)
     prefetcher.close()

@@ -127,7 +127,7 @@ def test_a_changed_shard_is_refused_when_fetched(s3_root: str, tmp_path: Path) -
     changed = bytearray(read_bytes(shard))
     changed[700] ^= 1
     write_bytes(shard, bytes(changed))
-    with pytest.raises(RunError, match=r"shard-000-00000\.tar: checksum is not the manifest's"):
+    with pytest.raises(RunError, match=r"shard-000-00000\.tar: sample '000000': checksum of image is wrong: the store's copy"):
         list(islice(loader(data, tmp_path).batches(0), 6))
 
 

@@ -1,13 +1,10 @@
 """Shards on this machine: in place where the root is a folder, else fetched ahead of their use into a bounded cache.
 
-The ranks of a node share one folder. A file's lock tells who uses it: whoever finds it missing fetches it under
-the exclusive lock, all who read it hold the shared one, and the last to let go removes it. Where the whole split
-fits into `placement.cache_bytes` nothing is removed, and later epochs fetch nothing.
+The ranks of a node share one folder (trainer/data/folder.py): whoever finds a file missing or damaged fetches it for all, and
+the last to let go removes it. Where the whole split fits into `placement.cache_bytes`, shards are fetched whole, nothing is
+removed before the end, and later epochs fetch nothing.
 """
 
-import contextlib
-import errno
-import fcntl
 import functools
 import itertools
 import os
@@ -17,23 +14,27 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
-
-import google_crc32c
+from typing import Protocol
+from urllib.parse import quote
 
 from trainer.config import Placement
+from trainer.data.fetch import fetch_shard
+from trainer.data.folder import join_cache
 from trainer.data.order import ShardRead
 from trainer.data.shards import ShardFile
 from trainer.errors import InputError, RunError
-from trainer.storage.base import MIN_RANGE_BYTES, join, local_path, open_store, read_bytes
+from trainer.storage.base import join, local_path
 from trainer.storage.manifest import Manifest, Shard
-from trainer.storage.samples import read_index
 
 _CONNECTIONS = 4
-_LOCK_POLL_SECONDS = 0.05
-_ABANDONED_SECONDS = 3600.0
+_MOST_CONNECTIONS = 16
+_SWEPT_AROUND = 64
+"""So many first reads of a bounded cache keep what an earlier run left of them."""
+_CLOSE_SECONDS = 10.0
+"""How long a closed loader waits for what is just being fetched: a store that is down must not hold up the exit."""
 
 
 class Order(Protocol):
@@ -57,6 +58,10 @@ class Source(Protocol):
         """No step before `step` will be asked for again."""
         ...
 
+    def heal(self, file: ShardFile) -> bool:
+        """Make a file whole that was found damaged; False where there is nothing to make it from."""
+        ...
+
     def close(self) -> None:
         """Let go of everything."""
         ...
@@ -67,7 +72,12 @@ class InPlace:
 
     def __init__(self, folder: str, shards: list[Shard]) -> None:
         self._files = [
-            ShardFile(shard=shard, path=str(local_path(join(folder, shard.name))), folder=folder, uri=join(folder, shard.name))
+            ShardFile(
+                shard=shard,
+                path=str(local_path(join(folder, shard.name))),
+                index=str(local_path(join(folder, shard.index_name))),
+                uri=join(folder, shard.name),
+            )
             for shard in shards
         ]
 
@@ -78,17 +88,31 @@ class InPlace:
     def release(self, step: int) -> None:
         """Nothing was taken."""
 
+    def heal(self, file: ShardFile) -> bool:
+        """No: these are the only bytes that there are."""
+        return False
+
     def close(self) -> None:
         """Nothing was taken."""
 
 
 @dataclass
+class _Cached:
+    """A file of the cache that this process holds: what for, by how many reads, and when it is there."""
+
+    file: ShardFile
+    rows: range | None
+    readers: int
+    ready: "Future[ShardFile]"
+
+
+@dataclass
 class _Held:
-    """One read of one epoch: its size in bytes, the last step that uses it, and what fetching it gives."""
+    """One read of one epoch: its size in bytes, the last step that uses it, and the file that it reads."""
 
     size: int
     last_step: int
-    fetched: "Future[tuple[ShardFile, BinaryIO]]"
+    cached: _Cached
 
 
 class Prefetcher:
@@ -110,24 +134,28 @@ class Prefetcher:
         placement: Placement,
         start_step: int,
     ) -> None:
-        """Begin to fetch what the steps from `start_step` on need."""
+        """Begin to fetch what the steps from `start_step` on need. Raises InputError where placement.cache_dir cannot be used."""
         self._uri, self._shards, self._order, self._rank, self._world_size = uri, shards, order, rank, world_size
-        base = Path(placement.cache_dir or Path(tempfile.gettempdir()) / f"firstsight-cache-{os.getuid()}")
-        self._folder = base / manifest.identity[:16]
         self._keep = sum(shard.size for shard in shards) <= placement.cache_bytes
         self._leave = self._keep and bool(placement.cache_dir)  # a folder that was named outlives the run
         self._budget = placement.cache_bytes // placement.processes_per_node
+        self._sizes = {_file_name(shard.name): shard.size for shard in manifest.shards}
+        base = Path(placement.cache_dir or Path(tempfile.gettempdir()) / f"firstsight-cache-{os.getuid()}")
+        self._folder = join_cache(base, manifest.identity[:16], list(self._sizes), named=bool(placement.cache_dir))
         self.fetched_bytes: Counter[int] = Counter()
         self._held: dict[tuple[int, int, int], _Held] = {}  # by (epoch, run, shard)
         self._held_bytes = 0
+        self._cached: dict[str, _Cached] = {}  # by path
         self._wanted = start_step  # the step that the consumer asks for
         self._stopped = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         # Daemons, not an executor: an exit must not wait until a store that is down has used up its retries.
-        self._queue: queue.SimpleQueue[tuple[int, ShardRead, Future[tuple[ShardFile, BinaryIO]]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, _Cached] | None] = queue.SimpleQueue()
+        self._fetchers: list[threading.Thread] = []
+        self._at_work = 0  # threads that use the folder; the last one leaves it
         for _ in range(_CONNECTIONS):
-            threading.Thread(target=self._fetch_queued, name="fetch", daemon=True).start()
+            self._start_fetcher()
         self._thread = threading.Thread(target=self._plan, args=(start_step,), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -142,31 +170,51 @@ class Prefetcher:
                 if self._stopped:
                     raise RunError(f"{self._uri}: the loader was closed")
                 self._changed.wait()
-        return held.fetched.result()[0]
+            late = not held.cached.ready.done() and not self._queue.empty()
+            if late and not self._stopped and len(self._fetchers) < _MOST_CONNECTIONS:
+                self._start_fetcher()  # the connections so far do not feed the consumer
+        return held.cached.ready.result()
 
     def release(self, step: int) -> None:
         """Let go of what no step from `step` on needs."""
         with self._changed:
-            done = [key for key, held in self._held.items() if held.last_step < step and held.fetched.done()]
-            finished = [self._held.pop(key) for key in done]
-            self._held_bytes -= sum(held.size for held in finished)
+            if self._stopped:
+                return
+            for key in [key for key, held in self._held.items() if held.last_step < step and held.cached.ready.done()]:
+                held = self._held.pop(key)
+                self._held_bytes -= held.size
+                held.cached.readers -= 1
+                if not held.cached.readers and not self._keep:
+                    self._let_go(self._cached.pop(held.cached.file.path))
             self._changed.notify_all()
-        for held in finished:
-            self._release(held.fetched, remove=not self._keep)
+
+    def heal(self, file: ShardFile) -> bool:
+        """Fetch a file of the cache again where it is damaged. Raises Corrupt where the store's is damaged too."""
+        with self._changed:
+            cached = self._cached.get(file.path)
+            if cached is None or self._stopped:
+                return False
+            self._at_work += 1
+        try:
+            self._folder.heal(file, cached.rows, lambda: fetch_shard(file, cached.rows, self._is_stopped), self._is_stopped)
+        finally:
+            self._end_work()
+        return True
 
     def close(self) -> None:
         """Stop fetching, and remove what no other rank uses (unless the folder was named and holds the whole split)."""
         with self._changed:
             self._stopped = True
+            for cached in self._cached.values():
+                if not cached.ready.done():
+                    cached.ready.set_exception(RunError(f"{self._uri}: the loader was closed"))
             self._changed.notify_all()
         self._thread.join()
-        for _ in range(_CONNECTIONS):
+        for _ in self._fetchers:
             self._queue.put(None)
-        with self._changed:  # the consumer's thread may still release what it has used
-            left, self._held = list(self._held.values()), {}
-        for held in left:
-            if not held.fetched.cancel():  # what is just being fetched lets go of itself when it ends
-                held.fetched.add_done_callback(functools.partial(self._release, remove=not self._leave))
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for fetcher in self._fetchers:
+            fetcher.join(max(0.0, deadline - time.monotonic()))
 
     def _plan(self, start_step: int) -> None:
         """The prefetcher's thread: submit every read in turn, as soon as there is room."""
@@ -176,14 +224,14 @@ class Prefetcher:
                 reads = self._order.reads(epoch, self._rank, self._world_size)
                 reads = [read for read in reads if epoch * steps + read.last_step >= start_step]
                 if epoch == start_step // steps:
-                    self._remove_stale({self._name(read) for read in reads[: len(reads) if self._keep else 64]})
+                    first = frozenset(Path(self._file(read)[0].path) for read in reads[:_SWEPT_AROUND])
+                    self._folder.sweep(self._is_whole if self._keep else first.__contains__)
                 for read in reads:
                     if not self._wait_for_room(epoch * steps + read.first_step, self._size(read), epoch):
                         return
                     with self._changed:
-                        fetched: Future[tuple[ShardFile, BinaryIO]] = Future()
-                        self._queue.put((epoch, read, fetched))
-                        self._held[epoch, read.run, read.shard] = _Held(self._size(read), epoch * steps + read.last_step, fetched)
+                        held = _Held(self._size(read), epoch * steps + read.last_step, self._submit(epoch, read))
+                        self._held[epoch, read.run, read.shard] = held
                         self._held_bytes += self._size(read)
                         self._changed.notify_all()
         except BaseException as error:
@@ -205,103 +253,78 @@ class Prefetcher:
         shard = self._shards[read.shard]
         return shard.size * (read.stop_row - read.first_row) // max(shard.num_samples, 1)
 
-    def _name(self, read: ShardRead) -> str:
+    def _file(self, read: ShardRead) -> tuple[ShardFile, range | None]:
+        """Where a read finds its shard, and which rows lie there; None: all, as of every shard that later epochs will read too."""
         shard = self._shards[read.shard]
-        whole = (read.first_row, read.stop_row) == (0, shard.num_samples)
-        return shard.name if whole else f"{shard.name}@{read.first_row}-{read.stop_row}"
+        rows = range(read.first_row, read.stop_row)
+        whole = self._keep or rows == range(shard.num_samples)
+        part = "" if whole else f"@{rows.start}-{rows.stop}"
+        tar, index = (str(self._folder.path / f"{_file_name(name)}{part}") for name in (shard.name, shard.index_name))
+        return ShardFile(shard=shard, path=tar, index=index, uri=join(self._uri, shard.name)), None if whole else rows
+
+    def _is_whole(self, tar: Path) -> bool:
+        """Whether a file of the folder has the name and size of a shard; its bytes are compared when it is taken."""
+        with suppress(OSError):
+            return tar.stat().st_size == self._sizes.get(tar.name)
+        return False
+
+    def _submit(self, epoch: int, read: ShardRead) -> _Cached:
+        """The file for a read, which a fetcher sees to unless this process holds it already. Called with the lock held."""
+        file, rows = self._file(read)
+        cached = self._cached.get(file.path)
+        if cached is None:
+            cached = self._cached[file.path] = _Cached(file, rows, 0, Future())
+            self._queue.put((epoch, cached))
+        cached.readers += 1
+        return cached
+
+    def _start_fetcher(self) -> None:
+        self._at_work += 1
+        self._fetchers.append(threading.Thread(target=self._fetch_queued, name="fetch", daemon=True))
+        self._fetchers[-1].start()
 
     def _fetch_queued(self) -> None:
         """A fetching thread."""
         while (item := self._queue.get()) is not None:
-            epoch, read, fetched = item
-            if fetched.set_running_or_notify_cancel():
-                try:
-                    fetched.set_result(self._fetch(epoch, read))
-                except BaseException as error:
-                    fetched.set_exception(error)
+            epoch, cached = item
+            error: BaseException | None = None
+            try:
+                if not self._stopped:
+                    self._folder.take(cached.file, cached.rows, functools.partial(self._fetch, epoch, cached), self._is_stopped)
+            except BaseException as raised:
+                error = raised
+            with self._changed:
+                if cached.ready.done():  # closed in between
+                    continue
+                if error is None:
+                    cached.ready.set_result(cached.file)
+                else:
+                    cached.ready.set_exception(error)
+        self._end_work()
 
-    def _fetch(self, epoch: int, read: ShardRead) -> tuple[ShardFile, BinaryIO]:
-        """The file of one read, with the lock that keeps it from being removed."""
-        shard = self._shards[read.shard]
-        path = self._folder / self._name(read)
-        file = ShardFile(shard=shard, path=str(path), folder=str(self._folder), uri=join(self._uri, shard.name))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as stack:
-                lock = stack.enter_context(open(f"{path}.lock", "wb"))
-                while True:
-                    fcntl.flock(lock, fcntl.LOCK_SH)  # waits while another rank fetches it
-                    if path.exists():
-                        stack.pop_all()  # held until the file is let go
-                        return file, lock
-                    fcntl.flock(lock, fcntl.LOCK_UN)
-                    with contextlib.suppress(BlockingIOError):
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        if not path.exists():
-                            self._download(epoch, shard, read, path)
-                        continue
-                    time.sleep(_LOCK_POLL_SECONDS)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RunError(f"{path}: the disk is full: lower placement.cache_bytes, or name another placement.cache_dir") from error
-            raise RunError(f"{path}: {error.strerror or error}") from error
+    def _fetch(self, epoch: int, cached: _Cached) -> None:
+        fetched = fetch_shard(cached.file, cached.rows, self._is_stopped)
+        with self._changed:
+            self.fetched_bytes[epoch] += fetched
 
-    def _download(self, epoch: int, shard: Shard, read: ShardRead, path: Path) -> None:
-        """Write a shard, or the rows of it that a run needs, and its index. Whole shards are checked against the manifest."""
-        index_path = self._folder / shard.index_name
-        if not index_path.exists():
-            data = read_bytes(join(self._uri, shard.index_name))
-            self.fetched_bytes[epoch] += len(data)
-            _write_whole(index_path, data)
-        start, stop = 0, shard.size
-        if path.name.removeprefix(Path(shard.name).name):
-            index = read_index(str(self._folder), shard)
-            rows = slice(read.first_row, read.stop_row)
-            start = int(index.offsets[rows].min())
-            stop = int((index.offsets[rows] + index.sizes[rows]).max())
-            short = max(MIN_RANGE_BYTES - (stop - start), 0)
-            stop = min(stop + short, shard.size)
-        uri, partial, checksum = join(self._uri, shard.name), path.with_name(f"{path.name}.{os.getpid()}.part"), 0
-        with open(partial, "wb") as stream:
-            stream.truncate(shard.size)
-            stream.seek(start)
-            for piece in open_store(uri).stream(uri, start, stop - start):
-                stream.write(piece)
-                checksum = google_crc32c.extend(checksum, piece)
-                self.fetched_bytes[epoch] += len(piece)
-                if self._stopped:
-                    raise RunError(f"{uri}: the loader was closed while it was fetched")
-        if stop - start == shard.size and checksum != shard.crc32c:
-            partial.unlink()
-            raise RunError(f"{uri}: checksum is not the manifest's: the shard was changed or is damaged")
-        os.replace(partial, path)
+    def _is_stopped(self) -> bool:
+        return self._stopped
 
-    def _release(self, fetched: "Future[tuple[ShardFile, BinaryIO]]", *, remove: bool) -> None:
-        """Drop the lock of a file, and the file where nobody else holds it."""
-        if fetched.exception() is not None:
-            return
-        file, lock = fetched.result()
-        with lock:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if remove:
-                    Path(file.path).unlink(missing_ok=True)
+    def _let_go(self, cached: _Cached) -> None:
+        if cached.ready.exception() is None:
+            self._folder.let_go(cached.file, remove=not self._keep)
 
-    def _remove_stale(self, names: set[str]) -> None:
-        """Remove what a run that was killed left behind and this one does not begin with; check the rest of it."""
-        sizes = {shard.name: shard for shard in self._shards}
-        for path in sorted(self._folder.rglob("*")):
-            name = str(path.relative_to(self._folder))
-            if path.is_dir() or path.suffix in (".lock", ".index"):
-                continue
-            if path.suffix == ".part":  # perhaps another rank is just writing it
-                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                    path.unlink(missing_ok=True)
-                continue
-            with open(f"{path}.lock", "wb") as lock, contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if name not in names or (name in sizes and _checksum(path) != sizes[name].crc32c):
-                    path.unlink()
+    def _end_work(self) -> None:
+        """A thread uses the folder no longer; the last one leaves it."""
+        with self._changed:
+            self._at_work -= 1
+            if self._at_work:
+                return
+        with suppress(InputError, RunError):  # what cannot be removed now is swept by who comes next
+            if not self._keep:
+                for cached in self._cached.values():
+                    self._let_go(cached)
+            self._folder.leave(self._is_whole if self._leave else lambda tar: False)
 
 
 def shard_source(
@@ -337,15 +360,6 @@ def check_cache(uri: str, shards: list[Shard], placement: Placement, *, runs: in
         )
 
 
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            checksum = google_crc32c.extend(checksum, piece)
-    return checksum
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+def _file_name(name: str) -> str:
+    """A shard's name as one file's, wherever it lies below the data set's folder."""
+    return quote(name, safe="")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from trainer.errors import RunError
+from trainer.staging.images import MAX_PIXELS
 
 Decoder = Literal["fast", "exact"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -54,9 +55,10 @@ def centre(pixels: NDArray[np.uint8], side: int, mode: Decoder) -> torch.Tensor:
 
 
 def decode_pixels(data: Buffer, mode: Decoder) -> NDArray[np.uint8]:
-    """All pixels of a picture as RGB: (H, W, 3)."""
+    """All pixels of a picture as RGB: (H, W, 3). Raises RunError where the bytes are no picture, or one of too many pixels."""
     if mode == "fast" and bytes(data[:2]) == b"\xff\xd8":
         try:
+            _check_size(*simplejpeg.decode_jpeg_header(data)[:2])
             pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
         except ValueError:  # CMYK, or a slip in the stream that PIL, which staging checked with, lets pass
@@ -70,6 +72,7 @@ def picture_size(data: Buffer) -> tuple[int, int]:
     if bytes(data[:2]) == b"\xff\xd8":
         with contextlib.suppress(ValueError):  # PIL, which staging checked with, may read it
             height, width = simplejpeg.decode_jpeg_header(data)[:2]
+            _check_size(height, width)
             return height, width
     with _opened(data) as image:
         return image.height, image.width
@@ -80,9 +83,16 @@ def _opened(data: Buffer) -> Iterator[Image.Image]:
     """A picture as PIL reads it; what PIL raises on bad bytes, then or when pixels are asked for, is a RunError."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.height, image.width)
             yield image
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise RunError(f"not a picture: {error}") from error
+
+
+def _check_size(height: int, width: int) -> None:
+    """Refuse what its header says is larger than staging lets in, before a pixel of it takes memory."""
+    if height * width > MAX_PIXELS:
+        raise RunError(f"a picture of {width}x{height}, at most {MAX_PIXELS // 1_000_000} megapixels are decoded")
 
 
 def crop_and_resize(

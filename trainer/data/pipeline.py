@@ -6,10 +6,11 @@ so their number changes nothing. Whatever fails travels to the consumer as the e
 """
 
 import contextlib
+import functools
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.cache import Source
-from trainer.data.shards import ShardFile
+from trainer.data.shards import DamagedFile, ShardFile
 from trainer.data.workers import Threads
 from trainer.errors import RunError
 
@@ -129,7 +130,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
         try:
             for step in itertools.count(start_step) if stop_step is None else range(start_step, stop_step):
                 epoch = step // self._order.steps_per_epoch
-                decoded = [self._workers.submit(chunk) for chunk in self._chunks(step, epoch)]
+                decoded = [functools.partial(self._whole, chunk, self._workers.submit(chunk)) for chunk in self._chunks(step, epoch)]
                 if not decoded:
                     continue
                 if not self._put(self._assembler.submit(self._finish, step, epoch, decoded)):
@@ -139,10 +140,22 @@ class Pipeline(Generic[DecodedT, BatchT]):
             last.set_exception(error)
         self._put(last)
 
-    def _finish(self, step: int, epoch: int, decoded: list[Callable[[], DecodedT]]) -> BatchT:
+    def _finish(self, step: int, epoch: int, decoded: Sequence[Callable[[], DecodedT]]) -> BatchT:
         batch = self._assemble(step, epoch, [chunk() for chunk in decoded])
         self._source.release(step + 1)
         return batch
+
+    def _whole(self, chunk: Chunk, result: Callable[[], DecodedT]) -> DecodedT:
+        """A chunk's result; where a file of the cache turns out to be damaged, it is fetched again, once."""
+        healed: set[str] = set()
+        while True:
+            try:
+                return result()
+            except DamagedFile as error:
+                if error.file.path in healed or not self._source.heal(error.file):
+                    raise
+                healed.add(error.file.path)
+                result = functools.partial(self._workers.decode_here, chunk)
 
     def _put(self, batch: Future[BatchT | None]) -> bool:
         while not self._stopped.is_set():

@@ -4,13 +4,18 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import google_crc32c
+import torch
 
-from trainer.errors import RunError
+from trainer.errors import Corrupt, RunError
+from trainer.storage.base import read_bytes
+from trainer.storage.index import ShardIndex
 from trainer.storage.manifest import Shard
-from trainer.storage.samples import read_index
+from trainer.storage.protocol import PIECE_BYTES, MissingObject
+from trainer.storage.samples import check_index, is_index_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,30 +25,62 @@ class ShardFile:
     Attributes:
         shard: as the manifest has it.
         path: of the tar; a part has the tar's size, and holes where nothing was fetched.
-        folder: where the index lies under the name that the manifest gives it.
+        index: path of its index.
         uri: of the shard in the store, for errors.
     """
 
     shard: Shard
     path: str
-    folder: str
+    index: str
     uri: str
+
+    def read_index(self) -> ShardIndex:
+        """Its index, compared with the manifest. Raises Corrupt, or MissingObject where there is none."""
+        return check_index(read_bytes(self.index), self.index, self.shard)
+
+
+class DamagedFile(Corrupt):
+    """Bytes of a shard on this machine are not those that were staged; a cache can fetch them again.
+
+    Attributes:
+        file: the shard.
+    """
+
+    def __init__(self, line: str, file: ShardFile) -> None:
+        super().__init__(line)
+        self.file = file
+
+    def __reduce__(self) -> tuple[type["DamagedFile"], tuple[str, ShardFile]]:
+        """It comes back from worker processes."""
+        return DamagedFile, (str(self), self.file)
 
 
 class ShardView:
-    """One shard, mapped."""
+    """One shard, mapped.
+
+    Attributes:
+        index: of the shard.
+        damaged: a member's checksum was wrong; the file may have been replaced since.
+    """
 
     def __init__(self, file: ShardFile) -> None:
-        """Map it. Raises RunError where the tar is shorter than the manifest says."""
-        self.index = read_index(file.folder, file.shard)
-        self._file = file
-        size = os.stat(file.path).st_size
+        """Map it. Raises DamagedFile where it is not there, is shorter than the manifest says, or has another index."""
+        try:
+            self.index = file.read_index()
+            size = os.stat(file.path).st_size
+        except FileNotFoundError as error:
+            raise DamagedFile(f"{file.uri}: missing at {file.path}, though the manifest names it", file) from error
+        except (Corrupt, MissingObject) as error:
+            raise DamagedFile(str(error), file) from error
         if size != file.shard.size:  # a mapping that is shorter than its index would kill the process when read
-            raise RunError(f"{file.uri}: {size} bytes at {file.path}, the manifest says {file.shard.size}: it was cut short or changed")
-        with open(file.path, "rb") as stream:
-            self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        # Plain lists: one sample's numbers are then looked up without NumPy's cost for each.
-        self._offsets, self._sizes, self._sums = self.index.offsets.tolist(), self.index.sizes.tolist(), self.index.crc32c.tolist()
+            line = f"{file.uri}: {size} bytes at {file.path}, the manifest says {file.shard.size}: it was cut short or changed"
+            raise DamagedFile(line, file)
+        self.damaged, self._file = False, file
+        # Python's own mmap keeps a descriptor for as long as it lives: a thousand shards would use up what a process may have.
+        mapped = torch.from_file(file.path, shared=False, size=size, dtype=torch.uint8)
+        self._bytes = mapped.numpy().data
+        # As memoryviews, one sample's numbers are looked up without NumPy's cost for each, and without a second copy as lists.
+        self._offsets, self._sizes, self._sums = self.index.offsets.data, self.index.sizes.data, self.index.crc32c.data
         self._columns = {name: column for column, name in enumerate(self.index.members)}
 
     def column(self, name: str) -> int:
@@ -56,15 +93,15 @@ class ShardView:
         """The bytes of one member of one sample, as they were staged.
 
         Raises:
-            RunError: naming shard and sample, where they are not.
+            DamagedFile: naming shard and sample, where they are not.
         """
-        start = self._offsets[row][column]
-        data = self._bytes[start : start + self._sizes[row][column]]
-        if google_crc32c.value(data) != self._sums[row][column]:
+        start = self._offsets[row, column]
+        data = bytes(self._bytes[start : start + self._sizes[row, column]])
+        if google_crc32c.value(data) != self._sums[row, column]:
+            self.damaged = True
             name = self.index.members[column]
-            raise RunError(
-                f"{self.sample(row)}: checksum of {name} is wrong: the shard (read from {self._file.path}) was changed or is damaged"
-            )
+            line = f"{self.sample(row)}: checksum of {name} is wrong: the shard (read from {self._file.path}) was changed or is damaged"
+            raise DamagedFile(line, self._file)
         return data
 
     def sample(self, row: int) -> str:
@@ -81,12 +118,55 @@ class Views:
         self._lock = threading.Lock()
 
     def view(self, file: ShardFile) -> ShardView:
-        """The view of `file`, opened at its first use."""
+        """The view of `file`, opened at its first use, and again after it was found damaged."""
         with self._lock:
             view = self._views.get(file.path)
-            if view is None:
+            if view is None or view.damaged:
+                self._views.pop(file.path, None)
+                while self._views and (len(self._views) >= self._capacity or not os.path.exists(next(iter(self._views)))):
+                    self._views.popitem(last=False)  # unmapped when its last user lets go; a removed file takes disk until then
                 view = self._views[file.path] = ShardView(file)
-                while len(self._views) > self._capacity:
-                    self._views.popitem(last=False)  # unmapped when its last user lets go
             self._views.move_to_end(file.path)
             return view
+
+
+def looks_whole(file: ShardFile) -> bool:
+    """Whether the tar has its size and the index is right: what can be told without reading the tar, whose members are compared later."""
+    try:
+        with open(file.index, "rb") as stream:
+            whole = os.path.isfile(file.path) and os.stat(file.path).st_size == file.shard.size
+            return whole and is_index_of(stream.read(), file.shard)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False
+
+
+def find_damage(file: ShardFile, rows: range | None) -> str:
+    """What is wrong with a tar (or with those rows of it) and its index, all bytes read; empty where nothing is."""
+    if not looks_whole(file):
+        return "missing, cut short, or with another index"
+    if rows is None and _file_checksum(file.path) == file.shard.crc32c:
+        return ""
+    where = _damaged_member(file, range(file.shard.num_samples) if rows is None else rows)
+    if where or rows is not None:
+        return where
+    return "checksum is not the manifest's, though every sample's is right"  # a tar header
+
+
+def _damaged_member(file: ShardFile, rows: Iterable[int]) -> str:
+    """The first member of `rows` that is not as the index says, in words; empty where all are."""
+    index = file.read_index()
+    offsets, sizes, sums = index.offsets.tolist(), index.sizes.tolist(), index.crc32c.tolist()
+    with open(file.path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for row in rows:
+            for name, start, size, checksum in zip(index.members, offsets[row], sizes[row], sums[row], strict=True):
+                if google_crc32c.value(data[start : start + size]) != checksum:
+                    return f"sample {index.keys[row]!r}: checksum of {name} is wrong"
+    return ""
+
+
+def _file_checksum(path: str) -> int:
+    checksum = 0
+    with open(path, "rb") as stream:
+        while piece := stream.read(PIECE_BYTES):
+            checksum = google_crc32c.extend(checksum, piece)
+    return checksum

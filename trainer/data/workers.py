@@ -4,6 +4,7 @@ Sent through the pool's pipe, or as tensors, each of which brings a file descrip
 interpreter busy in another thread, and every kernel that it launches would wait for that.
 """
 
+import copy
 import dataclasses
 import functools
 import mmap
@@ -47,6 +48,10 @@ class Threads(Generic[DecodedT]):
         """Begin a chunk; the result waits for it."""
         return self._pool.submit(self._decoder.decode, chunk).result
 
+    def decode_here(self, chunk: Any) -> DecodedT:
+        """Decode one chunk in this thread."""
+        return self._decoder.decode(chunk)
+
     def close(self) -> None:
         """Wait for what runs, drop what waits."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -65,7 +70,7 @@ class Processes(Threads[DecodedT]):
         self._slots, self._submitted = _mapped(file, slots, slot_bytes), 0
         context = multiprocessing.get_context("forkserver")  # a fork of a process with threads and a GPU may hang
         context.set_forkserver_preload(["trainer.data.loader"])
-        self._file = file
+        self._file, self._decoder = file, copy.copy(decoder)  # workers that start later get one that has opened nothing
         begin = functools.partial(_begin_worker, decoder, _Descriptor(file), slots, slot_bytes)
         self._pool = ProcessPoolExecutor(workers, context, begin)
 

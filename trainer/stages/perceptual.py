@@ -155,8 +155,10 @@ class TripletStage:
         if self._validation is None:
             alone = Distributed(rank=0, world_size=1, local_rank=self._dist.local_rank, device=self._dist.device)
             self._validation = self._load("val", self._chunk, alone, mirror=False)
-        yield from self._validation.all_once()
-        self._validation.close()
+        try:
+            yield from self._validation.all_once()
+        finally:
+            self._validation.close()
 
     def _load(self, split: Split, global_batch_size: int, dist: Distributed, mirror: bool) -> TripletsLoader:
         return TripletsLoader(

@@ -7,7 +7,7 @@ import hashlib
 
 import google_crc32c
 
-from trainer.errors import Corrupt
+from trainer.errors import Corrupt, InputError
 from trainer.storage.base import join, open_store, read_bytes
 from trainer.storage.index import ShardIndex, decode_index, index_checksum
 from trainer.storage.manifest import Shard
@@ -25,11 +25,28 @@ def read_index(folder: str, shard: Shard) -> ShardIndex:
     return check_index(read_bytes(uri), uri, shard)
 
 
+def is_index_of(data: bytes, shard: Shard) -> bool:
+    """Whether these are the bytes of the index that the manifest names: a flipped one is noticed without decoding any."""
+    if shard.index_sha256:
+        return hashlib.sha256(data).hexdigest() == shard.index_sha256
+    return len(data) > 4 and index_checksum(data) == shard.index_crc32c == google_crc32c.value(data[:-4])
+
+
 def check_index(data: bytes, uri: str, shard: Shard) -> ShardIndex:
-    """The index that `data` is, where it is the very one that the manifest names; errors as of `read_index`."""
-    if shard.index_sha256 and hashlib.sha256(data).hexdigest() != shard.index_sha256:
+    """The index of `shard` from its bytes, compared with the manifest before any of them is believed; `uri` names it in errors.
+
+    Raises:
+        InputError: a newer format.
+        Corrupt: changed, cut short, or of another tar.
+    """
+    if shard.index_sha256 and not is_index_of(data, shard):
         raise Corrupt(f"{uri}: not the index that the manifest names: its checksum is another; it was cut short or changed")
-    index = decode_index(data, uri)
+    try:
+        index = decode_index(data, uri)
+    except InputError as error:
+        if is_index_of(data, shard):
+            raise
+        raise Corrupt(f"{uri}: not the index that the manifest names: it was changed or is damaged") from error
     if (index.shard, index.shard_size, index.shard_crc32c) != (shard.name, shard.size, shard.crc32c):
         raise Corrupt(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
     if index_checksum(data) != shard.index_crc32c or index.num_samples != shard.num_samples:

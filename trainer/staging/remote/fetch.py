@@ -18,8 +18,8 @@ from itertools import islice
 from trainer.bounds import Budget
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
-from trainer.staging.plans import Plan, slices_to_make
 from trainer.staging.images import shared_budget, use_budget
+from trainer.staging.plans import Plan, slices_to_make
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
