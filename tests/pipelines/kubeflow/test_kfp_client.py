@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.kubeflow.client import Endpoint, Kubeflow, NotThere
+from pipelines.kubeflow.nodes import steps
 from pipelines.kubeflow.upload import register
+from tests.pipelines.kubeflow.argo import RUNNING, SUCCEEDED
 from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
 from tests.servers import make_certificates
 from trainer.errors import InputError, RunError
@@ -165,7 +167,7 @@ def test_a_server_of_many_namespaces_wants_one_named_and_refuses_others(server: 
 
 def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
     """400, with the server's words, exit code 2."""
-    with pytest.raises(InputError, match="unknown parameter batch_size"):
+    with pytest.raises(InputError, match="not required by pipeline"):
         start(connect(server), batch_size=1)
     with pytest.raises(InputError, match="nodes has the wrong type"):
         start(connect(server), nodes=2)
@@ -218,18 +220,51 @@ def test_kfps_own_client_takes_the_small_server_for_a_real_one(server: KubeflowS
 
     assert ended.state == "SUCCEEDED"
     assert ended.run_details.task_details[-1].outputs is None
+
+    server.outcome = lambda pod: RUNNING if pod.step == "contrastive" else SUCCEEDED
+    run = client.run_pipeline(
+        experiment.experiment_id, "by hand again", pipeline_id=pipeline, version_id=version.pipeline_version_id, params=PARAMETERS
+    )
+    while server.runs[run.run_id].looks < 30:
+        client.get_run(run.run_id)
     client.terminate_run(run.run_id)
     assert client.get_run(run.run_id).state == "CANCELING"
     assert client.wait_for_run_completion(run.run_id, timeout=60, sleep_duration=0).state == "FAILED"
 
 
-def test_a_log_is_read_line_by_line_or_not_at_all(server: KubeflowServer):
-    """An endpoint that does not give logs is no error."""
-    client = connect(server)
-    server.logs["pod-1"] = "one\ntwo\nthree"
+def test_a_log_is_given_for_an_ended_step_and_by_the_ui_for_a_running_one(server: KubeflowServer):
+    """The archive's route answers 200 and an error in JSON for whatever it does not have."""
+    server.logs["links"] = "hello\n"
+    server.outcome = lambda pod: RUNNING if pod.step == "links" else SUCCEEDED
+    client, run = connect(server), _started(server)
+    (step,) = steps(client.run(run).run_details.task_details)
+    assert (client.ended_log(run, step.node), client.running_log(run, step.pod)) == (None, "hello\n")
 
-    assert list(client.log("run", "pod-1")) == ["one", "two", "three"]
-    assert list(client.log("run", "pod-2")) == []
+    server.runs[run].outcome = lambda pod: SUCCEEDED
+    client.run(run)
+    assert client.ended_log(run, step.node) == "hello\n"
+    assert client.ended_log(run, "nosuch") is None
+    assert client.running_log(run, "nosuch") is None
+    server.is_ui = False
+    assert client.running_log(run, step.pod) is None
+
+
+def test_a_version_that_is_missing_is_named_though_the_server_says_500(server: KubeflowServer):
+    """Waiting does not bring it back."""
+    client = connect(server)
+    pipeline, _, _ = register(client, "firstsight", "a/pipelines:1")
+    with pytest.raises(NotThere, match="pipeline version"):
+        client.start("demo-1", experiment=client.experiment("demo"), pipeline=pipeline, version="0000", parameters={})
+
+
+def _started(server: KubeflowServer) -> str:
+    """A run whose first step is running."""
+    client = connect(server)
+    pipeline, version, _ = register(client, "firstsight", "a/pipelines:1")
+    run = client.start("demo-1", experiment=client.experiment("demo"), pipeline=pipeline, version=version, parameters={})
+    while not steps(client.run(run).run_details.task_details):
+        pass
+    return run
 
 
 def test_two_clients_at_once_make_one_pipeline(server: KubeflowServer):
