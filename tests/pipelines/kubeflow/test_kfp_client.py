@@ -9,6 +9,7 @@ import pytest
 from pipelines.kubeflow.client import Endpoint, Kubeflow, NotThere
 from pipelines.kubeflow.nodes import steps
 from pipelines.kubeflow.upload import register
+from tests.pipelines.kubeflow import recordings
 from tests.pipelines.kubeflow.argo import RUNNING, SUCCEEDED
 from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
 from tests.servers import make_certificates
@@ -169,14 +170,14 @@ def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
     """400, with the server's words, exit code 2."""
     with pytest.raises(InputError, match="not required by pipeline"):
         start(connect(server), batch_size=1)
-    with pytest.raises(InputError, match="nodes has the wrong type"):
+    with pytest.raises(InputError, match="requires type bool"):
         start(connect(server), nodes=2)
     assert server.runs == {}
 
 
 def test_a_missing_run_is_not_waited_for(server: KubeflowServer):
     """404."""
-    with pytest.raises(NotThere, match="Run 0 not found"):
+    with pytest.raises(NotThere, match=r"has no run 0: .* not found"):
         connect(server).run("0")
 
 
@@ -276,3 +277,27 @@ def test_two_clients_at_once_make_one_pipeline(server: KubeflowServer):
         thread.join()
 
     assert (len(server.pipelines), len(server.versions)) == (1, 1)
+
+
+RECORDED_REFUSALS = sorted(
+    str(path.relative_to(recordings.FOLDER))
+    for folder in ("pipelines", "experiments", "runs")
+    for path in (recordings.FOLDER / folder).glob("*.http")
+    if recordings.answer(str(path.relative_to(recordings.FOLDER))).status >= 400
+)
+
+
+@pytest.mark.parametrize("recording", RECORDED_REFUSALS)
+def test_every_recorded_refusal_is_one_line_with_the_right_exit_code(server: KubeflowServer, recording: str):
+    """Only what may pass is tried again, and is exit code 1 in the end."""
+    refused = recordings.answer(recording)
+    server.faults.answers = {"GET .*/runs/": [(refused.status, refused.body.decode())] * 50}
+    client = Kubeflow(Endpoint(host=server.url), retry_seconds=0.3)
+
+    with pytest.raises((InputError, RunError)) as raised:
+        client.run("some-run")
+
+    passes = recording == "runs/retry-of-big-failed.http" or refused.status == 409  # 409: what was to be made is there
+    assert raised.value.exit_code == (1 if passes else 2)
+    assert "\n" not in str(raised.value)
+    assert len(server.requests) == 1 or recording == "runs/retry-of-big-failed.http"
