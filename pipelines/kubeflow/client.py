@@ -129,17 +129,19 @@ class Kubeflow:
         get = self._pipelines.pipeline_service_get_pipeline_by_name
         return str(self._ask(f"pipeline {name!r}", get, name, **self._in_namespace()).pipeline_id)
 
-    def find_version(self, pipeline: str, name: str) -> str:
-        """The id of one version of a pipeline; empty where there is none of this name."""
-        return next((str(version.pipeline_version_id) for version in self._versions(pipeline) if version.display_name == name), "")
+    def find_version(self, pipeline: str, content: str) -> tuple[str, str]:
+        """Id and name of the version of a pipeline whose name ends with its content's hash; both empty where there is none."""
+        found = (version for version in self._versions(pipeline) if str(version.display_name).endswith(content))
+        return next(((str(version.pipeline_version_id), str(version.display_name)) for version in found), ("", ""))
 
-    def upload(self, name: str, version: str, package: Path) -> tuple[str, str]:
-        """Put a version there, unless it is there; ids of pipeline and version. Safe to repeat, also by two at once.
+    def upload(self, name: str, version: str, package: Path, content: str) -> tuple[str, str, str]:
+        """Put a version there, unless its content is there; ids of pipeline and version, and the version's name. Safe to repeat.
 
         Args:
             name: the pipeline's; made where there is none.
-            version: the version's; two of one name hold the same.
+            version: the version's, where it is new.
             package: the YAML file.
+            content: its hash, with which `version` ends.
         """
         try:
             pipeline = self.find_pipeline(name)
@@ -148,10 +150,10 @@ class Kubeflow:
             body = self._api.V2beta1Pipeline(display_name=name, name=name, namespace=self.endpoint.namespace or None)
             self._make(f"pipeline {name!r}", lambda: self._ask(f"pipeline {name!r}", created, body))
             pipeline = self.find_pipeline(name)
-        if not self.find_version(pipeline, version):
+        if not self.find_version(pipeline, content)[0]:
             put, what = self._uploads.upload_pipeline_version, f"version {version!r} of pipeline {name!r}"
             self._make(what, lambda: self._ask(what, put, str(package), name=version, display_name=version, pipelineid=pipeline))
-        return pipeline, self.find_version(pipeline, version)
+        return pipeline, *self.find_version(pipeline, content)
 
     def newest_image(self, name: str) -> str:
         """The image of the newest version of a pipeline: of an installed chart, the one that this cluster can pull.

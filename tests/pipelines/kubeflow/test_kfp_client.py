@@ -1,11 +1,13 @@
 """What firstsight asks of Kubeflow, held against a small server with the real one's manners."""
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.kubeflow import upload
 from pipelines.kubeflow.client import Endpoint, Kubeflow, NotThere
 from pipelines.kubeflow.nodes import steps
 from pipelines.kubeflow.upload import register
@@ -51,6 +53,16 @@ def test_an_upload_is_safe_to_repeat_and_named_by_its_content(server: KubeflowSe
     image = server.versions[first[1]]["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]["exec-plan"]["container"]["image"]
     assert image == "a/pipelines:1"
     assert client.newest_image("firstsight") in ("a/pipelines:1", "a/pipelines:2")
+
+
+def test_a_version_is_named_for_people_and_known_by_its_content(server: KubeflowServer, monkeypatch: pytest.MonkeyPatch):
+    """Release, date, hash; the same content is found again on another day and under another release."""
+    monkeypatch.setattr(upload.time, "gmtime", lambda: (2026, 11, 30, 0, 0, 0, 0, 334, 0))
+    first = register(connect(server), "firstsight", "a/pipelines:1", "0.1.0")
+    monkeypatch.setattr(upload.time, "gmtime", lambda: (2026, 12, 1, 0, 0, 0, 0, 335, 0))
+
+    assert re.fullmatch(r"0\.1\.0-2026-11-30-sha-[0-9a-f]{12}", first[2])
+    assert register(connect(server), "firstsight", "a/pipelines:1", "0.2.0") == first
 
 
 def test_uploads_that_race_or_lose_their_answer_make_one_version(server: KubeflowServer):
