@@ -262,10 +262,8 @@ class Placement:
     def __post_init__(self) -> None:
         """Check ranges."""
         _at_least(1, "placement", self, "nodes", "processes_per_node", "keep_last", "log_every_steps")
-        _at_least(
-            0, "placement", self, "threads", "cache_bytes", "checkpoint_every_steps", "checkpoint_every_epochs", "attempt",
-            "max_restarts", "max_nonfinite_steps",
-        )  # fmt: skip
+        _at_least(0, "placement", self, "threads", "cache_bytes", "checkpoint_every_steps", "checkpoint_every_epochs")
+        _at_least(0, "placement", self, "attempt", "max_restarts", "max_nonfinite_steps")
         for name in ("local_batch_size", "loader_workers"):
             value = getattr(self, name)
             require(f"placement.{name}", value, "auto or >= 0", value == "auto" or value >= 0)
@@ -307,7 +305,9 @@ class DataConfig:
     """A sealed data set: its place may change, its identity may not."""
 
     uri: str = placement("", "Folder that holds manifest.json.")
-    identity: str = recipe("", "ours", "Plan id and shard checksums, from the manifest.")
+    identity: str = recipe("", "ours", "What the manifest says of all that is read; in format 1 of plan id and shards.")
+    manifest_sha256: str = placement("", "SHA-256 of a manifest.json of format 1, as on first use; its identity does not cover all of it.")
+    evaluation_sha256: tuple[str, ...] = placement((), "The same of each evaluation set that was staged with it, in their order.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ from safetensors.numpy import load
 from trainer.config import StartConfig, StartKind
 from trainer.errors import Corrupt, InputError
 from trainer.storage import join, read_bytes
+from trainer.storage.base import MissingObject
+from trainer.storage.checked import forget
 from trainer.storage.committed import Committed, read_committed
 from trainer.storage.recipes import what_differs
 
@@ -57,18 +59,19 @@ def check_start(start: StartConfig) -> Committed | None:
 
     Raises:
         InputError: no seal, another recipe's, or a whole model asked of a tower.
+        Corrupt: the seal is damaged; the stage that must be run again is named.
     """
     if start.kind == "random" or start.uri.endswith(".safetensors"):
         return None
     try:
         seal = read_committed(start.uri)
     except Corrupt as error:
-        raise InputError(f"start.uri {error}") from error
+        raise Corrupt(f"start.uri {error}; {_remedy(start)}") from error
     if seal is None:
-        raise InputError(f"start.uri {start.uri}: no COMMITTED.json, so there is no finished model here")
+        raise InputError(f"start.uri {start.uri}: no COMMITTED.json, so there is no finished model here; {_remedy(start)}")
     known = (seal.recipe_hash, seal.facts.get("vision_sha256"), seal.facts.get("weights_sha256"))
     if start.recipe_hash not in known:
-        differing = what_differs(start.uri.rstrip("/").rpartition("/")[0], seal.recipe_hash, start.recipe_hash)
+        differing = what_differs(_stage_folder(start), seal.recipe_hash, start.recipe_hash)
         raise InputError(f"start.recipe_hash must be that of {start.uri}{differing}")
     file = _weights_file(start.kind, seal)
     if file not in seal.files:
@@ -88,19 +91,17 @@ def read_start(start: StartConfig) -> tuple[Weights, str]:
 
     Raises:
         InputError: anything that is not exactly what was planned.
+        Corrupt: the model is damaged; the stage that must be run again is named, and will see that it is not whole.
     """
     seal = check_start(start)
     if seal is None:
         state, digest = _read_bare(start)
     else:
-        file = _weights_file(start.kind, seal)
-        state = _parse(join(start.uri, file), seal.files[file]["sha256"])
-        digest = weights_sha256(state)
-        fact = "vision_sha256" if file == TOWER_FILE else "weights_sha256"
-        if digest != seal.facts.get(fact):
-            raise InputError(
-                f"{join(start.uri, file)}: hash of the weights is {digest[:12]}, COMMITTED.json says {fact} {seal.facts.get(fact)}"
-            )
+        try:
+            state, digest = _read_sealed(start, seal)
+        except (MissingObject, Corrupt) as error:
+            forget(_stage_folder(start))
+            raise Corrupt(f"{error}; {_remedy(start)}") from error
     if start.kind == "model":
         return state, digest
     if any(name.startswith(VISION_PREFIX) for name in state):
@@ -136,17 +137,39 @@ def _weights_file(kind: StartKind, seal: Committed) -> str:
     return TOWER_FILE if kind != "model" and TOWER_FILE in seal.files else MODEL_FILE
 
 
+def _stage_folder(start: StartConfig) -> str:
+    return start.uri.rstrip("/").rpartition("/")[0]
+
+
+def _remedy(start: StartConfig) -> str:
+    return f"run the stage in {_stage_folder(start)} again (a run of its experiment does), then this one"
+
+
+def _read_sealed(start: StartConfig, seal: Committed) -> tuple[Weights, str]:
+    file = _weights_file(start.kind, seal)
+    uri, data = join(start.uri, file), read_bytes(join(start.uri, file))
+    if hashlib.sha256(data).hexdigest() != seal.files[file]["sha256"]:
+        raise Corrupt(f"{uri}: its SHA-256 is not the one in COMMITTED.json")
+    state = _parse(uri, data)
+    digest = weights_sha256(state)
+    fact = "vision_sha256" if file == TOWER_FILE else "weights_sha256"
+    if digest != seal.facts.get(fact):
+        raise Corrupt(f"{uri}: hash of the weights is {digest[:12]}, COMMITTED.json says {fact} {seal.facts.get(fact)}")
+    return state, digest
+
+
 def _read_bare(start: StartConfig) -> tuple[Weights, str]:
     """A `.safetensors` file without a seal: the hash in the configuration is its bytes' SHA-256."""
-    state = _parse(start.uri, start.recipe_hash)
+    data = read_bytes(start.uri)
+    found = hashlib.sha256(data).hexdigest()
+    if found != start.recipe_hash:
+        planned = start.recipe_hash[:12]
+        raise InputError(f"{start.uri}: SHA-256 is {found[:12]}, planned was {planned}: the file was changed or cut short")
+    state = _parse(start.uri, data)
     return state, weights_sha256(state)
 
 
-def _parse(uri: str, sha256: str) -> Weights:
-    data = read_bytes(uri)
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise InputError(f"{uri}: SHA-256 is {found[:12]}, planned was {sha256[:12]}: the file was changed or cut short")
+def _parse(uri: str, data: bytes) -> Weights:
     try:
         return load(data)
     except SafetensorError as error:

@@ -14,6 +14,8 @@ from trainer.errors import RunError
 
 PROGRESS_VARIABLE = "FIRSTSIGHT_PROGRESS"
 STOP_VARIABLE = "FIRSTSIGHT_STOP"
+STOP_AT_ONCE = "at once"
+"""Content of the stop marker where jobs must not save either: the experiment is another run's by now."""
 
 
 def progress(step: str, done: int, total: int, unit: str, **figures: float | str) -> None:
@@ -59,3 +61,10 @@ def check_stop() -> None:
     path = os.environ.get(STOP_VARIABLE)
     if path and os.path.exists(path):
         raise RunError("stopped on request; run the same command again to go on")
+
+
+def must_stop_at_once() -> bool:
+    """Whether the parent has asked its steps to stop, and their jobs not to save."""
+    with suppress(OSError), open(os.environ.get(STOP_VARIABLE, "")) as marker:
+        return marker.read() == STOP_AT_ONCE
+    return False

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from pipelines.jobs.base import JobSpec, LineSink, Outcome, placement_arguments
+from trainer.progress import must_stop_at_once
 
 COMMAND = (sys.executable, "-m", "trainer")
 GRACE_SECONDS = 30.0
@@ -78,13 +79,13 @@ class LocalJob:
         return Outcome(exit_code=2 if code == 2 else 1, line=self._last_line or f"ended with exit code {code} and said nothing")
 
     def cancel(self) -> None:
-        """SIGTERM, the grace in which a trainer saves, then SIGKILL for the whole group."""
-        if self._process.poll() is None:
+        """SIGTERM, the grace in which a trainer saves, then SIGKILL for the whole group; SIGKILL alone where it must not save."""
+        if self._process.poll() is None and not must_stop_at_once():
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
             end = time.monotonic() + self._grace_seconds
             with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not want to wait
-                while self._process.poll() is None and time.monotonic() < end:
+                while self._process.poll() is None and time.monotonic() < end and not must_stop_at_once():
                     time.sleep(0.05)
         self._signal(signal.SIGKILL)
         self._process.wait()

@@ -1,53 +1,76 @@
 """One run an experiment: a second one on the same experiment is refused, naming the first one's process.
 
-On a file root the lock is a flock in the experiment's folder, gone with its process however that ends. On
-S3, which has no lock, the same flock in the machine's temporary folder keeps this machine's runs apart, and
-a heartbeat object those of others. A second flock is held by every job, so that a run which follows a
-killed one begins when the killed one's jobs are gone.
+On a file root the lock is a flock in the experiment's folder, gone with its process however that ends. On S3, and on file systems
+without flock, it is a lease (pipelines/jobs/lease.py); flocks in this machine's temporary folder then tell at once that its holder
+was killed here. A second flock is held by every job, so that a run which follows a killed one begins when the killed one's jobs
+are gone. A thread keeps the lock; a run that has lost it is told, and must end.
 """
 
 import contextlib
+import errno
 import fcntl
+import getpass
 import json
 import os
+import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
-from trainer.config import canonical_hash
+from pipelines.jobs import lease
+from pipelines.jobs.lease import Holder, Lease, Lost, Taken, parse_holder
 from trainer.errors import InputError, RunError
-from trainer.storage import join, open_store, read_json, write_json
-from trainer.storage.base import MissingObject, local_path
+from trainer.storage import join
+from trainer.storage.base import local_path
 
-HEARTBEAT_SECONDS = 20.0
-STALE_SECONDS = 120.0
 JOBS_VARIABLE = "FIRSTSIGHT_JOBS_LOCK"
 JOBS_WAIT_SECONDS = 60.0
+_RUN, _JOBS, _PREFIX = "run.lock", "jobs.lock", "firstsight-lock-"
+_UNUSED_SECONDS = 3600.0
+
+
+class Held:
+    """The lock of an experiment, held by this process.
+
+    Attributes:
+        jobs: path of the flock that this run's jobs share.
+    """
+
+    def __init__(self, jobs: Path) -> None:
+        self.jobs = jobs
+        self._why = ""
+
+    def lost(self) -> str:
+        """Why the lock is lost; empty while it is held. A run that has lost it must write nothing more."""
+        return self._why
+
+
+class _Lock(Protocol):
+    def beat(self) -> None: ...
 
 
 @contextlib.contextmanager
-def exclusive(experiment_uri: str) -> Iterator[Path]:
-    """Hold the experiment for this process; yields the path of the flock for its jobs.
+def exclusive(experiment_uri: str) -> Iterator[Held]:
+    """Hold the experiment for this process.
 
     Raises:
-        InputError: another run holds it.
-        RunError: jobs of a killed run do not end.
+        InputError: another run holds it, or may hold it.
+        RunError: jobs of a killed run do not end, or the store failed.
     """
-    folder = _lock_folder(experiment_uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-    with (folder / "run.lock").open("a+") as stream:
-        _lock_or_refuse(stream, experiment_uri)
-        stream.truncate(0)
-        stream.write(json.dumps(me))
-        stream.flush()
-        _wait_for_jobs(folder / "jobs.lock")
-        with contextlib.nullcontext() if local_path(experiment_uri) else _heartbeat(experiment_uri, me):
-            yield folder / "jobs.lock"
+    folder = local_path(experiment_uri)
+    with contextlib.ExitStack() as stack:
+        taken: tuple[Held, _Lock] | None = None
+        if folder is not None:
+            with contextlib.suppress(_NoFlock):
+                taken = stack.enter_context(_flocked(folder, experiment_uri))
+        held, lock = taken or stack.enter_context(_leased(experiment_uri))
+        stack.enter_context(_beating(held, lock))
+        yield held
 
 
 @contextlib.contextmanager
@@ -57,66 +80,263 @@ def job_lock() -> Iterator[tuple[int, ...]]:
     if not path:
         yield ()
         return
-    with open(path, "a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_SH)
+    with _open(Path(path)) as stream:
+        with contextlib.suppress(_NoFlock):
+            _flock(stream, fcntl.LOCK_SH)
         yield (stream.fileno(),)
 
 
-def _lock_folder(experiment_uri: str) -> Path:
-    path = local_path(experiment_uri)
-    return path or Path(tempfile.gettempdir()) / f"firstsight-{os.getuid()}" / canonical_hash(experiment_uri)[:16]
-
-
-def _lock_or_refuse(stream: Any, experiment_uri: str) -> None:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.seek(0)
-        text = stream.read()
-        raise InputError(_refusal(experiment_uri, json.loads(text) if text else {})) from None
-
-
-def _refusal(experiment_uri: str, holder: dict[str, Any]) -> str:
-    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, started {holder.get('started', '?')}"
-    return f"{experiment_uri} is being run by {who}: wait for it, or give EXPERIMENT another name"
-
-
-def _wait_for_jobs(path: Path) -> None:
-    """Until no job of an earlier run holds the flock."""
-    end = time.monotonic() + JOBS_WAIT_SECONDS
-    with path.open("a") as stream:
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            if time.monotonic() > end:
-                raise RunError(f"{path}: jobs of a run that was killed still go on after {JOBS_WAIT_SECONDS:.0f} s: end them first")
-            time.sleep(0.2)
-
-
 @contextlib.contextmanager
-def _heartbeat(experiment_uri: str, me: dict[str, Any]) -> Iterator[None]:
-    uri = join(experiment_uri, "run.lock")
-    try:
-        holder = read_json(uri)
-    except MissingObject:
-        holder = {}
-    # Of this machine none can be alive: the flock would have told.
-    if holder and holder.get("host") != me["host"] and time.time() - float(holder.get("time", 0)) < STALE_SECONDS:
-        raise InputError(_refusal(experiment_uri, holder))
-    write_json(uri, {**me, "time": time.time()})
+def _beating(held: Held, lock: _Lock) -> Iterator[None]:
+    """Keep the lock by heartbeats of a thread that nothing but the loss of the lock ends."""
     ended = threading.Event()
 
-    def send_heartbeats() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(RunError):  # a store that is down for a while is the steps' to report
-                write_json(uri, {**me, "time": time.time()})
+    def keep() -> None:
+        pause = lease.HEARTBEAT_SECONDS
+        while not ended.wait(pause):
+            pause = lease.HEARTBEAT_SECONDS
+            try:
+                lock.beat()
+            except Lost as error:
+                held._why = str(error)
+                return
+            except Exception:  # a store that is down, or refuses: the steps report it where it matters
+                pause /= 4
 
-    thread = threading.Thread(target=send_heartbeats, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=keep, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        open_store(uri).delete(uri)
+
+
+# ------------------------------------------------------------------------------------------------ in the store
+
+
+@contextlib.contextmanager
+def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
+    with _liveness() as (folder, facts):
+        kept = Lease(
+            join(experiment_uri, _RUN),
+            facts,
+            ended=_has_ended,
+            refusal=lambda holder: _refusal(experiment_uri, holder),
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+        kept.take()
+        held = Held(folder / _JOBS)
+        try:
+            kept.impatient()
+            yield held, kept
+        finally:
+            # Where jobs go on or the store is down, the lock stays, and the folder tells this machine that the run has ended.
+            with contextlib.suppress(InputError, RunError):
+                _wait_for_jobs(folder / _JOBS)
+                if not held.lost():
+                    kept.release()
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder of this machine whose flocks tell others here that this process and its jobs live; what the lock says of it."""
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    folder.chmod(0o755)  # other users look
+    facts = _facts()
+    with _open(folder / _RUN) as stream:
+        _open(folder / _JOBS).close()
+        status = os.fstat(stream.fileno())
+        with contextlib.suppress(_NoFlock):
+            _flock(stream, fcntl.LOCK_EX)
+            facts |= {"boot": _boot_id(), "folder": str(folder), "file": [status.st_dev, status.st_ino]}
+        try:
+            yield folder, facts
+        except Taken:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _has_ended(holder: Holder) -> bool:
+    """Whether the holder ran on this machine and has ended, its jobs too: they are waited for. False where that is not known.
+
+    Raises:
+        RunError: its process has ended, but its jobs do not.
+    """
+    boot, folder = _boot_id(), holder.get("folder")
+    if not boot or holder.get("boot") != boot or not isinstance(folder, str):
+        return False
+    try:
+        with open(os.open(Path(folder) / _RUN, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if [status.st_dev, status.st_ino] != holder.get("file") or not _flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                return False  # another file of this name (a container's own folder), or alive
+    except (OSError, ValueError, _NoFlock):
+        return False
+    _wait_for_jobs(Path(folder) / _JOBS)
+    return True
+
+
+def _sweep() -> None:
+    """Remove what killed runs of this user left in the temporary folder."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, InputError, _NoFlock):
+            status = folder.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _UNUSED_SECONDS and not _in_use(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_use(folder: Path) -> bool:
+    return not all(_is_free(folder / name) for name in (_RUN, _JOBS))
+
+
+def _boot_id() -> str:
+    """Of the running kernel: the same in all its containers, and in no other machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+# --------------------------------------------------------------------------------------------------- on files
+
+
+class _NoFlock(Exception):
+    """The file system has no flock."""
+
+
+@contextlib.contextmanager
+def _flocked(folder: Path, experiment_uri: str) -> Iterator[tuple[Held, "_FileLock"]]:
+    with contextlib.ExitStack() as stack:
+        lock = _FileLock(folder, experiment_uri, stack)
+        lock.take()
+        _wait_for_jobs(folder / _JOBS)
+        try:
+            yield Held(folder / _JOBS), lock
+        finally:
+            lock.clear()
+
+
+class _FileLock:
+    """The flock on run.lock in an experiment's folder. Its beat finds out whether that file was deleted or replaced."""
+
+    def __init__(self, folder: Path, experiment_uri: str, stack: contextlib.ExitStack) -> None:
+        self._folder, self._uri, self._stack = folder, experiment_uri, stack
+        self._stream: BinaryIO | None = None
+
+    def take(self) -> None:
+        """Take the flock on the file that lies there now."""
+        path = self._folder / _RUN
+        while self._stream is None or not _is_same(self._stream, path):
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except PermissionError as error:
+                raise InputError(f"{self._uri}: permission denied ({error.filename}): check who owns the folder") from error
+            with contextlib.ExitStack() as opened:
+                stream = opened.enter_context(_open(path))
+                try:
+                    taken = _flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except _NoFlock:
+                    if _is_same(stream, path) and not path.stat().st_size:
+                        path.unlink()  # made just now; a lease has content
+                    raise
+                if not taken:
+                    raise Taken(_refusal(self._uri, parse_holder(stream.read(1 << 16))))
+                if not stream.writable():
+                    raise InputError(f"{path}: permission denied: it belongs to another user; remove it, or let this user write it")
+                self._stream = stream
+                self._stack.push(opened.pop_all())
+        self._stream.seek(0)
+        self._stream.truncate()
+        self._stream.write(json.dumps(_facts()).encode())
+        self._stream.flush()
+
+    def beat(self) -> None:
+        """Take it again where the file was deleted; Lost where another process was faster."""
+        try:
+            if self._stream is None or not _is_same(self._stream, self._folder / _RUN):
+                self.take()
+        except Taken as error:
+            raise Lost(str(error)) from error
+
+    def clear(self) -> None:
+        """Remove the files, which nobody else holds: whoever opened them meanwhile sees that they are gone."""
+        with contextlib.suppress(OSError, _NoFlock):
+            if self._stream is not None and _is_same(self._stream, self._folder / _RUN) and _is_free(self._folder / _JOBS):
+                (self._folder / _JOBS).unlink(missing_ok=True)
+                (self._folder / _RUN).unlink()
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file, made where there is none, for reading and writing; for reading alone where another user's does not allow more."""
+    for _ in range(3):
+        try:
+            return open(os.open(path, os.O_RDWR | os.O_CLOEXEC), "r+b")
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):  # another process made it meanwhile
+                stream = open(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o666), "r+b")
+                os.fchmod(stream.fileno(), 0o666)  # where several users share a folder
+                return stream
+        except PermissionError:
+            break
+    try:
+        return open(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
+    except PermissionError as error:
+        raise InputError(f"{path}: permission denied: it belongs to another user; remove it, or let this user write it") from error
+
+
+def _flock(stream: BinaryIO, kind: int) -> bool:
+    """Take the flock; False where another process has it. Raises _NoFlock."""
+    try:
+        fcntl.flock(stream, kind)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise _NoFlock from error
+        raise
+    return True
+
+
+def _is_same(stream: BinaryIO, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    return False
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds the flock, or there is no such file."""
+    if not path.exists():
+        return True
+    with _open(path) as stream:
+        return _flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _wait_for_jobs(path: Path) -> None:
+    """Until no job of an earlier run holds the flock."""
+    end = time.monotonic() + JOBS_WAIT_SECONDS
+    with contextlib.suppress(_NoFlock):
+        while not _is_free(path):
+            if time.monotonic() > end:
+                raise RunError(f"{path}: jobs of a run that was killed still go on after {JOBS_WAIT_SECONDS:.0f} s: end them first")
+            time.sleep(0.2)
+
+
+# ------------------------------------------------------------------------------------------------- for people
+
+
+def _facts() -> dict[str, Any]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a number without a name
+        user = str(os.getuid())
+    return {"pid": os.getpid(), "host": socket.gethostname(), "user": user, "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def _refusal(experiment_uri: str, holder: Holder) -> str:
+    told = {name: "".join(filter(str.isprintable, str(holder.get(name, "?"))))[:64] for name in ("pid", "host", "user", "started")}
+    who = f"process {told['pid']} on {told['host']} (user {told['user']}), started {told['started']}"
+    who = who if holder else "a process that its damaged lock does not name"
+    return f"{experiment_uri} is being run by {who}: wait for it, or give EXPERIMENT another name"

@@ -13,8 +13,7 @@ from pipelines.jobs.stuck import Clock, find_stuck
 from pipelines.jobs.view import View, container_status, terminations
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError, RunError
-from trainer.storage import layout, read_json
-from trainer.storage.base import MissingObject
+from trainer.storage.failures import read_failure
 
 WRONG_INPUT = 2
 LAST_LINES = 5
@@ -91,11 +90,11 @@ class Monitor:
     def _recorded(self) -> Outcome | None:
         """What failure.json says, where it is the input that is wrong."""
         try:
-            value = read_json(layout.failure(self._spec.folder))
-        except (MissingObject, RunError):
+            failure = read_failure(self._spec.folder)
+        except RunError:
             return None
-        if isinstance(value, dict) and value.get("exit_code") == WRONG_INPUT:
-            return Outcome(exit_code=WRONG_INPUT, line=str(value.get("line", "")))
+        if failure is not None and failure.exit_code == WRONG_INPUT:
+            return Outcome(exit_code=WRONG_INPUT, line=failure.line)
         return None
 
     def _interrupted(self) -> Outcome | None:

@@ -1,13 +1,11 @@
 """From arms, seeds and data to cells: every stage's configuration, resolved, and where it lies.
 
-`resolve` is a pure function; `write_plan` looks at what the experiment holds already, refuses another recipe for a cell that is
-planned and other data for any, and writes each stage's config.yaml, each cell's evaluation/config.yaml and plan.json.
+`resolve` is a pure function; writing.py writes what it gives.
 """
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -20,19 +18,15 @@ from trainer.config import (
     Recipe,
     StageConfig,
     StartConfig,
-    differing_keys,
-    recipe_fields,
     recipe_hash,
 )
-from trainer.configs import dump_yaml, load_yaml, read_stored
 from trainer.errors import InputError
 from trainer.labels import named_labels
-from trainer.storage import exists, join, layout, read_bytes, read_text, write_bytes, write_json
-from trainer.storage.base import MissingObject, absolute
+from trainer.storage import exists, join, layout, read_bytes
+from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
-from trainer.storage.manifest import read_manifest
-from trainer.storage.plans import FORMAT_VERSION, NAME, Plan, read_plan, recipe_key
-from trainer.storage.recipes import shown
+from trainer.storage.manifest import as_data, read_manifest
+from trainer.storage.plans import recipe_key
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
 
@@ -82,6 +76,7 @@ class Experiment:
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
         request: URI of the stored request that asked for it.
+        readable: whether this machine can look into its store.
     """
 
     root: str
@@ -93,6 +88,7 @@ class Experiment:
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
     request: str = ""
+    readable: bool = True
 
     @property
     def uri(self) -> str:
@@ -164,48 +160,7 @@ def read_sets(text: str) -> tuple[DataConfig, ...]:
     for uri, manifest in manifests:
         if manifest is None and not exists(join(uri, "test", "nshards.txt")):
             raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt lies there")
-    return tuple(DataConfig(uri=uri, identity=manifest.identity if manifest else "") for uri, manifest in manifests)
-
-
-def write_plan(experiment: Experiment, cells: list[Cell]) -> None:
-    """Write the configurations and plan.json, beside those of the cells that earlier runs finished.
-
-    Raises:
-        InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.
-    """
-    earlier = read_plan(experiment.uri)
-    if earlier is None:
-        earlier = {"cells": [], "recipes": {}}
-    else:
-        _refuse_what_differs(experiment, cells, earlier)
-    stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
-    written = [_written(stage) for stage in stages]
-    for stage, before in zip(stages, written, strict=True):
-        if before is not None:
-            differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
-            _refuse(f"experiment {experiment.name} ({layout.config(stage.output)})", differing)
-    names = {cell.name for cell in cells}
-    kept = [entry for entry in earlier["cells"] if entry["cell"] not in names and _is_finished(entry)]
-    for stage, before in zip(stages, written, strict=True):
-        _write_config(stage, before)
-    for cell in cells:
-        _write_config(cell.evaluation, _written_evaluation(cell.evaluation))
-    entries = [*kept, *map(entry_of, cells)]
-    recipes = earlier["recipes"] | {recipe_key(recipe): recipe for recipe in (asdict(cell.recipe) for cell in cells)}
-    plan = {
-        "format_version": FORMAT_VERSION,
-        "experiment": experiment.name,
-        "root": experiment.root,
-        "request": experiment.request,
-        "recipes": {entry["recipe"]: recipes[entry["recipe"]] for entry in entries},
-        "arms": list(dict.fromkeys(entry["arm"] for entry in entries)),
-        "seeds": sorted({entry["seed"] for entry in entries}),
-        "pairs": asdict(experiment.pairs),
-        "triplets": asdict(experiment.triplets),
-        "sets": [asdict(part) for part in experiment.sets],
-        "cells": entries,
-    }
-    write_json(join(experiment.uri, NAME), plan)
+    return tuple(as_data(uri) if manifest else DataConfig(uri=uri) for uri, manifest in manifests)
 
 
 def _tower(experiment: Experiment, labels: str, name: str, seed: int) -> StageConfig:
@@ -288,75 +243,20 @@ def _evaluation(experiment: Experiment, arm: Arm, seed: int, point: str, measure
 
 def entry_of(cell: Cell) -> dict[str, Any]:
     """The cell as plan.json has it."""
+    return entry(cell.name, cell.stages(), cell.recipe, cell.arm, cell.point, cell.seed)
+
+
+def entry(name: str, stages: Sequence[StageConfig], recipe: Recipe, arm: str, point: str, seed: int) -> dict[str, Any]:
+    """A cell with these stages as plan.json has it."""
+    folders = {stage.stage: stage.output for stage in stages}
     return {
-        "cell": cell.name,
-        "arm": cell.arm,
-        "point": cell.point,
-        "seed": cell.seed,
-        "recipe": recipe_key(asdict(cell.recipe)),
-        "perceptual": cell.perceptual.output if cell.perceptual else "",
-        "contrastive": cell.contrastive.output,
-        "posthoc": cell.posthoc.output if cell.posthoc else "",
-        "evaluation": cell.evaluation.output,
-        "recipe_hashes": {stage.stage: recipe_hash(stage) for stage in cell.stages()},
-        "stage_labels": {stage.stage: {"cell": stage.cell, "arm": stage.arm, "point": stage.point} for stage in cell.stages()},
+        "cell": name,
+        "arm": arm,
+        "point": point,
+        "seed": seed,
+        "recipe": recipe_key(asdict(recipe)),
+        **{stage: folders.get(stage, "") for stage in ("perceptual", "contrastive", "posthoc")},
+        "evaluation": join((folders.get("posthoc") or folders["contrastive"]).rpartition("/")[0], "evaluation"),
+        "recipe_hashes": {stage.stage: recipe_hash(stage) for stage in stages},
+        "stage_labels": {stage.stage: {"cell": stage.cell, "arm": stage.arm, "point": stage.point} for stage in stages},
     }
-
-
-def _refuse_what_differs(experiment: Experiment, cells: list[Cell], earlier: Plan) -> None:
-    """What the experiment's plan says of its data and of these cells is what is asked for now; other cells may have other recipes."""
-    data = {"pairs": experiment.pairs.identity, "triplets": experiment.triplets.identity}
-    _refuse(f"experiment {experiment.name}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
-    planned = {entry["cell"]: entry["recipe"] for entry in earlier["cells"]}
-    for cell in cells:
-        key = planned.get(cell.name, "")
-        if key and key != recipe_key(asdict(cell.recipe)):
-            before = read_stored(Recipe, earlier["recipes"][key], join(experiment.uri, NAME))
-            old, new = {"recipe": recipe_fields(before, complete=True)}, {"recipe": recipe_fields(cell.recipe, complete=True)}
-            _refuse(f"cell {cell.name} of experiment {experiment.name}", list(differing_keys(old, new)))
-
-
-def _written(config: ConfigT) -> ConfigT | None:
-    """The configuration that lies where `config` belongs; None where there is none. What says the same is not parsed, which is slow."""
-    uri = layout.config(config.output)
-    try:
-        values = load_yaml(read_text(uri), uri)
-    except MissingObject:
-        return None
-    return config if _meaning(values) == _meaning(asdict(config)) else read_stored(type(config), values, uri)
-
-
-def _written_evaluation(config: EvaluateConfig) -> EvaluateConfig | None:
-    """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
-    try:
-        return _written(config)
-    except InputError:
-        return None
-
-
-def _write_config(config: ConfigT, before: ConfigT | None) -> None:
-    """Write config.yaml, unless the one that is there says the same.
-
-    A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
-    """
-    if before is None or _meaning(asdict(before)) != _meaning(asdict(config)):
-        write_bytes(layout.config(config.output), dump_yaml(config).encode())
-
-
-def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration is neither for people nor, as placement is, said anew by each job's arguments; as JSON has it."""
-    kept = {key: value for key, value in values.items() if key not in ("cell", "point", "request", "placement")}
-    placement = values.get("placement")
-    kept["checkpoint_every_epochs"] = placement.get("checkpoint_every_epochs", 0) if isinstance(placement, Mapping) else placement
-    return dict(json.loads(json.dumps(kept, skipkeys=True, default=str)))
-
-
-def _refuse(what: str, differing: list[str]) -> None:
-    if differing:
-        raise InputError(f"{what} was planned with another recipe or other data: {shown(differing)}: give the experiment another name")
-
-
-def _is_finished(entry: dict[str, Any]) -> bool:
-    last = "posthoc" if entry["posthoc"] else "contrastive"
-    committed = read_committed(layout.final(entry[last]))
-    return committed is not None and committed.recipe_hash == entry["recipe_hashes"][last]

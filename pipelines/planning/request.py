@@ -26,11 +26,15 @@ from pipelines.planning import parameters
 from pipelines.planning.arms import ACCEPTED, FROM, Arm, parse_arms, parse_seeds
 from pipelines.planning.parameters import items, located, number, one_line, parse, settings, text
 from trainer.config import Placement, Recipe, canonical_hash, require
-from trainer.errors import InputError
-from trainer.storage import layout, read_json, read_text, write_json
+from trainer.errors import Corrupt, InputError
+from trainer.storage import layout, read_text
 from trainer.storage.base import MissingObject, absolute, local_path
+from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 1
+"""Of the file that a person writes."""
+STORED_VERSION = 2
+"""Of a stored request; format 1 had no checksum."""
 MAX_NODES, MAX_GPUS_PER_NODE = 1024, 64
 LAUNCHERS_OWN = ("attempt",)
 """Fields of the trainer's placement that the launcher alone sets."""
@@ -254,7 +258,7 @@ def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
 def write_request(request: Request, root: str) -> str:
     """Store a resolved request under its experiment; its URI, from which `read_request` knows root and experiment."""
     uri = layout.request(layout.experiment(root, request.experiment), request.id)
-    write_json(uri, {"format_version": FORMAT_VERSION, **request.stored()})
+    write_document(uri, {"format_version": STORED_VERSION, **request.stored()})
     return uri
 
 
@@ -273,14 +277,18 @@ def read_request(uri: str) -> Request:
 
     Raises:
         InputError: there is none, or a newer firstsight wrote it.
+        Corrupt: it is not as it was written, or another request was put in its place.
     """
-    try:
-        values = read_json(uri)
-    except MissingObject as error:
-        raise InputError(f"request {uri}: not found") from error
+    values = read_document(uri, "a stored request", STORED_VERSION, checked_from=2)
+    if values is None:
+        raise InputError(f"request {uri}: not found: start the run again, and its first step writes it")
     earlier = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
+    del values["format_version"]
     with located(uri):
-        return _with_own_parameters({**earlier, **_parsed(values, uri)})
+        request = _with_own_parameters({**earlier, **_parsed(values, uri)})
+    if f"/{request.id}.json" != uri[uri.rfind("/") :]:
+        raise Corrupt(f"{uri}: holds request {request.id}: it was damaged or changed by hand; start the run again, which writes it anew")
+    return request
 
 
 def _read_source(source: str) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from pipelines.jobs.base import JobSpec
 from pipelines.planning.cells import read_plan
 from pipelines.planning.request import root_given
+from pipelines.planning.runs import read_run
 from pipelines.profile.profile import read_profile
+from pipelines.steps import page
 from pipelines.steps.notes import note
-from pipelines.steps.running import Scene, open_scene, root_of_run, run_job, step
+from pipelines.steps.running import Scene, open_scene, recorded, root_of_run, run_job, step
 from trainer.errors import InputError, RunError
 from trainer.storage import join, layout
-from trainer.storage.base import MissingObject, read_field
 
 
 @step
@@ -27,20 +28,26 @@ def finish(*, run: str, request: str, root: str, state: str) -> str:
         The page's URI; empty where there is nothing to report.
     """
     place = root_of_run(root_given(request, root), read_profile())
-    try:
-        stored = read_field(layout.kubeflow_run(place, run), "request")
-    except MissingObject:
+    stored = read_run(place, run)
+    if stored is None:
         print(f"finish: the run ended {state} before its request was accepted: nothing to report", flush=True)
         return ""
     scene = open_scene(stored)
     _release(scene)
-    if read_plan(scene.experiment) is None:
-        print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
-        return ""
-    # Always in place: it needs no torch, and the jobs' machines may be gone.
+    with recorded(layout.report(scene.experiment), "report"):
+        if read_plan(scene.experiment) is None:
+            print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
+            return ""
     folder = layout.report(scene.experiment)
-    run_job(scene, JobSpec(name="report", arguments=("report", "--experiment", scene.experiment), folder=folder), attempts=1)
-    return join(folder, "index.html")
+    with recorded(folder, "report"):
+        inputs = page.inputs_of(scene.experiment)
+        if page.is_current(scene.experiment, inputs):
+            note("report", "made before", detail=True)
+            return join(folder, "index.html")
+        # Always in place: it needs no torch, and the jobs' machines may be gone.
+        run_job(scene, JobSpec(name="report", arguments=("report", "--experiment", scene.experiment), folder=folder), attempts=1)
+        page.record(scene.experiment, inputs)
+        return join(folder, "index.html")
 
 
 def _release(scene: Scene) -> None:

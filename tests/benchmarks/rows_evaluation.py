@@ -17,8 +17,9 @@ from trainer.config import DataConfig, EvaluateConfig, EvaluationConfig, ModelCo
 from trainer.configs import load_recipe
 from trainer.evaluation.jobs import find_jobs, find_models
 from trainer.evaluation.measure import load_encoders, measure, measure_set
-from trainer.evaluation.results import Outcome, read_items
+from trainer.evaluation.results import Outcome
 from trainer.storage import join
+from trainer.storage.arrays import read_arrays
 
 NUM_IMAGES = 512
 ROUNDS = 3
@@ -90,7 +91,7 @@ def zero_shot(folder: Path) -> Measured:
     exact, exact_jobs = evaluation(root, model, "exact", recipe_hash, place)
     for one, its_jobs in ((config, jobs), (exact, exact_jobs)):
         assert not measure(one, its_jobs).errors
-    predictions = [read_items(job.wanted.items_uri)["prediction"] for job in (jobs[0], exact_jobs[0])]
+    predictions = [read_arrays(job.wanted.items_uri)["prediction"] for job in (jobs[0], exact_jobs[0])]
     agreement = float((predictions[0] == predictions[1]).mean())
     note = (
         f"{NUM_IMAGES} JPEGs of 500 x 375, the demo's model (48 px), one thread and float32 on both sides, start-up "

@@ -1,5 +1,6 @@
 """The job as a whole: figures and items are written, done ones are not done again, and faults are named."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -22,8 +23,10 @@ from trainer.errors import InputError, RunError
 from trainer.evaluation import evaluate as evaluate_module
 from trainer.evaluation import measure
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.results import read_items
 from trainer.model import towers
+from trainer.storage.arrays import read_arrays
+from trainer.storage.committed import read_committed, write_committed
+from trainer.storage.figures import items_uri, read_figures, write_figures
 
 torch.set_num_threads(1)
 
@@ -81,7 +84,7 @@ def read(root, name):
 
 
 def items(root, name):
-    return read_items(f"{root}/evaluation/{name}.items.npz")
+    return read_arrays(f"{root}/evaluation/{name}.items.npz")
 
 
 def test_every_model_is_measured_on_every_set_that_suits_it(measured):
@@ -161,7 +164,7 @@ def test_an_untrained_model_is_the_one_its_seed_builds(measured):
 
 
 def test_a_second_run_does_nothing_and_does_not_import_torch(measured):
-    """Everything is there: the job finds that out without torch, and changes no file."""
+    """Everything is there: the job finds that out without torch, changes no file, and leaves no more than its record of the check."""
     config = f"{measured}/evaluation/config.yaml"
     before = {path: path.stat().st_mtime_ns for path in Path(measured, "evaluation").rglob("*") if path.is_file()}
     code = (
@@ -180,9 +183,9 @@ def _spoil(root, how):
     elif how == "no items":
         path.with_name("colours_zeroshot_classification.items.npz").unlink()
     else:
-        value = json.loads(path.read_text())
+        value = read_figures(str(path))
         value["firstsight"]["weights_sha256"] = "0" * 64
-        path.write_text(json.dumps(value))
+        write_figures(str(path), value, Path(items_uri(str(path))).read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -236,8 +239,8 @@ def test_a_stage_that_is_not_finished_is_refused(root, cell):
 
 def test_a_model_of_another_recipe_is_refused(root, cell):
     """The seal's recipe hash must be the planned one."""
-    seal = Path(root, "contrastive", "final", "COMMITTED.json")
-    seal.write_text(seal.read_text().replace(json.loads(seal.read_text())["recipe_hash"], "f" * 64))
+    folder = f"{root}/contrastive/final"
+    write_committed(folder, dataclasses.replace(read_committed(folder), recipe_hash="f" * 64))
 
     with pytest.raises(InputError, match=r"holds another recipe than this evaluation was planned for \(recipe hash ffffffffffff"):
         evaluate(cell)

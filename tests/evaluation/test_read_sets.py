@@ -1,7 +1,10 @@
 """Sets are read as they were staged, and what is wrong with one is named."""
 
+import contextlib
+import gzip
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -9,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation import build
-from trainer.errors import InputError, RunError
-from trainer.evaluation.read_sets import describe_set, read_set, read_triplets
+from trainer.errors import Corrupt, InputError, RunError
+from trainer.evaluation.read_sets import _triplet, describe_set, read_set, read_triplets
 from trainer.storage import read_bytes, write_bytes
 
 
@@ -131,7 +134,7 @@ def test_a_changed_byte_is_found(root):
     data[700] ^= 1
     write_bytes(f"{uri}/test/0.tar", bytes(data))
 
-    with pytest.raises(RunError, match=r"test/0\.tar: its bytes are not those of the manifest"):
+    with pytest.raises(RunError, match=r"test/0\.tar: its bytes are not those that were recorded"):
         list(read_set(describe_set(uri)))
 
 
@@ -160,13 +163,17 @@ def test_a_template_without_its_place_is_named(root):
         describe_set(uri)
 
 
-def test_class_names_that_contradict_the_manifest_are_refused(root):
-    """The text file was edited after staging: labels would mean something else."""
+@pytest.mark.parametrize("damage", ["changed", "missing", "empty"])
+def test_text_files_of_a_staged_set_decide_nothing(root, damage):
+    """They are for other tools: class names and templates are the manifest's."""
     uri, _ = build.classification_set(root)
-    write_bytes(f"{uri}/classnames.txt", b"red\ngreen\n")
+    whole = describe_set(uri)
+    for file in ("classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt"):
+        path = Path(uri, file)
+        path.unlink() if damage == "missing" else path.write_bytes(b"red\ngreem\n" if damage == "changed" else b"")
 
-    with pytest.raises(InputError, match="has 2 classnames, its manifest 3"):
-        describe_set(uri)
+    assert describe_set(uri) == whole
+    assert whole.classnames == build.CLASSES
 
 
 def test_another_identity_is_refused(root):
@@ -181,6 +188,101 @@ def test_no_set_at_all_is_named(root):
     """A folder with neither manifest nor layout."""
     with pytest.raises(InputError, match=r"neither manifest\.json nor test/nshards\.txt"):
         describe_set(f"{root}/nothing")
+
+
+@pytest.mark.parametrize(
+    "facts", [b"{}", b"[]", b"{", b'{"target": "1"}', b'{"target": 2}', b'{"target": NaN}', b'{"target": 1, "mse_0": "x"}']
+)
+def test_triplets_whose_facts_are_no_numbers_are_named(facts):
+    """A sample that was sealed with them is refused by shard and key, before anything is measured."""
+    members = {"ref.png": b"", "0.png": b"", "1.png": b"", "json": facts}
+    with pytest.raises(InputError, match=r"^shard\.tar: sample a: "):
+        _triplet("shard.tar", "a", members)
+    with pytest.raises(InputError, match="not a triplet"):
+        _triplet("shard.tar", "a", {"json": b'{"target": 1}'})
+
+
+def test_a_damaged_set_of_another_tool_is_refused_in_one_line(root):
+    """Bits flipped, cut short, or a piece put elsewhere: samples, or one error that names the set; never another exception."""
+    uri = foreign(root, [(f"{n}.{suffix}", data) for n in range(4) for suffix, data in (("png", b"picture"), ("cls", b"1"))])
+    path, refused = Path(uri, "test", "0.tar"), 0
+    whole = path.read_bytes()
+    for seed in range(300):
+        choose, data = random.Random(seed), bytearray(whole)
+        place = choose.randrange(8192)
+        if seed % 3 == 0:
+            for _ in range(3):
+                data[choose.randrange(8192)] ^= 1 << choose.randrange(8)
+        elif seed % 3 == 1:
+            del data[place:]
+        else:
+            data[place : place + 300] = whole[choose.randrange(8192) :][:300]
+        path.write_bytes(data)
+        with contextlib.suppress(InputError):
+            refused += 1
+            list(read_set(describe_set(uri)))
+            refused -= 1
+    assert refused > 100
+
+
+def test_a_set_that_changes_while_it_is_measured_is_refused(root):
+    """The bytes that are measured are those that gave the set its identity."""
+    uri = foreign(root, [("a.png", b"x"), ("a.cls", b"1")])
+    described = describe_set(uri)
+    foreign(f"{root}/other", [("a.png", b"x"), ("a.cls", b"0")])
+    Path(root, "other", "foreign", "test", "0.tar").rename(Path(uri, "test", "0.tar"))
+
+    with pytest.raises(Corrupt, match=r"test/0\.tar: its bytes are not those that were recorded"):
+        list(read_set(described))
+
+
+def test_members_that_unpack_to_more_than_the_tar_has_are_refused(root):
+    """A sparse file of 1 TB in a tar of 10 KB, and a tar packed by gzip: nothing is allocated for them."""
+    uri = foreign(root, [("a.cls", b"1")])
+    path = Path(uri, "test", "0.tar")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.png")
+        info.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "a.png",
+            "GNU.sparse.realsize": str(1 << 40),
+        }
+        blocks = b"1\n0\n1\n".ljust(512, b"\0") + b"x"
+        info.size = len(blocks)
+        tar.addfile(info, io.BytesIO(blocks))
+    with pytest.raises(InputError, match=r"member 'a\.png' says 1,099,511,627,776 bytes"):
+        list(read_set(describe_set(uri)))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(InputError, match="not a tar of samples"):
+        list(read_set(describe_set(uri)))
+
+
+def test_captions_that_are_no_text_are_named(root):
+    """Bytes that are not UTF-8."""
+    uri = foreign(root, [("a.png", b"x"), ("a.txt", b"\xff\xfe")], kind="retrieval")
+    with pytest.raises(InputError, match=r"sample a: \.txt is no caption: .*utf-8"):
+        list(read_set(describe_set(uri)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x93NUMPY\1\0\x40\0{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999,), }", b"x", b""],
+    ids=["huge", "other", "empty"],
+)
+def test_labels_that_are_no_array_are_named(root, data):
+    """A shape without bytes, and what is no .npy at all."""
+    uri = foreign(root, [("a.png", b"x"), ("a.npy", data)], kind="multilabel")
+    with pytest.raises(InputError, match=r"sample a: \.npy is no label"):
+        list(read_set(describe_set(uri)))
+
+
+def test_a_set_whose_manifest_is_gone_is_not_taken_for_another(root):
+    """What is left looks like a set of another tool: the error says what is missing."""
+    uri, manifest = build.classification_set(root)
+    Path(uri, "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"no manifest\.json here"):
+        describe_set(uri, manifest.identity)
 
 
 def test_triplets_come_by_split_with_their_facts(root):

@@ -98,8 +98,8 @@ def test_a_plan_of_format_1_reads_the_same(fresh: str) -> None:
 
 def test_a_plan_of_a_newer_version_is_refused(fresh: str) -> None:
     """Nothing in it is guessed."""
-    change(path(fresh, "plan.json"), format_version=3)
-    with pytest.raises(InputError, match=r"plan\.json: written by a newer firstsight \(format 3"):
+    change(path(fresh, "plan.json"), format_version=4)
+    with pytest.raises(InputError, match=r"plan\.json: format 4 is newer than this firstsight reads"):
         read_experiment(fresh)
 
 

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,10 @@ from torch import Tensor
 
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.run import checkpoint
-from trainer.storage import join, layout, read_bytes, write_bytes, write_json
+from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes
 from trainer.storage.committed import read_committed
+from trainer.storage.documents import write_document
+from trainer.storage.fence import Fence
 
 RECIPE: dict[str, Any] = {"model": {"vision_width": 32}, "seed": 0}
 HASH = "a" * 64
@@ -30,7 +31,7 @@ def tensors(value: float = 1.0) -> dict[str, dict[str, Tensor]]:
 
 def saved(output: str, *steps: int, keep: tuple[int, ...] = (), attempt: int = 0, keep_last: int = 9) -> None:
     """Checkpoints of these steps, as a run leaves them."""
-    writer = checkpoint.Writer(output, recipe_hash=HASH, fence=checkpoint.Fence(output, attempt), keep_last=keep_last)
+    writer = checkpoint.Writer(output, recipe_hash=HASH, fence=Fence(output, attempt), keep_last=keep_last)
     for step in steps:
         writer.save(step, tensors(step), {"recipe": RECIPE}, {"world_size": 1}, beside={"progress.jsonl": b"{}\n"}, keep=step in keep)
     writer.close()
@@ -69,7 +70,7 @@ def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
 
 def test_the_caller_may_change_tensors_once_save_returned(tmp_path: Path) -> None:
     """What is stored is the copy of the moment."""
-    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=checkpoint.Fence(str(tmp_path), 0), keep_last=2)
+    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=Fence(str(tmp_path), 0), keep_last=2)
     part = tensors()
     writer.save(1, part, {"recipe": RECIPE}, {}, beside={}, keep=False)
     part["model.safetensors"]["wide"].zero_()
@@ -104,20 +105,63 @@ def test_a_flipped_byte_is_passed_over_for_an_older_checkpoint(tmp_path: Path) -
     assert "optimizer.safetensors: checksum" in skipped[0]
 
 
-def test_when_none_verifies_the_run_does_not_silently_start_again(tmp_path: Path) -> None:
-    """It fails, and says how to start afresh."""
-    saved(str(tmp_path), 10)
-    (tmp_path / "checkpoints" / "step-000000010" / "model.safetensors").unlink()
-    with pytest.raises(
-        InputError, match=r"none of 1 checkpoints can be read, the newest for this: .*model\.safetensors.*placement\.resume=never"
+def test_when_none_is_intact_the_run_begins_again_and_every_one_is_named(tmp_path: Path) -> None:
+    """A missing file, a damaged seal, a lost seal: none is believed, and none stops the stage for ever."""
+    saved(str(tmp_path), 10, 20, 30)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-000000010" / "model.safetensors").unlink()
+    (folder / "step-000000020" / "COMMITTED.json").write_bytes(b"{")
+    (folder / "step-000000030" / "COMMITTED.json").unlink()
+    back, skipped = checkpoint.find(str(tmp_path), "auto", recipe_hash=HASH, recipe=RECIPE)
+    assert back is None
+    for line, said in zip(
+        skipped, ("30: no COMMITTED.json", "20/COMMITTED.json: not JSON", "10/model.safetensors: no such file"), strict=True
     ):
-        found(str(tmp_path))
+        assert said in line
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", None], ids=["empty", "cut", "other", "flipped"])
+def test_a_damaged_seal_fails_no_later_save_and_is_pruned(root: str, content: bytes | None) -> None:
+    """Its checkpoint counts as absent: `keep_last` are kept besides, and the same goes for `resume: never` with an attempt."""
+    saved(root, 10, 20, keep=(10,), attempt=3)
+    uri = join(layout.checkpoint(root, 10), "COMMITTED.json")
+    if content is None:
+        flip_a_byte(uri)
+    else:
+        write_bytes(uri, content)
+    assert checkpoint.written_by(root, 3)
+    saved(root, 30, keep_last=2)
+    assert [info.uri for info in open_store(root).list(layout.checkpoint(root, 10))] == []
+    assert {step for step in (20, 30) if read_committed(layout.checkpoint(root, step))} == {20, 30}
+
+
+def test_pruning_leaves_what_is_newer_or_of_a_newer_firstsight(tmp_path: Path) -> None:
+    """A run that went back to an older checkpoint must not delete what it may not understand."""
+    saved(str(tmp_path), 10, 40)
+    uri = join(layout.checkpoint(str(tmp_path), 10), "COMMITTED.json")
+    write_document(uri, {**read_json(uri), "format_version": 99})
+    flip_a_byte(join(layout.checkpoint(str(tmp_path), 40), "COMMITTED.json"))
+    saved(str(tmp_path), 20, 30, keep_last=1)
+    left = sorted(path.parent.name for path in (tmp_path / "checkpoints").glob("*/model.safetensors"))
+    assert left == ["step-000000010", "step-000000030", "step-000000040"]
+
+
+def test_the_records_of_a_step_come_back_with_it(root: str) -> None:
+    """A resumed run takes its lines from the checkpoint, whatever became of the stage's folder; a flipped one is no checkpoint."""
+    saved(root, 10, 20)
+    back = found(root)
+    assert back is not None
+    assert back.records == {"progress.jsonl": b"{}\n"}
+    flip_a_byte(join(back.uri, "progress.jsonl"))
+    older = found(root)
+    assert older is not None
+    assert older.step == 10
 
 
 def reseal(output: str, step: int, changes: dict[str, Any]) -> None:
     """Change what COMMITTED.json says."""
     uri = join(layout.checkpoint(output, step), "COMMITTED.json")
-    write_json(uri, {**json.loads(read_bytes(uri)), **changes})
+    write_document(uri, {**read_json(uri), **changes})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +206,7 @@ def test_a_store_that_fails_is_no_bad_checkpoint(tmp_path: Path, monkeypatch: py
 def test_what_is_not_finite_is_never_saved(tmp_path: Path, value: float) -> None:
     """The next save says it, and the last good checkpoint stays the newest."""
     saved(str(tmp_path), 10)
-    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=checkpoint.Fence(str(tmp_path), 0), keep_last=9)
+    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=Fence(str(tmp_path), 0), keep_last=9)
     part = tensors(20.0)
     part["optimizer.safetensors"]["wide/exp_avg"][3, 3] = value
     writer.save(20, part, {"recipe": RECIPE}, {}, beside={}, keep=False)
@@ -177,7 +221,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     """Both versions are named."""
     saved(str(tmp_path), 10)
     uri = join(layout.checkpoint(str(tmp_path), 10), "COMMITTED.json")
-    write_json(uri, {**json.loads(read_bytes(uri)), "format_version": 99})
+    write_document(uri, {**read_json(uri), "format_version": 99})
     with pytest.raises(InputError, match="format 99 is newer"):
         found(str(tmp_path))
 
@@ -216,7 +260,7 @@ def test_only_the_last_ones_stay_and_those_marked(root: str) -> None:
 
 def test_a_failed_save_fails_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The background's error is raised where the run can see it, and nothing is sealed."""
-    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=checkpoint.Fence(str(tmp_path), 0), keep_last=2)
+    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=Fence(str(tmp_path), 0), keep_last=2)
 
     def full(*_: object) -> None:
         raise RunError("the disk is full")
@@ -231,10 +275,10 @@ def test_a_failed_save_fails_the_next_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_older_attempt_must_not_commit(root: str) -> None:
     """The number is read again before the seal: a writer that lived on leaves no checkpoint."""
-    old = checkpoint.Fence(root, 1)
+    old = Fence(root, 1)
     old.claim()
     writer = checkpoint.Writer(root, recipe_hash=HASH, fence=old, keep_last=2)
-    checkpoint.Fence(root, 2).claim()
+    Fence(root, 2).claim()
     writer.save(10, tensors(), {"recipe": RECIPE}, {}, beside={}, keep=False)
     with pytest.raises(RunError, match="attempt 2 has taken over"):
         writer.close()
@@ -243,9 +287,9 @@ def test_an_older_attempt_must_not_commit(root: str) -> None:
 
 def test_an_older_attempt_cannot_claim_the_folder(tmp_path: Path) -> None:
     """It ends before it writes anything."""
-    checkpoint.Fence(str(tmp_path), 3).claim()
+    Fence(str(tmp_path), 3).claim()
     with pytest.raises(RunError, match="attempt 3 has taken over"):
-        checkpoint.Fence(str(tmp_path), 2).claim()
+        Fence(str(tmp_path), 2).claim()
 
 
 def test_a_rewritten_step_is_unsealed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,15 +303,3 @@ def test_a_rewritten_step_is_unsealed_while_it_is_written(tmp_path: Path, monkey
     with pytest.raises(RunError, match="killed"):
         saved(str(tmp_path), 10)
     assert found(str(tmp_path)) is None
-
-
-def test_the_final_model_is_sealed_last_with_its_checksums(root: str, tmp_path: Path) -> None:
-    """Every file is named with size and SHA-256."""
-    folder = tmp_path / "final"
-    folder.mkdir()
-    (folder / "vision.safetensors").write_bytes(b"weights")
-    checkpoint.write_final(root, folder, recipe_hash=HASH, step=7, fence=checkpoint.Fence(root, 0), facts={"vision_sha256": "x"})
-    seal = read_committed(layout.final(root))
-    assert seal is not None
-    assert seal.files["vision.safetensors"]["size"] == 7
-    assert seal.facts == {"vision_sha256": "x"}

@@ -60,7 +60,8 @@ def test_the_line_of_the_rank_reaches_the_caller(tmp_path: Path) -> None:
     """Through failure.json, which the rank wrote."""
     config = toy_config(tmp_path, processes_per_node=1)
     write_failure(config, InputError("model.embed_dim must be >= 1, got 0"))
-    future = f"import json; p = pathlib.Path({config.output!r}) / 'failure.json'; v = json.loads(p.read_text()); v['time'] = time.time(); "
+    future = f"import json; p = pathlib.Path({config.output!r}) / 'failure.json'; v = json.loads(p.read_text()); "
+    future += "v = {'time': time.time(), 'stage': v['stage'], 'exit_code': v['exit_code'], 'line': v['line']}; "
     with pytest.raises(InputError, match="embed_dim must be >= 1, got 0"):
         run_agent(config, rank(tmp_path, future + "p.write_text(json.dumps(v)); sys.exit(2)"))
 

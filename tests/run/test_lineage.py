@@ -11,10 +11,11 @@ from safetensors.numpy import save
 
 from trainer import lineage
 from trainer.config import StartConfig, StartKind
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.lineage import MODEL_FILE, TOWER_FILE, read_start, weights_sha256
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.committed import Committed, write_committed
+from trainer.storage.documents import write_document
 
 HASH = "c" * 64
 TOWER = {"proj": np.arange(6, dtype=np.float32).reshape(2, 3), "gain": np.array(2, np.float32)}
@@ -89,25 +90,31 @@ def test_another_recipes_tower_is_refused(tmp_path: Path) -> None:
         read_start(StartConfig(kind="tower", uri=str(tmp_path), recipe_hash="d" * 64))
 
 
-def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
-    """The file's checksum is the seal's."""
-    start = finished(str(tmp_path))
-    data = bytearray(read_bytes(join(str(tmp_path), TOWER_FILE)))
-    data[-1] ^= 1
-    write_bytes(join(str(tmp_path), TOWER_FILE), bytes(data))
-    with pytest.raises(InputError, match="SHA-256"):
+@pytest.mark.parametrize("name", [TOWER_FILE, "COMMITTED.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_tower_is_refused_and_the_stage_to_run_again_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    """The file's checksum is the seal's, and the seal has its own. No record of an earlier check vouches for it any more."""
+    start = finished(str(tmp_path / "final"))
+    path = tmp_path / "final" / name
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "CHECKED.json").write_text("{}")
+    path.unlink() if damage == "missing" else path.write_bytes(data if damage == "flipped" else data[:-9])
+    lost = (damage, name) == ("missing", "COMMITTED.json")
+    with pytest.raises(InputError if lost else Corrupt, match=rf"{name}.*run the stage in {tmp_path} again"):
         read_start(start)
+    assert (tmp_path / "CHECKED.json").exists() == (name == "COMMITTED.json")
 
 
-def test_other_weights_under_a_mended_checksum_are_refused(tmp_path: Path) -> None:
+def test_other_weights_under_a_right_checksum_are_refused(tmp_path: Path) -> None:
     """The weights' own hash is what stage 1 recorded; a file swapped with its checksum does not pass."""
     start = finished(str(tmp_path))
     data = save({**TOWER, "gain": np.zeros((), np.float32)})
     write_bytes(join(str(tmp_path), TOWER_FILE), data)
     seal = json.loads(read_bytes(join(str(tmp_path), "COMMITTED.json")))
     seal["files"][TOWER_FILE] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_bytes(join(str(tmp_path), "COMMITTED.json"), json.dumps(seal).encode())
-    with pytest.raises(InputError, match="hash of the weights"):
+    write_document(join(str(tmp_path), "COMMITTED.json"), seal)
+    with pytest.raises(Corrupt, match="hash of the weights"):
         read_start(start)
 
 

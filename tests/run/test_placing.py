@@ -40,7 +40,7 @@ def automatic(config: StageConfig, **settings: Any) -> StageConfig:
 
 def recorded(config: StageConfig) -> list[dict[str, Any]]:
     value = json.loads((Path(config.output) / "placement.json").read_text())
-    assert value["format_version"] == 1
+    assert value["format_version"] == 2
     return list(value["runs"])
 
 
@@ -209,6 +209,9 @@ def test_a_compiler_that_went_away_is_no_reason_to_fail(tmp_path: Path, caplog: 
 DAMAGED: dict[str, str] = {
     "not JSON": "{",
     "no version": "{}",
+    "no checksum": json.dumps(
+        {"format_version": 2, "runs": [{**dataclasses.asdict(CONDITIONS), "compile": True, "loader_workers": 4, "local_batch_size": 0}]}
+    ),
     "no runs": '{"format_version": 1}',
     "runs are no list": '{"format_version": 1, "runs": 3}',
     "a run is no object": '{"format_version": 1, "runs": ["x"]}',
@@ -242,8 +245,8 @@ def test_a_record_of_a_newer_firstsight_is_refused(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     path = Path(config.output) / "placement.json"
     path.parent.mkdir()
-    path.write_text('{"format_version": 2}')
-    with pytest.raises(InputError, match=r"placement\.json: format 2 is newer than this firstsight reads \(1\)"):
+    path.write_text('{"format_version": 3}')
+    with pytest.raises(InputError, match=r"placement\.json: format 3 is newer than this firstsight reads \(2\)"):
         settle(config, H200)
 
 

@@ -4,6 +4,9 @@ import io
 import multiprocessing
 import os
 import random
+from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 
 import pytest
 
@@ -234,3 +237,87 @@ def test_unknown_scheme() -> None:
     """A scheme that no store serves is refused by name."""
     with pytest.raises(InputError, match="gs://bucket/x: no store"):
         open_store("gs://bucket/x")
+
+
+def _create(uri: str, number: int, start: Barrier, winners: "Queue[int]") -> None:
+    start.wait(60)
+    if open_store(uri).create(uri, str(number).encode()):
+        winners.put(number)
+
+
+def _replace(uri: str, number: int, start: Barrier, winners: "Queue[int]") -> None:
+    store = open_store(uri)
+    found = store.head(uri)
+    assert found is not None
+    start.wait(60)
+    if store.replace(uri, str(number).encode(), found.stamp):
+        winners.put(number)
+
+
+@pytest.mark.parametrize("write", [_create, _replace])
+def test_one_of_many_writes(root: str, write: Callable[[str, int, Barrier, "Queue[int]"], None]) -> None:
+    """Of processes that create or replace an object at once one succeeds, and it is that one's bytes that lie there."""
+    uri = join(root, "folder", "x")
+    if write is _replace:
+        write_bytes(uri, b"old")
+    context = multiprocessing.get_context("spawn")
+    start, winners = context.Barrier(4), context.Queue()
+    children = [context.Process(target=write, args=(uri, number, start, winners)) for number in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * 4
+    winner = winners.get(timeout=10)
+    assert winners.empty()
+    assert read_bytes(uri) == str(winner).encode()
+    assert [info.uri for info in open_store(root).list(root)] == [uri]
+
+
+def test_create_and_replace(root: str) -> None:
+    """An object is created once, and replaced only by who knows its version; what is absent is not replaced."""
+    uri, store = join(root, "folder", "x"), open_store(root)
+    assert not store.replace(uri, b"0", "nothing")
+    assert store.create(uri, b"1")
+    assert not store.create(uri, b"2")
+    first = store.head(uri)
+    assert first is not None
+    assert store.replace(uri, b"3", first.stamp)
+    assert not store.replace(uri, b"4", first.stamp)
+    assert read_bytes(uri) == b"3"
+    store.delete(uri)
+    assert not store.replace(uri, b"5", first.stamp)
+    assert store.create(uri, b"6")
+
+
+@pytest.mark.parametrize("size", [0, 100, 2 * PART_BYTES + 5])
+def test_copy(root: str, size: int) -> None:
+    """A copy has the bytes of its source, replaces what lay there, and outlives the source."""
+    data = random.Random(size).randbytes(size)
+    source, target, store = join(root, "a b", "source"), join(root, "new", "target"), open_store(root)
+    info = store.put_stream(source, io.BytesIO(data), size)
+    store.copy(source, target)
+    assert read_bytes(target) == data
+    write_bytes(target, b"another")
+    copied = store.copy(source, target)
+    assert (copied.uri, copied.size) == (target, size)
+    assert store.copy(source, source).size == size
+    assert store.copy(source, target) == store.head(target)
+    store.delete(source)
+    assert read_bytes(target) == data
+    assert [info.uri for info in store.list(root)] == [target]
+    with pytest.raises(MissingObject, match=source):
+        store.copy(source, target)
+    assert read_bytes(target) == data
+    assert info.size == size
+
+
+def test_stamps_tell_versions_apart(root: str) -> None:
+    """The stamp that a write returns is that of the object, in a head as in a listing, until it is written again."""
+    uri, store = join(root, "d", "x"), open_store(root)
+    written = write_bytes(uri, b"one")
+    [listed] = store.list(join(root, "d"))
+    head = store.head(uri)
+    assert head is not None
+    assert written.stamp == listed.stamp == head.stamp != ""
+    assert write_bytes(uri, b"two").stamp != written.stamp

@@ -1,4 +1,4 @@
-"""plan.json of an experiment: format 2, format 1 as commit ad127be wrote it, and what is neither."""
+"""plan.json of an experiment: format 3, format 2, format 1 as commit ad127be wrote it, and what is neither."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.storage import write_json
 from trainer.storage.plans import read_plan
 
@@ -30,13 +30,13 @@ def test_an_experiment_without_a_plan_has_none(tmp_path: Path) -> None:
     assert read_plan(str(tmp_path)) is None
 
 
-def test_a_plan_of_format_1_reads_as_format_2(tmp_path: Path) -> None:
+def test_a_plan_of_format_1_reads_as_format_3(tmp_path: Path) -> None:
     """Its one recipe is every cell's; of a tower, which cells share, the labels name no cell."""
     before = json.loads(FORMAT_1.read_text())
     plan = read_plan(put(tmp_path, before))
 
     assert plan is not None
-    assert plan["format_version"] == 2
+    assert plan["format_version"] == 3
     random, perceptual = plan["cells"]
     assert [plan["recipes"][entry["recipe"]] for entry in plan["cells"]] == [before["recipe"]] * 2
     assert (random["cell"], random["point"]) == ("random-seed0", "")
@@ -48,22 +48,23 @@ def test_a_plan_of_format_1_reads_as_format_2(tmp_path: Path) -> None:
     assert {"recipe", "stage_arms"}.isdisjoint(plan.keys() | random.keys() - {"recipe"})
 
 
-def test_a_plan_of_format_2_reads_as_it_is(tmp_path: Path) -> None:
-    """A recipe a cell, by its key."""
+def test_a_plan_of_format_2_reads_as_format_3(tmp_path: Path) -> None:
+    """It had no checksum."""
     value = {"format_version": 2, "recipes": {"k": {"name": "demo"}}, "cells": [ENTRY]}
 
-    assert read_plan(put(tmp_path, value)) == value
+    assert read_plan(put(tmp_path, value)) == {**value, "format_version": 3}
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"format_version": 3, "cells": []}, r"plan\.json: written by a newer firstsight \(format 3, this one reads up to 2\)"),
-        ({"format_version": 0, "cells": []}, "format_version must be a whole number from 1, got 0"),
-        ({"format_version": True, "cells": []}, "got True"),
-        ({"cells": []}, "got None"),
+        ({"format_version": 4, "cells": []}, r"plan\.json: format 4 is newer than this firstsight reads \(3\)"),
+        ({"format_version": 3, "recipes": {}, "cells": []}, "its checksum is not that of its content"),
+        ({"format_version": 0, "cells": []}, "no format_version"),
+        ({"format_version": True, "cells": []}, "no format_version"),
+        ({"cells": []}, "no format_version"),
         ({"format_version": 2}, "no list of cells"),
-        ([], "no list of cells"),
+        ([], "no format_version"),
         ({"format_version": 2, "recipes": {}, "cells": [ENTRY]}, "it lacks the recipe of random-seed0"),
         ({"format_version": 2, "cells": [ENTRY]}, "no recipes"),
         ({"format_version": 2, "recipes": {}, "cells": [3]}, r"cells\[0\] has no valid cell"),
@@ -75,5 +76,5 @@ def test_a_plan_of_format_2_reads_as_it_is(tmp_path: Path) -> None:
 )
 def test_what_is_no_plan_that_can_be_read_is_refused(tmp_path: Path, value: Any, said: str) -> None:
     """In one line that names the file; nothing is guessed."""
-    with pytest.raises(InputError, match=said):
+    with pytest.raises((Corrupt, InputError), match=said):
         read_plan(put(tmp_path, value))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.config import ModelConfig
 from trainer.data.augment import normalise
-from trainer.errors import RunError
+from trainer.errors import InputError, RunError
 from trainer.lineage import weights_sha256
 from trainer.model.encoding import encode_image, encode_text
 from trainer.model.towers import model_state, resolve
@@ -80,7 +80,13 @@ def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
 
 
 def embed(
-    encoders: Sequence[Encoder], pictures: Iterator[bytes], decode: Decode, batch_size: int, threads: int, advance: Callable[[int], None]
+    encoders: Sequence[Encoder],
+    pictures: Iterator[bytes],
+    decode: Decode,
+    batch_size: int,
+    threads: int,
+    advance: Callable[[int], None],
+    where: Callable[[int], str],
 ) -> list[Tensor]:
     """Features of all pictures by every encoder, from one pass over them.
 
@@ -91,11 +97,16 @@ def embed(
         batch_size: pictures a batch; it bounds memory.
         threads: that decode; the next batch is decoded while the towers run.
         advance: told how many pictures were just done.
+        where: the sample of a picture, by the picture's number, for errors.
 
     Returns:
         For each encoder (N, D) float32 on the CPU, L2-normalised.
+
+    Raises:
+        RunError: a picture that cannot be decoded, and where it lies.
     """
     features: list[list[Tensor]] = [[] for _ in encoders]
+    done = 0
     with ThreadPoolExecutor(threads) as pool:
 
         def submit() -> list[Future[Tensor]]:
@@ -103,12 +114,20 @@ def embed(
 
         pending = submit()
         while pending:
-            images = torch.stack([future.result() for future in pending])
+            images = torch.stack([_decoded(future, where, done + number) for number, future in enumerate(pending)])
+            done += len(images)
             pending = submit()
             for encoder, parts in zip(encoders, features, strict=True):
                 parts.append(encoder.images(images))
             advance(len(images))
     return [torch.cat(parts) for parts in features]
+
+
+def _decoded(future: Future[Tensor], where: Callable[[int], str], number: int) -> Tensor:
+    try:
+        return future.result()
+    except (InputError, RunError) as error:
+        raise type(error)(f"{where(number)}: {error}") from error
 
 
 def check_finite(encoder: Encoder, features: Tensor, names: Sequence[str], what: str) -> None:

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.config import EvaluateConfig
-from trainer.configs import load_yaml, read_stored
-from trainer.errors import InputError, RunError
-from trainer.evaluation.jobs import find_jobs, find_models
+from trainer.configs import read_stored
+from trainer.errors import Corrupt, InputError, RunError
+from trainer.evaluation.jobs import Job, find_jobs, find_models
 from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
-from trainer.storage import layout, read_json, read_text
+from trainer.storage import layout
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
+from trainer.storage.failures import read_failure
+from trainer.storage.recipes import read_config_values
 
 WATCH_SECONDS = 30.0
 """Between two looks for new checkpoints."""
@@ -41,7 +43,7 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
         RunError: a model whose features are no numbers, a store that stayed down (what could be measured was), or,
             while watching, a stage that failed.
     """
-    config = read_stored(EvaluateConfig, load_yaml(read_text(config_uri), config_uri), config_uri, overrides)
+    config = _read(config_uri, overrides)
     written = 0
     while watch and (waiting := unfinished(config)):
         written += _measure_missing(config, unfinished_ok=True)["written"]
@@ -51,13 +53,45 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
     return {**result, "done": result["done"] - written, "written": result["written"] + written}
 
 
+def count_missing(config_uris: Sequence[str]) -> dict[str, int]:
+    """Look at what several cells' evaluations want, and measure nothing.
+
+    Returns:
+        {"wanted", "missing"}: results in all, and those that are missing, damaged or of something else.
+
+    Raises:
+        InputError: a model that is not finished or is another than planned, an unusable set.
+        RunError: a model or a set that is damaged, or the store failed.
+    """
+    found = {"wanted": 0, "missing": 0}
+    for config in map(_read, config_uris):
+        jobs, errors = find_jobs(config, [model for asked in config.models for model in find_models(config, asked)])
+        if errors:
+            raise errors[0]
+        found["wanted"] += len(jobs)
+        found["missing"] += sum(reason is not None for reason in why_not_done([job.wanted for job in jobs]))
+    return found
+
+
+def _read(config_uri: str, overrides: Sequence[str] = ()) -> EvaluateConfig:
+    return read_stored(EvaluateConfig, read_config_values(config_uri), config_uri, overrides)
+
+
 def unfinished(config: EvaluateConfig) -> list[str]:
-    """The stages that have no final model yet. RunError where one of them left a failure.json."""
-    waiting = [asked for asked in config.models if asked.stage != "untrained" and read_committed(layout.final(asked.uri)) is None]
+    """The stages that have no final model yet; one with a damaged seal has none. RunError where one of them left a failure.json."""
+    waiting = [asked for asked in config.models if asked.stage != "untrained" and not _is_sealed(layout.final(asked.uri))]
     for asked in waiting:
         if exists(place := layout.failure(asked.uri)):
-            raise RunError(f"{place}: the {asked.stage} stage failed: {read_json(place).get('line', 'no line was left')}")
+            failure = read_failure(asked.uri)
+            raise RunError(f"{place}: the {asked.stage} stage failed: {failure.line if failure else 'no line was left'}")
     return [asked.stage for asked in waiting]
+
+
+def _is_sealed(folder: str) -> bool:
+    try:
+        return read_committed(folder) is not None
+    except Corrupt:
+        return False
 
 
 def _wait(seconds: float) -> None:
@@ -71,21 +105,23 @@ def _wait(seconds: float) -> None:
 def _measure_missing(config: EvaluateConfig, unfinished_ok: bool) -> dict[str, int]:
     models = [model for asked in config.models for model in find_models(config, asked, unfinished_ok)]
     jobs, errors = find_jobs(config, models)
-    reasons = [(job, why_not_done(job.wanted)) for job in jobs]
-    missing = [job for job, reason in reasons if reason]
-    for _, reason in reasons:
+    reasons = why_not_done([job.wanted for job in jobs])
+    missing = [job for job, reason in zip(jobs, reasons, strict=True) if reason]
+    for reason in reasons:
         if reason not in (None, "missing"):
             print(f"evaluate: measured again: {reason}", flush=True)
     missing = take_over(config, missing)
-    written = 0
+    written: list[Job] = []
     if missing:
         print(f"evaluate: placement {json.dumps(dataclasses.asdict(config.placement), sort_keys=True)}", flush=True)
         from trainer.evaluation.measure import measure  # imports torch
 
         measured = measure(config, missing)
         written, errors = measured.written, errors + measured.errors
+        if wrong := [reason for reason in why_not_done([job.wanted for job in written]) if reason]:
+            raise Corrupt(f"the store does not give back what was just written: {wrong[0]}")
     if errors:
         kind = InputError if any(isinstance(error, InputError) for error in errors) else RunError
         more = f" (and {len(errors) - 1} more, named above)" if len(errors) > 1 else ""
-        raise kind(f"{written} of {len(missing)} missing results written; {errors[0]}{more}")
-    return {"wanted": len(jobs), "done": len(jobs) - len(missing), "written": written}
+        raise kind(f"{len(written)} of {len(missing)} missing results written; {errors[0]}{more}")
+    return {"wanted": len(jobs), "done": len(jobs) - len(missing), "written": len(written)}

@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.config import DataConfig, EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
-from trainer.errors import InputError, RunError
+from trainer.config import EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.read_sets import TWO_AFC, EvaluationSet, describe_set
 from trainer.evaluation.results import Wanted, version
 from trainer.storage import join, layout, open_store
 from trainer.storage.committed import Committed, read_committed
-from trainer.storage.manifest import Manifest, require_manifest
+from trainer.storage.manifest import Manifest, require_manifest, staged_sets
 from trainer.storage.recipes import what_differs
 
 TRIPLET_SPLITS = ("val", "test")
@@ -73,13 +73,19 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
 
     Raises:
         InputError: the stage is not finished, a seal has another recipe hash, or a step that was asked for is not there.
+        Corrupt: the final model's seal is damaged.
     """
     if asked.stage == "untrained":
         own = canonical_hash({"untrained": recipe_fields(config.model), "seed": config.seed})
         return [ModelAt(stage=asked.stage, when="final", recipe_hash=own)]
     found = [_at_checkpoint(asked, step, seal) for step, seal in _checkpoints(asked, config.evaluation.every_epochs)]
     folder = layout.final(asked.uri)
-    seal = read_committed(folder)
+    try:
+        seal = read_committed(folder)
+    except Corrupt as error:
+        if not unfinished_ok:
+            raise Corrupt(f"{error}: run the {asked.stage} stage again, which makes its final model again") from error
+        seal = None
     if seal is not None:
         _check_recipe(asked, folder, seal)
         if asked.checkpoints in ("", "all"):  # the last checkpoint has the final weights
@@ -91,13 +97,20 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
 
 
 def _checkpoints(asked: ModelToEvaluate, every_epochs: int) -> list[tuple[int, Committed]]:
-    """Sealed checkpoints that are asked for, by step."""
+    """Sealed checkpoints that are asked for, by step; one with a damaged seal is passed over with a line."""
     if not asked.checkpoints and not every_epochs:
         return []
     prefix = join(asked.uri, "checkpoints")
     matches = (re.search(r"/step-(\d+)/COMMITTED\.json$", info.uri) for info in open_store(prefix).list(prefix))
-    seals = {step: read_committed(layout.checkpoint(asked.uri, step)) for step in sorted(int(match[1]) for match in matches if match)}
-    found = {step: seal for step, seal in seals.items() if seal is not None}  # None: pruned since it was listed
+    found: dict[int, Committed] = {}
+    for step in sorted(int(match[1]) for match in matches if match):
+        try:
+            seal = read_committed(layout.checkpoint(asked.uri, step))
+        except Corrupt as error:
+            print(f"evaluate: {error}: passed over", flush=True)
+            continue
+        if seal is not None:  # None: pruned since it was listed
+            found[step] = seal
     if asked.checkpoints not in ("", "all"):
         wanted = sorted({int(part) for part in asked.checkpoints.split(",")})
         missing = [step for step in wanted if step not in found]
@@ -145,14 +158,14 @@ def find_jobs(config: EvaluateConfig, models: Sequence[ModelAt]) -> tuple[list[J
     """Every model on every set that suits it, and the errors of sets that cannot be used."""
     places = list(config.sets)
     if config.pairs.uri:
-        staged = require_manifest(config.pairs.uri, config.pairs.identity).evaluation
-        places += [DataConfig(uri=_under_root(config.pairs.uri, entry["uri"]), identity=entry["identity"]) for entry in staged]
+        pairs = require_manifest(config.pairs.uri, config.pairs.identity, config.pairs.manifest_sha256)
+        places += staged_sets(config.pairs.uri, pairs, config.pairs.evaluation_sha256)
     jobs: list[Job] = []
     errors: list[InputError | RunError] = []
     named: dict[tuple[str, str], EvaluationSet] = {}
-    for place in dict.fromkeys(places):
+    for place in {(place.uri, place.identity): place for place in places}.values():
         try:
-            described = describe_set(place.uri, place.identity)
+            described = describe_set(place.uri, place.identity, manifest_sha256=place.manifest_sha256)
             other = named.setdefault((described.name, described.task), described)
             if other.uri != described.uri:
                 raise InputError(f"{described.uri}: a second {described.task} set called {described.name}, beside {other.uri}")
@@ -166,18 +179,13 @@ def find_jobs(config: EvaluateConfig, models: Sequence[ModelAt]) -> tuple[list[J
                 wanted.block["prompts"] = described.prompts
                 jobs.append(Job(model=model, wanted=wanted, described=described))
     if config.triplets.uri:
-        triplets = require_manifest(config.triplets.uri, config.triplets.identity)
+        triplets = require_manifest(config.triplets.uri, config.triplets.identity, config.triplets.manifest_sha256)
         for split in TRIPLET_SPLITS:
             for model in models:
                 wanted = _wanted(config, model, f"{triplets.name}-{split}", TWO_AFC, triplets.identity, triplets.attribution)
                 wanted.block["judge"] = triplets.judge
                 jobs.append(Job(model=model, wanted=wanted, triplets=triplets, split=split))
     return jobs, errors
-
-
-def _under_root(pairs_uri: str, uri: str) -> str:
-    """The evaluation set's URI: manifests name it relative to the root, which holds datasets/<name>/<plan id>."""
-    return uri if "://" in uri or uri.startswith("/") else join(pairs_uri.rstrip("/").rsplit("/", 3)[0], uri)
 
 
 def _wanted(config: EvaluateConfig, model: ModelAt, dataset: str, task: str, identity: str, attribution: str) -> Wanted:

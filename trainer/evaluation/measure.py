@@ -9,13 +9,14 @@ from functools import partial
 import numpy as np
 import open_clip
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from trainer import lineage
 from trainer.config import EvaluateConfig, Placement, unless_auto
 from trainer.data.decode import decode_image
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.encode import Encoder, embed
 from trainer.evaluation.jobs import Job, ModelAt
 from trainer.evaluation.outcomes import retrieval_outcome, two_afc_outcome, zero_shot_outcome
@@ -24,6 +25,7 @@ from trainer.evaluation.results import Outcome, write_result
 from trainer.model import towers
 from trainer.progress import check_stop, progress
 from trainer.storage import layout, read_bytes
+from trainer.storage.base import MissingObject
 
 Failure = InputError | RunError
 
@@ -33,9 +35,9 @@ MODELS_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What running the missing jobs came to: how many were written, and the errors of the others."""
+    """What running the missing jobs came to: those whose result was written, and the errors of others."""
 
-    written: int
+    written: list[Job]
     errors: list[Failure]
 
 
@@ -47,7 +49,8 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
     device = _device(config.placement)
     threads = config.placement.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    total, done, written = sum(job.num_items for job in jobs), 0, 0
+    total, done = sum(job.num_items for job in jobs), 0
+    written: list[Job] = []
     errors: list[Failure] = []
     cell = layout.cell_name(config.arm, config.seed, config.point)
     step = f"evaluate {cell}"
@@ -68,7 +71,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
                 if isinstance(outcome, Outcome):
                     job.wanted.block["weights_sha256"] = job.model.weights_sha256 or encoders[job.model].weights_sha256()
                     write_result(job.wanted, outcome, cell, f"{job.model.stage}-{job.model.when}")
-                    written += 1
+                    written.append(job)
                 else:
                     check_stop()  # a stop is not this set's fault
                     print(f"evaluate: {job.wanted.dataset}, {job.model.name}: {outcome}", flush=True)
@@ -79,14 +82,19 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
 
 
 def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:
-    """The models that can be loaded; what is wrong with another is printed and added to `errors`."""
+    """The models that can be loaded; what is wrong with another is printed and added to `errors`.
+
+    A damaged checkpoint counts as if it were not there: it is printed and no error, since nothing makes it again.
+    """
     encoders = {}
     for at in group:
         try:
             encoders[at] = Encoder(at.name, load_model(config, at), config.model, device, config.evaluation.precision)
         except (InputError, RunError) as error:
-            print(f"evaluate: {at.name}: {error}", flush=True)
-            errors.append(error)
+            passed_over = at.checkpoint and isinstance(error, Corrupt | MissingObject)
+            print(f"evaluate: {at.name}: {error}{': passed over' if passed_over else ''}", flush=True)
+            if not passed_over:
+                errors.append(error)
     return encoders
 
 
@@ -96,8 +104,11 @@ def load_model(config: EvaluateConfig, at: ModelAt) -> open_clip.CLIP:
     if at.checkpoint:
         data = read_bytes(at.checkpoint)
         if hashlib.sha256(data).hexdigest() != at.checkpoint_sha256:
-            raise RunError(f"{at.checkpoint}: checksum is not the one in COMMITTED.json: the file was changed or cut short")
-        tensors, source = load(data), at.checkpoint
+            raise Corrupt(f"{at.checkpoint}: checksum is not the one in COMMITTED.json: the file was changed or cut short")
+        try:
+            tensors, source = load(data), at.checkpoint
+        except SafetensorError as error:
+            raise Corrupt(f"{at.checkpoint}: not a safetensors file: {error}") from error
     elif at.start is not None:
         state, _ = lineage.read_start(at.start)
         tensors, source = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}, at.start.uri
@@ -137,13 +148,20 @@ def measure_set(
             triplets: list[Triplet] = []
             source = _images_of_triplets(read_triplets(config.triplets.uri, jobs[0].triplets, jobs[0].split), triplets)
             outcome_of = partial(two_afc_outcome, triplets)
+
+            def where(number: int) -> str:
+                return f"{config.triplets.uri}: sample {triplets[number // 3].key}"
         else:
             described = jobs[0].described
             assert described is not None
             items: list[Item] = []
             source = _images_of_set(described, items)
             outcome_of = partial(retrieval_outcome if described.task == RETRIEVAL else zero_shot_outcome, described, items)
-        features = embed(used, source, decode, batch_size=batch_size, threads=threads, advance=advance)
+
+            def where(number: int) -> str:
+                return f"{described.uri}: sample {items[number].key}"
+
+        features = embed(used, source, decode, batch_size=batch_size, threads=threads, advance=advance, where=where)
     except (InputError, RunError) as error:
         yield jobs[0], error
         return

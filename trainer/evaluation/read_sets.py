@@ -8,6 +8,9 @@ dataset_type.txt) is read by `webdataset`; its identity is the hash of its bytes
 import hashlib
 import io
 import json
+import math
+import re
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import canonical_hash
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError
 from trainer.storage import join, read_bytes, read_text
+from trainer.storage.arrays import decode_array
 from trainer.storage.base import MissingObject
+from trainer.storage.checked import file_sha256
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest
 from trainer.storage.samples import read_index
 
@@ -27,6 +32,9 @@ CLASSIFICATION = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
 TWO_AFC = "2afc"
 SPLIT = "test"
+DISTANCES = ("mse_0", "mse_1", "flip_0", "flip_1")
+"""Facts of a triplet that are measured beside the model, where it has them."""
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own notes in a tar
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # CLIP_benchmark's, in its order
 
 
@@ -45,7 +53,7 @@ class EvaluationSet:
         main_metric: what the field reports of it, where its manifest says so.
         attribution: licence line of the source.
         manifest: None where another tool wrote the set.
-        num_shards: tars of the test split.
+        digests: SHA-256 of each tar of the test split.
     """
 
     name: str
@@ -58,7 +66,12 @@ class EvaluationSet:
     main_metric: str
     attribution: str
     manifest: Manifest | None
-    num_shards: int
+    digests: tuple[str, ...]
+
+    @property
+    def num_shards(self) -> int:
+        """Tars of the test split."""
+        return len(self.digests)
 
     @property
     def num_items(self) -> int:
@@ -91,37 +104,34 @@ class Triplet:
     facts: Mapping[str, Any]
 
 
-def describe_set(uri: str, identity: str = "", name: str = "") -> EvaluationSet:
+def describe_set(uri: str, identity: str = "", name: str = "", manifest_sha256: str = "") -> EvaluationSet:
     """What the set at `uri` is.
 
     Args:
         uri: its folder.
         identity: that it must have, if given.
         name: for a set without a manifest; default: the last part of the URI.
+        manifest_sha256: pinned of a manifest of format 1, if given.
 
     Raises:
-        InputError: no set here, another identity, no test images, no class names or templates, a template without
-            `{c}`, or text files that contradict the manifest.
+        InputError: no set here, another identity, no test images, no class names or templates, or a template without `{c}`.
+        Corrupt: its manifest was damaged or changed by hand.
     """
     manifest = read_manifest(uri)
     if manifest is None:
         return _describe_foreign(uri, identity, name or uri.rstrip("/").rsplit("/", 1)[-1])
-    require_manifest(uri, identity)
+    manifest = require_manifest(uri, identity, manifest_sha256)
     if manifest.kind != "evaluation" or manifest.facts.get("task") not in (CLASSIFICATION, RETRIEVAL):
         raise InputError(f"{uri}: a data set of kind {manifest.kind}, task {manifest.facts.get('task')!r}: not an evaluation set")
     shards = manifest.split(SPLIT)
     if not sum(shard.num_samples for shard in shards):
         raise InputError(f"{uri}: evaluation set {manifest.name} has no test images")
     multilabel = bool(manifest.facts.get("multilabel", False))
-    classnames, templates = _prompts(uri) if manifest.facts["task"] == CLASSIFICATION else ((), ())
-    for what, found in (("classnames", classnames), ("templates", templates)):
-        staged = tuple(manifest.facts.get(what) or found)
-        if staged != found:
-            raise InputError(f"{uri}: its text file has {len(found)} {what}, its manifest {len(staged)} or others: changed after staging")
+    classnames, templates = _prompts(uri, manifest.facts) if manifest.facts["task"] == CLASSIFICATION else ((), ())
     return EvaluationSet(
         name=manifest.name, task=manifest.facts["task"], uri=uri, identity=manifest.identity, classnames=classnames, templates=templates,
         multilabel=multilabel, main_metric=str(manifest.facts.get("main_metric", "")), attribution=manifest.attribution,
-        manifest=manifest, num_shards=len(shards),
+        manifest=manifest, digests=tuple(shard.sha256 for shard in shards),
     )  # fmt: skip
 
 
@@ -135,25 +145,26 @@ def _describe_foreign(uri: str, identity: str, name: str) -> EvaluationSet:
     if num_shards < 1:
         raise InputError(f"{uri}: {SPLIT}/nshards.txt says {num_shards} shards: no test images")
     kind = (_text(join(uri, "dataset_type.txt")) or "classification").strip().lower()
-    classnames, templates = ((), ()) if kind == "retrieval" else _prompts(uri)
-    digests = [hashlib.sha256(read_bytes(join(uri, SPLIT, f"{k}.tar"))).hexdigest() for k in range(num_shards)]
+    classnames, templates = ((), ()) if kind == "retrieval" else _prompts(uri, {})
+    digests = tuple(file_sha256(join(uri, SPLIT, f"{k}.tar")) for k in range(num_shards))
     found = canonical_hash(["unstaged", kind, digests])
     if identity and identity != found:
-        raise InputError(f"{uri}: evaluation set {found[:12]} is not the one this run was planned with ({identity[:12]})")
+        why = f"no manifest.json here, and by its files it is evaluation set {found[:12]}"
+        raise InputError(f"{uri}: {why}, not the one this run was planned with ({identity[:12]})")
     return EvaluationSet(
         name=name, task=RETRIEVAL if kind == "retrieval" else CLASSIFICATION, uri=uri, identity=found, classnames=classnames,
-        templates=templates, multilabel=kind == "multilabel", main_metric="", attribution="", manifest=None, num_shards=num_shards,
+        templates=templates, multilabel=kind == "multilabel", main_metric="", attribution="", manifest=None, digests=digests,
     )  # fmt: skip
 
 
-def _prompts(uri: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names and templates from the set's text files, checked."""
+def _prompts(uri: str, facts: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names and templates, checked: the manifest's own where it has them, else those of the set's text files."""
     lines = []
-    for file in ("classnames.txt", "zeroshot_classification_templates.txt"):
-        text = _text(join(uri, file))
-        if text is None or not text.strip():
+    for what, file in (("classnames", "classnames.txt"), ("templates", "zeroshot_classification_templates.txt")):
+        text = None if facts.get(what) else _text(join(uri, file))
+        if not facts.get(what) and (text is None or not text.strip()):
             raise InputError(f"{join(uri, file)}: missing or empty: zero-shot classification needs it")
-        lines.append(tuple(line.strip() for line in text.splitlines()))
+        lines.append(tuple(str(line).strip() for line in (facts.get(what) or (text or "").splitlines())))
     classnames, templates = lines
     for number, template in enumerate(templates, 1):
         if "{c}" not in template:
@@ -173,7 +184,7 @@ def read_set(described: EvaluationSet) -> Iterator[Item]:
 
     Raises:
         InputError: a missing shard, a sample without its members, a label that is no class.
-        RunError: bytes that do not match their checksum.
+        Corrupt: bytes that do not match their checksum.
     """
     count = 0
     for where, key, members in _samples(described):
@@ -191,20 +202,21 @@ def _item(described: EvaluationSet, where: str, key: str, image: bytes, members:
     if suffix not in members:
         raise InputError(f"{where}: sample {key} has no .{suffix}, only {sorted(members)}")
     data, num_classes = members[suffix], len(described.classnames)
+    try:
+        if suffix == "txt":
+            captions = tuple(data.decode().splitlines())
+        elif suffix == "npy":
+            targets = decode_array(data, f"{where}: sample {key}")
+        else:
+            label = int(data)
+    except (ValueError, Corrupt) as error:
+        raise InputError(f"{where}: sample {key}: .{suffix} is no {'caption' if suffix == 'txt' else 'label'}: {error}") from error
     if suffix == "txt":
-        captions = tuple(data.decode(errors="strict").splitlines())
         if not captions:
             raise InputError(f"{where}: sample {key} has no caption")
         return Item(key=key, image=image, captions=captions)
-    try:
-        if suffix == "npy":
-            targets = np.load(io.BytesIO(data), allow_pickle=False)
-        else:
-            label = int(data)
-    except ValueError as error:
-        raise InputError(f"{where}: sample {key}: .{suffix} is no label: {error}") from error
     if suffix == "npy":
-        if targets.shape != (num_classes,) or not np.isin(targets, (0, 1)).all():
+        if targets.dtype.kind not in "biuf" or targets.shape != (num_classes,) or not np.isin(targets, (0, 1)).all():
             raise InputError(f"{where}: sample {key}: labels must be {num_classes} of 0 and 1, got shape {targets.shape}")
         return Item(key=key, image=image, targets=targets.astype(bool))
     if not 0 <= label < num_classes:
@@ -219,13 +231,43 @@ def _samples(described: EvaluationSet) -> Iterator[tuple[str, str, dict[str, byt
             for key, members in read_shard(described.uri, shard):
                 yield join(described.uri, shard.name), key, members
         return
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    for k in range(described.num_shards):
+    for k, digest in enumerate(described.digests):
         uri = join(described.uri, SPLIT, f"{k}.tar")
-        streams = [{"url": uri, "stream": io.BytesIO(read_bytes(uri))}]
-        for sample in group_by_keys(tar_file_expander(streams)):
+        for sample in _foreign_samples(uri, _read_sealed(uri, digest)):
             yield uri, sample["__key__"], {name: value for name, value in sample.items() if not name.startswith("__")}
+
+
+def _foreign_samples(uri: str, data: bytes) -> Iterator[dict[str, Any]]:
+    """The samples of a tar, grouped as webdataset does; InputError on bytes that are no plain tar, whatever else they are."""
+    from webdataset.tariterators import group_by_keys
+
+    try:
+        yield from group_by_keys(_members(uri, data))
+    except InputError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RecursionError) as error:
+        raise InputError(f"{uri}: not a tar of samples, or damaged: {error.args[0] if error.args else type(error).__name__}") from error
+
+
+def _members(uri: str, data: bytes) -> Iterator[dict[str, Any]]:
+    """Name and bytes of every file of a tar that is not packed, as webdataset passes them on."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for info in tar:
+            if not info.isreg() or _META.match(info.name):
+                continue
+            if info.issparse() or info.size > len(data):  # it would unpack to more than there is
+                raise InputError(f"{uri}: member {info.name!r} says {info.size:,} bytes, the tar has {len(data):,}")
+            stream = tar.extractfile(info)
+            assert stream is not None, "a regular file"
+            yield {"fname": info.name, "data": stream.read(), "__url__": uri}
+
+
+def _read_sealed(uri: str, digest: str) -> bytes:
+    """The object's bytes, which must be those whose SHA-256 is recorded."""
+    data = read_bytes(uri)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise Corrupt(f"{uri}: its bytes are not those that were recorded: cut short or changed")
+    return data
 
 
 def read_triplets(uri: str, manifest: Manifest, split: str) -> Iterator[Triplet]:
@@ -233,24 +275,45 @@ def read_triplets(uri: str, manifest: Manifest, split: str) -> Iterator[Triplet]
 
     Raises:
         InputError: the split is empty.
-        RunError: bytes that do not match their checksum.
+        Corrupt: bytes that do not match their checksum.
     """
     count = 0
     for shard in manifest.split(split):
         for key, members in read_shard(uri, shard):
-            yield Triplet(key=key, images=(members["ref.png"], members["0.png"], members["1.png"]), facts=json.loads(members["json"]))
+            yield _triplet(join(uri, shard.name), key, members)
             count += 1
     if not count:
         raise InputError(f"{uri}: triplets {manifest.name} have none in split {split}")
 
 
+def _triplet(where: str, key: str, members: Mapping[str, bytes]) -> Triplet:
+    """A sample as a triplet, with the facts that a measurement needs as numbers."""
+    try:
+        images = members["ref.png"], members["0.png"], members["1.png"]
+        facts = json.loads(members["json"])
+        numbers = [facts["target"], *(facts[name] for name in DISTANCES if facts.get(name) is not None)]
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: sample {key}: not a triplet: {type(error).__name__} {error}") from error
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers) or not 0 <= numbers[0] <= 1:
+        raise InputError(f"{where}: sample {key}: target must be a number from 0 to 1 and distances numbers, got {numbers}")
+    return Triplet(key=key, images=images, facts=facts)
+
+
 def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by the index's column) of each sample of one shard, verified."""
+    """(key, members by the index's column) of each sample of one shard, verified by the checksums that make the identity.
+
+    Raises:
+        MissingObject: the tar or its index is not there.
+        Corrupt: bytes that are not those that were staged.
+    """
     index = read_index(folder, shard)
-    data = read_bytes(join(folder, shard.name))
-    if len(data) != shard.size or google_crc32c.value(data) != shard.crc32c:
-        raise RunError(f"{join(folder, shard.name)}: its bytes are not those of the manifest: cut short or changed")
+    uri = join(folder, shard.name)
+    data = _read_sealed(uri, shard.sha256)
     names = [member.lstrip(".") for member in index.members]
-    starts, sizes = index.offsets.astype(np.int64), index.sizes.astype(np.int64)
+    starts, sizes = index.offsets.tolist(), index.sizes.tolist()
+    checksums = index.crc32c.tolist()
     for row, key in enumerate(index.keys):
-        yield key, {name: data[starts[row, m] : starts[row, m] + sizes[row, m]] for m, name in enumerate(names)}
+        members = {name: data[starts[row][m] : starts[row][m] + sizes[row][m]] for m, name in enumerate(names)}
+        if [google_crc32c.value(member) for member in members.values()] != checksums[row]:
+            raise Corrupt(f"{uri}: sample {key!r}: its index does not fit it")
+        yield key, members

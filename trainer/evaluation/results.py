@@ -1,11 +1,11 @@
-"""The files of an evaluation: `<dataset>_<task>.json` in CLIP_benchmark's keys, and its items beside it. No torch here.
+"""What an evaluation wants, what of it is there, and the files that it writes (`trainer/storage/figures.py`). No torch here.
 
-The JSON is written last, so it vouches for the items. What a figure depends on stands in its block
-`firstsight`, and a figure is done only where all of that is what is wanted now.
+What a figure depends on stands in its block `firstsight`, and a figure is done only where all of that is what is wanted now.
 """
 
 import io
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import EvaluationConfig
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, RunError
 from trainer.fields import added_fields
-from trainer.storage import join, read_json, write_bytes, write_json
-from trainer.storage.base import MissingObject, exists
+from trainer.storage import join
+from trainer.storage.arrays import read_arrays
+from trainer.storage.base import MissingObject
+from trainer.storage.checked import find_damaged
+from trainer.storage.figures import BLOCK, ITEMS, items_uri, read_figures, write_figures
 
 EVALUATION_VERSION = 1
 """Raised whenever the same model and data would give other figures; the report compares equal versions only."""
 
-IDENTIFYING = ("evaluation_version", "stage", "step", "recipe_hash", "checkpoint_sha256", "dataset_identity", "prompts")
-"""Keys of the block `firstsight` that must be as wanted for a result to count as done (the weights' hash too, where known)."""
+IDENTIFYING = (
+    "dataset", "task", "arm", "seed", "evaluation_version", "stage", "step", "recipe_hash", "checkpoint_sha256", "dataset_identity",
+    "prompts", "judge",
+)  # fmt: skip
+"""What must be as wanted for a result to count as done: set and task, then keys of the block `firstsight` as far as they are wanted
+(the weights' hash too, where known)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,11 @@ class Wanted:
     block: dict[str, Any]
 
     @property
+    def output(self) -> str:
+        """The cell's folder of all its figures."""
+        return self.folder.rpartition("/")[0]
+
+    @property
     def json_uri(self) -> str:
         """Where the figures go."""
         return join(self.folder, f"{self.dataset}_{self.task}.json")
@@ -49,7 +61,7 @@ class Wanted:
     @property
     def items_uri(self) -> str:
         """Where each item's outcome goes."""
-        return join(self.folder, f"{self.dataset}_{self.task}.items.npz")
+        return items_uri(self.json_uri)
 
 
 def version(config: EvaluationConfig) -> str:
@@ -57,26 +69,52 @@ def version(config: EvaluationConfig) -> str:
     return "-".join([f"{EVALUATION_VERSION}-{config.decoder}-{config.precision}", *(f"{k}={v}" for k, v in added_fields(config).items())])
 
 
-def why_not_done(wanted: Wanted) -> str | None:
-    """None where the wanted result is there and whole; else the reason it is (again) to be made, in words."""
+def why_not_done(wanted: Sequence[Wanted]) -> list[str | None]:
+    """For each wanted result None where it is there and whole; else the reason it is (again) to be made, in words.
+
+    Items that were found whole before are not read again (`storage.checked`); those of format 1, which has no checksum of them, are.
+
+    Raises:
+        InputError: a newer firstsight wrote a result.
+        RunError: the store failed.
+    """
+    reasons: list[str | None] = []
+    sealed: dict[str, dict[str, Any]] = defaultdict(dict)
+    for each in wanted:
+        reason, items = _look(each)
+        reasons.append(reason)
+        if items is not None:
+            sealed[each.output][each.items_uri.removeprefix(f"{each.output}/")] = items
+    damaged = {join(output, name): why for output, files in sealed.items() for name, why in find_damaged(output, files).items()}
+    for number, each in enumerate(wanted):
+        if reasons[number] is None and each.items_uri in damaged:
+            reasons[number] = f"{each.items_uri}: {damaged[each.items_uri]}"
+    return reasons
+
+
+def _look(wanted: Wanted) -> tuple[str | None, dict[str, Any] | None]:
+    """Why the figures do not count, or None; then what their items must be, where that is recorded."""
     try:
-        found = read_json(wanted.json_uri)
+        found = read_figures(wanted.json_uri)
     except MissingObject:
-        return "missing"
-    except RunError as error:
-        return f"{error}"
-    block = found.get("firstsight") if isinstance(found, dict) else None
-    if not isinstance(block, dict) or not isinstance(found.get("metrics"), dict):
-        return f"{wanted.json_uri}: not a result of firstsight"
-    keys = [*IDENTIFYING, *(["weights_sha256"] if wanted.block.get("weights_sha256") else [])]
-    differing = [
-        f"{key} {_short(block.get(key))} instead of {_short(wanted.block[key])}" for key in keys if block.get(key) != wanted.block[key]
-    ]
+        return "missing", None
+    except Corrupt as error:
+        return str(error), None
+    block = {**found[BLOCK], "dataset": found.get("dataset"), "task": found.get("task")}
+    asked = {**wanted.block, "dataset": wanted.dataset, "task": wanted.task}
+    keys = [key for key in IDENTIFYING if key in asked] + (["weights_sha256"] if wanted.block.get("weights_sha256") else [])
+    differing = [f"{key} {_short(block.get(key))} instead of {_short(asked[key])}" for key in keys if block.get(key) != asked[key]]
     if differing:
-        return f"{wanted.json_uri}: {', '.join(differing)}"
-    if not exists(wanted.items_uri):
-        return f"{wanted.items_uri}: missing"
-    return None
+        return f"{wanted.json_uri}: {', '.join(differing)}", None
+    if ITEMS in block:
+        return None, block[ITEMS]
+    try:
+        read_arrays(wanted.items_uri)
+    except MissingObject:
+        return f"{wanted.items_uri}: missing", None
+    except Corrupt as error:
+        return str(error), None
+    return None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,37 +151,23 @@ def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) 
             raise RunError(f"{wanted.json_uri}: {name} is {value}")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **outcome.items)
-    write_bytes(wanted.items_uri, buffer.getvalue())
-    write_json(
-        wanted.json_uri,
-        {
-            "dataset": wanted.dataset,
-            "model": model,
-            "pretrained": pretrained,
-            "task": wanted.task,
-            "metrics": dict(outcome.metrics),
-            "language": "en",
-            "firstsight": {
-                **wanted.block,
-                "num_items": outcome.num_items,
-                "chance": dict(outcome.chance),
-                "baselines": dict(outcome.baselines),
-                "main_metric": outcome.main_metric,
-                "feature_rank": outcome.feature_rank,
-            },
+    figures = {
+        "dataset": wanted.dataset,
+        "model": model,
+        "pretrained": pretrained,
+        "task": wanted.task,
+        "metrics": dict(outcome.metrics),
+        "language": "en",
+        BLOCK: {
+            **wanted.block,
+            "num_items": outcome.num_items,
+            "chance": dict(outcome.chance),
+            "baselines": dict(outcome.baselines),
+            "main_metric": outcome.main_metric,
+            "feature_rank": outcome.feature_rank,
         },
-    )
-
-
-def read_items(uri: str) -> dict[str, NDArray[Any]]:
-    """The arrays of an `items.npz`; InputError where it is none."""
-    from trainer.storage import read_bytes
-
-    try:
-        with np.load(io.BytesIO(read_bytes(uri)), allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{uri}: not the items of an evaluation: {error}") from error
+    }
+    write_figures(wanted.json_uri, figures, buffer.getvalue())
 
 
 def _short(value: object) -> str:

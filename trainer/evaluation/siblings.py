@@ -3,15 +3,18 @@
 Their figures are taken over, under the own arm's name, so that every cell's folder is complete. No torch here.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from trainer.config import EvaluateConfig
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.jobs import Job
 from trainer.evaluation.results import Wanted, why_not_done
-from trainer.storage import join, layout, read_bytes, read_json, write_bytes, write_json
+from trainer.storage import join, layout, read_bytes
+from trainer.storage.base import MissingObject
+from trainer.storage.figures import BLOCK, ITEMS, read_figures, write_figures
 from trainer.storage.plans import read_plan
 
 SHARED_STAGES = ("untrained", "perceptual")
@@ -27,15 +30,18 @@ def take_over(config: EvaluateConfig, missing: Sequence[Job]) -> list[Job]:
     Returns:
         What is still to be measured.
     """
-    places = _siblings(config) if any(job.model.stage in SHARED_STAGES for job in missing) else []
-    left = []
-    for job in missing:
-        candidates = [replace(job.wanted, folder=join(place, job.model.name)) for place in places if job.model.stage in SHARED_STAGES]
-        theirs = next((wanted for wanted in candidates if why_not_done(wanted) is None), None)
-        if theirs is None:
-            left.append(job)
-        else:
-            _copy(theirs, job.wanted, layout.cell_name(config.arm, config.seed, config.point))
+    shared = [job for job in missing if job.model.stage in SHARED_STAGES]
+    name = layout.cell_name(config.arm, config.seed, config.point)
+    taken: set[int] = set()
+    for place in _siblings(config) if shared else []:
+        wanted = [_at(job.wanted, join(place, job.model.name)) for job in shared]
+        try:
+            reasons = why_not_done(wanted)
+        except InputError:  # a newer firstsight measured there
+            continue
+        taken |= {id(job) for job, at, reason in zip(shared, wanted, reasons, strict=True) if not reason and _copy(at, job.wanted, name)}
+        shared = [job for job in shared if id(job) not in taken]
+    left = [job for job in missing if id(job) not in taken]
     if len(left) < len(missing):
         print(f"evaluate: {len(missing) - len(left)} results of models that arms share taken over from other cells", flush=True)
     return left
@@ -52,9 +58,20 @@ def _siblings(config: EvaluateConfig) -> list[str]:
     return [place for place, seed in cells if seed == config.seed and place != own]
 
 
-def _copy(theirs: Wanted, own: Wanted, model: str) -> None:
-    """Items, then figures, as a measurement writes them."""
-    value = read_json(theirs.json_uri)
-    block = {**value["firstsight"], **{key: own.block[key] for key in ("experiment", "arm", "seed")}}
-    write_bytes(own.items_uri, read_bytes(theirs.items_uri))
-    write_json(own.json_uri, {**value, "model": model, "firstsight": block})
+def _at(wanted: Wanted, folder: str) -> Wanted:
+    """The same result as another arm has it in its folder."""
+    return replace(wanted, folder=folder, block={key: value for key, value in wanted.block.items() if key != "arm"})
+
+
+def _copy(theirs: Wanted, own: Wanted, model: str) -> bool:
+    """Items, then figures, as a measurement writes them; False where the items do not prove whole as they are read."""
+    try:
+        value, items = read_figures(theirs.json_uri), read_bytes(theirs.items_uri)
+    except (MissingObject, Corrupt):
+        return False
+    block = {**value[BLOCK], **{key: own.block[key] for key in ("experiment", "arm", "seed")}}
+    sealed = block.get(ITEMS)
+    if sealed is not None and sealed["sha256"] != hashlib.sha256(items).hexdigest():
+        return False
+    write_figures(own.json_uri, {**value, "model": model, BLOCK: block}, items)
+    return True

@@ -20,6 +20,7 @@ from trainer.report.experiment import Cell, Experiment, Result, StageRun
 from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
+from trainer.storage.failures import read_failure
 from trainer.storage.manifest import read_manifest
 from trainer.storage.plans import NAME, read_plan
 from trainer.storage.recipes import read_stage, what_differs
@@ -273,13 +274,13 @@ def _why(experiment: Experiment, entry: dict[str, Any], why: str) -> str:
         if not entry.get(name):
             continue
         try:
-            failure = read_json(layout.failure(entry[name]))
-            if name != "evaluation" and read_committed(layout.final(entry[name])) is not None:
-                continue  # a later attempt finished it
-        except (MissingObject, RunError):
+            failure = read_failure(entry[name])
+            if failure is None or (name != "evaluation" and read_committed(layout.final(entry[name])) is not None):
+                continue  # none, or a later attempt finished it
+        except RunError:
             continue
-        record = {"cell": entry["cell"], "stage": name, **{key: failure.get(key) for key in ("line", "exit_code", "time")}}
+        record = {"cell": entry["cell"], "stage": name, "line": failure.line, "exit_code": failure.exit_code, "time": failure.time}
         if record not in experiment.failures:
             experiment.failures.append(record)
-        return f"{name} failed: {failure.get('line', 'no line was left')}"
+        return f"{name} failed: {failure.line}"
     return why

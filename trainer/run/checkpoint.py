@@ -1,19 +1,19 @@
 """Checkpoints: safetensors and JSON, copied to host memory at once and stored by a background thread.
 
 Only the copy into reused host buffers holds the training up. The thread then stores the files, reads the attempt fence
-again, and writes COMMITTED.json last, so a reader sees a whole checkpoint or none. The buffers *are* the files' bytes:
-safetensors' own writer would copy every tensor once more and hold the interpreter's lock while it writes.
+again, and writes COMMITTED.json last, so a reader sees a whole checkpoint or none. One with a damaged seal or file counts as
+none too: it is passed over, and pruned like one that was never sealed.
 """
 
 import hashlib
-import io
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,21 +22,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from trainer.config import differing_keys
+from trainer.config import canonical_hash, differing_keys
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.model.towers import find_nonfinite
-from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
-from trainer.storage.base import MissingObject
-from trainer.storage.committed import NAME, Committed, read_committed, write_committed
+from trainer.run.hostcopy import FileImage, MemoryFile
+from trainer.storage import checked, join, layout, open_store, read_bytes, write_bytes
+from trainer.storage.base import MissingObject, ObjectInfo, local_path
+from trainer.storage.committed import NAME, Committed, find_damage, read_committed, write_committed
+from trainer.storage.fence import Fence
 from trainer.storage.recipes import shown
 
 FORMAT_VERSION = 1
 STATE_FILE, MODEL_FILE, OPTIMIZER_FILE = "state.json", "model.safetensors", "optimizer.safetensors"
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
-    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
+log = logging.getLogger("trainer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,40 +47,14 @@ class Checkpoint:
         step: optimiser steps done.
         tensors: file name -> tensor name -> tensor on the CPU.
         state: what else a run needs to go on (state.json).
+        records: file name -> text of the stage's folder as it was at this step; empty in a checkpoint of format 1.
     """
 
     uri: str
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
-
-
-class Fence:
-    """The attempt number of a stage's folder: a writer whose number is no longer the highest must not commit."""
-
-    def __init__(self, output: str, attempt: int) -> None:
-        self._uri = layout.attempt(output)
-        self.attempt = attempt
-
-    def claim(self) -> None:
-        """Raise the stored number to ours. RunError where a newer attempt has claimed the folder; 0 is unfenced."""
-        self.check()
-        if self.attempt > self._stored():
-            write_json(self._uri, {"attempt": self.attempt})
-
-    def check(self) -> None:
-        """Read the number again. RunError where a newer attempt has claimed the folder."""
-        if self.attempt and (stored := self._stored()) > self.attempt:
-            raise RunError(f"{self._uri}: attempt {stored} has taken over, attempt {self.attempt} must not commit any more")
-
-    def _stored(self) -> int:
-        try:
-            value = read_json(self._uri)
-        except MissingObject:
-            return 0
-        if not isinstance(value, dict) or not isinstance(value.get("attempt"), int):
-            raise RunError(f"{self._uri}: not an attempt number")
-        return int(value["attempt"])
+    records: dict[str, bytes] = field(default_factory=dict)
 
 
 class Writer:
@@ -92,7 +65,7 @@ class Writer:
         self._recipe_hash = recipe_hash
         self._fence = fence
         self._keep_last = keep_last
-        self._images: dict[str, _FileImage] = {}
+        self._images: dict[str, FileImage] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[float] | None = None
         self.last_seconds = 0.0
@@ -115,7 +88,8 @@ class Writer:
             tensors: file name -> tensors, on any device.
             state: goes to state.json.
             facts: go to COMMITTED.json.
-            beside: objects of the stage's folder (logs) that must not be older than the checkpoint.
+            beside: text of the stage's folder as it is at this step, sealed with the checkpoint; progress.jsonl is also
+                written to that folder, where people look.
             keep: never delete this one.
 
         Raises:
@@ -126,7 +100,7 @@ class Writer:
         for name, part in tensors.items():
             image = self._images.get(name)
             if image is None or not image.fits(part):
-                image = self._images[name] = _FileImage(part)
+                image = self._images[name] = FileImage(part)
             image.fill(part)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -154,11 +128,11 @@ class Writer:
         for name, image in self._images.items():
             if broken := find_nonfinite(image.views):
                 raise RunError(f"{join(folder, name)}: {broken} holds numbers that are not finite: not saved")
-        files = {STATE_FILE: _put(folder, STATE_FILE, memoryview(content))}
-        for name, image in self._images.items():
-            files[name] = _put(folder, name, image.bytes())
-        for name, data in beside.items():
-            write_bytes(join(self._output, name), data)
+        contents = {STATE_FILE: memoryview(content), **{name: image.bytes() for name, image in self._images.items()}}
+        contents |= {name: memoryview(data) for name, data in beside.items()}
+        files = {name: _put(folder, name, data)[0] for name, data in contents.items()}
+        if layout.PROGRESS in beside:
+            write_bytes(layout.progress(self._output), beside[layout.PROGRESS])
         self._fence.check()
         write_committed(folder, Committed(recipe_hash=self._recipe_hash, attempt=self._fence.attempt, files=files, **seal))
         self._prune(step)
@@ -167,23 +141,68 @@ class Writer:
     def _prune(self, step: int) -> None:
         """Keep the newest `keep_last` up to `step`, those marked kept, and whatever is newer; delete the rest, seal first."""
         found = {known: uris for known, uris in _listed(self._output).items() if known <= step}
-        sealed = [known for known in sorted(found, reverse=True) if any(uri.endswith(f"/{NAME}") for uri in found[known])]
-        keep = set(sealed[: self._keep_last]) | {known for known in sealed[self._keep_last :] if self._kept(known)}
-        for known in sorted(found.keys() - keep):
-            _delete(found[known])
+        newest: list[int] = []
+        for known in sorted(found, reverse=True):
+            folder = layout.checkpoint(self._output, known)
+            try:
+                seal = _seal_unless_damaged(folder) if join(folder, NAME) in found[known] else None
+            except InputError as error:  # of a newer firstsight: not ours to judge
+                log.warning("%s: kept", error)
+                continue
+            if seal is not None and len(newest) < self._keep_last:
+                newest.append(known)
+            elif seal is None or not seal.facts.get("kept"):
+                _delete(found[known])
 
-    def _kept(self, step: int) -> bool:
-        seal = read_committed(layout.checkpoint(self._output, step))
-        return seal is not None and bool(seal.facts.get("kept"))
 
+def write_final(
+    output: str,
+    local: Path,
+    *,
+    recipe_hash: str,
+    step: int,
+    fence: Fence,
+    facts: Mapping[str, Any],
+    beside: Mapping[str, bytes],
+    copies: Mapping[str, bytes],
+) -> None:
+    """Store the files of `local` as final/, check what the store holds now, and seal it.
 
-def write_final(output: str, local: Path, *, recipe_hash: str, step: int, fence: Fence, facts: Mapping[str, Any]) -> None:
-    """Store the files of `local` as final/ and seal it."""
+    Args:
+        output: the stage's folder.
+        local: folder with the files.
+        recipe_hash: of the stage.
+        step: optimiser steps done.
+        fence: nothing is sealed where a newer attempt has claimed the folder.
+        facts: go to the seal.
+        beside: records of the stage's folder that belong to the model: written there, copied into final/ and sealed.
+        copies: further files of final/, which the seal does not cover.
+
+    Raises:
+        Corrupt: the store does not hold what was written.
+    """
     folder = layout.final(output)
     open_store(folder).delete(join(folder, NAME))
-    files = {path.name: _put(folder, path.name, memoryview(path.read_bytes())) for path in sorted(local.iterdir())}
+    for name, data in copies.items():
+        write_bytes(join(folder, name), data)
+    names = [path.name for path in sorted(local.iterdir())]
+    written = {f"{layout.FINAL}/{name}": _put(folder, name, memoryview((local / name).read_bytes())) for name in names}
+    for name, data in beside.items():
+        written |= {place: _put(output, place, memoryview(data)) for place in (f"{layout.FINAL}/{name}", name)}
+    seal = Committed(
+        recipe_hash=recipe_hash,
+        attempt=fence.attempt,
+        step=step,
+        files={name: written[f"{layout.FINAL}/{name}"][0] for name in names},
+        facts=dict(facts),
+        beside={name: written[name][0] for name in beside},
+    )
+    if local_path(output) is None:  # each upload was compared with the server's checksum; files are read again
+        checked.remember(output, {name: (info.stamp, sealed["sha256"]) for name, (sealed, info) in written.items()})
+    for uri, why in find_damage(output, seal).items():
+        raise Corrupt(f"{uri}: {why}: the store does not give back what was just written")
     fence.check()
-    write_committed(folder, Committed(recipe_hash=recipe_hash, attempt=fence.attempt, step=step, files=files, facts=dict(facts)))
+    write_committed(folder, seal)
 
 
 def clear(output: str) -> None:
@@ -199,7 +218,7 @@ def written_by(output: str, attempt: int) -> bool:
     """
     if not attempt:
         return False
-    seals = (read_committed(layout.checkpoint(output, step)) for step in _listed(output))
+    seals = (_seal_unless_damaged(layout.checkpoint(output, step)) for step in _listed(output))
     return any(seal is not None and seal.attempt == attempt for seal in seals)
 
 
@@ -208,7 +227,7 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
 
     Args:
         output: the stage's folder.
-        resume: auto (newest that verifies), never, or a checkpoint's URI.
+        resume: auto (newest that is intact), never, or a checkpoint's URI.
         recipe_hash: of this run; a checkpoint of any other is refused.
         recipe: the recipe fields behind the hash, to name what differs.
 
@@ -216,8 +235,7 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
         The checkpoint, or None where the run starts from the beginning; and the reason for each that was passed over.
 
     Raises:
-        InputError: another recipe, data set or architecture, a newer format, a URI without a seal or with changed files; or
-            there are sealed checkpoints, but none of them verifies.
+        InputError: another recipe, data set or architecture, a newer format, or a URI without a seal or with changed files.
     """
     if resume == "never":
         return None, []
@@ -232,14 +250,10 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
         try:
             if read_committed(folder) is not None:
                 return read(folder, recipe_hash=recipe_hash, recipe=recipe), skipped
+            skipped.append(f"{folder}: no {NAME}: its save was cut short, or the seal was lost")
         except (Corrupt, MissingObject) as error:
-            skipped.append(f"{folder}: {error}")
-    if skipped:
-        raise InputError(
-            f"{output}: none of {len(skipped)} checkpoints can be read, the newest for this: {skipped[0]}; "
-            f"placement.resume=never starts afresh"
-        )
-    return None, []
+            skipped.append(str(error))
+    return None, skipped
 
 
 def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpoint:
@@ -260,11 +274,22 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
     if state.get("step") != seal.step:
         raise Corrupt(f"{folder}: COMMITTED.json says step {seal.step}, {STATE_FILE} step {state.get('step')}")
     if seal.recipe_hash != recipe_hash:
+        if state.get("recipe") and canonical_hash(state["recipe"]) == recipe_hash:  # format 1 has no checksum
+            raise Corrupt(f"{join(folder, NAME)}: recipe_hash is not that of the recipe in {STATE_FILE}")
         differing = shown(differing_keys(state["recipe"], recipe)) if state.get("recipe") else f"{STATE_FILE} does not record which"
         raise InputError(f"{folder}: checkpoint of another recipe, refused: {differing}")
-    return Checkpoint(
-        uri=folder, step=seal.step, tensors={name: _tensors(join(folder, name), data) for name, data in contents.items()}, state=state
-    )
+    tensors = {name: _tensors(join(folder, name), data) for name, data in contents.items() if name.endswith(".safetensors")}
+    records = {name: data for name, data in contents.items() if name not in tensors}
+    return Checkpoint(uri=folder, step=seal.step, tensors=tensors, state=state, records=records)
+
+
+def _seal_unless_damaged(folder: str) -> Committed | None:
+    """The seal of a checkpoint; None where it has none or a damaged one. InputError where a newer firstsight wrote it."""
+    try:
+        return read_committed(folder)
+    except Corrupt as error:
+        log.warning("%s: this checkpoint counts as absent", error)
+        return None
 
 
 def _state(uri: str, data: bytes) -> dict[str, Any]:
@@ -294,10 +319,11 @@ def _verified(uri: str, facts: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _put(folder: str, name: str, data: memoryview) -> dict[str, Any]:
+def _put(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], ObjectInfo]:
+    """Store one file; how a seal names it, and what the store says of it."""
     uri = join(folder, name)
-    open_store(uri).put_stream(uri, cast(BinaryIO, _MemoryFile(data)), len(data))
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    info = open_store(uri).put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}, info
 
 
 def _listed(output: str) -> dict[int, list[str]]:
@@ -316,70 +342,3 @@ def _delete(uris: list[str]) -> None:
     for uri in sorted(uris, key=lambda uri: not uri.endswith(f"/{NAME}")):
         with suppress(MissingObject):
             open_store(uri).delete(uri)
-
-
-class _FileImage:
-    """The bytes of one safetensors file in host memory: laid out once, refilled at each save."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._layout = self._describe(tensors)
-        header: dict[str, Any] = {}
-        position = 0
-        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # wide types first keep all aligned
-            tensor = tensors[name]
-            end = position + tensor.numel() * tensor.element_size()
-            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
-            position = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        prefix = len(text).to_bytes(8, "little") + text
-        self._buffer = torch.empty(len(prefix) + position, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        self._buffer[: len(prefix)] = torch.frombuffer(bytearray(prefix), dtype=torch.uint8)
-        self.views = {}
-        for name, entry in header.items():
-            start, end = (len(prefix) + offset for offset in entry["data_offsets"])
-            self.views[name] = self._buffer[start:end].view(tensors[name].dtype).view(tensors[name].shape)
-
-    @staticmethod
-    def _describe(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-        return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-
-    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether the layout is still that of `tensors`."""
-        return self._layout == self._describe(tensors)
-
-    def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy in; from a GPU without waiting for each tensor."""
-        for name, view in self.views.items():
-            view.copy_(tensors[name].detach(), non_blocking=True)
-
-    def bytes(self) -> memoryview:
-        """The file."""
-        return self._buffer.numpy().data
-
-
-class _MemoryFile(io.RawIOBase):
-    """A readable, seekable file over memory, without a copy of it."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        part = self._data[self._position : self._position + len(buffer)]
-        buffer[: len(part)] = part
-        self._position += len(part)
-        return len(part)

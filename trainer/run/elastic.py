@@ -18,8 +18,8 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from trainer.config import StageConfig
 from trainer.errors import InputError, RunError, Stopped
-from trainer.run.failure import read_failure
 from trainer.storage import layout
+from trainer.storage.failures import read_failure
 
 SHUTDOWN_SECONDS = 150
 """How long ranks may take to save after SIGTERM; pods have 180 s of grace."""
@@ -103,9 +103,9 @@ def _raise(config: StageConfig, failures: dict[int, Any], began: float) -> None:
     wrong_input = next((failure for failure in failures.values() if failure.exitcode == InputError.exit_code), None)
     failure = wrong_input or min(failures.values(), key=lambda failure: failure.timestamp)
     ended = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
-    said = read_failure(config)
-    if said is not None and said["time"] >= began and said["exit_code"] == failure.exitcode:
-        line = str(said["line"])
+    said = read_failure(config.output)
+    if said is not None and said.time >= began and said.exit_code == failure.exitcode:
+        line = said.line
     else:
         line = f"{layout.stage_title(config)}: rank {failure.local_rank} of this machine {ended}"
     kinds: dict[int, type[InputError | RunError]] = {InputError.exit_code: InputError, Stopped.exit_code: Stopped}

@@ -6,15 +6,12 @@ And what must not end one: `best_effort`.
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from trainer.config import StageConfig
 from trainer.errors import InputError, PeerLost, RunError
-from trainer.storage import layout, read_json, write_json
-from trainer.storage.base import MissingObject, exists
+from trainer.storage import failures, layout
 
 TERMINATION_LOG = "/dev/termination-log"
 """Where Kubernetes looks for a container's last word (terminationMessagePath)."""
@@ -31,22 +28,26 @@ def best_effort(what: str) -> Iterator[None]:
 
 
 def write_failure(config: StageConfig, error: Exception) -> None:
+    """`leave_failure` in the folder of the stage that this configuration is for."""
+    leave_failure(config.output, config.stage, error)
+
+
+def leave_failure(folder: str, stage: str, error: Exception) -> None:
     """failure.json beside the stage's other files: how it ended, for callers that cannot see the exit code.
 
     What a rank says of a lost peer never replaces the reason that the peer itself gave. Wrong input, which no restart
-    mends, is also the container's termination message.
+    fixes, is also the container's termination message.
     """
-    uri = layout.failure(config.output)
     known = isinstance(error, InputError | RunError) and not isinstance(error, PeerLost)
     line = " ".join(str(error).split()) or type(error).__name__
     code = error.exit_code if isinstance(error, InputError | RunError) else 1
     if isinstance(error, InputError):
         _tell_kubelet(line)
     try:
-        if known or not exists(uri):
-            write_json(uri, {"time": time.time(), "stage": config.stage, "exit_code": code, "line": line})
+        if known or failures.read_failure(folder) is None:
+            failures.write_failure(folder, stage=stage, exit_code=code, line=line)
     except (InputError, RunError) as second:
-        print(f"{uri}: could not be written: {second}", file=sys.stderr)
+        print(f"{layout.failure(folder)}: could not be written: {second}", file=sys.stderr)
 
 
 def _tell_kubelet(line: str) -> None:
@@ -57,12 +58,3 @@ def _tell_kubelet(line: str) -> None:
                 log.write(line + "\n")
         except OSError as error:
             print(f"{TERMINATION_LOG}: could not be written: {error.strerror}", file=sys.stderr)
-
-
-def read_failure(config: StageConfig) -> dict[str, Any] | None:
-    """What failure.json says: time, stage, exit_code, line; None where there is none, or one that cannot be read."""
-    try:
-        value = read_json(layout.failure(config.output))
-    except (MissingObject, RunError):
-        return None
-    return value if isinstance(value, dict) and {"time", "exit_code", "line"} <= value.keys() else None

@@ -19,7 +19,7 @@ from trainer.errors import RunError, Stopped
 from trainer.model import distributed, optimizer
 from trainer.model.distributed import Distributed
 from trainer.progress import check_stop
-from trainer.run import checkpoint, placing, preflight, records
+from trainer.run import placing, preflight, records
 from trainer.run.failure import write_failure
 from trainer.run.health import Profiler, Skips, Watchdog
 from trainer.run.metrics import StepTimer, StoredLines
@@ -28,6 +28,7 @@ from trainer.run.sinks import Endpoint, optional_sinks
 from trainer.run.starting import from_main, start
 from trainer.stages import Stage
 from trainer.storage import layout
+from trainer.storage.fence import Fence
 from trainer.storage.manifest import require_manifest
 
 log = logging.getLogger("trainer")
@@ -43,7 +44,7 @@ def train(config: StageConfig) -> None:
     """
     # 1. Ranks
     dist = distributed.start(config.placement)
-    fence = checkpoint.Fence(config.output, config.placement.attempt)
+    fence = Fence(config.output, config.placement.attempt)
     try:
         with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(layout.stage_title(config)):
             from_main(dist, lambda: records.open_folder(config, fence))
@@ -65,13 +66,14 @@ def train(config: StageConfig) -> None:
                 optimizer=built,
                 state=state,
                 fence=fence,
-                manifest=require_manifest(config.data.uri, config.data.identity),
+                manifest=require_manifest(config.data.uri, config.data.identity, config.data.manifest_sha256),
                 steps_per_epoch=loader.steps_per_epoch,
                 steps=loader.steps_per_epoch * settings.epochs,
                 global_batch_size=settings.global_batch_size,
                 started_from=started_from,
+                config_text=records.write_config(config, dist),
                 skips=Skips(dist.device),
-                lines=StoredLines(config.output, layout.PROGRESS) if dist.main else None,
+                lines=StoredLines(config.output, layout.PROGRESS, state.lines) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
                 endpoint=Endpoint(config, config.placement.metrics_port, records.totals(state, settings.global_batch_size))
                 if dist.local_rank == 0 and config.placement.metrics_port
@@ -80,8 +82,7 @@ def train(config: StageConfig) -> None:
             )
             try:
                 # 4. Steps
-                records.write_config(config, dist)
-                records.write_lineage(run, {})
+                records.write_lineage(run)
                 preflight.check(run)
                 _steps(run, loader, stop_requested)
                 # 5. The finished model

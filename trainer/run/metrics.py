@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from trainer.storage import join, read_bytes, write_bytes
@@ -65,22 +65,22 @@ class StepTimer:
 class StoredLines:
     """A text object of the stage's folder that grows line by line and is written whole, in the background.
 
-    A run that resumes keeps the lines of earlier attempts.
+    A run that resumes keeps the lines of earlier attempts: those that a checkpoint gave it, else those in the folder.
     """
 
-    def __init__(self, output: str, name: str) -> None:
+    def __init__(self, output: str, name: str, before: bytes | None = None) -> None:
         self.name = name
         self._uri = join(output, name)
         self._every = FLUSH_SECONDS["remote" if local_path(output) is None else "local"]
-        self._lines: list[bytes] = []
         self._size = 0
         self._written = time.monotonic()
         self._thread = ThreadPoolExecutor(1, name)
         self._pending: Future[Any] | None = None
-        try:
-            self._lines = [line + b"\n" for line in read_bytes(self._uri).split(b"\n") if line]
-        except MissingObject:
-            pass
+        self._written_whole = False
+        if before is None:
+            with suppress(MissingObject):
+                before = read_bytes(self._uri)
+        self._lines = [line + b"\n" for line in (before or b"").split(b"\n") if line]
 
     def keep_until(self, step: int) -> None:
         """Drop JSON lines of later steps than `step`, and a line cut short: those steps are done again."""
@@ -106,10 +106,17 @@ class StoredLines:
         self._written = time.monotonic()
         self._pending = self._thread.submit(write_bytes, self._uri, self.data())
 
+    def end(self) -> None:
+        """No line follows, and the caller writes what there is: wait for what is being written, and write no more."""
+        self._written_whole = True
+        if self._pending is not None:
+            self._pending.result()
+
     def close(self) -> None:
         """Write the rest and wait for it."""
         try:
-            self.flush()
+            if not self._written_whole:
+                self.flush()
             if self._pending is not None:
                 self._pending.result()
         finally:

@@ -19,13 +19,13 @@ from trainer.config import Placement, StageConfig, loader_workers_for
 from trainer.configs.sizes import largest_local_batch_size, whole_batch_size
 from trainer.data.machine import available_cores
 from trainer.errors import Corrupt
-from trainer.storage import layout, write_json
-from trainer.storage.base import read_versioned
+from trainer.storage import layout
+from trainer.storage.documents import read_document, write_document
 
 if TYPE_CHECKING:
     from trainer.model.distributed import Distributed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NO_COMPILER = "no C compiler (CC, gcc or clang)"
 SAME_LOSS = "the loss stays the same, the bits do not"
 log = logging.getLogger("trainer")
@@ -144,7 +144,7 @@ def settle(config: StageConfig, machine: Machine) -> Chosen:
         record.pop(machine.conditions, None)
         record[machine.conditions] = chosen
         runs = [{**asdict(conditions), **asdict(values)} for conditions, values in record.items()]
-        write_json(layout.placement(config.output), {"format_version": FORMAT_VERSION, "runs": runs})
+        write_document(layout.placement(config.output), {"format_version": FORMAT_VERSION, "runs": runs})
     return chosen
 
 
@@ -200,7 +200,7 @@ def _local_batch_size(config: StageConfig, machine: Machine, before: Chosen | No
 def _read(uri: str) -> dict[Conditions, Chosen]:
     """What is recorded, oldest first; nothing where the record is damaged, which is said."""
     try:
-        value = read_versioned(uri, "a record of placement", FORMAT_VERSION)
+        value = read_document(uri, "a record of placement", FORMAT_VERSION, checked_from=2)
         return {} if value is None else dict(_parse(uri, run) for run in value["runs"])
     except (Corrupt, KeyError, TypeError) as error:
         why = str(error) if isinstance(error, Corrupt) else f"{uri}: not a record of placement: {type(error).__name__}: {error}"

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from trainer import lineage
 from trainer.config import StageConfig, recipe_fields, recipe_hash
-from trainer.configs import dump_yaml
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
 from trainer.progress import progress, step_line
@@ -27,9 +26,12 @@ from trainer.run.metrics import StoredLines, StoredLogHandler, json_line
 from trainer.run.sinks import LINGER_SECONDS, Endpoint, Sink
 from trainer.run.starting import State
 from trainer.stages import Stage
-from trainer.storage import join, layout, open_store, write_bytes, write_json
-from trainer.storage.base import exists
+from trainer.storage import committed, join, layout, open_store, write_json
+from trainer.storage.base import MissingObject, encode_json
+from trainer.storage.committed import read_final
+from trainer.storage.fence import Fence
 from trainer.storage.manifest import Manifest
+from trainer.storage.recipes import config_bytes, read_stage, write_config_file
 
 log = logging.getLogger("trainer")
 
@@ -43,13 +45,15 @@ class Run:
     stage: Stage
     optimizer: torch.optim.Optimizer
     state: State
-    fence: checkpoint.Fence
+    fence: Fence
     manifest: Manifest
     """Of the data set, as it was at the start: the run's end must not depend on it."""
     steps_per_epoch: int
     steps: int
     global_batch_size: int
     started_from: str
+    config_text: bytes
+    """config.yaml as it lies in the stage's folder; rank 0 has it."""
     skips: Skips
     lines: StoredLines | None
     """progress.jsonl; rank 0 has it."""
@@ -114,23 +118,34 @@ def say(run: Run, figures: Mapping[str, float]) -> None:
         progress(run.name, done, total, "samples" if run.config.stage == "contrastive" else "triplets", **figures)
 
 
-def open_folder(config: StageConfig, fence: checkpoint.Fence) -> None:
-    """Claim the stage's folder, and clear away how the last attempt failed and what it left half-written."""
+def open_folder(config: StageConfig, fence: Fence) -> None:
+    """Claim the stage's folder; clear away how the last attempt failed, what it left half-written, and a damaged final model's seal."""
     fence.claim()
     store = open_store(config.output)
     store.delete(layout.failure(config.output))
-    store.sweep(join(config.output, "checkpoints"))
-    store.sweep(layout.final(config.output))
+    store.sweep(config.output)
+    if any(read_final(config.output)):  # trainer/run/train.py has said why it does not count: nobody else may take it for finished
+        store.delete(join(layout.final(config.output), committed.NAME))
 
 
-def write_config(config: StageConfig, dist: Distributed) -> None:
+def write_config(config: StageConfig, dist: Distributed) -> bytes:
     """config.yaml: from now on the folder is this recipe's. Only once model, data and start were found to be right.
 
     Its placement stays as it was given: what `auto` became here belongs to this machine.
+
+    Returns:
+        The file as it is, with its checksum, for the copies in checkpoints and final/; on rank 0 only.
     """
+    if not dist.main:
+        return b""
     uri = layout.config(config.output)
-    if dist.main and not exists(uri):
-        write_bytes(uri, dump_yaml(config).encode())
+    try:
+        config = read_stage(uri)
+    except MissingObject:
+        write_config_file(uri, config)
+    except (InputError, Corrupt) as error:  # it was intact when this run began
+        log.warning("%s", error)
+    return config_bytes(config)
 
 
 def placement_in_force(config: StageConfig, dist: Distributed) -> dict[str, Any]:
@@ -138,7 +153,7 @@ def placement_in_force(config: StageConfig, dist: Distributed) -> dict[str, Any]
     return {**asdict(config.placement), "device": dist.device.type, "threads": torch.get_num_threads()}
 
 
-def writer(config: StageConfig, fence: checkpoint.Fence) -> checkpoint.Writer:
+def writer(config: StageConfig, fence: Fence) -> checkpoint.Writer:
     """What saves this run's checkpoints."""
     return checkpoint.Writer(config.output, recipe_hash=recipe_hash(config), fence=fence, keep_last=config.placement.keep_last)
 
@@ -164,17 +179,19 @@ def save(run: Run, keep: bool) -> None:
         "recipe": recipe_fields(run.config),
         **facts,
     }
-    run.writer.save(run.state.step, tensors, state, facts, beside={layout.PROGRESS: run.lines.data()}, keep=keep)
+    beside = {layout.PROGRESS: run.lines.data(), layout.CONFIG: run.config_text}
+    run.writer.save(run.state.step, tensors, state, facts, beside=beside, keep=keep)
     if run.endpoint is not None:
         run.endpoint.saved(time.perf_counter() - began, run.writer.last_seconds)
 
 
 def finish(run: Run) -> None:
-    """Write final/, then lineage.json with the hashes of what was made."""
+    """Write final/, with lineage.json, which has the hashes of what was made, and progress.jsonl beside it."""
     assert run.writer is not None
+    assert run.lines is not None
     run.writer.wait()
     if broken := towers.find_nonfinite(run.stage.module.state_dict()):
-        raise RunError(f"{run.name}: {broken} holds numbers that are not finite behind the last step: no final model was written")
+        raise RunError(f"{run.name}: {broken} contains NaN or Inf after the last step: no final model was written")
     samples = run.steps * run.global_batch_size
     with tempfile.TemporaryDirectory(prefix="firstsight-final-") as folder:
         facts = run.stage.save_final(Path(folder))
@@ -190,22 +207,31 @@ def finish(run: Run) -> None:
             "nonfinite_steps": run.state.nonfinite_steps,
             "restarts": run.state.restarts,
         }
-        write_lineage(run, facts)
-        if run.lines is not None:
-            write_bytes(layout.progress(run.config.output), run.lines.data())
+        run.lines.end()
         checkpoint.write_final(
-            run.config.output, Path(folder), recipe_hash=recipe_hash(run.config), step=run.steps, fence=run.fence, facts=facts
+            run.config.output,
+            Path(folder),
+            recipe_hash=recipe_hash(run.config),
+            step=run.steps,
+            fence=run.fence,
+            facts=facts,
+            beside={layout.LINEAGE: encode_json(describe_lineage(run, facts)), layout.PROGRESS: run.lines.data()},
+            copies={layout.CONFIG: run.config_text},
         )
     open_store(run.config.output).delete(layout.failure(run.config.output))
     log.info("%s: final model committed", run.name)
 
 
-def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
-    """lineage.json: weights -> configuration -> data -> code -> image. Written at the start, and again with the hashes."""
-    if not run.dist.main:
-        return
+def write_lineage(run: Run) -> None:
+    """lineage.json as it is known before the first step: without the hashes of what will be made."""
+    if run.dist.main:
+        write_json(layout.lineage(run.config.output), describe_lineage(run, {}))
+
+
+def describe_lineage(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights -> configuration -> data -> code -> image."""
     config, manifest = run.config, run.manifest
-    value = {
+    return {
         "format_version": lineage.FORMAT_VERSION,
         "experiment": config.experiment,
         "arm": config.arm,
@@ -234,7 +260,6 @@ def write_lineage(run: Run, facts: Mapping[str, Any]) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": run.state.seconds,
     }
-    write_json(layout.lineage(config.output), value)
 
 
 def close(run: Run) -> None:

@@ -16,6 +16,7 @@ from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
 from trainer.run import checkpoint
 from trainer.stages import Stage
+from trainer.storage import layout
 
 T = TypeVar("T")
 log = logging.getLogger("trainer")
@@ -23,13 +24,18 @@ log = logging.getLogger("trainer")
 
 @dataclass
 class State:
-    """Where a run stands; all of it is in a checkpoint."""
+    """Where a run stands; all of it is in a checkpoint.
+
+    Attributes:
+        lines: of rank 0: progress.jsonl up to this step; None: a checkpoint of format 1 leaves them to the stage's folder.
+    """
 
     step: int = 0
     nonfinite_steps: int = 0
     seconds: float = 0.0
     flops: float = 0.0
     restarts: int = 0
+    lines: bytes | None = b""
 
 
 def from_main(dist: Distributed, make: Callable[[], T]) -> T:
@@ -91,6 +97,8 @@ def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Check
         for reason in skipped:
             log.warning("passed over %s", reason)
         if kept[0] is None:
+            if skipped:
+                log.warning("%s: none of %d checkpoints is intact: the stage begins again at step 0", config.output, len(skipped))
             return None
         described = {file: {name: (t.dtype, t.shape) for name, t in part.items()} for file, part in kept[0].tensors.items()}
         return kept[0].uri, kept[0].step, kept[0].state, described
@@ -106,7 +114,8 @@ def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Check
             tensor = kept[0].tensors[file][name] if kept[0] is not None else torch.empty(shape, dtype=dtype)
             torch.distributed.broadcast(tensor, src=0)
             tensors[file][name] = tensor
-    return checkpoint.Checkpoint(uri=uri, step=step, state=state, tensors=tensors)
+    records = kept[0].records if kept[0] is not None else {}
+    return checkpoint.Checkpoint(uri=uri, step=step, state=state, tensors=tensors, records=records)
 
 
 def _resume(found: checkpoint.Checkpoint, stage: Stage, built: torch.optim.Optimizer) -> State:
@@ -121,4 +130,5 @@ def _resume(found: checkpoint.Checkpoint, stage: Stage, built: torch.optim.Optim
         seconds=state["seconds"],
         flops=state["flops"],
         restarts=state["restarts"] + 1,
+        lines=found.records.get(layout.PROGRESS),
     )

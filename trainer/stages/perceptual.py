@@ -44,7 +44,7 @@ class TripletStage:
         self._chunk = min(unless_auto(config.placement.local_batch_size) or local, local)
         self._flops = 3 * towers.flops_per_sample(config.model, 0)
         self._validation: TripletsLoader | None = None
-        self._has_validation = bool(require_manifest(config.data.uri, config.data.identity).split("val"))
+        self._has_validation = bool(require_manifest(config.data.uri, config.data.identity, config.data.manifest_sha256).split("val"))
 
     @functools.cached_property
     def _gradients(self) -> GradientSum:

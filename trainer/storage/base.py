@@ -62,8 +62,13 @@ def read_bytes(uri: str) -> bytes:
 
 def read_text(uri: str) -> str:
     """The object at `uri` as UTF-8; InputError naming the URI where it is none."""
+    return decode(uri, read_bytes(uri))
+
+
+def decode(uri: str, data: bytes) -> str:
+    """The bytes of the object at `uri` as UTF-8; InputError naming the URI where they are none."""
     try:
-        return read_bytes(uri).decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{uri}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
@@ -90,9 +95,14 @@ def read_field(uri: str, key: str) -> str:
     return str(value[key])
 
 
+def encode_json(value: object) -> bytes:
+    """`value` as JSON, sorted and indented, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(uri: str, value: object) -> ObjectInfo:
-    """Write `value` as JSON, sorted and indented, so that equal values are equal bytes."""
-    return write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    """Write `value` as JSON (`encode_json`)."""
+    return write_bytes(uri, encode_json(value))
 
 
 def read_versioned(uri: str, what: str, newest: int) -> dict[str, Any] | None:

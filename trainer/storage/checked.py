@@ -1,7 +1,7 @@
 """Whether the files under a seal are whole, without reading them again each time.
 
-A full check leaves a record of each file's stamp (a store's ETag; of a file its inode, size and time of change) beside the
-seal. A later look compares stamps and reads only what changed since. The record is never believed for bytes that are loaded:
+A full check leaves a record of each file's stamp (a store's ETag; of a file its inode, size and time of change) in the
+folder. A later look compares stamps and reads only what changed since. The record is never believed for bytes that are loaded:
 those are hashed whenever they are read.
 """
 
@@ -23,7 +23,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
     """Which of the sealed files are not as sealed, and why.
 
     Args:
-        folder: that the seal lies in.
+        folder: that holds the files; the record lies there.
         files: name relative to the folder -> {"size": bytes, "sha256": hex}, as sealed.
 
     Returns:
@@ -36,7 +36,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
     known = _read_record(folder)
     found = {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info for info in store.list(folder)}
     damaged: dict[str, str] = {}
-    record: dict[str, dict[str, str]] = {}
+    record: dict[str, dict[str, str]] = {name: entry for name, entry in known.items() if name in found and name not in files}
     for name, sealed in files.items():
         info = found.get(name)
         if info is None:
@@ -55,9 +55,28 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
                     continue
             record[name] = entry
     if record != known and any(entry["stamp"] for entry in record.values()):
-        with suppress(InputError, RunError):  # a root that may only be read: it is checked in full each time
-            write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "files": record})
+        _write_record(folder, record)
     return damaged
+
+
+def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
+    """Note what was just written, so that it is not read to be checked.
+
+    Where several do so at the same time, what one of them noted may be lost: it is then checked in full.
+
+    Args:
+        folder: that the seal lies, or will lie, in.
+        written: name relative to the folder -> the stamp that the store gave, and the SHA-256 (hex) of what was written.
+    """
+    entries = {name: {"stamp": stamp, "sha256": sha256} for name, (stamp, sha256) in written.items() if stamp}
+    if entries:
+        _write_record(folder, {**_read_record(folder), **entries})
+
+
+def forget(folder: str) -> None:
+    """Drop the record: a file was found damaged when it was loaded, so the next look must read all."""
+    with suppress(InputError, RunError):
+        open_store(folder).delete(join(folder, NAME))
 
 
 def file_sha256(uri: str) -> str:
@@ -66,6 +85,11 @@ def file_sha256(uri: str) -> str:
     for piece in open_store(uri).stream(uri):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _write_record(folder: str, record: Mapping[str, Mapping[str, str]]) -> None:
+    with suppress(InputError, RunError):  # a root that may only be read: it is checked in full each time
+        write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "files": record})
 
 
 def _read_record(folder: str) -> dict[str, Any]:

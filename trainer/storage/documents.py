@@ -2,7 +2,8 @@
 
 A document is a JSON object with `format_version` and `sha256`, the SHA-256 over the canonical JSON (sorted keys, no spaces) of
 all the rest. Formats that had no checksum at first are read without one up to the version named by `checked_from`; from then on
-a document without the right checksum is Corrupt. A kind of document whose older version could stand in for the newer one needs
+a document without the right checksum is Corrupt. Every format to come keeps this checksum: what says that it is of a newer format
+and has a wrong one was damaged. A kind of document whose older version could stand in for the newer one needs
 more than this: whoever points at it must know its checksum.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import Corrupt, InputError
-from trainer.storage.base import read_json, write_json
+from trainer.storage.base import encode_json, read_bytes, write_bytes
 from trainer.storage.protocol import MissingObject, ObjectInfo
 
 CHECKSUM = "sha256"
@@ -25,9 +26,14 @@ def checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def encode_document(value: Mapping[str, Any]) -> bytes:
+    """`value`, which has its `format_version`, with its checksum, as bytes; equal values are equal bytes."""
+    return encode_json({**value, CHECKSUM: checksum(value)})
+
+
 def write_document(uri: str, value: Mapping[str, Any]) -> ObjectInfo:
     """Write `value`, which has its `format_version`, with its checksum."""
-    return write_json(uri, {**value, CHECKSUM: checksum(value)})
+    return write_bytes(uri, encode_document(value))
 
 
 def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) -> dict[str, Any] | None:
@@ -44,15 +50,25 @@ def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) ->
         Corrupt: it is something else, or its checksum is not that of its content.
     """
     try:
-        value = read_json(uri)
+        data = read_bytes(uri)
     except MissingObject:
         return None
+    return parse_document(data, uri, what, newest, checked_from=checked_from)
+
+
+def parse_document(data: bytes, uri: str, what: str, newest: int, *, checked_from: int = 1) -> dict[str, Any]:
+    """The document that `data` is, without its checksum; arguments and errors as of `read_document`."""
+    try:
+        value = json.loads(data)
+        right = isinstance(value, dict) and value.get(CHECKSUM) == checksum(value)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{uri}: not JSON: {error}") from error
     version = value.get("format_version") if isinstance(value, dict) else None
     if type(version) is not int or version < 1:  # True is an int too
         raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")
-    if version > newest:
-        raise InputError(f"{uri}: format {version} is newer than this firstsight reads ({newest})")
     stored = value.pop(CHECKSUM, None)
-    if stored != (checksum(value) if version >= checked_from else None):
+    if version > newest and (right or stored is None):
+        raise InputError(f"{uri}: format {version} is newer than this firstsight reads ({newest})")
+    if not right if version >= checked_from else stored is not None:
         raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
     return dict(value)

@@ -45,13 +45,10 @@ class FileStore:
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""
         path = _path(uri)
-        partial = path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+        partial = _new_partial(path)
         with _errors(uri):
-            _make_folder(path.parent, uri)
             try:
-                with open(partial, "xb") as file:
-                    with suppress(OSError):  # some network file systems have no locks
-                        fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process; see `sweep`
+                with _open_partial(partial, uri) as file:
                     while piece := stream.read(PIECE_BYTES):
                         file.write(piece)
                     written = file.tell()
@@ -73,7 +70,16 @@ class FileStore:
         with self._alone(uri) as path:
             if path.exists():
                 return False
-            self.put_stream(uri, io.BytesIO(data), len(data))
+            whole = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}{_PARTIAL}")
+            try:
+                self.put_stream(str(whole), io.BytesIO(data), len(data))
+                os.link(whole, path)  # fails where another process was faster, also where folders have no flock
+            except FileExistsError:
+                return False
+            except OSError:  # no hard links here
+                self.put_stream(uri, io.BytesIO(data), len(data))
+            finally:
+                whole.unlink(missing_ok=True)
             return True
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
@@ -84,6 +90,32 @@ class FileStore:
                 return False
             self.put_stream(uri, io.BytesIO(data), len(data))
             return True
+
+    def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
+        """Make `target_uri` a hard link to the source, or a copy where the file system has none; whole or not at all."""
+        source, target = _path(source_uri), _path(target_uri)
+        if source.is_dir():
+            raise MissingObject(f"{source_uri}: a folder lies here, not a file")
+        partial = _new_partial(target)
+        with _errors(target_uri):
+            _make_folder(target.parent, target_uri)
+        with _errors(source_uri), open(source, "rb") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)  # the link is the same file, so a sweep leaves it alone
+            try:
+                os.link(source, partial)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without links
+                return self.put_stream(target_uri, file, os.fstat(file.fileno()).st_size)
+            with _errors(target_uri):
+                try:
+                    os.fsync(file.fileno())
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)  # still there also where both names are links to one file already
+                _sync_folder(target.parent)
+                return _info(target_uri, target.stat())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
@@ -122,13 +154,14 @@ class FileStore:
 
     @contextmanager
     def _alone(self, uri: str) -> Iterator[Path]:
-        """The file's path, while nobody else creates or replaces it."""
+        """The file's path, while nobody else creates or replaces it; not so where folders have no flock (NFS)."""
         path = _path(uri)
         with _errors(uri):
             _make_folder(path.parent, uri)
             folder = os.open(path.parent, os.O_RDONLY)
             try:
-                fcntl.flock(folder, fcntl.LOCK_EX)
+                with suppress(OSError):
+                    fcntl.flock(folder, fcntl.LOCK_EX)
                 yield path
             finally:
                 os.close(folder)
@@ -147,6 +180,10 @@ class FileStore:
 def _info(uri: str, status: os.stat_result) -> ObjectInfo:
     stamp = f"{status.st_ino}-{status.st_size}-{status.st_ctime_ns}"
     return ObjectInfo(uri=uri, size=status.st_size, modified=status.st_mtime, stamp=stamp)
+
+
+def _new_partial(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
 
 
 def _path(uri: str) -> Path:
@@ -182,6 +219,24 @@ def _remove_unless_written(partial: Path) -> None:
     with suppress(OSError), open(partial, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         partial.unlink()
+
+
+def _open_partial(partial: Path, uri: str) -> BinaryIO:
+    """Create a partial file and lock it; the kernel lets go of the lock, whatever ends this process (see `sweep`).
+
+    A sweep may come between: it removes the folder while it is empty, or the file before it is locked.
+    """
+    while True:
+        _make_folder(partial.parent, uri)
+        try:
+            file = open(partial, "xb")
+        except FileNotFoundError:
+            continue
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
 
 
 def _make_folder(folder: Path, uri: str) -> None:

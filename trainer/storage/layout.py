@@ -8,6 +8,7 @@ from trainer.storage.base import join
 
 CONFIG, LINEAGE, PROGRESS, LOG, FAILURE = "config.yaml", "lineage.json", "progress.jsonl", "log.txt", "failure.json"
 """What lies in a job's folder beside its results; of a job that only measures or stages, LOG, FAILURE and perhaps CONFIG."""
+FINAL = "final"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
@@ -80,7 +81,7 @@ def failure(folder: str) -> str:
 
 def final(stage_uri: str) -> str:
     """The finished model of a stage; it counts once it holds COMMITTED.json."""
-    return join(stage_uri, "final")
+    return join(stage_uri, FINAL)
 
 
 def placement(stage_uri: str) -> str:

@@ -1,18 +1,20 @@
 """plan.json of an experiment: which cells it has, by what recipe, and where the stages of each lie.
 
-Format 2 holds a recipe a cell: `recipes` has each once under a hash, and a cell names its own. Format 1 (commit ad127be and
-before) had one recipe for all; it is read as if it were format 2, and the next plan that is written is format 2.
+Format 3 is a document with a checksum, and pins the data sets' manifests. Format 2 had neither; format 1 (commit ad127be and
+before) had one recipe for all cells in place of `recipes`. Both are read as if they were format 3, and the next plan that is
+written is format 3.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import canonical_hash
-from trainer.errors import InputError
+from trainer.errors import Corrupt
 from trainer.storage import layout
-from trainer.storage.base import MissingObject, join, read_json
+from trainer.storage.base import join
+from trainer.storage.documents import read_document, write_document
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 NAME = "plan.json"
 Plan = dict[str, Any]
 _ENTRY = {
@@ -23,37 +25,44 @@ _ENTRY = {
 
 
 def read_plan(experiment_uri: str) -> Plan | None:
-    """plan.json of an experiment as format 2 has it (docs/FORMAT.md), or None where it has none.
+    """plan.json of an experiment as format 3 has it (docs/FORMAT.md), or None where it has none.
 
     Raises:
-        InputError: it is not an experiment's plan, or a newer firstsight wrote it.
-        RunError: it is not JSON.
+        InputError: a newer firstsight wrote it.
+        Corrupt: it is not an experiment's plan, or not as it was written.
     """
     uri = join(experiment_uri, NAME)
-    try:
-        plan = read_json(uri)
-    except MissingObject:
+    plan = read_document(uri, "an experiment's plan", FORMAT_VERSION, checked_from=3)
+    if plan is None:
         return None
-    if not isinstance(plan, dict) or not isinstance(plan.get("cells"), list):
-        raise InputError(f"{uri}: not an experiment's plan: no list of cells")
-    version = plan.get("format_version")
-    if type(version) is not int or version < 1:  # True is an int too
-        raise InputError(f"{uri}: not an experiment's plan: format_version must be a whole number from 1, got {version!r}")
-    if version > FORMAT_VERSION:
-        raise InputError(f"{uri}: written by a newer firstsight (format {version}, this one reads up to {FORMAT_VERSION})")
+    if not isinstance(plan.get("cells"), list):
+        raise Corrupt(f"{uri}: not an experiment's plan: no list of cells")
+    version = plan["format_version"]
     for number, entry in enumerate(plan["cells"]):
         wrong = _wrong_key(entry, version)
         if wrong:
-            raise InputError(f"{uri}: not an experiment's plan: cells[{number}] has no valid {wrong}")
+            raise Corrupt(f"{uri}: not an experiment's plan: cells[{number}] has no valid {wrong}")
+    for name in ("pairs", "triplets"):
+        if not _is_data(plan.get(name, {"uri": "", "identity": ""})):
+            raise Corrupt(f"{uri}: not an experiment's plan: {name} has no uri and identity")
     if version == 1:
         return _from_format_1(plan)
     recipes = plan.get("recipes")
     if not isinstance(recipes, dict):
-        raise InputError(f"{uri}: not an experiment's plan: no recipes")
+        raise Corrupt(f"{uri}: not an experiment's plan: no recipes")
     unknown = [entry["cell"] for entry in plan["cells"] if entry["recipe"] not in recipes]
     if unknown:
-        raise InputError(f"{uri}: not an experiment's plan: it lacks the recipe of {', '.join(unknown)}")
-    return plan
+        raise Corrupt(f"{uri}: not an experiment's plan: it lacks the recipe of {', '.join(unknown)}")
+    return {**plan, "format_version": FORMAT_VERSION}
+
+
+def write_plan(experiment_uri: str, plan: Plan) -> None:
+    """Write plan.json, but for its format version and checksum given in full."""
+    write_document(join(experiment_uri, NAME), {**plan, "format_version": FORMAT_VERSION})
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("uri"), str) and isinstance(value.get("identity"), str)
 
 
 def _wrong_key(entry: Any, version: int) -> str:

@@ -61,11 +61,25 @@ class ObjectStore(Protocol):
         ...
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Write `data` unless an object lies there already: of many who call it at once, one gets True."""
+        """Write `data` unless an object lies there already: of many who call it at once, one gets True.
+
+        On a server without conditional writes this takes seconds, and holds within the limits that s3_conditions.py states.
+        """
         ...
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
-        """Write `data` over the version of the object that has this stamp; False where it has another by now."""
+        """Write `data` over the version of the object that has this stamp; False where it has another by now.
+
+        Equal bytes may have equal stamps (an ETag), so what is replaced in turns should differ each time.
+        """
+        ...
+
+    def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
+        """Copy an object within the store, without moving its bytes through this process where that can be done.
+
+        The target appears whole or not at all, and has the source's bytes; an object that lies there is replaced.
+        Raises MissingObject where there is no source. Files may then share their bytes on disk (a hard link).
+        """
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

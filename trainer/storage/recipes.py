@@ -1,15 +1,32 @@
-"""Recipes that lie in a store: one that a person wrote, and the one that a stage recorded of itself."""
+"""Recipes and configurations that lie in a store: what a person wrote, config.yaml of a job, what a stage recorded of itself.
 
+The first line of a config.yaml is a comment with the SHA-256 of all below it. It is the first line, not the last, so that a file
+that was cut short still has it. A file without it is read as it is: people write such, and so did firstsight at first.
+"""
+
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.config import Recipe, StageConfig, canonical_hash, differing_keys, recipe_fields, recipe_hash
-from trainer.configs import Overrides, inline_recipe, load_base, load_recipe, load_yaml, read_stored
-from trainer.errors import InputError, RunError
+from trainer.configs import Overrides, dump_yaml, inline_recipe, load_base, load_recipe, load_yaml, read_stored
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import layout
-from trainer.storage.base import MissingObject, absolute, join, open_store, read_json, read_text
+from trainer.storage.base import (
+    MissingObject,
+    absolute,
+    decode,
+    join,
+    local_path,
+    open_store,
+    read_bytes,
+    read_json,
+    read_text,
+    write_bytes,
+)
 
 _SHOWN = 6
+_MARK = b"# sha256: "
 
 
 def read_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, source: str = "recipe") -> Recipe:
@@ -32,8 +49,66 @@ def _read(uri: str) -> str:
 
 
 def read_stage(uri: str, overrides: Overrides = ()) -> StageConfig:
-    """A stage's config.yaml. InputError where it is not one; MissingObject where there is none."""
-    return read_stored(StageConfig, load_yaml(read_text(uri), uri), uri, overrides)
+    """A stage's config.yaml. InputError where it is not one; Corrupt where it was damaged; MissingObject where there is none."""
+    return read_stored(StageConfig, read_config_values(uri), uri, overrides)
+
+
+def read_config_values(uri: str) -> dict[str, Any]:
+    """The values in the config.yaml of a job.
+
+    Raises:
+        InputError: it is not a mapping in YAML.
+        Corrupt: its content is not that of the checksum in its first line, or it has no content.
+    """
+    data = read_bytes(uri)
+    first, _, rest = data.partition(b"\n")
+    if _MARK.removeprefix(b"# ") in first and first != _checksum_line(rest):
+        raise Corrupt(
+            f"{uri}: its content does not have the checksum in its first line: it was damaged, or changed by hand (then remove that line)"
+        )
+    if not rest.strip() and (first.startswith(b"#") or not first.strip()):
+        raise Corrupt(f"{uri}: it has no content: it was cut short")
+    return load_yaml(decode(uri, data), uri)
+
+
+def config_bytes(config: Any) -> bytes:
+    """A job's configuration as its config.yaml: a checksum, and the values."""
+    text = dump_yaml(config).encode()
+    return _checksum_line(text) + b"\n" + text
+
+
+def write_config_file(uri: str, config: Any) -> None:
+    """Write a job's config.yaml."""
+    write_bytes(uri, config_bytes(config))
+
+
+def restore_config(folder: str) -> str:
+    """Put the config.yaml of a stage back from the copy in its final model or its newest checkpoint.
+
+    Returns:
+        The URI of the copy; empty where there is none that is intact, and nothing was written.
+    """
+    checkpoints = [info.uri for info in open_store(folder).list(join(folder, "checkpoints"))]
+    kept = sorted((uri for uri in checkpoints if uri.endswith(f"/{layout.CONFIG}")), reverse=True)
+    for uri in (layout.config(layout.final(folder)), *kept):
+        try:
+            data = read_bytes(uri)
+            if data.startswith(_MARK) and is_of_folder(read_stage(uri), folder):
+                write_bytes(layout.config(folder), data)
+                return uri
+        except (InputError, Corrupt):
+            continue
+    return ""
+
+
+def is_of_folder(config: StageConfig, folder: str) -> bool:
+    """Whether a stage's configuration is the one of this folder, however the folder is written."""
+    here, there = local_path(folder), local_path(config.output)
+    return folder.rstrip("/") == config.output.rstrip("/") if here is None or there is None else here.resolve() == there.resolve()
+
+
+def _checksum_line(text: bytes) -> bytes:
+    return _MARK + hashlib.sha256(text).hexdigest().encode()
 
 
 def what_differs(folder: str, theirs: str, ours: StageConfig | str, planned_in: str = "") -> str:
@@ -73,10 +148,10 @@ def find_fields(folder: str, wanted: str) -> dict[str, Any] | None:
 
     Nothing is taken for its place: fields count only where they have the hash.
     """
-    return next((found for found in _recorded(folder) if canonical_hash(found) == wanted), None) if folder and wanted else None
+    return next((found for found in recorded_fields(folder) if canonical_hash(found) == wanted), None) if folder and wanted else None
 
 
-def _recorded(folder: str) -> Iterator[dict[str, Any]]:
+def recorded_fields(folder: str) -> Iterator[dict[str, Any]]:
     """Every record of a recipe: the configuration, the lineage, each checkpoint's state. One that cannot be read is none."""
     try:
         yield recipe_fields(read_stage(layout.config(folder)))

@@ -6,15 +6,18 @@ certificate by FIRSTSIGHT_S3_CA or AWS_CA_BUNDLE; FIRSTSIGHT_S3_ADDRESSING = pat
 else path); FIRSTSIGHT_S3_RETRY_SECONDS, how long an outage is waited for (default 300).
 """
 
+import logging
 import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
+from itertools import zip_longest
 from typing import BinaryIO, cast
 
 from minio import Minio
+from minio.commonconfig import CopySource
 from minio.credentials.providers import AWSConfigProvider, Provider, StaticProvider
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3 import BaseHTTPResponse
@@ -24,11 +27,13 @@ from trainer.errors import InputError, RunError
 from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo
 from trainer.storage.retries import Retries
 from trainer.storage.s3_client import RetryingPool, S3Settings, settings_from_environment
+from trainer.storage.s3_conditions import Allows, has_conditions, is_partial, put_claimed, put_if
 
 PART_BYTES = 16 << 20
 """A long stream goes up in parts of 16 MiB: the most of it that is in memory, and what one retry sends again."""
 
 _MAX_PARTS = 10_000  # S3's limit for one object
+_log = logging.getLogger(__name__)
 _UPLOADS = 3  # how often a stream that can be rewound is sent from its beginning
 
 
@@ -39,6 +44,7 @@ class S3Store:
         self._settings = settings
         self._clients: dict[int, Minio] = {}
         self._buckets: set[str] = set()  # known to exist
+        self._conditions: dict[str, bool] = {}  # by bucket: whether the server checks If-Match and If-None-Match
 
     @classmethod
     def from_environment(cls, uri: str) -> "S3Store":
@@ -87,14 +93,16 @@ class S3Store:
             try:
                 with self._explained(uri):
                     length = -1 if size is None else size
-                    self._client.put_object(bucket, key, cast(BinaryIO, source), length, part_size=part_bytes, num_parallel_uploads=1)
+                    result = self._client.put_object(
+                        bucket, key, cast(BinaryIO, source), length, part_size=part_bytes, num_parallel_uploads=1
+                    )
                 break
             except _LostUploadError:
                 if begin is None or upload == _UPLOADS:
                     raise
                 stream.seek(begin)
         if source.count <= part_bytes:  # one PUT, whose checksum the server has compared
-            return ObjectInfo(uri=uri, size=source.count, modified=time.time())
+            return ObjectInfo(uri=uri, size=source.count, modified=self._now(), stamp=result.etag or "")
         info = self.head(uri)
         if info is None or info.size != source.count:
             raise RunError(
@@ -104,21 +112,48 @@ class S3Store:
 
     def create(self, uri: str, data: bytes) -> bool:
         """Write `data` unless an object lies there already: of many who call it at once, one gets True."""
-        return self._put_if(uri, data, {"If-None-Match": "*"})
+        return self._put_if(uri, data, {"If-None-Match": "*"}, lambda found: found is None)
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
         """Write `data` over the version of the object that has this stamp; False where it has another by now."""
-        return self._put_if(uri, data, {"If-Match": stamp})
+        return self._put_if(uri, data, {"If-Match": f'"{stamp}"'}, lambda found: found is not None and found.etag == stamp)
 
-    def _put_if(self, uri: str, data: bytes, condition: dict[str, str]) -> bool:
-        raise NotImplementedError  # TODO(H-S3)
+    def _put_if(self, uri: str, data: bytes, condition: dict[str, str], allows: Allows) -> bool:
+        bucket, key = _split(uri)
+        with self._explained(uri):
+            if self._has_conditions(bucket, key):
+                return put_if(self._client, bucket, key, data, condition)
+            return put_claimed(self._client, bucket, key, data, allows, self._now)
+
+    def _has_conditions(self, bucket: str, key: str) -> bool:
+        if bucket not in self._conditions:
+            self._conditions[bucket] = has_conditions(self._client, bucket, key)
+            if not self._conditions[bucket]:
+                _log.warning("%s checks no conditions of writes: writers use claims, which are slower", self._settings.endpoint)
+        return self._conditions[bucket]
+
+    def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
+        """Copy an object within the store, by the server itself; RunError where the copy has other bytes."""
+        (bucket, key), (target_bucket, target_key) = _split(source_uri), _split(target_uri)
+        with self._explained(source_uri):
+            etag = self._client.stat_object(bucket, key).etag or ""
+            if source_uri != target_uri:
+                self._client.copy_object(target_bucket, target_key, CopySource(bucket, key, match_etag=etag))
+        info = self.head(target_uri)
+        if info is None or (info.stamp != etag and not self._are_equal(source_uri, target_uri)):
+            raise RunError(f"{target_uri}: its bytes are not those of {source_uri}, which it was copied from; run the same command again")
+        return info
+
+    def _are_equal(self, uri: str, other: str) -> bool:
+        pieces = zip_longest(self.stream(uri), self.stream(other))
+        return all(one == two for one, two in pieces)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix`, in the order of their URIs."""
         bucket, _, key = prefix.removeprefix("s3://").partition("/")
         with self._explained(prefix):
             items = self._client.list_objects(bucket, prefix=f"{key.rstrip('/')}/" if key else "", recursive=True)
-            objects = [item for item in items if not item.is_dir and not str(item.object_name).endswith("/")]
+            objects = [item for item in items if not item.is_dir and not _is_hidden(str(item.object_name))]
         for item in sorted(objects, key=lambda item: str(item.object_name)):  # SeaweedFS lists folder by folder
             modified = item.last_modified.timestamp() if item.last_modified else 0.0
             yield ObjectInfo(uri=f"s3://{bucket}/{item.object_name}", size=int(item.size or 0), modified=modified, stamp=item.etag or "")
@@ -128,7 +163,7 @@ class S3Store:
         bucket, _, key = prefix.removeprefix("s3://").partition("/")
         with self._explained(prefix):
             items = self._client.list_objects(bucket, prefix=f"{key.rstrip('/')}/" if key else "", recursive=True)
-            return any(not item.is_dir for item in items)
+            return any(not item.is_dir and not is_partial(str(item.object_name)) for item in items)
 
     def delete(self, uri: str) -> None:
         """Remove the object; one that is not there is no error."""
@@ -163,8 +198,12 @@ class S3Store:
             if settings.addressing:
                 style = client.enable_virtual_style_endpoint if settings.addressing == "virtual" else client.disable_virtual_style_endpoint
                 style()  # type: ignore[no-untyped-call]
-            self._clients = {os.getpid(): client}
+            self._clients, self._pool = {os.getpid(): client}, pool
         return client
+
+    def _now(self) -> float:
+        """POSIX seconds by the store's clock, as of its last answer."""
+        return time.time() + self._pool.clock_offset
 
     def _require_bucket(self, uri: str, bucket: str) -> None:
         if bucket in self._buckets:
@@ -230,6 +269,10 @@ def _split(uri: str) -> tuple[str, str]:
     if not uri.startswith("s3://") or not bucket or not key:
         raise InputError(f"{uri!r} must be s3://bucket/key")
     return bucket, key
+
+
+def _is_hidden(key: str) -> bool:
+    return key.endswith("/") or is_partial(key)
 
 
 def _provider(settings: S3Settings) -> Provider:

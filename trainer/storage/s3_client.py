@@ -7,7 +7,10 @@ import os
 import re
 import socket
 import ssl
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -112,6 +115,7 @@ class RetryingPool(PoolManager):
         super().__init__(num_pools=4, maxsize=32, timeout=timeout, retries=False, cert_reqs="CERT_REQUIRED", ca_certs=settings.ca_file)
         self._settings = settings
         self._answered = False
+        self.clock_offset = 0.0  # of the store's clock against this machine's, in seconds, by its last answer
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
         """One request with its retries; bodies are bytes, so each try sends the same. Redirects are never followed.
@@ -131,6 +135,8 @@ class RetryingPool(PoolManager):
                 retries.wait(f"{self._settings.endpoint} cannot be reached: {_words(error)}", seconds=first)
                 continue
             self._answered = True
+            with suppress(TypeError, ValueError):  # no date, or none that can be read
+                self.clock_offset = parsedate_to_datetime(response.headers.get("date", "")).timestamp() - time.time()
             if response.status not in _RETRIED:
                 return response
             code = re.search(rb"<Code>([^<]*)</Code>", response.data or b"")

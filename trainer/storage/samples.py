@@ -3,9 +3,11 @@
 Training does not read this way: its prefetcher takes whole shards (trainer/data).
 """
 
+import hashlib
+
 import google_crc32c
 
-from trainer.errors import RunError
+from trainer.errors import Corrupt
 from trainer.storage.base import join, open_store, read_bytes
 from trainer.storage.index import ShardIndex, decode_index, index_checksum
 from trainer.storage.manifest import Shard
@@ -17,15 +19,21 @@ def read_index(folder: str, shard: Shard) -> ShardIndex:
     Raises:
         MissingObject: it is not there.
         InputError: a newer format.
-        RunError: changed, cut short, or of another tar.
+        Corrupt: changed, cut short, or of another tar.
     """
     uri = join(folder, shard.index_name)
-    data = read_bytes(uri)
+    return check_index(read_bytes(uri), uri, shard)
+
+
+def check_index(data: bytes, uri: str, shard: Shard) -> ShardIndex:
+    """The index that `data` is, where it is the very one that the manifest names; errors as of `read_index`."""
+    if shard.index_sha256 and hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise Corrupt(f"{uri}: not the index that the manifest names: its checksum is another; it was cut short or changed")
     index = decode_index(data, uri)
     if (index.shard, index.shard_size, index.shard_crc32c) != (shard.name, shard.size, shard.crc32c):
-        raise RunError(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
+        raise Corrupt(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
     if index_checksum(data) != shard.index_crc32c or index.num_samples != shard.num_samples:
-        raise RunError(f"{uri}: not the index that the manifest names: its checksum is another")
+        raise Corrupt(f"{uri}: not the index that the manifest names: its checksum is another")
     return index
 
 
@@ -33,7 +41,7 @@ def read_members(folder: str, index: ShardIndex, sample: int) -> dict[str, bytes
     """The members of one sample (its row in the index): column name -> bytes, read by one range, checksums compared.
 
     Raises:
-        RunError: naming shard and sample, where the bytes are not those that were staged.
+        Corrupt: naming shard and sample, where the bytes are not those that were staged.
     """
     offsets, sizes = index.offsets[sample].tolist(), index.sizes[sample].tolist()
     spans = list(zip(offsets, sizes, strict=True))
@@ -44,6 +52,6 @@ def read_members(folder: str, index: ShardIndex, sample: int) -> dict[str, bytes
     for name, (offset, size), checksum in zip(index.members, spans, index.crc32c[sample].tolist(), strict=True):
         member = data[offset - begin : offset - begin + size]
         if google_crc32c.value(member) != checksum:
-            raise RunError(f"{uri}: sample {index.keys[sample]!r}: checksum of {name} is wrong: the shard was changed or is damaged")
+            raise Corrupt(f"{uri}: sample {index.keys[sample]!r}: checksum of {name} is wrong: the shard was changed or is damaged")
         members[name] = member
     return members

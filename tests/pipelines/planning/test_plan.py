@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.planning import plan
+from pipelines.planning import plan, writing
 from pipelines.planning.arms import parse_arms
+from pipelines.planning.writing import write_plan
 from pipelines.steps.planning import make_plan
 from tests.pipelines.data import ask, commit, seal
 from trainer.config import DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
@@ -115,7 +116,7 @@ def test_what_is_written_is_what_was_resolved(root: str):
     asked = experiment_of(root)
     cells = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual,posthoc")]
 
-    plan.write_plan(asked, cells)
+    write_plan(asked, cells)
 
     entries = read_json(join(asked.uri, "plan.json"))["cells"]
     assert [entry["cell"] for entry in entries] == ["random-seed0", "perceptual-seed0", "posthoc-seed0"]
@@ -143,7 +144,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 def test_another_recipe_for_a_cell_is_refused(tmp_path: Path, planned: str):
     """The keys that differ are named with both values, and nothing is written."""
     first = experiment_of(str(tmp_path))
-    plan.write_plan(first, [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")])
+    write_plan(first, [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")])
     if planned == "by ad127be":
         as_format_1(first)
     before = files(tmp_path)
@@ -151,7 +152,7 @@ def test_another_recipe_for_a_cell_is_refused(tmp_path: Path, planned: str):
 
     said = r"cell random-seed0 of experiment demo was planned with .*: recipe\.contrastive\.epochs: 1 -> 7: give"
     with pytest.raises(InputError, match=said):
-        plan.write_plan(second, [plan.resolve(second, arm, 0) for arm in parse_arms("instance,random")])
+        write_plan(second, [plan.resolve(second, arm, 0) for arm in parse_arms("instance,random")])
 
     assert before == files(tmp_path)
 
@@ -159,24 +160,24 @@ def test_another_recipe_for_a_cell_is_refused(tmp_path: Path, planned: str):
 def test_another_recipe_for_a_stage_that_was_begun_is_refused(tmp_path: Path):
     """Its cell never finished, so that the plan has forgotten it; its folder has not."""
     first = experiment_of(str(tmp_path))
-    plan.write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
-    plan.write_plan(first, [plan.resolve(first, parse_arms("perceptual")[0], 0)])
+    write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
+    write_plan(first, [plan.resolve(first, parse_arms("perceptual")[0], 0)])
     second = with_epochs(first, 7)
 
     with pytest.raises(InputError, match=r"experiment demo .*random-seed0/contrastive/config\.yaml.* contrastive\.epochs: 1 -> 7"):
-        plan.write_plan(second, [plan.resolve(second, parse_arms("random")[0], 0)])
+        write_plan(second, [plan.resolve(second, parse_arms("random")[0], 0)])
 
 
 def test_another_cell_may_have_another_recipe(tmp_path: Path):
     """Each cell names its own, and each recipe stands in the plan once."""
     first = experiment_of(str(tmp_path))
     finished = [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")]
-    plan.write_plan(first, finished)
+    write_plan(first, finished)
     for cell in finished:
         commit(cell.contrastive.output, recipe_hash(cell.contrastive))
     second = with_epochs(first, 7)
 
-    plan.write_plan(second, [plan.resolve(second, parse_arms("permuted")[0], 0), plan.resolve(second, parse_arms("random")[0], 0, "long")])
+    write_plan(second, [plan.resolve(second, parse_arms("permuted")[0], 0), plan.resolve(second, parse_arms("random")[0], 0, "long")])
 
     written = read_json(join(first.uri, "plan.json"))
     epochs = {entry["cell"]: written["recipes"][entry["recipe"]]["contrastive"]["epochs"] for entry in written["cells"]}
@@ -202,6 +203,7 @@ def test_a_point_names_a_cell_beside_the_others():
 def as_format_1(asked: plan.Experiment) -> None:
     """Turn plan.json into what ad127be would have written."""
     written = read_json(join(asked.uri, "plan.json"))
+    del written["sha256"]
     ((_, written["recipe"]),) = written.pop("recipes").items()
     for entry in written["cells"]:
         entry["stage_arms"] = {stage: labels["arm"] for stage, labels in entry.pop("stage_labels").items()}
@@ -212,23 +214,23 @@ def as_format_1(asked: plan.Experiment) -> None:
 def test_a_plan_of_format_1_is_upgraded_and_keeps_its_finished_cells(tmp_path: Path):
     asked = experiment_of(str(tmp_path))
     finished = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual,posthoc")]
-    plan.write_plan(asked, finished)
-    before = read_json(join(asked.uri, "plan.json"))
+    write_plan(asked, finished)
+    before = read_plan(asked.uri)
     for cell in finished[:2]:
         commit(cell.contrastive.output, recipe_hash(cell.contrastive))
     as_format_1(asked)
     assert read_plan(asked.uri) == before
 
-    plan.write_plan(asked, [finished[2]])
+    write_plan(asked, [finished[2]])
 
-    assert read_json(join(asked.uri, "plan.json")) == before
+    assert read_plan(asked.uri) == before
 
 
 def test_a_configuration_that_says_the_same_is_left_as_it_is(tmp_path: Path):
     """A job of an older version reads it again when it is restarted: it would refuse keys that it does not know."""
     asked = experiment_of(str(tmp_path))
     cells = [plan.resolve(asked, parse_arms("perceptual")[0], 0)]
-    plan.write_plan(asked, cells)
+    write_plan(asked, cells)
     uris = [layout.config(part.output) for part in (*cells[0].stages(), cells[0].evaluation)]
     for uri in uris:
         values = load_yaml(read_text(uri), uri)
@@ -237,7 +239,7 @@ def test_a_configuration_that_says_the_same_is_left_as_it_is(tmp_path: Path):
         write_bytes(uri, yaml.safe_dump(values).encode())
     before = [read_text(uri) for uri in uris]
 
-    plan.write_plan(asked, cells)
+    write_plan(asked, cells)
 
     assert [read_text(uri) for uri in uris] == before
 
@@ -246,12 +248,12 @@ def test_planning_the_same_again_parses_nothing(tmp_path: Path, monkeypatch: pyt
     """Parsing a configuration takes a tenth of a second; a large experiment has hundreds."""
     asked = experiment_of(str(tmp_path))
     cells = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")]
-    plan.write_plan(asked, cells)
+    write_plan(asked, cells)
     before = files(tmp_path)
-    monkeypatch.delattr(plan, "read_stored")
+    monkeypatch.delattr(writing, "read_stored")
 
     asked = dataclasses.replace(asked, request="another.json")
-    plan.write_plan(asked, [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")])
+    write_plan(asked, [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")])
 
     after = files(tmp_path)
     assert read_json(join(asked.uri, "plan.json"))["request"] == "another.json"
@@ -263,12 +265,12 @@ def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path
     """Data that moved, or an evaluation's file that nobody can read; the recipe is the same."""
     asked = experiment_of(str(tmp_path))
     cells = [plan.resolve(asked, parse_arms("random")[0], 0)]
-    plan.write_plan(asked, cells)
+    write_plan(asked, cells)
     uri = layout.config((cells[0].contrastive if change else cells[0].evaluation).output)
     before = read_text(uri)
     write_bytes(uri, yaml.safe_dump({**load_yaml(before, uri), **change}).encode() if change else b"a: [")
 
-    plan.write_plan(asked, cells)
+    write_plan(asked, cells)
 
     assert read_text(uri) == before
 
@@ -276,21 +278,21 @@ def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path
 def test_other_data_on_the_same_experiment_is_refused(tmp_path: Path):
     """Runs on other data are never compared."""
     first = experiment_of(str(tmp_path))
-    plan.write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
+    write_plan(first, [plan.resolve(first, parse_arms("random")[0], 0)])
     second = dataclasses.replace(first, pairs=DataConfig(uri="pairs", identity="other"))
 
     with pytest.raises(InputError, match="pairs: 'p' -> 'other'"):
-        plan.write_plan(second, [plan.resolve(second, parse_arms("random")[0], 0)])
+        write_plan(second, [plan.resolve(second, parse_arms("random")[0], 0)])
 
 
 def test_cells_that_finished_stay_in_the_plan(tmp_path: Path):
     """So that a later run with other arms reports them all; what never finished is not missed."""
     asked = experiment_of(str(tmp_path))
     finished, unfinished = (plan.resolve(asked, parse_arms("random")[0], seed) for seed in (0, 1))
-    plan.write_plan(asked, [finished, unfinished])
+    write_plan(asked, [finished, unfinished])
     commit(finished.contrastive.output, recipe_hash(finished.contrastive))
 
-    plan.write_plan(asked, [plan.resolve(asked, parse_arms("perceptual")[0], 0)])
+    write_plan(asked, [plan.resolve(asked, parse_arms("perceptual")[0], 0)])
 
     written = read_json(join(asked.uri, "plan.json"))
     assert [entry["cell"] for entry in written["cells"]] == ["random-seed0", "perceptual-seed0"]

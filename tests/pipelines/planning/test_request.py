@@ -9,7 +9,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.planning.request import FIELDS, Request, merge, read_request, resolve, write_request
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.storage import layout, read_json, write_json
 
 FILE = """
@@ -168,7 +168,7 @@ def test_a_stored_request_is_read_back_and_says_where_it_belongs(tmp_path: Path)
 
     assert read_request(uri) == request
     assert layout.of_request(uri) == (str(tmp_path), "mine")
-    assert read_json(uri)["format_version"] == 1
+    assert read_json(uri)["format_version"] == 2
 
 
 def test_the_same_command_gives_the_same_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -238,9 +238,31 @@ def test_a_request_at_an_impossible_place_is_refused(request_file: str):
 
 def test_a_stored_request_that_was_edited_is_named(tmp_path: Path):
     uri = write_request(resolve(merge(FILE, {"experiment": "mine"})), str(tmp_path))
-    write_json(uri, {**read_json(uri), "nodes": 0})
+    write_json(uri, {**read_json(uri), "nodes": 3})
 
-    with pytest.raises(InputError, match=rf"{uri}: nodes must be between 1 and 1024, got 0"):
+    with pytest.raises(Corrupt, match=f"{uri}: its checksum is not that of its content"):
+        read_request(uri)
+
+
+def test_a_stored_request_of_format_1_is_read_and_one_that_was_edited_is_named(tmp_path: Path):
+    """It had no checksum; its name is the hash of its content."""
+    request = resolve(merge(FILE, {"experiment": "mine"}))
+    uri = write_request(request, str(tmp_path))
+    write_json(uri, {"format_version": 1, **request.stored()})
+    assert read_request(uri) == request
+
+    write_json(uri, {"format_version": 1, **request.stored(), "nodes": 3})
+    with pytest.raises(Corrupt, match=f"{uri}: holds request"):
+        read_request(uri)
+
+
+def test_another_request_in_a_request_s_place_is_named(tmp_path: Path):
+    """Its checksum is right, but steps would run what nobody asked for."""
+    uri = write_request(resolve(merge(FILE, {"experiment": "mine"})), str(tmp_path))
+    other = write_request(resolve(merge(FILE, {"experiment": "mine", "nodes": "3"})), str(tmp_path))
+    write_json(uri, read_json(other))
+
+    with pytest.raises(Corrupt, match=f"{uri}: holds request"):
         read_request(uri)
 
 
@@ -257,7 +279,7 @@ def test_a_newer_stored_request_is_refused_by_its_version(tmp_path: Path):
     uri = f"{tmp_path}/experiments/e/requests/1.json"
     write_json(uri, {"format_version": 9, "unheard_of": 1})
 
-    with pytest.raises(InputError, match="format_version 9 was written by a newer firstsight"):
+    with pytest.raises(InputError, match="format 9 is newer than this firstsight reads"):
         read_request(uri)
 
 

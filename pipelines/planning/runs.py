@@ -1,0 +1,36 @@
+"""runs/<run id>.json: which request a run stored. A task that can take no other task's output finds it there.
+
+Format 1, which older versions wrote, has neither format_version nor checksum.
+"""
+
+from trainer.errors import Corrupt
+from trainer.storage import layout, read_bytes, read_json
+from trainer.storage.base import MissingObject
+from trainer.storage.documents import parse_document, write_document
+
+FORMAT_VERSION = 2
+
+
+def write_run(root: str, run: str, request: str) -> None:
+    """Record the URI of the request that the run stored."""
+    write_document(layout.kubeflow_run(root, run), {"format_version": FORMAT_VERSION, "request": request})
+
+
+def read_run(root: str, run: str) -> str | None:
+    """The URI of the request that the run stored; None where it stored none.
+
+    Raises:
+        InputError: a newer firstsight wrote the record.
+        Corrupt: it is not a record of a run, or names no stored request below `root`.
+    """
+    uri = layout.kubeflow_run(root, run)
+    try:
+        value = read_json(uri)
+        if not isinstance(value, dict) or value.keys() != {"request"}:
+            value = parse_document(read_bytes(uri), uri, "a run's record", FORMAT_VERSION, checked_from=2)
+    except MissingObject:
+        return None
+    request = value.get("request")
+    if not isinstance(request, str) or not request.startswith(f"{root.rstrip('/')}/experiments/"):
+        raise Corrupt(f"{uri}: names no stored request: start the run again, and its first step writes the record")
+    return request

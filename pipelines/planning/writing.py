@@ -1,0 +1,307 @@
+"""Writing a plan beside what the experiment holds already: each stage's config.yaml, each cell's evaluation/config.yaml, plan.json.
+
+Another recipe for a cell that is planned, and other data for any, are refused. What is damaged is written again: plan.json from
+the request and the configurations of the stages, a configuration where the folder's other records name the recipe that is planned.
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from pipelines.planning.plan import Cell, Experiment, entry, entry_of
+from trainer.config import EvaluateConfig, Placement, Recipe, StageConfig, differing_keys, recipe_fields, recipe_hash, require
+from trainer.configs import parse_config, read_stored
+from trainer.errors import Corrupt, InputError
+from trainer.storage import join, layout, open_store, plans
+from trainer.storage.base import MissingObject
+from trainer.storage.documents import checksum
+from trainer.storage.plans import NAME, Plan, read_plan, recipe_key
+from trainer.storage.recipes import find_fields, read_config_values, read_stage, recorded_fields, shown, write_config_file
+
+ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
+_FOR_PEOPLE = ("cell", "point", "request")
+_IN_CELL = re.compile(
+    r"(?P<cell>[^/]+)/((?P<configured>contrastive|posthoc)/config\.yaml|(contrastive|posthoc)/final/COMMITTED\.json|evaluation/[^/]+/[^/]+\.json)"
+)
+"""Of what lies below an experiment's folder, what says that a cell is there, and how far it got."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What is to be written.
+
+    Attributes:
+        plan: content of plan.json.
+        configs: of stages and evaluations, those that do not lie where they belong.
+        said: what was found damaged, and what is done about it: a line each.
+    """
+
+    plan: Plan
+    configs: list[StageConfig | EvaluateConfig]
+    said: list[str]
+
+
+def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
+    """Write the configurations and plan.json, beside those of the cells that earlier runs finished.
+
+    Returns:
+        What was found damaged, and what was done about it: a line each.
+
+    Raises:
+        InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.
+        Corrupt: the manifest of a data set is not the one that the experiment was planned with; nothing is written.
+    """
+    draft = draft_plan(experiment, cells)
+    for config in draft.configs:
+        write_config_file(layout.config(config.output), config)
+    if draft.said or not _is_written(experiment, draft):
+        plans.write_plan(experiment.uri, draft.plan)
+    return draft.said
+
+
+def is_planned(experiment: Experiment, cells: list[Cell]) -> bool:
+    """Whether `write_plan` would find all as it would write it; errors as of `write_plan`."""
+    draft = draft_plan(experiment, cells)
+    return not draft.configs and not draft.said and _is_written(experiment, draft)
+
+
+def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
+    """What `write_plan` would write; errors as of `write_plan`."""
+    said: list[str] = []
+    earlier = _read_earlier(experiment, said)
+    _refuse_what_differs(experiment, cells, earlier)
+    _refuse_other_manifests(experiment, earlier)
+    planned = {one[stage]: key for one in earlier["cells"] for stage, key in one["recipe_hashes"].items()}
+    stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
+    written = [_written_stage(stage, planned.get(stage.output, ""), said) for stage in stages]
+    for stage, before in zip(stages, written, strict=True):
+        if before is not None:
+            differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
+            _refuse(f"experiment {experiment.name} ({layout.config(stage.output)})", differing)
+    kept, recipes = _kept(experiment, {cell.name for cell in cells}, earlier, said)
+    evaluations = [cell.evaluation for cell in cells]
+    measured = [_written_evaluation(evaluation, said) for evaluation in evaluations]
+    configs: list[StageConfig | EvaluateConfig] = [one for before, one in zip(written, stages, strict=True) if _says_more(before, one)]
+    configs += [one for before, one in zip(measured, evaluations, strict=True) if _says_more(before, one)]
+    entries = [*kept, *map(entry_of, cells)]
+    recipes |= {recipe_key(recipe): recipe for recipe in (asdict(cell.recipe) for cell in cells)}
+    plan = {
+        "experiment": experiment.name,
+        "root": experiment.root,
+        "request": experiment.request,
+        "recipes": {one["recipe"]: recipes[one["recipe"]] for one in entries},
+        "arms": list(dict.fromkeys(one["arm"] for one in entries)),
+        "seeds": sorted({one["seed"] for one in entries}),
+        "pairs": asdict(experiment.pairs),
+        "triplets": asdict(experiment.triplets),
+        "sets": [asdict(part) for part in experiment.sets],
+        "cells": entries,
+    }
+    return Draft(plan=plan, configs=configs, said=said)
+
+
+def _is_written(experiment: Experiment, draft: Draft) -> bool:
+    try:
+        found = read_plan(experiment.uri)
+    except Corrupt:
+        return False
+    return found is not None and checksum(found) == checksum({**draft.plan, "format_version": plans.FORMAT_VERSION})
+
+
+def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:
+    """plan.json; without cells where there is none, or a damaged one, which is said."""
+    try:
+        found = read_plan(experiment.uri)
+    except Corrupt as error:
+        said.append(f"{error}; it is written again from the request and the configurations of the stages")
+        found = None
+    return found or {"cells": [], "recipes": {}}
+
+
+def _refuse_what_differs(experiment: Experiment, cells: list[Cell], earlier: Plan) -> None:
+    """What the experiment's plan says of its data and of these cells is what is asked for now; other cells may have other recipes."""
+    data: dict[str, str] = {what: getattr(experiment, what).identity for what in ("pairs", "triplets") if what in earlier}
+    _refuse(f"experiment {experiment.name}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
+    planned = {one["cell"]: one["recipe"] for one in earlier["cells"]}
+    for cell in cells:
+        key = planned.get(cell.name, "")
+        if key and key != recipe_key(asdict(cell.recipe)):
+            before = read_stored(Recipe, earlier["recipes"][key], join(experiment.uri, NAME))
+            old, new = {"recipe": recipe_fields(before, complete=True)}, {"recipe": recipe_fields(cell.recipe, complete=True)}
+            _refuse(f"cell {cell.name} of experiment {experiment.name}", list(differing_keys(old, new)))
+
+
+def _refuse_other_manifests(experiment: Experiment, earlier: Plan) -> None:
+    """A manifest of format 1, whose identity does not cover all that it says, is the one of the first use."""
+    pins = {"manifest_sha256": "", "evaluation_sha256": []}
+    before = [earlier[what] for what in ("pairs", "triplets") if what in earlier] + list(earlier.get("sets", []))
+    known = {(one["uri"], one["identity"]): {name: one.get(name, none) for name, none in pins.items()} for one in before}
+    for data in (experiment.pairs, experiment.triplets, *experiment.sets):
+        now = {"manifest_sha256": data.manifest_sha256, "evaluation_sha256": list(data.evaluation_sha256)}
+        pinned = known.get((data.uri, data.identity), now)
+        differing = [name for name, value in pinned.items() if value and value != now[name]]
+        if differing:
+            what = "its manifest.json is" if "manifest_sha256" in differing else "the manifest.json of an evaluation set staged with it is"
+            raise Corrupt(
+                f"{data.uri}: {what} not the file that experiment {experiment.name} was planned with: it was damaged or changed by hand; "
+                "delete that file to have the data set staged again, or bring it back from a copy"
+            )
+
+
+def _refuse(what: str, differing: list[str]) -> None:
+    if differing:
+        raise InputError(f"{what} was planned with another recipe or other data: {shown(differing)}: give the experiment another name")
+
+
+# ------------------------------------------------------------------------------------------------------- cells of earlier runs
+
+
+def _kept(experiment: Experiment, names: set[str], earlier: Plan, said: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The entries of other cells that finished, and every recipe that is known.
+
+    plan.json lacks such a cell where it was damaged, or an older version of it was put in its place: the cell's folder gives it back.
+
+    Raises:
+        InputError: plan.json is gone, and what it held has other data.
+    """
+    finished, configured = _folders(experiment, names)
+    kept, recipes = [one for one in earlier["cells"] if one["cell"] in finished], dict(earlier["recipes"])
+    for name in sorted(finished - {one["cell"] for one in kept}):
+        try:
+            stages = _stages_of(experiment, name, configured.get(name, set()))
+        except (InputError, Corrupt) as error:
+            said.append(f"cell {name} of an earlier run is missing from the plan; run it again to have it reported: {error}")
+            continue
+        ours = {"pairs": experiment.pairs.identity, "triplets": experiment.triplets.identity}
+        theirs = {"pairs" if stage.stage == "contrastive" else "triplets": stage.data.identity for stage in stages}
+        differing = list(differing_keys(theirs, {what: ours[what] for what in theirs}))
+        if "pairs" not in earlier:
+            _refuse(f"experiment {experiment.name} (cell {name})", differing)
+        if not differing:
+            last, recipe = stages[-1], _recipe_of(experiment, name, stages)
+            kept.append(entry(name, stages, recipe, last.arm, last.point, last.seed))
+            recipes[recipe_key(asdict(recipe))] = asdict(recipe)
+            said.append(f"cell {name} of an earlier run was missing from the plan: taken from the configurations of its stages")
+    return kept, recipes
+
+
+def _folders(experiment: Experiment, names: set[str]) -> tuple[set[str], dict[str, set[str]]]:
+    """The cells beside `names` that have a final model or figures, and which stages of each cell have a configuration."""
+    finished, configured = set(), dict[str, set[str]]()
+    for info in open_store(experiment.uri).list(experiment.uri):
+        match = _IN_CELL.fullmatch(info.uri.removeprefix(f"{experiment.uri}/"))
+        if match is None or match["cell"] in names:
+            continue
+        if match["configured"]:
+            configured.setdefault(match["cell"], set()).add(match["configured"])
+        else:
+            finished.add(match["cell"])
+    return finished, configured
+
+
+def _stages_of(experiment: Experiment, name: str, configured: set[str]) -> list[StageConfig]:
+    """The stages of a cell, in order, as their own folders have them."""
+    posthoc = read_stage(layout.config(join(experiment.uri, name, "posthoc"))) if "posthoc" in configured else None
+    base = join(experiment.uri, name, "contrastive") if posthoc is None else posthoc.start.uri.removesuffix("/final")
+    contrastive = read_stage(layout.config(base))
+    tower = contrastive.start.uri.removesuffix("/final")
+    perceptual = read_stage(layout.config(tower)) if tower.startswith(join(experiment.uri, "towers/")) else None
+    cells = [
+        dataclasses.replace(stage, cell=layout.cell_name(stage.arm, stage.seed, stage.point))
+        for stage in (contrastive, posthoc)
+        if stage is not None
+    ]
+    if cells[-1].cell != name:
+        raise Corrupt(f"{layout.config(cells[-1].output)}: is of cell {cells[-1].cell}")
+    return [*([perceptual] if perceptual else []), *cells]
+
+
+def _recipe_of(experiment: Experiment, name: str, stages: list[StageConfig]) -> Recipe:
+    """The recipe of a cell as far as its stages record it; of the rest, which made none of its numbers, that of the experiment."""
+    parts: dict[str, Any] = {"model": stages[-1].model, **{stage.stage: getattr(stage, stage.stage) for stage in stages}}
+    uri = layout.config(join(experiment.uri, name, "evaluation"))
+    with contextlib.suppress(InputError, Corrupt):
+        parts["evaluation"] = read_stored(EvaluateConfig, read_config_values(uri), uri).evaluation
+    return dataclasses.replace(experiment.recipe, **parts)
+
+
+# ------------------------------------------------------------------------------------------------------- configurations
+
+
+def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageConfig | None:
+    """The configuration that lies where `stage` belongs; None where there is none, or a damaged one, which is said.
+
+    Args:
+        stage: as it is planned now.
+        planned: the recipe hash that plan.json has for its folder; empty: none.
+        said: gets a line where the file is damaged.
+
+    Raises:
+        InputError: it is damaged, and what else the folder holds is of another recipe.
+    """
+    wanted = recipe_hash(stage)
+    try:
+        before = _written(stage)
+        if before is None or recipe_hash(before) == wanted:
+            return before
+        why = f"{layout.config(stage.output)}: damaged or changed by hand: it names another recipe than the plan and the folder's records"
+    except (InputError, Corrupt) as error:
+        before, why = None, str(error)
+    if planned != wanted and find_fields(stage.output, wanted) is None:
+        if before is not None:
+            return before
+        if next(recorded_fields(stage.output), None) is not None:
+            raise InputError(f"{why}; and what else {stage.output} holds is of another recipe: give the experiment another name")
+    said.append(f"{why}; written again as planned")
+    return None
+
+
+def _written_evaluation(config: EvaluateConfig, said: list[str]) -> EvaluateConfig | None:
+    """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
+    try:
+        return _written(config)
+    except (InputError, Corrupt) as error:
+        said.append(f"{error}; written again as planned")
+        return None
+
+
+def _written(config: ConfigT) -> ConfigT | None:
+    """The configuration that lies where `config` belongs; None where there is none. What says the same is not parsed, which is slow."""
+    uri = layout.config(config.output)
+    try:
+        values = read_config_values(uri)
+    except MissingObject:
+        return None
+    if _meaning(values) != _meaning(asdict(config)):
+        return read_stored(type(config), values, uri)
+    parse_config(Placement, values.get("placement", {}), source=f"{uri}: placement")
+    for name in _FOR_PEOPLE:
+        require(f"{uri}: {name}", values.get(name, ""), "text", isinstance(values.get(name, ""), str))
+    return config
+
+
+def _says_more(before: ConfigT | None, config: ConfigT) -> bool:
+    """Whether config.yaml has to be written, because there is none, or one that says something else.
+
+    A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
+    """
+    return before is None or _meaning(asdict(before)) != _meaning(asdict(config))
+
+
+def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration is neither for people nor, as placement is, said anew by each job's arguments; as JSON has it."""
+    kept = {key: value for key, value in values.items() if key not in (*_FOR_PEOPLE, "placement")}
+    placement = values.get("placement")
+    kept["checkpoint_every_epochs"] = placement.get("checkpoint_every_epochs", 0) if isinstance(placement, Mapping) else placement
+    return dict(_without_pins(json.loads(json.dumps(kept, skipkeys=True, default=str))))
+
+
+def _without_pins(value: Any) -> Any:
+    """Plain data without the checksums of manifests, which plan.json holds as well."""
+    if isinstance(value, dict):
+        return {key: _without_pins(part) for key, part in value.items() if key not in ("manifest_sha256", "evaluation_sha256")}
+    return [_without_pins(part) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,98 @@
+"""A finished stage: its seal, the files of final/, and the records beside them, each damaged in turn."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.run.test_checkpoint import HASH, flip_a_byte
+from trainer.errors import Corrupt
+from trainer.run import checkpoint
+from trainer.storage import checked, join, open_store, write_bytes
+from trainer.storage.committed import read_beside, read_final, restore_beside
+from trainer.storage.fence import Fence
+
+
+def final(root: str, folder: Path) -> None:
+    """A final model with its two records."""
+    checkpoint.write_final(
+        root,
+        folder,
+        recipe_hash=HASH,
+        step=7,
+        fence=Fence(root, 0),
+        facts={"vision_sha256": "x"},
+        beside={"lineage.json": b'{"a": 1}', "progress.jsonl": b"{}\n"},
+        copies={"config.yaml": b"seed: 0\n"},
+    )
+
+
+@pytest.fixture
+def finished(root: str, tmp_path: Path) -> str:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "vision.safetensors").write_bytes(b"weights")
+    final(root, folder)
+    return root
+
+
+def test_a_second_look_at_a_final_model_reads_no_file(finished: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer has checked it and left a record."""
+    monkeypatch.setattr(checked, "file_sha256", lambda uri: pytest.fail(f"{uri} was read"))
+    assert read_final(finished)[1] == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["final/vision.safetensors", "final/lineage.json", "final/progress.jsonl", "lineage.json", "progress.jsonl"]
+)
+def test_a_file_of_a_final_model_that_changed_is_named(finished: str, name: str) -> None:
+    """Of the same size; the records beside it count as much as the weights."""
+    flip_a_byte(join(finished, name))
+    assert read_final(finished)[1] == {join(finished, name): "its checksum is not the sealed one"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", None], ids=["empty", "cut", "missing"])
+@pytest.mark.parametrize("damaged", ["lineage.json", "final/lineage.json"])
+def test_a_record_is_restored_from_its_other_copy(finished: str, damaged: str, content: bytes | None) -> None:
+    """And readers are given the intact one meanwhile."""
+    uri = join(finished, damaged)
+    if content is None:
+        open_store(uri).delete(uri)
+    else:
+        write_bytes(uri, content)
+    seal, wrong = read_final(finished)
+    assert seal is not None
+    assert read_beside(finished, seal, "lineage.json") == b'{"a": 1}'
+    assert restore_beside(finished, seal, wrong).keys() == {uri}
+    assert read_final(finished)[1] == {}
+
+
+def test_a_record_whose_copies_are_both_damaged_is_not_given_to_anyone(finished: str) -> None:
+    """The stage must be trained again."""
+    for uri in (join(finished, "lineage.json"), join(finished, "final", "lineage.json")):
+        flip_a_byte(uri)
+    seal, wrong = read_final(finished)
+    assert seal is not None
+    assert restore_beside(finished, seal, wrong) == {}
+    with pytest.raises(Corrupt, match=r"neither it nor .* is what was sealed"):
+        read_beside(finished, seal, "lineage.json")
+
+
+def test_a_damaged_seal_of_a_final_model_is_none(finished: str) -> None:
+    """With its reason; nothing is raised."""
+    flip_a_byte(join(finished, "final", "COMMITTED.json"))
+    seal, wrong = read_final(finished)
+    assert seal is None
+    assert list(wrong) == [join(finished, "final", "COMMITTED.json")]
+
+
+def test_the_final_model_is_sealed_last_with_its_checksums(root: str, tmp_path: Path) -> None:
+    """Every file is named with size and SHA-256."""
+    folder = tmp_path / "final"
+    folder.mkdir()
+    (folder / "vision.safetensors").write_bytes(b"weights")
+    final(root, folder)
+    seal, damaged = read_final(root)
+    assert seal is not None
+    assert damaged == {}
+    assert seal.files["vision.safetensors"]["size"] == 7
+    assert seal.facts == {"vision_sha256": "x"}

@@ -1,0 +1,101 @@
+"""Creating and replacing objects on a server that takes conditions of writes for granted: claims decide instead."""
+
+import threading
+from typing import Any
+
+import pytest
+from minio import Minio
+
+from tests.servers import S3Server
+from trainer.errors import RunError
+from trainer.storage import join, read_bytes, write_bytes
+from trainer.storage import s3_conditions as conditions
+from trainer.storage.s3 import S3Store
+from trainer.storage.s3_client import settings_from_environment
+
+
+@pytest.fixture
+def unconditional(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of a store whose server answers 200 whatever the condition: it never sees one."""
+    put = Minio._put_object
+
+    def without(self: Minio, bucket: str, key: str, data: bytes, headers: dict[str, Any] | None = None, **rest: Any) -> Any:
+        kept = {name: value for name, value in (headers or {}).items() if name not in ("If-Match", "If-None-Match")}
+        return put(self, bucket, key, data, kept, **rest)
+
+    monkeypatch.setattr(Minio, "_put_object", without)
+    return s3_root
+
+
+def new_store(root: str) -> S3Store:
+    """A store of its own, as another process has it."""
+    return S3Store(settings_from_environment(root))
+
+
+@pytest.mark.parametrize("kind", ["create", "replace"])
+def test_one_of_many_claims_it(unconditional: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of stores that write at once one succeeds; no claim and no probe stays; the log says how it was decided."""
+    uri, wins = join(unconditional, "d", "x"), []
+    stamp = write_bytes(uri, b"old").stamp if kind == "replace" else ""
+    barrier = threading.Barrier(6)
+
+    def write(number: int) -> None:
+        store, data = new_store(unconditional), str(number).encode()
+        barrier.wait(60)
+        if store.create(uri, data) if kind == "create" else store.replace(uri, data, stamp):
+            wins.append(data)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert read_bytes(uri) == wins[0]
+    store = new_store(unconditional)
+    assert [item.object_name for item in store._client.list_objects(uri.split("/")[2], recursive=True, prefix=uri.split("/")[3])] == [
+        uri.split("/", 3)[3]
+    ]
+    assert "checks no conditions of writes" in caplog.text
+
+
+def test_claim_of_a_killed_writer_is_passed_over(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that nobody took back counts until it is old by the server's clock, then no longer."""
+    uri, store = join(unconditional, "d", "x"), new_store(unconditional)
+    _, _, bucket, key = uri.split("/", 3)
+    store._client._put_object(bucket, conditions.beside(key, "claim"), b"")
+    monkeypatch.setattr(conditions, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(conditions, "STALE_SECONDS", 1.0)
+    ahead = 0.0
+    monkeypatch.setattr(store, "_now", lambda: S3Store._now(store) - 3600 + ahead)
+    with pytest.raises(RunError, match="x: other writers kept it claimed"):
+        store.create(uri, b"1")
+    ahead = 3600.0
+    monkeypatch.setattr(conditions, "STALE_SECONDS", 3.0)
+    assert store.create(uri, b"2")
+    assert read_bytes(uri) == b"2"
+
+
+def test_conditions_are_asked_for_once(s3_root: str, s3_server: S3Server) -> None:
+    """A server that checks conditions is asked once a bucket, and no probe stays."""
+    store = new_store(s3_root)
+    assert store.create(join(s3_root, "d", "x"), b"1")
+    assert store._conditions == {s3_root.split("/")[2]: True}
+    assert not store.create(join(s3_root, "d", "x"), b"2")
+    left = s3_server.client.list_objects(s3_root.split("/")[2], prefix=s3_root.split("/")[3], recursive=True)
+    assert [item.object_name for item in left] == [join(s3_root, "d", "x").split("/", 3)[3]]
+
+
+def test_lost_answer_to_a_conditional_write(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write whose answer got lost, so that its next try is refused on its own object, is recognised."""
+    uri, store = join(s3_root, "x"), new_store(s3_root)
+    put = Minio._put_object
+
+    def twice(self: Minio, *arguments: Any, **rest: Any) -> Any:
+        put(self, *arguments, **rest)
+        return put(self, *arguments, **rest)
+
+    assert store.create(join(s3_root, "first"), b"1")  # which asks for conditions, too
+    monkeypatch.setattr(Minio, "_put_object", twice)
+    assert store.create(uri, b"1")
+    assert not store.create(uri, b"1")

@@ -1,0 +1,90 @@
+"""The bytes of a checkpoint's files in host memory, and a file over them that is uploaded without another copy.
+
+The buffers *are* the files' bytes: safetensors' own writer would copy every tensor once more and hold the interpreter's lock
+while it writes.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class FileImage:
+    """The bytes of one safetensors file in host memory: laid out once, refilled at each save."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._layout = self._describe(tensors)
+        header: dict[str, Any] = {}
+        position = 0
+        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # wide types first keep all aligned
+            tensor = tensors[name]
+            end = position + tensor.numel() * tensor.element_size()
+            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+            position = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        prefix = len(text).to_bytes(8, "little") + text
+        self._buffer = torch.empty(len(prefix) + position, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        self._buffer[: len(prefix)] = torch.frombuffer(bytearray(prefix), dtype=torch.uint8)
+        self.views = {}
+        for name, entry in header.items():
+            start, end = (len(prefix) + offset for offset in entry["data_offsets"])
+            self.views[name] = self._buffer[start:end].view(tensors[name].dtype).view(tensors[name].shape)
+
+    @staticmethod
+    def _describe(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the layout is still that of `tensors`."""
+        return self._layout == self._describe(tensors)
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy in; from a GPU without waiting for each tensor."""
+        for name, view in self.views.items():
+            view.copy_(tensors[name].detach(), non_blocking=True)
+
+    def bytes(self) -> memoryview:
+        """The file."""
+        return self._buffer.numpy().data
+
+
+class MemoryFile(io.RawIOBase):
+    """A readable, seekable file over memory, without a copy of it."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._position = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read again."""
+        return True
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Copy the next bytes into `buffer`."""
+        part = self._data[self._position : self._position + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)

@@ -1,0 +1,59 @@
+"""What was measured of one model on one set: `<dataset>_<task>.json` in CLIP_benchmark's keys, `<dataset>_<task>.items.npz` beside it.
+
+CLIP_benchmark's tools read the file too, so all that is firstsight's own stands in its block `firstsight`: the format version, size
+and checksum of the items, and the checksum of the whole file (`documents.checksum`, itself left out). Format 1 has none of the three.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.errors import Corrupt, InputError
+from trainer.storage.base import read_json, write_bytes, write_json
+from trainer.storage.documents import CHECKSUM, checksum
+
+FORMAT_VERSION = 2
+BLOCK, ITEMS = "firstsight", "items"
+
+
+def items_uri(uri: str) -> str:
+    """Where the items of the figures at `uri` lie."""
+    return uri.removesuffix(".json") + ".items.npz"
+
+
+def write_figures(uri: str, value: Mapping[str, Any], items: bytes) -> None:
+    """Write the items, then the figures, which vouch for them.
+
+    Args:
+        uri: of the figures.
+        value: CLIP_benchmark's keys, and the block.
+        items: the .npz file.
+    """
+    sealed = {"size": len(items), "sha256": hashlib.sha256(items).hexdigest()}
+    block = {**value[BLOCK], "format_version": FORMAT_VERSION, ITEMS: sealed}
+    write_bytes(items_uri(uri), items)
+    write_json(uri, {**value, BLOCK: {**block, CHECKSUM: checksum({**value, BLOCK: block})}})
+
+
+def read_figures(uri: str) -> dict[str, Any]:
+    """The figures at `uri`; their block has `items` ({"size", "sha256"}) from format 2 on.
+
+    Raises:
+        MissingObject: there are none.
+        InputError: a newer firstsight wrote them.
+        Corrupt: they are something else, or not as they were written.
+    """
+    value = read_json(uri)
+    block = value.get(BLOCK) if isinstance(value, dict) else None
+    if not isinstance(block, dict) or not isinstance(value.get("metrics"), dict):
+        raise Corrupt(f"{uri}: not an evaluation of firstsight")
+    version, stored = block.get("format_version", 1), block.pop(CHECKSUM, None)
+    checked = stored is not None or ITEMS in block or version != 1
+    if checked and stored != checksum(value):  # before the version is believed
+        raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise InputError(f"{uri}: format {version!r} is newer than this firstsight reads ({FORMAT_VERSION})")
+    items = block.get(ITEMS)
+    if checked and not (isinstance(items, dict) and isinstance(items.get("size"), int) and isinstance(items.get("sha256"), str)):
+        raise Corrupt(f"{uri}: not an evaluation of firstsight: it does not say what its items are")
+    return dict(value)
