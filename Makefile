@@ -160,6 +160,7 @@ generate: $(VENV)/ready ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/registry_files.py
 	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
+	$(BIN)/python scripts/states_table.py
 	$(MAKE) chart-docs
 
 .PHONY: lock

@@ -19,8 +19,15 @@ from trainer.storage.retries import PASSING_STATUSES, Retries
 FIRST_CONTACT_SECONDS = 30.0
 REQUEST_SECONDS = (10.0, 60.0)
 """To connect, and without a byte of an answer."""
+LOG_SECONDS = 10.0
+"""Likewise, for a log."""
+DEFAULT_NAMESPACE = "kubeflow"
+"""Where a Kubeflow for one user runs its steps."""
 LOGIN = "set KFP_TOKEN (bearer), KFP_COOKIE (of a logged-in browser) or KF_PIPELINES_SA_TOKEN_PATH (a service account's token file)"
 Answer = TypeVar("Answer")
+_NO_VERSION = re.compile(r"error retrieving pipeline version|retrieve pipeline version")
+_TOO_LONG = "Data too long for column"
+"""Words by which a 500 is known for a request that will never succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,17 +129,19 @@ class Kubeflow:
         get = self._pipelines.pipeline_service_get_pipeline_by_name
         return str(self._ask(f"pipeline {name!r}", get, name, **self._in_namespace()).pipeline_id)
 
-    def find_version(self, pipeline: str, name: str) -> str:
-        """The id of one version of a pipeline; empty where there is none of this name."""
-        return next((str(version.pipeline_version_id) for version in self._versions(pipeline) if version.display_name == name), "")
+    def find_version(self, pipeline: str, content: str) -> tuple[str, str]:
+        """Id and name of the version of a pipeline whose name ends with its content's hash; both empty where there is none."""
+        found = (version for version in self._versions(pipeline) if str(version.display_name).endswith(content))
+        return next(((str(version.pipeline_version_id), str(version.display_name)) for version in found), ("", ""))
 
-    def upload(self, name: str, version: str, package: Path) -> tuple[str, str]:
-        """Put a version there, unless it is there; ids of pipeline and version. Safe to repeat, also by two at once.
+    def upload(self, name: str, version: str, package: Path, content: str) -> tuple[str, str, str]:
+        """Put a version there, unless its content is there; ids of pipeline and version, and the version's name. Safe to repeat.
 
         Args:
             name: the pipeline's; made where there is none.
-            version: the version's; two of one name hold the same.
+            version: the version's, where it is new.
             package: the YAML file.
+            content: its hash, with which `version` ends.
         """
         try:
             pipeline = self.find_pipeline(name)
@@ -141,10 +150,10 @@ class Kubeflow:
             body = self._api.V2beta1Pipeline(display_name=name, name=name, namespace=self.endpoint.namespace or None)
             self._make(f"pipeline {name!r}", lambda: self._ask(f"pipeline {name!r}", created, body))
             pipeline = self.find_pipeline(name)
-        if not self.find_version(pipeline, version):
+        if not self.find_version(pipeline, content)[0]:
             put, what = self._uploads.upload_pipeline_version, f"version {version!r} of pipeline {name!r}"
             self._make(what, lambda: self._ask(what, put, str(package), name=version, display_name=version, pipelineid=pipeline))
-        return pipeline, self.find_version(pipeline, version)
+        return pipeline, *self.find_version(pipeline, content)
 
     def newest_image(self, name: str) -> str:
         """The image of the newest version of a pipeline: of an installed chart, the one that this cluster can pull.
@@ -208,21 +217,33 @@ class Kubeflow:
         """Ask the server to end a run. It says CANCELING, and in the end FAILED."""
         self._ask(f"run {run}", self._runs.run_service_terminate_run, run)
 
-    def log(self, run: str, pod: str) -> Iterator[str]:
-        """The lines of a step's pod, until it ends; none where this endpoint does not give them."""
+    def ended_log(self, run: str, node: str) -> str | None:
+        """The whole log of a step that has ended, by its node's id; None where the server does not have it (yet).
+
+        This route alone reads the archive, answers 200 whatever it means, and refuses every step that still runs.
+        """
+        text = self._text(f"{self.endpoint.host}/apis/v1alpha1/runs/{run}/nodes/{node}/log")
+        return None if text is None or text.startswith('{"error_message"') else text
+
+    def running_log(self, run: str, pod: str) -> str | None:
+        """The log of a running step's pod so far, from the UI's own route, which cannot follow it; None where that does not give it."""
+        query = urllib.parse.urlencode({"podname": pod, "podnamespace": self.endpoint.namespace or DEFAULT_NAMESPACE, "runid": run})
+        text = self._text(f"{self.endpoint.ui or self.endpoint.host}/k8s/pod/logs?{query}")
+        return None if text is None or text.lstrip()[:15].lower().startswith(("<!doctype", "<html", '{"error')) else text
+
+    def _text(self, url: str) -> str | None:
+        """The body of an answer that says 200, else None: a log is a convenience, the run's state is asked for elsewhere."""
         import urllib3
 
         pool = self._client.rest_client.pool_manager
         headers: dict[str, str] = {"Cookie": self.endpoint.cookie} if self.endpoint.cookie else {}
         self._client.update_params_for_auth(headers, [], ["Bearer"])
-        url = f"{self.endpoint.host}/apis/v1alpha1/runs/{run}/nodes/{pod}/log?follow=true"
-        timeout = urllib3.Timeout(connect=REQUEST_SECONDS[0], read=None)  # a step may be silent for long
+        timeout = urllib3.Timeout(connect=LOG_SECONDS, read=LOG_SECONDS)
         try:
-            with pool.request("GET", url, headers=headers, preload_content=False, timeout=timeout, retries=False, redirect=False) as answer:
-                if answer.status == 200:
-                    yield from _lines(answer.stream(8192))
+            answer = pool.request("GET", url, headers=headers, timeout=timeout, retries=False, redirect=False)
         except (urllib3.exceptions.HTTPError, OSError):
-            return  # the log is a convenience; that the server is gone is for the caller's next question to say
+            return None
+        return str(answer.data.decode(errors="replace")) if answer.status == 200 else None
 
     def link(self, run: str) -> str:
         """Where a person sees the run."""
@@ -301,6 +322,10 @@ class Kubeflow:
         host, status, said = self.endpoint.host, int(error.status or 0), _words(error)
         if "CERTIFICATE" in said.upper():
             return InputError(f"{host}: its certificate is not trusted ({said}): give its CA as KFP_CA")
+        if status == 500 and _NO_VERSION.search(said):
+            return NotThere(f"{host} has no such pipeline version, {what}: {said}")
+        if status == 500 and _TOO_LONG in said:
+            return InputError(f"{host} refuses {what}, whose name is too long: {said}")
         if status == 0 or status in PASSING_STATUSES:
             return _Exists(said) if _is_taken(said) else _Passing(f"{host} answers {status} to {what}: {said}")
         if status == 409 or (status == 400 and _is_taken(said)):
@@ -339,12 +364,3 @@ def _words(error: Any) -> str:
     except (ValueError, TypeError, AttributeError):
         text = str(error.body or error.reason or "")
     return " ".join(text.split())[:400]
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from (line.decode(errors="replace") for line in whole)
-    if rest:
-        yield rest.decode(errors="replace")

@@ -22,6 +22,7 @@ from trainer.storage import layout
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.client import Kubeflow
+    from pipelines.kubeflow.follow import Followed
 
 LOST_SECONDS = 600.0
 """How long a lost connection is waited for while the run goes on without us."""
@@ -84,8 +85,7 @@ def _submit(options: argparse.Namespace) -> int:
     try:
         if not options.no_wait:
             server.retry_seconds = LOST_SECONDS
-            run, stopped = RunFollower(server, submission.run, say).follow()
-            result |= result_of(run, request, stopped)
+            result |= result_of(RunFollower(server, submission.run, say, noise=options.verbose).follow(), request)
     except KeyboardInterrupt:
         result |= {"state": "CANCELING", "exit_code": 130, "line": f"not waited for: {submission.link}"}
     except RunError as error:
@@ -123,16 +123,16 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
     return Submission(run=run, name=name, link=server.link(run), version=version_name, parameters=parameters)
 
 
-def result_of(run: Any, request: Request, stopped: bool) -> dict[str, Any]:
+def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
     """How a run ended: state, exit_code, failures, line. Kubeflow knows no exit codes: they are read from the store.
 
     Args:
-        run: kfp_server_api.V2beta1Run that has ended.
+        followed: the run that has ended, and what the logs of its failed steps say.
         request: that it runs.
-        stopped: its end was asked for from here.
     """
     from pipelines.kubeflow.follow import was_terminated
 
+    run, stopped = followed.run, followed.stopped
     result: dict[str, Any] = {"state": run.state, "exit_code": 1, "failures": [], "line": ""}
     if run.state == "SUCCEEDED":
         return {**result, "exit_code": 0}
@@ -143,7 +143,8 @@ def result_of(run: Any, request: Request, stopped: bool) -> dict[str, Any]:
     try:
         failures = _failures(run, request)
     except (InputError, RunError, OSError) as error:
-        why = getattr(run.error, "message", "") or "see the log of its steps"
+        why = "; ".join(f"{step}: {reason}" for step, reason in followed.reasons.items())
+        why = why or getattr(run.error, "message", "") or "see the log of its steps"
         return {**result, "line": f"the run ended {run.state} ({why}); its failure.json cannot be read from here: {error}"}
     wrong_input = bool(failures) and all(failure["exit_code"] == 2 for failure in failures)
     lines = [f"{failure['stage']}: {failure['line']}" for failure in failures] or [f"the run ended {run.state}, and no step says why"]

@@ -1,12 +1,14 @@
 """`python -m pipelines upload | unregister`: put the pipeline into Kubeflow, or take it out. The chart's hooks call these.
 
-A version is named by its content, so that an upload can be repeated and two installs of one release are one version.
+A version is known by its content, so that an upload can be repeated; its name also says, for people, which release of firstsight
+it came with and when.
 """
 
 import argparse
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     """Add `upload` and `unregister`."""
     upload = commands.add_parser("upload", parents=[common], help="register the pipeline with Kubeflow; safe to repeat")
     upload.add_argument("--image", required=True, help="the pipelines image, with tag or digest, in which its steps run")
+    upload.add_argument("--release", default="", help="version of firstsight, to begin the pipeline version's name with")
     unregister = commands.add_parser("unregister", parents=[common], help="take the pipeline and its versions out of Kubeflow; runs stay")
     for command, run in ((upload, _upload), (unregister, _unregister)):
         command.add_argument("--name", default=NAME, help="of the pipeline (default: %(default)s)")
@@ -53,20 +56,28 @@ def connect(options: argparse.Namespace, *, retry_seconds: float) -> "Kubeflow":
     return server
 
 
-def register(server: "Kubeflow", name: str, image: str) -> tuple[str, str, str]:
-    """Upload the compiled pipeline for an image, or find it; ids of pipeline and version, and the version's name."""
+def register(server: "Kubeflow", name: str, image: str, release: str = "") -> tuple[str, str, str]:
+    """Upload the compiled pipeline for an image, or find it; ids of pipeline and version, and the version's name.
+
+    Args:
+        server: where.
+        name: of the pipeline.
+        image: the pipelines image.
+        release: version of firstsight, for the name of a new version; may be empty.
+    """
     require("image", image, "the name of an image", bool(image.strip()) and not set(image) & set(" \t\n'\"{}"))
     text = (FOLDER / "firstsight.yaml").read_text().replace(PLACEHOLDER, image)
-    version = f"sha-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    content = f"sha-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    version = "-".join(filter(None, [release, time.strftime("%Y-%m-%d", time.gmtime()), content]))
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "firstsight.yaml"  # the server looks at the ending
         package.write_text(text)
-        return *server.upload(name, version, package), version
+        return server.upload(name, version, package, content)
 
 
 def _upload(options: argparse.Namespace) -> int:
     server = connect(options, retry_seconds=RETRY_SECONDS)
-    pipeline, _, version = register(server, options.name, options.image)
+    pipeline, _, version = register(server, options.name, options.image, options.release)
     print(f"pipeline {options.name} ({pipeline}), version {version}, runs in {options.image}")
     return 0
 

@@ -1,18 +1,17 @@
-"""A small Kubeflow Pipelines server: the part of the v2beta1 API that firstsight uses, with the real one's manners.
+"""A stand-in for a Kubeflow Pipelines server: the part of its API that firstsight uses, answering as 2.17.0 was recorded to answer.
 
-What is imitated was seen on 2.17 (shared facts): a terminated run goes CANCELING and ends FAILED, without its exit
-task; task details carry no outputs, no pod name and no error; strings for typed parameters and unknown names give 400.
+Refusals are the recorded ones, word for word; runs are brought on by the simulator of Argo (tests/pipelines/kubeflow/argo.py); the
+log route answers 200 whatever it means, and gives no log of a step that runs. Recordings: tests/data/kfp-recordings/INDEX.md.
 """
 
 import contextlib
-import datetime
 import json
 import re
 import ssl
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,9 +21,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from tests.pipelines.kubeflow import recordings
+from tests.pipelines.kubeflow.argo import SUCCEEDED, Pod
+from tests.pipelines.kubeflow.runs import Run, now
+
 API = "/apis/v2beta1"
 TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "LIST": list, "STRUCT": dict, "BOOLEAN": bool}
-STEPS = ("links", "stage-pairs", "plan", "contrastive", "finish")
+POD = "metadata-2-4-system-container-impl"
+NAME_BYTES = 128
+"""Of a run's name that the database takes; the recorded one that was refused had 300."""
 
 
 @dataclass(kw_only=True)
@@ -54,47 +59,16 @@ class KubeflowServer:
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
         self.experiments: dict[str, dict[str, Any]] = {}
-        self.runs: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, Run] = {}
         self.logs: dict[str, str] = {}
+        """Of each step, by its name."""
+        self.is_ui = True
+        """Whether this address is also the UI's, whose route gives the logs of running pods."""
         self.requests: list[str] = []
-        self.ends = "SUCCEEDED"
-        self.looks = 6
-        """After so many looks a run has ended."""
+        self.outcome: Callable[[Pod], str] = lambda pod: SUCCEEDED
+        """How each pod ends at the look after it began."""
+        self.items: Callable[[str, tuple[int, ...]], int] = lambda loop, iterations: 1
         self.lock = threading.RLock()
-
-    def look(self, run: dict[str, Any]) -> dict[str, Any]:
-        """The run as it stands at this look; each look brings it on by one step."""
-        run["looks"] += 1
-        looks, ended = run["looks"], False
-        if run["state"] == "CANCELING":
-            ended = looks >= run["cancelled_at"] + 2
-            state = "FAILED" if ended else "CANCELING"
-        elif run["state"] in ("FAILED", "SUCCEEDED"):
-            state = run["state"]
-        else:
-            ended = looks > self.looks
-            state = self.ends if ended else "RUNNING" if looks > 1 else "PENDING"
-        if state != run["state"]:
-            run["state"] = state
-            run["state_history"].append({"update_time": _now(), "state": state})
-        run["run_details"] = {"task_details": list(self._tasks(run, min(run.get("cancelled_at", looks) - 1, len(STEPS))))}
-        return {key: value for key, value in run.items() if key not in ("looks", "cancelled_at")}
-
-    def _tasks(self, run: dict[str, Any], reached: int) -> Iterator[dict[str, Any]]:
-        over = run["state"] in ("FAILED", "SUCCEEDED", "CANCELING")
-        for index, name in enumerate(("root", "root-driver", *STEPS[:reached])):
-            last = index == reached + 1
-            state = run["state"] if name == "root" else "SUCCEEDED" if not last or over else "RUNNING"
-            node = f"{run['workflow']}-{1000 + index}"
-            yield {
-                "run_id": run["run_id"],
-                "task_id": f"{run['run_id']}-{index}",
-                "display_name": name,
-                "create_time": run["created_at"],
-                "start_time": run["created_at"],
-                "state": state,
-                "child_tasks": [{"pod_name": node}],
-            }
 
 
 @contextlib.contextmanager
@@ -127,9 +101,20 @@ class _Listener(ThreadingHTTPServer):
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, message: str, code: int = 3) -> None:
-        super().__init__(message)
-        self.status, self.body = status, {"error": message, "code": code, "message": message, "details": []}
+    """An answer that was recorded."""
+
+    def __init__(self, recording: str) -> None:
+        super().__init__(recording)
+        answer = recordings.answer(f"{recording}.http")
+        self.status, self.body = answer.status, answer.body.decode()
+
+
+class _Denied(_Refused):
+    """Of a server behind a login; not recorded: the recorded one had none."""
+
+    def __init__(self, status: int, message: str, code: int) -> None:
+        Exception.__init__(self, message)
+        self.status, self.body = status, json.dumps({"error": message, "code": code, "message": message, "details": []})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -186,16 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, request)
             if match:
                 return method(self, *match.groups())
-        raise _Refused(404, f"no route {request}", 5)
+        raise _Refused("runs/no-route")
 
     def _authenticate(self) -> None:
         given, cookie = self.headers.get("authorization"), self.headers.get("cookie")
         if self.state.token and given != f"Bearer {self.state.token}":
-            raise _Refused(401, "Request header error: there is no valid token", 16)
+            raise _Denied(401, "Request header error: there is no valid token", 16)
         if self.state.cookie and cookie != self.state.cookie:
-            raise _Refused(403, "User is not authorized", 7)
+            raise _Denied(403, "User is not authorized", 7)
         if self.state.multi_user and "namespace" in self.query and self.query["namespace"] != "team-a":
-            raise _Refused(403, f"User is not authorized in namespace {self.query['namespace']}", 7)
+            raise _Denied(403, f"User is not authorized in namespace {self.query['namespace']}", 7)
 
     def health(self) -> Any:
         return {"multi_user": self.state.multi_user}
@@ -203,8 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
     def create_pipeline(self) -> Any:
         body = json.loads(self.body)
         if any(pipeline["display_name"] == body["display_name"] for pipeline in self.state.pipelines.values()):
-            raise _Refused(409, f"Already exist error: The name {body['display_name']} already exist", 6)
-        pipeline = {**body, "pipeline_id": str(uuid.uuid4()), "created_at": _now()}
+            raise _Refused("pipelines/create-again")
+        pipeline = {**body, "pipeline_id": str(uuid.uuid4()), "created_at": now()}
         self.state.pipelines[pipeline["pipeline_id"]] = pipeline
         return pipeline
 
@@ -215,12 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
         for pipeline in self.state.pipelines.values():
             if pipeline["display_name"] == name:
                 return pipeline
-        raise _Refused(404, f"Pipeline {name} not found", 5)
+        raise _Refused("pipelines/by-name-404")
 
     def delete_pipeline(self, pipeline: str) -> Any:
         if any(version["pipeline_id"] == pipeline for version in self.state.versions.values()):
-            raise _Refused(400, "pipeline has versions", 9)
-        del self.state.pipelines[pipeline]
+            raise _Refused("pipelines/delete-with-versions")
+        if not self.state.pipelines.pop(pipeline, None):
+            raise _Refused("pipelines/delete-again")
         return {}
 
     def upload_pipeline(self) -> Any:
@@ -234,9 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
     def upload_version(self) -> Any:
         name, pipeline = self.query["name"], self.query["pipelineid"]
         if pipeline not in self.state.pipelines:
-            raise _Refused(404, f"Pipeline {pipeline} not found", 5)
+            raise _Refused("pipelines/upload-version-no-pipeline")
         if any((version["pipeline_id"], version["display_name"]) == (pipeline, name) for version in self.state.versions.values()):
-            raise _Refused(409, f"Already exist error: the name {name} already exist", 6)
+            raise _Refused("pipelines/upload-version-same-name")
         return self._add_version(pipeline, name)
 
     def _add_version(self, pipeline: str, name: str) -> Any:
@@ -251,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
             "pipeline_version_id": str(uuid.uuid4()),
             "display_name": name,
             "name": name,
-            "created_at": _now(),
+            "created_at": now(),
             "pipeline_spec": specification,
         }
         self.state.versions[version["pipeline_version_id"]] = version
@@ -274,8 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
     def create_experiment(self) -> Any:
         body = json.loads(self.body)
         if any(experiment["display_name"] == body["display_name"] for experiment in self.state.experiments.values()):
-            raise _Refused(409, f"Already exist error: experiment {body['display_name']} already exist", 6)
-        experiment = {**body, "experiment_id": str(uuid.uuid4()), "created_at": _now(), "storage_state": "AVAILABLE"}
+            raise _Refused("experiments/create-again")
+        experiment = {**body, "experiment_id": str(uuid.uuid4()), "created_at": now(), "storage_state": "AVAILABLE"}
         self.state.experiments[experiment["experiment_id"]] = experiment
         return experiment
 
@@ -283,45 +269,73 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.body)
         reference = body["pipeline_version_reference"]
         version = self.state.versions.get(reference["pipeline_version_id"])
-        if not version or body["experiment_id"] not in self.state.experiments:
-            raise _Refused(404, "pipeline version or experiment not found", 5)
+        if not version:
+            raise _Refused("runs/create-no-version")
+        if body["experiment_id"] not in self.state.experiments:
+            raise _Refused("runs/create-no-experiment")
+        if len(body["display_name"]) > NAME_BYTES:
+            raise _Refused("runs/create-long-name")
         specification = version["pipeline_spec"]
         inputs = specification.get("pipeline_spec", specification)["root"]["inputDefinitions"]["parameters"]
         for name, value in body["runtime_config"].get("parameters", {}).items():
             if name not in inputs:
-                raise _Refused(400, f"Invalid input error: unknown parameter {name}")
+                raise _Refused("runs/create-unknown-parameter")
             if not isinstance(value, TYPES[inputs[name]["parameterType"]]):
-                raise _Refused(400, f"Invalid input error: parameter {name} has the wrong type")
-        run = {
-            **body,
-            "run_id": str(uuid.uuid4()),
-            "workflow": f"firstsight-{len(self.state.runs)}",
-            "created_at": _now(),
-            "state": "PENDING",
-            "state_history": [{"update_time": _now(), "state": "PENDING"}],
-            "looks": 0,
-        }
-        self.state.runs[run["run_id"]] = run
-        return self.state.look(run)
+                raise _Refused("runs/create-wrong-type")
+        documents = [specification.get("pipeline_spec", specification), specification.get("platform_spec", {})]
+        run = Run(body, documents, f"firstsight-{len(self.state.runs)}", self.state.outcome, self.state.items)
+        self.state.runs[run.run_id] = run
+        return run.look()
 
     def list_runs(self) -> Any:
-        return {"runs": [run for run in self.state.runs.values() if run["experiment_id"] == self.query.get("experiment_id")]}
+        wanted = self.query.get("experiment_id")
+        return {"runs": [run.told() for run in self.state.runs.values() if run.body["experiment_id"] == wanted]}
 
     def get_run(self, run: str) -> Any:
-        if run not in self.state.runs:
-            raise _Refused(404, f"Run {run} not found", 5)
-        return self.state.look(self.state.runs[run])
+        return self._run(run, "runs/get-404").look()
 
     def terminate(self, run: str) -> Any:
-        found = self.state.runs[run]
-        found["state"], found["cancelled_at"] = "CANCELING", found["looks"]
-        found["state_history"].append({"update_time": _now(), "state": "CANCELING"})
+        found = self._run(run, "runs/terminate-404")
+        if found.state in ("SUCCEEDED", "FAILED"):
+            raise _Refused("runs/terminate-of-succeeded")
+        if found.state == "CANCELING":
+            raise _Refused("runs/terminate-again-while-canceling")
+        found.terminate()
         return {}
 
-    def log(self, run: str, pod: str) -> Any:
-        if pod not in self.state.logs:
-            raise _Refused(400, f"Failed to read logs for run {run}")
-        return self.state.logs[pod]
+    def retry(self, run: str) -> Any:
+        found = self._run(run, "runs/retry-404")
+        if found.state != "FAILED":
+            raise _Refused("runs/retry-of-succeeded" if found.state == "SUCCEEDED" else "runs/retry-of-running")
+        found.retry()
+        return {}
+
+    def _run(self, run: str, refusal: str) -> Run:
+        if run not in self.state.runs:
+            raise _Refused(refusal)
+        return self.state.runs[run]
+
+    def log(self, run: str, node: str) -> Any:
+        if run not in self.state.runs:
+            return recordings.answer("logs/run-404.v1alpha1.http").body.decode()
+        for step, own, state in self.state.runs[run].pods():
+            if node in (own, self._pod(own)):
+                return self.state.logs.get(step, "") if state != "RUNNING" else recordings.answer("logs/running-right.http").body.decode()
+        return recordings.answer("logs/finished-nosuch.http").body.decode()
+
+    def running_log(self) -> Any:
+        if not self.state.is_ui:
+            raise _Refused("logs/ui-proxy-v1alpha1")
+        for run in self.state.runs.values():
+            for step, node, _ in run.pods():
+                if self.query["podname"] == self._pod(node):
+                    return self.state.logs.get(step, "")
+        raise _Refused("logs/ui-nosuch")
+
+    @staticmethod
+    def _pod(node: str) -> str:
+        workflow, _, number = node.rpartition("-")
+        return f"{workflow}-{POD}-{number}"
 
 
 ROUTES = [
@@ -340,6 +354,8 @@ ROUTES = [
     (rf"GET {API}/runs", _Handler.list_runs),
     (rf"GET {API}/runs/([^/:]+)", _Handler.get_run),
     (rf"POST {API}/runs/([^/:]+):terminate", _Handler.terminate),
+    (rf"POST {API}/runs/([^/:]+):retry", _Handler.retry),
+    (r"GET /k8s/pod/logs", _Handler.running_log),
     (r"GET /apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", _Handler.log),
 ]
 
@@ -357,10 +373,6 @@ def _filtered(things: dict[str, dict[str, Any]], query: dict[str, str]) -> list[
     found = list(things.values())
     for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
         if wanted.get(predicate["operation"], predicate["operation"]) != 1:
-            raise _Refused(400, "Invalid input error: unknown filter operation")
+            raise _Denied(400, "Invalid input error: unknown filter operation", 3)
         found = [thing for thing in found if thing[predicate["key"]] == predicate["stringValue"]]
     return found
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,13 +1,18 @@
 """What firstsight asks of Kubeflow, held against a small server with the real one's manners."""
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.kubeflow import upload
 from pipelines.kubeflow.client import Endpoint, Kubeflow, NotThere
+from pipelines.kubeflow.nodes import steps
 from pipelines.kubeflow.upload import register
+from tests.pipelines.kubeflow import recordings
+from tests.pipelines.kubeflow.argo import RUNNING, SUCCEEDED
 from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
 from tests.servers import make_certificates
 from trainer.errors import InputError, RunError
@@ -48,6 +53,16 @@ def test_an_upload_is_safe_to_repeat_and_named_by_its_content(server: KubeflowSe
     image = server.versions[first[1]]["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]["exec-plan"]["container"]["image"]
     assert image == "a/pipelines:1"
     assert client.newest_image("firstsight") in ("a/pipelines:1", "a/pipelines:2")
+
+
+def test_a_version_is_named_for_people_and_known_by_its_content(server: KubeflowServer, monkeypatch: pytest.MonkeyPatch):
+    """Release, date, hash; the same content is found again on another day and under another release."""
+    monkeypatch.setattr(upload.time, "gmtime", lambda: (2026, 11, 30, 0, 0, 0, 0, 334, 0))
+    first = register(connect(server), "firstsight", "a/pipelines:1", "0.1.0")
+    monkeypatch.setattr(upload.time, "gmtime", lambda: (2026, 12, 1, 0, 0, 0, 0, 335, 0))
+
+    assert re.fullmatch(r"0\.1\.0-2026-11-30-sha-[0-9a-f]{12}", first[2])
+    assert register(connect(server), "firstsight", "a/pipelines:1", "0.2.0") == first
 
 
 def test_uploads_that_race_or_lose_their_answer_make_one_version(server: KubeflowServer):
@@ -165,16 +180,16 @@ def test_a_server_of_many_namespaces_wants_one_named_and_refuses_others(server: 
 
 def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
     """400, with the server's words, exit code 2."""
-    with pytest.raises(InputError, match="unknown parameter batch_size"):
+    with pytest.raises(InputError, match="not required by pipeline"):
         start(connect(server), batch_size=1)
-    with pytest.raises(InputError, match="nodes has the wrong type"):
+    with pytest.raises(InputError, match="requires type bool"):
         start(connect(server), nodes=2)
     assert server.runs == {}
 
 
 def test_a_missing_run_is_not_waited_for(server: KubeflowServer):
     """404."""
-    with pytest.raises(NotThere, match="Run 0 not found"):
+    with pytest.raises(NotThere, match=r"has no run 0: .* not found"):
         connect(server).run("0")
 
 
@@ -218,18 +233,51 @@ def test_kfps_own_client_takes_the_small_server_for_a_real_one(server: KubeflowS
 
     assert ended.state == "SUCCEEDED"
     assert ended.run_details.task_details[-1].outputs is None
+
+    server.outcome = lambda pod: RUNNING if pod.step == "contrastive" else SUCCEEDED
+    run = client.run_pipeline(
+        experiment.experiment_id, "by hand again", pipeline_id=pipeline, version_id=version.pipeline_version_id, params=PARAMETERS
+    )
+    while server.runs[run.run_id].looks < 30:
+        client.get_run(run.run_id)
     client.terminate_run(run.run_id)
     assert client.get_run(run.run_id).state == "CANCELING"
     assert client.wait_for_run_completion(run.run_id, timeout=60, sleep_duration=0).state == "FAILED"
 
 
-def test_a_log_is_read_line_by_line_or_not_at_all(server: KubeflowServer):
-    """An endpoint that does not give logs is no error."""
-    client = connect(server)
-    server.logs["pod-1"] = "one\ntwo\nthree"
+def test_a_log_is_given_for_an_ended_step_and_by_the_ui_for_a_running_one(server: KubeflowServer):
+    """The archive's route answers 200 and an error in JSON for whatever it does not have."""
+    server.logs["links"] = "hello\n"
+    server.outcome = lambda pod: RUNNING if pod.step == "links" else SUCCEEDED
+    client, run = connect(server), _started(server)
+    (step,) = steps(client.run(run).run_details.task_details)
+    assert (client.ended_log(run, step.node), client.running_log(run, step.pod)) == (None, "hello\n")
 
-    assert list(client.log("run", "pod-1")) == ["one", "two", "three"]
-    assert list(client.log("run", "pod-2")) == []
+    server.runs[run].outcome = lambda pod: SUCCEEDED
+    client.run(run)
+    assert client.ended_log(run, step.node) == "hello\n"
+    assert client.ended_log(run, "nosuch") is None
+    assert client.running_log(run, "nosuch") is None
+    server.is_ui = False
+    assert client.running_log(run, step.pod) is None
+
+
+def test_a_version_that_is_missing_is_named_though_the_server_says_500(server: KubeflowServer):
+    """Waiting does not bring it back."""
+    client = connect(server)
+    pipeline, _, _ = register(client, "firstsight", "a/pipelines:1")
+    with pytest.raises(NotThere, match="pipeline version"):
+        client.start("demo-1", experiment=client.experiment("demo"), pipeline=pipeline, version="0000", parameters={})
+
+
+def _started(server: KubeflowServer) -> str:
+    """A run whose first step is running."""
+    client = connect(server)
+    pipeline, version, _ = register(client, "firstsight", "a/pipelines:1")
+    run = client.start("demo-1", experiment=client.experiment("demo"), pipeline=pipeline, version=version, parameters={})
+    while not steps(client.run(run).run_details.task_details):
+        pass
+    return run
 
 
 def test_two_clients_at_once_make_one_pipeline(server: KubeflowServer):
@@ -241,3 +289,27 @@ def test_two_clients_at_once_make_one_pipeline(server: KubeflowServer):
         thread.join()
 
     assert (len(server.pipelines), len(server.versions)) == (1, 1)
+
+
+RECORDED_REFUSALS = sorted(
+    str(path.relative_to(recordings.FOLDER))
+    for folder in ("pipelines", "experiments", "runs")
+    for path in (recordings.FOLDER / folder).glob("*.http")
+    if recordings.answer(str(path.relative_to(recordings.FOLDER))).status >= 400
+)
+
+
+@pytest.mark.parametrize("recording", RECORDED_REFUSALS)
+def test_every_recorded_refusal_is_one_line_with_the_right_exit_code(server: KubeflowServer, recording: str):
+    """Only what may pass is tried again, and is exit code 1 in the end."""
+    refused = recordings.answer(recording)
+    server.faults.answers = {"GET .*/runs/": [(refused.status, refused.body.decode())] * 50}
+    client = Kubeflow(Endpoint(host=server.url), retry_seconds=0.3)
+
+    with pytest.raises((InputError, RunError)) as raised:
+        client.run("some-run")
+
+    passes = recording == "runs/retry-of-big-failed.http" or refused.status == 409  # 409: what was to be made is there
+    assert raised.value.exit_code == (1 if passes else 2)
+    assert "\n" not in str(raised.value)
+    assert len(server.requests) == 1 or recording == "runs/retry-of-big-failed.http"

@@ -15,6 +15,7 @@ import pytest
 from pipelines.__main__ import main
 from pipelines.kubeflow import components, follow, submit, upload
 from pipelines.planning.request import FIELDS
+from tests.pipelines.kubeflow.argo import FAILED, RUNNING, SUCCEEDED, Pod
 from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
 from trainer.storage import write_json
 
@@ -37,6 +38,16 @@ def run(*arguments: str) -> int:
     return main(["submit", "--recipe", "smoke", "--arms", "random", "--pipelines-image", "a/pipelines:1", *arguments])
 
 
+def _fails(pod: Pod) -> str:
+    """`contrastive` fails."""
+    return FAILED if pod.step == "contrastive" else SUCCEEDED
+
+
+def _stays(pod: Pod) -> str:
+    """`contrastive` goes on for ever."""
+    return RUNNING if pod.step == "contrastive" else SUCCEEDED
+
+
 def profile_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine can read the cluster's store."""
     (root / "profile.yaml").write_text(f"root: {root}/store\n")
@@ -45,17 +56,18 @@ def profile_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_is_submitted_followed_and_ends_well(server: KubeflowServer, capsys: pytest.CaptureFixture[str]):
     """Link first, then each step's state and log, in order."""
-    server.logs["firstsight-0-system-container-impl-1002"] = "links: hello\n"
+    server.logs["links"] = "links: hello\n"
 
     assert run("--nodes", "2") == 0
 
     out = capsys.readouterr().out.splitlines()
     (identifier,) = server.runs
     assert out[0].endswith(f"{server.url}/#/runs/details/{identifier}")
-    assert [line for line in out if line.startswith(("links", "finish", "run:"))][-2:] == ["run: succeeded", "finish: succeeded"]
-    assert "links | links: hello" in out
+    assert out.index("links: running") < out.index("links | links: hello") < out.index("links: succeeded")
+    assert out.count("links | links: hello") == 1
+    assert out[-3:-1] == ["finish: succeeded", "run: succeeded"]
     assert not [line for line in out if "driver" in line]
-    parameters = server.runs[identifier]["runtime_config"]["parameters"]
+    parameters = server.runs[identifier].body["runtime_config"]["parameters"]
     request = json.loads(parameters["request"])
     assert (request["nodes"], request["experiment"], request["recipe"], request["root"]) == (2, "smoke", "smoke", "")
     assert set(parameters) == {"request"}
@@ -114,7 +126,7 @@ def test_a_failed_run_gives_the_steps_own_exit_code_and_reason(
 ):
     """Kubeflow says FAILED and no more."""
     profile_of(tmp_path, monkeypatch)
-    server.ends = "FAILED"
+    server.outcome = _fails
     failure(tmp_path, code)
     failure(tmp_path, 1, "staging/pairs", age=3600)  # of an earlier run
 
@@ -125,7 +137,7 @@ def test_a_failed_run_gives_the_steps_own_exit_code_and_reason(
 
 def test_a_failed_run_whose_store_is_out_of_reach_says_so(server: KubeflowServer, capsys: pytest.CaptureFixture[str]):
     """Exit code 1, and what to give."""
-    server.ends = "FAILED"
+    server.outcome = _fails
 
     assert run() == 1
 
@@ -136,15 +148,17 @@ def test_a_run_that_somebody_terminated_is_not_called_a_failure_of_a_step(
     server: KubeflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """It goes CANCELING, then FAILED, and its exit task never runs."""
-    server.looks = 10**6
+    server.outcome = _stays
 
-    def terminate_after_three(self: follow.RunFollower, task: Any) -> None:
+    look = follow.RunFollower._look
+
+    def terminated_once_it_trains(self: follow.RunFollower, task: Any) -> Any:
         (found,) = server.runs.values()
-        if found["looks"] == 3:
-            found["state"], found["cancelled_at"] = "CANCELING", 3
-            found["state_history"].append({"update_time": "2026-01-01T00:00:00Z", "state": "CANCELING"})
+        if found.looks == 30:
+            found.terminate()
+        return look(self, task)
 
-    monkeypatch.setattr(follow.RunFollower, "_show", terminate_after_three)
+    monkeypatch.setattr(follow.RunFollower, "_look", terminated_once_it_trains)
 
     assert run() == 1
     assert "terminated by somebody" in capsys.readouterr().err
@@ -155,7 +169,7 @@ def test_for_ci_there_is_one_json_object_on_stdout(
 ):
     """The rest goes to stderr."""
     profile_of(tmp_path, monkeypatch)
-    server.ends = "FAILED"
+    server.outcome = _fails
     failure(tmp_path, 2)
 
     assert run("--json") == 2
@@ -237,32 +251,32 @@ def test_make_pipeline_run_passes_on_what_is_given(tmp_path: Path, given: tuple[
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_asks_the_server_to_terminate_and_waits_for_the_end(server: KubeflowServer, number: int):
     """CANCELING, then FAILED; exit code 130."""
-    server.looks = 10**6
+    server.outcome = _stays
     process = _submit_in_a_process(server)
-    _wait_until(lambda: any(found["looks"] > 1 for found in server.runs.values()))
+    _wait_until(lambda: any(found.looks > 1 for found in server.runs.values()))
 
     process.send_signal(number)
     out, error = process.communicate(timeout=60)
 
     (found,) = server.runs.values()
     assert process.returncode == 130, error
-    assert found["state"] == "FAILED"
+    assert found.state == "FAILED"
     assert "asking Kubeflow to terminate" in out
     assert "run: canceling" in out
-    assert "finish" not in out
+    assert "finish: succeeded" not in out
     assert error == "pipelines submit: stopped; submit the same experiment again to go on\n"
 
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_the_end(server: KubeflowServer):
     """And says where to look."""
-    server.looks = 10**6
+    server.outcome = _stays
     process = _submit_in_a_process(server)
-    _wait_until(lambda: any(found["looks"] > 1 for found in server.runs.values()))
+    _wait_until(lambda: any(found.looks > 1 for found in server.runs.values()))
     server.faults.answers = {"GET .*/runs/": [(503, "slow")] * 1000}
 
     process.send_signal(signal.SIGINT)
-    _wait_until(lambda: any(found["state"] == "CANCELING" for found in server.runs.values()))
+    _wait_until(lambda: any(found.state == "CANCELING" for found in server.runs.values()))
     server.faults.answers = {}
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

@@ -1,0 +1,77 @@
+"""A step's log put together from answers that each hold it whole, as far as it was written: every line once, in order.
+
+No way to a running step's log on Kubeflow follows it: it is asked for again and again. Answers may overlap, come late, or lack
+the log's beginning, which a kubelet throws away when it grows long.
+"""
+
+import re
+from collections.abc import Iterator
+
+_NOISE = re.compile(
+    r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w-]+\.go:\d+\] "  # KFP's launcher, in Go
+    r"|\[KFP Executor [^]]*\]: |time=\S+ level=\w+ .* argo=true"
+)
+_CONTEXT = 20
+"""Lines by which an answer without the beginning is laid on what is known."""
+GAP = "... some lines are missing here: Kubernetes had thrown them away"
+
+
+class StepLog:
+    """What is known of one step's log."""
+
+    def __init__(self, *, noise: bool = False) -> None:
+        """Nothing is known yet.
+
+        Args:
+            noise: also show the lines of KFP's own executor and launcher.
+        """
+        self._lines: list[str] = []
+        self._noise, self._in_json = noise, False
+
+    def take(self, text: str, *, ended: bool = False) -> list[str]:
+        """The lines that an answer adds.
+
+        Args:
+            text: the log as this answer has it.
+            ended: nothing will follow, so a last line without its end counts.
+        """
+        lines = text.split("\n")
+        last = lines.pop()
+        if ended and last:
+            lines.append(last)
+        new = self._new(lines)
+        self._lines += new
+        return [line for line in new if self._noise or self._is_ours(line)]
+
+    def _new(self, lines: list[str]) -> list[str]:
+        known = self._lines
+        if lines[: len(known)] == known:
+            return lines[len(known) :]
+        if known[: len(lines)] == lines:
+            return []  # an older answer
+        for context in (_CONTEXT, 1):
+            tail = known[-context:]
+            for start in range(len(lines) - len(tail), -1, -1):
+                if lines[start : start + len(tail)] == tail:
+                    return lines[start + len(tail) :]
+        if any(known[start : start + len(lines)] == lines for start in range(len(known) - len(lines) + 1)):
+            return []  # an older one without the beginning
+        return [GAP, *lines]
+
+    def _is_ours(self, line: str) -> bool:
+        """Whether a line is the step's own: KFP prints a line, and at some of them JSON over many lines."""
+        if self._in_json:
+            self._in_json = line != "}"
+            return False
+        if line == "{" or (_NOISE.match(line) and line.endswith("{")):
+            self._in_json = True
+            return False
+        return not _NOISE.match(line)
+
+
+def reason(lines: Iterator[str] | list[str]) -> str:
+    """The last line that a failed step said itself; empty where it said none."""
+    log, found = StepLog(), ""
+    for line in log.take("\n".join(lines), ended=True):
+        found = line.strip() or found
+    return found
