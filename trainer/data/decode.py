@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from trainer.bounds import MAX_PIXELS
 from trainer.errors import RunError
-from trainer.staging.images import MAX_PIXELS
 
 Decoder = Literal["fast", "exact"]
 Interpolation = Literal["bicubic", "bilinear"]
