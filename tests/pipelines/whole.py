@@ -3,12 +3,12 @@
 import io
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from pipelines.jobs.base import JobSpec, LineSink, Outcome
+from pipelines.jobs.base import JobSpec, LineSink, Outcome, placement_arguments
 from pipelines.jobs.local import LocalBackend
 from pipelines.local import finished
 from pipelines.planning.request import Request, merge, resolve
@@ -19,13 +19,19 @@ from tests.pipelines import fake_trainer
 ARMS = "random,perceptual,posthoc"
 
 
-class _Done:
-    """A job that ran while it was submitted."""
+class Done:
+    """A job that ran while it was submitted, in this process.
 
-    def __init__(self, spec: JobSpec) -> None:
+    Args:
+        spec: of the job.
+        main: the trainer's, real or pretended.
+    """
+
+    def __init__(self, spec: JobSpec, main: Callable[[list[str]], int]) -> None:
         said = io.StringIO()
-        with redirect_stderr(said):
-            code = fake_trainer.main(list(spec.arguments))
+        with redirect_stderr(said), redirect_stdout(said):
+            placement = dict(spec.placement) | ({"resume": spec.resume} if spec.resume != "auto" else {})
+            code = main([*spec.arguments, *placement_arguments(placement)])
         self._lines = said.getvalue().splitlines()
         self._outcome = Outcome(exit_code=code, line=self._lines[-1] if code else "")
 
@@ -71,6 +77,6 @@ class Whole:
 
 def pretend(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let its steps run the pretended trainer in this process."""
-    submit: Callable[[LocalBackend, JobSpec], _Done] = lambda _, spec: whole.jobs.append(spec.name) or _Done(spec)  # noqa: E731
+    submit: Callable[[LocalBackend, JobSpec], Done] = lambda _, spec: whole.jobs.append(spec.name) or Done(spec, fake_trainer.main)  # noqa: E731
     monkeypatch.setattr(LocalBackend, "submit", submit)
     monkeypatch.setattr(finished, "COMMAND", (sys.executable, "-c", "print('{\"missing\": 0}')"))

@@ -1,0 +1,200 @@
+"""Makes the small real experiment in all its states, and the older versions of its objects."""
+
+import contextlib
+import csv
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipelines.jobs.local import LocalBackend
+from pipelines.local import finished
+from tests.faults.experiment import CELLS, Experiment, Killed, Objects
+from tests.pipelines.whole import Done
+from trainer.__main__ import main
+from trainer.errors import InputError, RunError
+from trainer.evaluation.evaluate import count_missing
+from trainer.report import figures
+from trainer.run import records
+from trainer.staging.slices import Attempt, SliceRecord
+from trainer.storage import join, layout, open_store, read_bytes
+from trainer.storage.base import local_path
+from trainer.storage.failures import write_failure
+
+
+def write_sources(folder: Path, seed: int) -> None:
+    """40 captioned, labelled pictures and 20 triplets that people judged."""
+    shutil.rmtree(folder, ignore_errors=True)
+    draw = random.Random(seed)
+    for part in ("pairs", "triplets/ref", "triplets/distort"):
+        (folder / part).mkdir(parents=True)
+    for number in range(48):
+        label = ("circle", "square")[number % 2]
+        _picture(folder / f"pairs/{number:03d}.png", draw)
+        facts = {"captions": [f"{label} number {number}", f"a {label}"], "label": label}
+        (folder / f"pairs/{number:03d}.json").write_text(json.dumps(facts))
+    names = "id left_vote right_vote votes ref_path left_path right_path split is_imagenet prompt".split()
+    rows = []
+    for number in range(20):
+        paths = [f"ref/{number:03d}.png", f"distort/{number:03d}_0.png", f"distort/{number:03d}_1.png"]
+        for path in paths:
+            _picture(folder / "triplets" / path, draw)
+        split = "train" if number < 12 else "val" if number < 16 else "test"
+        rows.append([number, number % 2 and 6, 6 - (number % 2 and 6), 6, *paths, split, True, ""])
+    with open(folder / "triplets/data.csv", "w", newline="") as stream:
+        csv.writer(stream).writerows([names, *rows])
+
+
+def _picture(path: Path, draw: random.Random) -> None:
+    image = Image.frombytes("RGB", (4, 4), draw.randbytes(48)).resize((24, 24), Image.Resampling.NEAREST)
+    image.save(path)
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[pytest.MonkeyPatch]:
+    """Jobs run the real trainer in this process, which has torch imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalBackend, "submit", lambda _, spec: Done(spec, main))
+        patch.setattr(finished, "_is_measured", _is_measured)
+        patch.setattr(figures, "_svg", lambda *arguments: "<svg/>")  # pictures take most of the time, and show what stands in the figures
+        yield patch
+
+
+def _is_measured(planned: Any) -> bool:
+    try:
+        return count_missing([layout.config(cell.evaluation.output) for cell in planned])["missing"] == 0
+    except (InputError, RunError):
+        return False
+
+
+def make(root: str, source: Path) -> Experiment:
+    """Make the experiment in all its states: first with other pictures, which gives older versions, then as it is meant."""
+    made = Experiment(root=root, source=source)
+    write_sources(source, seed=1)
+    assert made.run().code == 0
+    other = made.content()
+    _clear(made)
+    write_sources(source, seed=0)
+    versions: dict[str, list[bytes]] = {}
+    with _recorded(root, versions):
+        ended = made.run()
+    assert ended.code == 0, ended
+    made.result = made.outcome()
+    whole = made.content()
+    _clear(made)
+    locks: Objects = {}
+    for state, stop in (("staging", _in_staging), ("training", _in_training), ("unevaluated", _before_evaluation)):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            made.run(_noting_locks(made, stop(patch), locks))
+        for name, data in locks.items():
+            made.write(name, data)
+        if state == "unevaluated":
+            _fail_everywhere(made)
+        made.states[state] = made.content()
+    assert made.run().code == 0
+    assert made.outcome() == made.result
+    made.states["finished"] = made.content()
+    _add_older(made, other, [whole, *made.states.values()], versions)
+    return made
+
+
+def _noting_locks(made: Experiment, stop: Callable[[str], None], locks: Objects) -> Callable[[str], None]:
+    """Note the lock files of a run, which a kill leaves behind. A lock on S3 is another matter: tests/pipelines/jobs/test_lock.py."""
+
+    def at(step: str) -> None:
+        if local_path(made.root) is not None:
+            locks.update({name: data for name, data in made.content().items() if name.endswith(".lock")})
+        stop(step)
+
+    return at
+
+
+def _fail_everywhere(made: Experiment) -> None:
+    """Let every sort of job have left a record of a failure."""
+    for name in ("", "staging/pairs", "report", *(f"{cell}/{part}" for cell in CELLS[:1] for part in ("contrastive", "evaluation"))):
+        write_failure(join(made.uri, name).rstrip("/"), stage="a stage", exit_code=1, line="it failed before")
+
+
+def _clear(made: Experiment) -> None:
+    for name in made.content():
+        made.delete(name)
+
+
+@contextlib.contextmanager
+def _recorded(root: str, versions: dict[str, list[bytes]]) -> Iterator[None]:
+    store = type(open_store(root))
+    put_stream = store.put_stream
+
+    def recorded(self: Any, uri: str, *arguments: Any) -> Any:
+        info = put_stream(self, uri, *arguments)
+        versions.setdefault(uri.removeprefix(f"{root}/"), []).append(read_bytes(uri))
+        return info
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "put_stream", recorded)
+        yield
+
+
+def _add_older(made: Experiment, other: Objects, states: list[Objects], versions: dict[str, list[bytes]]) -> None:
+    """Of each object the contents that it had at other times, or with the other pictures."""
+    like: dict[str, bytes] = {_anonymous(name): data for name, data in other.items()}
+    for name in dict.fromkeys(name for state in states for name in state):
+        known = [*versions.get(name, []), *(state[name] for state in states if name in state)]
+        known += [like[_anonymous(name)]] if _anonymous(name) in like else []
+        made.older[name] = list(dict.fromkeys(known))
+
+
+def _anonymous(name: str) -> str:
+    """The name with every hash in it left out."""
+    return re.sub(r"[0-9a-f]{16,64}", "*", re.sub(r"^runs/run-\d+", "runs/run", name))
+
+
+def _in_staging(patch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Killed while the second slice of the pairs is published: one shard of it is missing."""
+    publish = Attempt._publish
+
+    def publish_one(attempt: Attempt, record: SliceRecord) -> dict[str, str]:
+        if attempt._target.rpartition("/")[0].endswith("-pairs") and attempt._number == 1:
+            name = next(iter(record.files(1)))
+            open_store(attempt.folder).copy(join(attempt.folder, name), join(attempt._target, name))
+            raise Killed
+        return publish(attempt, record)
+
+    patch.setattr(Attempt, "_publish", publish_one)
+    return lambda step: None
+
+
+def _in_training(patch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Killed after the second checkpoint of the contrastive stage of the second cell."""
+    save, stage, saves = records.save, [""], [0]
+
+    def save_or_die(run: records.Run, keep: bool) -> None:
+        save(run, keep)
+        if stage[0] == f"contrastive {CELLS[1]}":
+            saves[0] += 1
+            if saves[0] == 2:
+                run.writer.wait()  # type: ignore[union-attr]
+                raise Killed
+
+    patch.setattr(records, "save", save_or_die)
+
+    def at(step: str) -> None:
+        stage[0] = step
+
+    return at
+
+
+def _before_evaluation(patch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Killed before the first evaluation."""
+
+    def at(step: str) -> None:
+        if step == "evaluate":
+            raise Killed
+
+    return at

@@ -1,0 +1,104 @@
+"""Damages every object of a real experiment in every state, alone and in random pairs: `python -m tests.faults.states_campaign --help`.
+
+What it prints of a trial that fails, `--only` takes again.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.faults.experiment import STATES, Experiment
+from tests.faults.making import in_this_process, make
+from tests.faults.trials import Trial, attempt, kind, trials_of
+from tests.servers import minio, seaweedfs
+from trainer.config import canonical_hash
+
+
+def main() -> int:
+    """Run the campaign; 1 where a trial failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the places of damage, and of the pairs")
+    parser.add_argument("--trials", type=int, default=0, help="how many, drawn from all; 0: every object by every damage, and --pairs")
+    parser.add_argument("--pairs", type=int, default=200, help="random pairs of damages besides")
+    parser.add_argument("--store", choices=["file", "seaweedfs", "minio"], default="file")
+    parser.add_argument("--states", default=",".join(STATES), help=f"some of {', '.join(STATES)}")
+    parser.add_argument("--only", default="", help="part of the names of the objects to damage")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="firstsight-states-") as folder, store(options.store, Path(folder)) as root, in_this_process():
+        began = time.monotonic()
+        made = make(root, Path(folder) / "source")
+        print(
+            f"made in {time.monotonic() - began:.0f} s: {', '.join(f'{name} {len(made.states[name])}' for name in STATES)} objects",
+            flush=True,
+        )
+        return run(made, chosen(made, options), began)
+
+
+def chosen(made: Experiment, options: argparse.Namespace) -> list[Trial]:
+    """The trials that the options ask for."""
+    draw = random.Random(options.seed)
+    states = options.states.split(",")
+    singles = [
+        trial
+        for state, checked in itertools.product(states, (True, False))
+        for name in made.states[state]
+        if options.only in name
+        for trial in trials_of(made, state, name, seed=int(canonical_hash([options.seed, name])[:8], 16), checked=checked)
+        if checked or set(trial.damages.values()) == {"flipped"}
+    ]
+    pairs = []
+    for number in range(options.pairs):
+        one, other = draw.sample(singles, 2)
+        if one.state == other.state:
+            pairs.append(Trial(state=one.state, damages={**one.damages, **other.damages}, seed=number, checked=one.checked))
+    every = [*singles, *pairs]
+    return draw.sample(every, min(options.trials, len(every))) if options.trials else every
+
+
+def run(made: Experiment, trials: list[Trial], began: float) -> int:
+    """Carry them out; say each that fails, and at the end how many there were of each kind."""
+    counts, failed = Counter[str](), Counter[str]()
+    for trial in trials:
+        row = kind(made, next(iter(trial.damages)))
+        name = (row.name if row else "no row") if len(trial.damages) == 1 else "pairs"
+        try:
+            problems = attempt(made, trial)
+        except Exception as error:
+            problems = [f"{type(error).__name__}: {error}"]
+        counts[name] += 1
+        if problems:
+            failed[name] += 1
+            print(f"FAILED {trial}: {'; '.join(problems)}", flush=True)
+    for name, count in counts.items():
+        print(f"{name}: {count - failed[name]} of {count} as their rows say")
+    print(
+        f"{len(trials)} trials in {time.monotonic() - began:.0f} s, {time.process_time():.0f} s of CPU: {failed.total()} failed", flush=True
+    )
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def store(name: str, folder: Path) -> Iterator[str]:
+    """The URI of a fresh root, its server running where it needs one."""
+    if name == "file":
+        yield str(folder / "root")
+        return
+    (folder / name).mkdir()
+    with (seaweedfs if name == "seaweedfs" else minio)(folder / name) as server:
+        os.environ.update(server.environment)
+        yield f"{server.make_bucket()}/root"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""One trial: damage objects of the experiment, run the same command, and compare with what trainer/storage/states.py says of them."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.damage import flip
+from tests.faults.experiment import NAME, Ended, Experiment
+from trainer.storage import join
+from trainer.storage.states import StoredKind, kind_of
+
+DAMAGES = ("missing", "truncated", "flipped", "older")
+RUN = "run's record"
+"""Kind of object that only the run that wrote it reads, so that it is damaged before that run's last step."""
+ADVICE: dict[str, Callable[[Experiment, str], None]] = {
+    "data set's manifest": lambda made, name: made.delete(name),
+    RUN: lambda made, name: None,
+}
+"""What the line of a refusal says that leaves the state, by kind, beside running the same command again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is damaged, in which state.
+
+    Attributes:
+        state: of the experiment.
+        damages: name of an object -> missing, truncated, flipped or older.
+        seed: decides where an object is cut and which bit is flipped.
+        checked: whether records of earlier checks are right; else there are none.
+    """
+
+    state: str
+    damages: dict[str, str]
+    seed: int = 0
+    checked: bool = True
+
+    def __str__(self) -> str:
+        """As it can be given to the campaign again."""
+        what = ", ".join(f"{name} {kind}" for name, kind in self.damages.items())
+        return f"{self.state}{'' if self.checked else ', unchecked'}, seed {self.seed}: {what}"
+
+
+def kind(made: Experiment, name: str) -> StoredKind | None:
+    """The row of an object."""
+    return kind_of(made.root, join(made.root, name))
+
+
+def outcome(row: StoredKind, damage: str) -> str:
+    """healed, refused or harmless. What is written once has no older version: what was put in its place is as a flipped bit."""
+    text: str = getattr(row, damage)
+    return (row.flipped if damage == "older" and "written once" in text else text).partition(":")[0]
+
+
+def damaged(made: Experiment, name: str, damage: str, draw: random.Random, data: bytes) -> bytes | None:
+    """What lies there in place of `data`; None: nothing does."""
+    if damage == "missing":
+        return None
+    if damage == "truncated":
+        return data[: draw.randrange(len(data))] if data else b""
+    if damage == "flipped":
+        return flip(data, draw.randrange(8 * len(data))) if data else b"\1"
+    return draw.choice([known for known in made.older[name] if known != data])
+
+
+def trials_of(made: Experiment, state: str, name: str, *, seed: int = 0, checked: bool = True) -> list[Trial]:
+    """Every damage of an object, as far as there can be that damage."""
+    can_be_older = any(known != made.states[state][name] for known in made.older[name])
+    return [
+        Trial(state=state, damages={name: damage}, seed=seed, checked=checked) for damage in DAMAGES if damage != "older" or can_be_older
+    ]
+
+
+def attempt(made: Experiment, trial: Trial) -> list[str]:
+    """Carry it out; what is not as the rows say, nothing where all is."""
+    draw = random.Random(trial.seed)
+    made.put_back(trial.state, checked=trial.checked)
+    rows = {name: kind(made, name) for name in trial.damages}
+    if unknown := [name for name, row in rows.items() if row is None]:
+        return [f"no row for {name}" for name in unknown]
+    for name, damage in trial.damages.items():
+        if rows[name].name != RUN:  # type: ignore[union-attr]
+            _apply(made, name, damage, draw)
+
+    def at(step: str) -> None:
+        for name, damage in trial.damages.items():
+            if step == "finish" and rows[name].name == RUN:  # type: ignore[union-attr]
+                _apply(made, f"runs/run-{made.runs}.json", damage, draw, like=name)
+
+    ended = made.run(at)
+    expected = {name: outcome(row, trial.damages[name]) for name, row in rows.items() if row is not None}
+    refused = [name for name, what in expected.items() if what == "refused"]
+    problems = _judge_refusal(ended, refused) if refused or ended.code else []
+    for name in refused:
+        ADVICE[rows[name].name](made, name)  # type: ignore[union-attr]
+    if refused or any(row.name == RUN for row in rows.values() if row is not None):
+        ended = made.run()
+    if ended.code and not problems:
+        problems.append(f"still exit {ended.code} after what the line advises: {ended.line}")
+    if ended.code == 0:
+        problems += differences(made.result, made.outcome())
+        problems += [] if made.is_finished() else ["exit 0, and yet a run would find something to do"]
+    return problems
+
+
+def _apply(made: Experiment, name: str, damage: str, draw: random.Random, like: str = "") -> None:
+    found = made.content()
+    if name not in found:
+        return
+    data = damaged(made, like or name, damage, draw, found[name])
+    if data is None:
+        made.delete(name)
+    else:
+        made.write(name, data)
+
+
+def _judge_refusal(ended: Ended, refused: list[str]) -> list[str]:
+    if not refused:
+        return [f"exit {ended.code}, not healed: {ended.line}"]
+    if ended.code not in (1, 2):
+        return [f"exit {ended.code}, not refused: {ended.said[-300:]}"]
+    # of a data set the line names the folder, or the object
+    named = any(name in ended.line or name.rpartition("/")[0] in ended.line or name.startswith("runs/") for name in refused)
+    return [] if named and "\n" not in ended.line and "Traceback" not in ended.said else [f"refused, but not by name: {ended.line}"]
+
+
+def differences(wanted: Any, found: Any, place: str = "") -> list[str]:
+    """Where two results differ."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        keys = list(dict.fromkeys([*wanted, *found]))
+        return [line for key in keys for line in differences(wanted.get(key), found.get(key), f"{place}/{key}")][:5]
+    return [] if wanted == found else [f"{place.replace(f'/experiments/{NAME}', '')}: {str(found)[:80]}, undamaged {str(wanted)[:80]}"]
