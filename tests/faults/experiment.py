@@ -202,7 +202,7 @@ class Experiment:
             elif re.search(r"/evaluation/[^/]+/[^/]+\.json$|report/results\.json$", name):
                 found[name] = without_times(json.loads(data))
             elif re.search(r"(contrastive|posthoc|towers/[^/]+)/progress\.jsonl$", name):
-                found[name] = [json.loads(line)["loss"] for line in data.splitlines()]
+                found[name] = re.findall(rb'"loss": ?[^,}]+', data)
         return found
 
 

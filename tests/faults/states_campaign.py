@@ -5,6 +5,7 @@ What it prints of a trial that fails, `--only` takes again.
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import os
 import random
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from tests.faults.experiment import STATES, Experiment
 from tests.faults.making import in_this_process, make
-from tests.faults.trials import Trial, attempt, kind, trials_of
+from tests.faults.trials import ROTTEN, Trial, attempt, attempt_rotten, kind, trials_of
 from tests.servers import minio, seaweedfs
 from trainer.config import canonical_hash
 
@@ -57,9 +58,10 @@ def chosen(made: Experiment, options: argparse.Namespace) -> list[Trial]:
         for trial in trials_of(made, state, name, seed=int(canonical_hash([options.seed, name])[:8], 16), checked=checked)
         if checked or set(trial.damages.values()) == {"flipped"}
     ]
+    singles += [dataclasses.replace(trial, damages=dict.fromkeys(trial.damages, ROTTEN)) for trial in singles if not trial.checked]
     pairs = []
     for number in range(options.pairs):
-        one, other = draw.sample(singles, 2)
+        one, other = draw.sample([trial for trial in singles if ROTTEN not in trial.damages.values()], 2)
         if one.state == other.state:
             pairs.append(Trial(state=one.state, damages={**one.damages, **other.damages}, seed=number, checked=one.checked))
     every = [*singles, *pairs]
@@ -73,7 +75,7 @@ def run(made: Experiment, trials: list[Trial], began: float) -> int:
         row = kind(made, next(iter(trial.damages)))
         name = (row.name if row else "no row") if len(trial.damages) == 1 else "pairs"
         try:
-            problems = attempt(made, trial)
+            problems = (attempt_rotten if ROTTEN in trial.damages.values() else attempt)(made, trial)
         except Exception as error:
             problems = [f"{type(error).__name__}: {error}"]
         counts[name] += 1

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.operate.verify import verify
 from tests.damage import flip
 from tests.faults.experiment import NAME, Ended, Experiment
-from trainer.storage import join
+from trainer.storage import join, open_store
+from trainer.storage.documents import read_document, write_document
 from trainer.storage.states import StoredKind, kind_of
 
 DAMAGES = ("missing", "truncated", "flipped", "older")
 RUN = "run's record"
 """Kind of object that only the run that wrote it reads, so that it is damaged before that run's last step."""
+ROTTEN = "rotten"
+"""A bit flipped without a trace in the stamp, as a disk does it: found when the object is loaded, or by `pipelines verify`."""
 ADVICE: dict[str, Callable[[Experiment, str], None]] = {
     "data set's manifest": lambda made, name: made.delete(name),
     RUN: lambda made, name: None,
@@ -59,7 +63,7 @@ def damaged(made: Experiment, name: str, damage: str, draw: random.Random, data:
         return None
     if damage == "truncated":
         return data[: draw.randrange(len(data))] if data else b""
-    if damage == "flipped":
+    if damage in ("flipped", ROTTEN):
         return flip(data, draw.randrange(8 * len(data))) if data else b"\1"
     return draw.choice([known for known in made.older[name] if known != data])
 
@@ -96,12 +100,52 @@ def attempt(made: Experiment, trial: Trial) -> list[str]:
         ADVICE[rows[name].name](made, name)  # type: ignore[union-attr]
     if refused or any(row.name == RUN for row in rows.values() if row is not None):
         ended = made.run()
+    if not trial.checked and not ended.code and not made.is_finished():
+        ended = made.run()  # without records of checks only sizes were compared: it was found when it was loaded
     if ended.code and not problems:
         problems.append(f"still exit {ended.code} after what the line advises: {ended.line}")
     if ended.code == 0:
         problems += differences(made.result, made.outcome())
         problems += [] if made.is_finished() else ["exit 0, and yet a run would find something to do"]
     return problems
+
+
+def attempt_rotten(made: Experiment, trial: Trial) -> list[str]:
+    """Carry out a trial whose damage no stamp shows; what is wrong.
+
+    A run that loads the object ends with an error that names it, and the next one heals it; where none loads it, `verify` names it.
+    """
+    ((name, damage),) = trial.damages.items()
+    made.put_back(trial.state, checked=True)
+    _apply(made, name, damage, random.Random(trial.seed))
+    if not _keep_stamp(made, name):
+        return []
+    ended = made.run()
+    if ended.code:
+        problems = [] if name.rpartition("/")[0].removesuffix("/final") in ended.line else [f"not named: {ended.line}"]
+        ended = made.run()
+        problems += [f"not healed by the next run: {ended.line}"] if ended.code else []
+        return problems or differences(made.result, made.outcome())
+    if made.content()[name] == made.states["finished"].get(name):
+        return differences(made.result, made.outcome())
+    found = [one.uri for one in verify(made.root, NAME).found]
+    left = differences({**made.result, name: None}, {**made.outcome(), name: None})
+    return left or ([] if join(made.root, name) in found else [f"verify does not name it, but {found}"])
+
+
+def _keep_stamp(made: Experiment, name: str) -> bool:
+    """Let the records of checks have the present stamp of an object; False where none has it."""
+    found = False
+    for place in [record for record in made.content() if record.endswith("/CHECKED.json")]:
+        folder = place.removesuffix("CHECKED.json")
+        value = read_document(join(made.root, place), "a record", 1) or {"files": {}}
+        inside = name.removeprefix(folder)
+        info = open_store(made.root).head(join(made.root, name))
+        if name.startswith(folder) and inside in value["files"] and info is not None:
+            value["files"][inside]["stamp"] = info.stamp
+            write_document(join(made.root, place), value)
+            found = True
+    return found
 
 
 def _apply(made: Experiment, name: str, damage: str, draw: random.Random, like: str = "") -> None:

@@ -12,12 +12,13 @@ from trainer.data.folder import PART
 from trainer.data.shards import ShardFile, find_damage
 from trainer.errors import Corrupt, RunError
 from trainer.storage.base import MIN_RANGE_BYTES, open_store
+from trainer.storage.checked import forget
 from trainer.storage.protocol import MissingObject
 from trainer.storage.samples import is_index_of
 
 _TRIES = 3
 """Wrong bytes are read again, since the network may have changed them; where the same ones come twice, the store has them so."""
-_IN_STORE = "the store's copy was changed or is damaged: stage the data set again"
+_IN_STORE = "the store's copy was changed or is damaged: run the experiment again, which stages it again from its source"
 
 
 def fetch_shard(file: ShardFile, rows: range | None, stopped: Callable[[], bool]) -> int:
@@ -47,6 +48,9 @@ def fetch_shard(file: ShardFile, rows: range | None, stopped: Callable[[], bool]
         return fetched
     except MissingObject as error:
         raise Corrupt(f"{error}, though the manifest names it: {_IN_STORE}") from error
+    except Corrupt:
+        forget(file.uri.removesuffix(f"/{file.shard.name}"), file.shard.name, file.shard.index_name)
+        raise
     finally:
         for source, _ in pairs:
             source.unlink(missing_ok=True)

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from trainer.arms import BASELINE
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.report import items as per_item
 from trainer.report.compare import Scores
 from trainer.report.experiment import Experiment, Result
+from trainer.storage.checked import forget
 from trainer.storage.manifest import Manifest
 from trainer.storage.samples import read_index, read_members
 
@@ -104,11 +105,14 @@ def read_samples(folder: str, manifest: Manifest, split: str, keys: Sequence[str
     for shard in manifest.split(split):
         if not wanted:
             break
-        index = read_index(folder, shard)
-        for row, key in enumerate(index.keys):
-            if key in wanted:
-                wanted.discard(key)
-                samples[key] = read_members(folder, index, row)
+        try:
+            index = read_index(folder, shard)
+            rows = [row for row, key in enumerate(index.keys) if key in wanted]
+            samples |= {index.keys[row]: read_members(folder, index, row) for row in rows}
+        except Corrupt:
+            forget(folder, shard.name, shard.index_name)
+            raise
+        wanted -= samples.keys()
     if wanted:
         raise InputError(f"{folder}: sample {min(wanted)!r} is in no shard of split {split}")
     return samples

@@ -73,10 +73,13 @@ def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
         _write_record(folder, {**_read_record(folder), **entries})
 
 
-def forget(folder: str) -> None:
-    """Drop the record: a file was found damaged when it was loaded, so the next look must read all."""
-    with suppress(InputError, RunError):
-        open_store(folder).delete(join(folder, NAME))
+def forget(folder: str, *names: str) -> None:
+    """Let the next look read the files named, or all: one was found damaged when it was loaded, whatever its stamp says.
+
+    Where there was no record, the next look reads all: a record is left that names no file.
+    """
+    known = _read_record(folder) if names else {}
+    _write_record(folder, {name: entry for name, entry in known.items() if name not in names})
 
 
 def file_sha256(uri: str) -> str:

@@ -1,0 +1,190 @@
+"""What trainer/storage/states.py says of each damage of each object is what happens to a real experiment.
+
+The whole of it, with pairs and on S3, is `make states-campaign`.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.experiment import CELLS, STATES, Experiment, Killed, Objects
+from tests.faults.making import in_this_process, make
+from tests.faults.trials import DAMAGES, ROTTEN, Trial, attempt, attempt_rotten, differences, kind, outcome, trials_of
+from tests.servers import S3Server
+from trainer.storage.states import KINDS
+
+ELSEWHERE = {
+    "rows of a slice": "tests/staging/remote",
+    "lock of an experiment": "tests/pipelines/jobs, on S3",
+}
+"""Kinds that a run of pictures in a folder does not have, and where they are damaged."""
+KIND_NAMES = sorted({row.name for row in KINDS} - ELSEWHERE.keys())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
+    """The experiment on files, made once; each trial puts back the state that it needs."""
+    folder = tmp_path_factory.mktemp("states")
+    with in_this_process():
+        yield make(str(folder / "root"), folder / "source")
+
+
+def sort_of(name: str) -> str:
+    """The name with cells, hashes, steps and numbers left out: of objects that differ by no more, one is damaged."""
+    name = re.sub(rf"\b({'|'.join(CELLS)})\b|[0-9a-f]{{16,64}}|\d+", "*", name)
+    return re.sub(r"datasets/(pairs|triplets)-(?!pairs|triplets)\w+", "datasets/set", name)
+
+
+def one_of_each(objects: Objects) -> list[str]:
+    """One object of each sort."""
+    return list({sort_of(name): name for name in objects}.values())
+
+
+def carry_out(made: Experiment, trials: list[Trial]) -> None:
+    """All of them; those that do not end as the table says fail the test, each with its own line."""
+    found = {str(trial): problems for trial in trials if (problems := attempt(made, trial))}
+    assert found == {}
+
+
+def test_each_object_has_a_row_and_each_row_an_object(made: Experiment) -> None:
+    """An object that nobody described fails here, and so does a row for what nobody writes any more."""
+    rows = {name: kind(made, name) for objects in made.states.values() for name in objects}
+    assert [name for name, row in rows.items() if row is None] == []
+    assert {row.name for row in KINDS} - {row.name for row in rows.values() if row is not None} == ELSEWHERE.keys() - {
+        "lock of an experiment"
+    }
+
+
+@pytest.mark.timeout(300)
+def test_one_object_of_each_kind_damaged_in_one_way(made: Experiment) -> None:
+    """Kinds take turns in the damage, and in whether it is found by a record of an earlier check."""
+    trials = []
+    for number, name in enumerate(KIND_NAMES):
+        states = sorted(STATES, key=lambda state: (number + STATES.index(state)) % len(STATES))
+        places = [(state, place) for state in states for place in made.states[state] if _is(made, place, name)]
+        of_object = trials_of(made, *places[0], seed=number, checked=number % 3 > 0)
+        trials.append(of_object[number % len(of_object)])
+    carry_out(made, trials)
+
+
+def _is(made: Experiment, place: str, name: str) -> bool:
+    row = kind(made, place)
+    return row is not None and row.name == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("state", STATES)
+def test_each_sort_of_object_in_each_state(made: Experiment, state: str, damage: str) -> None:
+    """One at a time."""
+    trials = [trial for name in one_of_each(made.states[state]) for trial in trials_of(made, state, name, seed=1)]
+    carry_out(made, [trial for trial in trials if set(trial.damages.values()) == {damage}])
+
+
+@pytest.mark.slow
+def test_two_objects_at_once(made: Experiment) -> None:
+    """Pairs drawn by a seed."""
+    draw = random.Random(15)
+    trials = []
+    for number in range(24):
+        state = draw.choice(STATES)
+        pair = draw.sample(one_of_each(made.states[state]), 2)
+        damages = {name: draw.choice(trials_of(made, state, name)).damages[name] for name in pair}
+        trials.append(Trial(state=state, damages=damages, seed=number, checked=bool(draw.randrange(2))))
+    carry_out(made, trials)
+
+
+@pytest.mark.parametrize(
+    ("state", "pattern"),
+    [
+        ("training", r"pairs-pairs/.*shard-00000-00001\.tar"),
+        ("training", r"triplets-triplets/.*shard-00000-00000\.index"),
+        ("unevaluated", r"test/0\.tar"),
+        ("unevaluated", r"random-seed0/contrastive/final/open_clip_model"),
+        ("finished", r"vision\.safetensors"),
+    ],
+)
+def test_a_flipped_bit_that_no_stamp_shows(made: Experiment, state: str, pattern: str) -> None:
+    """Whatever loads the object names it, and the next run of the same command heals it; what nobody loads, `verify` names."""
+    name = next(name for name in made.states[state] if re.search(pattern, name))
+    assert attempt_rotten(made, Trial(state=state, damages={name: ROTTEN})) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:3])
+def test_a_request_damaged_while_its_run_goes_on(made: Experiment, damage: str) -> None:
+    """The next step refuses it by name, and a new run writes it anew."""
+    made.put_back("finished", checked=True)
+    (name,) = (name for name in made.states["finished"] if "/requests/" in name)
+    made.delete(next(name for name in made.states["finished"] if name.endswith("report/made.json")))
+
+    def at(step: str) -> None:
+        if step == "plan":
+            data = made.content()[name]
+            made.delete(name)
+            if damage != "missing":
+                made.write(name, data[: len(data) // 2] if damage == "truncated" else data.replace(b"tiny", b"tinz"))
+
+    ended = made.run(at)
+    assert ended.code in (1, 2)
+    assert name in ended.line
+    assert made.run().code == 0
+    assert differences(made.result, made.outcome()) == []
+
+
+def test_a_shard_whose_source_is_gone_is_refused_by_name(made: Experiment) -> None:
+    """Nothing can give it back but the source; with the source there again the same command does."""
+    made.put_back("unevaluated", checked=True)
+    name = next(name for name in made.states["unevaluated"] if re.search(r"pairs-pairs/.*shard-00000-00000\.tar", name))
+    picture = made.source / "pairs/000.png"
+    data = picture.read_bytes()
+    made.write(name, made.states["unevaluated"][name][:-600] + bytes(600))
+    picture.write_bytes((made.source / "pairs/001.png").read_bytes())
+    try:
+        ended = made.run()
+    finally:
+        picture.write_bytes(data)
+    assert ended.code in (1, 2)
+    assert name.split("/")[1] in ended.line
+    assert made.run().code == 0
+    assert differences(made.result, made.outcome()) == []
+
+
+# --------------------------------------------------------------------------------------------------------------- on S3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["s3_server", "minio_server"])
+def test_objects_of_each_kind_on_s3(server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on files, with an ETag for a stamp."""
+    found: S3Server = request.getfixturevalue(server)
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    with in_this_process():
+        made = make(f"{found.make_bucket()}/root", tmp_path / "source")
+        draw, trials = random.Random(server), []
+        for name in KIND_NAMES:
+            places = [(state, place) for state, objects in made.states.items() for place in objects if _is(made, place, name)]
+            trials.append(draw.choice(trials_of(made, *draw.choice(places), seed=len(trials)))) if places else None
+        carry_out(made, trials)
+
+
+def test_a_run_that_is_killed_ends_where_it_stood(made: Experiment) -> None:
+    """The states that are damaged here are real: what a kill leaves, the next run finishes, with the weights of an undisturbed one."""
+    made.put_back("training", checked=False)
+
+    def at(step: str) -> None:
+        if step == f"posthoc {CELLS[2]}":
+            raise Killed
+
+    with pytest.raises(Killed):
+        made.run(at)
+    assert made.run().code == 0
+    assert differences(made.result, made.outcome()) == []
+
+
+def test_outcomes_are_known_words(made: Experiment) -> None:
+    """Each row says one of three words for each damage."""
+    assert {outcome(row, damage) for row in KINDS for damage in DAMAGES} <= {"healed", "refused", "harmless"}
