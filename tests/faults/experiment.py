@@ -93,7 +93,15 @@ class Experiment:
     def given(self) -> dict[str, Any]:
         """What a person asks for."""
         sources = {"pairs": str(self.source / "pairs"), "triplets": str(self.source / "triplets")}
-        return {"recipe": RECIPE, "root": self.root, "experiment": NAME, "arms": list(ARMS), "placement": PLACEMENT, **sources}
+        return {
+            "recipe": RECIPE,
+            "root": self.root,
+            "experiment": NAME,
+            "arms": list(ARMS),
+            "placement": PLACEMENT,
+            "max_reject_fraction": 0.1,
+            **sources,
+        }
 
     def run(self, at: Callable[[str], None] = lambda step: None) -> Ended:
         """What `pipelines run` does: look whether all is done, else take every step.

@@ -23,6 +23,7 @@ from trainer.evaluation.evaluate import count_missing
 from trainer.report import figures
 from trainer.run import records
 from trainer.staging.slices import Attempt, SliceRecord
+from trainer.staging.sources import listing
 from trainer.storage import join, layout, open_store, read_bytes
 from trainer.storage.base import local_path
 from trainer.storage.failures import write_failure
@@ -39,6 +40,7 @@ def write_sources(folder: Path, seed: int) -> None:
         _picture(folder / f"pairs/{number:03d}.png", draw)
         facts = {"captions": [f"{label} number {number}", f"a {label}"], "label": label}
         (folder / f"pairs/{number:03d}.json").write_text(json.dumps(facts))
+    (folder / "pairs/000.png").write_bytes(b"no picture")  # is rejected, and listed
     names = "id left_vote right_vote votes ref_path left_path right_path split is_imagenet prompt".split()
     rows = []
     for number in range(20):
@@ -62,6 +64,7 @@ def in_this_process() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalBackend, "submit", lambda _, spec: Done(spec, main))
         patch.setattr(finished, "_is_measured", _is_measured)
+        patch.setattr(listing, "_ALWAYS_READ_BYTES", 0)  # a large source's fingerprint is remembered
         patch.setattr(figures, "_svg", lambda *arguments: "<svg/>")  # pictures take most of the time, and show what stands in the figures
         yield patch
 

@@ -138,7 +138,7 @@ def test_a_shard_whose_source_is_gone_is_refused_by_name(made: Experiment) -> No
     """Nothing can give it back but the source; with the source there again the same command does."""
     made.put_back("unevaluated", checked=True)
     name = next(name for name in made.states["unevaluated"] if re.search(r"pairs-pairs/.*shard-00000-00000\.tar", name))
-    picture = made.source / "pairs/000.png"
+    picture = made.source / "pairs/002.png"
     data = picture.read_bytes()
     made.write(name, made.states["unevaluated"][name][:-600] + bytes(600))
     picture.write_bytes((made.source / "pairs/001.png").read_bytes())
