@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.config import EvaluateConfig
-from trainer.configs import load_yaml, read_stored
+from trainer.configs import read_stored
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.jobs import Job, find_jobs, find_models
 from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
 from trainer.progress import check_stop
-from trainer.storage import layout, read_text
+from trainer.storage import layout
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
 from trainer.storage.failures import read_failure
+from trainer.storage.recipes import read_config_values
 
 WATCH_SECONDS = 30.0
 """Between two looks for new checkpoints."""
@@ -39,10 +40,10 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
 
     Raises:
         InputError: a model that is not finished or is another than planned, an unusable set (the others were measured).
-        RunError: a model whose features are no numbers, a store that stayed down (what could be measured was), or,
-            while watching, a stage that failed.
+        RunError: a model that is damaged or whose features are no numbers, a store that stayed down (what could be measured was),
+            or, while watching, a stage that failed.
     """
-    config = read_stored(EvaluateConfig, load_yaml(read_text(config_uri), config_uri), config_uri, overrides)
+    config = read_stored(EvaluateConfig, read_config_values(config_uri), config_uri, overrides)
     written = 0
     while watch and (waiting := unfinished(config)):
         written += _measure_missing(config, unfinished_ok=True)["written"]
