@@ -220,6 +220,7 @@ def write_stage(config: StageConfig, steps: int, generator: np.random.Generator)
     weights = join(layout.final(config.output), "vision.safetensors" if tower else "open_clip_model.safetensors")
     write_bytes(weights, digest.encode())
     records = {name: read_bytes(join(config.output, name)) for name in (layout.LINEAGE, layout.PROGRESS)}
+    write_config_file(layout.config(layout.final(config.output)), config)
     for name, data in records.items():
         write_bytes(join(layout.final(config.output), name), data)
     beside = {name: sealed(data) for name, data in records.items()}

@@ -11,7 +11,7 @@ import pytest
 from tests.damage import KINDS, damage, files
 from tests.report.test_read import CATEGORIES, change, change_figures, path
 from trainer.__main__ import main
-from trainer.errors import Corrupt
+from trainer.errors import Corrupt, InputError
 from trainer.report import pictures
 from trainer.report.read import read_experiment
 from trainer.report.results import FORMAT_VERSION, build
@@ -60,7 +60,7 @@ def check(uri: str, expected: Figures, what: str) -> bool:
     """Whether the report named something; every figure that it still gives must be as expected."""
     try:
         found, damaged = figures_of(uri)
-    except Corrupt as error:
+    except (InputError, Corrupt) as error:  # without a plan there is no experiment
         return "plan.json" in str(error)
     drawn = {key[:2] for key in expected}  # without its test split the triplets that are shown are of another
     known = {key: value for key, value in found.items() if key[0] != "examples" or key[:2] in drawn}
@@ -120,7 +120,7 @@ def lines_of(uri: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, di
     return code, (printed.err or printed.out).splitlines()[-1], results
 
 
-@pytest.mark.parametrize("name", ["progress.jsonl", "lineage.json"])
+@pytest.mark.parametrize("name", ["progress.jsonl", "lineage.json", "config.yaml"])
 def test_a_record_that_is_damaged_has_a_copy(whole: tuple[str, Figures], capsys: pytest.CaptureFixture[str], name: str) -> None:
     """The copy in final/ counts, and the command says what is damaged; without either copy the losses or the cell are left out by name."""
     uri, expected = whole
@@ -133,7 +133,7 @@ def test_a_record_that_is_damaged_has_a_copy(whole: tuple[str, Figures], capsys:
     damage(path(uri, "random-seed0", "contrastive", "final", name), "missing", 1)
     code, last, results = lines_of(uri, capsys)
     assert code == 1
-    if name == "lineage.json":
+    if name != "progress.jsonl":
         assert [row["cell"] for row in results["missing"] if row["damaged"]] == ["random-seed0"]
     else:
         assert [row["final_loss"] is None for row in results["stages"] if row["arm"] == "random"] == [True]

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from trainer.config import StageConfig, recipe_hash
-from trainer.errors import Corrupt, InputError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.report.experiment import Experiment, StageRun
 from trainer.storage import join, layout, open_store
 from trainer.storage.base import MissingObject
@@ -50,11 +50,8 @@ def read_run(experiment: Experiment, entry: dict[str, Any], name: str) -> StageR
     for place, why in damaged.items():
         beside = place.rpartition("/")[2] in seal.beside
         experiment.exclude(place, f"{why}; {'its other copy' if beside else 'what was measured of this model before'} counts", damaged=True)
-    try:
-        config = read_stage(layout.config(uri))
-        lineage = _lineage(uri, seal)
-    except MissingObject as error:
-        raise Corrupt(f"{name}: {error}") from error
+    config = _config(experiment, uri)
+    lineage = _lineage(uri, seal)
     _check_recipe(uri, name, entry.get("recipe_hashes", {}).get(name, ""), (config, lineage, seal))
     run = StageRun(uri=uri, config=config, lineage=lineage, committed=seal, progress=_course(experiment, uri, seal))
     recorded = {lineage[key] for key in ("weights_sha256", "vision_sha256") if lineage.get(key)}
@@ -79,13 +76,30 @@ def _check_recipe(uri: str, name: str, planned: str, found: tuple[StageConfig, d
             raise Corrupt(f"{name}: {source} says another recipe than config.yaml{what_differs(uri, str(value), config)}: refused")
 
 
+def _config(experiment: Experiment, uri: str) -> StageConfig:
+    """The stage's configuration; its copy in final/ where it is damaged, which must still be of the sealed recipe."""
+    place = layout.config(uri)
+    try:
+        return read_stage(place)
+    except (MissingObject, Corrupt) as error:
+        why = "missing" if isinstance(error, MissingObject) else str(error).removeprefix(f"{place}: ")
+        try:
+            config = read_stage(layout.config(layout.final(uri)))
+        except (InputError, RunError) as second:
+            raise Corrupt(f"{place}: {why}") from second
+        experiment.exclude(place, f"{why}; its other copy counts", damaged=True)
+        return config
+
+
 def _lineage(uri: str, seal: Committed) -> dict[str, Any]:
     place = layout.lineage(uri)
     try:
         value = json.loads(read_beside(uri, seal, layout.LINEAGE))
+    except MissingObject as error:
+        raise Corrupt(f"{place}: missing") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise Corrupt(f"{place}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise Corrupt(f"{place}: not a lineage of firstsight")
