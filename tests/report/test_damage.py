@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.damage import KINDS, damage, files
@@ -91,8 +92,8 @@ def test_every_object_damaged_alone(whole: tuple[str, Figures]) -> None:
             named.add(file.relative_to(root).as_posix())
         restore(root, kept)
     unnamed = {file.relative_to(root).as_posix() for file in kept} - named
-    # of items and shards only those are read that something is paired or drawn from
-    assert all(name.endswith((".items.npz", ".tar", ".index")) for name in unnamed), unnamed
+    # of items and shards only those are read that something is paired or drawn from, and a copy only where what it is of is damaged
+    assert all(name.endswith((".items.npz", ".tar", ".index", "final/config.yaml")) for name in unnamed), unnamed
     assert sum(name.endswith(".items.npz") for name in named) >= 6
 
 
@@ -210,6 +211,16 @@ def test_whole_objects_in_the_wrong_place_are_named(whole: tuple[str, Figures]) 
     uri, _ = whole
     for words in swapped(uri):
         assert any(words in line for line in read_experiment(uri).damaged), words
+
+
+def test_items_of_another_version_are_not_paired(whole: tuple[str, Figures]) -> None:
+    """Whole, of the same items and with the same sum, but not those that the figures name."""
+    uri, _ = whole
+    file = path(uri, "random-seed0", "evaluation", "contrastive-final", CATEGORIES.replace(".json", ".items.npz"))
+    arrays = dict(np.load(file))
+    np.savez_compressed(file, **{**arrays, "correct": arrays["correct"][::-1]})
+    _, said = figures_of(uri)
+    assert any("not those that were recorded" in line and CATEGORIES.removesuffix(".json") in line for line in said)
 
 
 def test_figures_that_were_never_measured_are_named_and_no_damage(whole: tuple[str, Figures]) -> None:
