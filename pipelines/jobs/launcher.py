@@ -15,11 +15,11 @@ from pipelines.jobs.owners import Holder, find_holder, is_in_pod, take
 from pipelines.jobs.shapes.base import Shape
 from pipelines.profile.settings import JobSettings
 from trainer.config import canonical_hash
-from trainer.errors import InputError, RunError
-from trainer.storage import join, layout, open_store, read_json, write_json
-from trainer.storage.base import MissingObject
+from trainer.errors import InputError
+from trainer.storage import join, open_store
 from trainer.storage.committed import NAME as COMMITTED
 from trainer.storage.committed import read_committed
+from trainer.storage.fence import newest_attempt, raise_attempt
 
 GPU = "nvidia.com/gpu"
 RECIPE_HASH, SPEC_HASH, ATTEMPT = f"{DOMAIN}/recipe-hash", f"{DOMAIN}/spec-hash", f"{DOMAIN}/attempt"
@@ -97,14 +97,13 @@ class Launcher:
 
     def _create(self, spec: JobSpec, say: Say) -> Object | None:
         """A new attempt; None where a job of this name exists by now."""
-        attempt = _stored_attempt(spec) + 1 if spec.final else 0
+        attempt = newest_attempt(spec.folder) + 1 if spec.final else 0
         manifest = self._rendered(spec, attempt)
         created = self.cluster.create(self.shape.kind, manifest)
         if created is None:
             return None
-        if spec.final and _stored_attempt(spec) < attempt:
-            # Behind the creation: a number that another launcher's job does not carry would shut that job out.
-            write_json(layout.attempt(spec.folder), {"attempt": attempt})
+        if spec.final:  # after the creation: a number that another launcher's job does not carry would shut that job out
+            raise_attempt(spec.folder, attempt)
         number = f", attempt {attempt}" if attempt else ""
         say(f"--- {self.shape.kind.kind} {created['metadata']['namespace']}/{created['metadata']['name']} was created{number}")
         return created
@@ -205,14 +204,3 @@ def _makes(job: Object, spec: JobSpec) -> bool:
     annotations = job["metadata"].get("annotations") or {}
     wanted = {ROOT: spec.identity.root, OUTPUT: spec.folder}
     return all(str(annotations.get(key, "")).rstrip("/") == uri.rstrip("/") for key, uri in wanted.items())
-
-
-def _stored_attempt(spec: JobSpec) -> int:
-    uri = layout.attempt(spec.folder)
-    try:
-        value = read_json(uri)
-    except MissingObject:
-        return 0
-    if not isinstance(value, dict) or not isinstance(value.get("attempt"), int):
-        raise RunError(f"{uri}: not an attempt number")
-    return int(value["attempt"])

@@ -19,6 +19,7 @@ from trainer.config import ModelConfig, OptimizerConfig
 from trainer.model import encoding, optimizer, towers
 from trainer.model.losses import contrastive_loss
 from trainer.run import checkpoint
+from trainer.storage.fence import Fence
 
 KILL_EVERY_SECONDS, CHECKPOINT_EVERY = 150.0, 50
 
@@ -44,7 +45,7 @@ class _Saver:
     def __init__(self, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         self._tensors = tensors
         self._step = 0
-        fence = checkpoint.Fence(str(folder), 0)
+        fence = Fence(str(folder), 0)
         self.writer = checkpoint.Writer(str(folder), recipe_hash="0" * 64, fence=fence, keep_last=1)
 
     def stall(self) -> float:

@@ -11,6 +11,7 @@ from trainer.run import checkpoint
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes
 from trainer.storage.committed import read_committed
 from trainer.storage.documents import write_document
+from trainer.storage.fence import Fence
 
 RECIPE: dict[str, Any] = {"model": {"vision_width": 32}, "seed": 0}
 HASH = "a" * 64
@@ -30,7 +31,7 @@ def tensors(value: float = 1.0) -> dict[str, dict[str, Tensor]]:
 
 def saved(output: str, *steps: int, keep: tuple[int, ...] = (), attempt: int = 0, keep_last: int = 9) -> None:
     """Checkpoints of these steps, as a run leaves them."""
-    writer = checkpoint.Writer(output, recipe_hash=HASH, fence=checkpoint.Fence(output, attempt), keep_last=keep_last)
+    writer = checkpoint.Writer(output, recipe_hash=HASH, fence=Fence(output, attempt), keep_last=keep_last)
     for step in steps:
         writer.save(step, tensors(step), {"recipe": RECIPE}, {"world_size": 1}, beside={"progress.jsonl": b"{}\n"}, keep=step in keep)
     writer.close()
@@ -69,7 +70,7 @@ def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
 
 def test_the_caller_may_change_tensors_once_save_returned(tmp_path: Path) -> None:
     """What is stored is the copy of the moment."""
-    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=checkpoint.Fence(str(tmp_path), 0), keep_last=2)
+    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=Fence(str(tmp_path), 0), keep_last=2)
     part = tensors()
     writer.save(1, part, {"recipe": RECIPE}, {}, beside={}, keep=False)
     part["model.safetensors"]["wide"].zero_()
@@ -205,7 +206,7 @@ def test_a_store_that_fails_is_no_bad_checkpoint(tmp_path: Path, monkeypatch: py
 def test_what_is_not_finite_is_never_saved(tmp_path: Path, value: float) -> None:
     """The next save says it, and the last good checkpoint stays the newest."""
     saved(str(tmp_path), 10)
-    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=checkpoint.Fence(str(tmp_path), 0), keep_last=9)
+    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=Fence(str(tmp_path), 0), keep_last=9)
     part = tensors(20.0)
     part["optimizer.safetensors"]["wide/exp_avg"][3, 3] = value
     writer.save(20, part, {"recipe": RECIPE}, {}, beside={}, keep=False)
@@ -259,7 +260,7 @@ def test_only_the_last_ones_stay_and_those_marked(root: str) -> None:
 
 def test_a_failed_save_fails_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The background's error is raised where the run can see it, and nothing is sealed."""
-    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=checkpoint.Fence(str(tmp_path), 0), keep_last=2)
+    writer = checkpoint.Writer(str(tmp_path), recipe_hash=HASH, fence=Fence(str(tmp_path), 0), keep_last=2)
 
     def full(*_: object) -> None:
         raise RunError("the disk is full")
@@ -274,10 +275,10 @@ def test_a_failed_save_fails_the_next_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_older_attempt_must_not_commit(root: str) -> None:
     """The number is read again before the seal: a writer that lived on leaves no checkpoint."""
-    old = checkpoint.Fence(root, 1)
+    old = Fence(root, 1)
     old.claim()
     writer = checkpoint.Writer(root, recipe_hash=HASH, fence=old, keep_last=2)
-    checkpoint.Fence(root, 2).claim()
+    Fence(root, 2).claim()
     writer.save(10, tensors(), {"recipe": RECIPE}, {}, beside={}, keep=False)
     with pytest.raises(RunError, match="attempt 2 has taken over"):
         writer.close()
@@ -286,9 +287,9 @@ def test_an_older_attempt_must_not_commit(root: str) -> None:
 
 def test_an_older_attempt_cannot_claim_the_folder(tmp_path: Path) -> None:
     """It ends before it writes anything."""
-    checkpoint.Fence(str(tmp_path), 3).claim()
+    Fence(str(tmp_path), 3).claim()
     with pytest.raises(RunError, match="attempt 3 has taken over"):
-        checkpoint.Fence(str(tmp_path), 2).claim()
+        Fence(str(tmp_path), 2).claim()
 
 
 def test_a_rewritten_step_is_unsealed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

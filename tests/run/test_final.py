@@ -9,6 +9,7 @@ from trainer.errors import Corrupt
 from trainer.run import checkpoint
 from trainer.storage import checked, join, open_store, write_bytes
 from trainer.storage.committed import read_beside, read_final, restore_beside
+from trainer.storage.fence import Fence
 
 
 def final(root: str, folder: Path) -> None:
@@ -18,7 +19,7 @@ def final(root: str, folder: Path) -> None:
         folder,
         recipe_hash=HASH,
         step=7,
-        fence=checkpoint.Fence(root, 0),
+        fence=Fence(root, 0),
         facts={"vision_sha256": "x"},
         beside={"lineage.json": b'{"a": 1}', "progress.jsonl": b"{}\n"},
         copies={"config.yaml": b"seed: 0\n"},

@@ -13,11 +13,13 @@ from tests.run import build
 from tests.run.toy import sealed_data, toy_config
 from trainer.config import DataConfig, ModelConfig, Placement, StageConfig, StartConfig, recipe_hash
 from trainer.configs import dump_yaml
-from trainer.errors import InputError, RunError, Stopped
+from trainer.errors import Corrupt, InputError, RunError, Stopped
 from trainer.run import loop as train_loop
 from trainer.run.failure import write_failure
 from trainer.run.train import launch, validate
 from trainer.storage.committed import Committed, write_committed
+from trainer.storage.plans import write_plan
+from trainer.storage.recipes import read_stage, write_config_file
 
 
 def done(config: StageConfig, hash_of: str = "") -> None:
@@ -96,8 +98,53 @@ def test_a_folder_of_another_recipe_is_refused_before_it_is_finished(tmp_path: P
         validate(dataclasses.replace(config, seed=1))
 
 
+def test_an_older_configuration_than_the_plan_has_is_refused(tmp_path: Path) -> None:
+    """It is intact, and nothing else in the folder could tell: the experiment's plan does, and what differs is named."""
+    folder = tmp_path / "experiments" / "toy" / "random-seed0" / "contrastive"
+    config = dataclasses.replace(toy_config(tmp_path), output=str(folder))
+    entry = {"cell": "random-seed0", "arm": "random", "seed": 0, "recipe": "r", "contrastive": str(folder)}
+    for planned, refused in ((recipe_hash(config), False), ("f" * 64, True)):
+        plan = {"cells": [{**entry, "recipe_hashes": {"contrastive": planned}}], "recipes": {"r": {}}}
+        write_plan(str(tmp_path / "experiments" / "toy"), plan)
+        if refused:
+            with pytest.raises(InputError, match=r"not what the experiment's plan has .* run the experiment again"):
+                validate(config)
+        else:
+            validate(config)
+
+
+def test_the_configuration_of_another_stage_is_not_trained(tmp_path: Path) -> None:
+    """An intact config.yaml in a stage's folder that is for another one: restored from this stage's copy, else refused."""
+    config = build.contrastive(tmp_path, epochs=1)
+    launch("contrastive", build.written(config), [])
+    other = dataclasses.replace(config, output=str(tmp_path / "other"), seed=1)
+    foreign = Path(build.written(other)).read_text()
+    path = Path(config.output, "config.yaml")
+    path.write_text(foreign)
+    launch("contrastive", str(path), [])
+    assert read_stage(str(path)).seed == 0
+    path.write_text(foreign)
+    Path(config.output, "final", "config.yaml").unlink()
+    with pytest.raises(Corrupt, match=r"it is the configuration of the stage in .*other, not of this one"):
+        launch("contrastive", str(path), [])
+    assert json.loads(Path(config.output, "failure.json").read_text())["exit_code"] == 1
+    assert not Path(other.output, "final").exists()
+
+
+def test_a_damaged_configuration_beside_the_one_that_is_given_is_written_again(tmp_path: Path) -> None:
+    """It decides nothing then."""
+    config = build.contrastive(tmp_path, epochs=1)
+    write_config_file(f"{config.output}/config.yaml", config)
+    path = Path(config.output, "config.yaml")
+    path.write_bytes(path.read_bytes()[:-9])
+    elsewhere = tmp_path / "stage.yaml"
+    elsewhere.write_text(dump_yaml(config))
+    launch("contrastive", str(elsewhere), [])
+    assert read_stage(str(path)) == config
+
+
 def test_a_recipe_that_was_refused_leaves_the_folder_free(tmp_path: Path) -> None:
-    """What only a rank can find wrong: the mended recipe takes the same folder."""
+    """What only a rank can find wrong: the corrected recipe takes the same folder."""
     config = build.contrastive(tmp_path, epochs=1)
     elsewhere = tmp_path / "stage.yaml"
     elsewhere.write_text(dump_yaml(dataclasses.replace(config, model=ModelConfig(open_clip_name="ViT-Z-99"))))

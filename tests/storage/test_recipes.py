@@ -1,5 +1,6 @@
 """A stage's folder tells which recipe made it, and a refusal names the keys that differ."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from tests import old_store
 from trainer.config import ContrastiveConfig, StageConfig, recipe_fields, recipe_hash
 from trainer.configs import dump_yaml
-from trainer.storage.recipes import find_fields, shown, what_differs
+from trainer.errors import Corrupt, InputError
+from trainer.storage import write_bytes
+from trainer.storage.recipes import find_fields, read_stage, restore_config, shown, what_differs, write_config_file
 
 OLD = StageConfig(output="x", contrastive=ContrastiveConfig(epochs=32))
 NEW = StageConfig(output="x", contrastive=ContrastiveConfig(epochs=16))
@@ -62,3 +65,51 @@ def test_a_stage_of_ad127be_tells_its_recipe_by_its_checkpoint(tmp_path: Path) -
     found = find_fields(str(folder), old_store.unfinished()["seal"]["recipe_hash"])
     assert found is not None
     assert found["contrastive"]["epochs"] == 40
+
+
+def test_no_flipped_bit_of_a_configuration_is_read_as_another_value(tmp_path: Path) -> None:
+    """Its first line is the checksum of the rest; a file without such a line is read as it is."""
+    config = dataclasses.replace(OLD, output=str(tmp_path))
+    path = tmp_path / "config.yaml"
+    write_config_file(str(path), config)
+    assert read_stage(str(path)) == config
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(damaged)
+        try:
+            assert read_stage(str(path)) == config, position
+        except (InputError, Corrupt):
+            continue
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(Corrupt, match=r"config\.yaml: it"):
+            read_stage(str(path))
+    path.write_text(dump_yaml(config))
+    assert read_stage(str(path)) == config
+
+
+def test_a_configuration_changed_by_hand_is_read_once_its_first_line_is_gone(tmp_path: Path) -> None:
+    """The refusal says so."""
+    path = tmp_path / "config.yaml"
+    write_config_file(str(path), OLD)
+    changed = path.read_text().replace("seed: 0", "seed: 7")
+    path.write_text(changed)
+    with pytest.raises(Corrupt, match=r"changed by hand \(then remove that line\)"):
+        read_stage(str(path))
+    path.write_text(changed.partition("\n")[2])
+    assert read_stage(str(path)).seed == 7
+
+
+def test_a_configuration_is_restored_from_the_newest_intact_copy_of_the_same_folder(tmp_path: Path) -> None:
+    """One without a checksum, a damaged one, and another stage's are passed over."""
+    config = dataclasses.replace(OLD, output=str(tmp_path))
+    assert restore_config(str(tmp_path)) == ""
+    copies = {step: tmp_path / "checkpoints" / f"step-00000000{step}" / "config.yaml" for step in (1, 2, 3, 4)}
+    write_config_file(str(copies[1]), config)
+    write_config_file(str(copies[2]), dataclasses.replace(config, output=str(tmp_path / "elsewhere")))
+    write_bytes(str(copies[3]), dump_yaml(config).encode())
+    write_bytes(str(copies[4]), copies[1].read_bytes()[:-9])
+    assert restore_config(str(tmp_path)) == str(copies[1])
+    assert (tmp_path / "config.yaml").read_bytes() == copies[1].read_bytes()

@@ -26,9 +26,10 @@ from trainer.config import canonical_hash, differing_keys
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.model.towers import find_nonfinite
 from trainer.run.hostcopy import FileImage, MemoryFile
-from trainer.storage import checked, join, layout, open_store, read_bytes, read_json, write_bytes, write_json
+from trainer.storage import checked, join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, ObjectInfo, local_path
 from trainer.storage.committed import NAME, Committed, find_damage, read_committed, write_committed
+from trainer.storage.fence import Fence
 from trainer.storage.recipes import shown
 
 FORMAT_VERSION = 1
@@ -54,34 +55,6 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
     records: dict[str, bytes] = field(default_factory=dict)
-
-
-class Fence:
-    """The attempt number of a stage's folder: a writer whose number is no longer the highest must not commit."""
-
-    def __init__(self, output: str, attempt: int) -> None:
-        self._uri = layout.attempt(output)
-        self.attempt = attempt
-
-    def claim(self) -> None:
-        """Raise the stored number to ours. RunError where a newer attempt has claimed the folder; 0 is unfenced."""
-        self.check()
-        if self.attempt > self._stored():
-            write_json(self._uri, {"attempt": self.attempt})
-
-    def check(self) -> None:
-        """Read the number again. RunError where a newer attempt has claimed the folder."""
-        if self.attempt and (stored := self._stored()) > self.attempt:
-            raise RunError(f"{self._uri}: attempt {stored} has taken over, attempt {self.attempt} must not commit any more")
-
-    def _stored(self) -> int:
-        try:
-            value = read_json(self._uri)
-        except MissingObject:
-            return 0
-        if not isinstance(value, dict) or not isinstance(value.get("attempt"), int):
-            raise RunError(f"{self._uri}: not an attempt number")
-        return int(value["attempt"])
 
 
 class Writer:
@@ -279,7 +252,7 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
                 return read(folder, recipe_hash=recipe_hash, recipe=recipe), skipped
             skipped.append(f"{folder}: no {NAME}: its save was cut short, or the seal was lost")
         except (Corrupt, MissingObject) as error:
-            skipped.append(f"{folder}: {error}")
+            skipped.append(str(error))
     return None, skipped
 
 

@@ -19,7 +19,7 @@ from trainer.errors import RunError, Stopped
 from trainer.model import distributed, optimizer
 from trainer.model.distributed import Distributed
 from trainer.progress import check_stop
-from trainer.run import checkpoint, placing, preflight, records
+from trainer.run import placing, preflight, records
 from trainer.run.failure import write_failure
 from trainer.run.health import Profiler, Skips, Watchdog
 from trainer.run.metrics import StepTimer, StoredLines
@@ -28,6 +28,7 @@ from trainer.run.sinks import Endpoint, optional_sinks
 from trainer.run.starting import from_main, start
 from trainer.stages import Stage
 from trainer.storage import layout
+from trainer.storage.fence import Fence
 from trainer.storage.manifest import require_manifest
 
 log = logging.getLogger("trainer")
@@ -43,7 +44,7 @@ def train(config: StageConfig) -> None:
     """
     # 1. Ranks
     dist = distributed.start(config.placement)
-    fence = checkpoint.Fence(config.output, config.placement.attempt)
+    fence = Fence(config.output, config.placement.attempt)
     try:
         with records.log_to_store(config, dist), _stop_requests() as stop_requested, distributed.peers_named(layout.stage_title(config)):
             from_main(dist, lambda: records.open_folder(config, fence))

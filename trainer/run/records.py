@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer import lineage
 from trainer.config import StageConfig, recipe_fields, recipe_hash
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
 from trainer.progress import progress, step_line
@@ -29,6 +29,7 @@ from trainer.stages import Stage
 from trainer.storage import committed, join, layout, open_store, write_json
 from trainer.storage.base import MissingObject, json_bytes
 from trainer.storage.committed import read_final
+from trainer.storage.fence import Fence
 from trainer.storage.manifest import Manifest
 from trainer.storage.recipes import config_bytes, read_stage, write_config_file
 
@@ -44,7 +45,7 @@ class Run:
     stage: Stage
     optimizer: torch.optim.Optimizer
     state: State
-    fence: checkpoint.Fence
+    fence: Fence
     manifest: Manifest
     """Of the data set, as it was at the start: the run's end must not depend on it."""
     steps_per_epoch: int
@@ -117,7 +118,7 @@ def say(run: Run, figures: Mapping[str, float]) -> None:
         progress(run.name, done, total, "samples" if run.config.stage == "contrastive" else "triplets", **figures)
 
 
-def open_folder(config: StageConfig, fence: checkpoint.Fence) -> None:
+def open_folder(config: StageConfig, fence: Fence) -> None:
     """Claim the stage's folder; clear away how the last attempt failed, what it left half-written, and a damaged final model's seal."""
     fence.claim()
     store = open_store(config.output)
@@ -142,7 +143,7 @@ def write_config(config: StageConfig, dist: Distributed) -> bytes:
         config = read_stage(uri)
     except MissingObject:
         write_config_file(uri, config)
-    except (InputError, RunError) as error:  # it was intact when this run began
+    except (InputError, Corrupt) as error:  # it was intact when this run began
         log.warning("%s", error)
     return config_bytes(config)
 
@@ -152,7 +153,7 @@ def placement_in_force(config: StageConfig, dist: Distributed) -> dict[str, Any]
     return {**asdict(config.placement), "device": dist.device.type, "threads": torch.get_num_threads()}
 
 
-def writer(config: StageConfig, fence: checkpoint.Fence) -> checkpoint.Writer:
+def writer(config: StageConfig, fence: Fence) -> checkpoint.Writer:
     """What saves this run's checkpoints."""
     return checkpoint.Writer(config.output, recipe_hash=recipe_hash(config), fence=fence, keep_last=config.placement.keep_last)
 

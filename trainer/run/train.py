@@ -16,12 +16,13 @@ from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_ha
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.labels import named_labels
 from trainer.run import placing
-from trainer.run.failure import leave_failure, write_failure
-from trainer.storage import layout
+from trainer.run.failure import best_effort, leave_failure, write_failure
+from trainer.storage import committed, join, layout, open_store
 from trainer.storage.base import MissingObject, exists
 from trainer.storage.committed import read_final, restore_beside
 from trainer.storage.manifest import Manifest, require_manifest
-from trainer.storage.recipes import read_stage, restore_config, shown, what_differs
+from trainer.storage.plans import read_plan
+from trainer.storage.recipes import is_of_folder, read_stage, restore_config, shown, what_differs
 
 _PR_SET_PDEATHSIG = 1
 
@@ -42,6 +43,8 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
     require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
     try:
         if is_done(config):
+            with best_effort(f"sweeping {config.output}"):
+                open_store(config.output).sweep(config.output)
             print(f"{layout.stage_title(config)}: done already, {layout.final(config.output)}", file=sys.stderr)
             return
         inside = "TORCHELASTIC_RUN_ID" in os.environ
@@ -73,6 +76,10 @@ def is_done(config: StageConfig) -> bool:
         InputError: it is committed by another recipe; what differs is named.
     """
     seal, damaged = read_final(config.output)
+    if seal is not None and damaged and seal.recipe_hash != recipe_hash(config):
+        uri = join(layout.final(config.output), committed.NAME)
+        damaged = {uri: "it is another recipe's and does not fit the files here", **damaged}
+        seal = None
     if seal is not None and seal.recipe_hash != recipe_hash(config):
         differing = what_differs(config.output, seal.recipe_hash, config)
         raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{differing}")
@@ -85,18 +92,33 @@ def is_done(config: StageConfig) -> bool:
 
 
 def _read_config(stage: str, uri: str, overrides: Sequence[str]) -> StageConfig:
-    """The stage's configuration, restored from a copy where its file is damaged or gone; what fails is left in failure.json too."""
+    """The stage's configuration; where its file is damaged, gone or another stage's, it is first restored from a copy.
+
+    Raises:
+        InputError, Corrupt: there is no such copy; failure.json says so too.
+    """
+    folder, _, name = uri.rpartition("/")
     try:
-        return read_stage(uri, overrides)
+        config = read_stage(uri, overrides)
+        if name == layout.CONFIG:
+            _refuse_other_folder(config, folder)
+        return config
     except (MissingObject, Corrupt) as error:
-        folder, _, name = uri.rpartition("/")
         source = restore_config(folder) if name == layout.CONFIG else ""
-        if not source:
-            if name == layout.CONFIG and isinstance(error, Corrupt):
-                leave_failure(folder, stage, error)
-            raise
-        print(f"{error}; restored from {source}", file=sys.stderr)
-        return read_stage(uri, overrides)
+        if source:
+            print(f"{error}; restored from {source}", file=sys.stderr)
+            config = read_stage(uri, overrides)
+            _refuse_other_folder(config, folder)
+            return config
+        if name == layout.CONFIG and isinstance(error, Corrupt):
+            leave_failure(folder, stage, error)
+        raise
+
+
+def _refuse_other_folder(config: StageConfig, folder: str) -> None:
+    """A configuration in a stage's folder must be that stage's: an intact one may still have been copied from another."""
+    if not is_of_folder(config, folder) and exists(layout.lineage(folder)):
+        raise Corrupt(f"{layout.config(folder)}: it is the configuration of the stage in {config.output}, not of this one")
 
 
 def _finished_meanwhile(config: StageConfig) -> bool:
@@ -115,6 +137,7 @@ def validate(config: StageConfig) -> None:
     """
     require("data.uri", config.data.uri, "the URI of a sealed data set", bool(config.data.uri))
     _refuse_other_recipe(config)
+    _refuse_unplanned(config)
     settings = getattr(config, config.stage)
     ranks = config.placement.nodes * config.placement.processes_per_node
     rule = f"a multiple of the number of ranks {ranks}"
@@ -154,10 +177,34 @@ def _refuse_other_recipe(config: StageConfig) -> None:
     uri = layout.config(config.output)
     if not exists(uri):
         return
-    old = read_stage(uri)
+    try:
+        old = read_stage(uri)
+    except Corrupt as error:  # not the file that this run was given; its checkpoints have a recipe hash of their own
+        print(f"{error}; written again", file=sys.stderr)
+        open_store(uri).delete(uri)
+        return
     if recipe_hash(old) != recipe_hash(config):
         differing = shown(differing_keys(recipe_fields(old, complete=True), recipe_fields(config, complete=True)))
         raise InputError(f"{config.output}: this folder belongs to another recipe, refused: {differing}")
+
+
+def _refuse_unplanned(config: StageConfig) -> None:
+    """An intact config.yaml may still be an older one, or another folder's: the experiment's plan knows the recipe of each stage."""
+    root, found, _ = config.output.partition(f"/experiments/{config.experiment}/")
+    if not config.experiment or not found:
+        return
+    try:
+        plan = read_plan(layout.experiment(root, config.experiment)) or {"cells": []}
+    except (InputError, RunError):
+        return  # a run of the experiment says so, and writes it again
+    for entry in plan["cells"]:
+        planned = entry.get("recipe_hashes", {}).get(config.stage, "")
+        if entry.get(config.stage) == config.output and planned not in ("", recipe_hash(config)):
+            differing = what_differs(config.output, planned, config)
+            raise InputError(
+                f"{layout.config(config.output)}: not what the experiment's plan has for this stage{differing}: "
+                "run the experiment again, which writes it as planned"
+            )
 
 
 def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int) -> None:

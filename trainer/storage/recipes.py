@@ -12,7 +12,18 @@ from trainer.config import Recipe, StageConfig, canonical_hash, differing_keys, 
 from trainer.configs import Overrides, dump_yaml, inline_recipe, load_base, load_recipe, load_yaml, read_stored
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import layout
-from trainer.storage.base import MissingObject, absolute, decode, join, open_store, read_bytes, read_json, read_text, write_bytes
+from trainer.storage.base import (
+    MissingObject,
+    absolute,
+    decode,
+    join,
+    local_path,
+    open_store,
+    read_bytes,
+    read_json,
+    read_text,
+    write_bytes,
+)
 
 _SHOWN = 6
 _MARK = b"# sha256: "
@@ -82,12 +93,18 @@ def restore_config(folder: str) -> str:
     for uri in (layout.config(layout.final(folder)), *kept):
         try:
             data = read_bytes(uri)
-            if data.startswith(_MARK) and read_stage(uri):
+            if data.startswith(_MARK) and is_of_folder(read_stage(uri), folder):
                 write_bytes(layout.config(folder), data)
                 return uri
         except (InputError, Corrupt):
             continue
     return ""
+
+
+def is_of_folder(config: StageConfig, folder: str) -> bool:
+    """Whether a stage's configuration is the one of this folder, however the folder is written."""
+    here, there = local_path(folder), local_path(config.output)
+    return folder.rstrip("/") == config.output.rstrip("/") if here is None or there is None else here.resolve() == there.resolve()
 
 
 def _checksum_line(text: bytes) -> bytes:

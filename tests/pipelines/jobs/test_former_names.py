@@ -12,7 +12,8 @@ from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.profile.settings import JobSettings
 from tests.pipelines.launching import Launch, Scene, annotations, scene
 from tests.pipelines.operator import JOBS, eventually
-from trainer.storage import layout, read_json, write_json
+from trainer.storage import layout, write_json
+from trainer.storage.fence import read_claim
 
 __all__ = ["scene"]
 
@@ -123,4 +124,4 @@ def test_one_that_has_ended_makes_room_for_a_job_of_todays_name(scene: Scene, ho
     eventually(scene.job)
 
     assert annotations(scene)["firstsight.dev/attempt"] == "2"
-    assert eventually(lambda: read_json(layout.attempt(scene.folder)) == {"attempt": 2})
+    assert eventually(lambda: read_claim(scene.folder).attempt == 2)

@@ -17,8 +17,9 @@ from tests.pipelines.launching import RECIPE, Scene, annotations, scene
 from tests.pipelines.operator import JOBS, eventually
 from trainer.config import ContrastiveConfig, StageConfig, recipe_hash
 from trainer.configs import dump_yaml
-from trainer.storage import layout, read_json, write_json
+from trainer.storage import layout, write_json
 from trainer.storage.committed import Committed, write_committed
+from trainer.storage.fence import read_claim
 
 DONE = Outcome(exit_code=0, line="")
 __all__ = ["scene"]
@@ -135,7 +136,7 @@ def test_a_job_that_ended_unfinished_is_replaced_when_its_pods_are_gone(scene: S
     eventually(lambda: len(scene.operator.created) == 2)
 
     assert annotations(scene)["firstsight.dev/attempt"] == "2"
-    assert eventually(lambda: read_json(layout.attempt(scene.folder)) == {"attempt": 2})
+    assert eventually(lambda: read_claim(scene.folder).attempt == 2)
     assert "an earlier PyTorchJob" in second.text()
 
 
@@ -229,7 +230,7 @@ def test_two_launchers_that_create_at_the_same_time_share_one_job(scene: Scene):
 
     assert [launch.outcome() for launch in launches] == [DONE] * 4
     assert len(scene.operator.created) == 1
-    assert read_json(layout.attempt(scene.folder)) == {"attempt": 1}
+    assert read_claim(scene.folder).attempt == 1
 
 
 def test_a_job_that_vanishes_before_it_is_watched_is_said_to_be_deleted(scene: Scene):
