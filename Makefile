@@ -31,6 +31,10 @@ pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every 
 pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and what of it is done
 	@$(BIN)/python -m pipelines plan $(REQUEST_FLAGS) $(ARGS)
 
+.PHONY: pipeline-verify
+pipeline-verify: $(VENV)/ready ## hash every sealed byte of that experiment and of its data; names what is not as sealed
+	@$(BIN)/python -m pipelines verify $(REQUEST_FLAGS) $(ARGS)
+
 ##@ Test
 
 WORKERS ?= 2## tests that run at the same time, by file

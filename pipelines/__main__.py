@@ -1,10 +1,10 @@
-"""`python -m pipelines`: run | plan | submit | status | cancel | reap | compile | upload … kfp is imported by what needs it, late."""
+"""`python -m pipelines`: run | plan | verify | submit | status | cancel | reap | compile | upload … kfp is imported late."""
 
 import argparse
 import sys
 
 from pipelines.kubeflow import submit, upload
-from pipelines.operate import bucket, cancel, check, reap, status
+from pipelines.operate import bucket, cancel, check, reap, status, verify
 from pipelines.planning.flags import add_request, request_of
 from trainer.errors import exit_code
 
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and what of it is done; write nothing")
     add_request(plan)
     plan.set_defaults(run=_plan)
+    verify.add_command(commands, common)
     bucket.add_command(commands, common)
     check.add_command(commands, common)
     status.add_command(commands, common)
@@ -53,12 +54,12 @@ def _compile(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from pipelines.local.run import prepare, run
 
-    prepared = prepare(request_of(options))
+    prepared = prepare(request_of(options), unread_ok=options.dry_run)
     if not options.dry_run:
         return run(prepared, verbose=options.verbose)
     from pipelines.steps.dry_run import render
 
-    print(render(prepared.experiment, prepared.cells, prepared.profile, prepared.request), end="")
+    print(render(prepared.experiment, prepared.cells, prepared.profile, prepared.request, prepared.notes), end="")
     return 0
 
 
@@ -67,8 +68,9 @@ def _plan(options: argparse.Namespace) -> int:
     from pipelines.planning.summary import print_plan
     from pipelines.steps.dry_run import takes
 
-    prepared = prepare(request_of(options))
-    print_plan(prepared.experiment, prepared.cells, takes(prepared.experiment, prepared.cells, prepared.profile, prepared.request))
+    prepared = prepare(request_of(options), unread_ok=True)
+    lines = takes(prepared.experiment, prepared.cells, prepared.profile, prepared.request, prepared.notes)
+    print_plan(prepared.experiment, prepared.cells, lines)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Damage as disks, wires and people do it to objects of a file store, by a seed."""
+"""What may happen to a stored object, on disks and wires and by people's hands."""
 
 import random
 from pathlib import Path
@@ -6,18 +6,22 @@ from pathlib import Path
 KINDS = ("missing", "truncated", "flipped")
 
 
-def damage(path: Path, how: str, seed: int) -> None:
-    """Remove the file, cut it short, or flip one of its bits."""
-    if how == "missing":
+def flip(data: bytes, bit: int) -> bytes:
+    """The bytes with one bit flipped."""
+    place = bit // 8
+    return data[:place] + bytes([data[place] ^ 1 << bit % 8]) + data[place + 1 :]
+
+
+def damage(path: Path, kind: str, seed: int | None = None) -> None:
+    """Remove the file, cut it short, or flip one of its bits: in its middle, or where the seed says."""
+    data = path.read_bytes()
+    bit = 4 * len(data) if seed is None else random.Random(f"{seed} {path.name}").randrange(8 * len(data) or 1)
+    if kind == "missing":
         path.unlink()
-        return
-    choose, data = random.Random(f"{seed} {path.name}"), bytearray(path.read_bytes())
-    place = choose.randrange(len(data)) if data else 0
-    if how == "truncated":
-        del data[place:]
+    elif kind == "truncated":
+        path.write_bytes(data[: bit // 8])
     elif data:
-        data[place] ^= 1 << choose.randrange(8)
-    path.write_bytes(data)
+        path.write_bytes(flip(data, bit))
 
 
 def files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from trainer.errors import RunError, Stopped, exit_code
+from trainer.errors import InputError, RunError, Stopped, exit_code
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
 
@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="measure the models of one cell")
-    evaluate.add_argument("--config", required=True, help="URI of the cell's resolved evaluation/config.yaml")
+    evaluate.add_argument("--config", required=True, nargs="+", help="URI of the cell's resolved evaluation/config.yaml")
+    evaluate.add_argument("--dry-run", action="store_true", help="say how many results of these cells are missing; measure nothing")
     evaluate.add_argument("--watch", action="store_true", help="take checkpoints as they appear, until every stage has its final model")
     evaluate.set_defaults(run=_evaluate)
 
@@ -102,10 +103,15 @@ def _train(options: argparse.Namespace) -> None:
     launch(options.stage, options.config, options.set)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from trainer.evaluation.evaluate import evaluate
+def _evaluate(options: argparse.Namespace) -> dict[str, int] | None:
+    from trainer.evaluation.evaluate import count_missing, evaluate
 
-    evaluate(options.config, options.set, options.watch)
+    if options.dry_run:
+        return count_missing(options.config)
+    if len(options.config) > 1:
+        raise InputError(f"--config must be one URI unless --dry-run is given, got {len(options.config)}")
+    evaluate(options.config[0], options.set, options.watch)
+    return None
 
 
 def _report(options: argparse.Namespace) -> None:

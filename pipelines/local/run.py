@@ -6,6 +6,7 @@ stop marker, on which running steps end their jobs and queued ones do not begin.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -29,15 +30,18 @@ from pipelines.jobs.lock import JOBS_VARIABLE, exclusive
 from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
 from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
+from pipelines.local.finished import find_finished
 from pipelines.local.progress import Display
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request, resolve
 from pipelines.planning.summary import preview, print_summary
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment
+from pipelines.steps.links import CHECKED_VARIABLE
 from pipelines.steps.running import PARENT_VARIABLE, failures, root_of_run
+from trainer.errors import InputError, RunError
 from trainer.progress import PROGRESS_VARIABLE, STOP_AT_ONCE, STOP_VARIABLE
-from trainer.storage import layout
+from trainer.storage import join, layout, open_store
 
 POLL_SECONDS = 0.2
 REPOSITORY = Path(__file__).parents[2]
@@ -68,9 +72,18 @@ class Prepared:
         """The experiment's folder."""
         return layout.experiment(self.root, self.request.experiment)
 
+    @property
+    def asked(self) -> Request:
+        """The request as the first step stores it."""
+        return dataclasses.replace(self.request, root=self.root)
 
-def prepare(merged: Request) -> Prepared:
+
+def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
     """Check a request before anything is written, and let this process and its steps use its profile.
+
+    Args:
+        merged: as flags and file give it.
+        unread_ok: whether it will do that the store of the root cannot be reached from here, which is noted.
 
     Raises:
         InputError: a wrong arm, seed, recipe, name, number of nodes …, `judged` where FLIP will be the judge, or a store that
@@ -85,9 +98,20 @@ def prepare(merged: Request) -> Prepared:
     root, settings = root_of_run(request.root, profile, default="runs"), job_settings(profile, request)
     if profile.backend != "local":
         require_reachable(root, settings)
-    experiment, cells = preview(request, root)
-    notes = check_experiment(experiment, cells, profile, request)
+    unread = _why_unreadable(root) if unread_ok else ""
+    experiment, cells = preview(request, root, readable=not unread)
+    notes = [f"what is staged and finished is unknown: {unread}"] if unread else []
+    notes += check_experiment(experiment, cells, profile, request)
     return Prepared(request=request, root=root, profile=profile, experiment=experiment, cells=cells, notes=tuple(notes))
+
+
+def _why_unreadable(root: str) -> str:
+    """Why this machine cannot read the store, such as for want of credentials; empty where it can."""
+    try:
+        open_store(root).head(join(root, "experiments"))
+    except (InputError, RunError) as error:
+        return str(error)
+    return ""
 
 
 def run(prepared: Prepared, *, verbose: bool) -> int:
@@ -99,12 +123,17 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     with lock as held, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
         display = Display(Path(scratch) / "progress.jsonl", console, verbose=verbose)
         variables = _variables(Path(scratch), held.jobs if held else None)
+        variables[CHECKED_VARIABLE] = layout.request(prepared.uri, prepared.asked.id)
         with _environment(variables), _signals(Path(variables[STOP_VARIABLE])) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
+            finished = find_finished(prepared.asked, prepared.profile)
+            for step, said in finished or ():
+                display.say(f"{step}: {said}")
             pipeline = _Pipeline(prepared, Path(scratch), display if verbose else None)
-            pipeline.start()
+            if finished is None:
+                pipeline.start()
             while pipeline.is_alive():
                 pipeline.join(POLL_SECONDS)
                 display.poll()
@@ -158,7 +187,7 @@ class _Pipeline(threading.Thread):
                 pipeline_root=str(self._scratch / "outputs"),
                 workspace_root=str(self._scratch / "workspace"),
             )
-            firstsight(request=json.dumps({**self._prepared.request.stored(), "root": self._prepared.root}))
+            firstsight(request=json.dumps(self._prepared.asked.stored()))
 
 
 def _keep_inputs_of_loops() -> None:

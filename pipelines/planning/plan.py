@@ -25,7 +25,7 @@ from trainer.labels import named_labels
 from trainer.storage import exists, join, layout, read_bytes
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
-from trainer.storage.manifest import read_manifest
+from trainer.storage.manifest import as_data, read_manifest
 from trainer.storage.plans import recipe_key
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
@@ -76,6 +76,7 @@ class Experiment:
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
         request: URI of the stored request that asked for it.
+        readable: whether this machine can look into its store.
     """
 
     root: str
@@ -87,6 +88,7 @@ class Experiment:
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
     request: str = ""
+    readable: bool = True
 
     @property
     def uri(self) -> str:
@@ -158,7 +160,7 @@ def read_sets(text: str) -> tuple[DataConfig, ...]:
     for uri, manifest in manifests:
         if manifest is None and not exists(join(uri, "test", "nshards.txt")):
             raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt lies there")
-    return tuple(DataConfig(uri=uri, identity=manifest.identity if manifest else "") for uri, manifest in manifests)
+    return tuple(as_data(uri) if manifest else DataConfig(uri=uri) for uri, manifest in manifests)
 
 
 def _tower(experiment: Experiment, labels: str, name: str, seed: int) -> StageConfig:

@@ -45,6 +45,16 @@ def require_source(what: str, uri: str) -> None:
             require_source(f"{what} {uri}: {key}", str(described.get(key, "")))
 
 
+def described_sources(uri: str) -> list[str]:
+    """The URIs whose objects decide what is staged: the source, and the files that a list's description names; of the demo none."""
+    if uri in ("", "demo"):
+        return []
+    if not uri.endswith((".yaml", ".yml")):
+        return [uri]
+    described = _description(uri)
+    return [uri, *(str(described[key]) for key in _DESCRIBED if described.get(key))]
+
+
 def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) -> Samples:
     """Samples of the training split: counted where the data are staged, else known of the source, else assumed.
 

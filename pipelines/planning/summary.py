@@ -11,9 +11,10 @@ from pipelines.planning.cost import Estimate, number
 from pipelines.planning.request import Request
 from trainer.config import DataConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import recipe_differences, sizes
+from trainer.errors import Corrupt
 from trainer.storage import join, layout, read_json
 from trainer.storage.base import MissingObject, read_field
-from trainer.storage.committed import read_committed
+from trainer.storage.committed import read_final
 from trainer.storage.manifest import read_manifest
 
 MOST_NAMES = 6
@@ -39,15 +40,22 @@ def print_summary(console: Console, experiment_uri: str) -> None:
     console.print(f"report: {join(folder, 'index.html')}", markup=False, highlight=False, soft_wrap=True)
 
 
-def preview(asked: Request, root: str) -> tuple[plan.Experiment, list[plan.Cell]]:
-    """What a run would plan, with the data of the experiment as far as it is staged; nothing is written."""
+def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.Experiment, list[plan.Cell]]:
+    """What a run would plan, with the data of the experiment as far as it is staged; nothing is written.
+
+    Args:
+        asked: resolved.
+        root: store URI.
+        readable: whether this machine can look into the store.
+    """
     uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
     experiment = plan.Experiment(
         root=root,
         name=asked.experiment,
         recipe=asked.load_recipe(),
-        pairs=_staged(uri, "pairs"),
-        triplets=_staged(uri, "triplets"),
+        pairs=_staged(uri, "pairs") if readable else DataConfig(),
+        triplets=_staged(uri, "triplets") if readable else DataConfig(),
+        readable=readable,
         weights=plan.weights_of(arms),
         sets=plan.read_sets(",".join(asked.eval_sets)),
     )
@@ -112,14 +120,15 @@ def _differences(recipe: Recipe, base: Recipe) -> list[str]:
 
 
 def _staged(experiment_uri: str, what: str) -> DataConfig:
+    """The data set that an earlier run staged; none where its record or its manifest is damaged: the step `stage` says that."""
     try:
         uri = read_field(join(experiment_uri, "staging", what, "result.json"), "uri")
-    except MissingObject:
+        manifest = read_manifest(uri)
+    except (MissingObject, Corrupt):
         return DataConfig()
-    manifest = read_manifest(uri)
     return DataConfig(uri=uri, identity=manifest.identity) if manifest else DataConfig()
 
 
 def _is_done(stage: StageConfig) -> bool:
-    committed = read_committed(layout.final(stage.output))
-    return committed is not None and committed.recipe_hash == recipe_hash(stage)
+    seal, damage = read_final(stage.output)
+    return seal is not None and seal.recipe_hash == recipe_hash(stage) and not damage

@@ -9,17 +9,18 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from pipelines.planning.plan import Cell, Experiment, entry, entry_of
 from trainer.config import EvaluateConfig, Placement, Recipe, StageConfig, differing_keys, recipe_fields, recipe_hash, require
-from trainer.configs import dump_yaml, load_yaml, parse_config, read_stored
+from trainer.configs import parse_config, read_stored
 from trainer.errors import Corrupt, InputError
-from trainer.storage import join, layout, open_store, plans, read_text, write_bytes
+from trainer.storage import join, layout, open_store, plans
 from trainer.storage.base import MissingObject
+from trainer.storage.documents import checksum
 from trainer.storage.plans import NAME, Plan, read_plan, recipe_key
-from trainer.storage.recipes import find_fields, read_stage, recorded_fields, shown
+from trainer.storage.recipes import find_fields, read_config_values, read_stage, recorded_fields, shown, write_config_file
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
 _FOR_PEOPLE = ("cell", "point", "request")
@@ -27,6 +28,21 @@ _IN_CELL = re.compile(
     r"(?P<cell>[^/]+)/((?P<configured>contrastive|posthoc)/config\.yaml|(contrastive|posthoc)/final/COMMITTED\.json|evaluation/[^/]+/[^/]+\.json)"
 )
 """Of what lies below an experiment's folder, what says that a cell is there, and how far it got."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What is to be written.
+
+    Attributes:
+        plan: content of plan.json.
+        configs: of stages and evaluations, those that do not lie where they belong.
+        said: what was found damaged, and what is done about it: a line each.
+    """
+
+    plan: Plan
+    configs: list[StageConfig | EvaluateConfig]
+    said: list[str]
 
 
 def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
@@ -37,10 +53,28 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
 
     Raises:
         InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.
+        Corrupt: the manifest of a data set is not the one that the experiment was planned with; nothing is written.
     """
+    draft = draft_plan(experiment, cells)
+    for config in draft.configs:
+        write_config_file(layout.config(config.output), config)
+    if draft.said or not _is_written(experiment, draft):
+        plans.write_plan(experiment.uri, draft.plan)
+    return draft.said
+
+
+def is_planned(experiment: Experiment, cells: list[Cell]) -> bool:
+    """Whether `write_plan` would find all as it would write it; errors as of `write_plan`."""
+    draft = draft_plan(experiment, cells)
+    return not draft.configs and not draft.said and _is_written(experiment, draft)
+
+
+def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
+    """What `write_plan` would write; errors as of `write_plan`."""
     said: list[str] = []
     earlier = _read_earlier(experiment, said)
     _refuse_what_differs(experiment, cells, earlier)
+    _refuse_other_manifests(experiment, earlier)
     planned = {one[stage]: key for one in earlier["cells"] for stage, key in one["recipe_hashes"].items()}
     stages = list({stage.output: stage for cell in cells for stage in cell.stages()}.values())
     written = [_written_stage(stage, planned.get(stage.output, ""), said) for stage in stages]
@@ -49,10 +83,10 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
             differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
             _refuse(f"experiment {experiment.name} ({layout.config(stage.output)})", differing)
     kept, recipes = _kept(experiment, {cell.name for cell in cells}, earlier, said)
-    for stage, before in zip(stages, written, strict=True):
-        _write_config(stage, before)
-    for cell in cells:
-        _write_config(cell.evaluation, _written_evaluation(cell.evaluation, said))
+    evaluations = [cell.evaluation for cell in cells]
+    measured = [_written_evaluation(evaluation, said) for evaluation in evaluations]
+    configs: list[StageConfig | EvaluateConfig] = [one for before, one in zip(written, stages, strict=True) if _says_more(before, one)]
+    configs += [one for before, one in zip(measured, evaluations, strict=True) if _says_more(before, one)]
     entries = [*kept, *map(entry_of, cells)]
     recipes |= {recipe_key(recipe): recipe for recipe in (asdict(cell.recipe) for cell in cells)}
     plan = {
@@ -67,8 +101,15 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
         "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
     }
-    plans.write_plan(experiment.uri, plan)
-    return said
+    return Draft(plan=plan, configs=configs, said=said)
+
+
+def _is_written(experiment: Experiment, draft: Draft) -> bool:
+    try:
+        found = read_plan(experiment.uri)
+    except Corrupt:
+        return False
+    return found is not None and checksum(found) == checksum({**draft.plan, "format_version": plans.FORMAT_VERSION})
 
 
 def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:
@@ -92,6 +133,23 @@ def _refuse_what_differs(experiment: Experiment, cells: list[Cell], earlier: Pla
             before = read_stored(Recipe, earlier["recipes"][key], join(experiment.uri, NAME))
             old, new = {"recipe": recipe_fields(before, complete=True)}, {"recipe": recipe_fields(cell.recipe, complete=True)}
             _refuse(f"cell {cell.name} of experiment {experiment.name}", list(differing_keys(old, new)))
+
+
+def _refuse_other_manifests(experiment: Experiment, earlier: Plan) -> None:
+    """A manifest of format 1, whose identity does not cover all that it says, is the one of the first use."""
+    pins = {"manifest_sha256": "", "evaluation_sha256": []}
+    before = [earlier[what] for what in ("pairs", "triplets") if what in earlier] + list(earlier.get("sets", []))
+    known = {(one["uri"], one["identity"]): {name: one.get(name, none) for name, none in pins.items()} for one in before}
+    for data in (experiment.pairs, experiment.triplets, *experiment.sets):
+        now = {"manifest_sha256": data.manifest_sha256, "evaluation_sha256": list(data.evaluation_sha256)}
+        pinned = known.get((data.uri, data.identity), now)
+        differing = [name for name, value in pinned.items() if value and value != now[name]]
+        if differing:
+            what = "its manifest.json is" if "manifest_sha256" in differing else "the manifest.json of an evaluation set staged with it is"
+            raise Corrupt(
+                f"{data.uri}: {what} not the file that experiment {experiment.name} was planned with: it was damaged or changed by hand; "
+                "delete that file to have the data set staged again, or bring it back from a copy"
+            )
 
 
 def _refuse(what: str, differing: list[str]) -> None:
@@ -166,8 +224,8 @@ def _recipe_of(experiment: Experiment, name: str, stages: list[StageConfig]) -> 
     """The recipe of a cell as far as its stages record it; of the rest, which made none of its numbers, that of the experiment."""
     parts: dict[str, Any] = {"model": stages[-1].model, **{stage.stage: getattr(stage, stage.stage) for stage in stages}}
     uri = layout.config(join(experiment.uri, name, "evaluation"))
-    with contextlib.suppress(InputError):
-        parts["evaluation"] = read_stored(EvaluateConfig, load_yaml(read_text(uri), uri), uri).evaluation
+    with contextlib.suppress(InputError, Corrupt):
+        parts["evaluation"] = read_stored(EvaluateConfig, read_config_values(uri), uri).evaluation
     return dataclasses.replace(experiment.recipe, **parts)
 
 
@@ -191,7 +249,7 @@ def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageCo
         if before is None or recipe_hash(before) == wanted:
             return before
         why = f"{layout.config(stage.output)}: damaged or changed by hand: it names another recipe than the plan and the folder's records"
-    except InputError as error:
+    except (InputError, Corrupt) as error:
         before, why = None, str(error)
     if planned != wanted and find_fields(stage.output, wanted) is None:
         if before is not None:
@@ -206,7 +264,7 @@ def _written_evaluation(config: EvaluateConfig, said: list[str]) -> EvaluateConf
     """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
     try:
         return _written(config)
-    except InputError as error:
+    except (InputError, Corrupt) as error:
         said.append(f"{error}; written again as planned")
         return None
 
@@ -215,7 +273,7 @@ def _written(config: ConfigT) -> ConfigT | None:
     """The configuration that lies where `config` belongs; None where there is none. What says the same is not parsed, which is slow."""
     uri = layout.config(config.output)
     try:
-        values = load_yaml(read_text(uri), uri)
+        values = read_config_values(uri)
     except MissingObject:
         return None
     if _meaning(values) != _meaning(asdict(config)):
@@ -226,13 +284,12 @@ def _written(config: ConfigT) -> ConfigT | None:
     return config
 
 
-def _write_config(config: ConfigT, before: ConfigT | None) -> None:
-    """Write config.yaml, unless the one that is there says the same.
+def _says_more(before: ConfigT | None, config: ConfigT) -> bool:
+    """Whether config.yaml has to be written, because there is none, or one that says something else.
 
     A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
     """
-    if before is None or _meaning(asdict(before)) != _meaning(asdict(config)):
-        write_bytes(layout.config(config.output), dump_yaml(config).encode())
+    return before is None or _meaning(asdict(before)) != _meaning(asdict(config))
 
 
 def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from pipelines.jobs.specs import evaluate_spec, train_spec
 from pipelines.planning.cells import find_cell
 from pipelines.steps.notes import note
-from pipelines.steps.running import ATTEMPTS, open_scene, run_job, step
+from pipelines.steps.running import ATTEMPTS, open_scene, recorded, run_job, step
 from trainer.storage import layout, open_store
-from trainer.storage.committed import read_committed
+from trainer.storage.committed import read_final
 
 
 @step
@@ -18,18 +18,34 @@ def train(name: str, *, request: str, cell: str) -> None:
         cell: name of the cell in the plan.
     """
     scene = open_scene(request)
-    entry = find_cell(scene.experiment, cell)
+    with recorded(scene.experiment, "plan"):
+        entry = find_cell(scene.experiment, cell)
     title = f"{name} {cell}"
     folder = entry[name]
     if not folder:
         note(title, "not needed by this arm", detail=True)
         return
-    final = read_committed(layout.final(folder))
-    if final is not None and final.recipe_hash == entry["recipe_hashes"][name]:
-        open_store(folder).delete(layout.failure(folder))
-        note(title, "done before")
-        return
-    run_job(scene, train_spec(scene.root, entry, name, scene.request, scene.placement), attempts=ATTEMPTS)
+    with recorded(folder, title):
+        done, damaged = look(folder, entry["recipe_hashes"][name])
+        for line in damaged:
+            note(title, f"{line}; made again")
+        if done:
+            open_store(folder).delete(layout.failure(folder))
+            note(title, "done before")
+            return
+        run_job(scene, train_spec(scene.root, entry, name, scene.request, scene.placement), attempts=ATTEMPTS)
+
+
+def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
+    """Whether the stage in `folder` is finished by this recipe, and what of it is not as it was sealed: a line each.
+
+    Raises:
+        InputError: a newer firstsight sealed it.
+        RunError: the store failed.
+    """
+    seal, damage = read_final(folder)
+    done = seal is not None and seal.recipe_hash == recipe_hash and not damage
+    return done, [f"{uri}: {why}" for uri, why in damage.items()]
 
 
 @step
@@ -41,5 +57,6 @@ def evaluate(*, request: str, cell: str) -> None:
         cell: name of the cell in the plan.
     """
     scene = open_scene(request)
-    entry = find_cell(scene.experiment, cell)
+    with recorded(scene.experiment, "plan"):
+        entry = find_cell(scene.experiment, cell)
     run_job(scene, evaluate_spec(scene.root, entry, scene.request, scene.placement), attempts=ATTEMPTS)

@@ -1,5 +1,6 @@
 """What a request cannot do is refused before anything is staged: its sources, its recipe on these machines."""
 
+import functools
 import os
 import subprocess
 from collections.abc import Mapping
@@ -71,6 +72,7 @@ def machines_of(settings: JobSettings, profile: Profile, request: Request) -> Ma
     )
 
 
+@functools.cache
 def gpus_here() -> list[tuple[str, int]]:
     """Name and memory in bytes of each GPU of this machine, as its driver says; none where there is no driver that answers."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]

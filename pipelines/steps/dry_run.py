@@ -1,6 +1,6 @@
 """`run --dry-run`: every manifest that an experiment would submit, and what it takes; no cluster is touched, nothing is written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -14,19 +14,18 @@ from pipelines.planning.plan import Cell, Experiment, entry_of
 from pipelines.planning.request import Request
 from pipelines.planning.summary import outline
 from pipelines.profile.profile import Profile, placement_of
-from pipelines.steps.checking import check_experiment, data_of, machines_of
+from pipelines.steps.checking import data_of, machines_of
 from trainer.config import StageConfig
-from trainer.storage import layout
-from trainer.storage.committed import Committed, read_committed
+from trainer.storage.committed import Committed, read_final
 from trainer.storage.recipes import read_base
 
 
-def render(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> str:
-    """The manifests as YAML documents, then as comments what they take; a tower that cells share is there once.
+def render(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, notes: Sequence[str]) -> str:
+    """The manifests as YAML documents, then as comments what they take and `notes`; a tower that cells share is there once.
 
     On this machine there are no manifests.
     """
-    lines = takes(experiment, cells, profile, request)
+    lines = takes(experiment, cells, profile, request, notes)
     documents = []
     for spec in job_specs(experiment, cells, request, placement_of(profile, request)):
         if profile.backend != "local":
@@ -34,26 +33,23 @@ def render(experiment: Experiment, cells: list[Cell], profile: Profile, request:
     return "---\n".join(documents) + "".join(f"# {line}\n" for line in lines)
 
 
-def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> list[str]:
-    """What the cells take, line by line, and what should be known of it.
+def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, notes: Sequence[str]) -> list[str]:
+    """What the cells take, line by line, then `notes`.
 
     Args:
         experiment: with its data as far as they are staged.
         cells: of it.
         profile: where jobs run.
         request: resolved.
-
-    Raises:
-        InputError: the experiment cannot run there (`check_experiment`).
+        notes: what should be known of it (`check_experiment`).
     """
-    notes = check_experiment(experiment, cells, profile, request)
     pairs, triplets = data_of(experiment, request)
     stages = {
         stage.output: (stage, train_spec(experiment.root, entry_of(cell), stage.stage, request, {}))
         for cell in cells
         for stage in cell.stages()
     }
-    finished = {folder: read_committed(layout.final(folder)) for folder in stages}
+    finished = {folder: find_seal(folder) if experiment.readable else None for folder in stages}
     estimates = {}
     for folder, (stage, spec) in stages.items():
         machines = machines_of(stage_settings(profile, request, spec), profile, request)
@@ -84,6 +80,12 @@ def job_manifest(spec: JobSpec, backend: str, profile: Profile, request: Request
     if not manifest["metadata"].get("namespace"):
         manifest["metadata"].pop("namespace", None)
     return manifest
+
+
+def find_seal(stage_uri: str) -> Committed | None:
+    """The seal of a stage that is finished and whole; None where it is not."""
+    seal, damage = read_final(stage_uri)
+    return None if damage else seal
 
 
 def _measured(committed: Committed | None, stage: StageConfig, machines: Machines) -> Rate | None:

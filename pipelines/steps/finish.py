@@ -5,8 +5,9 @@ from pipelines.planning.cells import read_plan
 from pipelines.planning.request import root_given
 from pipelines.planning.runs import read_run
 from pipelines.profile.profile import read_profile
+from pipelines.steps import page
 from pipelines.steps.notes import note
-from pipelines.steps.running import Scene, open_scene, root_of_run, run_job, step
+from pipelines.steps.running import Scene, open_scene, recorded, root_of_run, run_job, step
 from trainer.errors import InputError, RunError
 from trainer.storage import join, layout
 
@@ -33,13 +34,20 @@ def finish(*, run: str, request: str, root: str, state: str) -> str:
         return ""
     scene = open_scene(stored)
     _release(scene)
-    if read_plan(scene.experiment) is None:
-        print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
-        return ""
-    # Always in place: it needs no torch, and the jobs' machines may be gone.
+    with recorded(layout.report(scene.experiment), "report"):
+        if read_plan(scene.experiment) is None:
+            print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
+            return ""
     folder = layout.report(scene.experiment)
-    run_job(scene, JobSpec(name="report", arguments=("report", "--experiment", scene.experiment), folder=folder), attempts=1)
-    return join(folder, "index.html")
+    with recorded(folder, "report"):
+        inputs = page.inputs_of(scene.experiment)
+        if page.is_current(scene.experiment, inputs):
+            note("report", "made before", detail=True)
+            return join(folder, "index.html")
+        # Always in place: it needs no torch, and the jobs' machines may be gone.
+        run_job(scene, JobSpec(name="report", arguments=("report", "--experiment", scene.experiment), folder=folder), attempts=1)
+        page.record(scene.experiment, inputs)
+        return join(folder, "index.html")
 
 
 def _release(scene: Scene) -> None:

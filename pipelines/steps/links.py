@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from pipelines.cluster.names import DOMAIN
-from pipelines.jobs.base import Outcome
 from pipelines.jobs.shapes import by_backend, require_backend
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.planning.request import Request, merge, resolve, root_given, write_request
@@ -15,12 +14,14 @@ from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, read_profile
 from pipelines.steps.checking import check_experiment
-from pipelines.steps.running import record_failure, root_of_run, step
-from trainer.errors import InputError
+from pipelines.steps.running import recorded, root_of_run, step
+from trainer.errors import InputError, RunError
 from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
+CHECKED_VARIABLE = "FIRSTSIGHT_CHECKED"
+"""URI of the request that the run's own process has checked already, where steps run beside it."""
 
 
 @step
@@ -50,10 +51,12 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         asked = resolve(asked, kubeflow=POD_VARIABLE in os.environ)
         known = read_profile(backend=asked.backend)
         require_backend(known.backend)
-        notes = check_experiment(*preview(asked, root), known, asked)
-    except InputError as error:
+        checked = os.environ.get(CHECKED_VARIABLE) == layout.request(layout.experiment(root, asked.experiment), asked.id)
+        notes = [] if checked else check_experiment(*preview(asked, root), known, asked)
+    except (InputError, RunError):
         if named:
-            _record(layout.experiment(root, named), error)
+            with recorded(layout.experiment(root, named), "links"):
+                raise
         raise
     uri = layout.experiment(root, asked.experiment)
     open_store(uri).delete(layout.failure(uri))
@@ -63,10 +66,6 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     page = _page(known, stored, asked, namespace, notes)
     print(page, flush=True)  # the UI shows a step's log at once, its artifacts when it has ended
     return stored, page
-
-
-def _record(experiment_uri: str, error: InputError) -> None:
-    record_failure(experiment_uri, "links", Outcome(exit_code=error.exit_code, line=str(error)))
 
 
 def _require_mounted(request: Request, profile: str) -> None:

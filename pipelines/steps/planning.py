@@ -1,12 +1,14 @@
 """The step `plan`: arms, seeds and sealed data become cells with every stage's configuration."""
 
-from pipelines.jobs.base import Outcome
+from typing import TYPE_CHECKING
+
 from pipelines.steps.notes import note
-from pipelines.steps.running import open_scene, record_failure, step
-from trainer.config import DataConfig
-from trainer.errors import InputError, RunError
+from pipelines.steps.running import Scene, open_scene, recorded, step
 from trainer.storage import layout, open_store
-from trainer.storage.manifest import require_manifest
+from trainer.storage.manifest import as_data, require_manifest
+
+if TYPE_CHECKING:
+    from pipelines.planning import plan
 
 
 @step
@@ -18,31 +20,37 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> list[str]:
         pairs: folder of the sealed pairs.
         triplets: folder of the sealed triplets.
     """
-    from pipelines.planning import plan  # here: reading YAML into configurations takes longer than all that the other steps import
-    from pipelines.planning.writing import write_plan
+    from pipelines.planning.writing import write_plan  # here, like the next: slow to import
 
     scene = open_scene(request)
-    asked, uri = scene.request, scene.experiment
-    open_store(uri).delete(layout.failure(uri))
-    try:
-        arms = asked.all_arms
-        manifest = require_manifest(triplets)
-        recipe = asked.load_recipe()
-        plan.require_judge(arms, manifest.judge, recipe)
-        experiment = plan.Experiment(
-            root=scene.root,
-            name=asked.experiment,
-            recipe=recipe,
-            pairs=DataConfig(uri=pairs, identity=require_manifest(pairs).identity),
-            triplets=DataConfig(uri=triplets, identity=manifest.identity),
-            weights=plan.weights_of(arms),
-            request=scene.uri,
-            sets=plan.read_sets(",".join(asked.eval_sets)),
-        )
-        cells = [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]
+    open_store(scene.experiment).delete(layout.failure(scene.experiment))
+    with recorded(scene.experiment, "plan"):
+        experiment, cells = planned(scene, pairs, triplets)
         for line in write_plan(experiment, cells):
             note("plan", line)
-    except (InputError, RunError) as error:
-        record_failure(uri, "plan", Outcome(exit_code=error.exit_code, line=str(error)))
-        raise
     return [cell.name for cell in cells]
+
+
+def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, list[plan.Cell]]":
+    """What the request asks for, on these sealed data sets.
+
+    Raises:
+        InputError: an arm whose labels these triplets cannot have, a data set or a tower that is not sealed.
+        Corrupt: one that is damaged.
+    """
+    from pipelines.planning import plan  # here: reading YAML into configurations takes longer than all that the other steps import
+
+    asked = scene.request
+    arms, recipe = asked.all_arms, asked.load_recipe()
+    plan.require_judge(arms, require_manifest(triplets).judge, recipe)
+    experiment = plan.Experiment(
+        root=scene.root,
+        name=asked.experiment,
+        recipe=recipe,
+        pairs=as_data(pairs),
+        triplets=as_data(triplets),
+        weights=plan.weights_of(arms),
+        request=scene.uri,
+        sets=plan.read_sets(",".join(asked.eval_sets)),
+    )
+    return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]

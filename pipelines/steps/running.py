@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,15 @@ from pipelines.planning.request import Request, check_root, read_request
 from pipelines.profile.profile import Profile, job_settings, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.notes import note
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
-from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes, write_json
+from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
+from trainer.storage.failures import read_failure, write_failure
 
 PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
+_RECORDED = "firstsight_recorded"
+"""Set on an error whose failure.json is written: what is further out says nothing more."""
 ATTEMPTS = 2
 """A stage that was killed or failed on the way is started once more: it goes on from its last checkpoint."""
 POLL_SECONDS = 0.1
@@ -54,11 +58,13 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
             check_stop()
             use_store_of_profile()
             return function(*args, **kwargs)
-        except (InputError, RunError, OSError) as error:
-            print(f"{function.__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-            raise SystemExit(getattr(error, "exit_code", 1)) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+        except Exception as error:
+            if not isinstance(error, InputError | RunError | OSError):
+                traceback.print_exc(file=sys.stdout)  # a fault of firstsight's own: for its developers
+            print(f"{function.__name__}: {_line(error)}", file=sys.stderr, flush=True)
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -99,8 +105,10 @@ class Scene:
 
 def open_scene(request_uri: str) -> Scene:
     """What a step is given, from the URI of the stored request."""
-    request = read_request(request_uri)
-    return Scene(request=request, uri=request_uri, root=layout.of_request(request_uri)[0], profile=read_profile(backend=request.backend))
+    root, name = layout.of_request(request_uri)
+    with recorded(layout.experiment(root, name), "request"):
+        request = read_request(request_uri)
+        return Scene(request=request, uri=request_uri, root=root, profile=read_profile(backend=request.backend))
 
 
 def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
@@ -112,12 +120,16 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
         since: POSIX time; what is older belongs to an earlier run.
     """
     folders = [join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri, layout.report(uri)]
-    for entry in (read_plan(uri) or {"cells": []})["cells"]:
+    try:
+        entries = (read_plan(uri) or {"cells": []})["cells"]
+    except Corrupt as error:
+        print(f"{error}; how the stages of its cells failed is unknown", file=sys.stderr, flush=True)
+        entries = []
+    for entry in entries:
         if entry["cell"] in cells:
             folders += [entry[name] for name in ("perceptual", "contrastive", "posthoc", "evaluation") if entry[name]]
-    store = open_store(uri)
-    found = [read_json(layout.failure(folder)) for folder in dict.fromkeys(folders) if store.head(layout.failure(folder)) is not None]
-    return [failure for failure in found if failure["time"] >= since]
+    found = [read_failure(folder) for folder in dict.fromkeys(folders)]
+    return [dataclasses.asdict(failure) for failure in found if failure is not None and failure.time >= since]
 
 
 def root_of_run(root: str, profile: Profile, default: str = "") -> str:
@@ -135,6 +147,11 @@ def root_of_run(root: str, profile: Profile, default: str = "") -> str:
 
 def run_job(scene: Scene, spec: JobSpec, *, attempts: int) -> None:
     """Run the job, again where that may help, and leave failure.json where it does not."""
+    with recorded(spec.folder, spec.name):
+        _run_job(scene, spec, attempts)
+
+
+def _run_job(scene: Scene, spec: JobSpec, attempts: int) -> None:
     open_store(spec.folder).delete(layout.failure(spec.folder))
     profile = scene.profile
     on_cluster = spec.purpose != "report" and profile.backend != "local"
@@ -153,7 +170,6 @@ def run_job(scene: Scene, spec: JobSpec, *, attempts: int) -> None:
                 break
             note(spec.name, f"{outcome.line}; starting it once more")
             spec = dataclasses.replace(spec, resume="auto" if spec.resume == "never" else spec.resume)
-    record_failure(spec.folder, spec.name, outcome)
     raise (InputError if outcome.exit_code == 2 else RunError)(outcome.line)
 
 
@@ -219,10 +235,29 @@ def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
         yield log
 
 
-def record_failure(folder: str, name: str, outcome: Outcome) -> None:
-    """Say that a step failed, here and in failure.json of its folder, where a caller finds the exit code."""
-    note(name, f"failed: {outcome.line}")  # first: the store may be what failed
-    write_json(layout.failure(folder), {"time": time.time(), "stage": name, "exit_code": outcome.exit_code, "line": outcome.line})
+@contextlib.contextmanager
+def recorded(folder: str, name: str) -> Iterator[None]:
+    """Whatever fails inside is said, here and in failure.json of the folder, where a caller finds cause and exit code; once only."""
+    try:
+        yield
+    except CallerGone:
+        raise
+    except Exception as error:
+        if not getattr(error, _RECORDED, False):
+            setattr(error, _RECORDED, True)
+            line, code = _line(error), getattr(error, "exit_code", 1)
+            note(name, f"failed: {line}")  # first: the store may be what failed
+            try:
+                write_failure(folder, stage=name, exit_code=code, line=line)
+            except (InputError, RunError, OSError) as second:
+                note(name, f"{layout.failure(folder)}: could not be written: {second}")
+        raise
+
+
+def _line(error: Exception) -> str:
+    """The cause in one line; of an error that nobody foresaw also its type."""
+    line = " ".join(str(error).split())
+    return line if line and isinstance(error, InputError | RunError | OSError) else f"{type(error).__name__}: {line}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -21,14 +21,15 @@ from typing import Literal
 
 from pipelines.cluster.names import Identity
 from pipelines.jobs.backends import is_mounted
-from pipelines.jobs.base import JobSpec, Outcome
+from pipelines.jobs.base import JobSpec
 from pipelines.planning.request import Request
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
+from pipelines.steps import sealed
 from pipelines.steps.notes import note
-from pipelines.steps.running import Scene, open_scene, record_failure, run_job, step
-from trainer.config import canonical_hash, require
-from trainer.errors import InputError, RunError
+from pipelines.steps.running import Scene, open_scene, recorded, run_job, step
+from trainer.config import DataConfig, canonical_hash, require
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, open_store, read_json, read_text, write_bytes
 from trainer.storage.base import MissingObject, local_path
 from trainer.storage.manifest import NAME as MANIFEST
@@ -106,6 +107,11 @@ class StagingRequest:
         """Where its jobs leave their logs and results."""
         return join(layout.experiment(self.root, self.experiment), "staging", self.what)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What it is made from."""
+        return (self.from_pairs,) if self.from_pairs else (self.source,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -132,17 +138,29 @@ def stage(what: What, *, request: str) -> str:
         what: pairs or triplets.
         request: URI of the stored request.
     """
-    scene, started = open_scene(request), time.time()
-    staging = staging_of(what, scene)
-    try:
+    scene, started, name = open_scene(request), time.time(), f"stage {what}"
+    with recorded(join(scene.experiment, "staging", what), name):
+        staging = staging_of(what, scene)
         prepared = prepare(staging, scene.profile, scene.settings)
-    except (InputError, RunError) as error:
-        record_failure(staging.folder, f"stage {what}", Outcome(exit_code=error.exit_code, line=str(error)))
-        raise
-    uri = run_staging(prepared, lambda spec: run_job(scene, spec, attempts=1))
-    manifest = open_store(uri).head(join(uri, MANIFEST))
-    note(f"stage {what}", "sealed before" if manifest and manifest.modified < started else "sealed")
-    return uri
+        uri, damaged = find_staged(staging, scene)
+        for line in damaged:
+            note(name, f"{line}; staged again")
+        if uri:
+            open_store(uri).delete(layout.failure(staging.folder))
+            note(name, "sealed before")
+            return uri
+        uri = run_staging(prepared, lambda spec: run_job(scene, spec, attempts=1))
+        if left := sealed.find_damage(DataConfig(uri=uri)):
+            raise RunError(f"{left[0]}; staging found nothing to do: delete {uri} and run the same again")
+        sealed.record_sealed(staging.folder, staging, staging.sources, uri)
+        manifest = open_store(uri).head(join(uri, MANIFEST))
+        note(name, "sealed before" if manifest and manifest.modified < started else "sealed")
+        return uri
+
+
+def find_staged(staging: "StagingRequest", scene: Scene) -> tuple[str, list[str]]:
+    """The data set that an earlier run staged for this request, and what is damaged: see `sealed.find_sealed`."""
+    return sealed.find_sealed(staging.folder, staging, staging.sources, sealed.pinned_data(scene.experiment, staging.what))
 
 
 def staging_of(what: What, scene: Scene) -> StagingRequest:
@@ -268,7 +286,10 @@ def _spec(request: StagingRequest, stage: str, arguments: list[str], pods: int =
 
 
 def _result(request: StagingRequest, name: str) -> dict[str, str]:
-    result: dict[str, str] = read_json(join(request.folder, f"{name}.json"))
+    uri = join(request.folder, f"{name}.json")
+    result = read_json(uri)
+    if not isinstance(result, dict) or not isinstance(result.get("uri"), str):
+        raise Corrupt(f"{uri}: not the result of staging: run the same again")
     return result
 
 

@@ -1,4 +1,4 @@
-"""An API server on loopback, and a connection to it."""
+"""An API server on loopback, and a connection to it; an experiment by its steps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from pipelines.cluster import api, ending, watch
 from pipelines.cluster.connection import Cluster
 from tests.pipelines.fake_api import FakeApi
+from tests.pipelines.whole import Whole, pretend
 from trainer.storage.retries import Backoff
 
 
@@ -27,3 +28,11 @@ def api_cluster(api_server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A connection to it by kubeconfig, in namespace team."""
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig(tmp_path / "kubeconfig")))
     return Cluster.connect()
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Whole:
+    """An experiment of which nothing is there yet; its steps run a trainer that only pretends."""
+    made = Whole(tmp_path / "root")
+    pretend(made, monkeypatch)
+    return made

@@ -22,6 +22,9 @@ from trainer.storage.manifest import require_manifest
 
 def main(arguments: list[str]) -> int:
     """Run one command as the trainer would, and fail where the test says so."""
+    if "--dry-run" in arguments:
+        print('{"wanted": 1, "missing": 0}')
+        return 0
     options = dict(zip(arguments[::-1][1::2], arguments[::-1][::2], strict=False))
     name = " ".join(part for part in arguments[:2] if not part.startswith("--"))
     cell, code = name, 0
@@ -60,6 +63,7 @@ def _report(experiment: str) -> None:
     Path(experiment, "report").mkdir(parents=True, exist_ok=True)
     Path(experiment, "report", "index.html").write_text("<p>fake</p>")
     Path(experiment, "report", "report.md").write_text("# fake\n")
+    Path(experiment, "report", "results.csv").write_text("cell\n")
     summary = {"sentence": "A fake answer.", "columns": ["Arm"], "rows": [[cell] for cell in cells], "notes": []}
     write_json(join(experiment, "report", "results.json"), {"summary": summary})
 

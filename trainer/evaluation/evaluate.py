@@ -43,7 +43,7 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
         RunError: a model that is damaged or whose features are no numbers, a store that stayed down (what could be measured was),
             or, while watching, a stage that failed.
     """
-    config = read_stored(EvaluateConfig, read_config_values(config_uri), config_uri, overrides)
+    config = _read(config_uri, overrides)
     written = 0
     while watch and (waiting := unfinished(config)):
         written += _measure_missing(config, unfinished_ok=True)["written"]
@@ -51,6 +51,30 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
         _wait(WATCH_SECONDS)
     result = _measure_missing(config, unfinished_ok=False)
     return {**result, "done": result["done"] - written, "written": result["written"] + written}
+
+
+def count_missing(config_uris: Sequence[str]) -> dict[str, int]:
+    """Look at what several cells' evaluations want, and measure nothing.
+
+    Returns:
+        {"wanted", "missing"}: results in all, and those that are missing, damaged or of something else.
+
+    Raises:
+        InputError: a model that is not finished or is another than planned, an unusable set.
+        RunError: a model or a set that is damaged, or the store failed.
+    """
+    found = {"wanted": 0, "missing": 0}
+    for config in map(_read, config_uris):
+        jobs, errors = find_jobs(config, [model for asked in config.models for model in find_models(config, asked)])
+        if errors:
+            raise errors[0]
+        found["wanted"] += len(jobs)
+        found["missing"] += sum(reason is not None for reason in why_not_done([job.wanted for job in jobs]))
+    return found
+
+
+def _read(config_uri: str, overrides: Sequence[str] = ()) -> EvaluateConfig:
+    return read_stored(EvaluateConfig, read_config_values(config_uri), config_uri, overrides)
 
 
 def unfinished(config: EvaluateConfig) -> list[str]:

@@ -27,7 +27,7 @@ from trainer.run.sinks import LINGER_SECONDS, Endpoint, Sink
 from trainer.run.starting import State
 from trainer.stages import Stage
 from trainer.storage import committed, join, layout, open_store, write_json
-from trainer.storage.base import MissingObject, json_bytes
+from trainer.storage.base import MissingObject, encode_json
 from trainer.storage.committed import read_final
 from trainer.storage.fence import Fence
 from trainer.storage.manifest import Manifest
@@ -215,7 +215,7 @@ def finish(run: Run) -> None:
             step=run.steps,
             fence=run.fence,
             facts=facts,
-            beside={layout.LINEAGE: json_bytes(describe_lineage(run, facts)), layout.PROGRESS: run.lines.data()},
+            beside={layout.LINEAGE: encode_json(describe_lineage(run, facts)), layout.PROGRESS: run.lines.data()},
             copies={layout.CONFIG: run.config_text},
         )
     open_store(run.config.output).delete(layout.failure(run.config.output))

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.jobs.base import JobSpec, Outcome
 from pipelines.jobs.local import LocalBackend, LocalJob
+from trainer.progress import STOP_AT_ONCE, STOP_VARIABLE
 
 SAVES = """
 import signal, sys, time
@@ -143,3 +144,22 @@ def test_a_job_ends_when_the_step_that_watches_it_is_killed():
         process.kill()
 
     assert gone(pid)
+
+
+def test_a_job_of_a_run_that_lost_its_experiment_has_no_time_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What it would save is another run's by now; also where it was saving already."""
+    marker = tmp_path / "stop"
+    monkeypatch.setenv(STOP_VARIABLE, str(marker))
+    marker.write_text(STOP_AT_ONCE)
+    job, lines, reader = start(SAVES)
+    wait_for(lines)
+    job.leave()
+    assert ended(job, reader).exit_code == -signal.SIGKILL
+    assert lines == ["ready"]
+
+    marker.write_text("")
+    job, lines, reader = start(DEAF, grace_seconds=1000.0)
+    wait_for(lines)
+    threading.Timer(0.2, marker.write_text, (STOP_AT_ONCE,)).start()
+    job.leave()
+    assert ended(job, reader).exit_code == -signal.SIGKILL

@@ -1,10 +1,13 @@
 """Whole runs: the real pipeline, kfp.local, locks and signals, around a trainer that only pretends."""
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,7 +64,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
-    """And a second one does nothing again."""
+    """And a second one does nothing again: it needs no kfp to find that out."""
     run = Run(root, "--arms", "random,posthoc")
     code, out, error = run.end()
 
@@ -69,11 +72,15 @@ def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
     assert out.splitlines()[-1] == f"report: {root}/experiments/smoke/report/index.html"
     assert "A fake answer." in out
 
-    again = Run(root, "--arms", "random,posthoc")
-    code, out, _ = again.end()
+    (root.parent / "without" / "kfp").mkdir(parents=True)
+    (root.parent / "without" / "kfp" / "__init__.py").write_text("raise ImportError('kfp was started')")
+    path = os.pathsep.join(map(str, (root.parent / "without", FAKE, REPOSITORY)))
+    code, out, error = Run(root, "--arms", "random,posthoc", PYTHONPATH=path).end()
 
-    assert code == 0
+    assert (code, error) == (0, "")
+    assert "stage pairs: sealed before" in out
     assert "contrastive random-seed0: done before" in out
+    assert "A fake answer." in out
     assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == 1
 
 
@@ -172,3 +179,32 @@ def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
     assert code == 2
     assert f"is being run by process {run.process.pid} " in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_run_whose_lock_another_one_took_ends_without_saving(root: Path):
+    """Somebody deleted its lock, and another run began: exit code 1, and nothing more is written."""
+    folder = root / "experiments" / "smoke"
+    run = Run(root, FAKE_SECONDS="60", FAKE_HEARTBEAT="0.2")
+    trainer = run.wait_for_start()
+    with lock_of_another(folder):
+        code, _, error = run.end()
+
+    assert code == 1
+    assert error.startswith(f"the experiment's lock was lost, so this run and its jobs were ended: {folder} is being run by")
+    assert len(error.splitlines()) == 1
+    assert is_gone(trainer)
+    assert "saved" not in (folder / "random-seed0/contrastive/log.txt").read_text()
+    assert Run(root).end()[0] == 0
+
+
+@contextlib.contextmanager
+def lock_of_another(folder: Path) -> Iterator[None]:
+    """The lock in place of whose it was."""
+    new = folder / "new.lock"
+    with new.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.write('{"pid": 7}')
+        stream.flush()
+        new.rename(folder / "run.lock")
+        yield

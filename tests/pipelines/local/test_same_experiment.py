@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
+from pipelines.planning.runs import read_run
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps import links, planning, staging
 from tests.pipelines.fake_api import FakeApi
@@ -113,4 +114,4 @@ def test_a_form_with_the_request_alone_works_and_a_field_set_to_the_ordinary_def
 
     assert read_json(stored)["recipe"]["base"] == "smoke"
     assert (read_json(other)["recipe"], read_json(other)["seeds"]) == ("demo", ["0"])
-    assert read_json(f"{tmp_path}/kubeflow/runs/two.json") == {"request": other}
+    assert read_run(f"{tmp_path}/kubeflow", "two") == other

@@ -19,6 +19,12 @@ def driver(folder: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int =
     monkeypatch.setenv("PATH", str(program.parent))
 
 
+@pytest.fixture(autouse=True)
+def _asked_anew() -> None:
+    """A process asks its driver once; each test has a driver of its own."""
+    gpus_here.cache_clear()
+
+
 def test_the_gpus_of_this_machine_are_those_of_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     driver(tmp_path, monkeypatch, EIGHT)
 

@@ -8,6 +8,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.jobs import owners
+from pipelines.local import run
 from pipelines.planning import plan
 from pipelines.planning.arms import parse_arms
 from pipelines.profile.profile import PROFILE_VARIABLE
@@ -237,3 +238,26 @@ def test_zero_nodes_in_a_profile_are_refused(tmp_path: Path, capsys: pytest.Capt
 
     assert main(["run", "--dry-run", "--recipe", "smoke", "--profile", str(tmp_path / "profile.yaml")]) == 2
     assert "jobs.nodes must be between 1 and 1024, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("run", "--dry-run"), ("plan",)])
+def test_a_store_that_cannot_be_read_from_here_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+):
+    """What a run would do can be shown without its credentials; what is done of it cannot."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+    assert main([*command, "--root", "s3://bucket/prefix", "--recipe", "smoke"]) == 0
+    assert "note: what is staged and finished is unknown: s3://bucket/prefix: no S3 credentials" in capsys.readouterr().out
+
+
+def test_an_experiment_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is refused and noted is found before anything is shown, and not again."""
+    seen = []
+    check = run.check_experiment
+    monkeypatch.setattr(run, "check_experiment", lambda *given: seen.append(1) or check(*given))
+    monkeypatch.setattr("pipelines.steps.checking.check_experiment", lambda *given: seen.append(2))
+
+    assert main(["run", "--dry-run", "--root", str(tmp_path), "--recipe", "smoke"]) == 0
+    assert seen == [1]

@@ -1,0 +1,93 @@
+"""Whether the report's page says what the experiment holds now, so that a run that finds all done need not write it again.
+
+made.json, beside the page, has the checksum of each file of the report, and one of all that the page was made from: what lies in the
+experiment's folder (by its stamps), the manifests of its data sets, and the code that writes the page.
+"""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.config import canonical_hash
+from trainer.errors import Corrupt, InputError
+from trainer.storage import checked, join, layout, manifest, open_store, read_bytes
+from trainer.storage.documents import checksum, read_document, write_document
+from trainer.storage.manifest import read_manifest, staged_sets
+from trainer.storage.plans import NAME as PLAN
+from trainer.storage.plans import Plan, read_plan
+
+NAME = "made.json"
+FORMAT_VERSION = 1
+FILES = ("index.html", "results.json", "results.csv", "report.md")
+_NOT_READ = ("report/", "requests/", "staging/", PLAN)
+"""Of the experiment's folder, what the page does not read, and plan.json, which is taken by its content."""
+_NOT_READ_NAMES = (layout.LOG, checked.NAME)
+
+
+def inputs_of(experiment_uri: str) -> str:
+    """A hash of all that the page is made from; empty where that cannot be told, and the page has to be made.
+
+    Raises:
+        RunError: the store failed.
+    """
+    try:
+        plan = read_plan(experiment_uri)
+        stamps = list(_stamps(experiment_uri, plan)) if plan is not None else []
+    except (InputError, Corrupt):
+        return ""
+    if plan is None or not all(stamp for _, stamp in stamps):
+        return ""
+    return canonical_hash([checksum(plan), _code(), *stamps])
+
+
+def is_current(experiment_uri: str, inputs: str) -> bool:
+    """Whether the page is whole, and was made from these inputs.
+
+    Raises:
+        InputError: a newer firstsight made it.
+        RunError: the store failed.
+    """
+    folder = layout.report(experiment_uri)
+    try:
+        made = read_document(join(folder, NAME), "a record of the report", FORMAT_VERSION)
+    except Corrupt:
+        return False
+    return bool(inputs) and made is not None and made["inputs"] == inputs and not checked.find_damaged(folder, made["files"])
+
+
+def record(experiment_uri: str, inputs: str) -> None:
+    """Record that the page was made from these inputs."""
+    folder = layout.report(experiment_uri)
+    contents = {name: read_bytes(join(folder, name)) for name in FILES}
+    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "inputs": inputs, "files": files})
+
+
+def _stamps(experiment_uri: str, plan: Plan) -> Iterator[tuple[str, str]]:
+    for info in open_store(experiment_uri).list(experiment_uri):
+        name = info.uri.removeprefix(f"{experiment_uri}/")
+        last = name.rpartition("/")[2]
+        if not (name.startswith(_NOT_READ) or last in _NOT_READ_NAMES or last.endswith(".lock") or "/checkpoints/" in name):
+            yield name, info.stamp
+    for uri in dict.fromkeys(_manifests(plan)):
+        head = open_store(uri).head(uri)
+        yield uri, head.stamp if head is not None else "missing"
+
+
+def _manifests(plan: Plan) -> Iterator[str]:
+    data: list[dict[str, Any]] = [plan["pairs"], plan["triplets"], *plan["sets"]]
+    for part in data:
+        yield join(part["uri"], manifest.NAME)
+    pairs = read_manifest(plan["pairs"]["uri"])
+    for place in staged_sets(plan["pairs"]["uri"], pairs) if pairs is not None else ():
+        yield join(place.uri, manifest.NAME)
+
+
+def _code() -> str:
+    """A hash of the package that writes the page."""
+    spec = importlib.util.find_spec("trainer.report")
+    folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    return canonical_hash([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in files])

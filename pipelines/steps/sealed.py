@@ -1,0 +1,119 @@
+"""What was staged before, and is whole: found without a job, by the step `stage` and by a run that looks whether all is done.
+
+sealed.json, in the folder of the staging jobs, says what was asked for, how its source looked, and which data set came of it. Where
+the same is asked for, the source looks as before and the data set is whole, there is nothing to stage.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.planning.sources import described_sources
+from trainer.config import DataConfig, canonical_hash
+from trainer.errors import Corrupt, InputError
+from trainer.storage import checked, join, open_store
+from trainer.storage.base import exists
+from trainer.storage.documents import read_document, write_document
+from trainer.storage.manifest import Manifest, as_data, require_manifest, staged_sets
+from trainer.storage.plans import read_plan
+
+NAME = "sealed.json"
+FORMAT_VERSION = 1
+
+
+def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataConfig) -> tuple[str, list[str]]:
+    """The data set that an earlier run staged for the same request.
+
+    Args:
+        folder: of the staging jobs.
+        asked: what is to be staged, as a dataclass.
+        sources: what it is made from.
+        pinned: the data set that the experiment's plan names; without a URI it names none.
+
+    Returns:
+        Its URI, empty where it has to be staged (again); and what is damaged, a line each.
+
+    Raises:
+        InputError: a newer firstsight wrote the data set.
+        RunError: the store failed.
+    """
+    uri = join(folder, NAME)
+    try:
+        record = read_document(uri, "a record of staging", FORMAT_VERSION)
+    except Corrupt as error:
+        return "", [f"{error}; looked at the source again"]
+    looks = _looks(sources)
+    if record is None or not looks or (record["asked"], record["source"]) != (_key(asked), looks):
+        return "", []
+    values = {name: record[name] for name in ("uri", "identity", "manifest_sha256")}
+    found = DataConfig(**values, evaluation_sha256=tuple(record["evaluation_sha256"]))
+    damaged = [line for one in dict.fromkeys((found, pinned)) if one.uri for line in find_damage(one)]
+    return ("" if damaged or pinned.uri not in ("", found.uri) else found.uri), damaged
+
+
+def record_sealed(folder: str, asked: Any, sources: tuple[str, ...], data: str) -> None:
+    """Record which data set was staged, unless its sources cannot be looked at without reading them."""
+    looks = _looks(sources)
+    if looks:
+        found = as_data(data)
+        values = {"asked": _key(asked), "source": looks, **dataclasses.asdict(found)}
+        write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, **values})
+
+
+def find_damage(data: DataConfig) -> list[str]:
+    """What of a data set, and of the evaluation sets staged with it, is not as it was sealed: a line each.
+
+    Files that changed since the whole was last hashed are hashed; of a data set that never was (no record of a check lies in its
+    folder) sizes are compared, and its bytes when they are read.
+    """
+    try:
+        manifest = require_manifest(data.uri, data.identity, data.manifest_sha256)
+        parts = staged_sets(data.uri, manifest, data.evaluation_sha256)
+        return [*_files(data.uri, manifest), *(line for part in parts for line in find_damage(part))]
+    except (InputError, Corrupt) as error:
+        return [str(error)]
+
+
+def _files(folder: str, manifest: Manifest) -> Iterator[str]:
+    files = manifest.all_files
+    if exists(join(folder, checked.NAME)):
+        damaged = checked.find_damaged(folder, files)
+    else:
+        sizes = {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info.size for info in open_store(folder).list(folder)}
+        damaged = {
+            name: "missing" if name not in sizes else f"{sizes[name]} bytes, sealed were {sealed['size']}"
+            for name, sealed in files.items()
+            if sizes.get(name) != sealed["size"]
+        }
+    return (f"{join(folder, name)}: {why}" for name, why in damaged.items())
+
+
+def pinned_data(experiment_uri: str, what: str) -> DataConfig:
+    """The data set that the experiment's plan names; without a URI where there is no plan that can be read."""
+    try:
+        plan = read_plan(experiment_uri) or {}
+    except Corrupt:
+        return DataConfig()
+    values = plan.get(what, {})
+    texts = {name: values.get(name, "") for name in ("uri", "identity", "manifest_sha256")}
+    return DataConfig(**texts, evaluation_sha256=tuple(values.get("evaluation_sha256", ())))
+
+
+def _key(asked: Any) -> str:
+    return canonical_hash(dataclasses.asdict(asked))
+
+
+def _looks(sources: tuple[str, ...]) -> str:
+    """Differs whenever what lies at the sources may differ; empty where that cannot be told without reading them."""
+    parts = []
+    for source in sources:
+        for uri in described_sources(source):
+            if uri.startswith(("http://", "https://")):
+                return ""
+            store = open_store(uri)
+            info = store.head(uri) if "/" in uri.removeprefix("s3://").rstrip("/") else None
+            found = list(store.list(uri)) if info is None else [info]
+            if not found or not all(one.stamp for one in found):
+                return ""
+            parts += [[one.uri, one.size, one.stamp] for one in found]
+    return canonical_hash(parts)

@@ -1,0 +1,164 @@
+"""Every object that may lie under a root: who writes it, who reads it, and what happens where it is damaged.
+
+Damage is one of four: the object is missing, cut short, has a flipped bit, or an older version of itself stands in its place. What
+happens then is *healed* (made again or put back by the same command, which says so), *refused* (named, with what to do, because
+nothing intact can give it back) or *harmless* (nothing is decided or computed by it).
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+
+OUTCOMES = ("healed", "refused", "harmless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredKind:
+    """A kind of stored object.
+
+    Attributes:
+        name: for people.
+        pattern: its place below the root; see `_PARTS`.
+        writer: which module writes it.
+        reader: which function reads it and finds the damage; empty where nothing is decided by it.
+        missing: what happens where it is missing: one of OUTCOMES, and how.
+        truncated: where it was cut short.
+        flipped: where a bit was flipped.
+        older: where an older version of it was put in its place.
+    """
+
+    name: str
+    pattern: str
+    writer: str
+    reader: str
+    missing: str
+    truncated: str
+    flipped: str
+    older: str
+
+
+def kind_of(root: str, uri: str) -> StoredKind | None:
+    """Which kind of object lies at `uri`; None where firstsight writes nothing of that name."""
+    name = uri.removeprefix(f"{root.rstrip('/')}/")
+    return next((kind for kind in KINDS if _regex(kind.pattern).fullmatch(name)), None)
+
+
+_PARTS = {
+    "name": r"[^/]+",
+    "number": r"\d+",
+    "rest": r".+",
+    "dataset": r"datasets/[^/]+/[^/]+",
+    "experiment": r"experiments/[^/]+",
+    "stage": r"experiments/[^/]+/(?:towers/[^/]+|[^/]+/(?:contrastive|posthoc))",
+    "job": r"experiments/[^/]+(?:/(?:towers/[^/]+|staging/[^/]+|report|[^/]+/(?:contrastive|posthoc|evaluation)))?",
+}
+"""What the words in braces stand for; of an experiment's folder, `stage` is one that trains, `job` any that a job leaves its log in."""
+
+
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", pattern)
+    return re.compile("".join(_PARTS[part] if number % 2 else re.escape(part) for number, part in enumerate(parts)))
+
+
+def _kind(name: str, pattern: str, writer: str, reader: str, *damage: str) -> StoredKind:
+    """A row; one damage given stands for all four, two for missing and for the three others."""
+    missing, truncated, flipped, older = damage * 4 if len(damage) == 1 else (damage[0], *damage[1:] * 3) if len(damage) == 2 else damage
+    return StoredKind(
+        name=name, pattern=pattern, writer=writer, reader=reader, missing=missing, truncated=truncated, flipped=flipped, older=older
+    )
+
+
+_REMADE = "healed: the stage is made again from its newest intact checkpoint"
+_RECORD = "healed: put back from the copy in final/; where that is damaged too, the stage is made again"
+_RESTAGED = "healed: staged again from its source; refused by name where the source no longer gives the same bytes"
+_PASSED_OVER = "healed: passed over for the one before it, the stage begins again where none is left; its folder may be deleted"
+_SCRATCH = "harmless: nothing reads it once its writer is done"
+_LOG = "harmless: for people only"
+_CHECKED = "healed: the files that it names are hashed again"
+_NEVER = "harmless: written once, so that no older version of it exists"
+
+KINDS: tuple[StoredKind, ...] = (
+    # ------------------------------------------------------------------------------------------------ data sets
+    _kind("data set's manifest", "{dataset}/manifest.json", "trainer.staging.writer", "trainer.storage.manifest.read_manifest",
+          _RESTAGED, _RESTAGED, _RESTAGED, "refused: the experiment names its identity, of format 1 its checksum, and takes no other"),
+    _kind("data set's plan", "{dataset}/plan.json", "trainer.staging.plans", "trainer.staging.plans.read_plan",
+          "healed: planned again from the source while the data set is not sealed; harmless afterwards"),
+    _kind("record of a check", "{dataset}/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged", _CHECKED),
+    _kind("shard", "{dataset}/{name}.tar", "trainer.staging.slices", "trainer.data.shards", _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
+    _kind("index of a shard", "{dataset}/{name}.index", "trainer.staging.slices", "trainer.storage.samples.read_index",
+          _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
+    _kind("record of a slice", "{dataset}/slices/{name}.json", "trainer.staging.slices", "trainer.staging.slices.read_record",
+          "healed: the slice is made again while the data set is not sealed; harmless afterwards"),
+    _kind("rows of a slice", "{dataset}/rows/{name}.parquet", "trainer.staging.remote.rows", "trainer.staging.remote.rows.read_rows",
+          "healed: planned again from the list while the data set is not sealed; harmless afterwards"),
+    _kind("rejected rows", "{dataset}/rejects/{name}.jsonl", "trainer.staging.slices", "", _LOG),
+    _kind("attempt at a slice", "{dataset}/attempts/{rest}", "trainer.staging.slices", "trainer.staging.slices.find_whole",
+          "healed: the slice is made again; what is left of attempts is removed when the data set is sealed"),
+    _kind("shard of an evaluation set", "{dataset}/test/{name}.tar", "trainer.staging.heldout", "trainer.evaluation.read_sets.read_shard",
+          _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
+    _kind("index of an evaluation set's shard", "{dataset}/test/{name}.index", "trainer.staging.heldout",
+          "trainer.storage.samples.read_index", _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
+    _kind("number of an evaluation set's shards", "{dataset}/test/nshards.txt", "trainer.staging.sealed",
+          "trainer.evaluation.read_sets.describe_set", _RESTAGED),
+    _kind("text file of an evaluation set", "{dataset}/{name}.txt", "trainer.staging.sealed", "trainer.evaluation.read_sets.describe_set",
+          _RESTAGED),
+    _kind("source's remembered fingerprint", "datasets/fingerprints/{name}.json", "trainer.staging.sources.listing",
+          "trainer.staging.sources.listing.fingerprint", "healed: the source is hashed again"),
+    # ------------------------------------------------------------------------------------------------ what was asked for
+    _kind("run's record", "runs/{name}.json", "pipelines.planning.runs", "pipelines.planning.runs.read_run",
+          "harmless: the run's last step says that there is nothing to report; a new run of the request reports it",
+          "refused: the run's last step names it; a new run of the request writes one of its own",
+          "refused: the run's last step names it; a new run of the request writes one of its own", _NEVER),
+    _kind("stored request", "{experiment}/requests/{name}.json", "pipelines.planning.request", "pipelines.planning.request.read_request",
+          "healed: the first step of a run that asks for the same writes it anew; a step that meets it refuses it by name"),
+    _kind("experiment's plan", "{experiment}/plan.json", "pipelines.planning.writing", "trainer.storage.plans.read_plan",
+          "healed: planned again from the request; cells of earlier runs are taken from the configurations of their stages"),
+    _kind("lock of an experiment", "{experiment}/{name}.lock", "pipelines.jobs.lock", "pipelines.jobs.lock.exclusive",
+          "healed: a run that finds its lock replaced ends; the next one takes it"),
+    # ------------------------------------------------------------------------------------------------ staging jobs
+    _kind("record of staging", "{experiment}/staging/{name}/sealed.json", "pipelines.steps.sealed", "pipelines.steps.sealed.find_sealed",
+          "healed: the staging job looks at the source again and finds the data set"),
+    _kind("result of a staging job", "{experiment}/staging/{name}/{name}.json", "trainer.__main__", "pipelines.steps.staging.run_staging",
+          "healed: the next staging job writes it anew; a dry run takes the data for unstaged"),
+    _kind("recipe for a staging job", "{experiment}/staging/{name}/{name}.yaml", "pipelines.steps.staging",
+          "trainer.storage.recipes.read_recipe", "healed: written anew before each staging job"),
+    # ------------------------------------------------------------------------------------------------ every job
+    _kind("record of a failure", "{job}/failure.json", "trainer.storage.failures", "trainer.storage.failures.read_failure",
+          "harmless: how the job failed is then unknown, and said to be"),
+    _kind("job's log", "{job}/log.txt", "pipelines.steps.running", "", _LOG),
+    # ------------------------------------------------------------------------------------------------ stages
+    _kind("stage's configuration", "{stage}/config.yaml", "pipelines.planning.writing", "trainer.storage.recipes.read_stage",
+          "healed: planned again, unless what else the folder holds is of another recipe; of a finished stage put back from final/"),
+    _kind("stage's lineage", "{stage}/lineage.json", "trainer.run.records", "trainer.storage.committed.read_beside", _RECORD),
+    _kind("stage's figures by step", "{stage}/progress.jsonl", "trainer.run.metrics", "trainer.storage.committed.read_beside", _RECORD),
+    _kind("stage's placement", "{stage}/placement.json", "trainer.run.placing", "trainer.run.placing.settle",
+          "healed: values are chosen anew: the loss stays the same, the bits may not"),
+    _kind("stage's newest attempt", "{stage}/attempt.json", "trainer.storage.fence", "trainer.storage.fence.read_claim",
+          "healed: claimed anew with a higher number than any seal has; a writer that lived on is fenced off by its token"),
+    _kind("record of a check", "{stage}/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged", _CHECKED),
+    _kind("final model's seal", "{stage}/final/COMMITTED.json", "trainer.storage.committed", "trainer.storage.committed.read_final",
+          _REMADE, _REMADE, _REMADE, _NEVER),
+    _kind("file of a final model", "{stage}/final/{rest}", "trainer.run.checkpoint", "trainer.storage.committed.read_final",
+          _REMADE, _REMADE, _REMADE, _REMADE),
+    _kind("checkpoint's seal", "{stage}/checkpoints/{name}/COMMITTED.json", "trainer.storage.committed", "trainer.run.starting",
+          _PASSED_OVER, _PASSED_OVER, _PASSED_OVER, _NEVER),
+    _kind("file of a checkpoint", "{stage}/checkpoints/{name}/{rest}", "trainer.run.checkpoint", "trainer.run.starting", _PASSED_OVER),
+    # ------------------------------------------------------------------------------------------------ evaluation
+    _kind("evaluation's configuration", "{experiment}/{name}/evaluation/config.yaml", "pipelines.planning.writing",
+          "trainer.storage.recipes.read_config_values", "healed: planned again"),
+    _kind("record of a check", "{experiment}/{name}/evaluation/CHECKED.json", "trainer.storage.checked",
+          "trainer.storage.checked.find_damaged", _CHECKED),
+    _kind("figures", "{experiment}/{name}/evaluation/{name}/{name}.json", "trainer.storage.figures", "trainer.storage.figures.read_figures",
+          "healed: measured again"),
+    _kind("items of figures", "{experiment}/{name}/evaluation/{name}/{name}.items.npz", "trainer.storage.figures",
+          "trainer.storage.arrays.read_arrays", "healed: measured again"),
+    # ------------------------------------------------------------------------------------------------ report
+    _kind("record of the report", "{experiment}/report/made.json", "pipelines.steps.page", "pipelines.steps.page.is_current",
+          "healed: the report is made again"),
+    _kind("record of a check", "{experiment}/report/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged",
+          _CHECKED),
+    _kind("file of the report", "{experiment}/report/{name}", "trainer.report.write", "pipelines.steps.page.is_current",
+          "healed: the report is made again"),
+)  # fmt: skip
+"""The first row whose pattern fits is an object's."""
