@@ -303,12 +303,14 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes
     """(key, members by the index's column) of each sample of one shard, verified by the checksums that make the identity.
 
     Raises:
-        MissingObject: the tar or its index is not there.
-        Corrupt: bytes that are not those that were staged.
+        Corrupt: the tar or its index is not there, or not the one that was staged.
     """
-    index = read_index(folder, shard)
     uri = join(folder, shard.name)
-    data = _read_sealed(uri, shard.sha256)
+    try:
+        index = read_index(folder, shard)
+        data = _read_sealed(uri, shard.sha256)
+    except MissingObject as error:
+        raise Corrupt(f"{error}: the data set is sealed, so it was there: stage it again") from error
     names = [member.lstrip(".") for member in index.members]
     starts, sizes = index.offsets.tolist(), index.sizes.tolist()
     checksums = index.crc32c.tolist()
