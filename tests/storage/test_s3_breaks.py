@@ -176,7 +176,7 @@ def test_flips_on_the_way_up(s3_root: str, s3_server: S3Server, proxy: FaultProx
 def test_a_black_hole_ends_the_request(s3_root: str, s3_server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that never finishes an answer is given up after the patience, in one line."""
     prepare(s3_root, s3_server, monkeypatch)
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "3")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
     for kind in ("get", "missing", "put", "list"):
         work, proxy.applies = KINDS[kind]
         proxy.always = Break("hole", "body", 0.5, status=503)

@@ -129,10 +129,9 @@ def test_streams_are_not_hashed(s3_root: str, proxy: FaultProxy) -> None:
     assert b"".join(new_store(uri).stream(uri)) == flip(DATA)
 
 
-def test_listings_that_contradict_themselves(s3_root: str, proxy: FaultProxy) -> None:
-    """Keys of another folder, sizes that are none, an end that is neither: the page is asked for again."""
-    write_bytes(join(s3_root, "d", "x"), DATA)
-    changes = [
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
         (b"<Size>", b"<Size>-"),
         (b"<Size>", b"<Size>x"),
         (b"IsTruncated>f", b"IsTruncated>g"),
@@ -140,14 +139,25 @@ def test_listings_that_contradict_themselves(s3_root: str, proxy: FaultProxy) ->
         (b"/d/x<", b"/e/x<"),
         (b"<LastModified>2", b"<LastModified>?"),
         (b"<Contents>", b"<Content>"),
-    ]
+        (b"Contents>", b"Contentz>"),
+        (b"d/</Prefix>", b"e/</Prefix>"),
+    ],
+)
+def test_listings_that_contradict_themselves(s3_root: str, proxy: FaultProxy, before: bytes, after: bytes) -> None:
+    """Keys of another folder, sizes that are none, an end that is neither: the page is asked for again."""
+    write_bytes(join(s3_root, "d", "x"), DATA)
+    left = [1, 1]
 
     def harm(method: str, path: str, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
-        return headers, body.replace(*changes.pop()) if "list-type" in path and changes else body
+        if "list-type" in path and left:
+            left.pop()
+            assert before in body
+            return headers, body.replace(before, after)
+        return headers, body
 
     proxy.rewrite = harm
     assert [info.size for info in new_store(s3_root).list(join(s3_root, "d"))] == [len(DATA)]
-    assert changes == []
+    assert left == []
 
 
 class Portal(BaseHTTPRequestHandler):
@@ -215,13 +225,12 @@ def test_what_is_no_store_is_not_believed(portal: str, s3_root: str) -> None:
         lambda store: store.sweep(s3_root),
     ]
     for work in works:
-        with pytest.raises((InputError, RunError)) as raised:
+        with pytest.raises(InputError) as raised:
             work(new_store(uri))
         message = str(raised.value)
         assert portal in message
         assert message.isprintable()
         assert "200" in message
-        assert isinstance(raised.value, InputError) or "which is not XML" in message
 
 
 PASSING_4XX = [

@@ -132,7 +132,7 @@ def error_in(response: BaseHTTPResponse) -> S3Error | None:
     """The error that the body spells out, or None."""
     try:
         element = _parse(response)
-    except Damaged:
+    except (Damaged, Stranger):
         return None
     fields = {_name(part): (part.text or "").strip() for part in element}
     if _name(element) != "Error" or not fields.get("Code"):
@@ -217,8 +217,11 @@ def _error_of_head(key: str | None, response: BaseHTTPResponse) -> S3Error | Non
 
 
 def _parse(response: BaseHTTPResponse) -> ElementTree.Element:
+    data = response.data or b""
+    if not re.match(rb"\s*<(\?xml|[A-Z])", data):
+        raise Stranger(said(response))
     try:
-        return ElementTree.fromstring((response.data or b"").decode())
+        return ElementTree.fromstring(data.decode())
     except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:
         raise Damaged(f"{said(response)}, which is not XML") from error
 
