@@ -259,3 +259,24 @@ def test_copies_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     FileStore().copy(str(tmp_path / "x"), str(tmp_path / "d" / "y"))
     assert read_bytes(str(tmp_path / "d" / "y")) == b"x"
     assert os.listdir(tmp_path / "d") == ["y"]
+
+
+def test_a_partial_file_swept_before_its_lock_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's sweep may come between a file's making and its lock; the write goes on with a new one."""
+    swept: list[str] = []
+
+    class Sweeping:
+        LOCK_EX = 2
+
+        @staticmethod
+        def flock(*_: object) -> None:
+            """Sweep, once."""
+            if not swept:
+                swept.extend(os.listdir(tmp_path))
+                for name in swept:
+                    os.unlink(tmp_path / name)
+
+    monkeypatch.setattr(file, "fcntl", Sweeping)
+    write_bytes(str(tmp_path / "x"), b"x")
+    assert len(swept) == 1
+    assert os.listdir(tmp_path) == ["x"]
