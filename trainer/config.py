@@ -262,10 +262,8 @@ class Placement:
     def __post_init__(self) -> None:
         """Check ranges."""
         _at_least(1, "placement", self, "nodes", "processes_per_node", "keep_last", "log_every_steps")
-        _at_least(
-            0, "placement", self, "threads", "cache_bytes", "checkpoint_every_steps", "checkpoint_every_epochs", "attempt",
-            "max_restarts", "max_nonfinite_steps",
-        )  # fmt: skip
+        _at_least(0, "placement", self, "threads", "cache_bytes", "checkpoint_every_steps", "checkpoint_every_epochs")
+        _at_least(0, "placement", self, "attempt", "max_restarts", "max_nonfinite_steps")
         for name in ("local_batch_size", "loader_workers"):
             value = getattr(self, name)
             require(f"placement.{name}", value, "auto or >= 0", value == "auto" or value >= 0)

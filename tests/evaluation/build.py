@@ -13,7 +13,8 @@ from trainer import lineage
 from trainer.config import EvaluateConfig, ModelConfig, ModelToEvaluate, canonical_hash
 from trainer.configs import dump_yaml
 from trainer.model import towers
-from trainer.staging.writer import COLUMNS, Plan, SliceWriter, gather, seal
+from trainer.staging.plans import Plan
+from trainer.staging.writer import COLUMNS, SliceWriter, gather, seal
 from trainer.storage import join, write_bytes
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.manifest import Manifest

@@ -11,7 +11,9 @@ from PIL import Image
 from trainer.config import Recipe
 from trainer.configs import load_recipe
 from trainer.staging.shards import read_shard
+from trainer.staging.slices import record_name
 from trainer.staging.stage import stage_pairs, stage_triplets
+from trainer.storage import exists, join
 from trainer.storage.manifest import Manifest, require_manifest
 
 
@@ -36,6 +38,11 @@ def photo_folder(folder: Path, count: int = 20, suffix: str = "png") -> Path:
         (folder / f"p{number:03d}.{suffix}").write_bytes(picture(number, kind="JPEG" if suffix == "jpg" else "PNG"))
         (folder / f"p{number:03d}.txt").write_text(f"picture number {number}\nanother caption of {number}\n", encoding="utf-8")
     return folder
+
+
+def slice_done(folder: str, number: int) -> bool:
+    """Whether a slice has its record."""
+    return exists(join(folder, record_name(number)))
 
 
 Samples = dict[str, tuple[bytes, ...]]

@@ -16,11 +16,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from tests.staging.conftest import photo_folder, samples
+from tests.staging.conftest import photo_folder, samples, slice_done
 from trainer.config import Recipe
 from trainer.errors import RunError
+from trainer.staging.plans import Plan, write_plan
 from trainer.staging.rows import Reject
-from trainer.staging.writer import Plan, SliceWriter, gather, seal, slice_done, write_plan
+from trainer.staging.writer import SliceWriter, gather, seal
 from trainer.storage.manifest import Manifest, require_manifest
 from trainer.storage.samples import read_index, read_members
 
@@ -41,8 +42,8 @@ def write_slice(folder: Path, number: int, count: int = 7) -> None:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    """SHA-256 of every file below a folder, but for the note on which of them were checked."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "CHECKED.json"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

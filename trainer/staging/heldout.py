@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainer.staging.plans import Plan, slices_to_make, write_plan
 from trainer.staging.samples import picture_suffix
+from trainer.staging.sealed import layout_files, write_files
 from trainer.staging.shards import read_shard
-from trainer.staging.writer import Account, Plan, SliceWriter, gather, seal, slice_done, write_plan
-from trainer.storage import join, layout, write_bytes
-from trainer.storage.manifest import read_manifest
+from trainer.staging.writer import Account, SliceWriter, gather, seal
+from trainer.storage import join, layout
 
 TEMPLATES = ("{c}", "a photo of {c}", "a picture of {c}")
 
@@ -28,7 +29,7 @@ def stage(
     templates: Sequence[str],
     first_caption_only: bool,
 ) -> list[dict[str, Any]]:
-    """Stage the evaluation sets of a staged, not yet sealed pairs data set.
+    """Stage the evaluation sets of a staged, not yet sealed pairs data set; what is there and whole is left as it is.
 
     Args:
         root: store URI under which datasets/ lies.
@@ -56,22 +57,21 @@ def stage(
         plan = Plan(
             kind="evaluation", name=name, source={**pairs.source, "pairs_plan_id": pairs.plan_id}, options={**pairs.options, **facts},
             shard_samples=pairs.shard_samples, splits=["test"], rows_read=0, columns=task, attribution=pairs.attribution,
+            format_version=pairs.format_version,
         )  # fmt: skip
         target = layout.dataset(root, name, plan.plan_id)
-        sealed = read_manifest(target)
-        if sealed is None:
-            if not slice_done(target, 0):
-                _write(target, plan, pairs_folder, account, list(classes))
-            done = gather(target, plan)
-            _write_layout(target, len(done.shards), facts)
-            sealed = seal(target, plan, done, facts=facts)
+        plan = write_plan(target, plan)
+        for _ in slices_to_make(target, plan):
+            _write(target, plan, pairs_folder, account, list(classes))
+        done = gather(target, plan)
+        files = write_files(target, layout_files(len(done.shards), facts))
+        sealed = seal(target, plan, done, facts=facts, files=files)
         uri = join("datasets", name, plan.plan_id)
         entries.append({"name": name, "task": task, "uri": uri, "identity": sealed.identity})
     return entries
 
 
 def _write(target: str, plan: Plan, pairs_folder: str, account: Account, classes: list[str]) -> None:
-    write_plan(target, plan)
     numbers = {name: number for number, name in enumerate(classes)}
     with SliceWriter(target, plan, 0) as writer:
         for key, image, text, facts in _heldout(pairs_folder, account):
@@ -91,13 +91,3 @@ def _heldout(folder: str, account: Account) -> Iterator[tuple[str, bytes, bytes,
         if shard.split == "test":
             for key, (image, text, facts) in read_shard(folder, shard):
                 yield key, image, text, json.loads(facts)
-
-
-def _write_layout(target: str, num_shards: int, facts: dict[str, Any]) -> None:
-    """The text files by which CLIP_benchmark knows a data set."""
-    write_bytes(join(target, "test", "nshards.txt"), str(num_shards).encode())
-    if facts["task"] == "zeroshot_retrieval":
-        write_bytes(join(target, "dataset_type.txt"), b"retrieval")
-    else:
-        write_bytes(join(target, "classnames.txt"), "\n".join(facts["classnames"]).encode())
-        write_bytes(join(target, "zeroshot_classification_templates.txt"), "\n".join(facts["templates"]).encode())

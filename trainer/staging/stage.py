@@ -19,16 +19,19 @@ from trainer.errors import InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
 from trainer.staging import demo, generate, heldout
+from trainer.staging.plans import Plan, plan_id, slices_to_make, write_plan
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, assign_splits, check_unique, in_order
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
+from trainer.staging.sealed import find_intact
 from trainer.staging.shards import mse_accuracy
+from trainer.staging.slices import tally
 from trainer.staging.sources import bapps, folder, nights, table, tars
 from trainer.staging.sources.listing import Rows, SourceFile, fingerprint, list_source
 from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
-from trainer.staging.writer import Account, Plan, SliceWriter, check_rejects, gather, plan_id, seal, slice_done, tally, write_plan
+from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, seal
 from trainer.storage import join, layout
 from trainer.storage.base import absolute
-from trainer.storage.manifest import Kind, read_manifest
+from trainer.storage.manifest import Kind
 
 DEMO = "demo"
 _SLICE_SHARDS = 16
@@ -67,7 +70,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
     }  # fmt: skip
     name = f"{found.name}-pairs"
     target = layout.dataset(root, name, plan_id(found.fingerprint, options))
-    sealed = read_manifest(target)
+    sealed = find_intact(target)
     if sealed is not None:
         return target, sealed.identity
     with ExitStack() as stack:
@@ -76,7 +79,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         if not any(row.split == "train" for row in rows):
             raise InputError(f"{source}: no picture is left for training: {len(rows)} usable, {len(source_rows.rejects)} rejected")
         plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
-        _write(target, plan, slices, source_rows.rejects, PairMaker(settings.image_policy), "images")
+        plan = _write(target, plan, slices, source_rows.rejects, PairMaker(settings.image_policy), "images")
         account = gather(target, plan)
         _check(target, plan, account, max_reject_fraction)
     classes = sorted({row.label for row in rows if row.label})
@@ -125,7 +128,7 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
         options |= {"flip_judges_too": settings.flip_judges_too, "min_votes": recipe.perceptual.min_votes}
     name = f"{found.name}-triplets"
     target = layout.dataset(root, name, plan_id(found.fingerprint, options))
-    sealed = read_manifest(target)
+    sealed = find_intact(target)
     if sealed is not None:
         return target, sealed.identity
     with ExitStack() as stack:
@@ -134,7 +137,7 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
             raise InputError(f"{found.uri}: no triplet is left: {_causes(source_rows.rejects)}")
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
         make = TripletMaker(settings.triplet_side, settings.flip_judges_too)
-        _write(target, plan, slices, source_rows.rejects, make, "triplets")
+        plan = _write(target, plan, slices, source_rows.rejects, make, "triplets")
         account = gather(target, plan)
         _check(target, plan, account, max_reject_fraction)
     facts = {"splits": _split_sizes(account), "pixel_mse_accuracy": mse_accuracy(target, account.shards)}
@@ -215,24 +218,24 @@ def _plan(
 
 def _write(
     target: str, plan: Plan, slices: list[list[RowT]], rejects: list[Reject], make: Callable[[RowT], Sample | Reject], unit: str
-) -> None:
-    """Make the slices that are not done yet."""
-    write_plan(target, plan, rejects)
+) -> Plan:
+    """Make the slices that are not whole; returns the plan as it was written."""
+    plan = write_plan(target, plan, rejects)
     tokenize = Tokenizer()
-    step, total, done = f"stage {plan.name}", sum(map(len, slices)), 0
-    for number, rows in enumerate(slices):
-        if not slice_done(target, number):
-            with SliceWriter(target, plan, number) as writer:
-                for count, sample in enumerate(_in_threads(make, rows), start=1):
-                    if isinstance(sample, Reject):
-                        writer.reject(sample)
-                    else:
-                        writer.add(sample.key, sample.members, tokenize(sample.captions))
-                    if count % 100 == 0:
-                        check_stop()
-                        progress(step, done + count, total, unit)
-        done += len(rows)
-        progress(step, done, total, unit)
+    step, total = f"stage {plan.name}", sum(map(len, slices))
+    for number in slices_to_make(target, plan):
+        done = sum(map(len, slices[:number]))
+        with SliceWriter(target, plan, number) as writer:
+            for count, sample in enumerate(_in_threads(make, slices[number]), start=1):
+                if isinstance(sample, Reject):
+                    writer.reject(sample)
+                else:
+                    writer.add(sample.key, sample.members, tokenize(sample.captions))
+                if count % 100 == 0:
+                    check_stop()
+                    progress(step, done + count, total, unit)
+    progress(step, total, total, unit)
+    return plan
 
 
 def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -> Iterator[Sample | Reject]:

@@ -1,37 +1,40 @@
 """Slices of shards: plain tar files that `webdataset` reads, each with a sidecar index, and the seal over all of them.
 
 A *slice* is a run of rows of one split that one process makes, alone or as one index of an Indexed Job. It uploads its
-shards, then `slices/slice-<i>.json`, which is what makes it count; `seal` checks that every slice of the plan is
-there and writes the manifest. All bytes are a function of plan and source: killed anywhere and run again, the same comes out.
+shards as an attempt, and the record `slices/slice-<i>.json` makes one attempt count (slices.py); `gather` checks that every slice
+of the plan is whole, and `seal` writes the manifest. All bytes are a function of plan and source: killed anywhere and run again,
+the same comes out.
 
-    plan = Plan(...); write_plan(folder, plan)                    # once
-    with SliceWriter(folder, plan, slice_index) as slice_writer:  # each slice, anywhere; skip it if slice_done(...)
-        slice_writer.add(key, {"image": ("jpg", data), ...}, captions)
-        slice_writer.reject(Reject(...))
-    seal(folder, plan, ...)                                       # once
+    plan = Plan(...); write_plan(folder, plan)                        # once
+    for number in slices_to_make(folder, plan):                       # anywhere, by any number of processes
+        with SliceWriter(folder, plan, number) as slice_writer:
+            slice_writer.add(key, {"image": ("jpg", data), ...}, captions)
+            slice_writer.reject(Reject(...))
+    seal(folder, plan, gather(folder, plan))                          # once
 """
 
+import dataclasses
 import hashlib
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import google_crc32c
 import numpy as np
 
-from trainer.config import canonical_hash
 from trainer.errors import InputError, RunError
+from trainer.staging.plans import Plan, describe
 from trainer.staging.rows import Reject
-from trainer.storage import join, open_store, read_json, write_bytes, write_json
-from trainer.storage.base import MissingObject
+from trainer.staging.slices import Attempt, SliceRecord, encode_rejects, find_sealed, find_whole, record_name, rejects_name, sweep, tally
+from trainer.storage import join, open_store, read_bytes, write_bytes
 from trainer.storage.index import ShardIndex, encode_index, index_checksum
-from trainer.storage.manifest import Kind, Manifest, Shard, write_manifest
+from trainer.storage.manifest import NAME as MANIFEST
+from trainer.storage.manifest import Files, Manifest, Shard, as_format_1, write_manifest
 
-PLAN_VERSION = 1
 COLUMNS: dict[str, tuple[str, ...]] = {
     "pairs": ("image", "txt", "json"),
     "triplets": ("ref.png", "0.png", "1.png", "json"),
@@ -42,90 +45,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """The index columns of each sort of data set. A column is logical: `image` is `.jpg` or `.png` in the tar."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What will be staged: all of it decides the bytes, but for `source["uri"]`, which is for people.
-
-    Attributes:
-        kind: of the data set.
-        name: of the data set.
-        source: {"uri", "fingerprint", …}.
-        options: what is done to the samples.
-        shard_samples: samples a shard.
-        splits: the split of each slice.
-        rows_read: rows of the source, those that became no sample at planning included.
-        lost: rows lost at planning, by cause.
-        bad: those of them that are faults of the data.
-        examples: one of them for each cause.
-        columns: key of COLUMNS.
-        attribution: licence line.
-        judge: of triplets.
-    """
-
-    kind: Kind
-    name: str
-    source: dict[str, Any]
-    options: dict[str, Any]
-    shard_samples: int
-    splits: list[str]
-    rows_read: int
-    columns: str
-    lost: dict[str, int] = field(default_factory=dict)
-    bad: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-    attribution: str = ""
-    judge: str = ""
-
-    @property
-    def plan_id(self) -> str:
-        """Of the data set's folder."""
-        return plan_id(self.source["fingerprint"], self.options)
-
-
-def plan_id(fingerprint: object, options: Mapping[str, Any]) -> str:
-    """Hash over what the source holds and what is done to it, 16 hex digits."""
-    return canonical_hash({"version": PLAN_VERSION, "source": fingerprint, "options": dict(options)})[:16]
-
-
-def write_plan(folder: str, plan: Plan, rejects: Sequence[Reject] = ()) -> None:
-    """Leave plan.json in `folder`, and the rows that were lost at planning in rejects/plan.jsonl."""
-    _write_rejects(folder, "plan", rejects)
-    write_json(join(folder, "plan.json"), {"format_version": PLAN_VERSION, "plan_id": plan.plan_id, **asdict(plan)})
-
-
-def slice_uri(folder: str, slice_index: int) -> str:
-    """The object that says that a slice is done."""
-    return join(folder, "slices", f"slice-{slice_index:05d}.json")
-
-
-def slice_done(folder: str, slice_index: int) -> bool:
-    """Whether this slice was finished before (its record is the last thing that it writes)."""
-    return open_store(folder).head(slice_uri(folder, slice_index)) is not None
-
-
-def tally(rejects: Sequence[Reject]) -> dict[str, Any]:
-    """Rejects counted by cause: all (`lost`), those that are faults (`bad`), and one of each cause (`examples`)."""
-    examples: dict[str, str] = {}
-    for reject in rejects:
-        examples.setdefault(reject.cause, f"{reject.where}: {reject.detail}")
-    lost = Counter(reject.cause for reject in rejects)
-    return {"lost": dict(lost), "bad": dict(Counter(reject.cause for reject in rejects if reject.counts)), "examples": examples}
-
-
-def _write_rejects(folder: str, name: str, rejects: Sequence[Reject]) -> None:
-    if rejects:
-        lines = "".join(json.dumps(asdict(reject), sort_keys=True, ensure_ascii=False) + "\n" for reject in rejects)
-        write_bytes(join(folder, "rejects", f"{name}.jsonl"), lines.encode("utf-8", "backslashreplace"))
-
-
 class SliceWriter:
     """Writes the shards of one slice. Leave the `with` block without an error and the slice is done; else it is not."""
 
     def __init__(self, folder: str, plan: Plan, slice_index: int) -> None:
-        self._folder = folder
         self._plan = plan
         self._slice = slice_index
         self._split = plan.splits[slice_index]
+        self._attempt = Attempt(folder, slice_index)
         self._shards: list[Shard] = []
         self._rejects: list[Reject] = []
         self._open: _OpenShard | None = None
@@ -152,23 +79,38 @@ class SliceWriter:
         """Record a row that does not become a sample."""
         self._rejects.append(reject)
 
-    def adopt(self, shard: Shard) -> None:
-        """Take a whole shard that lies in the folder already, with its index."""
-        self._shards.append(shard)
+    def adopt(self, shard: Shard, folder: str) -> None:
+        """Take a whole shard of another data set, with its index; they must have been checked."""
+        for name in (shard.name, shard.index_name):
+            open_store(folder).copy(join(folder, name), join(self._attempt.folder, name))
+        index = describe(read_bytes(join(folder, shard.index_name)))
+        self._shards.append(dataclasses.replace(shard, index_size=index["size"], index_sha256=index["sha256"]))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Upload the last shard, then the slice's record."""
+        """Upload the last shard and let the attempt count, if no other does."""
+        try:
+            if error is None:
+                self._close_shard()
+                rejects = encode_rejects(self._rejects)
+                if rejects:
+                    write_bytes(join(self._attempt.folder, rejects_name(self._slice)), rejects)
+                record = SliceRecord(
+                    plan_id=self._plan.plan_id, split=self._split, shards=self._shards, **tally(self._rejects),
+                    rejects=describe(rejects) if rejects else {},
+                )  # fmt: skip
+                self._attempt.settle(record)
+        except BaseException:
+            self._give_up()
+            raise
         if error is not None:
-            if self._open is not None:
-                self._open.discard()
-            return
-        self._close_shard()
-        _write_rejects(self._folder, f"slice-{self._slice:05d}", self._rejects)
-        record = {
-            "plan_id": self._plan.plan_id, "split": self._split, "shards": [asdict(shard) for shard in self._shards],
-            **tally(self._rejects),
-        }  # fmt: skip
-        write_json(slice_uri(self._folder, self._slice), record)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Leave nothing; what cannot be removed now is removed when the data set is sealed."""
+        if self._open is not None:
+            self._open.discard()
+        with suppress(InputError, RunError):
+            self._attempt.drop()
 
     def _shard_name(self, number: int) -> str:
         if self._plan.kind == "evaluation":  # CLIP_benchmark's layout; such a set is one slice
@@ -178,7 +120,7 @@ class SliceWriter:
     def _close_shard(self) -> None:
         if self._open is not None:
             try:
-                self._shards.append(self._open.upload(self._folder, self._split))
+                self._shards.append(self._open.upload(self._attempt.folder, self._split))
             finally:
                 self._open.discard()
                 self._open = None
@@ -274,6 +216,7 @@ class Account:
         lost: rows that became none, by cause.
         bad: those of them that are faults of the data.
         examples: one row for each cause.
+        files: the slices' records and rejects.
     """
 
     shards: list[Shard]
@@ -281,29 +224,26 @@ class Account:
     lost: dict[str, int]
     bad: dict[str, int]
     examples: dict[str, str]
+    files: Files
 
 
 def gather(folder: str, plan: Plan) -> Account:
-    """Add up the records of all slices. RunError naming the slices that are not done."""
-    shards: list[Shard] = []
+    """Add up the records of all slices, each of which must be whole. RunError naming those that are not done, or damaged."""
+    records, unfit = find_whole(folder, plan.plan_id, dict(enumerate(plan.splits)))
+    if unfit:
+        named = ", ".join(map(str, list(unfit)[:20]))
+        reasons = "".join(f"; {reason}" for reason in [reason for reason in unfit.values() if reason][:3])
+        raise RunError(f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; run what makes them again")
     lost, bad, examples = Counter(plan.lost), Counter(plan.bad), dict(plan.examples)
-    missing = []
-    for slice_index in range(len(plan.splits)):
-        try:
-            record = read_json(slice_uri(folder, slice_index))
-        except MissingObject:
-            missing.append(slice_index)
-            continue
-        if record["plan_id"] != plan.plan_id:
-            raise RunError(f"{slice_uri(folder, slice_index)}: belongs to plan {record['plan_id']}, not {plan.plan_id}")
-        shards += [Shard(**shard) for shard in record["shards"]]
-        lost.update(record["lost"])
-        bad.update(record["bad"])
-        examples = {**record["examples"], **examples}
-    if missing:
-        raise RunError(f"{folder}: {len(missing)} of {len(plan.splits)} slices are not done: {', '.join(map(str, missing[:20]))}")
+    files: Files = {}
+    for number, record in records.items():
+        lost.update(record.lost)
+        bad.update(record.bad)
+        examples = {**record.examples, **examples}
+        files |= {record_name(number): record.stored, **({rejects_name(number): record.rejects} if record.rejects else {})}
+    shards = [shard for _, record in sorted(records.items()) for shard in record.shards]
     written = sum(shard.num_samples for shard in shards)
-    return Account(shards=shards, written=written, lost=dict(lost), bad=dict(bad), examples=examples)
+    return Account(shards=shards, written=written, lost=dict(lost), bad=dict(bad), examples=examples, files=files)
 
 
 def check_rejects(folder: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:
@@ -325,8 +265,19 @@ def seal(
     *,
     evaluation: Sequence[dict[str, Any]] = (),
     facts: Mapping[str, Any] | None = None,
+    files: Files | None = None,
 ) -> Manifest:
-    """Write the manifest: from now on the data set counts."""
+    """Write the manifest: from now on the data set counts. One that is sealed already keeps its identity, or RunError.
+
+    Args:
+        folder: of the data set.
+        plan: of it.
+        account: of its slices, which are whole.
+        evaluation: evaluation sets staged with it.
+        facts: see Manifest.
+        files: further files that belong to it.
+    """
+    old = plan.format_version == 1
     manifest = Manifest(
         kind=plan.kind,
         name=plan.name,
@@ -334,11 +285,24 @@ def seal(
         source=plan.source,
         options=plan.options,
         rows={"read": plan.rows_read, "written": account.written, "lost": account.lost},
-        shards=account.shards,
+        shards=[Shard(**as_format_1(asdict(shard))) if old else shard for shard in account.shards],
         judge=plan.judge,
         attribution=plan.attribution,
         evaluation=list(evaluation),
         facts=dict(facts or {}),
+        files={} if old else dict(files or {}),
+        account={} if old else account.files,
+        format_version=plan.format_version,
     )
-    write_manifest(folder, manifest)
+    sealed = find_sealed(folder)
+    if sealed is not None and sealed.identity != manifest.identity:
+        raise RunError(
+            f"{join(folder, MANIFEST)}: staged again, the data set is {manifest.identity[:12]}, not the sealed {sealed.identity[:12]}: its "
+            f"source no longer gives the same; delete {folder} to stage it anew, as another data set"
+        )
+    if sealed is not None and old:  # its bytes may be pinned
+        manifest = dataclasses.replace(manifest, source=sealed.source, attribution=sealed.attribution)
+    if manifest != sealed:
+        write_manifest(folder, manifest)
+    sweep(folder, manifest)
     return manifest

@@ -90,9 +90,14 @@ def read_field(uri: str, key: str) -> str:
     return str(value[key])
 
 
+def encode_json(value: object) -> bytes:
+    """`value` as JSON, sorted and indented, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(uri: str, value: object) -> ObjectInfo:
-    """Write `value` as JSON, sorted and indented, so that equal values are equal bytes."""
-    return write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    """Write `value` as JSON (`encode_json`)."""
+    return write_bytes(uri, encode_json(value))
 
 
 def read_versioned(uri: str, what: str, newest: int) -> dict[str, Any] | None:

@@ -54,10 +54,29 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
                     damaged[name] = "its checksum is not the sealed one"
                     continue
             record[name] = entry
+    record = {**{name: entry for name, entry in known.items() if name in found and name not in files}, **record}
     if record != known and any(entry["stamp"] for entry in record.values()):
-        with suppress(InputError, RunError):  # a root that may only be read: it is checked in full each time
-            write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "files": record})
+        _write_record(folder, record)
     return damaged
+
+
+def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
+    """Note what was just written, so that it is not read to be checked.
+
+    Where several do so at the same time, what one of them noted may be lost: it is then checked in full.
+
+    Args:
+        folder: that the seal lies, or will lie, in.
+        written: name relative to the folder -> the stamp that the store gave, and the SHA-256 (hex) of what was written.
+    """
+    entries = {name: {"stamp": stamp, "sha256": sha256} for name, (stamp, sha256) in written.items() if stamp}
+    if entries:
+        _write_record(folder, {**_read_record(folder), **entries})
+
+
+def _write_record(folder: str, files: Mapping[str, Mapping[str, str]]) -> None:
+    with suppress(InputError, RunError):  # a root that may only be read: it is checked in full each time
+        write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "files": files})
 
 
 def file_sha256(uri: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import Corrupt, InputError
-from trainer.storage.base import read_bytes, write_json
+from trainer.storage.base import encode_json, read_bytes, write_bytes
 from trainer.storage.protocol import MissingObject, ObjectInfo
 
 CHECKSUM = "sha256"
@@ -25,9 +25,14 @@ def checksum(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def encode_document(value: Mapping[str, Any]) -> bytes:
+    """`value`, which has its `format_version`, with its checksum, as bytes; equal values are equal bytes."""
+    return encode_json({**value, CHECKSUM: checksum(value)})
+
+
 def write_document(uri: str, value: Mapping[str, Any]) -> ObjectInfo:
     """Write `value`, which has its `format_version`, with its checksum."""
-    return write_json(uri, {**value, CHECKSUM: checksum(value)})
+    return write_bytes(uri, encode_document(value))
 
 
 def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) -> dict[str, Any] | None:

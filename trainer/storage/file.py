@@ -47,11 +47,8 @@ class FileStore:
         path = _path(uri)
         partial = _new_partial(path)
         with _errors(uri):
-            _make_folder(path.parent, uri)
             try:
-                with open(partial, "xb") as file:
-                    with suppress(OSError):  # some network file systems have no locks
-                        fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process; see `sweep`
+                with _open_partial(partial, uri) as file:
                     while piece := stream.read(PIECE_BYTES):
                         file.write(piece)
                     written = file.tell()
@@ -93,23 +90,23 @@ class FileStore:
         partial = _new_partial(target)
         with _errors(target_uri):
             _make_folder(target.parent, target_uri)
-        try:
-            with _errors(source_uri):
-                os.link(source, partial)
-        except (InputError, RunError) as error:
-            if isinstance(error, MissingObject):
-                raise
-            with _errors(source_uri), open(source, "rb") as file:
-                return self.put_stream(target_uri, file, os.fstat(file.fileno()).st_size)
-        with _errors(target_uri):
+        with _errors(source_uri), open(source, "rb") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)  # the link is the same file, so a sweep leaves it alone
             try:
-                with open(partial, "rb") as file:
+                os.link(source, partial)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without links
+                return self.put_stream(target_uri, file, os.fstat(file.fileno()).st_size)
+            with _errors(target_uri):
+                try:
                     os.fsync(file.fileno())
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)  # still there also where both names are links to one file already
-            _sync_folder(target.parent)
-            return _info(target_uri, target.stat())
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)  # still there also where both names are links to one file already
+                _sync_folder(target.parent)
+                return _info(target_uri, target.stat())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
@@ -212,6 +209,24 @@ def _remove_unless_written(partial: Path) -> None:
     with suppress(OSError), open(partial, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         partial.unlink()
+
+
+def _open_partial(partial: Path, uri: str) -> BinaryIO:
+    """Create a partial file and lock it; the kernel lets go of the lock, whatever ends this process (see `sweep`).
+
+    A sweep may come between: it removes the folder while it is empty, or the file before it is locked.
+    """
+    while True:
+        _make_folder(partial.parent, uri)
+        try:
+            file = open(partial, "xb")
+        except FileNotFoundError:
+            continue
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
 
 
 def _make_folder(folder: Path, uri: str) -> None:

@@ -21,8 +21,8 @@ Kind = Literal["pairs", "triplets", "evaluation"]
 _SPLITS = ("train", "val", "test")
 Files = dict[str, dict[str, Any]]
 """Name relative to a folder -> {"size": bytes, "sha256": hex}, as `checked.find_damaged` takes them."""
-_FOR_PEOPLE = ("source", "attribution", "format_version", "pin")  # not part of the identity; the source's fingerprint is in the plan id
-_SINCE_2 = ("index_size", "index_sha256", "files")
+_NO_IDENTITY = ("source", "attribution", "account", "format_version", "pin")  # the source's fingerprint is in the plan id
+_SINCE_2 = ("index_size", "index_sha256", "files", "account")
 _T = TypeVar("_T")
 
 
@@ -81,6 +81,7 @@ class Manifest:
         evaluation: evaluation sets staged with it: [{"name", "task", "uri" (relative to the root), "identity"}].
         facts: of evaluation sets and others: class names, templates, MSE's own 2AFC score …
         files: further files of the data set, such as the text files of an evaluation set; empty in format 1.
+        account: records and rejects of the slices; not part of the identity, which is the same however it was made; empty in format 1.
         format_version: that it has.
         pin: SHA-256 of the file that it was read from, where it is of format 1: what an experiment must pin. Not stored.
     """
@@ -97,6 +98,7 @@ class Manifest:
     evaluation: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     files: Files = field(default_factory=dict)
+    account: Files = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     pin: str = field(default="", compare=False)
 
@@ -105,12 +107,13 @@ class Manifest:
         """SHA-256 over all that a reader acts on; in format 1 over the plan id and every shard's name and checksum."""
         if self.format_version == 1:
             return canonical_hash([self.plan_id, [[shard.name, shard.sha256] for shard in self.shards]])
-        return canonical_hash({key: value for key, value in asdict(self).items() if key not in _FOR_PEOPLE})
+        return canonical_hash({key: value for key, value in asdict(self).items() if key not in _NO_IDENTITY})
 
     @property
     def all_files(self) -> Files:
         """Every file that the manifest has a checksum of."""
-        return {name: sealed for files in (*(shard.files for shard in self.shards), self.files) for name, sealed in files.items()}
+        parts = (*(shard.files for shard in self.shards), self.files, self.account)
+        return {name: sealed for files in parts for name, sealed in files.items()}
 
     def split(self, name: str) -> list[Shard]:
         """The shards of one split, in canonical order."""
@@ -124,7 +127,7 @@ def write_manifest(folder: str, manifest: Manifest) -> None:
     if manifest.format_version > 1:
         write_document(join(folder, NAME), value)
         return
-    del value["files"]
+    del value["files"], value["account"]
     value["shards"] = [as_format_1(shard) for shard in value["shards"]]
     write_json(join(folder, NAME), value)
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.staging.conftest import slice_done
 from tests.staging.remote.sources import LOST, picture, place, serve_yfcc, write_nights, write_rwkv, write_yfcc
 from tests.staging.remote.web import Web, web_server
 from trainer.__main__ import main
 from trainer.staging.remote.fetch import _Pictures
 from trainer.staging.remote.rows import read_plan, read_rows
-from trainer.staging.writer import slice_done
 from trainer.storage import join, open_store, read_bytes, read_json
+from trainer.storage.documents import checksum
 from trainer.storage.manifest import Manifest, require_manifest
 from trainer.storage.samples import read_index, read_members
 
@@ -329,8 +330,9 @@ def test_plan_changed_by_hand(web: Web, tmp_path: Path, capsys: pytest.CaptureFi
     """A plan whose options are not those of its id is refused, and so is one of a newer format."""
     folder = plan_yfcc(capsys, web, tmp_path / "yfcc", str(tmp_path / "root"))
     value = read_json(join(folder, "plan.json"))
-    for change, rule in (({"options": {}}, "changed by hand"), ({"format_version": 99}, "newer than this firstsight")):
-        (Path(folder) / "plan.json").write_text(json.dumps({**value, **change}))
+    newer = {**value, "format_version": 99}
+    for changed, rule in (({**value, "options": {}}, "changed by hand"), (newer, "newer than this firstsight")):
+        (Path(folder) / "plan.json").write_text(json.dumps({**changed, "sha256": checksum(newer) if changed is newer else value["sha256"]}))
         assert main(["stage", "fetch", "--plan", folder]) in (1, 2)
         assert rule in capsys.readouterr().err
 
@@ -357,7 +359,7 @@ def test_memory_is_bounded(web: Web, tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "list.csv").write_text("url,caption\n" + "".join(f"{web.url}/{number}.jpg,picture {number}\n" for number in range(60)))
     arguments = ["--root", str(tmp_path / "root"), "--list", str(tmp_path / "list.csv"), "--recipe", "smoke"]
     folder = run(capsys, "plan", "urls", *arguments)["uri"]
-    first = read_rows(folder, 0)[0].images[0].removeprefix(web.url)
+    first = read_rows(folder, read_plan(folder), 0)[0].images[0].removeprefix(web.url)
 
     def late(count: int) -> tuple[int, dict[str, str], bytes]:
         time.sleep(1.5)

@@ -35,7 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def all_rows(folder: str) -> list[RemoteRow]:
     """The rows of all slices."""
-    return [row for number in range(len(read_plan(folder).splits)) for row in read_rows(folder, number)]
+    return [row for number in range(len(read_plan(folder).splits)) for row in read_rows(folder, read_plan(folder), number)]
 
 
 def yfcc(files: dict[str, str], root: str, which: str = "openai", captions: str = "both") -> list[str]:
@@ -148,7 +148,10 @@ def test_heldout_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "x.csv").write_text("url,caption\n" + "".join(f"http://h/{n}.jpg,caption {n}\n" for n in range(200)))
     folder = plan(capsys, "urls", "--root", str(tmp_path), "--list", str(tmp_path / "x.csv"), "--heldout-fraction", ".25")
     splits = read_plan(folder).splits
-    rows = {split: sum(len(read_rows(folder, number)) for number, s in enumerate(splits) if s == split) for split in ("train", "test")}
+    rows = {
+        split: sum(len(read_rows(folder, read_plan(folder), number)) for number, s in enumerate(splits) if s == split)
+        for split in ("train", "test")
+    }
     assert rows["train"] + rows["test"] == 200
     assert 30 <= rows["test"] <= 70
 
@@ -256,5 +259,5 @@ def test_more_rows_than_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str
     planned = read_plan(folder)
     assert planned.rows_read == rows
     assert len(planned.splits) == -(-rows // (8 * 1024))
-    keys = {row.key for number in range(0, len(planned.splits), 40) for row in read_rows(folder, number)}
+    keys = {row.key for number in range(0, len(planned.splits), 40) for row in read_rows(folder, read_plan(folder), number)}
     assert len(keys) == len(range(0, len(planned.splits), 40)) * 8 * 1024

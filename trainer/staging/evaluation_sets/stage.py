@@ -13,11 +13,13 @@ from trainer.progress import check_stop, progress
 from trainer.staging.evaluation_sets import binary, captions, folders, lists, scenes, tars
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, as_kept
 from trainer.staging.evaluation_sets.prompts import Prompts, choose
+from trainer.staging.plans import Plan, slices_to_make, write_plan
 from trainer.staging.rows import safe_key
+from trainer.staging.sealed import find_intact, layout_files, write_files
 from trainer.staging.sources.listing import fingerprint, list_source
-from trainer.staging.writer import Plan, SliceWriter, gather, seal, write_plan
-from trainer.storage import join, layout, read_text, write_bytes
-from trainer.storage.manifest import Manifest, read_manifest
+from trainer.staging.writer import SliceWriter, gather, seal
+from trainer.storage import layout, read_text
+from trainer.storage.manifest import Manifest
 
 SHARD_SAMPLES = 1024
 CONVERTERS: dict[str, Callable[[Copy], Converted]] = {
@@ -70,7 +72,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         columns="zeroshot_multilabel" if multilabel else facts.task, attribution=f"{facts.title}: {facts.source}; {facts.licence}",
     )  # fmt: skip
     folder = layout.dataset(root, name, plan.plan_id)
-    sealed = read_manifest(folder)
+    sealed = find_intact(folder)
     if sealed is None:
         rows = _select(converted.rows, wanted, only)
         sealed = _write(folder, plan, facts, rows, {**options, "main_metric": facts.metric, "prompts": chosen.origin})
@@ -108,8 +110,16 @@ def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
 
 def _write(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Iterable[Row], said: dict[str, Any]) -> Manifest:
     """Shards, the layout's text files, and the manifest last."""
-    write_plan(folder, plan)
-    num_classes, count = len(said["classnames"]), 0
+    plan = write_plan(folder, plan)
+    for _ in slices_to_make(folder, plan):
+        _write_slice(folder, plan, facts, rows, len(said["classnames"]))
+    account = gather(folder, plan)
+    files = write_files(folder, layout_files(len(account.shards), said, end="\n"))
+    return seal(folder, replace(plan, rows_read=account.written), account, facts=said, files=files)
+
+
+def _write_slice(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Iterable[Row], num_classes: int) -> None:
+    count = 0
     with SliceWriter(folder, plan, 0) as writer:
         for row in rows:
             check_stop()
@@ -120,21 +130,11 @@ def _write(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Iterable[Ro
             count += 1
             if count % 100 == 0:
                 progress(f"stage eval {facts.name}", count, facts.test_size, "images")
-    if not count:
-        raise InputError(f"{plan.source['uri']}: no test pictures of {facts.name} here")
+        if not count:
+            raise InputError(f"{plan.source['uri']}: no test pictures of {facts.name} here")
+    progress(f"stage eval {facts.name}", count, count, "images")
     if count != facts.test_size:
         print(f"{facts.name}: {count} images; the field's usual test split has {facts.test_size}", flush=True)
-    account = gather(folder, plan)
-    write_bytes(join(folder, "test", "nshards.txt"), str(len(account.shards)).encode())
-    if facts.task == "zeroshot_retrieval":
-        write_bytes(join(folder, "dataset_type.txt"), b"retrieval\n")
-    else:
-        if said["multilabel"]:
-            write_bytes(join(folder, "dataset_type.txt"), b"multilabel\n")
-        write_bytes(join(folder, "classnames.txt"), ("\n".join(said["classnames"]) + "\n").encode())
-        write_bytes(join(folder, "zeroshot_classification_templates.txt"), ("\n".join(said["templates"]) + "\n").encode())
-    progress(f"stage eval {facts.name}", count, count, "images")
-    return seal(folder, replace(plan, rows_read=count), account, facts=said)
 
 
 def _answer(facts: EvaluationSetFacts, row: Row, num_classes: int) -> tuple[str, bytes]:

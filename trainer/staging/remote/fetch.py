@@ -17,6 +17,7 @@ from itertools import islice
 
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
+from trainer.staging.plans import Plan, slices_to_make
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
@@ -25,7 +26,7 @@ from trainer.staging.remote.zips import Member, read_range, unpack_member
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.tokens import Tokenizer
-from trainer.staging.writer import Plan, SliceWriter, slice_done
+from trainer.staging.writer import SliceWriter
 from trainer.storage import MissingObject, join, open_store
 
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
@@ -80,7 +81,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[str, int]:
-    """Make every slice whose number is `part` modulo `parts`, but for those that are done.
+    """Make every slice whose number is `part` modulo `parts`, but for those that are done and whole.
 
     Args:
         folder: that `stage plan` printed.
@@ -103,14 +104,12 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
         tokenize = Tokenizer()
         threads = _pool(stack, ThreadPoolExecutor(settings.concurrency))
         makers = _pool(stack, _make_makers(settings.processes))
-        for number in mine:
-            if slice_done(folder, number):
-                continue
+        for number in slices_to_make(folder, plan, mine):
             if copies(plan, number):
                 copy_slice(folder, plan, number)
                 made += 1
                 continue
-            rows = read_rows(folder, number)
+            rows = read_rows(folder, plan, number)
             if plan.options.get("caption_policy") == "tokens":
                 rows = [replace(row, texts=[tokenize.text(list(map(int, (text or "").split()))) for text in row.texts]) for row in rows]
             try:

@@ -18,14 +18,16 @@ from trainer.config import StagingConfig
 from trainer.errors import InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
+from trainer.staging.plans import PLAN_REJECTS, Plan, plan_id, write_plan
 from trainer.staging.remote.inputs import Inputs, run
-from trainer.staging.remote.rows import SCHEMA, write_rows
+from trainer.staging.remote.rows import SCHEMA, is_planned, write_rows
 from trainer.staging.rows import SPLITS, Reject, safe_key
 from trainer.staging.sources.listing import fingerprint
 from trainer.staging.tokens import CONTEXT_LENGTH
-from trainer.staging.writer import Plan, plan_id, write_plan
-from trainer.storage import exists, join, layout, open_store
+from trainer.storage import join, layout, open_store
 from trainer.storage.base import absolute
+from trainer.storage.checked import file_sha256
+from trainer.storage.manifest import Files
 
 SLICE_SHARDS = 8
 """Shards a slice: what one process makes and, when it is killed, makes again."""
@@ -90,14 +92,15 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
             }  # fmt: skip
             found = fingerprint(inputs.files, root)
             folder = layout.dataset(root, f"{table.name}-pairs", plan_id(found, decided))
-            if exists(join(folder, "plan.json")):
+            if is_planned(folder):
                 return folder
             run(database, f"CREATE TABLE source AS {table.query}")
             relative = "source WHERE cause = '' AND NOT starts_with(image, 'http://') AND NOT starts_with(image, 'https://')"
             if not options.images and _count(database, relative):
                 raise InputError(f"--images is needed: {table.uri} names pictures by paths, such as {_first(database, relative)!r}")
-            lost = _find_lost(database, folder, scratch)
-            splits = _write_slices(database, folder, f"plan {table.name}", options.heldout_fraction, SLICE_SHARDS * staging.shard_samples)
+            lost, rejects = _find_lost(database, folder, scratch)
+            slice_rows = SLICE_SHARDS * staging.shard_samples
+            splits, rows = _write_slices(database, folder, f"plan {table.name}", options.heldout_fraction, slice_rows)
             rows_read = _count(database, "source")
             labels = run(database, f"SELECT DISTINCT label FROM kept WHERE label <> '' ORDER BY label LIMIT {_MAX_CLASSES + 1}")
         if not splits:
@@ -108,7 +111,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
         }  # fmt: skip
         plan = Plan(
             kind="pairs", name=f"{table.name}-pairs", source=source, options=decided, shard_samples=staging.shard_samples, splits=splits,
-            rows_read=rows_read, columns="pairs", attribution=table.attribution, **lost,
+            rows_read=rows_read, columns="pairs", attribution=table.attribution, files={**rejects, **rows}, **lost,
         )  # fmt: skip
         write_plan(folder, plan)
         return folder
@@ -130,8 +133,8 @@ def _first(database: duckdb.DuckDBPyConnection, relation: str) -> str:
     return str(run(database, f"SELECT image FROM {relation} ORDER BY position LIMIT 1")[0][0])
 
 
-def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -> dict[str, Any]:
-    """Rows that cannot become samples, listed in rejects/plan.jsonl and counted; of rows with one key, the first stays."""
+def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -> tuple[dict[str, Any], Files]:
+    """Rows that cannot become samples, counted, and their list rejects/plan.jsonl; of rows with one key, the first stays."""
     run(database, "CREATE TABLE twice AS SELECT key FROM source WHERE cause = '' GROUP BY key HAVING count(*) > 1")
     run(
         database,
@@ -148,19 +151,23 @@ def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -
             for row in batch.to_pylist():
                 reject = Reject(f"row {row['position']}", row["cause"], f"{row['key']}: {row['image']}", row["cause"] not in _HARMLESS)
                 file.write(json.dumps(asdict(reject), sort_keys=True).encode() + b"\n")
+    files: Files = {}
     if path.stat().st_size:
-        uri = join(folder, "rejects", "plan.jsonl")
+        uri = join(folder, PLAN_REJECTS)
         with open(path, "rb") as file:
             open_store(uri).put_stream(uri, file, path.stat().st_size)
+        files[PLAN_REJECTS] = {"size": path.stat().st_size, "sha256": file_sha256(str(path))}
     counted = "SELECT cause, count(*), min('row ' || position || ': ' || coalesce(key, '')) FROM lost GROUP BY cause"
     rows = run(database, counted)
     lost = {str(cause): int(count) for cause, count, _ in rows}
     bad = {cause: count for cause, count in lost.items() if cause not in _HARMLESS}
-    return {"lost": lost, "bad": bad, "examples": {str(cause): str(example) for cause, _, example in rows}}
+    return {"lost": lost, "bad": bad, "examples": {str(cause): str(example) for cause, _, example in rows}}, files
 
 
-def _write_slices(database: duckdb.DuckDBPyConnection, folder: str, step: str, heldout_fraction: float, slice_rows: int) -> list[str]:
-    """Permute the rows of each split by a hash of their keys, and write them slice by slice. Returns each slice's split."""
+def _write_slices(
+    database: duckdb.DuckDBPyConnection, folder: str, step: str, heldout_fraction: float, slice_rows: int
+) -> tuple[list[str], Files]:
+    """Permute the rows of each split by a hash of their keys, and write them slice by slice: each slice's split, and the files."""
     run(
         database,
         f"""CREATE TABLE kept AS SELECT *, CASE WHEN md5_number_lower('split ' || key) % 1000000 < {round(heldout_fraction * 1e6)}
@@ -171,17 +178,18 @@ def _write_slices(database: duckdb.DuckDBPyConnection, folder: str, step: str, h
             FROM source SEMI JOIN twice USING (key) WHERE cause = '') WHERE copy = 1)""",
     )
     splits: list[str] = []
+    files: Files = {}
     done, total = 0, _count(database, "kept")
     for split in SPLITS:
         ordered = f"""SELECT key, [image] AS images, texts, label, '' AS facts FROM kept WHERE split = '{split}'
             ORDER BY md5_number_lower('order ' || key), key"""
         for table in _cut(database.sql(ordered).to_arrow_reader(16_384), slice_rows):
-            write_rows(folder, len(splits), _with_safe_keys(table))
+            files |= write_rows(folder, len(splits), _with_safe_keys(table))
             splits.append(split)
             done += table.num_rows
             check_stop()
             progress(step, done, total, "rows")
-    return splits
+    return splits, files
 
 
 def _cut(batches: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.errors import InputError, RunError
-from trainer.staging.writer import PLAN_VERSION, Plan
-from trainer.storage import join, read_bytes, read_json, write_bytes
+from trainer.errors import Corrupt, InputError
+from trainer.staging import plans
+from trainer.staging.plans import Plan, describe
+from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject
+from trainer.storage.checked import find_damaged
+from trainer.storage.manifest import Files
 
 SCHEMA = pa.schema(
     [
@@ -44,16 +48,18 @@ class RemoteRow:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def slice_rows_uri(folder: str, number: int) -> str:
-    """Where the rows of a slice lie."""
-    return join(folder, "rows", f"slice-{number:05d}.parquet")
+def slice_rows_name(number: int) -> str:
+    """Where the rows of a slice lie in the data set's folder."""
+    return f"rows/slice-{number:05d}.parquet"
 
 
-def write_rows(folder: str, number: int, table: pa.Table) -> None:
-    """Write the rows of one slice, a table with SCHEMA."""
+def write_rows(folder: str, number: int, table: pa.Table) -> Files:
+    """Write the rows of one slice, a table with SCHEMA; size and checksum by name, for the plan."""
     stream = io.BytesIO()
     pq.write_table(table.cast(SCHEMA), stream, compression="zstd")
-    write_bytes(slice_rows_uri(folder, number), stream.getvalue())
+    name = slice_rows_name(number)
+    write_bytes(join(folder, name), stream.getvalue())
+    return {name: describe(stream.getvalue())}
 
 
 def as_table(rows: Sequence[RemoteRow]) -> pa.Table:
@@ -71,35 +77,53 @@ def as_table(rows: Sequence[RemoteRow]) -> pa.Table:
     return pa.Table.from_pylist(records, schema=SCHEMA)
 
 
-def read_rows(folder: str, number: int) -> list[RemoteRow]:
-    """The rows of one slice, in the order in which they are staged."""
-    uri = slice_rows_uri(folder, number)
+def read_rows(folder: str, plan: Plan, number: int) -> list[RemoteRow]:
+    """The rows of one slice, in the order in which they are staged; Corrupt where they are missing or damaged."""
+    name = slice_rows_name(number)
+    uri, again = join(folder, name), "run `stage plan` again"
     try:
-        records = pq.read_table(io.BytesIO(read_bytes(uri)), schema=SCHEMA).to_pylist()
+        data = read_bytes(uri)
+        if plan.format_version > 1 and describe(data) != plan.files.get(name):
+            raise Corrupt(f"{uri}: its checksum is not the one that {plans.PLAN} names: {again}")
+        records = pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pylist()
+    except MissingObject as error:
+        raise Corrupt(f"{uri}: missing: {again}") from error
     except pa.ArrowException as error:
-        raise RunError(f"{uri}: not the rows of a slice: {str(error).splitlines()[0]}") from error
+        raise Corrupt(f"{uri}: not the rows of a slice: {str(error).splitlines()[0]}: {again}") from error
     return [RemoteRow(**{**record, "label": record["label"] or "", "facts": json.loads(record["facts"] or "{}")}) for record in records]
 
 
 def read_plan(folder: str) -> Plan:
-    """The plan in `folder`; InputError where there is none or it is of a newer firstsight."""
-    uri = join(folder, "plan.json")
-    try:
-        value = read_json(uri)
-    except MissingObject as error:
-        raise InputError(f"{folder}: no plan here (plan.json is missing): run `stage plan`, and give the folder it prints") from error
-    if not isinstance(value, dict) or not isinstance(value.get("format_version"), int):
-        raise RunError(f"{uri}: not a plan of firstsight: no format_version")
-    if value["format_version"] > PLAN_VERSION:
-        raise InputError(f"{uri}: format {value['format_version']} is newer than this firstsight reads ({PLAN_VERSION})")
-    plan_id = value.pop("plan_id", None)
-    value.pop("format_version")
-    try:
-        plan = Plan(**value)
-    except TypeError as error:
-        raise RunError(f"{uri}: not a plan of firstsight: {error}") from error
-    if plan.plan_id != plan_id:
-        raise RunError(f"{uri}: plan id {plan_id} is not that of its options ({plan.plan_id}): the plan was changed by hand")
+    """The plan in `folder`.
+
+    Raises:
+        InputError: there is none, it is of a newer firstsight, or not of a list.
+        Corrupt: it was damaged or changed by hand.
+    """
+    plan = plans.read_plan(folder)
+    if plan is None:
+        raise InputError(f"{folder}: no plan here ({plans.PLAN} is missing): run `stage plan`, and give the folder it prints")
     if "remote" not in plan.source:
         raise InputError(f"{folder}: planned by `stage {plan.kind}`, which fetches and seals by itself")
     return plan
+
+
+def is_planned(folder: str) -> bool:
+    """Whether a plan lies in `folder` with all its rows, none of it damaged."""
+    try:
+        plan = plans.read_plan(folder)
+    except Corrupt as error:
+        print(f"{error}: planned again", file=sys.stderr)
+        return False
+    if plan is None:
+        return False
+    for name, reason in find_damaged(folder, plan.files).items():
+        print(f"{join(folder, name)}: {reason}: planned again", file=sys.stderr)
+        return False
+    try:
+        for number in range(len(plan.splits)) if plan.format_version == 1 else ():  # it has no checksums
+            read_rows(folder, plan, number)
+    except Corrupt as error:
+        print(error, file=sys.stderr)
+        return False
+    return True

@@ -4,15 +4,19 @@ from collections import Counter
 
 from trainer.errors import InputError, RunError
 from trainer.staging import heldout
+from trainer.staging.plans import Plan
 from trainer.staging.remote.rows import read_plan
+from trainer.staging.sealed import find_intact
 from trainer.staging.shards import mse_accuracy
-from trainer.staging.writer import Account, Plan, check_rejects, gather, seal
+from trainer.staging.writer import Account, check_rejects, gather, seal
 from trainer.storage import join
-from trainer.storage.manifest import read_manifest
 
 
 def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
     """Seal the data set in `folder`; returns the folder and the data set's identity.
+
+    What was sealed and is whole stays as it is. What is damaged is given back from the attempts that lie there, from the test
+    shards (evaluation sets) and from the slices' records (the manifest); slices beyond that are named, for `stage fetch` to make.
 
     Args:
         folder: that `stage plan` printed.
@@ -20,9 +24,9 @@ def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
 
     Raises:
         InputError: too many rows are bad, or none is good.
-        RunError: slices are missing, or rows are not accounted for.
+        RunError: slices are missing or damaged, rows are not accounted for, or the slices are not the sealed ones.
     """
-    sealed = read_manifest(folder)
+    sealed = find_intact(folder)
     if sealed is not None:
         return folder, sealed.identity
     plan = read_plan(folder)

@@ -13,17 +13,19 @@ from pathlib import Path
 from trainer.config import Recipe, canonical_hash
 from trainer.errors import InputError
 from trainer.fields import added_fields
+from trainer.staging.plans import Plan, plan_id, write_plan
 from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
 from trainer.staging.remote.plan import SLICE_SHARDS
-from trainer.staging.remote.rows import RemoteRow, as_table, write_rows
+from trainer.staging.remote.rows import RemoteRow, as_table, is_planned, write_rows
 from trainer.staging.remote.zips import Member, read_directory, read_range, unpack_member
 from trainer.staging.rows import SPLITS, TripletRow, in_order
+from trainer.staging.slices import tally
 from trainer.staging.sources import nights
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.staging.sources.table import read_csv
-from trainer.staging.writer import Plan, plan_id, tally, write_plan
-from trainer.storage import exists, join, layout, read_bytes
+from trainer.storage import join, layout, read_bytes
 from trainer.storage.base import absolute
+from trainer.storage.manifest import Files
 
 _PATHS = ("ref_path", "left_path", "right_path")
 _ATTRIBUTION = "NIGHTS (Fu et al. 2023, DreamSim)"
@@ -54,14 +56,15 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSetti
     held = {"members": canonical_hash(members)} if members else {}
     fingerprint = canonical_hash({"layout": "nights", "table": canonical_hash(table.decode("utf-8", "replace")), **held})
     folder = layout.dataset(root, "nights-triplets", plan_id(fingerprint, options))
-    if exists(join(folder, "plan.json")):
+    if is_planned(folder):
         return folder
     found = _read(source, table, {name: str(place) for name, place in files.items()}, recipe.perceptual.min_votes)
     splits: list[str] = []
+    written: Files = {}
     for split in SPLITS:
         rows = [_remote(row) for row in in_order(row for row in found.rows if row.split == split)]
         for start in range(0, len(rows), SLICE_SHARDS * settings.shard_samples):
-            write_rows(folder, len(splits), as_table(rows[start : start + SLICE_SHARDS * settings.shard_samples]))
+            written |= write_rows(folder, len(splits), as_table(rows[start : start + SLICE_SHARDS * settings.shard_samples]))
             splits.append(split)
     if "train" not in splits:
         raise InputError(f"{source}: no triplet is left for training among {len(found.rows) + len(found.rejects)}")
@@ -69,7 +72,7 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSetti
     planned = Plan(
         kind="triplets", name="nights-triplets", source=origin, options=options, shard_samples=settings.shard_samples, splits=splits,
         rows_read=len(found.rows) + len(found.rejects), columns="triplets", attribution=_ATTRIBUTION, judge=found.judge,
-        **tally(found.rejects),
+        files=written, **tally(found.rejects),
     )  # fmt: skip
     write_plan(folder, planned, found.rejects)
     return folder

@@ -1,0 +1,100 @@
+"""Whether a sealed data set is whole: what staging looks at before it uses one as it is."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.errors import Corrupt, InputError
+from trainer.staging.plans import PLAN, Plan, describe, read_plan
+from trainer.staging.slices import ATTEMPTS, find_whole, sweep
+from trainer.storage import join, open_store, read_text, write_bytes
+from trainer.storage.checked import find_damaged
+from trainer.storage.manifest import NAME, Files, Manifest, read_manifest, staged_sets
+
+
+def find_intact(folder: str, identity: str = "") -> Manifest | None:
+    """The manifest of a data set that is sealed and whole, with the evaluation sets staged with it.
+
+    Returns:
+        None where it is not sealed, and, with a line that says what was found, where something is missing, damaged, or of
+        another identity than the given one. Staging it again then gives back what can be given back.
+
+    Raises:
+        InputError: it was written by a newer format.
+        RunError: the store failed.
+    """
+    try:
+        manifest = read_manifest(folder)
+        damage = _find_damage(folder, manifest) if manifest else {}
+    except Corrupt as error:
+        manifest, damage = None, {NAME: str(error)}
+    if manifest and identity not in ("", manifest.identity):
+        damage = {NAME: f"{join(folder, NAME)}: data set {manifest.identity[:12]}, not {identity[:12]}, which its pairs were sealed with"}
+    if damage:
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
+        print(f"{next(iter(damage.values()))}{more}: staged again, as far as it was damaged", file=sys.stderr)
+        return None
+    if manifest is None or not all(find_intact(place.uri, place.identity) for place in staged_sets(folder, manifest)):
+        return None
+    if open_store(folder).holds(join(folder, ATTEMPTS)):
+        sweep(folder, manifest)
+    return manifest
+
+
+def _find_damage(folder: str, manifest: Manifest) -> dict[str, str]:
+    """Name -> a line on what is wrong with it."""
+    plan = read_plan(folder)
+    if plan is None:
+        return {PLAN: f"{join(folder, PLAN)}: missing"}
+    damaged = find_damaged(folder, {**manifest.all_files, **plan.files})
+    found = {name: f"{join(folder, name)}: {reason}" for name, reason in damaged.items()}
+    return found or (_find_damage_in_format_1(folder, manifest, plan) if manifest.format_version == 1 else {})
+
+
+def _find_damage_in_format_1(folder: str, manifest: Manifest, plan: Plan) -> dict[str, str]:
+    """What the identity of format 1 does not cover, as far as the plan and the slices' records say the same."""
+    whole, unfit = find_whole(folder, plan.plan_id, dict(enumerate(plan.splits)))
+    if unfit:
+        return {str(number): reason for number, reason in unfit.items()}
+    planned = (plan.kind, plan.name, plan.plan_id, plan.options, plan.judge)
+    shards = [shard.name for _, record in sorted(whole.items()) for shard in record.shards]
+    sealed = (manifest.kind, manifest.name, manifest.plan_id, manifest.options, manifest.judge)
+    if planned != sealed or shards != [shard.name for shard in manifest.shards]:
+        return {NAME: f"{join(folder, NAME)}: does not say what {PLAN} and the slices' records say: damaged or changed by hand"}
+    if manifest.kind == "evaluation":
+        for name, data in layout_files(len(shards), manifest.facts).items():
+            if _text(join(folder, name)) != data.decode().strip():
+                return {name: f"{join(folder, name)}: missing, or not what was staged"}
+    return {}
+
+
+def _text(uri: str) -> str:
+    try:
+        return read_text(uri).strip()
+    except InputError:
+        return ""
+
+
+def write_files(folder: str, files: Mapping[str, bytes]) -> Files:
+    """Write further files of a data set; their sizes and checksums, for its manifest."""
+    for name, data in files.items():
+        write_bytes(join(folder, name), data)
+    return {name: describe(data) for name, data in files.items()}
+
+
+def layout_files(num_shards: int, facts: Mapping[str, Any], end: str = "") -> dict[str, bytes]:
+    """The text files by which CLIP_benchmark knows an evaluation set.
+
+    Args:
+        num_shards: of the set.
+        facts: of its manifest: task, class names, templates.
+        end: of each of them but nshards.txt.
+    """
+    texts = {}
+    if facts["task"] == "zeroshot_retrieval":
+        texts["dataset_type.txt"] = "retrieval"
+    else:
+        texts |= {"classnames.txt": "\n".join(facts["classnames"]), "zeroshot_classification_templates.txt": "\n".join(facts["templates"])}
+        if facts.get("multilabel"):
+            texts["dataset_type.txt"] = "multilabel"
+    return {"test/nshards.txt": str(num_shards).encode(), **{name: (text + end).encode() for name, text in texts.items()}}

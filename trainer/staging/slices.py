@@ -1,0 +1,327 @@
+"""Which of several attempts at a slice counts, and whether what it made is whole.
+
+Whoever makes a slice writes below `attempts/<random>/`. Then `slices/slice-<i>.json` is created, which only one can do: it names
+the chosen attempt's shards, index files and rejects by checksum. They are then copied to their published names, by whoever made
+them, or by anyone who finds a record whose objects are missing: the record says what they contain, not where they lie. Losers
+remove their attempts, and sealing removes those of the dead. Nothing is mixed, however many make a slice and wherever one is killed.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trainer.errors import Corrupt, RunError
+from trainer.staging.rows import Reject
+from trainer.storage import MissingObject, join, open_store, read_bytes
+from trainer.storage.checked import file_sha256, find_damaged, remember
+from trainer.storage.documents import CHECKSUM, encode_document, parse_document
+from trainer.storage.manifest import Files, Manifest, Shard, as_format_1, from_json, read_manifest, shard_from_json
+from trainer.storage.samples import read_index
+
+ATTEMPTS = "attempts"
+RECORD_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceRecord:
+    """What a finished slice holds.
+
+    Attributes:
+        plan_id: of the plan it belongs to.
+        split: of all its samples.
+        shards: in order.
+        lost: rows that became no sample, by cause.
+        bad: those of them that are faults of the data.
+        examples: one row for each cause.
+        rejects: size and sha256 of the list of these rows; empty where there are none, and in format 1.
+        format_version: of the record.
+        stored: size and sha256 of the record as it was read.
+    """
+
+    plan_id: str
+    split: str
+    shards: list[Shard]
+    lost: dict[str, int]
+    bad: dict[str, int]
+    examples: dict[str, str]
+    rejects: dict[str, Any]
+    format_version: int = RECORD_VERSION
+    stored: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def files(self, number: int) -> Files:
+        """All that the slice made and the record has a checksum of."""
+        rejects = {rejects_name(number): self.rejects} if self.rejects else {}
+        return {name: sealed for files in (*(shard.files for shard in self.shards), rejects) for name, sealed in files.items()}
+
+
+def record_name(number: int) -> str:
+    """The object that says that a slice is done, relative to the data set's folder."""
+    return f"slices/slice-{number:05d}.json"
+
+
+def rejects_name(number: int) -> str:
+    """The list of a slice's lost rows, relative to the data set's folder."""
+    return f"rejects/slice-{number:05d}.jsonl"
+
+
+def tally(rejects: Sequence[Reject]) -> dict[str, Any]:
+    """Rejects counted by cause: all (`lost`), those that are faults (`bad`), and one of each cause (`examples`)."""
+    examples: dict[str, str] = {}
+    for reject in rejects:
+        examples.setdefault(reject.cause, f"{reject.where}: {reject.detail}")
+    lost = Counter(reject.cause for reject in rejects)
+    return {"lost": dict(lost), "bad": dict(Counter(reject.cause for reject in rejects if reject.counts)), "examples": examples}
+
+
+def encode_rejects(rejects: Sequence[Reject]) -> bytes:
+    """A list of rejects, one a line."""
+    lines = "".join(json.dumps(asdict(reject), sort_keys=True, ensure_ascii=False) + "\n" for reject in rejects)
+    return lines.encode("utf-8", "backslashreplace")
+
+
+def read_rejects(folder: str, number: int, record: SliceRecord) -> list[Reject]:
+    """The rejects of one slice; Corrupt where the list is missing, or not that of the record."""
+    if not record.lost:
+        return []
+    uri = join(folder, rejects_name(number))
+    try:
+        data = read_bytes(uri)
+        rejects = [Reject(**json.loads(line)) for line in data.decode("utf-8", "backslashreplace").split("\n") if line]
+    except (MissingObject, ValueError, TypeError) as error:
+        raise Corrupt(f"{uri}: missing, or not a list of rejects: {error}") from error
+    if record.rejects and hashlib.sha256(data).hexdigest() != record.rejects["sha256"]:
+        raise Corrupt(f"{uri}: its checksum is not the one that {record_name(number)} names")
+    if tally(rejects)["lost"] != record.lost:
+        raise Corrupt(f"{uri}: does not have the rows that {record_name(number)} counts")
+    return rejects
+
+
+def read_record(folder: str, plan_id: str, split: str, number: int) -> SliceRecord | None:
+    """The record of one slice, or None where it is not done. Corrupt where it is damaged, or of another plan."""
+    uri = join(folder, record_name(number))
+    try:
+        data = read_bytes(uri)
+    except MissingObject:
+        return None
+    value = parse_document(_with_version(data), uri, "a slice's record", RECORD_VERSION, checked_from=2)
+    version, shards = value["format_version"], value.get("shards")
+    if not isinstance(shards, list):
+        raise Corrupt(f"{uri}: not a slice's record of firstsight: no list of shards")
+    read = {
+        **value, "shards": [shard_from_json(shard, version, uri) for shard in shards],
+        "stored": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}, **({"rejects": {}} if version == 1 else {}),
+    }  # fmt: skip
+    record = from_json(SliceRecord, read, 2, uri)
+    if (record.plan_id, record.split) != (plan_id, split):
+        raise Corrupt(f"{uri}: belongs to split {record.split} of plan {record.plan_id}, not to {split} of {plan_id}")
+    return record
+
+
+def _with_version(data: bytes) -> bytes:
+    """Records of format 1 said neither their format nor a checksum."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(data)
+        if isinstance(value, dict) and not {"format_version", CHECKSUM} & value.keys():
+            return json.dumps({**value, "format_version": 1}).encode()
+    return data
+
+
+def sealed_shards(manifest: Manifest, number: int) -> list[Shard]:
+    """The shards of one slice of a sealed data set."""
+    return [shard for shard in manifest.shards if manifest.kind == "evaluation" or shard.name.startswith(f"shard-{number:05d}-")]
+
+
+def _are_sealed(shards: Sequence[Shard], number: int, manifest: Manifest) -> bool:
+    """Whether a slice's shards are those that the manifest names, as far as its format says."""
+    sealed = [asdict(shard) for shard in sealed_shards(manifest, number)]
+    found = [asdict(shard) for shard in shards]
+    if manifest.format_version == 1:
+        sealed, found = [as_format_1(shard) for shard in sealed], [as_format_1(shard) for shard in found]
+    return sealed == found
+
+
+def find_sealed(folder: str) -> Manifest | None:
+    """The manifest of a data set, None where there is none that can be read."""
+    try:
+        return read_manifest(folder)
+    except Corrupt:
+        return None
+
+
+def find_whole(folder: str, plan_id: str, splits: Mapping[int, str]) -> tuple[dict[int, SliceRecord], dict[int, str]]:
+    """Look at slices, and publish what the chosen attempts made and nobody published yet.
+
+    Args:
+        folder: of the data set.
+        plan_id: of its plan.
+        splits: number -> split of the slices to look at.
+
+    Returns:
+        Records of those that are whole; of the others why not, empty where a slice was not made yet.
+    """
+    manifest = find_sealed(folder)
+    records: dict[int, SliceRecord] = {}
+    unfit: dict[int, str] = {}
+    for number, split in splits.items():
+        try:
+            record = read_record(folder, plan_id, split, number)
+        except Corrupt as error:
+            unfit[number] = str(error)
+            continue
+        if record is None:
+            unfit[number] = f"{join(folder, record_name(number))}: missing" if manifest else ""
+        elif manifest and not _are_sealed(record.shards, number, manifest):
+            unfit[number] = f"{join(folder, record_name(number))}: not the slice that the manifest names"
+        else:
+            records[number] = record
+    owners = {name: number for number, record in records.items() for name in record.files(number)}
+    files = {name: sealed for number, record in records.items() for name, sealed in record.files(number).items()}
+    damaged = find_damaged(folder, files)
+    if damaged:
+        _publish_found(folder, {name: files[name] for name in damaged})
+        damaged = find_damaged(folder, files)
+    reasons = {owners[name]: f"{join(folder, name)}: {reason}" for name, reason in damaged.items()}
+    for number, record in records.items():
+        reason = reasons.get(number) or _damaged_in_format_1(folder, number, record)
+        if reason:
+            unfit[number] = reason
+    return {number: record for number, record in records.items() if number not in unfit}, dict(sorted(unfit.items()))
+
+
+def _damaged_in_format_1(folder: str, number: int, record: SliceRecord) -> str:
+    """What is wrong with the files that a record of format 1 has no checksum of."""
+    try:
+        for shard in record.shards:
+            if not shard.index_sha256:
+                read_index(folder, shard)
+        if record.format_version == 1:
+            read_rejects(folder, number, record)
+    except (Corrupt, MissingObject) as error:
+        return str(error)
+    return ""
+
+
+def _publish_found(folder: str, files: Files) -> None:
+    """Copy to their published names those of the files that lie in an attempt, of whoever it was: the checksum says which."""
+    store = open_store(folder)
+    prefix = join(folder, ATTEMPTS) + "/"
+    for info in store.list(prefix):
+        name = info.uri.removeprefix(prefix).partition("/")[2]
+        if name in files and info.size == files[name]["size"]:
+            with suppress(MissingObject):  # published and removed by its maker meanwhile
+                if file_sha256(info.uri) == files[name]["sha256"]:
+                    store.copy(info.uri, join(folder, name))
+                    files = {other: sealed for other, sealed in files.items() if other != name}
+
+
+def to_make(folder: str, plan_id: str, splits: Mapping[int, str]) -> Iterator[int]:
+    """The slices that are still to be made, or to be made again, each as late as it can be said."""
+    whole, unfit = find_whole(folder, plan_id, splits)
+    for number in splits:
+        if number in whole:
+            continue
+        if not unfit[number] and open_store(folder).head(join(folder, record_name(number))) is None:
+            yield number
+            continue
+        _, now = find_whole(folder, plan_id, {number: splits[number]})  # somebody else may have made it meanwhile
+        if number in now:
+            print(f"{now[number]}: slice {number} is made again", file=sys.stderr)
+            yield number
+
+
+class Attempt:
+    """One try at a slice, in a folder of its own.
+
+    Attributes:
+        folder: where it is written.
+    """
+
+    def __init__(self, folder: str, number: int) -> None:
+        self._target = folder
+        self._number = number
+        self._store = open_store(folder)
+        self.folder = join(folder, ATTEMPTS, f"slice-{number:05d}-{secrets.token_hex(8)}")
+        before = self._store.head(join(folder, record_name(number)))
+        self._replaces = before.stamp if before else ""
+
+    def drop(self) -> None:
+        """Remove what was written."""
+        for info in self._store.list(self.folder):
+            self._store.delete(info.uri)
+        self._store.sweep(join(self._target, ATTEMPTS))
+
+    def settle(self, record: SliceRecord) -> None:
+        """Publish the attempt where it is the chosen one, else see to it that the chosen one is published; then drop it.
+
+        Raises:
+            RunError: the data set is sealed with other bytes, or those of the chosen attempt are gone.
+        """
+        published: dict[str, str] = {}
+        try:
+            manifest = find_sealed(self._target)
+            fits = manifest is None or _are_sealed(record.shards, self._number, manifest)
+            if fits and self._choose(record):
+                published = self._publish(record)
+        finally:
+            self.drop()
+        if published:
+            now = {name: self._store.head(join(self._target, name)) for name in published}
+            remember(self._target, {name: (info.stamp, published[name]) for name, info in now.items() if info})
+            return
+        _, unfit = find_whole(self._target, record.plan_id, {self._number: record.split})
+        if unfit and fits:
+            raise RunError(f"{unfit[self._number]}: slice {self._number} was changed while it was made; run the same command again")
+        if unfit:
+            raise RunError(
+                f"{unfit[self._number]}; slice {self._number} was made again, but its source no longer gives the sealed bytes: bring the "
+                f"file back from a copy, or delete {self._target} to stage it anew, as another data set"
+            )
+
+    def _choose(self, record: SliceRecord) -> bool:
+        """Make this attempt the one that counts; False where another one is."""
+        uri = join(self._target, record_name(self._number))
+        data = encode_document({key: value for key, value in asdict(record).items() if key != "stored"})
+        if self._find_chosen(record) != record:
+            written = self._store.replace(uri, data, self._replaces) if self._replaces else self._store.create(uri, data)
+            return written and self._find_chosen(record) == record
+        return True
+
+    def _find_chosen(self, record: SliceRecord) -> SliceRecord | None:
+        try:
+            return read_record(self._target, record.plan_id, record.split, self._number)
+        except Corrupt:
+            return None
+
+    def _publish(self, record: SliceRecord) -> dict[str, str]:
+        """Copy all to the published names; the checksum of each, nothing where the attempt was swept by somebody who sealed."""
+        files = record.files(self._number)
+        try:
+            for name in files:
+                self._store.copy(join(self.folder, name), join(self._target, name))
+        except MissingObject:
+            return {}
+        return {name: str(sealed["sha256"]) for name, sealed in files.items()}
+
+
+def sweep(folder: str, manifest: Manifest) -> None:
+    """Remove what attempts left in a sealed data set.
+
+    A living attempt may be among them: it can only lose now, and finds what it wants published.
+    """
+    store = open_store(folder)
+    kept = {*manifest.all_files, *(shard.index_name for shard in manifest.shards)}
+    ours = re.compile(
+        r"attempts/.*|(shard-\d+-\d+|test/\d+)\.(tar|index)" + ("" if manifest.format_version == 1 else r"|rejects/slice-\d+\.jsonl")
+    )
+    for info in store.list(folder):
+        name = info.uri.removeprefix(f"{folder.rstrip('/')}/")
+        if name not in kept and ours.fullmatch(name):
+            store.delete(info.uri)
+    store.sweep(folder)
