@@ -28,6 +28,8 @@ def find_intact(folder: str, identity: str = "") -> Manifest | None:
         damage = _find_damage(folder, manifest) if manifest else {}
     except Corrupt as error:
         manifest, damage = None, {NAME: str(error)}
+    if identity and manifest is None and not damage:
+        damage = {NAME: f"{join(folder, NAME)}: missing"}
     if manifest and identity not in ("", manifest.identity):
         damage = {NAME: f"{join(folder, NAME)}: data set {manifest.identity[:12]}, not {identity[:12]}, which its pairs were sealed with"}
     if damage:

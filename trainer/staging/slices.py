@@ -241,12 +241,14 @@ class Attempt:
 
     Attributes:
         folder: where it is written.
+        may_count: whether a record may name what it made, not all of which is published: it must not be dropped then.
     """
 
     def __init__(self, folder: str, number: int) -> None:
         self._target = folder
         self._number = number
         self._store = open_store(folder)
+        self.may_count = False
         self.folder = join(folder, ATTEMPTS, f"slice-{number:05d}-{secrets.token_hex(8)}")
         before = self._store.head(join(folder, record_name(number)))
         self._replaces = before.stamp if before else ""
@@ -263,14 +265,12 @@ class Attempt:
         Raises:
             RunError: the data set is sealed with other bytes, or those of the chosen attempt are gone.
         """
-        published: dict[str, str] = {}
-        try:
-            manifest = find_sealed(self._target)
-            fits = manifest is None or _are_sealed(record.shards, self._number, manifest)
-            if fits and self._choose(record):
-                published = self._publish(record)
-        finally:
-            self.drop()
+        manifest = find_sealed(self._target)
+        fits = manifest is None or _are_sealed(record.shards, self._number, manifest)
+        self.may_count = fits
+        published = self._publish(record) if fits and self._choose(record) else {}
+        self.may_count = False
+        self.drop()
         if published:
             now = {name: self._store.head(join(self._target, name)) for name in published}
             remember(self._target, {name: (info.stamp, published[name]) for name, info in now.items() if info})

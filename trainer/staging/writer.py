@@ -106,11 +106,12 @@ class SliceWriter:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Leave nothing; what cannot be removed now is removed when the data set is sealed."""
+        """Leave nothing that cannot count; what cannot be removed now is removed when the data set is sealed."""
         if self._open is not None:
             self._open.discard()
-        with suppress(InputError, RunError):
-            self._attempt.drop()
+        if not self._attempt.may_count:
+            with suppress(InputError, RunError):
+                self._attempt.drop()
 
     def _shard_name(self, number: int) -> str:
         if self._plan.kind == "evaluation":  # CLIP_benchmark's layout; such a set is one slice

@@ -12,7 +12,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError
 
 MAGIC = b"FSINDEX\0"
 FORMAT_VERSION = 1
@@ -105,24 +105,24 @@ def decode_index(data: bytes, source: str) -> ShardIndex:
 
     Raises:
         InputError: a newer format.
-        RunError: not an index, cut short, or a flipped byte.
+        Corrupt: not an index, cut short, or a flipped byte.
     """
     if len(data) < _PREFIX.size + 4 or data[:8] != MAGIC:
-        raise RunError(f"{source}: not a shard index (wrong magic)")
+        raise Corrupt(f"{source}: not a shard index (wrong magic)")
     version = _PREFIX.unpack_from(data)[1]
     if version > FORMAT_VERSION:
         raise InputError(f"{source}: index format {version} is newer than this firstsight reads ({FORMAT_VERSION})")
     if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-        raise RunError(f"{source}: checksum of the index is wrong: cut short or changed")
+        raise Corrupt(f"{source}: checksum of the index is wrong: cut short or changed")
     try:
         index = _decode_body(data)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # its checksum is right, so it was written so
-        raise RunError(f"{source}: not an index as docs/FORMAT.md has it: {error}") from error
+        raise Corrupt(f"{source}: not an index as docs/FORMAT.md has it: {error}") from error
     ends = (index.caption_ends, len(index.token_ends)), (index.token_ends, len(index.tokens))
     if any((len(part) and int(part[-1])) != total or (np.diff(part.astype(np.int64)) < 0).any() for part, total in ends):
-        raise RunError(f"{source}: its captions do not add up")
+        raise Corrupt(f"{source}: its captions do not add up")
     if index.num_samples and int((index.offsets + index.sizes).max()) > index.shard_size:
-        raise RunError(f"{source}: a member lies beyond the end of {index.shard} ({index.shard_size} bytes)")
+        raise Corrupt(f"{source}: a member lies beyond the end of {index.shard} ({index.shard_size} bytes)")
     return index
 
 
