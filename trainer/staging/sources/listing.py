@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic
 
 from trainer.config import canonical_hash
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.staging.rows import Reject, RowT
-from trainer.storage import join, open_store, read_json, write_json
-from trainer.storage.base import MissingObject, local_path
+from trainer.storage import join, open_store
+from trainer.storage.base import local_path
+from trainer.storage.documents import read_document, write_document
 
 _ALWAYS_READ_BYTES = 256 << 20
 """A source up to this size is read whole each time: nothing but its bytes decides whether it changed."""
@@ -69,13 +71,15 @@ def fingerprint(files: Sequence[SourceFile], root: str) -> str:
     """
     if sum(file.size for file in files) <= _ALWAYS_READ_BYTES:
         return _content_hash(files)
-    remembered = join(root, "datasets", "fingerprints", f"{canonical_hash([[f.uri, f.size, f.modified] for f in files])[:32]}.json")
-    try:
-        return str(read_json(remembered)["sha256"])
-    except MissingObject:
-        value = _content_hash(files)
-        write_json(remembered, {"sha256": value})
-        return value
+    listing = canonical_hash([[f.uri, f.size, f.modified] for f in files])
+    remembered = join(root, "datasets", "fingerprints", f"{listing[:32]}.json")
+    with suppress(Corrupt):  # then it is read again
+        found = read_document(remembered, "a fingerprint", 1)
+        if found is not None and found.get("listing") == listing:
+            return str(found["fingerprint"])
+    value = _content_hash(files)
+    write_document(remembered, {"format_version": 1, "listing": listing, "fingerprint": value})
+    return value
 
 
 def _content_hash(files: Sequence[SourceFile]) -> str:
