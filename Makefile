@@ -48,6 +48,10 @@ test: $(VENV)/ready ## unit and process tests; no root, no Go, no network
 slow: $(VENV)/ready ## kill campaigns and other long tests
 	$(BIN)/python -m pytest -q $(side_by_side) -m "slow and not gpu and not cluster" $(ARGS)
 
+.PHONY: states-campaign
+states-campaign: $(VENV)/ready ## damage each object of a real experiment in each state, alone and in pairs (ARGS="--store minio"; an hour)
+	$(BIN)/python -m tests.faults.states_campaign $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(VENV)/ready ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)

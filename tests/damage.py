@@ -1,5 +1,6 @@
-"""What may happen to a stored object."""
+"""What may happen to a stored object, on disks and wires and by people's hands."""
 
+import random
 from pathlib import Path
 
 KINDS = ("missing", "truncated", "flipped")
@@ -11,10 +12,18 @@ def flip(data: bytes, bit: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1 << bit % 8]) + data[place + 1 :]
 
 
-def damage(path: Path, kind: str) -> None:
-    """Remove the file, cut it in half, or flip a bit in its middle."""
+def damage(path: Path, kind: str, seed: int | None = None) -> None:
+    """Remove the file, cut it short, or flip one of its bits: in its middle, or where the seed says."""
     data = path.read_bytes()
+    bit = 4 * len(data) if seed is None else random.Random(f"{seed} {path.name}").randrange(8 * len(data) or 1)
     if kind == "missing":
         path.unlink()
-    else:
-        path.write_bytes(data[: len(data) // 2] if kind == "truncated" else flip(data, 4 * len(data)))
+    elif kind == "truncated":
+        path.write_bytes(data[: bit // 8])
+    elif data:
+        path.write_bytes(flip(data, bit))
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file below the folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -67,7 +67,44 @@ class Slow:
     pause_seconds: float
 
 
-Fault = Status | ResetAfter | CutAfter | LoseAnswer | Refuse | Stall | Slow
+@dataclass(frozen=True)
+class Break:
+    """Break the true answer at one byte of one of its regions.
+
+    Attributes:
+        how: "cut" (close), "reset", "flip" (one bit), "delay" (go on after a pause), "hole" (never go on).
+        region: "status" (its line), "headers", or "body"; an answer without a body is broken in its headers.
+        at: where in the region, from 0 to 1.
+        bit: which bit to flip, 0 to 7.
+        status: answer with this status and an S3 error in place of the true answer.
+        code: of that error.
+    """
+
+    how: str
+    region: str
+    at: float
+    bit: int = 0
+    status: int = 0
+    code: str = "SlowDown"
+
+    def find(self, regions: dict[str, bytes]) -> int:
+        """Index of the byte in the whole answer."""
+        region = self.region if regions[self.region] else "headers"
+        begin = {"status": 0, "headers": len(regions["status"]), "body": len(regions["status"]) + len(regions["headers"])}[region]
+        return begin + min(int(self.at * len(regions[region])), len(regions[region]) - 1)
+
+
+@dataclass(frozen=True)
+class FlipSent:
+    """Flip one bit of what the client sends, if it sends a body."""
+
+    at: float
+    bit: int = 0
+
+
+DELAY_SECONDS = 0.3
+
+Fault = Break | FlipSent | Status | ResetAfter | CutAfter | LoseAnswer | Refuse | Stall | Slow
 
 
 @dataclass
@@ -80,6 +117,7 @@ class FaultProxy:
         always: for every request that `applies` once `faults` is empty.
         applies: which requests the faults are for, by method and path with query.
         log: (method, path with query) of every request that came.
+        rewrite: changes headers and body of the true answer to a request, by method and path.
     """
 
     endpoint: str
@@ -87,6 +125,7 @@ class FaultProxy:
     always: Fault | None = None
     applies: Callable[[str, str], bool] = lambda method, path: True
     log: list[tuple[str, str]] = field(default_factory=list)
+    rewrite: Callable[[str, str, dict[str, str], bytes], tuple[dict[str, str], bytes]] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next_fault(self, method: str, path: str) -> Fault | None:
@@ -133,6 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if isinstance(fault, Status):
             return self._answer_status(fault)
+        if isinstance(fault, Break) and fault.status:
+            text = f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
+            text = b"" if self.command == "HEAD" else text
+            return self._break(fault, fault.status, "Injected", [("content-type", "application/xml")], text)
+        if isinstance(fault, FlipSent) and body:
+            body = _flipped(body, min(int(fault.at * len(body)), len(body) - 1), fault.bit)
         connection = http.client.HTTPConnection(self.upstream, timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -152,8 +197,14 @@ class _Handler(BaseHTTPRequestHandler):
             response.read()
             return self._reset()
         data = b"" if self.command == "HEAD" else response.read()
+        headers = response.getheaders()
+        if self.proxy.rewrite:
+            changed, data = self.proxy.rewrite(self.command, self.path, {name.lower(): value for name, value in headers}, data)
+            headers = list(changed.items())
+        if isinstance(fault, Break):
+            return self._break(fault, response.status, response.reason, headers, data)
         self.send_response(response.status)
-        for name, value in response.getheaders():
+        for name, value in headers:
             if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
                 self.send_header(name, value)
         self.send_header("content-length", response.headers.get("content-length", "0") if self.command == "HEAD" else str(len(data)))
@@ -170,6 +221,35 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(fault.pause_seconds)
         else:
             self.wfile.write(data)
+
+    def _break(self, fault: Break, status: int, reason: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Send an answer that is broken at one byte."""
+        sent = [(name, value) for name, value in headers if name.lower() not in ("connection", "transfer-encoding")]
+        if status not in (204, 304) and not any(name.lower() == "content-length" for name, _ in sent):
+            sent.append(("content-length", str(len(body))))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in sent)
+        regions = {
+            "status": f"HTTP/1.1 {status} {reason}\r\n".encode(),
+            "headers": f"{lines}\r\n".encode("latin-1"),
+            "body": body,
+        }
+        raw, place = b"".join(regions.values()), fault.find(regions)
+        if fault.how == "flip":
+            self.wfile.write(_flipped(raw, place, fault.bit))
+            self.close_connection = True  # what the client takes for the end of it may not be the end
+            return
+        self.wfile.write(raw[:place])
+        self.wfile.flush()
+        if fault.how == "reset":
+            return self._reset()
+        if fault.how == "hole":
+            self.connection.settimeout(120)
+            while self.connection.recv(1 << 16):  # until the client gives up
+                pass
+        if fault.how == "delay":
+            time.sleep(DELAY_SECONDS)
+            self.wfile.write(raw[place:])
+        self.close_connection = fault.how != "delay"
 
     def _answer_status(self, fault: Status) -> None:
         body = fault.body or f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
@@ -197,3 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing: the proxy's own log is `FaultProxy.log`."""
+
+
+def _flipped(data: bytes, place: int, bit: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]

@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 
 from trainer.data.machine import raise_descriptor_limit
-from trainer.errors import InputError, Stopped, exit_code
+from trainer.errors import InputError, RunError, Stopped, exit_code
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
 
@@ -116,10 +116,18 @@ def _evaluate(options: argparse.Namespace) -> dict[str, int] | None:
     return None
 
 
-def _report(options: argparse.Namespace) -> dict[str, str]:
+def _report(options: argparse.Namespace) -> None:
     from trainer.report.write import write_report
 
-    return write_report(options.experiment, options.compare)
+    written = write_report(options.experiment, options.compare)
+    print(json.dumps(written, sort_keys=True), flush=True)
+    first, *others = written["damaged"] or [""]
+    for line in others:
+        print(f"report: left out: {line}", file=sys.stderr)
+    if first:
+        more = f" (and {len(others)} more, named above)" if others else ""
+        remedy = "run the experiment again, which makes again what can be made, or delete what is damaged"
+        raise RunError(f"{written['report']}: written without what is damaged: {first}{more}; {remedy}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

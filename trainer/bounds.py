@@ -130,7 +130,7 @@ def depth(value: object) -> int:
     """Levels of lists and mappings inside each other, walked without recursion."""
     deepest, level = 0, [value]
     while level:
-        containers = [part for part in level if isinstance(part, dict | list) and part]
+        containers = [part for part in level if isinstance(part, dict | list)]
         deepest += bool(containers)
         level = [inner for part in containers for inner in (part.values() if isinstance(part, dict) else part)]
     return deepest

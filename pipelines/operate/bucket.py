@@ -16,10 +16,9 @@ from trainer.config import require
 from trainer.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from minio import Minio
     from minio.credentials.providers import StaticProvider
 
-    from trainer.storage.s3_client import S3Settings
+    from trainer.storage.s3_settings import S3Settings
 
 WAIT_SECONDS = 240.0
 """How long a store is waited for that does not answer yet: its image may still be on the way."""
@@ -54,7 +53,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from trainer.storage.retries import Retries
-    from trainer.storage.s3_client import settings_from_environment
+    from trainer.storage.s3_settings import settings_from_environment
 
     require(
         "the bucket's name",
@@ -104,8 +103,10 @@ def ensure_bucket(settings: "S3Settings", bucket: str, *, create: bool) -> None:
     """
     from minio.error import MinioException, S3Error
 
+    from trainer.storage.s3_client import Client
+
     where = f"bucket {bucket} at {settings.endpoint}"
-    client = _client(settings)
+    client = Client(settings)
     try:
         if client.bucket_exists(bucket):
             print(f"{where}: there")
@@ -132,10 +133,10 @@ def ensure_users(settings: "S3Settings", users: Sequence[User]) -> None:
     from minio.error import MinioAdminException
     from minio.minioadmin import MinioAdmin
 
-    from trainer.storage.s3_client import RetryingPool
+    from trainer.storage.s3_client import Connections
 
     parts = urlsplit(settings.endpoint)
-    secure, pool = parts.scheme == "https", RetryingPool(settings)
+    secure, pool = parts.scheme == "https", Connections(settings)
     admin = MinioAdmin(endpoint=parts.netloc, credentials=_keys(settings), region=settings.region, secure=secure, http_client=pool)
     try:
         existing = [name for name in json.loads(admin.user_list()) if name.startswith(USER_PREFIX)]
@@ -164,19 +165,6 @@ def policy(root: str) -> dict[str, Any]:
             {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"], "Condition": below},
         ],
     }
-
-
-def _client(settings: "S3Settings") -> "Minio":
-    from minio import Minio
-
-    from trainer.storage.s3_client import RetryingPool
-
-    parts = urlsplit(settings.endpoint)
-    secure, pool = parts.scheme == "https", RetryingPool(settings)
-    client = Minio(parts.netloc, secure=secure, region=settings.region, credentials=_keys(settings), http_client=pool)
-    if settings.addressing == "path":
-        client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
-    return client
 
 
 def _keys(settings: "S3Settings") -> "StaticProvider":

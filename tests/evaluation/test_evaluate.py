@@ -209,7 +209,7 @@ def test_a_bad_set_does_not_keep_the_others_from_being_measured(root, cell):
     """A missing shard costs its own set; the rest is written, and the job fails by name."""
     next(Path(root, "datasets", "colours").rglob("test/1.tar")).unlink()
 
-    with pytest.raises(InputError, match=r"8 of 10 missing results written; .*test/1\.tar"):
+    with pytest.raises(RunError, match=r"8 of 10 missing results written; .*test/1\.tar"):
         evaluate(cell)
     assert Path(root, "evaluation", "contrastive-final", "triplets-test_2afc.json").exists()
 
@@ -253,7 +253,7 @@ def test_weights_that_are_not_those_of_the_seal_are_refused(root, cell):
     state["logit_scale"] = state["logit_scale"] + 1
     save_file(state, path)
 
-    with pytest.raises(InputError, match=r"6 of 10 missing results written; .*open_clip_model\.safetensors"):
+    with pytest.raises(RunError, match=r"6 of 10 missing results written; .*open_clip_model\.safetensors"):
         evaluate(cell)
     assert Path(root, "evaluation", "perceptual-final", "triplets-test_2afc.json").exists()
 

@@ -123,7 +123,7 @@ def test_a_missing_shard_of_a_staged_set_is_named(root):
     uri, _ = build.classification_set(root)
     Path(uri, "test", "1.tar").unlink()
 
-    with pytest.raises(InputError, match=r"test/1\.tar"):
+    with pytest.raises(Corrupt, match=r"test/1\.tar: .*: stage it again"):
         list(read_set(describe_set(uri)))
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.test_evaluate import make_cell
+from trainer.evaluation import siblings
 from trainer.evaluation.evaluate import evaluate
+from trainer.storage import read_bytes
 
 
 @pytest.fixture
@@ -59,6 +61,14 @@ def test_a_siblings_result_that_does_not_count_is_not_taken(experiment, how):
         path.with_name(path.name.replace(".json", ".items.npz")).unlink()
 
     assert evaluate(config, [f"output={output(folder, 'other', 0)}", "arm=other"]) == {"wanted": 10, "done": 5, "written": 5}
+
+
+def test_items_that_are_damaged_as_they_are_copied_are_not_taken(experiment, monkeypatch):
+    """They are compared with their checksum when they are read, whatever a record says of them."""
+    config, folder = experiment
+    monkeypatch.setattr(siblings, "read_bytes", lambda uri: b"x" + read_bytes(uri)[1:])
+
+    assert evaluate(config, [f"output={output(folder, 'other', 0)}", "arm=other"]) == {"wanted": 10, "done": 0, "written": 10}
 
 
 def test_without_a_plan_everything_is_measured(experiment):

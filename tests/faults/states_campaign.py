@@ -58,7 +58,11 @@ def chosen(made: Experiment, options: argparse.Namespace) -> list[Trial]:
         for trial in trials_of(made, state, name, seed=int(canonical_hash([options.seed, name])[:8], 16), checked=checked)
         if checked or set(trial.damages.values()) == {"flipped"}
     ]
-    singles += [dataclasses.replace(trial, damages=dict.fromkeys(trial.damages, ROTTEN)) for trial in singles if not trial.checked]
+    singles += [
+        dataclasses.replace(trial, damages=dict.fromkeys(trial.damages, ROTTEN))
+        for trial in singles
+        if not trial.checked and not any(name.endswith("CHECKED.json") for name in trial.damages)
+    ]
     pairs = []
     for number in range(options.pairs):
         one, other = draw.sample([trial for trial in singles if ROTTEN not in trial.damages.values()], 2)

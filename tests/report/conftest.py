@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,9 @@ import pytest
 
 from tests.report.fabricate import Fabrication, fabricate
 from trainer.report.write import write_report
-from trainer.storage import join, read_bytes, read_json
+from trainer.storage import join, read_bytes, read_json, write_json
+from trainer.storage.committed import NAME, read_committed
+from trainer.storage.layout import CONFIG
 
 Written = tuple[str, dict[str, Any]]
 
@@ -69,3 +72,16 @@ def fresh(untouched: tuple[Path, Path, str]) -> str:
     shutil.rmtree(place)
     shutil.copytree(copy, place)
     return uri
+
+
+@pytest.fixture
+def older(fresh: str) -> str:
+    """The same as older versions left it: its seals are of format 1, which has no checksums of lineage and course."""
+    for place in Path(fresh).rglob(NAME):
+        seal = read_committed(str(place.parent))
+        assert seal is not None
+        value = {key: part for key, part in asdict(seal).items() if key != "beside"}
+        write_json(str(place), {**value, "format_version": 1})
+    for place in Path(fresh).rglob(CONFIG):
+        place.write_text(place.read_text().partition("\n")[2])
+    return fresh

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from tests.report import shards
 from trainer.arms import registered
 from trainer.config import DataConfig, Recipe, StageConfig, StartConfig, recipe_hash
-from trainer.configs import dump_yaml, load_recipe
-from trainer.storage import join, layout, write_bytes, write_json
+from trainer.configs import load_recipe
+from trainer.storage import join, layout, read_bytes, write_bytes, write_json
 from trainer.storage.committed import Committed, write_committed
+from trainer.storage.figures import untrained_hash, write_figures
 from trainer.storage.manifest import Manifest, write_manifest
+from trainer.storage.recipes import write_config_file
 
 CHANCE = 0.125
 CLASSES = 8
@@ -177,7 +179,7 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
 def write_stage(config: StageConfig, steps: int, generator: np.random.Generator) -> None:
     """A finished stage: config.yaml, lineage.json, progress.jsonl and the seal."""
     digest, own = weights_of(config), recipe_hash(config)
-    write_bytes(join(config.output, "config.yaml"), dump_yaml(config).encode())
+    write_config_file(layout.config(config.output), config)
     lines = _progress(config, steps, generator)
     write_bytes(join(config.output, "progress.jsonl"), ("\n".join(lines) + "\n").encode())
     tower = config.stage == "perceptual"
@@ -215,8 +217,21 @@ def write_stage(config: StageConfig, steps: int, generator: np.random.Generator)
         "seconds": facts["seconds"],
     }
     write_json(join(config.output, "lineage.json"), lineage)
-    files = {"vision.safetensors" if tower else "open_clip_model.safetensors": {"size": 10, "sha256": digest}}
-    write_committed(layout.final(config.output), Committed(recipe_hash=own, attempt=0, step=steps, files=files, facts=facts))
+    weights = join(layout.final(config.output), "vision.safetensors" if tower else "open_clip_model.safetensors")
+    write_bytes(weights, digest.encode())
+    records = {name: read_bytes(join(config.output, name)) for name in (layout.LINEAGE, layout.PROGRESS)}
+    write_config_file(layout.config(layout.final(config.output)), config)
+    for name, data in records.items():
+        write_bytes(join(layout.final(config.output), name), data)
+    beside = {name: sealed(data) for name, data in records.items()}
+    files = {weights.rpartition("/")[2]: sealed(digest.encode())}
+    seal = Committed(recipe_hash=own, attempt=0, step=steps, files=files, facts=facts, beside=beside)
+    write_committed(layout.final(config.output), seal)
+
+
+def sealed(data: bytes) -> dict[str, Any]:
+    """What a seal says of a file."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _progress(config: StageConfig, steps: int, generator: np.random.Generator) -> list[str]:
@@ -269,7 +284,7 @@ def evaluate(
         "seed": seed,
         "stage": stage,
         "step": "final" if when == "final" else int(when),
-        "recipe_hash": recipe_hash(config) if config else "none",
+        "recipe_hash": recipe_hash(config) if config else untrained_hash(load_recipe("smoke").model, seed),
         "weights_sha256": weights_of(config) if config else "",
         "judge": "",
         "attribution": "",
@@ -333,7 +348,6 @@ def write_result(
     """One evaluation's two files."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **items)
-    write_bytes(join(folder, f"{name}_{task}.items.npz"), buffer.getvalue())
     figures = {
         "dataset": name,
         "model": "m",
@@ -343,7 +357,7 @@ def write_result(
         "language": "en",
         "firstsight": dict(block),
     }
-    write_json(join(folder, f"{name}_{task}.json"), figures)
+    write_figures(join(folder, f"{name}_{task}.json"), figures, buffer.getvalue())
 
 
 def _retrieval(level: float, keys: list[str], generator: np.random.Generator) -> tuple[dict[str, float | None], dict[str, NDArray[Any]]]:

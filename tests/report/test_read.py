@@ -1,5 +1,4 @@
 import html
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,12 @@ import pytest
 from tests.report.conftest import page_after
 from tests.report.fabricate import Fabrication, fabricate
 from trainer.config import recipe_fields
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.report.read import read_experiment
 from trainer.report.results import build
 from trainer.storage import read_json, write_json
 from trainer.storage.base import local_path
+from trainer.storage.figures import items_uri, read_figures, write_figures
 from trainer.storage.recipes import read_stage
 
 CATEGORIES = "demo-categories_zeroshot_classification.json"
@@ -35,6 +35,15 @@ def change(file: Path, **changes: Any) -> None:
             place = place[key]
         place[last] = new
     write_json(str(file), value)
+
+
+def change_figures(file: Path, **changes: Any) -> None:
+    """The same of figures, with the checksums that the change would have if it had been measured."""
+    value = read_figures(str(file))
+    for name, new in changes.items():
+        outer, _, inner = name.partition("__")
+        (value[outer] if inner else value)[inner or outer] = new
+    write_figures(str(file), value, Path(items_uri(str(file))).read_bytes())
 
 
 def excluded(uri: str) -> str:
@@ -62,7 +71,7 @@ def test_a_name_that_lies_is_corrected(fresh: str) -> None:
     plan["cells"][0]["arm"] = "wonder"
     write_json(fresh + "/plan.json", plan)
     for file in path(fresh, "random-seed0", "evaluation").rglob("*.json"):
-        change(file, firstsight__arm="wonder")
+        change_figures(file, firstsight__arm="wonder")
     experiment = read_experiment(fresh)
     assert experiment.arms == ["random", "perceptual"]
     assert "by its configuration it is 'random'" in experiment.excluded[0]["why"]
@@ -77,7 +86,7 @@ def test_no_plan_is_refused(tmp_path: Path) -> None:
 def test_a_torn_plan_is_refused(fresh: str) -> None:
     """Half a plan is no plan."""
     path(fresh, "plan.json").write_text('{"format_version": 1, "exp')
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(Corrupt, match="not JSON"):
         read_experiment(fresh)
 
 
@@ -98,8 +107,8 @@ def test_a_plan_of_format_1_reads_the_same(fresh: str) -> None:
 
 def test_a_plan_of_a_newer_version_is_refused(fresh: str) -> None:
     """Nothing in it is guessed."""
-    change(path(fresh, "plan.json"), format_version=4)
-    with pytest.raises(InputError, match=r"plan\.json: format 4 is newer than this firstsight reads"):
+    change(path(fresh, "plan.json"), format_version=9)
+    with pytest.raises(InputError, match=r"plan\.json: format 9 is newer than this firstsight reads"):
         read_experiment(fresh)
 
 
@@ -120,7 +129,7 @@ def test_an_unfinished_cell_is_missing_by_its_failure(fresh: str) -> None:
         fresh + "/perceptual-seed0/contrastive/failure.json", {"time": 1, "stage": "contrastive", "exit_code": 1, "line": "disk full"}
     )
     experiment = read_experiment(fresh)
-    assert experiment.missing == [{"cell": "perceptual-seed0", "why": "contrastive failed: disk full"}]
+    assert experiment.missing == [{"cell": "perceptual-seed0", "why": "contrastive failed: disk full", "damaged": False}]
     assert experiment.failures[0]["exit_code"] == 1
 
 
@@ -138,13 +147,13 @@ def test_other_training_data_are_refused(fresh: str) -> None:
     assert "the plan says ffffffffffff: refused" in missing(fresh)["random-seed0"]
 
 
-def test_a_changed_configuration_is_refused(fresh: str) -> None:
+def test_a_changed_configuration_is_refused(older: str) -> None:
     """config.yaml must hash to what lineage and seal say; the lineage's recipe names the key."""
-    file = path(fresh, "random-seed0", "contrastive", "config.yaml")
-    change(path(fresh, "random-seed0", "contrastive", "lineage.json"), recipe=recipe_fields(read_stage(str(file))))
+    file = path(older, "random-seed0", "contrastive", "config.yaml")
+    change(path(older, "random-seed0", "contrastive", "lineage.json"), recipe=recipe_fields(read_stage(str(file))))
     file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
     line = "the plan says another recipe than config.yaml: contrastive.optimizer.learning_rate: 0.001 -> 0.002: refused"
-    assert line in missing(fresh)["random-seed0"]
+    assert line in missing(older)["random-seed0"]
 
 
 @pytest.mark.parametrize(
@@ -156,10 +165,10 @@ def test_a_broken_configuration_is_refused(fresh: str, text: str, words: str) ->
     assert words in missing(fresh)["random-seed0"]
 
 
-def test_other_weights_than_the_lineages_are_refused(fresh: str) -> None:
+def test_other_weights_than_the_lineages_are_refused(older: str) -> None:
     """The sealed weights must be those that lineage.json names."""
-    change(path(fresh, "random-seed0", "contrastive", "lineage.json"), weights_sha256="0" * 64, vision_sha256="0" * 64)
-    assert "not those that its lineage names" in missing(fresh)["random-seed0"]
+    change(path(older, "random-seed0", "contrastive", "lineage.json"), weights_sha256="0" * 64, vision_sha256="0" * 64)
+    assert "not those that its lineage names" in missing(older)["random-seed0"]
 
 
 @pytest.mark.parametrize(
@@ -178,14 +187,10 @@ def test_other_weights_than_the_lineages_are_refused(fresh: str) -> None:
 def test_a_result_that_does_not_belong_is_left_out_by_name(fresh: str, changes: dict[str, Any], words: str) -> None:
     """Another model, data set, version or cell, or a NaN: excluded, and the endpoint lacks this cell."""
     file = path(fresh, "random-seed0", "evaluation", "contrastive-final", CATEGORIES)
-    value = json.loads(file.read_text())
-    for name, new in changes.items():
-        outer, _, inner = name.partition("__")
-        if inner:
-            value[outer][inner] = new
-        else:
-            value[outer] = new
-    file.write_text(json.dumps(value))
+    if changes == {"firstsight": None}:
+        change(file, **changes)
+    else:
+        change_figures(file, **changes)
     assert words in excluded(fresh)
     results, _ = build(read_experiment(fresh), [])
     assert "main_zero_shot" not in {row["endpoint"] for row in results["contrasts"]}
@@ -215,6 +220,7 @@ def test_items_that_cannot_be_paired_cost_the_interval_only(fresh: str, how: str
         else:
             arrays["correct"] = np.full(len(arrays["correct"]), np.nan)
         np.savez_compressed(file, **arrays)
+        change_figures(file.with_name(CATEGORIES))
     experiment = read_experiment(fresh)
     results, _ = build(experiment, [])
     row = next(row for row in results["contrasts"] if row["endpoint"] == "main_zero_shot")
@@ -234,13 +240,13 @@ def test_unequal_seeds_are_paired_where_they_are_equal(tmp_path: Path) -> None:
     assert [row["cell"] for row in results["missing"]] == ["random-seed1"]
 
 
-def test_progress_keeps_the_last_line_of_a_step(fresh: str) -> None:
-    """A resumed run repeats steps, and a killed one leaves half a line."""
-    file = path(fresh, "random-seed0", "contrastive", "progress.jsonl")
-    file.write_text('{"step": 1, "loss": 9}\n{"step": 2, "loss": 8}\n{"step": 1, "loss": 7}\n{"step": 3, "lo')
-    cell = read_experiment(fresh).cell("random", 0)
+def test_the_course_keeps_the_last_line_of_a_step(older: str) -> None:
+    """A resumed run repeats steps."""
+    file = path(older, "random-seed0", "contrastive", "progress.jsonl")
+    file.write_text('{"step": 1, "loss": 9}\n{"step": 2, "loss": 8}\n{"step": 1, "loss": 7}\n{"step": 100, "loss": 5}\n')
+    cell = read_experiment(older).cell("random", 0)
     assert cell is not None
-    assert [(p["step"], p["loss"]) for p in cell.stages["contrastive"].progress] == [(1, 7), (2, 8)]
+    assert [(p["step"], p["loss"]) for p in cell.stages["contrastive"].progress] == [(1, 7), (2, 8), (100, 5)]
 
 
 def test_an_arm_of_a_newer_version_keeps_its_name(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_all_sections_fit_the_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format_version": 2}, "not allowed"),
+        ({"format_version": 3}, "not allowed"),
         ({"surprise": 1}, "not in the schema"),
         ({"limits": "none"}, "is not"),
         ({"scores": [{}]}, "missing"),

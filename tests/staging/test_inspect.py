@@ -48,7 +48,8 @@ def test_triplets_are_shown_with_their_votes(tmp_path: Path, smoke: Recipe, caps
 def test_a_stage_is_shown_by_its_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """First and last of each figure, and that it is not finished."""
     lines = [{"time": 1.0, "step": 10, "loss": 4.5}, {"time": 2.0, "step": 20, "loss": 3.25, "val_2afc": 0.7}]
-    (tmp_path / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    damaged = b'{"step": \xff}\n[1]\n"step"\n{"step":'  # passed over
+    (tmp_path / "progress.jsonl").write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + damaged)
     inspect(str(tmp_path), "")
     shown = capsys.readouterr().out
     assert "4.5" in shown

@@ -14,7 +14,10 @@ from tests.staging.conftest import facts, photo_folder, picture, samples
 from trainer.config import Recipe
 from trainer.errors import InputError
 from trainer.staging.sources import listing
+<<<<<<< HEAD
 from trainer.staging.sources.listing import fingerprint, list_source
+=======
+>>>>>>> main
 from trainer.staging.stage import stage_pairs
 from trainer.storage import write_bytes
 from trainer.storage.manifest import Manifest
@@ -246,3 +249,21 @@ def test_a_source_and_a_root_on_s3(tmp_path: Path, s3_root: str, smoke: Recipe) 
     _, on_s3 = stage_pairs(root=f"{s3_root}/root", source=f"{s3_root}/photos", recipe=smoke, max_reject_fraction=0.01)
     _, on_disk = stage_pairs(root=str(tmp_path / "root"), source=str(local), recipe=smoke, max_reject_fraction=0.01)
     assert on_s3 == on_disk
+
+
+def test_a_remembered_fingerprint_is_read_again_where_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large source is read once; what was noted of it is believed only whole, and of this very listing."""
+    monkeypatch.setattr("trainer.staging.sources.listing._ALWAYS_READ_BYTES", 0)
+    reads: list[str] = []
+    original = listing._file_hash
+    monkeypatch.setattr(listing, "_file_hash", lambda file: reads.append(file.name) or original(file))
+    files = listing.list_source(str(photo_folder(tmp_path / "photos", 2)))
+    first = listing.fingerprint(files, str(tmp_path))
+    assert listing.fingerprint(files, str(tmp_path)) == first
+    assert len(reads) == len(files)
+    (note,) = (tmp_path / "datasets" / "fingerprints").iterdir()
+    whole = note.read_bytes()
+    for damaged in (whole.replace(first[:8].encode(), b"00000000"), whole[:20], b'{"sha256": "0"}', b"[]"):
+        note.write_bytes(damaged)
+        assert listing.fingerprint(files, str(tmp_path)) == first
+        assert note.read_bytes() == whole

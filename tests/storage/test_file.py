@@ -5,13 +5,16 @@ import io
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from trainer.errors import InputError, RunError
-from trainer.storage import join, open_store, read_bytes, write_bytes
+from trainer.storage import file, join, open_store, read_bytes, write_bytes, writers
 from trainer.storage.base import absolute, local_path
+from trainer.storage.file import FileStore
 
 
 def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
@@ -147,3 +150,133 @@ def test_join() -> None:
     """One slash between parts, none at the end."""
     assert join("s3://b/", "/x/", "y/") == "s3://b/x/y"
     assert join("runs", "x") == "runs/x"
+
+
+class NoLocks:
+    """Stands for the module `fcntl` on a file system that has no locks."""
+
+    LOCK_EX, LOCK_NB = 2, 4
+
+    @staticmethod
+    def flock(*_: object) -> None:
+        """Not here."""
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_writers_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system has no locks, objects are created once all the same, and nothing stays beside them."""
+    monkeypatch.setattr(file, "fcntl", NoLocks)
+    uri, wins, barrier = str(tmp_path / "d" / "x"), [], threading.Barrier(8)
+
+    def create(number: int) -> None:
+        barrier.wait(60)
+        if FileStore().create(uri, str(number).encode()):
+            wins.append(str(number).encode())
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [read_bytes(uri)] == wins
+    assert os.listdir(tmp_path / "d") == ["x"]
+
+
+def test_a_lock_by_existence_that_was_left_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that was killed with it, after a minute."""
+    monkeypatch.setattr(file, "fcntl", NoLocks)
+    left = tmp_path / ".x.lock-1.partial"
+    left.write_bytes(b"")
+    os.utime(left, (1, 1))
+    assert FileStore().create(str(tmp_path / "x"), b"1")
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_living_writers_are_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool) -> None:
+    """Neither this process's, nor with locks that hold nowhere another machine's that wrote a moment ago; the dead's are."""
+    if not locks:
+        monkeypatch.setattr(file, "fcntl", NoLocks)
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    own = writers.mark()
+    boot, namespace, _, begun = own.split("-")
+    child.wait()
+    names = {
+        f".x.write-{own}-0000.partial": False,
+        f".x.write-{boot}-{namespace}-{child.pid}-{begun}-0000.partial": True,
+        f".x.write-{boot}-{namespace}-{os.getpid()}-1-0000.partial": True,  # this number was another process's
+        f".x.write-00000000-{namespace}-1-1-0000.partial": False,
+        f".y.write-00000000-{namespace}-1-1-0000.partial": True,  # silent for an hour, see below
+        f".x.write-{boot}-00000000-1-1-0000.partial": locks,  # another container of this machine: its lock is gone
+        ".x.999-dead.partial": locks,  # of an older firstsight
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+        if name.startswith(".y"):
+            os.utime(tmp_path / name, (time.time() - 2 * 3600,) * 2)
+    FileStore().sweep(str(tmp_path))
+    assert {name: not (tmp_path / name).exists() for name in names} == names
+
+
+def test_a_swept_folder_is_made_again(tmp_path: Path) -> None:
+    """Writers and sweepers of one folder at once: each write arrives."""
+    root, ends = str(tmp_path / "a" / "b"), threading.Event()
+
+    def sweep() -> None:
+        while not ends.is_set():
+            FileStore().sweep(str(tmp_path / "a"))
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for number in range(200):
+            uri = join(root, str(number), "x")
+            write_bytes(uri, b"x")
+            assert FileStore().create(join(root, str(number), "y"), b"y")
+            FileStore().delete(uri)
+            FileStore().delete(join(root, str(number), "y"))
+    finally:
+        ends.set()
+        sweeper.join()
+
+
+def test_long_names(tmp_path: Path) -> None:
+    """A name as long as the file system takes, in letters of several bytes, is written like any other."""
+    uri = str(tmp_path / ("日" * 85))
+    write_bytes(uri, b"x")
+    assert not FileStore().create(uri, b"y")
+    assert os.listdir(tmp_path) == ["日" * 85]
+
+
+def test_copies_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without hard links, or another one, gets the bytes."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_bytes(str(tmp_path / "x"), b"x")
+    FileStore().copy(str(tmp_path / "x"), str(tmp_path / "d" / "y"))
+    assert read_bytes(str(tmp_path / "d" / "y")) == b"x"
+    assert os.listdir(tmp_path / "d") == ["y"]
+
+
+def test_a_partial_file_swept_before_its_lock_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's sweep may come between a file's making and its lock; the write goes on with a new one."""
+    swept: list[str] = []
+
+    class Sweeping:
+        LOCK_EX = 2
+
+        @staticmethod
+        def flock(*_: object) -> None:
+            """Sweep, once."""
+            if not swept:
+                swept.extend(os.listdir(tmp_path))
+                for name in swept:
+                    os.unlink(tmp_path / name)
+
+    monkeypatch.setattr(file, "fcntl", Sweeping)
+    write_bytes(str(tmp_path / "x"), b"x")
+    assert len(swept) == 1
+    assert os.listdir(tmp_path) == ["x"]

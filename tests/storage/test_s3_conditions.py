@@ -1,29 +1,30 @@
 """Creating and replacing objects on a server that takes conditions of writes for granted: claims decide instead."""
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from minio import Minio
 
 from tests.servers import S3Server
 from trainer.errors import RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage import s3_conditions as conditions
 from trainer.storage.s3 import S3Store
-from trainer.storage.s3_client import settings_from_environment
+from trainer.storage.s3_client import Client
+from trainer.storage.s3_settings import settings_from_environment
+from trainer.storage.writers import beside_all
 
 
 @pytest.fixture
 def unconditional(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The root of a store whose server answers 200 whatever the condition: it never sees one."""
-    put = Minio._put_object
+    put = Client.put
 
-    def without(self: Minio, bucket: str, key: str, data: bytes, headers: dict[str, Any] | None = None, **rest: Any) -> Any:
-        kept = {name: value for name, value in (headers or {}).items() if name not in ("If-Match", "If-None-Match")}
-        return put(self, bucket, key, data, kept, **rest)
+    def without(self: Client, bucket: str, key: str, data: bytes, headers: Mapping[str, str] | None = None, md5: str = "") -> Any:
+        return put(self, bucket, key, data, {name: value for name, value in (headers or {}).items() if not name.startswith("If-")}, md5)
 
-    monkeypatch.setattr(Minio, "_put_object", without)
+    monkeypatch.setattr(Client, "put", without)
     return s3_root
 
 
@@ -63,11 +64,11 @@ def test_claim_of_a_killed_writer_is_passed_over(unconditional: str, monkeypatch
     """A claim that nobody took back counts until it is old by the server's clock, then no longer."""
     uri, store = join(unconditional, "d", "x"), new_store(unconditional)
     _, _, bucket, key = uri.split("/", 3)
-    store._client._put_object(bucket, conditions.beside(key, "claim"), b"")
+    store._client.put(bucket, f"{beside_all(key, 'claim')}00000000-00000000-1-1-0000.partial", b"")
     monkeypatch.setattr(conditions, "SETTLE_SECONDS", 0.2)
     monkeypatch.setattr(conditions, "STALE_SECONDS", 1.0)
-    ahead = 0.0
-    monkeypatch.setattr(store, "_now", lambda: S3Store._now(store) - 3600 + ahead)
+    client, ahead, now = store._client, 0.0, Client.now
+    monkeypatch.setattr(client, "now", lambda: now(client) - 3600 + ahead)
     with pytest.raises(RunError, match="x: other writers kept it claimed"):
         store.create(uri, b"1")
     ahead = 3600.0
@@ -89,13 +90,13 @@ def test_conditions_are_asked_for_once(s3_root: str, s3_server: S3Server) -> Non
 def test_lost_answer_to_a_conditional_write(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write whose answer got lost, so that its next try is refused on its own object, is recognised."""
     uri, store = join(s3_root, "x"), new_store(s3_root)
-    put = Minio._put_object
+    put = Client.put
 
-    def twice(self: Minio, *arguments: Any, **rest: Any) -> Any:
+    def twice(self: Client, *arguments: Any, **rest: Any) -> Any:
         put(self, *arguments, **rest)
         return put(self, *arguments, **rest)
 
     assert store.create(join(s3_root, "first"), b"1")  # which asks for conditions, too
-    monkeypatch.setattr(Minio, "_put_object", twice)
+    monkeypatch.setattr(Client, "put", lambda self, bucket, key, *rest: (twice if key.endswith("/x") else put)(self, bucket, key, *rest))
     assert store.create(uri, b"1")
     assert not store.create(uri, b"1")

@@ -183,19 +183,19 @@ def test_outage_that_ends(s3_root: str, s3_server: S3Server, proxy: FaultProxy) 
         (Status(403, "SignatureDoesNotMatch"), "SignatureDoesNotMatch.*check the credentials"),
         (Status(400, "AuthorizationHeaderMalformed"), "check AWS_REGION"),
         (Status(301, "PermanentRedirect", headers=(("location", "file:///etc/passwd"),)), "check AWS_REGION"),
-        (Status(404, body=b"<html>not found</html>", headers=(("content-type", "text/html"),)), "no S3 store"),
-        (Status(200, body=b"<html>welcome</html>", headers=(("content-type", "text/html"),)), "no S3 store|cut short"),
+        (Status(404, body=b"<html>not found</html>", headers=(("content-type", "text/html"),)), "not an S3 store"),
+        (Status(200, body=b"<html>welcome</html>", headers=(("content-type", "text/html"),)), "not an S3 store"),
         (Status(501, "NotImplemented"), "NotImplemented"),
     ],
 )
 def test_what_waiting_cannot_mend(s3_root: str, proxy: FaultProxy, fault: Fault, rule: str) -> None:
-    """A refusal is said at once: one request, one line."""
+    """A refusal is said at once, in one line; what no store says is asked once more, since one flipped bit may be the cause."""
     uri = join(s3_root, "x")
     proxy.always = fault
     with pytest.raises((InputError, RunError), match=rule) as raised:
         open_store(uri).get_range(uri, 0, 1000)
     assert str(raised.value).startswith(f"{uri}: ")
-    assert len(proxy.log) == 1
+    assert len(proxy.log) <= (2 if "S3" in rule else 1)
 
 
 def test_wrong_key(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_nobody_listens(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("AWS_ENDPOINT_URL", "http://no-such-host.invalid:1", "no such host"),
         ("AWS_ENDPOINT_URL", "127.0.0.1:9000", r"must be http\(s\)://host"),
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000/minio", r"must be http\(s\)://host"),
-        ("FIRSTSIGHT_S3_CA", "/nowhere/ca.pem", "/nowhere/ca.pem, which is no file"),
+        ("FIRSTSIGHT_S3_CA", "/nowhere/ca.pem", "/nowhere/ca.pem, which is not a file"),
         ("FIRSTSIGHT_S3_ADDRESSING", "host", "must be path or virtual"),
         ("FIRSTSIGHT_S3_RETRY_SECONDS", "soon", "must be seconds"),
     ],

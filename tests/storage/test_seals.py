@@ -51,9 +51,12 @@ OTHER = {
 @pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Manifest)])
 def test_identity_is_all_that_is_acted_on(name: str) -> None:
     """Every field but those for people; a field that nobody thought of fails here."""
-    if name in ("source", "attribution", "format_version", "pin"):
+    if name in ("source", "attribution", "account", "format_version", "pin"):
         assert name not in OTHER
-        assert make_manifest(source={"uri": "elsewhere"}, attribution="CC", pin="p").identity == make_manifest().identity
+        assert (
+            make_manifest(source={"uri": "elsewhere"}, attribution="CC", pin="p", account=OTHER["files"]).identity
+            == make_manifest().identity
+        )
     else:
         assert make_manifest(**{name: OTHER[name]}).identity != make_manifest().identity
 

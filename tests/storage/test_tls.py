@@ -36,7 +36,7 @@ def test_other_host_name(minio_root: str, minio_server: S3Server, monkeypatch: p
 def test_plain_http_to_a_tls_port(minio_root: str, minio_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """http:// to a server that speaks TLS is named as a wrong endpoint."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", minio_server.endpoint.replace("https://", "http://"))
-    with pytest.raises(InputError, match="no S3 store"):
+    with pytest.raises(InputError, match="not an S3 store"):
         read_bytes(join(minio_root, "x"))
 
 

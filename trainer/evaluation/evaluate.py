@@ -40,8 +40,8 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
 
     Raises:
         InputError: a model that is not finished or is another than planned, an unusable set (the others were measured).
-        RunError: a model whose features are no numbers, a store that stayed down (what could be measured was), or,
-            while watching, a stage that failed.
+        RunError: a model that is damaged or whose features are no numbers, a store that stayed down (what could be measured was),
+            or, while watching, a stage that failed.
     """
     config = _read(config_uri, overrides)
     written = 0

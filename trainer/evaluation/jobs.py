@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.config import EvaluateConfig, ModelToEvaluate, StartConfig, canonical_hash, recipe_fields
+from trainer.config import EvaluateConfig, ModelToEvaluate, StartConfig
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.read_sets import TWO_AFC, EvaluationSet, describe_set
 from trainer.evaluation.results import Wanted, version
 from trainer.storage import join, layout, open_store
 from trainer.storage.committed import Committed, read_committed
+from trainer.storage.figures import untrained_hash
 from trainer.storage.manifest import Manifest, require_manifest, staged_sets
 from trainer.storage.recipes import what_differs
 
@@ -76,8 +77,7 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
         Corrupt: the final model's seal is damaged.
     """
     if asked.stage == "untrained":
-        own = canonical_hash({"untrained": recipe_fields(config.model), "seed": config.seed})
-        return [ModelAt(stage=asked.stage, when="final", recipe_hash=own)]
+        return [ModelAt(stage=asked.stage, when="final", recipe_hash=untrained_hash(config.model, config.seed))]
     found = [_at_checkpoint(asked, step, seal) for step, seal in _checkpoints(asked, config.evaluation.every_epochs)]
     folder = layout.final(asked.uri)
     try:

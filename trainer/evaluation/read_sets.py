@@ -303,9 +303,9 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes
     """(key, members by the index's column) of each sample of one shard, verified by the checksums that make the identity.
 
     Raises:
-        MissingObject: the tar or its index is not there.
-        Corrupt: bytes that are not those that were staged.
+        Corrupt: the tar or its index is not there, or not the one that was staged.
     """
+<<<<<<< HEAD
     try:
         index = read_index(folder, shard)
         uri = join(folder, shard.name)
@@ -321,3 +321,19 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes
     except Corrupt:
         forget(folder, shard.name, shard.index_name)
         raise
+=======
+    uri = join(folder, shard.name)
+    try:
+        index = read_index(folder, shard)
+        data = _read_sealed(uri, shard.sha256)
+    except MissingObject as error:
+        raise Corrupt(f"{error}: the data set is sealed, so it was there: stage it again") from error
+    names = [member.lstrip(".") for member in index.members]
+    starts, sizes = index.offsets.tolist(), index.sizes.tolist()
+    checksums = index.crc32c.tolist()
+    for row, key in enumerate(index.keys):
+        members = {name: data[starts[row][m] : starts[row][m] + sizes[row][m]] for m, name in enumerate(names)}
+        if [google_crc32c.value(member) for member in members.values()] != checksums[row]:
+            raise Corrupt(f"{uri}: sample {key!r}: its index does not fit it")
+        yield key, members
+>>>>>>> main

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer.arms import BASELINE
-from trainer.errors import InputError
+from trainer.errors import InputError, RunError
 from trainer.report import items as per_item
 from trainer.report.experiment import Experiment, Result
 from trainer.report.statistics import Interval, Items, bootstrap, holm, paired_t, percentile_interval, sign_test
@@ -93,8 +93,9 @@ class Scores:
             read: Items | None = None
             try:
                 read = per_item.read_items(result, test_set.metric)
-            except InputError as error:
-                self.experiment.exclude(result.items_uri, str(error).removeprefix(f"{result.items_uri}: "))
+            except (InputError, RunError) as error:
+                why = f"{str(error).removeprefix(f'{result.items_uri}: ')}; differences on this set have no interval over items"
+                self.experiment.exclude(result.items_uri, why, damaged=isinstance(error, RunError))
             self._items[result.items_uri, test_set.metric] = read
         return self._items[result.items_uri, test_set.metric]
 

@@ -1,5 +1,6 @@
 """How training went and what it cost: curves, throughput, 2AFC from stage to stage, figures through time, efficiency."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
@@ -184,7 +185,7 @@ def _median(run: StageRun, name: str) -> float | None:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and value == value
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _first(*values: float | None) -> float | None:

@@ -96,9 +96,9 @@ class Experiment:
         pairs: manifest of the pairs, or None where it is gone.
         triplets: manifest of the triplets, or None.
         evaluation_sets: dataset name -> (folder, manifest) of the sets staged with the pairs.
-        missing: [{"cell", "why"}] of planned cells that have no comparable model.
-        excluded: [{"what", "why"}] of single files left out.
-        failures: [{"cell", "stage", "line", "exit_code", "time"}] that no later attempt mended.
+        missing: [{"cell", "why", "damaged"}] of planned cells that have no comparable model.
+        excluded: [{"what", "why", "damaged"}] of single files left out; damaged: they should be there and whole, and are not.
+        failures: [{"cell", "stage", "line", "exit_code", "time"}] that no later attempt made good.
         version: the evaluation version of every result.
     """
 
@@ -108,8 +108,8 @@ class Experiment:
     pairs: Manifest | None = None
     triplets: Manifest | None = None
     evaluation_sets: dict[str, tuple[str, Manifest]] = field(default_factory=dict)
-    missing: list[dict[str, str]] = field(default_factory=list)
-    excluded: list[dict[str, str]] = field(default_factory=list)
+    missing: list[dict[str, Any]] = field(default_factory=list)
+    excluded: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     version: str = ""
 
@@ -128,6 +128,17 @@ class Experiment:
         """The finished cell of an arm and a seed."""
         return next((cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed)), None)
 
-    def exclude(self, what: str, why: str) -> None:
-        """Leave a file out, and say so on the page."""
-        self.excluded.append({"what": what.removeprefix(self.uri + "/"), "why": why})
+    def exclude(self, what: str, why: str, damaged: bool = False) -> None:
+        """Leave a file out, and say so on the page; once, however many cells share it."""
+        row = {"what": what.removeprefix(self.uri + "/"), "why": why, "damaged": damaged}
+        if row not in self.excluded:
+            self.excluded.append(row)
+
+    def lose(self, cell: str, why: str, damaged: bool = False) -> None:
+        """Leave a planned cell out, and say so on the page."""
+        self.missing.append({"cell": cell, "why": why, "damaged": damaged})
+
+    @property
+    def damaged(self) -> list[str]:
+        """What was left out because it is damaged, a line each."""
+        return [f"{row.get('what') or row.get('cell')}: {row['why']}" for row in (*self.missing, *self.excluded) if row["damaged"]]

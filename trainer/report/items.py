@@ -1,19 +1,20 @@
 """Per-item outputs (`<dataset>_<task>.items.npz`) as values that can be paired, and the headline figure of each task."""
 
 import hashlib
-import io
-import zipfile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import InputError
+from trainer.errors import Corrupt
 from trainer.report.experiment import Result
 from trainer.report.statistics import Items
-from trainer.storage import read_bytes
+from trainer.storage import arrays
+from trainer.storage.base import MissingObject
 
 RECALLS = tuple(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10))
 MEAN_RECALL = "mean_recall"
+READ = ("key", "clusters", "correct", "correct5", "label", "text_image", "image_rank", "text_rank", "top", "choice")
+"""The arrays that a report needs of those that an evaluation writes."""
 PAIRABLE = ("acc1", "acc5", "mean_per_class_recall", "accuracy", MEAN_RECALL)
 """Figures that are weighted means over items; mean average precision ranks all items at once and is none."""
 METRIC_NAMES = {
@@ -53,34 +54,33 @@ def _figure(figures: dict[str, float | None], metric: str) -> float | None:
 
 
 def read_arrays(result: Result) -> dict[str, NDArray[np.generic]]:
-    """The arrays of a result's items.npz.
+    """The arrays of a result's items.npz that a report needs.
 
     Raises:
-        InputError: there is no such file, or it is torn.
+        Corrupt: there is no such file, or it is not the one that belongs to the figures.
     """
     try:
-        with np.load(io.BytesIO(read_bytes(result.items_uri)), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{result.items_uri}: not per-item outputs: {error}") from error
+        return arrays.read_arrays(result.items_uri, READ, result.facts.get("items"))
+    except MissingObject as error:
+        raise Corrupt(f"{result.items_uri}: missing") from error
 
 
 def read_items(result: Result, metric: str) -> Items:
     """What the model did on each item, so that `Items.score` is the figure that the evaluation recorded.
 
     Raises:
-        InputError: no per-item outputs, or they do not add up to the recorded figure.
+        Corrupt: no per-item outputs, or they do not add up to the recorded figure.
     """
-    arrays = read_arrays(result)
+    found = read_arrays(result)
     try:
-        items = _items(arrays, metric)
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{result.items_uri}: per-item outputs lack or misfit {error}") from error
+        items = _items(found, metric)
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
+        raise Corrupt(f"{result.items_uri}: per-item outputs lack or misfit {error}") from error
     recorded = score(result, metric)
     if not np.isfinite(items.values).all():
-        raise InputError(f"{result.items_uri}: NaN among the per-item outputs")
+        raise Corrupt(f"{result.items_uri}: NaN among the per-item outputs")
     if recorded is None or abs(items.score - recorded) > 1e-4:
-        raise InputError(f"{result.items_uri}: per-item outputs make {metric} {items.score:.4f}, the evaluation says {recorded}")
+        raise Corrupt(f"{result.items_uri}: per-item outputs make {metric} {items.score:.4f}, the evaluation says {recorded}")
     return items
 
 
@@ -106,7 +106,7 @@ def _retrieval_items(arrays: dict[str, NDArray[np.generic]], keys: NDArray[np.st
 
 def _items_of(keys: NDArray[np.str_], clusters: NDArray[np.str_], values: NDArray[np.float64], weights: NDArray[np.float64]) -> Items:
     """Names become a hash and clusters numbers: a report holds every item of every model at once."""
-    if not len(keys) == len(clusters) == len(values):
+    if not len(keys) == len(clusters) == len(values) == keys.size == clusters.size == values.size or not len(keys):
         raise ValueError(f"{len(keys)} keys, {len(clusters)} clusters, {len(values)} values")
     identity = hashlib.sha256("\n".join([*keys.tolist(), "", *clusters.tolist()]).encode()).hexdigest()
     _, numbers = np.unique(clusters, return_inverse=True)

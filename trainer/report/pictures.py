@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from trainer.arms import BASELINE
 from trainer.errors import Corrupt, InputError, RunError
@@ -19,6 +19,10 @@ from trainer.storage.manifest import Manifest
 from trainer.storage.samples import read_index, read_members
 
 EXAMPLES = 6
+_UNUSABLE = (
+    InputError, RunError, LookupError, ValueError, TypeError, ArithmeticError, OSError, SyntaxError, Image.DecompressionBombError,
+)  # fmt: skip
+"""What reading samples and pictures, or picking them by per-item outputs, may raise; PIL's own among them."""
 _SIDE = 96
 
 
@@ -57,8 +61,8 @@ def retrieval_examples(scores: Scores, subject: str) -> dict[str, Any] | None:
                 for (arm, _), a in zip(models, arrays, strict=True)
             ]
             queries.append({"caption": samples[right]["txt"].decode().splitlines()[number], "right": thumbnails[right], "arms": shown})
-    except (InputError, RunError, KeyError, IndexError, UnidentifiedImageError, UnicodeDecodeError) as error:
-        experiment.exclude(f"example pictures of {dataset}", f"{type(error).__name__}: {error}")
+    except _UNUSABLE as error:
+        experiment.exclude(f"example pictures of {dataset}", f"{type(error).__name__}: {error}", damaged=True)
         return None
     return {"dataset": dataset, "seed": seed, "attribution": manifest.attribution, "images": len(keys), "queries": queries}
 
@@ -88,8 +92,8 @@ def triplet_examples(scores: Scores, subject: str) -> dict[str, Any] | None:
             pictures = [thumbnail(sample[name]) for name in ("ref.png", "0.png", "1.png")]
             target = float(json.loads(sample["json"])["target"])
             triplets.append({"ref": pictures[0], "pictures": pictures[1:], "judged": _choice(target), "arms": shown})
-    except (InputError, RunError, KeyError, IndexError, ValueError, UnidentifiedImageError) as error:
-        experiment.exclude(f"example pictures of {dataset}", f"{type(error).__name__}: {error}")
+    except _UNUSABLE as error:
+        experiment.exclude(f"example pictures of {dataset}", f"{type(error).__name__}: {error}", damaged=True)
         return None
     return {"dataset": dataset, "seed": seed, "judge": manifest.judge, "attribution": manifest.attribution, "triplets": triplets}
 

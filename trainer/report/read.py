@@ -1,36 +1,38 @@
 """Collect everything of an experiment from the store, and refuse by name what cannot be compared.
 
 What an arm *is* stands in the resolved configuration of its stages (start, labels, data), whose hash the
-lineage repeats; a folder's name says nothing. Whatever is unreadable, half-written or does not belong
-(another model's hash, another data identity, another evaluation version, a NaN) is left out and named.
+lineage repeats; a folder's name says nothing. Whatever is unreadable, damaged or does not belong (another model's
+hash, another data identity, another evaluation version, a NaN) is left out and named, and what is damaged marked as that.
 """
 
 import collections
 import hashlib
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from trainer import arms
-from trainer.config import recipe_hash
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.report.experiment import Cell, Experiment, Result, StageRun
-from trainer.storage import join, layout, open_store, read_bytes, read_json
+from trainer.report.runs import STAGES, read_run
+from trainer.storage import join, layout, open_store
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
 from trainer.storage.failures import read_failure
-from trainer.storage.manifest import read_manifest
+from trainer.storage.figures import items_uri, read_figures, untrained_hash
+from trainer.storage.manifest import Manifest, require_manifest, staged_sets
 from trainer.storage.plans import NAME, read_plan
-from trainer.storage.recipes import read_stage, what_differs
+
+_BASIS = {"dataset_identity": "data set", "prompts": "class names and templates"}
+"""What the figures of one set must share to be compared, beside the evaluation version."""
 
 
 def read_experiment(uri: str) -> Experiment:
     """Everything of the experiment at `uri`.
 
     Raises:
-        InputError: there is no plan.json, or it is none.
+        InputError: there is no plan.json, or it lacks something.
+        Corrupt: plan.json is damaged.
     """
     experiment = Experiment(uri=uri.rstrip("/"), plan=_read_plan(uri))
     _read_data(experiment)
@@ -38,12 +40,11 @@ def read_experiment(uri: str) -> Experiment:
         try:
             cell = _read_cell(experiment, entry)
         except (InputError, RunError) as error:
-            experiment.missing.append({"cell": entry["cell"], "why": _why(experiment, entry, str(error))})
+            failed = _failure(experiment, entry)
+            experiment.lose(entry["cell"], failed or str(error), damaged=not failed and isinstance(error, RunError))
             continue
         if experiment.cell(cell.arm, cell.seed):
-            experiment.missing.append(
-                {"cell": entry["cell"], "why": f"its configuration is that of {cell.arm}, seed {cell.seed}, once more"}
-            )
+            experiment.lose(entry["cell"], f"its configuration is that of {cell.arm}, seed {cell.seed}, once more")
             continue
         if cell.declared != cell.arm:
             experiment.exclude(
@@ -56,10 +57,7 @@ def read_experiment(uri: str) -> Experiment:
 
 def _read_plan(uri: str) -> dict[str, Any]:
     place = join(uri, NAME)
-    try:
-        plan = read_plan(uri)
-    except RunError as error:
-        raise InputError(str(error)) from error
+    plan = read_plan(uri)
     if plan is None:
         raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)")
     lacking = [key for key in ("experiment", "root", "arms", "seeds", "pairs", "triplets") if key not in plan]
@@ -72,34 +70,28 @@ def _read_data(experiment: Experiment) -> None:
     """The manifests that the plan names. One that is gone costs pictures and attribution, not the comparison."""
     for name in ("pairs", "triplets"):
         place = experiment.plan[name]
-        try:
-            manifest = read_manifest(place["uri"])
-            if manifest is None:
-                raise InputError("no sealed data set here any more")
-            if manifest.identity != place["identity"]:
-                raise InputError(f"identity {manifest.identity[:12]} is not the planned {place['identity'][:12]}")
-        except (InputError, RunError) as error:
-            experiment.exclude(place["uri"], str(error))
-            continue
-        setattr(experiment, name, manifest)
-    for entry in experiment.pairs.evaluation if experiment.pairs else []:
-        folder = join(experiment.plan["root"], entry["uri"])
-        try:
-            manifest = read_manifest(folder)
-        except (InputError, RunError) as error:
-            experiment.exclude(folder, str(error))
-            continue
-        if manifest is not None and manifest.identity == entry["identity"]:
-            experiment.evaluation_sets[entry["name"]] = (folder, manifest)
+        setattr(experiment, name, _manifest(experiment, place["uri"], place["identity"], place.get("manifest_sha256", "")))
+    if experiment.pairs is None:
+        return
+    planned = experiment.plan["pairs"]
+    places = staged_sets(planned["uri"], experiment.pairs, tuple(planned.get("evaluation_sha256", ())))
+    for entry, data in zip(experiment.pairs.evaluation, places, strict=True):
+        manifest = _manifest(experiment, data.uri, data.identity, data.manifest_sha256)
+        if manifest is not None:
+            experiment.evaluation_sets[entry["name"]] = (data.uri, manifest)
+
+
+def _manifest(experiment: Experiment, uri: str, identity: str, pin: str) -> Manifest | None:
+    try:
+        return require_manifest(uri, identity, pin)
+    except (InputError, RunError) as error:
+        experiment.exclude(uri, str(error).removeprefix(f"{uri}: ").removeprefix(f"{uri}/"), damaged=True)
+        return None
 
 
 def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
     """One cell of the plan; an error says why it cannot be compared."""
-    hashes = entry.get("recipe_hashes", {})
-    stages = {}
-    for name in ("perceptual", "contrastive", "posthoc"):
-        if entry.get(name):
-            stages[name] = _read_stage(entry[name], name, hashes.get(name, ""))
+    stages = {name: read_run(experiment, entry, name) for name in STAGES if entry.get(name)}
     if "contrastive" not in stages:
         raise InputError("its plan has no contrastive stage")
     data = stages["contrastive"].config.data.identity
@@ -109,32 +101,12 @@ def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
     if seeds != {entry["seed"]}:
         raise InputError(f"its stages have seeds {sorted(seeds)}, the plan says {entry['seed']}: refused")
     cell = Cell(arm=_arm_of(stages, entry["arm"]), declared=entry["arm"], seed=entry["seed"], stages=stages, results=[])
-    _read_results(experiment, cell, entry["evaluation"])
+    below = _read_results(experiment, cell, entry["evaluation"])
     final = [result for result in cell.results if result.stage == cell.final_stage and result.step is None]
     if not final:
         raise InputError(f"its {cell.final_stage} model is finished but has no evaluation that can be compared")
+    _name_lacking(experiment, cell, entry["evaluation"], below)
     return cell
-
-
-def _read_stage(uri: str, name: str, planned_hash: str) -> StageRun:
-    committed = read_committed(layout.final(uri))
-    if committed is None:
-        raise InputError(f"{name} is not finished")
-    config = read_stage(layout.config(uri))
-    lineage = read_json(layout.lineage(uri))
-    own = recipe_hash(config)
-    for source, value in (
-        ("the plan", planned_hash or own),
-        ("lineage.json", lineage.get("recipe_hash")),
-        ("its seal", committed.recipe_hash),
-    ):
-        if value != own:
-            raise InputError(f"{name}: {source} says another recipe than config.yaml{what_differs(uri, str(value), config)}: refused")
-    run = StageRun(uri=uri, config=config, lineage=lineage, committed=committed, progress=list(_progress(uri)))
-    recorded = {lineage[key] for key in ("weights_sha256", "vision_sha256") if lineage.get(key)}
-    if run.weights and recorded and not run.weights & recorded:
-        raise InputError(f"{name}: the weights that were sealed are not those that its lineage names: refused")
-    return run
 
 
 def _arm_of(stages: dict[str, StageRun], declared: str) -> str:
@@ -156,79 +128,76 @@ def _arm_of(stages: dict[str, StageRun], declared: str) -> str:
     return declared if declared not in arms.registered() else f"{start.kind} {labels}"
 
 
-def _progress(uri: str) -> Iterator[dict[str, Any]]:
-    """Lines of progress.jsonl by step. A resumed run repeats some: the last line of a step counts. A torn last line is dropped."""
+def _read_results(experiment: Experiment, cell: Cell, folder: str) -> set[str]:
+    """Every evaluation below the cell's folder that belongs to its models; returns the names of all that lie there."""
     try:
-        text = read_bytes(layout.progress(uri)).decode(errors="replace")
+        below = {info.uri.removeprefix(folder.rstrip("/") + "/") for info in open_store(folder).list(folder)}
     except MissingObject:
-        return
-    by_step: dict[int, dict[str, Any]] = {}
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-            by_step[int(record["step"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    for step in sorted(by_step):
-        yield by_step[step]
-
-
-def _read_results(experiment: Experiment, cell: Cell, folder: str) -> None:
-    """Every evaluation below the cell's folder that belongs to its models."""
-    try:
-        below = [info.uri for info in open_store(folder).list(folder)]
-    except MissingObject:
-        below = []
-    for place in below:
-        if not place.endswith(".json") or place.removeprefix(folder.rstrip("/") + "/").count("/") != 1:
+        below = set()
+    for name in sorted(below):
+        if not name.endswith(".json") or name.count("/") != 1:
             continue  # figures lie in <stage>-<when>/; what lies beside those folders is no figure
+        place = join(folder, name)
         try:
-            cell.results.append(_result(experiment, cell, place, read_json(place)))
+            cell.results.append(_result(experiment, cell, place, read_figures(place)))
         except (InputError, RunError) as error:
-            experiment.exclude(place, str(error).removeprefix(f"{place}: "))
+            experiment.exclude(place, str(error).removeprefix(f"{place}: "), damaged=isinstance(error, RunError))
+    return below
 
 
-def _result(experiment: Experiment, cell: Cell, uri: str, value: Any) -> Result:
+def _result(experiment: Experiment, cell: Cell, uri: str, value: dict[str, Any]) -> Result:
+    """Figures as a result of the cell. InputError: they belong to nothing that the cell has; Corrupt: not what should lie here."""
+    facts = value["firstsight"]
     try:
-        facts, metrics = value["firstsight"], value["metrics"]
         result = Result(
             arm=cell.arm,
             seed=int(facts["seed"]),
-            stage=facts["stage"],
+            stage=str(facts["stage"]),
             step=None if facts["step"] in ("final", None) else int(facts["step"]),
-            dataset=value["dataset"],
-            task=value["task"],
-            metrics={name: None if figure is None else float(figure) for name, figure in metrics.items()},
-            facts=facts,
-            items_uri=uri.removesuffix(".json") + ".items.npz",
+            dataset=str(value["dataset"]),
+            task=str(value["task"]),
+            metrics=_numbers(value["metrics"]),
+            facts={**facts, **{key: _numbers(facts.get(key) or {}) for key in ("chance", "baselines")}},
+            items_uri=items_uri(uri),
         )
         belongs = (facts["arm"], facts["seed"]) == (cell.declared, cell.seed)
-        identity, _ = facts["dataset_identity"], facts["evaluation_version"]
+        identity, _, _ = facts["dataset_identity"], facts["evaluation_version"], int(facts.get("num_items") or 0)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"not an evaluation of firstsight: {type(error).__name__} {error}") from error
+        raise Corrupt(f"not an evaluation of firstsight: {type(error).__name__} {error}") from error
+    if result.stage != "untrained" and result.stage not in cell.stages:
+        raise InputError(f"this cell has no {result.stage} stage")
     if not belongs:
-        raise InputError(f"it measures {facts['arm']} seed {facts['seed']}, which is not this cell")
+        raise Corrupt(f"it measures {facts['arm']} seed {facts['seed']}, which is not this cell")
+    when = "final" if result.step is None else result.step
+    if not uri.endswith(own := f"/{result.stage}-{when}/{result.dataset}_{result.task}.json"):
+        raise Corrupt(f"it is a copy of what belongs to {own.removeprefix('/')}")
     broken = [name for name, figure in result.metrics.items() if figure is not None and not math.isfinite(figure)]
     if broken or not any(figure is not None for figure in result.metrics.values()):
-        raise InputError(f"{', '.join(broken) or 'no metric'} is not a number")
+        raise Corrupt(f"{', '.join(broken) or 'no metric'} is not a number")
     _check_model(cell, result)
     planned = _planned_identity(experiment, result)
     if planned and identity != planned:
-        raise InputError(f"measured on data set {str(identity)[:12]}, the plan says {planned[:12]}")
+        raise Corrupt(f"measured on data set {str(identity)[:12]}, the plan says {planned[:12]}")
     return result
 
 
+def _numbers(figures: dict[str, Any]) -> dict[str, float | None]:
+    return {name: None if figure is None else float(figure) for name, figure in figures.items()}
+
+
 def _check_model(cell: Cell, result: Result) -> None:
-    """The model that was measured must be the one that the stage sealed."""
+    """The model that was measured must be the one that the stage sealed; the untrained one has the cell's sizes and seed."""
+    recipe = str(result.facts.get("recipe_hash"))
     if result.stage == "untrained":
+        if recipe != untrained_hash(cell.stages["contrastive"].config.model, cell.seed):
+            raise Corrupt(f"recipe {recipe[:12]} is not that of the untrained model")
         return
-    run = cell.stages.get(result.stage)
-    if run is None:
-        raise InputError(f"this cell has no {result.stage} stage")
-    if result.facts.get("recipe_hash") != run.committed.recipe_hash:
-        raise InputError(f"recipe {str(result.facts.get('recipe_hash'))[:12]} is not that of the {result.stage} stage")
-    if result.step is None and run.weights and result.facts.get("weights_sha256") not in run.weights:
-        raise InputError(f"model {str(result.facts.get('weights_sha256'))[:12]} is not the {result.stage} stage's final one")
+    run = cell.stages[result.stage]
+    if recipe != run.committed.recipe_hash:
+        raise Corrupt(f"recipe {recipe[:12]} is not that of the {result.stage} stage")
+    weights = str(result.facts.get("weights_sha256"))
+    if result.step is None and run.weights and weights not in run.weights:
+        raise Corrupt(f"model {weights[:12]} is not the {result.stage} stage's final one")
 
 
 def _planned_identity(experiment: Experiment, result: Result) -> str:
@@ -238,16 +207,30 @@ def _planned_identity(experiment: Experiment, result: Result) -> str:
     return next((str(entry["identity"]) for entry in staged if entry["name"] == result.dataset), "")
 
 
+def _name_lacking(experiment: Experiment, cell: Cell, folder: str, below: set[str]) -> None:
+    """Name the figures that the cell's models lack: its final model, and each of which some figures lie there."""
+    staged = [(str(entry["name"]), str(entry["task"])) for entry in (experiment.pairs.evaluation if experiment.pairs else [])]
+    triplets = experiment.triplets
+    staged += [(f"{triplets.name}-{split}", "2afc") for split in ("val", "test") if triplets.split(split)] if triplets else []
+    models = {name.partition("/")[0] for name in below if name.count("/") == 1} | {f"{cell.final_stage}-final"}
+    for model in sorted(models):
+        for dataset, task in staged:
+            name = f"{model}/{dataset}_{task}.json"
+            if name not in below and (task == "2afc" or not model.startswith("perceptual-")):  # a tower reads no text
+                experiment.exclude(join(folder, name), "missing: not measured, or lost")
+
+
 def _one_version(experiment: Experiment) -> None:
     """Keep results of one evaluation version and, set by set, of one identity: the most common. Name the others."""
     results = [result for cell in experiment.cells for result in cell.results]
     if not results:
         return
     version = _most_common([str(result.facts["evaluation_version"]) for result in results])
-    identities: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    identities: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
     for result in results:
-        identities[result.dataset, result.task].append(str(result.facts["dataset_identity"]))
-    identity = {key: _most_common(values) for key, values in identities.items()}
+        for what in _BASIS:
+            identities[result.dataset, result.task, what].append(str(result.facts.get(what, "")))
+    common = {key: _most_common(values) for key, values in identities.items()}
     kept = []
     for cell in experiment.cells:
         good = []
@@ -255,9 +238,12 @@ def _one_version(experiment: Experiment) -> None:
             if str(result.facts["evaluation_version"]) != version:
                 why = f"evaluation version {result.facts['evaluation_version']}, the others have {version}"
                 experiment.exclude(result.items_uri.replace(".items.npz", ".json"), why)
-            elif str(result.facts["dataset_identity"]) != identity[result.dataset, result.task]:
-                why = f"data set {str(result.facts['dataset_identity'])[:12]}, the others have {identity[result.dataset, result.task][:12]}"
-                experiment.exclude(result.items_uri.replace(".items.npz", ".json"), why)
+            elif differing := [
+                f"{words} {found[:12]}, the others have {usual[:12]}"
+                for what, words in _BASIS.items()
+                if (found := str(result.facts.get(what, ""))) != (usual := common[result.dataset, result.task, what])
+            ]:
+                experiment.exclude(result.items_uri.replace(".items.npz", ".json"), differing[0])
             else:
                 good.append(result)
         kept.append(replace(cell, results=good))
@@ -268,19 +254,21 @@ def _most_common(values: list[str]) -> str:
     return collections.Counter(values).most_common(1)[0][0]
 
 
-def _why(experiment: Experiment, entry: dict[str, Any], why: str) -> str:
-    """Why a cell is missing: the failure that its stages left, if any, else what the reader met."""
-    for name in ("perceptual", "contrastive", "posthoc", "evaluation"):
-        if not entry.get(name):
-            continue
-        try:
-            failure = read_failure(entry[name])
-            if failure is None or (name != "evaluation" and read_committed(layout.final(entry[name])) is not None):
-                continue  # none, or a later attempt finished it
-        except RunError:
-            continue
+def _failure(experiment: Experiment, entry: dict[str, Any]) -> str:
+    """The failure that a missing cell's stages left, which is listed too; empty where there is none."""
+    for name in (*STAGES, "evaluation"):
+        failure = read_failure(entry[name]) if entry.get(name) else None
+        if failure is None or (name != "evaluation" and _is_sealed(entry[name])):
+            continue  # none, or a later attempt finished it
         record = {"cell": entry["cell"], "stage": name, "line": failure.line, "exit_code": failure.exit_code, "time": failure.time}
         if record not in experiment.failures:
             experiment.failures.append(record)
         return f"{name} failed: {failure.line}"
-    return why
+    return ""
+
+
+def _is_sealed(uri: str) -> bool:
+    try:
+        return read_committed(layout.final(uri)) is not None
+    except (InputError, RunError):
+        return True  # or was: what is wrong with the seal has been said

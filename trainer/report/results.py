@@ -14,7 +14,8 @@ from trainer.report.answer import answer
 from trainer.report.experiment import Experiment
 from trainer.report.pictures import attributions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 is a document with a checksum (`storage.documents`), and says of what is left out whether it is damaged."""
 
 
 def subject_of(arms: Sequence[str]) -> str:
@@ -61,7 +62,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "attributions": attributions(experiment),
     }
     results["limits"] = limits(experiment, results)
-    results["summary"] = _summary(results)
+    results["summary"] = summary(results)
     return results, scores
 
 
@@ -151,7 +152,7 @@ def _field_sets(sets: Sequence[compare.TestSet]) -> dict[str, Any]:
     }
 
 
-def _summary(results: dict[str, Any]) -> dict[str, Any]:
+def summary(results: dict[str, Any]) -> dict[str, Any]:
     """The short table that a command line prints as it is: every finished cell on every endpoint."""
     columns = ["Arm", "Seed"]
     for endpoint in results["endpoints"]:
@@ -173,6 +174,7 @@ def _summary(results: dict[str, Any]) -> dict[str, Any]:
     if results["judge"] == "FLIP":
         notes.append("The triplets were judged by FLIP, a model of human vision, not by people.")
     notes += [f"missing: {row['cell']}: {row['why']}" for row in results["missing"]]
+    notes += [f"left out, damaged: {row['what']}: {row['why']}" for row in results["excluded"] if row["damaged"]]
     return {"sentence": results["answer"]["sentence"], "columns": columns, "rows": rows, "notes": notes}
 
 

@@ -20,14 +20,15 @@ from trainer.report.compare import Scores
 from trainer.report.experiment import Experiment
 from trainer.report.read import read_experiment
 from trainer.report.views import views
-from trainer.storage import join, layout, write_bytes, write_json
+from trainer.storage import join, layout, write_bytes
 from trainer.storage.base import absolute
+from trainer.storage.documents import write_document
 
 _CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "num_items", "final")
 _SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
 
 
-def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, str]:
+def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, Any]:
     """Read an experiment, compare its arms, write the report beside it.
 
     Args:
@@ -35,10 +36,12 @@ def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, str]:
         compare: further experiments to set beside it.
 
     Returns:
-        {"report": URI of index.html, "results": URI of results.json, "answer": the page's first sentence}.
+        {"report": URI of index.html, "results": URI of results.json, "answer": the page's first sentence,
+        "damaged": a line for each thing that is left out because it is damaged}.
 
     Raises:
         InputError: no plan at a URI, or experiments over other data or evaluation versions.
+        Corrupt: a plan is damaged.
     """
     uris = [uri for uri in (experiment_uri, *compare) if uri]
     if not uris:
@@ -50,14 +53,15 @@ def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, str]:
         "retrieval": pictures.retrieval_examples(scores, document["answer"]["subject"]),
         "triplets": pictures.triplet_examples(scores, document["answer"]["subject"]),
     }
-    document["excluded"] = experiment.excluded  # what the pictures met is in it by now
+    document["summary"] = results.summary(document)  # what the pictures met is in it by now
     folder = layout.report(experiment.uri)
     page = join(folder, "index.html")
-    write_json(join(folder, "results.json"), document)
+    write_document(join(folder, "results.json"), document)
     write_bytes(join(folder, "results.csv"), as_csv(document).encode())
     write_bytes(join(folder, "report.md"), render("page.md", document, {}, {}).encode())
     write_bytes(page, render("page.html", document, panels(experiment, scores, document), examples).encode())
-    return {"report": page, "results": join(folder, "results.json"), "answer": document["answer"]["sentence"]}
+    damaged = [line for each in (experiment, *others) for line in each.damaged]
+    return {"report": page, "results": join(folder, "results.json"), "answer": document["answer"]["sentence"], "damaged": damaged}
 
 
 def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> dict[str, list[figures.Panel]]:

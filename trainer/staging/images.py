@@ -36,6 +36,8 @@ MAX_SCAN_PIXELS = 20 * MAX_PIXELS
 """Scans of a progressive JPEG times its pixels: each scan goes over all of them. A photo has about ten scans, a bomb thousands."""
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding; PIL's would only warn at half of it
+# glibc gives blocks of this size back at once; of 16 MiB, which PIL takes, each thread would keep those of its largest picture.
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # of all texts of a PNG, unpacked; PIL's 64 MiB would be had once a thread
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is odd about a picture is no line of ours: it is read, or refused by cause
 
@@ -167,6 +169,25 @@ def loaded(image: Image.Image, mode: str = "") -> Image.Image:
         return image.convert(mode) if mode else image
 
 
+def _only_rgb(image: Image.Image) -> Image.Image:
+    """The same, for which the picture itself is given up."""
+    rgb = to_rgb(image)
+    if rgb is not image:
+        image.close()
+    return rgb
+
+
+def _take_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3), for which a large picture is given up; numpy itself would need it two times more on the way."""
+    if image.width * image.height <= _STRIP_PIXELS:
+        return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, bottom in _strips(image):
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    image.close()
+    return pixels
+
+
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
     method = _UPRIGHT.get(_orientation(image))
@@ -184,14 +205,17 @@ def _orientation(image: Image.Image) -> int:
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """An RGB picture made strip by strip."""
-    rows = max(1, _STRIP_PIXELS // image.width)
-    if image.height <= rows:
+    if image.width * image.height <= _STRIP_PIXELS:
         return convert(image)
     whole = Image.new("RGB", image.size)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        whole.paste(convert(strip), (0, top))
+    for top, bottom in _strips(image):
+        whole.paste(convert(image.crop((0, top, image.width, bottom))), (0, top))
     return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int]]:
+    rows = max(1, _STRIP_PIXELS // image.width)
+    return ((top, min(top + rows, image.height)) for top in range(0, image.height, rows))
 
 
 def _high_bytes(image: Image.Image) -> Image.Image:
@@ -222,7 +246,7 @@ def normalise(data: bytes, policy: str) -> Picture:
         if _is_plain_jpeg(image):
             loaded(image)
             return Picture(data, "jpg", image.width, image.height)
-        rgb = to_rgb(image)
+        rgb = _only_rgb(image)
         if rgb.width * rgb.height > _MAX_PNG_PIXELS:
             return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height)
         return Picture(encode_png(rgb), "png", rgb.width, rgb.height)
@@ -234,8 +258,8 @@ def squash(data: bytes, side: int) -> NDArray[np.uint8]:
     Raises:
         BadImageError: not a usable picture.
     """
-    with decoding(data) as image:
-        image = to_rgb(image)
+    with decoding(data) as source:
+        image = _only_rgb(source)
         if image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BICUBIC)
         return np.asarray(image)
@@ -259,7 +283,7 @@ def _short256(data: bytes, image: Image.Image) -> Picture:
         with contextlib.suppress(ValueError):  # PIL says better what is wrong, or reads it after all
             pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     if pixels is None:
-        pixels = np.asarray(to_rgb(image))
+        pixels = _take_pixels(_only_rgb(image))
     scale = _SHORT_SIDE / min(pixels.shape[:2])
     if scale < 1:
         height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])

@@ -5,6 +5,7 @@ import json
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -96,10 +97,7 @@ def _histogram(lengths: NDArray[np.int64]) -> Table:
 
 def _print_stage(console: Console, uri: str) -> bool:
     """Figures of a stage's folder; False where it is none."""
-    try:
-        lines = [json.loads(line) for line in read_bytes(layout.progress(uri)).splitlines() if line.strip()]
-    except (MissingObject, json.JSONDecodeError):
-        lines = []
+    lines = list(_progress_lines(uri))
     committed = read_committed(layout.final(uri)) or read_committed(uri)
     if not lines and committed is None:
         return False
@@ -120,6 +118,19 @@ def _print_stage(console: Console, uri: str) -> bool:
         seal.add_row(name, _bytes(file["size"]))
     console.print(seal)
     return True
+
+
+def _progress_lines(uri: str) -> Iterator[dict[str, Any]]:
+    """The figures of progress.jsonl, but for lines that cannot be read."""
+    try:
+        data = read_bytes(layout.progress(uri))
+    except MissingObject:
+        return
+    for line in data.splitlines():
+        with suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield value
 
 
 def _figure(value: Any) -> str:

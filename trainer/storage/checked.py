@@ -54,6 +54,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
                     damaged[name] = "its checksum is not the sealed one"
                     continue
             record[name] = entry
+    record = {**{name: entry for name, entry in known.items() if name in found and name not in files}, **record}
     if record != known and any(entry["stamp"] for entry in record.values()):
         _write_record(folder, record)
     return damaged

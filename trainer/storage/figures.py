@@ -8,12 +8,18 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.config import ModelConfig, canonical_hash, recipe_fields
 from trainer.errors import Corrupt, InputError
 from trainer.storage.base import read_json, write_bytes, write_json
 from trainer.storage.documents import CHECKSUM, checksum
 
 FORMAT_VERSION = 2
 BLOCK, ITEMS = "firstsight", "items"
+
+
+def untrained_hash(model: ModelConfig, seed: int) -> str:
+    """What stands for the recipe of an untrained model: its sizes and its seed."""
+    return canonical_hash({"untrained": recipe_fields(model), "seed": seed})
 
 
 def items_uri(uri: str) -> str:

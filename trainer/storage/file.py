@@ -4,7 +4,7 @@ import errno
 import fcntl
 import io
 import os
-import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +12,12 @@ from typing import BinaryIO
 
 from trainer.errors import InputError, RunError
 from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo, local_path
+from trainer.storage.writers import PARTIAL, beside, beside_all, has_mark, is_gone, same_kernel
 
-_PARTIAL = ".partial"  # what is being written ends so, and is never listed
+_TRIES = 100  # against whoever sweeps empty folders away
+_LOCK_SECONDS = 60.0  # after which a lock by existence belongs to a process that was killed
+_SILENT_SECONDS = 600.0  # for which another machine's writer has not written
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FileStore:
@@ -45,10 +49,10 @@ class FileStore:
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""
         path = _path(uri)
-        partial = _new_partial(path)
         with _errors(uri):
+            partial, file = _open_partial(path, uri)
             try:
-                with _open_partial(partial, uri) as file:
+                with file:
                     while piece := stream.read(PIECE_BYTES):
                         file.write(piece)
                     written = file.tell()
@@ -56,7 +60,7 @@ class FileStore:
                         raise RunError(f"{uri}: the stream held {written} bytes where {size} were announced; nothing was written")
                     file.flush()
                     os.fsync(file.fileno())
-                    os.replace(partial, path)
+                    _move(partial, path, uri)
                     status = os.fstat(file.fileno())  # after the rename, which is a change of its own
             except BaseException:
                 with suppress(OSError):
@@ -87,26 +91,26 @@ class FileStore:
         source, target = _path(source_uri), _path(target_uri)
         if source.is_dir():
             raise MissingObject(f"{source_uri}: a folder lies here, not a file")
-        partial = _new_partial(target)
+        partial = Path(beside(str(target), "write"))
         with _errors(target_uri):
             _make_folder(target.parent, target_uri)
-        with _errors(source_uri), open(source, "rb") as file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)  # the link is the same file, so a sweep leaves it alone
-            try:
+        try:
+            with _errors(source_uri):
                 os.link(source, partial)
-            except FileNotFoundError:
+        except (InputError, RunError) as error:
+            if isinstance(error, MissingObject):
                 raise
-            except OSError:  # a file system without links
+            with _errors(source_uri), open(source, "rb") as file:
                 return self.put_stream(target_uri, file, os.fstat(file.fileno()).st_size)
-            with _errors(target_uri):
-                try:
+        with _errors(target_uri):
+            try:
+                with open(partial, "rb") as file:
                     os.fsync(file.fileno())
-                    os.replace(partial, target)
-                finally:
-                    partial.unlink(missing_ok=True)  # still there also where both names are links to one file already
-                _sync_folder(target.parent)
-                return _info(target_uri, target.stat())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)  # still there also where both names are links to one file already
+            _sync_folder(target.parent)
+            return _info(target_uri, target.stat())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
@@ -115,7 +119,7 @@ class FileStore:
         with _errors(prefix):
             for folder, _, names in os.walk(root, onerror=_raise_unless_missing):
                 below = Path(folder).relative_to(root)
-                found += [(below / name).as_posix() for name in names if not name.endswith(_PARTIAL)]
+                found += [(below / name).as_posix() for name in names if not name.endswith(PARTIAL)]
         for name in sorted(found):
             uri = f"{prefix.rstrip('/')}/{name}"
             info = self.head(uri)
@@ -126,7 +130,7 @@ class FileStore:
         """Whether any file lies below the folder `prefix`."""
         with _errors(prefix):
             walked = os.walk(_path(prefix), onerror=_raise_unless_missing)
-            return any(not name.endswith(_PARTIAL) for _, _, names in walked for name in names)
+            return any(not name.endswith(PARTIAL) for _, _, names in walked for name in names)
 
     def delete(self, uri: str) -> None:
         """Remove the file; one that is not there is no error."""
@@ -138,7 +142,7 @@ class FileStore:
         with _errors(prefix):
             for folder, _, names in os.walk(_path(prefix), topdown=False):
                 for name in names:
-                    if name.endswith(_PARTIAL):
+                    if name.endswith(PARTIAL):
                         _remove_unless_written(Path(folder) / name)
                 with suppress(OSError):
                     os.rmdir(folder)
@@ -147,14 +151,8 @@ class FileStore:
     def _alone(self, uri: str) -> Iterator[Path]:
         """The file's path, while nobody else creates or replaces it."""
         path = _path(uri)
-        with _errors(uri):
-            _make_folder(path.parent, uri)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX)
-                yield path
-            finally:
-                os.close(folder)
+        with _errors(uri), _locked(path, uri):
+            yield path
 
     def head(self, uri: str) -> ObjectInfo | None:
         """Its size and time, or None where there is no such file."""
@@ -172,8 +170,94 @@ def _info(uri: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(uri=uri, size=status.st_size, modified=status.st_mtime, stamp=stamp)
 
 
-def _new_partial(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+def _open_partial(path: Path, uri: str) -> tuple[Path, BinaryIO]:
+    """A new partial file beside `path`, locked so that nobody sweeps it away."""
+    for _ in range(_TRIES):
+        _make_folder(path.parent, uri)
+        partial = Path(beside(str(path), "write"))
+        try:
+            file = open(partial, "xb")
+        except FileNotFoundError:  # the new folder was swept away, being empty
+            continue
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process; see `sweep`
+        if os.fstat(file.fileno()).st_nlink:
+            return partial, file
+        file.close()  # swept away before it was locked
+    raise RunError(f"{uri}: its folder is removed again and again by another process")
+
+
+def _move(partial: Path, path: Path, uri: str) -> None:
+    try:
+        os.replace(partial, path)
+    except FileNotFoundError as error:
+        raise RunError(f"{uri}: another process removed it while it was written; run the same command again") from error
+
+
+@contextmanager
+def _locked(path: Path, uri: str) -> Iterator[None]:
+    """Alone among all who lock this path: by the kernel, or by a file's existence where the file system has no locks."""
+    lock = Path(f"{beside_all(str(path), 'lock')}0{PARTIAL}")
+    descriptor = _lock_by_kernel(lock, uri)
+    if descriptor is None:
+        lock = lock.with_name(lock.name.replace("lock-0", "lock-1"))
+        _lock_by_existence(lock, uri)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # before it is let go: whoever waits for it sees that it is gone, and makes another
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock_by_kernel(lock: Path, uri: str) -> int | None:
+    """The descriptor that holds the lock; None where the file system has no locks."""
+    for _ in range(_TRIES):
+        _make_folder(lock.parent, uri)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the new folder was swept away, being empty
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LOCKS:
+                raise
+            lock.unlink(missing_ok=True)
+            return None
+        os.close(descriptor)  # whoever had it before has removed it
+    raise RunError(f"{uri}: {lock} is removed again and again by another process")
+
+
+def _lock_by_existence(lock: Path, uri: str) -> None:
+    until = time.monotonic() + 2 * _LOCK_SECONDS
+    while True:
+        try:
+            os.close(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+            return
+        except FileExistsError:
+            if _age(lock) > _LOCK_SECONDS:
+                lock.unlink(missing_ok=True)
+            elif time.monotonic() > until:
+                raise RunError(f"{uri}: others hold {lock} for a minute: remove it if nobody writes here") from None
+            else:
+                time.sleep(0.05)
+
+
+def _age(file: Path) -> float:
+    """Seconds since the file changed, by the clock of its file system; 0 where it is gone or nothing may be written there."""
+    probe = Path(beside(str(file), "clock"))
+    try:
+        with open(probe, "xb") as fresh:
+            return os.fstat(fresh.fileno()).st_mtime - file.stat().st_mtime
+    except OSError:
+        return 0.0
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def _path(uri: str) -> Path:
@@ -205,36 +289,35 @@ def _errors(uri: str) -> Iterator[None]:
 
 
 def _remove_unless_written(partial: Path) -> None:
-    """Whoever writes it holds its lock."""
-    with suppress(OSError), open(partial, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        partial.unlink()
-
-
-def _open_partial(partial: Path, uri: str) -> BinaryIO:
-    """Create a partial file and lock it; the kernel lets go of the lock, whatever ends this process (see `sweep`).
-
-    A sweep may come between: it removes the folder while it is empty, or the file before it is locked.
-    """
-    while True:
-        _make_folder(partial.parent, uri)
+    """Remove a partial file whose writer is gone: dead on this machine, or without its lock, or silent for very long."""
+    gone = is_gone(partial.name)
+    if gone is False:
+        return
+    with suppress(OSError), open(partial, "r+b") as file:
         try:
-            file = open(partial, "xb")
-        except FileNotFoundError:
-            continue
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            silence = 0.0 if gone or same_kernel(partial.name) or not has_mark(partial.name) else _SILENT_SECONDS  # locks may be local
+        except BlockingIOError:
+            return
+        except OSError:
+            silence = 0.0 if gone else 6 * _SILENT_SECONDS
+        if not silence or _age(partial) > silence:
+            partial.unlink()
 
 
 def _make_folder(folder: Path, uri: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        file = next((str(part) for part in (folder, *folder.parents) if part.is_file()), error.filename)
-        raise InputError(f"{uri}: cannot be written: {file} is a file where a folder must be") from error
+    obstacle = str(folder)
+    for _ in range(_TRIES):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except FileNotFoundError:  # a parent was swept away, being empty
+            continue
+        except (FileExistsError, NotADirectoryError) as error:
+            obstacle = str(error.filename)
+            if file := next((str(part) for part in (folder, *folder.parents) if part.is_file()), ""):
+                raise InputError(f"{uri}: cannot be written: {file} is a file where a folder must be") from error
+    raise InputError(f"{uri}: cannot be written: no folder can be made at {obstacle}")
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -1,167 +1,315 @@
-"""How an S3 endpoint is found in the environment, and the connections to it, which wait an outage out.
+"""The `minio` client with firstsight's own care on each request: retries that sign anew, answers that are checked, proxies.
 
-Retries live here, below the `minio` client, so that each of its requests (a part, a page of a listing) has them.
+Everything that reaches below minio's public functions is here: `_url_open`, through which all of its requests go, is wrapped,
+so that each of them (a part, a page of a listing) is tried again for as long as is allowed, with keys, date and signature of the
+moment; and `_put_object`, which takes headers that `put_object` does not.
 """
 
-import os
+import base64
+import hashlib
+import io
+import logging
 import re
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
 
-import certifi
 import urllib3
-from urllib3 import BaseHTTPResponse, PoolManager
-from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, SSLError
+from minio import Minio
+from minio.credentials.credentials import Credentials
+from minio.datatypes import ListMultipartUploadsResult, Part
+from minio.error import S3Error
+from urllib3 import BaseHTTPResponse, HTTPHeaderDict, HTTPResponse, PoolManager, ProxyManager
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, ProtocolError, ProxyError, SSLError
 
-from trainer.errors import InputError
-from trainer.storage.retries import PASSING_STATUSES, Retries, retry_after
+from trainer.errors import InputError, RunError
+from trainer.storage.retries import Retries
+from trainer.storage.s3_answers import EXPIRED_CODES, KEY_CODES, Damaged, Passing, Stranger, check_answer, error_of, is_known, printable
+from trainer.storage.s3_settings import CredentialsFile, S3Settings, provider
 
-_RETRIED = PASSING_STATUSES | {307}
 _FIRST_CONTACT_SECONDS = 30.0  # an endpoint that never answered is soon taken for a wrong one
 _ABORT_SECONDS = 5.0  # tidying up after a failure must not double the wait for it
+_MAX_BODY_BYTES = 64 << 20  # of any answer but an object: a page of a listing has some 2 MB
+_FINE = (200, 204, 206)
+
+logging.getLogger("urllib3.connection").addFilter(lambda record: "Failed to parse headers" not in record.msg)  # with a traceback
 
 
-@dataclass(frozen=True, kw_only=True)
-class S3Settings:
-    """Where the store is and how long it is waited for.
-
-    Attributes:
-        endpoint: URL without a path.
-        region: that requests are signed for.
-        access_key: empty where the keys come from `credentials_file`.
-        secret_key: likewise.
-        session_token: of temporary keys, or empty.
-        credentials_file: an AWS credentials file (a mounted secret), read again whenever it changes, or empty.
-        ca_file: certificates that TLS trusts.
-        addressing: path, virtual, or empty for what the endpoint is used to.
-        retry_seconds: how long one request is tried again.
-        timeout_seconds: without a byte, after which a connection counts as broken.
-    """
-
-    endpoint: str
-    region: str
-    access_key: str
-    secret_key: str
-    session_token: str
-    credentials_file: str
-    ca_file: str
-    addressing: str
-    retry_seconds: float
-    timeout_seconds: float
-
-
-def settings_from_environment(uri: str) -> S3Settings:
-    """Read AWS_* and FIRSTSIGHT_S3_*; `uri` is named in errors.
-
-    Raises:
-        InputError: no credentials, or a value that cannot be meant.
-    """
-    get = os.environ.get
-    region = get("AWS_REGION") or get("AWS_DEFAULT_REGION") or "us-east-1"
-    endpoint = get("AWS_ENDPOINT_URL_S3") or get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com"
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise InputError(f"{uri}: AWS_ENDPOINT_URL must be http(s)://host[:port] and nothing more, got {endpoint!r}")
-    access_key, secret_key, credentials_file = get("AWS_ACCESS_KEY_ID", ""), get("AWS_SECRET_ACCESS_KEY", ""), ""
-    if not (access_key and secret_key):
-        credentials_file = get("AWS_SHARED_CREDENTIALS_FILE", "")
-        if not credentials_file:
-            raise InputError(
-                f"{uri}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL, unless it is AWS)"
-            )
-    ca_file = get("FIRSTSIGHT_S3_CA") or get("AWS_CA_BUNDLE") or certifi.where()
-    for name, file in (("FIRSTSIGHT_S3_CA or AWS_CA_BUNDLE", ca_file), ("AWS_SHARED_CREDENTIALS_FILE", credentials_file)):
-        if file and not os.path.isfile(file):
-            raise InputError(f"{uri}: {name} names {file}, which is no file")
-    addressing = get("FIRSTSIGHT_S3_ADDRESSING", "")
-    if addressing not in ("", "path", "virtual"):
-        raise InputError(f"FIRSTSIGHT_S3_ADDRESSING must be path or virtual, got {addressing!r}")
-    return S3Settings(
-        endpoint=f"{parts.scheme}://{parts.netloc}",
-        region=region,
-        access_key=access_key,
-        secret_key=secret_key,
-        session_token=get("AWS_SESSION_TOKEN", ""),
-        credentials_file=credentials_file,
-        ca_file=ca_file,
-        addressing=addressing,
-        retry_seconds=_seconds("FIRSTSIGHT_S3_RETRY_SECONDS", 300.0),
-        timeout_seconds=_seconds("FIRSTSIGHT_S3_TIMEOUT_SECONDS", 60.0),
-    )
-
-
-def _seconds(name: str, default: float) -> float:
-    text = os.environ.get(name, "")
-    try:
-        value = float(text) if text else default
-    except ValueError:
-        value = -1.0
-    if not value >= 0:
-        raise InputError(f"{name} must be seconds >= 0, got {text!r}")
-    return value
-
-
-class RetryingPool(PoolManager):
-    """Kept-alive connections to one endpoint; what may pass (5xx, 429, resets, time-outs) is tried again."""
+class Connections(PoolManager):
+    """Kept-alive connections to one endpoint, through the proxy that the settings name; each call is one try."""
 
     def __init__(self, settings: S3Settings) -> None:
+        self.settings = settings
         timeout = urllib3.Timeout(connect=min(10.0, settings.timeout_seconds), read=settings.timeout_seconds)
-        super().__init__(num_pools=4, maxsize=32, timeout=timeout, retries=False, cert_reqs="CERT_REQUIRED", ca_certs=settings.ca_file)
-        self._settings = settings
-        self._answered = False
+        options: dict[str, Any] = {"num_pools": 4, "maxsize": 32, "timeout": timeout, "retries": False}
+        options |= {"cert_reqs": "CERT_REQUIRED", "ca_certs": settings.ca_file}
+        super().__init__(**options)
+        self._pool: PoolManager | None = None
+        self.where = settings.endpoint  # as messages name it
+        if settings.proxy:
+            parts = urlsplit(settings.proxy)
+            keys = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+            host = parts.netloc.rpartition("@")[2]
+            headers = urllib3.make_headers(proxy_basic_auth=keys)
+            self._pool = ProxyManager(f"{parts.scheme}://{host}", proxy_headers=headers, **options)
+            self.where += f" (through the proxy {parts.scheme}://{host} of {settings.proxy_variable})"
+        self.answered = False
         self.clock_offset = 0.0  # of the store's clock against this machine's, in seconds, by its last answer
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
-        """One request with its retries; bodies are bytes, so each try sends the same. Redirects are never followed.
+        """One request; the body is read unless it is to be streamed and the status says that it is what was asked for.
 
         Raises:
-            InputError: the endpoint's name does not exist, or its TLS is not trusted: waiting would not help.
-            RunError: the time for retries has passed.
+            InputError: the endpoint's name does not exist, its TLS is not trusted, or a proxy refuses: waiting would not help.
+            RunError: the connection failed.
         """
-        retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId=" in url else self._settings.retry_seconds)
-        while True:
-            try:
-                response = super().urlopen(method, url, redirect=False, **options)
-            except (HTTPError, OSError) as error:
-                if self._is_wrong(error):
-                    raise InputError(f"{_words(error)} (endpoint {self._settings.endpoint})") from error
-                first = None if self._answered or not isinstance(error, NewConnectionError) else _FIRST_CONTACT_SECONDS
-                retries.wait(f"{self._settings.endpoint} cannot be reached: {_words(error)}", seconds=first)
-                continue
-            self._answered = True
-            with suppress(TypeError, ValueError):  # no date, or none that can be read
-                self.clock_offset = parsedate_to_datetime(response.headers.get("date", "")).timestamp() - time.time()
-            if response.status not in _RETRIED:
-                return response
-            code = re.search(rb"<Code>([^<]*)</Code>", response.data or b"")
-            said = f"{response.status} {code[1].decode(errors='replace') if code else response.reason or ''}".strip()
-            pause = retry_after(response.headers.get("retry-after", ""), most=30.0)
-            response.drain_conn()
-            retries.wait(f"{self._settings.endpoint} answers {said}", at_least=pause)
+        streamed = not options.pop("preload_content", True)
+        options |= {"redirect": False, "preload_content": False, "decode_content": False}
+        try:
+            response = self._pool.urlopen(method, url, **options) if self._pool else super().urlopen(method, url, **options)
+            if not (streamed and response.status in (200, 206)):
+                response = _read(response, method)
+        except (HTTPError, OSError) as error:
+            self._fail(error)
+        except ValueError:  # its text quotes the header
+            raise InputError("the request has a header or a path that HTTP does not allow") from None
+        if response.status == 407:
+            raise InputError(f"{self.where}: the proxy asks for another user and password: {self.settings.proxy_variable}")
+        self.answered = True
+        with suppress(TypeError, ValueError):  # no date, or none that can be read
+            self.clock_offset = parsedate_to_datetime(response.headers.get("date", "")).timestamp() - time.time()
+        return response
+
+    def clear(self) -> None:
+        """Close all connections."""
+        super().clear()
+        if getattr(self, "_pool", None):
+            self._pool.clear()  # type: ignore[union-attr]
+
+    def _fail(self, error: Exception) -> NoReturn:
+        cause = error.original_error if isinstance(error, ProxyError) else error
+        words = _words(cause)
+        if isinstance(error, ProxyError) and (refused := re.search(r"Tunnel connection failed: (4\d\d [\w ]*)", words)):
+            raise InputError(f"{self.where}: the proxy answers {refused[1].strip()}") from error
+        if self._is_wrong(cause):
+            raise InputError(f"{words} (endpoint {self.where})") from error
+        raise UnreachableError(f"{self.where} cannot be reached: {words}", begun=not isinstance(cause, NewConnectionError)) from error
 
     def _is_wrong(self, error: Exception) -> bool:
-        """Whether no wait can help: an unknown host (unless it answered before), a certificate, plain HTTP behind https."""
+        """Whether no wait can help: an unknown host (unless it answered before), a certificate, https:// to a plain HTTP port."""
         if isinstance(error, NameResolutionError):
             reason = error.__cause__
-            return not self._answered and isinstance(reason, socket.gaierror) and reason.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
-        reason = error.args[0] if isinstance(error, SSLError) and error.args else None
+            return not self.answered and isinstance(reason, socket.gaierror) and reason.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+        reason = error.args[0] if isinstance(error, SSLError) and error.args else error
         return isinstance(reason, ssl.SSLCertVerificationError) or getattr(reason, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")
+
+
+class UnreachableError(RunError):
+    """The connection could not be made (`begun` is False) or broke."""
+
+    def __init__(self, message: str, *, begun: bool = False) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
+class Client(Minio):
+    """A client of one endpoint for one process; safe to use from several threads."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        scheme, _, host = settings.endpoint.partition("://")
+        self.settings, self.connections, self._keys = settings, _JudgedConnections(settings), provider(settings)
+        super().__init__(host, secure=scheme == "https", region=settings.region, credentials=self._keys, http_client=self.connections)
+        if settings.addressing:
+            style = self.enable_virtual_style_endpoint if settings.addressing == "virtual" else self.disable_virtual_style_endpoint
+            style()  # type: ignore[no-untyped-call]
+        self._accepted: Credentials | None = None  # keys with which the store did something
+
+    def now(self) -> float:
+        """POSIX seconds by the store's clock, as of its last answer."""
+        return time.time() + self.connections.clock_offset
+
+    def put(self, bucket: str, key: str, data: bytes, headers: Mapping[str, str] | None = None, md5: str = "") -> tuple[str, bool]:
+        """PUT an object; its ETag, and whether that is the MD5 of `data`, which the server has then received unharmed."""
+        return self._checked_put(bucket, key, data, md5, headers, None)
+
+    def put_part(self, bucket: str, key: str, data: bytes, upload_id: str, number: int, md5: str) -> tuple[str, bool]:
+        """PUT one part of an upload, as `put`."""
+        return self._checked_put(bucket, key, data, md5, None, {"partNumber": str(number), "uploadId": upload_id})
+
+    def begin_upload(self, bucket: str, key: str) -> str:
+        """Begin a multipart upload; its id."""
+        return self._create_multipart_upload(bucket, key, {})
+
+    def copy_part(self, bucket: str, key: str, headers: Mapping[str, Any], upload_id: str, number: int) -> str:
+        """Make a part of an upload from a range of an object, which the headers name; its ETag."""
+        return self._upload_part_copy(bucket, key, upload_id, number, dict(headers))[0].replace('"', "")
+
+    def complete_upload(self, bucket: str, key: str, upload_id: str, etags: list[str]) -> str:
+        """Make the object of the parts sent; its ETag."""
+        parts = [Part(number, etag) for number, etag in enumerate(etags, start=1)]
+        return self._complete_multipart_upload(bucket, key, upload_id, parts).etag or ""
+
+    def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        """End an upload and drop its parts; one that is not there is no error."""
+        try:
+            self._abort_multipart_upload(bucket, key, upload_id)
+        except S3Error as error:
+            if error.code != "NoSuchUpload":
+                raise
+
+    def list_uploads(self, bucket: str, key: str) -> list[str]:
+        """The ids of the uploads of this key that were begun and not ended."""
+        found: ListMultipartUploadsResult = self._list_multipart_uploads(bucket, prefix=key)
+        return [upload.upload_id for upload in found.uploads if upload.object_name == key and upload.upload_id]
+
+    def _checked_put(
+        self, bucket: str, key: str, data: bytes, md5: str, headers: Mapping[str, str] | None, query: dict[str, Any] | None
+    ) -> tuple[str, bool]:
+        md5 = md5 or hashlib.md5(data, usedforsecurity=False).hexdigest()
+        checksum = base64.b64encode(bytes.fromhex(md5)).decode()
+        sent: dict[str, Any] = {"Content-Type": "application/octet-stream", **(headers or {}), "Content-MD5": checksum}
+        etag = self._put_object(bucket, key, data, sent, query).etag or ""
+        return etag, etag.lower() == md5
+
+    def _url_open(  # the arguments are minio's
+        self,
+        method: str,
+        region: str,
+        bucket_name: str | None = None,
+        object_name: str | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, Any] | None = None,
+        query_params: Mapping[str, Any] | None = None,
+        preload_content: bool = True,
+        no_body_trace: bool = False,
+    ) -> BaseHTTPResponse:
+        """One request of minio's, tried again while what stands in its way may pass.
+
+        Raises:
+            S3Error: the store refuses.
+            InputError: what answers is not a store, or cannot be reached as the settings say.
+            RunError: the time for retries has passed.
+        """
+        query, sent = dict(query_params or {}), dict(headers or {})
+        retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId" in query else self.settings.retry_seconds)
+        doubted = ""  # an answer that ends it if it comes again
+        while True:
+            keys = self._keys.retrieve()
+            try:
+                try:
+                    response = super()._url_open(
+                        method, region, bucket_name, object_name, body, dict(sent), dict(query), preload_content, no_body_trace
+                    )
+                    check_answer(method, object_name, query, "x-amz-copy-source" in sent, response, streamed=not preload_content)
+                except _AnsweredError as answered:
+                    raise self._error_of(method, region, bucket_name, object_name, answered.response) from None
+                self._accepted = keys
+                return response
+            except UnreachableError as error:
+                first = None if self.connections.answered or error.begun else _FIRST_CONTACT_SECONDS
+                retries.wait(str(error), seconds=first)
+            except Damaged as error:
+                first = _FIRST_CONTACT_SECONDS if self._accepted is None else None
+                retries.wait(f"{self.connections.where} answers {error}", seconds=first)
+            except Passing as error:
+                skewed = "RequestTimeTooSkewed" in str(error)
+                first = _FIRST_CONTACT_SECONDS if skewed and self._accepted is None else None
+                clocks = f" ({self._clocks()})" if skewed else ""
+                retries.wait(f"{self.connections.where} answers {error}{clocks}", at_least=error.pause, seconds=first)
+            except Stranger as error:
+                if self._accepted is None and doubted == str(error):
+                    raise InputError(f"what answers at {self.connections.where} is not an S3 store: it says {error}") from None
+                doubted = str(error)
+                retries.wait(f"{self.connections.where} answers {error}")
+            except S3Error as error:
+                code = error.code or ""
+                passing = self._passes(code, keys)
+                certain = is_known(code) and not (code in KEY_CODES and self._accepted)
+                if not passing and (certain or doubted == code):
+                    if code not in KEY_CODES | EXPIRED_CODES | {"AccessDenied"}:
+                        self._accepted = keys
+                    raise
+                doubted = code
+                retries.wait(f"{self.connections.where} answers {passing or f'{code}: {error.message}'}")
+
+    def _error_of(self, method: str, region: str, bucket: str | None, key: str | None, response: BaseHTTPResponse) -> S3Error:
+        """The error that an answer stands for; a refused HEAD has no body that says why, so the object is asked for."""
+        try:
+            return error_of(method, key, response)
+        except Stranger:
+            if method != "HEAD" or not key:
+                raise
+        try:
+            self._url_open("GET", region, bucket, key, headers={"Range": "bytes=0-0"})
+        except S3Error as error:
+            if error.code not in ("InvalidRange", "NoSuchKey"):
+                return error
+        raise Passing(f"{response.status} to HEAD, but not to GET")
+
+    def _passes(self, code: str, keys: Credentials) -> str:
+        """What to wait for after this refusal of the keys, in words; empty where nothing would help."""
+        if code not in EXPIRED_CODES | KEY_CODES or not isinstance(self._keys, CredentialsFile):
+            return ""
+        file = self._keys.trouble or self.settings.credentials_file
+        if self._keys.retrieve() is not keys:
+            return f"{code}; {file} has new keys"
+        return f"{code}; waiting for new keys in {file}" if code in EXPIRED_CODES or self._accepted else ""
+
+    def _clocks(self) -> str:
+        ours, theirs = (time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(moment)) for moment in (time.time(), self.now()))
+        return f"this machine's clock says {ours} UTC, the store's {theirs} UTC: one of them is wrong"
+
+
+class _AnsweredError(Exception):
+    """A status that is not of success, before minio looks at it."""
+
+    def __init__(self, response: BaseHTTPResponse) -> None:
+        super().__init__()
+        self.response = response
+
+
+class _JudgedConnections(Connections):
+    def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
+        response = super().urlopen(method, url, redirect, **options)
+        if response.status not in _FINE:
+            raise _AnsweredError(response)
+        return response
+
+
+def _read(response: BaseHTTPResponse, method: str) -> BaseHTTPResponse:
+    """The same answer with its body in memory; a body without end is an error."""
+    try:
+        data = response.read(_MAX_BODY_BYTES + 1)
+        if len(data) > _MAX_BODY_BYTES:
+            raise ProtocolError(f"an answer of more than {_MAX_BODY_BYTES >> 20} MiB")
+    except BaseException:
+        response.close()
+        raise
+    response.release_conn()
+    return HTTPResponse(
+        body=io.BytesIO(data),
+        headers=HTTPHeaderDict(response.headers),
+        status=response.status,
+        reason=response.reason,
+        decode_content=False,
+        enforce_content_length=False,
+        request_method=method,
+    )
 
 
 def _words(error: BaseException) -> str:
     """The cause of a connection's failure in one line, without urllib3's object addresses."""
     if isinstance(error, NameResolutionError):
         return "no such host"
-    reason = error.args[0] if isinstance(error, SSLError) and error.args else error.__cause__
+    reason = error.args[0] if isinstance(error, SSLError) and error.args else error.__cause__ or error
     if isinstance(reason, ssl.SSLCertVerificationError):
         return f"its TLS certificate is not trusted ({reason.verify_message}): name its CA in FIRSTSIGHT_S3_CA"
     if getattr(reason, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
         return "it does not speak TLS: use http:// or another port"
     text = str(reason or error) or type(error).__name__
-    return re.sub(r"<[^>]* object at [^>]*>:? ?|^HTTPS?Connection(Pool)?\([^)]*\):? ?", "", text)
+    return printable(re.sub(r"<[^>]* object at [^>]*>:? ?|^HTTPS?Connection(Pool)?\([^)]*\):? ?", "", text))

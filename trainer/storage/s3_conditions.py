@@ -6,16 +6,18 @@ same moment must be visible, and writes if its claim is the oldest. Two writers 
 more than `STALE_SECONDS` between its last look and its write, or the server shows a new object later than `SETTLE_SECONDS`.
 """
 
-import logging
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
 
-from minio import Minio
 from minio.datatypes import Object
 from minio.error import S3Error
 
 from trainer.errors import RunError
+from trainer.storage import s3_reads
+from trainer.storage.s3_client import Client
+from trainer.storage.writers import beside, beside_all
 
 SETTLE_SECONDS = 2.5
 """From a claim to the look at all claims: more than the second that a server may round times to."""
@@ -23,29 +25,13 @@ SETTLE_SECONDS = 2.5
 STALE_SECONDS = 60.0
 """A claim of this age belongs to a writer that was killed."""
 
-PARTIAL = ".partial"
-"""What is being written, or says so, ends like this and is never listed."""
-
 _WRITER = "x-amz-meta-firstsight-writer"
-_FAILED = ("PreconditionFailed", "ConditionalRequestConflict")  # the second where two conditional writes meet
-_log = logging.getLogger(__name__)
 
 Allows = Callable[[Object | None], bool]
 """Whether an object as it is now (None: absent) may be written over."""
 
 
-def beside(key: str, kind: str) -> str:
-    """A new key, with a random part, in the folder of `key`: for what belongs to a write of it and is no object itself."""
-    folder, slash, name = key.rpartition("/")
-    return f"{folder}{slash}.{name}.{kind}-{secrets.token_hex(8)}{PARTIAL}"
-
-
-def is_partial(key: str) -> bool:
-    """Whether this key is of a write under way, not of an object."""
-    return key.endswith(PARTIAL) and key.rpartition("/")[2].startswith(".")
-
-
-def stat(client: Minio, bucket: str, key: str) -> Object | None:
+def stat(client: Client, bucket: str, key: str) -> Object | None:
     """What the server says of the object; None where there is none."""
     try:
         return client.stat_object(bucket, key)
@@ -55,11 +41,11 @@ def stat(client: Minio, bucket: str, key: str) -> Object | None:
         raise
 
 
-def has_conditions(client: Minio, bucket: str, key: str) -> bool:
+def has_conditions(client: Client, bucket: str, key: str) -> bool:
     """Whether the server refuses writes whose condition does not hold, asked with an object in the folder of `key`."""
     probe = beside(key, "probe")
     try:
-        etag = client._put_object(bucket, probe, b"1").etag or ""
+        etag, _ = client.put(bucket, probe, b"1")
         refused = all(
             _is_refused(client, bucket, probe, condition) for condition in ({"If-None-Match": "*"}, {"If-Match": f'"{"0" * 32}"'})
         )
@@ -68,61 +54,62 @@ def has_conditions(client: Minio, bucket: str, key: str) -> bool:
         client.remove_object(bucket, probe)
 
 
-def put_if(client: Minio, bucket: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
-    """PUT under a condition that the server checks; False where it does not hold."""
+def put_if(client: Client, uri: str, bucket: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
+    """PUT under a condition that the server checks; False where it does not hold.
+
+    Raises:
+        RunError: the store holds other bytes than were sent.
+    """
     writer = secrets.token_hex(8)
-    for _ in range(10):
-        try:
-            client._put_object(bucket, key, data, {**condition, _WRITER: writer})
-            return True
-        except S3Error as error:
-            if error.code == "ConditionalRequestConflict":  # of two at once; the other's may have failed
-                time.sleep(0.1)
-            elif error.code in (*_FAILED, "NoSuchKey"):
-                break
-            else:
-                raise
-    # an answer that got lost makes the next try fail on the object that the first one wrote
-    found = stat(client, bucket, key)
-    return found is not None and (found.metadata or {}).get(_WRITER) == writer
+    try:
+        _, proven = client.put(bucket, key, data, {**condition, _WRITER: writer})
+    except S3Error as error:
+        if error.code not in ("PreconditionFailed", "NoSuchKey"):
+            raise
+        # an answer that got lost makes the next try fail on the object that the first one wrote
+        found = stat(client, bucket, key)
+        return found is not None and (found.metadata or {}).get(_WRITER) == writer
+    if not proven and not s3_reads.holds(client, uri, bucket, key, [(len(data), hashlib.md5(data, usedforsecurity=False).hexdigest())]):
+        raise RunError(f"{uri}: {client.connections.where} holds other bytes than were sent")
+    return True
 
 
-def put_claimed(client: Minio, bucket: str, key: str, data: bytes, allows: Allows, now: Callable[[], float]) -> bool:
-    """PUT where `allows` says so, alone among all who write this key by claims; `now` is the server's clock.
+def put_claimed(client: Client, bucket: str, key: str, data: bytes, allows: Allows) -> bool:
+    """PUT where `allows` says so, alone among all who write this key by claims.
 
     Raises:
         RunError: other writers kept the key claimed.
     """
     claim = beside(key, "claim")
-    client._put_object(bucket, claim, b"")
+    client.put(bucket, claim, b"")
     try:
         begin = time.monotonic()
         while time.monotonic() < begin + 1.5 * STALE_SECONDS:
             if not allows(stat(client, bucket, key)):
                 return False
             time.sleep(SETTLE_SECONDS)
-            if _oldest_claim(client, bucket, claim, now()) == claim:
+            if _oldest_claim(client, bucket, key) == claim:
                 allowed = allows(stat(client, bucket, key))
                 if allowed:
-                    client._put_object(bucket, key, data)
+                    client.put(bucket, key, data)
                 return allowed
         raise RunError("other writers kept it claimed; run the same command again")
     finally:
         client.remove_object(bucket, claim)
 
 
-def _oldest_claim(client: Minio, bucket: str, claim: str, now: float) -> str:
-    prefix = claim.rpartition("-")[0] + "-"
-    found = [item for item in client.list_objects(bucket, prefix=prefix, recursive=True) if not item.is_dir]
+def _oldest_claim(client: Client, bucket: str, key: str) -> str:
+    found = [item for item in client.list_objects(bucket, prefix=beside_all(key, "claim"), recursive=True) if not item.is_dir]
     ages = [(item.last_modified.timestamp() if item.last_modified else 0.0, str(item.object_name)) for item in found]
+    now = client.now()
     return min([entry for entry in ages if entry[0] > now - STALE_SECONDS], default=(0.0, ""))[1]
 
 
-def _is_refused(client: Minio, bucket: str, key: str, condition: dict[str, str]) -> bool:
+def _is_refused(client: Client, bucket: str, key: str, condition: dict[str, str]) -> bool:
     try:
-        client._put_object(bucket, key, b"2", dict(condition))
+        client.put(bucket, key, b"2", condition)
     except S3Error as error:
-        if error.code in _FAILED:
+        if error.code == "PreconditionFailed":
             return True
         if error.code not in ("NotImplemented", "InvalidArgument", "InvalidRequest"):
             raise

@@ -8,6 +8,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,15 @@ from tests.staging.conftest import picture
 
 Files = dict[str, bytes]
 JPEG, PNG = picture(1, (16, 12), "JPEG"), picture(2, (16, 12))
+
+
+def write(place: Path, files: Files) -> str:
+    """Write files below a folder; returns the folder."""
+    for name, data in files.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return str(place)
 
 
 def tar(members: Sequence[tuple[str, bytes]]) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic
 
@@ -74,6 +75,7 @@ def fingerprint(files: Sequence[SourceFile], root: str) -> str:
     looks = [[file.uri, file.size, file.stamp] for file in files]
     if sum(file.size for file in files) <= _ALWAYS_READ_BYTES or not all(file.stamp for file in files):
         return _content_hash(files)
+<<<<<<< HEAD
     key = canonical_hash([_FORMAT_VERSION, looks])
     remembered = join(root, "datasets", "fingerprints", f"{key[:32]}.json")
     try:
@@ -85,6 +87,17 @@ def fingerprint(files: Sequence[SourceFile], root: str) -> str:
         record = {"format_version": _FORMAT_VERSION, "source": key, "fingerprint": _content_hash(files)}
         write_document(remembered, record)
     return str(record["fingerprint"])
+=======
+    listing = canonical_hash([[f.uri, f.size, f.modified] for f in files])
+    remembered = join(root, "datasets", "fingerprints", f"{listing[:32]}.json")
+    with suppress(Corrupt):  # then it is read again
+        found = read_document(remembered, "a fingerprint", 1)
+        if found is not None and found.get("listing") == listing:
+            return str(found["fingerprint"])
+    value = _content_hash(files)
+    write_document(remembered, {"format_version": 1, "listing": listing, "fingerprint": value})
+    return value
+>>>>>>> main
 
 
 def _content_hash(files: Sequence[SourceFile]) -> str:
