@@ -9,15 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.damage import damage as damage_file
 from tests.staging.conftest import facts, photo_folder, picture, samples
 from trainer.config import Recipe
 from trainer.errors import InputError
 from trainer.staging.sources import listing
-<<<<<<< HEAD
-from trainer.staging.sources.listing import fingerprint, list_source
-=======
->>>>>>> main
 from trainer.staging.stage import stage_pairs
 from trainer.storage import write_bytes
 from trainer.storage.manifest import Manifest
@@ -140,21 +135,6 @@ def test_our_own_shards_can_be_staged_again(tmp_path: Path, stage: Stage) -> Non
     uri, manifest = stage(photo_folder(tmp_path / "photos"))
     _, again = stage(uri)
     assert again.rows["written"] == manifest.rows["written"] == 20
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
-def test_a_damaged_fingerprint_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    """A large source's fingerprint is remembered; where that record is damaged, the source is hashed again."""
-    monkeypatch.setattr(listing, "_ALWAYS_READ_BYTES", 0)
-    files = list_source(str(photo_folder(tmp_path / "photos", 6)))
-    found = fingerprint(files, str(tmp_path))
-    (record,) = (tmp_path / "datasets/fingerprints").iterdir()
-    before = record.read_bytes()
-    damage_file(record, damage)
-    assert fingerprint(files, str(tmp_path)) == found
-    assert record.read_bytes() == before
-    monkeypatch.setattr(listing, "_content_hash", None)
-    assert fingerprint(files, str(tmp_path)) == found
 
 
 def test_one_changed_byte_makes_another_data_set(tmp_path: Path, stage: Stage) -> None:

@@ -24,7 +24,7 @@ from trainer.errors import Corrupt, InputError
 from trainer.storage import join, read_bytes, read_text
 from trainer.storage.arrays import decode_array
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import file_sha256, forget
+from trainer.storage.checked import file_sha256
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest
 from trainer.storage.samples import read_index
 
@@ -305,23 +305,6 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes
     Raises:
         Corrupt: the tar or its index is not there, or not the one that was staged.
     """
-<<<<<<< HEAD
-    try:
-        index = read_index(folder, shard)
-        uri = join(folder, shard.name)
-        data = _read_sealed(uri, shard.sha256)
-        names = [member.lstrip(".") for member in index.members]
-        starts, sizes = index.offsets.tolist(), index.sizes.tolist()
-        checksums = index.crc32c.tolist()
-        for row, key in enumerate(index.keys):
-            members = {name: data[starts[row][m] : starts[row][m] + sizes[row][m]] for m, name in enumerate(names)}
-            if [google_crc32c.value(member) for member in members.values()] != checksums[row]:
-                raise Corrupt(f"{uri}: sample {key!r}: its index does not fit it")
-            yield key, members
-    except Corrupt:
-        forget(folder, shard.name, shard.index_name)
-        raise
-=======
     uri = join(folder, shard.name)
     try:
         index = read_index(folder, shard)
@@ -336,4 +319,3 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes
         if [google_crc32c.value(member) for member in members.values()] != checksums[row]:
             raise Corrupt(f"{uri}: sample {key!r}: its index does not fit it")
         yield key, members
->>>>>>> main

@@ -35,12 +35,12 @@ class Inputs:
         copy = self._scratch / f"{len(self.files)}-{name}"
         if is_web(uri):
             download(uri, copy, contact=self._contact)
-            self.files.append(SourceFile(name, str(copy), copy.stat().st_size, ""))
+            self.files.append(SourceFile(name, str(copy), copy.stat().st_size, 0.0))
             return _checked(copy, uri)
         info = open_store(uri).head(uri)
         if info is None:
             raise InputError(f"{uri}: no such file")
-        self.files.append(SourceFile(name, uri, info.size, info.stamp))
+        self.files.append(SourceFile(name, uri, info.size, info.modified))
         path = local_path(uri)
         if path is not None:
             return _checked(path, uri)

@@ -1,7 +1,6 @@
 """What a source folder holds: names, sizes, and a fingerprint over their contents."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,18 +16,16 @@ from trainer.storage.documents import read_document, write_document
 
 _ALWAYS_READ_BYTES = 256 << 20
 """A source up to this size is read whole each time: nothing but its bytes decides whether it changed."""
-_FORMAT_VERSION = 2
-"""Of a remembered fingerprint, which has another name in each version; version 1 had no checksum, and is not read any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of a source: its name below the folder, its URI, its size in bytes and its stamp (see ObjectInfo)."""
+    """One file of a source: its name below the folder, its URI, its size in bytes and when it changed."""
 
     name: str
     uri: str
     size: int
-    stamp: str
+    modified: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ def list_source(uri: str) -> list[SourceFile]:
     if (path is not None and path.is_file()) or (path is None and uri.endswith(".tar")):
         info = store.head(uri)
         if info is not None:
-            return [SourceFile(uri.rsplit("/", 1)[-1], uri, info.size, info.stamp)]
+            return [SourceFile(uri.rsplit("/", 1)[-1], uri, info.size, info.modified)]
     if path is not None and not path.is_dir():
         raise InputError(f"{uri}: no such folder")
     prefix = uri.rstrip("/") + "/"
@@ -60,7 +57,7 @@ def list_source(uri: str) -> list[SourceFile]:
     for info in store.list(uri.rstrip("/")):
         name = info.uri.removeprefix(prefix)
         if not any(part.startswith(".") for part in name.split("/")):
-            files.append(SourceFile(name, info.uri, info.size, info.stamp))
+            files.append(SourceFile(name, info.uri, info.size, info.modified))
     if not files:
         raise InputError(f"{uri}: nothing there (an empty folder, or no such prefix)")
     return sorted(files, key=lambda file: file.name)
@@ -69,25 +66,11 @@ def list_source(uri: str) -> list[SourceFile]:
 def fingerprint(files: Sequence[SourceFile], root: str) -> str:
     """SHA-256 over names, sizes and contents.
 
-    The contents of a large source are read once; as long as its names, sizes and stamps stay, the result is
-    remembered under `root`. A record that is damaged, or of another source, is written anew.
+    The contents of a large source are read once; as long as its names, sizes and times stay, the result is
+    remembered under `root`.
     """
-    looks = [[file.uri, file.size, file.stamp] for file in files]
-    if sum(file.size for file in files) <= _ALWAYS_READ_BYTES or not all(file.stamp for file in files):
+    if sum(file.size for file in files) <= _ALWAYS_READ_BYTES:
         return _content_hash(files)
-<<<<<<< HEAD
-    key = canonical_hash([_FORMAT_VERSION, looks])
-    remembered = join(root, "datasets", "fingerprints", f"{key[:32]}.json")
-    try:
-        record = read_document(remembered, "a source's fingerprint", _FORMAT_VERSION) or {}
-    except (InputError, Corrupt) as error:
-        print(f"{error}; the source is hashed again", file=sys.stderr)
-        record = {}
-    if record.get("source") != key:
-        record = {"format_version": _FORMAT_VERSION, "source": key, "fingerprint": _content_hash(files)}
-        write_document(remembered, record)
-    return str(record["fingerprint"])
-=======
     listing = canonical_hash([[f.uri, f.size, f.modified] for f in files])
     remembered = join(root, "datasets", "fingerprints", f"{listing[:32]}.json")
     with suppress(Corrupt):  # then it is read again
@@ -97,7 +80,6 @@ def fingerprint(files: Sequence[SourceFile], root: str) -> str:
     value = _content_hash(files)
     write_document(remembered, {"format_version": 1, "listing": listing, "fingerprint": value})
     return value
->>>>>>> main
 
 
 def _content_hash(files: Sequence[SourceFile]) -> str:

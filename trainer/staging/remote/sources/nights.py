@@ -122,7 +122,7 @@ def _named(table: bytes, uri: str) -> list[str]:
 
 def _read(uri: str, table: bytes, places: dict[str, str], min_votes: int) -> Rows[TripletRow]:
     """The rows of the table, whose pictures are named by where they lie."""
-    pictures = [SourceFile(name, place, -1, "") for name, place in places.items()]
+    pictures = [SourceFile(name, place, -1, 0.0) for name, place in places.items()]
     with _as_file(table) as file:
         return nights.read(uri, [file, *pictures], min_votes)
 
@@ -133,7 +133,7 @@ def _as_file(table: bytes) -> Iterator[SourceFile]:
     with naming_full_disk(nights.NAME), tempfile.TemporaryDirectory(prefix="firstsight-nights-") as scratch:
         path = Path(scratch) / nights.NAME
         path.write_bytes(table)
-        yield SourceFile(nights.NAME, str(path), len(table), "")
+        yield SourceFile(nights.NAME, str(path), len(table), 0.0)
 
 
 def _read_table(client: PoliteClient, uri: str) -> bytes:
