@@ -24,7 +24,7 @@ from trainer.errors import Corrupt, InputError
 from trainer.storage import join, read_bytes, read_text
 from trainer.storage.arrays import decode_array
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import file_sha256
+from trainer.storage.checked import file_sha256, forget
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest
 from trainer.storage.samples import read_index
 
@@ -303,8 +303,16 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes
     """(key, members by the index's column) of each sample of one shard, verified by the checksums that make the identity.
 
     Raises:
-        Corrupt: the tar or its index is not there, or not the one that was staged.
+        Corrupt: the tar or its index is not there, or not the one that was staged; staging will look at both again.
     """
+    try:
+        yield from _read_whole(folder, shard)
+    except Corrupt:
+        forget(folder, shard.name, shard.index_name)
+        raise
+
+
+def _read_whole(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
     uri = join(folder, shard.name)
     try:
         index = read_index(folder, shard)
