@@ -83,6 +83,8 @@ def run(made: Experiment, trials: list[Trial], began: float) -> int:
         except Exception as error:
             problems = [f"{type(error).__name__}: {error}"]
         counts[name] += 1
+        if counts.total() % 100 == 0:
+            print(f"{counts.total()} of {len(trials)} trials, {failed.total()} failed", flush=True)
         if problems:
             failed[name] += 1
             print(f"FAILED {trial}: {'; '.join(problems)}", flush=True)

@@ -95,11 +95,8 @@ def attempt(made: Experiment, trial: Trial) -> list[str]:
     ended = made.run(at)
     expected = {name: outcome(row, trial.damages[name]) for name, row in rows.items() if row is not None}
     refused = [name for name, what in expected.items() if what == "refused"]
-    if (
-        not trial.checked
-        and not refused
-        and ((ended.code == 1 and _names(ended, trial.damages)) or (not ended.code and not made.is_finished()))
-    ):
+    found_late = _names(ended, trial.damages) if ended.code else not made.is_finished()
+    if found_late and not trial.checked and not refused:
         ended = made.run()  # of data that was never hashed sizes are compared: it was found when it was loaded
     problems = _judge_refusal(ended, refused) if refused or ended.code else []
     for name in refused:
