@@ -95,6 +95,7 @@ def test_two_objects_at_once(made: Experiment) -> None:
 @pytest.mark.parametrize(
     ("state", "pattern"),
     [
+        ("staging", r"pairs-pairs/.*shard-00001-00000\.tar"),
         ("training", r"pairs-pairs/.*shard-00000-00001\.tar"),
         ("training", r"triplets-triplets/.*shard-00000-00000\.index"),
         ("unevaluated", r"test/0\.tar"),

@@ -5,18 +5,28 @@ from collections.abc import Iterator, Sequence
 
 import google_crc32c
 
-from trainer.errors import RunError
+from trainer.errors import Corrupt
 from trainer.storage import join, read_bytes
+from trainer.storage.checked import forget
 from trainer.storage.manifest import Shard
 from trainer.storage.samples import read_index
 
 
 def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, tuple[bytes, ...]]]:
-    """Key and members (in the order of the index's columns) of every sample."""
-    index = read_index(folder, shard)
-    data = read_bytes(join(folder, shard.name))
-    if len(data) != shard.size or google_crc32c.value(data) != shard.crc32c:
-        raise RunError(f"{join(folder, shard.name)}: size or checksum is not what was staged")
+    """Key and members (in the order of the index's columns) of every sample.
+
+    Raises:
+        Corrupt: the shard or its index is not what was staged; the next look makes its slice again.
+    """
+    uri = join(folder, shard.name)
+    try:
+        index = read_index(folder, shard)
+        data = read_bytes(uri)
+        if len(data) != shard.size or google_crc32c.value(data) != shard.crc32c:
+            raise Corrupt(f"{uri}: size or checksum is not what was staged: run the same again, which makes it again")
+    except Corrupt:
+        forget(folder, shard.name, shard.index_name)
+        raise
     for row, key in enumerate(index.keys):
         ends = zip(index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True)
         yield key, tuple(data[start : start + size] for start, size in ends)
