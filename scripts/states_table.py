@@ -23,6 +23,7 @@ WORDS = {
     "name": "*",
     "number": "<n>",
     "rest": "**",
+    "anywhere": "**/",
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests import old_store
 from trainer.storage import layout
 from trainer.storage.states import KINDS, OUTCOMES, StoredKind, kind_of
+from trainer.storage.writers import beside
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.pattern)
@@ -40,6 +41,7 @@ def test_every_place_of_the_layout_has_the_row_of_its_kind() -> None:
     experiment = layout.experiment("s3://b/r", "e")
     stage, tower = layout.stage(layout.cell(experiment, "random", 0), "contrastive"), layout.tower(experiment, "ab")
     rows = {
+        beside(f"{layout.final(stage)}/COMMITTED.json", "upload"): "write under way",
         layout.kubeflow_run("s3://b/r", "x"): "run's record",
         layout.request(experiment, "x"): "stored request",
         f"{experiment}/plan.json": "experiment's plan",

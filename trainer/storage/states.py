@@ -47,6 +47,7 @@ _PARTS = {
     "name": r"[^/]+",
     "number": r"\d+",
     "rest": r".+",
+    "anywhere": r"(?:[^/]+/)*",
     "dataset": r"datasets/[^/]+/[^/]+",
     "experiment": r"experiments/[^/]+",
     "stage": r"experiments/[^/]+/(?:towers/[^/]+|[^/]+/(?:contrastive|posthoc))",
@@ -73,12 +74,13 @@ _REMADE = "healed: the stage is made again from its newest intact checkpoint"
 _RECORD = "healed: put back from the copy in final/; where that is damaged too, the stage is made again"
 _RESTAGED = "healed: staged again from its source; refused by name where the source no longer gives the same bytes"
 _PASSED_OVER = "healed: passed over for the one before it, the stage begins again where none is left; its folder may be deleted"
-_SCRATCH = "harmless: nothing reads it once its writer is done"
+_SCRATCH = "harmless: never listed; a writer that lives notices that it is gone, what a dead one left is swept by whoever comes next"
 _LOG = "harmless: for people only"
 _CHECKED = "healed: the files that it names are hashed again"
 _NEVER = "harmless: written once, so that no older version of it exists"
 
 KINDS: tuple[StoredKind, ...] = (
+    _kind("write under way", "{anywhere}.{name}.partial", "trainer.storage.writers", "", _SCRATCH),
     # ------------------------------------------------------------------------------------------------ data sets
     _kind("data set's manifest", "{dataset}/manifest.json", "trainer.staging.writer", "trainer.storage.manifest.read_manifest",
           _RESTAGED, _RESTAGED, _RESTAGED, "refused: the experiment names its identity, of format 1 its checksum, and takes no other"),
