@@ -1,6 +1,8 @@
 """Decoders and draws: equal to PIL and torchvision where they must be, close where they may differ."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from tests.data.datasets import pattern, picture
-from trainer.data.decode import decode_image, decode_pixels, random_crops, sample_seeds, uniforms
+from trainer.data.decode import Decoder, decode_image, decode_pixels, picture_size, random_crops, sample_seeds, uniforms
 from trainer.errors import RunError
 
 
@@ -105,3 +107,26 @@ def test_draws_are_uniform() -> None:
     """Ten bins of 100,000 draws hold a tenth each."""
     counts = np.histogram(uniforms(np.arange(1000), 0, 100), bins=10, range=(0, 1))[0]
     np.testing.assert_allclose(counts, 10_000, rtol=0.05)
+
+
+def declaring(encoding: str, height: int, width: int) -> bytes:
+    """A small picture whose header says that it is larger."""
+    data = bytearray(picture(0, 16, 16, encoding))
+    if encoding == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+@pytest.mark.parametrize("encoding", ["PNG", "JPEG"])
+def test_too_many_pixels_are_refused_by_the_header(encoding: str, mode: Decoder) -> None:
+    """Before a pixel of it takes memory, whether its size or the picture is asked for, by each decoder."""
+    bomb = declaring(encoding, 60_000, 60_000)
+    with pytest.raises(RunError, match="a picture of 60000x60000, at most 100 megapixels"):
+        decode_pixels(bomb, mode)
+    with pytest.raises(RunError, match="a picture of 60000x60000"):
+        picture_size(bomb)

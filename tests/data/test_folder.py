@@ -177,6 +177,28 @@ def test_who_waited_at_a_removed_lock_opens_the_new_one(source: Path, tmp_path: 
     assert not find_damage(file, None)
 
 
+def test_who_leaves_late_does_not_empty_the_next_ones_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its last lock and its look whether it is alone, another one removed the folder, and a third made it anew."""
+    first, second = CacheFolder(tmp_path / "cache"), CacheFolder(tmp_path / "cache")
+    file = cached(source, tmp_path / "cache")
+    locked = first._set
+    later = []
+
+    def meanwhile(kind: int, position: int) -> bool:
+        done = locked(kind, position)
+        if kind == folders.fcntl.F_UNLCK:
+            second.leave(lambda tar: False)
+            later.append(CacheFolder(tmp_path / "cache"))
+            later[0].take(file, None, copier(source, file), never)
+        return done
+
+    monkeypatch.setattr(first, "_set", meanwhile)
+    first.leave(lambda tar: False)
+    assert not find_damage(file, None)
+    later[0].leave(lambda tar: False)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     """While it lives its part stays; once killed, nothing tells its age, and it goes."""
     program = """

@@ -1,6 +1,7 @@
 """The index codec: what goes in comes out, and nothing damaged is ever taken for an index."""
 
 import dataclasses
+import json
 import struct
 
 import google_crc32c
@@ -119,6 +120,13 @@ def test_newer_format_is_named() -> None:
         (lambda index: {"token_ends": np.array([3, 2, 8], np.uint32)}, "do not add up"),
         (lambda index: {"token_ends": np.array([3, 5, 7], np.uint32)}, "do not add up"),
         (lambda index: {"offsets": index.offsets[:1]}, r"as docs/FORMAT\.md has it"),
+        (lambda index: {"offsets": np.full_like(index.offsets, 2**64 - 1), "sizes": np.full_like(index.sizes, 2)}, "beyond the end"),
+        (lambda index: {"shard_size": -1}, "its shard_size must be a whole number"),
+        (lambda index: {"shard_size": 2**70}, "its shard_size must be a whole number"),
+        (lambda index: {"shard_size": "1"}, "its shard_size must be a whole number"),
+        (lambda index: {"shard_crc32c": 2**32}, "its shard_crc32c must be a whole number from 0 to 4294967295"),
+        (lambda index: {"shard": 5}, "its shard must be a name"),
+        (lambda index: {"members": ("image", "image")}, "two of its members have one name"),
     ],
 )
 def test_nonsense_with_a_right_checksum(change: object, rule: str) -> None:
@@ -128,7 +136,21 @@ def test_nonsense_with_a_right_checksum(change: object, rule: str) -> None:
         decode_index(encode_index(index), "x.index")
 
 
-@pytest.mark.parametrize("header", [b"{}", b"[]", b"{", b"\xff", b'{"num_samples": -1}'])
+def header_of(**changed: object) -> bytes:
+    """The header of an empty index, with other values."""
+    counts = dict.fromkeys(("num_samples", "num_captions", "num_tokens", "key_bytes", "shard_size", "shard_crc32c"), 0)
+    return json.dumps({"shard": "x.tar", "members": ["image"], **counts, **changed}).encode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{}", b"[]", b"{", b"\xff", b"[" * 100_000, b"9" * 5000, header_of(num_samples=-1), header_of(num_samples=True),
+        header_of(num_samples=1.0), header_of(num_samples="1"), header_of(num_samples=None), header_of(num_samples=2**62),
+        header_of(num_samples=2**70), header_of(num_tokens=2**63 - 1), header_of(num_captions=[1]), header_of(key_bytes=-5),
+        header_of(members=5), header_of(members=[[1]]), header_of(members={"a": 1}), header_of(shard=["x"]),
+    ],
+)  # fmt: skip
 def test_wrong_header_with_a_right_checksum(header: bytes) -> None:
     """A header that is none is refused in one line."""
     body = struct.pack("<8sII", b"FSINDEX\0", FORMAT_VERSION, len(header)) + header

@@ -7,7 +7,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from trainer.errors import RunError
+from trainer.errors import Corrupt, RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject
 from trainer.storage.index import ShardIndex, encode_index, index_checksum
@@ -85,6 +85,19 @@ def test_index_of_another_tar(tmp_path: object) -> None:
     index = read_index(root, shard)
     write_bytes(join(root, shard.index_name), encode_index(dataclasses.replace(index, tokens=index.tokens[::-1])))
     with pytest.raises(RunError, match="not the index that the manifest names"):
+        read_index(root, shard)
+
+
+@pytest.mark.parametrize("position", [0, 8, 12, 40, -30, -1])
+def test_a_flipped_byte_of_an_index_is_corrupt(tmp_path: object, position: int) -> None:
+    """Wherever it lies: a flipped version is no newer format, and no wrong input."""
+    root = str(tmp_path)
+    shard = write_shard(root)
+    uri = join(root, shard.index_name)
+    data = bytearray(read_bytes(uri))
+    data[position] ^= 4
+    write_bytes(uri, bytes(data))
+    with pytest.raises(Corrupt, match=r"shard-0-0\.index: "):
         read_index(root, shard)
 
 

@@ -153,7 +153,7 @@ class Prefetcher:
         # Daemons, not an executor: an exit must not wait until a store that is down has used up its retries.
         self._queue: queue.SimpleQueue[tuple[int, _Cached] | None] = queue.SimpleQueue()
         self._fetchers: list[threading.Thread] = []
-        self._at_work = 0  # threads that use the folder; the last one leaves it
+        self._at_work = 1  # this loader and the threads that use the folder; the last one leaves it
         for _ in range(_CONNECTIONS):
             self._start_fetcher()
         self._thread = threading.Thread(target=self._plan, args=(start_step,), name="prefetch", daemon=True)
@@ -204,6 +204,8 @@ class Prefetcher:
     def close(self) -> None:
         """Stop fetching, and remove what no other rank uses (unless the folder was named and holds the whole split)."""
         with self._changed:
+            if self._stopped:
+                return
             self._stopped = True
             for cached in self._cached.values():
                 if not cached.ready.done():
@@ -215,6 +217,7 @@ class Prefetcher:
         deadline = time.monotonic() + _CLOSE_SECONDS
         for fetcher in self._fetchers:
             fetcher.join(max(0.0, deadline - time.monotonic()))
+        self._end_work()
 
     def _plan(self, start_step: int) -> None:
         """The prefetcher's thread: submit every read in turn, as soon as there is room."""
@@ -315,7 +318,7 @@ class Prefetcher:
             self._folder.let_go(cached.file, remove=not self._keep)
 
     def _end_work(self) -> None:
-        """A thread uses the folder no longer; the last one leaves it."""
+        """One less uses the folder; the last one leaves it."""
         with self._changed:
             self._at_work -= 1
             if self._at_work:

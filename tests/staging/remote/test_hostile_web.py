@@ -128,7 +128,7 @@ PASSING = {
     "reset in the body of a 503": say_and_reset(status(503, length=5000)),
     "cut in the body of a 429": say(status(429, length=5000)),
     "body of a 500 drips": drip(b"HTTP/1.1 500 X\r\nContent-Length: 60000\r\n\r\n", b"x"),
-    "headers drip": drip(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+    "headers drip": drip(b"HTTP/1.1 200 OK\r\nX: ", b"y"),
     "100 Continue without end": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "body drips": drip(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", b"x"),
     "silence in the body": drip(OK[:100], b""),

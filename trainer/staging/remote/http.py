@@ -140,7 +140,7 @@ class PoliteClient:
         self._pool.clear()
 
     def get(self, url: str) -> bytes:
-        """The bytes behind a URL, redirects followed where they lead to the web.
+        """The bytes at a URL, redirects followed where they lead to the web.
 
         Raises:
             FetchError: this URL gives nothing.
