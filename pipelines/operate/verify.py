@@ -18,7 +18,7 @@ from trainer.config import DataConfig
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import file_sha256
+from trainer.storage.checked import file_sha256, is_files
 from trainer.storage.committed import NAME as SEAL
 from trainer.storage.committed import read_committed
 from trainer.storage.documents import CHECKSUM, checksum
@@ -191,7 +191,7 @@ def _figures(walk: Walk, uri: str) -> None:
 
 def _report(walk: Walk, uri: str) -> None:
     made = walk.look(uri, lambda: _json(uri))
-    if isinstance(made, dict) and isinstance(made.get("files"), dict):
+    if isinstance(made, dict) and is_files(made.get("files")):
         walk.hash(uri.rpartition("/")[0], made["files"])
 
 

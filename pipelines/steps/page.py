@@ -55,7 +55,10 @@ def is_current(experiment_uri: str, inputs: str) -> bool:
         made = read_document(join(folder, NAME), "a record of the report", FORMAT_VERSION)
     except Corrupt:
         return False
-    return bool(inputs) and made is not None and made["inputs"] == inputs and not checked.find_damaged(folder, made["files"])
+    if made is None or not inputs or made.get("inputs") != inputs:
+        return False
+    files: Any = made.get("files")
+    return checked.is_files(files) and files.keys() == set(FILES) and not checked.find_damaged(folder, files)
 
 
 def record(experiment_uri: str, inputs: str) -> None:

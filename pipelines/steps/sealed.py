@@ -5,7 +5,7 @@ the same is asked for, the source looks as before and the data set is whole, the
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.planning.sources import described_sources
@@ -15,7 +15,7 @@ from trainer.storage import checked, join, open_store
 from trainer.storage.base import exists
 from trainer.storage.documents import read_document, write_document
 from trainer.storage.manifest import Manifest, as_data, require_manifest, staged_sets
-from trainer.storage.plans import read_plan
+from trainer.storage.plans import is_data, read_plan
 
 NAME = "sealed.json"
 FORMAT_VERSION = 1
@@ -43,10 +43,11 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     except Corrupt as error:
         return "", [f"{error}; looked at the source again"]
     looks = _looks(sources)
-    if record is None or not looks or (record["asked"], record["source"]) != (_key(asked), looks):
+    if record is None or not looks or (record.get("asked"), record.get("source")) != (_key(asked), looks):
         return "", []
-    values = {name: record[name] for name in ("uri", "identity", "manifest_sha256")}
-    found = DataConfig(**values, evaluation_sha256=tuple(record["evaluation_sha256"]))
+    if not is_data(record):
+        return "", [f"{uri}: not a record of staging of firstsight; looked at the source again"]
+    found = _data(record)
     damaged = [line for one in dict.fromkeys((found, pinned)) if one.uri for line in find_damage(one)]
     return ("" if damaged or pinned.uri not in ("", found.uri) else found.uri), damaged
 
@@ -94,7 +95,10 @@ def pinned_data(experiment_uri: str, what: str) -> DataConfig:
         plan = read_plan(experiment_uri) or {}
     except Corrupt:
         return DataConfig()
-    values = plan.get(what, {})
+    return _data(plan.get(what, {}))
+
+
+def _data(values: Mapping[str, Any]) -> DataConfig:
     texts = {name: values.get(name, "") for name in ("uri", "identity", "manifest_sha256")}
     return DataConfig(**texts, evaluation_sha256=tuple(values.get("evaluation_sha256", ())))
 

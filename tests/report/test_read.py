@@ -228,6 +228,12 @@ def test_items_that_cannot_be_paired_cost_the_interval_only(fresh: str, how: str
     assert any(CATEGORIES.removesuffix(".json") in entry["what"] for entry in experiment.excluded)
 
 
+def test_a_figure_that_is_too_large_is_excluded(fresh: str) -> None:
+    """JSON holds whole numbers of any size."""
+    change_figures(path(fresh, "random-seed0", "evaluation", "contrastive-final", CATEGORIES), metrics={"acc1": 10**400})
+    assert f"{CATEGORIES}: not an evaluation of firstsight: OverflowError" in excluded(fresh)
+
+
 def test_unequal_seeds_are_paired_where_they_are_equal(tmp_path: Path) -> None:
     """An arm with more seeds than the other is compared on those that both have, and the contrast names them."""
     from tests.report.fabricate import Fabrication, fabricate

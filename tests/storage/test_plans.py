@@ -18,6 +18,8 @@ ENTRY: dict[str, Any] = {
     **{"stage_arms": {}, "perceptual": "", "contrastive": "c", "posthoc": "", "evaluation": "e"},
 }
 
+DATA = {"uri": "u", "identity": "i"}
+
 
 def put(folder: Path, value: Any) -> str:
     """An experiment with this plan.json; its folder."""
@@ -65,6 +67,11 @@ def test_a_plan_of_format_2_reads_as_format_3(tmp_path: Path) -> None:
         ({"cells": []}, "no format_version"),
         ({"format_version": 2}, "no list of cells"),
         ([], "no format_version"),
+        ({"format_version": 2, "recipes": {}, "cells": [], "pairs": {"uri": "u", "identity": 3}}, "pairs has no uri and identity"),
+        ({"format_version": 2, "recipes": {}, "cells": [], "pairs": {**DATA, "evaluation_sha256": None}}, "pairs has no uri"),
+        ({"format_version": 2, "recipes": {}, "cells": [], "triplets": {**DATA, "manifest_sha256": {}}}, "triplets has no uri"),
+        ({"format_version": 2, "recipes": {}, "cells": [], "sets": [DATA, {"uri": "u"}]}, "sets has no uri and identity"),
+        ({"format_version": 2, "recipes": {}, "cells": [], "sets": 3}, "sets has no uri and identity"),
         ({"format_version": 2, "recipes": {}, "cells": [ENTRY]}, "it lacks the recipe of random-seed0"),
         ({"format_version": 2, "cells": [ENTRY]}, "no recipes"),
         ({"format_version": 2, "recipes": {}, "cells": [3]}, r"cells\[0\] has no valid cell"),

@@ -141,6 +141,21 @@ def test_an_impossible_manifest_of_format_1_is_refused_before_it_is_pinned(tmp_p
         read_manifest(root)
 
 
+@pytest.mark.parametrize("facts", [3, {"a": 1}, {"a": {"size": 1}}, {"a": {"sha256": "0"}}, {"a": {"size": "1", "sha256": "0"}}])
+@pytest.mark.parametrize("key", ["files", "account"])
+def test_a_manifest_says_size_and_checksum_of_each_file(tmp_path: Path, key: str, facts: object) -> None:
+    """One that does not is refused, whatever its checksum."""
+    write_manifest(str(tmp_path), make_manifest(**{key: facts}))
+    with pytest.raises(Corrupt, match=rf"Manifest\.{key} has an impossible value"):
+        read_manifest(str(tmp_path))
+
+
+def test_pins_of_another_number_of_evaluation_sets_are_refused() -> None:
+    """In one line that names the manifest."""
+    with pytest.raises(Corrupt, match=r"d/manifest\.json: names 1 evaluation sets, and 2 were pinned"):
+        staged_sets("d", make_manifest(evaluation=[{"uri": "e", "identity": "i"}]), ("a", "b"))
+
+
 def test_a_manifest_of_format_2_needs_no_pin(tmp_path: Path) -> None:
     """Its identity says it all."""
     write_manifest(str(tmp_path), make_manifest())

@@ -60,6 +60,13 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
     return damaged
 
 
+def is_files(value: Any) -> bool:
+    """Whether this is what a seal says of files: name -> {"size": bytes, "sha256": hex}."""
+    return isinstance(value, dict) and all(
+        isinstance(facts, dict) and isinstance(facts.get("size"), int) and isinstance(facts.get("sha256"), str) for facts in value.values()
+    )
+
+
 def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
     """Note what was just written, so that it is not read to be checked.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from trainer.config import DataConfig, canonical_hash
 from trainer.errors import Corrupt, InputError
 from trainer.storage.base import join, read_bytes, write_json
+from trainer.storage.checked import is_files
 from trainer.storage.documents import parse_document, write_document
 from trainer.storage.protocol import MissingObject
 
@@ -199,6 +200,8 @@ def from_json(kind: type[_T], value: Any, version: int, uri: str) -> _T:
 def _has_type(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if hint == Files:
+        return is_files(value)
     if hint is int:
         return type(value) is int and value >= 0
     return isinstance(value, get_origin(hint) or hint)
@@ -249,10 +252,15 @@ def staged_sets(folder: str, manifest: Manifest, pins: tuple[str, ...] = ()) -> 
         folder: of the data set.
         manifest: of the data set.
         pins: `evaluation_sha256` of its DataConfig.
+
+    Raises:
+        Corrupt: they are not the pins of this manifest.
     """
     places = [DataConfig(uri=_under_root(folder, entry["uri"]), identity=entry["identity"]) for entry in manifest.evaluation]
     if not pins:
         return places
+    if len(pins) != len(places):
+        raise Corrupt(f"{join(folder, NAME)}: names {len(places)} evaluation sets, and {len(pins)} were pinned: run the same again")
     return [dataclasses.replace(place, manifest_sha256=pin) for place, pin in zip(places, pins, strict=True)]
 
 

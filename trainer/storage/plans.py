@@ -43,8 +43,11 @@ def read_plan(experiment_uri: str) -> Plan | None:
         if wrong:
             raise Corrupt(f"{uri}: not an experiment's plan: cells[{number}] has no valid {wrong}")
     for name in ("pairs", "triplets"):
-        if not _is_data(plan.get(name, {"uri": "", "identity": ""})):
+        if not is_data(plan.get(name, {"uri": "", "identity": ""})):
             raise Corrupt(f"{uri}: not an experiment's plan: {name} has no uri and identity")
+    sets = plan.get("sets", [])
+    if not isinstance(sets, list) or not all(map(is_data, sets)):
+        raise Corrupt(f"{uri}: not an experiment's plan: sets has no uri and identity")
     if version == 1:
         return _from_format_1(plan)
     recipes = plan.get("recipes")
@@ -61,8 +64,12 @@ def write_plan(experiment_uri: str, plan: Plan) -> None:
     write_document(join(experiment_uri, NAME), {**plan, "format_version": FORMAT_VERSION})
 
 
-def _is_data(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("uri"), str) and isinstance(value.get("identity"), str)
+def is_data(value: Any) -> bool:
+    """Whether this is a data set as a plan names it."""
+    if not isinstance(value, dict) or not isinstance(value.get("uri"), str) or not isinstance(value.get("identity"), str):
+        return False
+    pins = value.get("evaluation_sha256", [])
+    return isinstance(value.get("manifest_sha256", ""), str) and isinstance(pins, list) and all(isinstance(pin, str) for pin in pins)
 
 
 def _wrong_key(entry: Any, version: int) -> str:

@@ -11,6 +11,7 @@ from pipelines.steps import page
 from tests.damage import KINDS, damage
 from tests.pipelines.whole import Whole
 from trainer.storage import layout, read_json
+from trainer.storage.documents import write_document
 from trainer.storage.plans import read_plan
 
 STAGE = "random-seed0/contrastive"
@@ -164,6 +165,24 @@ def test_an_error_that_nobody_foresaw_is_recorded_with_its_type(whole: Whole, ca
     assert ended.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1] == "train: KeyError: 'x'"
     assert json.loads((whole.folder / STAGE / "failure.json").read_text())["line"] == "KeyError: 'x'"
+
+
+@pytest.mark.parametrize("name", ["report/made.json", "staging/pairs/sealed.json"])
+def test_a_record_that_lacks_what_it_should_say_is_written_anew(whole: Whole, name: str):
+    """Its checksum is right: somebody wrote it so."""
+    whole.run("random")
+    uri = str(whole.folder / name)
+    before = json.loads((whole.folder / name).read_text())
+    for key in before.keys() - {"format_version", "sha256"}:
+        for value in ({}, [3], None):
+            write_document(uri, {**before, key: value})
+            assert not whole.is_finished("random")
+        if before[key]:
+            write_document(uri, {other: value for other, value in before.items() if other != key})
+            assert not whole.is_finished("random")
+    whole.run("random")
+
+    assert whole.is_finished("random")
 
 
 @pytest.mark.parametrize("kind", KINDS)
