@@ -105,7 +105,8 @@ def read_samples(folder: str, manifest: Manifest, split: str, keys: Sequence[str
         InputError: a key is in no shard of the split.
         RunError: bytes that are not those that were staged.
     """
-    wanted, samples = set(keys), {}
+    wanted = set(keys)
+    samples: dict[str, dict[str, bytes]] = {}
     for shard in manifest.split(split):
         if not wanted:
             break
