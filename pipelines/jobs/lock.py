@@ -227,6 +227,8 @@ class _FileLock:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except PermissionError as error:
                 raise InputError(f"{self._uri}: permission denied ({error.filename}): check who owns the folder") from error
+            except OSError as error:
+                raise _refused(self._folder, error) from error
             with contextlib.ExitStack() as opened:
                 stream = opened.enter_context(_open(path))
                 try:
@@ -272,15 +274,39 @@ def _open(path: Path) -> BinaryIO:
             return open(os.open(path, os.O_RDWR | os.O_CLOEXEC), "r+b")
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):  # another process made it meanwhile
-                stream = open(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o666), "r+b")
-                os.fchmod(stream.fileno(), 0o666)  # where several users share a folder
-                return stream
+                return _make(path)
         except PermissionError:
             break
+        except OSError as error:
+            raise _refused(path, error) from error
     try:
         return open(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
     except PermissionError as error:
         raise InputError(f"{path}: permission denied: it belongs to another user; remove it, or let this user write it") from error
+
+
+def _make(path: Path) -> BinaryIO:
+    try:
+        stream = open(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o666), "r+b")
+        os.fchmod(stream.fileno(), 0o666)  # where several users share a folder
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _refused(path, error) from error
+    return stream
+
+
+def _refused(path: Path, error: OSError) -> InputError | RunError:
+    """One line that names the path for whatever the file system says of it."""
+    if error.errno == errno.EROFS:
+        return InputError(f"{path}: the file system is read-only: a run needs a root that it may write")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputError(f"{path}: permission denied: check who owns the folder")
+    if error.errno == errno.EISDIR:
+        return InputError(f"{path}: a folder lies here, not a file: remove it")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
+        return InputError(f"{path}: no folder can be made here, or no file: {error.filename or path} is something else: {error.strerror}")
+    return RunError(f"{path}: cannot be made: {error.strerror}; run the same command again when that is put right")
 
 
 def _flock(stream: BinaryIO, kind: int) -> bool:

@@ -275,7 +275,7 @@ def _errors(uri: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingObject(f"{uri}: no such file") from error
     except IsADirectoryError as error:
-        raise MissingObject(f"{uri}: a folder lies here, not a file") from error
+        raise MissingObject(f"{uri}: a folder lies here, not a file: remove it") from error
     except PermissionError as error:
         raise InputError(f"{uri}: permission denied ({error.strerror}): check who owns the folder") from error
     except OSError as error:

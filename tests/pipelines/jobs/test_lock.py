@@ -381,3 +381,35 @@ def _as_nobody(root: str) -> str:
     os.waitpid(child, 0)
     with open(reader) as stream:
         return stream.read()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (errno.EACCES, InputError, "permission denied"),
+        (errno.EROFS, InputError, "read-only: a run needs a root that it may write"),
+        (errno.ENOSPC, RunError, "No space left on device"),
+    ],
+)
+def test_a_root_in_which_no_lock_can_be_made_is_refused_in_one_line(
+    tmp_path: Path, number: int, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    opened = os.open
+
+    def refuse(path: Any, flags: int, *mode: int, **options: Any) -> int:
+        if flags & os.O_CREAT and Path(path).name == "run.lock":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(kind, match=rf"^{tmp_path}/e/run\.lock: .*{said}"), lock.exclusive(str(tmp_path / "e")):
+        pass
+
+
+def test_what_lies_in_the_place_of_a_lock_is_named(tmp_path: Path):
+    (tmp_path / "e" / "run.lock").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"e/run\.lock: a folder lies here, not a file: remove it"), lock.exclusive(str(tmp_path / "e")):
+        pass
+    (tmp_path / "f").write_text("")
+    with pytest.raises(InputError, match=r"f: no folder can be made here"), lock.exclusive(str(tmp_path / "f")):
+        pass
