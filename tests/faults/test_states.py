@@ -16,6 +16,7 @@ from tests.faults.trials import DAMAGES, ROTTEN, Trial, attempt, attempt_rotten,
 from tests.servers import S3Server
 from trainer.storage.states import KINDS
 
+pytestmark = pytest.mark.timeout(1800)  # many trials in one test; a machine under load takes ten times as long
 ELSEWHERE = {"rows of a slice": "tests/staging/remote", "write under way": "tests/storage: it is never listed"}
 """Kinds that a run of pictures in a folder does not have, and where they are damaged."""
 KIND_NAMES = sorted({row.name for row in KINDS} - ELSEWHERE.keys())
@@ -53,7 +54,6 @@ def test_each_object_has_a_row_and_each_row_an_object(made: Experiment) -> None:
     }
 
 
-@pytest.mark.timeout(300)
 def test_one_object_of_each_kind_damaged_in_one_way(made: Experiment) -> None:
     """Kinds take turns in the damage, and in whether it is found by a record of an earlier check."""
     trials = []
