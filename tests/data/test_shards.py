@@ -2,6 +2,9 @@
 
 import os
 import pickle
+from pathlib import Path
+
+import pytest
 
 from tests.data.buckets import SIZES, Bucket
 from trainer.data import cache as caches
@@ -33,3 +36,16 @@ def test_a_damaged_file_comes_back_from_a_worker_process(bucket: Bucket) -> None
     prefetched = caches.InPlace(str(bucket.folder), require_manifest(str(bucket.folder)).shards).file(0, 0, 3, 0)
     error = pickle.loads(pickle.dumps(DamagedFile("a line", prefetched)))
     assert (str(error), error.file) == ("a line", prefetched)
+
+
+def test_a_file_removed_while_it_is_mapped_is_read_all_the_same(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may do so at any moment; a name that is gone must not end a run."""
+    file = caches.InPlace(str(bucket.folder), require_manifest(str(bucket.folder)).shards).file(0, 0, 0, 0)
+    asked = os.fstat
+
+    def remove_then_ask(descriptor: int) -> os.stat_result:
+        Path(file.path).unlink(missing_ok=True)
+        return asked(descriptor)
+
+    monkeypatch.setattr("trainer.data.shards.os.fstat", remove_then_ask)
+    assert ShardView(file).member(0, 0)

@@ -65,20 +65,14 @@ class ShardView:
 
     def __init__(self, file: ShardFile) -> None:
         """Map it. Raises DamagedFile where it is not there, is shorter than the manifest says, or has another index."""
+        self.damaged, self._file = False, file
         try:
             self.index = file.read_index()
-            size = os.stat(file.path).st_size
-        except FileNotFoundError as error:
+            self._bytes = _mapped(file)
+        except (FileNotFoundError, IsADirectoryError) as error:
             raise DamagedFile(f"{file.uri}: missing at {file.path}, though the manifest names it", file) from error
         except (Corrupt, MissingObject) as error:
             raise DamagedFile(str(error), file) from error
-        if size != file.shard.size:  # a mapping that is shorter than its index would kill the process when read
-            line = f"{file.uri}: {size} bytes at {file.path}, the manifest says {file.shard.size}: it was cut short or changed"
-            raise DamagedFile(line, file)
-        self.damaged, self._file = False, file
-        # Python's own mmap keeps a descriptor for as long as it lives: a thousand shards would use up what a process may have.
-        mapped = torch.from_file(file.path, shared=False, size=size, dtype=torch.uint8)
-        self._bytes = mapped.numpy().data
         # As memoryviews, one sample's numbers are looked up without NumPy's cost for each, and without a second copy as lists.
         self._offsets, self._sizes, self._sums = self.index.offsets.data, self.index.sizes.data, self.index.crc32c.data
         self._columns = {name: column for column, name in enumerate(self.index.members)}
@@ -107,6 +101,18 @@ class ShardView:
     def sample(self, row: int) -> str:
         """The sample in words, for errors."""
         return f"{self._file.uri}: sample {self.index.keys[row]!r}"
+
+
+def _mapped(file: ShardFile) -> memoryview:
+    """All bytes of a shard's tar. Raises Corrupt where it has another size than the manifest says."""
+    with open(file.path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size != file.shard.size:  # a mapping that is shorter than its index would kill the process when read
+            raise Corrupt(f"{file.uri}: {size} bytes at {file.path}, the manifest says {file.shard.size}: it was cut short or changed")
+        # Python's own mmap keeps a descriptor for as long as it lives: a thousand shards would use up what a process may have. The
+        # descriptor is mapped, not the path, where another process may remove or replace the file in this very moment.
+        mapped = torch.from_file(f"/proc/self/fd/{stream.fileno()}", shared=False, size=size, dtype=torch.uint8)
+    return mapped.numpy().data
 
 
 class Views:
