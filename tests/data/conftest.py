@@ -25,5 +25,5 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     write_dataset(str(tmp_path / "bucket"), "pairs", pairs(SIZES))
     made = Bucket(tmp_path / "bucket")
     monkeypatch.setattr(fetch, "open_store", lambda uri: made)
-    monkeypatch.setattr("trainer.data.loader.require_manifest", lambda uri, identity: require_manifest(made.local(uri), identity))
+    monkeypatch.setattr("trainer.data.loader.require_manifest", lambda uri, *known: require_manifest(made.local(uri), *known))
     return made
