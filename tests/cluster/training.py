@@ -43,7 +43,7 @@ perceptual: {global_batch_size: 16, epochs: 1, min_votes: 0, precision: fp32}
 contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0}, global_batch_size: 64, contrast_batch_size: 64,
   epochs: 12, augmentation: crop, precision: fp32}
 """
-EPOCHS = {"short.yaml": 12, "medium.yaml": 30, "long.yaml": 1200}
+EPOCHS = {"short.yaml": 12, "medium.yaml": 45, "long.yaml": 1200}
 """Recipes: of the shorter two the final weights are known; the long one does not end before its test does."""
 CELL = "random-seed0"
 CHECKPOINT_EVERY = 10
