@@ -13,7 +13,8 @@ from trainer import lineage
 from trainer.config import StartConfig, StartKind
 from trainer.errors import Corrupt, InputError
 from trainer.lineage import MODEL_FILE, TOWER_FILE, read_start, weights_sha256
-from trainer.storage import join, read_bytes, write_bytes
+from trainer.storage import join, read_bytes, read_json, write_bytes
+from trainer.storage.checked import remember
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.documents import write_document
 
@@ -98,12 +99,13 @@ def test_a_damaged_tower_is_refused_and_the_stage_to_run_again_is_named(tmp_path
     path = tmp_path / "final" / name
     data = bytearray(path.read_bytes())
     data[-9] ^= 1
-    (tmp_path / "CHECKED.json").write_text("{}")
+    remember(str(tmp_path), {f"final/{TOWER_FILE}": ("a stamp", "a checksum")})
     path.unlink() if damage == "missing" else path.write_bytes(data if damage == "flipped" else data[:-9])
     lost = (damage, name) == ("missing", "COMMITTED.json")
     with pytest.raises(InputError if lost else Corrupt, match=rf"{name}.*run the stage in {tmp_path} again"):
         read_start(start)
-    assert (tmp_path / "CHECKED.json").exists() == (name == "COMMITTED.json")
+    vouched = set(read_json(str(tmp_path / "CHECKED.json"))["files"])
+    assert vouched == ({f"final/{TOWER_FILE}"} if name == "COMMITTED.json" else set())
 
 
 def test_other_weights_under_a_right_checksum_are_refused(tmp_path: Path) -> None:
