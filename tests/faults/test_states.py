@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.damage import flip
 from tests.faults.experiment import CELLS, STATES, Experiment, Killed
 from tests.faults.making import in_this_process, make
 from tests.faults.trials import DAMAGES, ROTTEN, Trial, attempt, attempt_rotten, differences, kind, trials_of
@@ -130,20 +131,20 @@ def test_a_request_damaged_while_its_run_goes_on(made: Experiment, damage: str) 
     assert differences(made.result, made.outcome()) == []
 
 
-def test_a_shard_whose_source_is_gone_is_refused_by_name(made: Experiment) -> None:
-    """Nothing can give it back but the source; with the source there again the same command does."""
+def test_a_shard_whose_source_has_changed_is_refused(made: Experiment) -> None:
+    """Nothing can give it back but the source; with the source as it was the same command does."""
     made.put_back("unevaluated", checked=True)
     name = next(name for name in made.states["unevaluated"] if re.search(r"pairs-pairs/.*shard-00000-00000\.tar", name))
     picture = made.source / "pairs/002.png"
     data = picture.read_bytes()
-    made.write(name, made.states["unevaluated"][name][:-600] + bytes(600))
+    made.write(name, flip(made.states["unevaluated"][name], 8 * 700))
     picture.write_bytes((made.source / "pairs/001.png").read_bytes())
     try:
         ended = made.run()
     finally:
         picture.write_bytes(data)
     assert ended.code in (1, 2)
-    assert name.split("/")[1] in ended.line
+    assert "pairs" in ended.line
     assert made.run().code == 0
     assert differences(made.result, made.outcome()) == []
 

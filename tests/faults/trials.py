@@ -86,6 +86,8 @@ def attempt(made: Experiment, trial: Trial) -> list[str]:
     for name, damage in trial.damages.items():
         if rows[name].name != RUN:  # type: ignore[union-attr]
             _apply(made, name, damage, draw)
+        else:  # a run that finds all done takes no step, and writes no record
+            made.delete(f"experiments/{NAME}/report/made.json")
 
     def at(step: str) -> None:
         for name, damage in trial.damages.items():

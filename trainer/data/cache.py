@@ -27,6 +27,7 @@ from trainer.data.order import ShardRead
 from trainer.data.shards import ShardFile
 from trainer.errors import InputError, RunError
 from trainer.storage.base import join, local_path
+from trainer.storage.checked import forget
 from trainer.storage.manifest import Manifest, Shard
 
 _CONNECTIONS = 4
@@ -89,7 +90,8 @@ class InPlace:
         """Nothing was taken."""
 
     def heal(self, file: ShardFile) -> bool:
-        """No: these are the only bytes that there are."""
+        """No: these are the only bytes that there are. The next run looks at them again, whatever their stamps say."""
+        forget(file.uri.removesuffix(f"/{file.shard.name}"), file.shard.name, file.shard.index_name)
         return False
 
     def close(self) -> None:
