@@ -15,7 +15,7 @@ from pipelines.jobs.owners import Holder, find_holder, is_in_pod, take
 from pipelines.jobs.shapes.base import Shape
 from pipelines.profile.settings import JobSettings
 from trainer.config import canonical_hash
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.storage import join, open_store
 from trainer.storage.committed import NAME as COMMITTED
 from trainer.storage.committed import read_committed
@@ -113,9 +113,10 @@ class Launcher:
         since = int((job["metadata"].get("annotations") or {}).get(ATTEMPT, 0))
         for entry in open_store(spec.folder).list(join(spec.folder, "checkpoints")):
             folder, _, name = entry.uri.rpartition("/")
-            seal = read_committed(folder) if name == COMMITTED else None
-            if seal is not None and seal.attempt >= since:
-                return True
+            with contextlib.suppress(Corrupt):  # a damaged seal counts as absent
+                seal = read_committed(folder) if name == COMMITTED else None
+                if seal is not None and seal.attempt >= since:
+                    return True
         return False
 
     def _rendered(self, spec: JobSpec, attempt: int) -> Object:

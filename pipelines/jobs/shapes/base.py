@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pipelines.cluster.connection import Kind
 from pipelines.jobs.base import JobSpec
 from pipelines.profile.settings import JobSettings
-from trainer.storage.committed import read_committed
+from trainer.storage.committed import read_final
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,6 @@ def phase_of(job: Mapping[str, Any], suspended: bool, *, succeeded: str, failed:
 
 
 def is_sealed(spec: JobSpec) -> bool:
-    """Whether `final` is committed by this very recipe."""
-    seal = read_committed(spec.final)
-    return seal is not None and seal.recipe_hash == spec.recipe_hash
+    """Whether the stage is finished by this very recipe, and all that its seal names is whole: as the trainer itself judges."""
+    seal, damaged = read_final(spec.folder)
+    return seal is not None and seal.recipe_hash == spec.recipe_hash and not damaged

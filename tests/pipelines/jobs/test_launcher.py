@@ -12,12 +12,13 @@ from pipelines.jobs.launcher import annotated, differing_arguments, spec_hash
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.profile.settings import JobSettings
+from tests.damage import KINDS, damage
 from tests.pipelines.fake_objects import Status
 from tests.pipelines.launching import RECIPE, Scene, annotations, scene
 from tests.pipelines.operator import JOBS, eventually
 from trainer.config import ContrastiveConfig, StageConfig, recipe_hash
 from trainer.configs import dump_yaml
-from trainer.storage import layout, write_json
+from trainer.storage import join, layout, write_bytes, write_json
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.fence import read_claim
 
@@ -100,6 +101,17 @@ def test_the_seal_of_another_recipe_does_not_count(scene: Scene):
     assert launch.job.watch() is None
 
 
+@pytest.mark.parametrize("name", ["COMMITTED.json", "model.bin"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_final_model_does_not_count(scene: Scene, name: str, kind: str):
+    """The trainer makes it again, so it must get a job."""
+    scene.seal()
+    damage(Path(layout.final(scene.folder)) / name, kind)
+
+    launch = scene.running()
+    assert launch.job.watch() is None
+
+
 def test_a_running_job_of_the_same_recipe_is_adopted(scene: Scene):
     """Both launchers follow it; it is created once."""
     first = scene.running()
@@ -151,8 +163,9 @@ def test_the_trainer_is_told_its_attempt_and_where_to_resume(scene: Scene):
 
 @pytest.mark.parametrize(("checkpointed", "expected"), [(False, "never"), (True, "auto")])
 def test_a_stage_that_begins_anew_does_so_once(scene: Scene, checkpointed: bool, expected: str):
-    """After its first checkpoint a job that is submitted again goes on from there."""
+    """After its first checkpoint a job that is submitted again goes on from there; a checkpoint with a damaged seal is none."""
     scene.running(resume="never")
+    write_bytes(join(layout.checkpoint(scene.folder, 3), "COMMITTED.json"), b"{")
     if checkpointed:
         seal = Committed(recipe_hash=RECIPE, attempt=1, step=5, files={}, facts={})
         write_committed(layout.checkpoint(scene.folder, 5), seal)
