@@ -4,9 +4,8 @@ Format 1, which older versions wrote, has neither format_version nor checksum.
 """
 
 from trainer.errors import Corrupt
-from trainer.storage import layout, read_bytes, read_json
-from trainer.storage.base import MissingObject
-from trainer.storage.documents import parse_document, write_document
+from trainer.storage import layout
+from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 2
 
@@ -24,12 +23,11 @@ def read_run(root: str, run: str) -> str | None:
         Corrupt: it is not a record of a run, or names no stored request below `root`.
     """
     uri = layout.kubeflow_run(root, run)
-    try:
-        value = read_json(uri)
-        if not isinstance(value, dict) or value.keys() != {"request"}:
-            value = parse_document(read_bytes(uri), uri, "a run's record", FORMAT_VERSION, checked_from=2)
-    except MissingObject:
+    value = read_document(uri, "a run's record", FORMAT_VERSION, checked_from=2, bare=True)
+    if value is None:
         return None
+    if value["format_version"] == 1 and value.keys() != {"format_version", "request"}:
+        raise Corrupt(f"{uri}: not a run's record of firstsight: no format_version")
     request = value.get("request")
     if not isinstance(request, str) or not request.startswith(f"{root.rstrip('/')}/experiments/"):
         raise Corrupt(f"{uri}: names no stored request: start the run again, and its first step writes the record")

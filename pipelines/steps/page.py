@@ -6,7 +6,6 @@ experiment's folder (by its stamps), the manifests of its data sets, and the cod
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,12 +61,10 @@ def is_current(experiment_uri: str, inputs: str) -> bool:
 
 
 def record(experiment_uri: str, inputs: str) -> None:
-    """Record that the page was made from these inputs; one that met a damaged data set has to be made again when that is healed."""
+    """Record that the page was made from these inputs. Not for one that left out what is damaged: then `trainer report` fails."""
     folder = layout.report(experiment_uri)
-    contents = {name: read_bytes(join(folder, name)) for name in FILES}
-    files = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
-    damaged = any(left["why"].startswith(f"{Corrupt.__name__}: ") for left in json.loads(contents["results.json"]).get("excluded", ()))
-    write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "inputs": "" if damaged else inputs, "files": files})
+    files = {name: checked.describe(read_bytes(join(folder, name))) for name in FILES}
+    write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "inputs": inputs, "files": files})
 
 
 def _stamps(experiment_uri: str, plan: Plan) -> Iterator[tuple[str, str]]:

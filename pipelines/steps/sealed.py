@@ -80,12 +80,7 @@ def _files(folder: str, manifest: Manifest) -> Iterator[str]:
     if exists(join(folder, checked.NAME)):
         damaged = checked.find_damaged(folder, files)
     else:
-        sizes = {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info.size for info in open_store(folder).list(folder)}
-        damaged = {
-            name: "missing" if name not in sizes else f"{sizes[name]} bytes, sealed were {sealed['size']}"
-            for name, sealed in files.items()
-            if sizes.get(name) != sealed["size"]
-        }
+        damaged = checked.find_missized(folder, files)
     return (f"{join(folder, name)}: {why}" for name, why in damaged.items())
 
 

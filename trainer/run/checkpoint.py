@@ -323,7 +323,7 @@ def _put(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], Obje
     """Store one file; how a seal names it, and what the store says of it."""
     uri = join(folder, name)
     info = open_store(uri).put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}, info
+    return checked.describe(data), info
 
 
 def _listed(output: str) -> dict[int, list[str]]:

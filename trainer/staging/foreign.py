@@ -25,7 +25,7 @@ _HEADER_FAULTS = (
     ValueError, TypeError, SyntaxError, LookupError, AttributeError, OverflowError, MemoryError, RecursionError, EOFError,
     tokenize.TokenError,
 )  # fmt: skip
-"""What numpy's header parser raises on text that is none."""
+"""What numpy's header parser raises on text that is not a header."""
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -1,7 +1,6 @@
 """plan.json: what will be staged, all that decides the bytes."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from trainer.errors import Corrupt
 from trainer.staging.rows import Reject
 from trainer.staging.slices import encode_rejects, find_sealed, find_whole, to_make
 from trainer.storage import join, open_store, write_bytes, write_json
+from trainer.storage.checked import describe
 from trainer.storage.documents import read_document, write_document
 from trainer.storage.manifest import Files, Kind, from_json
 
@@ -92,11 +92,6 @@ def write_plan(folder: str, plan: Plan, rejects: Sequence[Reject] = ()) -> Plan:
     else:
         write_document(join(folder, PLAN), value)
     return plan
-
-
-def describe(data: bytes) -> dict[str, Any]:
-    """Size and SHA-256 of a file's bytes."""
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def read_plan(folder: str) -> Plan | None:

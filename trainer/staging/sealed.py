@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import Corrupt, InputError
-from trainer.staging.plans import PLAN, Plan, describe, read_plan
+from trainer.staging.plans import PLAN, Plan, read_plan
 from trainer.staging.slices import ATTEMPTS, find_whole, sweep
 from trainer.storage import join, open_store, read_text, write_bytes
-from trainer.storage.checked import find_damaged
+from trainer.storage.checked import describe, find_damaged
 from trainer.storage.manifest import NAME, Files, Manifest, read_manifest, staged_sets
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from trainer.errors import Corrupt, RunError
 from trainer.staging.rows import Reject
 from trainer.storage import MissingObject, join, open_store, read_bytes
-from trainer.storage.checked import file_sha256, find_damaged, remember
-from trainer.storage.documents import CHECKSUM, encode_document, parse_document
+from trainer.storage.checked import describe, file_sha256, find_damaged, remember
+from trainer.storage.documents import encode_document, parse_document
 from trainer.storage.manifest import Files, Manifest, Shard, as_format_1, from_json, read_manifest, shard_from_json
 from trainer.storage.samples import read_index
 
@@ -110,27 +110,18 @@ def read_record(folder: str, plan_id: str, split: str, number: int) -> SliceReco
         data = read_bytes(uri)
     except MissingObject:
         return None
-    value = parse_document(_with_version(data), uri, "a slice's record", RECORD_VERSION, checked_from=2)
+    value = parse_document(data, uri, "a slice's record", RECORD_VERSION, checked_from=2, bare=True)
     version, shards = value["format_version"], value.get("shards")
     if not isinstance(shards, list):
         raise Corrupt(f"{uri}: not a slice's record of firstsight: no list of shards")
     read = {
         **value, "shards": [shard_from_json(shard, version, uri) for shard in shards],
-        "stored": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}, **({"rejects": {}} if version == 1 else {}),
+        "stored": describe(data), **({"rejects": {}} if version == 1 else {}),
     }  # fmt: skip
     record = from_json(SliceRecord, read, 2, uri)
     if (record.plan_id, record.split) != (plan_id, split):
         raise Corrupt(f"{uri}: belongs to split {record.split} of plan {record.plan_id}, not to {split} of {plan_id}")
     return record
-
-
-def _with_version(data: bytes) -> bytes:
-    """Records of format 1 said neither their format nor a checksum."""
-    with suppress(ValueError, RecursionError):
-        value = json.loads(data)
-        if isinstance(value, dict) and not {"format_version", CHECKSUM} & value.keys():
-            return json.dumps({**value, "format_version": 1}).encode()
-    return data
 
 
 def sealed_shards(manifest: Manifest, number: int) -> list[Shard]:

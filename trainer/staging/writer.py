@@ -27,10 +27,11 @@ import google_crc32c
 import numpy as np
 
 from trainer.errors import InputError, RunError
-from trainer.staging.plans import Plan, describe
+from trainer.staging.plans import Plan
 from trainer.staging.rows import Reject
 from trainer.staging.slices import Attempt, SliceRecord, encode_rejects, find_sealed, find_whole, record_name, rejects_name, sweep, tally
 from trainer.storage import join, open_store, read_bytes, write_bytes
+from trainer.storage.checked import describe
 from trainer.storage.index import ShardIndex, encode_index, index_checksum
 from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Files, Manifest, Shard, as_format_1, write_manifest

@@ -13,7 +13,7 @@ from typing import Any
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage.base import join, open_store
 from trainer.storage.documents import read_document, write_document
-from trainer.storage.protocol import MissingObject
+from trainer.storage.protocol import MissingObject, ObjectInfo
 
 NAME = "CHECKED.json"
 FORMAT_VERSION = 1
@@ -32,39 +32,46 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
     Raises:
         RunError: the store failed.
     """
-    store = open_store(folder)
-    known = _read_record(folder)
-    found = {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info for info in store.list(folder)}
-    damaged: dict[str, str] = {}
+    known, found = _read_record(folder), _listed(folder)
+    damaged = _by_size(found, files)
     record: dict[str, dict[str, str]] = {name: entry for name, entry in known.items() if name in found and name not in files}
     for name, sealed in files.items():
-        info = found.get(name)
-        if info is None:
-            damaged[name] = "missing"
-        elif info.size != sealed["size"]:
-            damaged[name] = f"{info.size} bytes, sealed were {sealed['size']}"
-        else:
-            entry = {"stamp": info.stamp, "sha256": str(sealed["sha256"])}
-            if not info.stamp or known.get(name) != entry:
-                try:
-                    digest = file_sha256(info.uri)
-                except MissingObject:
-                    digest = ""
-                if digest != sealed["sha256"]:
-                    damaged[name] = "its checksum is not the sealed one"
-                    continue
-            record[name] = entry
-    record = {**{name: entry for name, entry in known.items() if name in found and name not in files}, **record}
+        if name in damaged:
+            continue
+        info = found[name]
+        entry = {"stamp": info.stamp, "sha256": str(sealed["sha256"])}
+        if not info.stamp or known.get(name) != entry:
+            try:
+                digest = file_sha256(info.uri)
+            except MissingObject:
+                digest = ""
+            if digest != sealed["sha256"]:
+                damaged[name] = "its checksum is not the sealed one"
+                continue
+        record[name] = entry
     if record != known and any(entry["stamp"] for entry in record.values()):
         _write_record(folder, record)
     return damaged
 
 
+def find_missized(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """As `find_damaged`, of files that nobody has hashed yet: those that are missing or have another size. Nothing is read."""
+    return _by_size(_listed(folder), files)
+
+
+def describe(data: bytes | memoryview) -> dict[str, Any]:
+    """What a seal says of a file with these bytes: {"size": bytes, "sha256": hex}."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def is_description(value: Any) -> bool:
+    """Whether this is what a seal says of a file (`describe`)."""
+    return isinstance(value, dict) and isinstance(value.get("size"), int) and isinstance(value.get("sha256"), str)
+
+
 def is_files(value: Any) -> bool:
     """Whether this is what a seal says of files: name -> {"size": bytes, "sha256": hex}."""
-    return isinstance(value, dict) and all(
-        isinstance(facts, dict) and isinstance(facts.get("size"), int) and isinstance(facts.get("sha256"), str) for facts in value.values()
-    )
+    return isinstance(value, dict) and all(map(is_description, value.values()))
 
 
 def remember(folder: str, written: Mapping[str, tuple[str, str]]) -> None:
@@ -96,6 +103,18 @@ def file_sha256(uri: str) -> str:
     for piece in open_store(uri).stream(uri):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def _listed(folder: str) -> dict[str, ObjectInfo]:
+    return {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info for info in open_store(folder).list(folder)}
+
+
+def _by_size(found: Mapping[str, ObjectInfo], files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        name: "missing" if name not in found else f"{found[name].size} bytes, sealed were {sealed['size']}"
+        for name, sealed in files.items()
+        if name not in found or found[name].size != sealed["size"]
+    }
 
 
 def _write_record(folder: str, record: Mapping[str, Mapping[str, str]]) -> None:

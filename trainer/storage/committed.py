@@ -146,6 +146,6 @@ def _wrong(seal: Committed) -> str:
         if not isinstance(getattr(seal, name), kind):
             return f"{name} is {getattr(seal, name)!r}"
     for name, facts in (*seal.files.items(), *seal.beside.items()):
-        if not (isinstance(facts, dict) and isinstance(facts.get("size"), int) and isinstance(facts.get("sha256"), str)):
+        if not checked.is_description(facts):
             return f"{name} has no size and sha256, but {facts!r}"
     return ""

@@ -36,7 +36,7 @@ def write_document(uri: str, value: Mapping[str, Any]) -> ObjectInfo:
     return write_bytes(uri, encode_document(value))
 
 
-def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) -> dict[str, Any] | None:
+def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1, bare: bool = False) -> dict[str, Any] | None:
     """The document at `uri` without its checksum, or None where there is no such object.
 
     Args:
@@ -44,6 +44,7 @@ def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) ->
         what: it should be, with its article, for errors.
         newest: format version that this firstsight reads.
         checked_from: first format version that carries a checksum; an older one must not carry any.
+        bare: format 1 of it did not even say its version: an object with neither version nor checksum is taken for that.
 
     Raises:
         InputError: it was written by a newer format.
@@ -53,16 +54,18 @@ def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1) ->
         data = read_bytes(uri)
     except MissingObject:
         return None
-    return parse_document(data, uri, what, newest, checked_from=checked_from)
+    return parse_document(data, uri, what, newest, checked_from=checked_from, bare=bare)
 
 
-def parse_document(data: bytes, uri: str, what: str, newest: int, *, checked_from: int = 1) -> dict[str, Any]:
+def parse_document(data: bytes, uri: str, what: str, newest: int, *, checked_from: int = 1, bare: bool = False) -> dict[str, Any]:
     """The document that `data` is, without its checksum; arguments and errors as of `read_document`."""
     try:
         value = json.loads(data)
         right = isinstance(value, dict) and value.get(CHECKSUM) == checksum(value)
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"{uri}: not JSON: {error}") from error
+    if bare and isinstance(value, dict) and not {"format_version", CHECKSUM} & value.keys():
+        value["format_version"] = 1
     version = value.get("format_version") if isinstance(value, dict) else None
     if type(version) is not int or version < 1:  # True is an int too
         raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")

@@ -3,16 +3,14 @@
 Format 1, which older versions wrote, has neither format_version nor checksum.
 """
 
-import json
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from trainer.errors import Corrupt, InputError
 from trainer.storage import layout
 from trainer.storage.base import read_bytes
-from trainer.storage.documents import CHECKSUM, parse_document, write_document
+from trainer.storage.documents import parse_document, write_document
 from trainer.storage.protocol import MissingObject
 
 FORMAT_VERSION = 2
@@ -57,11 +55,7 @@ def read_failure(folder: str) -> Failure | None:
 
 
 def _parse(data: bytes, uri: str) -> Failure:
-    value = None
-    with suppress(ValueError, RecursionError):
-        value = json.loads(data)
-    if not isinstance(value, dict) or not value.keys().isdisjoint({"format_version", CHECKSUM}):
-        value = parse_document(data, uri, "a record of a failure", FORMAT_VERSION, checked_from=2)
+    value = parse_document(data, uri, "a record of a failure", FORMAT_VERSION, checked_from=2, bare=True)
     when, code, line = value.get("time", 0), value.get("exit_code", 1), value.get("line")
     if type(code) is not int or not isinstance(line, str):
         raise Corrupt(f"{uri}: not a record of a failure of firstsight")

@@ -9,15 +9,13 @@ import logging
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import layout
-from trainer.storage.base import open_store, read_json
+from trainer.storage.base import open_store
 from trainer.storage.committed import NAME as COMMITTED
 from trainer.storage.committed import read_committed
 from trainer.storage.documents import encode_document, read_document
-from trainer.storage.protocol import MissingObject
 
 FORMAT_VERSION = 2
 """Version 1 was {"attempt": n}, without format_version, token or checksum."""
@@ -49,10 +47,12 @@ def read_claim(output: str) -> Claim:
     if info is None:
         return Claim()
     try:
-        value = _read(uri)
-        return Claim(attempt=int(value["attempt"]), token=str(value.get("token", "")), stamp=info.stamp)
-    except MissingObject:
-        return Claim()
+        value = read_document(uri, "a claim", FORMAT_VERSION, checked_from=FORMAT_VERSION, bare=True)
+        if value is None:
+            return Claim()
+        if type(value.get("attempt")) is not int or value["attempt"] < 0:
+            raise Corrupt(f"{uri}: not an attempt number")
+        return Claim(attempt=value["attempt"], token=str(value.get("token", "")), stamp=info.stamp)
     except Corrupt as error:
         return Claim(stamp=info.stamp, damaged=str(error))
 
@@ -133,14 +133,3 @@ def _write(output: str, known: Claim, attempt: int, token: str) -> bool:
     uri = layout.attempt(output)
     data = encode_document({"format_version": FORMAT_VERSION, "attempt": attempt, "token": token})
     return open_store(uri).replace(uri, data, known.stamp) if known.stamp else open_store(uri).create(uri, data)
-
-
-def _read(uri: str) -> dict[str, Any]:
-    value = read_json(uri)
-    if isinstance(value, dict) and "format_version" not in value and "sha256" not in value:
-        found = value
-    else:
-        found = read_document(uri, "a claim", FORMAT_VERSION, checked_from=FORMAT_VERSION) or {}
-    if type(found.get("attempt")) is not int or found["attempt"] < 0:
-        raise Corrupt(f"{uri}: not an attempt number")
-    return found

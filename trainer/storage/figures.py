@@ -4,13 +4,13 @@ CLIP_benchmark's tools read the file too, so all that is firstsight's own stands
 and checksum of the items, and the checksum of the whole file (`documents.checksum`, itself left out). Format 1 has none of the three.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import ModelConfig, canonical_hash, recipe_fields
 from trainer.errors import Corrupt, InputError
 from trainer.storage.base import read_json, write_bytes, write_json
+from trainer.storage.checked import describe, is_description
 from trainer.storage.documents import CHECKSUM, checksum
 
 FORMAT_VERSION = 2
@@ -35,8 +35,7 @@ def write_figures(uri: str, value: Mapping[str, Any], items: bytes) -> None:
         value: CLIP_benchmark's keys, and the block.
         items: the .npz file.
     """
-    sealed = {"size": len(items), "sha256": hashlib.sha256(items).hexdigest()}
-    block = {**value[BLOCK], "format_version": FORMAT_VERSION, ITEMS: sealed}
+    block = {**value[BLOCK], "format_version": FORMAT_VERSION, ITEMS: describe(items)}
     write_bytes(items_uri(uri), items)
     write_json(uri, {**value, BLOCK: {**block, CHECKSUM: checksum({**value, BLOCK: block})}})
 
@@ -59,7 +58,6 @@ def read_figures(uri: str) -> dict[str, Any]:
         raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
     if type(version) is not int or version > FORMAT_VERSION:
         raise InputError(f"{uri}: format {version!r} is newer than this firstsight reads ({FORMAT_VERSION})")
-    items = block.get(ITEMS)
-    if checked and not (isinstance(items, dict) and isinstance(items.get("size"), int) and isinstance(items.get("sha256"), str)):
+    if checked and not is_description(block.get(ITEMS)):
         raise Corrupt(f"{uri}: not an evaluation of firstsight: it does not say what its items are")
     return dict(value)

@@ -36,7 +36,7 @@ _REDIRECTS = 5
 _DEAD_AFTER = 8  # failures to connect in a row, after which a host is not asked again
 _OUTAGE_AFTER = 100  # failures in a row over all hosts, after which the fault is taken to be near
 _PIECE = 1 << 16
-_DRAIN_SECONDS = 1.0  # for the body of an answer that is none, so that its connection can be used again
+_DRAIN_SECONDS = 1.0  # for the body of a refusal, so that its connection can be used again
 _PASSING_CAUSES = ("timeout", "connect", "dns", "cut short", "wrong range")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)$")
 _WEB = re.compile(r"https?://((?:[^\s/?#@\[\]]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)(?:[/?#]\S*)?$", re.IGNORECASE)
@@ -328,7 +328,7 @@ def follow(first: str, url: str, location: str) -> str:
     try:
         target = urljoin(url, location)
         allowed = bool(_WEB.match(target)) and (not _is_private(target) or _is_private(first))
-    except ValueError:  # of an address that is none
+    except ValueError:  # of something that is not an address
         allowed = False
     if not allowed:
         raise FetchError("bad redirect", f"{url} leads to {location[:200]!r}")

@@ -9,13 +9,14 @@ from typing import Any
 
 from trainer.config import canonical_hash
 from trainer.errors import InputError, RunError
-from trainer.staging.plans import PLAN_REJECTS, PLAN_VERSION, Plan, describe, write_plan
+from trainer.staging.plans import PLAN_REJECTS, PLAN_VERSION, Plan, write_plan
 from trainer.staging.remote.plan import SLICE_SHARDS
 from trainer.staging.remote.rows import RemoteRow, as_table, is_planned, read_plan, read_rows, write_rows
 from trainer.staging.rows import SPLITS
 from trainer.staging.slices import find_whole, read_rejects
 from trainer.staging.writer import SliceWriter, gather
 from trainer.storage import exists, join, layout, read_bytes, write_bytes
+from trainer.storage.checked import describe
 from trainer.storage.manifest import Files
 
 

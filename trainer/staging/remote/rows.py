@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from trainer.errors import Corrupt, InputError
 from trainer.staging import plans
-from trainer.staging.plans import Plan, describe
+from trainer.staging.plans import Plan
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import find_damaged
+from trainer.storage.checked import describe, find_damaged
 from trainer.storage.manifest import Files
 
 SCHEMA = pa.schema(
