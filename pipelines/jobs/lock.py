@@ -26,6 +26,7 @@ from pipelines.jobs import lease
 from pipelines.jobs.lease import NAME, Holder, Lease, Lost, Taken, parse_holder, refusal
 from trainer.errors import InputError, RunError
 from trainer.storage.base import local_path
+from trainer.storage.writers import NO_LOCKS, boot_id
 
 JOBS_VARIABLE = "FIRSTSIGHT_JOBS_LOCK"
 JOBS_WAIT_SECONDS = 60.0
@@ -144,7 +145,7 @@ def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
         status = os.fstat(stream.fileno())
         with contextlib.suppress(_NoFlock):
             _flock(stream, fcntl.LOCK_EX)
-            facts |= {"boot": _boot_id(), "folder": str(folder), "file": [status.st_dev, status.st_ino]}
+            facts |= {"boot": boot_id(), "folder": str(folder), "file": [status.st_dev, status.st_ino]}
         try:
             yield folder, facts
         except Taken:
@@ -158,7 +159,7 @@ def _has_ended(holder: Holder) -> bool:
     Raises:
         RunError: its process has ended, but its jobs do not.
     """
-    boot, folder = _boot_id(), holder.get("folder")
+    boot, folder = boot_id(), holder.get("folder")
     if not boot or holder.get("boot") != boot or not isinstance(folder, str):
         return False
     try:
@@ -183,14 +184,6 @@ def _sweep() -> None:
 
 def _in_use(folder: Path) -> bool:
     return not all(_is_free(folder / name) for name in (NAME, _JOBS))
-
-
-def _boot_id() -> str:
-    """Of the running kernel: the same in all its containers, and in no other machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 # --------------------------------------------------------------------------------------------------- on files
@@ -316,7 +309,7 @@ def _flock(stream: BinaryIO, kind: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+        if error.errno in NO_LOCKS:
             raise _NoFlock from error
         raise
     return True

@@ -12,12 +12,11 @@ from typing import BinaryIO
 
 from trainer.errors import InputError, RunError
 from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo, local_path
-from trainer.storage.writers import PARTIAL, beside, beside_all, has_mark, is_gone, same_kernel
+from trainer.storage.writers import NO_LOCKS, PARTIAL, beside, beside_all, has_mark, is_gone, same_kernel
 
 _TRIES = 100  # against whoever sweeps empty folders away
 _LOCK_SECONDS = 60.0  # after which a lock by existence belongs to a process that was killed
 _SILENT_SECONDS = 600.0  # for which another machine's writer has not written
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FileStore:
@@ -224,7 +223,7 @@ def _lock_by_kernel(lock: Path, uri: str) -> int | None:
                 return descriptor
         except OSError as error:
             os.close(descriptor)
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             lock.unlink(missing_ok=True)
             return None

@@ -4,6 +4,7 @@ A writer's mark names the boot of its kernel, its process namespace, its process
 has the same one. On the same machine it is known for certain whether the writer lives; of another machine's it is not.
 """
 
+import errno
 import functools
 import hashlib
 import os
@@ -13,6 +14,9 @@ from contextlib import suppress
 
 PARTIAL = ".partial"
 """What is being written, or says so, has a name that ends like this; it is never listed."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What flock says on a file system that has none."""
 
 _MARK = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-(\d+)")
 _MAX_NAME_BYTES = 160  # of the object's name: with all the rest no longer than the 255 that file systems take
@@ -83,11 +87,18 @@ def same_kernel(key: str) -> bool:
     return bool(found) and found[1] == _boot()  # type: ignore[index]
 
 
+def boot_id() -> str:
+    """Of the running kernel: the same in all its containers, and in no other machine; empty where it cannot be known."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+    return ""
+
+
 @functools.cache
 def _boot() -> str:
-    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()[:8]
-    return secrets.token_hex(4)  # no machine has this one: nothing is known of anyone
+    known = boot_id()
+    # where it is not known no machine has this one: nothing is known of anyone
+    return hashlib.sha256(f"{known}\n".encode()).hexdigest()[:8] if known else secrets.token_hex(4)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from pipelines.jobs import lease, lock
 from trainer.errors import InputError, RunError
 from trainer.storage import join, open_store, read_bytes, write_bytes, write_json
 from trainer.storage.documents import encode_document
+from trainer.storage.writers import boot_id
 
 HOLD = """
 import sys, time
@@ -190,7 +191,7 @@ def test_another_containers_holder_is_not_taken_for_dead(s3_root: str, tmp_path:
     """Its temporary folder has the same name and is another."""
     (tmp_path / "run.lock").touch()
     status = (tmp_path / "run.lock").stat()
-    here = {"boot": lock._boot_id(), "folder": str(tmp_path), "file": [status.st_dev, status.st_ino]}
+    here = {"boot": boot_id(), "folder": str(tmp_path), "file": [status.st_dev, status.st_ino]}
     write_bytes(join(s3_root, "run.lock"), encode_document(elsewhere(**here | facts)))
     with pytest.raises(InputError, match="process 7 on elsewhere"), lock.exclusive(s3_root):
         pass

@@ -20,7 +20,7 @@ root, witness, seed, own_folder = sys.argv[1:]
 lease.HEARTBEAT_SECONDS, lease.STALE_SECONDS, lease.WATCH_SECONDS = 0.5, 12.0, 2.0
 draw = random.Random(int(seed))
 if own_folder:  # as in a container of its own: nobody else can know at once that it was killed
-    lock._boot_id = lambda: ""
+    lock.boot_id = lambda: ""
 while True:
     try:
         with lock.exclusive(root) as held, open(witness, "a") as alone:
