@@ -27,3 +27,14 @@ def damage(path: Path, kind: str, seed: int | None = None) -> None:
 def files(folder: Path) -> list[Path]:
     """Every file below the folder, in order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def restore(root: Path, kept: dict[Path, bytes]) -> None:
+    """Make the files below `root` what they were when `kept` was taken."""
+    for file in files(root):
+        if file not in kept:
+            file.unlink()
+    for file, data in kept.items():
+        if not file.exists() or file.read_bytes() != data:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)

@@ -14,7 +14,7 @@ from trainer.errors import InputError, RunError
 _CONTAINER = "main"
 _RUN_LABEL = "pipeline/runid"
 _TRIES = 6
-"""Looks at running steps without a line until it is said that there will be none: a pod takes a while to start."""
+"""Failed looks at running steps before the user is told that live logs cannot be had: a pod takes a while to start."""
 _RETRY_SECONDS = 5.0
 
 

@@ -5,7 +5,6 @@ the log's beginning, which a kubelet throws away when it grows long.
 """
 
 import re
-from collections.abc import Iterator
 
 _NOISE = re.compile(
     r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w-]+\.go:\d+\] "  # KFP's launcher, in Go
@@ -67,11 +66,3 @@ class StepLog:
             self._in_json = True
             return False
         return not _NOISE.match(line)
-
-
-def reason(lines: Iterator[str] | list[str]) -> str:
-    """The last line that a failed step said itself; empty where it said none."""
-    log, found = StepLog(), ""
-    for line in log.take("\n".join(lines), ended=True):
-        found = line.strip() or found
-    return found

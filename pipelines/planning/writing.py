@@ -38,11 +38,13 @@ class Draft:
         plan: content of plan.json.
         configs: of stages and evaluations, those that do not lie where they belong.
         said: what was found damaged, and what is done about it: a line each.
+        is_written: whether plan.json says this already.
     """
 
     plan: Plan
     configs: list[StageConfig | EvaluateConfig]
     said: list[str]
+    is_written: bool
 
 
 def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
@@ -58,7 +60,7 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
     draft = draft_plan(experiment, cells)
     for config in draft.configs:
         write_config_file(layout.config(config.output), config)
-    if draft.said or not _is_written(experiment, draft):
+    if draft.said or not draft.is_written:
         plans.write_plan(experiment.uri, draft.plan)
     return draft.said
 
@@ -66,7 +68,7 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
 def is_planned(experiment: Experiment, cells: list[Cell]) -> bool:
     """Whether `write_plan` would find all as it would write it; errors as of `write_plan`."""
     draft = draft_plan(experiment, cells)
-    return not draft.configs and not draft.said and _is_written(experiment, draft)
+    return not draft.configs and not draft.said and draft.is_written
 
 
 def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
@@ -101,15 +103,8 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
         "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
     }
-    return Draft(plan=plan, configs=configs, said=said)
-
-
-def _is_written(experiment: Experiment, draft: Draft) -> bool:
-    try:
-        found = read_plan(experiment.uri)
-    except Corrupt:
-        return False
-    return found is not None and checksum(found) == checksum({**draft.plan, "format_version": plans.FORMAT_VERSION})
+    written_already = checksum(earlier) == checksum({**plan, "format_version": plans.FORMAT_VERSION})
+    return Draft(plan=plan, configs=configs, said=said, is_written=written_already)
 
 
 def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:

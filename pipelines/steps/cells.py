@@ -1,9 +1,11 @@
 """The steps of a cell: `perceptual`, `contrastive`, `posthoc` and `evaluate`. What is done returns at once."""
 
+from typing import Any
+
 from pipelines.jobs.specs import evaluate_spec, train_spec
 from pipelines.planning.cells import find_cell
 from pipelines.steps.notes import note
-from pipelines.steps.running import ATTEMPTS, open_scene, recorded, run_job, step
+from pipelines.steps.running import ATTEMPTS, Scene, open_scene, recorded, run_job, step
 from trainer.storage import layout, open_store
 from trainer.storage.committed import read_final
 
@@ -18,8 +20,7 @@ def train(name: str, *, request: str, cell: str) -> None:
         cell: name of the cell in the plan.
     """
     scene = open_scene(request)
-    with recorded(scene.experiment, "plan"):
-        entry = find_cell(scene.experiment, cell)
+    entry = _planned(scene, cell)
     title = f"{name} {cell}"
     folder = entry[name]
     if not folder:
@@ -48,6 +49,12 @@ def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
     return done, [f"{uri}: {why}" for uri, why in damage.items()]
 
 
+def _planned(scene: Scene, cell: str) -> dict[str, Any]:
+    """The cell's entry in the plan."""
+    with recorded(scene.experiment, "plan"):
+        return find_cell(scene.experiment, cell)
+
+
 @step
 def evaluate(*, request: str, cell: str) -> None:
     """Measure the models of one cell.
@@ -57,6 +64,5 @@ def evaluate(*, request: str, cell: str) -> None:
         cell: name of the cell in the plan.
     """
     scene = open_scene(request)
-    with recorded(scene.experiment, "plan"):
-        entry = find_cell(scene.experiment, cell)
+    entry = _planned(scene, cell)
     run_job(scene, evaluate_spec(scene.root, entry, scene.request, scene.placement), attempts=ATTEMPTS)

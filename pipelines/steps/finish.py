@@ -34,12 +34,11 @@ def finish(*, run: str, request: str, root: str, state: str) -> str:
         return ""
     scene = open_scene(stored)
     _release(scene)
-    with recorded(layout.report(scene.experiment), "report"):
+    folder = layout.report(scene.experiment)
+    with recorded(folder, "report"):
         if read_plan(scene.experiment) is None:
             print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
             return ""
-    folder = layout.report(scene.experiment)
-    with recorded(folder, "report"):
         inputs = page.inputs_of(scene.experiment)
         if page.is_current(scene.experiment, inputs):
             note("report", "made before", detail=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.damage import KINDS, damage, files
+from tests.damage import KINDS, damage, files, restore
 from tests.evaluation import build
 from tests.evaluation.test_evaluate import make_cell
 from trainer.config import DataConfig, EvaluationConfig
@@ -41,16 +41,6 @@ def cell(untouched: tuple[Path, str, dict[Path, bytes]]) -> tuple[Path, str]:
     root, config, kept = untouched
     restore(root, kept)
     return root, config
-
-
-def restore(root: Path, kept: dict[Path, bytes]) -> None:
-    for file in files(root):
-        if file not in kept:
-            file.unlink()
-    for file, data in kept.items():
-        if not file.exists() or file.read_bytes() != data:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
 
 
 def figures(root: Path) -> dict[str, Any]:

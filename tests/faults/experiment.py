@@ -47,7 +47,6 @@ STATES = ("staging", "training", "unevaluated", "finished")
 _MEASURED = re.compile(
     r"^(created|seconds|.*_seconds|samples_per_second|data_wait_fraction|.*device_hours.*|time|code|restarts|generated|compiled_at|.*_share_of_time)$"
 )
-_OWN = re.compile(r"CHECKED\.json|log\.txt")
 """Objects that a run may write anew whenever it looks."""
 
 

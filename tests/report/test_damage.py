@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.damage import KINDS, damage, files
+from tests.damage import KINDS, damage, files, restore
 from tests.report.test_read import CATEGORIES, change, change_figures, path
 from trainer.__main__ import main
 from trainer.errors import Corrupt, InputError
@@ -69,15 +69,6 @@ def check(uri: str, expected: Figures, what: str) -> bool:
     assert not {key for key in wrong if key[-1] not in ("p_holm", "finding")}, what  # these depend on which rows there are
     assert bool(damaged) or found == expected, what
     return bool(damaged)
-
-
-def restore(root: Path, kept: dict[Path, bytes]) -> None:
-    for file in files(root):
-        if file not in kept:
-            file.unlink()
-    for file, data in kept.items():
-        if not file.exists() or file.read_bytes() != data:
-            file.write_bytes(data)
 
 
 def test_every_object_damaged_alone(whole: tuple[str, Figures]) -> None:

@@ -103,26 +103,3 @@ def encode_json(value: object) -> bytes:
 def write_json(uri: str, value: object) -> ObjectInfo:
     """Write `value` as JSON (`encode_json`)."""
     return write_bytes(uri, encode_json(value))
-
-
-def read_versioned(uri: str, what: str, newest: int) -> dict[str, Any] | None:
-    """The JSON object at `uri` that carries a format_version, or None where there is no such object.
-
-    Args:
-        uri: of the object.
-        what: it should be, for errors.
-        newest: format version that this firstsight reads.
-
-    Raises:
-        InputError: it was written by a newer format.
-        Corrupt: it is something else.
-    """
-    try:
-        value = read_json(uri)
-    except MissingObject:
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("format_version"), int):
-        raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")
-    if value["format_version"] > newest:
-        raise InputError(f"{uri}: format {value['format_version']} is newer than this firstsight reads ({newest})")
-    return value

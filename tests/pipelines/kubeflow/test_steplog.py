@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pipelines.kubeflow.steplog import GAP, StepLog, reason
+from pipelines.kubeflow.steplog import GAP, StepLog
 from tests.pipelines.kubeflow import recordings
 
 LOGS = sorted(str(path.relative_to(recordings.FOLDER)) for path in recordings.FOLDER.glob("product-*/log-right.*.http"))
@@ -53,6 +53,6 @@ def test_what_kfp_says_itself_is_left_out(name: str) -> None:
 
 
 def test_the_reason_of_a_failed_step_is_what_it_said_last() -> None:
-    lines = recordings.answer("product-failed/log-right.contrastive.142855384.http").body.decode().split("\n")
-    assert reason(lines).startswith("train: PyTorchJob contrastive-random-s0-1918b27177 was deleted")
-    assert reason([]) == ""
+    text = recordings.answer("product-failed/log-right.contrastive.142855384.http").body.decode()
+    assert StepLog().take(text, ended=True)[-1].startswith("train: PyTorchJob contrastive-random-s0-1918b27177 was deleted")
+    assert StepLog().take("", ended=True) == []
