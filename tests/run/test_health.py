@@ -7,6 +7,7 @@ import threading
 import time
 import types
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,11 @@ def test_the_stall_of_a_save_is_not_overwritten_by_a_line_of_the_log(tmp_path: P
     assert found["firstsight_train_checkpoint_stall_seconds"] == 7.0
 
 
+def pauses(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Replace the pauses of the sinks alone: threads that other tests left may sleep at any time."""
+    monkeypatch.setattr(sinks, "time", types.SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=sleep))
+
+
 def test_nobody_is_waited_for_where_nobody_scrapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a run without a Prometheus costs nothing."""
     endpoint = Endpoint(toy_config(tmp_path), 0, FRESH)
@@ -145,7 +151,7 @@ def test_nobody_is_waited_for_where_nobody_scrapes(tmp_path: Path, monkeypatch: 
     def never(_: float) -> None:
         raise AssertionError("it waited")
 
-    monkeypatch.setattr("trainer.run.sinks.time.sleep", never)
+    pauses(monkeypatch, never)
     endpoint.close()
 
 
@@ -155,7 +161,7 @@ def test_the_endpoint_lingers_until_the_last_figures_were_scraped(tmp_path: Path
     scraped(endpoint.port)
     endpoint.log(RECORD)
     found: list[float] = []
-    monkeypatch.setattr("trainer.run.sinks.time.sleep", lambda _: found.append(scraped(endpoint.port)["firstsight_train_loss"]))
+    pauses(monkeypatch, lambda _: found.append(scraped(endpoint.port)["firstsight_train_loss"]))
     endpoint.close()
     assert found == [0.5]
 

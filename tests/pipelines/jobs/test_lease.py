@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,15 @@ def make(root: str, ended: Callable[[lease.Holder], bool] = lambda holder: False
 
 
 class Clock:
-    """time.monotonic of the lease, moved by hand and by its pauses."""
+    """What the lease calls `time`, and nobody else: moved by hand and by the lease's pauses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.during = 0.0, lambda: None
-        monkeypatch.setattr(lease.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(lease.time, "sleep", self.sleep)
+        self.time = time.time
+        monkeypatch.setattr(lease, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
