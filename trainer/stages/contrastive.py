@@ -138,7 +138,7 @@ class ContrastiveStage:
 
     def _scale(self) -> Tensor:
         """exp(logit scale), (), as the loss uses it."""
-        scale = self.model.logit_scale.exp()
+        scale: Tensor = self.model.logit_scale.exp()
         return scale.clamp(max=self._recipe.logit_scale_max) if self._recipe.logit_scale_clamp == "forward" else scale
 
     def _encode(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
