@@ -43,9 +43,8 @@ def licence(name: str) -> str:
         about = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return "not installed on this platform"
-    classified = [
-        entry.removeprefix(LICENCE_CLASSIFIER) for entry in about.get_all("Classifier", []) if entry.startswith(LICENCE_CLASSIFIER)
-    ]
+    classifiers = about.get_all("Classifier", [])
+    classified = [entry.removeprefix(LICENCE_CLASSIFIER) for entry in classifiers if entry.startswith(LICENCE_CLASSIFIER)]
     named = about.get("License-Expression") or about.get("License") or ""
     first = named.strip().splitlines()[0].strip() if named.strip() and not named.startswith("Copyright") else ""
     return first if first and len(first) <= 60 else ", ".join(sorted(classified)) or first[:60] or "see the package"
