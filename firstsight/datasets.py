@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trainer.data.decode import decode_pixels
 from trainer.errors import InputError, RunError
 from trainer.evaluation.read_sets import EvaluationSet, Item, describe_set, read_set, read_shard, read_triplets
-from trainer.storage import join
+from trainer.storage import exists, join
 from trainer.storage.base import absolute
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest, staged_sets
 
@@ -150,11 +150,13 @@ def open_dataset(uri: str, kind: Any = None, *, identity: str = "") -> Any:
     """
     place = absolute(uri)
     manifest = read_manifest(place)
+    if manifest is None and not exists(join(place, "test", "nshards.txt")):
+        raise InputError(f"{place}: no manifest.json, so no sealed data set is here: name the folder <root>/datasets/<name>/<plan id>")
     found = "evaluation" if manifest is None else manifest.kind
-    if kind is not None and kind is not _KINDS[found] and manifest is not None:
+    if kind not in (None, _KINDS[found]):
         wanted = next(name for name, samples in _KINDS.items() if samples is kind)
         raise InputError(f"{place}: holds {found}, where {wanted} are needed")
-    if found == "evaluation" and kind in (None, EvaluationItem):
+    if found == "evaluation":
         return _evaluation_set(describe_set(place, identity))
     manifest = require_manifest(place, identity)
     return _pairs(place, manifest) if found == "pairs" else _triplets(place, manifest)

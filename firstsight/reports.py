@@ -25,6 +25,7 @@ class Report:
         endpoints: declared before the data: `name`, `label`, `chance`, `sets` …
         scores: of every endpoint, arm and seed.
         contrasts: paired differences of arms with their intervals, one for each arm and endpoint.
+        data: the data sets that it stands on: `what` (pairs, triplets, evaluation set), `name`, `uri`, `identity` …
         metrics: every metric of every evaluation, one row each: `arm`, `seed`, `stage`, `dataset`, `metric`, `value` …
         document: all of results.json, as trainer/report/results.schema.json describes it.
     """
@@ -36,6 +37,7 @@ class Report:
     endpoints: Sequence[Mapping[str, Any]]
     scores: Sequence[Mapping[str, Any]]
     contrasts: Sequence[Mapping[str, Any]]
+    data: Sequence[Mapping[str, Any]]
     metrics: Sequence[Mapping[str, Any]]
     document: Mapping[str, Any]
 
@@ -66,6 +68,7 @@ def read_report(uri: str) -> Report:
         endpoints=document["endpoints"],
         scores=document["scores"],
         contrasts=document["contrasts"],
+        data=document["data"],
         metrics=document["metrics"],
         document=document,
     )
