@@ -86,13 +86,17 @@ class EvaluationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One test image with what is right about it: a label, a row of 0 and 1 over the classes, or captions."""
+    """One test image with what is right about it: a label, a row of 0 and 1 over the classes, or captions.
+
+    `digest` is that of the image's bytes, by which twins are told; empty where nobody asked.
+    """
 
     key: str
     image: bytes
     label: int = -1
     targets: NDArray[np.bool_] | None = None
     captions: tuple[str, ...] = ()
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
