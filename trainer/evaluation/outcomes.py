@@ -59,7 +59,10 @@ def zero_shot_outcome(described: EvaluationSet, items: Sequence[Item], encoder: 
     return Outcome(
         metrics=metrics,
         chance={"acc1": 1 / num_classes, "acc5": min(1.0, 5 / num_classes), "mean_per_class_recall": 1 / num_classes},
-        baselines={"majority_class": float(np.bincount(labels).max() / len(labels))},
+        baselines={
+            "majority_class": float(np.bincount(labels).max() / len(labels)),
+            "majority_class_per_class": 1 / len(np.unique(labels)),  # the same guess in mean per-class recall
+        },
         sizes=sizes,
         items=arrays,
         num_items=len(items),
