@@ -10,6 +10,7 @@ NOT_READ = (
     ".xcf", ".eps", ".ai", ".wmf", ".emf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
 )  # fmt: skip
 """Pictures all the same: each is a lost sample, and counts against the limit of bad ones."""
+_PICTURES = frozenset(READ + NOT_READ)
 UNREAD_CAUSE = "kind of file not read"
 
 
@@ -22,3 +23,8 @@ def suffix_of(name: str) -> str:
 def explain_unread(suffix: str) -> str:
     """What to do about a picture of a kind that is not read."""
     return f"{suffix} is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format png '*{suffix}')"
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture by its name, of a kind that is read or not."""
+    return suffix_of(name) in _PICTURES
