@@ -10,7 +10,7 @@ from trainer.staging.captions import CAPTION_SUFFIXES, BadCaptionError, Facts, c
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.staging.sources.places import below_common, folder_splits, named_split
-from trainer.staging.sources.table import READ
+from trainer.staging.sources.table import NAME, READ
 
 _BESIDE = ("json", *CAPTION_SUFFIXES)
 _NO_CAPTION = "no caption"
@@ -30,9 +30,8 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     beside, rejects = _captions_beside(files)
     rejects += _unread(files, {_stem(file.name) for file in images})
     if not images:
-        raise InputError(
-            f"{uri}: no pictures among {len(files)} files{_found(files)} (looked for {', '.join(kinds.READ)}; read are {READ})"
-        )
+        what = f"no pictures among {len(files)} files{_found(files)}"
+        raise InputError(f"{uri}: {what}; looked for {', '.join(kinds.READ)}, lists ({NAME} and others) and .tar")
     check_unique((_stem(file.name) for file in images), uri)
     names = [file.name for file in images]
     splits, labels = folder_splits(names), _class_folders(names)

@@ -96,15 +96,14 @@ def _walk(root: Path, uri: str, lost: list[Reject]) -> list[SourceFile]:
             below = f"{name}/{entry.name}" if name else entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                (links if entry.is_symlink() else waiting).append((entry.path, below))
-                continue
             try:
                 info = entry.stat()
             except OSError as error:
                 lost.append(Reject(below, "broken link", f"{error.strerror}", counts=kinds.is_picture(below)))
                 continue
-            if stat.S_ISREG(info.st_mode):
+            if stat.S_ISDIR(info.st_mode):
+                (links if entry.is_symlink() else waiting).append((entry.path, below))
+            elif stat.S_ISREG(info.st_mode):
                 files.append(SourceFile(below, f"{uri}/{below}", info.st_size, info.st_mtime))
             else:
                 lost.append(Reject(below, "not a file", "a socket, a pipe or a device", counts=False))
