@@ -190,15 +190,13 @@ def test_captions_beyond_a_bound_are_rejects(tmp_path: Path) -> None:
     assert [row.captions for row in found.rows] == [("fine",)]
 
 
-def test_half_characters_are_written_as_question_marks(tmp_path: Path) -> None:
-    """JSON may hold a surrogate alone, which no UTF-8 text can."""
-    place = write(tmp_path, {"a.png": copies.PNG, "a.json": rb'{"caption": "x \ud800", "label": "\udfff", "family": "\ud800"}'})
-    (row,) = folder.read(place, list_source(place)).rows
-    assert (row.label, row.family) == ("?", "?")
-    sample = PairMaker("original")(row)
-    assert not isinstance(sample, Reject)
-    assert sample.members["txt"][1] == b"x ?"
-    assert Tokenizer()(sample.captions)
+@pytest.mark.parametrize("content", [rb'{"caption": "x \ud800"}', rb'{"caption": "x", "label": "\udfff"}', rb'["\udc00", "x"]'])
+def test_half_characters_are_a_reject(tmp_path: Path, content: bytes) -> None:
+    """JSON may hold a surrogate alone, which no UTF-8 text can: it is that sample's reject, and nobody else's."""
+    place = write(tmp_path, {"a.png": copies.PNG, "a.json": content, "b.png": copies.PNG, "b.txt": b"fine"})
+    found = folder.read(place, list_source(place))
+    assert [(reject.where, reject.cause) for reject in found.rejects] == [("a.png", "caption not UTF-8")]
+    assert [row.captions for row in found.rows] == [("fine",)]
 
 
 def test_a_caption_without_blanks_is_tokenised_in_time() -> None:

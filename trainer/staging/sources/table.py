@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from trainer.bounds import MAX_TABLE_BYTES, check_size
 from trainer.errors import InputError
+from trainer.staging.captions import BadCaptionError, clean_captions
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
-from trainer.staging.sources.folder import BadCaptionError, clean_captions
 from trainer.staging.sources.listing import Rows, SourceFile
 
 NAME = "captions.csv"
@@ -35,6 +35,8 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
             continue
         try:
             captions = clean_captions((record["caption"] or "").splitlines(), f"row {number} of {NAME}")
+            if not captions:
+                raise BadCaptionError("empty caption", f"row {number} of {NAME}")
         except BadCaptionError as error:
             rejects.append(Reject(name, error.cause, error.detail))
             continue

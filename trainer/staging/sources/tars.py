@@ -6,15 +6,15 @@ leaves beside each tar: it is counted, but it is no fault of these files.
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from trainer.bounds import MAX_CAPTION_BYTES, MAX_COPY_FILE_BYTES, check_size
 from trainer.errors import InputError
+from trainer.staging import kinds
+from trainer.staging.captions import BadCaptionError, check_caption_size, read_facts
 from trainer.staging.foreign import text_of
 from trainer.staging.parquet import read_parquet
 from trainer.staging.ranges import BoundedReader, RangeReader
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, safe_key
-from trainer.staging.sources.folder import IMAGE_SUFFIXES, BadCaptionError, check_caption_size, parse_facts, parse_text
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.storage import open_store
 
@@ -48,7 +48,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
         if (table := tables.get(file.name.removesuffix(".tar") + ".parquet")) is not None:
             rejects += _not_fetched(file, table)
     if not rows and all(reject.cause == "no picture" for reject in rejects):
-        raise InputError(f"{uri}: no pictures in its tars (looked for {', '.join(IMAGE_SUFFIXES)})")
+        raise InputError(f"{uri}: no pictures in its tars (looked for {', '.join(kinds.READ)})")
     return Rows(rows=rows, rejects=rejects)
 
 
@@ -116,45 +116,27 @@ def walk(file: SourceFile) -> Iterator[tuple[str, int, int, bytes]]:
 
 
 def _row(where: str, key: str, file: SourceFile, members: _Members, class_names: list[str]) -> PairRow | Reject:
-    image = next((members[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in members), None)
+    image = next((members[suffix[1:]] for suffix in kinds.READ if suffix[1:] in members), None)
+    if image is None:
+        return Reject(where, "no picture", f"only {', '.join(sorted(members)) or 'nothing'}")
     try:
-        facts: dict[str, Any] = {}
         for suffix in _SMALL:
             check_caption_size(members[suffix][1] if suffix in members else 0, f"{where}.{suffix}")
-        if "json" in members:
-            facts = _json_facts(members["json"][2], where)
-        if image is None:
-            return Reject(where, "no picture", f"only {', '.join(sorted(members)) or 'nothing'}")
-        for suffix in ("txt", "caption"):
-            if suffix in members:
-                facts["captions"] = parse_text(members[suffix][2], f"{where}.{suffix}")
-                break
-        if "captions" not in facts:
-            return Reject(where, "no caption", "neither .txt nor a caption in .json")
+        facts = read_facts({suffix: data for suffix, (_, _, data) in members.items() if suffix in _SMALL}, where)
     except BadCaptionError as error:
         return Reject(where, error.cause, error.detail)
-    label = facts.get("label", "")
+    label = facts.label
     if "cls" in members:
         label = _class_name(members["cls"][2], class_names, where)
     return PairRow(
         key=safe_key(key),
         where=where,
         image=Blob(file.uri, image[0], image[1]),
-        captions=facts["captions"],
+        captions=facts.captions,
         label=label,
-        split=check_split(facts.get("split", ""), where),
-        family=facts.get("family", ""),
+        split=check_split(facts.split, where),
+        family=facts.family,
     )
-
-
-def _json_facts(data: bytes, where: str) -> dict[str, Any]:
-    """Facts of a sample's .json; an empty caption in it is no fault where a .txt has one, or where there is no picture."""
-    try:
-        return parse_facts(data, f"{where}.json")
-    except BadCaptionError as error:
-        if error.cause != "empty caption":
-            raise
-        return {}
 
 
 def _class_name(data: bytes, class_names: list[str], where: str) -> str:
