@@ -10,6 +10,7 @@ NOT_READ = (
     ".xcf", ".eps", ".ai", ".wmf", ".emf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
 )  # fmt: skip
 """Pictures all the same: each is a lost sample, and counts against the limit of bad ones."""
+_PICTURES = frozenset(READ + NOT_READ)
 UNREAD_CAUSE = "kind of file not read"
 
 
@@ -24,3 +25,8 @@ def explain_unread(suffix: str) -> str:
     if suffix in (".heic", ".heif", ".hif"):
         return f"{suffix} is not read: convert it to JPEG or PNG, for example with the Python package pillow-heif"
     return f"{suffix} is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format png '*{suffix}')"
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture by its name, of a kind that is read or not."""
+    return suffix_of(name) in _PICTURES
