@@ -1,4 +1,4 @@
-"""Gives the wheel its dependencies: those of the groups `trainer` and `pipelines`, which are the images', so that each is named once."""
+"""Gives the wheel its dependencies: those of the group `run` in pyproject.toml, so that each is named once."""
 
 import tomllib
 from collections.abc import Iterator
@@ -18,4 +18,4 @@ def requirements(groups: dict[str, list[Any]], name: str) -> Iterator[str]:
 
 
 groups = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
-setup(install_requires=sorted({line for name in ("trainer", "pipelines") for line in requirements(groups, name)}))
+setup(install_requires=sorted(set(requirements(groups, "run"))))

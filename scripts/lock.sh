@@ -7,7 +7,7 @@ compile() { "$uv" pip compile --quiet --universal --generate-hashes --python-ver
 
 echo "lock: dev"
 compile --group dev --output-file requirements/dev.txt
-for group in trainer pipelines; do
+for group in run trainer pipelines; do
     echo "lock: $group, as dev has it"
     compile --group "$group" --constraint requirements/dev.txt --output-file "requirements/$group.txt"
 done

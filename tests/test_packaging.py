@@ -69,8 +69,8 @@ def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
     assert {"trainer/configs/demo.yaml", "pipelines/kubeflow/compiled/firstsight.yaml", "firstsight/py.typed"} <= held
 
 
-def test_it_asks_for_what_the_images_have(wheel: Path) -> None:
-    """The groups trainer and pipelines of pyproject.toml, whose pins requirements/dev.txt holds side by side."""
+def test_it_asks_for_what_a_run_needs(wheel: Path) -> None:
+    """The group `run` of pyproject.toml; requirements/run.txt holds the pins."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -79,7 +79,7 @@ def test_it_asks_for_what_the_images_have(wheel: Path) -> None:
     groups = project["dependency-groups"]
     written = [line for name in ("storage", "report", "trainer", "pipelines") for line in groups[name] if isinstance(line, str)]
     assert {str(requirement) for requirement in requirements.values()} == {str(Requirement(line)) for line in written}
-    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (REPOSITORY / "requirements/dev.txt").read_text(), re.MULTILINE))
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (REPOSITORY / "requirements/run.txt").read_text(), re.MULTILINE))
     assert all(requirement.specifier.contains(locked[name]) for name, requirement in requirements.items())
     assert (asked["Version"], asked["Requires-Python"]) == (project["project"]["version"], ",".join(sorted(["<3.13", ">=3.11"])))
 
