@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trainer.data.decode import decode_pixels
 from trainer.errors import InputError, RunError
 from trainer.evaluation.read_sets import EvaluationSet, Item, describe_set, read_set, read_shard, read_triplets
+from trainer.staging.samples import captions_of
 from trainer.storage import exists, join
 from trainer.storage.base import absolute
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest, staged_sets
@@ -174,8 +175,8 @@ def _pairs(uri: str, manifest: Manifest) -> DataSet[Pair]:
 def _pair(uri: str, shard: Shard, key: str, members: Mapping[str, bytes]) -> Pair:
     where = f"{join(uri, shard.name)}: sample {key!r}"
     facts = json.loads(members["json"] or b"{}")
-    captions = facts.get("captions") or members["txt"].decode().splitlines()
-    return Pair(key=key, split=shard.split, image=_pixels(where, members["image"]), captions=tuple(captions), facts=facts)
+    captions = tuple(captions_of(members["txt"], facts))
+    return Pair(key=key, split=shard.split, image=_pixels(where, members["image"]), captions=captions, facts=facts)
 
 
 def _triplets(uri: str, manifest: Manifest) -> DataSet[Triplet]:

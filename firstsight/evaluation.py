@@ -29,6 +29,7 @@ class Result:
         metrics: name to figure in [0, 1]; None where it is undefined, as acc5 below five classes.
         chance: of the same metrics, what guessing scores.
         baselines: what others score on the same items, such as pixel_mse.
+        ceiling: of the metrics where it is known, the most that any model can score on this set.
         items: an array over the items each: key, and correct or rank.
         num_items: test items.
     """
@@ -39,6 +40,7 @@ class Result:
     metrics: Mapping[str, float | None]
     chance: Mapping[str, float]
     baselines: Mapping[str, float]
+    ceiling: Mapping[str, float]
     items: Mapping[str, NDArray[Any]]
     num_items: int
 
@@ -81,6 +83,7 @@ def evaluate(model: Model, uri: str, *, split: str = "test", batch_size: int = 6
     if not isinstance(outcome, Outcome):
         raise outcome
     return Result(
-        dataset=job.wanted.dataset, task=job.wanted.task, evaluation_version=version(config.evaluation), metrics=outcome.metrics,
-        chance=outcome.chance, baselines=outcome.baselines, items=outcome.items, num_items=outcome.num_items,
+        dataset=job.wanted.dataset, task=job.wanted.task, evaluation_version=version(config.evaluation, config.evaluation_version),
+        metrics=outcome.metrics, chance=outcome.chance, baselines=outcome.baselines, ceiling=outcome.ceiling, items=outcome.items,
+        num_items=outcome.num_items,
     )  # fmt: skip

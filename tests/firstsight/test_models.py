@@ -55,7 +55,7 @@ def test_a_model_is_measured_as_a_run_measures_it(model: firstsight.Model, first
         theirs = written[f"{result.dataset}_{result.task}.json"]
         assert result.metrics == theirs["metrics"]
         block = theirs["firstsight"]
-        assert (result.chance, result.baselines) == (block["chance"], block["baselines"])
+        assert (result.chance, result.baselines, result.ceiling) == (block["chance"], block["baselines"], block["ceiling"])
         assert (result.num_items, result.evaluation_version) == (block["num_items"], block["evaluation_version"])
         assert len(result.items["key"]) == result.num_items
 
