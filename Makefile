@@ -41,23 +41,23 @@ WORKERS ?= 2## tests that run at the same time, by file
 side_by_side = -n $(WORKERS) --dist loadfile
 
 .PHONY: test
-test: $(VENV)/ready ## unit and process tests; no root, no Go, no network
+test: $(VENV)/tools ## unit and process tests; no root, no Go, no network
 	$(BIN)/python -m pytest -q $(side_by_side) $(ARGS)
 
 .PHONY: slow
-slow: $(VENV)/ready ## kill campaigns and other long tests
+slow: $(VENV)/tools ## kill campaigns and other long tests
 	$(BIN)/python -m pytest -q $(side_by_side) -m "slow and not gpu and not cluster" $(ARGS)
 
 .PHONY: states-campaign
-states-campaign: $(VENV)/ready ## damage each object of a real experiment in each state, alone and in pairs (ARGS="--store minio"; an hour)
+states-campaign: $(VENV)/tools ## damage each object of a real experiment in each state, alone and in pairs (ARGS="--store minio"; an hour)
 	$(BIN)/python -m tests.faults.states_campaign $(ARGS)
 
 .PHONY: test-gpu
-test-gpu: $(VENV)/ready ## tests that need a CUDA device
+test-gpu: $(VENV)/tools ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
 .PHONY: check
-check: $(VENV)/ready ## style, types, import contracts, house rules, generated files
+check: $(VENV)/tools ## style, types, import contracts, house rules, generated files
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -74,22 +74,22 @@ ci: ## all that must hold before a change is taken
 ##@ Cluster (Debian, root)
 
 .PHONY: cluster-up cluster-down cluster-status
-cluster-up: $(VENV)/ready ## a real single-node Kubernetes, training operator, Prometheus, MinIO; built at first use (Go)
-cluster-down: $(VENV)/ready ## stop it and leave nothing but the built servers
-cluster-status: $(VENV)/ready ## which of its processes run
+cluster-up: $(VENV)/tools ## a real single-node Kubernetes, training operator, Prometheus, MinIO; built at first use (Go)
+cluster-down: $(VENV)/tools ## stop it and leave nothing but the built servers
+cluster-status: $(VENV)/tools ## which of its processes run
 cluster-up cluster-down cluster-status: cluster-%:
 	@$(BIN)/python -m tests.cluster $*
 
 .PHONY: e2e e2e-tests
-e2e: $(VENV)/ready ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
+e2e: $(VENV)/tools ## jobs, reaper, chart and images on a real cluster: KUBECONFIG's, or one brought up here
 	@$(BIN)/python -m tests.cluster with $(MAKE) e2e-tests
 
-e2e-tests: $(VENV)/ready
+e2e-tests: $(VENV)/tools
 	$(BIN)/python -m pytest -q $(side_by_side) -m "cluster and not trainjob and not alone" tests/cluster $(ARGS)
 	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob
-e2e-trainjob: $(VENV)/ready ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (built at first use)
+e2e-trainjob: $(VENV)/tools ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (built at first use)
 	@$(BIN)/python -m tests.cluster with $(BIN)/python -m pytest -q -m trainjob tests/cluster $(ARGS)
 
 ##@ Chart
@@ -105,20 +105,20 @@ chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for 
 	@scripts/chart_preflight.sh "$(HELM)" $(BIN)/python $(CHART) "$(NAMESPACE)" "$(VALUES)"
 
 .PHONY: chart-lint
-chart-lint: $(VENV)/ready ## helm lint, and a unit test for every switch
+chart-lint: $(VENV)/tools ## helm lint, and a unit test for every switch
 	$(call program,helm) lint --strict $(CHART)
 	$(call program,helm-unittest) --strict $(CHART)
 
 .PHONY: chart-test
-chart-test: $(VENV)/ready ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
+chart-test: $(VENV)/tools ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/chart $(ARGS)
 
 .PHONY: chart-docs
-chart-docs: $(VENV)/ready ## the chart's README from values.yaml
+chart-docs: $(VENV)/tools ## the chart's README from values.yaml
 	$(call program,helm-docs) --chart-search-root $(CHART)
 
 .PHONY: e2e-kfp
-e2e-kfp: $(VENV)/ready ## the whole of it on a real Kubeflow, KFP_ENDPOINT, where the chart is installed
+e2e-kfp: $(VENV)/tools ## the whole of it on a real Kubeflow, KFP_ENDPOINT, where the chart is installed
 	$(BIN)/python -m pytest -q -m kfp tests/kubeflow $(ARGS)
 
 .PHONY: kind-up kind-down
@@ -140,24 +140,24 @@ images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs beside
 ##@ Measure
 
 .PHONY: bench
-bench: $(VENV)/ready ## side by side with what a user would otherwise use; writes docs/BENCHMARKS.md
+bench: $(VENV)/tools ## side by side with what a user would otherwise use; writes docs/BENCHMARKS.md
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 .PHONY: bench-gpu
-bench-gpu: $(VENV)/ready ## the rows that need a GPU
+bench-gpu: $(VENV)/tools ## the rows that need a GPU
 	$(BIN)/python -m tests.benchmarks --gpu $(ARGS)
 
 ##@ Develop
 
 .PHONY: setup
-setup: $(VENV)/ready ## the environment alone; whatever needs it makes it
+setup: $(VENV)/tools ## the environment alone, with the tools of tests; whatever needs it makes it
 
 .PHONY: format
-format: $(VENV)/ready ## bring the source into the house's form
+format: $(VENV)/tools ## bring the source into the house's form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/ready ## write what is made from source: the compiled pipeline, tables, make's arguments, parts of the chart
+generate: $(VENV)/tools ## write what is made from source: the compiled pipeline, tables, make's arguments, parts of the chart
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	$(BIN)/python scripts/recipe_table.py
 	$(BIN)/python scripts/open_clip_table.py
@@ -183,7 +183,7 @@ lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements
 	scripts/lock.sh $(BIN)/uv
 
 .PHONY: hooks
-hooks: $(VENV)/ready ## run the checks at every commit
+hooks: $(VENV)/tools ## run the checks at every commit
 	$(BIN)/pre-commit install
 
 .PHONY: clean
@@ -191,5 +191,8 @@ clean: ## remove the environments and caches; runs/ stays
 	rm -rf .venv* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/ready: requirements/dev.txt
-	@scripts/setup.sh $(VENV) $<
+# What runs need, and what tests need beside that.
+$(VENV)/ready: requirements/run.txt
+	@scripts/setup.sh $(VENV) $< ready
+$(VENV)/tools: requirements/dev.txt $(VENV)/ready
+	@scripts/setup.sh $(VENV) $< tools

@@ -11,15 +11,24 @@ from trainer.errors import exit_code
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed on the way), 2 (wrong input) or 130 (stopped by Ctrl-C)."""
-    options = _parser().parse_args(arguments)
-    return exit_code(f"pipelines {options.command}", lambda: int(options.run(options)), verbose=options.verbose)
+    return start(_parser().parse_args(arguments), "pipelines")
+
+
+def start(options: argparse.Namespace, program: str) -> int:
+    """Run the command that was parsed; `program` begins the line that says why it failed."""
+    return exit_code(f"{program} {options.command}", lambda: int(options.run(options)), verbose=options.verbose)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__)
+    add_commands(parser.add_subparsers(dest="command", required=True))
+    return parser
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands to a command line whose options are then given to `start`."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="also show what the steps print, and the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True)
 
     compiled = commands.add_parser("compile", parents=[common], help="write the pipeline as the YAML that Kubeflow takes")
     compiled.add_argument("output", help="file to write")
@@ -41,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
     reap.add_command(commands, common)
     submit.add_command(commands, common)
     upload.add_command(commands, common)
-    return parser
 
 
 def _compile(options: argparse.Namespace) -> int:

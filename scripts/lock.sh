@@ -7,12 +7,12 @@ export UV_CUSTOM_COMPILE_COMMAND="make lock"
 compile() { "$uv" pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url "${more[@]}" "$@"; }
 
 echo "lock: dev"
-compile pyproject.toml --group dev --output-file requirements/dev.txt
-for group in trainer pipelines; do
+compile --group dev --output-file requirements/dev.txt
+for group in run trainer pipelines; do
     echo "lock: $group, as dev has it"
-    compile pyproject.toml --group "$group" --constraint requirements/dev.txt --output-file "requirements/$group.txt"
+    compile --group "$group" --constraint requirements/dev.txt --output-file "requirements/$group.txt"
 done
 echo "lock: build"
-compile pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/build.txt
+compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 echo "lock: reference"
 compile requirements/reference.in --output-file requirements/reference.txt

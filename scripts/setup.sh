@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Make a virtual environment with exactly the hashed requirements of one file: setup.sh <folder> <requirements>
+# Make a virtual environment with exactly the hashed requirements of one file: setup.sh <folder> <requirements> <mark>
+# The mark is a file that is left in the folder: `ready` where runs work, `tools` where tests do as well.
 set -euo pipefail
-folder=$1 requirements=$2
+folder=$1 requirements=$2 mark=$3
 
 fail() { echo "setup: $*" >&2; exit 2; }
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; }
@@ -16,15 +17,20 @@ else
 fi
 
 started=$SECONDS
-echo "setup: $folder from $requirements with $("$PYTHON" -V), once; some 6 GB, minutes"
+case $mark in
+    ready) what="what runs need (some 6 GB, minutes)" ;;
+    *) what="the tools of tests" ;;
+esac
+printf 'setup: %s with %s, once: %s ... ' "$folder" "$("$PYTHON" -V)" "$what"
+trap 'code=$?; [ "$code" = 0 ] || echo failed' EXIT
+rm -f "$folder/tools"  # the sync takes away what the file does not name
 if ! supported "$folder/bin/python"; then
     rm -rf "$folder"
     "$PYTHON" -m venv "$folder" || fail "$PYTHON cannot make a virtual environment: install its venv module (Debian: python3-venv)"
 fi
 if ! "$folder/bin/python" -c "import importlib.metadata as m; assert m.version('uv') == '$UV_VERSION'" 2>/dev/null; then
-    echo "setup: uv $UV_VERSION"
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
 fi
-VIRTUAL_ENV=$folder "$folder/bin/uv" pip sync --require-hashes "$requirements"
-touch "$folder/ready"
-echo "setup: done in $((SECONDS - started)) s"
+VIRTUAL_ENV=$folder "$folder/bin/uv" pip sync --quiet --require-hashes "$requirements"
+touch "$folder/$mark"
+echo "done in $((SECONDS - started)) s"

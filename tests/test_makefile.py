@@ -31,7 +31,19 @@ def test_what_runs_in_the_environment_makes_it_first():
     using = {target for target, (_, recipe) in rules().items() if "$(BIN)" in recipe}
 
     assert {"test", "generate", "e2e-tests", "cluster-up"} <= using
-    assert {target for target in using if "$(VENV)/ready" not in rules()[target][0]} == set()
+    assert {target for target in using if not {"$(VENV)/ready", "$(VENV)/tools"} & rules()[target][0]} == set()
+
+
+def test_a_run_needs_no_tool_of_tests():
+    """The first hour is a run's: what only tests import is installed with the first test."""
+    ready = {target for target, (needs, recipe) in rules().items() if "$(VENV)/ready" in needs and "$(BIN)" in recipe}
+    assert {"pipeline-run", "pipeline-plan", "pipeline-verify"} <= ready
+    assert not {target for target in ready if re.search("pytest|ruff|mypy|tests[./]", rules()[target][1])}
+    pinned = [
+        set(re.findall(r"^([a-z0-9._-]+==\S+)", (REPOSITORY / f"requirements/{name}.txt").read_text(), re.M)) for name in ("run", "dev")
+    ]
+    assert pinned[0] < pinned[1]
+    assert not re.search(r"^(pytest|ruff|mypy|hypothesis|seaweedfs)", "\n".join(pinned[0]), re.M)
 
 
 def test_every_file_that_it_names_is_there():

@@ -15,11 +15,15 @@ from trainer.staging.remote.cli import add_commands as add_remote_commands
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed on the way) or 2 (wrong input), with one line that says why."""
-    options = _parser().parse_args(arguments)
+    return start(_parser().parse_args(arguments), "trainer")
+
+
+def start(options: argparse.Namespace, program: str) -> int:
+    """Run the command that was parsed; `program` begins the line that says why it failed."""
     raise_descriptor_limit()
     if os.getpid() == 1:  # in a container: there a signal that nobody handles is lost, and ending would take the whole grace
         signal.signal(signal.SIGTERM, _stop)
-    return exit_code(f"trainer {options.command}", lambda: _run(options), verbose=options.verbose)
+    return exit_code(f"{program} {options.command}", lambda: _run(options), verbose=options.verbose)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -35,10 +39,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    add_commands(parser.add_subparsers(dest="command", required=True))
+    return parser
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands to a command line whose options are then given to `start`."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="show the traceback of an error")
     common.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key of the configuration")
-    commands = parser.add_subparsers(dest="command", required=True)
 
     stage = commands.add_parser("stage", help="turn a source into a sealed data set of shards")
     staged = stage.add_subparsers(dest="what", required=True)
@@ -74,7 +83,6 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("uri", help="a data set's or a stage's folder")
     inspect.add_argument("--output", default="", help="folder for the contact sheet (default: none is written)")
     inspect.set_defaults(run=_inspect)
-    return parser
 
 
 def _stage(options: argparse.Namespace) -> dict[str, str]:

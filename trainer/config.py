@@ -223,6 +223,10 @@ class StagingConfig:
         require("staging.flip_min_difference", self.flip_min_difference, "in [0, 1)", 0 <= self.flip_min_difference < 1)
 
 
+EVALUATION_VERSION = 2
+"""Of new experiments; raised whenever the same model and data would give other figures. An experiment keeps that of its plan."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How a model is measured; part of an evaluation's version, so that unlike is never compared."""
@@ -423,4 +427,12 @@ class EvaluateConfig:
     triplets: DataConfig = recipe(DataConfig(), "ours", "2AFC is measured on its val and test splits.")
     sets: tuple[DataConfig, ...] = recipe((), "ours", "Further evaluation sets (`stage eval`, or CLIP_benchmark's layout).")
     evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
+    evaluation_version: int = recipe(
+        EVALUATION_VERSION, "ours", "What is measured. 2: retrieval that takes any twin for right, too.", since="0.2.0", introduced=1
+    )
     placement: Placement = placement(Placement(), "")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        rule = f"1 to {EVALUATION_VERSION}, which this firstsight knows"
+        require("evaluation_version", self.evaluation_version, rule, 1 <= self.evaluation_version <= EVALUATION_VERSION)

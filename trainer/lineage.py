@@ -123,7 +123,8 @@ def code_facts() -> dict[str, Any]:
     commit = os.environ.get("FIRSTSIGHT_GIT_COMMIT", "")
     if commit:
         return {"version": version, "git_commit": commit, "dirty": False}
-    commit = _git("rev-parse", "HEAD") or ""
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository that an environment lies in
+    commit = (_git("rev-parse", "HEAD") or "") if ours else ""
     changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
     return {"version": version, "git_commit": commit, "dirty": None if changes is None else bool(changes)}
 

@@ -13,7 +13,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from pipelines.planning.plan import Cell, Experiment, entry, entry_of
-from trainer.config import EvaluateConfig, Placement, Recipe, StageConfig, differing_keys, recipe_fields, recipe_hash, require
+from trainer.config import (
+    EVALUATION_VERSION,
+    EvaluateConfig,
+    Placement,
+    Recipe,
+    StageConfig,
+    differing_keys,
+    recipe_fields,
+    recipe_hash,
+    require,
+)
 from trainer.configs import parse_config, read_stored
 from trainer.errors import Corrupt, InputError
 from trainer.storage import join, layout, open_store, plans
@@ -75,6 +85,10 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
     """What `write_plan` would write; errors as of `write_plan`."""
     said: list[str] = []
     earlier = _read_earlier(experiment, said)
+    evaluation_version = _evaluation_version(earlier, cells)
+    cells = [
+        dataclasses.replace(cell, evaluation=dataclasses.replace(cell.evaluation, evaluation_version=evaluation_version)) for cell in cells
+    ]
     _refuse_what_differs(experiment, cells, earlier)
     _refuse_other_manifests(experiment, earlier)
     planned = {one[stage]: key for one in earlier["cells"] for stage, key in one["recipe_hashes"].items()}
@@ -102,6 +116,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
         "triplets": asdict(experiment.triplets),
         "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
+        **({"evaluation_version": evaluation_version} if evaluation_version > 1 else {}),
     }
     written_already = checksum(earlier) == checksum({**plan, "format_version": plans.FORMAT_VERSION})
     return Draft(plan=plan, configs=configs, said=said, is_written=written_already)
@@ -115,6 +130,21 @@ def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:
         said.append(f"{error}; it is written again from the request and the configurations of the stages")
         found = None
     return found or {"cells": [], "recipes": {}}
+
+
+def _evaluation_version(earlier: Plan, cells: list[Cell]) -> int:
+    """Figures of one experiment are compared with each other, so it keeps the evaluation version that it was first planned with.
+
+    Where plan.json is gone, the cells' own configurations say it; of a new experiment it is today's.
+    """
+    if earlier["cells"]:
+        return int(earlier.get("evaluation_version", 1))
+    found = []
+    for cell in cells:
+        with contextlib.suppress(InputError, Corrupt):
+            before = _written(cell.evaluation)
+            found += [before.evaluation_version] if before else []
+    return min(found, default=EVALUATION_VERSION)
 
 
 def _refuse_what_differs(experiment: Experiment, cells: list[Cell], earlier: Plan) -> None:

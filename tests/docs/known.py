@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from prometheus_client import CollectorRegistry
 
+import firstsight.__main__
 import pipelines.__main__
 import trainer.__main__
 from pipelines.cluster.names import Identity
@@ -22,8 +23,8 @@ from trainer.config import EvaluateConfig, OptimizerConfig, Placement, Recipe, S
 from trainer.run import sinks
 
 REPOSITORY = Path(__file__).parents[2]
-PRODUCT = ("pipelines", "trainer", "charts", "images", "manifests", "scripts", ".ci", "Makefile", "pyproject.toml")
-PARSERS = {"pipelines": pipelines.__main__._parser(), "trainer": trainer.__main__._parser()}
+PRODUCT = ("firstsight", "pipelines", "trainer", "charts", "images", "manifests", "scripts", ".ci", "Makefile", "pyproject.toml")
+PARSERS = {"firstsight": firstsight.__main__._parser(), "pipelines": pipelines.__main__._parser(), "trainer": trainer.__main__._parser()}
 Tree = Mapping[str, Any]
 ANY: Tree = {"*": {}}
 """Below it every key is right."""
@@ -97,7 +98,7 @@ def subcommands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argume
 
 def reached(program: str, given: Iterable[str]) -> tuple[str, argparse.ArgumentParser]:
     """The command that these words name, as far as they name one."""
-    name, parser = f"python -m {program}", PARSERS[program]
+    name, parser = program if program == "firstsight" else f"python -m {program}", PARSERS[program]
     for word in given:
         if word not in subcommands(parser):
             break

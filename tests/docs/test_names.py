@@ -75,6 +75,9 @@ def _flags(code: str) -> Iterator[tuple[str, str, frozenset[str]]]:
                 valid = known.options(parser)
             else:
                 command, valid = f"python -m {module}", known.module_options(module)
+        elif word == "firstsight" and index == 0:
+            command, parser = known.reached(word, found[1:])
+            valid = known.options(parser)
         elif word == "make" and index + 1 < len(found):
             command, valid = f"make {found[index + 1]}", known.target_options(found[index + 1])
         elif re.fullmatch(r"--[a-z][\w-]*", word):
@@ -104,7 +107,12 @@ def commands(page: Document) -> Iterator[Fault]:
         for program, word in re.findall(r"python -m (pipelines|trainer) ([a-z]\w*)", code):
             if word not in known.subcommands(known.PARSERS[program]):
                 yield line, f"python -m {program} {word}: no such command"
-        for module in re.findall(r"(?<![\w./])((?:trainer|pipelines|tests|scripts)(?:\.[a-z]\w*)+)(?![\w/])", HOSTS.sub(" ", code)):
+        for word in re.findall(r"^firstsight ([a-z]\w*)", code, re.MULTILINE):
+            if word not in known.subcommands(known.PARSERS["firstsight"]):
+                yield line, f"firstsight {word}: no such command"
+        for module in re.findall(
+            r"(?<![\w./])((?:firstsight|trainer|pipelines|tests|scripts)(?:\.[a-z]\w*)+)(?![\w/])", HOSTS.sub(" ", code)
+        ):
             if not _is_module(module):
                 yield line, f"{module}: no such module"
 
@@ -284,6 +292,8 @@ def test_everything_that_a_document_names_exists(name: str):
         ("docs/KUBEFLOW.md", "`KFP_CA`", "`KFP_CERTIFICATES`", "KFP_CERTIFICATES: no variable"),
         ("docs/ARCHITECTURE.md", "trainer/storage/layout.py", "trainer/storage/places.py", "trainer/storage/places.py: no such file"),
         ("docs/ARCHITECTURE.md", "(`following.py`)", "(`follower.py`)", "follower.py: no such file"),
+        ("docs/LIBRARY.md", "--recipe smoke", "--receipt smoke", "--receipt: no option of firstsight run"),
+        ("docs/LIBRARY.md", "firstsight run --", "firstsight start --", "firstsight start: no such command"),
         ("docs/FORMAT.md", "{index,manifest,committed}", "{indices,manifests}", "{indices,manifests}.py: no such file"),
         ("docs/EVALUATION.md", "--root runs --prompts", "--root runs --prompt", "--prompt: no option of python -m trainer stage eval"),
         ("Makefile", "images/build.sh", "images/make.sh", "images/make.sh: no such file"),
@@ -313,11 +323,12 @@ def _faults_of_paths(name: str, text: str) -> list[str]:
 def rooms(package: str) -> set[str]:
     """The folders and modules directly below a package, such as `storage/` and `fields.py`."""
     here = [Path(name) for name in known.files() if Path(name).parent == Path(package)]
-    return {f"{path.name}/" if (REPOSITORY / path / "__init__.py").exists() else path.name for path in here} - {"__init__.py"}
+    names = {f"{path.name}/" if (REPOSITORY / path / "__init__.py").exists() else path.name for path in here}
+    return names - {"__init__.py", "py.typed"}
 
 
 def test_the_readmes_tree_is_the_tree():
-    """Every entry is there, and every room of the two packages has one."""
+    """Every entry is there, and every room of the packages has one."""
     (tree,) = (text for _, text in read("README.md").blocks("") if "trainer/" in text)
     listed: dict[str, set[str]] = {"": set()}
     folder = ""
@@ -331,14 +342,14 @@ def test_the_readmes_tree_is_the_tree():
             listed[folder] = set()
     there = [Path(above) / name for above, names in listed.items() for name in names]
     assert [path for path in there if not (REPOSITORY / path).exists()] == []
-    for package in ("trainer/", "pipelines/"):
+    for package in ("firstsight/", "trainer/", "pipelines/"):
         assert rooms(package.rstrip("/")) - listed[package] == set()
 
 
-@pytest.mark.parametrize("package", ["trainer", "pipelines"])
+@pytest.mark.parametrize("package", ["firstsight", "trainer", "pipelines"])
 def test_the_architecture_names_every_room(package: str):
     text = read("docs/ARCHITECTURE.md").text.partition("## Rooms")[2].partition("\n## ")[0]
-    named = set(re.findall(r"`(?:trainer/|pipelines/)?([\w.]+/|\w+\.py)`", text))
+    named = set(re.findall(r"`(?:firstsight/|trainer/|pipelines/)?([\w.]+/|\w+\.py)`", text))
     assert rooms(package) - named == set()
 
 

@@ -129,7 +129,7 @@ def test_a_result_says_what_it_depends_on_and_what_chance_is(measured):
     assert block["chance"] == {"acc1": 1 / 3, "acc5": 1.0, "mean_per_class_recall": 1 / 3}
     assert block["weights_sha256"] == seal["facts"]["weights_sha256"]
     assert (block["recipe_hash"], block["num_items"], block["step"]) == (seal["recipe_hash"], 12, "final")
-    assert block["evaluation_version"] == "1-exact-fp32"
+    assert block["evaluation_version"] == "2-exact-fp32"
 
 
 def test_two_afc_sets_pixel_mse_beside_the_model_and_names_the_judge(measured):

@@ -100,7 +100,7 @@ def test_both_directions_are_both_said() -> None:
     assert "no difference is shown on mean_retrieval" in found["sentence"]
 
 
-@pytest.mark.parametrize(("mean", "course"), [(0.05, "perceptual is above random:"), (-0.05, "perceptual is not above random:")])
+@pytest.mark.parametrize(("mean", "course"), [(0.05, "perceptual is above random:"), (-0.05, "perceptual is below random:")])
 def test_one_seed_never_claims(mean: float, course: str) -> None:
     """Whatever one seed shows, the sentence says that it cannot say, and what the interval covers."""
     row: dict[str, Any] = {
@@ -119,6 +119,36 @@ def test_one_seed_never_claims(mean: float, course: str) -> None:
     assert course in found["sentence"]
     assert "the sampling of test items only" in found["sentence"]
     assert "as FLIP judges" in found["sentence"]
+
+
+def one_seed_row(name: str, mean: float, low: float | None, high: float | None, why: str = "") -> dict[str, Any]:
+    """A contrast of one seed."""
+    row: dict[str, Any] = {"arm": "perceptual", "against": "random", "endpoint": name, "short": name, "seeds": [0], "over": "items"}
+    return row | {"n": "90 pictures", "mean": mean, "low": low, "high": high, "no_interval": why, "p_holm": None, "finding": "one seed"}
+
+
+def test_one_seed_counts_no_sign_of_an_interval_that_includes_0() -> None:
+    """Two of three are above by their sign; only the one whose interval leaves out 0 is called so, and N stands beside each."""
+    rows = [one_seed_row("A", 0.05, 0.01, 0.09), one_seed_row("B", 0.02, -0.01, 0.05), one_seed_row("C", -0.01, -0.02, 0.005)]
+    said = answer(rows, "perceptual", "people")["sentence"]
+    assert (
+        "in this one run perceptual is above random on A, and no difference stands out on B and C: +5.0 points on A (90 pictures; 95 %"
+        in said
+    )
+    assert " of 3" not in said
+    said = answer(rows[1:], "perceptual", "people")["sentence"]
+    assert "in this one run no difference from random stands out from the sampling of test items: +2.0 points on B" in said
+    assert "above" not in said
+    both = [rows[0], one_seed_row("D", -0.05, -0.09, -0.01)]
+    assert "perceptual is above random on A and below random on D: +5.0" in answer(both, "perceptual", "people")["sentence"]
+
+
+@pytest.mark.parametrize("why", ["too few items", "no item came out otherwise"])
+def test_a_handful_of_items_has_no_interval_and_says_why(why: str) -> None:
+    """Never `0.0 (0.0 to 0.0)`."""
+    said = answer([one_seed_row("2AFC", 0.0, None, None, why)], "perceptual", "people")["sentence"]
+    assert f"0.0 points on 2AFC (90 pictures; no interval: {why})" in said
+    assert "no difference from random stands out" in said
 
 
 def test_without_a_pair_there_is_no_answer() -> None:

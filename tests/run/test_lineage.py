@@ -154,7 +154,7 @@ def test_a_slow_git_leaves_the_code_version_unknown(git: Callable[[str], None]) 
 
 def test_a_slow_git_status_leaves_the_commit_known(git: Callable[[str], None]) -> None:
     """Whether the checkout was changed is then unknown, which is not the same as clean."""
-    git('case "$*" in *rev-parse*) echo abc123 ;; *) exec sleep 60 ;; esac')
+    git('case "$*" in *status*) exec sleep 60 ;; *) echo abc123 ;; esac')
     facts = lineage.code_facts()
     assert (facts["git_commit"], facts["dirty"]) == ("abc123", None)
 
@@ -164,6 +164,13 @@ def test_a_git_that_fails_is_no_error(git: Callable[[str], None], script: str) -
     """Not a checkout, an unsafe folder, a crash, output that is not text."""
     git(script)
     assert lineage.code_facts()["git_commit"] == ""
+
+
+def test_a_repository_around_the_installed_package_is_not_its_own(git: Callable[[str], None]) -> None:
+    """An environment may lie in somebody's checkout, whose commit says nothing about this code."""
+    git('case "$*" in *ls-files*) exit 1 ;; *) echo abc123 ;; esac')
+    facts = lineage.code_facts()
+    assert (facts["git_commit"], facts["dirty"]) == ("", None)
 
 
 def test_git_is_asked_once_by_a_process(git: Callable[[str], None]) -> None:

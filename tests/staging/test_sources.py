@@ -44,7 +44,8 @@ def test_a_folder_with_captions_beside_the_pictures(tmp_path: Path, stage: Stage
     staged = samples(uri, manifest)
     assert manifest.name == "my-photos-pairs"
     assert sorted(staged) == [f"p{number:03d}" for number in range(20)]
-    assert staged["p007"][1] == b"picture number 7\nanother caption of 7"
+    assert staged["p007"][1] == b"picture number 7"
+    assert facts(staged["p007"])["captions"] == ["picture number 7", "another caption of 7"]
     assert manifest.facts["splits"] == {"train": 16, "test": 4}
     assert [entry["task"] for entry in manifest.evaluation] == ["zeroshot_retrieval"]
 
@@ -68,7 +69,7 @@ def test_captions_csv_with_its_own_splits(tmp_path: Path, stage: Stage) -> None:
     rows = [[f"p{n:03d}.png", f"caption {n}\nsecond {n}", "test" if n > 3 else "train"] for n in range(6)]
     uri, manifest = stage(write_csv(tmp_path, ["file", "caption", "split"], rows))
     assert manifest.facts["splits"] == {"train": 4, "test": 2}
-    assert samples(uri, manifest)["p005"][1] == b"caption 5\nsecond 5"
+    assert facts(samples(uri, manifest)["p005"])["captions"] == ["caption 5", "second 5"]
 
 
 def test_families_of_captions_csv_share_a_split(tmp_path: Path, stage: Stage) -> None:
@@ -167,8 +168,7 @@ def tar(*members: tuple[str, bytes], length: int | None = None) -> Callable[[Pat
         (lambda folder: None, "nothing there"),
         (lambda folder: (folder / "notes.md").write_text("x", encoding="utf-8"), "no pictures among 1 files"),
         (lambda folder: [(folder / f"a.{kind}").write_bytes(picture(1)) for kind in ("png", "webp")], "two samples are named 'a'"),
-        (table("file,text", "p000.png,x"), "no column 'caption'"),
-        (table("file,caption", "p000.png,x", "p000.png,y"), "two samples are named 'p000'"),
+        (table("file,words", "p000.png,x"), "no column 'caption'"),
         (table("file,caption,split", "p000.png,x,dev"), "row 2: split must be train, val or test, got 'dev'"),
         (table("file,caption"), "no rows"),
         (table("file,caption", "p000.png,caf\xe9", encoding="latin-1"), "line 2 has byte 0xe9"),

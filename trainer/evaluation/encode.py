@@ -55,10 +55,18 @@ class Encoder:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             return encode_image(self._model, normalise(images.to(self._device))).float().cpu()
 
-    @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features of texts: (len(texts), D) float32 on the CPU, L2-normalised."""
-        tokens = self._tokenizer(list(texts))
+        return self.read(self.tokens(texts))
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """What the model reads of texts: (len(texts), context length) int64. Equal rows are one text to it."""
+        tokens: Tensor = self._tokenizer(list(texts))
+        return tokens
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor) -> Tensor:
+        """Features of texts by their tokens: (B, D) float32 on the CPU, L2-normalised."""
         lengths = tokens.argmax(dim=-1) + 1  # the first EOT has the highest id
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             return encode_text(self._model, tokens.to(self._device), lengths).float().cpu()

@@ -206,6 +206,6 @@ def _wanted(config: EvaluateConfig, model: ModelAt, dataset: str, task: str, ide
             "prompts": "",
             "judge": "",
             "attribution": attribution,
-            "evaluation_version": version(config.evaluation),
+            "evaluation_version": version(config.evaluation, config.evaluation_version),
         },
     )

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -156,7 +156,9 @@ def measure_set(
             assert described is not None
             items: list[Item] = []
             source = _images_of_set(described, items)
-            outcome_of = partial(retrieval_outcome if described.task == RETRIEVAL else zero_shot_outcome, described, items)
+            outcome_of = partial(zero_shot_outcome, described, items)
+            if described.task == RETRIEVAL:
+                outcome_of = partial(retrieval_outcome, described, items, twins_too=config.evaluation_version > 1)
 
             def where(number: int) -> str:
                 return f"{described.uri}: sample {items[number].key}"
@@ -175,7 +177,8 @@ def measure_set(
 def _images_of_set(described: EvaluationSet, items: list[Item]) -> Iterator[bytes]:
     """The pictures of a set; what is right about each is kept in `items`, without the picture."""
     for item in read_set(described):
-        items.append(Item(key=item.key, image=b"", label=item.label, targets=item.targets, captions=item.captions))
+        digest = hashlib.blake2b(item.image, digest_size=16).digest()
+        items.append(replace(item, image=b"", digest=digest))
         yield item.image
 
 

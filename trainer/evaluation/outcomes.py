@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from trainer.evaluation import retrieval, two_afc, zero_shot
 from trainer.evaluation.encode import Encoder, check_finite, effective_rank
 from trainer.evaluation.read_sets import EvaluationSet, Item, Triplet
 from trainer.evaluation.results import Outcome
+from trainer.evaluation.twins import Twins, number_equals
 
 RECALL_K = (1, 5, 10)
+ANY_TWIN = "recall_any_twin"
 ROWS_AT_ONCE = 4096
 TEXTS_AT_ONCE = 512
 
@@ -26,6 +29,7 @@ def zero_shot_outcome(described: EvaluationSet, items: Sequence[Item], encoder: 
     classifier_DC = encoder.classifier(described.prompts, build)
     check_finite(encoder, classifier_DC.T, described.classnames, f"classes of {described.name}")
     common = {"key": np.array(keys), "clusters": np.array(keys)}
+    sizes = {"pictures": len(items), "classes": len(described.classnames)}
     if described.multilabel:
         scores = (features_ND @ classifier_DC).numpy()
         targets = np.stack([item.targets for item in items if item.targets is not None])
@@ -34,6 +38,7 @@ def zero_shot_outcome(described: EvaluationSet, items: Sequence[Item], encoder: 
             metrics={"mean_average_precision": zero_shot.mean_average_precision(scores, targets)},
             chance={"mean_average_precision": float(np.mean(chance))},
             baselines={},
+            sizes=sizes,
             items={**common, "scores": scores, "targets": targets},
             num_items=len(items),
             main_metric="mean_average_precision",
@@ -54,7 +59,11 @@ def zero_shot_outcome(described: EvaluationSet, items: Sequence[Item], encoder: 
     return Outcome(
         metrics=metrics,
         chance={"acc1": 1 / num_classes, "acc5": min(1.0, 5 / num_classes), "mean_per_class_recall": 1 / num_classes},
-        baselines={"majority_class": float(np.bincount(labels).max() / len(labels))},
+        baselines={
+            "majority_class": float(np.bincount(labels).max() / len(labels)),
+            "majority_class_per_class": 1 / len(np.unique(labels)),  # the same guess in mean per-class recall
+        },
+        sizes=sizes,
         items=arrays,
         num_items=len(items),
         main_metric=described.main_metric or "mean_per_class_recall",
@@ -71,39 +80,67 @@ def _logits(
         yield (100.0 * features_ND[rows] @ classifier_DC).numpy(), labels[rows]
 
 
-def retrieval_outcome(described: EvaluationSet, items: Sequence[Item], encoder: Encoder, features_ID: Tensor) -> Outcome:
-    """Figures of retrieval both ways."""
+def retrieval_outcome(
+    described: EvaluationSet, items: Sequence[Item], encoder: Encoder, features_ID: Tensor, *, twins_too: bool = True
+) -> Outcome:
+    """Figures of retrieval both ways; with `twins_too` also those that take any twin for right (evaluation version 2)."""
     keys = [item.key for item in items]
     check_finite(encoder, features_ID, keys, f"images of {described.name}")
     captions = [caption for item in items for caption in item.captions]
     owner = torch.tensor([i for i, item in enumerate(items) for _ in item.captions])
-    features_TD = torch.cat([encoder.texts(captions[start : start + TEXTS_AT_ONCE]) for start in range(0, len(captions), TEXTS_AT_ONCE)])
+    tokens, parts = [], []
+    for start in range(0, len(captions), TEXTS_AT_ONCE):
+        tokens.append(encoder.tokens(captions[start : start + TEXTS_AT_ONCE]))
+        parts.append(encoder.read(tokens[-1]))
+    features_TD = torch.cat(parts)
     check_finite(encoder, features_TD, captions, f"captions of {described.name}")
     image_rank, top = (part.numpy() for part in retrieval.image_ranks(features_ID, features_TD, owner, top=5))
     text_rank = retrieval.text_ranks(features_ID, features_TD, owner).numpy()
-    captions_of = np.bincount(owner.numpy(), minlength=len(items))
-    metrics, chance = {}, {}
-    for k in RECALL_K:
-        metrics[f"image_retrieval_recall@{k}"] = retrieval.recall(image_rank, k)
-        metrics[f"text_retrieval_recall@{k}"] = retrieval.recall(text_rank, k)
-        chance[f"image_retrieval_recall@{k}"] = retrieval.chance_recall(np.ones(1, np.int64), len(items), k)
-        chance[f"text_retrieval_recall@{k}"] = retrieval.chance_recall(captions_of, len(captions), k)
+    twins = Twins(
+        owner_T=owner.numpy(),
+        text_T=number_equals([row.tobytes() for part in tokens for row in part.numpy()]),
+        image_I=number_equals([item.digest or item.key.encode() for item in items]),
+    )
+    metrics, chance = _recalls("recall", image_rank, text_rank, np.ones(1, np.int64), np.bincount(owner.numpy(), minlength=len(items)))
+    arrays: dict[str, NDArray[Any]] = {"key": np.array(keys), "clusters": np.array(keys), "text_image": owner.numpy()}
+    arrays |= {"text": np.array(captions), "image_rank": image_rank, "text_rank": text_rank, "top": top}
+    if twins_too:
+        right_images, right_texts = twins.right_images(), twins.right_texts()
+        image_any = np.minimum(image_rank, retrieval.best_ranks(features_TD, features_ID, right_images).numpy())
+        text_any = np.minimum(text_rank, retrieval.best_ranks(features_ID, features_TD, right_texts).numpy())
+        figures, guessed = _recalls(ANY_TWIN, image_any, text_any, _lengths(right_images), _lengths(right_texts))
+        metrics, chance = metrics | figures, chance | guessed
+        arrays |= {"clusters": np.array(keys)[twins.families()], "image_rank_any_twin": image_any, "text_rank_any_twin": text_any}
+    ceiling = {f"image_retrieval_recall@{k}": twins.image_ceiling(k) for k in RECALL_K}
     return Outcome(
         metrics=metrics,
         chance=chance,
         baselines={},
-        items={
-            "key": np.array(keys),
-            "clusters": np.array(keys),
-            "text_image": owner.numpy(),
-            "text": np.array(captions),
-            "image_rank": image_rank,
-            "text_rank": text_rank,
-            "top": top,
-        },
+        ceiling=ceiling | {f"text_retrieval_recall@{k}": twins.text_ceiling(k) for k in RECALL_K},
+        twins=twins.counts(),
+        sizes={"pictures": len(items), "captions": len(captions)},
+        items=arrays,
         num_items=len(items),
         feature_rank=effective_rank(features_ID),
     )
+
+
+def _recalls(
+    kind: str, image_rank: NDArray[np.int64], text_rank: NDArray[np.int64], right_images: NDArray[np.int64], right_texts: NDArray[np.int64]
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Recalls of a kind by name, and what a random order would have; `right_…` counts the right answers of each query."""
+    metrics: dict[str, float | None] = {}
+    chance: dict[str, float] = {}
+    for k in RECALL_K:
+        metrics[f"image_retrieval_{kind}@{k}"] = retrieval.recall(image_rank, k)
+        metrics[f"text_retrieval_{kind}@{k}"] = retrieval.recall(text_rank, k)
+        chance[f"image_retrieval_{kind}@{k}"] = retrieval.chance_recall(right_images, len(text_rank), k)
+        chance[f"text_retrieval_{kind}@{k}"] = retrieval.chance_recall(right_texts, len(image_rank), k)
+    return metrics, chance
+
+
+def _lengths(lists: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.array([len(one) for one in lists], np.int64)
 
 
 def two_afc_outcome(triplets: Sequence[Triplet], encoder: Encoder, features: Tensor) -> Outcome:
@@ -140,6 +177,8 @@ def two_afc_outcome(triplets: Sequence[Triplet], encoder: Encoder, features: Ten
         metrics=metrics,
         chance=dict.fromkeys(metrics, two_afc.CHANCE),
         baselines=baselines,
+        ceiling={"accuracy": baselines["majority_of_judges"]},
+        sizes={"triplets": len(triplets), "references": len(set(arrays["clusters"].tolist()))},
         items=arrays,
         num_items=len(triplets),
         main_metric="accuracy",

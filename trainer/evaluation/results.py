@@ -6,7 +6,7 @@ What a figure depends on stands in its block `firstsight`, and a figure is done 
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,6 @@ from trainer.storage.arrays import read_arrays
 from trainer.storage.base import MissingObject
 from trainer.storage.checked import find_damaged
 from trainer.storage.figures import BLOCK, ITEMS, items_uri, read_figures, write_figures
-
-EVALUATION_VERSION = 1
-"""Raised whenever the same model and data would give other figures; the report compares equal versions only."""
 
 IDENTIFYING = (
     "dataset", "task", "arm", "seed", "evaluation_version", "stage", "step", "recipe_hash", "checkpoint_sha256", "dataset_identity",
@@ -64,9 +61,9 @@ class Wanted:
         return items_uri(self.json_uri)
 
 
-def version(config: EvaluationConfig) -> str:
-    """The evaluation's version: this code's number, the decoder and the precision, as in `1-exact-fp32`, then what came later."""
-    return "-".join([f"{EVALUATION_VERSION}-{config.decoder}-{config.precision}", *(f"{k}={v}" for k, v in added_fields(config).items())])
+def version(config: EvaluationConfig, number: int = 1) -> str:
+    """The evaluation's version: its number, the decoder and the precision, as in `2-exact-fp32`, then what came later."""
+    return "-".join([f"{number}-{config.decoder}-{config.precision}", *(f"{k}={v}" for k, v in added_fields(config).items())])
 
 
 def why_not_done(wanted: Sequence[Wanted]) -> list[str | None]:
@@ -125,6 +122,9 @@ class Outcome:
         metrics: name -> value in [0, 1], or None where it is not defined.
         chance: the same names -> what guessing scores.
         baselines: name -> value of what is worth setting beside it.
+        ceiling: names -> the most that any model can score, of those metrics whose ceiling is known.
+        sizes: how many there were of what is counted: pictures, classes, captions, triplets, references.
+        twins: captions, pictures and identical_pictures that have a twin (`twins.Twins.counts`); of retrieval only.
         items: arrays for `items.npz`, so that arms can be paired item by item.
         num_items: test items.
         main_metric: the metric that the field reports for this set; empty: several.
@@ -136,6 +136,9 @@ class Outcome:
     baselines: Mapping[str, float]
     items: Mapping[str, NDArray[Any]]
     num_items: int
+    ceiling: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    twins: Mapping[str, int] = field(default_factory=dict)
     main_metric: str = ""
     feature_rank: float | None = None
 
@@ -163,6 +166,9 @@ def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) 
             "num_items": outcome.num_items,
             "chance": dict(outcome.chance),
             "baselines": dict(outcome.baselines),
+            "ceiling": dict(outcome.ceiling),
+            "sizes": dict(outcome.sizes),
+            "twins": dict(outcome.twins),
             "main_metric": outcome.main_metric,
             "feature_rank": outcome.feature_rank,
         },

@@ -5,6 +5,7 @@ Recall@k is CLIP's: a query counts once, if one right answer is among its first 
 Among equal scores the lower index is ahead, so a degenerate model scores what its order gives, repeatably.
 """
 
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
@@ -50,6 +51,24 @@ def text_ranks(images_ID: Tensor, texts_TD: Tensor, owner_T: Tensor) -> Tensor:
         own = owner_T[None, :] == torch.arange(rows.start, rows.stop, device=owner_T.device)[:, None]
         best = scores.masked_fill(~own, -torch.inf).argmax(dim=1)  # argmax gives the first of equals
         ranks.append(_ahead(scores, best))
+    return torch.cat(ranks)
+
+
+def best_ranks(queries_QD: Tensor, answers_AD: Tensor, right: Sequence[NDArray[np.int64]]) -> Tensor:
+    """For each query, how many answers are ahead of the best of its right ones: (Q,) int64.
+
+    Args:
+        queries_QD: float, L2-normalised.
+        answers_AD: the same.
+        right: of each query, at least one answer.
+    """
+    ranks = [torch.empty(0, dtype=torch.int64)]
+    for rows in _tiles(len(queries_QD), len(answers_AD)):
+        scores = queries_QD[rows] @ answers_AD.T
+        wrong = torch.ones_like(scores, dtype=torch.bool)
+        for row, own in enumerate(right[rows]):
+            wrong[row, torch.from_numpy(own)] = False
+        ranks.append(_ahead(scores, scores.masked_fill(wrong, -torch.inf).argmax(dim=1)))
     return torch.cat(ranks)
 
 

@@ -71,11 +71,7 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
     said = {name: _list([_figure(row, judge, first=n == 0) for n, row in enumerate(rows)]) for name, rows in found.items()}
     seeds = f"over {max(len(row['seeds']) for row in every)} seeds"
     if found["one seed"]:
-        above = sum(row["mean"] > 0 for row in every)
-        part = "" if above in (0, len(every)) else f" on {above} of {len(every)} endpoints"
-        course = f"{subject} is {'above' if above else 'not above'} {BASELINE}{part}"
-        only = "the intervals cover the sampling of test items only"
-        return "one seed", f"One seed cannot say whether it helps; in this one run {course}: {said['one seed']}; {only}."
+        return "one seed", f"One seed cannot say whether it helps; {_one_run(subject, found['one seed'], judge)}."
     corrected = f" once corrected for {len(every)} endpoints" if any(_leaves_out_0(row) for row in found["not shown"]) else ""
     rest = (
         f"; no difference is shown{corrected} on {_list([_place(row, judge) for row in found['not shown']])}" if found["not shown"] else ""
@@ -90,6 +86,24 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
     return "not shown", f"No, not shown, {seeds} {subject} does not beat {BASELINE} beyond chance{corrected}: {said['not shown']}."
 
 
+def _one_run(subject: str, rows: Sequence[dict[str, Any]], judge: str) -> str:
+    """What one run shows: a difference counts only where its interval leaves out 0, whatever the sign of the others."""
+    clear: dict[str, list[dict[str, Any]]] = {"above": [], "below": []}
+    for row in rows:
+        if _leaves_out_0(row):
+            clear["above" if row["mean"] > 0 else "below"].append(row)
+    rest = [row for row in rows if not _leaves_out_0(row)]
+    listed = _list([_figure(row, judge, first=n == 0) for n, row in enumerate([*clear["above"], *clear["below"], *rest])])
+    only = "the intervals cover the sampling of test items only"
+    if not clear["above"] and not clear["below"]:
+        return f"in this one run no difference from {BASELINE} stands out from the sampling of test items: {listed}"
+    if len(rest) + min(len(clear["above"]), len(clear["below"])) == 0:
+        return f"in this one run {subject} is {'above' if clear['above'] else 'below'} {BASELINE}: {listed}; {only}"
+    parts = [f"{way} {BASELINE} on {_list([_where(row, judge) for row in found])}" for way, found in clear.items() if found]
+    none = f", and no difference stands out on {_list([_where(row, judge) for row in rest])}" if rest else ""
+    return f"in this one run {subject} is {_list(parts)}{none}: {listed}; {only}"
+
+
 def _leaves_out_0(row: dict[str, Any]) -> bool:
     """Whether a single interval lies on one side of 0, which is no finding before Holm."""
     return row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
@@ -102,14 +116,22 @@ def _list(parts: Sequence[str], last: str = "and") -> str:
 def _figure(row: dict[str, Any], judge: str, first: bool) -> str:
     """`+2.1 points on retrieval (95 % interval +0.8 to +3.4)`; the unit and the level are said once."""
     unit, level = (" points", "95 % interval ") if first else ("", "")
-    interval = "no interval" if row["low"] is None else f"{level}{points(row['low'])} to {points(row['high'])}"
-    return f"{points(row['mean'])}{unit} on {_where(row, judge)} ({interval})"
+    interval = _no_interval(row) if row["low"] is None else f"{level}{points(row['low'])} to {points(row['high'])}"
+    return f"{points(row['mean'])}{unit} on {_where(row, judge)} ({_n(row)}{interval})"
 
 
 def _place(row: dict[str, Any], judge: str) -> str:
     """`retrieval (+0.3, −1.0 to +1.6)`, for what shows no difference."""
-    interval = "" if row["low"] is None else f", {points(row['low'])} to {points(row['high'])}"
+    interval = f", {_no_interval(row)}" if row["low"] is None else f", {points(row['low'])} to {points(row['high'])}"
     return f"{_where(row, judge)} ({points(row['mean'])}{interval})"
+
+
+def _n(row: dict[str, Any]) -> str:
+    return f"{row['n']}; " if row.get("n") else ""
+
+
+def _no_interval(row: dict[str, Any]) -> str:
+    return f"no interval: {row['no_interval']}" if row.get("no_interval") else "no interval"
 
 
 def _where(row: dict[str, Any], judge: str) -> str:

@@ -1,6 +1,6 @@
 """Pair the arms: endpoints declared before the data, contrasts seed by seed, intervals over seeds and over items."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from trainer.arms import BASELINE
 from trainer.errors import InputError, RunError
 from trainer.report import items as per_item
 from trainer.report.experiment import Experiment, Result
-from trainer.report.statistics import Interval, Items, bootstrap, holm, paired_t, percentile_interval, sign_test
+from trainer.report.statistics import MIN_CLUSTERS, Interval, Items, bootstrap, holm, paired_t, percentile_interval, sign_test
 
 Key = tuple[str, str]
 """(dataset, task)."""
@@ -25,6 +25,7 @@ class TestSet:
     task: str
     metric: str
     num_items: int
+    sizes: dict[str, int]
 
     @property
     def key(self) -> Key:
@@ -40,6 +41,16 @@ class Endpoint:
     label: str
     short: str
     sets: tuple[TestSet, ...]
+
+    @property
+    def counted(self) -> str:
+        """How much there is behind the figure: `380 pictures, 10 classes`."""
+        total: dict[str, int] = {}
+        for test_set in self.sets:
+            for name, number in test_set.sizes.items():
+                total[name] = total.get(name, 0) + number
+        several = f"{len(self.sets)} sets, " if len(self.sets) > 1 else ""
+        return several + per_item.counted({name: number for name, number in total.items() if not several or name != "classes"})
 
     @property
     def resolution(self) -> float:
@@ -75,14 +86,34 @@ class Scores:
 
     def chance(self, endpoint: Endpoint) -> float | None:
         """What guessing would score on the endpoint."""
-        figures = []
-        for test_set in endpoint.sets:
-            found = (cell[test_set.key] for cell in self.results.values() if test_set.key in cell)
-            figure = per_item.chance(next(found), test_set.metric)
-            if figure is None:
-                return None
-            figures.append(figure)
-        return sum(figures) / len(figures) if figures else None
+        return self._of_sets(endpoint, per_item.chance)
+
+    def ceiling(self, endpoint: Endpoint) -> float | None:
+        """The most that any model can score on the endpoint; None where that is not known of each set."""
+        return self._of_sets(endpoint, per_item.ceiling)
+
+    def baselines(self, endpoint: Endpoint) -> dict[str, float]:
+        """What stands beside the endpoint, by name: the model before any training (mean over seeds), and what needs no model."""
+        tower = all(test_set.task == "2afc" for test_set in endpoint.sets)
+        untrained: dict[int, list[float | None]] = {}
+        for cell in self.experiment.cells:
+            found = {(r.dataset, r.task): r for r in cell.results if r.stage == "untrained"}
+            untrained[cell.seed] = [per_item.score(found[s.key], s.metric) if s.key in found else None for s in endpoint.sets]
+        known = [[figure for figure in figures if figure is not None] for figures in untrained.values()]
+        whole = [sum(figures) / len(figures) for figures in known if len(figures) == len(endpoint.sets)]
+        beside = {"untrained tower" if tower else "untrained model": sum(whole) / len(whole)} if whole else {}
+        of_sets = [per_item.baselines(self._any_result(s), s.metric) for s in endpoint.sets]
+        shared = [name for name in of_sets[0] if all(name in figures for figures in of_sets)]
+        return beside | {name: sum(figures[name] for figures in of_sets) / len(of_sets) for name in shared}
+
+    def _of_sets(self, endpoint: Endpoint, figure_of: Callable[[Result, str], float | None]) -> float | None:
+        figures = [figure_of(self._any_result(test_set), test_set.metric) for test_set in endpoint.sets]
+        known = [figure for figure in figures if figure is not None]
+        return sum(known) / len(known) if known and len(known) == len(figures) else None
+
+    def _any_result(self, test_set: TestSet) -> Result:
+        """Of what depends on the set alone, any final model's result says the same."""
+        return next(cell[test_set.key] for cell in self.results.values() if test_set.key in cell)
 
     def items(self, arm: str, seed: int, test_set: TestSet) -> Items | None:
         """Per-item outputs of one cell on one set; None, and named on the page, where they cannot be used."""
@@ -105,8 +136,10 @@ def find_sets(scores: Scores) -> list[TestSet]:
     found: dict[Key, TestSet] = {}
     for finals in scores.results.values():
         for key, result in finals.items():
-            count = int(result.facts.get("num_items") or 1)
-            found.setdefault(key, TestSet(dataset=key[0], task=key[1], metric=per_item.main_metric(result), num_items=count))
+            own = scores.experiment.has_own_pairs and key[0] in scores.experiment.evaluation_sets
+            count, sizes = int(result.facts.get("num_items") or 1), per_item.sizes(result)
+            metric = per_item.main_metric(result, own)
+            found.setdefault(key, TestSet(dataset=key[0], task=key[1], metric=metric, num_items=count, sizes=sizes))
     order = ("zeroshot_classification", "zeroshot_retrieval", "2afc")
     return sorted(found.values(), key=lambda s: (order.index(s.task) if s.task in order else len(order), s.dataset))
 
@@ -130,7 +163,8 @@ def declared_endpoints(sets: Sequence[TestSet]) -> list[Endpoint]:
         endpoints.append(Endpoint(name="main_zero_shot", label=label, short=f"zero-shot {main.dataset}", sets=(main,)))
     if retrieval:
         where = retrieval[0].dataset if len(retrieval) == 1 else f"{len(retrieval)} sets"
-        endpoints.append(Endpoint(name="mean_retrieval", label=f"retrieval, mean recall on {where}", short="retrieval", sets=retrieval))
+        recall = per_item.METRIC_NAMES[min(s.metric for s in retrieval)]  # where only some sets have twins, it is the plainer name
+        endpoints.append(Endpoint(name="mean_retrieval", label=f"retrieval, {recall} on {where}", short="retrieval", sets=retrieval))
     if tests:
         endpoints.append(Endpoint(name="2afc", label=f"2AFC on {', '.join(s.dataset for s in tests)}", short="2AFC", sets=tests))
     return endpoints
@@ -146,8 +180,8 @@ def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict
     """Arm minus `against`, paired by seed, on one endpoint; None where no seed has both.
 
     Returns:
-        JSON: seeds, differences, mean, low, high, over (`seeds`: t-interval; `items`: bootstrap, one seed), p, and
-        under "items" the bootstrap interval whatever the number of seeds (None where the items cannot be paired).
+        JSON: seeds, differences, mean, low, high, over (`seeds`: t-interval; `items`: bootstrap, one seed), no_interval (why
+        there is none), p, and under "items" the bootstrap interval whatever the number of seeds (None where the items cannot be paired).
     """
     pairs = []
     for seed in sorted(set(scores.seeds(arm)) & set(scores.seeds(against))):
@@ -158,7 +192,7 @@ def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict
         return None
     seeds = [seed for seed, _, _ in pairs]
     differences = [ours - theirs for _, ours, theirs in pairs]
-    over_items = _item_interval(scores, arm, against, endpoint, seeds, float(np.mean(differences)))
+    over_items, why = _item_interval(scores, arm, against, endpoint, seeds, float(np.mean(differences)))
     interval, over = (paired_t(differences, endpoint.resolution), "seeds") if len(seeds) > 1 else (over_items, "items")
     return {
         "arm": arm,
@@ -166,22 +200,27 @@ def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict
         "endpoint": endpoint.name,
         "label": endpoint.label,
         "short": endpoint.short,
+        "n": endpoint.counted,
         "seeds": seeds,
         "score": float(np.mean([ours for _, ours, _ in pairs])),
         "against_score": float(np.mean([theirs for _, _, theirs in pairs])),
         "chance": scores.chance(endpoint),
+        "ceiling": scores.ceiling(endpoint),
         "differences": differences,
         "mean": float(np.mean(differences)),
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
         "over": over,
+        "no_interval": "" if interval else why,
         "p": interval.p if interval else None,
         "items": {"low": over_items.low, "high": over_items.high} if over_items else None,
     }
 
 
-def _item_interval(scores: Scores, arm: str, against: str, endpoint: Endpoint, seeds: list[int], mean: float) -> Interval | None:
-    """The clustered bootstrap of the mean difference over seeds, set by set, sets drawn independently."""
+def _item_interval(
+    scores: Scores, arm: str, against: str, endpoint: Endpoint, seeds: list[int], mean: float
+) -> tuple[Interval | None, str]:
+    """The clustered bootstrap of the mean difference over seeds, set by set, sets drawn independently; or why there is none."""
     replicates = []
     for test_set in endpoint.sets:
         differences = []
@@ -189,17 +228,21 @@ def _item_interval(scores: Scores, arm: str, against: str, endpoint: Endpoint, s
         for seed in seeds:
             ours, theirs = scores.items(arm, seed, test_set), scores.items(against, seed, test_set)
             if ours is None or theirs is None:
-                return None
+                return None, ""  # said where it was left out
             first = first or ours
             if not ours.identity == theirs.identity == first.identity:
                 result = scores.results[arm, seed][test_set.key]
                 scores.experiment.exclude(result.items_uri, f"its items are not those of {against}, so they cannot be paired")
-                return None
+                return None, ""  # said where it was left out
             differences.append(ours.values - theirs.values)
         assert first is not None, "there is at least one seed"
+        if len(np.unique(first.clusters)) < MIN_CLUSTERS:
+            return None, "too few items"
         stream = f"{test_set.dataset}/{test_set.task}/{test_set.metric}"
         replicates.append(bootstrap(np.mean(differences, axis=0), first.clusters, first.weights, stream))
-    return percentile_interval(mean, np.mean(replicates, axis=0))
+    if not np.ptp(np.mean(replicates, axis=0)):  # a resample of items without a difference has none: that is not certainty
+        return None, "no item came out otherwise"
+    return percentile_interval(mean, np.mean(replicates, axis=0)), ""
 
 
 def pairs_of_arms(arms: Sequence[str]) -> list[tuple[str, str]]:

@@ -124,6 +124,12 @@ class Experiment:
         names = list(dict.fromkeys(cell.arm for cell in self.cells))
         return sorted(names, key=lambda name: name != BASELINE)
 
+    @property
+    def has_own_pairs(self) -> bool:
+        """Whether the pairs are a person's own pictures: neither the demo's nor a set of the field."""
+        source = str(self.pairs.source.get("uri", "")) if self.pairs else ""
+        return self.pairs is not None and source not in ("", "demo") and not self.pairs.name.startswith("yfcc15m")
+
     def cell(self, arm: str, seed: int) -> Cell | None:
         """The finished cell of an arm and a seed."""
         return next((cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed)), None)

@@ -57,6 +57,11 @@ def arm_colour(arms: Sequence[str], arm: str) -> str:
     return f"#0a0a{list(arms).index(arm) % 8:02d}"
 
 
+def has_course(series: Mapping[str, Sequence[Curve]]) -> bool:
+    """Whether there is a line to draw: some seed has two points."""
+    return any(len(x) > 1 for seeds in series.values() for x, _ in seeds)
+
+
 def curves(
     title: str,
     x_label: str,

@@ -1,6 +1,7 @@
 """Per-item outputs (`<dataset>_<task>.items.npz`) as values that can be paired, and the headline figure of each task."""
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +13,36 @@ from trainer.storage import arrays
 from trainer.storage.base import MissingObject
 
 RECALLS = tuple(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10))
-MEAN_RECALL = "mean_recall"
-READ = ("key", "clusters", "correct", "correct5", "label", "text_image", "image_rank", "text_rank", "top", "choice")
+RECALLS_ANY_TWIN = tuple(name.replace("@", "_any_twin@") for name in RECALLS)
+MEAN_RECALL, MEAN_RECALL_ANY_TWIN = "mean_recall", "mean_recall_any_twin"
+_MEANS = {MEAN_RECALL: RECALLS, MEAN_RECALL_ANY_TWIN: RECALLS_ANY_TWIN}
+"""Figures that are the mean of others."""
+READ = (
+    "key", "clusters", "correct", "correct5", "label", "text_image", "image_rank", "text_rank", "top", "choice", "image_rank_any_twin",
+    "text_rank_any_twin",
+)  # fmt: skip
 """The arrays that a report needs of those that an evaluation writes."""
-PAIRABLE = ("acc1", "acc5", "mean_per_class_recall", "accuracy", MEAN_RECALL)
+PAIRABLE = ("acc1", "acc5", "mean_per_class_recall", "accuracy", MEAN_RECALL, MEAN_RECALL_ANY_TWIN)
 """Figures that are weighted means over items; mean average precision ranks all items at once and is none."""
 METRIC_NAMES = {
     "acc1": "accuracy", "acc5": "top-5 accuracy", "mean_per_class_recall": "mean per-class recall",
-    "mean_average_precision": "mean average precision", MEAN_RECALL: "mean recall", "accuracy": "2AFC accuracy",
+    "mean_average_precision": "mean average precision", MEAN_RECALL: "mean recall", MEAN_RECALL_ANY_TWIN: "mean recall, any twin",
+    "accuracy": "2AFC accuracy",
 }  # fmt: skip
 
 
-def main_metric(result: Result) -> str:
-    """The figure that stands for a result: the set's own choice, else accuracy; of retrieval the mean of all recalls."""
+_ONE = {"pictures": "picture", "classes": "class", "captions": "caption", "triplets": "triplet", "references": "reference"}
+_BASELINES = {"pixel_mse": "pixel MSE", "flip": "FLIP", "majority_of_judges": "judges' majority"}
+
+
+def main_metric(result: Result, own: bool = False) -> str:
+    """The figure that stands for a result: the set's own choice, else accuracy; of retrieval the mean of all recalls.
+
+    Of retrieval on a person's own pictures (`own`) it is the mean that takes any twin for right, where there are twins.
+    """
     if result.task == "zeroshot_retrieval":
-        return MEAN_RECALL
+        twins = own and RECALLS_ANY_TWIN[0] in result.metrics and any((result.facts.get("twins") or {}).values())
+        return MEAN_RECALL_ANY_TWIN if twins else MEAN_RECALL
     if result.task == "2afc":
         return "accuracy"
     declared = str(result.facts.get("main_metric") or "")
@@ -45,10 +61,46 @@ def chance(result: Result, metric: str) -> float | None:
     return _figure(result.facts.get("chance") or {}, metric)
 
 
-def _figure(figures: dict[str, float | None], metric: str) -> float | None:
-    if metric != MEAN_RECALL:
+def ceiling(result: Result, metric: str) -> float | None:
+    """The most that any model can score: by twins in retrieval, by judges who disagree in 2AFC; None where that is not known."""
+    known = result.facts.get("ceiling") or {}
+    if result.task == "2afc":  # older figures have it among the baselines alone
+        known = {"accuracy": (result.facts.get("baselines") or {}).get("majority_of_judges"), **known}
+    return _figure(known, metric)
+
+
+def baselines(result: Result, metric: str) -> dict[str, float]:
+    """What is worth setting beside a figure, by its name for people and in the figure's own metric."""
+    found = result.facts.get("baselines") or {}
+    if result.task == "2afc":
+        named = {name: found.get(key) for key, name in _BASELINES.items()} if metric == "accuracy" else {}
+    elif metric == "mean_per_class_recall":  # older figures lack it: there every class is taken to have pictures
+        named = {"most frequent class": found.get("majority_class_per_class", chance(result, metric))}
+    else:
+        named = {"most frequent class": found.get("majority_class")} if metric == "acc1" else {}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def sizes(result: Result) -> dict[str, int]:
+    """How many there are of what is counted, as far as it is known."""
+    known = result.facts.get("sizes") or {"triplets" if result.task == "2afc" else "pictures": int(result.facts.get("num_items") or 0)}
+    classes = chance(result, "acc1")
+    if classes and "classes" not in known:
+        known = {**known, "classes": round(1 / classes)}
+    return {name: int(number) for name, number in known.items()}
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """`380 pictures, 10 classes`; `1 triplet`."""
+    return ", ".join(
+        f"{number:,} {_ONE.get(name, name) if number == 1 else name}".replace(",", "\u202f") for name, number in numbers.items()
+    )
+
+
+def _figure(figures: Mapping[str, float | None], metric: str) -> float | None:
+    if metric not in _MEANS:
         return figures.get(metric)
-    recalls = [figures.get(name) for name in RECALLS]
+    recalls = [figures.get(name) for name in _MEANS[metric]]
     known = [figure for figure in recalls if figure is not None]
     return sum(known) / len(known) if known else None
 
@@ -86,8 +138,8 @@ def read_items(result: Result, metric: str) -> Items:
 
 def _items(arrays: dict[str, NDArray[np.generic]], metric: str) -> Items:
     keys, clusters = arrays["key"].astype(str), arrays["clusters"].astype(str)
-    if metric == MEAN_RECALL:
-        return _retrieval_items(arrays, keys, clusters)
+    if metric in _MEANS:
+        return _retrieval_items(arrays, keys, clusters, "_any_twin" if metric == MEAN_RECALL_ANY_TWIN else "")
     values = arrays["correct5" if metric == "acc5" else "correct"].astype(np.float64)
     weights = np.ones(len(values))
     if metric == "mean_per_class_recall":
@@ -96,10 +148,10 @@ def _items(arrays: dict[str, NDArray[np.generic]], metric: str) -> Items:
     return _items_of(keys, clusters, values, weights)
 
 
-def _retrieval_items(arrays: dict[str, NDArray[np.generic]], keys: NDArray[np.str_], clusters: NDArray[np.str_]) -> Items:
+def _retrieval_items(arrays: dict[str, NDArray[np.generic]], keys: NDArray[np.str_], clusters: NDArray[np.str_], kind: str) -> Items:
     """Captions and images side by side, weighted so that both ways count alike; both hang on the image's cluster."""
     owner = arrays["text_image"].astype(np.int64)
-    ways = [_mean_hit(arrays["image_rank"]), _mean_hit(arrays["text_rank"])]
+    ways = [_mean_hit(arrays[f"image_rank{kind}"]), _mean_hit(arrays[f"text_rank{kind}"])]
     values, weights = np.concatenate(ways), np.concatenate([np.full(len(way), 1.0 / len(way)) for way in ways])
     return _items_of(np.concatenate([keys[owner], keys]), np.concatenate([clusters[owner], clusters]), values, weights)
 

@@ -13,6 +13,7 @@ from trainer.report import items as per_item
 from trainer.report.answer import answer
 from trainer.report.experiment import Experiment
 from trainer.report.pictures import attributions
+from trainer.report.twins import twins
 
 FORMAT_VERSION = 2
 """2 is a document with a checksum (`storage.documents`), and says of what is left out whether it is damaged."""
@@ -37,6 +38,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "format_version": FORMAT_VERSION,
         "experiment": experiment.name,
         "uri": experiment.uri,
+        "own_data": experiment.has_own_pairs,
         "recipe": ", ".join(dict.fromkeys(str(recipe.get("name", "")) for recipe in experiment.plan["recipes"].values())),
         "evaluation_version": experiment.version,
         "judge": judge,
@@ -50,6 +52,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "field_sets": _field_sets(sets),
         "sign_tests": compare.signs(set_rows),
         "two_afc": course.two_afc_rows(experiment),
+        "twins": twins(experiment, sets),
         "through_time": followed,
         "stages": course.stage_rows(experiment),
         "efficiency": course.efficiency(scores, endpoints, followed),
@@ -115,11 +118,14 @@ def _identities(experiment: Experiment) -> dict[tuple[str, str], str]:
 
 
 def _endpoint(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, Any]:
-    sets = [{"dataset": s.dataset, "task": s.task, "metric": s.metric, "num_items": s.num_items} for s in endpoint.sets]
+    sets = [{"dataset": s.dataset, "task": s.task, "metric": s.metric, "num_items": s.num_items, "sizes": s.sizes} for s in endpoint.sets]
     return {
         "name": endpoint.name,
         "label": endpoint.label,
+        "n": endpoint.counted,
         "chance": scores.chance(endpoint),
+        "ceiling": scores.ceiling(endpoint),
+        "baselines": [{"name": name, "value": value} for name, value in scores.baselines(endpoint).items()],
         "one_item": endpoint.resolution,
         "sets": sets,
     }
@@ -156,8 +162,8 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     """The short table that a command line prints as it is: every finished cell on every endpoint."""
     columns = ["Arm", "Seed"]
     for endpoint in results["endpoints"]:
-        chance = "" if endpoint["chance"] is None else f" (chance {100 * endpoint['chance']:.1f} %)"
-        columns.append(f"{endpoint['label']}{chance}")
+        chance = "" if endpoint["chance"] is None else f", chance {100 * endpoint['chance']:.1f} %"
+        columns.append(f"{endpoint['label']} ({endpoint['n']}{chance})")
     rows = []
     for arm in results["arms"]:
         for seed in arm["seeds"]:
@@ -166,11 +172,11 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
                 [arm["arm"], str(seed), *(f"{100 * found[e['name']]:.1f} %" if e["name"] in found else "–" for e in results["endpoints"])]
             )
     notes = []
-    tests = [row for row in results["two_afc"] if row["dataset"] == results["two_afc"][0]["dataset"]]
-    untrained = {row["seed"]: row["accuracy"] for row in tests if row["stage"] == "untrained"}
-    if untrained:
-        mse = next((f", pixel MSE {100 * row['pixel_mse']:.1f} %" for row in tests if row["pixel_mse"] is not None), "")
-        notes.append(f"2AFC of the untrained tower {100 * sum(untrained.values()) / len(untrained):.1f} %{mse}.")
+    for endpoint in results["endpoints"]:
+        if endpoint["name"] == "2afc" and endpoint["baselines"]:
+            beside = ", ".join(f"{row['name']} {100 * row['value']:.1f} %" for row in endpoint["baselines"])
+            notes.append(f"2AFC of what needs no training: {beside}.")
+    notes += [row["says"] for row in results["twins"].values() if row["says"]]
     if results["judge"] == "FLIP":
         notes.append("The triplets were judged by FLIP, a model of human vision, not by people.")
     notes += [f"missing: {row['cell']}: {row['why']}" for row in results["missing"]]
@@ -195,7 +201,10 @@ def _metrics(experiment: Experiment) -> list[dict[str, Any]]:
                         "metric": name,
                         "value": value,
                         "chance": per_item.chance(result, name),
+                        "ceiling": per_item.ceiling(result, name),
+                        "baselines": per_item.baselines(result, name),
                         "num_items": result.facts.get("num_items"),
+                        "n": per_item.counted(per_item.sizes(result)),
                         "final": result.stage == cell.final_stage and result.step is None,
                     }
                 )

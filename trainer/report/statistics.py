@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 REPLICATES = 2000
+MIN_CLUSTERS = 6
+"""Fewer pictures or references get no interval: were all of them on one side, chance alone would do that more often than 5 times in 100."""
 _DRAWS_AT_ONCE = 4_000_000
 
 

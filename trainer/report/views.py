@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.arms import BASELINE
-from trainer.report.items import RECALLS
+from trainer.report.items import RECALLS, RECALLS_ANY_TWIN
 
 Rows = list[dict[str, Any]]
 
@@ -39,22 +39,16 @@ def paired(document: dict[str, Any]) -> Rows:
             row for row in document["contrasts"] if (row["arm"], row["against"], row["endpoint"]) == (subject, BASELINE, endpoint["name"])
         ]
         alone = [row["value"] for row in document["scores"] if (row["arm"], row["endpoint"]) == (BASELINE, endpoint["name"])]
-        untrained, mse = _beside(document["two_afc"], endpoint)
-        rows.append({"endpoint": endpoint, "baseline": mean(alone), "arms": against, "untrained": untrained, "pixel_mse": mse})
+        beside = list(endpoint["baselines"])
+        if endpoint["ceiling"] is not None and endpoint["ceiling"] < 1:
+            beside.append({"name": "most that can be reached", "value": endpoint["ceiling"]})
+        rows.append({"endpoint": endpoint, "baseline": mean(alone), "arms": against, "beside": beside})
     return rows
 
 
-def _beside(two_afc: Rows, endpoint: dict[str, Any]) -> tuple[float | None, float | None]:
-    """What the untrained tower and pixel MSE score on the endpoint's triplets; None for other endpoints."""
-    names = {s["dataset"] for s in endpoint["sets"] if s["task"] == "2afc"}
-    rows = [row for row in two_afc if row["dataset"] in names]
-    untrained = {row["seed"]: row["accuracy"] for row in rows if row["stage"] == "untrained"}
-    mse = next((row["pixel_mse"] for row in rows if row["pixel_mse"] is not None), None)
-    return mean(untrained.values()), mse
-
-
 def retrieval(metrics: Rows) -> Rows:
-    """Recall of the final models: for each set its chance and one row an arm, in the order of RECALLS."""
+    """Recall of the final models: for each set its chance, its ceiling and one row an arm, in the order of RECALLS."""
+    kinds = (RECALLS, RECALLS_ANY_TWIN)
     final = [row for row in metrics if row["final"] and row["task"] == "zeroshot_retrieval"]
     tables = []
     for dataset in dict.fromkeys(row["dataset"] for row in final):
@@ -62,10 +56,24 @@ def retrieval(metrics: Rows) -> Rows:
         arms = []
         for arm in dict.fromkeys(row["arm"] for row in own):
             found = [row for row in own if row["arm"] == arm]
-            values = [mean(row["value"] for row in found if row["metric"] == name) for name in RECALLS]
-            arms.append({"arm": arm, "seeds": len({row["seed"] for row in found}), "values": values})
-        chance = [next((row["chance"] for row in own if row["metric"] == name), None) for name in RECALLS]
-        tables.append({"dataset": dataset, "num_items": own[0]["num_items"], "chance": chance, "arms": arms})
+            seeds = sorted({row["seed"] for row in found})
+            values, any_twin = ([mean(row["value"] for row in found if row["metric"] == name) for name in names] for names in kinds)
+            arms.append({"arm": arm, "seeds": seeds, "values": values, "any_twin": any_twin})
+        chance, ceiling = (
+            [next((r[what] for r in own if r["metric"] == name), None) for name in RECALLS] for what in ("chance", "ceiling")
+        )
+        twins = any(most is not None and most < 1 for most in ceiling)
+        tables.append(
+            {
+                "dataset": dataset,
+                "num_items": own[0]["num_items"],
+                "n": own[0]["n"],
+                "chance": chance,
+                "ceiling": ceiling,
+                "twins": twins,
+                "arms": arms,
+            }
+        )
     return tables
 
 

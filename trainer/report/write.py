@@ -24,7 +24,7 @@ from trainer.storage import join, layout, write_bytes
 from trainer.storage.base import absolute
 from trainer.storage.documents import write_document
 
-_CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "num_items", "final")
+_CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "ceiling", "num_items", "final")
 _SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
 
 
@@ -96,8 +96,10 @@ def render(template: str, document: dict[str, Any], drawn: dict[str, list[figure
         hours=lambda value: "–" if value is None else f"{value:.3g} h" if value >= 1 else duration(3600 * value),
         short=lambda value: str(value or "–")[:12],
         figure=lambda value: "–" if value is None else f"{value:.3g}",
-        metric=lambda name: per_item.METRIC_NAMES.get(name, name.replace("_retrieval_recall@", " R@")),
+        metric=metric_name,
         recall=lambda name: name.replace("_retrieval_recall@", " R@"),
+        seeds=seeds,
+        beside=lambda found: "; ".join(f"{name} {100 * value:.1f} %" for name, value in found.items()) or "–",
         svg=lambda panel: Markup(panel.svg),
     )
     return environment.get_template(template).render(
@@ -114,9 +116,21 @@ def as_csv(document: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
+def metric_name(name: str) -> str:
+    """A metric as people call it: `image R@5`, `text any-twin R@1`."""
+    return per_item.METRIC_NAMES.get(name) or name.replace("_retrieval_recall", " R").replace(" R_any_twin@", " any-twin R@")
+
+
+def seeds(numbers: Sequence[int]) -> str:
+    """Seeds as they are listed everywhere: `seed 0`, `seeds 0, 1, 2`."""
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
 def span(row: dict[str, Any] | None) -> str:
-    """An interval in points, `−0.8 to +3.4`."""
-    return "–" if row is None or row["low"] is None else f"{points(row['low'])} to {points(row['high'])}"
+    """An interval in points, `−0.8 to +3.4`, or why there is none."""
+    if row is None or row["low"] is None:
+        return (row or {}).get("no_interval") or "–"
+    return f"{points(row['low'])} to {points(row['high'])}"
 
 
 def p_value(value: float | None) -> str:
@@ -142,14 +156,14 @@ def _forests(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Pane
     alone = {s["dataset"] for e in document["endpoints"] if len(e["sets"]) == 1 for s in e["sets"]}
     sets = [row for row in document["sets"] if (row["arm"], row["against"]) == (subject, BASELINE) and row["dataset"] not in alone]
     drawn = []
-    if first:
-        rows = first + sets
+    rows = first + sets
+    if first and len(rows) > 1:  # one difference is a sentence
         labels = [row["label"] for row in rows]
         drawn.append(
             figures.forest(f"{subject} minus {BASELINE}", rows, labels, [figures.arm_colour(arms, subject)] * len(rows), len(first))
         )
     controls = [row for row in document["contrasts"] if row["arm"] == subject and row["against"] != BASELINE]
-    if controls:
+    if len(controls) > 1:
         labels = [f"minus {row['against']}: {row['short']}" for row in controls]
         colours = [figures.arm_colour(arms, row["against"]) for row in controls]
         drawn.append(figures.forest(f"{subject} minus each other arm", controls, labels, colours, 0))
@@ -172,6 +186,8 @@ def _two_afc(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Pane
             found.setdefault("untrained", untrained.get(seed))
             series.setdefault(arm, []).append([found.get(stage) for stage in stages])
     levels = {name: rows[0][key] for name, key in (("chance", "chance"), ("pixel MSE", "pixel_mse")) if rows[0][key] is not None}
+    if len(stages) < 2:  # the table says it
+        return []
     return [figures.slopes(f"2AFC on {dataset}", [_SHORT_STAGES[stage] for stage in stages], series, arms, levels)]
 
 
@@ -186,7 +202,7 @@ def _training(experiment: Experiment, arms: Sequence[str]) -> list[figures.Panel
     drawn = []
     for stage, figure, title, label in wanted:
         series = course.loss_curves(experiment, stage, figure)
-        if series:
+        if figures.has_course(series):
             drawn.append(figures.curves(title, "epoch", label, series, arms))
     return drawn
 
@@ -200,7 +216,7 @@ def _through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures
         for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
             own = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
             series.setdefault(arm, []).append(([row["epoch"] for row in own], [100 * row["value"] for row in own]))
-        if series:
+        if figures.has_course(series):
             levels = {} if endpoint["chance"] is None else {"chance": 100 * endpoint["chance"]}
             drawn.append(figures.curves(endpoint["label"], "epoch of stage 2", "%", series, arms, levels))
     return drawn

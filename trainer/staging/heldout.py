@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.staging.plans import Plan, slices_to_make, write_plan
-from trainer.staging.samples import picture_suffix
+from trainer.staging.samples import captions_of, picture_suffix
 from trainer.staging.sealed import layout_files, write_files
 from trainer.staging.shards import read_shard
 from trainer.staging.writer import Account, SliceWriter, gather, seal
@@ -74,9 +74,9 @@ def stage(
 def _write(target: str, plan: Plan, pairs_folder: str, account: Account, classes: list[str]) -> None:
     numbers = {name: number for number, name in enumerate(classes)}
     with SliceWriter(target, plan, 0) as writer:
-        for key, image, text, facts in _heldout(pairs_folder, account):
-            captions = text.split(b"\n", 1)[0] if plan.options.get("captions") == "first" else text
-            members = {"image": (picture_suffix(image), image), "txt": ("txt", captions)}
+        for key, image, captions, facts in _heldout(pairs_folder, account):
+            text = captions[0] if plan.options.get("captions") == "first" else "\n".join(captions)
+            members = {"image": (picture_suffix(image), image), "txt": ("txt", text.encode())}
             label = facts.get("label")
             if plan.columns == "zeroshot_classification":
                 if label is None:
@@ -85,9 +85,10 @@ def _write(target: str, plan: Plan, pairs_folder: str, account: Account, classes
             writer.add(key, members)
 
 
-def _heldout(folder: str, account: Account) -> Iterator[tuple[str, bytes, bytes, dict[str, Any]]]:
+def _heldout(folder: str, account: Account) -> Iterator[tuple[str, bytes, list[str], dict[str, Any]]]:
     """Key, picture, captions and facts of each staged test sample."""
     for shard in account.shards:
         if shard.split == "test":
-            for key, (image, text, facts) in read_shard(folder, shard):
-                yield key, image, text, json.loads(facts)
+            for key, (image, text, facts_json) in read_shard(folder, shard):
+                facts = json.loads(facts_json)
+                yield key, image, captions_of(text, facts), facts

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.errors import InputError
-from trainer.staging.samples import picture_suffix
+from trainer.staging.samples import captions_of, picture_suffix
 from trainer.storage import join, layout, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, absolute
 from trainer.storage.committed import read_committed
@@ -179,7 +179,7 @@ def _some(uri: str, manifest: Manifest) -> Iterator[tuple[str, list[bytes], str]
 
 def _words(members: dict[str, bytes], manifest: Manifest) -> str:
     """Captions, class, or votes of a sample."""
-    words = members.get("txt", b"").decode()
+    words = "\n".join(captions_of(members.get("txt", b""), json.loads(members["json"]) if manifest.kind == "pairs" else {}))
     if "cls" in members:
         words = str(manifest.facts["classnames"][int(members["cls"])])
     if manifest.kind == "triplets":

@@ -4,19 +4,23 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from trainer.config import canonical_hash
-from trainer.errors import Corrupt
+from trainer.errors import Corrupt, InputError
 from trainer.staging.rows import Reject
-from trainer.staging.slices import encode_rejects, find_sealed, find_whole, to_make
-from trainer.storage import join, open_store, write_bytes, write_json
+from trainer.staging.slices import encode_rejects, find_sealed, find_whole, tally, to_make
+from trainer.storage import exists, join, layout, open_store, write_bytes, write_json
 from trainer.storage.checked import describe
 from trainer.storage.documents import read_document, write_document
+from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Files, Kind, from_json
 
 PLAN_VERSION = 2
 _ID_VERSION = 1  # of what a plan id is a hash of
+PAIRS_RULES = 2
+"""Version of what staging makes of pairs; the option `rules` of a plan. It is absent in version 1, until 2026-11-29, in which .txt held
+all captions of a sample, one a line, and .json none. From 2 on .txt is the first caption and .json has the list (FORMAT.md)."""
 PLAN = "plan.json"
 PLAN_REJECTS = "rejects/plan.jsonl"
 
@@ -68,6 +72,48 @@ class Plan:
 def plan_id(fingerprint: object, options: Mapping[str, Any]) -> str:
     """Hash over what the source holds and what is done to it, 16 hex digits."""
     return canonical_hash({"version": _ID_VERSION, "source": fingerprint, "options": dict(options)})[:16]
+
+
+def pairs_target(root: str, name: str, fingerprint: object, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Folder and options of a pairs data set: by the rules of today, unless one lies there that an older version has begun.
+
+    Args:
+        root: store URI under which datasets/ lies.
+        name: of the data set.
+        fingerprint: of its source.
+        options: what is done to the samples, without the rules.
+    """
+    before = layout.dataset(root, name, plan_id(fingerprint, options))
+    if any(exists(join(before, file)) for file in (PLAN, MANIFEST)):
+        return before, dict(options)
+    now = {**options, "rules": PAIRS_RULES}
+    return layout.dataset(root, name, plan_id(fingerprint, now)), now
+
+
+def rules_of(options: Mapping[str, Any]) -> int:
+    """The version of the rules that pairs are, or were, staged by."""
+    return int(options.get("rules", 1))
+
+
+def refuse(folder: str, uri: str, what: str, rejects: Sequence[Reject]) -> NoReturn:
+    """InputError where too few rows of a source are left: causes, counted, with an example each, and where all are listed.
+
+    Args:
+        folder: of the data set.
+        uri: of the source.
+        what: is wrong.
+        rejects: the rows that were lost; they are left in the data set's folder.
+    """
+    if not rejects:
+        raise InputError(f"{uri}: {what}")
+    write_bytes(join(folder, PLAN_REJECTS), encode_rejects(rejects))
+    counted = tally(rejects)
+    raise InputError(f"{uri}: {what}: {name_causes(counted['lost'], counted['examples'])}; all are listed in {join(folder, PLAN_REJECTS)}")
+
+
+def name_causes(counts: Mapping[str, int], examples: Mapping[str, str]) -> str:
+    """Causes with how often each was met and an example."""
+    return "; ".join(f"{count} x {cause} (such as {examples[cause]})" for cause, count in sorted(counts.items()))
 
 
 def write_plan(folder: str, plan: Plan, rejects: Sequence[Reject] = ()) -> Plan:

@@ -120,6 +120,8 @@ def check_split(split: str, where: str) -> str:
 def assign_splits(rows: Sequence[PairRow], heldout_fraction: float) -> list[PairRow]:
     """Give every row a split. A source that names splits is obeyed; else families are held out, some of every label.
 
+    A source that names train and val, but no test, has its val reported on: it becomes test.
+
     Args:
         rows: any order; the result does not depend on it.
         heldout_fraction: part of the pictures that become `test`, whole families at a time.
@@ -128,6 +130,8 @@ def assign_splits(rows: Sequence[PairRow], heldout_fraction: float) -> list[Pair
         missing = next((row for row in rows if not row.split), None)
         if missing:
             raise InputError(f"{missing.where}: has no split, but other rows have one: give every row a split, or none")
+        if {row.split for row in rows} == {"train", "val"}:
+            return [replace(row, split="test" if row.split == "val" else row.split) for row in rows]
         return list(rows)
     families: dict[str, list[PairRow]] = defaultdict(list)
     for row in rows:

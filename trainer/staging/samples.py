@@ -1,7 +1,7 @@
 """Rows become samples: the bytes of each member of a shard. Runs in threads, one row at a time, without a model."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from trainer.bounds import MAX_PICTURE_BYTES, MAX_PICTURE_BYTES_IN_FLIGHT, Budge
 from trainer.errors import InputError
 from trainer.staging.images import BadImageError, encode_png, is_plain_png, normalise, squash
 from trainer.staging.judge import flip_distance
+from trainer.staging.plans import PAIRS_RULES
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 
 
@@ -28,9 +29,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PairMaker:
-    """Makes samples of pairs under an image policy."""
+    """Makes samples of pairs under an image policy and a version of the rules (plans.PAIRS_RULES)."""
 
     image_policy: str
+    rules: int = PAIRS_RULES
 
     def __call__(self, row: PairRow) -> Sample | Reject:
         """The sample, or why there is none."""
@@ -43,9 +45,12 @@ class PairMaker:
         facts: dict[str, Any] = {"height": picture.height, "source": row.where, "width": picture.width}
         if row.label:
             facts["label"] = row.label
+        text = "\n".join(captions)
+        if self.rules > 1:
+            text, facts["captions"] = captions[0], captions
         members = {
             "image": (picture.suffix, picture.data),
-            "txt": ("txt", "\n".join(captions).encode("utf-8", "replace")),
+            "txt": ("txt", text.encode("utf-8", "replace")),
             "json": ("json", as_json(facts)),
         }
         return Sample(row.key, members, captions)
@@ -112,6 +117,11 @@ def pixel_mse(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 def picture_suffix(data: bytes) -> str:
     """`jpg` or `png`, by the bytes of a staged picture."""
     return "jpg" if data[:2] == b"\xff\xd8" else "png"
+
+
+def captions_of(text: bytes, facts: Mapping[str, Any]) -> list[str]:
+    """The captions of a staged pair, from its .txt and .json, by whichever rules it was staged."""
+    return list(facts["captions"]) if "captions" in facts else text.decode().split("\n")
 
 
 def as_json(value: object) -> bytes:

@@ -10,16 +10,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from trainer.config import Recipe
-from trainer.errors import InputError
+from trainer.config import Recipe, canonical_hash
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
 from trainer.staging import demo, generate, heldout
-from trainer.staging.plans import Plan, plan_id, slices_to_make, write_plan
+from trainer.staging.plans import PAIRS_RULES, Plan, pairs_target, plan_id, read_plan, refuse, rules_of, slices_to_make, write_plan
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, assign_splits, check_unique, in_order
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.sealed import find_intact
@@ -27,10 +26,12 @@ from trainer.staging.shards import mse_accuracy
 from trainer.staging.slices import tally
 from trainer.staging.sources import bapps, folder, nights, table, tars
 from trainer.staging.sources.listing import Rows, SourceFile, fingerprint, list_source
+from trainer.staging.sources.table import is_list_file
 from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
 from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, seal
-from trainer.storage import join, layout
+from trainer.storage import exists, join, layout
 from trainer.storage.base import absolute
+from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Kind
 
 DEMO = "demo"
@@ -41,12 +42,23 @@ _AHEAD = 64  # samples prepared beyond the one being written: bounds memory
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """A source whose rows are not read yet. `files` is empty for the demo, which is made when it is needed."""
+    """A source whose rows are not read yet. `files` is empty for the demo, which is made when it is needed.
+
+    Attributes:
+        name: of its data sets, without what they are of.
+        uri: of the folder.
+        fingerprint: of its contents.
+        files: in it.
+        lost: what lies in it and cannot be read as a file.
+        list_name: the list in it that was given as the source; empty where the folder was.
+    """
 
     name: str
     uri: str
     fingerprint: Any
     files: list[SourceFile]
+    lost: list[Reject] = field(default_factory=list)
+    list_name: str = ""
 
 
 def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: float) -> tuple[str, str]:
@@ -69,7 +81,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         "shard_samples": settings.shard_samples, **({"demo_side": settings.demo_side} if source == DEMO else {}), **added_fields(settings),
     }  # fmt: skip
     name = f"{found.name}-pairs"
-    target = layout.dataset(root, name, plan_id(found.fingerprint, options))
+    target, options = pairs_target(root, name, found.fingerprint, options)
     sealed = find_intact(target)
     if sealed is not None:
         return target, sealed.identity
@@ -77,9 +89,14 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         source_rows = _read_pairs(found, settings.demo_side, stack)
         rows = assign_splits(source_rows.rows, settings.heldout_fraction)
         if not any(row.split == "train" for row in rows):
-            raise InputError(f"{source}: no picture is left for training: {len(rows)} usable, {len(source_rows.rejects)} rejected")
+            refuse(target, source, f"no picture is left for training ({len(rows)} usable)", source_rows.rejects)
         plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
-        plan = _write(target, plan, slices, source_rows.rejects, PairMaker(settings.image_policy), "images")
+        if not _resumes(target, plan):
+            options = {**options, "rules": PAIRS_RULES}
+            target = layout.dataset(root, name, plan_id(found.fingerprint, options))
+            plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
+        make = PairMaker(settings.image_policy, rules=rules_of(options))
+        plan = _write(target, plan, slices, source_rows.rejects, make, "images")
         account = gather(target, plan)
         _check(target, plan, account, max_reject_fraction)
     classes = sorted({row.label for row in rows if row.label})
@@ -134,7 +151,7 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
     with ExitStack() as stack:
         source_rows = _generate(found, recipe, stack) if generated else _read_triplets(found, recipe.perceptual.min_votes)
         if not source_rows.rows:
-            raise InputError(f"{found.uri}: no triplet is left: {_causes(source_rows.rejects)}")
+            refuse(target, found.uri, "no triplet is left", source_rows.rejects)
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
         make = TripletMaker(settings.triplet_side, settings.flip_judges_too)
         plan = _write(target, plan, slices, source_rows.rejects, make, "triplets")
@@ -148,10 +165,25 @@ def _find(source: str, root: str) -> _Source:
     """Look what the source is and whether it changed, without reading its rows."""
     if source == DEMO:
         return _Source(name=DEMO, uri=DEMO, fingerprint=demo.fingerprint(), files=[])
-    uri = absolute(source)
-    files = list_source(uri)
+    uri, lost, list_name = absolute(source), list[Reject](), ""
+    files = list_source(uri, lost)
+    if len(files) == 1 and is_list_file(uri, files[0]):
+        uri, _, list_name = uri.rpartition("/")
+        files = list_source(uri, lost)
     slug = re.sub(r"[^a-z0-9]+", "-", uri.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".tar")).strip("-")[:40].strip("-")
-    return _Source(name=slug or "data", uri=uri, fingerprint=fingerprint(files, root), files=files)
+    found = fingerprint(files, root)
+    return _Source(
+        name=slug or "data", uri=uri, fingerprint=canonical_hash([found, list_name]) if list_name else found, files=files, lost=lost,
+        list_name=list_name,
+    )  # fmt: skip
+
+
+def _resumes(target: str, plan: Plan) -> bool:
+    """Whether what an older version has begun under its rules, and did not seal, is of the rows that were read now."""
+    if rules_of(plan.options) == PAIRS_RULES or exists(join(target, MANIFEST)):
+        return True
+    begun = read_plan(target)
+    return begun is None or (begun.splits, begun.rows_read, begun.lost) == (plan.splits, plan.rows_read, plan.lost)
 
 
 def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
@@ -161,13 +193,13 @@ def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRo
         demo.write_folder(made, demo_side)
         rows = table.read(made, list_source(made))
         return Rows(rows=rows.rows, rejects=rows.rejects, attribution=demo.attribution())
-    names = {file.name for file in found.files}
-    if table.NAME in names:
-        rows = table.read(found.uri, found.files)
-    elif any(name.endswith(".tar") for name in names):
+    if lists := table.find(found.uri, found.files, found.list_name):
+        rows = table.read(found.uri, found.files, lists)
+    elif any(file.name.endswith(".tar") for file in found.files):
         rows = tars.read(found.uri, found.files)
     else:
         rows = folder.read(found.uri, found.files)
+    rows = Rows(rows=rows.rows, rejects=[*rows.rejects, *found.lost])
     check_unique((row.key for row in rows.rows), found.uri)
     return rows
 
@@ -263,9 +295,3 @@ def _split_sizes(account: Account) -> dict[str, int]:
     for shard in account.shards:
         sizes[shard.split] += shard.num_samples
     return dict(sizes)
-
-
-def _causes(rejects: Sequence[Reject]) -> str:
-    return (
-        ", ".join(f"{count} x {cause}" for cause, count in sorted(Counter(reject.cause for reject in rejects).items())) or "none rejected"
-    )

@@ -10,10 +10,10 @@ from pipelines.planning.arms import parse_arms
 from pipelines.planning.writing import write_plan
 from pipelines.steps.planning import make_plan
 from tests.pipelines.data import ask, commit, seal
-from trainer.config import DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
+from trainer.config import EVALUATION_VERSION, DataConfig, EvaluateConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import load_recipe, load_yaml, parse_config
 from trainer.errors import InputError
-from trainer.storage import join, layout, read_bytes, read_json, read_text, write_bytes, write_json
+from trainer.storage import join, layout, plans, read_bytes, read_json, read_text, write_bytes, write_json
 from trainer.storage.plans import read_plan
 
 
@@ -273,6 +273,44 @@ def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path
     write_plan(asked, cells)
 
     assert read_text(uri) == before
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_experiment_keeps_the_evaluation_version_of_its_first_plan(tmp_path: Path, lost: bool):
+    """What an older version planned stays at 1, its later cells too, also where its plan.json is lost; a new one gets today's."""
+    asked = experiment_of(str(tmp_path))
+    arms = [plan.resolve(asked, arm, 0) for arm in parse_arms("random,perceptual")]
+    write_plan(asked, arms[:1])
+    assert read_plan(asked.uri)["evaluation_version"] == EVALUATION_VERSION
+    as_version_1(asked, arms[0])
+
+    if lost:
+        (tmp_path / "experiments" / "demo" / "plan.json").unlink()
+    write_plan(asked, arms)
+    assert "evaluation_version" not in read_plan(asked.uri)
+    stored = [load_yaml(read_text(layout.config(one.evaluation.output)), "stored") for one in arms]
+    assert [values.get("evaluation_version", 1) for values in stored] == [1, 1]
+    assert "evaluation_version" not in stored[0]  # a job of the older version may read it again
+
+
+def as_version_1(asked: plan.Experiment, planned: plan.Cell) -> None:
+    """Plan and configuration as 0.1.0 wrote them."""
+    found = read_plan(asked.uri)
+    del found["evaluation_version"]
+    plans.write_plan(asked.uri, found)
+    place = layout.config(planned.evaluation.output)
+    values = {key: value for key, value in load_yaml(read_text(place), place).items() if key != "evaluation_version"}
+    write_bytes(place, yaml.safe_dump(values, sort_keys=False).encode())
+
+
+def test_a_newer_evaluation_version_is_refused(tmp_path: Path):
+    """Its figures cannot be made here."""
+    asked = experiment_of(str(tmp_path))
+    planned = [plan.resolve(asked, parse_arms("random")[0], 0)]
+    write_plan(asked, planned)
+    plans.write_plan(asked.uri, {**read_plan(asked.uri), "evaluation_version": EVALUATION_VERSION + 1})
+    with pytest.raises(InputError, match="evaluation_version must be 1 to 2, which this firstsight knows, got 3"):
+        write_plan(asked, planned)
 
 
 def test_other_data_on_the_same_experiment_is_refused(tmp_path: Path):

@@ -19,7 +19,7 @@ from trainer.bounds import Budget
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.images import shared_budget, use_budget
-from trainer.staging.plans import Plan, slices_to_make
+from trainer.staging.plans import Plan, rules_of, slices_to_make
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
@@ -264,7 +264,7 @@ class _Maker:
     def __init__(self, plan: Plan) -> None:
         self._kind = plan.kind
         self._captions = plan.options.get("caption_policy", "")
-        self._pairs = PairMaker(plan.options.get("image_policy", ""))
+        self._pairs = PairMaker(plan.options.get("image_policy", ""), rules_of(plan.options))
         self._triplets = TripletMaker(int(plan.options.get("triplet_side", 0)))
         self._splits = plan.splits
 

@@ -18,13 +18,13 @@ from trainer.config import StagingConfig
 from trainer.errors import InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
-from trainer.staging.plans import PLAN_REJECTS, Plan, plan_id, write_plan
+from trainer.staging.plans import PLAN_REJECTS, Plan, name_causes, pairs_target, write_plan
 from trainer.staging.remote.inputs import Inputs, run
 from trainer.staging.remote.rows import SCHEMA, is_planned, write_rows
 from trainer.staging.rows import SPLITS, Reject, safe_key
 from trainer.staging.sources.listing import fingerprint
 from trainer.staging.tokens import CONTEXT_LENGTH
-from trainer.storage import join, layout, open_store
+from trainer.storage import join, open_store
 from trainer.storage.base import absolute
 from trainer.storage.checked import file_sha256
 from trainer.storage.manifest import Files
@@ -91,7 +91,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
                 **added_fields(staging),
             }  # fmt: skip
             found = fingerprint(inputs.files, root)
-            folder = layout.dataset(root, f"{table.name}-pairs", plan_id(found, decided))
+            folder, decided = pairs_target(root, f"{table.name}-pairs", found, decided)
             if is_planned(folder):
                 return folder
             run(database, f"CREATE TABLE source AS {table.query}")
@@ -104,7 +104,10 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
             rows_read = _count(database, "source")
             labels = run(database, f"SELECT DISTINCT label FROM kept WHERE label <> '' ORDER BY label LIMIT {_MAX_CLASSES + 1}")
         if not splits:
-            raise InputError(f"{table.uri}: no usable row among {rows_read}: {lost['lost'] or 'it is empty'}")
+            what = f"{table.uri}: no usable row among {rows_read}"
+            if not lost["lost"]:
+                raise InputError(f"{what}: it is empty")
+            raise InputError(f"{what}: {name_causes(lost['lost'], lost['examples'])}; all are listed in {join(folder, PLAN_REJECTS)}")
         source = {
             "uri": table.uri, "fingerprint": found, "images": absolute(options.images) if options.images else "", "remote": 1,
             "classes": [row[0] for row in labels] if len(labels) <= _MAX_CLASSES else [],

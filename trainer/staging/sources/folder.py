@@ -1,82 +1,98 @@
-"""Pairs from a folder: each picture beside a `.txt` (captions, one a line) or `.json` of the same name."""
+"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one a line) or `.json` of the same name."""
 
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
-from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS, parse_json
 from trainer.errors import InputError
-from trainer.staging.foreign import without_surrogates
+from trainer.staging import kinds
+from trainer.staging.captions import CAPTION_SUFFIXES, BadCaptionError, Facts, check_caption_size, clean_name, read_facts
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
+from trainer.staging.sources.places import below_common, folder_splits, named_split
+from trainer.staging.sources.table import NAME, READ
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_CAPTION_KEYS = ("captions", "caption", "text")
-
-
-class BadCaptionError(ValueError):
-    """A caption file that cannot be used; `cause` is what rejects are counted by."""
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(f"{cause}: {detail}")
-        self.cause = cause
-        self.detail = detail
+_BESIDE = ("json", *CAPTION_SUFFIXES)
+_NO_CAPTION = "no caption"
+_SHOWN = 3
 
 
 def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     """Every picture of the folder and of those below it.
 
+    Folders train, val and test that hold all pictures are splits. Where all pictures lie one folder deep (below those), and no JSON
+    names a label, the folders are labels; where there is no caption either, a label is the caption.
+
     Raises:
-        InputError: there is no picture, or two have one name.
+        InputError: there is no picture or no caption, two pictures have one name, or a split is none.
     """
-    by_stem: dict[str, dict[str, SourceFile]] = defaultdict(dict)
-    images = []
-    for file in files:
-        stem, dot, suffix = file.name.rpartition(".")
-        if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES:
-            images.append((stem, file))
-        elif dot:
-            by_stem[stem].setdefault(suffix.lower(), file)
+    images = [file for file in files if kinds.suffix_of(file.name) in kinds.READ]
+    beside, rejects = _captions_beside(files)
+    rejects += _unread(files, {_stem(file.name) for file in images})
     if not images:
-        raise InputError(f"{uri}: no pictures among {len(files)} files (looked for {', '.join(IMAGE_SUFFIXES)}, captions.csv and .tar)")
-    check_unique((stem for stem, _ in images), uri)
-    rows: list[PairRow] = []
-    rejects: list[Reject] = []
-    for stem, image in images:
-        beside = by_stem.pop(stem, {})
-        try:
-            facts = _facts(beside)
-        except BadCaptionError as error:
-            rejects.append(Reject(image.name, error.cause, error.detail))
+        what = f"no pictures among {len(files)} files{_found(files)}"
+        raise InputError(f"{uri}: {what}; looked for {', '.join(kinds.READ)}, lists ({NAME} and others) and .tar")
+    check_unique((_stem(file.name) for file in images), uri)
+    names = [file.name for file in images]
+    splits, labels = folder_splits(names), _class_folders(names)
+    facts = {image.name: _facts_or_reject(image, {**beside.pop(image.name, {}), **beside.pop(_stem(image.name), {})}) for image in images}
+    if all(isinstance(found, Reject) and found.cause == _NO_CAPTION for found in facts.values()):
+        if not labels:
+            raise InputError(_explain_no_captions(uri, names, files))
+        facts = {name: Facts(captions=(labels[name],), label=labels[name]) for name in names}
+    if any(found.label for found in facts.values() if isinstance(found, Facts)):
+        labels = {}
+    if any(found.split for found in facts.values() if isinstance(found, Facts)):
+        splits = {}
+    rows = []
+    for image in images:
+        found = facts[image.name]
+        if isinstance(found, Reject):
+            rejects.append(found)
             continue
-        split = check_split(facts.get("split", ""), image.name)
         rows.append(
             PairRow(
-                key=safe_key(stem),
+                key=safe_key(_stem(image.name)),
                 where=image.name,
                 image=Blob(image.uri, length=image.size),
-                captions=facts["captions"],
-                label=facts.get("label", ""),
-                split=split,
-                family=facts.get("family", ""),
+                captions=found.captions,
+                label=found.label or labels.get(image.name, ""),
+                split=splits.get(image.name) or check_split(named_split(found.split), image.name),
+                family=found.family,
             )
         )
-    for stem, beside in sorted(by_stem.items()):
-        if "txt" in beside:
-            rejects.append(Reject(f"{stem}.txt", "caption without picture", "no picture of this name", counts=False))
+    for _, orphans in sorted(beside.items()):
+        rejects += (Reject(file.name, "caption without picture", "no picture of this name", counts=False) for file in orphans.values())
     return Rows(rows=rows, rejects=rejects)
 
 
-def _facts(beside: dict[str, SourceFile]) -> dict[str, Any]:
-    """Captions, label, split and family from the files beside a picture; `.txt` has the last word on captions."""
-    facts: dict[str, Any] = {}
-    if "json" in beside:
-        facts = parse_facts(_read_small(beside["json"]), beside["json"].name)
-    if "txt" in beside:
-        facts["captions"] = parse_text(_read_small(beside["txt"]), beside["txt"].name)
-    if "captions" not in facts:
-        raise BadCaptionError("no caption", "no .txt and no caption in a .json of the same name")
-    return facts
+def _captions_beside(files: Sequence[SourceFile]) -> tuple[dict[str, dict[str, SourceFile]], list[Reject]]:
+    """Files of captions by the name of their picture, without its suffix or with it, and by their own suffix."""
+    found: dict[str, dict[str, SourceFile]] = defaultdict(dict)
+    rejects = []
+    for file in files:
+        stem, suffix = _stem(file.name), kinds.suffix_of(file.name)[1:]
+        if suffix in _BESIDE:
+            first = found[stem].setdefault(suffix, file)
+            if first is not file:
+                rejects.append(Reject(file.name, "second file of captions", f"{first.name} is read", counts=False))
+    return found, rejects
+
+
+def _unread(files: Sequence[SourceFile], stems: set[str]) -> list[Reject]:
+    """Pictures of kinds that are not read. One that also lies there as a kind that is read is no loss."""
+    unread = [file for file in files if kinds.suffix_of(file.name) in kinds.NOT_READ]
+    return [
+        Reject(file.name, kinds.UNREAD_CAUSE, kinds.explain_unread(kinds.suffix_of(file.name)), counts=_stem(file.name) not in stems)
+        for file in unread
+    ]
+
+
+def _facts_or_reject(image: SourceFile, beside: Mapping[str, SourceFile]) -> Facts | Reject:
+    try:
+        return read_facts({suffix: _read_small(file) for suffix, file in beside.items()}, _stem(image.name))
+    except BadCaptionError as error:
+        return Reject(image.name, error.cause, error.detail)
 
 
 def _read_small(file: SourceFile) -> bytes:
@@ -84,47 +100,34 @@ def _read_small(file: SourceFile) -> bytes:
     return Blob(file.uri).read()
 
 
-def check_caption_size(size: int, where: str) -> None:
-    """BadCaptionError where a sample's text or facts have more bytes than are read."""
-    if size > MAX_CAPTION_BYTES:
-        raise BadCaptionError("too many bytes", f"{where}: {size:,}, at most {MAX_CAPTION_BYTES:,}")
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
-def parse_text(data: bytes, where: str) -> tuple[str, ...]:
-    """Captions of a text file in UTF-8, one a line; empty lines do not count."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadCaptionError("caption not UTF-8", f"{where} has byte {data[error.start]:#04x} at {error.start}") from error
-    return clean_captions(text.splitlines(), where)
+def _class_folders(names: Sequence[str]) -> dict[str, str]:
+    """The class of each picture, where all lie in folders, one deep below the splits' or the common one, and there are several."""
+    relative = below_common(names)
+    if folder_splits(names):
+        relative = {name: rest.partition("/")[2] for name, rest in relative.items()}
+    if any(rest.count("/") != 1 for rest in relative.values()):
+        return {}
+    labels = {name: clean_name(re.sub(r"_+", " ", rest.partition("/")[0])) for name, rest in relative.items()}
+    return labels if len(set(labels.values())) > 1 and all(labels.values()) else {}
 
 
-def clean_captions(captions: Sequence[object], where: str) -> tuple[str, ...]:
-    """Captions without white space around them and without the empty ones; none left is an error."""
-    clean = tuple(text for text in (str(caption).strip() for caption in captions if caption is not None) if text)
-    if not clean:
-        raise BadCaptionError("empty caption", where)
-    if len(clean) > MAX_CAPTIONS:
-        raise BadCaptionError("too many captions", f"{where}: {len(clean)}, at most {MAX_CAPTIONS}")
-    return clean
+def _explain_no_captions(uri: str, names: Sequence[str], files: Sequence[SourceFile]) -> str:
+    others = [file for file in files if not kinds.is_picture(file.name)]
+    return (
+        f"{uri}: {len(names)} pictures (such as {names[0]}) and no captions{_found(others)}; read are {READ}; to begin a list: "
+        f"(echo file,caption; cd '{uri}' && find . -type f | sed 's/$/,a caption/') > captions.csv"
+    )
 
 
-def parse_facts(data: bytes, where: str) -> dict[str, Any]:
-    """Facts of a JSON caption: a string, a list of strings, or an object with caption(s)/text, label, split, family."""
-    try:
-        value = parse_json(data.decode("utf-8-sig"), where)
-    except UnicodeDecodeError as error:
-        raise BadCaptionError("caption not JSON", f"{where}: {error}") from error
-    except InputError as error:
-        raise BadCaptionError("caption not JSON", str(error)) from error
-    if isinstance(value, str | list):
-        value = {"captions": value}
-    if not isinstance(value, dict):
-        raise BadCaptionError("caption not JSON", f"{where}: expected an object, a string or a list, got {type(value).__name__}")
-    facts: dict[str, Any] = {
-        key: without_surrogates(str(value[key])) for key in ("label", "split", "family") if value.get(key) not in (None, "")
-    }
-    found = next((value[key] for key in _CAPTION_KEYS if value.get(key) is not None), None)
-    if found is not None:
-        facts["captions"] = clean_captions(found if isinstance(found, list) else [found], where)
-    return facts
+def _found(files: Sequence[SourceFile]) -> str:
+    """The kinds of files that there are, with examples; empty where there are none."""
+    counts = Counter(kinds.suffix_of(file.name) or "no suffix" for file in files)
+    parts = []
+    for suffix, count in counts.most_common(5):
+        names = [file.name for file in files if (kinds.suffix_of(file.name) or "no suffix") == suffix][:_SHOWN]
+        parts.append(f"{count} {suffix} ({', '.join(names)}{', …' if count > _SHOWN else ''})")
+    return f": found {', '.join(parts)}" if parts else ""

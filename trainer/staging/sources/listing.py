@@ -1,14 +1,18 @@
 """What a source folder holds: names, sizes, and a fingerprint over their contents."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic
 
 from trainer.config import canonical_hash
 from trainer.errors import Corrupt, InputError
+from trainer.staging import kinds
 from trainer.staging.rows import Reject, RowT
 from trainer.storage import join, open_store
 from trainer.storage.base import local_path
@@ -38,8 +42,14 @@ class Rows(Generic[RowT]):
     judge: str = ""
 
 
-def list_source(uri: str) -> list[SourceFile]:
+def list_source(uri: str, lost: list[Reject] | None = None) -> list[SourceFile]:
     """The files of a source in the order of their names: all below a folder, or the one file that `uri` is.
+
+    On this machine links to folders are followed, each folder once. Names that begin with a dot are left out, and what is below them.
+
+    Args:
+        uri: of a folder, a file, or a prefix.
+        lost: what cannot be read as a file is added here: links that lead nowhere or back, sockets, pipes.
 
     Raises:
         InputError: there is nothing.
@@ -52,15 +62,59 @@ def list_source(uri: str) -> list[SourceFile]:
             return [SourceFile(uri.rsplit("/", 1)[-1], uri, info.size, info.modified)]
     if path is not None and not path.is_dir():
         raise InputError(f"{uri}: no such folder")
-    prefix = uri.rstrip("/") + "/"
-    files = []
-    for info in store.list(uri.rstrip("/")):
-        name = info.uri.removeprefix(prefix)
-        if not any(part.startswith(".") for part in name.split("/")):
-            files.append(SourceFile(name, info.uri, info.size, info.modified))
+    if path is not None:
+        files = _walk(path, uri.rstrip("/"), [] if lost is None else lost)
+    else:
+        listed = [(info.uri.removeprefix(uri.rstrip("/") + "/"), info) for info in store.list(uri.rstrip("/"))]
+        files = [SourceFile(name, info.uri, info.size, info.modified) for name, info in listed if not _is_hidden(name)]
     if not files:
         raise InputError(f"{uri}: nothing there (an empty folder, or no such prefix)")
     return sorted(files, key=lambda file: file.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _walk(root: Path, uri: str, lost: list[Reject]) -> list[SourceFile]:
+    """The files below a folder. Links to folders are followed after all others, so that a folder has its own name where it has one."""
+    files: list[SourceFile] = []
+    seen: set[tuple[int, int]] = set()
+    waiting: list[tuple[str, str]] = [(str(root), "")]
+    links: list[tuple[str, str]] = []
+    while waiting or links:
+        is_link = not waiting
+        place, name = (waiting or links).pop(0 if is_link else -1)
+        if not _is_new(place, seen):
+            lost.append(Reject(name, "folder that is read already", os.path.realpath(place), counts=False))
+            continue
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(f"{place}: cannot be read: {error.strerror}") from error
+        for entry in entries:
+            below = f"{name}/{entry.name}" if name else entry.name
+            if entry.name.startswith("."):
+                continue
+            try:
+                info = entry.stat()
+            except OSError as error:
+                lost.append(Reject(below, "broken link", f"{error.strerror}", counts=kinds.is_picture(below)))
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                (links if entry.is_symlink() else waiting).append((entry.path, below))
+            elif stat.S_ISREG(info.st_mode):
+                files.append(SourceFile(below, f"{uri}/{below}", info.st_size, info.st_mtime))
+            else:
+                lost.append(Reject(below, "not a file", "a socket, a pipe or a device", counts=False))
+    return files
+
+
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    info = os.stat(folder)
+    is_new = (info.st_dev, info.st_ino) not in seen
+    seen.add((info.st_dev, info.st_ino))
+    return is_new
 
 
 def fingerprint(files: Sequence[SourceFile], root: str) -> str:

@@ -1,64 +1,281 @@
-"""Pairs from a folder with captions.csv: columns file, caption[, label, split, family]."""
+"""Pairs from a folder with a list: a row names a picture, its caption or captions, and optionally label, split and family.
 
+Which files are lists, in which forms and under which names of columns, is told in docs/DATA.md.
+"""
+
+import ast
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 from trainer.bounds import MAX_TABLE_BYTES, check_size
 from trainer.errors import InputError
+from trainer.staging import kinds
+from trainer.staging.captions import BadCaptionError, clean_captions, decode, first_captions, one_line
+from trainer.staging.foreign import shown
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
-from trainer.staging.sources.folder import BadCaptionError, clean_captions
+from trainer.staging.sources import records
 from trainer.staging.sources.listing import Rows, SourceFile
+from trainer.staging.sources.places import AmbiguousNameError, Places, folder_splits, named_split, split_in, split_of, tell_splits
+from trainer.staging.sources.records import Listed, Record
 
 NAME = "captions.csv"
+_STEMS = ("captions", "metadata")
+_MOST_GUESSED = 16
+"""Files of any name that are looked into for a list."""
+_MAX_LISTED_CHARS = 1 << 16
+"""Of a field of a CSV file that is a list of captions as JSON or Python writes it."""
+READ = (
+    "captions.csv or metadata.csv, .tsv, .jsonl, .json or .parquet with a column file (or file_name, image …) and a column caption "
+    "(or text …), COCO's and Karpathy's JSON, or a .txt or .json beside each picture"
+)
+"""What is read, for messages."""
 
 
-def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
-    """Every row of captions.csv; several captions of one picture stand in one field, a line each.
+def is_list_file(uri: str, file: SourceFile) -> bool:
+    """Whether a source is not a folder, but a list in it."""
+    return uri.endswith(f"/{file.name}") and kinds.suffix_of(file.name) in records.SUFFIXES
+
+
+def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
+    """The lists of a folder; none where captions stand beside the pictures, or in tars, or nowhere.
+
+    A list that was named is the list. Else captions.csv at the top is, whatever else there is; else the files called captions or
+    metadata; and where no caption stands beside a picture, one file of any name that lists pictures and captions.
 
     Raises:
-        InputError: no UTF-8, a missing column, a picture that is named twice, an unknown split.
+        InputError: a list that cannot be read, or several of which any may be meant.
     """
     by_name = {file.name: file for file in files}
-    table = by_name[NAME]
-    records = read_csv(table, ("file", "caption"))
-    check_unique((record["file"].rpartition(".")[0] or record["file"] for record in records), table.uri)
+    pictures = {file.name.rpartition(".")[0] for file in files if kinds.is_picture(file.name)}
+    places = Places(uri, files)
+
+    def open_one(file: SourceFile) -> Listed:
+        return records.open_list(file, lambda name: _find_quietly(places, name) is not None)
+
+    if name or NAME in by_name:
+        return [_require_list(open_one(by_name[name or NAME]))]
+    if any(file.name.endswith(".tar") for file in files):
+        return []
+    beside = {file.name.rpartition(".")[0] for file in files if kinds.suffix_of(file.name) in (".txt", ".json", ".caption")}
+    has_captions = not pictures.isdisjoint(beside)
+    free = [file for file in files if kinds.suffix_of(file.name) in records.SUFFIXES and file.name.rpartition(".")[0] not in pictures]
+    named = [file for file in free if _is_named_as_list(file)]
+    lists = [listed for listed in map(open_one, named) if listed.is_list or not has_captions]
+    if lists:
+        return _settle(uri, [_require_list(listed) for listed in lists])
+    if has_captions or not pictures:
+        return []
+    guessed = free if len(free) <= _MOST_GUESSED else [file for file in free if kinds.suffix_of(file.name) not in (".txt", ".json")]
+    opened = [one for file in guessed[:_MOST_GUESSED] for one in _open_quietly(open_one, file)]
+    return _settle(uri, [listed for listed in opened if listed.is_list])
+
+
+def _is_named_as_list(file: SourceFile) -> bool:
+    stem = file.name.rpartition("/")[2].rpartition(".")[0].lower()
+    return stem.startswith(_STEMS) and not stem.removeprefix("captions").removeprefix("metadata")[:1].isalnum()
+
+
+def _open_quietly(open_one: Any, file: SourceFile) -> Iterator[Listed]:
+    """The list that a file of any name may be; one that cannot be read is none."""
+    with suppress(InputError):
+        yield open_one(file)
+
+
+def _find_quietly(places: Places, name: str) -> SourceFile | None:
+    with suppress(AmbiguousNameError):
+        return places.find(name)
+    return None
+
+
+def _require_list(listed: Listed) -> Listed:
+    """InputError where a list lacks a column: what was found, what is read, and how to convert it."""
+    if listed.is_list:
+        return listed
+    missing = [role for role in ("file", "caption") if role not in listed.roles]
+    found = ", ".join(listed.columns) or "nothing"
+    raise InputError(
+        f"{listed.file.uri}: has no column {' and no column '.join(map(repr, missing))} (found: {listed.form} with {found}); "
+        f"read are {READ}; {_conversion(listed, missing)}"
+    )
+
+
+def _conversion(listed: Listed, missing: Sequence[str]) -> str:
+    """One line that makes a list readable."""
+    name, suffix = listed.file.name.rpartition("/")[2], kinds.suffix_of(listed.file.name)
+    if listed.form.startswith("CSV"):
+        renames = ";".join(f"1s/NAME/{role}/" for role in missing)
+        return f"to rename its columns: sed -i '{renames}' {name} (NAME: the column that is the {' or the '.join(missing)})"
+    read = {".parquet": "read_parquet(F)", ".json": "read_json(F)"}.get(suffix, "read_json(F, lines=True)")
+    renames = ", ".join(f"NAME='{role}'" for role in missing)
+    program = f"import pandas as p; F='{name}'; p.{read}.rename(columns=dict({renames})).to_csv('{NAME}', index=False)"
+    return f'to convert it: python -c "{program}"'
+
+
+def _settle(uri: str, lists: list[Listed]) -> list[Listed]:
+    """Several lists are parts of one where each lies in a folder of its own or is named after a split of its own."""
+    parts = [(listed.file.name.rpartition("/")[0], split_in(listed.file.name)) for listed in lists]
+    for number, part in enumerate(parts):
+        if part in parts[:number]:
+            first = lists[parts.index(part)]
+            raise InputError(f"{uri}: found {first} and {lists[number]}, and either may be the list: keep one, or call it {NAME}")
+    return lists
+
+
+@dataclass
+class _Picture:
+    """What the rows of one picture say."""
+
+    file: SourceFile
+    place: str
+    captions: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None = None) -> Rows[PairRow]:
+    """Every picture of the lists; several captions stand in one field (a line each), in a list, or in rows of their own.
+
+    Args:
+        uri: of the folder.
+        files: in it.
+        lists: those found in it; default: looked for.
+
+    Raises:
+        InputError: no list, one without rows or without a column, an unknown split, pictures whose names are one without their suffix.
+    """
+    lists = find(uri, files) if lists is None else lists
+    places = Places(uri, files)
+    pictures: dict[str, _Picture] = {}
+    rejects: list[Reject] = []
+    for listed in lists:
+        count = 0
+        for place, record in listed.rows():
+            count += 1
+            reject = record if isinstance(record, str) else _take(listed, place, record, places, pictures)
+            if isinstance(reject, str):
+                reject = Reject(f"{listed.file.name}: {place}", "bad row", reject)
+            if reject is not None:
+                rejects.append(reject)
+        if not count:
+            raise InputError(f"{listed.file.uri}: no rows below the header" if "CSV" in listed.form else f"{listed.file.uri}: no rows")
+    check_unique((name.rpartition(".")[0] or name for name in pictures), lists[0].file.uri if lists else uri)
+    rows, empty = _rows(pictures)
+    rejects += empty
+    lost = {reject.where for reject in rejects}
+    rejects += (
+        Reject(file.name, "not in the list", f"{lists[0].file.name} does not name it", counts=False)
+        for file in files
+        if kinds.is_picture(file.name) and file.name not in pictures and file.name not in lost
+    )
+    return Rows(rows=rows, rejects=rejects)
+
+
+def _take(listed: Listed, place: str, record: Record, places: Places, pictures: dict[str, _Picture]) -> Reject | str | None:
+    """Note what a row says of its picture; else why it says nothing, as a reject or in words."""
+    where = f"{place} of {listed.file.name}"
+    value = _first(listed, record, "file")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return f"the picture's name must be text, got {shown(value)}"
+    name = str(value).strip()
+    if name[:8].lower().startswith(("http://", "https://")):
+        raise InputError(
+            f"{listed.file.uri}: {place}: {name} is a URL: a list of URLs is planned and fetched, by python -m trainer stage plan urls "
+            f"--list {listed.file.uri} or with a YAML file of kind urls as the source (docs/DATA.md)"
+        )
+    try:
+        facts = {
+            role: one_line(
+                next((record[column] for column in listed.roles.get(role, ()) if record.get(column) not in (None, "")), ""), where
+            )
+            for role in ("label", "split", "family")
+        }
+        split = check_split(named_split(facts["split"], listed.known_splits), f"{listed.file.uri}: {place}") if facts["split"] else ""
+        file = places.find(name, listed.file.name.rpartition("/")[0], split or split_in(listed.file.name))
+        if file is None:
+            return Reject(name or place, "no such file", f"{where}: not a file of this folder")
+        suffix = kinds.suffix_of(file.name)
+        if suffix in kinds.NOT_READ:
+            return Reject(file.name, kinds.UNREAD_CAUSE, kinds.explain_unread(suffix))
+        values = (record.get(column) for column in listed.roles["caption"])
+        captions = first_captions((_cell(value) for value in values) if "CSV" in listed.form else values, where)
+    except AmbiguousNameError as error:
+        return Reject(name, "ambiguous name", f"{where}: {error}")
+    except BadCaptionError as error:
+        return Reject(name, error.cause, error.detail)
+    picture = pictures.setdefault(file.name, _Picture(file, where))
+    for role, text in ({**facts, "split": split, "part": split_in(listed.file.name) or split_of(_folder(listed.file.name))}).items():
+        known = picture.facts.get(role, "")
+        if text and known and text != known:
+            return f"{role} {text!r} of {name}, but {known!r} in {picture.place}"
+        picture.facts[role] = known or text
+    new = [caption for caption in captions if caption not in picture.captions]
+    picture.captions += new
+    return None if new else Reject(name, "duplicate", f"{where}: says what {picture.place} says", counts=False)
+
+
+def _first(listed: Listed, record: Record, role: str) -> object:
+    """What a row says in the first column for it that is not empty."""
+    return next((record[column] for column in listed.roles.get(role, ()) if record.get(column) not in (None, "")), "")
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0].rpartition("/")[2]
+
+
+def _cell(value: object) -> object:
+    """What a field of a CSV file holds: captions, a line each, or a list of them as JSON or Python writes it."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text[:1] == "[" and text[-1:] == "]" and len(text) <= _MAX_LISTED_CHARS:
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                found = parse(text)
+                if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+                    return found
+    return text.splitlines()
+
+
+def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
+    """The pictures as rows: a split that no row names is that of the lists, or of the folders, where all have one."""
     rows: list[PairRow] = []
     rejects: list[Reject] = []
-    for number, record in enumerate(records, start=2):
-        where = f"{table.uri}: row {number}"
-        split = check_split((record.get("split") or "").strip(), where)
-        name = record["file"].strip()
-        image = by_name.get(name)
-        if image is None:
-            rejects.append(Reject(name or f"row {number}", "no such file", f"row {number} of {NAME}: not a file of this folder"))
-            continue
+    splits = {name: picture.facts["split"] for name, picture in pictures.items()}
+    if not any(splits.values()):
+        splits = {name: picture.facts["part"] for name, picture in pictures.items()}
+        if not tell_splits(splits.values()):
+            splits = folder_splits(pictures)
+    for name, picture in pictures.items():
         try:
-            captions = clean_captions((record["caption"] or "").splitlines(), f"row {number} of {NAME}")
+            captions = clean_captions(picture.captions, picture.place)
         except BadCaptionError as error:
             rejects.append(Reject(name, error.cause, error.detail))
             continue
-        label, family = (record.get("label") or "").strip(), (record.get("family") or "").strip()
-        key = safe_key(name.rpartition(".")[0] or name)
         rows.append(
             PairRow(
-                key=key, where=name, image=Blob(image.uri, length=image.size), captions=captions, label=label, split=split, family=family
+                key=safe_key(name.rpartition(".")[0] or name),
+                where=name,
+                image=Blob(picture.file.uri, length=picture.file.size),
+                captions=captions,
+                label=picture.facts["label"],
+                split=splits.get(name, ""),
+                family=picture.facts["family"],
             )
         )
-    if not records:
-        raise InputError(f"{table.uri}: no rows below the header")
-    return Rows(rows=rows, rejects=rejects)
+    return rows, rejects
 
 
 def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file by column name; InputError where it is no UTF-8 or lacks a column."""
     check_size(table.size, MAX_TABLE_BYTES, table.uri)
-    data = Blob(table.uri).read()
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{table.uri}: must be UTF-8, line {line} has byte {data[error.start]:#04x}") from error
+        text = decode(Blob(table.uri).read())
+    except ValueError as error:
+        raise InputError(f"{table.uri}: {error}") from error
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = [column.strip() for column in reader.fieldnames or ()]
@@ -67,11 +284,11 @@ def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]
             has = ", ".join(columns) or "nothing"
             raise InputError(f"{table.uri}: has no column {' and no column '.join(map(repr, missing))} (its first line: {has})")
         reader.fieldnames = columns
-        records = []
+        found = []
         for record in reader:
             if None in record or None in record.values():
                 raise InputError(f"{table.uri}: line {reader.line_num} must have {len(columns)} columns, as the first line has")
-            records.append(record)
-        return records
+            found.append(record)
+        return found
     except csv.Error as error:
         raise InputError(f"{table.uri}: not CSV: {error}") from error

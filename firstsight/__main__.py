@@ -1,0 +1,30 @@
+"""The command `firstsight`: all commands of `python -m pipelines` and of `python -m trainer`."""
+
+import argparse
+import sys
+
+import firstsight
+import pipelines.__main__ as pipelines_commands
+import trainer.__main__ as trainer_commands
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is that of `python -m pipelines` or `python -m trainer`."""
+    options = _parser().parse_args(arguments)
+    return int(options.start(options, "firstsight"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="firstsight", description="Perceptual Initialization for CLIP: runs, and what they are made of.")
+    parser.add_argument("--version", action="version", version=f"firstsight {firstsight.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for engine in (pipelines_commands, trainer_commands):
+        known = set(commands.choices)
+        engine.add_commands(commands)
+        for name in commands.choices.keys() - known:
+            commands.choices[name].set_defaults(start=engine.start)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""The losses of both stages, on plain tensors: for training loops of one's own.
+
+    distances = firstsight.triplet_distances(features)         # (B, 3, D) -> (B,), (B,)
+    loss = firstsight.hinge_loss(*distances, target, margin=0.05).mean()
+    loss = firstsight.contrastive_loss(image_features, text_features, scale)
+
+`contrastive_loss` is exact over all ranks of the default process group, where there is one, and holds no more than a tile of the
+logits in memory.
+"""
+
+from trainer.model.losses import contrastive_loss, triplet_distances, two_afc
+from trainer.model.losses import hinge as hinge_loss
+from trainer.model.losses import logistic as logistic_loss
+
+__all__ = ["contrastive_loss", "hinge_loss", "logistic_loss", "triplet_distances", "two_afc"]

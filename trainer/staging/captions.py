@@ -1,0 +1,239 @@
+"""Captions and facts of a sample, from the text, JSON or table cell that holds them: the same for folders, lists and tars.
+
+A caption is text. Of a value that JSON, parquet or a table holds, a string is one caption and a list of strings is several; null,
+NaN, booleans, numbers, objects and lists inside lists are none, and never become text.
+"""
+
+import codecs
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS, parse_json
+from trainer.errors import InputError
+from trainer.staging.foreign import shown
+
+CAPTION_KEYS = ("captions", "caption", "text", "texts")
+"""Keys of a JSON object that may hold captions; the first that holds any counts."""
+CAPTION_SUFFIXES = ("txt", "caption")
+"""Files of plain captions, one a line; the first that is there and has any counts."""
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+
+
+class BadCaptionError(ValueError):
+    """A caption that cannot be used; `cause` is what rejects are counted by."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+
+class NoCaptionError(BadCaptionError):
+    """There is no caption, but `facts` besides: another file may have the captions."""
+
+    def __init__(self, cause: str, detail: str, facts: "Facts | None" = None) -> None:
+        super().__init__(cause, detail)
+        self.facts = facts or Facts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What stands beside a picture.
+
+    Attributes:
+        captions: none empty; there may be none.
+        label: class name on one line, or empty.
+        split: as it was written, or empty.
+        family: pictures of one family share a split.
+    """
+
+    captions: tuple[str, ...] = ()
+    label: str = ""
+    split: str = ""
+    family: str = ""
+
+
+def read_facts(beside: Mapping[str, bytes], where: str) -> Facts:
+    """Captions, label, split and family from the files beside a picture.
+
+    The plain captions (.txt, .caption) have the last word, unless the JSON holds the same ones and more. Label, split and family
+    are the JSON's. An empty file or an empty caption hides nothing that another file holds.
+
+    Args:
+        beside: content by suffix, without the dot and in lower case: json, txt, caption; others are ignored.
+        where: the sample's name without suffix, for errors.
+
+    Raises:
+        BadCaptionError: no caption, or a file that cannot be read.
+    """
+    fault, found = BadCaptionError("no caption", "no .txt and no .json of the same name"), Facts()
+    if "json" in beside:
+        value = parse_object(beside["json"], f"{where}.json")
+        try:
+            found = facts_of(value, f"{where}.json")
+        except NoCaptionError as error:
+            fault, found = error, error.facts
+    for suffix in CAPTION_SUFFIXES:
+        if suffix in beside:
+            plain = parse_text(beside[suffix], f"{where}.{suffix}")
+            if plain:
+                return found if set(plain) <= set(found.captions) else replace(found, captions=plain)
+            fault = fault if isinstance(fault, NoCaptionError) else NoCaptionError("empty caption", f"{where}.{suffix}", found)
+    if not found.captions:
+        raise fault
+    return found
+
+
+def check_caption_size(size: int, where: str) -> None:
+    """BadCaptionError where a sample's text or facts have more bytes than are read."""
+    if size > MAX_CAPTION_BYTES:
+        raise BadCaptionError("too many bytes", f"{where}: {size:,}, at most {MAX_CAPTION_BYTES:,}")
+
+
+def parse_text(data: bytes, where: str) -> tuple[str, ...]:
+    """Captions of a text file in UTF-8, one a line; empty lines do not count. BadCaptionError where it is not UTF-8."""
+    try:
+        text = decode(data)
+    except ValueError as error:
+        raise BadCaptionError("caption not UTF-8", f"{where} {error}") from error
+    return clean_captions(text.splitlines(), where)
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """The object of a JSON file that holds captions; a string, or a list of strings, stands for its captions.
+
+    Raises:
+        BadCaptionError: not JSON, or something else than that.
+    """
+    try:
+        value = parse_json(decode(data), where)
+    except InputError as error:
+        raise BadCaptionError("caption not JSON", str(error)) from error
+    except ValueError as error:
+        raise BadCaptionError("caption not JSON", f"{where} {error}") from error
+    if isinstance(value, str | list):
+        value = {"captions": value}
+    if not isinstance(value, dict):
+        raise BadCaptionError("caption not JSON", f"{where}: expected an object, a string or a list, got {shown(value)}")
+    return value
+
+
+def facts_of(value: Mapping[str, Any], where: str) -> Facts:
+    """Facts of an object with caption(s) or text(s), label, split and family.
+
+    Raises:
+        NoCaptionError: without a caption in it; it has the other facts.
+        BadCaptionError: a label or family that is not a name, or half a character in a text.
+    """
+    label, split, family = (one_line(value.get(key), f"{where}: {key}") for key in ("label", "split", "family"))
+    facts = Facts(label=label, split=split, family=family)
+    try:
+        return replace(facts, captions=first_captions((value.get(key) for key in CAPTION_KEYS), where))
+    except NoCaptionError as error:
+        raise NoCaptionError(error.cause, error.detail, facts) from error
+
+
+def first_captions(values: Iterable[object], where: str) -> tuple[str, ...]:
+    """Captions of the first value that holds any.
+
+    Raises:
+        NoCaptionError: none does; its cause tells values that are empty from those that are something else than text.
+    """
+    odd = None
+    for value in values:
+        if captions := clean_captions(texts_in(value), where):
+            return captions
+        odd = value if odd is None and not _is_empty(value) else odd
+    if odd is not None:
+        raise NoCaptionError("caption is not text", f"{where}: {shown(odd)}")
+    raise NoCaptionError("empty caption", where)
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """The texts that a value holds: one string, or those of a list."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from (text for text in value if isinstance(text, str))
+
+
+def clean_captions(captions: Iterable[str], where: str) -> tuple[str, ...]:
+    """Captions without white space around them, without the empty ones.
+
+    Raises:
+        BadCaptionError: too many, or one that has half a character (a lone surrogate).
+    """
+    clean = tuple(text for text in map(str.strip, captions) if text)
+    if len(clean) > MAX_CAPTIONS:
+        raise BadCaptionError("too many captions", f"{where}: {len(clean)}, at most {MAX_CAPTIONS}")
+    for text in clean:
+        if not text.isascii():
+            _check_whole(text, where)
+    return clean
+
+
+def one_line(value: object, where: str) -> str:
+    """A name, such as a label, on one line: white space of any kind becomes a blank, so that it can be written one a line.
+
+    Args:
+        value: text, a whole number, or nothing (null, NaN).
+        where: for errors.
+
+    Raises:
+        BadCaptionError: something else.
+    """
+    if isinstance(value, str):
+        name = clean_name(value)
+        if not name.isascii():
+            _check_whole(name, where)
+        return name
+    if _is_empty(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps, as pandas writes it
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or len(shown(value)) > 20:
+        raise BadCaptionError("label is not text", f"{where}: {shown(value)}")
+    return str(value)
+
+
+def clean_name(text: str) -> str:
+    """Text on one line, without byte order marks: whoever reads names one a line gets back the same."""
+    return " ".join(text.replace("\ufeff", "").split())
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is not; the message names the encoding that it seems to have, and how to convert it.
+    """
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
+    if not encoding and data[:64].count(0) >= max(1, len(data[:64]) // 4):
+        encoding = "UTF-16"
+    if encoding:
+        raise ValueError(f"must be UTF-8, is {encoding} by its first bytes: convert it with iconv -f {encoding} -t UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        start = error.start + (3 if data.startswith(codecs.BOM_UTF8) else 0)
+        line, byte = data.count(b"\n", 0, start) + 1, f"{data[start]:#04x} at {start}"
+        why = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
+        raise ValueError(f"must be UTF-8, line {line} has byte {byte}, {why}") from error
+
+
+def _check_whole(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadCaptionError("caption not UTF-8", f"{where}: half a character, {text[error.start]!r}") from error
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a value says nothing: null, NaN, blanks, or a list of such."""
+    if isinstance(value, list | tuple):
+        return all(_is_empty(one) for one in value)
+    return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip())

@@ -1,0 +1,307 @@
+"""Lists of pictures in the forms they come in: CSV of any separator, JSON, JSON lines, COCO's and Karpathy's JSON, parquet.
+
+A list is opened without knowing which form it has: `open_list` says what it holds (form and columns), and gives its rows one by one.
+"""
+
+import csv
+import io
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.bounds import MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, parse_json
+from trainer.errors import InputError, RunError
+from trainer.staging.captions import decode
+from trainer.staging.foreign import shown
+from trainer.staging.kinds import suffix_of
+from trainer.staging.parquet import BROKEN, first_line, read_batches
+from trainer.staging.rows import Blob
+from trainer.staging.sources.listing import SourceFile
+
+SUFFIXES = (".csv", ".tsv", ".psv", ".tab", ".txt", ".token", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Of files that may be a list."""
+COLUMNS = {
+    "file": (
+        "file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath", "img", "imgname", "imgpath", "path", "picture",
+        "photo", "imageid",
+    ),
+    "caption": ("captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw", "description", "alttext", "title"),
+    "label": ("label", "class", "classname"),
+    "split": ("split", "subset"),
+    "family": ("family",),
+}  # fmt: skip
+"""What a row says -> names of the columns that say it, the first one first; case, blanks, hyphens and underscores make no difference."""
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+_SHOWN_COLUMNS = 12
+_SEEN_ROWS = 100  # of JSON, whose keys are the columns
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A list that was opened.
+
+    Attributes:
+        file: it.
+        form: CSV, JSON lines …, for people.
+        columns: its columns, for people.
+        roles: what a row says -> the columns that say it.
+        rows: where each row stands and its values by column; instead of them what is wrong with the row.
+        splits: further names of splits, with what they mean.
+    """
+
+    file: SourceFile
+    form: str
+    columns: Sequence[str]
+    roles: dict[str, list[str]]
+    rows: Callable[[], Iterable[tuple[str, Record | str]]]
+    known_splits: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its rows name pictures and captions."""
+        return "file" in self.roles and "caption" in self.roles
+
+    def __str__(self) -> str:
+        """As a message says it."""
+        columns = ", ".join(self.columns[:_SHOWN_COLUMNS]) + (", …" if len(self.columns) > _SHOWN_COLUMNS else "")
+        return f"{self.file.name} ({self.form} with {columns or 'no columns'})"
+
+
+def open_list(file: SourceFile, is_picture: Callable[[str], bool] = lambda name: False) -> Listed:
+    """Look what a file lists.
+
+    Args:
+        file: with one of SUFFIXES.
+        is_picture: whether a name is that of a picture, for lists without a header.
+
+    Raises:
+        InputError: not UTF-8, not the form that its suffix says, or larger than is read.
+    """
+    suffix = suffix_of(file.name)
+    check_size(file.size, MAX_TABLE_BYTES, file.uri)
+    data = Blob(file.uri).read()
+    if suffix == ".parquet":
+        return _open_parquet(file, data)
+    try:
+        text = decode(data)
+    except ValueError as error:
+        raise InputError(f"{file.uri}: {error}") from error
+    del data
+    if suffix in (".jsonl", ".ndjson") and text.lstrip()[:1] != "[":
+        return _open_json_lines(file, text)
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        return _open_json(file, text)
+    return _open_table(file, text, is_picture)
+
+
+def roles_of(columns: Iterable[str]) -> dict[str, list[str]]:
+    """What a row says -> the columns that say it, in the order of COLUMNS."""
+    by_name: dict[str, str] = {}
+    for column in columns:
+        by_name.setdefault(re.sub(r"[\s_-]+", "", column.lower()), column)
+    found = {role: [by_name[name] for name in names if name in by_name] for role, names in COLUMNS.items()}
+    return {role: names for role, names in found.items() if names}
+
+
+def _is_list(columns: Iterable[str]) -> bool:
+    return {"file", "caption"} <= roles_of(columns).keys()
+
+
+def _open_table(file: SourceFile, text: str, is_picture: Callable[[str], bool]) -> Listed:
+    """Text in columns. The separator is the one with which the first line names picture and caption."""
+    first = text[: text.find("\n")] if "\n" in text else text
+    headers = {separator: _fields(first, separator) for separator in _SEPARATORS}
+    ordered = sorted(headers, key=lambda separator: -len(headers[separator]))
+    separator = next((one for one in ordered if _is_list(headers[one])), ordered[0])
+    columns = headers[separator]
+    form = f"CSV separated by {_SEPARATORS[separator]}" if separator != "," else "CSV"
+    body, first_row = text, 2
+    if not _is_list(columns):
+        for one in ordered:
+            fields = headers[one]
+            if len(fields) == 2 and is_picture(_without_number(fields[0])):
+                separator, columns, first_row = one, ["file", "caption"], 1
+    if first_row == 2:
+        body = text[len(first) + 1 :]
+    numbered = first_row == 1
+
+    def rows() -> Iterator[tuple[str, Record | str]]:
+        for number, fields in enumerate(_table_rows(file, body, separator, len(columns)), start=first_row):
+            if len(fields) != len(columns):
+                yield f"row {number}", f"line {number} must have {len(columns)} columns, as the first line has, and has {len(fields)}"
+                continue
+            if numbered:
+                fields[0] = _without_number(fields[0])
+            yield f"row {number}", dict(zip(columns, fields, strict=True))
+
+    return Listed(file=file, form=form, columns=columns, roles=roles_of(columns), rows=rows)
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=separator, strict=True), [])]
+    except csv.Error:
+        return [field.strip() for field in line.split(separator)]
+
+
+def _without_number(name: str) -> str:
+    """Flickr8k's own list names a picture once a caption: `1000.jpg#0`."""
+    return re.sub(r"#\d+$", "", name)
+
+
+def _table_rows(file: SourceFile, body: str, separator: str, width: int) -> Iterator[list[str]]:
+    """The fields of each row that has any.
+
+    Between commas and semicolons quotes are CSV's. Between tabs and bars many write quotes as they are: there a field is unquoted
+    only where it is quoted as a whole, as long as every line has all the columns; else rows go over lines, which is CSV again.
+    """
+    if separator in "\t|":
+        lines = [line.removesuffix("\r") for line in body.split("\n")]
+        if all(line.count(separator) + 1 == width for line in lines if line):
+            yield from ([_unquoted(field) for field in line.split(separator)] for line in lines if line)
+            return
+        if '"' not in body:
+            yield from (line.split(separator) for line in lines if line)
+            return
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
+    try:
+        yield from (fields for fields in reader if fields)
+    except csv.Error as error:
+        raise InputError(f"{file.uri}: line {reader.line_num + 1}: not CSV: {error}") from error
+
+
+def _unquoted(field: str) -> str:
+    field = field.strip()
+    if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', ""):
+        return field[1:-1].replace('""', '"')
+    return field
+
+
+def _open_json_lines(file: SourceFile, text: str) -> Listed:
+    def rows() -> Iterator[tuple[str, Record | str]]:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line or line.isspace():
+                continue
+            try:
+                value = parse_json(line, f"line {number}")
+            except InputError as error:
+                yield f"line {number}", str(error)
+                continue
+            yield f"line {number}", value if isinstance(value, dict) else f"expected an object, got {shown(value)}"
+
+    return _listed(file, "JSON lines", rows)
+
+
+def _open_json(file: SourceFile, text: str) -> Listed:
+    """A list of objects, alone or the only one in an object; captions by file name; COCO's or Karpathy's."""
+    try:
+        value = parse_json(text, file.uri)
+    except InputError:
+        first = text.lstrip().partition("\n")[0]
+        if not (first.startswith("{") and first.rstrip().endswith("}")):
+            raise
+        return _open_json_lines(file, text)
+    if isinstance(value, dict) and isinstance(value.get("images"), list):
+        if any(isinstance(image, dict) and "sentences" in image for image in value["images"][:1]):
+            return _listed(file, "Karpathy's JSON", lambda: _karpathy_rows(value["images"]), (("restval", "train"),))
+        if isinstance(value.get("annotations"), list):
+            return _listed(file, "COCO's JSON", lambda: _coco_rows(value))
+    within = list(value.values()) if isinstance(value, dict) else []
+    lists = [value] if isinstance(value, list) else [one for one in within if _holds_objects(one)]
+    if len(lists) == 1:
+        return _listed(file, "JSON", lambda: _numbered(lists[0]))
+    if isinstance(value, dict) and value and not any(isinstance(one, dict) for one in within):
+        pairs = [{"file": name, "caption": captions} for name, captions in value.items()]
+        if suffix_of(next(iter(value))):
+            return _listed(file, "JSON of captions by file name", lambda: _numbered(pairs))
+    columns = list(value) if isinstance(value, dict) else []
+    return Listed(file=file, form="JSON", columns=columns, roles={}, rows=lambda: ())
+
+
+def _listed(
+    file: SourceFile, form: str, rows: Callable[[], Iterable[tuple[str, Record | str]]], known_splits: tuple[tuple[str, str], ...] = ()
+) -> Listed:
+    """A list whose columns are the keys of its first rows."""
+    columns: dict[str, None] = {}
+    for (_, row), _ in zip(rows(), range(_SEEN_ROWS), strict=False):
+        columns |= dict.fromkeys(row) if isinstance(row, dict) else {}
+    return Listed(file=file, form=form, columns=list(columns), roles=roles_of(columns), rows=rows, known_splits=known_splits)
+
+
+def _holds_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _numbered(entries: Sequence[object]) -> Iterator[tuple[str, Record | str]]:
+    for number, entry in enumerate(entries, start=1):
+        yield f"entry {number}", entry if isinstance(entry, dict) else f"expected an object, got {shown(entry)}"
+
+
+def _coco_rows(value: dict[str, Any]) -> Iterator[tuple[str, Record | str]]:
+    """A row an image, with all its captions; annotations of other sorts (boxes, masks) have none."""
+    captions: dict[object, list[object]] = defaultdict(list)
+    of_captions = False
+    for number, annotation in enumerate(value["annotations"], start=1):
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not isinstance(image_id, int | str):
+            yield f"annotation {number}", f"has no image_id: {shown(annotation)}"
+        elif "caption" in annotation:
+            captions[image_id].append(annotation["caption"])
+            of_captions = True
+    for number, image in enumerate(value["images"], start=1):
+        if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
+            yield f"image {number}", f"has no id: {shown(image)}"
+            continue
+        found = captions.pop(image["id"], [])
+        yield f"image {number}", {"file": image.get("file_name"), **({"caption": found} if of_captions else {})}
+    for image_id in captions:
+        yield f"image {shown(image_id)}", "has captions, but no entry among the images"
+
+
+def _karpathy_rows(images: Sequence[Any]) -> Iterator[tuple[str, Record | str]]:
+    for number, image in enumerate(images, start=1):
+        place = f"image {number}"
+        if not isinstance(image, dict) or not isinstance(image.get("sentences"), list):
+            yield place, f"has no sentences: {shown(image)}"
+            continue
+        name, folder = image.get("filename"), image.get("filepath")
+        captions = [sentence.get("raw") for sentence in image["sentences"] if isinstance(sentence, dict)]
+        yield place, {"file": f"{folder}/{name}" if folder and name else name, "caption": captions, "split": image.get("split")}
+
+
+def _open_parquet(file: SourceFile, data: bytes) -> Listed:
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as parquet:
+            schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+    except BROKEN as error:
+        raise InputError(f"{file.uri}: not a whole parquet file: {first_line(error)}") from error
+    if not 0 <= count <= MAX_TABLE_ROWS:
+        raise InputError(f"{file.uri}: {shown(count)} rows, at most {MAX_TABLE_ROWS:,} are read")
+    pictures = {field.name for field in schema if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)}
+    roles = roles_of(name for name in schema.names if name not in pictures)
+    if "file" not in roles and "file" in roles_of(pictures):
+        (column,) = roles_of(pictures)["file"][:1]
+        raise InputError(
+            f"{file.uri}: holds the pictures themselves, in the column {column!r}: turn it into tars by python -m trainer stage unpack "
+            "--source FOLDER --folder TARS, then stage TARS"
+        )
+    wanted = [name for names in roles.values() for name in names]
+
+    def rows() -> Iterator[tuple[str, Record | str]]:
+        try:
+            with pq.ParquetFile(io.BytesIO(data)) as parquet:
+                for number, row in enumerate(read_batches(parquet, file.uri, wanted), start=1):
+                    yield f"row {number}", row
+        except (InputError, RunError):
+            raise
+        except BROKEN as error:
+            raise InputError(f"{file.uri}: not a whole parquet file: {first_line(error)}") from error
+
+    return Listed(file=file, form="parquet", columns=schema.names, roles=roles, rows=rows)
