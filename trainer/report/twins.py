@@ -9,7 +9,7 @@ from trainer.report.experiment import Experiment
 
 
 def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
-    """By data set, what was found of captions and pictures that nobody can tell apart: in the pairs by staging, in each retrieval set by evaluation."""
+    """By data set, what was found of captions and pictures that nobody can tell apart: by staging in the pairs, else by evaluation."""
     rows: dict[str, dict[str, Any]] = {}
     found = experiment.pairs.facts.get("twins") if experiment.pairs else None
     if experiment.pairs and isinstance(found, dict):
@@ -45,5 +45,7 @@ def _twins_of_pairs(name: str, found: dict[str, Any]) -> str:
         f"{number['test_identical']} have the bytes of one" if number["test_identical"] else "",
         f"{number['test_alike']} look like one (by a perceptual hash, so some may be chance)" if number["test_alike"] else "",
     ]
+    if unseen := int(found.get("unseen_labels") or 0):
+        across.append(f"belong to {unseen} classes that no training picture has")
     of_test = f"of {number['test']} test pictures {', '.join(filter(None, across))}" if any(across) else ""
     return f"{name}: {'. '.join(filter(None, (said + together if said else '', of_test)))}." if said or of_test else ""
