@@ -4,7 +4,9 @@ On a terminal there is a bar a step with rate and time left; without one a plain
 """
 
 import json
+import re
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from pipelines.planning.plan import Cell
+from trainer.storage import layout
 
 LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 20.0
@@ -65,10 +70,27 @@ class Step:
         return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in self.figures.items())
 
 
-class Display:
-    """Follows the file of records and draws it."""
+def jobs_of(cells: Iterable[Cell]) -> list[str]:
+    """The jobs of a run by the names under which they speak, in about the order in which they run; what cells share is there once."""
+    names = ["stage pairs", "stage triplets"]
+    for cell in cells:
+        names += [layout.stage_title(stage) for stage in cell.stages()]
+        names.append(f"evaluate {cell.name}")
+    return list(dict.fromkeys(names))
 
-    def __init__(self, path: Path, console: Console, *, verbose: bool = False) -> None:
+
+class Display:
+    """Follows the file of records and draws it.
+
+    Args:
+        path: of the file.
+        console: to draw on.
+        verbose: whether details are shown.
+        jobs: of the run, by name (`jobs_of`): each of their lines says which of how many it is.
+    """
+
+    def __init__(self, path: Path, console: Console, *, verbose: bool = False, jobs: Sequence[str] = ()) -> None:
+        self._jobs = {name: f"job {number} of {len(jobs)}: " for number, name in enumerate(jobs, 1)}
         self._path = path
         self._console = console
         self._verbose = verbose
@@ -96,7 +118,7 @@ class Display:
         for record in self._read():
             self._take(record)
         if self._live:
-            self._live.update(_bars(self._steps.values()), refresh=True)
+            self._live.update(_bars([(self._called(step.name), step) for step in self._steps.values()]), refresh=True)
 
     def say(self, text: str) -> None:
         """A line above the bars."""
@@ -106,7 +128,7 @@ class Display:
         name = str(record["step"])
         if "note" in record:
             if self._verbose or not record.get("detail"):
-                self.say(f"{name}: {record['note']}")
+                self.say(f"{self._called(name)}: {record['note']}")
             return
         step = self._steps.setdefault(name, Step(name=name))
         step.update(record)
@@ -116,10 +138,15 @@ class Display:
         elif not self._live and record["time"] - step.shown >= LINE_SECONDS:
             self._say(step)
 
+    def _called(self, name: str) -> str:
+        """`job 3 of 9: contrastive random-seed0`. Staging speaks under the names of its parts: `judge triplets`, `stage cats-pairs`."""
+        part = re.match(r"(?:stage|judge|plan|fetch) .*?\b(pairs|triplets)\b", name)
+        return self._jobs.get(f"stage {part[1]}" if part else name, "") + name
+
     def _say(self, step: Step) -> None:
         step.shown = step.history[-1][0]
         percent = f"{100 * step.done // step.total:3d} %" if step.total else "     "
-        self.say("  ".join(part for part in (step.name, percent, step.amount(), step.pace(), step.extras()) if part))
+        self.say("  ".join(part for part in (self._called(step.name), percent, step.amount(), step.pace(), step.extras()) if part))
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
@@ -132,11 +159,11 @@ class Display:
         return [json.loads(line) for line in complete.splitlines()]
 
 
-def _bars(steps: Any) -> Table:
+def _bars(steps: Sequence[tuple[str, Step]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    for step in steps:
+    for name, step in steps:
         bar = ProgressBar(total=step.total or None, completed=step.done, width=24, pulse=not step.total)
-        table.add_row(Text(step.name), bar, Text(step.amount()), Text(step.pace()), Text(step.extras(), style="dim"))
+        table.add_row(Text(name), bar, Text(step.amount()), Text(step.pace()), Text(step.extras(), style="dim"))
     return table
 
 

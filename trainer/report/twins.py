@@ -35,7 +35,7 @@ def _twins_of_pairs(name: str, found: dict[str, Any]) -> str:
     """Staging's counts in a sentence; empty where it found nothing."""
     number = {key: int(found.get(key) or 0) for key in ("captions", "identical", "test_captions", "test_identical", "test_alike", "test")}
     parts = [
-        f"{number['captions']} pictures share a caption with another" if number["captions"] else "",
+        f"{per_item.counted({'pictures': number['captions']})} share a caption with another" if number["captions"] else "",
         f"{number['identical']} have the bytes of another" if number["identical"] else "",
     ]
     together = "; such pictures stand on one side of the split" if not number["test_captions"] + number["test_identical"] else ""
@@ -46,6 +46,6 @@ def _twins_of_pairs(name: str, found: dict[str, Any]) -> str:
         f"{number['test_alike']} look like one (by a perceptual hash, so some may be chance)" if number["test_alike"] else "",
     ]
     if unseen := int(found.get("unseen_labels") or 0):
-        across.append(f"belong to {unseen} classes that no training picture has")
-    of_test = f"of {number['test']} test pictures {', '.join(filter(None, across))}" if any(across) else ""
+        across.append(f"belong to {per_item.counted({'classes': unseen})} that no training picture has")
+    of_test = f"of {number['test']} test pictures, {', '.join(filter(None, across))}" if any(across) else ""
     return f"{name}: {'. '.join(filter(None, (said + together if said else '', of_test)))}." if said or of_test else ""

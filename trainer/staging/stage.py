@@ -17,7 +17,7 @@ from typing import Any
 
 from trainer.config import Recipe, canonical_hash
 from trainer.fields import added_fields
-from trainer.progress import check_stop, progress
+from trainer.progress import check_stop, counted, progress
 from trainer.staging import demo, generate, heldout
 from trainer.staging.plans import PAIRS_RULES, Plan, pairs_target, plan_id, read_plan, refuse, rules_of, slices_to_make, write_plan
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, check_unique, in_order
@@ -318,8 +318,11 @@ def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float
     """Stop where too much was bad; say what was left out where it was little."""
     check_rejects(target, plan, account, max_reject_fraction)
     if account.lost:
-        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(account.lost.items()))
-        print(f"{plan.name}: {sum(account.lost.values())} rows left out: {causes}; listed in {join(target, 'rejects')}", file=sys.stderr)
+        causes, number = ", ".join(f"{count} x {cause}" for cause, count in sorted(account.lost.items())), sum(account.lost.values())
+        print(
+            f"{plan.name}: {counted(number, 'row')} left out: {causes}; listed in {join(target, 'rejects')}",
+            file=sys.stderr,
+        )
 
 
 def _split_sizes(account: Account) -> dict[str, int]:
