@@ -71,7 +71,7 @@ class Step:
 
 
 def jobs_of(cells: Iterable[Cell]) -> list[str]:
-    """The jobs of a run by the names under which they speak, in about the order in which they run; what cells share is there once."""
+    """The jobs of a run by the names under which they speak; what cells share is there once."""
     names = ["stage pairs", "stage triplets"]
     for cell in cells:
         names += [layout.stage_title(stage) for stage in cell.stages()]
@@ -86,11 +86,12 @@ class Display:
         path: of the file.
         console: to draw on.
         verbose: whether details are shown.
-        jobs: of the run, by name (`jobs_of`): each of their lines says which of how many it is.
+        jobs: of the run, by name (`jobs_of`): each of their lines says the how-many-th it is to begin, of how many.
     """
 
     def __init__(self, path: Path, console: Console, *, verbose: bool = False, jobs: Sequence[str] = ()) -> None:
-        self._jobs = {name: f"job {number} of {len(jobs)}: " for number, name in enumerate(jobs, 1)}
+        self._jobs = dict.fromkeys(jobs, 0)
+        self._begun = 0
         self._path = path
         self._console = console
         self._verbose = verbose
@@ -141,7 +142,13 @@ class Display:
     def _called(self, name: str) -> str:
         """`job 3 of 9: contrastive random-seed0`. Staging speaks under the names of its parts: `judge triplets`, `stage cats-pairs`."""
         part = re.match(r"(?:stage|judge|plan|fetch) .*?\b(pairs|triplets)\b", name)
-        return self._jobs.get(f"stage {part[1]}" if part else name, "") + name
+        job = f"stage {part[1]}" if part else name
+        if job not in self._jobs:
+            return name
+        if not self._jobs[job]:
+            self._begun += 1
+            self._jobs[job] = self._begun
+        return f"job {self._jobs[job]} of {len(self._jobs)}: {name}"
 
     def _say(self, step: Step) -> None:
         step.shown = step.history[-1][0]
