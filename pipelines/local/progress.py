@@ -119,7 +119,7 @@ class Display:
         for record in self._read():
             self._take(record)
         if self._live:
-            self._live.update(_bars([(self._called(step.name), step) for step in self._steps.values()]), refresh=True)
+            self._live.update(_bars([(self._job(step.name), step) for step in self._steps.values()]), refresh=True)
 
     def say(self, text: str) -> None:
         """A line above the bars."""
@@ -128,8 +128,9 @@ class Display:
     def _take(self, record: dict[str, Any]) -> None:
         name = str(record["step"])
         if "note" in record:
+            self._job(name)  # one that was done before has begun, too
             if self._verbose or not record.get("detail"):
-                self.say(f"{self._called(name)}: {record['note']}")
+                self.say(f"{name}: {record['note']}")
             return
         step = self._steps.setdefault(name, Step(name=name))
         step.update(record)
@@ -139,21 +140,21 @@ class Display:
         elif not self._live and record["time"] - step.shown >= LINE_SECONDS:
             self._say(step)
 
-    def _called(self, name: str) -> str:
-        """`job 3 of 9: contrastive random-seed0`. Staging speaks under the names of its parts: `judge triplets`, `stage cats-pairs`."""
+    def _job(self, name: str) -> str:
+        """`job 3 of 9`, in the order in which they begin; empty for what is none. Staging speaks under the names of its parts, too."""
         part = re.match(r"(?:stage|judge|plan|fetch) .*?\b(pairs|triplets)\b", name)
         job = f"stage {part[1]}" if part else name
         if job not in self._jobs:
-            return name
+            return ""
         if not self._jobs[job]:
             self._begun += 1
             self._jobs[job] = self._begun
-        return f"job {self._jobs[job]} of {len(self._jobs)}: {name}"
+        return f"job {self._jobs[job]} of {len(self._jobs)}"
 
     def _say(self, step: Step) -> None:
         step.shown = step.history[-1][0]
         percent = f"{100 * step.done // step.total:3d} %" if step.total else "     "
-        self.say("  ".join(part for part in (self._called(step.name), percent, step.amount(), step.pace(), step.extras()) if part))
+        self.say("  ".join(part for part in (step.name, self._job(step.name), percent, step.amount(), step.pace(), step.extras()) if part))
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
@@ -168,9 +169,9 @@ class Display:
 
 def _bars(steps: Sequence[tuple[str, Step]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    for name, step in steps:
+    for job, step in steps:
         bar = ProgressBar(total=step.total or None, completed=step.done, width=24, pulse=not step.total)
-        table.add_row(Text(name), bar, Text(step.amount()), Text(step.pace()), Text(step.extras(), style="dim"))
+        table.add_row(Text(step.name), Text(job), bar, Text(step.amount()), Text(step.pace()), Text(step.extras(), style="dim"))
     return table
 
 
