@@ -21,6 +21,7 @@ from trainer.fields import require as require
 StageName = Literal["perceptual", "contrastive", "posthoc"]
 StartKind = Literal["random", "tower", "permuted", "model"]
 Precision = Literal["fp32", "bf16", "fp64"]
+EVALUATION_VERSION = 2  # of new experiments (docs/EVALUATION.md); raised where the same model and data would give other figures
 
 
 def _at_least(bound: int, section: str, config: object, *names: str) -> None:
@@ -223,10 +224,6 @@ class StagingConfig:
         require("staging.flip_min_difference", self.flip_min_difference, "in [0, 1)", 0 <= self.flip_min_difference < 1)
 
 
-EVALUATION_VERSION = 2
-"""Of new experiments; raised whenever the same model and data would give other figures. An experiment keeps that of its plan."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How a model is measured; part of an evaluation's version, so that unlike is never compared."""
@@ -324,11 +321,8 @@ def unless_auto(value: int | Literal["auto"]) -> int:
 
 
 def loader_workers_for(cores: int) -> int:
-    """Decoding processes of a rank beside a GPU, where placement.loader_workers is `auto`: its cores but one, which the rank needs.
-
-    Fourteen decode 20,000 pairs a second and an H100 takes 7,600 (docs/BENCHMARKS.md, rows K and M): more than 16 feed no GPU faster.
-    """
-    return min(max(cores - 1, 0), 16)
+    """Decoding processes of a rank beside a GPU, where placement.loader_workers is `auto`: its cores but one, which the rank needs."""
+    return min(max(cores - 1, 0), 16)  # 14 decode 20,000 pairs/s, an H100 takes 7,600 (docs/BENCHMARKS.md, rows K and M)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,12 +421,5 @@ class EvaluateConfig:
     triplets: DataConfig = recipe(DataConfig(), "ours", "2AFC is measured on its val and test splits.")
     sets: tuple[DataConfig, ...] = recipe((), "ours", "Further evaluation sets (`stage eval`, or CLIP_benchmark's layout).")
     evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
-    evaluation_version: int = recipe(
-        EVALUATION_VERSION, "ours", "What is measured. 2: retrieval that takes any twin for right, too.", since="0.2.0", introduced=1
-    )
+    evaluation_version: int = recipe(EVALUATION_VERSION, "ours", "That of the experiment.", since="0.2.0", introduced=1)
     placement: Placement = placement(Placement(), "")
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        rule = f"1 to {EVALUATION_VERSION}, which this firstsight knows"
-        require("evaluation_version", self.evaluation_version, rule, 1 <= self.evaluation_version <= EVALUATION_VERSION)

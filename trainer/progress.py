@@ -37,6 +37,11 @@ def progress(step: str, done: int, total: int, unit: str, **figures: float | str
         stream.write((json.dumps(record) + "\n").encode())
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 row`, `2 rows`, `1,024 rows`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def step_line(name: str, step: int, steps: int, loss: float, rate: float) -> str:
     """The line of a training log that says how far it is; `read_step_line` reads it again, in a launcher far away.
 

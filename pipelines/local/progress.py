@@ -4,7 +4,9 @@ On a terminal there is a bar a step with rate and time left; without one a plain
 """
 
 import json
+import re
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from pipelines.planning.plan import Cell
+from trainer.storage import layout
 
 LINE_SECONDS = 10.0
 RATE_WINDOW_SECONDS = 20.0
@@ -65,10 +70,28 @@ class Step:
         return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in self.figures.items())
 
 
-class Display:
-    """Follows the file of records and draws it."""
+def jobs_of(cells: Iterable[Cell]) -> list[str]:
+    """The jobs of a run by the names under which they speak; what cells share is there once."""
+    names = ["stage pairs", "stage triplets"]
+    for cell in cells:
+        names += [layout.stage_title(stage) for stage in cell.stages()]
+        names.append(f"evaluate {cell.name}")
+    return list(dict.fromkeys(names))
 
-    def __init__(self, path: Path, console: Console, *, verbose: bool = False) -> None:
+
+class Display:
+    """Follows the file of records and draws it.
+
+    Args:
+        path: of the file.
+        console: to draw on.
+        verbose: whether details are shown.
+        jobs: of the run, by name (`jobs_of`): each of their lines says the how-many-th it is to begin, of how many.
+    """
+
+    def __init__(self, path: Path, console: Console, *, verbose: bool = False, jobs: Sequence[str] = ()) -> None:
+        self._jobs = dict.fromkeys(jobs, 0)
+        self._begun = 0
         self._path = path
         self._console = console
         self._verbose = verbose
@@ -96,7 +119,7 @@ class Display:
         for record in self._read():
             self._take(record)
         if self._live:
-            self._live.update(_bars(self._steps.values()), refresh=True)
+            self._live.update(_bars([(self._job(step.name), step) for step in self._steps.values()]), refresh=True)
 
     def say(self, text: str) -> None:
         """A line above the bars."""
@@ -105,6 +128,7 @@ class Display:
     def _take(self, record: dict[str, Any]) -> None:
         name = str(record["step"])
         if "note" in record:
+            self._job(name)  # one that was done before has begun, too
             if self._verbose or not record.get("detail"):
                 self.say(f"{name}: {record['note']}")
             return
@@ -116,10 +140,21 @@ class Display:
         elif not self._live and record["time"] - step.shown >= LINE_SECONDS:
             self._say(step)
 
+    def _job(self, name: str) -> str:
+        """`job 3 of 9`, in the order in which they begin; empty for what is none. Staging speaks under the names of its parts, too."""
+        part = re.match(r"(?:stage|judge|plan|fetch) .*?\b(pairs|triplets)\b", name)
+        job = f"stage {part[1]}" if part else name
+        if job not in self._jobs:
+            return ""
+        if not self._jobs[job]:
+            self._begun += 1
+            self._jobs[job] = self._begun
+        return f"job {self._jobs[job]} of {len(self._jobs)}"
+
     def _say(self, step: Step) -> None:
         step.shown = step.history[-1][0]
         percent = f"{100 * step.done // step.total:3d} %" if step.total else "     "
-        self.say("  ".join(part for part in (step.name, percent, step.amount(), step.pace(), step.extras()) if part))
+        self.say("  ".join(part for part in (step.name, self._job(step.name), percent, step.amount(), step.pace(), step.extras()) if part))
 
     def _read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
@@ -132,11 +167,11 @@ class Display:
         return [json.loads(line) for line in complete.splitlines()]
 
 
-def _bars(steps: Any) -> Table:
+def _bars(steps: Sequence[tuple[str, Step]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    for step in steps:
+    for job, step in steps:
         bar = ProgressBar(total=step.total or None, completed=step.done, width=24, pulse=not step.total)
-        table.add_row(Text(step.name), bar, Text(step.amount()), Text(step.pace()), Text(step.extras(), style="dim"))
+        table.add_row(Text(step.name), Text(job), bar, Text(step.amount()), Text(step.pace()), Text(step.extras(), style="dim"))
     return table
 
 

@@ -31,7 +31,7 @@ from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
 from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
 from pipelines.local.finished import find_finished
-from pipelines.local.progress import Display
+from pipelines.local.progress import Display, jobs_of
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request, resolve
 from pipelines.planning.summary import preview, print_summary
@@ -44,6 +44,7 @@ from trainer.progress import PROGRESS_VARIABLE, STOP_AT_ONCE, STOP_VARIABLE
 from trainer.storage import join, layout, open_store
 
 POLL_SECONDS = 0.2
+_COLOURS = re.compile(r"\x1b\[\d*m")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -121,10 +122,10 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     # Jobs on a cluster may be shared: a second run of the experiment follows those of the first.
     lock = exclusive(prepared.uri) if prepared.profile.backend == "local" else contextlib.nullcontext()
     with lock as held, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
-        display = Display(Path(scratch) / "progress.jsonl", console, verbose=verbose)
+        display = Display(Path(scratch) / "progress.jsonl", console, verbose=verbose, jobs=jobs_of(prepared.cells))
         variables = _variables(Path(scratch), held.jobs if held else None)
         variables[CHECKED_VARIABLE] = layout.request(prepared.uri, prepared.asked.id)
-        with _environment(variables), _signals(Path(variables[STOP_VARIABLE])) as received, display:
+        with _environment(variables), _signals(Path(variables[STOP_VARIABLE]), display) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
@@ -172,7 +173,7 @@ class _Pipeline(threading.Thread):
             try:
                 self._run()
             except Exception as error:  # kfp's own words say which task; the steps' failure.json say why
-                self.error = re.sub(r"\x1b\[\d*m", "", " ".join(str(error).split()))
+                self.error = _COLOURS.sub("", " ".join(str(error).split()))
 
     def _run(self) -> None:
         with warnings.catch_warnings():
@@ -208,17 +209,22 @@ def _keep_inputs_of_loops() -> None:
 
 
 class _Lines:
-    """A text stream whose lines go above the bars."""
+    """A text stream whose lines go above the bars, but for what kfp's executor says of itself: its imports, and its input as JSON."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
         self._rest = ""
+        self._ends_at = ""  # the line that ends the block of JSON that is being left out
 
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            if line.strip():
-                self._display.say(line)
+            if self._ends_at:
+                self._ends_at = "" if line == self._ends_at else self._ends_at
+            elif line.strip() == "{":
+                self._ends_at = line.replace("{", "}")
+            elif line.strip(" -") and "[KFP Executor " not in line:
+                self._display.say(_COLOURS.sub("", line))
         return len(text)
 
     def flush(self) -> None:
@@ -257,13 +263,15 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals(stop: Path) -> Iterator[list[int]]:
-    """Leave the stop marker on Ctrl-C and SIGTERM; yields the list of signals that came."""
+def _signals(stop: Path, display: Display) -> Iterator[list[int]]:
+    """Leave the stop marker on Ctrl-C and SIGTERM, and say so at once; yields the list of signals that came."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         stop.touch()
+        if len(received) == 1:
+            display.say("stopping… (running jobs save what they have, which may take a minute; queued ones do not begin)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

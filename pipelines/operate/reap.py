@@ -23,6 +23,7 @@ from pipelines.jobs.holds import Action
 from pipelines.jobs.shapes import job_kinds
 from pipelines.operate.reaper_server import Metrics, serve
 from trainer.errors import InputError, RunError
+from trainer.progress import counted
 
 LOOK_AGAIN_SECONDS = 30.0
 """For a kind that the cluster has not yet, a permission that is missing, an action that failed."""
@@ -95,7 +96,7 @@ class Reaper:
                     failed = True
         self._round()
         waiting = sum(self.metrics.count.values()) == 0
-        self._say(f"reap: {len(self._jobs)} jobs{', nothing to do' if waiting else ''}")
+        self._say(f"reap: {counted(len(self._jobs), 'job')}{', nothing to do' if waiting else ''}")
         return 1 if failed or self.metrics.count["errors"] else 0
 
     def watch(self, stop: threading.Event) -> None:

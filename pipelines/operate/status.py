@@ -16,9 +16,12 @@ from pipelines.jobs.shapes import job_kinds, shape_of
 from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.stuck import find_stuck
 from pipelines.jobs.view import View
+from pipelines.operate.experiments import Progress, last_record, survey_root
 from pipelines.profile.profile import read_profile, use_store_of_profile
-from trainer.storage import layout, open_store
-from trainer.storage.base import MIN_RANGE_BYTES
+from pipelines.steps.running import root_of_run
+from trainer.errors import InputError
+from trainer.progress import counted
+from trainer.storage import join, layout, open_store
 
 STORE_SECONDS = 5.0
 """So long the store may take to say how far all jobs are; it may not be reachable from here."""
@@ -72,16 +75,28 @@ class Row:
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `status`."""
-    status = commands.add_parser("status", parents=[common], help="what runs on the cluster, how far it is, and who holds it")
+    status = commands.add_parser(
+        "status", parents=[common], help="what runs on the cluster or lies in a root, how far it is, and who holds it"
+    )
     status.add_argument("--namespace", default="", help="where the jobs are (default: the profile's, else the context's)")
     status.add_argument("--experiment", default="", help="of this one only")
+    status.add_argument("--root", default="", help="of runs on this machine: what lies in this store (default without a cluster: runs)")
     status.add_argument("--json", action="store_true", help="as JSON instead of a table")
     status.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     use_store_of_profile()
-    cluster = connect(options.namespace)
+    profile = read_profile()
+    root = root_of_run(options.root, profile, default="runs")
+    if options.root:
+        return _show_root(root, options)
+    try:
+        cluster = connect(options.namespace)
+    except InputError:
+        if options.namespace or profile.backend != "local" or not open_store(root).holds(join(root, "experiments")):
+            raise
+        return _show_root(root, options)
     rows = survey(cluster, options.experiment)
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
@@ -90,6 +105,18 @@ def _run(options: argparse.Namespace) -> int:
     else:
         of = f" of experiment {options.experiment}" if options.experiment else ""
         print(f"no jobs{of} in namespace {cluster.namespace}")
+    return 0
+
+
+def _show_root(root: str, options: argparse.Namespace) -> int:
+    found = survey_root(root, options.experiment)
+    if options.json:
+        print(json.dumps([asdict(row) for row in found], indent=1))
+    elif found:
+        print(f"no cluster is asked: this is what lies in {root}")
+        _print_root(found)
+    else:
+        print(f"no experiments in {root}")
     return 0
 
 
@@ -122,7 +149,7 @@ def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dic
 
     def read(output: str) -> None:
         try:
-            found[output] = _last_line(layout.progress(output))
+            found[output], _ = last_record(layout.progress(output))
         except Exception:  # whatever keeps the store from answering here: the table is of the cluster first
             return
 
@@ -160,14 +187,14 @@ def _state(job: Object, shape: Shape, pods: list[Object], ready: int) -> tuple[s
     """The state, and why it is so where that is not self-evident."""
     phase = shape.phase(job)
     if "deletionTimestamp" in job["metadata"]:
-        return "Ending", f"{len(pods)} pods left"
+        return "Ending", f"{counted(len(pods), 'pod')} left"
     if phase.name == "suspended":
         return "Queued", "suspended: no queue has admitted it"
     if phase.ended:
         return phase.name.capitalize(), phase.message if phase.name == "failed" else ""
     restarts = sum(int(status.get("restartCount", 0)) for pod in pods for status in pod.get("status", {}).get("containerStatuses") or [])
     if ready >= shape.pods_wanted(job):
-        return "Running", f"{restarts} restarts of containers" if restarts else ""
+        return "Running", f"{counted(restarts, 'restart')} of containers" if restarts else ""
     stuck = find_stuck(_Snapshot(job, pods), shape, has_run=bool(restarts))
     return "Restarting" if restarts else "Pending", stuck[0].text if stuck else ""
 
@@ -198,17 +225,6 @@ def _holder(name: str, ends: float, now: float) -> str:
     return f"{name} (silent for {now - ends + STALE_SECONDS:.0f} s)" if ends <= now else name
 
 
-def _last_line(uri: str) -> Mapping[str, Any]:
-    store = open_store(uri)
-    info = store.head(uri)
-    if info is None or not info.size:
-        return {}
-    length = min(info.size, MIN_RANGE_BYTES)
-    lines = store.get_range(uri, info.size - length, length).splitlines()
-    value = json.loads(lines[-1])
-    return value if isinstance(value, dict) else {}
-
-
 def _print(rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -227,6 +243,23 @@ def _print(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.why:
             print(f"{row.job}: {row.state.lower()}: {row.why}")
+
+
+def _print_root(rows: Sequence[Progress]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("experiment", "cell", "stage", "state", "step", "samples/s"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("step", "samples/s") else "left")
+    for row in rows:
+        step = f"{row.step:,}/{row.steps:,}" if row.step is not None and row.steps else ""
+        rate = f"{row.samples_per_second:,.1f}" if row.samples_per_second is not None else ""
+        table.add_row(row.experiment, row.cell, row.stage, row.state, step, rate)
+    Console(highlight=False, width=WIDTH).print(table)
+    for row in rows:
+        if row.why:
+            print(f"{row.experiment}: {row.stage} {row.cell}: {row.state.lower()}: {row.why}")
 
 
 def _age(seconds: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from pipelines.planning import plan
 from pipelines.planning.cost import Estimate, number
@@ -17,6 +17,8 @@ from trainer.storage.base import MissingObject, read_field
 from trainer.storage.committed import read_final
 from trainer.storage.manifest import read_manifest
 
+WIDTH = 1000
+"""Of a plan, wherever it is shown: a folded path can be copied by nobody."""
 MOST_NAMES = 6
 """Of runs that take the same."""
 
@@ -64,9 +66,9 @@ def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.E
 
 def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Sequence[str]) -> None:
     """Every cell's stages, where they lie, which are done; then `lines`, what they take."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     staged = bool(experiment.pairs.identity and experiment.triplets.identity)
-    table = Table("Cell", "Stage", "State", Column("Folder", overflow="fold"), box=None, header_style="bold", pad_edge=False)
+    table = Table("Cell", "Stage", "State", "Folder", box=None, header_style="bold", pad_edge=False)
     done = {stage.output: staged and _is_done(stage) for cell in cells for stage in cell.stages()}
     for cell in cells:
         for stage in cell.stages():
@@ -74,7 +76,7 @@ def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Seque
             table.add_row(cell.name, stage.stage, state, stage.output if staged else "known once the data is staged")
     for what, part in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):
         console.print(f"{what}: {part.uri or 'to be staged'}", markup=False)
-    console.print(table, soft_wrap=False)
+    console.print(table)
     for line in lines:
         console.print(line, markup=False)
 

@@ -85,7 +85,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
     """What `write_plan` would write; errors as of `write_plan`."""
     said: list[str] = []
     earlier = _read_earlier(experiment, said)
-    evaluation_version = _evaluation_version(earlier, cells)
+    evaluation_version = _evaluation_version(experiment, earlier, cells)
     cells = [
         dataclasses.replace(cell, evaluation=dataclasses.replace(cell.evaluation, evaluation_version=evaluation_version)) for cell in cells
     ]
@@ -132,13 +132,16 @@ def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:
     return found or {"cells": [], "recipes": {}}
 
 
-def _evaluation_version(earlier: Plan, cells: list[Cell]) -> int:
+def _evaluation_version(experiment: Experiment, earlier: Plan, cells: list[Cell]) -> int:
     """Figures of one experiment are compared with each other, so it keeps the evaluation version that it was first planned with.
 
     Where plan.json is gone, the cells' own configurations say it; of a new experiment it is today's.
     """
     if earlier["cells"]:
-        return int(earlier.get("evaluation_version", 1))
+        number = earlier.get("evaluation_version", 1)
+        rule = f"1 to {EVALUATION_VERSION}, which this firstsight knows"
+        require(f"{join(experiment.uri, NAME)}: evaluation_version", number, rule, number in range(1, EVALUATION_VERSION + 1))
+        return int(number)
     found = []
     for cell in cells:
         with contextlib.suppress(InputError, Corrupt):

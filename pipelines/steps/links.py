@@ -16,6 +16,7 @@ from pipelines.profile.profile import Profile, read_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.running import recorded, root_of_run, step
 from trainer.errors import InputError, RunError
+from trainer.progress import counted
 from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -94,7 +95,7 @@ def _page(profile: Profile, stored: str, request: Request, namespace: str, notes
         )
         if address
     ]
-    parts = [f"# {experiment}", f"{len(cells)} cells, one after another: {', '.join(f'`{cell}`' for cell in cells)}"]
+    parts = [f"# {experiment}", f"{counted(len(cells), 'cell')}, one after another: {', '.join(f'`{cell}`' for cell in cells)}"]
     parts += [
         "\n".join(
             [

@@ -11,15 +11,19 @@ Only ratios mean anything: both sides run on the same bytes, in turns, in the sa
 medians of their rounds are compared. Below 1.2x is noise.
 """
 
+import contextlib
 import importlib
+import json
 import os
 import pkgutil
 import resource
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tests.benchmarks
 
@@ -119,6 +123,25 @@ def cpu_seconds() -> float:
     """CPU time of this process, its threads and its ended children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@contextlib.contextmanager
+def server_of(*command: str | Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process that measures once a line of input: imports are paid for once, and what it talks to uses another's CPU."""
+    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.communicate()
+
+
+def answer_of(process: "subprocess.Popen[str]", request: dict[str, Any]) -> float:
+    """What such a process answers to one request."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, f"{process.args} ended"
+    return float(answer)
 
 
 def machine() -> str:

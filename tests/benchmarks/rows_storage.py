@@ -2,37 +2,15 @@
 
 import contextlib
 import json
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.harness import Measured, interleaved, row
+from tests.benchmarks.harness import Measured, answer_of, interleaved, row, server_of
 from tests.benchmarks.photos import photos
 from tests.reference import reference_python
 from tests.staging.remote.web import web_server
 
 IMAGES, DISTINCT = 1200, 100
-
-
-@contextlib.contextmanager
-def server_of(*command: str | Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that measures once a line of input: imports are paid for once, and the web server's CPU is another's."""
-    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.communicate()
-
-
-def rate(process: "subprocess.Popen[str]", request: dict[str, Any]) -> float:
-    """Images per CPU-second of one request."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    assert answer, f"{process.args} ended"
-    return IMAGES / float(answer)
 
 
 @row(
@@ -61,12 +39,12 @@ def fetching(folder: Path) -> Measured:
                 "resize_mode": "keep_ratio", "encode_quality": 90, "number_sample_per_shard": 1024, "enable_wandb": False,
                 "compute_hash": None,
             }  # fmt: skip
-            measured = rate(theirs, request)
+            measured = IMAGES / answer_of(theirs, request)
             assert sum(json.loads(path.read_text())["successes"] for path in output.glob("*_stats.json")) == IMAGES
             return measured
 
         def our_rate() -> float:
-            return rate(ours, {"root": str(folder / f"ours-{next(numbers)}"), "list": str(folder / "list.csv")})
+            return IMAGES / answer_of(ours, {"root": str(folder / f"ours-{next(numbers)}"), "list": str(folder / "list.csv")})
 
         note = f"{IMAGES} photos of 500 x 375, start-up left out on both sides; ours with plan, tokens and seal"
         return interleaved(reference, our_rate, rounds=3, note=note)

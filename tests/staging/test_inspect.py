@@ -33,6 +33,27 @@ def test_a_data_set_is_shown_with_rejects_and_caption_lengths(
         assert sheet.width > 128
 
 
+def test_the_name_of_a_data_set_is_enough_and_paths_stay_whole(
+    tmp_path: Path, stage: Callable[..., tuple[str, Manifest]], smoke: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below datasets/<name> lies one hash, which nobody types; where there are two, they are named. Nothing is folded at 80 columns."""
+    place = tmp_path / ("a-long-name-" * 5)
+    folder = photo_folder(place / "photos")
+    uri, manifest = stage(folder)
+    above = uri.rpartition("/")[0]
+    for name in (above, f"{above}/"):
+        inspect(name, "")
+        shown = capsys.readouterr().out
+        assert f" {uri}" in shown
+        assert manifest.identity in shown
+    (folder / "p000.txt").write_text("another caption", encoding="utf-8")
+    other, _ = stage(folder)
+    with pytest.raises(InputError, match="2 data sets are sealed here, name one: ") as caught:
+        inspect(above, "")
+    assert f"{uri} (20 samples)" in str(caught.value)
+    assert f"{other} (20 samples)" in str(caught.value)
+
+
 def test_triplets_are_shown_with_their_votes(tmp_path: Path, smoke: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """Each figure has the three pictures, and how people voted."""
     nights = write_nights(tmp_path / "nights")

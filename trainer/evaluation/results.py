@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import EvaluationConfig
+from trainer.config import EVALUATION_VERSION, EvaluationConfig, require
 from trainer.errors import Corrupt, RunError
 from trainer.fields import added_fields
 from trainer.storage import join
@@ -63,6 +63,7 @@ class Wanted:
 
 def version(config: EvaluationConfig, number: int = 1) -> str:
     """The evaluation's version: its number, the decoder and the precision, as in `2-exact-fp32`, then what came later."""
+    require("evaluation_version", number, f"1 to {EVALUATION_VERSION}, which this firstsight knows", 1 <= number <= EVALUATION_VERSION)
     return "-".join([f"{number}-{config.decoder}-{config.precision}", *(f"{k}={v}" for k, v in added_fields(config).items())])
 
 

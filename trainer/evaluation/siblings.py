@@ -12,6 +12,7 @@ from trainer.config import EvaluateConfig
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.jobs import Job
 from trainer.evaluation.results import Wanted, why_not_done
+from trainer.progress import counted
 from trainer.storage import join, layout, read_bytes
 from trainer.storage.base import MissingObject
 from trainer.storage.figures import BLOCK, ITEMS, read_figures, write_figures
@@ -43,7 +44,7 @@ def take_over(config: EvaluateConfig, missing: Sequence[Job]) -> list[Job]:
         shared = [job for job in shared if id(job) not in taken]
     left = [job for job in missing if id(job) not in taken]
     if len(left) < len(missing):
-        print(f"evaluate: {len(missing) - len(left)} results of models that arms share taken over from other cells", flush=True)
+        print(f"evaluate: {counted(len(missing) - len(left), 'result')} of models that arms share taken over from other cells", flush=True)
     return left
 
 

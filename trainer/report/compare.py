@@ -241,7 +241,7 @@ def _item_interval(
         stream = f"{test_set.dataset}/{test_set.task}/{test_set.metric}"
         replicates.append(bootstrap(np.mean(differences, axis=0), first.clusters, first.weights, stream))
     if not np.ptp(np.mean(replicates, axis=0)):  # a resample of items without a difference has none: that is not certainty
-        return None, "no item came out otherwise"
+        return None, "all items alike"
     return percentile_interval(mean, np.mean(replicates, axis=0)), ""
 
 

@@ -31,7 +31,8 @@ METRIC_NAMES = {
 }  # fmt: skip
 
 
-_ONE = {"pictures": "picture", "classes": "class", "captions": "caption", "triplets": "triplet", "references": "reference"}
+_ONE = {"triplets": "triplet", "references": "reference", "pictures": "picture", "captions": "caption", "classes": "class"}
+"""What is counted, in the order in which it is told, and one of it."""
 _BASELINES = {"pixel_mse": "pixel MSE", "flip": "FLIP", "majority_of_judges": "judges' majority"}
 
 
@@ -74,6 +75,8 @@ def baselines(result: Result, metric: str) -> dict[str, float]:
     found = result.facts.get("baselines") or {}
     if result.task == "2afc":
         named = {name: found.get(key) for key, name in _BASELINES.items()} if metric == "accuracy" else {}
+        if result.facts.get("judge") == "FLIP":  # it agrees with itself
+            named.pop("FLIP", None)
     elif metric == "mean_per_class_recall":  # older figures lack it: there every class is taken to have pictures
         named = {"most frequent class": found.get("majority_class_per_class", chance(result, metric))}
     else:
@@ -87,7 +90,7 @@ def sizes(result: Result) -> dict[str, int]:
     classes = chance(result, "acc1")
     if classes and "classes" not in known:
         known = {**known, "classes": round(1 / classes)}
-    return {name: int(number) for name, number in known.items()}
+    return {name: int(known[name]) for name in _ONE if name in known}
 
 
 def counted(numbers: Mapping[str, int]) -> str:

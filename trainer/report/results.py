@@ -334,7 +334,9 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
             f"The arms share their hyper-parameters, tuned for none of them; stage 1 is work{extra} that the baseline does not get."
         )
     if experiment.missing:
-        said.append(f"{len(experiment.missing)} planned cells are missing (listed above); what they would have shown is not known.")
+        number = len(experiment.missing)
+        which = "1 planned cell is missing" if number == 1 else f"{number} planned cells are missing"
+        said.append(f"{which} (listed above); what would have been shown is not known.")
     return said
 
 

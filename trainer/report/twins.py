@@ -9,7 +9,7 @@ from trainer.report.experiment import Experiment
 
 
 def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
-    """By data set, what was found of captions and pictures that nobody can tell apart: in the pairs by staging, in each retrieval set by evaluation."""
+    """By data set, what was found of captions and pictures that nobody can tell apart: by staging in the pairs, else by evaluation."""
     rows: dict[str, dict[str, Any]] = {}
     found = experiment.pairs.facts.get("twins") if experiment.pairs else None
     if experiment.pairs and isinstance(found, dict):
@@ -32,18 +32,25 @@ def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str
 
 
 def _twins_of_pairs(name: str, found: dict[str, Any]) -> str:
-    """Staging's counts in a sentence; empty where it found nothing."""
-    number = {key: int(found.get(key) or 0) for key in ("captions", "identical", "test_captions", "test_identical", "test_alike", "test")}
+    """Staging's counts in a sentence or two; empty where it found nothing."""
+    number = {key: int(value) for key, value in found.items()}
     parts = [
-        f"{number['captions']} pictures share a caption with another" if number["captions"] else "",
-        f"{number['identical']} have the bytes of another" if number["identical"] else "",
+        f"{per_item.counted({'pictures': count})} {words} another one"
+        for count, words in ((number["captions"], "with a caption of"), (number["identical"], "with the bytes of"))
+        if count
     ]
-    together = "; such pictures stand on one side of the split" if not number["test_captions"] + number["test_identical"] else ""
-    said = " and ".join(filter(None, parts))
+    if parts and not number["test_captions"] + number["test_identical"]:
+        parts[-1] += ", all of which stand on one side of the split"
     across = [
-        f"{number['test_captions']} share a caption with a training picture" if number["test_captions"] else "",
-        f"{number['test_identical']} have the bytes of one" if number["test_identical"] else "",
-        f"{number['test_alike']} look like one (by a perceptual hash, so some may be chance)" if number["test_alike"] else "",
+        f"{number[key]} {words}"
+        for key, words in (
+            ("test_captions", "with a caption of a training picture"),
+            ("test_identical", "with the bytes of one"),
+            ("test_alike", "that may be copies of one (by a perceptual hash)"),
+        )
+        if number[key]
     ]
-    of_test = f"of {number['test']} test pictures {', '.join(filter(None, across))}" if any(across) else ""
-    return f"{name}: {'. '.join(filter(None, (said + together if said else '', of_test)))}." if said or of_test else ""
+    said = [" and ".join(parts)] if parts else []
+    said += [f"among the {number['test']} test pictures {', '.join(across)}"] if across else []
+    said += [f"{per_item.counted({'classes': number['unseen_labels']})} without any training picture"] if number["unseen_labels"] else []
+    return f"{name}: {'; '.join(said)}." if said else ""

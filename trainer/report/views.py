@@ -39,9 +39,9 @@ def paired(document: dict[str, Any]) -> Rows:
             row for row in document["contrasts"] if (row["arm"], row["against"], row["endpoint"]) == (subject, BASELINE, endpoint["name"])
         ]
         alone = [row["value"] for row in document["scores"] if (row["arm"], row["endpoint"]) == (BASELINE, endpoint["name"])]
-        beside = list(endpoint["baselines"])
+        beside = {row["name"]: row["value"] for row in endpoint["baselines"]}
         if endpoint["ceiling"] is not None and endpoint["ceiling"] < 1:
-            beside.append({"name": "most that can be reached", "value": endpoint["ceiling"]})
+            beside["most that can be reached"] = endpoint["ceiling"]
         rows.append({"endpoint": endpoint, "baseline": mean(alone), "arms": against, "beside": beside})
     return rows
 

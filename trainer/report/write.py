@@ -129,7 +129,8 @@ def seeds(numbers: Sequence[int]) -> str:
 def span(row: dict[str, Any] | None) -> str:
     """An interval in points, `−0.8 to +3.4`, or why there is none."""
     if row is None or row["low"] is None:
-        return (row or {}).get("no_interval") or "–"
+        why = (row or {}).get("no_interval")
+        return f"none: {why}" if why else "–"
     return f"{points(row['low'])} to {points(row['high'])}"
 
 

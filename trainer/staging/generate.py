@@ -22,7 +22,7 @@ from PIL import Image
 
 from trainer.config import StagingConfig
 from trainer.errors import InputError, RunError
-from trainer.progress import check_stop, progress
+from trainer.progress import check_stop, counted, progress
 from trainer.staging.distortions import KINDS
 from trainer.staging.images import BadImageError, encode_png, shared_budget, squash, use_budget
 from trainer.staging.judge import flip_distance
@@ -89,7 +89,7 @@ def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig) 
         chosen += _balanced(of_split, round(share * len(of_split)), settings.flip_min_difference)
     if not chosen:
         raise InputError(
-            f"no triplets came of {len(rows)} pictures: FLIP differs by less than {settings.flip_min_difference} in all of them"
+            f"no triplets came of {counted(len(rows), 'picture')}: FLIP differs by less than {settings.flip_min_difference} in each"
         )
     _write_table(Path(folder) / nights.NAME, chosen)
 

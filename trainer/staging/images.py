@@ -65,13 +65,14 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An encoded picture: bytes, `jpg` or `png`, its size in pixels as decoded, and what of it was set aside, in a few words."""
+    """An encoded picture: bytes, `jpg` or `png`, its size in pixels as decoded, what of it was set aside, in a few words, and its look."""
 
     data: bytes
     suffix: str
     width: int
     height: int
     note: str = ""
+    look: int | None = None
 
 
 class _InFlight:
@@ -262,11 +263,26 @@ def _normalise(data: bytes, policy: str, rules: int) -> Picture:
             width, height = image.size
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # all of the stream is read, and an eighth of each side kept
             loaded(image)
-            return Picture(data, "jpg", width, height, note)
+            return Picture(data, "jpg", width, height, note, look_of(image))
         rgb = _only_rgb(image)
+        look = look_of(rgb)
         if rgb.width * rgb.height > _MAX_PNG_PIXELS and max(rgb.size) <= _MAX_JPEG_SIDE:
-            return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height, note)
-        return Picture(encode_png(rgb), "png", rgb.width, rgb.height, note)
+            return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height, note, look)
+        return Picture(encode_png(rgb), "png", rgb.width, rgb.height, note, look)
+
+
+def look_of(image: Image.Image) -> int | None:
+    """A perceptual hash of 64 bits: whether each cell of a 9 x 8 grid is lighter than the next; None where there is too little to see.
+
+    Args:
+        image: decoded, of any mode that becomes gray.
+    """
+    if min(image.size) < 8:
+        return None
+    grid = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    if int(grid.max()) - int(grid.min()) < 16:  # one colour looks like any other one
+        return None
+    return int.from_bytes(np.packbits(grid[:, 1:] > grid[:, :-1]).tobytes(), "big")
 
 
 def _or_without_metadata(read: Callable[[bytes], T], data: bytes, rules: int) -> tuple[T, str]:
@@ -322,7 +338,7 @@ def _short256(data: bytes, image: Image.Image, note: str) -> Picture:
     if pixels is None:
         pixels = _resize_image(_only_rgb(image))
     encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_SHORT_QUALITY, colorspace="RGB", colorsubsampling="420")
-    return Picture(encoded, "jpg", pixels.shape[1], pixels.shape[0], note)
+    return Picture(encoded, "jpg", pixels.shape[1], pixels.shape[0], note, look_of(Image.fromarray(pixels)))
 
 
 def _short_size(height: int, width: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,16 +17,20 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.errors import InputError
+from trainer.progress import counted
 from trainer.staging.samples import captions_of, picture_suffix
-from trainer.storage import join, layout, read_bytes, write_bytes
+from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, absolute
 from trainer.storage.committed import read_committed
+from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Manifest, Shard, read_manifest
 from trainer.storage.samples import read_index, read_members
 
 _LENGTH_EDGES = (4, 8, 12, 16, 24, 32, 48, 77)
 _BAR_WIDTH = 40
 _SHEET_SAMPLES = 24
+_WIDTH = 1000
+"""Of what is printed: a path or a hash that is folded can be copied by nobody, and no table grows beyond its content."""
 _CELL = 128  # side of a picture on the contact sheet, in pixels
 _SHEET_COLUMNS = 6
 
@@ -33,23 +38,41 @@ _SHEET_COLUMNS = 6
 def inspect(uri: str, output: str) -> None:
     """Print a data set's or a stage's figures; with `output`, write a contact sheet (index.html, contact.png) there.
 
+    Of `datasets/<name>`, below which the folders are called by hashes, it takes the one that is sealed there.
+
     Raises:
-        InputError: neither a sealed data set nor a stage's folder is at `uri`.
+        InputError: neither a sealed data set nor a stage's folder is at `uri`, or several sealed data sets are below it.
     """
-    uri = absolute(uri)
-    console = Console()
+    uri = _only_data_set(absolute(uri).rstrip("/"))
+    console = Console(soft_wrap=True, width=_WIDTH)
     manifest = read_manifest(uri)
     if manifest is not None:
         _print_data_set(console, uri, manifest)
         if output:
-            console.print(f"contact sheet: {_write_sheet(uri, manifest, absolute(output))}", soft_wrap=True)
+            console.print(f"contact sheet: {_write_sheet(uri, manifest, absolute(output))}")
         return
     if not _print_stage(console, uri):
         raise InputError(f"{uri}: neither a sealed data set (manifest.json) nor a stage's folder (progress.jsonl) is here")
 
 
+def _only_data_set(uri: str) -> str:
+    """`uri`, or the one sealed data set right below it."""
+    if open_store(uri).head(join(uri, MANIFEST)) is not None:
+        return uri
+    try:
+        found = [
+            match[1] for info in open_store(uri).list(uri) if (match := re.fullmatch(rf"({re.escape(uri)}/[^/]+)/{MANIFEST}", info.uri))
+        ]
+    except MissingObject:
+        return uri
+    if len(found) > 1:
+        rows = [f"{place} ({counted(manifest.rows.get('written', 0), 'sample')})" for place in found if (manifest := read_manifest(place))]
+        raise InputError(f"{uri}: {len(found)} data sets are sealed here, name one: {', '.join(rows)}")
+    return found[0] if found else uri
+
+
 def _print_data_set(console: Console, uri: str, manifest: Manifest) -> None:
-    about = Table(title=f"{manifest.name} ({manifest.kind})", show_header=False, title_justify="left")
+    about = Table(title=f"{manifest.name} ({manifest.kind})", show_header=False, title_justify="left", box=None, pad_edge=False)
     rows = manifest.rows
     for name, value in (
         ("folder", uri),
@@ -58,7 +81,7 @@ def _print_data_set(console: Console, uri: str, manifest: Manifest) -> None:
         ("options", ", ".join(f"{key} {value}" for key, value in sorted(manifest.options.items()) if not isinstance(value, list | dict))),
         ("judged by", manifest.judge),
         ("attribution", manifest.attribution),
-        ("rows", f"{rows.get('read', 0)} read, {rows.get('written', 0)} written"),
+        ("rows", f"{rows.get('read', 0):,} read, {rows.get('written', 0):,} written"),
         *((f"lost: {cause}", str(count)) for cause, count in sorted(rows.get("lost", {}).items())),
         *((f"pixel MSE agrees, {split}", f"{part:.3f}") for split, part in manifest.facts.get("pixel_mse_accuracy", {}).items()),
         *((entry["task"], entry["uri"]) for entry in manifest.evaluation),
@@ -111,7 +134,13 @@ def _print_stage(console: Console, uri: str) -> bool:
     if committed is None:
         console.print("not finished: no final/COMMITTED.json")
         return True
-    seal = Table(title=f"committed at step {committed.step}, recipe {committed.recipe_hash[:12]}", show_header=False, title_justify="left")
+    seal = Table(
+        title=f"committed at step {committed.step}, recipe {committed.recipe_hash[:12]}",
+        show_header=False,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for name, value in sorted(committed.facts.items()):
         seal.add_row(name, _figure(value))
     for name, file in sorted(committed.files.items()):

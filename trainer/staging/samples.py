@@ -1,5 +1,6 @@
 """Rows become samples: the bytes of each member of a shard. Runs in threads, one row at a time, without a model."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Key, members by column (suffix, bytes), and the captions that are still to become tokens."""
+    """Key, members by column (suffix, bytes), the captions that are still to become tokens, and the picture's look (images.look_of)."""
 
     key: str
     members: dict[str, tuple[str, bytes]]
     captions: Sequence[str] = field(default=())
+    look: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class PairMaker:
             "txt": ("txt", text.encode("utf-8", "replace")),
             "json": ("json", as_json(facts)),
         }
-        return Sample(row.key, members, captions)
+        return Sample(row.key, members, captions, picture.look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,15 @@ def _held(blob: Blob) -> Iterator[bytes]:
         raise BadImageError("too many bytes", f"{size:,}, at most {MAX_PICTURE_BYTES:,}")
     with _IN_FLIGHT.taken(max(size, 0)):
         yield blob.read()
+
+
+def blob_digest(blob: Blob) -> bytes:
+    """A digest of 8 bytes of a picture's bytes; empty where there are too many, or none."""
+    try:
+        with _held(blob) as data:
+            return hashlib.blake2b(data, digest_size=8).digest()
+    except (BadImageError, InputError):
+        return b""
 
 
 def pixel_mse(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

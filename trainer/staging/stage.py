@@ -6,8 +6,9 @@ source holds and what is done to it, so a sealed data set is found again and use
 
 import re
 import sys
+from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,10 +17,10 @@ from typing import Any
 
 from trainer.config import Recipe, canonical_hash
 from trainer.fields import added_fields
-from trainer.progress import check_stop, progress
+from trainer.progress import check_stop, counted, progress
 from trainer.staging import demo, generate, heldout
 from trainer.staging.plans import PAIRS_RULES, Plan, pairs_target, plan_id, read_plan, refuse, rules_of, slices_to_make, write_plan
-from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, assign_splits, check_unique, in_order
+from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, check_unique, in_order
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.sealed import find_intact
 from trainer.staging.shards import mse_accuracy
@@ -28,6 +29,7 @@ from trainer.staging.sources import bapps, folder, nights, table, tars
 from trainer.staging.sources.listing import Rows, SourceFile, fingerprint, list_source
 from trainer.staging.sources.table import is_list_file
 from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
+from trainer.staging.twins import count_look_alikes, split_pairs
 from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, seal
 from trainer.storage import exists, join, layout
 from trainer.storage.base import absolute
@@ -35,6 +37,8 @@ from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Kind
 
 DEMO = "demo"
+Looks = dict[str, "array[int]"]
+"""Split -> looks of its pictures (images.look_of)."""
 _SLICE_SHARDS = 16
 _THREADS = 4  # PIL lets go of the interpreter while it decodes, resizes and encodes
 _AHEAD = 64  # samples prepared beyond the one being written: bounds memory
@@ -87,16 +91,18 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         return target, sealed.identity
     with ExitStack() as stack:
         source_rows = _read_pairs(found, settings.demo_side, stack)
-        rows = assign_splits(source_rows.rows, settings.heldout_fraction)
+        rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
         if not any(row.split == "train" for row in rows):
             refuse(target, source, f"no picture is left for training ({len(rows)} usable)", source_rows.rejects)
         plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
         if not _resumes(target, plan):
             options = {**options, "rules": PAIRS_RULES}
             target = layout.dataset(root, name, plan_id(found.fingerprint, options))
+            rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
             plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
         make = PairMaker(settings.image_policy, rules=rules_of(options))
-        plan = _write(target, plan, slices, source_rows.rejects, make, "images")
+        looks: Looks | None = {split: array("Q") for split in SPLITS} if twins else None
+        plan = _write(target, plan, slices, source_rows.rejects, make, "images", looks)
         account = gather(target, plan)
         _check(target, plan, account, max_reject_fraction)
     classes = sorted({row.label for row in rows if row.label})
@@ -111,7 +117,9 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         templates=templates,
         first_caption_only=source == DEMO,
     )
-    facts = {"splits": _split_sizes(account), "classes": len(classes)}
+    facts: dict[str, Any] = {"splits": _split_sizes(account), "classes": len(classes)}
+    if looks is not None:
+        facts["twins"] = {**twins, "test_alike": count_look_alikes(looks["train"], looks["test"])}
     return target, seal(target, plan, account, evaluation=evaluation, facts=facts).identity
 
 
@@ -145,11 +153,13 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
         options |= {"flip_judges_too": settings.flip_judges_too, "min_votes": recipe.perceptual.min_votes}
     name = f"{found.name}-triplets"
     target = layout.dataset(root, name, plan_id(found.fingerprint, options))
+    if generated and found.uri != DEMO:
+        target, options = pairs_target(root, name, found.fingerprint, options)
     sealed = find_intact(target)
     if sealed is not None:
         return target, sealed.identity
     with ExitStack() as stack:
-        source_rows = _generate(found, recipe, stack) if generated else _read_triplets(found, recipe.perceptual.min_votes)
+        source_rows = _generate(found, recipe, options, stack) if generated else _read_triplets(found, recipe.perceptual.min_votes)
         if not source_rows.rows:
             refuse(target, found.uri, "no triplet is left", source_rows.rejects)
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
@@ -212,11 +222,17 @@ def _read_triplets(found: _Source, min_votes: int) -> Rows[TripletRow]:
     return rows
 
 
-def _generate(found: _Source, recipe: Recipe, stack: ExitStack) -> Rows[TripletRow]:
+def _keeps_twins(found: _Source, options: Mapping[str, Any]) -> bool:
+    """Whether twins share a split: by the rules from 2 on. The demo's families are its own, and its pictures' twins are among them."""
+    return rules_of(options) > 1 and found.uri != DEMO
+
+
+def _generate(found: _Source, recipe: Recipe, options: Mapping[str, Any], stack: ExitStack) -> Rows[TripletRow]:
     """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in."""
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
     made = stack.enter_context(TemporaryDirectory(prefix="firstsight-triplets-"))
-    generate.write_folder(made, assign_splits(pairs.rows, recipe.staging.heldout_fraction), recipe.staging)
+    split, _ = split_pairs(pairs.rows, recipe.staging.heldout_fraction, _keeps_twins(found, options))
+    generate.write_folder(made, split, recipe.staging)
     rows = nights.read(made, list_source(made), 0)
     return Rows(rows=rows.rows, rejects=rows.rejects, attribution=pairs.attribution, judge=rows.judge)
 
@@ -249,13 +265,19 @@ def _plan(
 
 
 def _write(
-    target: str, plan: Plan, slices: list[list[RowT]], rejects: list[Reject], make: Callable[[RowT], Sample | Reject], unit: str
-) -> Plan:
-    """Make the slices that are not whole; returns the plan as it was written."""
+    target: str, plan: Plan, slices: list[list[RowT]], rejects: list[Reject], make: Callable[[RowT], Sample | Reject], unit: str,
+    looks: Looks | None = None,
+) -> Plan:  # fmt: skip
+    """Make the slices that are not whole; returns the plan as it was written.
+
+    `looks` gets the look of every picture by split, those of slices that are whole included: what is sealed must be the same.
+    """
     plan = write_plan(target, plan, rejects)
     tokenize = Tokenizer()
     step, total = f"stage {plan.name}", sum(map(len, slices))
+    unmade = set(range(len(slices)))
     for number in slices_to_make(target, plan):
+        unmade.discard(number)
         done = sum(map(len, slices[:number]))
         with SliceWriter(target, plan, number) as writer:
             for count, sample in enumerate(_in_threads(make, slices[number]), start=1):
@@ -263,11 +285,21 @@ def _write(
                     writer.reject(sample)
                 else:
                     writer.add(sample.key, sample.members, tokenize(sample.captions))
+                    _keep_look(looks, plan.splits[number], sample)
                 if count % 100 == 0:
                     check_stop()
                     progress(step, done + count, total, unit)
+    for number in sorted(unmade) if looks is not None else ():
+        for sample in _in_threads(make, slices[number]):
+            check_stop()
+            _keep_look(looks, plan.splits[number], sample)
     progress(step, total, total, unit)
     return plan
+
+
+def _keep_look(looks: Looks | None, split: str, sample: Sample | Reject) -> None:
+    if looks is not None and isinstance(sample, Sample) and sample.look is not None:
+        looks[split].append(sample.look)
 
 
 def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -> Iterator[Sample | Reject]:
@@ -286,8 +318,11 @@ def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float
     """Stop where too much was bad; say what was left out where it was little."""
     check_rejects(target, plan, account, max_reject_fraction)
     if account.lost:
-        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(account.lost.items()))
-        print(f"{plan.name}: {sum(account.lost.values())} rows left out: {causes}; listed in {join(target, 'rejects')}", file=sys.stderr)
+        causes, number = ", ".join(f"{count} x {cause}" for cause, count in sorted(account.lost.items())), sum(account.lost.values())
+        print(
+            f"{plan.name}: {counted(number, 'row')} left out: {causes}; listed in {join(target, 'rejects')}",
+            file=sys.stderr,
+        )
 
 
 def _split_sizes(account: Account) -> dict[str, int]:

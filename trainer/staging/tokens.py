@@ -42,12 +42,15 @@ class Tokenizer:
         words = text.split()
         return self.text([int(word) for word in words]) if all(word.isdecimal() and len(word) <= 9 for word in words) else ""
 
+    def clean(self, caption: str) -> str:
+        """The caption as it is read: entities, broken encodings, blanks and case are made one."""
+        return " ".join(caption.split()).lower() if _UNTOUCHED.fullmatch(caption) else str(_simple_tokenizer().clean_fn(caption))
+
     def _encode(self, caption: str, most: int = sys.maxsize) -> list[int]:
         """Ids of the caption's words, up to the word that brings them to `most`."""
         encoder = _simple_tokenizer()
-        clean = " ".join(caption.split()).lower() if _UNTOUCHED.fullmatch(caption) else encoder.clean_fn(caption)
         ids: list[int] = []
-        for word in encoder.pat.findall(clean):
+        for word in encoder.pat.findall(self.clean(caption)):
             word = word[:_MAX_WORD_CHARS]
             known = self._words.get(word)
             if known is None:

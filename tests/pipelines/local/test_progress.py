@@ -1,12 +1,17 @@
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from pipelines.local.progress import Display, Step
+from pipelines.local.progress import Display, Step, jobs_of
+from pipelines.planning import plan
+from pipelines.planning.arms import parse_arms
 from pipelines.steps.notes import note
+from trainer.config import DataConfig, Placement
+from trainer.configs import load_recipe
 from trainer.progress import PROGRESS_VARIABLE, progress
 
 
@@ -56,6 +61,35 @@ def test_a_step_without_a_total_shows_what_is_done(tmp_path: Path):
     (line,) = shown(tmp_path / "p", [record(0, 7, 0)])
 
     assert "7 samples" in line
+
+
+def test_jobs_are_numbered_as_they_begin(tmp_path: Path):
+    """Parts of staging are one job, what two cells share is counted once, and what is no job has no number."""
+    experiment = plan.Experiment(
+        root="/r", name="e", recipe=load_recipe("smoke"), pairs=DataConfig(uri="p"), triplets=DataConfig(uri="t"), placement=Placement()
+    )
+    jobs = jobs_of([plan.resolve(experiment, arm, 0) for arm in parse_arms("random,perceptual,permuted,posthoc")])
+    assert len(jobs) == 2 + 5 + 4  # one tower for two arms, one contrastive stage for random and posthoc
+    said = [
+        {**record(0, 100), "step": name}
+        for name in ("judge triplets", "stage my-pairs", "stage my-triplets", "contrastive random-seed0", "x")
+    ]
+    said.append({"time": 1, "step": "evaluate random-seed0", "note": "done before", "detail": False})
+    said.append({**record(0, 100), "step": "evaluate perceptual-seed0"})
+    output, path = io.StringIO(), tmp_path / "p"
+    path.write_text("".join(json.dumps(item) + "\n" for item in said))
+    with Display(path, Console(file=output, width=200), jobs=jobs):
+        pass
+    lines = output.getvalue().splitlines()
+    assert [found[1] if (found := re.search(r"  job (\d+) of 11  100 %", line)) else "" for line in lines] == [
+        "1",
+        "2",
+        "1",
+        "3",
+        "",
+        "",
+        "5",
+    ]
 
 
 def test_details_are_shown_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.local.run import _Lines, _signals
+
 REPOSITORY = Path(__file__).parents[3]
 FAKE = Path(__file__).parent / "fake"
 
@@ -125,14 +127,68 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
     run = Run(root, FAKE_SECONDS="60")
     trainer = run.wait_for_start()
     run.process.send_signal(number)
-    code, _, error = run.end()
+    code, out, error = run.end()
 
     assert code == expected
+    assert "stopping…" in out
     assert "run the same command again to go on" in error
     assert is_gone(trainer)
     assert run.starts("contrastive", "perceptual-seed0") == []
     assert "SIGTERM: saved" in (root / "experiments/smoke/random-seed0/contrastive/log.txt").read_text()
     assert Run(root).end()[0] == 0
+
+
+def test_a_signal_is_answered_at_once_and_once(tmp_path: Path):
+    """By the handler itself, whatever the run waits for; the marker is there when it has spoken."""
+    display = Said()
+    with _signals(tmp_path / "stop", display) as received:  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert received == [signal.SIGINT, signal.SIGINT]
+    assert [line.split()[0] for line in display.lines] == ["stopping…"]
+    assert (tmp_path / "stop").exists()
+
+
+class Said:
+    """A display that only remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+EXECUTOR = """\
+04:13:46.539 - INFO - Executing task \x1b[96m'links'\x1b[0m
+--------------------
+    [KFP Executor 2026-11-30 04:13:47,415 INFO]: Loading KFP component "links" from /tmp/x.py
+    [KFP Executor 2026-11-30 04:13:47,416 INFO]: Got executor_input:
+    {
+        "inputs": {
+            "parameterValues": {}
+        }
+    }
+    --- links, attempt 1
+    {"identity": "2e80", "uri": "/r"}
+    stage pairs: sealed
+"""
+
+
+def test_v_leaves_out_what_the_executor_says_of_itself():
+    """Its input as JSON, its imports, rules and colours; the steps' own lines stay, also those that are JSON."""
+    display = Said()
+    lines = _Lines(display)  # type: ignore[arg-type]
+    for start in range(0, len(EXECUTOR), 7):
+        lines.write(EXECUTOR[start : start + 7])
+
+    assert display.lines == [
+        "04:13:46.539 - INFO - Executing task 'links'",
+        "    --- links, attempt 1",
+        '    {"identity": "2e80", "uri": "/r"}',
+        "    stage pairs: sealed",
+    ]
 
 
 @pytest.mark.slow

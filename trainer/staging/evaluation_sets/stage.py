@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.configs.evaluation_sets import EvaluationSetFacts, find_set
 from trainer.errors import InputError
-from trainer.progress import check_stop, progress
+from trainer.progress import check_stop, counted, progress
 from trainer.staging.evaluation_sets import binary, captions, folders, lists, scenes, tars
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, as_kept
 from trainer.staging.evaluation_sets.prompts import Prompts, choose
@@ -134,7 +134,7 @@ def _write_slice(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Itera
             raise InputError(f"{plan.source['uri']}: no test pictures of {facts.name} here")
     progress(f"stage eval {facts.name}", count, count, "images")
     if count != facts.test_size:
-        print(f"{facts.name}: {count} images; the field's usual test split has {facts.test_size}", flush=True)
+        print(f"{facts.name}: {counted(count, 'image')}; the field's usual test split has {facts.test_size}", flush=True)
 
 
 def _answer(facts: EvaluationSetFacts, row: Row, num_classes: int) -> tuple[str, bytes]:

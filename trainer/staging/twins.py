@@ -1,0 +1,162 @@
+"""Pictures of a source that nobody can tell apart: by a caption that reads the same, or by equal bytes. They share a split.
+
+Held out beside its twin in training, such a picture measures memory. Only pictures of equal size are read to compare their bytes. A
+perceptual hash, made where pictures are decoded anyway, finds copies that were scaled or encoded again: too vague to act on, so
+they are counted.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.progress import check_stop
+from trainer.staging.rows import PairRow, assign_splits
+from trainer.staging.samples import blob_digest
+from trainer.staging.tokens import Tokenizer
+
+Groups = list[NDArray[np.int64]]
+_THREADS = 4
+_AT_ONCE = 1024
+
+
+class Twins:
+    """The twins among the rows of a source.
+
+    Args:
+        rows: all of them; those of equal size are read.
+    """
+
+    def __init__(self, rows: Sequence[PairRow]) -> None:
+        self._rows = rows
+        self.by_caption = _same_captions(rows)
+        self.by_bytes = _same_bytes(rows)
+
+    def joined(self) -> list[PairRow]:
+        """The rows, those that hang together by captions, bytes or the family that the source names with one family."""
+        parent = list(range(len(self._rows)))
+
+        def root(row: int) -> int:
+            while parent[row] != row:
+                parent[row] = parent[parent[row]]
+                row = parent[row]
+            return row
+
+        first_of: dict[str, int] = {}
+        named = [np.array([first_of.setdefault(row.family, n), n]) for n, row in enumerate(self._rows) if row.family]
+        for group in (*named, *self.by_caption, *self.by_bytes):
+            for row in group.tolist():
+                one, other = sorted((root(int(group[0])), root(row)))
+                parent[other] = one
+        members: dict[int, list[int]] = {}
+        for row in range(len(parent)):
+            if root(row) != row:
+                members.setdefault(root(row), [root(row)]).append(row)
+        rows = list(self._rows)
+        for alike in members.values():
+            if len({rows[n].family or rows[n].key for n in alike}) > 1:
+                name = f"twins {min(rows[n].key for n in alike)}"
+                for n in alike:
+                    rows[n] = replace(rows[n], family=name)
+        return rows
+
+    def counts(self, rows: Sequence[PairRow]) -> dict[str, int]:
+        """What was found, for the manifest.
+
+        Args:
+            rows: the same rows in the same order, each with its split.
+
+        Returns:
+            Pictures that share a caption, that are identical to another; test pictures, those of them that share a caption with a
+            training picture (`test_captions`) or are identical to one; labels that no training picture has.
+        """
+        train = np.array([row.split == "train" for row in rows], bool)
+        test = np.array([row.split == "test" for row in rows], bool)
+        found = {"captions": _size(self.by_caption), "identical": _size(self.by_bytes), "test": int(test.sum())}
+        for name, groups in (("test_captions", self.by_caption), ("test_identical", self.by_bytes)):
+            across = [group[test[group]] for group in groups if train[group].any()]
+            found[name] = _size(across)
+        trained = {row.label for row in rows if row.split == "train"}
+        found["unseen_labels"] = len({row.label for row in rows if row.label and row.split == "test"} - trained)
+        return found
+
+
+def split_pairs(rows: Sequence[PairRow], heldout_fraction: float, keep_twins: bool) -> tuple[list[PairRow], dict[str, int]]:
+    """Give every row a split.
+
+    Args:
+        rows: of a source.
+        heldout_fraction: see `assign_splits`.
+        keep_twins: whether twins share a split. Where all pictures hang together, so that none could be held out, they do not.
+
+    Returns:
+        The rows, and what was found of twins; nothing where nobody looked.
+    """
+    if not keep_twins:
+        return assign_splits(rows, heldout_fraction), {}
+    twins = Twins(rows)
+    split = assign_splits(twins.joined(), heldout_fraction)
+    if not any(row.split == "test" for row in split):
+        split = assign_splits(rows, heldout_fraction)
+    return split, twins.counts(split)
+
+
+def count_look_alikes(train: Sequence[int], test: Sequence[int]) -> int:
+    """How many of the `test` perceptual hashes differ from one of `train` in at most one bit."""
+    wanted, known = np.array(test, np.uint64), np.unique(np.array(train, np.uint64))
+    found = np.isin(wanted, known)
+    for bit in range(64):
+        found |= np.isin(wanted ^ np.uint64(1 << bit), known)
+    return int(found.sum())
+
+
+def _same_captions(rows: Sequence[PairRow]) -> Groups:
+    """Rows by each caption that several of them have, as the tokenizer reads it."""
+    clean = Tokenizer().clean
+    keys, owners = array("Q"), array("q")
+    for number, row in enumerate(rows):
+        for text in {clean(caption) for caption in row.captions}:
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            keys.append(int.from_bytes(digest, "little"))
+            owners.append(number)
+    return _groups(np.array(keys, np.uint64), np.array(owners, np.int64))
+
+
+def _same_bytes(rows: Sequence[PairRow]) -> Groups:
+    """Rows by bytes that several of them have."""
+    sizes = np.array([max(row.image.size, row.image.length) for row in rows], np.int64)
+    values, counts = np.unique(sizes, return_counts=True)
+    several = np.flatnonzero(np.isin(sizes, values[(counts > 1) | (values < 0)]))
+    keys, owners = array("Q"), array("q")
+    for number, digest in _digests(rows, several):
+        keys.append(digest)
+        owners.append(number)
+    return _groups(np.array(keys, np.uint64), np.array(owners, np.int64))
+
+
+def _digests(rows: Sequence[PairRow], numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Number and digest of each of these rows' pictures; of one that cannot be read nothing: staging will say why."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(numbers), _AT_ONCE):
+            check_stop()
+            part = numbers[start : start + _AT_ONCE].tolist()
+            for number, digest in zip(part, pool.map(lambda n: blob_digest(rows[n].image), part), strict=True):
+                if digest:
+                    yield number, int.from_bytes(digest, "little")
+
+
+def _groups(keys: NDArray[np.uint64], owners: NDArray[np.int64]) -> Groups:
+    """Owners by each key that more than one of them has."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][:1] + np.uint64(1))) if len(keys) else np.empty(0, np.int64)
+    groups: Any = np.split(owners[order], starts[1:]) if len(starts) else []
+    return [group for group in groups if len(group) > 1]
+
+
+def _size(groups: Groups) -> int:
+    return len(np.unique(np.concatenate(groups))) if groups else 0
