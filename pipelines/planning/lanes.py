@@ -87,7 +87,7 @@ def planned(lanes: Sequence[Lane], entries: Sequence[Mapping[str, Any]]) -> list
     by_name = {entry["cell"]: entry for entry in entries}
     needed: dict[str, list[str]] = {}  # folder -> the lanes that need it, in order
     for lane in lanes:
-        for folder in dict.fromkeys(by_name[cell][stage] for cell in lane.cells for stage in STAGES):
+        for folder in dict.fromkeys(by_name[cell].get(stage, "") for cell in lane.cells for stage in STAGES):
             needed.setdefault(folder, []).append(lane.name)
     owned = {folder: names[0] for folder, names in needed.items() if folder and len(names) > 1}
     found = [replace(lane, owns=tuple(folder for folder, name in owned.items() if name == lane.name)) for lane in lanes]

@@ -22,7 +22,7 @@ BEGUN_VERSION = 1
 
 
 def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:
-    """Run one stage of a cell, unless the cell has none or its final model is committed.
+    """Run one stage that a cell has, unless its final model is committed.
 
     Args:
         scene: of the step.
@@ -31,8 +31,6 @@ def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:
         speaker: what the job's lines begin with, where jobs run at once.
     """
     title, folder = f"{stage} {entry['cell']}", entry[stage]
-    if not folder:
-        return
     with recorded(folder, title):
         done, damaged = look(folder, entry["recipe_hashes"][stage])
         for line in damaged:
@@ -64,20 +62,24 @@ def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
 
 def is_trained(entry: Entry, stages: Iterable[str]) -> bool:
     """Whether those of the stages that the cell has are done."""
-    return all(look(entry[stage], entry["recipe_hashes"][stage])[0] for stage in stages if entry[stage])
+    return all(look(entry[stage], entry["recipe_hashes"][stage])[0] for stage in stages if entry.get(stage))
 
 
 def measured(entries: Iterable[Entry]) -> set[str]:
     """The names of those cells of which nothing is left to measure, as the trainer sees it, in one process for all."""
     configs = {layout.config(entry["evaluation"]): entry["cell"] for entry in entries}
-    if not configs:
-        return set()
+    missing = count_missing(list(configs)) if configs else {}
+    return {cell for uri, cell in configs.items() if missing.get(uri) == 0}
+
+
+def count_missing(configs: list[str]) -> dict[str, int]:
+    """How many results are missing, by the URI of a cell's evaluation/config.yaml; empty where that cannot be told."""
     looked = subprocess.run([*COMMAND, "evaluate", "--dry-run", "--config", *configs], capture_output=True, text=True, check=False)
     try:
         found: Any = json.loads(looked.stdout.splitlines()[-1])["cells"] if looked.returncode == 0 else {}
-        return {cell for uri, cell in configs.items() if found.get(uri, {}).get("missing") == 0}
+        return {uri: int(one["missing"]) for uri, one in found.items()}
     except (ValueError, LookupError, TypeError, AttributeError):
-        return set()
+        return {}
 
 
 def _begun_once(scene: Scene, spec: JobSpec) -> JobSpec:

@@ -29,7 +29,6 @@ WAIT_SECONDS = 5.0
 """Between two looks at a stage that another lane makes."""
 
 
-@step
 def work(name: str, *, request: str, lane: str) -> None:
     """Run one step of a lane.
 
@@ -42,6 +41,15 @@ def work(name: str, *, request: str, lane: str) -> None:
         InputError: all failures that it ends with are wrong input.
         RunError: none of its cells can go on; of `evaluate`, a cell failed.
     """
+
+    def run() -> None:
+        _work(name, request, lane)
+
+    run.__name__ = name  # what the last line of a failed step begins with
+    step(run)()
+
+
+def _work(name: str, request: str, lane: str) -> None:
     scene = open_scene(request)
     with recorded(scene.experiment, "plan"):
         lanes = read_lanes(scene.experiment, scene.request.id)
@@ -82,10 +90,11 @@ class _Worker:
         for cell, failure in self.failed.items():
             note(f"{self.name} {cell}", f"passed over: {failure.stage} failed in this run")
         todo = [cell for cell in self.lane.cells if cell not in self.failed]
-        self.locks = {self.lanes.entries[cell][stage]: threading.Lock() for cell in todo for stage in STAGES}
+        self.locks = {self.lanes.entries[cell].get(stage, ""): threading.Lock() for cell in todo for stage in STAGES}
         done = self._find_done(todo)
         for cell in sorted(done, key=todo.index):
-            note(f"{self.name} {cell}", "done before", detail=self.name in STAGES and not self.lanes.entries[cell][self.name])
+            needed = self.name not in STAGES or self.lanes.entries[cell].get(self.name)
+            note(f"{self.name} {cell}", "done before" if needed else "not needed by this arm", detail=not needed)
         _at_once([cell for cell in todo if cell not in done], self.lane.slots, self._bring, self.scene.halt)
 
     def judge(self) -> None:
@@ -101,10 +110,15 @@ class _Worker:
 
     def _find_done(self, todo: list[str]) -> set[str]:
         """The cells of which this step has nothing to do."""
-        entries = {cell: self.lanes.entries[cell] for cell in todo}
-        trained = {cell for cell in todo if cells.is_trained(entries[cell], _stages(self._until(cell)))}
+        trained = {cell for cell in todo if self._is_trained(cell)}
         wanted = [cell for cell in trained if self._until(cell) == "evaluate"]
-        return trained.difference(wanted) | cells.measured(entries[cell] for cell in wanted)
+        return trained.difference(wanted) | cells.measured(self.lanes.entries[cell] for cell in wanted)
+
+    def _is_trained(self, cell: str) -> bool:
+        try:
+            return cells.is_trained(self.lanes.entries[cell], _stages(self._until(cell)))
+        except Exception:  # whatever it is, the stage that meets it says it, and only its cell fails
+            return False
 
     def _until(self, cell: str) -> str:
         """The stage up to which this step brings a cell."""
@@ -134,17 +148,17 @@ class _Worker:
         entry = self.lanes.entries[cell]
         if stage == "evaluate":
             cells.evaluate(self.scene, entry, speaker=speaker)
-            return
-        with self.locks[entry[stage]]:
-            self._await_owner(entry, stage)
-            cells.train(self.scene, entry, stage, speaker=speaker)
+        elif entry.get(stage):
+            with self.locks[entry[stage]]:
+                self._await_owner(entry, stage)
+                cells.train(self.scene, entry, stage, speaker=speaker)
 
     def _await_owner(self, entry: cells.Entry, stage: str) -> None:
         """Wait for the lane that owns a stage, until the stage is done, its cells there have failed, or nothing is seen of the lane."""
         folder, owner = entry[stage], self.lanes.owner(entry[stage])
         if owner is None or owner.name == self.lane.name:
             return
-        title, theirs = f"{stage} {entry['cell']}", [cell for cell in owner.cells if folder == self.lanes.entries[cell][stage]]
+        title, theirs = f"{stage} {entry['cell']}", [cell for cell in owner.cells if folder == self.lanes.entries[cell].get(stage)]
         watch, said = Watch(self.scene.run, owner.name), False
         while not cells.look(folder, entry["recipe_hashes"][stage])[0]:
             if len(self.scene.run.failed(theirs)) == len(theirs):

@@ -27,7 +27,9 @@ MEASURED = "untrained-final/fake_2afc.json"
 def main(arguments: list[str]) -> int:
     """Run one command as the trainer would, and fail where the test says so."""
     if "--dry-run" in arguments:
-        return _count(arguments[arguments.index("--config") + 1 :])
+        missing = count_missing(arguments[arguments.index("--config") + 1 :])
+        print(json.dumps({"missing": sum(missing.values()), "cells": {uri: {"missing": number} for uri, number in missing.items()}}))
+        return 0
     options = dict(zip(arguments[::-1][1::2], arguments[::-1][::2], strict=False))
     name = " ".join(part for part in arguments[:2] if not part.startswith("--"))
     cell, code = name, 0
@@ -50,10 +52,9 @@ def _evaluate(config: dict[str, Any]) -> int:
     return 0
 
 
-def _count(configs: list[str]) -> int:
-    missing = {uri: {"missing": int(not exists(f"{uri.rpartition('/')[0]}/{MEASURED}"))} for uri in configs}
-    print(json.dumps({"missing": sum(one["missing"] for one in missing.values()), "cells": missing}))
-    return 0
+def count_missing(configs: list[str]) -> dict[str, int]:
+    """How many results of each cell are missing."""
+    return {uri: int(not exists(f"{uri.rpartition('/')[0]}/{MEASURED}")) for uri in configs}
 
 
 def _train(config: dict[str, Any], cell: str) -> int:
@@ -94,7 +95,3 @@ def _fail(cell: str) -> int:
 def _save(number: int, frame: FrameType | None) -> None:
     print("trainer train: SIGTERM: saved", file=sys.stderr, flush=True)
     os._exit(143)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
