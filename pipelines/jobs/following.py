@@ -197,9 +197,7 @@ class ClusterJob:
         self._held = False
         deleting, others = release(self._cluster, self._kind, self._name, self._launcher.holder, time.time(), keep, verdict)
         if others and not keep:
-            self._say(
-                f"--- {self._kind.kind} {self._name} stays: {', '.join(others)} {'follows' if 'another step' in others[0] else 'holds'} it too"
-            )
+            self._say(f"--- {self._kind.kind} {self._name} stays: still wanted by {', '.join(others)}")
         if deleting:
             wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
 
