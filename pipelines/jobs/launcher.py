@@ -212,7 +212,14 @@ def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
         ROOT: spec.identity.root,
         OUTPUT: spec.folder,
     }
-    return strategic_merge(shape.manifest(spec, attempt), {"metadata": {"annotations": annotations}})
+    laid_over: Object = {"metadata": {"annotations": annotations}}
+    if spec.suspended:
+        *folders, last = shape.suspended_by
+        below: Object = {last: True}
+        for folder in reversed(folders):
+            below = {folder: below}
+        laid_over["spec"] = below
+    return strategic_merge(shape.manifest(spec, attempt), laid_over)
 
 
 def spec_hash(shape: Shape, spec: JobSpec) -> str:
