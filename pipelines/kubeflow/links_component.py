@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from pipelines.kubeflow.components import IMAGE
+from pipelines.kubeflow.components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def links(
     run: str,
     profile: str,
@@ -25,21 +25,12 @@ def links(
     gpus_per_node: str,
     image: str,
     queue: str,
+    parallel_cells: str,
     resume: str,
     placement: str,
     page: dsl.Output[dsl.Markdown],
 ) -> str:
-    """Checks what was asked for before anything is made, stores it, and links to where a run can be watched.
-
-    Args:
-        run: Id of the run.
-        profile: Name of the run profile.
-        request: A request file's URI, or its YAML; the other parameters are those of pipelines/planning/request.py.
-        page: Links to dashboard, logs and bucket, shown in the run.
-
-    Returns:
-        URI of the stored request.
-    """
+    """Checks what was asked for before anything is made, stores it, and links to where a run can be watched."""
     from pipelines.steps import artifacts, links
 
     stored, markdown = links.accept(
@@ -61,6 +52,7 @@ def links(
         gpus_per_node=gpus_per_node,
         image=image,
         queue=queue,
+        parallel_cells=parallel_cells,
         resume=resume,
         placement=placement,
     )

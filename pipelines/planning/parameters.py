@@ -20,9 +20,12 @@ def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Ch
     return _parameter(default, "text", help, otherwise, rule, ok)
 
 
-def number(default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check) -> Any:
-    """A number; None as default means that something else decides, which `otherwise` names."""
-    return _parameter(default, "number", help, otherwise, rule, ok)
+def number(default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check, introduced: float | None = None) -> Any:
+    """A number; None as default means that something else decides, which `otherwise` names.
+
+    `introduced`, of a parameter that was added later, is the literal that stored requests without it mean (docs/FORMAT.md).
+    """
+    return _parameter(default, "number", help, otherwise, rule, ok, **({} if introduced is None else {"introduced": introduced}))
 
 
 def items(default: tuple[str, ...], help: str, *, otherwise: str = "") -> Any:
@@ -35,8 +38,8 @@ def settings(of: type[Any], help: str) -> Any:
     return field(default_factory=dict, metadata={"kind": "settings", "of": of, "help": help, "otherwise": "none", "rule": "", "ok": None})
 
 
-def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None) -> Any:
-    return field(default=default, metadata={"kind": kind, "help": help, "otherwise": otherwise, "rule": rule, "ok": ok})
+def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None, **more: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help, "otherwise": otherwise, "rule": rule, "ok": ok, **more})
 
 
 def recipe(default: str, help: str) -> Any:

@@ -64,6 +64,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "lineage": _lineage(experiment),
         "attributions": attributions(experiment),
     }
+    results["as_of"] = ""  # said by whoever writes it down
     results["limits"] = limits(experiment, results)
     results["summary"] = summary(results)
     return results, scores
@@ -171,7 +172,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
             rows.append(
                 [arm["arm"], str(seed), *(f"{100 * found[e['name']]:.1f} %" if e["name"] in found else "–" for e in results["endpoints"])]
             )
-    notes = []
+    notes = [f"The page is {results['as_of']}."] if results["as_of"] else []
     for endpoint in results["endpoints"]:
         if endpoint["name"] == "2afc" and endpoint["baselines"]:
             beside = ", ".join(f"{row['name']} {100 * row['value']:.1f} %" for row in endpoint["baselines"])
