@@ -104,7 +104,6 @@ def evaluate(request: str, cell: str) -> None:
 def finish(
     run: str,
     request: str,
-    root: str,
     status: dsl.PipelineTaskFinalStatus,
     figures: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
@@ -115,7 +114,6 @@ def finish(
     Args:
         run: Id of the run, by which it finds the stored request.
         request: The pipeline's parameter: it may name the root.
-        root: The pipeline's parameter: store URI under which everything lies.
         status: How the run ended; KFP puts it in.
         figures: Each arm's score on each declared endpoint, and the differences.
         report: The page, shown in the run.
@@ -123,7 +121,7 @@ def finish(
     """
     from pipelines.steps import artifacts, finish
 
-    page = finish.finish(run=run, request=request, root=root, state=status.state)
+    page = finish.finish(run=run, request=request, root="", state=status.state)
     html, markdown, metrics = artifacts.read_report(page, status.state)
     artifacts.write(report.path, html)
     artifacts.write(summary.path, markdown)

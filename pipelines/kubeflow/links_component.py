@@ -16,17 +16,8 @@ def links(
     seeds: str,
     pairs: str,
     triplets: str,
-    eval_sets: str,
-    max_reject_fraction: str,
-    root: str,
     experiment: str,
-    backend: str,
     nodes: str,
-    gpus_per_node: str,
-    image: str,
-    queue: str,
-    resume: str,
-    placement: str,
     page: dsl.Output[dsl.Markdown],
 ) -> str:
     """Checks what was asked for before anything is made, stores it, and links to where a run can be watched.
@@ -34,7 +25,7 @@ def links(
     Args:
         run: Id of the run.
         profile: Name of the run profile.
-        request: A request file's URI, or its YAML; the other parameters are those of pipelines/planning/request.py.
+        request: A request file's URI, or its YAML; the other parameters are those of pipelines/planning/request.py with a `form`.
         page: Links to dashboard, logs and bucket, shown in the run.
 
     Returns:
@@ -52,17 +43,8 @@ def links(
         seeds=seeds,
         pairs=pairs,
         triplets=triplets,
-        eval_sets=eval_sets,
-        max_reject_fraction=max_reject_fraction,
-        root=root,
         experiment=experiment,
-        backend=backend,
         nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        image=image,
-        queue=queue,
-        resume=resume,
-        placement=placement,
     )
     artifacts.write(page.path, markdown)
     return stored
