@@ -155,9 +155,9 @@ def _gpus(api: Api, nodes: int, gpus: int) -> str:
     fitting = sum(count >= gpus for count in allocatable)
     if fitting < nodes:
         raise InputError(
-            f"jobs want {nodes} nodes with {gpus} {GPU} each, {fitting} nodes have so many (the most is {max(allocatable, default=0)})"
+            f"jobs want {nodes} x {gpus} {GPU}, and {fitting} of the nodes have so many (the most is {max(allocatable, default=0)})"
         )
-    return f"{fitting} nodes have {gpus} or more"
+    return f"nodes with {gpus} or more: {fitting}"
 
 
 def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:

@@ -95,7 +95,7 @@ class Reaper:
                     failed = True
         self._round()
         waiting = sum(self.metrics.count.values()) == 0
-        self._say(f"reap: {len(self._jobs)} jobs{', nothing to do' if waiting else ''}")
+        self._say(f"reap: {len(self._jobs)} {'job' if len(self._jobs) == 1 else 'jobs'}{', nothing to do' if waiting else ''}")
         return 1 if failed or self.metrics.count["errors"] else 0
 
     def watch(self, stop: threading.Event) -> None:

@@ -160,7 +160,7 @@ def _state(job: Object, shape: Shape, pods: list[Object], ready: int) -> tuple[s
     """The state, and why it is so where that is not self-evident."""
     phase = shape.phase(job)
     if "deletionTimestamp" in job["metadata"]:
-        return "Ending", f"{len(pods)} pods left"
+        return "Ending", f"{len(pods)} {'pod' if len(pods) == 1 else 'pods'} left"
     if phase.name == "suspended":
         return "Queued", "suspended: no queue has admitted it"
     if phase.ended:

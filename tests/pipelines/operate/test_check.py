@@ -238,7 +238,7 @@ LACKS: dict[str, tuple[Callable[[StubApi], Any], str, str]] = {  # what is taken
     ),
     "storage": (lambda api: api.objects.update({CLASSES: {"items": []}}), "storage class (default)", "persistence.storageClass"),
     "Kubeflow": (lambda api: api.objects.pop(f"{NAMESPACES}/kubeflow/services/ml-pipeline"), KFP, "mend kubeflow.endpoint"),
-    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "0 nodes have so many"),
+    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "0 of the nodes have so many"),
 }
 
 
