@@ -16,12 +16,13 @@ NODES ?=## machines of the contrastive job (default: the profile's, else 1)
 GPUS_PER_NODE ?=## GPUs on each machine, one process for each; 0: CPU (default: the profile's)
 IMAGE ?=## the trainer's image, with tag or digest (default: the profile's)
 QUEUE ?=## the queue that admits the jobs, such as a Kueue LocalQueue (default: the profile's)
+PARALLEL_CELLS ?=## cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time (default: 1)
 RESUME ?=## auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint (default: auto)
 PLACEMENT ?=## how a stage runs, such as loader_workers=8; see docs/REQUEST.md (default: none)
 
 # Taken as they stand: make would run $(shell ...) in them, and lose $x.
-export REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE RESUME PLACEMENT
-$(foreach name,REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE RESUME PLACEMENT,$(eval override $(name) := $$(value $(name))))
+export REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT
+$(foreach name,REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT,$(eval override $(name) := $$(value $(name))))
 REQUEST_FLAGS = $(if $(strip $(REQUEST)),--request="$$REQUEST")
 REQUEST_FLAGS += $(if $(strip $(RECIPE)),--recipe="$$RECIPE")
 REQUEST_FLAGS += $(if $(strip $(SET)),--set="$$SET")
@@ -39,5 +40,6 @@ REQUEST_FLAGS += $(if $(strip $(NODES)),--nodes="$$NODES")
 REQUEST_FLAGS += $(if $(strip $(GPUS_PER_NODE)),--gpus-per-node="$$GPUS_PER_NODE")
 REQUEST_FLAGS += $(if $(strip $(IMAGE)),--image="$$IMAGE")
 REQUEST_FLAGS += $(if $(strip $(QUEUE)),--queue="$$QUEUE")
+REQUEST_FLAGS += $(if $(strip $(PARALLEL_CELLS)),--parallel-cells="$$PARALLEL_CELLS")
 REQUEST_FLAGS += $(if $(strip $(RESUME)),--resume="$$RESUME")
 REQUEST_FLAGS += $(if $(strip $(PLACEMENT)),--placement="$$PLACEMENT")

@@ -25,10 +25,10 @@ COMPONENT = '''"""The pipeline's first step. Written by scripts/request_files.py
 
 from kfp import dsl
 
-from pipelines.kubeflow.components import IMAGE
+from pipelines.kubeflow.components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def links(
     run: str,
     profile: str,
@@ -36,17 +36,7 @@ def links(
 {signature}
     page: dsl.Output[dsl.Markdown],
 ) -> str:
-    """Checks what was asked for before anything is made, stores it, and links to where a run can be watched.
-
-    Args:
-        run: Id of the run.
-        profile: Name of the run profile.
-        request: A request file's URI, or its YAML; the other parameters are those of pipelines/planning/request.py with a `form`.
-        page: Links to dashboard, logs and bucket, shown in the run.
-
-    Returns:
-        URI of the stored request.
-    """
+    """Checks what was asked for before anything is made, stores it, and links to where a run can be watched."""
     from pipelines.steps import artifacts, links
 
     stored, markdown = links.accept(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 from trainer.data.machine import raise_descriptor_limit
 from trainer.errors import InputError, RunError, Stopped, exit_code
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", parents=[common], help="compare arms, write report/index.html and results.json")
     report.add_argument("--experiment", default="", help="URI of the experiment's folder (may be left out beside --compare)")
     report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="further experiments to set beside it")
+    report.add_argument("--made-from", default="", metavar="HASH", help="of all that the page is made from, by which a later run knows it")
     report.set_defaults(run=_report)
 
     inspect = commands.add_parser("inspect", parents=[common], help="what a data set holds, or how a run went")
@@ -105,7 +107,7 @@ def _train(options: argparse.Namespace) -> None:
     launch(options.stage, options.config, options.set)
 
 
-def _evaluate(options: argparse.Namespace) -> dict[str, int] | None:
+def _evaluate(options: argparse.Namespace) -> dict[str, Any] | None:
     from trainer.evaluation.evaluate import count_missing, evaluate
 
     if options.dry_run:
@@ -119,7 +121,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, int] | None:
 def _report(options: argparse.Namespace) -> None:
     from trainer.report.write import write_report
 
-    written = write_report(options.experiment, options.compare)
+    written = write_report(options.experiment, options.compare, options.made_from)
     print(json.dumps(written, sort_keys=True), flush=True)
     first, *others = written["damaged"] or [""]
     for line in others:

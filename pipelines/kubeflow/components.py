@@ -1,129 +1,116 @@
 """The components: typed, thin functions that run in the pipelines image. What they do is in pipelines/steps.
 
-KFP ships a component's source without the module around it, so each imports what it calls. `links`, which takes every
-parameter of a request, is in links_component.py, which `make generate` writes.
+KFP ships a component's source without the module around it, so each imports what it calls. Command, source and specification of a
+component stand in six nodes of the Workflow, those of a lane's steps once for each lane, and Argo keeps a Workflow in one object of at
+most 1 MiB: so they are short, and what is said of parameters is said here, not in docstrings. `request` is the stored request's URI with
+the run's id (pipelines/steps/running.py), `lane` a name that `plan` returned. `links`, which takes every parameter of a request, is in
+links_component.py, which `make generate` writes.
 """
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any
 
 from kfp import dsl
 
 IMAGE = "firstsight.invalid/python-pipelines:placeholder"
 """Stands for the pipelines image in compiled YAML; put in at submit and at upload."""
+_SHELL = 'p=$(mktemp -d)/c.py\nprintf %s "$0">$p\n_KFP_RUNTIME=true python3 -m kfp.dsl.executor_main --component_module_path $p "$@"'
+"""As KFP's own, which is three times as long."""
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def component(function: Callable[..., Any]) -> Any:
+    """A component of KFP, with a command that is no longer than it must be."""
+    made = dsl.component(base_image=IMAGE, install_kfp_package=False)(function)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    definition.decorator_list, definition.body = [], definition.body[1:]  # without its docstring
+    made.component_spec.implementation.container.command = ["sh", "-ec", _SHELL, f"from kfp import dsl\n{ast.unparse(definition)}"]
+    return made
+
+
+@component
 def stage_triplets(request: str) -> str:
-    """Seals the triplets, or finds them sealed; returns their folder.
-
-    Args:
-        request: URI of the stored request.
-    """
+    """Seals the triplets, or finds them sealed; returns their folder."""
     from pipelines.steps import staging
 
     return staging.stage("triplets", request=request)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def stage_pairs(request: str) -> str:
-    """Seals the pairs and their evaluation sets, or finds them sealed; returns their folder.
-
-    Args:
-        request: URI of the stored request.
-    """
+    """Seals the pairs and their evaluation sets, or finds them sealed; returns their folder."""
     from pipelines.steps import staging
 
     return staging.stage("pairs", request=request)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan(request: str, pairs: str, triplets: str) -> list[str]:
-    """Writes every stage's configuration; returns the cells to run, `<arm>-seed<k>`.
+@component
+def plan(request: str, pairs: str, triplets: str, lanes: dsl.Output[dsl.Markdown]) -> list[str]:
+    """Writes every stage's configuration; returns the lanes onto which the cells are dealt, `lane-1-of-3`."""
+    from pipelines.steps import artifacts, planning
 
-    Args:
-        request: URI of the stored request.
-        pairs: Folder of the sealed pairs.
-        triplets: Folder of the sealed triplets.
-    """
-    from pipelines.steps import planning
-
-    return planning.make_plan(request=request, pairs=pairs, triplets=triplets)
+    names, page = planning.make_plan(request=request, pairs=pairs, triplets=triplets)
+    artifacts.write(lanes.path, page)
+    return names
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def perceptual(request: str, cell: str) -> None:
-    """Stage 1: the vision tower on human judgements. Returns at once for an arm without one, or when it is done.
+@component
+def perceptual(request: str, lane: str) -> None:
+    """Stage 1 of all cells of a lane: the vision towers on human judgements."""
+    from pipelines.steps import lanes
 
-    Args:
-        request: URI of the stored request.
-        cell: `<arm>-seed<k>`.
-    """
-    from pipelines.steps import cells
-
-    cells.train("perceptual", request=request, cell=cell)
+    lanes.work("perceptual", request=request, lane=lane)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def contrastive(request: str, cell: str) -> None:
-    """Stage 2: both towers on image-text pairs. Returns at once when it is done.
+@component
+def contrastive(request: str, lane: str) -> None:
+    """Stage 2, on image-text pairs; all but the last cell are evaluated here too."""
+    from pipelines.steps import lanes
 
-    Args:
-        request: URI of the stored request.
-        cell: `<arm>-seed<k>`.
-    """
-    from pipelines.steps import cells
-
-    cells.train("contrastive", request=request, cell=cell)
+    lanes.work("contrastive", request=request, lane=lane)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def posthoc(request: str, cell: str) -> None:
-    """Perceptual fine-tuning after stage 2. Returns at once for an arm without it, or when it is done.
+@component
+def posthoc(request: str, lane: str) -> None:
+    """Perceptual fine-tuning after stage 2, of the lane's last cell."""
+    from pipelines.steps import lanes
 
-    Args:
-        request: URI of the stored request.
-        cell: `<arm>-seed<k>`.
-    """
-    from pipelines.steps import cells
-
-    cells.train("posthoc", request=request, cell=cell)
+    lanes.work("posthoc", request=request, lane=lane)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def evaluate(request: str, cell: str) -> None:
-    """Zero-shot, retrieval and 2AFC of the cell's models.
+@component
+def evaluate(request: str, lane: str) -> None:
+    """Zero-shot, retrieval and 2AFC of the lane's last cell; fails where any cell failed."""
+    from pipelines.steps import lanes
 
-    Args:
-        request: URI of the stored request.
-        cell: `<arm>-seed<k>`.
-    """
-    from pipelines.steps import cells
-
-    cells.evaluate(request=request, cell=cell)
+    lanes.work("evaluate", request=request, lane=lane)
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def finish(
-    run: str,
+@component
+def report(
     request: str,
-    status: dsl.PipelineTaskFinalStatus,
     figures: dsl.Output[dsl.Metrics],
-    report: dsl.Output[dsl.HTML],
+    page: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Markdown],
 ) -> None:
-    """Reports the finished cells and names the missing ones, however the run ended.
-
-    Args:
-        run: Id of the run, by which it finds the stored request.
-        request: The pipeline's parameter: it may name the root.
-        status: How the run ended; KFP puts it in.
-        figures: Each arm's score on each declared endpoint, and the differences.
-        report: The page, shown in the run.
-        summary: Its tables as Markdown.
-    """
+    """Compares the arms, once every lane is done."""
     from pipelines.steps import artifacts, finish
 
-    page = finish.finish(run=run, request=request, root="", state=status.state)
-    html, markdown, metrics = artifacts.read_report(page, status.state)
-    artifacts.write(report.path, html)
+    html, markdown, metrics = artifacts.read_report(finish.report(request=request))
+    artifacts.write(page.path, html)
     artifacts.write(summary.path, markdown)
     for name, value in metrics.items():
         figures.log_metric(name, value)
+
+
+@component
+def finish(run: str, request: str, status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> None:
+    """Lets go of what the run holds; of a run that failed it reports the cells that finished."""
+    from pipelines.steps import artifacts, finish
+
+    line, folder = finish.finish(run=run, request=request, root="", state=status.state)
+    artifacts.write(page.path, artifacts.read_report(folder)[0] if folder else f"<p>{line}</p>")

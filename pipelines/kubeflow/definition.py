@@ -1,4 +1,8 @@
-"""The pipeline: links -> triplets, pairs -> plan -> one flat loop over cells -> `finish`, which reports however the run ended."""
+"""The pipeline: links -> triplets, pairs -> plan -> one flat loop over lanes -> report; `finish` ends it, however the run ended.
+
+The loop has no parallelism limit: with one, Kubeflow's Retry hangs for ever. How many cells run at once, the lanes' steps decide
+(pipelines/steps/lanes.py). Inputs and sources of the lanes' steps are short: they stand in six nodes of the Workflow for each lane.
+"""
 
 import inspect
 import itertools
@@ -17,13 +21,11 @@ USER = 10001
 """Of the pipelines image; restricted Pod Security wants it said in each pod."""
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 LABELS = {
-    "app.kubernetes.io/name": NAME,
     "app.kubernetes.io/part-of": NAME,
     "app.kubernetes.io/component": "launcher",
-    "sidecar.istio.io/inject": "false",
+    "sidecar.istio.io/inject": "false",  # the pod talks to the API server and the store alone
 }
 ANNOTATIONS = {
-    "sidecar.istio.io/inject": "false",  # the pod talks to the API server and the store alone
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",  # KFP does not retry a step whose pod was evicted
 }
 
@@ -61,9 +63,9 @@ def _documented() -> str:
     return "\n".join(["Wires the components; the store is the hand-off between them.", "", "Args:", *lines])
 
 
-def _steps_of_a_cell(request: str, cell: str) -> list[dsl.PipelineTask]:
+def _steps_of_a_lane(request: str, lane: str) -> list[dsl.PipelineTask]:
     stages = (components.perceptual, components.contrastive, components.posthoc, components.evaluate)
-    tasks = [stage(request=request, cell=cell) for stage in stages]
+    tasks = [stage(request=request, lane=lane) for stage in stages]
     for earlier, later in itertools.pairwise(tasks):
         later.after(earlier)
     return tasks
@@ -80,12 +82,13 @@ def _wire(*values: Any) -> None:
         staged_triplets = components.stage_triplets(request=request)
         staged_pairs = components.stage_pairs(request=request)
         planned = components.plan(request=request, pairs=staged_pairs.output, triplets=staged_triplets.output)
-        tasks = [exit_task, linked, staged_triplets, staged_pairs, planned]
-        with dsl.ParallelFor(planned.output, name="cells", parallelism=1) as cell:
-            cells = _steps_of_a_cell(request, cell)
-    for task in (*tasks, *cells):
+        with dsl.ParallelFor(planned.outputs["Output"], name="lanes") as lane:
+            steps = _steps_of_a_lane(request, lane)
+        report = components.report(request=request).after(steps[-1])
+    for task in (exit_task, linked, staged_triplets, staged_pairs, planned, *steps, report):
         _as_launcher(task, profile, tolerations)
-    exit_task.set_memory_limit("4Gi")  # it reads every item of every evaluation
+    for task in (steps[-1], report, exit_task):
+        task.set_memory_limit("4Gi")  # they make the page, for which every item of every evaluation is read
 
 
 _wire.__signature__ = inspect.Signature(_parameters(), return_annotation=None)  # type: ignore[attr-defined]

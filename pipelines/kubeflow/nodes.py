@@ -11,8 +11,8 @@ from typing import Any
 
 MOST_LANES = 64
 """Iterations of the loop that are looked for: today's pipeline makes three at most, earlier ones one a cell."""
-POD = "metadata-2-4-system-container-impl"
-"""The template of a step's own pod: Argo calls the pod `<workflow>-<template>-<number>`. 2 and 4: annotations and labels of our steps."""
+POD = "metadata-1-3-system-container-impl"
+"""The template of a step's own pod: Argo calls the pod `<workflow>-<template>-<number>`. 1 and 3: annotations and labels of our steps."""
 _EXPERIMENT = "(0).root(0).exit-handler-1"
 _LANE = f"{_EXPERIMENT}(0).for-loop-2(0).iteration-iterations({{0}}:{{0}})(0).iteration-item(0)."
 BEFORE = ("links", "stage-triplets", "stage-pairs", "plan")

@@ -3,18 +3,16 @@
 Each look is the one that the step itself takes first; where any of them finds something to do, or to heal, the pipeline runs.
 """
 
-import json
-import subprocess
 from collections.abc import Iterator
 
-from pipelines.jobs.local import COMMAND
-from pipelines.planning.plan import Cell
+from pipelines.planning.plan import Cell, entry_of
 from pipelines.planning.request import Request, read_request
+from pipelines.planning.runs import Run
 from pipelines.planning.writing import is_planned
 from pipelines.profile.profile import Profile
 from pipelines.steps import cells, page
 from pipelines.steps.planning import planned
-from pipelines.steps.running import Scene
+from pipelines.steps.running import BY_HAND, Scene
 from pipelines.steps.staging import What, find_staged, prepare, staging_of
 from trainer.config import recipe_hash
 from trainer.errors import InputError, RunError
@@ -36,7 +34,7 @@ def find_finished(asked: Request, profile: Profile) -> list[Note] | None:
         profile: with the request's backend laid over it.
     """
     uri = layout.experiment(asked.root, asked.experiment)
-    scene = Scene(request=asked, uri=layout.request(uri, asked.id), root=asked.root, profile=profile)
+    scene = Scene(request=asked, uri=layout.request(uri, asked.id), root=asked.root, profile=profile, run=Run(asked.root, BY_HAND))
     try:
         _require(read_request(scene.uri) == asked)
         _require(page.is_current(uri, page.inputs_of(uri)))
@@ -57,7 +55,7 @@ def _notes(scene: Scene) -> Iterator[Note]:
     experiment, planned_cells = planned(scene, found["pairs"], found["triplets"])
     _require(is_planned(experiment, planned_cells))
     yield from _stages(planned_cells)
-    _require(_is_measured(planned_cells))
+    _require(len(cells.measured(map(entry_of, planned_cells))) == len(planned_cells))
 
 
 def _stages(planned_cells: list[Cell]) -> Iterator[Note]:
@@ -68,18 +66,6 @@ def _stages(planned_cells: list[Cell]) -> Iterator[Note]:
                 seen[stage.output], damaged = cells.look(stage.output, recipe_hash(stage))
                 _require(seen[stage.output] and not damaged)
             yield f"{stage.stage} {cell.name}", "done before"
-
-
-def _is_measured(planned_cells: list[Cell]) -> bool:
-    """Whether nothing is left to measure, as the trainer sees it, in one process for all cells."""
-    configs = [layout.config(cell.evaluation.output) for cell in planned_cells]
-    looked = subprocess.run([*COMMAND, "evaluate", "--dry-run", "--config", *configs], capture_output=True, text=True, check=False)
-    if looked.returncode:
-        return False
-    try:
-        return bool(json.loads(looked.stdout.splitlines()[-1])["missing"] == 0)
-    except (ValueError, LookupError, TypeError):
-        return False
 
 
 def _require(done: bool) -> None:

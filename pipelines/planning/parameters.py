@@ -23,9 +23,15 @@ def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Ch
     return _parameter(default, "text", help, otherwise, rule, ok, form)
 
 
-def number(default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check, form: str = "") -> Any:
-    """A number; None as default means that something else decides, which `otherwise` names."""
-    return _parameter(default, "number", help, otherwise, rule, ok, form)
+def number(
+    default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check, form: str = "", introduced: float | None = None
+) -> Any:
+    """A number; None as default means that something else decides, which `otherwise` names.
+
+    `introduced`, of a parameter that was added later, is the literal that stored requests without it mean (docs/FORMAT.md).
+    """
+    more = {} if introduced is None else {"introduced": introduced}
+    return _parameter(default, "number", help, otherwise, rule, ok, form, **more)
 
 
 def items(default: tuple[str, ...], help: str, *, otherwise: str = "", form: str = "") -> Any:
@@ -44,8 +50,9 @@ def recipe(default: str, help: str, *, form: str = "") -> Any:
     return _parameter(default, "recipe", help, "", "", None, form)
 
 
-def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None, form: str) -> Any:
-    return field(default=default, metadata={"kind": kind, "help": help, "otherwise": otherwise, "rule": rule, "ok": ok, "form": form})
+def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None, form: str, **more: Any) -> Any:
+    said = {"kind": kind, "help": help, "otherwise": otherwise, "rule": rule, "ok": ok, "form": form}
+    return field(default=default, metadata=said | more)
 
 
 def default_of(item: Parameter) -> Any:

@@ -76,6 +76,7 @@ class Experiment:
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
         request: URI of the stored request that asked for it.
+        parallel_cells: how many of its cells run at once; 0: all.
         readable: whether this machine can look into its store.
     """
 
@@ -88,6 +89,7 @@ class Experiment:
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
     request: str = ""
+    parallel_cells: int = 1
     readable: bool = True
 
     @property

@@ -35,7 +35,7 @@ FORMAT_VERSION = 1
 """Of the file that a person writes."""
 STORED_VERSION = 2
 """Of a stored request; format 1 had no checksum."""
-MAX_NODES, MAX_GPUS_PER_NODE = 1024, 64
+MAX_NODES, MAX_GPUS_PER_NODE, MAX_PARALLEL_CELLS = 1024, 64, 1024
 LAUNCHERS_OWN = ("attempt",)
 """Fields of the trainer's placement that the launcher alone sets."""
 OWN_PARAMETER = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
@@ -111,6 +111,14 @@ class Request:
         otherwise="the profile's",
         rule="a name of at most 63 letters, digits, '.', '_' and '-'",
         ok=lambda value: bool(re.fullmatch(_LABEL_VALUE, value)),
+    )
+    parallel_cells: int = number(
+        1,
+        "cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time",
+        rule=f"between 0 and {MAX_PARALLEL_CELLS}",
+        ok=lambda value: 0 <= value <= MAX_PARALLEL_CELLS,
+        form="jobs_parallel_cells",
+        introduced=1,
     )
     resume: str = text(
         "auto",

@@ -1,13 +1,124 @@
-"""runs/<run id>.json: which request a run stored. A task that can take no other task's output finds it there.
+"""What is known of a run by its id: which request it stored, which of its cells failed, which of its steps have started.
 
-Format 1, which older versions wrote, has neither format_version nor checksum.
+runs/<run id>.json names the request: a task that can take no other task's output finds it there. Its format 1, which older versions
+wrote, has neither format_version nor checksum. What lies below runs/<run id>/ is of one run alone: a new run of the same request
+tries every cell again.
 """
 
-from trainer.errors import Corrupt
-from trainer.storage import layout
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+from trainer.errors import Corrupt, InputError, RunError
+from trainer.storage import layout, open_store
 from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 2
+CELL_VERSION, STEP_VERSION = 1, 1
+LIFE_SECONDS = 60.0
+"""Between two signs of life of a lane's step."""
+DEAD_SECONDS = 600.0
+"""After so long without one, no step of the lane runs: a queue of pods makes steps late."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFailure:
+    """How a cell failed in a run.
+
+    Attributes:
+        cell: its name.
+        stage: that failed: perceptual, contrastive, posthoc or evaluate.
+        exit_code: 1 failed on the way, 2 wrong input.
+        line: why, in one line.
+    """
+
+    cell: str
+    stage: str
+    exit_code: int
+    line: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the steps of one run tell each other.
+
+    Attributes:
+        root: store URI.
+        id: of the run.
+    """
+
+    root: str
+    id: str
+
+    def begin(self, lane: str, step: str) -> bool:
+        """Record that a step of a lane starts; whether it is its first start in this run, not one after a Retry."""
+        uri = layout.run_start(self.root, self.id, lane, step)
+        first = open_store(uri).head(uri) is None
+        write_document(uri, {"format_version": STEP_VERSION, "time": time.time()})
+        return first
+
+    def fail(self, failure: CellFailure) -> None:
+        """Record that a cell failed."""
+        write_document(layout.run_failure(self.root, self.id, failure.cell), {"format_version": CELL_VERSION, **asdict(failure)})
+
+    def forget(self, cells: Iterable[str]) -> None:
+        """Let these cells be tried again."""
+        for cell in cells:
+            uri = layout.run_failure(self.root, self.id, cell)
+            open_store(uri).delete(uri)
+
+    def failed(self, cells: Iterable[str]) -> dict[str, CellFailure]:
+        """Those of the cells that failed in this run, by name. A damaged record counts as absent: the cell is tried again."""
+        found = ((cell, self._failure(cell)) for cell in cells)
+        return {cell: failure for cell, failure in found if failure is not None}
+
+    def _failure(self, cell: str) -> CellFailure | None:
+        uri = layout.run_failure(self.root, self.id, cell)
+        try:
+            value = read_document(uri, "a record of a failed cell", CELL_VERSION)
+        except Corrupt:
+            return None
+        if value is None:
+            return None
+        texts = {name: str(value.get(name, "")) for name in ("stage", "line")}
+        return CellFailure(cell=cell, exit_code=2 if value.get("exit_code") == InputError.exit_code else 1, **texts)
+
+    @contextlib.contextmanager
+    def alive(self, lane: str) -> Iterator[None]:
+        """Give signs of life of a lane's step, from a thread; lanes that wait for it see them."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._give_signs, args=(lane, stop), name=f"life of {lane}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+    def _give_signs(self, lane: str, stop: threading.Event) -> None:
+        while True:
+            with contextlib.suppress(InputError, RunError, OSError):  # the next sign is soon enough
+                uri = layout.run_life(self.root, self.id, lane)
+                write_document(uri, {"format_version": STEP_VERSION, "time": time.time()})
+            if stop.wait(LIFE_SECONDS):
+                return
+
+
+class Watch:
+    """Whether a lane's steps live, seen from another one: by changes of what it writes, not by clocks of other machines."""
+
+    def __init__(self, run: Run, lane: str) -> None:
+        self._uri = layout.run_life(run.root, run.id, lane)
+        self._stamp, self._seen = "", time.monotonic()
+
+    def is_dead(self) -> bool:
+        """Whether nothing has been seen of it for DEAD_SECONDS."""
+        info = open_store(self._uri).head(self._uri)
+        stamp = f"{info.stamp} {info.modified}" if info is not None else ""
+        if stamp != self._stamp:
+            self._stamp, self._seen = stamp, time.monotonic()
+        return time.monotonic() - self._seen > DEAD_SECONDS
 
 
 def write_run(root: str, run: str, request: str) -> None:

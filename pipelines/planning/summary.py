@@ -12,7 +12,7 @@ from pipelines.planning.request import Request
 from trainer.config import DataConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import recipe_differences, sizes
 from trainer.errors import Corrupt
-from trainer.storage import join, layout, read_json
+from trainer.storage import join, layout, pages, read_json
 from trainer.storage.base import MissingObject, read_field
 from trainer.storage.committed import read_final
 from trainer.storage.manifest import read_manifest
@@ -23,9 +23,8 @@ MOST_NAMES = 6
 
 def print_summary(console: Console, experiment_uri: str) -> None:
     """The report's sentence, its short table and its path; nothing where there is no report."""
-    folder = layout.report(experiment_uri)
     try:
-        results: dict[str, Any] = read_json(join(folder, "results.json"))
+        results: dict[str, Any] = read_json(join(pages.folder_of(experiment_uri), "results.json"))
     except MissingObject:
         return
     summary = results.get("summary", {})
@@ -37,7 +36,7 @@ def print_summary(console: Console, experiment_uri: str) -> None:
     for line in (summary.get("sentence", ""), *summary.get("notes", [])):
         if line:
             console.print(line, markup=False, highlight=False)
-    console.print(f"report: {join(folder, 'index.html')}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {join(layout.report(experiment_uri), 'index.html')}", markup=False, highlight=False, soft_wrap=True)
 
 
 def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.Experiment, list[plan.Cell]]:

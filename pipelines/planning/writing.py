@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from pipelines.planning import lanes
 from pipelines.planning.plan import Cell, Experiment, entry, entry_of
 from trainer.config import EvaluateConfig, Placement, Recipe, StageConfig, differing_keys, recipe_fields, recipe_hash, require
 from trainer.configs import parse_config, read_stored
@@ -102,9 +103,20 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
         "triplets": asdict(experiment.triplets),
         "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
+        "lanes": _lanes(experiment, cells, entries, earlier),
     }
     written_already = checksum(earlier) == checksum({**plan, "format_version": plans.FORMAT_VERSION})
     return Draft(plan=plan, configs=configs, said=said, is_written=written_already)
+
+
+def _lanes(experiment: Experiment, cells: list[Cell], entries: list[dict[str, Any]], earlier: Plan) -> dict[str, list[dict[str, Any]]]:
+    """The lanes of this request, beside those of earlier ones whose cells are all still planned: their runs may still go on."""
+    names = {one["cell"] for one in entries}
+    kept = {key: found for key, found in earlier.get("lanes", {}).items() if all(names.issuperset(lane["cells"]) for lane in found)}
+    if experiment.request:
+        dealt = lanes.deal([cell.name for cell in cells], experiment.parallel_cells)
+        kept[layout.id_of_request(experiment.request)] = lanes.planned(dealt, entries)
+    return kept
 
 
 def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:

@@ -1,4 +1,4 @@
-"""What the exit task shows in Kubeflow's UI: the report's page, its tables as Markdown, and figures as metrics."""
+"""What `report` and `finish` show in Kubeflow's UI: the report's page, its tables as Markdown, and figures as metrics."""
 
 import json
 from pathlib import Path
@@ -7,21 +7,10 @@ from typing import Any
 from trainer.storage import read_bytes
 from trainer.storage.base import MissingObject
 
-NOTHING = "Nothing to report: the run ended {state} before it was planned."
 
-
-def read_report(page: str, state: str) -> tuple[bytes, bytes, dict[str, float]]:
-    """The report beside `page` as HTML, as Markdown, and its figures by name; where there is none, a sentence.
-
-    Args:
-        page: URI of index.html; empty: the run has no report.
-        state: how the run ended, for the sentence.
-    """
-    folder = page.rpartition("/")[0]
-    if not page:
-        nothing = NOTHING.format(state=state)
-        return f"<p>{nothing}</p>".encode(), nothing.encode(), {}
-    return read_bytes(page), read_bytes(f"{folder}/report.md"), _figures(f"{folder}/results.json")
+def read_report(folder: str) -> tuple[bytes, bytes, dict[str, float]]:
+    """A page by its folder, as HTML, as Markdown, and its figures by name."""
+    return read_bytes(f"{folder}/index.html"), read_bytes(f"{folder}/report.md"), _figures(f"{folder}/results.json")
 
 
 def write(path: str, content: bytes | str) -> None:

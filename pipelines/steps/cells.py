@@ -1,40 +1,51 @@
-"""The steps of a cell: `perceptual`, `contrastive`, `posthoc` and `evaluate`. What is done returns at once."""
+"""One cell: its stages and its evaluation, each unless it is done."""
 
+import dataclasses
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.local import COMMAND
 from pipelines.jobs.specs import evaluate_spec, train_spec
-from pipelines.planning.cells import find_cell
 from pipelines.steps.notes import note
-from pipelines.steps.running import ATTEMPTS, Scene, open_scene, recorded, run_job, step
-from trainer.storage import layout, open_store
+from pipelines.steps.running import ATTEMPTS, Scene, recorded, run_job
+from trainer.storage import join, layout, open_store
+from trainer.storage.committed import NAME as COMMITTED
 from trainer.storage.committed import read_final
+from trainer.storage.documents import write_document
+
+Entry = Mapping[str, Any]
+"""A cell's entry in plan.json."""
+BEGUN_VERSION = 1
 
 
-@step
-def train(name: str, *, request: str, cell: str) -> None:
-    """Run one stage of one cell, unless the cell has none or its final model is committed.
+def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:
+    """Run one stage that a cell has, unless its final model is committed.
 
     Args:
-        name: of the stage: perceptual, contrastive or posthoc.
-        request: URI of the stored request.
-        cell: name of the cell in the plan.
+        scene: of the step.
+        entry: of the cell.
+        stage: perceptual, contrastive or posthoc.
+        speaker: what the job's lines begin with, where jobs run at once.
     """
-    scene = open_scene(request)
-    entry = _planned(scene, cell)
-    title = f"{name} {cell}"
-    folder = entry[name]
-    if not folder:
-        note(title, "not needed by this arm", detail=True)
-        return
+    title, folder = f"{stage} {entry['cell']}", entry[stage]
     with recorded(folder, title):
-        done, damaged = look(folder, entry["recipe_hashes"][name])
+        done, damaged = look(folder, entry["recipe_hashes"][stage])
         for line in damaged:
             note(title, f"{line}; made again")
         if done:
             open_store(folder).delete(layout.failure(folder))
             note(title, "done before")
             return
-        run_job(scene, train_spec(scene.root, entry, name, scene.request, scene.placement), attempts=ATTEMPTS)
+        spec = _begun_once(scene, train_spec(scene.root, entry, stage, scene.request, scene.placement))
+        run_job(scene, spec, attempts=ATTEMPTS, speaker=speaker)
+
+
+def evaluate(scene: Scene, entry: Entry, *, speaker: str = "") -> None:
+    """Measure the models of a cell."""
+    run_job(scene, evaluate_spec(scene.root, entry, scene.request, scene.placement), attempts=ATTEMPTS, speaker=speaker)
 
 
 def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
@@ -49,20 +60,37 @@ def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
     return done, [f"{uri}: {why}" for uri, why in damage.items()]
 
 
-def _planned(scene: Scene, cell: str) -> dict[str, Any]:
-    """The cell's entry in the plan."""
-    with recorded(scene.experiment, "plan"):
-        return find_cell(scene.experiment, cell)
+def is_trained(entry: Entry, stages: Iterable[str]) -> bool:
+    """Whether those of the stages that the cell has are done."""
+    return all(look(entry[stage], entry["recipe_hashes"][stage])[0] for stage in stages if entry.get(stage))
 
 
-@step
-def evaluate(*, request: str, cell: str) -> None:
-    """Measure the models of one cell.
+def measured(entries: Iterable[Entry]) -> set[str]:
+    """The names of those cells of which nothing is left to measure, as the trainer sees it, in one process for all."""
+    configs = {layout.config(entry["evaluation"]): entry["cell"] for entry in entries}
+    missing = count_missing(list(configs)) if configs else {}
+    return {cell for uri, cell in configs.items() if missing.get(uri) == 0}
 
-    Args:
-        request: URI of the stored request.
-        cell: name of the cell in the plan.
-    """
-    scene = open_scene(request)
-    entry = _planned(scene, cell)
-    run_job(scene, evaluate_spec(scene.root, entry, scene.request, scene.placement), attempts=ATTEMPTS)
+
+def count_missing(configs: list[str]) -> dict[str, int]:
+    """How many results are missing, by the URI of a cell's evaluation/config.yaml; empty where that cannot be told."""
+    looked = subprocess.run([*COMMAND, "evaluate", "--dry-run", "--config", *configs], capture_output=True, text=True, check=False)
+    try:
+        found: Any = json.loads(looked.stdout.splitlines()[-1])["cells"] if looked.returncode == 0 else {}
+        return {uri: int(one["missing"]) for uri, one in found.items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _begun_once(scene: Scene, spec: JobSpec) -> JobSpec:
+    """`resume: never`, or a checkpoint's URI, has its effect once a request: a later start goes on from what came of it."""
+    if spec.resume == "auto":
+        return spec
+    uri = layout.request_begun(scene.experiment, scene.request.id, spec.folder)
+    begun = open_store(uri).head(uri)
+    if begun is None:
+        write_document(uri, {"format_version": BEGUN_VERSION, "stage": spec.folder, "resume": spec.resume})
+        return spec
+    found = open_store(spec.folder).list(join(spec.folder, "checkpoints"))
+    later = any(info.modified >= begun.modified for info in found if info.uri.endswith(f"/{COMMITTED}"))
+    return dataclasses.replace(spec, resume="auto") if later else spec

@@ -1,20 +1,34 @@
-"""The last step, `finish`: it runs however the run ended, lets go of what the run holds, and reports the cells that finished."""
+"""The steps that end a run: `report`, after all lanes, and `finish`, however the run ended."""
 
-from pipelines.jobs.base import JobSpec
-from pipelines.planning.cells import read_plan
 from pipelines.planning.request import root_given
 from pipelines.planning.runs import read_run
 from pipelines.profile.profile import read_profile
 from pipelines.steps import page
 from pipelines.steps.notes import note
-from pipelines.steps.running import Scene, open_scene, recorded, root_of_run, run_job, step
+from pipelines.steps.running import Scene, open_scene, root_of_run, step
 from trainer.errors import InputError, RunError
-from trainer.storage import join, layout
+from trainer.storage import join, layout, pages
+from trainer.storage.plans import read_plan
+
+SUCCESS = ("COMPLETE", "SUCCEEDED")
+"""How a run's state says that it ended well: Kubeflow's word, and kfp.local's."""
 
 
 @step
-def finish(*, run: str, request: str, root: str, state: str) -> str:
-    """Release what the run holds, then report the cells that finished.
+def report(*, request: str) -> str:
+    """Bring the report's page up to date; the folder of the page that counts.
+
+    Args:
+        request: URI of the stored request.
+    """
+    scene = open_scene(request)
+    page.publish(scene)
+    return pages.folder_of(scene.experiment)
+
+
+@step
+def finish(*, run: str, request: str, root: str, state: str) -> tuple[str, str]:
+    """Release what the run holds; where the run failed, or the page lacks something, report the cells that finished.
 
     An exit task can take no output of another task, so it finds the stored request by the run's id.
 
@@ -25,28 +39,27 @@ def finish(*, run: str, request: str, root: str, state: str) -> str:
         state: how the run ended.
 
     Returns:
-        The page's URI; empty where there is nothing to report.
+        One line that says how the run ended, with the page's address; and the folder of the page, empty where the step `report`
+        has shown it already, or there is none.
     """
     place = root_of_run(root_given(request, root), read_profile())
     stored = read_run(place, run)
     if stored is None:
-        print(f"finish: the run ended {state} before its request was accepted: nothing to report", flush=True)
-        return ""
+        return _said(f"the run ended {state} before its request was accepted: nothing to report"), ""
     scene = open_scene(stored)
     _release(scene)
-    folder = layout.report(scene.experiment)
-    with recorded(folder, "report"):
-        if read_plan(scene.experiment) is None:
-            print(f"finish: the run ended {state} before it was planned: nothing to report", flush=True)
-            return ""
-        inputs = page.inputs_of(scene.experiment)
-        if page.is_current(scene.experiment, inputs):
-            note("report", "made before", detail=True)
-            return join(folder, "index.html")
-        # Always in place: it needs no torch, and the jobs' machines may be gone.
-        run_job(scene, JobSpec(name="report", arguments=("report", "--experiment", scene.experiment), folder=folder), attempts=1)
-        page.record(scene.experiment, inputs)
-        return join(folder, "index.html")
+    if read_plan(scene.experiment) is None:
+        return _said(f"the run ended {state} before it was planned: nothing to report"), ""
+    made = page.publish(scene)
+    address = join(layout.report(scene.experiment), "index.html")
+    if state in SUCCESS and not made:
+        return _said(f"done; the report: {address}"), ""
+    return _said(f"the run ended {state}; the report of the cells that finished: {address}"), pages.folder_of(scene.experiment)
+
+
+def _said(line: str) -> str:
+    print(f"finish: {line}", flush=True)
+    return line
 
 
 def _release(scene: Scene) -> None:

@@ -15,7 +15,7 @@ from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, read_profile
 from pipelines.steps.checking import check_experiment
-from pipelines.steps.running import recorded, root_of_run, step
+from pipelines.steps.running import in_run, recorded, root_of_run, step
 from trainer.errors import InputError, RunError
 from trainer.storage import join, layout, open_store
 
@@ -38,7 +38,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         **given: every other parameter; an empty one is not given, any other wins over the request's.
 
     Returns:
-        The URI of the stored request, and a page of links as Markdown.
+        The URI of the stored request with the run's id, and a page of links as Markdown.
 
     Raises:
         InputError: what a person has to fix first; failure.json in the experiment's folder says it too.
@@ -69,7 +69,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     namespace = known.jobs.namespace or (NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default")
     page = _page(known, stored, run, asked, namespace, notes)
     print(page, flush=True)  # the UI shows a step's log at once, its artifacts when it has ended
-    return stored, page
+    return in_run(stored, run), page
 
 
 def _require_mounted(request: Request, profile: str) -> None:

@@ -1,6 +1,6 @@
-"""Whether the report's page says what the experiment holds now, so that a run that finds all done need not write it again.
+"""The report's page: made where it does not say what the experiment holds now.
 
-made.json, beside the page, has the checksum of each file of the report, and one of all that the page was made from: what lies in the
+made.json names the page that counts (trainer/storage/pages.py), and has a hash over all that it was made from: what lies in the
 experiment's folder (by its stamps), the manifests of its data sets, and the code that writes the page.
 """
 
@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.jobs.base import JobSpec
+from pipelines.steps.notes import note
+from pipelines.steps.running import Scene, recorded, run_job
 from trainer.config import canonical_hash
 from trainer.errors import Corrupt, InputError
-from trainer.storage import checked, join, layout, manifest, open_store, read_bytes
-from trainer.storage.documents import checksum, read_document, write_document
+from trainer.storage import checked, join, layout, manifest, open_store, pages
+from trainer.storage.documents import checksum
 from trainer.storage.manifest import read_manifest, staged_sets
 from trainer.storage.plans import NAME as PLAN
 from trainer.storage.plans import Plan, read_plan
 
-NAME = "made.json"
-FORMAT_VERSION = 1
 FILES = ("index.html", "results.json", "results.csv", "report.md")
 _NOT_READ = ("report/", "requests/", "staging/", PLAN)
 """Of the experiment's folder, what the page does not read, and plan.json, which is taken by its content."""
@@ -49,22 +50,26 @@ def is_current(experiment_uri: str, inputs: str) -> bool:
         InputError: a newer firstsight made it.
         RunError: the store failed.
     """
-    folder = layout.report(experiment_uri)
     try:
-        made = read_document(join(folder, NAME), "a record of the report", FORMAT_VERSION)
+        made = pages.read_page(experiment_uri)
     except Corrupt:
         return False
-    if made is None or not inputs or made.get("inputs") != inputs:
-        return False
-    files: Any = made.get("files")
-    return checked.is_files(files) and files.keys() == set(FILES) and not checked.find_damaged(folder, files)
+    current = bool(inputs) and made.inputs == inputs and made.generation > 0 and made.files.keys() == set(FILES)
+    return current and not pages.find_damaged(experiment_uri, made)
 
 
-def record(experiment_uri: str, inputs: str) -> None:
-    """Record that the page was made from these inputs. Not for one that left out what is damaged: then `trainer report` fails."""
-    folder = layout.report(experiment_uri)
-    files = {name: checked.describe(read_bytes(join(folder, name))) for name in FILES}
-    write_document(join(folder, NAME), {"format_version": FORMAT_VERSION, "inputs": inputs, "files": files})
+def publish(scene: Scene) -> bool:
+    """Bring the page up to date; whether it had to be made."""
+    folder = layout.report(scene.experiment)
+    with recorded(folder, "report"):
+        inputs = inputs_of(scene.experiment)
+        if is_current(scene.experiment, inputs):
+            note("report", "made before", detail=True)
+            return False
+        # Always in place: it needs no torch, and the jobs' machines may be gone.
+        arguments = ("report", "--experiment", scene.experiment, *(("--made-from", inputs) if inputs else ()))
+        run_job(scene, JobSpec(name="report", arguments=arguments, folder=folder), attempts=1)
+        return True
 
 
 def _stamps(experiment_uri: str, plan: Plan) -> Iterator[tuple[str, str]]:

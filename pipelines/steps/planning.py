@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from pipelines.planning.lanes import Lane, read_lanes
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, recorded, step
 from trainer.storage import layout, open_store
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @step
-def make_plan(*, request: str, pairs: str, triplets: str) -> list[str]:
-    """Write the plan of the experiment; the names of the cells to run.
+def make_plan(*, request: str, pairs: str, triplets: str) -> tuple[list[str], str]:
+    """Write the plan of the experiment; the names of the lanes onto which its cells are dealt, and a page of Markdown about them.
 
     Args:
         request: URI of the stored request.
@@ -28,7 +29,15 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> list[str]:
         experiment, cells = planned(scene, pairs, triplets)
         for line in write_plan(experiment, cells):
             note("plan", line)
-    return [cell.name for cell in cells]
+        lanes = read_lanes(scene.experiment, scene.request.id).lanes
+    for lane in lanes:
+        note("plan", f"{lane.name}, {lane.slots} at once: {', '.join(lane.cells)}", detail=True)
+    return [lane.name for lane in lanes], _page(lanes)
+
+
+def _page(lanes: tuple[Lane, ...]) -> str:
+    rows = [f"| `{lane.name}` | {lane.slots} | {', '.join(f'`{cell}`' for cell in lane.cells)} |" for lane in lanes]
+    return "\n".join(["| lane | at once | its cells, in order |", "|---|--:|---|", *rows, ""])
 
 
 def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, list[plan.Cell]]":
@@ -51,6 +60,7 @@ def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, 
         triplets=as_data(triplets),
         weights=plan.weights_of(arms),
         request=scene.uri,
+        parallel_cells=1 if scene.profile.backend == "local" else asked.parallel_cells,
         sets=plan.read_sets(",".join(asked.eval_sets)),
     )
     return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
@@ -22,8 +23,8 @@ from typing import Any, ParamSpec, TypeVar
 from pipelines.jobs.backends import backend_for
 from pipelines.jobs.base import Job, JobSpec, Outcome
 from pipelines.jobs.lock import job_lock
-from pipelines.planning.cells import read_plan
 from pipelines.planning.request import Request, check_root, read_request
+from pipelines.planning.runs import Run
 from pipelines.profile.profile import Profile, job_settings, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.notes import note
@@ -32,8 +33,12 @@ from trainer.progress import STOP_VARIABLE, check_stop
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
 from trainer.storage.failures import read_failure, write_failure
+from trainer.storage.plans import read_plan
 
 PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
+_IN_RUN = re.compile(r"(?P<uri>.*\.json)#(?P<run>[\w.-]{1,100})")
+BY_HAND = "by-hand"
+"""Stands for the run's id where a step is called by hand, with the request's URI alone."""
 _RECORDED = "firstsight_recorded"
 """Set on an error whose failure.json is written: what is further out says nothing more."""
 ATTEMPTS = 2
@@ -63,7 +68,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
         except Exception as error:
             if not isinstance(error, InputError | RunError | OSError):
                 traceback.print_exc(file=sys.stdout)  # a fault of firstsight's own: for its developers
-            print(f"{function.__name__}: {_line(error)}", file=sys.stderr, flush=True)
+            print(f"{function.__name__}: {one_line_of(error)}", file=sys.stderr, flush=True)
             raise SystemExit(getattr(error, "exit_code", 1)) from None
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -80,12 +85,16 @@ class Scene:
         uri: of the stored request.
         root: store URI under which everything lies.
         profile: with the request's backend laid over it.
+        run: that the step belongs to.
+        halt: set where a step that runs several jobs at once is stopped: each leaves its job.
     """
 
     request: Request
     uri: str
     root: str
     profile: Profile
+    run: Run
+    halt: threading.Event = field(default_factory=threading.Event, compare=False)
 
     @property
     def experiment(self) -> str:
@@ -103,12 +112,23 @@ class Scene:
         return placement_of(self.profile, self.request)
 
 
-def open_scene(request_uri: str) -> Scene:
-    """What a step is given, from the URI of the stored request."""
-    root, name = layout.of_request(request_uri)
+def in_run(request_uri: str, run_id: str) -> str:
+    """The URI of a stored request, with the id of the run that it is given to: what the steps of the run are given."""
+    return f"{request_uri}#{run_id}"
+
+
+def open_scene(request: str) -> Scene:
+    """What a step is given.
+
+    Args:
+        request: URI of the stored request, with the run's id (`in_run`).
+    """
+    found = _IN_RUN.fullmatch(request)
+    uri, run_id = (found["uri"], found["run"]) if found else (request, BY_HAND)
+    root, name = layout.of_request(uri)
     with recorded(layout.experiment(root, name), "request"):
-        request = read_request(request_uri)
-        return Scene(request=request, uri=request_uri, root=root, profile=read_profile(backend=request.backend))
+        stored = read_request(uri)
+        return Scene(request=stored, uri=uri, root=root, profile=read_profile(backend=stored.backend), run=Run(root, run_id))
 
 
 def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
@@ -145,23 +165,30 @@ def root_of_run(root: str, profile: Profile, default: str = "") -> str:
     return absolute(root)
 
 
-def run_job(scene: Scene, spec: JobSpec, *, attempts: int) -> None:
-    """Run the job, again where that may help, and leave failure.json where it does not."""
+def run_job(scene: Scene, spec: JobSpec, *, attempts: int, speaker: str = "") -> None:
+    """Run the job, again where that may help, and leave failure.json where it does not.
+
+    Args:
+        scene: of the step.
+        spec: of the job.
+        attempts: starts at most, where no launcher counts what happens to it.
+        speaker: what its lines begin with in the step's output, where jobs run at once.
+    """
     with recorded(spec.folder, spec.name):
-        _run_job(scene, spec, attempts)
+        _run_job(scene, spec, attempts, speaker)
 
 
-def _run_job(scene: Scene, spec: JobSpec, attempts: int) -> None:
+def _run_job(scene: Scene, spec: JobSpec, attempts: int, speaker: str) -> None:
     open_store(spec.folder).delete(layout.failure(spec.folder))
     profile = scene.profile
     on_cluster = spec.purpose != "report" and profile.backend != "local"
     attempts = 1 if on_cluster else attempts  # there the launcher counts what happens to a job
-    with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.purpose == "train")) as log:
+    with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.purpose == "train"), speaker=speaker) as log:
         for attempt in range(1, attempts + 1):
             number = "" if on_cluster else f", attempt {attempt}"
             log(f"--- {spec.name}{number}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
             try:
-                outcome = _follow(backend_for(spec, profile, scene.request, descriptors).submit(spec), log)
+                outcome = _follow(backend_for(spec, profile, scene.request, descriptors).submit(spec), log, scene.halt)
             except InputError as error:
                 outcome = Outcome(exit_code=error.exit_code, line=str(error))
             if outcome.exit_code == 0:
@@ -173,7 +200,13 @@ def _run_job(scene: Scene, spec: JobSpec, attempts: int) -> None:
     raise (InputError if outcome.exit_code == 2 else RunError)(outcome.line)
 
 
-def _follow(job: Job, log: Callable[[str], None]) -> Outcome:
+def check_caller(halt: threading.Event) -> None:
+    """Raise CallerGone where this step, or the whole run, is being stopped."""
+    if halt.is_set() or os.path.exists(os.environ.get(STOP_VARIABLE, "")):
+        raise CallerGone("stopped on request")
+
+
+def _follow(job: Job, log: Callable[[str], None], halt: threading.Event) -> Outcome:
     """Pass on the job's output until it ends; end it where the run is stopped."""
     reader = threading.Thread(target=job.logs, args=(log,), name="job log", daemon=True)
     reader.start()
@@ -184,8 +217,9 @@ def _follow(job: Job, log: Callable[[str], None]) -> Outcome:
             if outcome is not None:
                 reader.join(timeout=10)
                 return job.watch() or outcome  # now with the last line of its output
-            if os.path.exists(os.environ.get(STOP_VARIABLE, "")) or parent.is_gone():
+            if parent.is_gone():
                 raise CallerGone("stopped on request")
+            check_caller(halt)
             time.sleep(POLL_SECONDS)
     except BaseException:
         job.leave()
@@ -212,10 +246,16 @@ class _Parent:
 
 
 @contextlib.contextmanager
-def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
+def _log(folder: str, *, stored: bool, speaker: str) -> Iterator[Callable[[str], None]]:
     """Lines go to this step's output and, where nobody else writes it, to log.txt: at once on a file root, at the end on any other."""
+    prefix = f"{speaker}: " if speaker else ""
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{prefix}{line}\n")  # in one call: lines of other threads must not come between
+        sys.stdout.flush()
+
     if not stored:
-        yield lambda line: print(line, flush=True)
+        yield say
         return
     uri = layout.log(folder)
     path = local_path(uri)
@@ -230,7 +270,7 @@ def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
 
         def log(line: str) -> None:
             stream.write(f"{line}\n")
-            print(line, flush=True)
+            say(line)
 
         yield log
 
@@ -245,7 +285,7 @@ def recorded(folder: str, name: str) -> Iterator[None]:
     except Exception as error:
         if not getattr(error, _RECORDED, False):
             setattr(error, _RECORDED, True)
-            line, code = _line(error), getattr(error, "exit_code", 1)
+            line, code = one_line_of(error), getattr(error, "exit_code", 1)
             note(name, f"failed: {line}")  # first: the store may be what failed
             try:
                 write_failure(folder, stage=name, exit_code=code, line=line)
@@ -254,7 +294,7 @@ def recorded(folder: str, name: str) -> Iterator[None]:
         raise
 
 
-def _line(error: Exception) -> str:
+def one_line_of(error: Exception) -> str:
     """The cause in one line; of an error that nobody foresaw also its type."""
     line = " ".join(str(error).split())
     return line if line and isinstance(error, InputError | RunError | OSError) else f"{type(error).__name__}: {line}"

@@ -91,7 +91,7 @@ def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> N
         call: such as `planning.make_plan(request="s3://…", …)`.
         profile: the run profile's name.
     """
-    program = f"from pipelines.steps import cells, finish, links, planning, staging; print('returned', {call})"
+    program = f"from pipelines.steps import finish, lanes, links, planning, staging; print('returned', {call})"
     container: dict[str, Any] = {
         "name": "main", "image": pipelines_image_name(), "command": ["python", "-c", program],
         "imagePullPolicy": "IfNotPresent", "envFrom": [{"secretRef": {"name": profile}}],

@@ -23,8 +23,8 @@ from trainer.storage import exists, join, open_store, read_json, write_bytes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 SHORT, LONG = RECIPE.replace("epochs: 12", "epochs: 1"), RECIPE.replace("epochs: 12", "epochs: 4000")
-CELL = "random-seed0"
 ROOT = "s3://firstsight/{namespace}"
+LANE = "lane-1-of-1"
 REPORT = f"{ROOT}/experiments/first/report/index.html"
 
 
@@ -200,11 +200,13 @@ def test_pipeline_steps(namespace: str, staged: dict[str, str], run_store: str) 
     chart.step(namespace, "plan", _plan(staged, staged["first"]))
     chart.finish(namespace, "plan")
     for name in ("perceptual", "contrastive"):
-        chart.step(namespace, name, f"cells.train('{name}', request='{staged['first']}', cell='perceptual-seed0')")
+        chart.step(namespace, name, f"lanes.work('{name}', request='{staged['first']}', lane='{LANE}')")
         log = chart.finish(namespace, name)
         assert re.search(r"step \d+ of \d+, loss", log), log  # rank 0's own words, in the step's log
-    chart.step(namespace, "evaluate", f"cells.evaluate(request='{staged['first']}', cell='perceptual-seed0')")
+    chart.step(namespace, "evaluate", f"lanes.work('evaluate', request='{staged['first']}', lane='{LANE}')")
     chart.finish(namespace, "evaluate")
+    chart.step(namespace, "report", f"finish.report(request='{staged['first']}')")
+    chart.finish(namespace, "report")
     chart.step(namespace, "finish", "finish.finish(run='first', request='', root='', state='COMPLETE')")
     chart.finish(namespace, "finish")
     report = REPORT.format(namespace=namespace)
@@ -221,7 +223,7 @@ def long_run(namespace: str, staged: dict[str, str]) -> str:
     request = _accept(namespace, "long", staged["long"], "random")
     chart.step(namespace, "plan-long", _plan(staged, request))
     chart.finish(namespace, "plan-long")
-    chart.step(namespace, "long", f"cells.train('contrastive', request='{request}', cell='{CELL}')")
+    chart.step(namespace, "long", f"lanes.work('contrastive', request='{request}', lane='{LANE}')")
     harness.wait_until("the long run's first steps", lambda: _steps(namespace), 300, every=1)
     return "long"
 

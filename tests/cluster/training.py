@@ -45,7 +45,6 @@ contrastive: {optimizer: {learning_rate: 1e-3, warmup_steps: 2, clip_norm: 3.0},
 """
 EPOCHS = {"short.yaml": 12, "medium.yaml": 45, "long.yaml": 1200}
 """Recipes: of the shorter two the final weights are known; the long one does not end before its test does."""
-CELL = "random-seed0"
 CHECKPOINT_EVERY = 10
 
 
@@ -254,10 +253,10 @@ class Launcher:
 @contextlib.contextmanager
 def launcher(experiment: Experiment, profile: str, folder: Path, **variables: str) -> Iterator[Launcher]:
     """Launch and follow the experiment's job as the pipeline's component does; killed at the end if it still runs."""
-    arguments = {"request": experiment.request, "cell": CELL}
+    arguments = {"request": experiment.request, "lane": "lane-1-of-1"}
     # A shell lets what it runs in the background ignore Ctrl-C, and so would all below it: these launchers sit at a terminal.
     at_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{at_terminal}; from pipelines.steps import cells; cells.train('contrastive', **{arguments!r})"
+    program = f"{at_terminal}; from pipelines.steps import lanes; lanes.work('contrastive', **{arguments!r})"
     log = folder / f"launcher-{secrets.token_hex(3)}.log"
     environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as stream:

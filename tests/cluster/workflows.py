@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.cluster.merge import strategic_merge
 from tests.cluster import harness, settings, volumes
-from tests.cluster.training import CELL, Experiment
+from tests.cluster.training import Experiment
 from tests.servers import free_ports
 
 MANIFESTS = settings.HERE / "manifests"
@@ -43,11 +43,11 @@ class Workflow:
     def launch(self) -> None:
         """Start the launch step in a pod, as Kubeflow would, and again at a Retry."""
         self.pod = f"{self.name}-{secrets.token_hex(2)}"
-        arguments = {"request": self.experiment.request, "cell": CELL}
+        arguments = {"request": self.experiment.request, "lane": "lane-1-of-1"}
         container: dict[str, Any] = {
             "name": "main",
             "image": settings.BASE_IMAGE,
-            "command": ["python", "-c", f"from pipelines.steps import cells; cells.train('contrastive', **{arguments!r})"],
+            "command": ["python", "-c", f"from pipelines.steps import lanes; lanes.work('contrastive', **{arguments!r})"],
             "env": [{"name": key, "value": value} for key, value in self._store.items()]
             + [{"name": "KFP_POD_NAME", "value": self.pod}, {"name": "FIRSTSIGHT_PROFILE", "value": "/etc/firstsight/profile.yaml"}],
             "envFrom": [{"secretRef": {"name": "store"}}],

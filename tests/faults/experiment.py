@@ -18,7 +18,7 @@ from pipelines.jobs.lock import exclusive
 from pipelines.local import finished
 from pipelines.planning.request import merge, resolve
 from pipelines.profile.profile import Profile
-from pipelines.steps import cells, finish, links, planning, staging
+from pipelines.steps import finish, lanes, links, planning, staging
 from pipelines.steps import sealed as staged
 from pipelines.steps.running import failures
 from trainer.config import DataConfig
@@ -134,14 +134,12 @@ class Experiment:
             at("stage")
             triplets, pairs = (staging.stage(what, request=request) for what in ("triplets", "pairs"))  # type: ignore[arg-type]
             at("plan")
-            names = planning.make_plan(request=request, pairs=pairs, triplets=triplets)
-            for cell in names:
-                for name in ("perceptual", "contrastive", "posthoc"):
-                    at(f"{name} {cell}")
-                    cells.train(name, request=request, cell=cell)
-            at("evaluate")
-            for cell in names:
-                cells.evaluate(request=request, cell=cell)
+            ((lane,), _) = planning.make_plan(request=request, pairs=pairs, triplets=triplets)
+            for name in lanes.STEPS:
+                at(name)
+                lanes.work(name, request=request, lane=lane)
+            at("report")
+            finish.report(request=request)
         except SystemExit as ended:
             code, state = int(ended.code or 0), "FAILED"
         at("finish")

@@ -4,6 +4,7 @@ FAKE_FAIL is `<stage> <cell>:<exit code>`; FAKE_SECONDS is how long a training s
 stage leaves a line in starts.txt of its folder.
 """
 
+import json
 import os
 import signal
 import sys
@@ -16,14 +17,18 @@ import yaml
 
 from tests.pipelines.data import commit, seal
 from trainer.progress import progress
-from trainer.storage import join, read_bytes, read_json, write_json
+from trainer.storage import exists, join, pages, read_bytes, read_json, write_json
 from trainer.storage.manifest import require_manifest
+
+MEASURED = "untrained-final/fake_2afc.json"
+"""What lies in a cell's evaluation/ once it was measured."""
 
 
 def main(arguments: list[str]) -> int:
     """Run one command as the trainer would, and fail where the test says so."""
     if "--dry-run" in arguments:
-        print('{"wanted": 1, "missing": 0}')
+        missing = count_missing(arguments[arguments.index("--config") + 1 :])
+        print(json.dumps({"missing": sum(missing.values()), "cells": {uri: {"missing": number} for uri, number in missing.items()}}))
         return 0
     options = dict(zip(arguments[::-1][1::2], arguments[::-1][::2], strict=False))
     name = " ".join(part for part in arguments[:2] if not part.startswith("--"))
@@ -34,12 +39,22 @@ def main(arguments: list[str]) -> int:
     elif arguments[0] in ("train", "evaluate"):
         config = yaml.safe_load(read_bytes(options["--config"]))
         cell = f"{config.get('stage', 'evaluate')} {config['arm']}-seed{config['seed']}"
-        code = _fail(cell) or (_train(config, cell) if arguments[0] == "train" else 0)
+        code = _fail(cell) or (_train(config, cell) if arguments[0] == "train" else _evaluate(config))
     elif arguments[0] == "report":
-        _report(options["--experiment"])
+        _report(options["--experiment"], options.get("--made-from", ""))
     if code:
         print(f"trainer {name}: {cell} was told to fail", file=sys.stderr)
     return code
+
+
+def _evaluate(config: dict[str, Any]) -> int:
+    write_json(join(str(config["output"]), MEASURED), {})
+    return 0
+
+
+def count_missing(configs: list[str]) -> dict[str, int]:
+    """How many results of each cell are missing."""
+    return {uri: int(not exists(f"{uri.rpartition('/')[0]}/{MEASURED}")) for uri in configs}
 
 
 def _train(config: dict[str, Any], cell: str) -> int:
@@ -58,14 +73,18 @@ def _train(config: dict[str, Any], cell: str) -> int:
     return 0
 
 
-def _report(experiment: str) -> None:
-    cells = [entry["cell"] for entry in read_json(join(experiment, "plan.json"))["cells"]]
-    Path(experiment, "report").mkdir(parents=True, exist_ok=True)
-    Path(experiment, "report", "index.html").write_text("<p>fake</p>")
-    Path(experiment, "report", "report.md").write_text("# fake\n")
-    Path(experiment, "report", "results.csv").write_text("cell\n")
+def _report(experiment: str, made_from: str) -> None:
+    claimed = pages.claim(experiment)
+    entries = read_json(join(experiment, "plan.json"))["cells"]
+    cells = [entry["cell"] for entry in entries if exists(join(entry["evaluation"], MEASURED))]
     summary = {"sentence": "A fake answer.", "columns": ["Arm"], "rows": [[cell] for cell in cells], "notes": []}
-    write_json(join(experiment, "report", "results.json"), {"summary": summary})
+    files = {
+        "index.html": f"<p>fake: {len(cells)} of {len(entries)} cells</p>",
+        "report.md": "# fake\n",
+        "results.csv": "cell\n",
+        "results.json": json.dumps({"summary": summary}),
+    }
+    pages.publish(experiment, claimed, {name: text.encode() for name, text in files.items()}, made_from)
 
 
 def _fail(cell: str) -> int:

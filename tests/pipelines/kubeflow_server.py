@@ -27,7 +27,7 @@ from tests.pipelines.kubeflow.runs import Run, now
 
 API = "/apis/v2beta1"
 TYPES = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "LIST": list, "STRUCT": dict, "BOOLEAN": bool}
-POD = "metadata-2-4-system-container-impl"
+POD = "metadata-1-3-system-container-impl"
 NAME_BYTES = 128
 """Of a run's name that the database takes; the recorded one that was refused had 300."""
 

@@ -19,13 +19,14 @@ from pipelines.jobs.specs import train_spec
 from pipelines.planning.flags import add_request, request_of
 from pipelines.planning.request import LAUNCHERS_OWN, Request, merge, resolve, write_request
 from pipelines.profile.profile import PROFILE_VARIABLE, job_settings, placement_of, read_profile
-from pipelines.steps import cells
+from pipelines.steps import cells, running
 from tests.chart.conftest import CHART, HELMS
 from tests.cluster.programs import program
 from trainer.config import ContrastiveConfig, Placement, StageConfig
 from trainer.configs import dump_yaml
 from trainer.errors import InputError
 from trainer.storage import layout, write_bytes, write_json
+from trainer.storage.plans import read_plan
 
 STARTED = Path(__file__).parent / "started"
 REPOSITORY = Path(__file__).parents[2]
@@ -156,7 +157,8 @@ def test_every_field_reaches_a_trainer_of_this_machine(tmp_path: Path, monkeypat
     stored = write_request(resolve(dataclasses.replace(request, experiment="demo", backend="local")), root)
 
     with mock.patch.dict(os.environ):  # a step takes its store's environment from the profile
-        cells.train("contrastive", request=stored, cell="random-seed0")
+        scene = running.open_scene(stored)
+        cells.train(scene, read_plan(scene.experiment)["cells"][0], "contrastive")  # type: ignore[index]
 
     arrived = shown(tmp_path / "shown.json")
     assert {name: arrived[name] for name in given} == given

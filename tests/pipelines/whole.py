@@ -1,7 +1,6 @@
 """A whole experiment by its steps, in this process, with a trainer that only pretends."""
 
 import io
-import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -13,7 +12,7 @@ from pipelines.jobs.local import LocalBackend
 from pipelines.local import finished
 from pipelines.planning.request import Request, merge, resolve
 from pipelines.profile.profile import Profile
-from pipelines.steps import cells, finish, links, planning, staging
+from pipelines.steps import cells, finish, lanes, links, planning, staging
 from tests.pipelines import fake_trainer
 
 ARMS = "random,perceptual,posthoc"
@@ -63,10 +62,10 @@ class Whole:
         before = len(self.jobs)
         request, _ = links.accept(request="", profile="", run="a-run", root=str(self.root), recipe="smoke", arms=arms)
         triplets, pairs = (staging.stage(what, request=request) for what in ("triplets", "pairs"))  # type: ignore[arg-type]
-        for cell in planning.make_plan(request=request, pairs=pairs, triplets=triplets):
-            for name in ("perceptual", "contrastive", "posthoc"):
-                cells.train(name, request=request, cell=cell)
-            cells.evaluate(request=request, cell=cell)
+        for lane in planning.make_plan(request=request, pairs=pairs, triplets=triplets)[0]:
+            for name in lanes.STEPS:
+                lanes.work(name, request=request, lane=lane)
+        finish.report(request=request)
         finish.finish(run="a-run", request="", root=str(self.root), state="SUCCEEDED")
         return self.jobs[before:]
 
@@ -79,4 +78,4 @@ def pretend(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let its steps run the pretended trainer in this process."""
     submit: Callable[[LocalBackend, JobSpec], Done] = lambda _, spec: whole.jobs.append(spec.name) or Done(spec, fake_trainer.main)  # noqa: E731
     monkeypatch.setattr(LocalBackend, "submit", submit)
-    monkeypatch.setattr(finished, "COMMAND", (sys.executable, "-c", "print('{\"missing\": 0}')"))
+    monkeypatch.setattr(cells, "count_missing", fake_trainer.count_missing)

@@ -53,24 +53,25 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
     return {**result, "done": result["done"] - written, "written": result["written"] + written}
 
 
-def count_missing(config_uris: Sequence[str]) -> dict[str, int]:
+def count_missing(config_uris: Sequence[str]) -> dict[str, Any]:
     """Look at what several cells' evaluations want, and measure nothing.
 
     Returns:
-        {"wanted", "missing"}: results in all, and those that are missing, damaged or of something else.
+        {"wanted", "missing"}: results in all, and those that are missing, damaged or of something else; and the same
+        of each cell by its URI, in "cells".
 
     Raises:
         InputError: a model that is not finished or is another than planned, an unusable set.
         RunError: a model or a set that is damaged, or the store failed.
     """
-    found = {"wanted": 0, "missing": 0}
-    for config in map(_read, config_uris):
+    found: dict[str, dict[str, int]] = {}
+    for uri, config in zip(config_uris, map(_read, config_uris), strict=True):
         jobs, errors = find_jobs(config, [model for asked in config.models for model in find_models(config, asked)])
         if errors:
             raise errors[0]
-        found["wanted"] += len(jobs)
-        found["missing"] += sum(reason is not None for reason in why_not_done([job.wanted for job in jobs]))
-    return found
+        missing = sum(reason is not None for reason in why_not_done([job.wanted for job in jobs]))
+        found[uri] = {"wanted": len(jobs), "missing": missing}
+    return {**{name: sum(one[name] for one in found.values()) for name in ("wanted", "missing")}, "cells": found}
 
 
 def _read(config_uri: str, overrides: Sequence[str] = ()) -> EvaluateConfig:

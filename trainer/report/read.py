@@ -34,7 +34,7 @@ def read_experiment(uri: str) -> Experiment:
         InputError: there is no plan.json, or it lacks something.
         Corrupt: plan.json is damaged.
     """
-    experiment = Experiment(uri=uri.rstrip("/"), plan=_read_plan(uri))
+    experiment = Experiment(uri=uri.rstrip("/"), plan=require_plan(uri))
     _read_data(experiment)
     for entry in experiment.plan["cells"]:
         try:
@@ -55,7 +55,8 @@ def read_experiment(uri: str) -> Experiment:
     return experiment
 
 
-def _read_plan(uri: str) -> dict[str, Any]:
+def require_plan(uri: str) -> dict[str, Any]:
+    """plan.json of the experiment at `uri`; errors as of `read_experiment`."""
     place = join(uri, NAME)
     plan = read_plan(uri)
     if plan is None:

@@ -61,6 +61,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "lineage": _lineage(experiment),
         "attributions": attributions(experiment),
     }
+    results["as_of"] = ""  # said by whoever writes it down
     results["limits"] = limits(experiment, results)
     results["summary"] = summary(results)
     return results, scores
@@ -165,7 +166,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
             rows.append(
                 [arm["arm"], str(seed), *(f"{100 * found[e['name']]:.1f} %" if e["name"] in found else "–" for e in results["endpoints"])]
             )
-    notes = []
+    notes = [f"The page is {results['as_of']}."] if results["as_of"] else []
     tests = [row for row in results["two_afc"] if row["dataset"] == results["two_afc"][0]["dataset"]]
     untrained = {row["seed"]: row["accuracy"] for row in tests if row["stage"] == "untrained"}
     if untrained:

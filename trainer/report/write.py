@@ -6,6 +6,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import jinja2
@@ -18,22 +19,23 @@ from trainer.report import items as per_item
 from trainer.report.answer import points
 from trainer.report.compare import Scores
 from trainer.report.experiment import Experiment
-from trainer.report.read import read_experiment
+from trainer.report.read import read_experiment, require_plan
 from trainer.report.views import views
-from trainer.storage import join, layout, write_bytes
+from trainer.storage import join, layout, pages
 from trainer.storage.base import absolute
-from trainer.storage.documents import write_document
+from trainer.storage.documents import encode_document
 
 _CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "num_items", "final")
 _SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
 
 
-def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, Any]:
-    """Read an experiment, compare its arms, write the report beside it.
+def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "") -> dict[str, Any]:
+    """Read an experiment, compare its arms, publish the report beside it.
 
     Args:
         experiment_uri: the experiment's folder; empty: the first of `compare`.
         compare: further experiments to set beside it.
+        made_from: hash of all that the page is made from, by which a later run knows that it need not be made again.
 
     Returns:
         {"report": URI of index.html, "results": URI of results.json, "answer": the page's first sentence,
@@ -43,25 +45,42 @@ def write_report(experiment_uri: str, compare: Sequence[str]) -> dict[str, Any]:
         InputError: no plan at a URI, or experiments over other data or evaluation versions.
         Corrupt: a plan is damaged.
     """
-    uris = [uri for uri in (experiment_uri, *compare) if uri]
+    uris = [absolute(uri) for uri in (experiment_uri, *compare) if uri]
     if not uris:
         raise InputError("report needs an experiment: --experiment <uri>, or --compare <uri> <uri> …")
-    experiment, *others = (read_experiment(absolute(uri)) for uri in uris)
-    results.require_comparable(experiment, others)
+    others = [read_experiment(uri) for uri in uris[1:]]
+    require_plan(uris[0])
+    if others:
+        results.require_comparable(read_experiment(uris[0]), others)
+    claimed = pages.claim(uris[0].rstrip("/"))  # before what the page shows is read: see storage/pages.py
+    experiment = read_experiment(uris[0])
     document, scores = results.build(experiment, others)
     examples = {
         "retrieval": pictures.retrieval_examples(scores, document["answer"]["subject"]),
         "triplets": pictures.triplet_examples(scores, document["answer"]["subject"]),
     }
+    document["as_of"] = as_of(experiment, claimed.time)
     document["summary"] = results.summary(document)  # what the pictures met is in it by now
-    folder = layout.report(experiment.uri)
-    page = join(folder, "index.html")
-    write_document(join(folder, "results.json"), document)
-    write_bytes(join(folder, "results.csv"), as_csv(document).encode())
-    write_bytes(join(folder, "report.md"), render("page.md", document, {}, {}).encode())
-    write_bytes(page, render("page.html", document, panels(experiment, scores, document), examples).encode())
+    files = {
+        "results.json": encode_document(document),
+        "results.csv": as_csv(document).encode(),
+        "report.md": render("page.md", document, {}, {}).encode(),
+        "index.html": render("page.html", document, panels(experiment, scores, document), examples).encode(),
+    }
     damaged = [line for each in (experiment, *others) for line in each.damaged]
-    return {"report": page, "results": join(folder, "results.json"), "answer": document["answer"]["sentence"], "damaged": damaged}
+    pages.publish(experiment.uri, claimed, files, "" if damaged else made_from)
+    folder = layout.report(experiment.uri)
+    answer = document["answer"]["sentence"]
+    return {"report": join(folder, "index.html"), "results": join(folder, "results.json"), "answer": answer, "damaged": damaged}
+
+
+def as_of(experiment: Experiment, now: float) -> str:
+    """`as of 2026-11-30 04:10 UTC, 2 of 4 cells` where cells of the plan are missing; empty where none is."""
+    planned = len(experiment.plan["cells"])
+    if len(experiment.cells) >= planned:
+        return ""
+    when = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"as of {when}, {len(experiment.cells)} of {planned} cell{'s' if planned > 1 else ''}"
 
 
 def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> dict[str, list[figures.Panel]]:

@@ -2,7 +2,7 @@
 
 import re
 
-from trainer.config import StageConfig
+from trainer.config import StageConfig, canonical_hash
 from trainer.errors import InputError
 from trainer.storage.base import join
 
@@ -105,13 +105,28 @@ def evaluation(cell_uri: str, stage_name: str, when: str) -> str:
 
 
 def report(experiment_uri: str) -> str:
-    """index.html and results.json."""
+    """index.html and results.json, and below it the generations of the page (trainer/storage/pages.py)."""
     return join(experiment_uri, "report")
+
+
+def report_generation(experiment_uri: str, generation: int) -> str:
+    """The files of one generation of the report's page."""
+    return join(report(experiment_uri), f"generation-{generation:06d}")
 
 
 def request(experiment_uri: str, request_id: str) -> str:
     """A stored request: what a run of the experiment asked for."""
     return join(experiment_uri, "requests", f"{request_id}.json")
+
+
+def id_of_request(request_uri: str) -> str:
+    """The id of a stored request, by where it is stored."""
+    return request_uri.rpartition("/")[2].removesuffix(".json")
+
+
+def request_begun(experiment_uri: str, request_id: str, stage_uri: str) -> str:
+    """That a request with `resume: never`, or a checkpoint's URI, has started a stage."""
+    return join(experiment_uri, "requests", request_id, "begun", f"{canonical_hash(stage_uri)[:16]}.json")
 
 
 def of_request(request_uri: str) -> tuple[str, str]:
@@ -126,3 +141,18 @@ def of_request(request_uri: str) -> tuple[str, str]:
 def kubeflow_run(root: str, run_id: str) -> str:
     """Which request a Kubeflow run stored, by the run's id."""
     return join(root, "runs", f"{run_id}.json")
+
+
+def run_failure(root: str, run_id: str, cell_name: str) -> str:
+    """How a cell failed in a run."""
+    return join(root, "runs", run_id, "failed", f"{cell_name}.json")
+
+
+def run_start(root: str, run_id: str, lane: str, step: str) -> str:
+    """That a step of a lane has started in a run."""
+    return join(root, "runs", run_id, "started", f"{lane}-{step}.json")
+
+
+def run_life(root: str, run_id: str, lane: str) -> str:
+    """Written again and again while a step of the lane runs."""
+    return join(root, "runs", run_id, "alive", f"{lane}.json")

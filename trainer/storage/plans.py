@@ -2,7 +2,7 @@
 
 Format 3 is a document with a checksum, and pins the data sets' manifests. Format 2 had neither; format 1 (commit ad127be and
 before) had one recipe for all cells in place of `recipes`. Both are read as if they were format 3, and the next plan that is
-written is format 3.
+written is format 3. `lanes` came later: a plan without it was written by a version that had none.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,8 @@ _ENTRY = {
     **{"seed": int, "recipe_hashes": dict, "stage_labels": dict, "stage_arms": dict},
 }
 """What a cell's entry may hold, and of which type."""
+_LANE = {"lane": str, "slots": int, "cells": list, "owns": list}
+"""What a lane holds, and of which type."""
 
 
 def read_plan(experiment_uri: str) -> Plan | None:
@@ -48,6 +50,8 @@ def read_plan(experiment_uri: str) -> Plan | None:
     sets = plan.get("sets", [])
     if not isinstance(sets, list) or not all(map(is_data, sets)):
         raise Corrupt(f"{uri}: not an experiment's plan: sets has no uri and identity")
+    if not _is_lanes(plan.get("lanes", {})):
+        raise Corrupt(f"{uri}: not an experiment's plan: no valid lanes")
     if version == 1:
         return _from_format_1(plan)
     recipes = plan.get("recipes")
@@ -70,6 +74,15 @@ def is_data(value: Any) -> bool:
         return False
     pins = value.get("evaluation_sha256", [])
     return isinstance(value.get("manifest_sha256", ""), str) and isinstance(pins, list) and all(isinstance(pin, str) for pin in pins)
+
+
+def _is_lanes(value: Any) -> bool:
+    """Whether this is what a plan says of lanes: id of the request -> its lanes (pipelines/planning/lanes.py)."""
+    return isinstance(value, dict) and all(
+        isinstance(lanes, list)
+        and all(isinstance(one, dict) and all(type(one.get(key)) is kind for key, kind in _LANE.items()) for one in lanes)
+        for lanes in value.values()
+    )
 
 
 def _wrong_key(entry: Any, version: int) -> str:

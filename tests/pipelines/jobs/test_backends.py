@@ -22,7 +22,7 @@ from pipelines.jobs.shapes.trainjob import TrainJobs
 from pipelines.planning.request import Request
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, read_profile
 from pipelines.profile.settings import JobSettings
-from pipelines.steps import cells, finish, running
+from pipelines.steps import finish, lanes, running
 from tests.pipelines.data import ask, commit
 from tests.pipelines.launching import Scene, scene
 from tests.pipelines.operator import JOBS
@@ -111,18 +111,24 @@ def test_a_root_on_this_disk_is_refused_where_pods_do_not_mount_it(tmp_path: Pat
 @pytest.mark.parametrize("module", ["kubernetes", "yaml", "kfp", "torch"])
 def test_a_step_that_is_done_imports_nothing_slow(tmp_path: Path, module: str):
     """Without a profile; with one its YAML has to be read."""
-    entry = {"cell": "random-seed0", "contrastive": f"{tmp_path}/c", "recipe_hashes": {"contrastive": "a" * 64}}
-    write_json(f"{tmp_path}/experiments/e/plan.json", {"format_version": 1, "cells": [entry]})
-    commit(f"{tmp_path}/c", "a" * 64)
     request = ask(str(tmp_path), experiment="e")
+    entry = {"cell": "random-seed0", "contrastive": f"{tmp_path}/c", "recipe_hashes": {"contrastive": "a" * 64}}
+    write_json(f"{tmp_path}/experiments/e/plan.json", {"format_version": 1, "cells": [entry], "lanes": one_lane(request)})
+    commit(f"{tmp_path}/c", "a" * 64)
     code = (
-        "import sys; from pipelines.steps import cells\n"
-        f"cells.train('contrastive', request={request!r}, cell='random-seed0')\n"
+        "import sys; from pipelines.steps import lanes\n"
+        f"lanes.work('contrastive', request={request!r}, lane='lane-1-of-1')\n"
         f"sys.exit({module!r} in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
 
-    assert (done.returncode, done.stdout) == (0, "contrastive random-seed0: done before\n"), done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "contrastive: lane-1-of-1: random-seed0\ncontrastive random-seed0: done before\n"
+
+
+def one_lane(request: str) -> dict[str, Any]:
+    """What a plan says of a request for one cell."""
+    return {layout.id_of_request(request): [{"lane": "lane-1-of-1", "slots": 1, "cells": ["random-seed0"], "owns": []}]}
 
 
 def planned(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: dict[str, Any] | None = None) -> str:
@@ -139,8 +145,8 @@ def planned(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs:
         "recipe_hashes": {"contrastive": "a" * 64},
         "stage_arms": {"contrastive": "random"},
     }
-    write_json(f"{scene.identity.root}/experiments/e/plan.json", {"format_version": 1, "cells": [entry]})
     request = ask(scene.identity.root, experiment="e")
+    write_json(f"{scene.identity.root}/experiments/e/plan.json", {"format_version": 1, "cells": [entry], "lanes": one_lane(request)})
     write_json(layout.kubeflow_run(scene.identity.root, "a-run"), {"request": request})
     return request
 
@@ -155,7 +161,7 @@ def test_a_step_of_the_pipeline_runs_its_job_on_the_cluster(scene: Scene, tmp_pa
         scene.succeed()
 
     scene.operator.make_pods = succeed  # type: ignore[method-assign]
-    cells.train("contrastive", request=request, cell="random-seed0")
+    lanes.work("contrastive", request=request, lane="lane-1-of-1")
 
     (job,) = scene.operator.created
     assert job["metadata"]["name"] == scene.name
@@ -169,7 +175,7 @@ def test_a_job_that_cannot_start_fails_its_step_once(
     request = planned(scene, tmp_path, monkeypatch, {"patience": {"ignored": 0}})
     scene.operator.phase = ""
     with pytest.raises(SystemExit) as caught:
-        cells.train("contrastive", request=request, cell="random-seed0")
+        lanes.work("contrastive", request=request, lane="lane-1-of-1")
 
     assert caught.value.code == 1
     assert "does the training operator v1 run?" in read_json(f"{scene.folder}/failure.json")["line"]
@@ -254,7 +260,7 @@ def test_a_bucket_that_is_missing_is_said_before_anything_is_made(
     if what == "store":
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as caught:
-        cells.train("contrastive", request="s3://no-such-bucket-anywhere/root/experiments/e/requests/0.json", cell="random-seed0")
+        lanes.work("contrastive", request="s3://no-such-bucket-anywhere/root/experiments/e/requests/0.json", lane="lane-1-of-1")
 
     assert caught.value.code == (2 if what == "bucket" else 1)
     (line,) = capsys.readouterr().err.splitlines()

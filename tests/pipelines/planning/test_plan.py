@@ -335,13 +335,14 @@ def test_judged_needs_flips_judgement_of_peoples_triplets():
 
 
 def test_the_plan_step_takes_identities_from_the_manifests(tmp_path: Path):
-    """And returns the cells, seed by seed."""
+    """And returns the lanes, with a page that names their cells, seed by seed."""
     pairs, triplets = seal(str(tmp_path), "pairs"), seal(str(tmp_path), "triplets", judge="people")
 
     request = ask(str(tmp_path), experiment="e", arms="random,shuffled", seeds="0,1")
-    cells = make_plan(request=request, pairs=pairs, triplets=triplets)
+    lanes, page = make_plan(request=request, pairs=pairs, triplets=triplets)
 
-    assert cells == ["random-seed0", "shuffled-seed0", "random-seed1", "shuffled-seed1"]
+    assert lanes == ["lane-1-of-1"]
+    assert "| `lane-1-of-1` | 1 | `random-seed0`, `shuffled-seed0`, `random-seed1`, `shuffled-seed1` |" in page
 
 
 def test_judged_is_refused_where_flip_was_the_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -14,16 +14,7 @@ def test_the_report_is_shown_as_page_tables_and_figures(tmp_path: Path):
     write_bytes(f"{tmp_path}/index.html", b"<p>page</p>")
     write_bytes(f"{tmp_path}/report.md", b"# tables")
 
-    html, markdown, figures = read_report(f"{tmp_path}/index.html", "COMPLETE")
+    html, markdown, figures = read_report(str(tmp_path))
 
     assert (html, markdown) == (b"<p>page</p>", b"# tables")
     assert figures == {"zero_shot random (%)": 35.0, "zero_shot perceptual - random (points)": 1.23}
-
-
-def test_a_run_without_a_report_says_how_it_ended():
-    """The exit task runs however the run ended."""
-    html, markdown, figures = read_report("", "FAILED")
-
-    assert b"ended FAILED before it was planned" in html
-    assert b"ended FAILED" in markdown
-    assert figures == {}

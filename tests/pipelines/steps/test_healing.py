@@ -55,7 +55,7 @@ def test_a_finished_experiment_takes_no_job(whole: Whole):
     assert not whole.is_finished()
     assert whole.run()
     assert whole.is_finished()
-    assert whole.run() == [f"evaluate {cell}-seed0" for cell in ("random", "perceptual", "posthoc")]
+    assert whole.run() == []
     assert whole.is_finished()
 
 
@@ -67,7 +67,8 @@ def test_the_look_of_each_step_finds_damage_though_the_page_is_of_today(whole: W
     whole.run()
     (path,) = whole.folder.glob(name)
     damage(path, "flipped")
-    page.record(str(whole.folder), page.inputs_of(str(whole.folder)))
+    made = read_json(str(whole.folder / "report/made.json"))
+    write_document(str(whole.folder / "report/made.json"), {**made, "inputs": page.inputs_of(str(whole.folder))})
 
     assert not whole.is_finished()
 
@@ -152,7 +153,7 @@ def test_a_failed_step_leaves_its_cause_last_and_in_the_record(whole: Whole, cap
     failure = read_json(layout.failure(str(seal.parents[1])))
 
     assert ended.value.code in (1, 2)
-    assert capsys.readouterr().err.splitlines()[-1] == f"train: {failure['line']}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"contrastive: contrastive random-seed0: {failure['line']}"
     assert failure["exit_code"] == ended.value.code
 
 
@@ -163,7 +164,7 @@ def test_an_error_that_nobody_foresaw_is_recorded_with_its_type(whole: Whole, ca
             whole.run("random")
 
     assert ended.value.code == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "train: KeyError: 'x'"
+    assert capsys.readouterr().err.splitlines()[-1] == "contrastive: contrastive random-seed0: KeyError: 'x'"
     assert json.loads((whole.folder / STAGE / "failure.json").read_text())["line"] == "KeyError: 'x'"
 
 

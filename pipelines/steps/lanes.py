@@ -1,0 +1,228 @@
+"""The steps of a lane: `perceptual`, `contrastive`, `posthoc` and `evaluate`, each over the lane's cells. What is done returns at once.
+
+`perceptual` trains the towers of all cells. In `contrastive` a slot finishes a cell, its evaluation included, before it takes the next
+one, so that a run that is ended after k cells leaves k evaluated; what follows the last cell's contrastive stage is left to the steps of
+that name, so that a lane of one cell looks like four plain steps. Each step first does what an earlier one should have left done.
+
+A cell that fails is recorded for the run, and later steps of the run pass it over. A step that has started before in this run was
+started again by Kubeflow's Retry, and tries the lane's failed cells again. A step fails where none of its cells can go on, the last
+one where any cell failed: so Retry, which runs failed and omitted steps only, completes what is missing.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from pipelines.planning.lanes import STAGES, Lane, Lanes, read_lanes
+from pipelines.planning.runs import CellFailure, Watch
+from pipelines.steps import cells, page
+from pipelines.steps.notes import note
+from pipelines.steps.running import CallerGone, Scene, check_caller, one_line_of, open_scene, recorded, step
+from trainer.errors import InputError, RunError
+
+STEPS = (*STAGES, "evaluate")
+WAIT_SECONDS = 5.0
+"""Between two looks at a stage that another lane makes."""
+
+
+def work(name: str, *, request: str, lane: str) -> None:
+    """Run one step of a lane.
+
+    Args:
+        name: perceptual, contrastive, posthoc or evaluate.
+        request: URI of the stored request, with the run's id.
+        lane: name of the lane in the plan.
+
+    Raises:
+        InputError: all failures that it ends with are wrong input.
+        RunError: none of its cells can go on; of `evaluate`, a cell failed.
+    """
+
+    def run() -> None:
+        _work(name, request, lane)
+
+    run.__name__ = name  # what the last line of a failed step begins with
+    step(run)()
+
+
+def _work(name: str, request: str, lane: str) -> None:
+    scene = open_scene(request)
+    with recorded(scene.experiment, "plan"):
+        lanes = read_lanes(scene.experiment, scene.request.id)
+        mine = lanes.find(lane)
+    note(name, f"{lane}: {', '.join(mine.cells)}", detail=True)
+    if not scene.run.begin(lane, name):
+        scene.run.forget(mine.cells)
+    worker = _Worker(scene=scene, lanes=lanes, lane=mine, name=name, failed=scene.run.failed(mine.cells))
+    with scene.run.alive(lane) if len(lanes.lanes) > 1 else contextlib.nullcontext():
+        worker.work()
+        if name == "evaluate" and len(lanes.lanes) > 1:
+            _publish(scene)
+    worker.judge()
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """A step at work.
+
+    Attributes:
+        scene: of the step.
+        lanes: of the request.
+        lane: whose step it is.
+        name: of the step.
+        failed: cells that failed in this run, by name.
+        locks: by the folder of a stage: two cells of this lane must not make one stage at once.
+    """
+
+    scene: Scene
+    lanes: Lanes
+    lane: Lane
+    name: str
+    failed: dict[str, CellFailure]
+    locks: dict[str, threading.Lock] = field(default_factory=dict)
+
+    def work(self) -> None:
+        """Bring every cell that has not failed as far as this step brings it."""
+        for cell, failure in self.failed.items():
+            note(f"{self.name} {cell}", f"passed over: {failure.stage} failed in this run")
+        todo = [cell for cell in self.lane.cells if cell not in self.failed]
+        self.locks = {self.lanes.entries[cell].get(stage, ""): threading.Lock() for cell in todo for stage in STAGES}
+        done = self._find_done(todo)
+        for cell in sorted(done, key=todo.index):
+            needed = self.name not in STAGES or self.lanes.entries[cell].get(self.name)
+            note(f"{self.name} {cell}", "done before" if needed else "not needed by this arm", detail=not needed)
+        _at_once([cell for cell in todo if cell not in done], self.lane.slots, self._bring, self.scene.halt)
+
+    def judge(self) -> None:
+        """Fail where none of the lane's cells can go on; in the last step, where any cell failed."""
+        failures = list(self.failed.values())
+        if not failures or (self.name != "evaluate" and len(failures) < len(self.lane.cells)):
+            return
+        first = failures[0]
+        said = f"{first.stage} {first.cell}: {first.line}"
+        if len(self.lane.cells) > 1:
+            said = f"{len(failures)} of {len(self.lane.cells)} cells failed; {said}"
+        raise (InputError if all(failure.exit_code == InputError.exit_code for failure in failures) else RunError)(said)
+
+    def _find_done(self, todo: list[str]) -> set[str]:
+        """The cells of which this step has nothing to do."""
+        trained = {cell for cell in todo if self._is_trained(cell)}
+        wanted = [cell for cell in trained if self._until(cell) == "evaluate"]
+        return trained.difference(wanted) | cells.measured(self.lanes.entries[cell] for cell in wanted)
+
+    def _is_trained(self, cell: str) -> bool:
+        try:
+            return cells.is_trained(self.lanes.entries[cell], _stages(self._until(cell)))
+        except Exception:  # whatever it is, the stage that meets it says it, and only its cell fails
+            return False
+
+    def _until(self, cell: str) -> str:
+        """The stage up to which this step brings a cell."""
+        last = cell == self.lane.cells[-1]
+        return self.name if last or self.name == "perceptual" else "evaluate"
+
+    def _bring(self, cell: str) -> None:
+        """Bring a cell as far as this step brings it; a failure is recorded."""
+        stage = STEPS[0]
+        speaker = cell if self.lane.slots > 1 else ""
+        try:
+            for stage in STEPS[: STEPS.index(self._until(cell)) + 1]:
+                check_caller(self.scene.halt)
+                self._run(cell, stage, speaker)
+        except CallerGone:
+            raise
+        except Exception as error:
+            if not isinstance(error, InputError | RunError | OSError):
+                traceback.print_exc()  # a fault of firstsight's own: for its developers
+            self.failed[cell] = CellFailure(cell=cell, stage=stage, exit_code=getattr(error, "exit_code", 1), line=one_line_of(error))
+            try:
+                self.scene.run.fail(self.failed[cell])
+            except (InputError, RunError, OSError) as second:
+                note(f"{stage} {cell}", f"its failure could not be recorded: {second}")
+
+    def _run(self, cell: str, stage: str, speaker: str) -> None:
+        entry = self.lanes.entries[cell]
+        if stage == "evaluate":
+            cells.evaluate(self.scene, entry, speaker=speaker)
+        elif entry.get(stage):
+            with self.locks[entry[stage]]:
+                self._await_owner(entry, stage)
+                cells.train(self.scene, entry, stage, speaker=speaker)
+
+    def _await_owner(self, entry: cells.Entry, stage: str) -> None:
+        """Wait for the lane that owns a stage, until the stage is done, its cells there have failed, or nothing is seen of the lane."""
+        folder, owner = entry[stage], self.lanes.owner(entry[stage])
+        if owner is None or owner.name == self.lane.name:
+            return
+        title, theirs = f"{stage} {entry['cell']}", [cell for cell in owner.cells if folder == self.lanes.entries[cell].get(stage)]
+        watch, said = Watch(self.scene.run, owner.name), False
+        while not cells.look(folder, entry["recipe_hashes"][stage])[0]:
+            if len(self.scene.run.failed(theirs)) == len(theirs):
+                note(title, f"taken over from {owner.name}, where {', '.join(theirs)} failed")
+                return
+            if watch.is_dead():
+                note(title, f"taken over from {owner.name}, of which nothing was seen for a while")
+                return
+            if not said:
+                note(title, f"waiting for {owner.name}, which makes it for {', '.join(theirs)}")
+                said = True
+            self._pause()
+
+    def _pause(self) -> None:
+        end = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < end:
+            check_caller(self.scene.halt)
+            time.sleep(0.1)
+
+
+def _stages(until: str) -> tuple[str, ...]:
+    """The stages up to one."""
+    return STAGES[: (STEPS.index(until) + 1)]
+
+
+def _at_once(names: Iterable[str], slots: int, bring: Callable[[str], None], halt: threading.Event) -> None:
+    """Bring all, so many at a time, in order; with one slot in this thread, by whose end local jobs would end."""
+    if slots == 1:
+        for name in names:
+            bring(name)
+        return
+    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in names:
+        todo.put(name)
+    errors: list[BaseException] = []
+    threads = [threading.Thread(target=_slot, args=(todo, bring, errors), name=f"slot {number}", daemon=True) for number in range(slots)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)  # so short that this thread hears of signals
+    except BaseException:
+        halt.set()
+        for thread in threads:
+            thread.join()
+        raise
+    if errors:
+        raise errors[0]
+
+
+def _slot(todo: "queue.SimpleQueue[str]", bring: Callable[[str], None], errors: list[BaseException]) -> None:
+    try:
+        while not errors:
+            bring(todo.get_nowait())
+    except queue.Empty:
+        return
+    except BaseException as error:
+        errors.append(error)
+
+
+def _publish(scene: Scene) -> None:
+    """Bring the page up to date; a failure must not keep the lane's from being said."""
+    try:
+        page.publish(scene)
+    except (InputError, RunError, OSError) as error:
+        note("report", f"not brought up to date: {error}")
