@@ -21,6 +21,7 @@ PARAMETERS = {
     "data_pairs": ("", "STRING"),
     "data_triplets": ("", "STRING"),
     "jobs_nodes": ("", "STRING"),
+    "jobs_parallel_cells": ("", "STRING"),
     "jobs_profile": ("firstsight", "STRING"),
     "request": ("", "STRING"),
     "steps_tolerations": ([], "LIST"),
