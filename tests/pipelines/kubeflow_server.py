@@ -38,6 +38,8 @@ class KubeflowServer:
     def __init__(self) -> None:
         self.url = ""
         self.multi_user = False
+        self.namespaces = {"team-a"}
+        """That we may use in multi-user mode."""
         self.may_share = True
         """In multi-user mode: whether we may write shared pipelines, which takes rights in Kubeflow's own namespace."""
         self.ended = threading.Event()
@@ -157,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Denied(401, "Request header error: there is no valid token", 16)
         if self.state.cookie and cookie != self.state.cookie:
             raise Denied(403, "User is not authorized", 7)
-        if self.state.multi_user and "namespace" in self.query and self.query["namespace"] != "team-a":
+        if self.state.multi_user and "namespace" in self.query and self.query["namespace"] not in self.state.namespaces:
             raise Denied(403, f"User is not authorized in namespace {self.query['namespace']}", 7)
 
     def health(self) -> Any:
@@ -228,6 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
             "pipeline_version_id": str(uuid.uuid4()),
             "display_name": name,
             "name": name,
+            "description": self.query.get("description", ""),
             "created_at": now(),
             "pipeline_spec": specification,
         }

@@ -10,6 +10,7 @@ import pytest
 from pipelines.kubeflow import upload
 from pipelines.kubeflow.client import Kubeflow, NotThere
 from pipelines.kubeflow.endpoint import Endpoint
+from pipelines.kubeflow.form import GUIDE
 from pipelines.kubeflow.nodes import steps
 from pipelines.kubeflow.upload import register
 from tests.pipelines.kubeflow import recordings
@@ -177,6 +178,69 @@ def test_a_server_of_many_namespaces_wants_one_named_and_refuses_others(server: 
     with pytest.raises(InputError, match="not authorized in namespace team-b"):
         client.experiment("demo")
     assert connect(server, namespace="team-a").experiment("demo")
+
+
+@pytest.fixture
+def several(server: KubeflowServer) -> KubeflowServer:
+    """A server for several users."""
+    server.multi_user = True
+    return server
+
+
+def test_a_pipeline_is_shared_unless_a_namespace_is_its_owner(several: KubeflowServer):
+    """An upload needs no namespace, a run does."""
+    connect(several).check(runs=False)
+    shared = register(connect(several), "firstsight", "a/pipelines:1")
+    private = register(connect(several, namespace="team-a"), "firstsight", "a/pipelines:1")
+
+    assert {pipeline.get("namespace") for pipeline in several.pipelines.values()} == {None, "team-a"}
+    assert shared[:2] != private[:2]
+    assert connect(several).delete_pipeline("firstsight")
+    assert [pipeline["namespace"] for pipeline in several.pipelines.values()] == ["team-a"]
+
+
+def test_a_run_takes_its_namespaces_own_version_then_the_shared_one(several: KubeflowServer):
+    """Two teams use what the chart registered, and upload nothing."""
+    several.namespaces.add("team-b")
+    shared = register(connect(several), "firstsight", "a/pipelines:1")
+    for team in ("team-a", "team-b"):
+        client = connect(several, namespace=team)
+        assert client.newest_image("firstsight") == "a/pipelines:1"
+        assert register(client, "firstsight", "a/pipelines:1", anywhere=True) == shared
+    assert len(several.versions) == 1
+
+    own = connect(several, namespace="team-a")
+    private = register(own, "firstsight", "a/pipelines:2", anywhere=True)
+    assert several.pipelines[private[0]]["namespace"] == "team-a"
+    assert own.newest_image("firstsight") == "a/pipelines:2"
+    assert connect(several, namespace="team-b").newest_image("firstsight") == "a/pipelines:1"
+
+
+def test_who_may_not_share_is_told_so_and_makes_a_private_one(several: KubeflowServer):
+    """Shared pipelines take rights in Kubeflow's own namespace, which people do not have."""
+    several.may_share = False
+
+    with pytest.raises(InputError, match="permission to create shared pipelines"):
+        register(connect(several), "firstsight", "a/pipelines:1")
+    register(connect(several, namespace="team-a"), "firstsight", "a/pipelines:1", anywhere=True)
+    assert [pipeline["namespace"] for pipeline in several.pipelines.values()] == ["team-a"]
+
+
+def test_the_ui_is_given_the_guide_with_pipeline_and_version(server: KubeflowServer):
+    """Its list of pipelines and a pipeline's page show it."""
+    register(connect(server), "firstsight", "a/pipelines:1")
+
+    (pipeline,), (version,) = server.pipelines.values(), server.versions.values()
+    assert pipeline["description"] == version["description"] == GUIDE
+
+
+def test_a_dropped_packet_of_a_pod_is_explained(monkeypatch: pytest.MonkeyPatch):
+    """Kubeflow's NetworkPolicy answers nothing at all."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    client = Kubeflow(Endpoint(host="http://127.0.0.1:9"), retry_seconds=0.3)
+
+    with pytest.raises(RunError, match=r"cannot be reached: .*part-of=kubeflow-profile"):
+        client.check(runs=False)
 
 
 def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
