@@ -11,13 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from pipelines.kubeflow.form import IN_FORM, NAMES, described
 from pipelines.planning.parameters import default_in_words
 from pipelines.planning.request import FIELDS
 from trainer.config import Placement
 
 REPOSITORY = Path(__file__).parents[1]
 BEGIN, END = "<!-- written by scripts/request_files.py: {name} -->\n", "<!-- end -->\n"
-KUBEFLOW = {name: item for name, item in FIELDS.items() if name != "profile"}
+PASSED = [name for name in IN_FORM if name != "profile"]
 """Parameters of the first step beside the profile, which is mounted into every pod."""
 
 COMPONENT = '''"""The pipeline's first step. Written by scripts/request_files.py from pipelines/planning/request.py: do not edit."""
@@ -65,8 +66,8 @@ def make_variables() -> str:
 def component() -> str:
     """The source of the first step."""
     return COMPONENT.format(
-        signature="\n".join(f"    {name}: str," for name in KUBEFLOW),
-        passed="\n".join(f"        {name}={name}," for name in KUBEFLOW),
+        signature="\n".join(f"    {name}: str," for name in PASSED),
+        passed="\n".join(f"        {name}={name}," for name in PASSED),
     )
 
 
@@ -86,12 +87,10 @@ def make_table() -> str:
 
 
 def kubeflow_table() -> str:
-    """Every parameter of the Kubeflow pipeline, in its order."""
-    rows = ["| parameter | where it is not given | what it is |", "|---|---|---|"]
-    rows.append("| `request` | | a request file's URI, or its YAML; what is given beside it wins |")
-    for name, item in FIELDS.items():
-        rows.append(f"| `{name}` | {'`firstsight`' if name == 'profile' else default_in_words(item)} | {item.metadata['help']} |")
-    rows.append("| `tolerations` | `[]` | JSON list, for the steps' own small pods; those of the jobs are in the profile |")
+    """Every parameter of the Kubeflow pipeline as its form lists them, with its key in a request."""
+    rows = ["| parameter | in a request | what it is |", "|---|---|---|"]
+    keys = {form: name for name, form in NAMES.items() if name in FIELDS}
+    rows += [f"| `{name}` | {f'`{keys[name]}`' if name in keys else ''} | {text} |" for name, text in described().items()]
     return "\n".join([*rows, ""])
 
 

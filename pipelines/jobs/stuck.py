@@ -1,6 +1,6 @@
 """Why a job does not start, in the words of whoever keeps it from starting; a table of causes, each with its own patience."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ CONFIGURATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "
 VOLUME_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 NEVER = ("InvalidImageName", "ErrImageNeverPull")
 """No time will heal these."""
+
+Warnings = Callable[[str], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
     if shape.phase(job).name == "suspended":
         return [Stuck("queued", "it is suspended, and no queue has admitted it")]
     pods = [pod for pod in view.pods() if "deletionTimestamp" not in pod["metadata"]]
-    found = [stuck for pod in pods if (stuck := _stuck_pod(pod, view))]
+    found = [stuck for pod in pods if (stuck := stuck_pod(pod, view.warnings))]
     if len(pods) < shape.pods_wanted(job):
         found.append(_no_pods(view, job, shape, len(pods)))
     if has_run:
@@ -75,14 +77,22 @@ class Clock:
         return ""
 
 
-def _stuck_pod(pod: Mapping[str, Any], view: View) -> Stuck | None:
+def stuck_pod(pod: Mapping[str, Any], warnings: Warnings) -> Stuck | None:
+    """What keeps a pod from running now; None where it runs, or has ended.
+
+    Args:
+        pod: the pod.
+        warnings: gives the warning events about an object of this name, the oldest first.
+    """
     name, status = pod["metadata"]["name"], pod.get("status", {})
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
         if reason in IMAGE_REASONS:
             image = container.get("image", "")
-            return Stuck("image", f"{name}: image {image} cannot be pulled: {reason}: {_pull_error(view, name, message)}", reason in NEVER)
+            return Stuck(
+                "image", f"{name}: image {image} cannot be pulled: {reason}: {_pull_error(warnings(name), message)}", reason in NEVER
+            )
         if reason in CONFIGURATION_REASONS:
             return Stuck("configuration", f"{name}: {reason}: {message}")
     if status.get("phase") not in (None, "Pending"):
@@ -91,15 +101,15 @@ def _stuck_pod(pod: Mapping[str, Any], view: View) -> Stuck | None:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             cause = "queued" if condition.get("reason") == "SchedulingGated" else "unschedulable"
             return Stuck(cause, f"{name}: no node takes it: {condition.get('message', condition.get('reason', ''))}")
-    for event in reversed(view.warnings(name)):
+    for event in reversed(warnings(name)):
         if event.get("reason") in VOLUME_EVENTS:
             return Stuck("volumes", f"{name}: {event['reason']}: {event.get('message', '')}")
     return Stuck("starting", f"{name}: its container has not started")
 
 
-def _pull_error(view: View, pod: str, message: str) -> str:
+def _pull_error(warnings: Sequence[Mapping[str, Any]], message: str) -> str:
     """The first error's words: the back-off after it says nothing."""
-    for event in reversed(view.warnings(pod)):
+    for event in reversed(warnings):
         if event.get("reason") == "Failed" and "pull" in str(event.get("message", "")) and "BackOff" not in str(event.get("message", "")):
             return str(event["message"])
     return message

@@ -9,10 +9,10 @@ import os
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.kubeflow.endpoint import DEFAULT_NAMESPACE, LOGIN, Endpoint
 from trainer.errors import InputError, RunError
 from trainer.storage.retries import PASSING_STATUSES, Retries
 
@@ -21,59 +21,15 @@ REQUEST_SECONDS = (10.0, 60.0)
 """To connect, and without a byte of an answer."""
 LOG_SECONDS = 10.0
 """Likewise, for a log."""
-DEFAULT_NAMESPACE = "kubeflow"
-"""Where a Kubeflow for one user runs its steps."""
-LOGIN = "set KFP_TOKEN (bearer), KFP_COOKIE (of a logged-in browser) or KF_PIPELINES_SA_TOKEN_PATH (a service account's token file)"
 Answer = TypeVar("Answer")
+_POLICY = (
+    "; Kubeflow's own NetworkPolicy lets in its own namespace and those labelled app.kubernetes.io/part-of=kubeflow-profile "
+    "(docs/OPERATIONS.md)"
+)
+"""Where an answer that never comes may be a packet that was dropped."""
 _NO_VERSION = re.compile(r"error retrieving pipeline version|retrieve pipeline version")
 _TOO_LONG = "Data too long for column"
 """Words by which a 500 is known for a request that will never succeed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where the server is and how it knows us.
-
-    Attributes:
-        host: URL of the API server, or of the UI that passes requests on.
-        namespace: of the runs where the server has several; else empty.
-        ca: file of the certificates that TLS trusts; empty: those of the system.
-        ui: URL under which a person opens the UI.
-        token: bearer token.
-        token_file: file of a token that is renewed there, such as a pod's projected one.
-        cookie: `name=value`, as a logged-in browser sends it.
-    """
-
-    host: str
-    namespace: str = ""
-    ca: str = ""
-    ui: str = ""
-    token: str = field(default="", repr=False)
-    token_file: str = ""
-    cookie: str = field(default="", repr=False)
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without the server."""
-        parts = urllib.parse.urlsplit(self.host)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"KFP_ENDPOINT must be the http(s):// address of Kubeflow Pipelines, got {self.host!r}")
-        for name, file in (("KFP_CA", self.ca), ("KF_PIPELINES_SA_TOKEN_PATH", self.token_file)):
-            if file and not Path(file).is_file():
-                raise InputError(f"{name} names {file}, which is no file")
-
-    @classmethod
-    def from_environment(cls, *, host: str, namespace: str, ca: str, ui: str) -> "Endpoint":
-        """What the command line says, and the credentials that only the environment may hold."""
-        get = os.environ.get
-        return cls(
-            host=host.rstrip("/"),
-            namespace=namespace,
-            ca=ca,
-            ui=(ui or host).rstrip("/"),
-            token=get("KFP_TOKEN", ""),
-            token_file=get("KF_PIPELINES_SA_TOKEN_PATH", ""),
-            cookie=get("KFP_COOKIE", ""),
-        )
 
 
 class NotThere(InputError):
@@ -104,55 +60,77 @@ class Kubeflow:
             if endpoint.token_file:
                 configuration.refresh_api_key_hook = self._read_token
         self._client = api.ApiClient(configuration, cookie=endpoint.cookie or None)
-        self._api = api
+        self._api, self._ui = api, ""
         self._pipelines, self._uploads = api.PipelineServiceApi(self._client), api.PipelineUploadServiceApi(self._client)
         self._experiments, self._runs = api.ExperimentServiceApi(self._client), api.RunServiceApi(self._client)
 
-    def check(self) -> None:
+    def check(self, *, runs: bool) -> None:
         """That the server is there, is one, and lets us in.
 
-        Raises:
-            InputError: a wrong address, refused credentials, or a namespace that is missing or not wanted.
-        """
-        health = self._ask("healthz", self._api.HealthzServiceApi(self._client).healthz_service_get_healthz)
-        if health.multi_user is None:  # a login page is read as an answer without anything in it
-            raise InputError(f"{self.endpoint.host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}")
-        if health.multi_user and not self.endpoint.namespace:
-            raise InputError(f"{self.endpoint.host} serves many namespaces: say which with KFP_NAMESPACE")
+        Args:
+            runs: it is asked to run something, which needs a namespace where it serves several.
 
-    def find_pipeline(self, name: str) -> str:
+        Raises:
+            InputError: a wrong address, refused credentials, another version, or a missing namespace.
+        """
+        host = self.endpoint.host
+        try:
+            health = self._ask("healthz", self._api.HealthzServiceApi(self._client).healthz_service_get_healthz)
+        except NotThere as error:
+            raise InputError(f"{host} has no API v2beta1, which Kubeflow Pipelines 2 serves: {error}") from error
+        if health.multi_user is None:
+            raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}")
+        if runs and health.multi_user and not self.endpoint.namespace:
+            raise InputError(f"{host} serves many namespaces: say which with KFP_NAMESPACE")
+
+    def find_pipeline(self, name: str, namespace: str) -> str:
         """The id of a pipeline.
+
+        Args:
+            name: of the pipeline.
+            namespace: that owns it; empty: of the shared one.
 
         Raises:
             NotThere: none of this name.
         """
-        get = self._pipelines.pipeline_service_get_pipeline_by_name
-        return str(self._ask(f"pipeline {name!r}", get, name, **self._in_namespace()).pipeline_id)
+        get, where = self._pipelines.pipeline_service_get_pipeline_by_name, {"namespace": namespace} if namespace else {}
+        return str(self._ask(f"pipeline {name!r}", get, name, **where).pipeline_id)
+
+    def usable_pipelines(self, name: str) -> Iterator[str]:
+        """The ids of the pipelines of this name that runs in our namespace may use: its own, then the shared one."""
+        for namespace in dict.fromkeys((self.endpoint.namespace, "")):
+            try:
+                yield self.find_pipeline(name, namespace)
+            except NotThere:
+                continue
 
     def find_version(self, pipeline: str, content: str) -> tuple[str, str]:
         """Id and name of the version of a pipeline whose name ends with its content's hash; both empty where there is none."""
         found = (version for version in self._versions(pipeline) if str(version.display_name).endswith(content))
         return next(((str(version.pipeline_version_id), str(version.display_name)) for version in found), ("", ""))
 
-    def upload(self, name: str, version: str, package: Path, content: str) -> tuple[str, str, str]:
+    def upload(self, name: str, version: str, package: Path, content: str, description: str) -> tuple[str, str, str]:
         """Put a version there, unless its content is there; ids of pipeline and version, and the version's name. Safe to repeat.
 
         Args:
-            name: the pipeline's; made where there is none.
+            name: the pipeline's; made where there is none: owned by our namespace, or shared where we name none.
             version: the version's, where it is new.
             package: the YAML file.
             content: its hash, with which `version` ends.
+            description: Markdown for whoever finds it in the UI.
         """
+        owner = self.endpoint.namespace
         try:
-            pipeline = self.find_pipeline(name)
+            pipeline = self.find_pipeline(name, owner)
         except NotThere:
             created = self._pipelines.pipeline_service_create_pipeline
-            body = self._api.V2beta1Pipeline(display_name=name, name=name, namespace=self.endpoint.namespace or None)
+            body = self._api.V2beta1Pipeline(display_name=name, name=name, description=description, namespace=owner or None)
             self._make(f"pipeline {name!r}", lambda: self._ask(f"pipeline {name!r}", created, body))
-            pipeline = self.find_pipeline(name)
+            pipeline = self.find_pipeline(name, owner)
         if not self.find_version(pipeline, content)[0]:
             put, what = self._uploads.upload_pipeline_version, f"version {version!r} of pipeline {name!r}"
-            self._make(what, lambda: self._ask(what, put, str(package), name=version, display_name=version, pipelineid=pipeline))
+            said = {"name": version, "display_name": version, "description": description}
+            self._make(what, lambda: self._ask(what, put, str(package), pipelineid=pipeline, **said))
         return pipeline, *self.find_version(pipeline, content)
 
     def newest_image(self, name: str) -> str:
@@ -161,16 +139,17 @@ class Kubeflow:
         Raises:
             NotThere: no pipeline of this name, or one without versions.
         """
-        versions = sorted(self._versions(self.find_pipeline(name)), key=lambda version: str(version.created_at))
-        found = re.search(r'"image": "([^"]+)"', json.dumps(versions[-1].pipeline_spec)) if versions else None
-        if not found:
-            raise NotThere(f"{self.endpoint.host} has no version of pipeline {name!r}")
-        return found[1]
+        for pipeline in self.usable_pipelines(name):
+            versions = sorted(self._versions(pipeline), key=lambda version: str(version.created_at))
+            found = re.search(r'"image": "([^"]+)"', json.dumps(versions[-1].pipeline_spec)) if versions else None
+            if found:
+                return found[1]
+        raise NotThere(f"{self.endpoint.host} has no version of pipeline {name!r}")
 
     def delete_pipeline(self, name: str) -> bool:
-        """Take a pipeline with its versions away; whether there was one. Its runs stay."""
+        """Take a pipeline with its versions away; whether there was one. Its runs stay, without their pages in the UI."""
         try:
-            pipeline = self.find_pipeline(name)
+            pipeline = self.find_pipeline(name, self.endpoint.namespace)
             for version in list(self._versions(pipeline)):
                 delete = self._pipelines.pipeline_service_delete_pipeline_version
                 self._ask(f"version {version.display_name!r}", delete, pipeline, version.pipeline_version_id)
@@ -210,7 +189,11 @@ class Kubeflow:
                     return started
 
     def run(self, run: str) -> Any:
-        """The run as it stands now (kfp_server_api.V2beta1Run)."""
+        """The run as it stands now (kfp_server_api.V2beta1Run).
+
+        Raises:
+            NotThere: it was deleted.
+        """
         return self._ask(f"run {run}", self._runs.run_service_get_run, run)
 
     def terminate(self, run: str) -> None:
@@ -229,7 +212,7 @@ class Kubeflow:
         """The log of a running step's pod so far, from the UI's own route, which cannot follow it; None where that does not give it."""
         query = urllib.parse.urlencode({"podname": pod, "podnamespace": self.endpoint.namespace or DEFAULT_NAMESPACE, "runid": run})
         text = self._text(f"{self.endpoint.ui or self.endpoint.host}/k8s/pod/logs?{query}")
-        return None if text is None or text.lstrip()[:15].lower().startswith(("<!doctype", "<html", '{"error')) else text
+        return None if text is None or _is_page(text) or text.startswith('{"error') else text
 
     def _text(self, url: str) -> str | None:
         """The body of an answer that says 200, else None: a log is a convenience, the run's state is asked for elsewhere."""
@@ -246,8 +229,11 @@ class Kubeflow:
         return str(answer.data.decode(errors="replace")) if answer.status == 200 else None
 
     def link(self, run: str) -> str:
-        """Where a person sees the run."""
-        return f"{self.endpoint.ui}/#/runs/details/{run}"
+        """Where a person sees the run; empty where nothing tells the UI's address: the API's own shows no page."""
+        if not self._ui:
+            page = self._text(f"{self.endpoint.host}/") or "" if not self.endpoint.ui else ""
+            self._ui = self.endpoint.ui or (self.endpoint.host if _is_page(page) else "")
+        return f"{self._ui}/#/runs/details/{run}" if self._ui else ""
 
     def _in_namespace(self) -> dict[str, str]:
         return {"namespace": self.endpoint.namespace} if self.endpoint.namespace else {}
@@ -262,7 +248,7 @@ class Kubeflow:
         found = self._pages(
             "experiments", "experiments", lambda **page: self._ask(name, listed, filter=only, **self._in_namespace(), **page)
         )
-        # An archived one takes no runs, and its name is taken.
+        # An archived one would take the run, where nobody looks for it.
         for experiment in found:
             if experiment.display_name == name:
                 if experiment.storage_state == "ARCHIVED":
@@ -305,18 +291,24 @@ class Kubeflow:
 
         host = self.endpoint.host
         try:
-            return function(*args, **options, _request_timeout=REQUEST_SECONDS)
+            answer = function(*args, **options, _request_timeout=REQUEST_SECONDS)
         except self._api.ApiException as error:
             raise self._meaning(what, error) from error
         except (HTTPError, OSError) as error:
             reason = str(getattr(error, "reason", error))
             if "CERTIFICATE" in reason.upper():
                 raise InputError(f"{host}: its certificate is not trusted ({reason}): give its CA as KFP_CA") from error
-            raise _Passing(f"{host} cannot be reached: {reason.rpartition('>: ')[2]}") from error
+            raise _Passing(
+                f"{host} cannot be reached: {reason.rpartition('>: ')[2]}{_POLICY if 'KUBERNETES_SERVICE_HOST' in os.environ else ''}"
+            ) from error
         except (ValueError, TypeError, AttributeError) as error:
             if isinstance(error.__context__, self._api.ApiException):  # the client stumbles over its own error without a body
                 raise self._meaning(what, error.__context__) from error
             raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}") from error
+        # A login page is read as an answer without anything in it.
+        if "html" in str(self._client.last_response.getheader("content-type")):
+            raise InputError(f"{host} answers with a web page, not as Kubeflow Pipelines does; behind a login {LOGIN}")
+        return answer
 
     def _meaning(self, what: str, error: Any) -> Exception:
         host, status, said = self.endpoint.host, int(error.status or 0), _words(error)
@@ -349,6 +341,11 @@ class _Passing(RunError):
 
 class _Exists(RunError):
     """What was to be made is there."""
+
+
+def _is_page(text: str) -> bool:
+    """Whether it is a web page."""
+    return text.lstrip()[:15].lower().startswith(("<!doctype", "<html"))
 
 
 def _is_taken(said: str) -> bool:

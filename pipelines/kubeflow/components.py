@@ -108,9 +108,9 @@ def report(
 
 
 @component
-def finish(run: str, request: str, root: str, status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> None:
+def finish(run: str, request: str, status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> None:
     """Lets go of what the run holds; of a run that failed it reports the cells that finished."""
     from pipelines.steps import artifacts, finish
 
-    line, folder = finish.finish(run=run, request=request, root=root, state=status.state)
+    line, folder = finish.finish(run=run, request=request, root="", state=status.state)
     artifacts.write(page.path, artifacts.read_report(folder)[0] if folder else f"<p>{line}</p>")

@@ -11,9 +11,8 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from pipelines.kubeflow import components
+from pipelines.kubeflow.form import GUIDE, NAMES, PROFILE, described
 from pipelines.kubeflow.links_component import links
-from pipelines.planning.parameters import default_in_words
-from pipelines.planning.request import FIELDS
 
 NAME = "firstsight"
 PROFILE_FOLDER = "/etc/firstsight"
@@ -53,22 +52,15 @@ def _as_launcher(task: dsl.PipelineTask, profile: str, tolerations: list[dict[st
 def _parameters() -> list[inspect.Parameter]:
     """The pipeline's parameters: those of a request as text, empty where not given, and what KFP needs to make the steps' pods."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    defaults: dict[str, tuple[Any, Any]] = {"request": ("", str), **{name: ("", str) for name in FIELDS}}
-    defaults["profile"] = (NAME, str)  # its ConfigMap is mounted into every pod, so it needs a name
-    defaults["tolerations"] = ([], list[dict[str, str]])
-    return [inspect.Parameter(name, kind, default=value, annotation=hint) for name, (value, hint) in defaults.items()]
+    defaults: dict[str, tuple[Any, Any]] = {name: ("", str) for name in NAMES}
+    defaults |= {"profile": (PROFILE, str), "tolerations": ([], list[dict[str, str]])}
+    return [inspect.Parameter(NAMES[name], kind, default=value, annotation=hint) for name, (value, hint) in defaults.items()]
 
 
-def _described() -> str:
+def _documented() -> str:
     """The pipeline's docstring, from which Kubeflow takes the description of each parameter."""
-    lines = [f"{name}: {_sentence(item.metadata['help'])} Default: {default_in_words(item)}." for name, item in FIELDS.items()]
-    lines.insert(0, "request: A request file's URI, or its YAML. What is given beside it wins.")
-    lines.append("tolerations: JSON list of tolerations of the steps' own small pods; those of the jobs are in the profile.")
-    return "\n".join(["Wires the components; the store is the hand-off between them.", "", "Args:", *(f"    {line}" for line in lines)])
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    lines = [f"    {name}: {text}" for name, text in described().items()]
+    return "\n".join(["Wires the components; the store is the hand-off between them.", "", "Args:", *lines])
 
 
 def _steps_of_a_lane(request: str, lane: str) -> list[dsl.PipelineTask]:
@@ -80,10 +72,10 @@ def _steps_of_a_lane(request: str, lane: str) -> list[dsl.PipelineTask]:
 
 
 def _wire(*values: Any) -> None:
-    given = dict(zip((parameter.name for parameter in _parameters()), values, strict=True))
+    given = dict(zip(NAMES, values, strict=True))
     profile, tolerations, run = given["profile"], given.pop("tolerations"), dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
-    exit_task = components.finish(run=run, request=given["request"], root=given["root"])
+    exit_task = components.finish(run=run, request=given["request"])
     with dsl.ExitHandler(exit_task, name="experiment"):
         linked = links(run=run, **given)
         request = linked.outputs["Output"]
@@ -100,6 +92,5 @@ def _wire(*values: Any) -> None:
 
 
 _wire.__signature__ = inspect.Signature(_parameters(), return_annotation=None)  # type: ignore[attr-defined]
-_wire.__doc__ = _described()
-DESCRIPTION = "Perceptual Initialization for CLIP: see first, then read, then report whether it helped."
-firstsight = dsl.pipeline(name=NAME, description=DESCRIPTION)(_wire)
+_wire.__doc__ = _documented()
+firstsight = dsl.pipeline(name=NAME, description=GUIDE)(_wire)

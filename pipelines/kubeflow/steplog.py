@@ -10,6 +10,8 @@ _NOISE = re.compile(
     r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w-]+\.go:\d+\] "  # KFP's launcher, in Go
     r"|\[KFP Executor [^]]*\]: |time=\S+ level=\w+ .* argo=true"
 )
+_STATUS = re.compile(r"failed to execute component: exit status (\d+)$")
+"""Kubeflow's API knows no exit codes, but its launcher says at the end of the log what the step's process ended with."""
 _CONTEXT = 20
 """Lines by which an answer without the beginning is laid on what is known."""
 GAP = "... some lines are missing here: Kubernetes had thrown them away"
@@ -26,6 +28,8 @@ class StepLog:
         """
         self._lines: list[str] = []
         self._noise, self._in_json = noise, False
+        self.exit_code: int | None = None
+        """Of the step, where its log has told it."""
 
     def take(self, text: str, *, ended: bool = False) -> list[str]:
         """The lines that an answer adds.
@@ -40,6 +44,9 @@ class StepLog:
             lines.append(last)
         new = self._new(lines)
         self._lines += new
+        for line in new:
+            status = _STATUS.search(line)
+            self.exit_code = int(status[1]) if status else self.exit_code
         return [line for line in new if self._noise or self._is_ours(line)]
 
     def _new(self, lines: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """`python -m pipelines submit`: the experiment on a Kubeflow server; waits, streams, ends with the experiment's exit code.
 
-`make pipeline-run KFP_ENDPOINT=https://…` calls it, for people and for CI.
+`make pipeline-run KFP_ENDPOINT=https://…` calls it for people. Make turns every failure into its own 2, so CI calls it directly.
 """
 
 import argparse
@@ -9,21 +9,25 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.kubeflow.form import NAMES, REQUEST
 from pipelines.kubeflow.upload import NAME, add_connection, connect, register
 from pipelines.planning.flags import add_request, request_of
 from pipelines.planning.request import Request, resolve
 from pipelines.profile.profile import read_profile
 from pipelines.steps.running import failures, root_of_run
 from trainer.errors import InputError, RunError
-from trainer.storage import layout
+from trainer.storage import join, layout
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.client import Kubeflow
     from pipelines.kubeflow.follow import Followed
 
+CONTACT_SECONDS = 30.0
+"""How long a server is waited for before there is a run."""
 LOST_SECONDS = 600.0
 """How long a lost connection is waited for while the run goes on without us."""
 CLOCK_SECONDS = 60.0
@@ -33,7 +37,7 @@ CLOCK_SECONDS = 60.0
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `submit`."""
     parser = commands.add_parser("submit", parents=[common], help="run the experiment on a Kubeflow server, and wait for it")
-    add_connection(parser)
+    add_connection(parser, namespace="of the run, where Kubeflow serves several (KFP_NAMESPACE)")
     add_request(parser)
     parser.add_argument("--pipelines-image", default="", help="in which the steps run (default: that of the registered pipeline)")
     parser.add_argument("--service-account", default=os.environ.get("KFP_SERVICE_ACCOUNT", ""), help="of the steps (KFP_SERVICE_ACCOUNT)")
@@ -49,7 +53,7 @@ class Submission:
     Attributes:
         run: its id.
         name: as people see it.
-        link: where people see it.
+        link: where people see it; empty where the UI's address is not known.
         version: of the pipeline.
         parameters: of the pipeline.
     """
@@ -60,18 +64,22 @@ class Submission:
     version: str
     parameters: dict[str, Any]
 
+    @property
+    def place(self) -> str:
+        """Where to look for it."""
+        return self.link or f"run {self.run}"
+
 
 def _submit(options: argparse.Namespace) -> int:
-    from pipelines.kubeflow.follow import RunFollower
-
     request = resolve(request_of(options), kubeflow=True)
-    server = connect(options, retry_seconds=30.0)
+    server = connect(options, retry_seconds=CONTACT_SECONDS, runs=True)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if options.json else sys.stdout, flush=True)
 
     submission = submit(server, request, image=options.pipelines_image, service_account=options.service_account)
-    say(f"run {submission.name} of pipeline version {submission.version}: {submission.link}")
+    where = submission.link or f"{submission.run} (KFP_UI, the address of Kubeflow's UI, makes this a link)"
+    say(f"run {submission.name} of pipeline version {submission.version}: {where}")
     result: dict[str, Any] = {
         "run_id": submission.run,
         "run": submission.name,
@@ -82,21 +90,32 @@ def _submit(options: argparse.Namespace) -> int:
         "exit_code": 0,
         "failures": [],
     }
-    try:
-        if not options.no_wait:
-            server.retry_seconds = LOST_SECONDS
-            result |= result_of(RunFollower(server, submission.run, say, noise=options.verbose).follow(), request)
-    except KeyboardInterrupt:
-        result |= {"state": "CANCELING", "exit_code": 130, "line": f"not waited for: {submission.link}"}
-    except RunError as error:
-        raise RunError(f"{error}; the run goes on: {submission.link}") from error
+    if not options.no_wait:
+        server.retry_seconds = LOST_SECONDS
+        result |= _follow(server, submission, request, say, noise=options.verbose)
     if result.get("line"):
         print(f"pipelines submit: {result['line']}", file=sys.stderr)
     if options.json:
         print(json.dumps(result))
     elif result["state"] == "SUCCEEDED":
-        _print_report(request)
+        _print_report(str(result["folder"]), submission.place)
     return int(result["exit_code"])
+
+
+def _follow(server: "Kubeflow", submission: Submission, request: Request, say: Callable[[str], None], *, noise: bool) -> dict[str, Any]:
+    from pipelines.kubeflow.follow import RunFollower, RunLost
+
+    follower = RunFollower(server, submission.run, say, noise=noise)
+    try:
+        return result_of(follower.follow(), request)
+    except KeyboardInterrupt:
+        how = "" if follower.stopped else ", and not asked to end, since Kubeflow has not answered"
+        return {"state": "CANCELING", "exit_code": 130, "line": f"not waited for{how}: {submission.place}"}
+    except RunLost:
+        raise
+    except (InputError, RunError) as error:
+        kind = InputError if isinstance(error, InputError) else RunError
+        raise kind(f"{error}; the run goes on: {submission.place}") from error
 
 
 def submit(server: "Kubeflow", request: Request, *, image: str, service_account: str) -> Submission:
@@ -114,8 +133,8 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
         image = image or server.newest_image(NAME)
     except NotThere as error:
         raise InputError(f"{error}: install the chart, which registers one, or name the image with --pipelines-image") from error
-    pipeline, version, version_name = register(server, NAME, image)
-    parameters = {"request": json.dumps(request.stored()), **({"profile": request.profile} if request.profile else {})}
+    pipeline, version, version_name = register(server, NAME, image, anywhere=True)
+    parameters = {REQUEST: json.dumps(request.stored()), **({NAMES["profile"]: request.profile} if request.profile else {})}
     experiment = request.experiment
     name = f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     place = server.experiment(experiment)
@@ -124,50 +143,65 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
 
 
 def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
-    """How a run ended: state, exit_code, failures, line. Kubeflow knows no exit codes: they are read from the store.
+    """How a run ended: state, exit_code, failures, line, folder.
+
+    Kubeflow knows no exit codes: they are read from the store, or where that is out of reach from the steps' logs.
 
     Args:
-        followed: the run that has ended, and what the logs of its failed steps say.
+        followed: the run that has ended, and what the logs of its steps say.
         request: that it runs.
     """
     from pipelines.kubeflow.follow import was_terminated
 
-    run, stopped = followed.run, followed.stopped
-    result: dict[str, Any] = {"state": run.state, "exit_code": 1, "failures": [], "line": ""}
+    run, folder = followed.run, followed.experiment or _experiment_uri(request)
+    result: dict[str, Any] = {"state": run.state, "exit_code": 1, "failures": [], "line": "", "folder": folder}
     if run.state == "SUCCEEDED":
         return {**result, "exit_code": 0}
-    if stopped:
+    if followed.stopped:
         return {**result, "exit_code": 130, "line": "stopped; submit the same experiment again to go on"}
     if was_terminated(run):
         return {**result, "line": "the run was terminated by somebody; submit the same experiment again to go on"}
     try:
-        failures = _failures(run, request)
+        failures = _failures(run, request, folder)
     except (InputError, RunError, OSError) as error:
         why = "; ".join(f"{step}: {reason}" for step, reason in followed.reasons.items())
         why = why or getattr(run.error, "message", "") or "see the log of its steps"
-        return {**result, "line": f"the run ended {run.state} ({why}); its failure.json cannot be read from here: {error}"}
+        code = 2 if followed.exit_codes and set(followed.exit_codes) == {2} else 1
+        line = f"the run ended {run.state} ({why}); its failure.json cannot be read from here: {error}"
+        return {**result, "exit_code": code, "line": line}
     wrong_input = bool(failures) and all(failure["exit_code"] == 2 for failure in failures)
-    lines = [f"{failure['stage']}: {failure['line']}" for failure in failures] or [f"the run ended {run.state}, and no step says why"]
+    lines = [f"{failure['stage']}: {failure['line']}" for failure in failures]
+    lines = lines or [f"{step}: {reason}" for step, reason in followed.reasons.items()]
+    lines = lines or [f"the run ended {run.state}, and no step says why"]
     return {**result, "exit_code": 2 if wrong_input else 1, "failures": failures, "line": "; ".join(lines)}
 
 
-def _failures(run: Any, request: Request) -> list[dict[str, Any]]:
+def _failures(run: Any, request: Request, folder: str) -> list[dict[str, Any]]:
+    if not folder:
+        raise InputError("give ROOT, or a profile as FIRSTSIGHT_PROFILE")
     since = run.created_at.timestamp() - CLOCK_SECONDS if run.created_at else 0.0
-    return failures(_experiment_uri(request), request.cells, since)
+    return failures(folder, request.cells, since)
 
 
 def _experiment_uri(request: Request) -> str:
-    """Where the experiment lies, as far as this machine knows: a cluster's profile need not be readable here."""
-    return layout.experiment(root_of_run(request.root, read_profile()), request.experiment)
+    """Where the experiment lies, as far as this machine knows; empty where it does not: a cluster's profile need not be readable here."""
+    try:
+        return layout.experiment(root_of_run(request.root, read_profile()), request.experiment)
+    except InputError:
+        return ""
 
 
-def _print_report(request: Request) -> None:
-    """The report's table where this machine can read the store; the run's page has it anyway."""
+def _print_report(folder: str, place: str) -> None:
+    """The report's table where this machine can read the store; else where the report is."""
     from rich.console import Console
 
     from pipelines.planning.summary import print_summary
 
     try:
-        print_summary(Console(file=sys.stdout, highlight=False), _experiment_uri(request))
+        if folder:
+            print_summary(Console(file=sys.stdout, highlight=False), folder)
+            return
     except (InputError, RunError, OSError):
-        print("the report is an artifact of the run's last step, and lies in the store under report/index.html")
+        pass  # of this machine: the run itself ended well
+    page = f" and at {join(layout.report(folder), 'index.html')}" if folder else ""
+    print(f"the report: with the last step of {place}{page}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.kubeflow.compiled import FOLDER
+from pipelines.kubeflow.form import GUIDE
 from trainer.config import require
 
 if TYPE_CHECKING:
@@ -30,59 +31,74 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     upload = commands.add_parser("upload", parents=[common], help="register the pipeline with Kubeflow; safe to repeat")
     upload.add_argument("--image", required=True, help="the pipelines image, with tag or digest, in which its steps run")
     upload.add_argument("--release", default="", help="version of firstsight, to begin the pipeline version's name with")
-    unregister = commands.add_parser("unregister", parents=[common], help="take the pipeline and its versions out of Kubeflow; runs stay")
+    cost = "delete the pipeline and its versions from Kubeflow: runs stay, but the UI shows the page of none of them again"
+    unregister = commands.add_parser("unregister", parents=[common], help=cost)
     for command, run in ((upload, _upload), (unregister, _unregister)):
         command.add_argument("--name", default=NAME, help="of the pipeline (default: %(default)s)")
-        add_connection(command)
+        add_connection(command, namespace="that alone sees the pipeline (KFP_NAMESPACE; default: every namespace sees it)")
         command.set_defaults(run=run)
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
-    """Where Kubeflow is; credentials come from the environment only."""
+def add_connection(parser: argparse.ArgumentParser, *, namespace: str) -> None:
+    """Where Kubeflow is; credentials come from the environment only.
+
+    Args:
+        parser: of the command.
+        namespace: help of the namespace, which means something else for a pipeline than for a run.
+    """
     get = os.environ.get
     parser.add_argument("--endpoint", default=get("KFP_ENDPOINT", ""), metavar="URL", help="of Kubeflow Pipelines (KFP_ENDPOINT)")
-    parser.add_argument("--namespace", default=get("KFP_NAMESPACE", ""), help="of the runs, where there are several (KFP_NAMESPACE)")
+    parser.add_argument("--namespace", default=get("KFP_NAMESPACE", ""), metavar="NAME", help=namespace)
     parser.add_argument("--ca", default=get("KFP_CA", ""), metavar="FILE", help="certificates that TLS trusts (KFP_CA)")
-    parser.add_argument("--ui", default=get("KFP_UI", ""), metavar="URL", help="of the UI, for links (KFP_UI; default: the endpoint)")
+    parser.add_argument(
+        "--ui", default=get("KFP_UI", ""), metavar="URL", help="of the UI, for links (KFP_UI; default: the endpoint, if it is one)"
+    )
 
 
-def connect(options: argparse.Namespace, *, retry_seconds: float) -> "Kubeflow":
-    """The server of the command line, looked at once."""
-    from pipelines.kubeflow.client import Endpoint, Kubeflow
+def connect(options: argparse.Namespace, *, retry_seconds: float, runs: bool) -> "Kubeflow":
+    """The server of the command line, looked at once; `runs`: to run something there."""
+    from pipelines.kubeflow.client import Kubeflow
+    from pipelines.kubeflow.endpoint import Endpoint
 
     endpoint = Endpoint.from_environment(host=options.endpoint, namespace=options.namespace, ca=options.ca, ui=options.ui)
     server = Kubeflow(endpoint, retry_seconds=retry_seconds)
-    server.check()
+    server.check(runs=runs)
     return server
 
 
-def register(server: "Kubeflow", name: str, image: str, release: str = "") -> tuple[str, str, str]:
+def register(server: "Kubeflow", name: str, image: str, release: str = "", *, anywhere: bool = False) -> tuple[str, str, str]:
     """Upload the compiled pipeline for an image, or find it; ids of pipeline and version, and the version's name.
 
     Args:
-        server: where.
+        server: where; the namespace of its endpoint, if any, owns the pipeline.
         name: of the pipeline.
         image: the pipelines image.
         release: version of firstsight, for the name of a new version; may be empty.
+        anywhere: the version may be one of the shared pipeline too.
     """
     require("image", image, "the name of an image", bool(image.strip()) and not set(image) & set(" \t\n'\"{}"))
     text = (FOLDER / "firstsight.yaml").read_text().replace(PLACEHOLDER, image)
     content = f"sha-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    for pipeline in server.usable_pipelines(name) if anywhere else ():
+        found, version = server.find_version(pipeline, content)
+        if found:
+            return pipeline, found, version
     version = "-".join(filter(None, [release, time.strftime("%Y-%m-%d", time.gmtime()), content]))
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "firstsight.yaml"  # the server looks at the ending
         package.write_text(text)
-        return server.upload(name, version, package, content)
+        return server.upload(name, version, package, content, GUIDE)
 
 
 def _upload(options: argparse.Namespace) -> int:
-    server = connect(options, retry_seconds=RETRY_SECONDS)
+    server = connect(options, retry_seconds=RETRY_SECONDS, runs=False)
     pipeline, _, version = register(server, options.name, options.image, options.release)
-    print(f"pipeline {options.name} ({pipeline}), version {version}, runs in {options.image}")
+    whose = f"of namespace {options.namespace}" if options.namespace else "shared"
+    print(f"pipeline {options.name} ({whose}, {pipeline}), version {version}, runs in {options.image}")
     return 0
 
 
 def _unregister(options: argparse.Namespace) -> int:
-    server = connect(options, retry_seconds=RETRY_SECONDS)
+    server = connect(options, retry_seconds=RETRY_SECONDS, runs=False)
     print(f"pipeline {options.name}: {'unregistered' if server.delete_pipeline(options.name) else 'was not registered'}")
     return 0

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import Kind
+from pipelines.operate.kubeflow_preflight import kubeflow_checks
 from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
 from pipelines.profile.profile import Profile
 from trainer.configs import load_yaml, parse_config
@@ -155,9 +155,9 @@ def _gpus(api: Api, nodes: int, gpus: int) -> str:
     fitting = sum(count >= gpus for count in allocatable)
     if fitting < nodes:
         raise InputError(
-            f"jobs want {nodes} nodes with {gpus} {GPU} each, {fitting} nodes have so many (the most is {max(allocatable, default=0)})"
+            f"jobs want {nodes} x {gpus} {GPU}, and {fitting} of the nodes have so many (the most is {max(allocatable, default=0)})"
         )
-    return f"{fitting} nodes have {gpus} or more"
+    return f"nodes with {gpus} or more: {fitting}"
 
 
 def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
@@ -179,16 +179,9 @@ def _storage_class(api: Api, name: str) -> str:
     raise InputError("the cluster has no default: name one in objectStore.bundled.persistence.storageClass")
 
 
-def _for_kubeflow(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
+def _for_kubeflow(api: Api, objects: Sequence[Object]) -> Iterator[Check]:
+    profiles = {namespace for _, namespace, _ in _profiles(objects)}
+    ca = next((one["data"]["ca.crt"] for one in objects if one["kind"] == "ConfigMap" and "ca.crt" in one["data"]), "")
     for one in objects:
-        for container in _pod_spec(one).get("containers", ()):
-            if container["name"] == "upload":
-                endpoint = next(variable["value"] for variable in container["env"] if variable["name"] == "KFP_ENDPOINT")
-                host = urlsplit(endpoint).hostname or ""
-                service = re.fullmatch(r"([a-z0-9-]+)\.([a-z0-9-]+)(\.svc(\.cluster\.local)?)?", host)
-                if service:
-                    path = f"/api/v1/namespaces/{service[2]}/services/{service[1]}"
-                    yield (
-                        f"Kubeflow Pipelines {endpoint}",
-                        partial(_exists, api, path, "install Kubeflow Pipelines, or mend kubeflow.endpoint"),
-                    )
+        if any(container["name"] == "upload" for container in _pod_spec(one).get("containers", ())):
+            yield from kubeflow_checks(api, one, profiles, ca)

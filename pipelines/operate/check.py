@@ -20,6 +20,7 @@ from pipelines.jobs.holds import has_ended
 from pipelines.jobs.shapes import job_kinds
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.operate.chart_preflight import preflight
+from pipelines.operate.kubeflow_preflight import HEALTH, LET_IN, judge_health
 from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, Check, allowed, needed_kinds, served
 from trainer.errors import InputError, RunError
 
@@ -73,9 +74,9 @@ def _run(options: argparse.Namespace) -> int:
         checks.append(("right to nodes", partial(_rights, api, "nodes", ("get", "list"), "")))
     checks += [(f"kind {kind.kind}", partial(served, api, kind)) for kind in needed_kinds(profile, kubeflow=bool(options.kubeflow))]
     if options.kubeflow:
-        checks.append((f"Kubeflow Pipelines {options.kubeflow}", partial(_healthy, options.kubeflow, "/apis/v2beta1/healthz", "KFP_CA")))
+        checks.append((f"Kubeflow Pipelines {options.kubeflow}", partial(_kubeflow, options.kubeflow)))
     if options.prometheus:
-        checks.append((f"Prometheus {options.prometheus}", partial(_healthy, options.prometheus, "/-/ready", "")))
+        checks.append((f"Prometheus {options.prometheus}", partial(_ready, options.prometheus)))
     return run_checks(checks)
 
 
@@ -134,19 +135,32 @@ def _rights(api: Api, resource: str, verbs: Sequence[str], namespace: str) -> st
     return " ".join(verbs)
 
 
-def _healthy(url: str, path: str, ca_variable: str) -> str:
-    """A GET that answers 200."""
+def _kubeflow(url: str) -> str:
+    """A login page answers 200 too, so the answer is read."""
+    try:
+        return judge_health(url, _get(url, HEALTH, os.environ.get("KFP_CA", "")))
+    except RunError as error:
+        raise RunError(f"{error}; {LET_IN}") from error
+
+
+def _ready(url: str) -> str:
+    _get(url, "/-/ready", "")
+    return "ready"
+
+
+def _get(url: str, path: str, ca: str) -> bytes:
+    """The body of an answer that says 200."""
     import urllib3
 
-    whole, ca = url.rstrip("/") + path, os.environ.get(ca_variable, "")
+    whole = url.rstrip("/") + path
     pool = urllib3.PoolManager(ca_certs=ca) if ca else urllib3.PoolManager()
     try:
-        status = pool.request("GET", whole, timeout=10.0, retries=2).status
+        answer = pool.request("GET", whole, timeout=10.0, retries=2)
     except urllib3.exceptions.HTTPError as error:
         raise RunError(f"{whole} does not answer: {error}") from error
-    if status != 200:
-        raise RunError(f"{whole} answers {status}")
-    return "healthy"
+    if answer.status != 200:
+        raise InputError(f"{whole} answers {answer.status}")
+    return bytes(answer.data)
 
 
 def _no_live_job(cluster: Cluster, namespace: str) -> str:

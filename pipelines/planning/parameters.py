@@ -15,36 +15,44 @@ DEEPEST = 8
 """Levels of a setting's key."""
 
 
-def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Check | None = None) -> Any:
-    """A parameter that is one line of text. `otherwise` says in words what holds where it is not given."""
-    return _parameter(default, "text", help, otherwise, rule, ok)
+def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Check | None = None, form: str = "") -> Any:
+    """A parameter that is one line of text. `otherwise` says in words what holds where it is not given.
+
+    `form` is its name in Kubeflow's form, which lists names alphabetically and nothing else; empty: a request file alone says it.
+    """
+    return _parameter(default, "text", help, otherwise, rule, ok, form)
 
 
-def number(default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check, introduced: float | None = None) -> Any:
+def number(
+    default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check, form: str = "", introduced: float | None = None
+) -> Any:
     """A number; None as default means that something else decides, which `otherwise` names.
 
     `introduced`, of a parameter that was added later, is the literal that stored requests without it mean (docs/FORMAT.md).
     """
-    return _parameter(default, "number", help, otherwise, rule, ok, **({} if introduced is None else {"introduced": introduced}))
+    more = {} if introduced is None else {"introduced": introduced}
+    return _parameter(default, "number", help, otherwise, rule, ok, form, **more)
 
 
-def items(default: tuple[str, ...], help: str, *, otherwise: str = "") -> Any:
+def items(default: tuple[str, ...], help: str, *, otherwise: str = "", form: str = "") -> Any:
     """A list: comma-separated as text, a sequence in YAML."""
-    return _parameter(default, "list", help, otherwise, "", None)
+    return _parameter(default, "list", help, otherwise, "", None, form)
 
 
-def settings(of: type[Any], help: str) -> Any:
+def settings(of: type[Any], help: str, *, form: str = "") -> Any:
     """Dotted keys of the dataclass `of` with values: `a.b=1 c=2` as text, a mapping in YAML. Empty unless given."""
-    return field(default_factory=dict, metadata={"kind": "settings", "of": of, "help": help, "otherwise": "none", "rule": "", "ok": None})
+    said = {"kind": "settings", "of": of, "help": help, "otherwise": "none", "rule": "", "ok": None, "form": form}
+    return field(default_factory=dict, metadata=said)
 
 
-def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None, **more: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, "help": help, "otherwise": otherwise, "rule": rule, "ok": ok, **more})
-
-
-def recipe(default: str, help: str) -> Any:
+def recipe(default: str, help: str, *, form: str = "") -> Any:
     """A recipe: its name, the URI of its file, or in a request file the recipe itself."""
-    return _parameter(default, "recipe", help, "", "", None)
+    return _parameter(default, "recipe", help, "", "", None, form)
+
+
+def _parameter(default: Any, kind: str, help: str, otherwise: str, rule: str, ok: Check | None, form: str, **more: Any) -> Any:
+    said = {"kind": kind, "help": help, "otherwise": otherwise, "rule": rule, "ok": ok, "form": form}
+    return field(default=default, metadata=said | more)
 
 
 def default_of(item: Parameter) -> Any:

@@ -50,21 +50,35 @@ class Request:
     """One run's request. A value equal to its default means the same whether it was given or not."""
 
     recipe: str | Mapping[str, Any] = parameters.recipe(
-        "demo", "smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file, or in a request file the recipe itself"
+        "demo",
+        "smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file, or in a request file the recipe itself",
+        form="study_recipe",
     )
-    set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16")
-    arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {', '.join(ACCEPTED)}; docs/RECIPES.md explains each")
-    seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each")
-    pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's")
-    triplets: str = text("", "judged triplets: a folder in the NIGHTS layout, or a list", otherwise="made from the pairs, judged by FLIP")
+    set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16", form="study_set")
+    arms: tuple[str, ...] = items(
+        ("random", "perceptual"), f"any of {', '.join(ACCEPTED)}; docs/RECIPES.md explains each", form="study_arms"
+    )
+    seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each", form="study_seeds")
+    pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's", form="data_pairs")
+    triplets: str = text(
+        "",
+        "judged triplets: a folder in the NIGHTS layout, or a list",
+        otherwise="made from the pairs, judged by FLIP",
+        form="data_triplets",
+    )
     eval_sets: tuple[str, ...] = items((), "URIs of further evaluation sets", otherwise="those staged with the pairs")
     max_reject_fraction: float = number(
         0.01, "staging stops when a larger share of the samples is bad", rule="between 0 and 1", ok=lambda value: 0 <= value <= 1
     )
     root: str = text("", "store URI for everything a run keeps: a folder, or s3://bucket/prefix", otherwise="the profile's, else runs")
-    experiment: str = text("", "runs of one name share work and are compared", otherwise="the recipe's name, or one made from the data")
+    experiment: str = text(
+        "", "runs of one name share work and are compared", otherwise="the recipe's name, or one made from the data", form="study_name"
+    )
     profile: str = text(
-        "", "where jobs run: a YAML file; on Kubeflow the name of a ConfigMap", otherwise="this machine; on Kubeflow firstsight"
+        "",
+        "where jobs run: a YAML file; on Kubeflow the name of a ConfigMap",
+        otherwise="this machine; on Kubeflow firstsight",
+        form="jobs_profile",
     )
     backend: str = text(
         "",
@@ -77,6 +91,7 @@ class Request:
         otherwise="the profile's, else 1",
         rule=f"between 1 and {MAX_NODES}",
         ok=lambda value: 1 <= value <= MAX_NODES,
+        form="jobs_nodes",
     )
     gpus_per_node: int | None = number(
         None,
@@ -104,6 +119,7 @@ class Request:
         "cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time",
         rule=f"between 0 and {MAX_PARALLEL_CELLS}",
         ok=lambda value: 0 <= value <= MAX_PARALLEL_CELLS,
+        form="jobs_parallel_cells",
         introduced=1,
     )
     resume: str = text(

@@ -4,12 +4,13 @@ Kubeflow's UI shows the log of a launcher and, at the end, its artifacts; what a
 """
 
 import os
+import textwrap
 from pathlib import Path
 
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.shapes import by_backend, require_backend
 from pipelines.jobs.shapes.indexed import JOB
-from pipelines.planning.request import Request, merge, resolve, root_given, write_request
+from pipelines.planning.request import FIELDS, Request, merge, resolve, root_given, write_request
 from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, read_profile
@@ -21,6 +22,8 @@ from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE")
+_PROFILE_IN_FORM = FIELDS["profile"].metadata["form"]
 CHECKED_VARIABLE = "FIRSTSIGHT_CHECKED"
 """URI of the request that the run's own process has checked already, where steps run beside it."""
 
@@ -44,6 +47,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     mounted = read_profile()
     _require_profile(profile, mounted)
     root = root_of_run(root_given(request, given.get("root", "")), mounted)
+    _require_keys(profile, root)
     named = given.get("experiment", "")
     try:
         asked = merge(request, given)
@@ -64,7 +68,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     stored = write_request(asked, root)
     write_run(root, run, stored)
     namespace = known.jobs.namespace or (NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default")
-    page = _page(known, stored, asked, namespace, notes)
+    page = _page(known, stored, run, asked, namespace, notes)
     print(page, flush=True)  # the UI shows a step's log at once, its artifacts when it has ended
     return in_run(stored, run), page
 
@@ -73,7 +77,7 @@ def _require_mounted(request: Request, profile: str) -> None:
     """On Kubeflow the profile is mounted into every pod by the run's parameter; a request that names another would not get it."""
     if os.environ.get(POD_VARIABLE) and request.profile not in ("", profile):
         raise InputError(
-            f"profile is {request.profile!r} in the request, and the run's parameter profile is {profile!r}: set the parameter"
+            f"profile is {request.profile!r} in the request, and the run's parameter {_PROFILE_IN_FORM} is {profile!r}: set the parameter"
         )
 
 
@@ -83,7 +87,16 @@ def _require_profile(name: str, profile: Profile) -> None:
         raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` makes one")
 
 
-def _page(profile: Profile, stored: str, request: Request, namespace: str, notes: list[str]) -> str:
+def _require_keys(name: str, root: str) -> None:
+    """The Secret is mounted where there is one; a pod without it is told so here, and not that it should set a variable."""
+    if os.environ.get(POD_VARIABLE) and root.startswith("s3://") and not any(os.environ.get(key) for key in _KEYS):
+        raise InputError(
+            f"profile: there is no Secret {name!r} with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this namespace: "
+            "`helm install` makes one, or where secret.create is false you bring it"
+        )
+
+
+def _page(profile: Profile, stored: str, run: str, request: Request, namespace: str, notes: list[str]) -> str:
     experiment, cells = request.experiment, request.cells
     uri = layout.experiment(layout.of_request(stored)[0], experiment)
     links = [
@@ -91,7 +104,7 @@ def _page(profile: Profile, stored: str, request: Request, namespace: str, notes
         for what, address in (
             ("Dashboard", profile.links.dashboard),
             ("Bucket", profile.links.bucket),
-            ("Kubeflow", profile.links.kubeflow),
+            ("This run in Kubeflow", profile.links.kubeflow and f"{profile.links.kubeflow.rstrip('/')}/#/runs/details/{run}"),
         )
         if address
     ]
@@ -116,6 +129,11 @@ def _page(profile: Profile, stored: str, request: Request, namespace: str, notes
     return "\n\n".join(parts) + "\n"
 
 
+def _wrapped(command: str) -> str:
+    """A command over lines that the UI shows whole."""
+    return " \\\n".join(textwrap.wrap(command, 76, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+
+
 def _cluster_lines(resources: str, experiment: str, namespace: str) -> list[str]:
     selector = f"{DOMAIN}/experiment={experiment}"
     commands = (
@@ -126,7 +144,7 @@ def _cluster_lines(resources: str, experiment: str, namespace: str) -> list[str]
         f"python -m pipelines cancel {experiment} --namespace {namespace}",
     )
     return [
-        "\n".join(["```sh", *commands, "```"]),
+        "\n".join(["```sh", *map(_wrapped, commands), "```"]),
         "The log of each launcher is that of its job's first node. *Terminate* frees the GPUs; *Retry*, or a new run of the same "
         "experiment, goes on from the last checkpoint.",
     ]

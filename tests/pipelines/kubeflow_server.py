@@ -12,7 +12,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 
 from tests.pipelines.kubeflow import recordings
 from tests.pipelines.kubeflow.argo import SUCCEEDED, Pod
+from tests.pipelines.kubeflow.refusals import Denied, Faults, Refused, take
 from tests.pipelines.kubeflow.runs import Run, now
 
 API = "/apis/v2beta1"
@@ -32,27 +32,17 @@ NAME_BYTES = 128
 """Of a run's name that the database takes; the recorded one that was refused had 300."""
 
 
-@dataclass(kw_only=True)
-class Faults:
-    """What goes wrong next, per `METHOD path-pattern`.
-
-    Attributes:
-        lost: so many answers are lost: the server does what it was asked and then closes the connection.
-        dropped: so many connections are closed before anything is done.
-        answers: status and body given instead.
-    """
-
-    lost: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-    answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-
-
 class KubeflowServer:
     """The state behind the server, and what a test can set."""
 
     def __init__(self) -> None:
         self.url = ""
         self.multi_user = False
+        self.namespaces = {"team-a"}
+        """That we may use in multi-user mode."""
+        self.may_share = True
+        """In multi-user mode: whether we may write shared pipelines, which takes rights in Kubeflow's own namespace."""
+        self.ended = threading.Event()
         self.token = ""
         self.cookie = ""
         self.faults = Faults()
@@ -89,6 +79,7 @@ def kubeflow_server(certificates: Path | None = None) -> Iterator[KubeflowServer
         try:
             yield server
         finally:
+            server.ended.set()
             listener.shutdown()
             thread.join()
 
@@ -98,23 +89,6 @@ class _Listener(ThreadingHTTPServer):
         """A client may go away in the middle of an answer."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
-
-
-class _Refused(Exception):
-    """An answer that was recorded."""
-
-    def __init__(self, recording: str) -> None:
-        super().__init__(recording)
-        answer = recordings.answer(f"{recording}.http")
-        self.status, self.body = answer.status, answer.body.decode()
-
-
-class _Denied(_Refused):
-    """Of a server behind a login; not recorded: the recorded one had none."""
-
-    def __init__(self, status: int, message: str, code: int) -> None:
-        Exception.__init__(self, message)
-        self.status, self.body = status, json.dumps({"error": message, "code": code, "message": message, "details": []})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -138,9 +112,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
         request, faults = f"{method} {unquote(parts.path)}", self.state.faults
+        if faults.hung and re.search(faults.hung, request):
+            self.state.requests.append(request)
+            self.state.ended.wait()
+            self.close_connection = True
+            return
         with self.state.lock:
             self.state.requests.append(request)
-            if _take(faults.dropped, request):
+            if take(faults.dropped, request):
                 self.close_connection = True
                 return
             for pattern, answers in faults.answers.items():
@@ -150,9 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             try:
                 status, answer = 200, self._do(request)
-            except _Refused as refused:
+            except Refused as refused:
                 status, answer = refused.status, refused.body
-            if _take(faults.lost, request):
+            if take(faults.lost, request):
                 self.close_connection = True
                 return
         self._answer(status, answer if isinstance(answer, str) else json.dumps(answer))
@@ -160,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, text: str) -> None:
         data = text.encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json" if text[:1] in "{[" else "text/plain; charset=utf-8")
+        kind = "application/json" if text[:1] in ("{", "[") else "text/html" if text[:1] == "<" else "text/plain"
+        self.send_header("Content-Type", kind if kind == "application/json" else f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -171,24 +151,31 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, request)
             if match:
                 return method(self, *match.groups())
-        raise _Refused("runs/no-route")
+        raise Refused("runs/no-route")
 
     def _authenticate(self) -> None:
         given, cookie = self.headers.get("authorization"), self.headers.get("cookie")
         if self.state.token and given != f"Bearer {self.state.token}":
-            raise _Denied(401, "Request header error: there is no valid token", 16)
+            raise Denied(401, "Request header error: there is no valid token", 16)
         if self.state.cookie and cookie != self.state.cookie:
-            raise _Denied(403, "User is not authorized", 7)
-        if self.state.multi_user and "namespace" in self.query and self.query["namespace"] != "team-a":
-            raise _Denied(403, f"User is not authorized in namespace {self.query['namespace']}", 7)
+            raise Denied(403, "User is not authorized", 7)
+        if self.state.multi_user and "namespace" in self.query and self.query["namespace"] not in self.state.namespaces:
+            raise Denied(403, f"User is not authorized in namespace {self.query['namespace']}", 7)
 
     def health(self) -> Any:
         return {"multi_user": self.state.multi_user}
 
+    def page(self) -> Any:
+        """The UI's own; the API's address has none."""
+        if not self.state.is_ui:
+            raise Refused("runs/no-route")
+        return "<!doctype html><html><title>Kubeflow Pipelines</title></html>"
+
     def create_pipeline(self) -> Any:
         body = json.loads(self.body)
-        if any(pipeline["display_name"] == body["display_name"] for pipeline in self.state.pipelines.values()):
-            raise _Refused("pipelines/create-again")
+        self._authorize_write(body, 403)
+        if any(_name(pipeline) == _name(body) for pipeline in self.state.pipelines.values()):
+            raise Refused("pipelines/create-again")
         pipeline = {**body, "pipeline_id": str(uuid.uuid4()), "created_at": now()}
         self.state.pipelines[pipeline["pipeline_id"]] = pipeline
         return pipeline
@@ -197,16 +184,21 @@ class _Handler(BaseHTTPRequestHandler):
         return {"pipelines": _filtered(self.state.pipelines, self.query)}
 
     def pipeline_by_name(self, name: str) -> Any:
+        """Shared where no namespace is asked for; a server for one user has none."""
         for pipeline in self.state.pipelines.values():
-            if pipeline["display_name"] == name:
+            if _name(pipeline) == (name, self.query.get("namespace", "") if self.state.multi_user else _name(pipeline)[1]):
                 return pipeline
-        raise _Refused("pipelines/by-name-404")
+        raise Refused("pipelines/by-name-404")
+
+    def _authorize_write(self, pipeline: dict[str, Any], status: int) -> None:
+        if self.state.multi_user and not pipeline.get("namespace") and not self.state.may_share:
+            raise Denied(status, "Failed to access shared pipeline: check if you have permission to create shared pipelines", 7)
 
     def delete_pipeline(self, pipeline: str) -> Any:
         if any(version["pipeline_id"] == pipeline for version in self.state.versions.values()):
-            raise _Refused("pipelines/delete-with-versions")
+            raise Refused("pipelines/delete-with-versions")
         if not self.state.pipelines.pop(pipeline, None):
-            raise _Refused("pipelines/delete-again")
+            raise Refused("pipelines/delete-again")
         return {}
 
     def upload_pipeline(self) -> Any:
@@ -220,9 +212,10 @@ class _Handler(BaseHTTPRequestHandler):
     def upload_version(self) -> Any:
         name, pipeline = self.query["name"], self.query["pipelineid"]
         if pipeline not in self.state.pipelines:
-            raise _Refused("pipelines/upload-version-no-pipeline")
+            raise Refused("pipelines/upload-version-no-pipeline")
+        self._authorize_write(self.state.pipelines[pipeline], 400)
         if any((version["pipeline_id"], version["display_name"]) == (pipeline, name) for version in self.state.versions.values()):
-            raise _Refused("pipelines/upload-version-same-name")
+            raise Refused("pipelines/upload-version-same-name")
         return self._add_version(pipeline, name)
 
     def _add_version(self, pipeline: str, name: str) -> Any:
@@ -237,6 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
             "pipeline_version_id": str(uuid.uuid4()),
             "display_name": name,
             "name": name,
+            "description": self.query.get("description", ""),
             "created_at": now(),
             "pipeline_spec": specification,
         }
@@ -250,6 +244,11 @@ class _Handler(BaseHTTPRequestHandler):
         following = {"next_page_token": str(start + 1)} if start + 1 < len(versions) else {}
         return {"pipeline_versions": versions[start : start + 1], "total_size": len(versions), **following}
 
+    def get_version(self, pipeline: str, version: str) -> Any:
+        if version not in self.state.versions:
+            raise Refused("pipelines/version-get-deleted")
+        return self.state.versions[version]
+
     def delete_version(self, pipeline: str, version: str) -> Any:
         del self.state.versions[version]
         return {}
@@ -260,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
     def create_experiment(self) -> Any:
         body = json.loads(self.body)
         if any(experiment["display_name"] == body["display_name"] for experiment in self.state.experiments.values()):
-            raise _Refused("experiments/create-again")
+            raise Refused("experiments/create-again")
         experiment = {**body, "experiment_id": str(uuid.uuid4()), "created_at": now(), "storage_state": "AVAILABLE"}
         self.state.experiments[experiment["experiment_id"]] = experiment
         return experiment
@@ -270,18 +269,18 @@ class _Handler(BaseHTTPRequestHandler):
         reference = body["pipeline_version_reference"]
         version = self.state.versions.get(reference["pipeline_version_id"])
         if not version:
-            raise _Refused("runs/create-no-version")
+            raise Refused("runs/create-no-version")
         if body["experiment_id"] not in self.state.experiments:
-            raise _Refused("runs/create-no-experiment")
+            raise Refused("runs/create-no-experiment")
         if len(body["display_name"]) > NAME_BYTES:
-            raise _Refused("runs/create-long-name")
+            raise Refused("runs/create-long-name")
         specification = version["pipeline_spec"]
         inputs = specification.get("pipeline_spec", specification)["root"]["inputDefinitions"]["parameters"]
         for name, value in body["runtime_config"].get("parameters", {}).items():
             if name not in inputs:
-                raise _Refused("runs/create-unknown-parameter")
+                raise Refused("runs/create-unknown-parameter")
             if not isinstance(value, TYPES[inputs[name]["parameterType"]]):
-                raise _Refused("runs/create-wrong-type")
+                raise Refused("runs/create-wrong-type")
         documents = [specification.get("pipeline_spec", specification), specification.get("platform_spec", {})]
         run = Run(body, documents, f"firstsight-{len(self.state.runs)}", self.state.outcome, self.state.items)
         self.state.runs[run.run_id] = run
@@ -297,22 +296,22 @@ class _Handler(BaseHTTPRequestHandler):
     def terminate(self, run: str) -> Any:
         found = self._run(run, "runs/terminate-404")
         if found.state in ("SUCCEEDED", "FAILED"):
-            raise _Refused("runs/terminate-of-succeeded")
+            raise Refused("runs/terminate-of-succeeded")
         if found.state == "CANCELING":
-            raise _Refused("runs/terminate-again-while-canceling")
+            raise Refused("runs/terminate-again-while-canceling")
         found.terminate()
         return {}
 
     def retry(self, run: str) -> Any:
         found = self._run(run, "runs/retry-404")
         if found.state != "FAILED":
-            raise _Refused("runs/retry-of-succeeded" if found.state == "SUCCEEDED" else "runs/retry-of-running")
+            raise Refused("runs/retry-of-succeeded" if found.state == "SUCCEEDED" else "runs/retry-of-running")
         found.retry()
         return {}
 
     def _run(self, run: str, refusal: str) -> Run:
         if run not in self.state.runs:
-            raise _Refused(refusal)
+            raise Refused(refusal)
         return self.state.runs[run]
 
     def log(self, run: str, node: str) -> Any:
@@ -325,12 +324,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def running_log(self) -> Any:
         if not self.state.is_ui:
-            raise _Refused("logs/ui-proxy-v1alpha1")
+            raise Refused("logs/ui-proxy-v1alpha1")
         for run in self.state.runs.values():
             for step, node, _ in run.pods():
                 if self.query["podname"] == self._pod(node):
                     return self.state.logs.get(step, "")
-        raise _Refused("logs/ui-nosuch")
+        raise Refused("logs/ui-nosuch")
 
     @staticmethod
     def _pod(node: str) -> str:
@@ -339,6 +338,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 ROUTES = [
+    (r"GET /", _Handler.page),
+    (rf"GET {API}/pipelines/([^/]+)/versions/([^/]+)", _Handler.get_version),
     (rf"GET {API}/healthz", _Handler.health),
     (rf"POST {API}/pipelines", _Handler.create_pipeline),
     (rf"GET {API}/pipelines", _Handler.list_pipelines),
@@ -360,12 +361,8 @@ ROUTES = [
 ]
 
 
-def _take(faults: dict[str, int], request: str) -> bool:
-    for pattern, left in faults.items():
-        if left and re.search(pattern, request):
-            faults[pattern] = left - 1
-            return True
-    return False
+def _name(pipeline: dict[str, Any]) -> tuple[str, str]:
+    return pipeline["display_name"], pipeline.get("namespace") or ""
 
 
 def _filtered(things: dict[str, dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
@@ -373,6 +370,6 @@ def _filtered(things: dict[str, dict[str, Any]], query: dict[str, str]) -> list[
     found = list(things.values())
     for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
         if wanted.get(predicate["operation"], predicate["operation"]) != 1:
-            raise _Denied(400, "Invalid input error: unknown filter operation", 3)
+            raise Denied(400, "Invalid input error: unknown filter operation", 3)
         found = [thing for thing in found if thing[predicate["key"]] == predicate["stringValue"]]
     return found

@@ -104,11 +104,27 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* Lines after `annotations:` of a hook: usage {{ include "firstsight.hook" (list "post-install,post-upgrade" 0) }} */}}
+{{/* Lines after `annotations:` of a hook: usage {{ include "firstsight.hook" (list "post-install,post-upgrade" 0) }}. A test's
+pod stays when it has succeeded, since `helm test --logs` reads it afterwards; the uninstall hook sweeps it. */}}
 {{- define "firstsight.hook" -}}
 helm.sh/hook: {{ first . }}
 helm.sh/hook-weight: {{ last . | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-delete-policy: before-hook-creation{{ if ne (first .) "test" }},hook-succeeded{{ end }}
+{{- end -}}
+
+{{/* Service and namespace of Kubeflow's API where the endpoint is one inside the cluster, as "service/namespace:port"; else empty. */}}
+{{- define "firstsight.kubeflowService" -}}
+{{- $parts := urlParse .Values.kubeflow.endpoint -}}
+{{- $host := get $parts "host" -}}
+{{- if or (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+\\.svc(\\.|:|$)" $host) (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+:[0-9]+$" $host) -}}
+{{- $labels := splitList "." (regexReplaceAll ":[0-9]+$" $host "") -}}
+{{- printf "%s/%s:%s" (index $labels 0) (index $labels 1) (default (ternary "443" "80" (eq (get $parts "scheme") "https")) (regexFind ":[0-9]+$" $host | trimPrefix ":")) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Namespace in which Kubeflow asks for the right to write a pipeline: its owner's, or its own for a shared one. */}}
+{{- define "firstsight.pipelineNamespace" -}}
+{{- default .Values.kubeflow.systemNamespace .Values.kubeflow.namespace -}}
 {{- end -}}
 
 {{/* Start of a container of the pipelines image: usage {{ include "firstsight.pipelinesContainer" (list . "bucket") }} */}}

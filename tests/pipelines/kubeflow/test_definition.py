@@ -15,15 +15,22 @@ from pipelines.kubeflow.compiled import FOLDER, compile_pipeline
 from pipelines.kubeflow.components import IMAGE
 from pipelines.kubeflow.definition import ANNOTATIONS, LABELS, PROFILE_FOLDER, USER, firstsight
 from pipelines.kubeflow.nodes import POD
-from pipelines.planning.request import FIELDS
 from pipelines.profile.profile import MOUNTED
 from pipelines.steps import artifacts, finish, lanes, links, planning, staging
 
 PARAMETERS = {
+    "data_pairs": ("", "STRING"),
+    "data_triplets": ("", "STRING"),
+    "jobs_nodes": ("", "STRING"),
+    "jobs_parallel_cells": ("", "STRING"),
+    "jobs_profile": ("firstsight", "STRING"),
     "request": ("", "STRING"),
-    **{name: ("", "STRING") for name in FIELDS},
-    "profile": ("firstsight", "STRING"),
-    "tolerations": ([], "LIST"),
+    "steps_tolerations": ([], "LIST"),
+    "study_arms": ("", "STRING"),
+    "study_name": ("", "STRING"),
+    "study_recipe": ("", "STRING"),
+    "study_seeds": ("", "STRING"),
+    "study_set": ("", "STRING"),
 }
 """Empty means not given: the form always sends its defaults, and the request's value must win over those."""
 STEPS = {
@@ -125,7 +132,7 @@ def test_every_parameter_is_typed_has_a_default_and_is_explained(compiled: dict[
 
     assert {name: (value["defaultValue"], value["parameterType"]) for name, value in parameters.items()} == PARAMETERS
     assert all(parameter["description"] for parameter in parameters.values())
-    assert list(inspect.signature(firstsight.pipeline_func).parameters) == list(PARAMETERS)
+    assert sorted(inspect.signature(firstsight.pipeline_func).parameters) == list(PARAMETERS)
 
 
 def test_the_ui_shows_links_first_and_page_tables_and_figures_at_the_end(compiled: dict[str, Any]):
@@ -148,7 +155,7 @@ def test_the_ui_shows_links_first_and_page_tables_and_figures_at_the_end(compile
 def test_every_pod_is_what_the_real_back_end_must_be_told(compiled: dict[str, Any], platform: dict[str, Any], name: str):
     """Restricted Pod Security, the profile's ConfigMap and Secret by the run's parameter, no eviction, no sidecar, limits."""
     settings = platform[f"exec-{name}"]
-    parameter = "profile" if name == "finish" else "pipelinechannel--profile"
+    parameter = "jobs_profile" if name == "finish" else "pipelinechannel--jobs_profile"
     container = compiled["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
 
     assert settings["securityContext"] == {"runAsUser": str(USER), "runAsGroup": str(USER), "runAsNonRoot": True}
@@ -174,7 +181,7 @@ def test_no_pod_is_given_the_profile_as_a_variable(compiled: dict[str, Any]):
 def test_what_the_pods_need_is_passed_into_the_loop(compiled: dict[str, Any]):
     """The driver looks a parameter up in the inputs of the group around the task."""
     for group in ("comp-exit-handler-1", "comp-for-loop-2"):
-        assert {"pipelinechannel--profile", "pipelinechannel--tolerations"} <= set(
+        assert {"pipelinechannel--jobs_profile", "pipelinechannel--steps_tolerations"} <= set(
             compiled["components"][group]["inputDefinitions"]["parameters"]
         )
 

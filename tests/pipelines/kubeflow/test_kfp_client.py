@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.kubeflow import upload
-from pipelines.kubeflow.client import Endpoint, Kubeflow, NotThere
+from pipelines.kubeflow.client import Kubeflow, NotThere
+from pipelines.kubeflow.endpoint import Endpoint
+from pipelines.kubeflow.form import GUIDE
 from pipelines.kubeflow.nodes import steps
 from pipelines.kubeflow.upload import register
 from tests.pipelines.kubeflow import recordings
@@ -17,7 +19,7 @@ from tests.pipelines.kubeflow_server import KubeflowServer, kubeflow_server
 from tests.servers import make_certificates
 from trainer.errors import InputError, RunError
 
-PARAMETERS = {"arms": "random", "nodes": "2", "max_reject_fraction": "0.01"}
+PARAMETERS = {"study_arms": "random", "jobs_nodes": "2"}
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_what_may_pass_is_tried_again(server: KubeflowServer, status: int):
     server.faults.answers = {"healthz": [(status, "upstream connect error")] * 2}
     server.faults.dropped = {"healthz": 1}
 
-    connect(server).check()
+    connect(server).check(runs=True)
 
     assert server.requests.count("GET /apis/v2beta1/healthz") == 4
 
@@ -122,7 +124,7 @@ def test_what_does_not_pass_ends_with_its_cause(server: KubeflowServer):
     server.faults.answers = {"healthz": [(503, "no healthy upstream")] * 99}
 
     with pytest.raises(RunError, match="answers 503 to healthz: no healthy upstream"):
-        connect(server, retry_seconds=0.3).check()
+        connect(server, retry_seconds=0.3).check(runs=True)
 
 
 def test_a_port_where_nobody_listens_is_said(server: KubeflowServer):
@@ -130,39 +132,39 @@ def test_a_port_where_nobody_listens_is_said(server: KubeflowServer):
     client = Kubeflow(Endpoint(host="http://127.0.0.1:9"), retry_seconds=0.3)
 
     with pytest.raises(RunError, match=r"127\.0\.0\.1:9 cannot be reached"):
-        client.check()
+        client.check(runs=True)
 
 
 def test_tokens_are_sent_and_refusals_say_what_to_set(server: KubeflowServer, tmp_path: Path):
     """Bearer from the environment, or from a file that is renewed while we run."""
     server.token = "first"
-    connect(server, token="first").check()
+    connect(server, token="first").check(runs=True)
     file = tmp_path / "token"
     file.write_text("first\n")
     client = connect(server, token_file=str(file))
-    client.check()
+    client.check(runs=True)
     server.token = "second"
 
     with pytest.raises(InputError, match=r"does not know us \(401.*KFP_TOKEN"):
-        client.check()
+        client.check(runs=True)
 
     file.write_text("second\n")
-    client.check()
+    client.check(runs=True)
 
 
 def test_a_cookie_is_sent_and_a_login_page_is_known_for_what_it_is(server: KubeflowServer):
     """A gateway answers a request without a session with its login page."""
     server.cookie = "authservice_session=abc"
-    connect(server, cookie="authservice_session=abc").check()
+    connect(server, cookie="authservice_session=abc").check(runs=True)
     with pytest.raises(InputError, match=r"does not let us \(403"):
-        connect(server).check()
+        connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(200, "<html>Log in to your account</html>")]}
 
     with pytest.raises(InputError, match="not as Kubeflow Pipelines does; behind a login set KFP_TOKEN"):
-        connect(server).check()
+        connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(302, "")]}
     with pytest.raises(InputError, match=r"sends us elsewhere \(302\), as before a login: set KFP_TOKEN"):
-        connect(server).check()
+        connect(server).check(runs=True)
 
 
 def test_a_server_of_many_namespaces_wants_one_named_and_refuses_others(server: KubeflowServer):
@@ -170,12 +172,75 @@ def test_a_server_of_many_namespaces_wants_one_named_and_refuses_others(server: 
     server.multi_user = True
 
     with pytest.raises(InputError, match="KFP_NAMESPACE"):
-        connect(server).check()
+        connect(server).check(runs=True)
     client = connect(server, namespace="team-b")
-    client.check()
+    client.check(runs=True)
     with pytest.raises(InputError, match="not authorized in namespace team-b"):
         client.experiment("demo")
     assert connect(server, namespace="team-a").experiment("demo")
+
+
+@pytest.fixture
+def several(server: KubeflowServer) -> KubeflowServer:
+    """A server for several users."""
+    server.multi_user = True
+    return server
+
+
+def test_a_pipeline_is_shared_unless_a_namespace_is_its_owner(several: KubeflowServer):
+    """An upload needs no namespace, a run does."""
+    connect(several).check(runs=False)
+    shared = register(connect(several), "firstsight", "a/pipelines:1")
+    private = register(connect(several, namespace="team-a"), "firstsight", "a/pipelines:1")
+
+    assert {pipeline.get("namespace") for pipeline in several.pipelines.values()} == {None, "team-a"}
+    assert shared[:2] != private[:2]
+    assert connect(several).delete_pipeline("firstsight")
+    assert [pipeline["namespace"] for pipeline in several.pipelines.values()] == ["team-a"]
+
+
+def test_a_run_takes_its_namespaces_own_version_then_the_shared_one(several: KubeflowServer):
+    """Two teams use what the chart registered, and upload nothing."""
+    several.namespaces.add("team-b")
+    shared = register(connect(several), "firstsight", "a/pipelines:1")
+    for team in ("team-a", "team-b"):
+        client = connect(several, namespace=team)
+        assert client.newest_image("firstsight") == "a/pipelines:1"
+        assert register(client, "firstsight", "a/pipelines:1", anywhere=True) == shared
+    assert len(several.versions) == 1
+
+    own = connect(several, namespace="team-a")
+    private = register(own, "firstsight", "a/pipelines:2", anywhere=True)
+    assert several.pipelines[private[0]]["namespace"] == "team-a"
+    assert own.newest_image("firstsight") == "a/pipelines:2"
+    assert connect(several, namespace="team-b").newest_image("firstsight") == "a/pipelines:1"
+
+
+def test_who_may_not_share_is_told_so_and_makes_a_private_one(several: KubeflowServer):
+    """Shared pipelines take rights in Kubeflow's own namespace, which people do not have."""
+    several.may_share = False
+
+    with pytest.raises(InputError, match="permission to create shared pipelines"):
+        register(connect(several), "firstsight", "a/pipelines:1")
+    register(connect(several, namespace="team-a"), "firstsight", "a/pipelines:1", anywhere=True)
+    assert [pipeline["namespace"] for pipeline in several.pipelines.values()] == ["team-a"]
+
+
+def test_the_ui_is_given_the_guide_with_pipeline_and_version(server: KubeflowServer):
+    """Its list of pipelines and a pipeline's page show it."""
+    register(connect(server), "firstsight", "a/pipelines:1")
+
+    (pipeline,), (version,) = server.pipelines.values(), server.versions.values()
+    assert pipeline["description"] == version["description"] == GUIDE
+
+
+def test_a_dropped_packet_of_a_pod_is_explained(monkeypatch: pytest.MonkeyPatch):
+    """Kubeflow's NetworkPolicy answers nothing at all."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    client = Kubeflow(Endpoint(host="http://127.0.0.1:9"), retry_seconds=0.3)
+
+    with pytest.raises(RunError, match=r"cannot be reached: .*part-of=kubeflow-profile"):
+        client.check(runs=False)
 
 
 def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
@@ -183,7 +248,7 @@ def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
     with pytest.raises(InputError, match="not required by pipeline"):
         start(connect(server), batch_size=1)
     with pytest.raises(InputError, match="requires type bool"):
-        start(connect(server), nodes=2)
+        start(connect(server), jobs_nodes=2)
     assert server.runs == {}
 
 
@@ -197,9 +262,9 @@ def test_tls_trusts_the_ca_that_was_given_and_no_other(tmp_path: Path):
     """And says which setting to use."""
     ca = make_certificates(tmp_path / "certificates")
     with kubeflow_server(tmp_path / "certificates") as server:
-        connect(server, ca=str(ca)).check()
+        connect(server, ca=str(ca)).check(runs=True)
         with pytest.raises(InputError, match=r"certificate is not trusted.*KFP_CA"):
-            connect(server).check()
+            connect(server).check(runs=True)
 
 
 @pytest.mark.parametrize("host", ["", "kubeflow.example", "ftp://kubeflow.example"])

@@ -141,7 +141,7 @@ def test_a_failed_run_whose_store_is_out_of_reach_says_so(server: KubeflowServer
 
     assert run() == 1
 
-    assert "cannot be read from here: root must be a store URI" in capsys.readouterr().err
+    assert "cannot be read from here: give ROOT" in capsys.readouterr().err
 
 
 def test_a_run_that_somebody_terminated_is_not_called_a_failure_of_a_step(

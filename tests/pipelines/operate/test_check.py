@@ -12,6 +12,7 @@ from pipelines.cluster.api import Api, Refusal, Refused
 from pipelines.operate import check
 from pipelines.operate.chart_preflight import preflight, read_objects
 from tests.pipelines.fake_api import FakeApi
+from tests.pipelines.kubeflow_server import kubeflow_server
 from tests.servers import S3Server
 from trainer.errors import InputError
 from trainer.storage import open_store
@@ -52,6 +53,8 @@ class StubApi:
         if path in self.objects:
             return self.objects[path]
         raise Refused(Refusal(status=404, message=f"{path} not found", reason="NotFound"))
+
+    once = call
 
 
 @pytest.fixture
@@ -118,6 +121,16 @@ def test_services_that_do_not_answer(stub: StubApi, profile: Path, capsys: pytes
     assert "FAIL  kind Workflow" in said
 
 
+def test_a_login_page_is_no_kubeflow(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It answers 200 too."""
+    stub.kinds["argoproj.io/v1alpha1"] = "workflows"
+    with kubeflow_server() as server:
+        assert main(["check", "run", f"--kubeflow={server.url}"]) == 0
+        server.faults.answers = {"healthz": [(200, "<html>Log in</html>")]}
+        assert main(["check", "run", f"--kubeflow={server.url}"]) == 1
+    assert "answers, but not as Kubeflow Pipelines 2 does" in capsys.readouterr().out
+
+
 def test_services_that_answer(stub: StubApi, profile: Path, s3_server: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     """An answer that is no 200 is a failure with its status."""
     assert main(["check", "run", f"--prometheus={s3_server.endpoint}"]) == 1
@@ -180,13 +193,18 @@ def test_sweep(fake: FakeApi) -> None:
     assert fake.find("pods", "others")
 
 
-def _object(api_version: str, kind: str, name: str, **parts: Any) -> dict[str, Any]:
-    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": "ml"}, **parts}
+def _object(api_version: str, kind: str, name: str, namespace: str = "ml", **parts: Any) -> dict[str, Any]:
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **parts}
+
+
+def _label(key: str, value: str) -> dict[str, Any]:
+    return {"key": key, "operator": "In", "values": [value]}
 
 
 def _rendering(**profile: Any) -> str:
     settings = {"root": "s3://b/ml", "backend": "pytorchjob", **profile}
     upload = {"name": "upload", "env": [{"name": "KFP_ENDPOINT", "value": "http://ml-pipeline.kubeflow.svc:8888"}]}
+    body = {"metadata": {"labels": {"app.kubernetes.io/component": "pipeline"}}, "spec": {"containers": [upload]}}
     checks = {"name": "check", "envFrom": [{"secretRef": {"name": "keys"}}]}
     editor = {"kind": "ServiceAccount", "name": "default-editor", "namespace": "ml"}
     objects = [
@@ -194,7 +212,8 @@ def _rendering(**profile: Any) -> str:
         _object("v1", "PersistentVolumeClaim", "data", spec={}),
         _object("v1", "Pod", "check", spec={"containers": [checks]}),
         _object("rbac.authorization.k8s.io/v1", "RoleBinding", "run", subjects=[editor]),
-        _object("batch/v1", "Job", "upload", spec={"template": {"spec": {"containers": [upload]}}}),
+        _object("batch/v1", "Job", "upload", spec={"template": body}),
+        _object("v1", "ConfigMap", "kubeflow", "kubeflow", data={"profile.yaml": "backend: local"}),
     ]
     return yaml.safe_dump_all(objects)
 
@@ -212,8 +231,11 @@ def _failed(text: str) -> dict[str, str]:
 @pytest.fixture
 def ready(stub: StubApi) -> StubApi:
     """A cluster that has all that `_rendering` needs."""
-    for path in ("ml/secrets/keys", "ml/serviceaccounts/default-editor", "kubeflow/services/ml-pipeline"):
+    for path in ("ml/secrets/keys", "ml/serviceaccounts/default-editor", "kubeflow"):
         stub.objects[f"/api/v1/namespaces/{path}"] = {}
+    stub.objects[SERVICE] = {"spec": {"selector": {"app": "ml-pipeline"}}}
+    stub.objects[PROXY] = {"multi_user": False}
+    stub.objects[POLICIES] = {"items": []}
     return stub
 
 
@@ -224,6 +246,26 @@ def test_preflight_of_a_ready_cluster(ready: StubApi) -> None:
 
 NAMESPACES, CLASSES = "/api/v1/namespaces", "/apis/storage.k8s.io/v1/storageclasses"
 OLD = {"major": "1", "minor": "27", "gitVersion": "v1.27.1"}
+SERVICE = f"{NAMESPACES}/kubeflow/services/ml-pipeline"
+PROXY = f"{NAMESPACES}/kubeflow/services/http:ml-pipeline:8888/proxy/apis/v2beta1/healthz"
+POLICIES = "/apis/networking.k8s.io/v1/namespaces/kubeflow/networkpolicies"
+POLICY = {
+    "metadata": {"name": "ml-pipeline"},
+    "spec": {
+        "podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["ml-pipeline"]}]},
+        "ingress": [
+            {
+                "from": [
+                    {"namespaceSelector": {"matchExpressions": [_label("app.kubernetes.io/part-of", "kubeflow-profile")]}},
+                    {"namespaceSelector": {"matchExpressions": [_label("kubernetes.io/metadata.name", "istio-system")]}},
+                ]
+            }
+        ],
+        "policyTypes": ["Ingress"],
+    },
+}
+"""Of kubeflow/manifests, common/networkpolicies/base/ml-pipeline.yaml."""
+BEFORE = "network policies of kubeflow"
 KFP = "Kubeflow Pipelines http://ml-pipeline.kubeflow.svc:8888"
 LACKS: dict[str, tuple[Callable[[StubApi], Any], str, str]] = {  # what is taken away, the check that fails, what it says
     "version": (lambda api: api.objects.update({"/version": OLD}), "Kubernetes", "at least 1.29"),
@@ -237,8 +279,11 @@ LACKS: dict[str, tuple[Callable[[StubApi], Any], str, str]] = {  # what is taken
         "create",
     ),
     "storage": (lambda api: api.objects.update({CLASSES: {"items": []}}), "storage class (default)", "persistence.storageClass"),
-    "Kubeflow": (lambda api: api.objects.pop(f"{NAMESPACES}/kubeflow/services/ml-pipeline"), KFP, "mend kubeflow.endpoint"),
-    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "0 nodes have so many"),
+    "Kubeflow": (lambda api: api.objects.pop(PROXY), KFP, "does not answer"),
+    "Kubeflow of several": (lambda api: api.objects.update({PROXY: {"multi_user": True}}), KFP, "set kubeflow.multiUser=true"),
+    "another server": (lambda api: api.objects.update({PROXY: {"hello": "world"}}), KFP, "not as Kubeflow Pipelines 2 does"),
+    "a way in": (lambda api: api.objects.update({POLICIES: {"items": [POLICY]}}), BEFORE, "kubectl label namespace ml app.kubernetes"),
+    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "0 of the nodes have so many"),
 }
 
 
@@ -250,6 +295,44 @@ def test_preflight_finds(ready: StubApi, what: str) -> None:
     failures = _failed(_rendering(jobs={"gpus_per_node": 8}))
     assert list(failures) == [name]
     assert said in failures[name]
+
+
+@pytest.mark.parametrize(
+    ("peer", "labels", "admitted"),
+    [
+        (POLICY["spec"]["ingress"][0]["from"][0], {"app.kubernetes.io/part-of": "kubeflow-profile"}, True),
+        (POLICY["spec"]["ingress"][0]["from"][1], {}, False),
+        ({"podSelector": {}}, {}, False),  # of the policy's own namespace
+        ({"namespaceSelector": {}}, {}, True),
+        ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/component": "pipeline"}}}, {}, True),
+        ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "other"}}}, {}, False),
+        ({"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}}, {"team": "a"}, True),
+        ({"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]}}, {"team": "a"}, False),
+        ({"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["a"]}]}}, {"team": "a"}, False),
+    ],
+)
+def test_preflight_reads_policies_as_kubernetes_does(ready: StubApi, peer: dict[str, Any], labels: dict[str, str], admitted: bool) -> None:
+    """The proxy of the API server is let in where our upload may not be."""
+    ready.objects[f"{NAMESPACES}/ml"] = {"metadata": {"labels": labels}}
+    ready.objects[POLICIES] = {"items": [{**POLICY, "spec": {**POLICY["spec"], "ingress": [{"from": [peer]}]}}]}
+
+    assert list(_failed(_rendering())) == ([] if admitted else [BEFORE])
+
+
+def test_preflight_wants_a_profile_where_kubeflow_runs(ready: StubApi) -> None:
+    """A Kubeflow for one user runs everything in its own namespace."""
+    text = _rendering().replace("name: kubeflow\n  namespace: kubeflow", "name: kubeflow\n  namespace: ml")
+
+    assert _failed(text)["profile in namespace kubeflow"].endswith("profileDefaults.namespaces: [kubeflow]")
+
+
+def test_preflight_connects_to_a_kubeflow_outside(ready: StubApi) -> None:
+    """From this machine; a login before it is all that can be told."""
+    with kubeflow_server() as server:
+        text = _rendering().replace("http://ml-pipeline.kubeflow.svc:8888", server.url)
+        assert _failed(text) == {}
+        server.faults.answers = {"healthz": [(302, ""), (200, "<html>Log in</html>"), (404, "Not Found")]}
+        assert [*map(list, (_failed(text), _failed(text), _failed(text)))] == [[], *[[f"Kubeflow Pipelines {server.url}"]] * 2]
 
 
 def test_preflight_of_a_queue(ready: StubApi) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.kubeflow.follow import EVERYTHING
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps.links import POD_VARIABLE, accept
 from trainer.storage import join, read_json
@@ -16,6 +17,7 @@ jobs: {{namespace: team-a}}
 links:
   dashboard: "https://grafana.example/d/firstsight?var-experiment={{experiment}}"
   bucket: "https://console.example/{{namespace}}"
+  kubeflow: "https://kubeflow.example/pipeline/"
 """
 
 
@@ -43,12 +45,17 @@ def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, An
 
     assert "[Dashboard](https://grafana.example/d/firstsight?var-experiment=demo)" in page
     assert "[Bucket](https://console.example/team-a)" in page
-    assert "[Kubeflow]" not in page
-    assert "4 cells, one after another: `random-seed0`, `posthoc-seed0`, `random-seed1`, `posthoc-seed1`" in page
+    assert "[This run in Kubeflow](https://kubeflow.example/pipeline/#/runs/details/a-run)" in page
+    assert "4 cells: `random-seed0`, `posthoc-seed0`, `random-seed1`, `posthoc-seed1`" in page
     assert f"`{tmp_path}/store/experiments/demo/report/index.html`" in page
-    assert f"the request: `{stored}`" in page
+    assert f"the request: `{stored.partition('#')[0]}`" in page
     assert stored.startswith(f"{tmp_path}/store/experiments/demo/requests/")
-    assert "kubectl -n team-a get pytorchjobs,jobs,pods -l firstsight.dev/experiment=demo" in page
+    assert (EVERYTHING.search(page) or [""])[1] == f"{tmp_path}/store/experiments/demo"  # by it `submit` finds the report
+    lines = page.splitlines()
+    assert max(len(line) for line in lines[lines.index("```sh") : lines.index("```")]) <= 80
+    page = page.replace(" \\\n    ", " ")
+    assert "kubectl -n team-a get pytorchjobs,jobs,pods -l firstsight.dev/experiment=demo\n" in page
+    assert "64 -l firstsight.dev/experiment=demo,app.kubernetes.io/component=trainer\n" in page
     assert "python -m pipelines cancel demo --namespace team-a" in page
 
 
@@ -103,6 +110,31 @@ def test_a_pod_without_its_profile_says_so(
     assert ended.value.code == 2
     assert "there is no ConfigMap 'mine'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_cell_is_one(asked: dict[str, Any]):
+    """Not `1 cells`."""
+    assert "\n1 cell: `random-seed0`\n" in accept(**{**asked, "arms": "random", "seeds": "0"})[1]
+
+
+def test_a_pod_without_its_secret_says_so(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """It is mounted where there is one; the store would ask for variables that nobody can set in a pod."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+    with pytest.raises(SystemExit) as ended:
+        accept(**{**asked, "root": "s3://bucket/team-a"})
+
+    assert ended.value.code == 2
+    assert "there is no Secret 'firstsight' with AWS_ACCESS_KEY_ID" in capsys.readouterr().err
+
+
+def test_a_request_that_names_another_profile_is_told_the_forms_parameter(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    """The mounted one is that of the parameter."""
+    with pytest.raises(SystemExit):
+        accept(**{**asked, "request": "profile: other"})
+
+    assert "jobs_profile is 'firstsight': set the parameter" in capsys.readouterr().err
 
 
 def test_a_run_without_any_root_is_refused(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
