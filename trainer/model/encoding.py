@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
+from trainer.device import sent
+
 TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
 """Lengths at which captions run: each joins the shortest bucket that holds it. Six edges save nearly what packing would."""
 
@@ -89,13 +91,14 @@ def encode_text(
     # where each of the T tokens lies in `tokens`, and at which place of its caption
     place = torch.arange(int(ends[-1])) - begins.repeat_interleave(lengths)
     where = (order * width).repeat_interleave(lengths) + place
-    order, begins, place, where = (_sent(index, device) for index in (order, begins, place, where))
+    starts = F.pad(ends.to(torch.int32), (1, 0))
+    # by one copy, and sorted back by what the CPU knows already
+    begins, place, where, order, back, starts = sent([begins, place, where, order, torch.argsort(order), starts], device)
     # one look-up for all captions: its gradient is the size of the vocabulary, however few tokens come in
     x = model.token_embedding(tokens.flatten()[where]) + F.embedding(place, model.positional_embedding)
     end_of_text = begins + tokens[order].argmax(dim=-1)
     blocks = model.transformer.resblocks
     if own_length:
-        starts = _sent(F.pad(ends.to(torch.int32), (1, 0)), device)
         run = _compiled(_packed_text_block) if compiled else _packed_text_block
         for block in blocks[:-1]:
             x = run(block, x, starts, width)
@@ -107,7 +110,7 @@ def encode_text(
             x = _text_block(block, x, shapes)
         x = _text_block(blocks[-1], x, shapes, end_of_text)
     features = model.ln_final(x) @ model.text_projection
-    return normalize(features[torch.argsort(order)])
+    return normalize(features[back])
 
 
 def normalize(features: Tensor) -> Tensor:
@@ -188,11 +191,6 @@ def _kernel_for_any_length(device: torch.device) -> bool:
         and torch.get_autocast_dtype("cuda") == torch.bfloat16
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
-
-
-def _sent(index: Tensor, device: torch.device) -> Tensor:
-    """From the CPU to the device; through pinned memory, so that nothing waits for the device's queue."""
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 @functools.cache
