@@ -74,8 +74,10 @@ def counted(_: Distributed, folder: Path) -> tuple[list[dict[str, int]], list[li
 
 
 def test_a_step_waits_for_nothing_but_the_step_before_it(tmp_path: Path) -> None:
-    """A copy each for pictures, what is done to them, tokens, how captions lie; the gradient cache runs all but the second two by two,
-    and sends how captions lie for both of its passes. One copy brings all figures back, logged or not; they are those of a CPU.
+    """A copy each for pictures, what is done to them, tokens, how captions lie; one brings all figures back, logged or not.
+
+    The gradient cache sends two chunks' pictures and what is done to them, and how captions lie for both of its passes. Figures
+    are those of a CPU.
     """
     found, arrived, on_cpu = run_ranks(counted, 1, tmp_path)[0]
     for counts, copies in zip(found, (2, 4, 4, 9), strict=True):
