@@ -11,13 +11,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from trainer.device import sent
+from trainer.model.clip import CLIP
 
 TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
 """Lengths at which captions run: each joins the shortest bucket that holds it. Six edges save nearly what packing would."""
@@ -32,7 +31,7 @@ Shapes = tuple[tuple[int, int], ...]
 """How sequences lie in T, run by run: (number of sequences, their length)."""
 
 
-def encode_image(model: open_clip.CLIP, images: Tensor, *, compiled: bool = False) -> Tensor:
+def encode_image(model: CLIP, images: Tensor, *, compiled: bool = False) -> Tensor:
     """Image features.
 
     Args:
@@ -58,9 +57,7 @@ def encode_image(model: open_clip.CLIP, images: Tensor, *, compiled: bool = Fals
     return normalize(visual.ln_post(x) @ visual.proj)
 
 
-def encode_text(
-    model: open_clip.CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS, *, compiled: bool = False
-) -> Tensor:
+def encode_text(model: CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS, *, compiled: bool = False) -> Tensor:
     """Text features, each caption run at the shortest bucket that holds it; at just its own length where a kernel can.
 
     Exact: the tower is causal and pools at the first EOT, so what follows a caption's last token changes nothing.
@@ -208,8 +205,9 @@ def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _plain(transformer: Any) -> bool:
-    """Whether all blocks are open_clip's default ones, whose forward we know."""
-    return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
+    """Whether all blocks are open_clip's default ones, whose forward we know; the package is there under two names."""
+    names = {(type(block).__module__.rpartition(".")[2], type(block).__name__) for block in transformer.resblocks}
+    return names == {("transformer", "ResidualAttentionBlock")}
 
 
 def _embed_patches(visual: Any, images: Tensor) -> Tensor:
