@@ -162,6 +162,25 @@ def test_a_lost_peer_is_one_line() -> None:
             raise error
 
 
+def _waits_in_vain(dist: Distributed) -> str:
+    distributed.sum_over_ranks(torch.zeros(1))  # they have met
+    distributed.wait_at_most(1.0)
+    if dist.rank == 1:
+        time.sleep(4)
+        return ""
+    try:
+        with distributed.peers_named("contrastive random-seed0"):
+            distributed.sum_over_ranks(torch.zeros(1))
+    except PeerLost as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_a_rank_waits_no_longer_than_it_was_told() -> None:
+    """Of 30 minutes, which a group begins with, one second is left."""
+    assert "lost another rank" in run_ranks(_waits_in_vain, 2)[0]
+
+
 def _waits(dist: Distributed) -> list[float]:
     distributed.communication_seconds()
     if dist.rank == 0:
