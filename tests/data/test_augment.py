@@ -5,9 +5,11 @@ import pytest
 import torch
 from torchvision.transforms import functional
 
+from tests.data import reference_augment
 from tests.data.datasets import pattern
 from trainer.data import augment
 from trainer.data.augment import augment_on_device, normalise
+from trainer.data.decode import uniforms
 
 
 @pytest.fixture
@@ -35,14 +37,40 @@ def test_each_colour_change_is_torchvisions(images: torch.Tensor, ours: object, 
 
 def test_blur_is_torchvisions(images: torch.Tensor) -> None:
     """Each picture with its own sigma."""
-    floats, sigmas = images.float() / 255, torch.linspace(0.1, 2, 6)
+    floats, sigmas = images.float() / 255, np.linspace(0.1, 2, 6)
     expected = torch.stack([functional.gaussian_blur(i, 13, float(s)) for i, s in zip(floats, sigmas, strict=True)])
-    torch.testing.assert_close(augment._blur(floats, sigmas), expected, atol=1e-5, rtol=0)
+    weights = torch.from_numpy(augment._blur_weights(sigmas, *floats.shape[-2:]))
+    torch.testing.assert_close(augment._blur(floats, weights[:, None, None, None]), expected, atol=1e-5, rtol=0)
 
 
 def test_a_blur_fits_small_pictures() -> None:
     """A picture smaller than the kernel is blurred as far as it reaches."""
-    assert augment._blur(torch.rand(2, 3, 4, 4), torch.tensor([1.0, 2.0])).shape == (2, 3, 4, 4)
+    weights = torch.from_numpy(augment._blur_weights(np.array([1.0, 2.0]), 4, 4))
+    assert weights.shape == (2, 7)
+    assert augment._blur(torch.rand(2, 3, 4, 4), weights[:, None, None, None]).shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(10_000, 9, 9), (100, 33, 33), (60, 1, 1), (60, 3, 17), (7, 64, 64), (1, 5, 5)])
+def test_pictures_are_those_of_the_reference(count: int, height: int, width: int) -> None:
+    """Every draw of every sample the same, to 1e-6, at odd sizes and in batches of any number, the last ones short."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+    seeds = torch.randint(0, 2**62, (count,), generator=generator)
+    expected = reference_augment.augment(images, seeds)
+    for size in (count, 997):
+        parts = [augment_on_device(*part, "moco_v2") for part in zip(images.split(size), seeds.split(size), strict=True)]
+        torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-6)
+
+
+def test_seeds_that_choose_nothing_change_nothing() -> None:
+    """A batch in which no picture is jittered, gray, blurred or mirrored is only normalised."""
+    seeds = torch.arange(5000)
+    draws = uniforms(seeds.numpy(), augment._FIRST_DRAW, augment._DRAWS)
+    untouched = (draws[:, 0] >= 0.8) & (draws[:, 9] >= 0.2) & (draws[:, 10] >= 0.5) & (draws[:, 12] >= 0.5)
+    chosen = seeds[torch.from_numpy(untouched)]
+    images = torch.randint(0, 256, (len(chosen), 3, 7, 7), dtype=torch.uint8)
+    assert len(chosen) > 0
+    assert torch.equal(augment_on_device(images, chosen, "moco_v2"), normalise(images))
 
 
 def test_a_samples_augmentation_is_its_own(images: torch.Tensor) -> None:

@@ -14,8 +14,8 @@ from tests import reference_trainer as reference
 from tests.run import build
 from trainer.config import OptimizerConfig, Placement, Precision, StageConfig
 from trainer.configs import load_recipe
+from trainer.device import Leaving
 from trainer.model import distributed, encoding, losses, optimizer, towers
-from trainer.run.health import Skips
 from trainer.run.train import launch
 from trainer.stages.contrastive import ContrastiveStage
 from trainer.storage.committed import read_committed
@@ -140,7 +140,7 @@ def test_sums_over_nccl_are_those_of_one_process() -> None:
         assert torch.equal(value.grad, 2 * value.detach())  # type: ignore[arg-type]
         assert weight.grad is not None
         assert weight.grad.tolist() == [0.0, 1.0, 2.0]
-        assert distributed.all_any(True)
+        assert distributed.largest(1.0, 2.0) == [1.0, 2.0]
     finally:
         torch.distributed.destroy_process_group()
 
@@ -167,14 +167,14 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_told_a_step_later() -> Non
     """Without a wait for the device in between; weights stay finite."""
     module = torch.nn.Linear(3, 2).cuda()
     built = optimizer.build(module, OptimizerConfig(learning_rate=1e-2))
-    skips, told = Skips(torch.device("cuda")), []
+    leaving, told = Leaving(torch.device("cuda")), []
     for step in range(1, 5):
         for p in module.parameters():
             p.grad = torch.full_like(p, float("nan") if step in (2, 4) else 0.5)
         skip = ~torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
-        optimizer.step_unless(built, skip)
-        skips.add(step, skip)
-        told.append(skips.known(wait=False))
+        built.step(unless=skip)
+        leaving.add(step, {"skipped": skip})
+        told.append([known for known, figures, _ in leaving.arrived(wait=False) if figures["skipped"]])
     assert told == [[], [], [2], []]
-    assert skips.known(wait=True) == [4]
+    assert [(step, figures) for step, figures, _ in leaving.arrived(wait=True)] == [(4, {"skipped": 1.0})]
     assert all(bool(torch.isfinite(p).all()) for p in module.parameters())

@@ -21,8 +21,7 @@ def test_alone_there_is_one_rank_and_nothing_to_do() -> None:
     assert distributed.gather(value) is value
     assert torch.equal(distributed.concatenate(value), value[None])
     assert torch.equal(distributed.sum_over_ranks(value), value)
-    assert not distributed.all_any(False)
-    assert distributed.all_any(True)
+    assert distributed.largest(0.0, 2.5) == [0.0, 2.5]
 
 
 def test_share_refuses_what_the_ranks_do_not_divide() -> None:
@@ -59,8 +58,7 @@ def _collectives(dist: Distributed) -> dict[str, object]:
     return {
         "gathered": gathered.detach().numpy(),
         "gradient": mine.grad.numpy(),
-        "any_last": distributed.all_any(dist.rank == dist.world_size - 1),
-        "any_none": distributed.all_any(False),
+        "largest": distributed.largest(float(dist.rank), -float(dist.rank), 0.0),
         "sum": distributed.sum_over_ranks(torch.tensor(float(dist.rank + 1))).item(),
         "used": used.grad.numpy(),
         "unused": unused.grad.numpy(),
@@ -76,7 +74,8 @@ def test_collectives(world_size: int) -> None:
     for rank, result in enumerate(results):
         np.testing.assert_array_equal(result["gathered"], np.repeat(np.arange(1.0, world_size + 1), 2)[:, None] * np.ones((1, 3)))
         np.testing.assert_array_equal(result["gradient"], total * np.array([2 * rank + 1, 2 * rank + 2])[:, None] * np.ones((1, 3)))
-        assert (result["any_last"], result["any_none"], result["sum"], result["fixed"]) == (True, False, total, True)
+        assert result["largest"] == [world_size - 1, 0.0, 0.0]
+        assert (result["sum"], result["fixed"]) == (total, True)
         np.testing.assert_array_equal(result["used"], np.full(3, total - world_size))
         np.testing.assert_array_equal(result["unused"], np.zeros((2, 2)))
 
@@ -161,6 +160,25 @@ def test_a_lost_peer_is_one_line() -> None:
     for error in (RuntimeError("shapes do not fit"), RunError("gloo is a RunError's word here")):
         with pytest.raises(type(error), match=str(error)), distributed.peers_named("x"):
             raise error
+
+
+def _waits_in_vain(dist: Distributed) -> str:
+    distributed.sum_over_ranks(torch.zeros(1))  # they have met
+    distributed.wait_at_most(1.0)
+    if dist.rank == 1:
+        time.sleep(4)
+        return ""
+    try:
+        with distributed.peers_named("contrastive random-seed0"):
+            distributed.sum_over_ranks(torch.zeros(1))
+    except PeerLost as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_a_rank_waits_no_longer_than_it_was_told() -> None:
+    """Of 30 minutes, which a group begins with, one second is left."""
+    assert "lost another rank" in run_ranks(_waits_in_vain, 2)[0]
 
 
 def _waits(dist: Distributed) -> list[float]:

@@ -9,7 +9,8 @@ Suffixes: B (batch), S (side); pictures are float in [0, 1] between the steps.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.data.decode import uniforms
+from trainer.device import sent
 
 Augmentation = Literal["moco_v2", "crop", "none"]
 
@@ -46,13 +48,45 @@ def augment_on_device(images: Tensor, seeds: Tensor, augmentation: Augmentation)
     """
     if augmentation != "moco_v2":
         return normalise(images)
-    draws = uniforms(seeds.cpu().numpy(), _FIRST_DRAW, _DRAWS)
-    result = _jitter(images.float() / 255, draws[:, 0:9])
-    result = _where(result, draws[:, 9] < 0.2, _grayscale)
-    blurred, sigmas = draws[:, 10] < 0.5, 0.1 + 1.9 * draws[:, 11]
-    result = _where(result, blurred, lambda chosen: _blur(chosen, torch.from_numpy(sigmas[blurred])))
-    result = _where(result, draws[:, 12] < 0.5, lambda chosen: chosen.flip(-1))
+    changes = _plan(uniforms(seeds.numpy(), _FIRST_DRAW, _DRAWS), *images.shape[-2:])
+    there = iter(sent([torch.from_numpy(part) for change in changes for part in (change.chosen, change.amounts)], images.device))
+    result = images.float() / 255
+    for change, index, amounts in zip(changes, there, there, strict=False):
+        result.index_copy_(0, index, change.make(result[index], amounts[:, None, None, None]))
     return _normalise(result)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is made of some pictures of a batch, each by its own amount.
+
+    Attributes:
+        make: ((n, 3, S, S), (n, 1, 1, 1) or more amounts a picture) to the changed pictures.
+        chosen: (n,) int64, their places in the batch; never empty.
+        amounts: (n,) or (n, taps) float32.
+    """
+
+    make: Callable[[Tensor, Tensor], Tensor]
+    chosen: NDArray[np.int64]
+    amounts: NDArray[np.float32]
+
+
+def _plan(draws: NDArray[np.float64], height: int, width: int) -> list[_Change]:
+    """What `draws` (B, 13) do to a batch, in turn. Decided on the CPU, whole, so that the device neither waits nor decides."""
+    applied = draws[:, 0] < 0.8
+    order = np.argsort(draws[:, 1:5], axis=1, kind="stable")  # (B, 4): which colour change comes at which place
+    amounts = np.concatenate([0.6 + 0.8 * draws[:, 5:8], 0.2 * draws[:, 8:9] - 0.1], axis=1).astype(np.float32)
+    colours = (_brightness, _contrast, _saturation, _hue)
+    plan = []
+    for place in range(4):
+        for kind, make in enumerate(colours):
+            chosen = np.flatnonzero(applied & (order[:, place] == kind))
+            plan.append(_Change(make, chosen, amounts[chosen, kind]))
+    gray, blurred, mirrored = (np.flatnonzero(draws[:, column] < part) for column, part in ((9, 0.2), (10, 0.5), (12, 0.5)))
+    plan.append(_Change(_grayscale, gray, np.zeros(len(gray), np.float32)))
+    plan.append(_Change(_blur, blurred, _blur_weights(0.1 + 1.9 * draws[blurred, 11], height, width)))
+    plan.append(_Change(_mirror, mirrored, np.zeros(len(mirrored), np.float32)))
+    return [change for change in plan if len(change.chosen)]
 
 
 def _normalise(images: Tensor) -> Tensor:
@@ -63,37 +97,6 @@ def _normalise(images: Tensor) -> Tensor:
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """(3, 1, 1) float32 on the device, put there once: a copy from ordinary memory waits until the device's queue is empty."""
     return torch.tensor(values, device=device)[:, None, None]
-
-
-def _sent(values: NDArray[Any], device: torch.device) -> Tensor:
-    """To the device, through pinned memory, for the same reason."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _where(images: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`change` applied to the chosen ones, in place; the choice is made on the CPU, so the device never waits."""
-    index = _sent(np.flatnonzero(chosen), images.device)
-    return images.index_copy_(0, index, change(images[index])) if len(index) else images
-
-
-def _jitter(images: Tensor, draws: NDArray[np.float64]) -> Tensor:
-    """Brightness, contrast, saturation and hue in an order of each picture's own, in place. draws: (B, 9)."""
-    applied = draws[:, 0] < 0.8
-    order = np.argsort(draws[:, 1:5], axis=1, kind="stable")  # (B, 4): which change comes at which place
-    factors = _sent((0.6 + 0.8 * draws[:, 5:8]).astype(np.float32), images.device)
-    turns = _sent((0.2 * draws[:, 8] - 0.1).astype(np.float32), images.device)
-    changes = (_brightness, _contrast, _saturation)
-    for place in range(4):
-        for kind in range(4):
-            chosen = np.flatnonzero(applied & (order[:, place] == kind))
-            if not len(chosen):
-                continue
-            index = _sent(chosen, images.device)
-            amount = (turns[index] if kind == 3 else factors[index, kind])[:, None, None, None]
-            changed = _hue(images[index], amount) if kind == 3 else changes[kind](images[index], amount)
-            images.index_copy_(0, index, changed)
-    return images
 
 
 def _brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -126,8 +129,12 @@ def _hue(images: Tensor, turn: Tensor) -> Tensor:
     return high[:, None] - chroma[:, None] * torch.minimum(away, 4 - away).clamp(0, 1)
 
 
-def _grayscale(images: Tensor) -> Tensor:
+def _grayscale(images: Tensor, _: Tensor) -> Tensor:
     return _luma(images).expand_as(images)
+
+
+def _mirror(images: Tensor, _: Tensor) -> Tensor:
+    return images.flip(-1)
 
 
 def _luma(images: Tensor) -> Tensor:
@@ -135,16 +142,21 @@ def _luma(images: Tensor) -> Tensor:
     return (images * _per_channel(_LUMA, images.device)).sum(1, keepdim=True)
 
 
-def _blur(images: Tensor, sigmas: Tensor) -> Tensor:
-    """Gaussian blur with each picture's own sigma (B,), mirrored at the edge."""
-    taps = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (taps / sigmas[:, None]) ** 2)
-    weights = _sent((weights / weights.sum(1, keepdim=True)).float().numpy(), images.device)  # (B, taps)
-    batch, _, height, width = images.shape
+def _blur_weights(sigmas: NDArray[np.float64], height: int, width: int) -> NDArray[np.float32]:
+    """(B, taps), each row's sum 1: a Gaussian of each picture's own sigma, cut where a small picture ends."""
     reach = min(_BLUR_RADIUS, height - 1, width - 1)
+    taps = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (taps / torch.from_numpy(sigmas)[:, None]) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).float()
     weights = weights[:, _BLUR_RADIUS - reach : _BLUR_RADIUS + reach + 1]
-    weights = weights / weights.sum(1, keepdim=True)
-    kernels = weights.repeat_interleave(3, 0)
+    result: NDArray[np.float32] = (weights / weights.sum(1, keepdim=True)).numpy()
+    return result
+
+
+def _blur(images: Tensor, weights: Tensor) -> Tensor:
+    """Gaussian blur with each picture's own weights, (B, 1, 1, 1, taps), mirrored at the edge."""
+    batch, _, height, width = images.shape
+    reach, kernels = weights.shape[-1] // 2, weights.flatten(1).repeat_interleave(3, 0)
     rows = torch.nn.functional.pad(images, (reach, reach, reach, reach), mode="reflect").reshape(1, batch * 3, height + 2 * reach, -1)
     rows = torch.nn.functional.conv2d(rows, kernels[:, None, None, :], groups=batch * 3)
     return torch.nn.functional.conv2d(rows, kernels[:, None, :, None], groups=batch * 3).reshape(batch, 3, height, width)

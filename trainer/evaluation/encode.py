@@ -7,10 +7,9 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from trainer.config import ModelConfig
 from trainer.data.augment import normalise
 from trainer.errors import InputError, RunError
 from trainer.lineage import weights_sha256
+from trainer.model.clip import CLIP, simple_tokenizer
 from trainer.model.encoding import encode_image, encode_text
 from trainer.model.towers import model_state, resolve
 
@@ -32,7 +32,7 @@ class Encoder:
         image_size: side of its input.
     """
 
-    def __init__(self, name: str, model: open_clip.CLIP, config: ModelConfig, device: torch.device, precision: Literal["fp32", "bf16"]):
+    def __init__(self, name: str, model: CLIP, config: ModelConfig, device: torch.device, precision: Literal["fp32", "bf16"]):
         size = resolve(config)
         self.name = name
         self.image_size = size["image_size"]
@@ -83,8 +83,8 @@ class Encoder:
 
 
 @lru_cache
-def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
-    return open_clip.SimpleTokenizer(context_length=context_length)  # it reads its merges for half a second
+def _tokenizer(context_length: int) -> Any:
+    return simple_tokenizer(context_length)
 
 
 def embed(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import open_clip
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -23,6 +22,7 @@ from trainer.evaluation.outcomes import retrieval_outcome, two_afc_outcome, zero
 from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet, read_set, read_triplets
 from trainer.evaluation.results import Outcome, write_result
 from trainer.model import towers
+from trainer.model.clip import CLIP
 from trainer.progress import check_stop, progress
 from trainer.storage import layout, read_bytes
 from trainer.storage.base import MissingObject
@@ -98,7 +98,7 @@ def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torc
     return encoders
 
 
-def load_model(config: EvaluateConfig, at: ModelAt) -> open_clip.CLIP:
+def load_model(config: EvaluateConfig, at: ModelAt) -> CLIP:
     """The model, with every key, shape and hash verified; a perceptual stage gives its vision tower alone."""
     model = towers.build_model(config.model, config.seed)
     if at.checkpoint:

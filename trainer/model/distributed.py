@@ -25,6 +25,9 @@ from trainer.errors import InputError, PeerLost, RunError
 BUCKET_ELEMENTS = 6 << 20
 """Gradients are summed in runs of at least this many elements, cut in parameter order: 25 MB of float32, as DistributedDataParallel's."""
 
+PATIENCE_SECONDS = 1800.0
+"""How long a rank waits for the others in a collective, until `wait_at_most` knows better: one of them may be reading a checkpoint."""
+
 
 @dataclass(frozen=True)
 class Distributed:
@@ -58,7 +61,7 @@ def start(placement: Placement) -> Distributed:
     if world_size > 1 and not dist.is_initialized():
         # gloo for what lies on the host (flags, losses), nccl for what lies on the device
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_SECONDS))
     return Distributed(rank, world_size, local_rank, device)
 
 
@@ -66,6 +69,13 @@ def stop() -> None:
     """Leave the group; safe where there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def wait_at_most(seconds: float) -> None:
+    """From now on a rank waits so long for the others in a collective; then its group fails."""
+    if dist.is_initialized():
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        set_timeout(timedelta(seconds=seconds))
 
 
 def share(key: str, total: int, world_size: int) -> int:
@@ -96,13 +106,14 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_any(flag: bool) -> bool:
-    """Whether any rank says so; every rank gets the same answer."""
+def largest(*values: float) -> list[float]:
+    """The largest of each value over ranks; every rank gets the same answer. The host waits for all ranks."""
     if not dist.is_initialized():
-        return flag
-    value = torch.tensor([int(flag)])
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return list(values)
+    found = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    result: list[float] = found.tolist()
+    return result
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -208,8 +219,14 @@ class GradientSum:
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         """Of those of these parameters that require a gradient now."""
-        self._runs = _runs([p for p in parameters if p.requires_grad]) if dist.is_initialized() else []
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._runs = _runs(self._parameters) if dist.is_initialized() else []
         self._sums = [torch.empty(sum(p.numel() for p in run), dtype=run[0].dtype, device=run[0].device) for run in self._runs]
+        self._parts = {  # of each sum, a view a parameter
+            p: part.view_as(p)
+            for run, total in zip(self._runs, self._sums, strict=True)
+            for p, part in zip(run, torch.split(total, [p.numel() for p in run]), strict=True)
+        }
         self._order: list[int] = []
         self._passes = 0
         self._seen: dict[nn.Parameter, int] = {}
@@ -221,17 +238,17 @@ class GradientSum:
                 p.register_post_accumulate_grad_hook(functools.partial(self._grown, index))  # type: ignore[no-untyped-call]
 
     def begin(self, passes: int) -> None:
-        """A step begins: each `.grad` is zero, and a view of its run's sum.
+        """A step begins: each `.grad` is zero, and a view of its run's sum; None where there is one rank.
 
         Args:
             passes: backward passes after which a gradient is whole; one that fewer reach, or none, is whole at `finish`.
         """
-        for run, total in zip(self._runs, self._sums, strict=True):
+        for total in self._sums:
             total.zero_()
-            for p, part in zip(run, torch.split(total, [p.numel() for p in run]), strict=True):
-                p.grad = part.view_as(p)
+        for p in self._parameters:
+            p.grad = self._parts.get(p)
         self._passes = passes
-        self._seen = dict.fromkeys((p for run in self._runs for p in run), 0)
+        self._seen = dict.fromkeys(self._parts, 0)
         self._left = [len(run) for run in self._runs]
         self._complete.clear()
 

@@ -11,11 +11,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
+
+from trainer.device import sent
+from trainer.model.clip import CLIP
 
 TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
 """Lengths at which captions run: each joins the shortest bucket that holds it. Six edges save nearly what packing would."""
@@ -30,7 +31,7 @@ Shapes = tuple[tuple[int, int], ...]
 """How sequences lie in T, run by run: (number of sequences, their length)."""
 
 
-def encode_image(model: open_clip.CLIP, images: Tensor, *, compiled: bool = False) -> Tensor:
+def encode_image(model: CLIP, images: Tensor, *, compiled: bool = False) -> Tensor:
     """Image features.
 
     Args:
@@ -56,9 +57,7 @@ def encode_image(model: open_clip.CLIP, images: Tensor, *, compiled: bool = Fals
     return normalize(visual.ln_post(x) @ visual.proj)
 
 
-def encode_text(
-    model: open_clip.CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS, *, compiled: bool = False
-) -> Tensor:
+def encode_text(model: CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS, *, compiled: bool = False) -> Tensor:
     """Text features, each caption run at the shortest bucket that holds it; at just its own length where a kernel can.
 
     Exact: the tower is causal and pools at the first EOT, so what follows a caption's last token changes nothing.
@@ -89,13 +88,14 @@ def encode_text(
     # where each of the T tokens lies in `tokens`, and at which place of its caption
     place = torch.arange(int(ends[-1])) - begins.repeat_interleave(lengths)
     where = (order * width).repeat_interleave(lengths) + place
-    order, begins, place, where = (_sent(index, device) for index in (order, begins, place, where))
+    starts = F.pad(ends.to(torch.int32), (1, 0))
+    # by one copy, and sorted back by what the CPU knows already
+    begins, place, where, order, back, starts = sent([begins, place, where, order, torch.argsort(order), starts], device)
     # one look-up for all captions: its gradient is the size of the vocabulary, however few tokens come in
     x = model.token_embedding(tokens.flatten()[where]) + F.embedding(place, model.positional_embedding)
     end_of_text = begins + tokens[order].argmax(dim=-1)
     blocks = model.transformer.resblocks
     if own_length:
-        starts = _sent(F.pad(ends.to(torch.int32), (1, 0)), device)
         run = _compiled(_packed_text_block) if compiled else _packed_text_block
         for block in blocks[:-1]:
             x = run(block, x, starts, width)
@@ -107,7 +107,7 @@ def encode_text(
             x = _text_block(block, x, shapes)
         x = _text_block(blocks[-1], x, shapes, end_of_text)
     features = model.ln_final(x) @ model.text_projection
-    return normalize(features[torch.argsort(order)])
+    return normalize(features[back])
 
 
 def normalize(features: Tensor) -> Tensor:
@@ -190,11 +190,6 @@ def _kernel_for_any_length(device: torch.device) -> bool:
     )
 
 
-def _sent(index: Tensor, device: torch.device) -> Tensor:
-    """From the CPU to the device; through pinned memory, so that nothing waits for the device's queue."""
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
-
-
 @functools.cache
 def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A block's function compiled, once for all blocks of a tower.
@@ -210,8 +205,9 @@ def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _plain(transformer: Any) -> bool:
-    """Whether all blocks are open_clip's default ones, whose forward we know."""
-    return all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
+    """Whether all blocks are open_clip's default ones, whose forward we know; the package is there under two names."""
+    names = {(type(block).__module__.rpartition(".")[2], type(block).__name__) for block in transformer.resblocks}
+    return names == {("transformer", "ResidualAttentionBlock")}
 
 
 def _embed_patches(visual: Any, images: Tensor) -> Tensor:

@@ -5,9 +5,12 @@ State is named, not numbered, so that a checkpoint says what it holds and a chan
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from trainer.config import OptimizerConfig
 from trainer.errors import InputError
@@ -39,28 +42,77 @@ def decays(name: str, parameter: Tensor, config: OptimizerConfig) -> bool:
     return not (config.no_decay == "gains_biases_and_positions" and name.endswith("positional_embedding"))
 
 
-def build(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW (or Adam) over the parameters that require a gradient, fused, in two groups."""
+class Adam:
+    """AdamW, or Adam, by torch's fused kernels.
+
+    The same steps as torch.optim's, to the bit. Its classes import torch._dynamo at their first call, two CPU-seconds in each
+    process, and sort all parameters anew in each step.
+
+    Attributes:
+        param_groups: dictionaries of `params`, `lr` and `weight_decay`; the loop sets `lr`.
+        state: of each parameter, by quantity: `step`, `exp_avg`, `exp_avg_sq`; empty before its first step.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
+        self.param_groups = [{"lr": config.learning_rate, **group} for group in groups]
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self._config, self._move = config, adamw if config.name == "adamw" else adam
+
+    @torch.no_grad()
+    def step(self, unless: Tensor | None = None) -> None:
+        """Move each parameter that has a gradient.
+
+        Args:
+            unless: a boolean on the parameters' device; where it holds nothing changes, and nobody waits to know it.
+        """
+        config, found = self._config, None if unless is None else unless.float()
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            states = [self.state.get(p) or self.state.setdefault(p, _at_rest(p)) for p in moved]
+            self._move(
+                moved,
+                [p.grad for p in moved],
+                *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                found_inf=found,
+                amsgrad=False,
+                beta1=config.beta1,
+                beta2=config.beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=config.eps,
+                maximize=False,
+            )
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+
+def build(module: nn.Module, config: OptimizerConfig) -> Adam:
+    """AdamW (or Adam) over the parameters that require a gradient, in two groups."""
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trained if decays(name, p, config)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in trained if not decays(name, p, config)], "weight_decay": 0.0},
     ]
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    groups = [group for group in groups if group["params"]]
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return Adam([group for group in groups if group["params"]], config)
 
 
-def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
-    """A step that changes nothing where `skip`, a boolean on the parameters' device, holds; nobody waits to know it.
+def _at_rest(p: nn.Parameter) -> dict[str, Tensor]:
+    """Moments before the first step; the fused kernels keep the count of steps on the parameter's device, as float32."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=p.device),
+        "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+    }
 
-    The fused optimisers read `found_inf` for PyTorch's own GradScaler.
-    """
-    setattr(optimizer, "found_inf", skip.float())  # noqa: B010  the optimizer's class does not declare it
-    optimizer.step()
 
-
-def state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+def state(optimizer: Adam, module: nn.Module) -> dict[str, Tensor]:
     """The optimiser's tensors as `<parameter>/<quantity>`; references, not copies. Empty before its first step."""
     return {
         f"{name}/{quantity}": value
@@ -70,7 +122,7 @@ def state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tens
     }
 
 
-def load_state(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_state(optimizer: Adam, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `state` gave.
 
     Raises:
@@ -86,5 +138,4 @@ def load_state(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Map
         raise InputError(f"the checkpoint's optimiser does not fit the model: {first} is in one and not in the other")
     for name, quantities in found.items():
         p = trained[name]
-        # the fused optimisers keep their step count on the parameter's device, as float32
         optimizer.state[p] = {quantity: value.to(p.device) for quantity, value in quantities.items()}

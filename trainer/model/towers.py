@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.config import ModelConfig, stream_seed
 from trainer.configs.sizes import VOCABULARY, sizes
 from trainer.errors import InputError
+from trainer.model.clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, model_config
 
 LOGIT_SCALES = {"100": math.log(100), "1/0.07": math.log(1 / 0.07)}
 
@@ -26,7 +25,7 @@ LOGIT_SCALES = {"100": math.log(100), "1/0.07": math.log(1 / 0.07)}
 # ------------------------------------------------------------------------------------------------ building
 
 
-def build_model(config: ModelConfig, seed: int) -> open_clip.CLIP:
+def build_model(config: ModelConfig, seed: int) -> CLIP:
     """A CLIP in float32 on the CPU, initialised from the streams `vision_init` and `text_init` of `seed`.
 
     The streams are apart, so a tower's initial weights do not depend on what else was drawn: arms of one seed share them.
@@ -36,7 +35,7 @@ def build_model(config: ModelConfig, seed: int) -> open_clip.CLIP:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "vision_init"))  # the constructor draws the vision tower first
-        model = open_clip.CLIP(**open_clip_config(config))
+        model = CLIP(**open_clip_config(config))
     if config.vision_init != "open_clip":
         init_vision = _init_vision_as_published if config.vision_init == "published" else _init_vision_as_paper
         init_vision(model.visual, _generator(seed, "vision_init"))
@@ -73,7 +72,7 @@ def open_clip_config(config: ModelConfig) -> dict[str, Any]:
             },
         }
     name = config.open_clip_name
-    found: dict[str, Any] | None = open_clip.get_model_config(name)
+    found = model_config(name)
     if found is None:
         raise InputError(f"model.open_clip_name must be one of open_clip.list_models(), got {name!r}")
     _refuse_inexact(name, found)
@@ -182,7 +181,7 @@ def _init_vision_as_paper(visual: Any, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def _init_text_as_published(model: open_clip.CLIP, generator: torch.Generator) -> None:
+def _init_text_as_published(model: CLIP, generator: torch.Generator) -> None:
     """As the follow-on code leaves its text tower: CLIP's scaled blocks, embeddings and positions, with nn.Linear's biases."""
     width, layers = model.positional_embedding.shape[1], len(model.transformer.resblocks)
     model.token_embedding.weight.normal_(std=0.02, generator=generator)
@@ -193,7 +192,7 @@ def _init_text_as_published(model: open_clip.CLIP, generator: torch.Generator) -
 
 
 @torch.no_grad()
-def _init_text(model: open_clip.CLIP, generator: torch.Generator) -> None:
+def _init_text(model: CLIP, generator: torch.Generator) -> None:
     """CLIP's own initialisation of the text tower, from our stream."""
     width, layers = model.positional_embedding.shape[1], len(model.transformer.resblocks)
     model.token_embedding.weight.normal_(std=0.02, generator=generator)
@@ -209,12 +208,12 @@ def _init_text(model: open_clip.CLIP, generator: torch.Generator) -> None:
 # --------------------------------------------------------------------------------------- weights in and out
 
 
-def vision_state(model: open_clip.CLIP) -> dict[str, Tensor]:
+def vision_state(model: CLIP) -> dict[str, Tensor]:
     """The vision tower's weights by open_clip's key names without `visual.`: float32, contiguous, on the CPU."""
     return _portable(model.visual)
 
 
-def model_state(model: open_clip.CLIP) -> dict[str, Tensor]:
+def model_state(model: CLIP) -> dict[str, Tensor]:
     """All weights by open_clip's key names: float32, contiguous, on the CPU."""
     return _portable(model)
 
@@ -223,7 +222,7 @@ def _portable(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in module.state_dict().items()}
 
 
-def load_vision(model: open_clip.CLIP, state: Mapping[str, Tensor], source: str = "vision tower") -> None:
+def load_vision(model: CLIP, state: Mapping[str, Tensor], source: str = "vision tower") -> None:
     """Load the vision tower, every key and every shape.
 
     Raises:
@@ -267,7 +266,7 @@ def permute_within(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     }
 
 
-def save_open_clip(folder: Path, model: open_clip.CLIP, config: ModelConfig) -> None:
+def save_open_clip(folder: Path, model: CLIP, config: ModelConfig) -> None:
     """Write the model so that `open_clip.create_model_and_transforms("local-dir:<folder>")` opens it, preprocessing included."""
     size = model.visual.image_size
     preprocess = {

@@ -6,13 +6,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer.config import profiled_steps
 from trainer.configs.sizes import PEAK_FLOPS
@@ -20,6 +18,11 @@ from trainer.run.failure import best_effort
 from trainer.storage import join, write_bytes
 
 _LAST_RESORT_SECONDS = 60.0
+_UNUSUAL_STEPS = 50
+"""A process's first steps compile and fill the loader: how long they take says nothing of the others."""
+_SLOWEST_STEPS = 20
+_FLOOR_SECONDS = 600.0
+"""Twice what a store that is down is waited for (FIRSTSIGHT_S3_RETRY_SECONDS): other ranks wait in the meantime, and do not hang."""
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -30,58 +33,39 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
-class Skips:
-    """Which steps were skipped; on a GPU known one step later, so that its queue never runs dry while the next is prepared."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._lag = 1 if device.type == "cuda" else 0
-        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
-
-    def add(self, step: int, skipped: Tensor) -> None:
-        """Step number `step` (from 1) was skipped if `skipped`, a boolean on the device, holds."""
-        if skipped.device.type != "cuda":
-            self._pending.append((step, skipped, None))
-            return
-        told = torch.empty((), dtype=torch.bool, pin_memory=True)
-        told.copy_(skipped, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self._pending.append((step, told, event))
-
-    def known(self, wait: bool) -> list[int]:
-        """The skipped steps among those that have ended, each told once; `wait` for the last one too."""
-        found = []
-        while len(self._pending) > (0 if wait else self._lag):
-            step, skipped, event = self._pending.popleft()
-            if event is not None:
-                event.synchronize()
-            if bool(skipped):
-                found.append(step)
-        return found
-
-
 class Watchdog:
     """Ends a process whose step hangs: a lost peer inside a collective would else hold its GPUs for ever.
 
-    Every rank has its own, so each dumps its own stack. A thread does it; should the interpreter itself hang, the
-    timer of faulthandler, which needs no interpreter, does the same a minute later.
+    A step may take `seconds`; once the usual pace is known, a multiple of the slowest one so far, but never less than a floor that
+    leaves a store time to come back. Every rank has its own, so each tells its own stack. A thread does it; should the interpreter
+    itself hang, the timer of faulthandler, which needs no interpreter, ends the process a minute later.
+
+    Attributes:
+        limit: seconds that the present step may take.
     """
 
-    def __init__(self, seconds: float, name: str, say: Callable[[str], None]) -> None:
-        """Watch from now on. `say` gets the one line that becomes failure.json."""
-        self._seconds = seconds
+    def __init__(self, seconds: float, name: str, say: Callable[[str, str], None]) -> None:
+        """Watch from now on. `say` gets the one line that becomes failure.json, and the stacks of all threads."""
+        self.limit = self._seconds = seconds
         self._name = name
         self._say = say
         self._stop = threading.Event()
+        self._steps, self._slowest = 0, 0.0
         self._beat = time.monotonic()
-        self.beat()
+        self._arm()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def beat(self) -> None:
         """A step has ended."""
-        self._beat = time.monotonic()
-        faulthandler.dump_traceback_later(self._seconds + _LAST_RESORT_SECONDS, exit=True, file=sys.__stderr__ or 2)
+        now = time.monotonic()
+        self._steps += 1
+        if self._steps > _UNUSUAL_STEPS:
+            self._slowest = max(self._slowest, now - self._beat)
+        if self._steps >= 2 * _UNUSUAL_STEPS:
+            self.limit = min(self._seconds, max(_FLOOR_SECONDS, _SLOWEST_STEPS * self._slowest))
+        self._beat = now
+        self._arm()
 
     def close(self) -> None:
         """Watch no longer."""
@@ -89,15 +73,30 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self._thread.join()
 
+    def _arm(self) -> None:
+        faulthandler.dump_traceback_later(self.limit + _LAST_RESORT_SECONDS, exit=True, file=sys.__stderr__ or 2)
+
     def _watch(self) -> None:
-        while not self._stop.wait(max(0.01, self._beat + self._seconds - time.monotonic())):
-            if time.monotonic() - self._beat >= self._seconds:
-                limit = f"placement.watchdog_seconds {self._seconds:g}"
+        while not self._stop.wait(max(0.01, self._beat + self.limit - time.monotonic())):
+            if time.monotonic() - self._beat >= self.limit:
                 try:
                     faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-                    self._say(f"{self._name}: a step took longer than {limit}; every rank's stack is in its log")
+                    self._say(f"{self._name}: a step took longer than {self._reason()}", _stacks())
                 finally:
                     os._exit(1)
+
+    def _reason(self) -> str:
+        if self.limit == self._seconds:
+            return f"placement.watchdog_seconds {self._seconds:g}"
+        return f"{self.limit:g} s, and the slowest one before it {self._slowest:.3g} s"
+
+
+def _stacks() -> str:
+    """What every thread of this process is doing."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 class Profiler:

@@ -15,22 +15,29 @@ from typing import Any
 import torch
 
 from trainer.config import OptimizerConfig, StageConfig, stream_seed
+from trainer.device import Leaving
 from trainer.errors import RunError, Stopped
 from trainer.model import distributed, optimizer
 from trainer.model.distributed import Distributed
 from trainer.progress import check_stop
 from trainer.run import placing, preflight, records
 from trainer.run.failure import write_failure
-from trainer.run.health import Profiler, Skips, Watchdog
+from trainer.run.health import Profiler, Watchdog
 from trainer.run.metrics import StepTimer, StoredLines
 from trainer.run.records import Run
 from trainer.run.sinks import Endpoint, optional_sinks
 from trainer.run.starting import from_main, start
 from trainer.stages import Stage
-from trainer.storage import layout
+from trainer.storage import layout, write_bytes
 from trainer.storage.fence import Fence
 from trainer.storage.manifest import require_manifest
 
+SKIPPED = "skipped"
+"""Figure of a step: whether it changed nothing, since its gradient is not finite."""
+_ASK_SECONDS, _MOST_STEPS_UNASKED = 1.0, 100
+"""How long a request to stop may wait for the ranks to ask each other; should steps suddenly get slow, so many of them."""
+_AFTER_WATCHDOG_SECONDS = 120.0
+"""The group's time-out comes later: a rank that it ended could not say what it was doing."""
 log = logging.getLogger("trainer")
 
 
@@ -72,7 +79,7 @@ def train(config: StageConfig) -> None:
                 global_batch_size=settings.global_batch_size,
                 started_from=started_from,
                 config_text=records.write_config(config, dist),
-                skips=Skips(dist.device),
+                leaving=Leaving(dist.device),
                 lines=StoredLines(config.output, layout.PROGRESS, state.lines) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
                 endpoint=Endpoint(config, config.placement.metrics_port, records.totals(state, settings.global_batch_size))
@@ -153,6 +160,7 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
     if state.step >= run.steps:
         return
     timer, cadence, began = StepTimer(), _Cadence(run), time.monotonic() - state.seconds
+    stops = _Stops(run, stop_requested)
     profiler = Profiler(placement.profile_steps if run.dist.main else "", run.config.output)
     batches = loader.batches(state.step)
     run.stage.module.train()
@@ -173,13 +181,14 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
             if state.step % run.steps_per_epoch == 0:
                 with timer.measure("evaluation"):
                     figures.update(run.stage.end_epoch(state.step // run.steps_per_epoch - 1))
-            stop = distributed.all_any(stop_requested())
+            stop = stops.asked()
             steps, save = cadence.steps_to_log(stop), cadence.save(stop)
-            if steps or save:
-                _count_skips(run, wait=True)
+            times = None
             if steps:
                 timer.add("communication", distributed.communication_seconds())
-                records.log_step(run, figures, timer.take(steps, steps * run.global_batch_size))
+                times = timer.take(steps, steps * run.global_batch_size)
+            run.leaving.add(state.step, figures if steps else {SKIPPED: figures[SKIPPED]}, times)
+            _tell(run, wait=stop or save or state.step == run.steps)
             if save:
                 with timer.measure("saving"):
                     records.save(run, cadence.keep())
@@ -212,27 +221,28 @@ def _step(run: Run, batch: Any) -> dict[str, Any]:
     if settings.clip_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(trained, settings.clip_norm, norm)
     # the gradient is the sum over ranks, so all of them see the same
-    skip = ~torch.isfinite(norm)
-    optimizer.step_unless(run.optimizer, skip)
+    skipped = ~torch.isfinite(norm)
+    run.optimizer.step(unless=skipped)
     run.stage.after_optimizer()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.skips.add(state.step + 1, skip)
-    _count_skips(run)
+    run.optimizer.zero_grad()
     state.flops += float(figures.get("flops", 0.0)) * run.dist.world_size
-    return {**figures, "grad_norm": norm, "learning_rate": rate}
+    return {**figures, "grad_norm": norm, "learning_rate": rate, SKIPPED: skipped}
 
 
-def _count_skips(run: Run, wait: bool = False) -> None:
-    """Count the skipped steps that are known of; `wait` for the device to know of all. RunError where they pass the limit."""
+def _tell(run: Run, wait: bool) -> None:
+    """Count and log what is known of the steps so far; `wait` for the device to know all. RunError where too many were skipped."""
     state, limit = run.state, run.config.placement.max_nonfinite_steps
-    for step in run.skips.known(wait):
-        state.nonfinite_steps += 1
-        log.warning("%s: step %d skipped, its gradient is not finite (%d so far)", run.name, step, state.nonfinite_steps)
-        if state.nonfinite_steps > limit:
-            raise RunError(
-                f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient that is not finite, "
-                f"placement.max_nonfinite_steps is {limit}"
-            )
+    for step, figures, times in run.leaving.arrived(wait=wait):
+        if figures.pop(SKIPPED):
+            state.nonfinite_steps += 1
+            log.warning("%s: step %d skipped, its gradient is not finite (%d so far)", run.name, step, state.nonfinite_steps)
+            if state.nonfinite_steps > limit:
+                raise RunError(
+                    f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient that is not finite, "
+                    f"placement.max_nonfinite_steps is {limit}"
+                )
+        if times is not None:
+            records.log_step(run, step, figures, times)
 
 
 def _horizon(run: Run) -> int:
@@ -247,12 +257,47 @@ def stage_settings(config: StageConfig) -> Any:
 
 @contextmanager
 def _watched(run: Run) -> Iterator[Callable[[], None]]:
-    """A watchdog over the steps inside; the result is to be called behind each."""
-    watchdog = Watchdog(run.config.placement.watchdog_seconds, run.name, lambda line: write_failure(run.config, RunError(line)))
+    """A watchdog over the steps inside; the result is to be called after each. The group's time-out follows its limit."""
+
+    def say(line: str, stacks: str) -> None:
+        uri = layout.hung(run.config.output, run.state.step, run.dist.rank)
+        write_failure(run.config, RunError(f"{line}; what each rank was doing is in {uri.rpartition('/')[0]}"))
+        write_bytes(uri, stacks.encode())
+
+    watchdog = Watchdog(run.config.placement.watchdog_seconds, run.name, say)
+
+    def beat() -> None:
+        before = watchdog.limit
+        watchdog.beat()
+        if watchdog.limit != before:
+            distributed.wait_at_most(watchdog.limit + _AFTER_WATCHDOG_SECONDS)
+
     try:
-        yield watchdog.beat
+        yield beat
     finally:
         watchdog.close()
+        distributed.wait_at_most(distributed.PATIENCE_SECONDS)
+
+
+class _Stops:
+    """Whether any rank was asked to stop: they ask each other once in as many steps as fit into a second, by the slowest's clock."""
+
+    def __init__(self, run: Run, requested: Callable[[], bool]) -> None:
+        self._run, self._requested = run, requested
+        self._asked, self._since, self._next = run.state.step, time.monotonic(), run.state.step + 1
+
+    def asked(self) -> bool:
+        """The answer after the present step, the same on all ranks; False where they do not ask each other now."""
+        run, step = self._run, self._run.state.step
+        if run.dist.world_size == 1:
+            return self._requested()
+        if step < self._next and step % run.steps_per_epoch:  # validation may have taken long
+            return False
+        seconds = (time.monotonic() - self._since) / (step - self._asked)
+        stop, slowest = distributed.largest(float(self._requested()), seconds)
+        self._asked, self._since = step, time.monotonic()
+        self._next = step + max(1, min(_MOST_STEPS_UNASKED, int(_ASK_SECONDS / slowest)))
+        return stop > 0
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a run writes into its stage's folder: config.yaml, lineage.json, progress.jsonl, log.txt, checkpoints/ and final/."""
 
+import dataclasses
 import logging
 import sys
 import tempfile
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from trainer import lineage
 from trainer.config import StageConfig, recipe_fields, recipe_hash
+from trainer.device import Leaving
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
+from trainer.model.optimizer import Adam
 from trainer.progress import progress, step_line
 from trainer.run import checkpoint, placing
-from trainer.run.health import Skips, peak_flops
+from trainer.run.health import peak_flops
 from trainer.run.metrics import StoredLines, StoredLogHandler, json_line
 from trainer.run.sinks import LINGER_SECONDS, Endpoint, Sink
 from trainer.run.starting import State
@@ -43,7 +46,7 @@ class Run:
     config: StageConfig
     dist: Distributed
     stage: Stage
-    optimizer: torch.optim.Optimizer
+    optimizer: Adam
     state: State
     fence: Fence
     manifest: Manifest
@@ -54,7 +57,8 @@ class Run:
     started_from: str
     config_text: bytes
     """config.yaml as it lies in the stage's folder; rank 0 has it."""
-    skips: Skips
+    leaving: Leaving
+    """Figures of steps that the device may still be at."""
     lines: StoredLines | None
     """progress.jsonl; rank 0 has it."""
     writer: checkpoint.Writer | None
@@ -70,8 +74,8 @@ class Run:
         return layout.stage_title(self.config)
 
 
-def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -> None:
-    """A line of progress.jsonl, the same figures for /metrics and other sinks, and the bar of the person who waits."""
+def log_step(run: Run, step: int, figures: Mapping[str, float], times: Mapping[str, float]) -> None:
+    """A line of progress.jsonl for `step`, the same figures for /metrics and other sinks, and the bar of the person who waits."""
     if run.dist.local_rank != 0:
         return
     state = run.state
@@ -82,10 +86,10 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
     record = {
         "time": time.time(),
         "steps": run.steps,
-        "epoch": state.step / run.steps_per_epoch,
+        "epoch": step / run.steps_per_epoch,
         **plain,
         **times,
-        **totals(state, run.global_batch_size),
+        **totals(dataclasses.replace(state, step=step), run.global_batch_size),
     }
     if run.writer is not None and run.writer.last_seconds:
         record["checkpoint_seconds"] = run.writer.last_seconds
@@ -97,7 +101,7 @@ def log_step(run: Run, figures: Mapping[str, Any], times: Mapping[str, float]) -
     for sink in run.sinks:
         sink.log(record)
     rate = times["samples_per_second"]
-    log.info("%s", step_line(run.name, state.step, run.steps, plain["loss"], rate))
+    log.info("%s", step_line(run.name, step, run.steps, plain["loss"], rate))
     say(run, {"loss": plain["loss"], "samples_per_second": rate})
 
 

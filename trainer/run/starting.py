@@ -55,7 +55,7 @@ def from_main(dist: Distributed, make: Callable[[], T]) -> T:
     return result
 
 
-def start(config: StageConfig, dist: Distributed, stage: Stage, built: torch.optim.Optimizer) -> tuple[State, str]:
+def start(config: StageConfig, dist: Distributed, stage: Stage, built: optimizer.Adam) -> tuple[State, str]:
     """Bring stage, optimiser and state to where the run goes on; the hash of the weights it first started from, too.
 
     1. This run has a checkpoint (or is told one): go on from it, exactly.
@@ -118,7 +118,7 @@ def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Check
     return checkpoint.Checkpoint(uri=uri, step=step, state=state, tensors=tensors, records=records)
 
 
-def _resume(found: checkpoint.Checkpoint, stage: Stage, built: torch.optim.Optimizer) -> State:
+def _resume(found: checkpoint.Checkpoint, stage: Stage, built: optimizer.Adam) -> State:
     towers.load_strict(stage.module, found.tensors[checkpoint.MODEL_FILE], found.uri)
     optimizer.load_state(built, stage.module, found.tensors[checkpoint.OPTIMIZER_FILE])
     stage.memory.clear()

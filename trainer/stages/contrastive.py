@@ -29,10 +29,9 @@ from trainer.model.losses import contrastive_loss
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Part of a rank's share: images (b, 3, S, S) uint8, their augmentation seeds (b,), tokens (b, L), lengths (b,) on the CPU."""
+    """Part of a rank's share: images (b, 3, S, S) as the tower takes them, tokens (b, L), lengths (b,) on the CPU."""
 
     images: Tensor
-    seeds: Tensor
     tokens: Tensor
     lengths: Tensor
 
@@ -40,7 +39,7 @@ class _Pairs:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice) -> "_Pairs":
-        return _Pairs(self.images[rows], self.seeds[rows], self.tokens[rows], self.lengths[rows])
+        return _Pairs(self.images[rows], self.tokens[rows], self.lengths[rows])
 
 
 class ContrastiveStage:
@@ -98,14 +97,8 @@ class ContrastiveStage:
             loss (mean over the global batch), logit_scale (exponential, as the loss uses it), flops (of this rank, counted at the
             captions' own lengths and without the gradient cache's second forward).
         """
-        self.model.zero_grad(set_to_none=True)
         self._gradients.begin(passes=self._groups * math.ceil(self._share // self._groups / self._chunk))
-        pairs = _Pairs(
-            batch.images.to(self._device, non_blocking=True),
-            batch.augmentation_seeds,
-            batch.tokens.to(self._device, non_blocking=True),
-            batch.lengths,
-        )
+        pairs = _Pairs(self._augmented(batch), batch.tokens.to(self._device, non_blocking=True), batch.lengths)
         loss = torch.zeros((), device=self._device, dtype=self.model.logit_scale.dtype)
         for group in range(self._groups):
             loss += self._contrast(pairs[group :: self._groups])
@@ -116,6 +109,18 @@ class ContrastiveStage:
             "logit_scale": self._scale().detach(),
             "flops": len(pairs) * towers.flops_per_sample(self._config.model, mean_tokens),
         }
+
+    def _augmented(self, batch: PairBatch) -> Tensor:
+        """The share's pictures, (B, 3, S, S), augmented and normalised: once a step, however often the gradient cache runs them.
+
+        They come to the device and are augmented a chunk at a time, which bounds the memory that this takes. Kept in the precision
+        of the tower's first product, to which autocast would round them there.
+        """
+        dtype = torch.bfloat16 if self._recipe.precision == "bf16" else torch.float32
+        parts = []
+        for images, seeds in zip(batch.images.split(self._chunk), batch.augmentation_seeds.split(self._chunk), strict=True):
+            parts.append(augment_on_device(images.to(self._device, non_blocking=True), seeds, self._recipe.augmentation).to(dtype))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _contrast(self, pairs: _Pairs) -> Tensor:
         """Backward through one contrast group; returns this rank's part of its loss, weighted among the groups."""
@@ -143,9 +148,7 @@ class ContrastiveStage:
 
     def _encode(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
         """Unit features (b, D) of images and captions."""
-        images = augment_on_device(pairs.images, pairs.seeds, self._recipe.augmentation)
-        if self._recipe.precision == "fp64":
-            images = images.double()
+        images = pairs.images.double() if self._recipe.precision == "fp64" else pairs.images
         compiled = self._config.placement.compile is True
         with self._autocast():
             # text second, so that backward has the embedding's gradient, the largest, while it is still at the pictures

@@ -99,13 +99,13 @@ class TripletStage:
     @torch.no_grad()
     def validate(self) -> float:
         """2AFC on the validation split, in [0, 1], ties one half; NaN where there is none. Every rank measures all of it: it is small."""
-        credit, count = 0.0, 0
+        credit, count = torch.zeros((), dtype=torch.float64, device=self._dist.device), 0
         for batch in self._validation_batches():
             for images, target in self._chunks(batch):
                 d0, d1 = losses.triplet_distances(self._features(images))
-                credit += float(losses.two_afc(d0, d1, target).double().sum())
+                credit += losses.two_afc(d0, d1, target).double().sum()
                 count += len(target)
-        return credit / count if count else float("nan")
+        return float(credit) / count if count else float("nan")
 
     @torch.no_grad()
     def feature_rank(self) -> float:

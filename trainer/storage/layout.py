@@ -99,6 +99,11 @@ def checkpoint(stage_uri: str, step: int) -> str:
     return join(stage_uri, "checkpoints", f"step-{step:09d}")
 
 
+def hung(stage_uri: str, step: int, rank: int) -> str:
+    """What a rank was doing when its watchdog ended it, after `step` steps."""
+    return join(stage_uri, "hung", f"step-{step:09d}", f"rank-{rank}.txt")
+
+
 def evaluation(cell_uri: str, stage_name: str, when: str) -> str:
     """Figures of one model: `when` is a step's number or `final`; the untrained model is `untrained-final`."""
     return join(cell_uri, "evaluation", f"{stage_name}-{when}")

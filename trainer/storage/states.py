@@ -155,6 +155,8 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("checkpoint's seal", "{stage}/checkpoints/{name}/COMMITTED.json", "trainer.storage.committed", "trainer.run.starting",
           _PASSED_OVER, _PASSED_OVER, _PASSED_OVER, _NEVER),
     _kind("file of a checkpoint", "{stage}/checkpoints/{name}/{rest}", "trainer.run.checkpoint", "trainer.run.starting", _PASSED_OVER),
+    _kind("stacks of a step that hung", "{stage}/hung/{name}/{name}.txt", "trainer.run.loop", "", _LOG),
+    _kind("profiler's trace", "{stage}/profile/{name}.json", "trainer.run.health", "", _LOG),
     # ------------------------------------------------------------------------------------------------ evaluation
     _kind("evaluation's configuration", "{experiment}/{name}/evaluation/config.yaml", "pipelines.planning.writing",
           "trainer.storage.recipes.read_config_values", "healed: planned again"),
