@@ -114,7 +114,7 @@ KINDS: tuple[StoredKind, ...] = (
           "refused: the run's last step names it; a new run of the request writes one of its own", _NEVER),
     _kind("stored request", "{experiment}/requests/{name}.json", "pipelines.planning.request", "pipelines.planning.request.read_request",
           "healed: the first step of a run that asks for the same writes it anew; a step that meets it refuses it by name"),
-    _kind("record of a failed cell", "runs/{name}/failed/{name}.json", "pipelines.planning.runs", "pipelines.planning.runs.Run.failed",
+    _kind("record of a failed cell", "runs/{name}/failed/{name}.json", "pipelines.planning.runs", "pipelines.planning.runs",
           "healed: the cell is tried again in the same run", "healed: the cell is tried again in the same run",
           "healed: the cell is tried again in the same run", _NEVER),
     _kind("record of a step's start", "runs/{name}/started/{name}.json", "pipelines.planning.runs", "",
