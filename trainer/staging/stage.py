@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from trainer.config import Recipe
@@ -32,6 +31,7 @@ from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, 
 from trainer.storage import join, layout
 from trainer.storage.base import absolute
 from trainer.storage.manifest import Kind
+from trainer.storage.scratch import temporary_folder
 
 DEMO = "demo"
 _SLICE_SHARDS = 16
@@ -157,7 +157,7 @@ def _find(source: str, root: str) -> _Source:
 def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
     """The rows of a pairs source, of whatever sort it is."""
     if found.uri == DEMO:
-        made = stack.enter_context(TemporaryDirectory(prefix="firstsight-demo-"))
+        made = str(stack.enter_context(temporary_folder("demo")))
         demo.write_folder(made, demo_side)
         rows = table.read(made, list_source(made))
         return Rows(rows=rows.rows, rejects=rows.rejects, attribution=demo.attribution())
@@ -183,7 +183,7 @@ def _read_triplets(found: _Source, min_votes: int) -> Rows[TripletRow]:
 def _generate(found: _Source, recipe: Recipe, stack: ExitStack) -> Rows[TripletRow]:
     """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in."""
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
-    made = stack.enter_context(TemporaryDirectory(prefix="firstsight-triplets-"))
+    made = str(stack.enter_context(temporary_folder("triplets")))
     generate.write_folder(made, assign_splits(pairs.rows, recipe.staging.heldout_fraction), recipe.staging)
     rows = nights.read(made, list_source(made), 0)
     return Rows(rows=rows.rows, rejects=rows.rejects, attribution=pairs.attribution, judge=rows.judge)
