@@ -172,8 +172,9 @@ def _judge_refusal(ended: Ended, refused: list[str]) -> list[str]:
 
 
 def _names(ended: Ended, names: Iterable[str]) -> bool:
-    """Whether the last line names one of the objects, or the folder of its data set or model."""
-    return any(name.rpartition("/")[0].removesuffix("/final").removesuffix("/test") in ended.line for name in names)
+    """Whether the last line names one of the objects, or the folder of its data set or model; the report does by their experiment."""
+    folders = (name.removeprefix(f"experiments/{NAME}/").rpartition("/")[0] for name in names)
+    return any(folder.removesuffix("/final").removesuffix("/test") in ended.line for folder in folders)
 
 
 def differences(wanted: Any, found: Any, place: str = "") -> list[str]:
