@@ -9,7 +9,6 @@ import functools
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -32,6 +31,7 @@ from trainer.progress import STOP_VARIABLE, check_stop
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
 from trainer.storage.failures import read_failure, write_failure
+from trainer.storage.scratch import temporary_folder
 
 PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
 _RECORDED = "firstsight_recorded"
@@ -112,14 +112,14 @@ def open_scene(request_uri: str) -> Scene:
 
 
 def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
-    """What failure.json says, since a time, in the folders of a run's steps.
+    """What failure.json says, since a time, in the folders of a run's steps; the report's first, which only follows from the others.
 
     Args:
         uri: the experiment's folder.
         cells: names of the run's cells.
         since: POSIX time; what is older belongs to an earlier run.
     """
-    folders = [join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri, layout.report(uri)]
+    folders = [layout.report(uri), join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri]
     try:
         entries = (read_plan(uri) or {"cells": []})["cells"]
     except Corrupt as error:
@@ -221,7 +221,7 @@ def _log(folder: str, *, stored: bool) -> Iterator[Callable[[str], None]]:
     path = local_path(uri)
     with contextlib.ExitStack() as stack:
         if path is None:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / layout.LOG
+            path = stack.enter_context(temporary_folder("log")) / layout.LOG
             if open_store(uri).head(uri) is not None:
                 path.write_bytes(read_bytes(uri))
             stack.callback(lambda: write_bytes(uri, path.read_bytes()))
