@@ -46,11 +46,15 @@ test: $(VENV)/ready ## unit and process tests; no root, no Go, no network
 
 .PHONY: slow
 slow: $(VENV)/ready ## kill campaigns and other long tests
-	$(BIN)/python -m pytest -q $(side_by_side) -m "slow and not gpu and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -q $(side_by_side) -m "slow and not campaign and not gpu and not cluster" $(ARGS)
 
 .PHONY: states-campaign
 states-campaign: $(VENV)/ready ## damage each object of a real experiment in each state, alone and in pairs (ARGS="--store minio"; an hour)
 	$(BIN)/python -m tests.faults.states_campaign $(ARGS)
+
+.PHONY: campaigns
+campaigns: $(VENV)/ready ## exhaustive walks over faults, a sample of which is in test and slow (ARGS=tests/storage; an hour)
+	$(BIN)/python -m pytest -q $(side_by_side) -m campaign $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/ready ## tests that need a CUDA device
