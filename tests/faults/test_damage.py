@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.run.toy import ToyStage, toy_config
 from trainer.config import StageConfig
 from trainer.configs import dump_yaml
 from trainer.errors import InputError, RunError
+from trainer.progress import PROGRESS_VARIABLE
 from trainer.run import loop, records
 from trainer.run.train import launch
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
@@ -172,6 +174,23 @@ def test_each_object_damaged_in_one_way(anywhere: dict[str, Stage]) -> None:
         stride = 3 if local_path(stage.config.output) is not None else 9
         for number, name in list(enumerate(sorted(stage.objects)))[::stride]:
             recovers(stage, {name: DAMAGES[number % len(DAMAGES)]}, number)
+
+
+def test_the_person_who_waits_is_told_of_checkpoints_that_are_passed_over(made: dict[str, Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by name; and that none is left."""
+    stage = made["half"]
+    told = Path(stage.config.output).parent / "told.jsonl"
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(told))
+    newest, *rest = sorted((name for name in stage.objects if re.search(r"checkpoints/.*/model\.safetensors", name)), reverse=True)
+    for names in ([newest], [newest, *rest]):
+        told.unlink(missing_ok=True)
+        recovers(stage, dict.fromkeys(names, "cut"), 3)
+        notes = [record["note"] for record in map(json.loads, told.read_text().splitlines()) if "note" in record]
+        assert [note.startswith(f"passed over {join(stage.config.output, name)}: ") for note, name in zip(notes, names, strict=False)] == [
+            True
+        ] * len(names)
+        assert [note for note in notes if "the stage begins again at step 0" in note] == notes[len(names) :]
+        assert bool(notes[len(names) :]) == (len(names) > 1)
 
 
 @pytest.mark.campaign
