@@ -213,7 +213,10 @@ class Experiment:
             if re.search(r"/final/.*\.safetensors$|\.items\.npz$", name):
                 found[name] = hashed(data)
             elif re.search(r"/evaluation/[^/]+/[^/]+\.json$|report/results\.json$", name):
-                found[name] = without_times(json.loads(data))
+                try:
+                    found[name] = without_times(json.loads(data))
+                except ValueError:  # damage that no run has looked for
+                    found[name] = hashed(data)
             elif re.search(r"(contrastive|posthoc|towers/[^/]+)/progress\.jsonl$", name):
                 found[name] = re.findall(rb'"loss": ?[^,}]+', data)
         return found
