@@ -46,11 +46,15 @@ test: $(VENV)/tools ## unit and process tests; no root, no Go, no network
 
 .PHONY: slow
 slow: $(VENV)/tools ## kill campaigns and other long tests
-	$(BIN)/python -m pytest -q $(side_by_side) -m "slow and not gpu and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -q $(side_by_side) -m "slow and not campaign and not gpu and not cluster" $(ARGS)
 
 .PHONY: states-campaign
 states-campaign: $(VENV)/tools ## damage each object of a real experiment in each state, alone and in pairs (ARGS="--store minio"; an hour)
 	$(BIN)/python -m tests.faults.states_campaign $(ARGS)
+
+.PHONY: campaigns
+campaigns: $(VENV)/tools ## exhaustive walks over faults, a sample of which is in test and slow (ARGS=tests/storage; an hour)
+	$(BIN)/python -m pytest -q $(side_by_side) -m campaign $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/tools ## tests that need a CUDA device

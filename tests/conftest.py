@@ -2,12 +2,14 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.servers import S3Server, minio, seaweedfs
+from trainer.storage.s3_client import Client
 
 for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
     os.environ.pop(name, None)  # of the `make test` that runs these tests; a make that a test starts would take them for its own
@@ -34,6 +36,18 @@ def s3_root(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
     return f"{s3_bucket}/{secrets.token_hex(4)}"
 
 
+@pytest.fixture
+def unconditional(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The root of a store whose server answers 200 whatever the condition: it never sees one."""
+    put = Client.put
+
+    def without(self: Client, bucket: str, key: str, data: bytes, headers: Mapping[str, str] | None = None, md5: str = "") -> Any:
+        return put(self, bucket, key, data, {name: value for name, value in (headers or {}).items() if not name.startswith("If-")}, md5)
+
+    monkeypatch.setattr(Client, "put", without)
+    return s3_root
+
+
 @pytest.fixture(scope="session")
 def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One MinIO behind TLS for the whole session; for slow tests."""
@@ -58,5 +72,5 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A slow test may first have to build a server or an environment: it is given longer before it counts as hung."""
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        if (item.get_closest_marker("slow") or item.get_closest_marker("campaign")) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1800))

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from contextlib import suppress
+from typing import Any
 
 from trainer.errors import RunError
 
@@ -28,13 +29,22 @@ def progress(step: str, done: int, total: int, unit: str, **figures: float | str
         unit: their name in the plural: images, triplets, samples.
         **figures: shown beside the bar.
     """
+    _append(step, {"done": done, "total": total, "unit": unit, **figures})
+
+
+def tell(step: str, note: str, *, detail: bool = False) -> None:
+    """Say one thing about `step` to the person who waits, such as what is made again; a detail is shown with -v only. Never fails."""
+    _append(step, {"note": note, "detail": detail})
+
+
+def _append(step: str, record: dict[str, Any]) -> None:
     path = os.environ.get(PROGRESS_VARIABLE)
     if not path:
         return
-    record = {"time": time.time(), "step": step, "done": done, "total": total, "unit": unit, **figures}
+    line = json.dumps({"time": time.time(), "step": step, **record}) + "\n"
     # O_APPEND and one write: lines of several processes do not mix. A bar is worth no run: a full disk, a parent that is gone
     with suppress(OSError), open(path, "ab", buffering=0) as stream:
-        stream.write((json.dumps(record) + "\n").encode())
+        stream.write(line.encode())
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -26,7 +25,8 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.jobs.backends import require_reachable
-from pipelines.jobs.lock import JOBS_VARIABLE, exclusive
+from pipelines.jobs.lease import Taken
+from pipelines.jobs.lock import JOBS_VARIABLE, Held, exclusive
 from pipelines.jobs.owners import HOLDER_VARIABLE, shell_id
 from pipelines.jobs.shapes import require_backend
 from pipelines.kubeflow.sdk import import_kfp
@@ -42,6 +42,7 @@ from pipelines.steps.running import PARENT_VARIABLE, failures, root_of_run
 from trainer.errors import InputError, RunError
 from trainer.progress import PROGRESS_VARIABLE, STOP_AT_ONCE, STOP_VARIABLE
 from trainer.storage import join, layout, open_store
+from trainer.storage.scratch import temporary_folder
 
 POLL_SECONDS = 0.2
 _COLOURS = re.compile(r"\x1b\[\d*m")
@@ -119,20 +120,21 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     """Run the experiment; the exit code is 0, 1 (failed on the way), 2 (wrong input), 130 or 143 (stopped)."""
     console = Console(file=sys.stdout, highlight=False)  # this stdout: kfp's thread puts another in its place
     started = time.time()
-    # Jobs on a cluster may be shared: a second run of the experiment follows those of the first.
-    lock = exclusive(prepared.uri) if prepared.profile.backend == "local" else contextlib.nullcontext()
-    with lock as held, tempfile.TemporaryDirectory(prefix="firstsight-") as scratch:
-        display = Display(Path(scratch) / "progress.jsonl", console, verbose=verbose, jobs=jobs_of(prepared.cells))
-        variables = _variables(Path(scratch), held.jobs if held else None)
+    with contextlib.ExitStack() as stack, temporary_folder("run") as scratch:
+        held, refused = _hold(prepared, stack)
+        display = Display(scratch / "progress.jsonl", console, verbose=verbose, jobs=jobs_of(prepared.cells))
+        variables = _variables(scratch, held.jobs if held else None)
         variables[CHECKED_VARIABLE] = layout.request(prepared.uri, prepared.asked.id)
         with _environment(variables), _signals(Path(variables[STOP_VARIABLE]), display) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
             finished = find_finished(prepared.asked, prepared.profile)
+            if finished is None and refused:
+                raise refused
             for step, said in finished or ():
                 display.say(f"{step}: {said}")
-            pipeline = _Pipeline(prepared, Path(scratch), display if verbose else None)
+            pipeline = _Pipeline(prepared, scratch, display if verbose else None)
             if finished is None:
                 pipeline.start()
             while pipeline.is_alive():
@@ -156,6 +158,22 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
         print(f"pipeline: {pipeline.error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _hold(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[Held | None, InputError | RunError | None]:
+    """Hold the experiment until the stack ends, where its jobs are this machine's; those on a cluster may be shared by several runs.
+
+    Returns:
+        The lock; and why there is none where the root takes no writes: what is finished can be looked at all the same.
+    """
+    if prepared.profile.backend != "local":
+        return None, None
+    try:
+        return stack.enter_context(exclusive(prepared.uri)), None
+    except Taken:
+        raise
+    except (InputError, RunError) as error:
+        return None, error
 
 
 class _Pipeline(threading.Thread):

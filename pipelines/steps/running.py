@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -34,6 +33,7 @@ from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
 from trainer.storage.failures import read_failure, write_failure
 from trainer.storage.plans import read_plan
+from trainer.storage.scratch import temporary_folder
 
 PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
 _IN_RUN = re.compile(r"(?P<uri>.*\.json)#(?P<run>[\w.-]{1,100})")
@@ -132,14 +132,14 @@ def open_scene(request: str) -> Scene:
 
 
 def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
-    """What failure.json says, since a time, in the folders of a run's steps.
+    """What failure.json says, since a time, in the folders of a run's steps; the report's first, which only follows from the others.
 
     Args:
         uri: the experiment's folder.
         cells: names of the run's cells.
         since: POSIX time; what is older belongs to an earlier run.
     """
-    folders = [join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri, layout.report(uri)]
+    folders = [layout.report(uri), join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri]
     try:
         entries = (read_plan(uri) or {"cells": []})["cells"]
     except Corrupt as error:
@@ -261,7 +261,7 @@ def _log(folder: str, *, stored: bool, speaker: str) -> Iterator[Callable[[str],
     path = local_path(uri)
     with contextlib.ExitStack() as stack:
         if path is None:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / layout.LOG
+            path = stack.enter_context(temporary_folder("log")) / layout.LOG
             if open_store(uri).head(uri) is not None:
                 path.write_bytes(read_bytes(uri))
             stack.callback(lambda: write_bytes(uri, path.read_bytes()))

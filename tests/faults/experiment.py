@@ -8,11 +8,14 @@ import hashlib
 import io
 import json
 import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pipelines.jobs.lock import exclusive
 from pipelines.local import finished
@@ -23,6 +26,7 @@ from pipelines.steps import sealed as staged
 from pipelines.steps.running import failures
 from trainer.config import DataConfig
 from trainer.errors import InputError, RunError
+from trainer.progress import PROGRESS_VARIABLE
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import local_path
 from trainer.storage.committed import read_final
@@ -56,11 +60,12 @@ class Killed(BaseException):
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a run ended: its exit code, its last line, and all that it said."""
+    """How a run ended: its exit code, its last line, all that it said, and what of it a person sees without -v."""
 
     code: int
     line: str = ""
     said: str = ""
+    told: str = ""
 
 
 @dataclass
@@ -109,16 +114,17 @@ class Experiment:
             at: is called before each step with its name, and may raise Killed.
         """
         said, started = io.StringIO(), time.time()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), _noting() as notes:
             asked = resolve(merge("", self.given))
             try:
                 with exclusive(self.uri):
                     code = 0 if finished.find_finished(asked, Profile()) is not None else self._steps(at)
             except (InputError, RunError) as error:
-                return Ended(code=error.exit_code, line=str(error), said=said.getvalue())
+                return Ended(code=error.exit_code, line=str(error), said=said.getvalue(), told=_told(notes))
             failed = failures(self.uri, list(CELLS), started) if code else []
+            told = _told(notes)
         last = f"{failed[-1]['stage']}: {failed[-1]['line']}" if failed else said.getvalue().rstrip().rpartition("\n")[2]
-        return Ended(code=code, line=last if code else "", said=said.getvalue())
+        return Ended(code=code, line=last if code else "", said=said.getvalue(), told=told)
 
     def is_finished(self) -> bool:
         """Whether another run would find all done."""
@@ -205,10 +211,28 @@ class Experiment:
             if re.search(r"/final/.*\.safetensors$|\.items\.npz$", name):
                 found[name] = hashed(data)
             elif re.search(r"/evaluation/[^/]+/[^/]+\.json$|report/results\.json$", name):
-                found[name] = without_times(json.loads(data))
+                try:
+                    found[name] = without_times(json.loads(data))
+                except ValueError:  # damage that no run has looked for
+                    found[name] = hashed(data)
             elif re.search(r"(contrastive|posthoc|towers/[^/]+)/progress\.jsonl$", name):
                 found[name] = re.findall(rb'"loss": ?[^,}]+', data)
         return found
+
+
+@contextlib.contextmanager
+def _noting() -> Iterator[Path]:
+    """The file of what steps and jobs tell the person who waits."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        notes = Path(folder) / "progress.jsonl"
+        notes.touch()
+        patch.setenv(PROGRESS_VARIABLE, str(notes))
+        yield notes
+
+
+def _told(notes: Path) -> str:
+    records = [json.loads(line) for line in notes.read_text().splitlines()]
+    return "".join(f"{one['step']}: {one['note']}\n" for one in records if "note" in one and not one["detail"])
 
 
 def hashed(data: bytes) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.jobs.local import LocalBackend
 from pipelines.local import finished
-from tests.faults.experiment import CELLS, Experiment, Killed, Objects
+from tests.faults.experiment import CELLS, NAME, Experiment, Killed, Objects
 from tests.pipelines.whole import Done
 from trainer.__main__ import main
 from trainer.errors import InputError, RunError
@@ -149,7 +149,8 @@ def _add_older(made: Experiment, other: Objects, states: list[Objects], versions
     like: dict[str, bytes] = {_anonymous(name): data for name, data in other.items()}
     for name in dict.fromkeys(name for state in states for name in state):
         known = [*versions.get(name, []), *(state[name] for state in states if name in state)]
-        known += [like[_anonymous(name)]] if _anonymous(name) in like else []
+        if _anonymous(name) in like and name != f"experiments/{NAME}/plan.json":  # an experiment never has other data
+            known.append(like[_anonymous(name)])
         made.older[name] = list(dict.fromkeys(known))
 
 

@@ -1,12 +1,13 @@
 """Damages every object of a real experiment in every state, alone and in random pairs: `python -m tests.faults.states_campaign --help`.
 
-What it prints of a trial that fails, `--only` takes again.
+What it prints of a trial that fails, `--only` takes again. With `--record` a campaign that was stopped goes on where it was.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import random
 import sys
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--store", choices=["file", "seaweedfs", "minio"], default="file")
     parser.add_argument("--states", default=",".join(STATES), help=f"some of {', '.join(STATES)}")
     parser.add_argument("--only", default="", help="part of the names of the objects to damage")
+    parser.add_argument("--record", type=Path, help="file with a line for each trial that was carried out; those in it are not repeated")
     options = parser.parse_args()
     import torch
 
@@ -43,7 +45,7 @@ def main() -> int:
             f"made in {time.monotonic() - began:.0f} s: {', '.join(f'{name} {len(made.states[name])}' for name in STATES)} objects",
             flush=True,
         )
-        return run(made, chosen(made, options), began)
+        return run(made, chosen(made, options), began, Record(options))
 
 
 def chosen(made: Experiment, options: argparse.Namespace) -> list[Trial]:
@@ -72,22 +74,48 @@ def chosen(made: Experiment, options: argparse.Namespace) -> list[Trial]:
     return draw.sample(every, min(options.trials, len(every))) if options.trials else every
 
 
-def run(made: Experiment, trials: list[Trial], began: float) -> int:
+class Record:
+    """Which trials were carried out, and how they ended; in the file of `--record`, so that another process goes on.
+
+    Attributes:
+        done: (kind of object, what went wrong) of each trial, in their order.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._path: Path | None = options.record
+        asked = {name: value for name, value in vars(options).items() if name != "record"}
+        self.done: list[tuple[str, list[str]]] = []
+        if self._path is not None and self._path.exists():
+            first, *lines = map(json.loads, self._path.read_text().splitlines())
+            if first != asked:
+                sys.exit(f"{self._path} is of another campaign: {first}")
+            self.done = [(name, problems) for name, problems in lines]
+        elif self._path is not None:
+            self._path.write_text(f"{json.dumps(asked)}\n")
+
+    def add(self, kind_name: str, problems: list[str]) -> None:
+        """Note one more trial."""
+        self.done.append((kind_name, problems))
+        if self._path is not None:
+            with open(self._path, "a") as file:
+                file.write(f"{json.dumps([kind_name, problems])}\n")
+
+
+def run(made: Experiment, trials: list[Trial], began: float, record: Record) -> int:
     """Carry them out; say each that fails, and at the end how many there were of each kind."""
-    counts, failed = Counter[str](), Counter[str]()
-    for trial in trials:
+    for trial in trials[len(record.done) :]:
         row = kind(made, next(iter(trial.damages)))
         name = (row.name if row else "no row") if len(trial.damages) == 1 else "pairs"
         try:
             problems = (attempt_rotten if ROTTEN in trial.damages.values() else attempt)(made, trial)
         except Exception as error:
             problems = [f"{type(error).__name__}: {error}"]
-        counts[name] += 1
-        if counts.total() % 100 == 0:
-            print(f"{counts.total()} of {len(trials)} trials, {failed.total()} failed", flush=True)
+        record.add(name, problems)
         if problems:
-            failed[name] += 1
             print(f"FAILED {trial}: {'; '.join(problems)}", flush=True)
+        if len(record.done) % 100 == 0:
+            print(f"{len(record.done)} of {len(trials)} trials, {sum(bool(bad) for _, bad in record.done)} failed", flush=True)
+    counts, failed = Counter(name for name, _ in record.done), Counter(name for name, bad in record.done if bad)
     for name, count in counts.items():
         print(f"{name}: {count - failed[name]} of {count} as their rows say")
     print(

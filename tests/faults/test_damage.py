@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.run.toy import ToyStage, toy_config
 from trainer.config import StageConfig
 from trainer.configs import dump_yaml
 from trainer.errors import InputError, RunError
+from trainer.progress import PROGRESS_VARIABLE
 from trainer.run import loop, records
 from trainer.run.train import launch
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
@@ -166,16 +168,32 @@ def cases(stage: Stage) -> list[tuple[str, str]]:
     return list(itertools.product(sorted(stage.objects), DAMAGES))
 
 
-@pytest.mark.parametrize("state", ["finished", "half"])
-def test_each_object_damaged_in_one_way(anywhere: dict[str, Stage], state: str) -> None:
-    """Another way for each, so that all four are met; on a server, where each costs seconds, every third object."""
-    stage = anywhere[state]
-    for number, name in enumerate(sorted(stage.objects)):
-        if local_path(stage.config.output) is not None or number % 3 == 0:
+def test_each_object_damaged_in_one_way(anywhere: dict[str, Stage]) -> None:
+    """Another way for each, so that all four are met; on files every third object, on a server, where each costs seconds, every ninth."""
+    for stage in anywhere.values():
+        stride = 3 if local_path(stage.config.output) is not None else 9
+        for number, name in list(enumerate(sorted(stage.objects)))[::stride]:
             recovers(stage, {name: DAMAGES[number % len(DAMAGES)]}, number)
 
 
-@pytest.mark.slow
+def test_the_person_who_waits_is_told_of_checkpoints_that_are_passed_over(made: dict[str, Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by name; and that none is left."""
+    stage = made["half"]
+    told = Path(stage.config.output).parent / "told.jsonl"
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(told))
+    newest, *rest = sorted((name for name in stage.objects if re.search(r"checkpoints/.*/model\.safetensors", name)), reverse=True)
+    for names in ([newest], [newest, *rest]):
+        told.unlink(missing_ok=True)
+        recovers(stage, dict.fromkeys(names, "cut"), 3)
+        notes = [record["note"] for record in map(json.loads, told.read_text().splitlines()) if "note" in record]
+        assert [note.startswith(f"passed over {join(stage.config.output, name)}: ") for note, name in zip(notes, names, strict=False)] == [
+            True
+        ] * len(names)
+        assert [note for note in notes if "the stage begins again at step 0" in note] == notes[len(names) :]
+        assert bool(notes[len(names) :]) == (len(names) > 1)
+
+
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("state", ["finished", "half"])
 def test_each_object_damaged_in_every_way(made: dict[str, Stage], state: str) -> None:
@@ -184,7 +202,7 @@ def test_each_object_damaged_in_every_way(made: dict[str, Stage], state: str) ->
         recovers(made[state], {name: kind}, number)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("state", ["finished", "half"])
 def test_two_objects_damaged_at_once(made: dict[str, Stage], state: str) -> None:
@@ -198,7 +216,8 @@ class Killed(BaseException):
     """As by SIGKILL: nothing that would clean up is to have an effect, so no later write has one either."""
 
 
-def test_a_kill_between_any_two_writes_of_finishing(made: dict[str, Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.campaign)])
+def test_a_kill_between_any_two_writes_of_finishing(made: dict[str, Stage], monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
     """From the last step on each write and deletion is once the first that does not happen: the rerun ends in the same bits."""
     stage, finish = made["half"], records.finish
     real = {name: getattr(FileStore, name) for name in ("put_stream", "delete")}
@@ -219,7 +238,7 @@ def test_a_kill_between_any_two_writes_of_finishing(made: dict[str, Stage], monk
                 patch.setattr(FileStore, name, unless_killed(name))
             finish(run)
 
-    for writes in itertools.count():
+    for writes in itertools.count(0, stride):
         put_back(stage.config.output, stage.objects)
         left[0] = writes
         with monkeypatch.context() as patch:

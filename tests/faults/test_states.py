@@ -1,11 +1,12 @@
 """What trainer/storage/states.py says of each damage of each object is what happens to a real experiment.
 
-The whole of it, with pairs and on S3, is `make states-campaign`.
+A few kinds are damaged in plain tests, each kind once in slow ones, each sort of object in each state in `make campaigns`; all of it, with
+pairs, flips that no stamp shows, and on S3, is `make states-campaign`.
 """
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ from tests.servers import S3Server
 from trainer.storage.states import KINDS
 
 pytestmark = pytest.mark.timeout(1800)  # many trials in one test; a machine under load takes ten times as long
+PLAIN = ("data set's manifest", "shard", "experiment's plan", "stage's lineage", "file of a final model", "checkpoint's seal", "figures")
+"""Kinds that each heal in a way of their own."""
 ELSEWHERE = {"rows of a slice": "tests/staging/remote", "write under way": "tests/storage: it is never listed"}
 """Kinds that a run of pictures in a folder does not have, and where they are damaged."""
+SERVERS = ("s3_server", "minio_server")
 KIND_NAMES = sorted({row.name for row in KINDS} - ELSEWHERE.keys())
 
 
@@ -55,10 +59,11 @@ def test_each_object_has_a_row_and_each_row_an_object(made: Experiment) -> None:
     }
 
 
-def test_one_object_of_each_kind_damaged_in_one_way(made: Experiment) -> None:
+@pytest.mark.parametrize("names", [PLAIN, pytest.param(sorted(set(KIND_NAMES) - set(PLAIN)), marks=pytest.mark.slow)], ids=["some", "rest"])
+def test_one_object_of_each_kind_damaged_in_one_way(made: Experiment, names: Sequence[str]) -> None:
     """Kinds take turns in the damage, and in whether it is found by a record of an earlier check."""
     trials = []
-    for number, name in enumerate(KIND_NAMES):
+    for number, name in enumerate(names):
         states = sorted(STATES, key=lambda state: (number + STATES.index(state)) % len(STATES))
         places = [(state, place) for state in states for place in made.states[state] if _is(made, place, name)]
         of_object = trials_of(made, *places[0], seed=number, checked=number % 3 > 0)
@@ -71,7 +76,7 @@ def _is(made: Experiment, place: str, name: str) -> bool:
     return row is not None and row.name == name
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("state", STATES)
 def test_each_sort_of_object_in_each_state(made: Experiment, state: str, damage: str) -> None:
@@ -80,7 +85,7 @@ def test_each_sort_of_object_in_each_state(made: Experiment, state: str, damage:
     carry_out(made, [trial for trial in trials if set(trial.damages.values()) == {damage}])
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_two_objects_at_once(made: Experiment) -> None:
     """Pairs drawn by a seed."""
     draw = random.Random(15)
@@ -96,12 +101,19 @@ def test_two_objects_at_once(made: Experiment) -> None:
 @pytest.mark.parametrize(
     ("state", "pattern"),
     [
-        ("staging", r"pairs-pairs/.*shard-00001-00000\.tar"),
         ("training", r"pairs-pairs/.*shard-00000-00001\.tar"),
-        ("training", r"triplets-triplets/.*shard-00000-00000\.index"),
-        ("unevaluated", r"test/0\.tar"),
         ("unevaluated", r"random-seed0/contrastive/final/open_clip_model"),
-        ("finished", r"vision\.safetensors"),
+        ("finished", r"contrastive-final/.*items\.npz"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("staging", r"pairs-pairs/.*shard-00001-00000\.tar"),
+                ("training", r"triplets-triplets/.*shard-00000-00000\.index"),
+                ("unevaluated", r"test/0\.tar"),
+                ("finished", r"vision\.safetensors"),
+                ("finished", r"contrastive/progress\.jsonl"),
+            ]
+        ),
     ],
 )
 def test_a_flipped_bit_that_no_stamp_shows(made: Experiment, state: str, pattern: str) -> None:
@@ -110,7 +122,7 @@ def test_a_flipped_bit_that_no_stamp_shows(made: Experiment, state: str, pattern
     assert attempt_rotten(made, Trial(state=state, damages={name: ROTTEN})) == []
 
 
-@pytest.mark.parametrize("damage", DAMAGES[:3])
+@pytest.mark.parametrize("damage", ["flipped", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("missing", "truncated"))])
 def test_a_request_damaged_while_its_run_goes_on(made: Experiment, damage: str) -> None:
     """The next step refuses it by name, and a new run writes it anew."""
     made.put_back("finished", checked=True)
@@ -153,21 +165,22 @@ def test_a_shard_whose_source_has_changed_is_refused(made: Experiment) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("server", ["s3_server", "minio_server"])
+@pytest.mark.parametrize("server", SERVERS)
 def test_objects_of_each_kind_on_s3(server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on files, with an ETag for a stamp."""
+    """As on files, with an ETag for a stamp; other kinds on each server."""
     found: S3Server = request.getfixturevalue(server)
     for name, value in found.environment.items():
         monkeypatch.setenv(name, value)
     with in_this_process():
         made = make(f"{found.make_bucket()}/root", tmp_path / "source")
         draw, trials = random.Random(server), []
-        for name in KIND_NAMES:
+        for name in KIND_NAMES[SERVERS.index(server) :: len(SERVERS)]:
             places = [(state, place) for state, objects in made.states.items() for place in objects if _is(made, place, name)]
             trials.append(draw.choice(trials_of(made, *draw.choice(places), seed=len(trials)))) if places else None
         carry_out(made, trials)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_where_it_stood(made: Experiment) -> None:
     """The states that are damaged here are real: what a kill leaves, the next run finishes, with the weights of an undisturbed one."""
     made.put_back("training", checked=False)

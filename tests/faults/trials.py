@@ -17,6 +17,12 @@ RUN = "run's record"
 """Kind of object that only the run that wrote it reads, so that it is damaged before that run's last step."""
 ROTTEN = "rotten"
 """A bit flipped without a trace in the stamp, as a disk does it: found when the object is loaded, or by `pipelines verify`."""
+TOLD = (
+    "data set's manifest", "shard", "index of a shard", "number of an evaluation set's shards", "text file of an evaluation set",
+    "stage's configuration", "stage's lineage", "stage's figures by step", "final model's seal", "file of a final model", "figures",
+    "items of figures",
+)  # fmt: skip
+"""Kinds whose healing a person is told of, once they are whole; of what is remembered only to save work it says nothing."""
 ADVICE: dict[str, Callable[[Experiment, str], None]] = {
     "data set's manifest": lambda made, name: made.delete(name),
     RUN: lambda made, name: None,
@@ -97,10 +103,12 @@ def attempt(made: Experiment, trial: Trial) -> list[str]:
     ended = made.run(at)
     expected = {name: outcome(row, trial.damages[name]) for name, row in rows.items() if row is not None}
     refused = [name for name, what in expected.items() if what == "refused"]
+    untold = [name for name, row in rows.items() if row is not None and _should_tell(trial, row) and _last(name) not in ended.told]
     found_late = _names(ended, trial.damages) if ended.code else not made.is_finished()
     if found_late and not trial.checked and not refused:
         ended = made.run()  # of data that was never hashed sizes are compared: it was found when it was loaded
     problems = _judge_refusal(ended, refused) if refused or ended.code else []
+    problems += [f"nobody is told of {name}" for name in untold]
     for name in refused:
         ADVICE[rows[name].name](made, name)  # type: ignore[union-attr]
     if refused or any(row.name == RUN for row in rows.values() if row is not None):
@@ -151,6 +159,16 @@ def _keep_stamp(made: Experiment, name: str) -> bool:
     return found
 
 
+def _should_tell(trial: Trial, row: StoredKind) -> bool:
+    """Whether a line is due: one object was cut short in what was whole. What is missing may never have been made."""
+    damages = list(trial.damages.values())
+    return row.name in TOLD and trial.state == "finished" and trial.checked and damages == ["truncated"]
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
 def _apply(made: Experiment, name: str, damage: str, draw: random.Random, like: str = "") -> None:
     found = made.content()
     if name not in found:
@@ -172,8 +190,9 @@ def _judge_refusal(ended: Ended, refused: list[str]) -> list[str]:
 
 
 def _names(ended: Ended, names: Iterable[str]) -> bool:
-    """Whether the last line names one of the objects, or the folder of its data set or model."""
-    return any(name.rpartition("/")[0].removesuffix("/final").removesuffix("/test") in ended.line for name in names)
+    """Whether the last line names one of the objects, or the folder of its data set or model; the report does by their experiment."""
+    folders = (name.removeprefix(f"experiments/{NAME}/").rpartition("/")[0] for name in names)
+    return any(folder.removesuffix("/final").removesuffix("/test") in ended.line for folder in folders)
 
 
 def differences(wanted: Any, found: Any, place: str = "") -> list[str]:

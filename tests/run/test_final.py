@@ -1,15 +1,20 @@
 """A finished stage: its seal, the files of final/, and the records beside them, each damaged in turn."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from tests.run.test_checkpoint import HASH, flip_a_byte
+from tests.run.test_checkpoint import HASH, flip_a_byte, saved
 from trainer.errors import Corrupt
 from trainer.run import checkpoint
-from trainer.storage import checked, join, open_store, write_bytes
-from trainer.storage.committed import read_beside, read_final, restore_beside
+from trainer.storage import checked, join, layout, open_store, write_bytes
+from trainer.storage.committed import read_beside, read_committed, read_final, restore_beside
 from trainer.storage.fence import Fence
+from trainer.storage.file import FileStore
+from trainer.storage.protocol import ObjectInfo
 
 
 def final(root: str, folder: Path) -> None:
@@ -39,6 +44,28 @@ def test_a_second_look_at_a_final_model_reads_no_file(finished: str, monkeypatch
     """Its writer has checked it and left a record."""
     monkeypatch.setattr(checked, "file_sha256", lambda uri: pytest.fail(f"{uri} was read"))
     assert read_final(finished)[1] == {}
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[:-1], lambda data: data[:-1] + b"!", lambda data: data + b"!", lambda data: b""])
+@pytest.mark.parametrize("name", ["vision.safetensors", "lineage.json"])
+def test_what_the_file_system_keeps_otherwise_is_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, harm: Callable[[bytes], bytes]
+) -> None:
+    """Each file is read back before the seal is written; one file of a checkpoint is not what was saved either."""
+    folder, root, put = tmp_path / "weights", str(tmp_path / "root"), FileStore.put_stream
+    folder.mkdir()
+    (folder / "vision.safetensors").write_bytes(b"weights")
+
+    def keep_otherwise(store: FileStore, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
+        return put(store, uri, io.BytesIO(harm(stream.read())) if uri.endswith((name, "model.safetensors")) else stream)
+
+    monkeypatch.setattr(FileStore, "put_stream", keep_otherwise)
+    with pytest.raises(Corrupt, match=f"{name}: the file system does not give back"):
+        final(root, folder)
+    assert read_final(root) == (None, {})
+    with pytest.raises(Corrupt, match="does not give back"):
+        saved(join(root, "other"), 1)
+    assert read_committed(layout.checkpoint(join(root, "other"), 1)) is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from trainer.config import Placement, StageConfig
 from trainer.configs import load_recipe, parse_config
 from trainer.errors import InputError
 from trainer.model.distributed import Distributed
+from trainer.progress import PROGRESS_VARIABLE
 from trainer.run import placing
 from trainer.run.placing import Chosen, Conditions, Machine, settle
 from trainer.run.starting import from_main
@@ -226,9 +227,12 @@ DAMAGED: dict[str, str] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_record_is_named_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
-    """One line with its URI; a rerun has a sound one."""
-    config = toy_config(tmp_path)
+def test_a_damaged_record_is_named_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """One line with its URI, which the person who waits sees too; a rerun has a sound one."""
+    config, told = toy_config(tmp_path), tmp_path / "told.jsonl"
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(told))
     path = Path(config.output) / "placement.json"
     path.parent.mkdir()
     path.write_text(DAMAGED[damage])
@@ -238,6 +242,7 @@ def test_a_damaged_record_is_named_and_replaced(tmp_path: Path, caplog: pytest.L
     assert caplog.messages[0].endswith("values are chosen anew: the loss stays the same, the bits may not")
     assert settle(config, H200) == chosen
     assert len(caplog.messages) == 1
+    assert json.loads(told.read_text())["note"] == caplog.messages[0]
 
 
 def test_a_record_of_a_newer_firstsight_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def die_at(write: int, run: Callable[[], object], *, after: bool) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("after", "stride"), [(False, 5), pytest.param(False, 1, marks=pytest.mark.slow), pytest.param(True, 1, marks=pytest.mark.slow)]
+    ("after", "stride"), [(False, 9), pytest.param(False, 1, marks=pytest.mark.campaign), pytest.param(True, 1, marks=pytest.mark.campaign)]
 )
 def test_killed_at_any_write_and_run_again(tmp_path: Path, smoke: Recipe, after: bool, stride: int) -> None:
     """The same bytes come out, and nothing is left of the dead. Each root dies several times, at writes that are further on."""
@@ -248,7 +248,8 @@ def test_killed_at_any_write_and_run_again(tmp_path: Path, smoke: Recipe, after:
     assert writes > 40
 
 
-def test_killed_while_healing(tmp_path: Path, smoke: Recipe) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.campaign)])
+def test_killed_while_healing(tmp_path: Path, smoke: Recipe, stride: int) -> None:
     """A sealed set whose shard is damaged, and whose healer dies at each of its writes."""
     source = photo_folder(tmp_path / "photos", 6)
 
@@ -264,7 +265,7 @@ def test_killed_while_healing(tmp_path: Path, smoke: Recipe) -> None:
             break
         stage()
         assert tree(tmp_path / "root") == calm, writes
-        writes += 1
+        writes += stride
     assert writes > 8
 
 

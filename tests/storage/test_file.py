@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import InputError, RunError
-from trainer.storage import file, join, open_store, read_bytes, write_bytes, writers
+from trainer.storage import exists, file, join, open_store, read_bytes, write_bytes, writers
 from trainer.storage.base import absolute, local_path
 from trainer.storage.file import FileStore
 
@@ -56,6 +56,29 @@ def test_file_uri_and_path_are_the_same(tmp_path: Path) -> None:
     assert [info.uri for info in open_store("file:///").list(f"file://{tmp_path}")] == [f"file://{tmp_path}/a/x"]
     assert absolute("runs") == str(Path.cwd() / "runs")
     assert absolute("s3://b/x") == "s3://b/x"
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_folder_in_the_place_of_an_object(tmp_path: Path, holds: bool) -> None:
+    """An empty one counts as nothing, as on S3: it is written over. One that holds files is somebody's, and is named."""
+    uri, store = str(tmp_path / "x"), FileStore()
+    write_bytes(str(tmp_path / "y"), b"y")
+    for write in (lambda: write_bytes(uri, b"new"), lambda: store.copy(str(tmp_path / "y"), uri), lambda: store.create(uri, b"new")):
+        (tmp_path / "x").mkdir()
+        if holds:
+            (tmp_path / "x" / "inside").touch()
+        store.delete(uri)
+        assert not exists(uri)
+        if holds:
+            with pytest.raises(InputError, match=f"^{uri}: a folder lies here, not a file: remove it"):
+                write()
+            (tmp_path / "x" / "inside").unlink()
+            (tmp_path / "x").rmdir()
+        else:
+            write()
+            assert read_bytes(uri) in (b"new", b"y")
+            store.delete(uri)
+        assert [path.name for path in tmp_path.iterdir()] == ["y"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +134,7 @@ def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
 
 
 def test_writing_over_a_folder(tmp_path: Path) -> None:
-    """A folder is never replaced by a file."""
+    """A folder that holds anything is never replaced by a file."""
     (tmp_path / "d" / "e").mkdir(parents=True)
     with pytest.raises(InputError, match="a folder lies here"):
         write_bytes(str(tmp_path / "d"), b"x")

@@ -243,7 +243,7 @@ PASSING_4XX = [
 def test_errors_that_pass_whatever_their_status(
     s3_root: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, status: int, code: str
 ) -> None:
-    """Whatever their status they are waited out, for every kind of request; where they stay the command may be run again (exit 1)."""
+    """Whatever their status they are waited out; where they stay the command may be run again (exit 1). One is met by every request."""
     uri = join(s3_root, "x")
     write_bytes(uri, DATA)
     works: list[Callable[[S3Store], object]] = [
@@ -253,6 +253,7 @@ def test_errors_that_pass_whatever_their_status(
         lambda store: list(store.list(s3_root)),
         lambda store: store.delete(join(s3_root, "y")),
     ]
+    works = works if code == "RequestTimeout" else works[:1]
     for work in works:
         proxy.faults = [Status(status, code)]
         work(new_store(uri))

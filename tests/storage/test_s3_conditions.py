@@ -1,7 +1,6 @@
 """Creating and replacing objects on a server that takes conditions of writes for granted: claims decide instead."""
 
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,18 +13,6 @@ from trainer.storage.s3 import S3Store
 from trainer.storage.s3_client import Client
 from trainer.storage.s3_settings import settings_from_environment
 from trainer.storage.writers import beside_all
-
-
-@pytest.fixture
-def unconditional(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The root of a store whose server answers 200 whatever the condition: it never sees one."""
-    put = Client.put
-
-    def without(self: Client, bucket: str, key: str, data: bytes, headers: Mapping[str, str] | None = None, md5: str = "") -> Any:
-        return put(self, bucket, key, data, {name: value for name, value in (headers or {}).items() if not name.startswith("If-")}, md5)
-
-    monkeypatch.setattr(Client, "put", without)
-    return s3_root
 
 
 def new_store(root: str) -> S3Store:

@@ -16,7 +16,7 @@ from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.jobs import Job, find_jobs, find_models
 from trainer.evaluation.results import why_not_done
 from trainer.evaluation.siblings import take_over
-from trainer.progress import check_stop
+from trainer.progress import check_stop, tell
 from trainer.storage import layout
 from trainer.storage.base import exists
 from trainer.storage.committed import read_committed
@@ -111,6 +111,7 @@ def _measure_missing(config: EvaluateConfig, unfinished_ok: bool) -> dict[str, i
     for reason in reasons:
         if reason not in (None, "missing"):
             print(f"evaluate: measured again: {reason}", flush=True)
+            tell(f"evaluate {config.cell}", f"measured again: {reason}")
     missing = take_over(config, missing)
     written: list[Job] = []
     if missing:

@@ -11,6 +11,7 @@ from trainer.report.experiment import Result
 from trainer.report.statistics import Items
 from trainer.storage import arrays
 from trainer.storage.base import MissingObject
+from trainer.storage.checked import forget
 
 RECALLS = tuple(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10))
 RECALLS_ANY_TWIN = tuple(name.replace("@", "_any_twin@") for name in RECALLS)
@@ -118,6 +119,10 @@ def read_arrays(result: Result) -> dict[str, NDArray[np.generic]]:
         return arrays.read_arrays(result.items_uri, READ, result.facts.get("items"))
     except MissingObject as error:
         raise Corrupt(f"{result.items_uri}: missing") from error
+    except Corrupt:
+        output, model, name = result.items_uri.rsplit("/", 2)
+        forget(output, f"{model}/{name}")  # so that the next evaluation looks at them, whatever their stamp says
+        raise
 
 
 def read_items(result: Result, metric: str) -> Items:

@@ -8,9 +8,10 @@ none too: it is passed over, and pruned like one that was never sealed.
 import hashlib
 import json
 import logging
+import mmap
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -186,7 +187,7 @@ def write_final(
     for name, data in copies.items():
         write_bytes(join(folder, name), data)
     names = [path.name for path in sorted(local.iterdir())]
-    written = {f"{layout.FINAL}/{name}": _put(folder, name, memoryview((local / name).read_bytes())) for name in names}
+    written = {f"{layout.FINAL}/{name}": _put(folder, name, _mapped(local / name)) for name in names}
     for name, data in beside.items():
         written |= {place: _put(output, place, memoryview(data)) for place in (f"{layout.FINAL}/{name}", name)}
     seal = Committed(
@@ -197,10 +198,9 @@ def write_final(
         facts=dict(facts),
         beside={name: written[name][0] for name in beside},
     )
-    if local_path(output) is None:  # each upload was compared with the server's checksum; files are read again
-        checked.remember(output, {name: (info.stamp, sealed["sha256"]) for name, (sealed, info) in written.items()})
+    checked.remember(output, {name: (info.stamp, sealed["sha256"]) for name, (sealed, info) in written.items()})
     for uri, why in find_damage(output, seal).items():
-        raise Corrupt(f"{uri}: {why}: the store does not give back what was just written")
+        raise Corrupt(f"{uri}: {why}: it was changed while the final model was sealed: is another run at work here?")
     fence.check()
     write_committed(folder, seal)
 
@@ -320,10 +320,36 @@ def _verified(uri: str, facts: Mapping[str, Any]) -> bytes:
 
 
 def _put(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], ObjectInfo]:
-    """Store one file; how a seal names it, and what the store says of it."""
+    """Store one file; how a seal names it, and what the store says of it.
+
+    A store on S3 has compared what it received; a file is read back.
+
+    Raises:
+        Corrupt: the file system does not give back what was written.
+    """
     uri = join(folder, name)
-    info = open_store(uri).put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
-    return checked.describe(data), info
+    store = open_store(uri)
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing
+        described = beside.submit(checked.describe, data)
+        info = store.put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
+        if local_path(uri) is not None and not _are_equal(store.stream(uri), data):
+            raise Corrupt(f"{uri}: the file system does not give back what was just written")
+        return described.result(), info
+
+
+def _mapped(path: Path) -> memoryview:
+    """The bytes of a local file."""
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if path.stat().st_size else b"")
+
+
+def _are_equal(pieces: Iterable[bytes], data: memoryview) -> bool:
+    position = 0
+    for piece in pieces:
+        if piece != data[position : position + len(piece)].tobytes():
+            return False
+        position += len(piece)
+    return position == len(data)
 
 
 def _listed(output: str) -> dict[int, list[str]]:

@@ -3,11 +3,9 @@
 import faulthandler
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from trainer.config import profiled_steps
 from trainer.configs.sizes import PEAK_FLOPS
 from trainer.run.failure import best_effort
 from trainer.storage import join, write_bytes
+from trainer.storage.scratch import temporary_folder
 
 _LAST_RESORT_SECONDS = 60.0
 _UNUSUAL_STEPS = 50
@@ -125,7 +124,7 @@ class Profiler:
         running, self._running = self._running, None
         with best_effort(f"placement.profile_steps {self._first}:{self._last}"):
             running.__exit__(None, None, None)
-            with tempfile.TemporaryDirectory(prefix="firstsight-trace-") as folder:
-                trace = Path(folder) / "trace.json"
+            with temporary_folder("trace") as folder:
+                trace = folder / "trace.json"
                 running.export_chrome_trace(str(trace))
                 write_bytes(join(self._output, "profile", f"steps-{self._first}-{self._last}.json"), trace.read_bytes())

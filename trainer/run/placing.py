@@ -19,6 +19,7 @@ from trainer.config import Placement, StageConfig, loader_workers_for
 from trainer.configs.sizes import largest_local_batch_size, whole_batch_size
 from trainer.data.machine import available_cores
 from trainer.errors import Corrupt
+from trainer.progress import tell
 from trainer.storage import layout
 from trainer.storage.documents import read_document, write_document
 
@@ -125,7 +126,7 @@ def settle(config: StageConfig, machine: Machine) -> Chosen:
     Raises:
         InputError: placement.json is of a newer format, or no micro-batch fits the GPU.
     """
-    record = _read(layout.placement(config.output))
+    record = _read(config)
     before = record.get(machine.conditions)
     if record and before is None:
         last = list(record)[-1]
@@ -197,14 +198,17 @@ def _local_batch_size(config: StageConfig, machine: Machine, before: Chosen | No
 # ------------------------------------------------------------------------------------------------------ record
 
 
-def _read(uri: str) -> dict[Conditions, Chosen]:
+def _read(config: StageConfig) -> dict[Conditions, Chosen]:
     """What is recorded, oldest first; nothing where the record is damaged, which is said."""
+    uri = layout.placement(config.output)
     try:
         value = read_document(uri, "a record of placement", FORMAT_VERSION, checked_from=2)
         return {} if value is None else dict(_parse(uri, run) for run in value["runs"])
     except (Corrupt, KeyError, TypeError) as error:
         why = str(error) if isinstance(error, Corrupt) else f"{uri}: not a record of placement: {type(error).__name__}: {error}"
-        log.warning("%s; values are chosen anew: the loss stays the same, the bits may not", why)
+        line = f"{why}; values are chosen anew: the loss stays the same, the bits may not"
+        log.warning("%s", line)
+        tell(layout.stage_title(config), line)
         return {}
 
 

@@ -3,13 +3,11 @@
 import dataclasses
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from trainer.storage.committed import read_final
 from trainer.storage.fence import Fence
 from trainer.storage.manifest import Manifest
 from trainer.storage.recipes import config_bytes, read_stage, write_config_file
+from trainer.storage.scratch import temporary_folder
 
 log = logging.getLogger("trainer")
 
@@ -197,8 +196,8 @@ def finish(run: Run) -> None:
     if broken := towers.find_nonfinite(run.stage.module.state_dict()):
         raise RunError(f"{run.name}: {broken} contains NaN or Inf after the last step: no final model was written")
     samples = run.steps * run.global_batch_size
-    with tempfile.TemporaryDirectory(prefix="firstsight-final-") as folder:
-        facts = run.stage.save_final(Path(folder))
+    with temporary_folder("final") as folder:
+        facts = run.stage.save_final(folder)
         facts |= {
             "data_identity": run.config.data.identity,
             "judge": run.manifest.judge,
@@ -214,7 +213,7 @@ def finish(run: Run) -> None:
         run.lines.end()
         checkpoint.write_final(
             run.config.output,
-            Path(folder),
+            folder,
             recipe_hash=recipe_hash(run.config),
             step=run.steps,
             fence=run.fence,

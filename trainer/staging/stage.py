@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from trainer.config import Recipe, canonical_hash
@@ -35,6 +34,7 @@ from trainer.storage import exists, join, layout
 from trainer.storage.base import absolute
 from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Kind
+from trainer.storage.scratch import temporary_folder
 
 DEMO = "demo"
 Looks = dict[str, "array[int]"]
@@ -199,7 +199,7 @@ def _resumes(target: str, plan: Plan) -> bool:
 def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
     """The rows of a pairs source, of whatever sort it is."""
     if found.uri == DEMO:
-        made = stack.enter_context(TemporaryDirectory(prefix="firstsight-demo-"))
+        made = str(stack.enter_context(temporary_folder("demo")))
         demo.write_folder(made, demo_side)
         rows = table.read(made, list_source(made))
         return Rows(rows=rows.rows, rejects=rows.rejects, attribution=demo.attribution())
@@ -230,7 +230,7 @@ def _keeps_twins(found: _Source, options: Mapping[str, Any]) -> bool:
 def _generate(found: _Source, recipe: Recipe, options: Mapping[str, Any], stack: ExitStack) -> Rows[TripletRow]:
     """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in."""
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
-    made = stack.enter_context(TemporaryDirectory(prefix="firstsight-triplets-"))
+    made = str(stack.enter_context(temporary_folder("triplets")))
     split, _ = split_pairs(pairs.rows, recipe.staging.heldout_fraction, _keeps_twins(found, options))
     generate.write_folder(made, split, recipe.staging)
     rows = nights.read(made, list_source(made), 0)

@@ -129,13 +129,14 @@ def read_beside(stage_uri: str, seal: Committed, name: str) -> bytes:
 
 def _read_copy(stage_uri: str, seal: Committed, name: str) -> tuple[bytes, str]:
     places = join(stage_uri, name), join(layout.final(stage_uri), name)
-    for place in places:
+    for place, inside in zip(places, (name, f"{layout.FINAL}/{name}"), strict=True):
         try:
             data = read_bytes(place)
         except MissingObject:
             continue
         if hashlib.sha256(data).hexdigest() == seal.beside[name]["sha256"]:
             return data, place
+        checked.forget(stage_uri, inside)
     raise Corrupt(f"{places[0]}: neither it nor {places[1]} is what was sealed: train this stage again")
 
 

@@ -70,8 +70,8 @@ class FileStore:
 
     def create(self, uri: str, data: bytes) -> bool:
         """Write `data` unless a file lies there already: of many who call it at once, one gets True."""
-        with self._alone(uri) as path:
-            if path.exists():
+        with self._alone(uri):
+            if self.head(uri) is not None:
                 return False
             self.put_stream(uri, io.BytesIO(data), len(data))
             return True
@@ -105,7 +105,7 @@ class FileStore:
             try:
                 with open(partial, "rb") as file:
                     os.fsync(file.fileno())
-                os.replace(partial, target)
+                _move(partial, target, target_uri)
             finally:
                 partial.unlink(missing_ok=True)  # still there also where both names are links to one file already
             _sync_folder(target.parent)
@@ -133,7 +133,7 @@ class FileStore:
 
     def delete(self, uri: str) -> None:
         """Remove the file; one that is not there is no error."""
-        with _errors(uri):
+        with _errors(uri), suppress(IsADirectoryError):
             _path(uri).unlink(missing_ok=True)
 
     def sweep(self, prefix: str) -> None:
@@ -147,11 +147,10 @@ class FileStore:
                     os.rmdir(folder)
 
     @contextmanager
-    def _alone(self, uri: str) -> Iterator[Path]:
-        """The file's path, while nobody else creates or replaces it."""
-        path = _path(uri)
-        with _errors(uri), _locked(path, uri):
-            yield path
+    def _alone(self, uri: str) -> Iterator[None]:
+        """While nobody else creates or replaces the file."""
+        with _errors(uri), _locked(_path(uri), uri):
+            yield
 
     def head(self, uri: str) -> ObjectInfo | None:
         """Its size and time, or None where there is no such file."""
@@ -188,7 +187,12 @@ def _open_partial(path: Path, uri: str) -> tuple[Path, BinaryIO]:
 
 def _move(partial: Path, path: Path, uri: str) -> None:
     try:
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except IsADirectoryError:
+            with suppress(OSError):
+                path.rmdir()  # an empty folder is nothing, here as on S3; one that holds anything is an error
+            os.replace(partial, path)
     except FileNotFoundError as error:
         raise RunError(f"{uri}: another process removed it while it was written; run the same command again") from error
 

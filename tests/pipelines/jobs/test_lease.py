@@ -1,11 +1,11 @@
 """Heartbeats and what disturbs them, on a store that fails on request."""
 
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +17,8 @@ from trainer.errors import InputError, RunError
 from trainer.storage import ObjectInfo, join, open_store, read_bytes, write_bytes
 from trainer.storage.documents import encode_document
 from trainer.storage.file import FileStore
+from trainer.storage.s3 import S3Store
+from trainer.storage.s3_settings import settings_from_environment
 
 TOLERANT_SECONDS = 60.0
 OTHER = encode_document({"format_version": 2, "id": "1" * 32, "beats": 1, "pid": 7})
@@ -239,22 +241,47 @@ def test_of_many_who_take_over_a_dead_holder_one_wins(root: str):
     """They all know that it is dead."""
     write_bytes(join(root, "run.lock"), OTHER)
     every = [make(root, lambda holder: holder["id"] == "1" * 32) for _ in range(4)]
-    errors: list[Any] = [None] * len(every)
+    (winner,) = _take_at_once(every)
+    winner.beat()
 
-    def take(number: int) -> None:
-        try:
-            every[number].take()
-        except Taken as error:
-            errors[number] = error
 
-    threads = [threading.Thread(target=take, args=(number,)) for number in range(len(every))]
+@pytest.mark.slow
+def test_a_store_without_conditions_keeps_the_lock_by_claims(
+    unconditional: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Of those who begin at once one wins and keeps it by heartbeats; who takes it over wins, and the one before is told."""
+    monkeypatch.setattr(lease, "open_store", lambda uri: S3Store(settings_from_environment(uri)))  # which asks for conditions anew
+    every = [make(unconditional) for _ in range(3)]
+    won = _take_at_once(every)
+    assert len(won) == 1
+    won[0].beat()
+    with pytest.raises(Taken, match="is being run by process 1 "):
+        make(unconditional).take()
+    heirs = [make(unconditional, lambda holder: holder["id"] == won[0].id) for _ in range(2)]
+    after = _take_at_once(heirs)
+    assert len(after) == 1
+    with pytest.raises(Lost, match="is being run by process 1 "):
+        won[0].beat()
+    after[0].release()
+    assert list(open_store(unconditional).list(unconditional)) == []
+    assert "checks no conditions of writes" in caplog.text
+
+
+def _take_at_once(leases: list[Lease]) -> list[Lease]:
+    """Those that take it, of all that want it at the same time."""
+    won: list[Lease] = []
+
+    def take(one: Lease) -> None:
+        with contextlib.suppress(Taken):
+            one.take()
+            won.append(one)
+
+    threads = [threading.Thread(target=take, args=(one,)) for one in leases]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-
-    assert errors.count(None) == 1
-    every[errors.index(None)].beat()
+    return won
 
 
 @pytest.fixture

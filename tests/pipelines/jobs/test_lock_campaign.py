@@ -3,6 +3,7 @@
 Who holds the lock shows itself by a flock on a file of the test's own, which the kernel lets go of when it is killed.
 """
 
+import itertools
 import random
 import signal
 import subprocess
@@ -40,9 +41,10 @@ while True:
 RUNS, KILLS = 4, 12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("elsewhere", [0, 1])
+@pytest.mark.parametrize(
+    ("seed", "elsewhere"),
+    [pytest.param(*case, marks=pytest.mark.slow if case == (1, 1) else pytest.mark.campaign) for case in itertools.product((1, 2), (0, 1))],
+)
 def test_there_are_never_two_holders(root: str, tmp_path: Path, seed: int, elsewhere: int):
     """`elsewhere` of them are on machines of their own; on files the flock tells of those too."""
     draw, witness = random.Random(seed), tmp_path / "witness"

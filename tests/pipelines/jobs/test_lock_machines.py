@@ -63,7 +63,7 @@ def test_of_three_that_begin_at_once_one_wins_and_the_others_name_it(three: list
         assert f"is being run by process {winner.partition(' ')[2]} on {HOSTNAME}" in line
 
 
-@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("first", [1, *(pytest.param(first, marks=pytest.mark.campaign) for first in (0, 2))])
 def test_nobody_takes_over_from_one_whose_heartbeat_is_refused_once(
     three: list[Machine], proxies: list[FaultProxy], s3_root: str, first: int
 ):

@@ -20,6 +20,7 @@ from trainer.storage.manifest import require_manifest
 from trainer.storage.samples import read_index
 
 ROWS = 36
+BUCKETS = (100, 102, 103, 104, 105)
 FETCH = ["--tries", "1", "--timeout", "20", "--backoff", ".01", "--concurrency", "3"]
 SMALL = ["--recipe", "smoke", "--set", "staging.shard_samples=2"]
 
@@ -100,13 +101,13 @@ def _wait_for_requests(web: Web, count: int) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_and_three_fetchers_of_the_same_slices(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The set is readable and adds up, whichever attempt was chosen."""
     race_once(capsys, tmp_path, str(tmp_path / "root"), seed, 2 + seed % 2)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_fetchers_that_are_killed(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One or two of three, anywhere; what they left is used or swept."""
     race_once(capsys, tmp_path, str(tmp_path / "root"), seed, 3, kills=1 + seed % 2)
@@ -129,15 +130,16 @@ def test_fetchers_on_a_bucket(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     race_once(capsys, tmp_path, s3_root, 1, 3, kills=1)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("seed", range(100, 160))
 def test_many_seeds(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same, for longer."""
     race_once(capsys, tmp_path, str(tmp_path / "root"), seed, 2 + seed % 2, kills=seed % 3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 106))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(101, marks=pytest.mark.slow), *(pytest.param(seed, marks=pytest.mark.campaign) for seed in BUCKETS)]
+)
 def test_many_seeds_on_buckets(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
     """The same, on both servers: each of them sets the environment to itself, so a test takes one."""
     root = request.getfixturevalue(("s3_root", "minio_root")[seed % 2])
@@ -152,7 +154,7 @@ def heal(capsys: pytest.CaptureFixture[str], web: Web, tmp_path: Path, folder: s
 
 
 @pytest.mark.parametrize(
-    ("sealed", "stride"), [(True, 4), pytest.param(True, 1, marks=pytest.mark.slow), pytest.param(False, 1, marks=pytest.mark.slow)]
+    ("sealed", "stride"), [(True, 9), pytest.param(True, 1, marks=pytest.mark.campaign), pytest.param(False, 1, marks=pytest.mark.campaign)]
 )
 def test_every_object_damaged(sealed: bool, stride: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a fetched data set, sealed or not: the same commands give back the very same bytes, rows and rejects of the plan too."""

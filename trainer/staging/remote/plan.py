@@ -5,7 +5,6 @@ written last; what a killed planner left is written over with the same bytes.
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from trainer.storage import join, open_store
 from trainer.storage.base import absolute
 from trainer.storage.checked import file_sha256
 from trainer.storage.manifest import Files
+from trainer.storage.scratch import temporary_folder
 
 SLICE_SHARDS = 8
 """Shards a slice: what one process makes and, when it is killed, makes again."""
@@ -80,10 +80,10 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
     root = absolute(root)
     if not 0 <= options.heldout_fraction < 1:
         raise InputError(f"--heldout-fraction must be in [0, 1), got {options.heldout_fraction}")
-    with tempfile.TemporaryDirectory(prefix="firstsight-plan-", dir=options.scratch or None) as scratch:
-        with duckdb.connect(str(Path(scratch) / "plan.duckdb")) as database:
+    with temporary_folder("plan", options.scratch) as scratch:
+        with duckdb.connect(str(scratch / "plan.duckdb")) as database:
             _configure(database, scratch, options.memory_mb)
-            inputs = Inputs(Path(scratch), options.contact)
+            inputs = Inputs(scratch, options.contact)
             table = make(database, inputs)
             decided = {
                 "caption_policy": options.captions, "context_length": CONTEXT_LENGTH, "heldout_fraction": options.heldout_fraction,
@@ -120,7 +120,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
         return folder
 
 
-def _configure(database: duckdb.DuckDBPyConnection, scratch: str, memory_mb: int) -> None:
+def _configure(database: duckdb.DuckDBPyConnection, scratch: Path, memory_mb: int) -> None:
     database.execute(f"SET memory_limit = '{memory_mb}MB'")
     database.execute("SET threads = 2")  # each has buffers of its own, and the disk is the limit
     database.execute(f"SET temp_directory = '{scratch}/spill'")
@@ -136,7 +136,7 @@ def _first(database: duckdb.DuckDBPyConnection, relation: str) -> str:
     return str(run(database, f"SELECT image FROM {relation} ORDER BY position LIMIT 1")[0][0])
 
 
-def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -> tuple[dict[str, Any], Files]:
+def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: Path) -> tuple[dict[str, Any], Files]:
     """Rows that cannot become samples, counted, and their list rejects/plan.jsonl; of rows with one key, the first stays."""
     run(database, "CREATE TABLE twice AS SELECT key FROM source WHERE cause = '' GROUP BY key HAVING count(*) > 1")
     run(
@@ -148,7 +148,7 @@ def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -
             FROM source SEMI JOIN twice USING (key) WHERE cause = '') WHERE copy > 1""",
     )
     reader = database.sql("SELECT * FROM lost ORDER BY position, key, cause").to_arrow_reader(10_000)
-    path = Path(scratch) / "rejects.jsonl"
+    path = scratch / "rejects.jsonl"
     with open(path, "wb") as file:
         for batch in reader:
             for row in batch.to_pylist():

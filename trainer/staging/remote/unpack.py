@@ -6,7 +6,6 @@ those that are there are kept, so that a killed run goes on.
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +20,7 @@ from trainer.staging.sources.listing import list_source
 from trainer.staging.tokens import Tokenizer
 from trainer.storage import exists, join, open_store
 from trainer.storage.base import absolute, local_path
+from trainer.storage.scratch import temporary_folder
 
 _IMAGES = ("images", "image", "jpg")
 _TEXTS = ("texts", "text", "caption", "captions", "txt")
@@ -66,10 +66,10 @@ def _unpack_file(uri: str, target: str, tokenize: Tokenizer) -> int:
 
 def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str]]]:
     """Picture and captions of each row; memory holds a batch of rows, whatever the file's size."""
-    with tempfile.TemporaryDirectory(prefix="firstsight-unpack-") as scratch:
+    with temporary_folder("unpack") as scratch:
         path = local_path(uri)
         if path is None:
-            path = Path(scratch) / "file.parquet"
+            path = scratch / "file.parquet"
             with naming_full_disk(uri), open(path, "wb") as file:
                 for piece in open_store(uri).stream(uri):
                     file.write(piece)

@@ -4,11 +4,9 @@ A folder in its layout, nights.zip, or the folder of its chunk zips with data.cs
 are read, and later each picture by a range of its own, so that nothing of 58 GB need lie on this machine.
 """
 
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from trainer.bounds import naming_full_disk
 from trainer.config import Recipe, canonical_hash
@@ -27,6 +25,7 @@ from trainer.staging.sources.table import read_csv
 from trainer.storage import join, layout, read_bytes
 from trainer.storage.base import absolute
 from trainer.storage.manifest import Files
+from trainer.storage.scratch import temporary_folder
 
 _PATHS = ("ref_path", "left_path", "right_path")
 _ATTRIBUTION = "NIGHTS (Fu et al. 2023, DreamSim)"
@@ -130,8 +129,8 @@ def _read(uri: str, table: bytes, places: dict[str, str], min_votes: int) -> Row
 @contextmanager
 def _as_file(table: bytes) -> Iterator[SourceFile]:
     """data.csv as a file of this machine."""
-    with naming_full_disk(nights.NAME), tempfile.TemporaryDirectory(prefix="firstsight-nights-") as scratch:
-        path = Path(scratch) / nights.NAME
+    with naming_full_disk(nights.NAME), temporary_folder("nights") as scratch:
+        path = scratch / nights.NAME
         path.write_bytes(table)
         yield SourceFile(nights.NAME, str(path), len(table), 0.0)
 

@@ -1,0 +1,59 @@
+"""A finished experiment whose root takes no writes: `run` shows it; what is not finished is refused as before."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.jobs.lease import Taken
+from pipelines.local import run
+from pipelines.planning.request import merge
+from tests.pipelines.whole import ARMS, Whole
+from trainer.errors import InputError, RunError
+from trainer.storage.file import FileStore
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let nothing be written under any root, the lock neither."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    @contextlib.contextmanager
+    def no_lock(uri: str) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(run, "exclusive", no_lock)
+    monkeypatch.setattr(FileStore, "put_stream", fail)
+    monkeypatch.setattr(FileStore, "create", fail)
+
+
+def look(whole: Whole) -> int:
+    """`python -m pipelines run` of the experiment."""
+    asked = merge("", {"recipe": "smoke", "root": str(whole.root), "arms": ARMS})
+    return run.run(run.prepare(asked), verbose=False)
+
+
+@pytest.mark.parametrize("error", [InputError("run.lock: the file system is read-only"), RunError("run.lock: No space left on device")])
+def test_a_root_that_takes_no_writes(whole: Whole, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    whole.run()
+    before = {path: path.stat().st_mtime_ns for path in whole.root.rglob("*")}
+    with monkeypatch.context() as patch:
+        refuse(patch, error)
+        capsys.readouterr()
+        assert look(whole) == 0
+        assert "posthoc posthoc-seed0: done before" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in whole.root.rglob("*")} == before
+
+    (whole.folder / "report/index.html").unlink()
+    refuse(monkeypatch, error)
+    with pytest.raises(type(error), match=str(error)):
+        look(whole)
+
+
+def test_another_run_at_work_is_named_though_all_is_finished(whole: Whole, monkeypatch: pytest.MonkeyPatch):
+    whole.run()
+    refuse(monkeypatch, Taken("is being run by process 7"))
+    with pytest.raises(Taken, match="process 7"):
+        look(whole)
