@@ -243,7 +243,7 @@ def remote_list(what: What, source: str) -> RemoteList | None:
     Raises:
         InputError: the YAML is not there or says something wrong.
     """
-    if source.startswith(("http://", "https://")) and not source.endswith((".yaml", ".yml")):
+    if source[:8].lower().startswith(("http://", "https://")) and not source.endswith((".yaml", ".yml")):
         return RemoteList(kind="nights" if what == "triplets" else "urls", list=source)
     if not source.endswith((".yaml", ".yml")):
         return None
