@@ -45,6 +45,5 @@ def check_size(uri: str, asked: Request, name: str) -> None:
                 f"({stage}.global_batch_size); try {smoke}a smaller global_batch_size"
             )
         if train % batch:
-            note(
-                name, f"{stage}: an epoch takes {train - train % batch:,} of {train:,} {manifest.kind} ({batch:,} a batch), other ones each"
-            )
+            used = f"{train - train % batch:,} of {train:,} {manifest.kind}, in batches of {batch:,}"
+            note(name, f"{stage}: an epoch takes {used}; each epoch leaves out others")
