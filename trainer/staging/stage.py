@@ -224,11 +224,11 @@ def _generate(found: _Source, recipe: Recipe, stack: ExitStack, for_stages: Sequ
     """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in."""
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
     made = stack.enter_context(TemporaryDirectory(prefix="firstsight-triplets-"))
-    rows = assign_splits(pairs.rows, recipe.staging.heldout_fraction)
-    require_enough(found.uri, "pairs", _train_size(rows), len(rows), recipe, for_stages)
-    most = generate.most_triplets(rows, recipe.staging)
+    pictures = assign_splits(pairs.rows, recipe.staging.heldout_fraction)
+    require_enough(found.uri, "pairs", _train_size(pictures), len(pictures), recipe, for_stages)
+    most = generate.most_triplets(pictures, recipe.staging)
     require_enough(found.uri, "triplets", most["train"], sum(most.values()), recipe, for_stages)
-    generate.write_folder(made, rows, recipe.staging)
+    generate.write_folder(made, pictures, recipe.staging)
     rows = nights.read(made, list_source(made), 0)
     return Rows(rows=rows.rows, rejects=rows.rejects, attribution=pairs.attribution, judge=rows.judge)
 
