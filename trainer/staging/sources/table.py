@@ -15,7 +15,7 @@ from typing import Any
 from trainer.bounds import MAX_TABLE_BYTES, check_size
 from trainer.errors import InputError
 from trainer.staging import kinds
-from trainer.staging.captions import BadCaptionError, clean_captions, decode, first_captions, one_line
+from trainer.staging.captions import BadCaptionError, clean_captions, decode, first_captions, one_line, split_lines
 from trainer.staging.foreign import shown
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources import records
@@ -55,6 +55,7 @@ def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
     places = Places(uri, files)
 
     def open_one(file: SourceFile) -> Listed:
+        check_size(file.size, MAX_TABLE_BYTES, file.uri)
         return records.open_list(file, lambda name: _find_quietly(places, name) is not None)
 
     if name or NAME in by_name:
@@ -150,12 +151,13 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
     lists = find(uri, files) if lists is None else lists
     places = Places(uri, files)
     pictures: dict[str, _Picture] = {}
+    named: set[str] = set()
     rejects: list[Reject] = []
     for listed in lists:
         count = 0
         for place, record in listed.rows():
             count += 1
-            reject = record if isinstance(record, str) else _take(listed, place, record, places, pictures)
+            reject = record if isinstance(record, str) else _take(listed, place, record, places, pictures, named)
             if isinstance(reject, str):
                 reject = Reject(f"{listed.file.name}: {place}", "bad row", reject)
             if reject is not None:
@@ -165,17 +167,18 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
     check_unique((name.rpartition(".")[0] or name for name in pictures), lists[0].file.uri if lists else uri)
     rows, empty = _rows(pictures)
     rejects += empty
-    lost = {reject.where for reject in rejects}
     rejects += (
         Reject(file.name, "not in the list", f"{lists[0].file.name} does not name it", counts=False)
         for file in files
-        if kinds.is_picture(file.name) and file.name not in pictures and file.name not in lost
+        if kinds.is_picture(file.name) and file.name not in named
     )
     return Rows(rows=rows, rejects=rejects)
 
 
-def _take(listed: Listed, place: str, record: Record, places: Places, pictures: dict[str, _Picture]) -> Reject | str | None:
-    """Note what a row says of its picture; else why it says nothing, as a reject or in words."""
+def _take(
+    listed: Listed, place: str, record: Record, places: Places, pictures: dict[str, _Picture], named: set[str]
+) -> Reject | str | None:
+    """Note what a row says of its picture, and that it names it; else why it says nothing, as a reject or in words."""
     where = f"{place} of {listed.file.name}"
     value = _first(listed, record, "file")
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -186,20 +189,19 @@ def _take(listed: Listed, place: str, record: Record, places: Places, pictures: 
             f"{listed.file.uri}: {place}: {name} is a URL: a list of URLs is planned and fetched, by python -m trainer stage plan urls "
             f"--list {listed.file.uri} or with a YAML file of kind urls as the source (docs/DATA.md)"
         )
+    part = split_in(listed.file.name) or split_of(_folder(listed.file.name))
     try:
-        facts = {
-            role: one_line(
-                next((record[column] for column in listed.roles.get(role, ()) if record.get(column) not in (None, "")), ""), where
-            )
-            for role in ("label", "split", "family")
-        }
-        split = check_split(named_split(facts["split"], listed.known_splits), f"{listed.file.uri}: {place}") if facts["split"] else ""
-        file = places.find(name, listed.file.name.rpartition("/")[0], split or split_in(listed.file.name))
+        facts = {role: one_line(_first(listed, record, role), f"{where}: {role}") for role in ("label", "split", "family")}
+        if facts["split"]:
+            facts["split"] = check_split(named_split(facts["split"], listed.known_splits), f"{listed.file.uri}: {place}")
+        file = places.find(name, listed.file.name.rpartition("/")[0], facts["split"] or part)
         if file is None:
             return Reject(name or place, "no such file", f"{where}: not a file of this folder")
+        named.add(file.name)
         suffix = kinds.suffix_of(file.name)
         if suffix in kinds.NOT_READ:
             return Reject(file.name, kinds.UNREAD_CAUSE, kinds.explain_unread(suffix))
+        name = file.name
         values = (record.get(column) for column in listed.roles["caption"])
         captions = first_captions((_cell(value) for value in values) if "CSV" in listed.form else values, where)
     except AmbiguousNameError as error:
@@ -207,7 +209,7 @@ def _take(listed: Listed, place: str, record: Record, places: Places, pictures: 
     except BadCaptionError as error:
         return Reject(name, error.cause, error.detail)
     picture = pictures.setdefault(file.name, _Picture(file, where))
-    for role, text in ({**facts, "split": split, "part": split_in(listed.file.name) or split_of(_folder(listed.file.name))}).items():
+    for role, text in {**facts, "part": part}.items():
         known = picture.facts.get(role, "")
         if text and known and text != known:
             return f"{role} {text!r} of {name}, but {known!r} in {picture.place}"
@@ -237,7 +239,7 @@ def _cell(value: object) -> object:
                 found = parse(text)
                 if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
                     return found
-    return text.splitlines()
+    return split_lines(text)
 
 
 def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
