@@ -146,6 +146,8 @@ def first_captions(values: Iterable[object], where: str) -> tuple[str, ...]:
     """
     odd = None
     for value in values:
+        if isinstance(value, str) and value.isascii() and (text := value.strip()):
+            return (text,)
         if captions := clean_captions(texts_in(value), where):
             return captions
         odd = value if odd is None and not _is_empty(value) else odd
