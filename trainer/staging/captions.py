@@ -101,7 +101,7 @@ def parse_text(data: bytes, where: str) -> tuple[str, ...]:
         text = decode(data)
     except ValueError as error:
         raise BadCaptionError("caption not UTF-8", f"{where} {error}") from error
-    return clean_captions(text.splitlines(), where)
+    return clean_captions(split_lines(text), where)
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
@@ -146,12 +146,19 @@ def first_captions(values: Iterable[object], where: str) -> tuple[str, ...]:
     """
     odd = None
     for value in values:
+        if isinstance(value, str) and value.isascii() and (text := value.strip()):
+            return (text,)
         if captions := clean_captions(texts_in(value), where):
             return captions
         odd = value if odd is None and not _is_empty(value) else odd
     if odd is not None:
         raise NoCaptionError("caption is not text", f"{where}: {shown(odd)}")
     raise NoCaptionError("empty caption", where)
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines as files have them. Unicode's further ends of lines (U+2028, NEL …) are white space within a caption."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def texts_in(value: object) -> Iterator[str]:
@@ -204,6 +211,11 @@ def one_line(value: object, where: str) -> str:
 def clean_name(text: str) -> str:
     """Text on one line, without byte order marks: whoever reads names one a line gets back the same."""
     return " ".join(text.replace("\ufeff", "").split())
+
+
+def as_line(text: str) -> str:
+    """The text as it is, where whoever reads it as a line gets back the same; else on one line."""
+    return text if text.splitlines() == [text] and text == text.strip() and "\ufeff" not in text else clean_name(text)
 
 
 def decode(data: bytes) -> str:

@@ -1,7 +1,7 @@
 """`stage eval <name>`: a local copy to a sealed evaluation set that both we and CLIP_benchmark read."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from trainer.configs.evaluation_sets import EvaluationSetFacts, find_set
 from trainer.errors import InputError
 from trainer.progress import check_stop, progress
+from trainer.staging.captions import as_line
 from trainer.staging.evaluation_sets import binary, captions, folders, lists, scenes, tars
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, as_kept
 from trainer.staging.evaluation_sets.prompts import Prompts, choose
@@ -62,8 +63,8 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
     multilabel = facts.metric == "mean_average_precision"
     options: dict[str, Any] = {
         "task": facts.task,
-        "classnames": list(chosen.classnames),
-        "templates": list(chosen.templates),
+        "classnames": _lines(chosen.classnames, f"{source}: class"),
+        "templates": _lines(chosen.templates, f"{source}: template"),
         "multilabel": multilabel,
         "only": sorted(wanted),
     }
@@ -78,6 +79,14 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         rows = _select(converted.rows, wanted, only)
         sealed = _write(folder, plan, facts, rows, {**options, "main_metric": facts.metric, "prompts": chosen.origin})
     return folder, sealed.identity
+
+
+def _lines(names: Sequence[str], where: str) -> list[str]:
+    """Names as they can be written one a line. InputError where nothing is left of one."""
+    kept = [as_line(name) for name in names]
+    if "" in kept:
+        raise InputError(f"{where} {kept.index('')} has no name: {names[kept.index('')]!r}")
+    return kept
 
 
 def _convert(facts: EvaluationSetFacts, copy: Copy) -> Converted:
