@@ -32,7 +32,7 @@ def require_source(what: str, uri: str) -> None:
     Raises:
         InputError: it, or a file that its description names, does not exist; or the store cannot be read.
     """
-    if uri in ("", "demo") or uri.startswith(("http://", "https://")):
+    if uri in ("", "demo") or uri[:8].lower().startswith(("http://", "https://")):
         return
     path, store = local_path(uri), open_store(uri)
     is_file = os.path.isfile(path) if path is not None else "/" in uri.removeprefix("s3://").rstrip("/") and store.head(uri) is not None

@@ -5,6 +5,7 @@ the same is asked for, the source looks as before and the data set is whole, the
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipelines.planning.sources import described_sources
 from trainer.config import DataConfig, canonical_hash
 from trainer.errors import Corrupt, InputError
 from trainer.storage import checked, join, open_store
-from trainer.storage.base import exists
+from trainer.storage.base import exists, local_path
 from trainer.storage.documents import read_document, write_document
 from trainer.storage.manifest import Manifest, as_data, require_manifest, staged_sets
 from trainer.storage.plans import is_data, read_plan
@@ -102,15 +103,24 @@ def _key(asked: Any) -> str:
     return canonical_hash(dataclasses.asdict(asked))
 
 
+def _has_linked_folders(uri: str) -> bool:
+    """Whether links lead out of a source on this machine: what lies behind them is staged, but not listed by the store."""
+    path = local_path(uri)
+    walked = os.walk(path) if path is not None else ()
+    return any(os.path.islink(os.path.join(place, name)) for place, folders, _ in walked for name in folders)
+
+
 def _looks(sources: tuple[str, ...]) -> str:
     """Differs whenever what lies at the sources may differ; empty where that cannot be told without reading them."""
     parts = []
     for source in sources:
         for uri in described_sources(source):
-            if uri.startswith(("http://", "https://")):
+            if uri[:8].lower().startswith(("http://", "https://")):
                 return ""
             store = open_store(uri)
             info = store.head(uri) if "/" in uri.removeprefix("s3://").rstrip("/") else None
+            if (info is not None and uri == source and not uri.endswith((".tar", ".zip", ".yaml", ".yml"))) or _has_linked_folders(uri):
+                return ""
             found = list(store.list(uri)) if info is None else [info]
             if not found or not all(one.stamp for one in found):
                 return ""

@@ -206,6 +206,17 @@ def test_imagenet_a_takes_the_names_of_its_200_from_the_mapping(copy, staged, fe
     assert staged("imagenet-a")[0].classnames == ("tench", "goldfish")
 
 
+def test_class_names_are_written_one_a_line(tmp_path, copy, staged, few_classes):
+    """White space of any kind in a folder's name becomes a blank; what can be read back as it is stays as it is."""
+    few_classes("eurosat", 3)
+    for number, name in enumerate(["a\u2028b\n", "c  d", "e\x85\tf"]):
+        copy(f"{name}/{number}.jpg", build.picture(number, suffix="jpg"))
+    described, items = staged("eurosat")
+    assert described.classnames == ("a b", "c  d", "e f")
+    assert tuple((Path(described.uri) / "classnames.txt").read_text().splitlines()) == described.classnames
+    assert len(items) == 3
+
+
 def test_a_copy_of_too_few_classes_is_refused(copy, staged):
     """ImageNet has a thousand."""
     copy("n01440764/x.jpg", build.picture(1, suffix="jpg"))

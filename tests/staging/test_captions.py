@@ -18,6 +18,7 @@ NO_TEXT = [True, False, 3.5, 0, -1, {"raw": "a dog"}, {}, [["a dog"]], [3], [{"r
     [
         ({"txt": b"a dog\n\n  a cat \r\n"}, Facts(captions=("a dog", "a cat"))),
         ({"txt": "\ufeffein Hündchen".encode()}, Facts(captions=("ein Hündchen",))),
+        ({"txt": "one\u2028line\x85\rtwo".encode()}, Facts(captions=("one\u2028line", "two"))),
         ({"caption": b"a dog"}, Facts(captions=("a dog",))),
         ({"json": b'"a dog"'}, Facts(captions=("a dog",))),
         ({"json": b'["a dog", " a cat"]'}, Facts(captions=("a dog", "a cat"))),

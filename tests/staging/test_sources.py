@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.staging.conftest import facts, photo_folder, picture, samples
 from trainer.config import Recipe
 from trainer.errors import InputError
+from trainer.evaluation.read_sets import describe_set, read_set
 from trainer.staging.sources import listing
 from trainer.staging.stage import stage_pairs
 from trainer.storage import write_bytes
@@ -61,6 +63,21 @@ def test_json_captions_with_labels_make_a_zero_shot_set(tmp_path: Path, stage: S
     folder = tmp_path / "root" / manifest.evaluation[1]["uri"]
     assert (folder / "classnames.txt").read_text(encoding="utf-8").split() == ["cat", "dog"]
     assert (folder / "test" / "nshards.txt").read_text(encoding="utf-8") == "1"
+
+
+def test_labels_survive_being_written_one_a_line(tmp_path: Path, stage: Stage) -> None:
+    """Blanks, tabs, line ends of any kind and byte order marks: the class names of the set are those of the samples."""
+    photo_folder(tmp_path, 12)
+    labels = ["big\u2028dog", " big  dog ", "a\tcat\x85", "a cat", "\ufeffcow\r\n", "cow"]
+    rows = [[f"p{n:03d}.png", f"one\u2028two \x85 {n}\x0bthree", labels[n % 6]] for n in range(12)]
+    uri, manifest = stage(write_csv(tmp_path, ["file", "caption", "label"], rows))
+    assert {facts(members)["label"] for members in samples(uri, manifest).values()} == {"a cat", "big dog", "cow"}
+    retrieval, categories = (describe_set(str(tmp_path / "root" / entry["uri"]), entry["identity"]) for entry in manifest.evaluation)
+    folder = tmp_path / "root" / manifest.evaluation[1]["uri"]
+    assert (
+        (folder / "classnames.txt").read_text(encoding="utf-8").splitlines() == list(categories.classnames) == ["a cat", "big dog", "cow"]
+    )
+    assert all(re.fullmatch(r"one two   \d+ three", *item.captions) for item in read_set(retrieval))
 
 
 def test_captions_csv_with_its_own_splits(tmp_path: Path, stage: Stage) -> None:

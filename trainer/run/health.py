@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable

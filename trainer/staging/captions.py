@@ -18,6 +18,7 @@ CAPTION_KEYS = ("captions", "caption", "text", "texts")
 """Keys of a JSON object that may hold captions; the first that holds any counts."""
 CAPTION_SUFFIXES = ("txt", "caption")
 """Files of plain captions, one a line; the first that is there and has any counts."""
+MAY_BE_LATIN_1 = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
@@ -100,7 +101,7 @@ def parse_text(data: bytes, where: str) -> tuple[str, ...]:
         text = decode(data)
     except ValueError as error:
         raise BadCaptionError("caption not UTF-8", f"{where} {error}") from error
-    return clean_captions(text.splitlines(), where)
+    return clean_captions(split_lines(text), where)
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
@@ -145,12 +146,19 @@ def first_captions(values: Iterable[object], where: str) -> tuple[str, ...]:
     """
     odd = None
     for value in values:
+        if isinstance(value, str) and value.isascii() and (text := value.strip()):
+            return (text,)
         if captions := clean_captions(texts_in(value), where):
             return captions
         odd = value if odd is None and not _is_empty(value) else odd
     if odd is not None:
         raise NoCaptionError("caption is not text", f"{where}: {shown(odd)}")
     raise NoCaptionError("empty caption", where)
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines as files have them. Unicode's further ends of lines (U+2028, NEL …) are white space within a caption."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def texts_in(value: object) -> Iterator[str]:
@@ -205,24 +213,33 @@ def clean_name(text: str) -> str:
     return " ".join(text.replace("\ufeff", "").split())
 
 
+def as_line(text: str) -> str:
+    """The text as it is, where whoever reads it as a line gets back the same; else on one line."""
+    return text if text.splitlines() == [text] and text == text.strip() and "\ufeff" not in text else clean_name(text)
+
+
 def decode(data: bytes) -> str:
     """UTF-8 text, with or without a byte order mark.
 
     Raises:
         ValueError: it is not; the message names the encoding that it seems to have, and how to convert it.
     """
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
-    if not encoding and data[:64].count(0) >= max(1, len(data[:64]) // 4):
-        encoding = "UTF-16"
-    if encoding:
-        raise ValueError(f"must be UTF-8, is {encoding} by its first bytes: convert it with iconv -f {encoding} -t UTF-8")
+    check_beginning(data)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         start = error.start + (3 if data.startswith(codecs.BOM_UTF8) else 0)
         line, byte = data.count(b"\n", 0, start) + 1, f"{data[start]:#04x} at {start}"
-        why = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
-        raise ValueError(f"must be UTF-8, line {line} has byte {byte}, {why}") from error
+        raise ValueError(f"must be UTF-8, line {line} has byte {byte}, {MAY_BE_LATIN_1}") from error
+
+
+def check_beginning(data: bytes) -> None:
+    """ValueError, as of `decode`, where the first bytes of a text are those of UTF-16 or UTF-32."""
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
+    if not encoding and data[:64].count(0) >= max(1, len(data[:64]) // 4):
+        encoding = "UTF-16"
+    if encoding:
+        raise ValueError(f"must be UTF-8, is {encoding} by its first bytes: convert it with iconv -f {encoding} -t UTF-8")
 
 
 def _check_whole(text: str, where: str) -> None:

@@ -39,6 +39,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 _FORMATS_OF_1 = _FORMATS[:7]
 _DECODED_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 10}
 """Bytes a pixel that PIL has in use while it decodes (measured); of other formats 4."""
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
+_MAX_TILE_PIXELS = 4 << 20  # of a tile that is larger than its picture; writers take 256 x 256 or 512 x 512
 _LARGE_PIXELS = 25_000_000  # what is smaller takes no more than 100 MB, however small its file
 _STRIP_PIXELS = 1 << 20  # pictures are converted in strips: at most two whole ones are in memory
 MAX_SCAN_PIXELS = 20 * MAX_PIXELS
@@ -150,9 +152,19 @@ def _check_unpacked(image: Image.Image, size: int) -> None:
     """Refuse what takes much more memory than pictures of its kind and its bytes do."""
     needed = _DECODED_BYTES.get(image.format or "", 4)
     _check_pixels(image.width, image.height, MAX_DECODED_BYTES // needed, f" of {image.format}")
+    tile = _tile_pixels(image)
+    if tile > max(_MAX_TILE_PIXELS, image.width * image.height):
+        raise BadImageError("unpacks to too much", f"{image.width}x{image.height} in tiles of {tile:,} pixels: a decompression bomb?")
     if image.width * image.height > max(_LARGE_PIXELS, size * MAX_PIXELS_A_BYTE):
         ratio = f"more than {MAX_PIXELS_A_BYTE} pixels a byte"
         raise BadImageError("unpacks to too much", f"{image.width}x{image.height} in {size:,} bytes, {ratio}: a decompression bomb?")
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of a TIFF's tile, which libtiff unpacks whole however little of it the picture has; 0 of other pictures."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)
+    return width * height if isinstance(width, int) and isinstance(height, int) else 0
 
 
 def _bytes_needed(image: Image.Image) -> int:

@@ -10,7 +10,7 @@ NOT_READ = (
     ".xcf", ".eps", ".ai", ".wmf", ".emf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
 )  # fmt: skip
 """Pictures all the same: each is a lost sample, and counts against the limit of bad ones."""
-_PICTURES = frozenset(READ + NOT_READ)
+_PICTURES = READ + NOT_READ
 UNREAD_CAUSE = "kind of file not read"
 
 
@@ -29,4 +29,4 @@ def explain_unread(suffix: str) -> str:
 
 def is_picture(name: str) -> bool:
     """Whether a file is a picture by its name, of a kind that is read or not."""
-    return suffix_of(name) in _PICTURES
+    return name.lower().endswith(_PICTURES)

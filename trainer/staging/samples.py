@@ -17,16 +17,26 @@ from trainer.staging.images import BadImageError, encode_png, is_plain_png, norm
 from trainer.staging.judge import flip_distance
 from trainer.staging.plans import PAIRS_RULES
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
+from trainer.storage import MissingObject
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Key, members by column (suffix, bytes), the captions that are still to become tokens, and the picture's look (images.look_of)."""
+    """A sample on its way to a shard.
+
+    Attributes:
+        key: unique in its data set.
+        members: by column (suffix, bytes).
+        captions: those that are still to become tokens.
+        look: of the picture (images.look_of).
+        note: what was set aside, in a few words.
+    """
 
     key: str
     members: dict[str, tuple[str, bytes]]
     captions: Sequence[str] = field(default=())
     look: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +50,11 @@ class PairMaker:
         """The sample, or why there is none."""
         try:
             with _held(row.image) as data:
-                picture = normalise(data, self.image_policy)
+                picture = normalise(data, self.image_policy, self.rules)
         except BadImageError as error:
             return Reject(row.where, error.cause, error.detail)
+        except MissingObject as error:  # listed, but gone since
+            return Reject(row.where, "no such file", str(error))
         captions = [" ".join(caption.splitlines()) for caption in row.captions]
         facts: dict[str, Any] = {"height": picture.height, "source": row.where, "width": picture.width}
         if row.label:
@@ -55,7 +67,7 @@ class PairMaker:
             "txt": ("txt", text.encode("utf-8", "replace")),
             "json": ("json", as_json(facts)),
         }
-        return Sample(row.key, members, captions, picture.look)
+        return Sample(row.key, members, captions, look=picture.look, note=picture.note)
 
 
 @dataclass(frozen=True, slots=True)

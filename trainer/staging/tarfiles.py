@@ -57,7 +57,7 @@ def read_members(stream: BinaryIO, size: int, where: str, is_wanted: Callable[[s
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # else each header is kept
+                tar.members.clear()  # type: ignore[attr-defined]  # else each header is kept
                 _check_member(info, size, where)
                 if info.isreg():
                     data = _read(stream, info.offset_data, info.size) if is_wanted(info.name) else b""

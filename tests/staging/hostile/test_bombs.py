@@ -72,6 +72,19 @@ def jp2_header(width: int, height: int) -> bytes:
     )
 
 
+def tiff_of_one_tile(side: int) -> bytes:
+    """A picture of 16 x 16 in a tile that is much larger, of 1 kB."""
+    tile = zlib.compress(bytes(1 << 20))
+    tags = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 134), (325, len(tile))]
+    return (
+        b"II*\0"
+        + struct.pack("<IH", 8, len(tags))
+        + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        + bytes(4)
+        + tile
+    )
+
+
 def jpeg_of_many_scans() -> bytes:
     """A progressive JPEG whose last scan is repeated."""
     data = picture(1, (640, 480), "JPEG", progressive=True)
@@ -91,6 +104,7 @@ def jpeg_of_many_scans() -> bytes:
         (lambda: encoded_as("TIFF", (6000, 5000), compression="tiff_deflate"), "unpacks to too much", "6000x5000 in"),
         (lambda: encoded_as("GIF", (6000, 5000), "L"), "unpacks to too much", "6000x5000 in"),
         (lambda: jp2_header(8000, 8000), "too many pixels", "8000x8000, at most 40 megapixels of JPEG2000"),
+        (lambda: tiff_of_one_tile(20_000), "unpacks to too much", "16x16 in tiles of 400,000,000 pixels"),
         (jpeg_of_many_scans, "too many scans", "scans of 640x480, at most 2000 megapixels in all"),
         (lambda: png(8, 8, 2, 3, *[(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20)))] * 17), "broken image", "text"),
         (lambda: png(8, 8, 2, 3, (b"zTXt", b"k\0\0" + zlib.compress(bytes(100 << 20)))), "broken image", "MAX_TEXT_CHUNK"),

@@ -83,7 +83,8 @@ def test_every_row_is_a_sample_or_counted(root: str, web: Web, tmp_path: Path, c
     found = samples(folder, manifest)
     assert len(found) == manifest.rows["written"]
     assert found["1000"]["image"] == picture(0)
-    assert found["1000"]["txt"].decode().split("\n") == ['Title 0 "café"', "see the sea"]
+    assert found["1000"]["txt"].decode() == 'Title 0 "café"'
+    assert json.loads(found["1000"]["json"])["captions"] == ['Title 0 "café"', "see the sea"]
     assert found["1003"]["image"] == picture(3)
     assert found["1012"]["image"] == picture(12)
     assert json.loads(found["1000"]["json"])["source"] == place(0)

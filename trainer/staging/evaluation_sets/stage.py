@@ -1,7 +1,7 @@
 """`stage eval <name>`: a local copy to a sealed evaluation set that both we and CLIP_benchmark read."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +10,17 @@ import numpy as np
 from trainer.configs.evaluation_sets import EvaluationSetFacts, find_set
 from trainer.errors import InputError
 from trainer.progress import check_stop, counted, progress
+from trainer.staging.captions import as_line
 from trainer.staging.evaluation_sets import binary, captions, folders, lists, scenes, tars
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, as_kept
 from trainer.staging.evaluation_sets.prompts import Prompts, choose
+from trainer.staging.foreign import lines_of, text_of
 from trainer.staging.plans import Plan, slices_to_make, write_plan
 from trainer.staging.rows import safe_key
 from trainer.staging.sealed import find_intact, layout_files, write_files
 from trainer.staging.sources.listing import fingerprint, list_source
 from trainer.staging.writer import SliceWriter, gather, seal
-from trainer.storage import layout, read_text
+from trainer.storage import layout, read_bytes
 from trainer.storage.manifest import Manifest
 
 SHARD_SAMPLES = 1024
@@ -61,8 +63,8 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
     multilabel = facts.metric == "mean_average_precision"
     options: dict[str, Any] = {
         "task": facts.task,
-        "classnames": list(chosen.classnames),
-        "templates": list(chosen.templates),
+        "classnames": _lines(chosen.classnames, f"{source}: class"),
+        "templates": _lines(chosen.templates, f"{source}: template"),
         "multilabel": multilabel,
         "only": sorted(wanted),
     }
@@ -79,6 +81,14 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
     return folder, sealed.identity
 
 
+def _lines(names: Sequence[str], where: str) -> list[str]:
+    """Names as they can be written one a line. InputError where nothing is left of one."""
+    kept = [as_line(name) for name in names]
+    if "" in kept:
+        raise InputError(f"{where} {kept.index('')} has no name: {names[kept.index('')]!r}")
+    return kept
+
+
 def _convert(facts: EvaluationSetFacts, copy: Copy) -> Converted:
     if tars.is_layout(copy):
         return tars.read_layout(copy)
@@ -89,7 +99,7 @@ def _convert(facts: EvaluationSetFacts, copy: Copy) -> Converted:
 
 
 def _only(uri: str) -> set[str]:
-    return {line.strip() for line in read_text(uri).splitlines() if line.strip()} if uri else set()
+    return {line.strip() for line in lines_of(text_of(read_bytes(uri), uri)) if line.strip()} if uri else set()
 
 
 def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:

@@ -277,7 +277,7 @@ def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", ke
         if done.exists():
             continue
         archive = _local_file(uri, folder / ".zips" / (f"{place}-" if place else "") / uri.rsplit("/", 1)[-1], contact)
-        remote = uri.startswith(("http://", "https://"))
+        remote = uri[:8].lower().startswith(("http://", "https://"))
         try:
             unpack(archive, folder, place)
         except RunError:
@@ -299,7 +299,7 @@ def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", ke
 
 def _local_file(uri: str, target: Path, contact: str) -> Path:
     """A local path of a URL or path."""
-    if uri.startswith(("http://", "https://")):
+    if uri[:8].lower().startswith(("http://", "https://")):
         download(uri, target, contact=contact)
         return target
     if not Path(uri).is_file():

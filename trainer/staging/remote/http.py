@@ -320,7 +320,7 @@ def _is_final(error: Exception) -> bool:
 
 def is_web(uri: str) -> bool:
     """Whether a URI is http or https."""
-    return uri.startswith(("http://", "https://"))
+    return uri[:8].lower().startswith(("http://", "https://"))
 
 
 def follow(first: str, url: str, location: str) -> str:

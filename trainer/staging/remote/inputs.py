@@ -1,7 +1,7 @@
 """The files a plan is made from, on this machine's disk, where duckdb can read them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from trainer.bounds import MAX_LIST_RATIO, naming_full_disk
 from trainer.errors import InputError, RunError
+from trainer.staging.captions import MAY_BE_LATIN_1, check_beginning
 from trainer.staging.parquet import first_line
 from trainer.staging.remote.download import download
 from trainer.staging.remote.http import is_web
@@ -55,8 +56,14 @@ _MAX_PROBED_BYTES = MAX_LIST_RATIO << 20
 
 
 def _checked(path: Path, uri: str) -> str:
-    """The path of a list; InputError where it is packed and its beginning holds far more than text does."""
+    """The path of a list; InputError where its beginning is UTF-16, or is packed and holds far more than text does."""
     codec = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    if not codec and path.suffix not in (".parquet", ".npy"):
+        with open(path, "rb") as file:
+            try:
+                check_beginning(file.read(64))
+            except ValueError as error:
+                raise InputError(f"{uri}: {error}") from error
     if codec:
         try:
             with open(path, "rb") as packed, pa.CompressedInputStream(packed, codec) as stream:
@@ -87,18 +94,95 @@ def tsv(path: str, columns: int) -> str:
     )
 
 
+def lines(path: str) -> str:
+    """A relation over the lines of a text file, none of which has the character 1: the column `line`."""
+    return (
+        f"read_csv({quote(path)}, delim='\x01', header=false, quote='', escape='', comment='', auto_detect=false, strict_mode=false, "
+        "null_padding=true, max_line_size=16777216, columns={'line': 'VARCHAR'})"
+    )
+
+
+def json_objects(path: str) -> str:
+    """A relation over JSON lines, or over the objects of a JSON list: `position`, and `value` of type JSON, null where it is none."""
+    if path.endswith((".json", ".json.gz", ".json.zst")):
+        return f"(SELECT row_number() OVER () AS position, json AS value FROM read_json_objects({quote(path)}, format='array'))"
+    return (
+        "(SELECT position, TRY_CAST(CASE WHEN json_valid(line) THEN line END AS JSON) AS value FROM "
+        f"(SELECT row_number() OVER () AS position, line FROM {lines(path)}) WHERE trim(coalesce(line, '')) <> '')"
+    )
+
+
+def texts(column: str, kind: str) -> str:
+    """A list of the texts that a column holds: strings by line, strings of a list; of whatever else, none."""
+    by_line = "string_split({}, chr(10))"
+    if kind == "VARCHAR" or kind.startswith("ENUM"):
+        found = by_line.format(f"CAST({column} AS VARCHAR)")
+    elif kind == "VARCHAR[]":
+        found = column
+    elif kind == "JSON":
+        array = f"CAST(CASE WHEN json_type({column}) = 'ARRAY' THEN {column} END AS JSON[])"
+        strings = f"list_filter({array}, lambda x: json_type(x) = 'VARCHAR')"
+        one = by_line.format(f"{column} ->> '$'")
+        found = f"CASE json_type({column}) WHEN 'VARCHAR' THEN {one} ELSE list_transform({strings}, lambda x: x ->> '$') END"
+    else:
+        return "CAST([] AS VARCHAR[])"
+    return f"list_filter(coalesce({found}, []), lambda x: regexp_matches(coalesce(x, ''), '\\S'))"
+
+
+def is_odd(column: str, kind: str) -> str:
+    """Whether a column without texts holds something else than nothing."""
+    if kind == "JSON":
+        says_nothing = f"CAST({column} AS VARCHAR) IN ('NaN', '[]', '[null]')"
+        return f"coalesce(json_type({column}), 'NULL') NOT IN ('NULL', 'VARCHAR') AND NOT {says_nothing}"
+    if kind in ("DOUBLE", "FLOAT"):
+        return f"{column} IS NOT NULL AND NOT isnan({column})"
+    return "false" if kind.startswith(("VARCHAR", "ENUM")) else f"{column} IS NOT NULL"
+
+
+def scalar(column: str, kind: str) -> str:
+    """A column as text on one line: strings and whole numbers; of whatever else, null."""
+    if kind == "JSON":
+        text = f"CASE WHEN json_type({column}) IN ('VARCHAR', 'UBIGINT', 'BIGINT') THEN {column} ->> '$' END"
+    elif kind in ("DOUBLE", "FLOAT"):  # whole numbers with gaps, as pandas writes them
+        text = f"CASE WHEN isfinite({column}) AND {column} = floor({column}) THEN CAST(CAST({column} AS HUGEINT) AS VARCHAR) END"
+    elif kind in ("BOOLEAN", "BLOB") or kind.startswith(("STRUCT", "MAP", "UNION")) or kind.endswith("]"):
+        return "CAST(NULL AS VARCHAR)"
+    else:
+        text = f"CAST({column} AS VARCHAR)"
+    return f"trim(regexp_replace({text}, '{_WHITE}', ' ', 'g'))"
+
+
+def web(text: str) -> str:
+    """A URL with its scheme in lower case."""
+    return f"regexp_replace(regexp_replace({text}, '^https://', 'https://', 'i'), '^http://', 'http://', 'i')"
+
+
+_WHITE = r"[\s\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}\x{0b}]+"
+"""What Python's str.split takes for white space, and the byte order mark: a label of a list is cleaned as one of a folder."""
+
+
 def columns_of(database: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
     """Names and types of a relation's columns."""
     return {str(row[0]): str(row[1]) for row in run(database, f"DESCRIBE SELECT * FROM {relation}")}
 
 
+def find_columns(columns: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Those of the wanted columns that there are (whatever their case), in the order in which they are wanted."""
+    by_name = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in columns}
+    return [by_name[name] for name in wanted if name in by_name]
+
+
 def choose(columns: dict[str, str], wanted: Sequence[str], uri: str) -> str:
     """The first of the wanted columns (whatever its case), as an SQL identifier; InputError where there is none."""
-    by_name = {name.strip().lower(): name for name in columns}
-    for name in wanted:
-        if name in by_name:
-            return '"' + by_name[name].replace('"', '""') + '"'
-    raise InputError(f"{uri}: has no column {' or '.join(map(repr, wanted))} (it has {', '.join(columns)})")
+    found = find_columns(columns, wanted)
+    if not found:
+        raise InputError(f"{uri}: has no column {' or '.join(map(repr, wanted))} (it has {', '.join(columns)})")
+    return identifier(found[0])
+
+
+def identifier(name: str) -> str:
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, ...]]:
@@ -114,6 +198,10 @@ def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, 
         if "No space left" in text:
             raise RunError(f"the disk is full: give --scratch a folder with room: {text.splitlines()[0]}") from error
         file = re.search(r"file = (.*)", text)
+        if "not utf-8 encoded" in text:
+            place = re.search(r"Line: (\d+)", text)
+            name, line = file[1].strip() if file else "list", f"line {place[1]} is not" if place else "it is not"
+            raise InputError(f"{name}: must be UTF-8, {line}: {MAY_BE_LATIN_1}") from error
         found = re.search(r"Line: (\d+)[\s\S]*?(Expected Number of Columns: \d+ Found: \d+)", text)
         if found:
             raise InputError(f"{file[1].strip() if file else 'list'}: line {found[1]}: {found[2].lower()}") from error

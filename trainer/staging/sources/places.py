@@ -137,8 +137,9 @@ def tell_splits(splits: Iterable[str]) -> bool:
 def folder_splits(names: Iterable[str]) -> dict[str, str]:
     """The split of each file where folders train, and val or test, below their common one hold all of them; else nothing."""
     relative = below_common(names)
-    splits = {name: split_of(rest.partition("/")[0]) if "/" in rest else "" for name, rest in relative.items()}
-    return splits if tell_splits(splits.values()) else {}
+    folders = {name: rest.partition("/")[0] if "/" in rest else "" for name, rest in relative.items()}
+    splits = {folder: split_of(folder) for folder in set(folders.values())}
+    return {name: splits[folder] for name, folder in folders.items()} if tell_splits(splits.values()) else {}
 
 
 def below_common(names: Iterable[str]) -> dict[str, str]:

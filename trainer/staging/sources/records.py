@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.bounds import MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, parse_json
+from trainer.bounds import MAX_TABLE_ROWS, parse_json
 from trainer.errors import InputError, RunError
 from trainer.staging.captions import decode
 from trainer.staging.foreign import shown
@@ -82,10 +82,9 @@ def open_list(file: SourceFile, is_picture: Callable[[str], bool] = lambda name:
         is_picture: whether a name is that of a picture, for lists without a header.
 
     Raises:
-        InputError: not UTF-8, not the form that its suffix says, or larger than is read.
+        InputError: not UTF-8, or not the form that its suffix says.
     """
     suffix = suffix_of(file.name)
-    check_size(file.size, MAX_TABLE_BYTES, file.uri)
     data = Blob(file.uri).read()
     if suffix == ".parquet":
         return _open_parquet(file, data)

@@ -9,13 +9,13 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from trainer.bounds import MAX_TABLE_BYTES, check_size
+from trainer.bounds import MAX_CAPTIONS, MAX_TABLE_BYTES, check_size
 from trainer.errors import InputError
 from trainer.staging import kinds
-from trainer.staging.captions import BadCaptionError, clean_captions, decode, first_captions, one_line
+from trainer.staging.captions import BadCaptionError, decode, first_captions, one_line, split_lines
 from trainer.staging.foreign import shown
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources import records
@@ -55,6 +55,7 @@ def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
     places = Places(uri, files)
 
     def open_one(file: SourceFile) -> Listed:
+        check_size(file.size, MAX_TABLE_BYTES, file.uri)
         return records.open_list(file, lambda name: _find_quietly(places, name) is not None)
 
     if name or NAME in by_name:
@@ -126,14 +127,14 @@ def _settle(uri: str, lists: list[Listed]) -> list[Listed]:
     return lists
 
 
-@dataclass
+@dataclass(slots=True)
 class _Picture:
     """What the rows of one picture say."""
 
     file: SourceFile
     place: str
-    captions: list[str] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
+    captions: list[str]
+    facts: dict[str, str]
 
 
 def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None = None) -> Rows[PairRow]:
@@ -150,12 +151,13 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
     lists = find(uri, files) if lists is None else lists
     places = Places(uri, files)
     pictures: dict[str, _Picture] = {}
+    named: set[str] = set()
     rejects: list[Reject] = []
     for listed in lists:
-        count = 0
+        count, taker = 0, _Taker(listed, places, pictures, named)
         for place, record in listed.rows():
             count += 1
-            reject = record if isinstance(record, str) else _take(listed, place, record, places, pictures)
+            reject = record if isinstance(record, str) else taker.take(place, record)
             if isinstance(reject, str):
                 reject = Reject(f"{listed.file.name}: {place}", "bad row", reject)
             if reject is not None:
@@ -165,65 +167,85 @@ def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None =
     check_unique((name.rpartition(".")[0] or name for name in pictures), lists[0].file.uri if lists else uri)
     rows, empty = _rows(pictures)
     rejects += empty
-    lost = {reject.where for reject in rejects}
     rejects += (
         Reject(file.name, "not in the list", f"{lists[0].file.name} does not name it", counts=False)
         for file in files
-        if kinds.is_picture(file.name) and file.name not in pictures and file.name not in lost
+        if kinds.is_picture(file.name) and file.name not in named
     )
     return Rows(rows=rows, rejects=rejects)
 
 
-def _take(listed: Listed, place: str, record: Record, places: Places, pictures: dict[str, _Picture]) -> Reject | str | None:
-    """Note what a row says of its picture; else why it says nothing, as a reject or in words."""
-    where = f"{place} of {listed.file.name}"
-    value = _first(listed, record, "file")
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return f"the picture's name must be text, got {shown(value)}"
-    name = str(value).strip()
-    if name[:8].lower().startswith(("http://", "https://")):
-        raise InputError(
-            f"{listed.file.uri}: {place}: {name} is a URL: a list of URLs is planned and fetched, by python -m trainer stage plan urls "
-            f"--list {listed.file.uri} or with a YAML file of kind urls as the source (docs/DATA.md)"
-        )
-    try:
-        facts = {
-            role: one_line(
-                next((record[column] for column in listed.roles.get(role, ()) if record.get(column) not in (None, "")), ""), where
+class _Taker:
+    """Notes what the rows of one list say of their pictures."""
+
+    def __init__(self, listed: Listed, places: Places, pictures: dict[str, _Picture], named: set[str]) -> None:
+        """`named` gets the names of all pictures that rows name, usable or not."""
+        self._listed = listed
+        self._places = places
+        self._pictures = pictures
+        self._named = named
+        self._folder, _, base = listed.file.name.rpartition("/")
+        self._part = split_in(base) or split_of(self._folder.rpartition("/")[2])
+        self._roles: list[str] = [role for role in ("label", "split", "family") if role in listed.roles]
+        self._is_table = "CSV" in listed.form
+
+    def take(self, place: str, record: Record) -> Reject | str | None:
+        """Note what a row says; else why it says nothing, as a reject or in words."""
+        value = self._first(record, "file")
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            return f"the picture's name must be text, got {shown(value)}"
+        name, where = str(value).strip(), f"{place} of {self._listed.file.name}"
+        try:
+            facts = self._facts(place, record) if self._roles else {}
+            file = self._places.find(name, self._folder, facts.get("split") or self._part)
+            if file is None:
+                self._refuse_url(place, name)
+                return Reject(name or place, "no such file", f"{where}: not a file of this folder")
+            name = file.name
+            self._named.add(name)
+            if name.lower().endswith(kinds.NOT_READ):
+                return Reject(name, kinds.UNREAD_CAUSE, kinds.explain_unread(kinds.suffix_of(name)))
+            values = [record.get(column) for column in self._listed.roles["caption"]]
+            captions = first_captions(map(_cell, values) if self._is_table else values, where)
+        except AmbiguousNameError as error:
+            return Reject(name, "ambiguous name", f"{where}: {error}")
+        except BadCaptionError as error:
+            return Reject(name, error.cause, error.detail)
+        picture = self._pictures.get(name)
+        if picture is None:
+            self._pictures[name] = _Picture(file, where, list(dict.fromkeys(captions)), {**facts, "part": self._part})
+            return None
+        for role, text in {**facts, "part": self._part}.items():
+            known = picture.facts.get(role, "")
+            if text and known and text != known:
+                return f"{role} {text!r} of {name}, but {known!r} in {picture.place}"
+            picture.facts[role] = known or text
+        new = [caption for caption in dict.fromkeys(captions) if caption not in picture.captions]
+        picture.captions += new
+        return None if new else Reject(name, "duplicate", f"{where}: says what {picture.place} says", counts=False)
+
+    def _first(self, record: Record, role: str) -> object:
+        """What a row says in the first column for it that is not empty."""
+        for column in self._listed.roles[role]:
+            value = record.get(column)
+            if value is not None and value != "":
+                return value
+        return ""
+
+    def _facts(self, place: str, record: Record) -> dict[str, str]:
+        where = f"{place} of {self._listed.file.name}"
+        facts = {role: one_line(self._first(record, role), f"{where}: {role}") for role in self._roles}
+        if facts.get("split"):
+            facts["split"] = check_split(named_split(facts["split"], self._listed.known_splits), f"{self._listed.file.uri}: {place}")
+        return facts
+
+    def _refuse_url(self, place: str, name: str) -> None:
+        if name[:8].lower().startswith(("http://", "https://")):
+            uri = self._listed.file.uri
+            raise InputError(
+                f"{uri}: {place}: {name} is a URL: a list of URLs is planned and fetched, by python -m trainer stage plan urls --list "
+                f"{uri} or with a YAML file of kind urls as the source (docs/DATA.md)"
             )
-            for role in ("label", "split", "family")
-        }
-        split = check_split(named_split(facts["split"], listed.known_splits), f"{listed.file.uri}: {place}") if facts["split"] else ""
-        file = places.find(name, listed.file.name.rpartition("/")[0], split or split_in(listed.file.name))
-        if file is None:
-            return Reject(name or place, "no such file", f"{where}: not a file of this folder")
-        suffix = kinds.suffix_of(file.name)
-        if suffix in kinds.NOT_READ:
-            return Reject(file.name, kinds.UNREAD_CAUSE, kinds.explain_unread(suffix))
-        values = (record.get(column) for column in listed.roles["caption"])
-        captions = first_captions((_cell(value) for value in values) if "CSV" in listed.form else values, where)
-    except AmbiguousNameError as error:
-        return Reject(name, "ambiguous name", f"{where}: {error}")
-    except BadCaptionError as error:
-        return Reject(name, error.cause, error.detail)
-    picture = pictures.setdefault(file.name, _Picture(file, where))
-    for role, text in ({**facts, "split": split, "part": split_in(listed.file.name) or split_of(_folder(listed.file.name))}).items():
-        known = picture.facts.get(role, "")
-        if text and known and text != known:
-            return f"{role} {text!r} of {name}, but {known!r} in {picture.place}"
-        picture.facts[role] = known or text
-    new = [caption for caption in captions if caption not in picture.captions]
-    picture.captions += new
-    return None if new else Reject(name, "duplicate", f"{where}: says what {picture.place} says", counts=False)
-
-
-def _first(listed: Listed, record: Record, role: str) -> object:
-    """What a row says in the first column for it that is not empty."""
-    return next((record[column] for column in listed.roles.get(role, ()) if record.get(column) not in (None, "")), "")
-
-
-def _folder(name: str) -> str:
-    return name.rpartition("/")[0].rpartition("/")[2]
 
 
 def _cell(value: object) -> object:
@@ -231,39 +253,39 @@ def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = value.strip()
+    if text[:1] != "[" and "\n" not in text and "\r" not in text:
+        return text
     if text[:1] == "[" and text[-1:] == "]" and len(text) <= _MAX_LISTED_CHARS:
         for parse in (json.loads, ast.literal_eval):
             with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 found = parse(text)
                 if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
                     return found
-    return text.splitlines()
+    return split_lines(text)
 
 
 def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
     """The pictures as rows: a split that no row names is that of the lists, or of the folders, where all have one."""
     rows: list[PairRow] = []
     rejects: list[Reject] = []
-    splits = {name: picture.facts["split"] for name, picture in pictures.items()}
+    splits = {name: picture.facts.get("split", "") for name, picture in pictures.items()}
     if not any(splits.values()):
         splits = {name: picture.facts["part"] for name, picture in pictures.items()}
         if not tell_splits(splits.values()):
             splits = folder_splits(pictures)
     for name, picture in pictures.items():
-        try:
-            captions = clean_captions(picture.captions, picture.place)
-        except BadCaptionError as error:
-            rejects.append(Reject(name, error.cause, error.detail))
+        if len(picture.captions) > MAX_CAPTIONS:
+            rejects.append(Reject(name, "too many captions", f"{picture.place}: {len(picture.captions)}, at most {MAX_CAPTIONS}"))
             continue
         rows.append(
             PairRow(
                 key=safe_key(name.rpartition(".")[0] or name),
                 where=name,
                 image=Blob(picture.file.uri, length=picture.file.size),
-                captions=captions,
-                label=picture.facts["label"],
+                captions=tuple(picture.captions),
+                label=picture.facts.get("label", ""),
                 split=splits.get(name, ""),
-                family=picture.facts["family"],
+                family=picture.facts.get("family", ""),
             )
         )
     return rows, rejects

@@ -1,51 +1,103 @@
-"""Any list of URLs with captions: CSV, TSV, JSON lines or parquet, a header naming the columns.
+"""Any list of URLs with captions: CSV of any separator, JSON lines, JSON or parquet.
 
-Columns, by the first name that is there: url | URL | image_url; caption | text | alt_text | title (several captions of one
-picture stand in one field, a line each); optional label; optional id | key (else the URL's MD5 is the key).
+Columns, by the first name that is there: url, image_url, img_url; caption(s), text(s), alt_text, title, of which the first that holds
+text counts, row by row (several captions of one picture stand in one field, a line each, or in a list); optional label; optional
+id or key (else the URL's MD5 is the key).
 """
+
+import csv
 
 import duckdb
 
 from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS
 from trainer.errors import InputError
-from trainer.staging.remote.inputs import Inputs, choose, columns_of, quote
+from trainer.staging.remote.inputs import (
+    Inputs,
+    columns_of,
+    find_columns,
+    identifier,
+    is_odd,
+    json_objects,
+    lines,
+    quote,
+    run,
+    scalar,
+    texts,
+    web,
+)  # fmt: skip
 from trainer.staging.remote.plan import Table
 
-_READERS = {
-    (
-        ".csv",
-        ".csv.gz",
-        ".csv.zst",
-    ): "read_csv({path}, delim=',', quote='\"', escape='\"', header=true, all_varchar=true, strict_mode=true)",
-    (".tsv", ".tsv.gz", ".tsv.zst"): "read_csv({path}, delim='\\t', quote='', escape='', header=true, all_varchar=true, strict_mode=true)",
-    (".jsonl", ".ndjson", ".jsonl.gz"): "read_json({path}, format='newline_delimited')",
-    (".parquet",): "read_parquet({path})",
-}
+_URL = ("url", "image_url", "img_url", "image_link")
+_CAPTION = ("caption", "captions", "text", "texts", "alt_text", "title")
+_TABLES = tuple(f"{suffix}{packed}" for suffix in (".csv", ".tsv", ".psv", ".txt") for packed in ("", ".gz", ".zst"))
+_JSON = tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
+_SEPARATORS = ",\t;|"
+_SEEN_OBJECTS = 1000
+"""Of JSON: their keys are the columns."""
 
 
 def table(database: duckdb.DuckDBPyConnection, inputs: Inputs, *, list_uri: str, captions: str) -> Table:
-    """The rows of a list."""
+    """The rows of a list.
+
+    Raises:
+        InputError: no list, or one without a column of URLs or of captions; it says what was found.
+    """
     if captions != "as-is":
         raise InputError("--captions must be as-is for a list of URLs, which has captions of its own")
-    reader = next((text for suffixes, text in _READERS.items() if list_uri.endswith(suffixes)), None)
-    if reader is None:
-        raise InputError(f"{list_uri}: must end in one of {', '.join(suffix for suffixes in _READERS for suffix in suffixes)}")
-    relation = reader.format(path=quote(inputs.local(list_uri)))
-    columns = columns_of(database, relation)
-    url = choose(columns, ("url", "image_url"), list_uri)
-    caption = choose(columns, ("caption", "text", "alt_text", "title"), list_uri)
-    names = {name.strip().lower() for name in columns}
-    key = f"CAST({choose(columns, ('id', 'key'), list_uri)} AS VARCHAR)" if names & {"id", "key"} else f"md5(trim(CAST({url} AS VARCHAR)))"
-    label = f"CAST({choose(columns, ('label',), list_uri)} AS VARCHAR)" if "label" in names else "''"
+    if not list_uri.endswith((*_TABLES, *_JSON, ".parquet")):
+        raise InputError(f"{list_uri}: must end in one of {', '.join((*_TABLES, *_JSON, '.parquet'))}")
+    relation, columns = _open(database, inputs.local(list_uri), list_uri)
+    found = {"url": find_columns(columns, _URL), "caption": find_columns(columns, _CAPTION)}
+    missing = [f"{what!r} (or {', '.join(names[1:4])})" for what, names in (("url", _URL), ("caption", _CAPTION)) if not found[what]]
+    if missing:
+        raise InputError(
+            f"{list_uri}: has no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'nothing'}); name them so in its "
+            "first line; a list of files in a folder is staged by stage pairs --source FOLDER"
+        )
+    key, label = find_columns(columns, ("id", "key")), find_columns(columns, ("label",))
+    given = {name: scalar(*columns[names[0]]) if names else "''" for name, names in (("key", key), ("label", label), ("url", found["url"]))}
+    each = [texts(*columns[name]) for name in found["caption"]]
+    odd = " OR ".join(is_odd(*columns[name]) for name in found["caption"])
+    chosen = "CASE " + " ".join(f"WHEN len({one}) > 0 THEN {one}" for one in each) + " ELSE CAST([] AS VARCHAR[]) END"
     query = f"""
-        SELECT position, coalesce(key, '') AS key, url AS image, string_split(coalesce(caption, ''), chr(10)) AS texts,
-            coalesce(label, '') AS label,
-            CASE WHEN NOT regexp_matches(coalesce(url, ''), '^https?://[^/ ]+') THEN 'bad URL' WHEN coalesce(key, '') = '' THEN 'bad row'
-                WHEN trim(coalesce(caption, '')) = '' THEN 'empty caption' WHEN length(caption) > {MAX_CAPTION_BYTES} THEN 'too many bytes'
-                WHEN len(string_split(caption, chr(10))) > {MAX_CAPTIONS} THEN 'too many captions' ELSE '' END AS cause
-        FROM (SELECT row_number() OVER () AS position, trim(CAST({url} AS VARCHAR)) AS url, CAST({caption} AS VARCHAR) AS caption,
-                  {key} AS key, {label} AS label FROM {relation})"""
+        SELECT position, {"coalesce(key, '')" if key else "md5(url)"} AS key, url AS image, texts, coalesce(label, '') AS label,
+            CASE WHEN broken THEN 'bad row' WHEN NOT regexp_matches(url, '^https?://[^/ ]+') THEN 'bad URL'
+                WHEN {"coalesce(key, '') = ''" if key else "false"} THEN 'bad row'
+                WHEN len(texts) = 0 AND odd THEN 'caption is not text' WHEN len(texts) = 0 THEN 'empty caption'
+                WHEN len(array_to_string(texts, ' ')) > {MAX_CAPTION_BYTES} THEN 'too many bytes'
+                WHEN len(texts) > {MAX_CAPTIONS} THEN 'too many captions' ELSE '' END AS cause
+        FROM (SELECT "#position" AS position, "#broken" AS broken, coalesce({web(given["url"])}, '') AS url, {given["key"]} AS key,
+                  {given["label"]} AS label, {chosen} AS texts, {odd} AS odd FROM {relation})"""
     return Table(name=_slug(list_uri), uri=list_uri, query=query, attribution="")
+
+
+def _open(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> tuple[str, dict[str, tuple[str, str]]]:
+    """A relation over a list with "#position" and "#broken"; and expression and type of each of its columns, called as in the list."""
+    if uri.endswith(_JSON):
+        seen = f"(SELECT value FROM {json_objects(path)} WHERE json_type(value) = 'OBJECT' LIMIT {_SEEN_OBJECTS})"
+        keys = [str(row[0]) for row in run(database, f"SELECT DISTINCT unnest(json_keys(value)) AS key FROM {seen} ORDER BY key")]
+        broken = "coalesce(json_type(value), '') <> 'OBJECT'"
+        relation = f'(SELECT position AS "#position", {broken} AS "#broken", value FROM {json_objects(path)})'
+        return relation, {key: (f"json_extract(value, {quote(_pointer(key))})", "JSON") for key in keys}
+    read = f"read_parquet({quote(path)})" if uri.endswith(".parquet") else _table(database, path)
+    relation = f'(SELECT row_number() OVER () AS "#position", false AS "#broken", * FROM {read})'
+    return relation, {name: (identifier(name), kind) for name, kind in columns_of(database, read).items()}
+
+
+def _table(database: duckdb.DuckDBPyConnection, path: str) -> str:
+    """A relation over text in columns, separated by that with which the first line names URL and caption."""
+    first = run(database, f"SELECT line FROM {lines(path)} LIMIT 1")
+    line = str(first[0][0] or "") if first else ""
+    headers = {one: next(csv.reader([line], delimiter=one), []) for one in _SEPARATORS}
+    by_width = sorted(headers, key=lambda one: -len(headers[one]))
+    separator = next((one for one in by_width if find_columns(headers[one], _URL) and find_columns(headers[one], _CAPTION)), by_width[0])
+    quotes = "quote='', escape=''" if separator in "\t|" else "quote='\"', escape='\"'"
+    return f"read_csv({quote(path)}, delim={quote(separator)}, {quotes}, header=true, all_varchar=true, strict_mode=true)"
+
+
+def _pointer(key: str) -> str:
+    """A key as JSON pointer has it."""
+    return "/" + key.replace("~", "~0").replace("/", "~1")
 
 
 def _slug(uri: str) -> str:

@@ -17,13 +17,12 @@ import numpy as np
 from trainer.bounds import MAX_CAPTION_BYTES
 from trainer.errors import InputError
 from trainer.staging.foreign import npy_header
-from trainer.staging.remote.inputs import Inputs, choose, columns_of, quote, run, tsv
+from trainer.staging.remote.inputs import Inputs, choose, columns_of, is_odd, json_objects, quote, run, scalar, texts, tsv, web
 from trainer.staging.remote.plan import Table
 
 LISTS = ("openai", "slip", "declip", "rwkv")
 _ATTRIBUTION = "YFCC100M (Thomee et al. 2016): photos under the Creative Commons licences that their authors chose"
 _TITLE, _DESCRIPTION = "c8", "c9"
-_TOO_LONG = f"length(coalesce(caption, '')) > {MAX_CAPTION_BYTES} THEN 'too many bytes'"
 _PLACE = "left(hash, 3) || '/' || substr(hash, 4, 3) || '/' || hash || '.jpg'"
 
 
@@ -97,14 +96,17 @@ def _load_ids(database: duckdb.DuckDBPyConnection, path: str, uri: str) -> None:
 
 def _declip(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) -> tuple[str, str]:
     """JSON lines; the picture is named by its hash, or lies at the URL."""
+    fields = {name: f"json_extract(value, '/{name}')" for name in ("caption", "filename", "url")}
     relation = (
-        f"(SELECT row_number() OVER () AS position, * FROM read_json({quote(inputs.local(list_uri))}, format='newline_delimited', "
-        "columns={'caption': 'VARCHAR', 'filename': 'VARCHAR', 'url': 'VARCHAR'}))"
+        f"(SELECT position, {texts(fields['caption'], 'JSON')} AS texts, {is_odd(fields['caption'], 'JSON')} AS odd, "
+        f"{scalar(fields['filename'], 'JSON')} AS filename, {web(scalar(fields['url'], 'JSON'))} AS url "
+        f"FROM {json_objects(inputs.local(list_uri))})"
     )
     query = f"""
         SELECT position, CASE WHEN hash <> '' THEN hash ELSE md5(coalesce(url, '')) END AS key,
-            CASE WHEN hash <> '' THEN {_PLACE} ELSE url END AS image, [caption] AS texts, '' AS label,
-            CASE WHEN hash = '' AND coalesce(url, '') = '' THEN 'bad row' WHEN {_TOO_LONG} ELSE '' END AS cause
+            CASE WHEN hash <> '' THEN {_PLACE} ELSE url END AS image, texts, '' AS label,
+            CASE WHEN hash = '' AND coalesce(url, '') = '' THEN 'bad row' WHEN len(texts) = 0 AND odd THEN 'caption is not text'
+                WHEN len(array_to_string(texts, ' ')) > {MAX_CAPTION_BYTES} THEN 'too many bytes' ELSE '' END AS cause
         FROM (SELECT *, regexp_extract(coalesce(filename, ''), '([0-9a-f]{{20,}})\\.[a-z]+$', 1) AS hash FROM {relation})"""
     return query, "as-is"
 
@@ -116,15 +118,18 @@ def _rwkv(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) ->
     if any(kind.startswith("STRUCT") or kind == "BLOB" for kind in columns.values()):
         raise InputError(f"{list_uri}: holds the pictures themselves: turn it into tars by `stage unpack`, then `stage pairs`")
     text = choose(columns, ("caption", "text", "texts", "tokens", "token_ids"), list_uri)
-    own = "as-is"
-    if columns[text.strip('"')].endswith("[]"):
-        text, own = f"array_to_string({text}, ' ')", "tokens"
+    kind, own = columns[text.strip('"')], "as-is"
+    if kind.endswith("[]") and kind != "VARCHAR[]":
+        found, odd, own = f"[array_to_string({text}, ' ')]", "false", "tokens"
+    else:
+        found, odd = texts(text, kind), is_odd(text, kind)
     place = choose(columns, ("hash", "filename", "path", "key", "url"), list_uri)
     query = f"""
         SELECT position, CASE WHEN hash <> '' THEN hash ELSE md5(coalesce(place, '')) END AS key,
-            CASE WHEN hash <> '' THEN {_PLACE} ELSE place END AS image, [caption] AS texts, '' AS label,
-            CASE WHEN coalesce(place, '') = '' THEN 'bad row' WHEN {_TOO_LONG} ELSE '' END AS cause
+            CASE WHEN hash <> '' THEN {_PLACE} ELSE place END AS image, texts, '' AS label,
+            CASE WHEN coalesce(place, '') = '' THEN 'bad row' WHEN len(texts) = 0 AND odd THEN 'caption is not text'
+                WHEN len(array_to_string(texts, ' ')) > {MAX_CAPTION_BYTES} THEN 'too many bytes' ELSE '' END AS cause
         FROM (SELECT *, regexp_extract(coalesce(place, ''), '(?:^|/)([0-9a-f]{{20,}})(?:\\.[a-z]+)?$', 1) AS hash
-              FROM (SELECT file_row_number AS position, CAST({place} AS VARCHAR) AS place, {text} AS caption
+              FROM (SELECT file_row_number AS position, {web(f"CAST({place} AS VARCHAR)")} AS place, {found} AS texts, {odd} AS odd
                     FROM {relation[:-1]}, file_row_number=true)))"""
     return query, own
