@@ -23,9 +23,6 @@ from trainer.storage.recipes import write_config_file
 
 CHANCE = 0.125
 CLASSES = 8
-TWINS_OF_PAIRS = {
-    "captions": 20, "identical": 1, "test": 60, "test_captions": 3, "test_identical": 0, "test_alike": 1, "unseen_labels": 0
-}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -125,7 +122,7 @@ class _Data:
             judge=what.judge if kind == "triplets" else "",
             attribution="Pictures: OpenMoji, CC BY-SA 4.0",
             evaluation=evaluation or [],
-            facts={"twins": TWINS_OF_PAIRS} if what.own and kind == "pairs" else {},
+            facts={"twins": shards.TWINS_OF_PAIRS} if what.own and kind == "pairs" else {},
         )
         write_manifest(folder, manifest)
         if kind == "evaluation":
@@ -310,7 +307,7 @@ def evaluate(
             chance = {f"{way}_retrieval_recall@{k}": k / 60 for way in ("image", "text") for k in (1, 5, 10)}
             facts = {**block, "dataset_identity": identity, "num_items": len(keys), "chance": chance}
             if what.own:
-                facts |= _any_twin(metrics, items, chance)
+                facts |= shards.any_twin(metrics, items, chance)
             write_result(folder, name, task, metrics, facts, items)
         elif task == "2afc":
             for split in ("val", "test"):
@@ -386,18 +383,6 @@ def _retrieval(level: float, keys: list[str], generator: np.random.Generator) ->
         "top": top,
     }
     return metrics, arrays
-
-
-def _any_twin(metrics: dict[str, float | None], items: dict[str, NDArray[Any]], chance: dict[str, float]) -> dict[str, Any]:
-    """Adds the figures that take any twin for right, as if each rank were half of what it is; what an evaluation says beside them."""
-    for way in ("image", "text"):
-        items[f"{way}_rank_any_twin"] = items[f"{way}_rank"] // 2
-        for k in (1, 5, 10):
-            metrics[f"{way}_retrieval_recall_any_twin@{k}"] = float((items[f"{way}_rank_any_twin"] < k).mean())
-            chance[f"{way}_retrieval_recall_any_twin@{k}"] = k / 30
-    ceiling = {f"{way}_retrieval_recall@{k}": min(1.0, 0.738 + k / 20) for way in ("image", "text") for k in (1, 5, 10)}
-    twins = {"captions": 40, "pictures": 20, "identical_pictures": 1}
-    return {"ceiling": ceiling, "twins": twins, "sizes": {"pictures": 60, "captions": 120}}
 
 
 def _fixed(name: str, count: int) -> NDArray[np.float64]:
