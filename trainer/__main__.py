@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         whole.add_argument("--from-pairs", default="", help="make triplets from this pairs source, judged by FLIP")
         whole.add_argument("--recipe", default="demo", help="shipped recipe, or the URI of a YAML file")
         whole.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default .01)")
+        whole.add_argument("--for-stages", default="", help="training stages, comma-separated: refuse less than a batch of their data")
         whole.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
         whole.set_defaults(run=_stage)
     add_remote_commands(staged, common)
@@ -86,6 +87,7 @@ def _stage(options: argparse.Namespace) -> dict[str, str]:
         "source": options.source,
         "recipe": read_recipe(options.recipe, options.set),
         "max_reject_fraction": options.max_reject_fraction,
+        "for_stages": tuple(stage for stage in options.for_stages.split(",") if stage),
     }
     if options.what == "pairs":
         uri, identity = stage_pairs(**arguments)

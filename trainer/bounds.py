@@ -29,8 +29,12 @@ MAX_NUMBER_CHARS = 1000
 """Characters of a number in YAML: the time to convert one grows with the square of its length."""
 MAX_PIXELS = 100_000_000
 """Of one picture, by its header: a decoded one takes 4 bytes a pixel, and 4 more while it is converted."""
-MAX_PIXELS_IN_FLIGHT = MAX_PIXELS
-"""Of all pictures that a process and those it started decode at one time: one of the largest alone, or many small ones."""
+MAX_PIXELS_A_BYTE = 32
+"""Of a picture of more than 25 megapixels: photos have 3 to 20, however they are packed, and a bomb of one colour 250 and more."""
+MAX_DECODED_BYTES = 8 * MAX_PIXELS
+"""Of memory to decode one picture: 4 bytes a pixel, but of AVIF 10, of WebP 16 and of JPEG 2000 20."""
+MAX_DECODED_BYTES_IN_FLIGHT = 256 << 20
+"""Of all pictures that a process and those it started decode at one time; what takes more is decoded alone."""
 MAX_PICTURE_BYTES = 8 * MAX_PIXELS
 """Of an encoded picture: the largest one with four channels of 16 bits, not packed at all."""
 MAX_PICTURE_BYTES_IN_FLIGHT = 256 << 20

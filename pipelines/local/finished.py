@@ -15,6 +15,7 @@ from pipelines.profile.profile import Profile
 from pipelines.steps import cells, page
 from pipelines.steps.planning import planned
 from pipelines.steps.running import Scene
+from pipelines.steps.sizes import described
 from pipelines.steps.staging import What, find_staged, prepare, staging_of
 from trainer.config import recipe_hash
 from trainer.errors import InputError, RunError
@@ -53,7 +54,7 @@ def _notes(scene: Scene) -> Iterator[Note]:
         prepare(staging, scene.profile, scene.settings)
         found[what], damaged = find_staged(staging, scene)
         _require(bool(found[what]) and not damaged)
-        yield f"stage {what}", "sealed before"
+        yield f"stage {what}", f"sealed before: {described(found[what])}"
     experiment, planned_cells = planned(scene, found["pairs"], found["triplets"])
     _require(is_planned(experiment, planned_cells))
     yield from _stages(planned_cells)

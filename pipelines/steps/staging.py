@@ -28,6 +28,7 @@ from pipelines.profile.settings import JobSettings
 from pipelines.steps import sealed
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, recorded, run_job, step
+from pipelines.steps.sizes import check_size, described, training_stages
 from trainer.config import DataConfig, canonical_hash, require
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, open_store, read_json, read_text, write_bytes
@@ -122,12 +123,14 @@ class Prepared:
         remote: the list, where the pictures do not lie in one place.
         on_cluster: whether the jobs' pods find their part by their index.
         most_pods: that fetch at the same time.
+        stages: that will train on it: too little for their batches is refused early.
     """
 
     request: StagingRequest
     remote: RemoteList | None
     on_cluster: bool
     most_pods: int
+    stages: tuple[str, ...] = ()
 
 
 @step
@@ -141,20 +144,22 @@ def stage(what: What, *, request: str) -> str:
     scene, started, name = open_scene(request), time.time(), f"stage {what}"
     with recorded(join(scene.experiment, "staging", what), name):
         staging = staging_of(what, scene)
-        prepared = prepare(staging, scene.profile, scene.settings)
+        prepared = dataclasses.replace(prepare(staging, scene.profile, scene.settings), stages=training_stages(scene.request))
         uri, damaged = find_staged(staging, scene)
         for line in damaged:
             note(name, f"{line}; staged again")
         if uri:
             open_store(uri).delete(layout.failure(staging.folder))
-            note(name, "sealed before")
+            note(name, f"sealed before: {described(uri)}")
+            check_size(uri, scene.request, name)
             return uri
         uri = run_staging(prepared, lambda spec: run_job(scene, spec, attempts=1))
         if left := sealed.find_damage(DataConfig(uri=uri)):
             raise RunError(f"{left[0]}; staging found nothing to do: delete {uri} and run the same again")
         sealed.record_sealed(staging.folder, staging, staging.sources, uri)
         manifest = open_store(uri).head(join(uri, MANIFEST))
-        note(name, "sealed before" if manifest and manifest.modified < started else "sealed")
+        note(name, f"sealed{' before' if manifest and manifest.modified < started else ''}: {described(uri)}")
+        check_size(uri, scene.request, name)
         return uri
 
 
@@ -221,7 +226,7 @@ def run_staging(prepared: Prepared, run: Callable[[JobSpec], None]) -> str:
     """
     request, remote = prepared.request, prepared.remote
     if remote is None:
-        run(_whole(request))
+        run(_whole(request, prepared.stages))
         return _result(request, "result")["uri"]
     run(_job(request, "plan", [remote.kind, "--root", request.root, *remote.arguments(PLAN_OPTIONS), "--recipe", request.recipe]))
     planned = _result(request, "plan")
@@ -258,12 +263,14 @@ def remote_list(what: What, source: str) -> RemoteList | None:
     return remote
 
 
-def _whole(request: StagingRequest) -> JobSpec:
+def _whole(request: StagingRequest, stages: Sequence[str]) -> JobSpec:
     """The one job that reads the source and seals the data set."""
     arguments = ["stage", request.what, "--root", request.root, "--source", request.source, "--recipe", request.recipe]
     arguments += ["--max-reject-fraction", str(request.max_reject_fraction), "--result", join(request.folder, "result.json")]
     if request.from_pairs:
         arguments += ["--from-pairs", request.from_pairs]
+    if stages:
+        arguments += ["--for-stages", ",".join(stages)]
     return _spec(request, "stage", arguments)
 
 

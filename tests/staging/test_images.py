@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.staging.conftest import picture
+from trainer.staging import images
 from trainer.staging.images import BadImageError, _resize, encode_png, is_plain_png, normalise, squash
+from trainer.staging.kinds import UNREAD_CAUSE
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -162,3 +164,56 @@ def test_only_a_plain_png_of_the_side_is_kept_as_it_is() -> None:
     assert not is_plain_png(encoded(plain.convert("RGBA")), 32)
     assert not is_plain_png(encoded(plain, dpi=(72, 72)), 32)
     assert not is_plain_png(encoded(plain, "JPEG"), 32)
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "AVIF", "PPM", "TGA", "PCX", "SGI", "DIB", "TIFF"])
+def test_what_pillow_reads_is_read(kind: str) -> None:
+    """By data sets of today's rules; those that were begun before go on as they began."""
+    data = picture(1, (40, 30), kind)
+    staged = normalise(data, "original")
+    assert np.abs(pixels(staged.data).astype(int) - pixels(picture(1, (40, 30)))).mean() < 3
+    assert (normalise(data, "short256").width, squash(data, 16).shape) == (40, (16, 16, 3))
+    if kind not in ("PPM", "TIFF"):
+        with pytest.raises(BadImageError, match="not an image"):
+            normalise(data, "original", rules=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(40), "by its bytes .heic is not read: .* pillow-heif"),
+        (b"\0\0\0\x18ftypisom" + bytes(40), "by its bytes .mp4 is not read"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "by its bytes .svg is not read"),
+        (b"\xff\x0a" + bytes(40), "by its bytes .jxl is not read"),
+        (b"%PDF-1.7" + bytes(40), "by its bytes .pdf is not read"),
+        (b"\0\0\1\0\1\0" + bytes(40), "by its bytes .ico is not read"),
+    ],
+)
+def test_a_known_kind_that_is_not_read_is_called_that(data: bytes, detail: str) -> None:
+    """Whatever its name: phones call HEIC `.jpg`."""
+    with pytest.raises(BadImageError, match=detail) as caught:
+        normalise(data, "original")
+    assert caught.value.cause == UNREAD_CAUSE
+
+
+def test_a_large_picture_is_narrowed_in_strips_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that no JPEG can hold becomes a PNG."""
+    data = picture(3, (700, 900))
+    whole = normalise(data, "short256").data
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 700 * 97)
+    assert normalise(data, "short256").data == whole
+    long = normalise(picture(1, (66_000, 5)), "original")
+    assert (long.suffix, long.width) == ("png", 66_000)
+
+
+def test_whatever_a_library_raises_is_that_pictures_reject(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what no one has seen it raise."""
+
+    def fail(*args: object, **given: object) -> None:
+        raise KeyError("something new")
+
+    for name in ("_convert", "encode_png"):
+        with monkeypatch.context() as patched:
+            patched.setattr(images, name, fail)
+            with pytest.raises(BadImageError, match="broken image: 'something new'"):
+                normalise(picture(1), "original")

@@ -1,7 +1,7 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ from trainer.config import Recipe
 from trainer.errors import InputError
 from trainer.staging.shards import agreement, mse_accuracy
 from trainer.staging.sources.nights import COLUMNS
+from trainer.staging.stage import stage_triplets
 from trainer.storage.manifest import Manifest
 
 StageThree = Callable[..., tuple[str, Manifest]]
 
 
-def nights_folder(folder: Path, votes: list[tuple[float, float, int]], **changes: str) -> Path:
+def nights_folder(folder: Path, votes: Sequence[tuple[object, object, object]], **changes: str) -> Path:
     """A folder in NIGHTS layout, one row for each (left_vote, right_vote, votes); `changes` renames columns."""
     for part in ("ref/000", "distort/000"):
         (folder / part).mkdir(parents=True)
@@ -60,6 +61,34 @@ def test_triplets_with_few_votes_are_left_out_and_counted(tmp_path: Path, smoke:
     assert manifest.rows == {"read": 5, "written": 3, "lost": {"too few votes": 2}}
 
 
+def test_a_row_whose_vote_is_empty_has_no_votes(tmp_path: Path, stage_three: StageThree) -> None:
+    """It is left out and counted, and no fault of the data, however many there are; an empty sum of votes is what the two add up to."""
+    votes = [(0, 1, 8), ("", 1, 8), (0, " ", 8), ("", "", ""), (float("nan"), 1, 8), (0, 0, 8), ("2", "6", ""), (1, 0, 8), (1, 0, "nan")]
+    uri, manifest = stage_three(nights_folder(tmp_path / "nights", votes))
+    assert manifest.rows == {"read": 9, "written": 4, "lost": {"no votes": 5}}
+    assert [facts(members)["votes"] for _, members in sorted(samples(uri, manifest).items())] == [8, 8, 8, 1]
+    (listed,) = Path(uri, "rejects").glob("*.jsonl")
+    assert '"detail": "left_vote is empty"' in listed.read_text(encoding="utf-8")
+
+
+def test_too_few_triplets_are_refused_before_flip(tmp_path: Path, smoke: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures from which too few can come, of pictures that are too few for the stage on pairs, and of judged triplets."""
+    monkeypatch.setattr("trainer.staging.generate._judge_all", lambda *args: pytest.fail("FLIP was begun"))
+    given = {"root": str(tmp_path / "root"), "recipe": smoke, "max_reject_fraction": 0.01, "from_pairs": ""}
+    photos = str(photo_folder(tmp_path / "photos", 10))
+    line = r"10 pairs, of which 8 are left for training: needs at least 80 for recipe smoke \(contrastive.global_batch_size 64\); try a"
+    with pytest.raises(InputError, match=line):
+        stage_triplets(**{**given, "source": "", "from_pairs": photos}, for_stages=("perceptual", "contrastive"))
+    large = dataclasses.replace(smoke, name="large", perceptual=dataclasses.replace(smoke.perceptual, global_batch_size=1000))
+    line = r"triplets, of which \d+ are left for training: needs at least [\d,]+ for recipe large .*1,000\); try RECIPE=smoke or a"
+    with pytest.raises(InputError, match=line):
+        stage_triplets(**{**given, "source": "", "from_pairs": photos, "recipe": large}, for_stages=("perceptual",))
+    nights = str(nights_folder(tmp_path / "nights", [(0, 1, 8)] * 5))
+    with pytest.raises(InputError, match=r"nights: 5 triplets, of which 3 are left for training: needs at least 27"):
+        stage_triplets(**given, source=nights, for_stages=("perceptual", "contrastive"))
+    assert not list((tmp_path / "root").rglob("manifest.json"))
+
+
 def test_flip_judges_beside_people_where_the_recipe_asks(tmp_path: Path, smoke: Recipe, stage_three: StageThree) -> None:
     """The arm `judged` learns from it; the votes stay."""
     recipe = dataclasses.replace(smoke, staging=dataclasses.replace(smoke.staging, flip_judges_too=True))
@@ -73,11 +102,12 @@ def test_flip_judges_beside_people_where_the_recipe_asks(tmp_path: Path, smoke: 
     ("votes", "changes", "message"),
     [
         ([(0, 1, 8)] * 3, {"right_vote": "right"}, "no column 'right_vote'"),
-        ([(0, 1, 8), (float("nan"), 1, 8)], {}, "row 3: left_vote: must be a number from 0 to 999999, got 'nan'"),
+        ([(0, 1, 8), (float("inf"), 1, 8)], {}, "row 3: left_vote: must be a number from 0 to 999999, got 'inf'"),
+        ([(0, 1, 8), ("x", 1, 8)], {}, "row 3: left_vote: must be a number from 0 to 999999, got 'x'"),
     ],
 )
 def test_a_bad_table_is_refused(
-    tmp_path: Path, stage_three: StageThree, votes: list[tuple[float, float, int]], changes: dict[str, str], message: str
+    tmp_path: Path, stage_three: StageThree, votes: Sequence[tuple[object, object, object]], changes: dict[str, str], message: str
 ) -> None:
     """In one line that names row and column."""
     with pytest.raises(InputError, match=message):

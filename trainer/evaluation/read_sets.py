@@ -10,7 +10,6 @@ import io
 import json
 import math
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,9 @@ from numpy.typing import NDArray
 
 from trainer.config import canonical_hash
 from trainer.errors import Corrupt, InputError
-from trainer.storage import join, read_bytes, read_text
+from trainer.staging.foreign import lines_of, text_of, whole
+from trainer.staging.tarfiles import by_sample, read_members
+from trainer.storage import join, open_store, read_bytes
 from trainer.storage.arrays import decode_array
 from trainer.storage.base import MissingObject
 from trainer.storage.checked import file_sha256, forget
@@ -34,7 +35,6 @@ TWO_AFC = "2afc"
 SPLIT = "test"
 DISTANCES = ("mse_0", "mse_1", "flip_0", "flip_1")
 """Facts of a triplet that are measured beside the model, where it has them."""
-_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own notes in a tar
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # CLIP_benchmark's, in its order
 
 
@@ -136,14 +136,14 @@ def describe_set(uri: str, identity: str = "", name: str = "", manifest_sha256: 
 
 
 def _describe_foreign(uri: str, identity: str, name: str) -> EvaluationSet:
-    try:
-        num_shards = int(read_bytes(join(uri, SPLIT, "nshards.txt")))
-    except MissingObject as error:
-        raise InputError(f"{uri}: no evaluation set here: neither manifest.json nor {SPLIT}/nshards.txt") from error
-    except ValueError as error:
-        raise InputError(f"{uri}/{SPLIT}/nshards.txt must hold a number: {error}") from error
+    place = join(uri, SPLIT, "nshards.txt")
+    text = _text(place)
+    if text is None:
+        raise InputError(f"{uri}: no evaluation set here: neither manifest.json nor {SPLIT}/nshards.txt")
+    num_shards = whole(text, place)
     if num_shards < 1:
         raise InputError(f"{uri}: {SPLIT}/nshards.txt says {num_shards} shards: no test images")
+    _check_shards(uri, num_shards)
     kind = (_text(join(uri, "dataset_type.txt")) or "classification").strip().lower()
     classnames, templates = ((), ()) if kind == "retrieval" else _prompts(uri, {})
     digests = tuple(file_sha256(join(uri, SPLIT, f"{k}.tar")) for k in range(num_shards))
@@ -157,6 +157,18 @@ def _describe_foreign(uri: str, identity: str, name: str) -> EvaluationSet:
     )  # fmt: skip
 
 
+def _check_shards(uri: str, num_shards: int) -> None:
+    """InputError where a tar is missing, or where there are more than nshards.txt says."""
+    prefix = join(uri, SPLIT) + "/"
+    names = {info.uri.removeprefix(prefix) for info in open_store(uri).list(prefix)}
+    there = {int(name.removesuffix(".tar")) for name in names if re.fullmatch(r"\d{1,9}\.tar", name)}
+    missing, more = sorted(set(range(num_shards)) - there), sorted(number for number in there if number >= num_shards)
+    if missing:
+        raise InputError(f"{prefix}{missing[0]}.tar: missing: nshards.txt says {num_shards} shards, and {len(missing)} are not there")
+    if more:
+        raise InputError(f"{prefix}{more[0]}.tar: is there, but nshards.txt says {num_shards} shards: the set would be measured in part")
+
+
 def _prompts(uri: str, facts: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Class names and templates, checked: the manifest's own where it has them, else those of the set's text files."""
     lines = []
@@ -164,7 +176,7 @@ def _prompts(uri: str, facts: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple
         text = None if facts.get(what) else _text(join(uri, file))
         if not facts.get(what) and (text is None or not text.strip()):
             raise InputError(f"{join(uri, file)}: missing or empty: zero-shot classification needs it")
-        lines.append(tuple(str(line).strip() for line in (facts.get(what) or (text or "").splitlines())))
+        lines.append(tuple(str(line).strip() for line in (facts.get(what) or lines_of(text or ""))))
     classnames, templates = lines
     for number, template in enumerate(templates, 1):
         if "{c}" not in template:
@@ -174,7 +186,7 @@ def _prompts(uri: str, facts: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple
 
 def _text(uri: str) -> str | None:
     try:
-        return read_text(uri)
+        return text_of(read_bytes(uri), uri)
     except MissingObject:
         return None
 
@@ -204,12 +216,12 @@ def _item(described: EvaluationSet, where: str, key: str, image: bytes, members:
     data, num_classes = members[suffix], len(described.classnames)
     try:
         if suffix == "txt":
-            captions = tuple(data.decode().splitlines())
+            captions = tuple(line for line in lines_of(text_of(data, "its bytes")) if line.strip())
         elif suffix == "npy":
             targets = decode_array(data, f"{where}: sample {key}")
         else:
-            label = int(data)
-    except (ValueError, Corrupt) as error:
+            label = int(text_of(data, "its bytes"))
+    except (ValueError, Corrupt, InputError) as error:
         raise InputError(f"{where}: sample {key}: .{suffix} is no {'caption' if suffix == 'txt' else 'label'}: {error}") from error
     if suffix == "txt":
         if not captions:
@@ -233,33 +245,21 @@ def _samples(described: EvaluationSet) -> Iterator[tuple[str, str, dict[str, byt
         return
     for k, digest in enumerate(described.digests):
         uri = join(described.uri, SPLIT, f"{k}.tar")
-        for sample in _foreign_samples(uri, _read_sealed(uri, digest)):
-            yield uri, sample["__key__"], {name: value for name, value in sample.items() if not name.startswith("__")}
+        for key, members in _foreign_samples(uri, _read_sealed(uri, digest)):
+            yield uri, key, members
 
 
-def _foreign_samples(uri: str, data: bytes) -> Iterator[dict[str, Any]]:
-    """The samples of a tar, grouped as webdataset does; InputError on bytes that are no plain tar, whatever else they are."""
-    from webdataset.tariterators import group_by_keys
-
-    try:
-        yield from group_by_keys(_members(uri, data))
-    except InputError:
-        raise
-    except (tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RecursionError) as error:
-        raise InputError(f"{uri}: not a tar of samples, or damaged: {error.args[0] if error.args else type(error).__name__}") from error
-
-
-def _members(uri: str, data: bytes) -> Iterator[dict[str, Any]]:
-    """Name and bytes of every file of a tar that is not packed, as webdataset passes them on."""
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for info in tar:
-            if not info.isreg() or _META.match(info.name):
-                continue
-            if info.issparse() or info.size > len(data):  # it would unpack to more than there is
-                raise InputError(f"{uri}: member {info.name!r} says {info.size:,} bytes, the tar has {len(data):,}")
-            stream = tar.extractfile(info)
-            assert stream is not None, "a regular file"
-            yield {"fname": info.name, "data": stream.read(), "__url__": uri}
+def _foreign_samples(uri: str, data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members by suffix of a tar that another tool wrote; InputError where it is not a whole one, or has no samples."""
+    count = 0
+    for key, members in by_sample(read_members(io.BytesIO(data), len(data), uri, lambda name: False), uri):
+        broken = next((member.fault for member in members.values() if member.fault), "")
+        if broken:
+            raise InputError(f"{uri}: sample {key}: {broken}")
+        yield key, {suffix: data[member.offset : member.offset + member.size] for suffix, member in members.items()}
+        count += 1
+    if not count:
+        raise InputError(f"{uri}: has no samples: an empty shard, or not a set in CLIP_benchmark's layout")
 
 
 def _read_sealed(uri: str, digest: str) -> bytes:

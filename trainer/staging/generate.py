@@ -94,6 +94,14 @@ def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig) 
     _write_table(Path(folder) / nights.NAME, chosen)
 
 
+def most_triplets(rows: Sequence[PairRow], settings: StagingConfig) -> dict[str, int]:
+    """How many triplets `write_folder` makes of each split at most; FLIP may tell fewer variants apart."""
+    by_split = {split: len(found) for split, found in _splits(rows, settings.heldout_fraction).items()}
+    pairs = math.comb(_VARIANTS, 2)
+    share = settings.demo_triplets / max(1, len(rows))
+    return {split: min(math.ceil(share * by_split.get(split, 0)) + 1, pairs * by_split.get(split, 0)) for split in SPLITS}
+
+
 def _splits(rows: Sequence[PairRow], heldout_fraction: float) -> dict[str, list[PairRow]]:
     """Rows by split, in a fixed order; `val` takes families from `train` where the source has no `val`."""
     by_split: dict[str, list[PairRow]] = defaultdict(list)

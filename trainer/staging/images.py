@@ -8,29 +8,38 @@ import contextlib
 import io
 import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import SpawnContext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from trainer.bounds import MAX_PIXELS, MAX_PIXELS_IN_FLIGHT, Budget
+from trainer.bounds import MAX_DECODED_BYTES, MAX_DECODED_BYTES_IN_FLIGHT, MAX_PIXELS, MAX_PIXELS_A_BYTE, Budget
+from trainer.staging.magic import explain_bytes
+from trainer.staging.metadata import read_orientation, without_metadata
 
+RULES = 2
+"""Version of the rules by which pictures are read; data sets that were begun under version 1 go on by it. Since 2: AVIF, JPEG 2000,
+PSD, PCX, SGI and TGA are read, pictures are read without metadata that cannot be, and what unpacks to far more than it has is refused."""
 _MAX_PNG_PIXELS = 512 * 512  # a larger picture that must be encoded anew becomes a JPEG: a PNG of a photo is five times as big
 _JPEG_QUALITY = 95
 _SHORT_SIDE = 256
 _SHORT_QUALITY = 90
-_EXIF_ORIENTATION = 0x0112
+_MAX_JPEG_SIDE = 65_500  # libjpeg's; what is longer becomes a PNG
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG, and is no name that PIL takes here
+# MPO opens as JPEG, and is no name that PIL takes here. TGA has no magic number, so it is tried last.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "PSD", "PCX", "SGI", "DIB", "TGA")
+_FORMATS_OF_1 = _FORMATS[:7]
+_DECODED_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 10}
+"""Bytes a pixel that PIL has in use while it decodes (measured); of other formats 4."""
+_LARGE_PIXELS = 25_000_000  # what is smaller takes no more than 100 MB, however small its file
 _STRIP_PIXELS = 1 << 20  # pictures are converted in strips: at most two whole ones are in memory
 MAX_SCAN_PIXELS = 20 * MAX_PIXELS
 """Scans of a progressive JPEG times its pixels: each scan goes over all of them. A photo has about ten scans, a bomb thousands."""
@@ -41,11 +50,8 @@ Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # of all texts of a PNG, unpacked; PIL's 64 MiB would be had once a thread
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is odd about a picture is no line of ours: it is read, or refused by cause
 
-# What PIL's readers raise on bytes that are no picture, by kind of damage.
-_BROKEN = (
-    OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError, RuntimeError,
-    MemoryError, struct.error, zlib.error,
-)  # fmt: skip
+T = TypeVar("T")
+_DAMAGED = ("broken image", "truncated image", "not an image")  # what metadata may be the reason of
 
 
 class BadImageError(ValueError):
@@ -59,23 +65,24 @@ class BadImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An encoded picture: bytes, `jpg` or `png`, and its size in pixels as decoded."""
+    """An encoded picture: bytes, `jpg` or `png`, its size in pixels as decoded, and what of it was set aside, in a few words."""
 
     data: bytes
     suffix: str
     width: int
     height: int
+    note: str = ""
 
 
 class _InFlight:
     """The budget that pictures are decoded within: this process's own, or one that it was given at its start."""
 
-    budget = Budget(MAX_PIXELS_IN_FLIGHT)
+    budget = Budget(MAX_DECODED_BYTES_IN_FLIGHT)
 
 
 def shared_budget(context: SpawnContext) -> Budget:
-    """A budget of pixels for processes that this context starts: each calls `use_budget` with it first."""
-    return Budget(MAX_PIXELS_IN_FLIGHT, context)
+    """A budget of decoded bytes for processes that this context starts: each calls `use_budget` with it first."""
+    return Budget(MAX_DECODED_BYTES_IN_FLIGHT, context)
 
 
 def use_budget(budget: Budget) -> None:
@@ -84,42 +91,47 @@ def use_budget(budget: Budget) -> None:
 
 
 @contextlib.contextmanager
-def decoding(data: bytes) -> Iterator[Image.Image]:
+def decoding(data: bytes, rules: int = RULES) -> Iterator[Image.Image]:
     """The picture that `data` says it is, no pixel decoded yet; inside the block there is room to decode and convert it.
 
     Raises:
-        BadImageError: empty, not an image, or too large.
+        BadImageError: empty, not an image, or too large; and whatever a library raises inside the block.
     """
-    image = _open_header(data)
-    with _InFlight.budget.taken(image.width * image.height):
+    image = _open_header(data, rules)
+    with _InFlight.budget.taken(_bytes_needed(image)), _naming_damage():
         yield image
 
 
 @contextlib.contextmanager
 def _naming_damage() -> Iterator[None]:
-    """What PIL raises where it decodes and converts becomes a BadImageError."""
+    """Whatever is raised where a picture is opened, decoded, converted and encoded becomes a BadImageError."""
     try:
         yield
     except BadImageError:
         raise
-    except _BROKEN as error:
+    except UnidentifiedImageError:
+        raise
+    except Exception as error:
         cause = "truncated image" if "truncated" in str(error) or isinstance(error, EOFError) else "broken image"
         raise BadImageError(cause, _words(error)) from error
 
 
-def _open_header(data: bytes) -> Image.Image:
+def _open_header(data: bytes, rules: int) -> Image.Image:
     """What `data` says that it is; no pixel is decoded yet."""
     if not data:
         raise BadImageError("empty file", "0 bytes")
     _check_pixels(*_webp_size(data))
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with _naming_damage():
+            image = Image.open(io.BytesIO(data), formats=_FORMATS if rules > 1 else _FORMATS_OF_1)
     except UnidentifiedImageError as error:
+        if rules > 1 and (unread := explain_bytes(data)):
+            raise BadImageError(*unread) from error
         what = "an HTML page" if data[:512].lstrip()[:1] == b"<" else f"begins with {data[:8]!r}"
         raise BadImageError("not an image", what) from error
-    except _BROKEN as error:
-        raise BadImageError("broken image", _words(error)) from error
     _check_pixels(image.width, image.height)
+    if rules > 1:
+        _check_unpacked(image, len(data))
     if image.format in ("JPEG", "MPO"):
         scans = data.count(b"\xff\xda")
         if scans * image.width * image.height > MAX_SCAN_PIXELS:
@@ -128,9 +140,25 @@ def _open_header(data: bytes) -> Image.Image:
     return image
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImageError("too many pixels", f"{width}x{height}, at most {MAX_PIXELS // 1_000_000} megapixels")
+def _check_pixels(width: int, height: int, most: int = MAX_PIXELS, kind: str = "") -> None:
+    if width * height > most:
+        raise BadImageError("too many pixels", f"{width}x{height}, at most {most // 1_000_000} megapixels{kind}")
+
+
+def _check_unpacked(image: Image.Image, size: int) -> None:
+    """Refuse what takes much more memory than pictures of its kind and its bytes do."""
+    needed = _DECODED_BYTES.get(image.format or "", 4)
+    _check_pixels(image.width, image.height, MAX_DECODED_BYTES // needed, f" of {image.format}")
+    if image.width * image.height > max(_LARGE_PIXELS, size * MAX_PIXELS_A_BYTE):
+        ratio = f"more than {MAX_PIXELS_A_BYTE} pixels a byte"
+        raise BadImageError("unpacks to too much", f"{image.width}x{image.height} in {size:,} bytes, {ratio}: a decompression bomb?")
+
+
+def _bytes_needed(image: Image.Image) -> int:
+    """Memory that it takes to decode the picture and make it upright RGB, about."""
+    may_turn = image.format == "TIFF" or ("exif" in image.info and read_orientation(image)[0] != 1)
+    converted = 0 if image.mode == "RGB" and not may_turn else 4
+    return image.width * image.height * (_DECODED_BYTES.get(image.format or "", 4) + converted)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -177,30 +205,10 @@ def _only_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _take_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """(H, W, 3), for which a large picture is given up; numpy itself would need it two times more on the way."""
-    if image.width * image.height <= _STRIP_PIXELS:
-        return np.asarray(image)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, bottom in _strips(image):
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
-    image.close()
-    return pixels
-
-
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    method = _UPRIGHT.get(_orientation(image))
+    method = _UPRIGHT.get(read_orientation(image)[0])
     return image if method is None else image.transpose(method)
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where there is none, or EXIF that cannot be read."""
-    try:
-        found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _BROKEN:
-        return 1
-    return found if isinstance(found, int) else 1
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -229,40 +237,68 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def normalise(data: bytes, policy: str) -> Picture:
-    """A picture as it goes into a shard.
+def normalise(data: bytes, policy: str, rules: int = RULES) -> Picture:
+    """A picture as it goes into a shard. One whose metadata keeps it from being read is read without them.
 
     Args:
         data: the source's bytes.
         policy: `original` keeps the bytes of an upright RGB or grayscale JPEG; `short256` makes the short side
             256 (larger pictures only) and encodes at quality 90.
+        rules: version of the staging rules that the data set was begun under.
 
     Raises:
         BadImageError: not a usable picture.
     """
-    with decoding(data) as image:
+    picture, note = _or_without_metadata(lambda data: _normalise(data, policy, rules), data, rules)
+    return replace(picture, note=note or picture.note)
+
+
+def _normalise(data: bytes, policy: str, rules: int) -> Picture:
+    with decoding(data, rules) as image:
+        note = read_orientation(image)[1]
         if policy == "short256":
-            return _short256(data, image)
+            return _short256(data, image, note)
         if _is_plain_jpeg(image):
+            width, height = image.size
+            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # all of the stream is read, and an eighth of each side kept
             loaded(image)
-            return Picture(data, "jpg", image.width, image.height)
+            return Picture(data, "jpg", width, height, note)
         rgb = _only_rgb(image)
-        if rgb.width * rgb.height > _MAX_PNG_PIXELS:
-            return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height)
-        return Picture(encode_png(rgb), "png", rgb.width, rgb.height)
+        if rgb.width * rgb.height > _MAX_PNG_PIXELS and max(rgb.size) <= _MAX_JPEG_SIDE:
+            return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height, note)
+        return Picture(encode_png(rgb), "png", rgb.width, rgb.height, note)
 
 
-def squash(data: bytes, side: int) -> NDArray[np.uint8]:
+def _or_without_metadata(read: Callable[[bytes], T], data: bytes, rules: int) -> tuple[T, str]:
+    """read(data), or where it is damaged read(the same without metadata) and a note that says so."""
+    try:
+        return read(data), ""
+    except BadImageError as error:
+        is_bomb = "MAX_TEXT_" in error.detail  # PIL's words for texts of a PNG that unpack to too much
+        bare = without_metadata(data) if rules > 1 and error.cause in _DAMAGED and not is_bomb else None
+        if bare is None:
+            raise
+        try:
+            return read(bare), "unreadable metadata"
+        except BadImageError:
+            raise error from None
+
+
+def squash(data: bytes, side: int, rules: int = RULES) -> NDArray[np.uint8]:
     """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3).
 
     Raises:
         BadImageError: not a usable picture.
     """
-    with decoding(data) as source:
-        image = _only_rgb(source)
-        if image.size != (side, side):
-            image = image.resize((side, side), Image.Resampling.BICUBIC)
-        return np.asarray(image)
+
+    def read(data: bytes) -> NDArray[np.uint8]:
+        with decoding(data, rules) as source:
+            image = _only_rgb(source)
+            if image.size != (side, side):
+                image = image.resize((side, side), Image.Resampling.BICUBIC)
+            return np.asarray(image)
+
+    return _or_without_metadata(read, data, rules)[0]
 
 
 def is_plain_png(data: bytes, side: int) -> bool:
@@ -276,24 +312,39 @@ def encode_png(image: Image.Image) -> bytes:
     return _encode(image, "PNG", compress_level=6)
 
 
-def _short256(data: bytes, image: Image.Image) -> Picture:
+def _short256(data: bytes, image: Image.Image, note: str) -> Picture:
     """Short side 256 (never larger than it came), antialiased bicubic, JPEG at quality 90."""
     pixels: NDArray[np.uint8] | None = None
     if _is_plain_jpeg(image):
         with contextlib.suppress(ValueError):  # PIL says better what is wrong, or reads it after all
             pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+            pixels = _resize(pixels, *_short_size(*pixels.shape[:2]))
     if pixels is None:
-        pixels = _take_pixels(_only_rgb(image))
-    scale = _SHORT_SIDE / min(pixels.shape[:2])
-    if scale < 1:
-        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-        pixels = _resize(pixels, height, width)
+        pixels = _resize_image(_only_rgb(image))
     encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_SHORT_QUALITY, colorspace="RGB", colorsubsampling="420")
-    return Picture(encoded, "jpg", pixels.shape[1], pixels.shape[0])
+    return Picture(encoded, "jpg", pixels.shape[1], pixels.shape[0], note)
+
+
+def _short_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the same picture with a short side of at most 256."""
+    scale = _SHORT_SIDE / min(height, width)
+    return (max(1, round(height * scale)), max(1, round(width * scale))) if scale < 1 else (height, width)
+
+
+def _resize_image(image: Image.Image) -> NDArray[np.uint8]:
+    """A picture's pixels at their short size, for which it is given up; a large one is narrowed in strips, with the same result."""
+    height, width = _short_size(image.height, image.width)
+    if image.width * image.height <= _STRIP_PIXELS:
+        return _resize(np.asarray(image), height, width)
+    rows = [_resize(np.asarray(image.crop((0, top, image.width, bottom))), bottom - top, width) for top, bottom in _strips(image)]
+    image.close()
+    return _resize(np.concatenate(rows), height, width)
 
 
 def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Antialiased bicubic, in integers as PIL does it, within 2 of 255 of it, at a third of its time (row T of docs/BENCHMARKS.md)."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
     import torch  # here already where captions were tokenised, and not needed by other policies
 
     # Unsqueezed first: with any other stride of the batch torch takes the picture for channels first, and is half as fast.
@@ -306,7 +357,7 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     """An upright RGB or grayscale JPEG, which every decoder reads alike."""
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return False
-    return _orientation(image) in (0, 1)
+    return read_orientation(image)[0] == 1
 
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:

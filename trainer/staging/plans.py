@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from trainer.config import canonical_hash
 from trainer.errors import Corrupt, InputError
-from trainer.staging.rows import Reject
+from trainer.staging.rows import SPLITS, Reject
 from trainer.staging.slices import encode_rejects, find_sealed, find_whole, tally, to_make
 from trainer.storage import exists, join, layout, open_store, write_bytes, write_json
 from trainer.storage.checked import describe
@@ -153,6 +153,11 @@ def read_plan(folder: str) -> Plan | None:
         return None
     stored = value.pop("plan_id", None)
     plan = from_json(Plan, {"files": {}, **value}, 2, uri)
+    rules = plan.options.get("rules", 1)
+    if not all(split in SPLITS for split in plan.splits) or plan.shard_samples < 1 or type(rules) is not int or rules < 1:
+        raise Corrupt(f"{uri}: names a split, a number of samples or a version of the rules that there is not: damaged or changed by hand")
+    if rules > PAIRS_RULES:
+        raise InputError(f"{uri}: made by version {rules} of the rules, this firstsight knows them up to {PAIRS_RULES}: use a newer one")
     if "fingerprint" not in plan.source or plan.plan_id != stored:
         raise Corrupt(f"{uri}: plan id {stored} is not that of its source and options: it was damaged or changed by hand")
     return plan

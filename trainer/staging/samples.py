@@ -16,15 +16,17 @@ from trainer.staging.images import BadImageError, encode_png, is_plain_png, norm
 from trainer.staging.judge import flip_distance
 from trainer.staging.plans import PAIRS_RULES
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
+from trainer.storage import MissingObject
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Key, members by column (suffix, bytes), and the captions that are still to become tokens."""
+    """Key, members by column (suffix, bytes), the captions that are still to become tokens, and what was set aside, in a few words."""
 
     key: str
     members: dict[str, tuple[str, bytes]]
     captions: Sequence[str] = field(default=())
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,11 @@ class PairMaker:
         """The sample, or why there is none."""
         try:
             with _held(row.image) as data:
-                picture = normalise(data, self.image_policy)
+                picture = normalise(data, self.image_policy, self.rules)
         except BadImageError as error:
             return Reject(row.where, error.cause, error.detail)
+        except MissingObject as error:  # listed, but gone since
+            return Reject(row.where, "no such file", str(error))
         captions = [" ".join(caption.splitlines()) for caption in row.captions]
         facts: dict[str, Any] = {"height": picture.height, "source": row.where, "width": picture.width}
         if row.label:
@@ -53,7 +57,7 @@ class PairMaker:
             "txt": ("txt", text.encode("utf-8", "replace")),
             "json": ("json", as_json(facts)),
         }
-        return Sample(row.key, members, captions)
+        return Sample(row.key, members, captions, picture.note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,9 @@ from trainer.storage.manifest import Files, Manifest, Shard, as_format_1, from_j
 from trainer.storage.samples import read_index
 
 ATTEMPTS = "attempts"
-RECORD_VERSION = 2
+RECORD_VERSION = 3
+RECORD_WITHOUT_NOTES = 2
+"""The version of a record without notes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class SliceRecord:
         bad: those of them that are faults of the data.
         examples: one row for each cause.
         rejects: size and sha256 of the list of these rows; empty where there are none, and in format 1.
+        notes: samples of which something was set aside, such as EXIF that cannot be read, by what it was.
         format_version: of the record.
         stored: size and sha256 of the record as it was read.
     """
@@ -52,8 +55,14 @@ class SliceRecord:
     bad: dict[str, int]
     examples: dict[str, str]
     rejects: dict[str, Any]
-    format_version: int = RECORD_VERSION
+    notes: dict[str, int] = field(default_factory=dict)
+    format_version: int = RECORD_WITHOUT_NOTES
     stored: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def as_document(self) -> dict[str, Any]:
+        """The record as it is stored."""
+        left_out = ("stored",) if self.notes else ("stored", "notes")
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def files(self, number: int) -> Files:
         """All that the slice made and the record has a checksum of."""
@@ -115,7 +124,9 @@ def read_record(folder: str, plan_id: str, split: str, number: int) -> SliceReco
     if not isinstance(shards, list):
         raise Corrupt(f"{uri}: not a slice's record of firstsight: no list of shards")
     read = {
-        **value, "shards": [shard_from_json(shard, version, uri) for shard in shards],
+        **({"notes": {}} if version <= RECORD_WITHOUT_NOTES else {}),
+        **value,
+        "shards": [shard_from_json(shard, version, uri) for shard in shards],
         "stored": describe(data), **({"rejects": {}} if version == 1 else {}),
     }  # fmt: skip
     record = from_json(SliceRecord, read, 2, uri)
@@ -278,7 +289,7 @@ class Attempt:
     def _choose(self, record: SliceRecord) -> bool:
         """Make this attempt the one that counts; False where another one is."""
         uri = join(self._target, record_name(self._number))
-        data = encode_document({key: value for key, value in asdict(record).items() if key != "stored"})
+        data = encode_document(record.as_document())
         if self._find_chosen(record) != record:
             written = self._store.replace(uri, data, self._replaces) if self._replaces else self._store.create(uri, data)
             return written and self._find_chosen(record) == record

@@ -23,6 +23,7 @@ from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, assi
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.sealed import find_intact
 from trainer.staging.shards import mse_accuracy
+from trainer.staging.sizes import require_enough
 from trainer.staging.slices import tally
 from trainer.staging.sources import bapps, folder, nights, table, tars
 from trainer.staging.sources.listing import Rows, SourceFile, fingerprint, list_source
@@ -32,7 +33,7 @@ from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, 
 from trainer.storage import exists, join, layout
 from trainer.storage.base import absolute
 from trainer.storage.manifest import NAME as MANIFEST
-from trainer.storage.manifest import Kind
+from trainer.storage.manifest import Kind, describe_rows
 
 DEMO = "demo"
 _SLICE_SHARDS = 16
@@ -61,7 +62,7 @@ class _Source:
     list_name: str = ""
 
 
-def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: float) -> tuple[str, str]:
+def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: float, for_stages: Sequence[str] = ()) -> tuple[str, str]:
     """Stage image-text pairs, and with them the evaluation sets of their held-out part.
 
     Args:
@@ -69,6 +70,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         source: `demo`, or the URI of a folder of pictures, of one with captions.csv, or of WebDataset tars.
         recipe: its staging section decides the bytes.
         max_reject_fraction: more bad samples than this part stop staging.
+        for_stages: that will train on them: a source that does not fill one of their batches is refused before a picture is read.
 
     Returns:
         The data set's folder and its identity.
@@ -90,6 +92,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
         rows = assign_splits(source_rows.rows, settings.heldout_fraction)
         if not any(row.split == "train" for row in rows):
             refuse(target, source, f"no picture is left for training ({len(rows)} usable)", source_rows.rejects)
+        require_enough(source, "pairs", _train_size(rows), len(rows), recipe, for_stages)
         plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
         if not _resumes(target, plan):
             options = {**options, "rules": PAIRS_RULES}
@@ -115,7 +118,9 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
     return target, seal(target, plan, account, evaluation=evaluation, facts=facts).identity
 
 
-def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fraction: float, from_pairs: str) -> tuple[str, str]:
+def stage_triplets(
+    *, root: str, source: str, recipe: Recipe, max_reject_fraction: float, from_pairs: str, for_stages: Sequence[str] = ()
+) -> tuple[str, str]:
     """Stage triplets: a folder in NIGHTS layout, or variants of the pictures of a pairs source, judged by FLIP.
 
     Args:
@@ -124,6 +129,8 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
         recipe: its staging section and perceptual.min_votes decide the bytes.
         max_reject_fraction: more bad triplets than this part stop staging.
         from_pairs: a pairs source to make triplets from; `source` is then not read.
+        for_stages: that will train on them, or on the pairs: a source that does not fill one of their batches is refused before
+            FLIP judges.
 
     Returns:
         The data set's folder and its identity.
@@ -149,9 +156,10 @@ def stage_triplets(*, root: str, source: str, recipe: Recipe, max_reject_fractio
     if sealed is not None:
         return target, sealed.identity
     with ExitStack() as stack:
-        source_rows = _generate(found, recipe, stack) if generated else _read_triplets(found, recipe.perceptual.min_votes)
+        source_rows = _generate(found, recipe, stack, for_stages) if generated else _read_triplets(found, recipe.perceptual.min_votes)
         if not source_rows.rows:
             refuse(target, found.uri, "no triplet is left", source_rows.rejects)
+        require_enough(found.uri, "triplets", _train_size(source_rows.rows), len(source_rows.rows), recipe, for_stages)
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
         make = TripletMaker(settings.triplet_side, settings.flip_judges_too)
         plan = _write(target, plan, slices, source_rows.rejects, make, "triplets")
@@ -212,11 +220,15 @@ def _read_triplets(found: _Source, min_votes: int) -> Rows[TripletRow]:
     return rows
 
 
-def _generate(found: _Source, recipe: Recipe, stack: ExitStack) -> Rows[TripletRow]:
+def _generate(found: _Source, recipe: Recipe, stack: ExitStack, for_stages: Sequence[str]) -> Rows[TripletRow]:
     """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in."""
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
     made = stack.enter_context(TemporaryDirectory(prefix="firstsight-triplets-"))
-    generate.write_folder(made, assign_splits(pairs.rows, recipe.staging.heldout_fraction), recipe.staging)
+    pictures = assign_splits(pairs.rows, recipe.staging.heldout_fraction)
+    require_enough(found.uri, "pairs", _train_size(pictures), len(pictures), recipe, for_stages)
+    most = generate.most_triplets(pictures, recipe.staging)
+    require_enough(found.uri, "triplets", most["train"], sum(most.values()), recipe, for_stages)
+    generate.write_folder(made, pictures, recipe.staging)
     rows = nights.read(made, list_source(made), 0)
     return Rows(rows=rows.rows, rejects=rows.rejects, attribution=pairs.attribution, judge=rows.judge)
 
@@ -262,7 +274,7 @@ def _write(
                 if isinstance(sample, Reject):
                     writer.reject(sample)
                 else:
-                    writer.add(sample.key, sample.members, tokenize(sample.captions))
+                    writer.add(sample.key, sample.members, tokenize(sample.captions), sample.note)
                 if count % 100 == 0:
                     check_stop()
                     progress(step, done + count, total, unit)
@@ -285,9 +297,13 @@ def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -
 def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:
     """Stop where too much was bad; say what was left out where it was little."""
     check_rejects(target, plan, account, max_reject_fraction)
-    if account.lost:
-        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(account.lost.items()))
-        print(f"{plan.name}: {sum(account.lost.values())} rows left out: {causes}; listed in {join(target, 'rejects')}", file=sys.stderr)
+    if account.lost or account.notes:
+        rows = {"read": plan.rows_read, "written": account.written, "lost": account.lost, "notes": account.notes}
+        print(f"{plan.name}: {describe_rows(rows, target)}", file=sys.stderr)
+
+
+def _train_size(rows: Sequence[PairRow] | Sequence[TripletRow]) -> int:
+    return sum(row.split == "train" for row in rows)
 
 
 def _split_sizes(account: Account) -> dict[str, int]:

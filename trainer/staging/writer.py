@@ -19,7 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -29,7 +29,19 @@ import numpy as np
 from trainer.errors import InputError, RunError
 from trainer.staging.plans import Plan
 from trainer.staging.rows import Reject
-from trainer.staging.slices import Attempt, SliceRecord, encode_rejects, find_sealed, find_whole, record_name, rejects_name, sweep, tally
+from trainer.staging.slices import (
+    RECORD_VERSION,
+    RECORD_WITHOUT_NOTES,
+    Attempt,
+    SliceRecord,
+    encode_rejects,
+    find_sealed,
+    find_whole,
+    record_name,
+    rejects_name,
+    sweep,
+    tally,
+)
 from trainer.storage import join, open_store, read_bytes, write_bytes
 from trainer.storage.checked import describe
 from trainer.storage.index import ShardIndex, encode_index, index_checksum
@@ -56,20 +68,24 @@ class SliceWriter:
         self._attempt = Attempt(folder, slice_index)
         self._shards: list[Shard] = []
         self._rejects: list[Reject] = []
+        self._notes = Counter[str]()
         self._open: _OpenShard | None = None
 
     def __enter__(self) -> "SliceWriter":
         """Start."""
         return self
 
-    def add(self, key: str, members: Mapping[str, tuple[str, bytes]], captions: Sequence[Sequence[int]] = ()) -> None:
+    def add(self, key: str, members: Mapping[str, tuple[str, bytes]], captions: Sequence[Sequence[int]] = (), note: str = "") -> None:
         """Add a sample.
 
         Args:
             key: unique in the data set.
             members: for each column its suffix in the tar (without the first dot) and its bytes.
             captions: token ids of each caption.
+            note: what of it was set aside, in a few words that such samples are counted by.
         """
+        if note:
+            self._notes[note] += 1
         if self._open is None:
             self._open = _OpenShard(self._shard_name(len(self._shards)), COLUMNS[self._plan.columns])
         self._open.add(key, members, captions)
@@ -97,7 +113,8 @@ class SliceWriter:
                     write_bytes(join(self._attempt.folder, rejects_name(self._slice)), rejects)
                 record = SliceRecord(
                     plan_id=self._plan.plan_id, split=self._split, shards=self._shards, **tally(self._rejects),
-                    rejects=describe(rejects) if rejects else {},
+                    rejects=describe(rejects) if rejects else {}, notes=dict(self._notes),
+                    format_version=RECORD_VERSION if self._notes else RECORD_WITHOUT_NOTES,
                 )  # fmt: skip
                 self._attempt.settle(record)
         except BaseException:
@@ -219,6 +236,7 @@ class Account:
         bad: those of them that are faults of the data.
         examples: one row for each cause.
         files: the slices' records and rejects.
+        notes: samples of which something was set aside, by what it was.
     """
 
     shards: list[Shard]
@@ -227,6 +245,7 @@ class Account:
     bad: dict[str, int]
     examples: dict[str, str]
     files: Files
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 def gather(folder: str, plan: Plan) -> Account:
@@ -238,14 +257,16 @@ def gather(folder: str, plan: Plan) -> Account:
         raise RunError(f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; run what makes them again")
     lost, bad, examples = Counter(plan.lost), Counter(plan.bad), dict(plan.examples)
     files: Files = {}
+    notes = Counter[str]()
     for number, record in records.items():
         lost.update(record.lost)
+        notes.update(record.notes)
         bad.update(record.bad)
         examples = {**record.examples, **examples}
         files |= {record_name(number): record.stored, **({rejects_name(number): record.rejects} if record.rejects else {})}
     shards = [shard for _, record in sorted(records.items()) for shard in record.shards]
     written = sum(shard.num_samples for shard in shards)
-    return Account(shards=shards, written=written, lost=dict(lost), bad=dict(bad), examples=examples, files=files)
+    return Account(shards=shards, written=written, lost=dict(lost), bad=dict(bad), examples=examples, files=files, notes=dict(notes))
 
 
 def check_rejects(folder: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:
@@ -286,7 +307,12 @@ def seal(
         plan_id=plan.plan_id,
         source=plan.source,
         options=plan.options,
-        rows={"read": plan.rows_read, "written": account.written, "lost": account.lost},
+        rows={
+            "read": plan.rows_read,
+            "written": account.written,
+            "lost": account.lost,
+            **({"notes": account.notes} if account.notes else {}),
+        },
         shards=[Shard(**as_format_1(asdict(shard))) if old else shard for shard in account.shards],
         judge=plan.judge,
         attribution=plan.attribution,

@@ -6,6 +6,7 @@ ever: its identity covers plan id, names and checksums of the tars, so an experi
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -77,7 +78,7 @@ class Manifest:
         options: what was done to the samples (image policy, caption policy, sides …).
         judge: of triplets: `people` or `FLIP`; else empty.
         attribution: licence line of the source, shown wherever its pictures are.
-        rows: {"read": n, "written": n, "lost": {cause: n}}.
+        rows: {"read": n, "written": n, "lost": {cause: n}}, and where samples had something set aside, "notes": {what: n}.
         shards: in canonical order.
         evaluation: evaluation sets staged with it: [{"name", "task", "uri" (relative to the root), "identity"}].
         facts: of evaluation sets and others: class names, templates, MSE's own 2AFC score …
@@ -119,6 +120,23 @@ class Manifest:
     def split(self, name: str) -> list[Shard]:
         """The shards of one split, in canonical order."""
         return [shard for shard in self.shards if shard.split == name]
+
+
+def describe_rows(rows: Mapping[str, Any], folder: str) -> str:
+    """What was read, written, left out (by cause) and set aside, and where what was left out is listed.
+
+    Args:
+        rows: of a manifest.
+        folder: of the data set.
+    """
+    lost, notes = rows.get("lost") or {}, rows.get("notes") or {}
+    words = f"{rows.get('read', 0)} read, {rows.get('written', 0)} written"
+    if lost:
+        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(lost.items()))
+        words += f", {sum(lost.values())} left out: {causes}; listed in {join(folder, 'rejects')}"
+    if notes:
+        words += "; read without it: " + ", ".join(f"{count} x {what}" for what, count in sorted(notes.items()))
+    return words
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:

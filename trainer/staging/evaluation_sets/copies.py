@@ -10,6 +10,7 @@ from PIL import Image
 
 from trainer.bounds import MAX_COPY_FILE_BYTES, MAX_UNPACKED_BYTES, check_size, gunzip
 from trainer.errors import InputError
+from trainer.staging.foreign import lines_of, text_of
 from trainer.staging.images import BadImageError, decoding, loaded
 from trainer.staging.sources.listing import SourceFile
 from trainer.storage import read_bytes
@@ -89,9 +90,9 @@ class Copy:
         return self._files[name]
 
     def lines(self, ending: str) -> list[str]:
-        """The non-empty lines of a text file."""
-        text = self.read(self.require(ending)).decode("utf-8", "replace")
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        """The non-empty lines of a text file; InputError where it is not UTF-8."""
+        name = self.require(ending)
+        return [line.strip() for line in lines_of(text_of(self.read(name), f"{self.uri}/{name}")) if line.strip()]
 
     def reader(self, name: str) -> Callable[[], bytes]:
         """Reads a file of the copy later; InputError now where it is not there."""

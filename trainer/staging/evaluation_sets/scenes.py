@@ -9,7 +9,7 @@ import numpy as np
 from trainer.bounds import MAX_PIXELS, parse_json
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, encode_png
-from trainer.staging.foreign import entry, number, parse_xml, shown, text_of
+from trainer.staging.foreign import entry, lines_of, number, parse_xml, shown, text_of
 from trainer.staging.images import BadImageError, decoding, loaded
 
 VOC_CLASSES = (
@@ -117,7 +117,7 @@ def kitti_distance(copy: Copy) -> Converted:
         for name in copy.names:
             if "/label_2/" in f"/{name}" and name.endswith(".txt"):
                 where = f"{copy.uri}/{name}"
-                objects = [line.split() for line in text_of(copy.read(name), where).splitlines()]
+                objects = [line.split() for line in lines_of(text_of(copy.read(name), where))]
                 ahead = [_distance(parts, where) for parts in objects if parts and parts[0] in ("Car", "Van", "Truck")]
                 picture = copy.require(f"image_2/{name.rsplit('/', 1)[-1].removesuffix('.txt')}.png")
                 yield Row(name=picture, image=copy.reader(picture), label=int(np.searchsorted(bands, min([*ahead, 1000.0]), side="left")))

@@ -14,12 +14,13 @@ from trainer.staging.captions import as_line
 from trainer.staging.evaluation_sets import binary, captions, folders, lists, scenes, tars
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, as_kept
 from trainer.staging.evaluation_sets.prompts import Prompts, choose
+from trainer.staging.foreign import lines_of, text_of
 from trainer.staging.plans import Plan, slices_to_make, write_plan
 from trainer.staging.rows import safe_key
 from trainer.staging.sealed import find_intact, layout_files, write_files
 from trainer.staging.sources.listing import fingerprint, list_source
 from trainer.staging.writer import SliceWriter, gather, seal
-from trainer.storage import layout, read_text
+from trainer.storage import layout, read_bytes
 from trainer.storage.manifest import Manifest
 
 SHARD_SAMPLES = 1024
@@ -98,7 +99,7 @@ def _convert(facts: EvaluationSetFacts, copy: Copy) -> Converted:
 
 
 def _only(uri: str) -> set[str]:
-    return {line.strip() for line in read_text(uri).splitlines() if line.strip()} if uri else set()
+    return {line.strip() for line in lines_of(text_of(read_bytes(uri), uri)) if line.strip()} if uri else set()
 
 
 def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:

@@ -1,6 +1,5 @@
 """A copy that is in CLIP_benchmark's layout already: its shards are read, and written again with index and manifest."""
 
-import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -9,13 +8,14 @@ import numpy as np
 from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS, MAX_PICTURE_BYTES, check_size
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row
-from trainer.staging.foreign import read_npy, shown, text_of, whole
+from trainer.staging.foreign import lines_of, read_npy, shown, text_of, whole
 from trainer.staging.rows import Blob
+from trainer.staging.sources.listing import SourceFile
 from trainer.staging.sources.tars import walk
+from trainer.staging.tarfiles import Member, by_sample
 
 SUFFIXES = ("webp", "png", "jpg", "jpeg")
 _MAX_SHARDS = 100_000  # of a set; CLIP_benchmark writes up to a few hundred
-_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members
 
 
 def is_layout(copy: Copy) -> bool:
@@ -38,22 +38,26 @@ def _first_line(copy: Copy, name: str) -> str:
 
 def _text(copy: Copy, name: str) -> tuple[str, ...]:
     """All lines, empty ones too: CLEVR's fourth distance has an empty name."""
-    lines = text_of(copy.read(name), f"{copy.uri}/{name}").splitlines() if name in copy.names else []
+    lines = lines_of(text_of(copy.read(name), f"{copy.uri}/{name}")) if name in copy.names else []
     return tuple(line.strip() for line in lines)
 
 
 def _rows(copy: Copy, num_shards: int, label: str) -> Iterator[Row]:
     for number in range(num_shards):
         name = copy.require(f"test/{number}.tar")
-        for key, sample in _samples(copy, name):
+        file = copy.file(name)
+        for key, sample in by_sample(walk(file), f"{copy.uri}/{name}"):
             where = f"{copy.uri}/{name}: sample {key}"
             suffix = next((suffix for suffix in SUFFIXES if suffix in sample), None)
             if suffix is None or label not in sample:
                 raise InputError(f"{where} has no picture, or no .{label}")
-            row = partial(Row, name=key, image=partial(_bytes, sample[suffix], MAX_PICTURE_BYTES, where))
-            value = _bytes(sample[label], MAX_CAPTION_BYTES, f"{where}: .{label}")
+            for member in (sample[suffix], sample[label]):
+                if member.fault:
+                    raise InputError(f"{where}: {member.fault}")
+            row = partial(Row, name=key, image=partial(_bytes, file, sample[suffix], MAX_PICTURE_BYTES, where))
+            value = _bytes(file, sample[label], MAX_CAPTION_BYTES, f"{where}: .{label}")
             if label == "txt":
-                captions = tuple(text_of(value, where).splitlines())
+                captions = tuple(line for line in lines_of(text_of(value, where)) if line.strip())
                 if len(captions) > MAX_CAPTIONS:
                     raise InputError(f"{where} has {len(captions)} captions, at most {MAX_CAPTIONS} are read")
                 yield row(captions=captions)
@@ -66,30 +70,6 @@ def _rows(copy: Copy, num_shards: int, label: str) -> Iterator[Row]:
                 yield row(label=whole(text_of(value, where), f"{where}: class"))
 
 
-_Place = tuple[Blob, bytes]  # where a member lies, and its bytes where they are few
-
-
-def _bytes(place: _Place, most: int, where: str) -> bytes:
-    blob, data = place
-    check_size(blob.size, most, where)
-    return data if data or not blob.size else blob.read()
-
-
-def _samples(copy: Copy, name: str) -> Iterator[tuple[str, dict[str, _Place]]]:
-    """Key and members of each sample, as webdataset groups them: by the name up to its first dot, side by side in the tar."""
-    key, sample = "", dict[str, _Place]()
-    file = copy.file(name)
-    for member, offset, size, data in walk(file):
-        folder, slash, base = member.rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        if not stem or not dot or _META.match(member):
-            continue
-        if folder + slash + stem != key:
-            if sample:
-                yield key, sample
-            key, sample = folder + slash + stem, {}
-        if suffix.lower() in sample:
-            raise InputError(f"{copy.uri}/{name}: {member!r} is in it twice: names must be unique")
-        sample[suffix.lower()] = (Blob(file.uri, offset, size), data)
-    if sample:
-        yield key, sample
+def _bytes(file: SourceFile, member: Member, most: int, where: str) -> bytes:
+    check_size(member.size, most, where)
+    return member.data if member.data or not member.size else Blob(file.uri, member.offset, member.size).read()

@@ -131,7 +131,7 @@ def _make_slice(folder: str, plan: Plan, number: int, total: int, samples: _Samp
             if isinstance(sample, Reject):
                 writer.reject(sample)
             else:
-                writer.add(sample.key, sample.members, tokenize(sample.captions))
+                writer.add(sample.key, sample.members, tokenize(sample.captions), sample.note)
             if count % 100 == 0 or count == total:
                 check_stop()
                 progress(step, count, total, "images")

@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.bounds import MAX_TABLE_ROWS, parse_json
 from trainer.errors import Corrupt, InputError
 from trainer.staging import plans
+from trainer.staging.parquet import BROKEN, first_line, read_batches
 from trainer.staging.plans import Plan
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.base import MissingObject
@@ -85,12 +87,24 @@ def read_rows(folder: str, plan: Plan, number: int) -> list[RemoteRow]:
         data = read_bytes(uri)
         if plan.format_version > 1 and describe(data) != plan.files.get(name):
             raise Corrupt(f"{uri}: its checksum is not the one that {plans.PLAN} names: {again}")
-        records = pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pylist()
+        with pq.ParquetFile(io.BytesIO(data)) as parquet:
+            if not parquet.schema_arrow.equals(SCHEMA) or not 0 <= parquet.metadata.num_rows <= MAX_TABLE_ROWS:
+                raise Corrupt(f"{uri}: not the rows of a slice: other columns, or too many rows: {again}")
+            return [_row(record, f"{uri}: row {count}") for count, record in enumerate(read_batches(parquet, uri, SCHEMA.names))]
     except MissingObject as error:
         raise Corrupt(f"{uri}: missing: {again}") from error
-    except pa.ArrowException as error:
-        raise Corrupt(f"{uri}: not the rows of a slice: {str(error).splitlines()[0]}: {again}") from error
-    return [RemoteRow(**{**record, "label": record["label"] or "", "facts": json.loads(record["facts"] or "{}")}) for record in records]
+    except Corrupt:
+        raise
+    except (*BROKEN, InputError) as error:
+        raise Corrupt(f"{uri}: not the rows of a slice: {first_line(error)}: {again}") from error
+
+
+def _row(record: dict[str, Any], where: str) -> RemoteRow:
+    """A row of the table; InputError where it has nothing in a column that must have something, or its facts are not JSON."""
+    facts = parse_json(record["facts"] or "{}", f"{where}: facts")
+    if not isinstance(record["key"], str) or not record["images"] or None in record["images"] or not isinstance(facts, dict):
+        raise InputError(f"{where}: has no key or no picture, or facts that are no object")
+    return RemoteRow(**{**record, "texts": record["texts"] or (), "label": record["label"] or "", "facts": facts})
 
 
 def read_plan(folder: str) -> Plan:

@@ -16,6 +16,8 @@ _REQUIRED = ("id", "left_vote", "right_vote", "votes", "ref_path", "left_path", 
 def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletRow]:
     """Every row of data.csv with at least `min_votes` votes (where people voted; a model's one vote is enough).
 
+    A row whose vote is an empty field has no votes: it is left out, and no fault of the data.
+
     Our own generated sets have three columns more: judge, flip_left, flip_right.
 
     Raises:
@@ -44,9 +46,13 @@ def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletR
 
 
 def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> TripletRow | Reject:
+    empty = next((column for column in ("left_vote", "right_vote") if record[column].strip().lower() in _EMPTY), None)
+    if empty:
+        return Reject(record["id"], "no votes", f"{empty} is empty", counts=False)
     left, right = (_votes(record, column, where) for column in ("left_vote", "right_vote"))
     if left + right <= 0:
-        return Reject(record["id"], "no votes", f"left_vote {left}, right_vote {right}")
+        return Reject(record["id"], "no votes", f"left_vote {left:g}, right_vote {right:g}", counts=False)
+    votes = left + right if record["votes"].strip().lower() in _EMPTY else _votes(record, "votes", where)
     blobs = []
     for column in ("ref_path", "left_path", "right_path"):
         file = by_name.get(record[column])
@@ -65,7 +71,7 @@ def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> 
         right=blobs[2],
         left_vote=left,
         right_vote=right,
-        votes=int(_votes(record, "votes", where)),
+        votes=int(votes),
         split=split,
         is_imagenet=(record.get("is_imagenet") or "").strip().lower() in ("true", "1", "1.0"),
         prompt=record.get("prompt") or "",
@@ -76,6 +82,7 @@ def _row(record: dict[str, str], by_name: dict[str, SourceFile], where: str) -> 
     )
 
 
+_EMPTY = ("", "nan", "none", "null")  # as pandas and others write a field that has no value
 _MAX_VOTES = 999_999  # of a triplet; NIGHTS has up to 10
 
 

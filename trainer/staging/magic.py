@@ -1,0 +1,29 @@
+"""Kinds of files that are not read as pictures, told by their first bytes: phones name HEIC `.jpg`, and downloads are called anything."""
+
+from trainer.staging.kinds import UNREAD_CAUSE, explain_unread
+
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BEGINNINGS = (
+    (b"%PDF", ".pdf"), (b"%!PS", ".eps"), (b"\xff\x0a", ".jxl"), (b"\0\0\0\x0cJXL ", ".jxl"), (b"II\xbc", ".jxr"), (b"\0\0\1\0", ".ico"),
+    (b"\0\0\2\0", ".cur"), (b"icns", ".icns"), (b"DDS ", ".dds"), (b"v/1\x01", ".exr"), (b"#?RADIANCE", ".hdr"), (b"8BPS\0\2", ".psb"),
+    (b"gimp xcf", ".xcf"), (b"qoif", ".qoi"), (b"SIMPLE  =", ".fits"), (b"AT&TFORM", ".djvu"), (b"FLIF", ".flif"), (b"BPG\xfb", ".bpg"),
+    (b"\x1aE\xdf\xa3", ".webm"),
+)  # fmt: skip
+
+
+def explain_bytes(data: bytes) -> tuple[str, str] | None:
+    """Cause and detail of the reject that a file becomes which is of a known kind that is not read; None for any other."""
+    suffix = _kind(data)
+    return (UNREAD_CAUSE, f"by its bytes {explain_unread(suffix)}") if suffix else None
+
+
+def _kind(data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        return ".heic" if data[8:12] in _HEIF else ".mp4"
+    for beginning, suffix in _BEGINNINGS:
+        if data.startswith(beginning):
+            return suffix
+    text = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"<svg") or (text.startswith((b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text):
+        return ".svg"
+    return ""

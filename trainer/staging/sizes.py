@@ -1,0 +1,36 @@
+"""Whether a source has enough for a recipe: said before a picture is decoded, judged by FLIP or trained on."""
+
+import math
+from collections.abc import Collection
+
+from trainer.config import Recipe
+from trainer.errors import InputError
+
+STAGES_OF = {"pairs": ("contrastive",), "triplets": ("perceptual", "posthoc")}
+"""What trains on a data set, by its kind."""
+
+
+def require_enough(source: str, kind: str, train: int, total: int, recipe: Recipe, stages: Collection[str]) -> None:
+    """Refuse a source whose training split does not fill one batch.
+
+    Args:
+        source: names it in errors.
+        kind: pairs or triplets.
+        train: samples of the training split, or how many there can be at most.
+        total: samples of all splits.
+        recipe: has the batches.
+        stages: that will train; none: nothing is refused.
+
+    Raises:
+        InputError: with the number of samples that are needed, and what else can be changed.
+    """
+    batches = {stage: int(getattr(recipe, stage).global_batch_size) for stage in STAGES_OF[kind] if stage in stages}
+    if not batches or train >= max(batches.values()):
+        return
+    stage = max(batches, key=batches.__getitem__)
+    needed = math.ceil(batches[stage] * total / train) if train else batches[stage]
+    smoke = "RECIPE=smoke or " if recipe.name != "smoke" else ""
+    raise InputError(
+        f"{source}: {total:,} {kind}, of which {train:,} are left for training: needs at least {needed:,} for recipe "
+        f"{recipe.name or '(unnamed)'} ({stage}.global_batch_size {batches[stage]:,}); try {smoke}a smaller global_batch_size"
+    )

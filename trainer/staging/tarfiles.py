@@ -1,0 +1,180 @@
+"""Members of a tar that others wrote: every one of them, or a line that says what is wrong with the file.
+
+Python's tarfile takes an archive for complete that ends in the middle of a header or between members, and does not look behind the
+end mark; here each of these is refused. A link to a member of the same tar stands for that member.
+"""
+
+import posixpath
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+from trainer.bounds import MAX_CAPTION_BYTES
+from trainer.errors import InputError
+
+_BLOCK = tarfile.BLOCKSIZE
+_PIECE = 4 << 20
+_MAX_LINKS = 16  # a link may lead to a link
+_VOLUME = b"M"  # of several that GNU tar cuts an archive into: it begins with the rest of a member
+_BROKEN = (tarfile.TarError, EOFError, ValueError, OverflowError, LookupError, RecursionError)
+"""What tarfile raises on bytes that are no tar, by kind of damage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a tar.
+
+    Attributes:
+        name: as it stands there.
+        offset: of its first byte.
+        size: in bytes.
+        data: its bytes, where they were asked for and are few.
+        fault: why it cannot be read, where it is a link that leads nowhere; else empty.
+    """
+
+    name: str
+    offset: int
+    size: int
+    data: bytes = b""
+    fault: str = ""
+
+
+def read_members(stream: BinaryIO, size: int, where: str, is_wanted: Callable[[str], bool]) -> list[Member]:
+    """Every file of a tar, and every link to one, in order. Folders, devices and pipes are left out.
+
+    Args:
+        stream: the tar, not packed; it can seek.
+        size: of the tar in bytes.
+        where: names it in errors.
+        is_wanted: whether the bytes of a member of this name are to be read; more than MAX_CAPTION_BYTES are not.
+
+    Raises:
+        InputError: not a tar, cut short, with data after its end mark, in several volumes, or with a sparse file in it.
+    """
+    found: list[Member] = []
+    links: dict[int, str] = {}  # index in `found` -> the name that the link leads to
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else each header is kept
+                _check_member(info, size, where)
+                if info.isreg():
+                    data = _read(stream, info.offset_data, info.size) if is_wanted(info.name) else b""
+                    found.append(Member(info.name, info.offset_data, info.size, data))
+                elif info.islnk() or info.issym():
+                    links[len(found)] = _target(info)
+                    found.append(Member(info.name, 0, 0))
+            _check_end(stream, tar.offset, size, where, _last(found))
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise InputError(f"{where}: not a whole tar file: {error}") from error
+    by_name = {posixpath.normpath(member.name): index for index, member in enumerate(found)}
+    for index in links:
+        found[index] = _resolve(index, found, links, by_name, stream, is_wanted)
+    return found
+
+
+def _last(found: list[Member]) -> str:
+    """Words for the place behind the last member."""
+    return f"after {found[-1].name}" if found else "at its beginning"
+
+
+def _check_member(info: tarfile.TarInfo, size: int, where: str) -> None:
+    if info.issparse():
+        raise InputError(f"{where}: {info.name} is a sparse file: a tar of samples must hold plain ones (pack it without --sparse)")
+    if info.type == _VOLUME:
+        raise InputError(f"{where}: is one of several volumes, and begins with the rest of {info.name}: a tar of samples must be whole")
+    end = info.offset_data + info.size
+    if not 0 <= info.size <= end or (info.isreg() and end > size):
+        raise InputError(f"{where}: cut short: {info.name} should end at byte {end}, the tar has {size}")
+
+
+def _check_end(stream: BinaryIO, position: int, size: int, where: str, last: str) -> None:
+    """Refuse what is not two blocks of zeros, and nothing but zeros behind them, where tarfile found no further member."""
+    stream.seek(position)
+    block = stream.read(_BLOCK)
+    if not block:
+        raise InputError(f"{where}: cut short {last}: a tar ends with blocks of zeros, and this one has none")
+    if len(block) < _BLOCK and any(block):
+        raise InputError(f"{where}: cut short in the header {last}, at byte {position}")
+    if any(block):
+        raise InputError(f"{where}: damaged: what stands {last}, at byte {position}, is no header of a tar")
+    while position < size:
+        stream.seek(position)
+        piece = stream.read(min(_PIECE, size - position))
+        if any(piece):
+            start = position + len(piece) - len(piece.lstrip(b"\0"))
+            raise InputError(
+                f"{where}: has data after its end mark, from byte {start} on, which readers of tars do not see: of tars that were joined "
+                "by cat? Give them as files of their own, or join them with tar --concatenate"
+            )
+        if not piece:
+            return
+        position += len(piece)
+
+
+def _target(info: tarfile.TarInfo) -> str:
+    """The name that a link leads to: a hard link's as it stands there, a symbolic one's from its own folder."""
+    base = posixpath.dirname(info.name) if info.issym() else ""
+    return posixpath.normpath(posixpath.join(base, info.linkname))
+
+
+def _resolve(
+    index: int, found: list[Member], links: dict[int, str], by_name: dict[str, int], stream: BinaryIO, is_wanted: Callable[[str], bool]
+) -> Member:
+    """The member that a link stands for, under the link's name."""
+    name, at = found[index].name, index
+    for _ in range(_MAX_LINKS):
+        target = by_name.get(links[at])
+        if target is None:
+            return replace(found[index], fault=f"{name} is a link to {links[at]}, which is no file of this tar")
+        if target not in links:
+            member = found[target]
+            data = _read(stream, member.offset, member.size) if is_wanted(name) and not member.data else member.data
+            return replace(member, name=name, data=data)
+        at = target
+    return replace(found[index], fault=f"{name} is a link that leads to itself")
+
+
+def _read(stream: BinaryIO, offset: int, size: int) -> bytes:
+    if size > MAX_CAPTION_BYTES:
+        return b""
+    stream.seek(offset)
+    return stream.read(size)
+
+
+def by_sample(members: list[Member], where: str) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Each sample's key (its name up to the first dot) and its members by suffix in lower case, as webdataset groups them.
+
+    Members whose name begins with a dot, has no suffix, or is a note of webdataset's (`__…__`) are ignored.
+
+    Raises:
+        InputError: two members of one name, or a sample whose members do not lie side by side.
+    """
+    seen: set[str] = set()
+    current, sample = "", dict[str, Member]()
+    for member in members:
+        folder, slash, base = member.name.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        if not stem or not dot or _is_note(member.name):
+            continue
+        key = folder + slash + stem
+        if key != current or not sample:
+            if sample:
+                yield current, sample
+            current, sample = key, {}
+            if key in seen:
+                raise InputError(f"{where}: two samples are named {key!r}: a name must be unique in its tar, and its members adjacent")
+            seen.add(key)
+        if suffix.lower() in sample:
+            raise InputError(f"{where}: {member.name!r} is in it twice: names must be unique")
+        sample[suffix.lower()] = member
+    if sample:
+        yield current, sample
+
+
+def _is_note(name: str) -> bool:
+    first = name.partition("/")[0]
+    return len(first) > 4 and first.startswith("__") and first.endswith("__")
