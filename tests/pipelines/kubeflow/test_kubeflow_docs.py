@@ -37,4 +37,15 @@ def test_every_step_is_explained():
     """With what it shows."""
     named = re.findall(r"`([a-z-]+)`", " ".join(line.split("|")[1] for line in section("What a person sees").splitlines() if "|" in line))
 
-    assert set(named) == {"links", "stage-triplets", "stage-pairs", "plan", "perceptual", "contrastive", "posthoc", "evaluate", "finish"}
+    assert set(named) == {
+        "links",
+        "stage-triplets",
+        "stage-pairs",
+        "plan",
+        "perceptual",
+        "contrastive",
+        "posthoc",
+        "evaluate",
+        "report",
+        "finish",
+    }

@@ -46,7 +46,8 @@ def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, An
     assert "[Kubeflow]" not in page
     assert "4 cells, one after another: `random-seed0`, `posthoc-seed0`, `random-seed1`, `posthoc-seed1`" in page
     assert f"`{tmp_path}/store/experiments/demo/report/index.html`" in page
-    assert f"the request: `{stored}`" in page
+    assert stored.endswith(".json#a-run")
+    assert f"the request: `{stored.removesuffix('#a-run')}`" in page
     assert stored.startswith(f"{tmp_path}/store/experiments/demo/requests/")
     assert "kubectl -n team-a get pytorchjobs,jobs,pods -l firstsight.dev/experiment=demo" in page
     assert "python -m pipelines cancel demo --namespace team-a" in page
