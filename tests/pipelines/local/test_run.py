@@ -124,7 +124,7 @@ def test_a_killed_trainer_is_started_again_at_once(root: Path):
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, number: int, expected: int):
     """The trainer has time to save, and queued steps do not begin."""
-    run = Run(root, FAKE_SECONDS="60")
+    run = Run(root, "--arms", "random", "--seeds", "0,1", FAKE_SECONDS="60")
     trainer = run.wait_for_start()
     run.process.send_signal(number)
     code, out, error = run.end()
@@ -133,9 +133,9 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
     assert "stopping…" in out
     assert "run the same command again to go on" in error
     assert is_gone(trainer)
-    assert run.starts("contrastive", "perceptual-seed0") == []
+    assert run.starts("contrastive", "random-seed1") == []
     assert "SIGTERM: saved" in (root / "experiments/smoke/random-seed0/contrastive/log.txt").read_text()
-    assert Run(root).end()[0] == 0
+    assert Run(root, "--arms", "random", "--seeds", "0,1").end()[0] == 0
 
 
 def test_a_signal_is_answered_at_once_and_once(tmp_path: Path):
@@ -194,7 +194,7 @@ def test_v_leaves_out_what_the_executor_says_of_itself():
 @pytest.mark.slow
 def test_ctrl_c_on_a_terminal_reaches_every_process_and_still_ends_cleanly(root: Path):
     """A terminal signals the whole foreground group, kfp's shells included."""
-    run = Run(root, FAKE_SECONDS="60")
+    run = Run(root, "--arms", "random", FAKE_SECONDS="60")
     trainer = run.wait_for_start()
     os.killpg(run.process.pid, signal.SIGINT)
     code, _, error = run.end()
@@ -225,7 +225,7 @@ def test_a_killed_run_takes_its_jobs_along_and_the_next_one_finishes(root: Path)
 @pytest.mark.slow
 def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
     """Naming the process of the first, with exit code 2."""
-    run = Run(root, FAKE_SECONDS="60")
+    run = Run(root, "--arms", "random", FAKE_SECONDS="60")
     run.wait_for_start()
 
     code, _, error = Run(root).end()
@@ -241,7 +241,7 @@ def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
 def test_a_run_whose_lock_another_one_took_ends_without_saving(root: Path):
     """Somebody deleted its lock, and another run began: exit code 1, and nothing more is written."""
     folder = root / "experiments" / "smoke"
-    run = Run(root, FAKE_SECONDS="60", FAKE_HEARTBEAT="0.2")
+    run = Run(root, "--arms", "random", FAKE_SECONDS="60", FAKE_HEARTBEAT="0.2")
     trainer = run.wait_for_start()
     with lock_of_another(folder):
         code, _, error = run.end()
