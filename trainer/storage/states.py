@@ -141,6 +141,8 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("record of a check", "{stage}/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged", _CHECKED),
     _kind("final model's seal", "{stage}/final/COMMITTED.json", "trainer.storage.committed", "trainer.storage.committed.read_final",
           _REMADE, _REMADE, _REMADE, _NEVER),
+    _kind("copy of a stage's configuration", "{stage}/final/config.yaml", "trainer.run.checkpoint", "trainer.storage.recipes.restore_config",
+          "harmless: read only where the stage's own is damaged, and believed by its checksum alone"),
     _kind("file of a final model", "{stage}/final/{rest}", "trainer.run.checkpoint", "trainer.storage.committed.read_final",
           _REMADE, _REMADE, _REMADE, _REMADE),
     _kind("checkpoint's seal", "{stage}/checkpoints/{name}/COMMITTED.json", "trainer.storage.committed", "trainer.run.starting",
