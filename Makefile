@@ -66,7 +66,7 @@ check: $(VENV)/ready ## style, types, import contracts, house rules, generated f
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/house_rules.py
-	$(MAKE) generate && git diff --exit-code -- pipelines README.md docs charts scripts trainer/configs
+	$(MAKE) generate && git diff --exit-code -- pipelines README.md NOTICE docs charts scripts trainer/configs
 
 .PHONY: ci
 ci: ## all that must hold before a change is taken
@@ -169,7 +169,18 @@ generate: $(VENV)/ready ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
 	$(BIN)/python scripts/states_table.py
+	$(BIN)/python scripts/notice.py
 	$(MAKE) chart-docs
+
+.PHONY: update
+update: $(VENV)/ready ## resolve every Python and Go pin to the newest that fits, then the notices; run `make ci` afterwards
+	scripts/lock.sh $(BIN)/uv --upgrade
+	@for folder in tests/cluster/tools/*/; do echo "update: $$folder"; (cd "$$folder" && go get -u tool && go mod tidy) || exit 1; done
+	@echo "update: Dockerfiles and workflows name their bases and actions; .github/dependabot.yml asks for those"
+
+.PHONY: version
+version: ## of the project, its images and its chart
+	@echo $(TAG)
 
 .PHONY: lock
 lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements

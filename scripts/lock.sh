@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Resolve pyproject.toml's groups into requirements/*.txt, hashed, for every platform and no index's address: lock.sh <uv>
+# Resolve pyproject.toml's groups into requirements/*.txt, hashed, for every platform and no index's address: lock.sh <uv> [--upgrade]
 set -euo pipefail
 uv=$1
+more=("${@:2}")
 export UV_CUSTOM_COMPILE_COMMAND="make lock"
-compile() { "$uv" pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url "$@"; }
+compile() { "$uv" pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url "${more[@]}" "$@"; }
 
 echo "lock: dev"
 compile pyproject.toml --group dev --output-file requirements/dev.txt

@@ -1,6 +1,6 @@
 # Written by scripts/request_files.py from pipelines/planning/request.py: do not edit.
 
-RECIPE ?=## smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself (default: demo)
+RECIPE ?=## smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file, or in a request file the recipe itself (default: demo)
 SET ?=## what differs from the recipe, such as contrastive.epochs=16 (default: none)
 ARMS ?=## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>; docs/RECIPES.md explains each (default: random,perceptual)
 SEEDS ?=## whole numbers; each arm is run once with each (default: 0)

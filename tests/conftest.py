@@ -1,5 +1,6 @@
 """Fixtures for every room."""
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 from tests.servers import S3Server, minio, seaweedfs
 from trainer.storage.s3_client import Client
+
+for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+    os.environ.pop(name, None)  # of the `make test` that runs these tests; a make that a test starts would take them for its own
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,8 @@ def train(config: StageConfig, model: open_clip.CLIP, batches: Iterator[Batch], 
         total = torch.zeros((), dtype=dtype)
         for group in range(groups):
             image, text, scale = model(images[group::groups], batch.tokens[group::groups])
+            if settings.logit_scale_clamp == "forward":  # type: ignore[union-attr]
+                scale = torch.minimum(scale, torch.tensor(settings.logit_scale_max, dtype=dtype))  # type: ignore[union-attr]
             total = total + open_clip.ClipLoss()(image, text, scale) / groups
         total.backward()
         if optimizer_settings.clip_norm:
@@ -78,8 +80,9 @@ def train(config: StageConfig, model: open_clip.CLIP, batches: Iterator[Batch], 
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate(step, steps, optimizer_settings.learning_rate, optimizer_settings.warmup_steps)
         optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, math.log(100))
+        if settings.logit_scale_clamp == "parameter":  # type: ignore[union-attr]
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))
         losses.append(total.item())
     return losses
 

@@ -43,16 +43,31 @@ class ModelConfig:
     text_width: int = recipe(512, "known", "Width of the text tower.")
     text_heads: int = recipe(8, "known", "Attention heads of the text tower.")
     context_length: int = recipe(77, "known", "Longest caption in tokens, start and end included.")
-    vision_init: Literal["paper", "open_clip"] = recipe(
-        "paper", "as coded", "Residual-scaled normal init with class token std 1; open_clip keeps PyTorch's defaults."
+    vision_init: Literal["published", "paper", "open_clip"] = recipe(
+        "paper",
+        "as coded",
+        "published: tensor by tensor as the follow-on code draws it; paper: an earlier reading of it, biases 0, positions as open_clip's; "
+        "open_clip: PyTorch's defaults.",
     )
-    text_tower: Literal["clip_causal_eot"] = recipe(
+    text_init: Literal["published", "clip"] = recipe(
+        "clip",
+        "as coded",
+        "published: as the follow-on code draws it, every bias included; clip: open_clip's own, attention biases 0.",
+        since="0.2.0",
+        introduced="clip",
+    )
+    text_tower: Literal["clip_causal_eot", "mean_pooled_unmasked"] = recipe(
         "clip_causal_eot", "ours", "CLIP's causal tower pooled at EOT: a declared deviation, the code mean-pools without a mask."
     )
     logit_scale_init: Literal["100", "1/0.07"] = recipe("100", "as coded", "The code starts at ln 100, CLIP at ln(1/0.07).")
 
     def __post_init__(self) -> None:
         """Check what can be checked without torch."""
+        if self.text_tower == "mean_pooled_unmasked":
+            raise InputError(
+                "model.text_tower mean_pooled_unmasked, the follow-on code's tower, is not built: it attends to padding, so captions could "
+                "not be cut to their length exactly, and open_clip could not open the model; take clip_causal_eot"
+            )
         _at_least(1, "model", self, *_SIZES)
         require("model.context_length", self.context_length, "between 8 and 77", 8 <= self.context_length <= 77)
         if not self.open_clip_name:
@@ -85,9 +100,13 @@ class OptimizerConfig:
     schedule: Literal["cosine", "constant"] = recipe(
         "cosine", "as coded", "After warm-up: cosine to 0 at the horizon (`contrastive.schedule_horizon`), or constant at the peak."
     )
-    clip_norm: float = recipe(0.0, "unknown", "Gradient norm is clipped to this; 0: never. The code names 3 for stage 2, and applies none.")
+    clip_norm: float = recipe(
+        0.0, "as coded", "Gradient norm is clipped to this; 0: never. The code's JSON names 3 for stage 2, its Trainer is not given it."
+    )
     no_decay: Literal["gains_and_biases", "gains_biases_and_positions"] = recipe(
-        "gains_and_biases", "as coded", "Which parameters weight decay leaves alone."
+        "gains_and_biases",
+        "as coded",
+        "Which parameters weight decay leaves alone; the code's one factory spares positions in every stage.",
     )
 
     def __post_init__(self) -> None:
@@ -138,6 +157,14 @@ class ContrastiveConfig:
     crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop.")
     precision: Precision = recipe("bf16", "as coded", "Autocast; weights and optimiser stay fp32 (fp64 is for tests).")
     logit_scale_max: float = recipe(100.0, "known", "exp(logit scale) is clamped to it.")
+    logit_scale_clamp: Literal["parameter", "forward"] = recipe(
+        "parameter",
+        "as coded",
+        "parameter: clamped after each step, as open_clip does; forward: in the loss alone, as coded, so that above the maximum it has "
+        "no gradient.",
+        since="0.2.0",
+        introduced="parameter",
+    )
     decoder: Literal["fast", "exact"] = recipe("fast", "ours", "simplejpeg with torch's antialiased resize, or PIL.")
     order_runs: int = recipe(1, "ours", "C of the canonical order: sample runs a global batch is drawn from.")
     order_block_shards: int = recipe(0, "ours", "K of the canonical order: shards a run is shuffled over; 0: one full permutation.")

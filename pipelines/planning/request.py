@@ -50,7 +50,7 @@ class Request:
     """One run's request. A value equal to its default means the same whether it was given or not."""
 
     recipe: str | Mapping[str, Any] = parameters.recipe(
-        "demo", "smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself"
+        "demo", "smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file, or in a request file the recipe itself"
     )
     set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16")
     arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {', '.join(ACCEPTED)}; docs/RECIPES.md explains each")

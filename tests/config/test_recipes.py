@@ -70,7 +70,10 @@ def test_the_shipped_subset_differs_from_the_paper_in_its_epochs_alone() -> None
 @pytest.mark.parametrize(
     ("recipe", "line"),
     [
-        ({"base": "papr"}, r"x\.yaml: base must be one of smoke, demo, paper, paper-3m, or an absolute path or URI .* got 'papr'"),
+        (
+            {"base": "papr"},
+            r"x\.yaml: base must be one of smoke, demo, paper, paper-3m, paper-as-coded, or an .* got 'papr'",
+        ),
         ({"base": "other.yaml"}, r"x\.yaml: base must be one of .*, or an absolute path or URI that ends in \.yaml, got 'other\.yaml'"),
         ({"base": ["paper"]}, r"x\.yaml: base must be one of .* got \['paper'\]"),
         ({"base": "/nowhere/r.yaml"}, r"/nowhere/r\.yaml"),
@@ -144,5 +147,5 @@ def test_an_override_that_cannot_be_read_is_refused(text: str, line: str) -> Non
 
 
 def test_complete_fields_are_what_differs_is_told_of() -> None:
-    """A recipe without fields that came later gives the same both ways."""
-    assert recipe_fields(ContrastiveConfig(), complete=True) == recipe_fields(ContrastiveConfig())
+    """Fields that came later are among them, whether or not a hash leaves them out."""
+    assert recipe_fields(ContrastiveConfig(), complete=True) == recipe_fields(ContrastiveConfig()) | {"logit_scale_clamp": "parameter"}

@@ -57,6 +57,23 @@ def test_the_logit_scale_is_clamped() -> None:
         assert stage.model.logit_scale.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("local_batch_size", [0, 3])
+def test_a_clamp_in_the_loss_leaves_the_parameter_without_a_gradient(local_batch_size: int) -> None:
+    """Above logit_scale_max: as coded, the loss uses the maximum and the parameter stays where it is, gradient cache or not."""
+    stage = ContrastiveStage(config(local_batch_size, logit_scale_clamp="forward"), Distributed(0, 1, 0, CPU), CPU)
+    batch = next(reference.random_batches(1, 8, 32))
+    losses = []
+    for value, moves in ((math.log(100) - 0.1, True), (math.log(100) + 1e-3, False), (9.0, False)):
+        stage.model.logit_scale.data.fill_(value)
+        figures = stage.forward_backward(batch, 0)  # type: ignore[arg-type]
+        assert (float(stage.model.logit_scale.grad) != 0) is moves  # type: ignore[arg-type]
+        stage.after_optimizer()
+        assert stage.model.logit_scale.item() == pytest.approx(value)
+        assert float(figures["logit_scale"]) <= 100.001
+        losses.append(float(figures["loss"]))
+    assert losses[1] == losses[2] != losses[0]
+
+
 def test_bf16_keeps_weights_and_gradients_in_float32() -> None:
     """Autocast touches the computation alone, and the loss stays near that of float32."""
     batch = next(reference.random_batches(1, 8, 32))

@@ -108,6 +108,19 @@ def test_float64_equals_to_a_billionth(world_size: int, names: tuple[str, ...]) 
                 np.testing.assert_allclose(our_weights[key], value, rtol=0, atol=1e-9, err_msg=f"{name}: {key}")
 
 
+@pytest.mark.parametrize("local_batch_size", [0, 3])
+def test_the_clamp_as_coded_equals_the_reference(local_batch_size: int) -> None:
+    """In the loss instead of after the step; from ln 100, where half of all gradients push the scale above its maximum."""
+    config = stage_config("fp64", local_batch_size=local_batch_size)
+    assert config.contrastive is not None
+    config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, logit_scale_clamp="forward"))
+    losses, weights = train_reference(config)
+    ((our_losses, our_weights),) = run_ranks(train_ours, 1, config, True)
+    np.testing.assert_allclose(our_losses, losses, rtol=0, atol=1e-9)
+    for key, value in weights.items():
+        np.testing.assert_allclose(our_weights[key], value, rtol=0, atol=1e-9, err_msg=key)
+
+
 @pytest.mark.slow
 @RANKS
 def test_float32_equals_to_rounding(world_size: int, names: tuple[str, ...]) -> None:

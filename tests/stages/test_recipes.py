@@ -6,6 +6,7 @@ import pytest
 
 from scripts import recipe_table
 from trainer.configs import load_base, load_recipe, parse_overrides, recipe_differences
+from trainer.errors import InputError
 
 
 def test_the_page_is_written_from_the_configuration() -> None:
@@ -23,7 +24,7 @@ def test_the_pages_recipe_and_overrides_are_taken() -> None:
         "contrastive.optimizer.learning_rate: 0.0005 -> 0.001",
         "model.open_clip_name: '' -> 'ViT-B-16'",
     ]
-    (override,) = re.findall(r'SET="(.*?)"', page)
+    override, _ = re.findall(r'SET="(.*?)"', page)  # the second brings back the first reading: tests/config/test_growth.py
     assert load_recipe("paper", parse_overrides(override)).model.vision_layers == 6
 
 
@@ -40,20 +41,22 @@ def test_every_recipe_field_says_how_sure_it_is() -> None:
         (
             "model",
             "image_size 224, patch_size 32, vision_layers 12, vision_width 768, embed_dim 512, text_layers 12, text_width 512, "
-            "text_heads 8, context_length 77, vision_init paper, text_tower clip_causal_eot, logit_scale_init 100",
+            "text_heads 8, context_length 77, vision_init published, text_init published, text_tower clip_causal_eot, logit_scale_init 100",
         ),
         (
             "perceptual",
             "optimizer.name adamw, optimizer.learning_rate 0.0005, optimizer.weight_decay 0.1, optimizer.beta1 0.9, optimizer.beta2 0.98, "
-            "optimizer.eps 1e-08, optimizer.warmup_steps 150, optimizer.schedule cosine, loss hinge, margin 0.05, global_batch_size 768, "
+            "optimizer.eps 1e-08, optimizer.warmup_steps 150, optimizer.schedule cosine, optimizer.clip_norm 0.0, "
+            "optimizer.no_decay gains_biases_and_positions, loss hinge, margin 0.05, global_batch_size 768, "
             "epochs 32, min_votes 6, handoff last, precision bf16, flip_augmentation False",
         ),
         (
             "contrastive",
             "optimizer.name adamw, optimizer.learning_rate 0.0005, optimizer.weight_decay 0.1, optimizer.beta1 0.9, optimizer.beta2 0.98, "
-            "optimizer.eps 1e-08, optimizer.warmup_steps 2500, optimizer.schedule cosine, optimizer.clip_norm 3.0, "
+            "optimizer.eps 1e-08, optimizer.warmup_steps 2500, optimizer.schedule cosine, optimizer.clip_norm 0.0, "
             "optimizer.no_decay gains_biases_and_positions, epochs 32, global_batch_size 4096, contrast_batch_size 4096, precision bf16, "
-            "augmentation moco_v2, crop_scale_min 0.2, schedule_horizon optimizer_steps, logit_scale_max 100.0",
+            "augmentation moco_v2, crop_scale_min 0.2, schedule_horizon optimizer_steps, logit_scale_max 100.0, "
+            "logit_scale_clamp forward, accumulation gradcache, decoder fast",
         ),
         (
             "posthoc",
@@ -68,3 +71,22 @@ def test_the_papers_recipe_is_the_one_looked_up(section: str, expected: str) -> 
     for pair in expected.split(", "):
         key, value = pair.split(" ")
         assert found[key] == value, f"{section}.{key}"
+
+
+def test_the_codes_own_arithmetic_is_a_recipe() -> None:
+    """Six GPUs of 1,024 pairs contrast, six such batches make a step, the horizon counts batches; some 13 k steps in all."""
+    recipe = load_recipe("paper-as-coded")
+    assert recipe_differences(recipe, load_recipe("paper")) == [
+        "contrastive.accumulation: 'gradcache' -> 'independent'",
+        "contrastive.contrast_batch_size: 4096 -> 6144",
+        "contrastive.global_batch_size: 4096 -> 36864",
+        "contrastive.order_runs: 32 -> 48",
+        "contrastive.schedule_horizon: 'optimizer_steps' -> 'as_coded'",
+        "posthoc.base: 'random' -> 'perceptual'",
+    ]
+    assert 14_829_396 // recipe.contrastive.global_batch_size * recipe.contrastive.epochs == 12_864
+
+
+def test_the_codes_text_tower_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"model\.text_tower mean_pooled_unmasked, the follow-on code's tower, is not built: it"):
+        load_recipe("paper", ["model.text_tower=mean_pooled_unmasked"])

@@ -1,4 +1,4 @@
-"""The shipped recipes (smoke, demo, paper, paper-3m) and how YAML becomes a configuration.
+"""The shipped recipes (smoke, demo, paper, paper-3m, paper-as-coded) and how YAML becomes a configuration.
 
 Defaults come from trainer/config.py, then a recipe's `base:`, then what it says itself, then dotted overrides; anything
 unknown is refused by name.
@@ -19,7 +19,7 @@ from trainer.config import Recipe, differing_keys, recipe_fields, require
 from trainer.configs.building import build, hint_of, laid_over, nested
 from trainer.errors import InputError
 
-RECIPES = ("smoke", "demo", "paper", "paper-3m")
+RECIPES = ("smoke", "demo", "paper", "paper-3m", "paper-as-coded")
 _ENDINGS = (".yaml", ".yml")
 _MAX_BASES = 16  # recipes under each other
 ConfigT = TypeVar("ConfigT")

@@ -95,7 +95,7 @@ class ContrastiveStage:
             step: not used; nothing here depends on it.
 
         Returns:
-            loss (mean over the global batch), logit_scale (exponential), flops (of this rank, counted at the
+            loss (mean over the global batch), logit_scale (exponential, as the loss uses it), flops (of this rank, counted at the
             captions' own lengths and without the gradient cache's second forward).
         """
         self.model.zero_grad(set_to_none=True)
@@ -113,7 +113,7 @@ class ContrastiveStage:
         mean_tokens = float(batch.lengths.double().mean())
         return {
             "loss": distributed.sum_over_ranks(loss),
-            "logit_scale": self.model.logit_scale.detach().exp(),
+            "logit_scale": self._scale().detach(),
             "flops": len(pairs) * towers.flops_per_sample(self._config.model, mean_tokens),
         }
 
@@ -122,19 +122,24 @@ class ContrastiveStage:
         chunks = [pairs[start : start + self._chunk] for start in range(0, len(pairs), self._chunk)]
         if len(chunks) == 1:
             image, text = self._encode(pairs)
-            loss = contrastive_loss(image, text, self.model.logit_scale.exp()) / self._groups
+            loss = contrastive_loss(image, text, self._scale()) / self._groups
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
         with torch.no_grad():
             features = [self._encode(chunk) for chunk in chunks]
         image, text = (torch.cat(part).requires_grad_() for part in zip(*features, strict=True))
-        loss = contrastive_loss(image, text, self.model.logit_scale.exp()) / self._groups
+        loss = contrastive_loss(image, text, self._scale()) / self._groups
         loss.backward()  # type: ignore[no-untyped-call]  # the logit scale has its whole gradient now, once
         assert image.grad is not None, "the loss has a gradient at the image features"
         assert text.grad is not None, "the loss has a gradient at the text features"
         for chunk, *gradients in zip(chunks, torch.split(image.grad, self._chunk), torch.split(text.grad, self._chunk), strict=True):
             torch.autograd.backward(self._encode(chunk), gradients)
         return loss.detach()
+
+    def _scale(self) -> Tensor:
+        """exp(logit scale), (), as the loss uses it."""
+        scale: Tensor = self.model.logit_scale.exp()
+        return scale.clamp(max=self._recipe.logit_scale_max) if self._recipe.logit_scale_clamp == "forward" else scale
 
     def _encode(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
         """Unit features (b, D) of images and captions."""
@@ -152,7 +157,9 @@ class ContrastiveStage:
 
     @torch.no_grad()
     def after_optimizer(self) -> None:
-        """Keep exp(logit scale) between 1 and logit_scale_max."""
+        """Keep exp(logit scale) between 1 and logit_scale_max, unless the loss clamps it."""
+        if self._recipe.logit_scale_clamp == "forward":
+            return
         self.model.logit_scale.clamp_(0.0, math.log(self._recipe.logit_scale_max))
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
