@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.steps import page
+from pipelines.steps.running import failures
 from tests.damage import KINDS, damage
 from tests.pipelines.whole import Whole
 from trainer.storage import layout, read_json
 from trainer.storage.documents import write_document
+from trainer.storage.failures import write_failure
 from trainer.storage.plans import read_plan
 
 STAGE = "random-seed0/contrastive"
@@ -179,6 +181,15 @@ def test_a_failed_step_leaves_its_cause_last_and_in_the_record(whole: Whole, cap
     assert ended.value.code in (1, 2)
     assert capsys.readouterr().err.splitlines()[-1] == f"contrastive: contrastive random-seed0: {failure['line']}"
     assert failure["exit_code"] == ended.value.code
+
+
+def test_the_report_s_failure_is_said_before_its_cause(tmp_path: Path):
+    """The last line is what a person reads: a report that lacks something fails because something else did."""
+    uri = str(tmp_path)
+    for place, stage in ((uri, "plan"), (layout.report(uri), "report"), (f"{uri}/staging/pairs", "stage pairs")):
+        write_failure(place, stage=stage, exit_code=1, line="failed")
+
+    assert [failure["stage"] for failure in failures(uri, [], 0.0)] == ["report", "stage pairs", "plan"]
 
 
 def test_an_error_that_nobody_foresaw_is_recorded_with_its_type(whole: Whole, capsys: pytest.CaptureFixture[str]):
