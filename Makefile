@@ -165,6 +165,7 @@ generate: $(VENV)/ready ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
 	$(BIN)/python scripts/states_table.py
+	$(BIN)/python scripts/scale_table.py
 	$(MAKE) chart-docs
 
 .PHONY: lock

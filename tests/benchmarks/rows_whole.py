@@ -106,7 +106,7 @@ def step_alone(setting: Setting, config: StageConfig, cache: Path) -> Callable[[
     )
 
     def measure() -> float:
-        torch.set_num_threads(1 if device.type == "cuda" else len(os.sched_getaffinity(0)))
+        torch.set_num_threads(1 if device.type == "cuda" else len(os.sched_getaffinity(0)))  # as trainer.model.distributed has it
         for _ in range(5):
             one(there)
         _synchronize()

@@ -42,7 +42,7 @@ def end_instead(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], threading.E
         ended.set()
         raise SystemExit  # of the watchdog's thread
 
-    monkeypatch.setattr(health, "os", types.SimpleNamespace(_exit=end))
+    monkeypatch.setattr(health, "os", types.SimpleNamespace(_exit=end, environ={}))
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     return codes, ended
 
@@ -103,6 +103,19 @@ def test_the_limit_follows_the_slowest_step(monkeypatch: pytest.MonkeyPatch) -> 
         assert steps(1, 200.0) == 1800
     finally:
         dog.close()
+
+
+def test_a_store_that_may_take_longer_raises_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that waits for its data holds up all the others, which are not hung."""
+    now = [0.0]
+    monkeypatch.setattr(health, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "700")
+    dog = health.Watchdog(1800.0, "toy", lambda *_: None)
+    for _ in range(100):
+        now[0] += 0.1
+        dog.beat()
+    dog.close()
+    assert dog.limit == 1400
 
 
 def test_steps_that_end_keep_the_watchdog_quiet() -> None:
