@@ -238,22 +238,22 @@ def side_by_side(runs: Sequence[Estimate]) -> str:
         runs: estimates of stages that differ in arm or seed only.
     """
     first, count = runs[0], len(runs)
-    machines = first.machines
-    best, at_once = first.hours * count, 1
+    machines, in_turn = first.machines, first.hours * count
+    best, at_once = in_turn / _WORTH_SAYING, 1
     for parts in (parts for parts in range(2, count + 1) if machines.gpus_per_node and machines.nodes % parts == 0):
         try:
             part = estimate(first.stage, first.data, dataclasses.replace(machines, nodes=machines.nodes // parts), first.asked)
         except InputError:  # fewer GPUs do not hold it
             continue
         hours = part.hours * -(-count // parts)
-        if hours * _WORTH_SAYING < best:
+        if hours < best * 1.01:  # of what takes as long, the fewest GPUs for each
             best, at_once = hours, parts
     if at_once == 1:
         return ""
     nodes, share = machines.nodes // at_once, settings(first.stage).global_batch_size // machines.ranks
     return (
         f"advice: {at_once} at a time, {nodes} node{'s' * (nodes > 1)} each: {number(best)} hours for these {count}, one after another on "
-        f"{machines.nodes} nodes {number(first.hours * count)}: a share of {share} {first.what} leaves a GPU waiting for its host"
+        f"{machines.nodes} nodes {number(in_turn)}: a share of {share} {first.what} leaves a GPU waiting for its host"
     )
 
 
