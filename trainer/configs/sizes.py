@@ -229,7 +229,7 @@ def largest_local_batch_size(config: StageConfig, ranks: int, gpu_bytes: int) ->
     if memory.total <= usable:
         return whole
     one = training_memory(config, ranks, 1)
-    fitting = 1 + (usable - one.total) * (whole - 1) // (memory.total - one.total) if whole > 1 else 0
+    fitting = 1 + (usable - one.total) // one.sample if whole > 1 else 0
     holds = f"{_gigabytes(usable)} ({USABLE_FRACTION:.0%} of a GPU's {_gigabytes(gpu_bytes)})"
     if fitting < 1:
         raise InputError(
