@@ -276,7 +276,7 @@ class Placement:
     attempt: int = placement(0, "Fences a writer that lived on: a commit of an older attempt is refused. 0: unfenced.")
     max_restarts: int = placement(0, "How often the elastic agent restarts the group in place.")
     max_nonfinite_steps: int = placement(10, "Steps with a non-finite gradient that are skipped before the run stops.")
-    watchdog_seconds: float = placement(1800.0, "A step that takes longer dumps every rank's stack and ends the run.")
+    watchdog_seconds: float = placement(1800.0, "A step that takes longer ends the run, stacks in hung/; 600 do where steps are short.")
     metrics_port: int = placement(0, "Prometheus endpoint of local rank 0; 0: none.")
     preflight: bool = placement(False, "Measure network and store before step 1 and say what is too slow for the recipe.")
     log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")

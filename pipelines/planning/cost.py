@@ -6,7 +6,7 @@ comes to 44.3 GFLOP, an image of it alone to 26.5.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ UNCOMPILED_SHARE = 110 / 147
 """Of the rate without torch.compile: milliseconds a step in docs/PERFORMANCE_NOTES.md, "compile, a block at a time"."""
 STEP_SECONDS = 0.025
 """A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs a GPU."""
+_WORTH_SAYING = 1.2
+"""By so much must another use of the nodes be faster: below lies what the estimate does not know."""
 CORE_GFLOPS = 50.0
 """Of a CPU core: assumed. The demo reached 37 to 51 on a 2-core EPYC; ViT-B/32 in bf16 there 150 (row O), on a Xeon without bf16 20."""
 
@@ -226,6 +228,32 @@ def estimate(
         memory=sizes.training_memory(stage, machines.ranks, local) if machines.gpus_per_node else None,
         rate=measured or _rate(stage, machines, local, is_compiled(asked, machines)),
         asked=asked,
+    )
+
+
+def side_by_side(runs: Sequence[Estimate]) -> str:
+    """Whether runs that take the same finish sooner on parts of the nodes at a time than on all of them in turn; empty: they do not.
+
+    Args:
+        runs: estimates of stages that differ in arm or seed only.
+    """
+    first, count = runs[0], len(runs)
+    machines, in_turn = first.machines, first.hours * count
+    best, at_once = in_turn / _WORTH_SAYING, 1
+    for parts in (parts for parts in range(2, count + 1) if machines.gpus_per_node and machines.nodes % parts == 0):
+        try:
+            part = estimate(first.stage, first.data, dataclasses.replace(machines, nodes=machines.nodes // parts), first.asked)
+        except InputError:  # fewer GPUs do not hold it
+            continue
+        hours = part.hours * -(-count // parts)
+        if hours < best * 1.01:  # of what takes as long, the fewest GPUs for each
+            best, at_once = hours, parts
+    if at_once == 1:
+        return ""
+    nodes, share = machines.nodes // at_once, settings(first.stage).global_batch_size // machines.ranks
+    return (
+        f"advice: {at_once} at a time, {nodes} node{'s' * (nodes > 1)} each: {number(best)} hours for these {count}, one after another on "
+        f"{machines.nodes} nodes {number(in_turn)}: a share of {share} {first.what} leaves a GPU waiting for its host"
     )
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.planning import plan
-from pipelines.planning.cost import Estimate, number
+from pipelines.planning.cost import Estimate, number, side_by_side
 from pipelines.planning.request import Request
 from trainer.config import DataConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import recipe_differences, sizes
@@ -102,7 +102,7 @@ def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, don
     for (stage, *said), runs in alike.items():
         names = [layout.cell_name(run.stage.arm, run.stage.seed) for run in runs]
         shown = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
-        lines += [f"{stage}: {len(runs)} x ({shown})", *(f"  {line}" for line in said)]
+        lines += [f"{stage}: {len(runs)} x ({shown})", *(f"  {line}" for line in (*said, side_by_side(runs)) if line)]
     left = [estimate for folder, estimate in estimates.items() if folder not in done]
     totals = f"in all: {_total(list(estimates.values()))}" + (f"; without the {len(done)} that are done: {_total(left)}" if done else "")
     return [*lines, f"{totals}; staging and evaluation come on top"]

@@ -4,10 +4,12 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", help=f"rows to run (default: all that need no GPU); known: {', '.join(rows)}")
     parser.add_argument("--gpu", action="store_true", help="run the rows that need a GPU instead")
+    parser.add_argument("--minutes", type=float, help="begin no row after so long; those left out are named (default: none, with --gpu 5)")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of benchmarks.json and BENCHMARKS.md")
     options = parser.parse_args()
     unknown = [name for name in options.rows if name not in rows]
     if unknown:
         parser.error(f"no such row: {', '.join(unknown)}; known: {', '.join(rows)}")
     chosen = [rows[name] for name in options.rows] or [row for row in rows.values() if row.gpu == options.gpu]
+    if options.gpu and not options.rows:
+        chosen.sort(key=lambda row: not row.row.startswith("W"))  # the whole first: should time run out, its parts say less
+    minutes = options.minutes or (5.0 if options.gpu and not options.rows else math.inf)
+    until = time.monotonic() + 60 * minutes
 
     missed = []
     for row in chosen:
+        if time.monotonic() > until:
+            print(f"{row.row}: left out, {minutes:g} minutes are over: name it to run it alone", flush=True)
+            continue
         result = run(row)
         figures = f"{result['reference']:.4g} -> {result['ours']:.4g} {row.unit}, {result['ratio']:.2f}x"
         print(f"{row.row}: {row.what}: {figures}, {'met' if result['met'] else 'MISSED'}", flush=True)

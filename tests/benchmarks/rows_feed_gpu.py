@@ -25,14 +25,14 @@ def _photo(number: int) -> bytes:
     return short256(picture(number, 375, 500, "JPEG"))
 
 
-def _dataset(folder: Path) -> DataConfig:
-    """8,192 pairs of 256 photos at short side 256, with captions of mean 24 tokens."""
+def dataset(folder: Path, samples: int = SAMPLES) -> DataConfig:
+    """Pairs of 256 photos at short side 256, with captions of mean 24 tokens."""
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         photos = list(pool.map(_photo, range(PICTURES)))
-    captions = [[training.START, *range(320, 318 + length), training.END] for length in training.lengths_of_captions(SAMPLES).tolist()]
+    captions = [[training.START, *range(320, 318 + length), training.END] for length in training.lengths_of_captions(samples).tolist()]
     written = (
-        (split, [dataclasses.replace(sample, captions=[captions[int(sample.key)]]) for sample in samples])
-        for split, samples in shards([photos[number % PICTURES] for number in range(SAMPLES)], 1024)
+        (split, [dataclasses.replace(sample, captions=[captions[int(sample.key)]]) for sample in shard])
+        for split, shard in shards([photos[number % PICTURES] for number in range(samples)], 1024)
     )
     return write_dataset(str(folder), "pairs", written, suffixes={"image": "jpg"})
 
@@ -55,7 +55,7 @@ def _loader(data: DataConfig, folder: Path, workers: int) -> PairsLoader:
 )
 def fed_from_shards(folder: Path) -> Measured:
     """The step of row L with augmentation. Decoding runs in one process a core but two, beside the trainer's own."""
-    data, workers = _dataset(folder / "data"), max(1, len(os.sched_getaffinity(0)) - 2)
+    data, workers = dataset(folder / "data"), max(1, len(os.sched_getaffinity(0)) - 2)
     loader = _loader(data, folder / "cache", workers)
     batches = loader.batches(0)
     stage_step = training.our_stage_step(ModelConfig(), BATCH, "bf16", torch.device("cuda"), augmentation="moco_v2", compile=True)

@@ -3,19 +3,25 @@
 import dataclasses
 import json
 import shutil
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests import reference_trainer as reference
+from tests.data import reference_augment
 from tests.run import build
 from trainer.config import OptimizerConfig, Placement, Precision, StageConfig
 from trainer.configs import load_recipe
+from trainer.data.augment import augment_on_device
 from trainer.device import Leaving
 from trainer.model import distributed, encoding, losses, optimizer, towers
+from trainer.run import loop
+from trainer.run.starting import State
 from trainer.run.train import launch
 from trainer.stages.contrastive import ContrastiveStage
 from trainer.storage.committed import read_committed
@@ -65,6 +71,39 @@ def test_steps_equal_the_reference(precision: Precision, tolerance: float, local
         stage.after_optimizer()
         found.append(float(figures["loss"]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("local_batch_size", [0, 4])
+def test_a_step_waits_for_nothing(local_batch_size: int) -> None:
+    """By CUDA's own account, with MoCo-v2, after two steps in which constants were sent and kernels loaded."""
+    config = stage_config("bf16", local_batch_size)
+    assert config.contrastive is not None
+    config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, augmentation="moco_v2"))
+    dist = distributed.start(config.placement)
+    stage = ContrastiveStage(config, dist, dist.device)
+    built = optimizer.build(stage.module, config.contrastive.optimizer)
+    run: Any = types.SimpleNamespace(config=config, dist=dist, stage=stage, state=State(), steps=STEPS, optimizer=built)
+    leaving, losses_found = Leaving(dist.device), []
+    try:
+        for step, batch in enumerate(reference.random_batches(STEPS, BATCH, 32)):
+            pinned = dataclasses.replace(batch, images=batch.images.pin_memory(), tokens=batch.tokens.pin_memory())
+            torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")
+            leaving.add(step, loop._step(run, pinned))
+            run.state.step += 1
+            losses_found += [figures["loss"] for _, figures, _ in leaving.arrived(wait=False)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(losses_found) == STEPS - 1
+    assert np.isfinite(losses_found).all()
+
+
+@pytest.mark.parametrize("size", [9, 33, 224])
+def test_augmentation_equals_the_references(size: int) -> None:
+    """To 1e-6 on the device, whatever is sent in one copy."""
+    generator = torch.Generator().manual_seed(size)
+    images = torch.randint(0, 256, (64, 3, size, size), dtype=torch.uint8, generator=generator).cuda()
+    seeds = torch.randint(0, 2**62, (64,), generator=generator)
+    torch.testing.assert_close(augment_on_device(images, seeds, "moco_v2"), reference_augment.augment(images, seeds), rtol=0, atol=1e-6)
 
 
 def test_loss_and_gradients_equal_those_of_the_cpu() -> None:

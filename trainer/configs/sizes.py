@@ -207,7 +207,8 @@ def training_memory(config: StageConfig, ranks: int, local_batch_size: int, capt
         sample = picture + size.text.activation_bytes(words, element)
         pairs = config.contrastive.global_batch_size // ranks
         features = (4 * whole + 2 * group) * size.embed_dim * max(element, 4)
-        share = pairs * size.image_bytes + features + TILE_BYTES
+        kept = min(element, 4) if samples < pairs else 1  # bytes of a pixel: augmented once for all chunks, else part of `picture`
+        share = pairs * size.image_bytes * kept + features + TILE_BYTES
     return Memory(state=_state_bytes(config, size, element), samples=samples, sample=math.ceil(sample), share=share)
 
 
@@ -228,7 +229,7 @@ def largest_local_batch_size(config: StageConfig, ranks: int, gpu_bytes: int) ->
     if memory.total <= usable:
         return whole
     one = training_memory(config, ranks, 1)
-    fitting = 1 + (usable - one.total) * (whole - 1) // (memory.total - one.total) if whole > 1 else 0
+    fitting = 1 + (usable - one.total) // one.sample if whole > 1 else 0
     holds = f"{_gigabytes(usable)} ({USABLE_FRACTION:.0%} of a GPU's {_gigabytes(gpu_bytes)})"
     if fitting < 1:
         raise InputError(

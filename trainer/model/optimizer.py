@@ -72,7 +72,8 @@ class Adam:
             self._move(
                 moved,
                 [p.grad for p in moved],
-                *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")),
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
                 [],
                 [state["step"] for state in states],
                 fused=True,

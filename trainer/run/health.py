@@ -21,8 +21,8 @@ _LAST_RESORT_SECONDS = 60.0
 _UNUSUAL_STEPS = 50
 """A process's first steps compile and fill the loader: how long they take says nothing of the others."""
 _SLOWEST_STEPS = 20
-_FLOOR_SECONDS = 600.0
-"""Twice what a store that is down is waited for (FIRSTSIGHT_S3_RETRY_SECONDS): other ranks wait in the meantime, and do not hang."""
+_STORE_SECONDS = 300.0
+"""How long a store that is down is waited for, unless FIRSTSIGHT_S3_RETRY_SECONDS says otherwise; others wait for that rank meanwhile."""
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -36,9 +36,9 @@ def peak_flops(device: torch.device) -> float | None:
 class Watchdog:
     """Ends a process whose step hangs: a lost peer inside a collective would else hold its GPUs for ever.
 
-    A step may take `seconds`; once the usual pace is known, a multiple of the slowest one so far, but never less than a floor that
-    leaves a store time to come back. Every rank has its own, so each tells its own stack. A thread does it; should the interpreter
-    itself hang, the timer of faulthandler, which needs no interpreter, ends the process a minute later.
+    A step may take `seconds`; once the usual pace is known, a multiple of the slowest one so far, but never less than twice the
+    time that a store has to come back. Every rank has its own, so each tells its own stack. A thread does it; should the
+    interpreter itself hang, the timer of faulthandler, which needs no interpreter, ends the process a minute later.
 
     Attributes:
         limit: seconds that the present step may take.
@@ -51,6 +51,7 @@ class Watchdog:
         self._say = say
         self._stop = threading.Event()
         self._steps, self._slowest = 0, 0.0
+        self._floor = 2 * max(_STORE_SECONDS, float(os.environ.get("FIRSTSIGHT_S3_RETRY_SECONDS") or 0))
         self._beat = time.monotonic()
         self._arm()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -63,7 +64,7 @@ class Watchdog:
         if self._steps > _UNUSUAL_STEPS:
             self._slowest = max(self._slowest, now - self._beat)
         if self._steps >= 2 * _UNUSUAL_STEPS:
-            self.limit = min(self._seconds, max(_FLOOR_SECONDS, _SLOWEST_STEPS * self._slowest))
+            self.limit = min(self._seconds, max(self._floor, _SLOWEST_STEPS * self._slowest))
         self._beat = now
         self._arm()
 

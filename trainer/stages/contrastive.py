@@ -117,8 +117,8 @@ class ContrastiveStage:
         of the tower's first product, to which autocast would round them there.
         """
         dtype = torch.bfloat16 if self._recipe.precision == "bf16" else torch.float32
-        parts = []
-        for images, seeds in zip(batch.images.split(self._chunk), batch.augmentation_seeds.split(self._chunk), strict=True):
+        parts, shares = [], (torch.split(whole, self._chunk) for whole in (batch.images, batch.augmentation_seeds))
+        for images, seeds in zip(*shares, strict=True):
             parts.append(augment_on_device(images.to(self._device, non_blocking=True), seeds, self._recipe.augmentation).to(dtype))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 

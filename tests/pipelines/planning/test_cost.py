@@ -185,6 +185,39 @@ def test_the_documented_figures_are_these(nodes: tuple[int, int]):
     assert f"| {' | '.join(figures)} |" in text
 
 
+@pytest.mark.parametrize(
+    ("nodes", "count", "said"),
+    [
+        (8, 8, "advice: 8 at a time, 1 node each: 1.96 hours for these 8, one after another on 8 nodes 6.44: a share of 64 pairs"),
+        (8, 3, "advice: 2 at a time, 4 nodes each"),
+        (8, 1, ""),
+        (1, 8, ""),
+        (2, 2, ""),
+    ],
+)
+def test_runs_that_finish_sooner_side_by_side_are_told_so(nodes: int, count: int, said: str):
+    """Where a step is the host's part alone, more GPUs do not shorten it."""
+    machines = Machines(nodes=nodes, gpus_per_node=8, gpu_bytes=80 * GIB, gpu="NVIDIA-H100-80GB-HBM3")
+
+    found = cost.side_by_side([estimate(contrastive(), YFCC15M, machines)] * count)
+
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
+def test_parts_that_do_not_hold_a_run_are_not_advised():
+    """Half of the GPUs would need twice the memory of each."""
+    machines = Machines(nodes=8, gpus_per_node=8, gpu_bytes=7 * GIB)
+    whole = estimate(contrastive(accumulation="independent"), YFCC15M, machines)
+
+    assert cost.side_by_side([whole] * 8) == ""
+
+
+def test_cpus_are_not_advised():
+    """What a CPU takes for a step is its own arithmetic."""
+    assert cost.side_by_side([estimate(contrastive(), YFCC15M, Machines(nodes=8, gpus_per_node=0))] * 8) == ""
+
+
 def test_sizes_of_open_clip_are_known_without_it():
     """The command line of the pipelines has no open_clip: ViT-B-16 takes 123 GFLOP a pair."""
     assert cost.sample_flops(with_model(ModelConfig(open_clip_name="ViT-B-16"))) == pytest.approx(123.3e9, rel=0.01)
