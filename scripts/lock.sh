@@ -15,3 +15,5 @@ echo "lock: build"
 compile pyproject.toml --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 echo "lock: reference"
 compile requirements/reference.in --output-file requirements/reference.txt
+echo "lock: layouts"
+compile requirements/layouts.in --output-file requirements/layouts.txt

@@ -20,6 +20,7 @@ from trainer.staging.samples import PairMaker
 
 A, B, C, D = (picture(number, (8, 6), "JPEG") for number in range(4))
 PICTURES = {"a.jpg": A, "b.jpg": B, "c.jpg": C}
+HEIC = "kind of file not read: .heic is not read: convert it to JPEG or PNG, for example with the Python package pillow-heif"
 Files = dict[str, bytes | str]
 Made = dict[str, str]
 BOTH = {"a.jpg": "A dog", "b.jpg": "A cat"}
@@ -284,14 +285,13 @@ def test_a_list_may_be_the_source(tmp_path: Path) -> None:
 LIST = "file,caption\n"
 LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
     "kinds of pictures that are not read": (
-        {"a.jpg": A, "a.txt": "A dog", "b.HEIC": b"x", "b.txt": "A cat", "c.svg": "<svg/>", "a.tga": b"x", "notes.md": "x"},
+        {"a.jpg": A, "a.txt": "A dog", "b.HEIC": b"x", "b.txt": "A cat", "c.svg": "<svg/>", "a.jxl": b"x", "notes.md": "x"},
         {"a.jpg": "A dog"},
         {
-            "b.HEIC": "kind of file not read: .heic is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format "
-            "png '*.heic')",
+            "b.HEIC": HEIC,
             "c.svg": "kind of file not read: .svg is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format png '*.svg')",
-            "a.tga": "kind of file not read: .tga is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format "
-            "png '*.tga') (no fault)",
+            "a.jxl": "kind of file not read: .jxl is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format "
+            "png '*.jxl') (no fault)",
             "b.txt": "caption without picture: no picture of this name (no fault)",
         },
     ),
@@ -381,10 +381,7 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
     "a listed kind that is not read": (
         {"a.jpg": A, "b.heic": b"x", "captions.csv": LIST + "a.jpg,A dog\nb.heic,A cat\n"},
         {"a.jpg": "A dog"},
-        {
-            "b.heic": "kind of file not read: .heic is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format "
-            "png '*.heic')"
-        },
+        {"b.heic": HEIC},
     ),
     "rows that contradict each other": (
         {"a.jpg": A, "captions.csv": "file,caption,label\na.jpg,A dog,dog\na.jpg,A cat,cat\n"},

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from trainer.bounds import MAX_PICTURE_BYTES, check_size, naming_full_disk
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
+from trainer.staging.captions import as_line, texts_in
 from trainer.staging.foreign import shown
 from trainer.staging.parquet import BROKEN, first_line, read_batches
 from trainer.staging.samples import picture_suffix
@@ -97,7 +98,7 @@ def _choose(uri: str, schema: pa.Schema, names: Sequence[str]) -> str:
 
 
 def _captions(value: object, tokenize: Tokenizer) -> list[str]:
-    """Captions of a string, of strings, or of one list of token ids."""
-    if isinstance(value, list) and value and all(isinstance(token, int) for token in value):
+    """Captions of a string, of strings, or of one list of token ids, each on one line; of whatever else, none."""
+    if isinstance(value, list) and value and all(isinstance(token, int) and not isinstance(token, bool) for token in value):
         return [tokenize.text(value)]
-    return [str(text) for text in value if text] if isinstance(value, list) else [str(value or "")]
+    return [as_line(text) for text in texts_in(value)]
