@@ -20,7 +20,7 @@ from trainer.staging.rows import Reject
 from trainer.staging.samples import PairMaker, Sample
 
 JPEG = picture(1, (8, 6), "JPEG")
-READ, UNREAD, TEXTS = ("jpg", "JPG", "png", "jfif"), ("heic", "svg", "PSD"), ("txt", "TXT", "json", "caption")
+READ, UNREAD, TEXTS = ("jpg", "JPG", "png", "jfif"), ("heic", "svg", "JXL"), ("txt", "TXT", "json", "caption")
 NAMES = st.builds(
     "{}{}.{}".format, st.sampled_from(["", "", "sub/", "sub/x/", ".hidden/"]), st.sampled_from(["a", "b", "A", "c.jpg", ".d"]),
     st.sampled_from([*READ, *UNREAD, *TEXTS, "md", "csv"]),

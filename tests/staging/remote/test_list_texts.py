@@ -76,7 +76,7 @@ def test_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("x.csv", 'Image URL;Alt Text\nhttp://h/a;one\nHttps://h/b;"two"\n'),
         ("x.csv", "image-url|caption\nhttp://h/a|one\nhttps://h/b|two\n"),
         ("x.tsv", "caption\turl\none\thttp://h/a\ntwo\thttps://h/b\n"),
-        ("x.txt", "url\ttext\nhttp://h/a\tone\nhttps://h/b\ttwo\n"),
+        ("x.psv", "url|text\nhttp://h/a|one\nhttps://h/b|two\n"),
         ("x.ndjson", '{"url": "http://h/a", "caption": "one"}\r\n{"url": "https://h/b", "texts": ["two"]}\r\n'),
     ],
 )
@@ -91,8 +91,8 @@ def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, te
 UTF_16 = "{list}: must be UTF-8, is UTF-16 by its first bytes: convert it with iconv -f UTF-16 -t UTF-8"
 LATIN_1 = "{list}: must be UTF-8, line %d is not: perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
 NO_URL = (
-    "{list}: has no column 'url' (or image_url, img_url, image_link) (found: file, caption); name them so in its first line; a list of "
-    "files in a folder is staged by stage pairs --source FOLDER"
+    "{list}: has no column 'url' or 'image_url' (it has file, caption): rename one; a list of files in a folder is staged by stage pairs "
+    "--source FOLDER"
 )
 
 

@@ -29,7 +29,7 @@ from trainer.staging.remote.plan import Table
 
 _URL = ("url", "image_url", "img_url", "image_link")
 _CAPTION = ("caption", "captions", "text", "texts", "alt_text", "title")
-_TABLES = tuple(f"{suffix}{packed}" for suffix in (".csv", ".tsv", ".psv", ".txt") for packed in ("", ".gz", ".zst"))
+_TABLES = tuple(f"{suffix}{packed}" for suffix in (".csv", ".tsv", ".psv") for packed in ("", ".gz", ".zst"))
 _JSON = tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
 _SEPARATORS = ",\t;|"
 _SEEN_OBJECTS = 1000
@@ -48,12 +48,12 @@ def table(database: duckdb.DuckDBPyConnection, inputs: Inputs, *, list_uri: str,
         raise InputError(f"{list_uri}: must end in one of {', '.join((*_TABLES, *_JSON, '.parquet'))}")
     relation, columns = _open(database, inputs.local(list_uri), list_uri)
     found = {"url": find_columns(columns, _URL), "caption": find_columns(columns, _CAPTION)}
-    missing = [f"{what!r} (or {', '.join(names[1:4])})" for what, names in (("url", _URL), ("caption", _CAPTION)) if not found[what]]
-    if missing:
-        raise InputError(
-            f"{list_uri}: has no column {' and no column '.join(missing)} (found: {', '.join(columns) or 'nothing'}); name them so in its "
-            "first line; a list of files in a folder is staged by stage pairs --source FOLDER"
-        )
+    for names, there in ((_URL[:2], found["url"]), (_CAPTION, found["caption"])):
+        if not there:
+            raise InputError(
+                f"{list_uri}: has no column {' or '.join(map(repr, names))} (it has {', '.join(columns) or 'nothing'}): rename one; a list "
+                "of files in a folder is staged by stage pairs --source FOLDER"
+            )
     key, label = find_columns(columns, ("id", "key")), find_columns(columns, ("label",))
     given = {name: scalar(*columns[names[0]]) if names else "''" for name, names in (("key", key), ("label", label), ("url", found["url"]))}
     each = [texts(*columns[name]) for name in found["caption"]]
