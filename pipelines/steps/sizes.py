@@ -1,7 +1,10 @@
 """How much a staged data set holds: said, and compared with the batches of what will train on it."""
 
+from collections.abc import Collection
+
 from pipelines.planning.request import Request
 from pipelines.steps.notes import note
+from trainer.config import Recipe
 from trainer.errors import InputError
 from trainer.storage.manifest import describe_rows, require_manifest
 
@@ -18,6 +21,25 @@ def training_stages(asked: Request) -> tuple[str, ...]:
     return (*(["perceptual"] if learns else []), "contrastive", *(["posthoc"] if finetuned else []))
 
 
+def require_rows(uri: str, kind: str, rows: int, recipe: Recipe, stages: Collection[str]) -> None:
+    """InputError where so many rows of a data set do not fill one batch of a stage that trains on it.
+
+    Args:
+        uri: of the data set.
+        kind: pairs or triplets.
+        rows: to train on, or of all its splits where no more is known.
+        recipe: has the batches.
+        stages: that will train.
+    """
+    for stage, batch in _batches(kind, recipe, stages):
+        if rows < batch:
+            smoke = "RECIPE=smoke or " if recipe.name != "smoke" else ""
+            raise InputError(
+                f"{uri}: {rows:,} {kind} to train on, needs at least {batch:,} for recipe {recipe.name or '(unnamed)'} "
+                f"({stage}.global_batch_size); try {smoke}a smaller global_batch_size"
+            )
+
+
 def check_size(uri: str, asked: Request, name: str) -> None:
     """Say what of a sealed data set an epoch leaves out.
 
@@ -31,19 +53,17 @@ def check_size(uri: str, asked: Request, name: str) -> None:
     """
     manifest = require_manifest(uri)
     splits = manifest.facts.get("splits")
-    train = splits.get("train", 0) if isinstance(splits, dict) else None
-    if train is None:
+    if not isinstance(splits, dict):
         return
-    recipe = asked.load_recipe()
-    of_kind = ("contrastive",) if manifest.kind == "pairs" else ("perceptual", "posthoc")
-    for stage in (stage for stage in training_stages(asked) if stage in of_kind):
-        batch = int(getattr(recipe, stage).global_batch_size)
-        if train < batch:
-            smoke = "RECIPE=smoke or " if recipe.name != "smoke" else ""
-            raise InputError(
-                f"{uri}: {train:,} {manifest.kind} to train on, needs at least {batch:,} for recipe {recipe.name or '(unnamed)'} "
-                f"({stage}.global_batch_size); try {smoke}a smaller global_batch_size"
-            )
+    train, recipe, stages = splits.get("train", 0), asked.load_recipe(), training_stages(asked)
+    require_rows(uri, manifest.kind, train, recipe, stages)
+    for stage, batch in _batches(manifest.kind, recipe, stages):
         if train % batch:
             used = f"{train - train % batch:,} of {train:,} {manifest.kind}, in batches of {batch:,}"
             note(name, f"{stage}: an epoch takes {used}; each epoch leaves out others")
+
+
+def _batches(kind: str, recipe: Recipe, stages: Collection[str]) -> list[tuple[str, int]]:
+    """The stages that train on a kind of data set, with their batches."""
+    of_kind = ("contrastive",) if kind == "pairs" else ("perceptual", "posthoc")
+    return [(stage, int(getattr(recipe, stage).global_batch_size)) for stage in of_kind if stage in stages]

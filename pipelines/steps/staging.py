@@ -28,7 +28,7 @@ from pipelines.profile.settings import JobSettings
 from pipelines.steps import sealed
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, recorded, run_job, step
-from pipelines.steps.sizes import check_size, described, training_stages
+from pipelines.steps.sizes import check_size, described, require_rows, training_stages
 from trainer.config import DataConfig, canonical_hash, require
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, open_store, read_json, read_text, write_bytes
@@ -230,6 +230,10 @@ def run_staging(prepared: Prepared, run: Callable[[JobSpec], None]) -> str:
         return _result(request, "result")["uri"]
     run(_job(request, "plan", [remote.kind, "--root", request.root, *remote.arguments(PLAN_OPTIONS), "--recipe", request.recipe]))
     planned = _result(request, "plan")
+    if prepared.stages and "rows" in planned:
+        from trainer.storage.recipes import read_recipe  # here: slow to import
+
+        require_rows(request.source, request.what, int(planned["rows"]), read_recipe(request.recipe), prepared.stages)
     pods = max(1, min(prepared.most_pods, int(planned["slices"])))
     part = f"index/{pods}" if prepared.on_cluster else "0/1"
     run(_job(request, "fetch", ["--plan", planned["uri"], "--slice", part, *remote.arguments(FETCH_OPTIONS)], pods))

@@ -27,8 +27,9 @@ from trainer.staging.distortions import KINDS
 from trainer.staging.images import BadImageError, encode_png, shared_budget, squash, use_budget
 from trainer.staging.judge import flip_distance
 from trainer.staging.rows import SPLITS, PairRow
-from trainer.staging.samples import pixel_mse
+from trainer.staging.samples import held, pixel_mse
 from trainer.staging.sources import nights
+from trainer.storage import MissingObject
 
 VERSION = 1
 """Raised when what is made here changes, so that plan ids do."""
@@ -141,8 +142,9 @@ def _judge_all(folder: str, splits: dict[str, list[PairRow]], settings: StagingC
 def _judge(folder: str, row: PairRow, split: str, side: int) -> _Reference | None:
     """Write a reference and its variants, and measure them; None where the picture is bad (staging the pairs counts it)."""
     try:
-        pixels = squash(row.image.read(), side)
-    except BadImageError:
+        with held(row.image) as data:
+            pixels = squash(data, side)
+    except (BadImageError, MissingObject):
         return None
     random = np.random.default_rng(int(_digest(f"distort {row.key}")[:16], 16))
     kinds = tuple(str(kind) for kind in random.choice(sorted(KINDS), _VARIANTS, replace=False))

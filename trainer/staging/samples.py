@@ -49,7 +49,7 @@ class PairMaker:
     def __call__(self, row: PairRow) -> Sample | Reject:
         """The sample, or why there is none."""
         try:
-            with _held(row.image) as data:
+            with held(row.image) as data:
                 picture = normalise(data, self.image_policy, self.rules)
         except BadImageError as error:
             return Reject(row.where, error.cause, error.detail)
@@ -101,7 +101,7 @@ class TripletMaker:
     def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes]:
         """Pixels and PNG. A plain PNG of the right side, as our own generator writes them, is not encoded again."""
         try:
-            with _held(blob) as data:
+            with held(blob) as data:
                 pixels = squash(data, self.side)
                 plain = data if is_plain_png(data, self.side) else b""
         except InputError as error:  # listed, but gone since
@@ -113,7 +113,7 @@ _IN_FLIGHT = Budget(MAX_PICTURE_BYTES_IN_FLIGHT)
 
 
 @contextmanager
-def _held(blob: Blob) -> Iterator[bytes]:
+def held(blob: Blob) -> Iterator[bytes]:
     """The bytes of a picture, for as long as the block lasts, when there is room for them. BadImageError where they are too many."""
     size = max(blob.size, blob.length)
     if size > MAX_PICTURE_BYTES:

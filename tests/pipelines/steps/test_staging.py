@@ -1,5 +1,6 @@
 """What the step `stage` runs for each kind of source, and what it refuses before a pod is made."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,25 @@ images: https://images.example
 captions: slip
 contact: me@example.org
 """
+
+
+def test_a_list_that_is_too_short_is_refused_before_it_is_fetched(asked: Callable[..., StagingRequest]):
+    """1,000 rows, and batches of 4,096."""
+    prepared = staging.prepare(asked(source="https://x.example/list.csv"), CLUSTER, JobSettings())
+    run = Runner()
+    with pytest.raises(
+        InputError, match=r"list\.csv: 1,000 pairs to train on, needs at least 4,096 for recipe paper .*; try RECIPE=smoke or"
+    ):
+        staging.run_staging(dataclasses.replace(prepared, stages=("contrastive",)), run)
+    assert run.commands == ["stage plan"]
+
+
+def test_the_stages_that_train_are_told_to_the_job(asked: Callable[..., StagingRequest]):
+    """It refuses a source that is too small for their batches."""
+    run = Runner()
+    prepared = staging.prepare(asked(source="s3://b/pictures"), CLUSTER, JobSettings())
+    staging.run_staging(dataclasses.replace(prepared, stages=("perceptual", "contrastive")), run)
+    assert run.specs[0].arguments[-2:] == ("--for-stages", "perceptual,contrastive")
 
 
 def test_pictures_in_one_place_are_one_job(asked: Callable[..., StagingRequest]):

@@ -116,6 +116,7 @@ def test_prompts(tmp_path: Path) -> None:
 _PICTURES = [
     ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "I;16"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGBA"), ("GIF", "P"),
     ("BMP", "RGB"), ("TIFF", "RGB"), ("TIFF", "LA"), ("PPM", "RGB"),
+    ("JPEG2000", "RGB"), ("AVIF", "RGB"), ("TGA", "RGBA"), ("PCX", "P"), ("SGI", "RGB"),
 ]  # fmt: skip
 
 
