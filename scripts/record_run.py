@@ -1,8 +1,8 @@
-"""Record what a run looks like on a terminal: docs/first-run.txt, a screen every few seconds.
+"""Record what a run looks like on a terminal: docs/first-run.txt, a screen every few seconds; the last one in docs/FIRST_RUN.md.
 
     python scripts/record_run.py 'make pipeline-run RECIPE=smoke'
 
-The command runs in tmux, whose screens are kept as text. Paths of this machine become those of a reader: $HOME/firstsight.
+The command runs in tmux, whose screens are kept as text.
 """
 
 import argparse
@@ -15,6 +15,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 OUTPUT = REPOSITORY / "docs" / "first-run.txt"
+PAGE = REPOSITORY / "docs" / "FIRST_RUN.md"
+BEGIN, END = "<!-- written by scripts/record_run.py -->\n", "<!-- end -->\n"
 COLUMNS, LINES = 110, 60
 SECONDS = 4.0
 """Between two screens."""
@@ -63,10 +65,20 @@ def main() -> None:
         screens = record(options.run or options.command)
     except (RuntimeError, subprocess.CalledProcessError) as error:
         sys.exit(str(error))
-    text = "".join(f"{RULE} {seconds // 60}:{seconds % 60:02d} {RULE}\n$ {options.command}\n{screen}\n" for seconds, screen in screens)
-    for old, new in options.replace:
-        text = text.replace(old, new)
-    OUTPUT.write_text(text, encoding="utf-8")
+    write(OUTPUT, PAGE, options.command, screens, dict(options.replace))
+
+
+def write(output: Path, page: Path, command: str, screens: list[tuple[int, str]], replace: dict[str, str]) -> None:
+    """Write all screens to `output`, and the last one between the marks of `page`."""
+    written = [(seconds, f"$ {command}\n{screen}\n") for seconds, screen in screens]
+    for old, new in replace.items():
+        written = [(seconds, screen.replace(old, new)) for seconds, screen in written]
+    output.write_text(
+        "".join(f"{RULE} {seconds // 60}:{seconds % 60:02d} {RULE}\n{screen}" for seconds, screen in written), encoding="utf-8"
+    )
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}```\n{written[-1][1]}```\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ case $mark in
 esac
 printf 'setup: %s with %s, once: %s ... ' "$folder" "$("$PYTHON" -V)" "$what"
 trap 'code=$?; [ "$code" = 0 ] || echo failed' EXIT
-rm -f "$folder/tools"  # the sync takes away what the file does not name
 if ! supported "$folder/bin/python"; then
     rm -rf "$folder"
     "$PYTHON" -m venv "$folder" || fail "$PYTHON cannot make a virtual environment: install its venv module (Debian: python3-venv)"
@@ -31,6 +30,10 @@ fi
 if ! "$folder/bin/python" -c "import importlib.metadata as m; assert m.version('uv') == '$UV_VERSION'" 2>/dev/null; then
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
 fi
-VIRTUAL_ENV=$folder "$folder/bin/uv" pip sync --quiet --require-hashes "$requirements"
+if [ "$mark" = ready ] && [ -x "$folder/bin/pytest" ]; then  # exact as soon as tests are asked for; until then their tools stay
+    VIRTUAL_ENV=$folder "$folder/bin/uv" pip install --quiet --require-hashes --requirements "$requirements"
+else
+    VIRTUAL_ENV=$folder "$folder/bin/uv" pip sync --quiet --require-hashes "$requirements"
+fi
 touch "$folder/$mark"
 echo "done in $((SECONDS - started)) s"

@@ -45,7 +45,8 @@ class Step:
         while len(self.history) > 2 and self.history[1][0] < now - RATE_WINDOW_SECONDS:
             self.history.popleft()
         self.done, self.total, self.unit = done, int(record["total"]), str(record["unit"])
-        self.figures = {key: value for key, value in record.items() if key not in ("time", "step", "done", "total", "unit", "rate")}
+        shown_already = ("time", "step", "done", "total", "unit", "rate", "samples_per_second")
+        self.figures = {key: value for key, value in record.items() if key not in shown_already}
 
     @property
     def rate(self) -> float:

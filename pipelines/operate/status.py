@@ -149,7 +149,7 @@ def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dic
 
     def read(output: str) -> None:
         try:
-            found[output], _ = last_record(layout.progress(output))
+            found[output] = _last_line(layout.progress(output))
         except Exception:  # whatever keeps the store from answering here: the table is of the cluster first
             return
 
@@ -223,6 +223,10 @@ def _is_ready(pod: Object) -> bool:
 def _holder(name: str, ends: float, now: float) -> str:
     """A Workflow may have ended without this table knowing it; a shell says itself when it was last there."""
     return f"{name} (silent for {now - ends + STALE_SECONDS:.0f} s)" if ends <= now else name
+
+
+def _last_line(uri: str) -> Mapping[str, Any]:
+    return last_record(uri)[0]
 
 
 def _print(rows: Sequence[Row]) -> None:

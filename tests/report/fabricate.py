@@ -40,6 +40,8 @@ class Fabrication:
     name: str = "demo"
     version: str = "1-exact-fp32"
     stream: int = 0
+    own: bool = False
+    """Whether the pairs are a person's own pictures, twins among them."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of arms that this version does not have: what their towers learned from."""
 
@@ -113,13 +115,14 @@ class _Data:
             kind=kind,
             name=name,
             plan_id=plan_id,
-            source={},
+            source={"uri": "/home/me/pictures"} if what.own else {},
             options={},
             rows={"read": count + 2, "written": count, "lost": {"truncated": 2}},
             shards=written,
             judge=what.judge if kind == "triplets" else "",
             attribution="Pictures: OpenMoji, CC BY-SA 4.0",
             evaluation=evaluation or [],
+            facts={"twins": shards.TWINS_OF_PAIRS} if what.own and kind == "pairs" else {},
         )
         write_manifest(folder, manifest)
         if kind == "evaluation":
@@ -302,9 +305,10 @@ def evaluate(
         elif task == "zeroshot_retrieval" and stage != "perceptual":
             metrics, items = _retrieval(level, keys, generator)
             chance = {f"{way}_retrieval_recall@{k}": k / 60 for way in ("image", "text") for k in (1, 5, 10)}
-            write_result(
-                folder, name, task, metrics, {**block, "dataset_identity": identity, "num_items": len(keys), "chance": chance}, items
-            )
+            facts = {**block, "dataset_identity": identity, "num_items": len(keys), "chance": chance}
+            if what.own:
+                facts |= shards.any_twin(metrics, items, chance)
+            write_result(folder, name, task, metrics, facts, items)
         elif task == "2afc":
             for split in ("val", "test"):
                 keys = [f"{split}-{n:03d}" for n in range(what.items)]

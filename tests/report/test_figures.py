@@ -50,3 +50,10 @@ def test_time_starts_at_zero(drawn: list[Figure]) -> None:
     """One point of a run is shown where it is, not on an axis of its own."""
     curves("Post-hoc: loss", "epoch", "loss", {"posthoc": [([1.0], [0.05])]}, ["posthoc"])
     assert drawn[0].axes[0].get_xlim()[0] == 0.0
+
+
+def test_one_dot_is_no_chart() -> None:
+    """A line needs two points of one seed; what has fewer is in the tables."""
+    assert not figures.has_course({})
+    assert not figures.has_course({"random": [([1.0], [0.5]), ([1.0], [0.6])], "perceptual": []})
+    assert figures.has_course({"random": [([1.0], [0.5]), ([1.0, 2.0], [0.6, 0.7])]})

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from tests.report.conftest import Written
-from trainer.report.views import cost, mean, reached, retrieval, views
+from trainer.report.views import cost, mean, metrics, reached, retrieval, views
 
 
 def test_seeds_are_averaged_and_what_is_not_known_is_left_out() -> None:
@@ -35,7 +35,7 @@ def test_hours_are_those_of_the_seeds_that_got_there() -> None:
 def test_retrieval_is_shown_with_all_six_recalls_and_chance(large: Written) -> None:
     """One table a set, one row an arm, final models only."""
     _, results = large
-    (table,) = retrieval(results["metrics"])
+    (table,) = retrieval(metrics(results))
     assert (table["dataset"], table["num_items"]) == ("demo-retrieval", 60)
     assert [row["arm"] for row in table["arms"]] == ["random", "perceptual", "permuted", "instance", "posthoc"]
     assert all(row["seeds"] == [0, 1, 2] and len(row["values"]) == 6 for row in table["arms"])

@@ -49,7 +49,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
     device = _device(config.placement)
     threads = config.placement.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    total, done = sum(job.num_items for job in jobs), 0
+    total, done = sum(job.num_items for job in jobs) if all(job.num_items for job in jobs) else 0, 0  # 0: not known before it is read
     written: list[Job] = []
     errors: list[Failure] = []
     cell = layout.cell_name(config.arm, config.seed, config.point)
@@ -59,7 +59,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
         nonlocal done
         check_stop()
         done += jobs_at_once * count
-        progress(step, min(done, total) if total else done, total, "images")
+        progress(step, done, total, "images")
 
     wanted_models = list({job.model: None for job in jobs})
     for start in range(0, len(wanted_models), MODELS_AT_ONCE):
@@ -76,8 +76,8 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
                     check_stop()  # a stop is not this set's fault
                     print(f"evaluate: {job.wanted.dataset}, {job.model.name}: {outcome}", flush=True)
                     errors.append(outcome)
-    if not errors:
-        progress(step, total, total, "images")
+    if not errors and (done < total or not total):
+        progress(step, max(done, total), max(done, total), "images")
     return Measured(written=written, errors=errors)
 
 

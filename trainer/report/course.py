@@ -93,8 +93,6 @@ def two_afc_rows(experiment: Experiment) -> list[dict[str, Any]]:
                     },
                     "chance": per_item.chance(result, "accuracy"),
                     "pixel_mse": (result.facts.get("baselines") or {}).get("pixel_mse"),
-                    "baselines": per_item.baselines(result, "accuracy"),
-                    "n": per_item.counted(per_item.sizes(result)),
                     "judge": result.facts.get("judge") or "",
                     "feature_rank": result.facts.get("feature_rank"),
                 }

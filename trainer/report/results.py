@@ -45,6 +45,8 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "answer": answer(contrasts, subject, judge),
         "arms": [{"arm": arm, "meaning": _meaning(experiment, arm), "seeds": scores.seeds(arm)} for arm in experiment.arms],
         "endpoints": [_endpoint(scores, endpoint) for endpoint in endpoints],
+        "beside": {endpoint.name: _beside(scores, endpoint) for endpoint in endpoints},
+        "test_sets": _test_sets(experiment),
         "scores": _scores(scores, endpoints),
         "contrasts": contrasts,
         "sets": set_rows,
@@ -118,17 +120,36 @@ def _identities(experiment: Experiment) -> dict[tuple[str, str], str]:
 
 
 def _endpoint(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, Any]:
-    sets = [{"dataset": s.dataset, "task": s.task, "metric": s.metric, "num_items": s.num_items, "sizes": s.sizes} for s in endpoint.sets]
+    sets = [{"dataset": s.dataset, "task": s.task, "metric": s.metric, "num_items": s.num_items} for s in endpoint.sets]
     return {
         "name": endpoint.name,
         "label": endpoint.label,
-        "n": endpoint.counted,
         "chance": scores.chance(endpoint),
-        "ceiling": scores.ceiling(endpoint),
-        "baselines": [{"name": name, "value": value} for name, value in scores.baselines(endpoint).items()],
         "one_item": endpoint.resolution,
         "sets": sets,
     }
+
+
+def _beside(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, Any]:
+    """What an endpoint is to be read with: how much there is, the most that any model can score, what needs no training."""
+    return {"n": endpoint.counted, "ceiling": scores.ceiling(endpoint), "baselines": scores.baselines(endpoint)}
+
+
+def _test_sets(experiment: Experiment) -> dict[str, Any]:
+    """By `<dataset>_<task>` the same of each set, metric by metric."""
+    found: dict[str, Any] = {}
+    for result in (result for cell in experiment.cells for result in cell.results):
+        sizes = per_item.sizes(result)
+        found.setdefault(
+            f"{result.dataset}_{result.task}",
+            {
+                "n": per_item.counted(sizes),
+                "sizes": sizes,
+                "ceiling": {name: per_item.ceiling(result, name) for name in result.metrics},
+                "baselines": {name: per_item.baselines(result, name) for name in result.metrics},
+            },
+        )
+    return found
 
 
 def _scores(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> list[dict[str, Any]]:
@@ -163,7 +184,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     columns = ["Arm", "Seed"]
     for endpoint in results["endpoints"]:
         chance = "" if endpoint["chance"] is None else f", chance {100 * endpoint['chance']:.1f} %"
-        columns.append(f"{endpoint['label']} ({endpoint['n']}{chance})")
+        columns.append(f"{endpoint['label']} ({results['beside'][endpoint['name']]['n']}{chance})")
     rows = []
     for arm in results["arms"]:
         for seed in arm["seeds"]:
@@ -173,8 +194,9 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
             )
     notes = []
     for endpoint in results["endpoints"]:
-        if endpoint["name"] == "2afc" and endpoint["baselines"]:
-            beside = ", ".join(f"{row['name']} {100 * row['value']:.1f} %" for row in endpoint["baselines"])
+        found = results["beside"][endpoint["name"]]["baselines"]
+        if endpoint["name"] == "2afc" and found:
+            beside = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
             notes.append(f"2AFC of what needs no training: {beside}.")
     notes += [row["says"] for row in results["twins"].values() if row["says"]]
     if results["judge"] == "FLIP":
@@ -201,10 +223,7 @@ def _metrics(experiment: Experiment) -> list[dict[str, Any]]:
                         "metric": name,
                         "value": value,
                         "chance": per_item.chance(result, name),
-                        "ceiling": per_item.ceiling(result, name),
-                        "baselines": per_item.baselines(result, name),
                         "num_items": result.facts.get("num_items"),
-                        "n": per_item.counted(per_item.sizes(result)),
                         "final": result.stage == cell.final_stage and result.step is None,
                     }
                 )

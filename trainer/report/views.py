@@ -19,10 +19,12 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
     pairs = [row for row in document["contrasts"] if row["against"] == BASELINE]
     return {
         "table": paired(document),
+        "metrics": metrics(document),
+        "two_afc": [row | of_set(document, row["dataset"], "2afc", "accuracy") for row in document["two_afc"]],
         "others": [row for row in pairs if row["arm"] != subject],
         "controls": [row for row in document["contrasts"] if row["against"] != BASELINE],
         "signs": [row for row in document["sign_tests"] if row["arm"] == subject],
-        "retrieval": retrieval(document["metrics"]),
+        "retrieval": retrieval(metrics(document)),
         "ranks": feature_ranks(document["two_afc"]),
         "cost": cost(document["stages"]),
         "reached": reached(document["efficiency"]),
@@ -39,11 +41,23 @@ def paired(document: dict[str, Any]) -> Rows:
             row for row in document["contrasts"] if (row["arm"], row["against"], row["endpoint"]) == (subject, BASELINE, endpoint["name"])
         ]
         alone = [row["value"] for row in document["scores"] if (row["arm"], row["endpoint"]) == (BASELINE, endpoint["name"])]
-        beside = {row["name"]: row["value"] for row in endpoint["baselines"]}
-        if endpoint["ceiling"] is not None and endpoint["ceiling"] < 1:
-            beside["most that can be reached"] = endpoint["ceiling"]
-        rows.append({"endpoint": endpoint, "baseline": mean(alone), "arms": against, "beside": beside})
+        found = document["beside"][endpoint["name"]]
+        beside = dict(found["baselines"])
+        if found["ceiling"] is not None and found["ceiling"] < 1:
+            beside["most that can be reached"] = found["ceiling"]
+        rows.append({"endpoint": endpoint, "n": found["n"], "baseline": mean(alone), "arms": against, "beside": beside})
     return rows
+
+
+def metrics(document: dict[str, Any]) -> Rows:
+    """Every metric of every evaluation, with what its set says of it: n, ceiling, baselines."""
+    return [row | of_set(document, row["dataset"], row["task"], row["metric"]) for row in document["metrics"]]
+
+
+def of_set(document: dict[str, Any], dataset: str, task: str, metric: str) -> dict[str, Any]:
+    """How much there is in a set, the most that any model can score by a metric, and what needs no model."""
+    found = document["test_sets"][f"{dataset}_{task}"]
+    return {"n": found["n"], "ceiling": found["ceiling"].get(metric), "baselines": found["baselines"].get(metric, {})}
 
 
 def retrieval(metrics: Rows) -> Rows:

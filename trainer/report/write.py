@@ -19,7 +19,7 @@ from trainer.report.answer import points
 from trainer.report.compare import Scores
 from trainer.report.experiment import Experiment
 from trainer.report.read import read_experiment
-from trainer.report.views import views
+from trainer.report.views import metrics, views
 from trainer.storage import join, layout, write_bytes
 from trainer.storage.base import absolute
 from trainer.storage.documents import write_document
@@ -112,7 +112,7 @@ def as_csv(document: dict[str, Any]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, _CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "step": "final" if row["step"] is None else row["step"]} for row in document["metrics"])
+    writer.writerows({**row, "step": "final" if row["step"] is None else row["step"]} for row in metrics(document))
     return stream.getvalue()
 
 

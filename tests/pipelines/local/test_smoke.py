@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.test_first_run import screens, shape
 from trainer.storage.committed import read_committed
 
 REPOSITORY = Path(__file__).parents[3]
@@ -49,6 +50,14 @@ def test_every_stage_has_said_how_far_it_is(finished: tuple[Path, str]):
     """A line at the end of each, with what is done."""
     for name in ("perceptual perceptual-seed0", "contrastive random-seed0", "posthoc posthoc-seed0"):
         assert any(line.startswith(name) and "100 %" in line for line in finished[1].splitlines()), name
+
+
+def test_the_recorded_first_run_printed_the_same(finished: tuple[Path, str]):
+    """Each line of docs/first-run.txt that ends a job or notes something is one of this run's, but for numbers."""
+    ours = {shape(line) for line in finished[1].splitlines()}
+    recorded = [line for line in screens()[-1][1] if "  100 %  " in line or line.endswith(": sealed")]
+    assert len(recorded) >= 9
+    assert not {shape(line) for line in recorded} - ours
 
 
 def test_a_second_run_trains_nothing(finished: tuple[Path, str]):

@@ -78,7 +78,7 @@ def test_a_job_that_does_not_run_says_why(api_server: FakeApi, api_cluster: Clus
         ),
         ({"status": {"conditions": [{"type": "Succeeded", "status": "True", "message": "done"}]}}, "Succeeded", ""),
         ({"status": {"conditions": [{"type": "Failed", "status": "True", "message": "too many restarts"}]}}, "Failed", "too many restarts"),
-        ({"deletionTimestamp": ago(3)}, "Ending", "1 pods left"),
+        ({"deletionTimestamp": ago(3)}, "Ending", "1 pod left"),
     ],
 )
 def test_a_job_that_is_queued_or_has_ended_says_so(api_server: FakeApi, api_cluster: Cluster, parts: Object, state: str, why: str):

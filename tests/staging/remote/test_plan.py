@@ -11,6 +11,7 @@ import pytest
 from tests.staging.remote.sources import photo_hash, place, write_declip, write_rwkv, write_yfcc
 from tests.staging.remote.web import web_server
 from trainer.__main__ import main
+from trainer.staging.plans import plan_id
 from trainer.staging.remote import plan as plans
 from trainer.staging.remote.captions import clean_captions
 from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
@@ -154,6 +155,31 @@ def test_heldout_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     }
     assert rows["train"] + rows["test"] == 200
     assert 30 <= rows["test"] <= 70
+
+
+def test_rows_of_one_caption_share_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever its case and blanks; what an older version has begun keeps the split by keys."""
+    rows = [f"http://h/{n}.jpg,{'A  Dog' if n % 2 else 'a dog'} {n // 8}\n" for n in range(400)]
+    (tmp_path / "x.csv").write_text("url,caption\n" + "".join(rows))
+    arguments = ("urls", "--root", str(tmp_path), "--list", str(tmp_path / "x.csv"), "--heldout-fraction", ".25")
+
+    def sides(folder: str) -> list[set[str]]:
+        found: dict[str, set[str]] = {}
+        for number, split in enumerate(read_plan(folder).splits):
+            for row in read_rows(folder, read_plan(folder), number):
+                found.setdefault(str(row.texts[0]).split()[-1], set()).add(split)
+        return list(found.values())
+
+    folder = plan(capsys, *arguments)
+    assert {len(splits) for splits in sides(folder)} == {1}
+    assert set.union(*sides(folder)) == {"train", "test"}
+    made = read_plan(folder)
+    options = {key: value for key, value in made.options.items() if key != "rules"}
+    older = Path(folder).with_name(plan_id(made.source["fingerprint"], options))
+    older.mkdir()
+    (older / "plan.json").write_text("{}")
+    assert plan(capsys, *arguments) == str(older)
+    assert {len(splits) for splits in sides(str(older))} == {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from trainer.config import StagingConfig
 from trainer.errors import InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
-from trainer.staging.plans import PLAN_REJECTS, Plan, name_causes, pairs_target, write_plan
+from trainer.staging.plans import PLAN_REJECTS, Plan, name_causes, pairs_target, rules_of, write_plan
 from trainer.staging.remote.inputs import Inputs, run
 from trainer.staging.remote.rows import SCHEMA, is_planned, write_rows
 from trainer.staging.rows import SPLITS, Reject, safe_key
@@ -34,6 +34,8 @@ SLICE_SHARDS = 8
 
 _MAX_CLASSES = 10_000  # more labels than this are no classes
 
+_READS = "coalesce(nullif(lower(trim(regexp_replace(texts[1], '\\s+', ' ', 'g'))), ''), key)"
+"""What twins have alike: the first text, as it reads. Bytes are not known before they are fetched."""
 _HARMLESS = ("duplicate",)  # lost rows that are no fault of the data
 
 
@@ -100,7 +102,8 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
                 raise InputError(f"--images is needed: {table.uri} names pictures by paths, such as {_first(database, relative)!r}")
             lost, rejects = _find_lost(database, folder, scratch)
             slice_rows = SLICE_SHARDS * staging.shard_samples
-            splits, rows = _write_slices(database, folder, f"plan {table.name}", options.heldout_fraction, slice_rows)
+            split_by = _READS if rules_of(decided) > 1 else "key"
+            splits, rows = _write_slices(database, folder, f"plan {table.name}", (options.heldout_fraction, split_by), slice_rows)
             rows_read = _count(database, "source")
             labels = run(database, f"SELECT DISTINCT label FROM kept WHERE label <> '' ORDER BY label LIMIT {_MAX_CLASSES + 1}")
         if not splits:
@@ -168,12 +171,16 @@ def _find_lost(database: duckdb.DuckDBPyConnection, folder: str, scratch: str) -
 
 
 def _write_slices(
-    database: duckdb.DuckDBPyConnection, folder: str, step: str, heldout_fraction: float, slice_rows: int
+    database: duckdb.DuckDBPyConnection, folder: str, step: str, heldout: tuple[float, str], slice_rows: int
 ) -> tuple[list[str], Files]:
-    """Permute the rows of each split by a hash of their keys, and write them slice by slice: each slice's split, and the files."""
+    """Permute the rows of each split by a hash of their keys, and write them slice by slice: each slice's split, and the files.
+
+    `heldout` is the part that is held out, and what rows must have alike to share a split.
+    """
+    fraction, split_by = heldout
     run(
         database,
-        f"""CREATE TABLE kept AS SELECT *, CASE WHEN md5_number_lower('split ' || key) % 1000000 < {round(heldout_fraction * 1e6)}
+        f"""CREATE TABLE kept AS SELECT *, CASE WHEN md5_number_lower('split ' || {split_by}) % 1000000 < {round(fraction * 1e6)}
             THEN 'test' ELSE 'train' END AS split FROM (
         SELECT key, image, texts, label FROM source ANTI JOIN twice USING (key) WHERE cause = '' UNION ALL
         SELECT key, image, texts, label FROM (
