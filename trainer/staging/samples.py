@@ -125,7 +125,7 @@ def held(blob: Blob) -> Iterator[bytes]:
 def blob_digest(blob: Blob) -> bytes:
     """A digest of 8 bytes of a picture's bytes; empty where there are too many, or none."""
     try:
-        with _held(blob) as data:
+        with held(blob) as data:
             return hashlib.blake2b(data, digest_size=8).digest()
     except (BadImageError, InputError):
         return b""
