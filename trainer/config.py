@@ -7,26 +7,24 @@ code of the paper, arXiv 2505.14204), `unknown`, or `ours` (a choice that firsts
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from trainer.errors import InputError
+from trainer.fields import at_least, placement, recipe
 from trainer.fields import canonical_hash as canonical_hash
 from trainer.fields import differing_keys as differing_keys
-from trainer.fields import placement, recipe
 from trainer.fields import recipe_fields as recipe_fields
 from trainer.fields import require as require
+from trainer.placement import Placement as Placement
+from trainer.placement import loader_workers_for as loader_workers_for
+from trainer.placement import profiled_steps as profiled_steps
+from trainer.placement import unless_auto as unless_auto
 
 StageName = Literal["perceptual", "contrastive", "posthoc"]
 StartKind = Literal["random", "tower", "permuted", "model"]
 Precision = Literal["fp32", "bf16", "fp64"]
 EVALUATION_VERSION = 2  # of new experiments (docs/EVALUATION.md); raised where the same model and data would give other figures
-
-
-def _at_least(bound: int, section: str, config: object, *names: str) -> None:
-    for name in names:
-        require(f"{section}.{name}", getattr(config, name), f">= {bound}", getattr(config, name) >= bound)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ class ModelConfig:
                 "model.text_tower mean_pooled_unmasked, the follow-on code's tower, is not built: it attends to padding, so captions could "
                 "not be cut to their length exactly, and open_clip could not open the model; take clip_causal_eot"
             )
-        _at_least(1, "model", self, *_SIZES)
+        at_least(1, "model", self, *_SIZES)
         require("model.context_length", self.context_length, "between 8 and 77", 8 <= self.context_length <= 77)
         if not self.open_clip_name:
             for name, by in (("image_size", "patch_size"), ("vision_width", "vision_head_width"), ("text_width", "text_heads")):
@@ -113,7 +111,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Check ranges; a learning rate of 0 is a typo."""
         require("optimizer.learning_rate", self.learning_rate, "> 0 and < 1", 0 < self.learning_rate < 1)
-        _at_least(0, "optimizer", self, "weight_decay", "warmup_steps", "clip_norm")
+        at_least(0, "optimizer", self, "weight_decay", "warmup_steps", "clip_norm")
         require("optimizer.beta1", self.beta1, "in [0, 1)", 0 <= self.beta1 < 1)
         require("optimizer.beta2", self.beta2, "in [0, 1)", 0 <= self.beta2 < 1)
         require("optimizer.eps", self.eps, "> 0", self.eps > 0)
@@ -136,8 +134,8 @@ class PerceptualConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         require("perceptual.margin", self.margin, "> 0", self.margin > 0)
-        _at_least(1, "perceptual", self, "global_batch_size", "epochs")
-        _at_least(0, "perceptual", self, "min_votes")
+        at_least(1, "perceptual", self, "global_batch_size", "epochs")
+        at_least(0, "perceptual", self, "min_votes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +170,8 @@ class ContrastiveConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and what contradicts."""
-        _at_least(2, "contrastive", self, "global_batch_size", "contrast_batch_size")
-        _at_least(1, "contrastive", self, "epochs")
+        at_least(2, "contrastive", self, "global_batch_size", "contrast_batch_size")
+        at_least(1, "contrastive", self, "epochs")
         rule = f"a divisor of contrastive.global_batch_size {self.global_batch_size}"
         require("contrastive.contrast_batch_size", self.contrast_batch_size, rule, self.global_batch_size % self.contrast_batch_size == 0)
         require("contrastive.crop_scale_min", self.crop_scale_min, "in (0, 1]", 0 < self.crop_scale_min <= 1)
@@ -198,7 +196,7 @@ class PosthocConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         require("posthoc.margin", self.margin, "> 0", self.margin > 0)
-        _at_least(1, "posthoc", self, "global_batch_size", "epochs")
+        at_least(1, "posthoc", self, "global_batch_size", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +232,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _at_least(0, "evaluation", self, "every_epochs")
+        at_least(0, "evaluation", self, "every_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,81 +246,6 @@ class Recipe:
     contrastive: ContrastiveConfig = recipe(ContrastiveConfig(), "as coded", "")
     posthoc: PosthocConfig = recipe(PosthocConfig(), "as coded", "")
     evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where and how a stage runs. Nothing here changes what is learned."""
-
-    nodes: int = placement(1, "Machines (pods) of the job.")
-    processes_per_node: int = placement(1, "Ranks on each; one a GPU.")
-    threads: int = placement(0, "CPU threads a rank computes with; 0: cores / ranks, beside a GPU 1. Recorded: sums depend on it.")
-    device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda where there is one.")
-    local_batch_size: int | Literal["auto"] = placement(
-        "auto",
-        "Most pairs or triplets a rank runs at once; the loss is the same (gradient cache, accumulation). 0: its whole share. "
-        "auto: the whole share, on CUDA as much of it as its memory holds by estimate.",
-    )
-    loader_workers: int | Literal["auto"] = placement(
-        "auto", "Decoding processes of a rank; 0: threads of the rank instead. auto: 0, on CUDA the rank's cores but one, at most 16."
-    )
-    cache_dir: str = placement("", "Local folder for shards; empty: a folder below the system's temporary one.")
-    cache_bytes: int = placement(32 << 30, "Bytes of shards kept there, over all ranks of a node.")
-    checkpoint_every_steps: int = placement(0, "Save every so many steps; 0: by time alone.")
-    checkpoint_every_minutes: float = placement(10.0, "Save at least this often.")
-    checkpoint_every_epochs: int = placement(0, "Also save, and keep, at every so many epochs (for curves through time).")
-    keep_last: int = placement(2, "Committed checkpoints kept, besides those kept by epoch.")
-    resume: str = placement("auto", "auto | never | the URI of a checkpoint.")
-    attempt: int = placement(0, "Fences a writer that lived on: a commit of an older attempt is refused. 0: unfenced.")
-    max_restarts: int = placement(0, "How often the elastic agent restarts the group in place.")
-    max_nonfinite_steps: int = placement(10, "Steps with a non-finite gradient that are skipped before the run stops.")
-    watchdog_seconds: float = placement(1800.0, "A step that takes longer ends the run, stacks in hung/; 600 do where steps are short.")
-    metrics_port: int = placement(0, "Prometheus endpoint of local rank 0; 0: none.")
-    preflight: bool = placement(False, "Measure network and store before step 1 and say what is too slow for the recipe.")
-    log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
-    compile: bool | Literal["auto"] = placement(
-        "auto", "torch.compile the blocks of the towers. auto: on CUDA where there is a C compiler; it gains little on a CPU."
-    )
-    profile_steps: str = placement("", "A:B writes a torch profiler trace of steps A to B.")
-    tensorboard_dir: str = placement("", "Also log to TensorBoard there, a folder a stage (needs the tensorboard package).")
-    wandb_project: str = placement("", "Also log to Weights & Biases (needs the wandb package).")
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        _at_least(1, "placement", self, "nodes", "processes_per_node", "keep_last", "log_every_steps")
-        _at_least(0, "placement", self, "threads", "cache_bytes", "checkpoint_every_steps", "checkpoint_every_epochs")
-        _at_least(0, "placement", self, "attempt", "max_restarts", "max_nonfinite_steps")
-        for name in ("local_batch_size", "loader_workers"):
-            value = getattr(self, name)
-            require(f"placement.{name}", value, "auto or >= 0", value == "auto" or value >= 0)
-        require("placement.checkpoint_every_minutes", self.checkpoint_every_minutes, "> 0", self.checkpoint_every_minutes > 0)
-        require("placement.watchdog_seconds", self.watchdog_seconds, "> 0", self.watchdog_seconds > 0)
-        profiled_steps(self.profile_steps)
-        require("placement.metrics_port", self.metrics_port, "between 0 and 65535", 0 <= self.metrics_port <= 65535)
-
-
-def profiled_steps(text: str) -> tuple[int, int]:
-    """`A:B` as two numbers, from step A to step B, both counted from 1; (0, 0) for an empty text.
-
-    Raises:
-        InputError: it is not of that form.
-    """
-    if not text:
-        return 0, 0
-    match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
-    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
-    require("placement.profile_steps", text, "A:B with 1 <= A <= B", 1 <= first <= last)
-    return first, last
-
-
-def unless_auto(value: int | Literal["auto"]) -> int:
-    """A number of the placement; an `auto` that no run has resolved (an evaluation's, a loader's by itself) is 0, as on a CPU."""
-    return 0 if isinstance(value, str) else value
-
-
-def loader_workers_for(cores: int) -> int:
-    """Decoding processes of a rank beside a GPU, where placement.loader_workers is `auto`: its cores but one, which the rank needs."""
-    return min(max(cores - 1, 0), 16)  # 14 decode 20,000 pairs/s, an H100 takes 7,600 (docs/BENCHMARKS.md, rows K and M)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,12 @@ def require(key: str, value: object, rule: str, ok: bool) -> None:
         raise InputError(f"{key} must be {rule}, got {_abridged(value)}")
 
 
+def at_least(bound: int, section: str, config: object, *names: str) -> None:
+    """Raise InputError for the first of these fields of a configuration that is less than `bound`."""
+    for name in names:
+        require(f"{section}.{name}", getattr(config, name), f">= {bound}", getattr(config, name) >= bound)
+
+
 def _abridged(value: object) -> str:
     """A value for one line of an error."""
     try:

@@ -1,6 +1,5 @@
 """Rows G1, G2, H: the text tower, the whole step and the loss, against open_clip on the same tensors."""
 
-import resource
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 
 from tests.benchmarks import training
 from tests.benchmarks.harness import Measured, cpu_rate, interleaved, row
+from tests.peak import peak_bytes
 from tests.ranks import run_ranks
 from trainer.model import encoding, towers
 from trainer.model.distributed import Distributed
@@ -99,15 +99,15 @@ def _loss_once(dist: Distributed, side: str) -> dict[str, object]:
     scale = torch.tensor(100.0, requires_grad=True)
     inputs = (image, text, scale)
     torch.autograd.grad(contrastive_loss(image[:64], text[:64], scale), inputs)  # libraries load, buffers settle
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before, started = peak_bytes(), time.process_time()
     loss = ClipLoss()(*inputs) if side == "open_clip" else contrastive_loss(*inputs)
     gradients = torch.autograd.grad(loss, inputs)
     seconds = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_bytes()
     own = 2 * image.numel() * 4 / 2**20  # the gradients of the inputs
     return {
         "seconds": seconds,
-        "megabytes": (peak - before) / 1024 - own,
+        "megabytes": (peak - before) / 2**20 - own,
         "image": gradients[0][::1024, ::64].tolist(),
         "text": gradients[1][::1024, ::64].tolist(),
         "scale": gradients[2].item(),

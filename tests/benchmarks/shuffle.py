@@ -5,7 +5,6 @@ No data is read: an order needs nothing but the shards' sizes.
 
 import datetime
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.benchmarks.harness import machine
+from tests.peak import peak_bytes
 from trainer.data.order import CanonicalOrder
 
 SHARDS, SHARD_SAMPLES, LAST = 14_700, 1024, 500
@@ -52,14 +52,14 @@ def fetched(world_size: int, ranks_per_node: int) -> float:
 def cost() -> None:
     """Print seconds an epoch and peak MB of rank 5 of 64, over 32 epochs (in a process of its own)."""
     made = order()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     start = time.process_time()
     for epoch in range(32):
         made.reads(epoch, 5, 64)
         for b in range(made.steps_per_epoch):
             made.part(epoch, b, 5, 64)
     seconds = (time.process_time() - start) / 32
-    print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(seconds, (peak_bytes() - before) / 2**20)
 
 
 def quality(made: CanonicalOrder) -> tuple[float, float, float]:

@@ -101,7 +101,7 @@ def test_what_go_could_not_build_is_not_taken_for_built(empty_machine: Path, tmp
 
 
 def test_a_name_that_nobody_knows_is_refused(empty_machine: Path):
-    with pytest.raises(RuntimeError, match=r"no program is called 'helm2': there are coredns, helm, .*helm3"):
+    with pytest.raises(RuntimeError, match=r"no program is called 'helm2': there are actionlint, coredns, helm, .*helm3"):
         programs.program("helm2")
 
 

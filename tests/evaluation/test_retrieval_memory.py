@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 MEASURE = """
-import json, resource, torch
+import json, torch
+from tests.peak import peak_bytes
 from trainer.evaluation import retrieval
 
 retrieval.TILE_BYTES = 8 << 20
@@ -17,17 +18,14 @@ count = 8000
 features = torch.nn.functional.normalize(torch.randn(count, 16, generator=torch.Generator().manual_seed(0)), dim=1)
 owner = torch.arange(count)
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-
 def ranks(rows):
     retrieval.image_ranks(features, features[:rows], owner[:rows], top=5)
     retrieval.text_ranks(features[:rows], features, owner % rows)
 
 ranks(200)
-before = peak()
+before = peak_bytes()
 ranks(count)
-print(json.dumps({"added": peak() - before, "tile": retrieval.TILE_BYTES, "matrix": 4 * count * count}))
+print(json.dumps({"added": peak_bytes() - before, "tile": retrieval.TILE_BYTES, "matrix": 4 * count * count}))
 """
 
 

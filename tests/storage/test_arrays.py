@@ -179,9 +179,10 @@ def test_bombs_are_refused_within_bounds(tmp_path, bomb):
     path = tmp_path / "bomb.npz"
     path.write_bytes(BOMBS[bomb]())
     code = (
-        "import sys\nfrom trainer.errors import Corrupt\nfrom trainer.storage.arrays import read_arrays\n"
+        "import sys\nfrom tests.peak import peak_bytes\n"
+        "from trainer.errors import Corrupt\nfrom trainer.storage.arrays import read_arrays\n"
         "try:\n    read_arrays(sys.argv[1])\nexcept Corrupt as error:\n    print(error)\n"
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM:')))"
+        "print(peak_bytes() >> 10)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.storage import writers
+from trainer.storage import scratch, writers
 from trainer.storage.scratch import temporary_folder
 
 
@@ -43,6 +43,20 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_stays(base: Path)
     process.communicate()
     assert (left / "x").exists()
     with temporary_folder("plan", str(base)) as folder:
+        assert list(base.iterdir()) == [folder]
+
+
+def test_what_another_process_sweeps_at_the_same_time_is_no_error(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is gone between the listing and the look at its owner."""
+    place = base / "firstsight-demo-x"
+    place.mkdir()
+
+    def swept_meanwhile(name: str) -> bool:
+        (base / name).rmdir()
+        return True
+
+    monkeypatch.setattr(scratch, "is_gone", swept_meanwhile)
+    with temporary_folder("plan") as folder:
         assert list(base.iterdir()) == [folder]
 
 

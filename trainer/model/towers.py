@@ -37,10 +37,8 @@ def build_model(config: ModelConfig, seed: int) -> CLIP:
         torch.manual_seed(stream_seed(seed, "vision_init"))  # the constructor draws the vision tower first
         model = CLIP(**open_clip_config(config))
     if config.vision_init != "open_clip":
-        init_vision = _init_vision_as_published if config.vision_init == "published" else _init_vision_as_paper
-        init_vision(model.visual, _generator(seed, "vision_init"))
-    init_text = _init_text_as_published if config.text_init == "published" else _init_text
-    init_text(model, _generator(seed, "text_init"))
+        _init_vision(model.visual, config.vision_init == "published", _generator(seed, "vision_init"))
+    _init_text(model, config.text_init == "published", _generator(seed, "text_init"))
     with torch.no_grad():
         model.logit_scale.fill_(LOGIT_SCALES[config.logit_scale_init])
     return model
@@ -144,10 +142,10 @@ def _init_blocks(blocks: nn.Module, width: int, layers: int, generator: torch.Ge
             parameter.normal_(std=(2 * width) ** -0.5, generator=generator)
 
 
-def _init_biases(blocks: nn.Module, generator: torch.Generator) -> None:
-    """Every bias of a linear map uniform within fan_in^-1/2, PyTorch's default for nn.Linear; LayerNorms keep theirs."""
+def _init_biases(blocks: nn.Module, endings: tuple[str, ...], generator: torch.Generator) -> None:
+    """Biases of linear maps whose names end so: uniform within fan_in^-1/2, PyTorch's default for nn.Linear; LayerNorms keep theirs."""
     parameters = dict(blocks.named_parameters())
-    for name in [name for name in parameters if name.endswith("bias")]:
+    for name in [name for name in parameters if name.endswith(endings)]:
         weight = parameters[name.removesuffix("bias") + "weight"]
         if weight.ndim == 2:
             bound = weight.shape[1] ** -0.5
@@ -155,53 +153,34 @@ def _init_biases(blocks: nn.Module, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def _init_vision_as_published(visual: Any, generator: torch.Generator) -> None:
-    """As the follow-on code's `initialize_parameters` leaves its vision tower (docs/RECIPES.md, "Initialisation").
+def _init_vision(visual: Any, published: bool, generator: torch.Generator) -> None:
+    """Residual-scaled normal blocks and a class token of std 1; patches and LayerNorms as open_clip draws them.
 
-    Positions .01, projection width^-1/2, class token 1, scaled blocks, biases as nn.Linear draws them, those of queries, keys,
-    values and attention outputs too. Patches and LayerNorms keep PyTorch's default, as open_clip draws them.
+    Published is as the follow-on code's `initialize_parameters` leaves the tower (docs/RECIPES.md, "Initialisation"): positions .01,
+    projection width^-1/2, biases as nn.Linear draws them, those of queries, keys, values and attention outputs too. Otherwise an
+    earlier reading of the same code, kept for finished experiments: biases 0, positions and projection as open_clip draws them.
     """
     width, layers = visual.conv1.out_channels, len(visual.transformer.resblocks)
     _init_blocks(visual.transformer, width, layers, generator)
-    _init_biases(visual.transformer, generator)
-    visual.positional_embedding.normal_(std=0.01, generator=generator)
-    visual.proj.normal_(std=width**-0.5, generator=generator)
+    if published:
+        _init_biases(visual.transformer, ("bias",), generator)
+        visual.positional_embedding.normal_(std=0.01, generator=generator)
+        visual.proj.normal_(std=width**-0.5, generator=generator)
+    else:
+        for name, parameter in visual.transformer.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
     visual.class_embedding.normal_(std=1.0, generator=generator)
 
 
 @torch.no_grad()
-def _init_vision_as_paper(visual: Any, generator: torch.Generator) -> None:
-    """An earlier reading of the same code, kept for finished experiments: biases 0, positions and projection as open_clip draws them."""
-    width, layers = visual.conv1.out_channels, len(visual.transformer.resblocks)
-    _init_blocks(visual.transformer, width, layers, generator)
-    for name, parameter in visual.transformer.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-    visual.class_embedding.normal_(std=1.0, generator=generator)
-
-
-@torch.no_grad()
-def _init_text_as_published(model: CLIP, generator: torch.Generator) -> None:
-    """As the follow-on code leaves its text tower: CLIP's scaled blocks, embeddings and positions, with nn.Linear's biases."""
+def _init_text(model: CLIP, published: bool, generator: torch.Generator) -> None:
+    """CLIP's own initialisation of the text tower, from our stream. Published, attention has nn.Linear's biases in place of 0."""
     width, layers = model.positional_embedding.shape[1], len(model.transformer.resblocks)
     model.token_embedding.weight.normal_(std=0.02, generator=generator)
     model.positional_embedding.normal_(std=0.01, generator=generator)
     _init_blocks(model.transformer, width, layers, generator)
-    _init_biases(model.transformer, generator)
-    model.text_projection.normal_(std=width**-0.5, generator=generator)
-
-
-@torch.no_grad()
-def _init_text(model: CLIP, generator: torch.Generator) -> None:
-    """CLIP's own initialisation of the text tower, from our stream."""
-    width, layers = model.positional_embedding.shape[1], len(model.transformer.resblocks)
-    model.token_embedding.weight.normal_(std=0.02, generator=generator)
-    model.positional_embedding.normal_(std=0.01, generator=generator)
-    _init_blocks(model.transformer, width, layers, generator)
-    for block in model.transformer.resblocks:
-        for linear in (block.mlp.c_fc, block.mlp.c_proj):  # PyTorch's default, which CLIP keeps
-            bound = linear.in_features**-0.5
-            linear.bias.uniform_(-bound, bound, generator=generator)
+    _init_biases(model.transformer, ("bias",) if published else ("c_fc.bias", "c_proj.bias"), generator)
     model.text_projection.normal_(std=width**-0.5, generator=generator)
 
 

@@ -1,6 +1,6 @@
 """failure.json and the pod's termination message: how a stage ended, for callers that cannot see its exit code. No torch.
 
-And what must not end one: `best_effort`.
+And what must not end one: `best_effort`, `warn`.
 """
 
 import logging
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from trainer.config import StageConfig
 from trainer.errors import InputError, PeerLost, RunError
+from trainer.progress import tell
 from trainer.storage import failures, layout
 
 TERMINATION_LOG = "/dev/termination-log"
@@ -25,6 +26,12 @@ def best_effort(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.warning("%s failed, the run continues without it: %s", what, " ".join(str(error).split()) or type(error).__name__)
+
+
+def warn(config: StageConfig, line: str) -> None:
+    """Say a line on a stage that goes on: in its log, and to the person who waits."""
+    log.warning("%s", line)
+    tell(layout.stage_title(config), line)
 
 
 def write_failure(config: StageConfig, error: Exception) -> None:

@@ -19,7 +19,7 @@ from trainer.config import Placement, StageConfig, loader_workers_for
 from trainer.configs.sizes import largest_local_batch_size, whole_batch_size
 from trainer.data.machine import available_cores
 from trainer.errors import Corrupt
-from trainer.progress import tell
+from trainer.run.failure import warn
 from trainer.storage import layout
 from trainer.storage.documents import read_document, write_document
 
@@ -206,9 +206,7 @@ def _read(config: StageConfig) -> dict[Conditions, Chosen]:
         return {} if value is None else dict(_parse(uri, run) for run in value["runs"])
     except (Corrupt, KeyError, TypeError) as error:
         why = str(error) if isinstance(error, Corrupt) else f"{uri}: not a record of placement: {type(error).__name__}: {error}"
-        line = f"{why}; values are chosen anew: the loss stays the same, the bits may not"
-        log.warning("%s", line)
-        tell(layout.stage_title(config), line)
+        warn(config, f"{why}; values are chosen anew: the loss stays the same, the bits may not")
         return {}
 
 

@@ -14,8 +14,8 @@ from trainer.config import StageConfig, recipe_fields, recipe_hash
 from trainer.errors import InputError, RunError
 from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
-from trainer.progress import tell
 from trainer.run import checkpoint
+from trainer.run.failure import warn
 from trainer.stages import Stage
 from trainer.storage import layout
 
@@ -37,11 +37,6 @@ class State:
     flops: float = 0.0
     restarts: int = 0
     lines: bytes | None = b""
-
-
-def _warn(config: StageConfig, line: str) -> None:
-    log.warning("%s", line)
-    tell(layout.stage_title(config), line)
 
 
 def from_main(dist: Distributed, make: Callable[[], T]) -> T:
@@ -101,10 +96,10 @@ def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Check
             checkpoint.clear(config.output)
         kept[0], skipped = checkpoint.find(config.output, resume, recipe_hash=recipe_hash(config), recipe=fields)
         for reason in skipped:
-            _warn(config, f"passed over {reason}")
+            warn(config, f"passed over {reason}")
         if kept[0] is None:
             if skipped:
-                _warn(config, f"{config.output}: none of {len(skipped)} checkpoints is intact: the stage begins again at step 0")
+                warn(config, f"{config.output}: none of {len(skipped)} checkpoints is intact: the stage begins again at step 0")
             return None
         described = {file: {name: (t.dtype, t.shape) for name, t in part.items()} for file, part in kept[0].tensors.items()}
         return kept[0].uri, kept[0].step, kept[0].state, described

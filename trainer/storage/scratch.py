@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.storage.writers import is_gone, mark
@@ -33,5 +33,6 @@ def _sweep(base: Path) -> None:
     except OSError:
         return
     for entry in found:
-        if entry.name.startswith(_PREFIX) and is_gone(entry.name) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
-            shutil.rmtree(entry.path, ignore_errors=True)  # follows no symbolic link
+        with suppress(FileNotFoundError):  # another process swept it
+            if entry.name.startswith(_PREFIX) and is_gone(entry.name) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                shutil.rmtree(entry.path, ignore_errors=True)  # follows no symbolic link

@@ -18,6 +18,8 @@ from trainer.storage import exists
 def test_another_user_is_told_who_holds_the_experiment(root: str, mask: int, tmp_path: Path):
     """A folder that several users share, and S3 from one machine."""
     _let_in_everybody(tmp_path)
+    if authority := os.environ.get("FIRSTSIGHT_S3_CA") or os.environ.get("AWS_CA_BUNDLE"):
+        _let_in_everybody(Path(authority).parent)
     before = os.umask(mask)
     process = hold(root)
     try:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
+from pipelines.planning.request import STORED_VERSION
 from pipelines.planning.runs import read_run
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps import links, planning, staging
@@ -20,6 +21,7 @@ from tests.pipelines.kubeflow_server import kubeflow_server
 from tests.pipelines.local.test_run import FAKE, REPOSITORY
 from tests.pipelines.local.test_run_cluster import Kubelet
 from trainer.storage import read_json
+from trainer.storage.documents import read_document
 from trainer.storage.plans import read_plan
 
 REQUEST = """
@@ -54,7 +56,8 @@ def asked_for(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     plan = read_plan(f"{root}/experiments/same")
     assert plan is not None
     assert plan["request"] == str(stored)
-    values = {key: value for key, value in read_json(str(stored)).items() if key not in WHERE}
+    document = read_document(str(stored), "a request", STORED_VERSION) or {}  # without its checksum, which covers the root too
+    values = {key: value for key, value in document.items() if key not in WHERE}
     return values, {entry["cell"]: entry["recipe_hashes"] for entry in plan["cells"]}
 
 
@@ -84,7 +87,7 @@ def test_the_same_request_and_the_same_recipe_hashes_everywhere(
             options = ["--request", str(request_file), "--no-wait", "--pipelines-image", "a/pipelines:1"]
             assert main(["submit", *options]) == 0
             (submitted,) = server.runs.values()
-        _first_steps(submitted["runtime_config"]["parameters"], tmp_path, monkeypatch)
+        _first_steps(submitted.body["runtime_config"]["parameters"], tmp_path, monkeypatch)
 
     laptop, shell, kubeflow = (asked_for(tmp_path / name) for name in ("laptop", "cluster", "kubeflow"))
     assert laptop == shell == kubeflow

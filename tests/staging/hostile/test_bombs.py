@@ -159,13 +159,14 @@ def test_pixels_in_flight_are_bounded_over_all_threads(monkeypatch: pytest.Monke
 
 
 _DECODE = """
-import resource, sys
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from tests.peak import peak_bytes
 from trainer.staging.images import normalise
 data = open(sys.argv[1], "rb").read()
 with ThreadPoolExecutor(4) as pool:
     list(pool.map(lambda _: normalise(data, sys.argv[2]), range(4)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(peak_bytes() >> 20)
 """
 
 

@@ -1,0 +1,85 @@
+"""Where and how a stage runs; nothing here enters a hash. `trainer.config` gives it out with the other configurations."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.fields import at_least, placement, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how a stage runs. Nothing here changes what is learned."""
+
+    nodes: int = placement(1, "Machines (pods) of the job.")
+    processes_per_node: int = placement(1, "Ranks on each; one a GPU.")
+    threads: int = placement(0, "CPU threads a rank computes with; 0: cores / ranks, beside a GPU 1. Recorded: sums depend on it.")
+    device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda where there is one.")
+    local_batch_size: int | Literal["auto"] = placement(
+        "auto",
+        "Most pairs or triplets a rank runs at once; the loss is the same (gradient cache, accumulation). 0: its whole share. "
+        "auto: the whole share, on CUDA as much of it as its memory holds by estimate.",
+    )
+    loader_workers: int | Literal["auto"] = placement(
+        "auto", "Decoding processes of a rank; 0: threads of the rank instead. auto: 0, on CUDA the rank's cores but one, at most 16."
+    )
+    cache_dir: str = placement("", "Local folder for shards; empty: a folder below the system's temporary one.")
+    cache_bytes: int = placement(32 << 30, "Bytes of shards kept there, over all ranks of a node.")
+    checkpoint_every_steps: int = placement(0, "Save every so many steps; 0: by time alone.")
+    checkpoint_every_minutes: float = placement(10.0, "Save at least this often.")
+    checkpoint_every_epochs: int = placement(0, "Also save, and keep, at every so many epochs (for curves through time).")
+    keep_last: int = placement(2, "Committed checkpoints kept, besides those kept by epoch.")
+    resume: str = placement("auto", "auto | never | the URI of a checkpoint.")
+    attempt: int = placement(0, "Fences a writer that lived on: a commit of an older attempt is refused. 0: unfenced.")
+    max_restarts: int = placement(0, "How often the elastic agent restarts the group in place.")
+    max_nonfinite_steps: int = placement(10, "Steps with a non-finite gradient that are skipped before the run stops.")
+    watchdog_seconds: float = placement(1800.0, "A step that takes longer ends the run, stacks in hung/; 600 do where steps are short.")
+    metrics_port: int = placement(0, "Prometheus endpoint of local rank 0; 0: none.")
+    preflight: bool = placement(False, "Measure network and store before step 1 and say what is too slow for the recipe.")
+    log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
+    compile: bool | Literal["auto"] = placement(
+        "auto", "torch.compile the blocks of the towers. auto: on CUDA where there is a C compiler; it gains little on a CPU."
+    )
+    profile_steps: str = placement("", "A:B writes a torch profiler trace of steps A to B.")
+    tensorboard_dir: str = placement("", "Also log to TensorBoard there, a folder a stage (needs the tensorboard package).")
+    wandb_project: str = placement("", "Also log to Weights & Biases (needs the wandb package).")
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        at_least(1, "placement", self, "nodes", "processes_per_node", "keep_last", "log_every_steps")
+        at_least(0, "placement", self, "threads", "cache_bytes", "checkpoint_every_steps", "checkpoint_every_epochs")
+        at_least(0, "placement", self, "attempt", "max_restarts", "max_nonfinite_steps")
+        for name in ("local_batch_size", "loader_workers"):
+            value = getattr(self, name)
+            require(f"placement.{name}", value, "auto or >= 0", value == "auto" or value >= 0)
+        require("placement.checkpoint_every_minutes", self.checkpoint_every_minutes, "> 0", self.checkpoint_every_minutes > 0)
+        require("placement.watchdog_seconds", self.watchdog_seconds, "> 0", self.watchdog_seconds > 0)
+        profiled_steps(self.profile_steps)
+        require("placement.metrics_port", self.metrics_port, "between 0 and 65535", 0 <= self.metrics_port <= 65535)
+
+
+def profiled_steps(text: str) -> tuple[int, int]:
+    """`A:B` as two numbers, from step A to step B, both counted from 1; (0, 0) for an empty text.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    if not text:
+        return 0, 0
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    require("placement.profile_steps", text, "A:B with 1 <= A <= B", 1 <= first <= last)
+    return first, last
+
+
+def unless_auto(value: int | Literal["auto"]) -> int:
+    """A number of the placement; an `auto` that no run has resolved (an evaluation's, a loader's by itself) is 0, as on a CPU."""
+    return 0 if isinstance(value, str) else value
+
+
+def loader_workers_for(cores: int) -> int:
+    """Decoding processes of a rank beside a GPU, where placement.loader_workers is `auto`: its cores but one, which the rank needs.
+
+    Fourteen decode 20,000 pairs a second and an H100 takes 7,600 (docs/BENCHMARKS.md, rows K and M): more than 16 feed no GPU faster.
+    """
+    return min(max(cores - 1, 0), 16)
