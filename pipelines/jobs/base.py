@@ -27,6 +27,7 @@ class JobSpec:
         slices: of a staging or evaluation job, how many pods share the work.
         placement: of training and evaluation: fields of the trainer's Placement that the profile or the request sets.
         resume: of a training stage: auto, never (begin anew), or the URI of a checkpoint to begin from.
+        suspended: on a cluster: created suspended, for a queue to admit it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class JobSpec:
     slices: int = 1
     placement: Mapping[str, Any] = field(default_factory=dict)
     resume: str = "auto"
+    suspended: bool = False
 
 
 def placement_arguments(placement: Mapping[str, Any]) -> list[str]:

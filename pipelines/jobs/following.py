@@ -16,7 +16,7 @@ from pipelines.cluster.api import Unreachable
 from pipelines.cluster.ending import end, wait_until_gone
 from pipelines.jobs.base import JobSpec, LineSink, Outcome
 from pipelines.jobs.incidents import Incidents
-from pipelines.jobs.launcher import Launcher
+from pipelines.jobs.launcher import Launcher, incidents_of
 from pipelines.jobs.loglines import LogFollower, Progress
 from pipelines.jobs.monitor import Monitor, Resubmit, last_lines
 from pipelines.jobs.owners import HEARTBEAT_SECONDS, release, send_heartbeat
@@ -104,14 +104,14 @@ class ClusterJob:
         self._lines.put(None)
         self._outcome = outcome
 
-    def _release_unfinished(self, outcome: Outcome) -> Outcome:
-        """Release a job that did not do its work, also where it is following it that failed."""
+    def _release_unfinished(self, outcome: Outcome, verdict: str = "") -> Outcome:
+        """Release a job that did not do its work, also where it is following it that failed: then there is no `verdict` on the job."""
         if self._stop.is_set():
             return outcome
         self._cluster.limit_retries(LEAVE_SECONDS)
         try:
             with self._acting:
-                self._release()
+                self._release(verdict=verdict)
         except (InputError, RunError) as error:
             return Outcome(exit_code=outcome.exit_code, line=f"{outcome.line}; and the job could not be deleted: {error}")
         return outcome
@@ -122,12 +122,13 @@ class ClusterJob:
             if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")
             with self._acting:
-                job = self._launcher.adopt_or_create(self._spec, self._say, self._stop)
+                job = self._launcher.adopt_or_create(self._spec, self._say, self._stop, self._incidents.count)
                 self._held = job is not None
                 if job is not None:
                     self._name = str(job["metadata"]["name"])  # an older version may have given it another
             if job is None:
                 return Outcome(exit_code=1, line="stopped on request")
+            self._incidents.learn(incidents_of(job))
             try:
                 return self._attempt(job)
             except Resubmit as resubmit:
@@ -143,11 +144,15 @@ class ClusterJob:
             follower = LogFollower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
             monitor = Monitor(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
+            counted = self._incidents.count
             try:
                 while not self._stop.is_set():
                     view.wait(TICK_SECONDS)
                     self._send_heartbeat()
-                    outcome = monitor.check()
+                    outcome = self._given_up(view) or monitor.check()
+                    if self._incidents.count > counted:
+                        counted = self._incidents.count
+                        launcher.note_incidents(self._name, counted)
                     if outcome is not None:
                         follower.finish()
                         reader.join(LAST_LOG_SECONDS)
@@ -155,6 +160,11 @@ class ClusterJob:
                 return Outcome(exit_code=1, line="stopped on request")
             finally:
                 follower.stop()
+
+    def _given_up(self, view: View) -> Outcome | None:
+        """That another launcher of this run found no hope for the job."""
+        verdict = self._launcher.holder.verdict(view.job) if view.job is not None else ""
+        return Outcome(exit_code=1, line=verdict) if verdict and not self._launcher.shape.is_done(self._spec) else None
 
     def _send_heartbeat(self) -> None:
         if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
@@ -172,7 +182,7 @@ class ClusterJob:
                 for line in last_lines(self._cluster, pod, shape.container):
                     self._say(f"{pod['metadata']['name']}: {line}")
         if not done:
-            return self._release_unfinished(outcome)
+            return self._release_unfinished(outcome, outcome.line if outcome.exit_code == 1 else "")
         try:
             with self._acting:
                 if not self._stop.is_set():
@@ -181,13 +191,13 @@ class ClusterJob:
             self._say(f"--- {self._kind.kind} {self._name} could not be let go of, its reaper will: {error}")
         return outcome
 
-    def _release(self, *, keep: bool = False) -> None:
+    def _release(self, *, keep: bool = False, verdict: str = "") -> None:
         if not self._held:
             return  # whatever has this name is not ours
         self._held = False
-        deleting, others = release(self._cluster, self._kind, self._name, self._launcher.holder, time.time(), keep)
+        deleting, others = release(self._cluster, self._kind, self._name, self._launcher.holder, time.time(), keep, verdict)
         if others and not keep:
-            self._say(f"--- {self._kind.kind} {self._name} stays: {', '.join(others)} holds it too")
+            self._say(f"--- {self._kind.kind} {self._name} stays: still wanted by {', '.join(others)}")
         if deleting:
             wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
 

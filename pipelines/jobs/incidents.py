@@ -35,6 +35,10 @@ class Incidents:
             self._restarts[uid] = restarts
         return broke and self.add(now)
 
+    def learn(self, count: int) -> None:
+        """Take over what the job itself says was counted before this launcher followed it."""
+        self.count = max(self.count, count)
+
     def forget_pods(self) -> None:
         """The job was submitted again: its pods are new, and that is no incident of theirs."""
         self._restarts.clear()

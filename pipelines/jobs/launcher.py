@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipelines.cluster.api import Conflict
+from pipelines.cluster.api import Conflict, Unreachable
 from pipelines.cluster.connection import NODE, Cluster
 from pipelines.cluster.ending import end, wait_until_gone
 from pipelines.cluster.merge import strategic_merge
@@ -24,6 +24,8 @@ from trainer.storage.fence import newest_attempt, raise_attempt
 GPU = "nvidia.com/gpu"
 RECIPE_HASH, SPEC_HASH, ATTEMPT = f"{DOMAIN}/recipe-hash", f"{DOMAIN}/spec-hash", f"{DOMAIN}/attempt"
 ROOT, OUTPUT = f"{DOMAIN}/root", f"{DOMAIN}/output"
+INCIDENTS = f"{DOMAIN}/incidents"
+"""Annotation of a job: how often it broke off, with the jobs whose place it took."""
 Say = Callable[[str], None]
 Object = dict[str, Any]
 
@@ -47,8 +49,14 @@ class Launcher:
         """Whether this is a step of Kubeflow; asks no server."""
         return is_in_pod()
 
-    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event) -> Object | None:
+    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event, incidents: int = 0) -> Object | None:
         """The job on the cluster, held by this run unless it has done its work; None where `stop` was set before there was one.
+
+        Args:
+            spec: of the job.
+            say: gets what is remarked on it.
+            stop: set where nobody waits for it any more.
+            incidents: of the job whose place it takes.
 
         Raises:
             InputError: the name is taken by another recipe, no node is big enough, or the API server refuses the job.
@@ -59,7 +67,7 @@ class Launcher:
         while not stop.is_set():
             job = self.find(spec)
             if job is None:
-                created = self._create(spec, say)
+                created = self._create(spec, say, incidents)
                 if created is not None:
                     return created
                 continue  # another launcher was faster
@@ -95,10 +103,10 @@ class Launcher:
             end(self.cluster, kind, metadata["name"], resource_version=metadata["resourceVersion"])
             wait_until_gone(self.cluster, kind, metadata["name"], stop=stop)
 
-    def _create(self, spec: JobSpec, say: Say) -> Object | None:
+    def _create(self, spec: JobSpec, say: Say, incidents: int) -> Object | None:
         """A new attempt; None where a job of this name exists by now."""
         attempt = newest_attempt(spec.folder) + 1 if spec.final else 0
-        manifest = self._rendered(spec, attempt)
+        manifest = self._rendered(spec, attempt, incidents)
         created = self.cluster.create(self.shape.kind, manifest)
         if created is None:
             return None
@@ -119,10 +127,17 @@ class Launcher:
                     return True
         return False
 
-    def _rendered(self, spec: JobSpec, attempt: int) -> Object:
+    def _rendered(self, spec: JobSpec, attempt: int, incidents: int) -> Object:
         manifest = annotated(self.shape, spec, attempt)
+        if incidents:
+            manifest["metadata"]["annotations"][INCIDENTS] = str(incidents)
         metadata = strategic_merge({"namespace": self.cluster.namespace}, self.holder.claim(manifest["metadata"]))
         return strategic_merge(manifest, {"metadata": metadata})
+
+    def note_incidents(self, name: str, count: int) -> None:
+        """Write on a job how often it broke off, for launchers that will follow it later; one that is gone has none."""
+        with contextlib.suppress(Unreachable):
+            self.cluster.patch(self.shape.kind, name, {"metadata": {"annotations": {INCIDENTS: str(count)}}}, once=True)
 
     def _refuse_another(self, job: Object, spec: JobSpec) -> None:
         annotations = job["metadata"].get("annotations") or {}
@@ -161,6 +176,12 @@ class Launcher:
             raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {GPU}, got {wanted}")
 
 
+def incidents_of(job: Object) -> int:
+    """How often a job broke off, as it says itself."""
+    said = str((job["metadata"].get("annotations") or {}).get(INCIDENTS, ""))
+    return int(said) if said.isdecimal() else 0
+
+
 def differing_arguments(job: Object, spec: JobSpec) -> str:
     """In which arguments a staging or evaluation job differs from what is asked for: its recipe hash is over them."""
     theirs = next(_arguments(job["spec"]), [])
@@ -191,7 +212,14 @@ def annotated(shape: Shape, spec: JobSpec, attempt: int) -> Object:
         ROOT: spec.identity.root,
         OUTPUT: spec.folder,
     }
-    return strategic_merge(shape.manifest(spec, attempt), {"metadata": {"annotations": annotations}})
+    laid_over: Object = {"metadata": {"annotations": annotations}}
+    if spec.suspended:
+        *folders, last = shape.suspended_by
+        below: Object = {last: True}
+        for folder in reversed(folders):
+            below = {folder: below}
+        laid_over["spec"] = below
+    return strategic_merge(shape.manifest(spec, attempt), laid_over)
 
 
 def spec_hash(shape: Shape, spec: JobSpec) -> str:

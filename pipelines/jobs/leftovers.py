@@ -25,7 +25,7 @@ def release_all(namespace: str, experiment: str) -> Iterator[str]:
         if not holder.holds(job):
             continue
         name, ended = job["metadata"]["name"], has_ended(job)
-        deleting, others = release(cluster, kind, name, holder, time.time(), keep=ended)
+        deleting, others = release(cluster, kind, name, holder, time.time(), keep=ended, all_steps=True)
         if deleting:
             wait_until_gone(cluster, kind, name)
         if not ended:

@@ -59,7 +59,10 @@ class Monitor:
         if self._shape.is_done(self._spec):
             return Outcome(exit_code=0, line="")
         if job is not None:
-            raise Resubmit(f"{self._title} was replaced by another run")
+            raise Resubmit(f"{self._title} was replaced by another launcher")
+        last = self._view.last
+        if last is not None and last["metadata"]["uid"] == self._uid and (phase := self._shape.phase(last)).ended:
+            return self._ended(phase)  # another launcher saw its end first, and is about to submit it again
         return Outcome(exit_code=1, line=f"{self._title} was deleted before it was done, and not by this run")
 
     def _ended(self, phase: Phase) -> Outcome:

@@ -2,11 +2,17 @@
 
 A run in Kubeflow holds a job by an ownerReference to its Workflow, one from a shell by an annotation with the time of its
 last heartbeat. A finished job is let go of but not deleted: it stays for its TTL, to be looked at.
+
+Several launchers of one run may follow one job, such as a tower that two lanes need. They share the run's hold: each leaves a mark of
+its own on the job, and only the one after whom no other live launcher of the run is left lets go of the job, or deletes it. One that
+finds that the job has used up its patience or its incidents says so on the job, for the others too.
 """
 
 import getpass
+import hashlib
 import os
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +22,8 @@ from typing import Any
 from pipelines.cluster.api import Conflict
 from pipelines.cluster.connection import POD, Cluster, Kind
 from pipelines.cluster.ending import end
-from pipelines.jobs.holds import HELD_BY, holds
+from pipelines.cluster.names import DOMAIN
+from pipelines.jobs.holds import HELD_BY, holds, posix_time
 from trainer.errors import InputError
 
 HOLDER_VARIABLE = "FIRSTSIGHT_HOLDER"
@@ -24,6 +31,10 @@ HOLDER_VARIABLE = "FIRSTSIGHT_HOLDER"
 POD_VARIABLE = "KFP_POD_NAME"
 HEARTBEAT_SECONDS = 60.0
 MAX_ID = 63 - len("held-by.")
+FOLLOWED_BY, GIVEN_UP = f"{DOMAIN}/followed-by.", f"{DOMAIN}/given-up."
+"""Annotations of launchers: before run and launcher, with the time of the last sign of life; before the run, with the reason."""
+SILENT_SECONDS = 300.0
+"""After so long without a sign a launcher is dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +44,12 @@ class Holder:
     Attributes:
         name: key of the annotation, of a run from a shell.
         reference: ownerReference to the Workflow, of a run in Kubeflow.
+        launcher: this launcher among those of the run. A step that Kubeflow starts again has its pod's name again.
     """
 
     name: str = ""
     reference: Mapping[str, Any] = field(default_factory=dict)
+    launcher: str = field(default_factory=lambda: secrets.token_hex(5))
 
     @property
     def in_pod(self) -> bool:
@@ -45,16 +58,53 @@ class Holder:
 
     def claim(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What to merge into a job's metadata so that this run holds it."""
+        annotations = {self._mark: _now(), self._given_up: None}
         if not self.in_pod:
-            return {"annotations": {f"{HELD_BY}{self.name}": _now()}}
+            return {"annotations": {**annotations, f"{HELD_BY}{self.name}": _now()}}
         others = [entry for entry in metadata.get("ownerReferences") or [] if entry["uid"] != self.reference["uid"]]
-        return {"ownerReferences": [*others, dict(self.reference)]}
+        return {"ownerReferences": [*others, dict(self.reference)], "annotations": annotations}
 
     def disclaim(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What to merge into a job's metadata so that this run does not hold it any more."""
+        annotations = {key: None for key in metadata.get("annotations") or {} if key.startswith(self._marks)}
         if not self.in_pod:
-            return {"annotations": {f"{HELD_BY}{self.name}": None}}
-        return {"ownerReferences": [entry for entry in metadata["ownerReferences"] if entry["uid"] != self.reference["uid"]]}
+            return {"annotations": {**annotations, f"{HELD_BY}{self.name}": None}}
+        kept = [entry for entry in metadata.get("ownerReferences") or [] if entry["uid"] != self.reference["uid"]]
+        return {"ownerReferences": kept, "annotations": annotations}
+
+    def sign(self) -> dict[str, Any]:
+        """What to merge into a job's metadata as a sign of life."""
+        hold = {} if self.in_pod else {f"{HELD_BY}{self.name}": _now()}
+        return {"annotations": {self._mark: _now(), **hold}}
+
+    def stop_following(self, verdict: str) -> dict[str, Any]:
+        """What to merge into a job's metadata so that this launcher does not follow it any more, and the others know why."""
+        return {"annotations": {self._mark: None, **({self._given_up: verdict} if verdict else {})}}
+
+    def siblings(self, job: Mapping[str, Any], now: float) -> int:
+        """How many other live launchers of this run follow the job."""
+        marks = {key: value for key, value in _annotations(job).items() if key.startswith(self._marks) and key != self._mark}
+        return sum((posix_time(value) or 0.0) + SILENT_SECONDS > now for value in marks.values())
+
+    def verdict(self, job: Mapping[str, Any]) -> str:
+        """Why another launcher of this run gave the job up; empty where none has."""
+        return str(_annotations(job).get(self._given_up, ""))
+
+    @property
+    def _run(self) -> str:
+        return hashlib.sha256((self.reference.get("uid", "") or self.name).encode()).hexdigest()[:8]
+
+    @property
+    def _marks(self) -> str:
+        return f"{FOLLOWED_BY}{self._run}."
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._marks}{self.launcher}"
+
+    @property
+    def _given_up(self) -> str:
+        return f"{GIVEN_UP}{self._run}"
 
     def holds(self, job: Mapping[str, Any]) -> bool:
         """Whether this run holds the job."""
@@ -93,7 +143,7 @@ def find_holder(cluster: Cluster) -> Holder:
             f"jobs.namespace must be {namespace}, that of the run, got {cluster.namespace}: a Workflow can hold jobs of its own alone"
         )
     reference = {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
-    return Holder(reference=reference)
+    return Holder(reference=reference, launcher=hashlib.sha256(pod_name.encode()).hexdigest()[:10])
 
 
 def is_in_pod() -> bool:
@@ -128,13 +178,14 @@ def take(cluster: Cluster, kind: Kind, job: Mapping[str, Any], holder: Holder) -
 
 
 def send_heartbeat(cluster: Cluster, kind: Kind, name: str, holder: Holder) -> None:
-    """Say that this shell still waits. Unreachable where nothing answers: the next heartbeat is soon enough."""
-    if not holder.in_pod:
-        cluster.patch(kind, name, {"metadata": holder.claim({})}, once=True)
+    """Say that this launcher still follows the job. Unreachable where nothing answers: the next heartbeat is soon enough."""
+    cluster.patch(kind, name, {"metadata": holder.sign()}, once=True)
 
 
-def release(cluster: Cluster, kind: Kind, name: str, holder: Holder, now: float, keep: bool = False) -> tuple[bool, list[str]]:
-    """Let go of a job; the last one out deletes it. Does not wait for its pods.
+def release(
+    cluster: Cluster, kind: Kind, name: str, holder: Holder, now: float, keep: bool = False, verdict: str = "", all_steps: bool = False
+) -> tuple[bool, list[str]]:
+    """Stop following a job; the run's last launcher lets go of it, and the last run out deletes it. Does not wait for its pods.
 
     Args:
         cluster: where it is.
@@ -143,6 +194,8 @@ def release(cluster: Cluster, kind: Kind, name: str, holder: Holder, now: float,
         holder: this run.
         now: POSIX time.
         keep: it has done its work: let it stay for its TTL, to be looked at.
+        verdict: why there is no hope for it, for the run's other launchers.
+        all_steps: no other launcher of the run counts: the run is over.
 
     Returns:
         Whether it is being deleted, and who holds it still.
@@ -152,16 +205,24 @@ def release(cluster: Cluster, kind: Kind, name: str, holder: Holder, now: float,
         if job is None or "deletionTimestamp" in job["metadata"]:
             return job is not None, []
         metadata, others = job["metadata"], holder.others(job, now)
+        version = metadata["resourceVersion"]
         try:
+            if not all_steps and holder.siblings(job, now):
+                cluster.patch(kind, name, {"metadata": holder.stop_following(verdict)}, resource_version=version)
+                return False, ["another step of this run", *others]
             if not others and not keep:
                 # the hold stays on it: by that a reaper knows why the job goes, should this process die here
-                end(cluster, kind, name, resource_version=metadata["resourceVersion"])
+                end(cluster, kind, name, resource_version=version)
                 return True, []
             if holder.holds(job):
-                cluster.patch(kind, name, {"metadata": holder.disclaim(metadata)}, resource_version=metadata["resourceVersion"])
+                cluster.patch(kind, name, {"metadata": holder.disclaim(metadata)}, resource_version=version)
             return False, others
         except Conflict:
             continue
+
+
+def _annotations(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    return job["metadata"].get("annotations") or {}
 
 
 def _now() -> str:

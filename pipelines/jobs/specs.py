@@ -25,6 +25,7 @@ def train_spec(root: str, entry: Mapping[str, Any], stage: str, request: Request
         final=layout.final(folder),
         placement=placement,
         resume=request.resume if request.resume != "auto" else str(placement.get("resume", "auto")),
+        suspended=request.parallel_cells == 0,
     )
 
 
@@ -41,4 +42,5 @@ def evaluate_spec(root: str, entry: Mapping[str, Any], request: Request, placeme
         identity=Identity(root=root, output=folder, experiment=request.experiment, seed=entry["seed"], stage="evaluate", **labels),
         recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
         placement=placement,
+        suspended=request.parallel_cells == 0,
     )

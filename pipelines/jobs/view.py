@@ -22,6 +22,8 @@ class View:
         self._warnings: dict[str, Object] = {}
         self._error: Exception | None = None
         self.job: Object | None = None
+        self.last: Object | None = None
+        """The job as it was when it was deleted."""
         self.blind = ""
         """Why warnings cannot be read, where they cannot."""
 
@@ -91,7 +93,7 @@ class View:
         if change != DELETED:
             self.job = job
         elif self.job is not None and self.job["metadata"]["uid"] == job["metadata"]["uid"]:
-            self.job = None
+            self.job, self.last = None, job
 
     def _take_pod(self, change: str, pod: Object) -> None:
         uid = pod["metadata"]["uid"]

@@ -18,13 +18,14 @@ from trainer.config import DataConfig
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, open_store, read_bytes, read_json
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import file_sha256, is_files
+from trainer.storage.checked import file_sha256
 from trainer.storage.committed import NAME as SEAL
 from trainer.storage.committed import read_committed
 from trainer.storage.documents import CHECKSUM, checksum
 from trainer.storage.figures import BLOCK, ITEMS, items_uri, read_figures
 from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Manifest, Shard, require_manifest, staged_sets
+from trainer.storage.pages import read_page
 from trainer.storage.plans import NAME as PLAN
 from trainer.storage.plans import read_plan
 from trainer.storage.recipes import read_config_values
@@ -190,9 +191,11 @@ def _figures(walk: Walk, uri: str) -> None:
 
 
 def _report(walk: Walk, uri: str) -> None:
-    made = walk.look(uri, lambda: _json(uri))
-    if isinstance(made, dict) and is_files(made.get("files")):
-        walk.hash(uri.rpartition("/")[0], made["files"])
+    folder = uri.rpartition("/")[0]
+    experiment = folder.rpartition("/")[0]
+    made = walk.look(uri, lambda: read_page(experiment))
+    for place in dict.fromkeys((made.folder(experiment), folder)) if made is not None else ():
+        walk.hash(place, made.files)
 
 
 def _look_at_json(walk: Walk, uri: str) -> None:

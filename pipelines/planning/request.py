@@ -41,6 +41,7 @@ LAUNCHERS_OWN = ("attempt",)
 OWN_PARAMETER = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
 """Fields of the trainer's placement that have a parameter of their own; given in `placement` they mean that parameter."""
 _SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
+_ARMS = ", ".join(ACCEPTED)
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]*"
 _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 
@@ -53,9 +54,7 @@ class Request:
         "demo", "smoke, demo, paper, paper-3m, the URI of a YAML file, or in a request file the recipe itself", form="study_recipe"
     )
     set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16", form="study_set")
-    arms: tuple[str, ...] = items(
-        ("random", "perceptual"), f"any of {', '.join(ACCEPTED)}; docs/RECIPES.md explains each", form="study_arms"
-    )
+    arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {_ARMS}; docs/RECIPES.md explains each", form="study_arms")
     seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each", form="study_seeds")
     pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's", form="data_pairs")
     triplets: str = text(

@@ -13,6 +13,7 @@ from pipelines.planning.request import Request
 from pipelines.planning.sources import require_source, training_samples
 from pipelines.profile.profile import Profile, job_settings, placement_of
 from pipelines.profile.settings import JobSettings
+from trainer.errors import InputError
 
 DRIVER_SECONDS = 10.0
 """How long the driver is waited for: the first call after a boot loads it."""
@@ -32,6 +33,7 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     Raises:
         InputError: a source that is not there, or what `check_recipe` refuses.
     """
+    _require_queue(profile, request)
     for name, staged in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):
         if not staged.uri:
             require_source(name, getattr(request, name))
@@ -39,7 +41,20 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     machines = machines_of(job_settings(profile, request), profile, request)
     stages = {stage.stage for cell in cells for stage in cell.stages()}
     asked = placement_of(profile, request)
-    return check_recipe(experiment.recipe, pairs, triplets, machines, profile.backend, stages=stages, asked=asked)
+    notes = check_recipe(experiment.recipe, pairs, triplets, machines, profile.backend, stages=stages, asked=asked)
+    if profile.backend == "local" and request.parallel_cells != 1 and len(cells) > 1:
+        notes.append(f"parallel_cells is {request.parallel_cells}, and on this machine cells run one at a time")
+    return notes
+
+
+def _require_queue(profile: Profile, request: Request) -> None:
+    """Refuse cells that are all submitted suspended where no queue would admit them."""
+    settings = job_settings(profile, request)
+    if profile.backend != "local" and request.parallel_cells == 0 and not settings.labels.get(settings.queue_label):
+        raise InputError(
+            f"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, and neither the request's queue nor "
+            f"jobs.labels ({settings.queue_label}) in the profile names one"
+        )
 
 
 def data_of(experiment: Experiment, request: Request) -> tuple[Samples, Samples]:

@@ -107,7 +107,10 @@ def _page(profile: Profile, stored: str, run: str, request: Request, namespace: 
         )
         if address
     ]
-    parts = [f"# {experiment}", f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}: {', '.join(f'`{cell}`' for cell in cells)}"]
+    parallel = 1 if profile.backend == "local" else request.parallel_cells
+    at_once = "one after another" if parallel == 1 else "as the queue admits them" if parallel == 0 else f"{parallel} at once"
+    count = f"{len(cells)} cells, {at_once}" if len(cells) > 1 else "1 cell"
+    parts = [f"# {experiment}", f"{count}: {', '.join(f'`{cell}`' for cell in cells)}"]
     parts += [
         "\n".join(
             [

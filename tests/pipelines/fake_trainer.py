@@ -18,6 +18,7 @@ import yaml
 from tests.pipelines.data import commit, seal
 from trainer.progress import progress
 from trainer.storage import exists, join, pages, read_bytes, read_json, write_json
+from trainer.storage.figures import BLOCK, write_figures
 from trainer.storage.manifest import require_manifest
 
 MEASURED = "untrained-final/fake_2afc.json"
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _evaluate(config: dict[str, Any]) -> int:
-    write_json(join(str(config["output"]), MEASURED), {})
+    write_figures(join(str(config["output"]), MEASURED), {"metrics": {}, BLOCK: {}}, b"")
     return 0
 
 

@@ -60,6 +60,11 @@ def test_every_place_of_the_layout_has_the_row_of_its_kind() -> None:
         f"{layout.checkpoint(stage, 5)}/state.json": "file of a checkpoint",
         f"{layout.evaluation(f'{experiment}/random-seed0', 'contrastive', 'final')}/set_2afc.json": "figures",
         f"{layout.report(experiment)}/index.html": "file of the report",
+        f"{layout.report_generation(experiment, 3)}/index.html": "file of a page",
+        layout.request_begun(experiment, "x", stage): "record that a request began a stage",
+        layout.run_failure("s3://b/r", "x", "random-seed0"): "record of a failed cell",
+        layout.run_start("s3://b/r", "x", "lane-1-of-3", "evaluate"): "record of a step's start",
+        layout.run_life("s3://b/r", "x", "lane-1-of-3"): "lane's sign of life",
     }
 
     assert {uri: getattr(kind_of("s3://b/r", uri), "name", None) for uri in rows} == rows

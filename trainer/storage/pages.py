@@ -66,8 +66,8 @@ def read_page(experiment_uri: str) -> Page:
     value = read_document(uri, "a record of the report", FORMAT_VERSION)
     if value is None:
         return Page()
-    none = 0 if value["format_version"] == 1 else None
-    numbers = [value.get(name, none) for name in ("generation", "claimed")]
+    none = 0 if value["format_version"] == 1 else -1
+    numbers: list[Any] = [value.get(name, none) for name in ("generation", "claimed")]
     files, inputs = value.get("files"), value.get("inputs")
     if not checked.is_files(files) or not isinstance(inputs, str) or not all(type(number) is int and number >= 0 for number in numbers):
         raise Corrupt(f"{uri}: not a record of the report of firstsight")

@@ -37,6 +37,7 @@ class Shape(ABC):
         container: the pod's container whose log and exit code count.
         backend: what a profile's `backend` says to train by it; empty: it does not train.
         about: of one that trains, what the chart's values say of it.
+        suspended_by: where below `spec` stands whether a queue holds the job.
         longest_name: most characters of a job's name from which its controller can make all that it makes.
     """
 
@@ -44,6 +45,7 @@ class Shape(ABC):
     container: ClassVar[str]
     backend: ClassVar[str] = ""
     about: ClassVar[str] = ""
+    suspended_by: ClassVar[tuple[str, ...]] = ("suspend",)
     longest_name: ClassVar[int] = 63
 
     def __init__(self, settings: JobSettings) -> None:

@@ -33,6 +33,7 @@ class PyTorchJobs(Shape):
     container = CONTAINER
     backend = "pytorchjob"
     about = "training operator v1"
+    suspended_by = ("runPolicy", "suspend")
     longest_name = 54  # at 55 it says Running, but its Services are never made
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:

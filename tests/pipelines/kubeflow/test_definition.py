@@ -13,9 +13,10 @@ import yaml
 from pipelines.kubeflow import components, links_component
 from pipelines.kubeflow.compiled import FOLDER, compile_pipeline
 from pipelines.kubeflow.components import IMAGE
-from pipelines.kubeflow.definition import PROFILE_FOLDER, USER, firstsight
+from pipelines.kubeflow.definition import ANNOTATIONS, LABELS, PROFILE_FOLDER, USER, firstsight
+from pipelines.kubeflow.nodes import POD
 from pipelines.profile.profile import MOUNTED
-from pipelines.steps import cells, finish, links, planning, staging
+from pipelines.steps import artifacts, finish, lanes, links, planning, staging
 
 PARAMETERS = {
     "data_pairs": ("", "STRING"),
@@ -33,13 +34,14 @@ PARAMETERS = {
 }
 """Empty means not given: the form always sends its defaults, and the request's value must win over those."""
 STEPS = {
-    "contrastive": cells.train,
-    "evaluate": cells.evaluate,
+    "contrastive": lanes.work,
+    "evaluate": lanes.work,
     "finish": finish.finish,
     "links": links.accept,
-    "perceptual": cells.train,
+    "perceptual": lanes.work,
     "plan": planning.make_plan,
-    "posthoc": cells.train,
+    "posthoc": lanes.work,
+    "report": finish.report,
     "stage-pairs": staging.stage,
     "stage-triplets": staging.stage,
 }
@@ -98,19 +100,22 @@ def test_only_the_exit_task_stands_beside_the_exit_handler(compiled: dict[str, A
     assert tasks["finish"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
 
 
-def test_the_cells_run_in_one_flat_loop_one_by_one(compiled: dict[str, Any]):
-    """One loop, over strings, with four steps in a row."""
+def test_the_lanes_run_in_one_flat_loop_without_a_limit_and_the_report_after_them(compiled: dict[str, Any]):
+    """One loop, over strings, with four steps in a row; a limit on it would make Retry hang."""
     loops = [task for dag in _dags(compiled) for task in dag["tasks"].values() if "parameterIterator" in task]
     (loop,) = loops
     body = compiled["components"][loop["componentRef"]["name"]]["dag"]["tasks"]
+    around = compiled["components"]["comp-exit-handler-1"]["dag"]["tasks"]
 
-    assert loop["iteratorPolicy"] == {"parallelismLimit": 1}
+    assert "iteratorPolicy" not in loop
     assert {name: task.get("dependentTasks") for name, task in body.items()} == {
         "perceptual": None,
         "contrastive": ["perceptual"],
         "posthoc": ["contrastive"],
         "evaluate": ["posthoc"],
     }
+    assert all(set(task["inputs"]["parameters"]) == {"request", "lane"} for task in body.values())
+    assert "for-loop-2" in around["report"]["dependentTasks"]
 
 
 def test_a_run_begins_with_the_links_and_nothing_is_staged_before_them(compiled: dict[str, Any]):
@@ -140,7 +145,9 @@ def test_the_ui_shows_links_first_and_page_tables_and_figures_at_the_end(compile
 
     assert shown == {
         "comp-links": {"page": "system.Markdown"},
-        "comp-finish": {"report": "system.HTML", "summary": "system.Markdown", "figures": "system.Metrics"},
+        "comp-plan": {"lanes": "system.Markdown"},
+        "comp-report": {"page": "system.HTML", "summary": "system.Markdown", "figures": "system.Metrics"},
+        "comp-finish": {"page": "system.HTML"},
     }
 
 
@@ -161,8 +168,9 @@ def test_every_pod_is_what_the_real_back_end_must_be_told(compiled: dict[str, An
     assert [entry["envVar"] for entry in secret["keyToEnv"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     assert settings["podMetadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
     assert settings["podMetadata"]["labels"]["app.kubernetes.io/part-of"] == "firstsight"
+    assert POD == f"metadata-{len(ANNOTATIONS)}-{len(LABELS)}-system-container-impl"
     assert container["resources"]["resourceCpuRequest"] == "100m"
-    assert container["resources"]["resourceMemoryLimit"] == ("4Gi" if name == "finish" else "1Gi")
+    assert container["resources"]["resourceMemoryLimit"] == ("4Gi" if name in ("evaluate", "report", "finish") else "1Gi")
 
 
 def test_no_pod_is_given_the_profile_as_a_variable(compiled: dict[str, Any]):
@@ -182,7 +190,8 @@ def test_what_the_pods_need_is_passed_into_the_loop(compiled: dict[str, Any]):
 def test_every_component_gives_its_step_all_that_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str):
     """A keyword that its step does not take would show after hours, on the cluster."""
     step = STEPS[name]
-    called = create_autospec(step, return_value=("", "") if name == "links" else "")
+    called = create_autospec(step, return_value=("", "") if name in ("links", "plan", "finish") else "")
+    monkeypatch.setattr(artifacts, "read_report", lambda folder: (b"", b"", {}))
     monkeypatch.setattr(sys.modules[step.__module__], step.__name__, called)
     function = getattr(links_component if name == "links" else components, name.replace("-", "_")).python_func
     given = {key: _Given(key, tmp_path) for key in inspect.signature(function).parameters}
@@ -190,7 +199,8 @@ def test_every_component_gives_its_step_all_that_it_was_given(monkeypatch: pytes
     function(**given)
 
     passed = [*called.call_args.args, *called.call_args.kwargs.values()]
-    hidden = {"finish": {"status", "figures", "report", "summary"}, "links": {"page"}}.get(name, set())
+    shown = {"finish": {"status", "page"}, "links": {"page"}, "plan": {"lanes"}, "report": {"figures", "page", "summary"}}
+    hidden = shown.get(name, set())
     assert [key for key in given if given[key] not in passed] == sorted(hidden, key=list(given).index)
 
 

@@ -122,7 +122,7 @@ def test_a_killed_trainer_is_started_again_at_once(root: Path):
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, number: int, expected: int):
     """The trainer has time to save, and queued steps do not begin."""
-    run = Run(root, FAKE_SECONDS="60")
+    run = Run(root, "--arms", "random", "--seeds", "0,1", FAKE_SECONDS="60")
     trainer = run.wait_for_start()
     run.process.send_signal(number)
     code, _, error = run.end()
@@ -130,15 +130,15 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
     assert code == expected
     assert "run the same command again to go on" in error
     assert is_gone(trainer)
-    assert run.starts("contrastive", "perceptual-seed0") == []
+    assert run.starts("contrastive", "random-seed1") == []
     assert "SIGTERM: saved" in (root / "experiments/smoke/random-seed0/contrastive/log.txt").read_text()
-    assert Run(root).end()[0] == 0
+    assert Run(root, "--arms", "random", "--seeds", "0,1").end()[0] == 0
 
 
 @pytest.mark.slow
 def test_ctrl_c_on_a_terminal_reaches_every_process_and_still_ends_cleanly(root: Path):
     """A terminal signals the whole foreground group, kfp's shells included."""
-    run = Run(root, FAKE_SECONDS="60")
+    run = Run(root, "--arms", "random", FAKE_SECONDS="60")
     trainer = run.wait_for_start()
     os.killpg(run.process.pid, signal.SIGINT)
     code, _, error = run.end()
@@ -169,7 +169,7 @@ def test_a_killed_run_takes_its_jobs_along_and_the_next_one_finishes(root: Path)
 @pytest.mark.slow
 def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
     """Naming the process of the first, with exit code 2."""
-    run = Run(root, FAKE_SECONDS="60")
+    run = Run(root, "--arms", "random", FAKE_SECONDS="60")
     run.wait_for_start()
 
     code, _, error = Run(root).end()
@@ -185,7 +185,7 @@ def test_a_second_run_of_the_same_experiment_is_refused(root: Path):
 def test_a_run_whose_lock_another_one_took_ends_without_saving(root: Path):
     """Somebody deleted its lock, and another run began: exit code 1, and nothing more is written."""
     folder = root / "experiments" / "smoke"
-    run = Run(root, FAKE_SECONDS="60", FAKE_HEARTBEAT="0.2")
+    run = Run(root, "--arms", "random", FAKE_SECONDS="60", FAKE_HEARTBEAT="0.2")
     trainer = run.wait_for_start()
     with lock_of_another(folder):
         code, _, error = run.end()

@@ -83,7 +83,9 @@ def test_a_record_of_an_earlier_check_is_not_believed(whole: Whole):
     assert f"{STAGE}/final/model.bin" in named(whole.root, "smoke")
 
 
-@pytest.mark.parametrize("name", ["plan.json", "requests/*.json", "report/index.html", "random-seed0/contrastive/config.yaml"])
+@pytest.mark.parametrize(
+    "name", ["plan.json", "requests/*.json", "report/index.html", "report/generation-*/index.html", "random-seed0/contrastive/config.yaml"]
+)
 def test_what_the_pipeline_wrote_is_checked_too(whole: Whole, name: str):
     whole.run("random")
     (path,) = whole.folder.glob(name)

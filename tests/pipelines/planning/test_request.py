@@ -37,6 +37,7 @@ EXAMPLES = {
     "gpus_per_node": "8",
     "image": "registry.example/trainer:1",
     "queue": "research",
+    "parallel_cells": "3",
     "resume": "never",
     "placement": "log_every_steps=5",
 }

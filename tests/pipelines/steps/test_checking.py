@@ -1,11 +1,26 @@
 """What a request cannot do is answered before anything is staged, by what this machine's driver says or the profile knows."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.steps.checking import gpus_here
+from pipelines.cluster.names import Identity
+from pipelines.jobs.base import JobSpec
+from pipelines.jobs.launcher import annotated
+from pipelines.jobs.shapes.base import Shape
+from pipelines.jobs.shapes.indexed import IndexedJobs
+from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
+from pipelines.jobs.shapes.trainjob import TrainJobs
+from pipelines.planning.request import Request, merge
+from pipelines.planning.summary import preview
+from pipelines.profile.profile import Profile, read_profile
+from pipelines.profile.settings import JobSettings
+from pipelines.steps.checking import check_experiment, gpus_here
+from trainer.config import canonical_hash
+from trainer.errors import InputError
 
 EIGHT = "".join("NVIDIA H100 80GB HBM3, 81559\n" for _ in range(8))
 
@@ -79,3 +94,61 @@ def test_a_source_that_is_missing_is_refused_by_plan_and_run(tmp_path: Path, cap
         assert main([command, "--recipe", "smoke", flag, str(tmp_path / "nosuch"), "--root", str(tmp_path / "runs")]) == 2
         assert f"{flag.strip('-')} {tmp_path}/nosuch: no such file or folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def _profile(folder: Path, labels: str = "") -> str:
+    path = folder / "profile.yaml"
+    path.write_text(f"backend: pytorchjob\nroot: s3://b/r\njobs: {{labels: {{{labels}}}}}\n")
+    return str(path)
+
+
+ZERO = Request(recipe="smoke", experiment="e", parallel_cells=0)
+
+
+def test_cells_that_all_wait_for_a_queue_need_one(tmp_path: Path):
+    """The request's, or the one that the profile gives every job."""
+    profile = read_profile(_profile(tmp_path))
+
+    with pytest.raises(InputError, match=r"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, and neither"):
+        check_experiment(*preview(ZERO, "s3://b/r", readable=False), profile, ZERO)
+    check_experiment(*preview(ZERO, "s3://b/r", readable=False), profile, dataclasses.replace(ZERO, queue="q"))
+    named = read_profile(_profile(tmp_path, "kueue.x-k8s.io/queue-name: q"))
+    check_experiment(*preview(ZERO, "s3://b/r", readable=False), named, ZERO)
+
+
+def test_on_this_machine_cells_run_one_at_a_time_and_that_is_said(tmp_path: Path):
+    three = dataclasses.replace(ZERO, parallel_cells=3)
+    notes = check_experiment(*preview(three, str(tmp_path)), Profile(), three)
+
+    assert "parallel_cells is 3, and on this machine cells run one at a time" in notes
+
+
+@pytest.mark.parametrize("value", ["-1", "1025", "2.5", "x", "1e3"])
+def test_a_number_of_cells_that_is_none_is_refused(value: str):
+    with pytest.raises(InputError, match=r"parallel_cells must be (between 0 and 1024|a whole number), got"):
+        merge("", {"parallel_cells": value})
+
+
+def test_a_request_without_it_has_the_id_that_it_had():
+    """It came later: while it has the value that it was introduced with, it is no part of the id."""
+    assert dataclasses.replace(ZERO, parallel_cells=1).id == canonical_hash({**_without(ZERO)})[:16]
+    assert ZERO.id != dataclasses.replace(ZERO, parallel_cells=1).id
+
+
+def _without(request: Request) -> dict[str, Any]:
+    return {name: value for name, value in request.stored().items() if name != "parallel_cells"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "place"), [(PyTorchJobs, ("runPolicy", "suspend")), (TrainJobs, ("suspend",)), (IndexedJobs, ("suspend",))]
+)
+def test_jobs_of_cells_that_wait_for_a_queue_are_created_suspended(shape: type[Shape], place: tuple[str, ...]):
+    identity = Identity(
+        root="s3://b/r", output="s3://b/r/experiments/e/random-seed0/contrastive", experiment="e", arm="random", stage="contrastive", seed=0
+    )
+    for suspended in (True, False):
+        spec = JobSpec(name="x", arguments=("train",), folder=identity.output, purpose="train", identity=identity, suspended=suspended)
+        found: Any = annotated(shape(JobSettings()), spec, 1)["spec"]
+        for key in place:
+            found = found.get(key, {})
+        assert found == (True if suspended else {})

@@ -30,6 +30,7 @@ OBJECTS = (
     "report/index.html",
     "report/results.json",
     "report/made.json",
+    "report/generation-*/results.json",
 )
 
 
@@ -45,7 +46,7 @@ def test_one_damaged_object_is_made_whole_by_the_same_run(whole: Whole, name: st
     assert whole.is_finished() == (path.name == "result.json")  # nothing is decided by the result of a job that was recorded
     whole.run()
 
-    if path.name not in ("made.json", "result.json"):
+    if path.name not in ("made.json", "result.json") and "generation-" not in str(path):  # a page made again has its own folder
         assert path.read_bytes() == before
     assert whole.is_finished()
 

@@ -46,9 +46,10 @@ def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, An
     assert "[Dashboard](https://grafana.example/d/firstsight?var-experiment=demo)" in page
     assert "[Bucket](https://console.example/team-a)" in page
     assert "[This run in Kubeflow](https://kubeflow.example/pipeline/#/runs/details/a-run)" in page
-    assert "4 cells: `random-seed0`, `posthoc-seed0`, `random-seed1`, `posthoc-seed1`" in page
+    assert "4 cells, one after another: `random-seed0`, `posthoc-seed0`, `random-seed1`, `posthoc-seed1`" in page
     assert f"`{tmp_path}/store/experiments/demo/report/index.html`" in page
-    assert f"the request: `{stored.partition('#')[0]}`" in page
+    assert stored.endswith(".json#a-run")
+    assert f"the request: `{stored.removesuffix('#a-run')}`" in page
     assert stored.startswith(f"{tmp_path}/store/experiments/demo/requests/")
     assert (EVERYTHING.search(page) or [""])[1] == f"{tmp_path}/store/experiments/demo"  # by it `submit` finds the report
     lines = page.splitlines()

@@ -1,0 +1,265 @@
+"""The steps of a lane: which jobs they start, in which order and how many at once; what they do at the second start, and when stopped."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.jobs.base import JobSpec, LineSink, Outcome
+from pipelines.planning import runs
+from pipelines.steps import cells, lanes, page, running
+from pipelines.steps.planning import make_plan
+from tests.pipelines import fake_trainer
+from tests.pipelines.data import ask, commit, seal
+from tests.pipelines.operator import eventually
+from trainer.progress import STOP_VARIABLE
+from trainer.storage import layout, write_json
+from trainer.storage.plans import read_plan
+
+
+class Job:
+    """A job that ends when it is told to, or at once."""
+
+    def __init__(self, spec: JobSpec, end: Callable[[JobSpec], int], wait: threading.Event | None) -> None:
+        self.spec, self.left = spec, False
+        self._end, self._wait = end, wait
+
+    def logs(self, sink: LineSink) -> None:
+        sink(f"step 1 of 2 of {self.spec.folder.rpartition('/')[2]}")
+
+    def watch(self) -> Outcome | None:
+        if self._wait is not None and not self._wait.is_set():
+            return None
+        code = self._end(self.spec)
+        return Outcome(exit_code=code, line="told to fail" if code else "")
+
+    def cancel(self) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        self.left = True
+
+
+class Lab:
+    """A planned request, whose jobs are made here."""
+
+    def __init__(self, root: Path, **given: str) -> None:
+        pairs, triplets = seal(str(root), "pairs"), seal(str(root), "triplets", judge="people")
+        self.uri = ask(str(root), experiment="e", backend="pytorchjob", **given)
+        self.names, _ = make_plan(request=self.uri, pairs=pairs, triplets=triplets)
+        self.folder = f"{root}/experiments/e"
+        self.jobs: list[Job] = []
+        self.broken: set[str] = set()
+        self.wait: threading.Event | None = None
+
+    def submit(self, spec: JobSpec) -> Job:
+        """As a backend."""
+        self.jobs.append(Job(spec, self._run, self.wait))
+        return self.jobs[-1]
+
+    def step(self, name: str, lane: int = 0, run: str = "a") -> list[str]:
+        """One step of a lane; the names of the jobs that it started."""
+        before = len(self.jobs)
+        lanes.work(name, request=running.in_run(self.uri, run), lane=self.names[lane])
+        return [job.spec.name for job in self.jobs[before:]]
+
+    def finish_all(self) -> None:
+        """Every stage and every evaluation, as other runs left them."""
+        plan = read_plan(self.folder)
+        assert plan is not None
+        for entry in plan["cells"]:
+            for stage, recipe in entry["recipe_hashes"].items():
+                commit(entry[stage], recipe)
+            write_json(f"{entry['evaluation']}/{fake_trainer.MEASURED}", {})
+
+    def _run(self, spec: JobSpec) -> int:
+        if spec.name in self.broken:
+            return 1
+        if spec.purpose == "train":
+            commit(spec.folder, spec.recipe_hash)
+        elif spec.purpose == "evaluate":
+            write_json(f"{spec.folder}/{fake_trainer.MEASURED}", {})
+        return 0
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lab]:
+    """A maker of labs."""
+
+    def make(**given: str) -> Lab:
+        made = Lab(tmp_path, **given)
+        monkeypatch.setattr(running, "backend_for", lambda *_: made)
+        return made
+
+    monkeypatch.setattr(cells, "count_missing", fake_trainer.count_missing)
+    monkeypatch.setattr(lanes, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(page, "publish", lambda scene: False)
+    return make
+
+
+def test_a_cell_is_evaluated_before_its_slot_takes_the_next(lab: Callable[..., Lab]):
+    """And what follows the last cell's contrastive stage is left to the steps of that name."""
+    made = lab(arms="random,perceptual,posthoc")
+
+    assert made.step("perceptual") == ["perceptual perceptual-seed0"]
+    assert made.step("contrastive") == [
+        "contrastive random-seed0",
+        "evaluate random-seed0",
+        "contrastive perceptual-seed0",
+        "evaluate perceptual-seed0",
+    ]
+    assert made.step("posthoc") == ["posthoc posthoc-seed0"]
+    assert made.step("evaluate") == ["evaluate posthoc-seed0"]
+
+
+def test_each_step_first_does_what_an_earlier_one_should_have_left_done(lab: Callable[..., Lab]):
+    """As where a pod was killed in mid-step."""
+    made = lab(arms="perceptual,posthoc")
+
+    assert made.step("evaluate") == [
+        "perceptual perceptual-seed0",
+        "contrastive perceptual-seed0",
+        "evaluate perceptual-seed0",
+        "contrastive posthoc-seed0",
+        "posthoc posthoc-seed0",
+        "evaluate posthoc-seed0",
+    ]
+
+
+def test_a_done_lane_of_forty_cells_asks_once_what_is_measured_and_starts_nothing(
+    lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    made = lab(arms="random", seeds=",".join(map(str, range(40))))
+    made.finish_all()
+    asked: list[int] = []
+
+    def count(configs: list[str]) -> dict[str, int]:
+        asked.append(len(configs))
+        return fake_trainer.count_missing(configs)
+
+    monkeypatch.setattr(cells, "count_missing", count)
+
+    assert [made.step(name) for name in lanes.STEPS] == [[]] * 4
+    assert asked == [39, 39, 40]
+    assert capsys.readouterr().out.count("done before") == 3 * 40 - 40  # no arm with a post-hoc stage, nor with a tower
+
+
+def test_slots_run_cells_at_once_and_their_lines_name_them(lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str]):
+    """Six at once, on three lanes, are two slots each."""
+    made = lab(arms="random", seeds="0,1,2,3,4,5", parallel_cells="6")
+    made.wait = threading.Event()
+    threading.Thread(target=lambda: eventually(lambda: len(made.jobs) == 2) and made.wait.set()).start()  # type: ignore[union-attr]
+
+    started = made.step("contrastive")
+
+    assert started[:2] == ["contrastive random-seed0", "contrastive random-seed3"]
+    assert sorted(started) == ["contrastive random-seed0", "contrastive random-seed3", "evaluate random-seed0"]
+    said = capsys.readouterr().out
+    assert "random-seed0: step 1 of 2 of contrastive\n" in said
+    assert "random-seed3: step 1 of 2 of contrastive\n" in said
+    assert "contrastive: lane-1-of-3: random-seed0, random-seed3\n" in said
+
+
+def test_cells_of_a_lane_that_run_at_once_make_a_shared_stage_once(lab: Callable[..., Lab]):
+    made = lab(arms="perceptual,random,shuffled,permuted", parallel_cells="6")  # permuted has perceptual's tower and lane
+
+    assert made.step("perceptual") == ["perceptual perceptual-seed0"]
+
+
+def test_a_step_fails_where_none_of_its_cells_can_go_on(lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str]):
+    """With one cell left the next steps go on, and only the last one says that the lane is not whole."""
+    made = lab(arms="random,perceptual")
+    made.broken = {"contrastive random-seed0"}
+    made.step("perceptual")
+    assert made.step("contrastive") == ["contrastive random-seed0", "contrastive perceptual-seed0"]
+    assert made.step("posthoc") == []
+    with pytest.raises(SystemExit) as ended:
+        made.step("evaluate")
+
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == "evaluate: 1 of 2 cells failed; contrastive random-seed0: told to fail"
+    assert "evaluate random-seed0: passed over: contrastive failed in this run" in said.out
+
+    made.broken |= {"contrastive perceptual-seed0"}
+    with pytest.raises(SystemExit):
+        _forget_stage(made, "perceptual-seed0").step("contrastive", run="b")
+
+
+def test_a_step_that_starts_again_in_its_run_tries_the_failed_cells(lab: Callable[..., Lab]):
+    """Retry runs failed steps: `evaluate` makes up for all."""
+    made = lab(arms="random,perceptual")
+    made.broken = {"contrastive random-seed0"}
+    for name in lanes.STEPS[:3]:
+        made.step(name)
+    with pytest.raises(SystemExit):
+        made.step("evaluate")
+    made.broken = set()
+
+    assert made.step("evaluate") == ["contrastive random-seed0", "evaluate random-seed0"]
+
+
+def test_another_lane_waits_for_the_owner_of_a_stage_and_takes_over_where_its_cell_failed(
+    lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str]
+):
+    made = lab(arms="random,perceptual,posthoc", parallel_cells="3")
+    said: list[str] = []
+    waiting = threading.Thread(target=_in_thread, args=(made,))
+    waiting.start()
+    wanted = "contrastive posthoc-seed0: waiting for lane-1-of-3, which makes it for random-seed0"
+    eventually(lambda: said.append(capsys.readouterr().out) or wanted in "".join(said))  # type: ignore[func-returns-value]
+    assert made.jobs == []
+    runs.Run(str(Path(made.folder).parents[1]), "a").fail(runs.CellFailure(cell="random-seed0", stage="perceptual", exit_code=1, line="x"))
+    waiting.join(30)
+
+    assert [job.spec.name for job in made.jobs] == ["contrastive posthoc-seed0"]
+    assert "taken over from lane-1-of-3, where random-seed0 failed" in "".join([*said, capsys.readouterr().out])
+
+
+def test_a_stage_that_its_owner_finished_is_not_waited_for(lab: Callable[..., Lab]):
+    made = lab(arms="random,perceptual,posthoc", parallel_cells="3")
+    made.step("contrastive", lane=0)
+
+    assert made.step("contrastive", lane=2) == []
+    assert made.step("posthoc", lane=2) == ["posthoc posthoc-seed0"]
+
+
+def _forget_stage(made: Lab, cell: str) -> Lab:
+    """Its contrastive stage was never made."""
+    Path(made.folder, cell, "contrastive/final/COMMITTED.json").unlink()
+    return made
+
+
+def _in_thread(made: Lab) -> None:
+    """The third lane's step without the signals that only a main thread may have."""
+    lanes._work("contrastive", running.in_run(made.uri, "a"), made.names[2])
+
+
+def test_a_stopped_step_leaves_every_job_and_records_no_failure(lab: Callable[..., Lab], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = lab(arms="random", seeds="0,1,2,3,4,5", parallel_cells="6")
+    made.wait = threading.Event()
+    stop = tmp_path / "stop"
+    monkeypatch.setenv(STOP_VARIABLE, str(stop))
+    threading.Thread(target=lambda: eventually(lambda: len(made.jobs) == 2) and stop.touch()).start()
+    with pytest.raises(SystemExit) as ended:
+        made.step("contrastive")
+
+    assert ended.value.code == 1
+    assert [job.left for job in made.jobs] == [True, True]
+    assert not Path(layout.run_failure(str(tmp_path), "a", "random-seed0")).exists()
+
+
+def test_resume_never_has_its_effect_once_a_request(lab: Callable[..., Lab]):
+    """A start that committed nothing had none; from then on the stage goes on."""
+    made = lab(arms="random", resume="never")
+    made.broken = {"contrastive random-seed0"}
+    stage = f"{made.folder}/random-seed0/contrastive"
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            made.step("contrastive")
+    write_json(f"{stage}/checkpoints/step-000000002/COMMITTED.json", {})
+    with pytest.raises(SystemExit):
+        made.step("contrastive", run="b")
+
+    assert [job.spec.resume for job in made.jobs] == ["never", "never", "auto"]
