@@ -133,6 +133,11 @@ class Kubeflow:
             self._make(what, lambda: self._ask(what, put, str(package), pipelineid=pipeline, **said))
         return pipeline, *self.find_version(pipeline, content)
 
+    def version(self, pipeline: str, version: str) -> Any:
+        """A version (kfp_server_api.V2beta1PipelineVersion), without which the UI shows no page of its runs. NotThere: it was deleted."""
+        get = self._pipelines.pipeline_service_get_pipeline_version
+        return self._ask(f"version {version} of pipeline {pipeline}", get, pipeline, version)
+
     def newest_image(self, name: str) -> str:
         """The image of the newest version of a pipeline: of an installed chart, the one that this cluster can pull.
 
@@ -199,6 +204,10 @@ class Kubeflow:
     def terminate(self, run: str) -> None:
         """Ask the server to end a run. It says CANCELING, and in the end FAILED."""
         self._ask(f"run {run}", self._runs.run_service_terminate_run, run)
+
+    def retry(self, run: str) -> None:
+        """Ask the server to run again what failed in a run, and what was left out for it."""
+        self._ask(f"run {run}", self._runs.run_service_retry_run, run)
 
     def ended_log(self, run: str, node: str) -> str | None:
         """The whole log of a step that has ended, by its node's id; None where the server does not have it (yet).

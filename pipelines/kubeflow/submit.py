@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,14 +166,18 @@ def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
     except (InputError, RunError, OSError) as error:
         why = "; ".join(f"{step}: {reason}" for step, reason in followed.reasons.items())
         why = why or getattr(run.error, "message", "") or "see the log of its steps"
-        code = 2 if followed.exit_codes and set(followed.exit_codes) == {2} else 1
         line = f"the run ended {run.state} ({why}); its failure.json cannot be read from here: {error}"
-        return {**result, "exit_code": code, "line": line}
-    wrong_input = bool(failures) and all(failure["exit_code"] == 2 for failure in failures)
+        return {**result, "exit_code": _code_of(followed.exit_codes), "line": line}
+    codes = [failure["exit_code"] for failure in failures] or list(followed.exit_codes)
     lines = [f"{failure['stage']}: {failure['line']}" for failure in failures]
     lines = lines or [f"{step}: {reason}" for step, reason in followed.reasons.items()]
     lines = lines or [f"the run ended {run.state}, and no step says why"]
-    return {**result, "exit_code": 2 if wrong_input else 1, "failures": failures, "line": "; ".join(lines)}
+    return {**result, "exit_code": _code_of(codes), "failures": failures, "line": "; ".join(lines)}
+
+
+def _code_of(codes: Sequence[int]) -> int:
+    """2 where every step that failed was given wrong input, else 1."""
+    return InputError.exit_code if codes and set(codes) == {InputError.exit_code} else RunError.exit_code
 
 
 def _failures(run: Any, request: Request, folder: str) -> list[dict[str, Any]]:

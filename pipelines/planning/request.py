@@ -41,6 +41,7 @@ LAUNCHERS_OWN = ("attempt",)
 OWN_PARAMETER = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
 """Fields of the trainer's placement that have a parameter of their own; given in `placement` they mean that parameter."""
 _SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
+_ARMS = ", ".join(ACCEPTED)
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]*"
 _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 
@@ -55,9 +56,7 @@ class Request:
         form="study_recipe",
     )
     set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16", form="study_set")
-    arms: tuple[str, ...] = items(
-        ("random", "perceptual"), f"any of {', '.join(ACCEPTED)}; docs/RECIPES.md explains each", form="study_arms"
-    )
+    arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {_ARMS}; docs/RECIPES.md explains each", form="study_arms")
     seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each", form="study_seeds")
     pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's", form="data_pairs")
     triplets: str = text(
@@ -382,9 +381,7 @@ def _with_own_parameters(values: dict[str, Any]) -> Request:
     gpus, processes = values.get("gpus_per_node"), placement.get("processes_per_node")
     if gpus and processes is not None and processes != gpus:
         raise InputError(f"gpus_per_node is {gpus}, and placement.processes_per_node is {processes}: there is one process for each GPU")
-    if "placement" in values:
-        values = {**values, "placement": placement}
-    return Request(**values)
+    return Request(**(values | {"placement": placement} if "placement" in values else values))
 
 
 def check_root(root: str) -> None:

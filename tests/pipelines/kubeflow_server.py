@@ -58,6 +58,8 @@ class KubeflowServer:
         self.outcome: Callable[[Pod], str] = lambda pod: SUCCEEDED
         """How each pod ends at the look after it began."""
         self.items: Callable[[str, tuple[int, ...]], int] = lambda loop, iterations: 1
+        self.of_run: Callable[[dict[str, Any]], tuple[Any, Any]] = lambda body: (self.outcome, self.items)
+        """Both of a run, by what it is created with."""
         self.lock = threading.RLock()
 
 
@@ -282,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(value, TYPES[inputs[name]["parameterType"]]):
                 raise Refused("runs/create-wrong-type")
         documents = [specification.get("pipeline_spec", specification), specification.get("platform_spec", {})]
-        run = Run(body, documents, f"firstsight-{len(self.state.runs)}", self.state.outcome, self.state.items)
+        run = Run(body, documents, f"firstsight-{len(self.state.runs)}", *self.state.of_run(body))
         self.state.runs[run.run_id] = run
         return run.look()
 

@@ -37,8 +37,7 @@ _UPRIGHT = {
 # MPO opens as JPEG, and is no name that PIL takes here. TGA has no magic number, so it is tried last.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "PSD", "PCX", "SGI", "DIB", "TGA")
 _FORMATS_OF_1 = _FORMATS[:7]
-_DECODED_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 10}
-"""Bytes a pixel that PIL has in use while it decodes (measured); of other formats 4."""
+_DECODED_BYTES = {"WEBP": 16, "JPEG2000": 20, "AVIF": 10}  # a pixel, in use while PIL decodes (measured); of other formats 4
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 _MAX_TILE_PIXELS = 4 << 20  # of a tile that is larger than its picture; writers take 256 x 256 or 512 x 512
 _LARGE_PIXELS = 25_000_000  # what is smaller takes no more than 100 MB, however small its file
@@ -51,7 +50,6 @@ Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding; PIL's
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # of all texts of a PNG, unpacked; PIL's 64 MiB would be had once a thread
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is odd about a picture is no line of ours: it is read, or refused by cause
-
 T = TypeVar("T")
 _DAMAGED = ("broken image", "truncated image", "not an image")  # what metadata may be the reason of
 
