@@ -26,6 +26,7 @@ Decoder = Literal["fast", "exact"]
 Interpolation = Literal["bicubic", "bilinear"]
 Buffer = bytes | memoryview
 
+Image.MAX_IMAGE_PIXELS = None  # our own bound is checked before decoding; PIL's raises a kind of its own
 _PIL_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _CROP_ATTEMPTS = 10
 _CROP_RATIOS = (3 / 4, 4 / 3)
