@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.staging.conftest import picture
@@ -175,6 +175,7 @@ def entries(draw: Callable[..., object]) -> list[Entry]:
     return sorted(made, key=lambda entry: entry[0].partition(".")[0]) if draw(st.booleans()) else made
 
 
+@example(entries=PAIR, length=END + 1)  # cut inside the first block of the end mark
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entries=entries(), length=st.one_of(st.none(), st.integers(0, 20 * 512)))
 def test_every_member_is_accounted_for(tmp_path: Path, entries: list[Entry], length: int | None) -> None:
