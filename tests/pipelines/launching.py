@@ -116,6 +116,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(following, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(following, "LAST_LOG_SECONDS", 0.2)
     monkeypatch.setattr(monitor, "NEWS_SECONDS", 0.1)
     monkeypatch.delenv(owners.POD_VARIABLE, raising=False)
     monkeypatch.setenv(owners.HOLDER_VARIABLE, "ana")

@@ -98,13 +98,22 @@ def once(first: Serve, then: Serve) -> Serve:
     return serve
 
 
+@contextlib.contextmanager
+def client_of(total_seconds: float) -> Iterator[PoliteClient]:
+    """A client that gives each of its two tries so long."""
+    client = PoliteClient(
+        HttpSettings(connect_seconds=20, read_seconds=10, total_seconds=total_seconds, tries=2, max_bytes=100_000, backoff_seconds=0.01)
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
 @pytest.fixture
 def client() -> Iterator[PoliteClient]:
-    client = PoliteClient(
-        HttpSettings(connect_seconds=20, read_seconds=10, total_seconds=2.0, tries=2, max_bytes=100_000, backoff_seconds=0.01)
-    )
-    yield client
-    client.close()
+    with client_of(2.0) as client:
+        yield client
 
 
 def status(code: int, body: bytes = b"no such page", length: int | None = None) -> bytes:
@@ -140,8 +149,8 @@ def test_a_fault_that_passes_is_tried_again(client: PoliteClient, fault: str) ->
     """Whatever it was, the second try brings the bytes; where it stays, it is one reject after all tries."""
     with raw_server(once(PASSING[fault], say(OK))) as url:
         assert client.get(url) == DATA
-    with raw_server(PASSING[fault]) as url, pytest.raises(FetchError) as caught:
-        client.get(url)
+    with raw_server(PASSING[fault]) as url, client_of(0.4) as impatient, pytest.raises(FetchError) as caught:
+        impatient.get(url)
     assert caught.value.cause in ("cut short", "timeout", "http 503", "http 429", "http 500", "connect")
     assert "\n" not in str(caught.value)
 
