@@ -11,6 +11,7 @@ import pytest
 from tests.servers import S3Server, minio, seaweedfs
 from trainer.storage.s3_client import Client
 
+os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads wait in a loop: two of each of several workers take ten times the CPU
 for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
     os.environ.pop(name, None)  # of the `make test` that runs these tests; a make that a test starts would take them for its own
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.damage import KINDS, damage, files, restore
 from tests.evaluation import build
@@ -20,7 +19,6 @@ from trainer.storage.checked import NAME as CHECKED
 from trainer.storage.documents import checksum
 from trainer.storage.figures import items_uri, read_figures, write_figures
 
-torch.set_num_threads(1)
 FIGURES = "contrastive-final/colours_zeroshot_classification.json"
 READ = (".safetensors", ".tar", ".index", "manifest.json", "COMMITTED.json")
 DONE = {"wanted": 10, "done": 10, "written": 0}

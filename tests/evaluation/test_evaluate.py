@@ -28,8 +28,6 @@ from trainer.storage.arrays import read_arrays
 from trainer.storage.committed import read_committed, write_committed
 from trainer.storage.figures import items_uri, read_figures, write_figures
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture
 def root(tmp_path):
