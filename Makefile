@@ -154,7 +154,7 @@ bench-gpu: $(VENV)/tools ## the rows that need a GPU
 ##@ Develop
 
 .PHONY: setup
-setup: $(VENV)/tools ## the environment alone, with the tools of tests; whatever needs it makes it
+setup: $(VENV)/ready ## the environment of runs alone; what needs more makes it
 
 .PHONY: format
 format: $(VENV)/tools ## bring the source into the house's form

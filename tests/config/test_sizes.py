@@ -141,8 +141,8 @@ def test_the_largest_micro_batch_divides_the_share(ranks: int, gpu_gib: int, exp
 
 
 def test_a_share_without_divisors_is_cut_into_nearly_equal_parts():
-    """4,099 is prime: three parts, the last one smaller, and not single pairs."""
-    assert sizes.largest_local_batch_size(contrastive(4099), 1, 40 * GIB) == 1367
+    """4,099 is prime: four parts, the last one smaller, and not single pairs."""
+    assert sizes.largest_local_batch_size(contrastive(4099), 1, 40 * GIB) == 1025
 
 
 def test_a_contrast_group_is_what_must_fit():

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from pipelines.jobs import lock
 from tests.pipelines.jobs.test_lock import end, hold
 from trainer.errors import InputError
 from trainer.storage import exists
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Not below pytest's own folder: each session that starts takes that from all other users."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="takes another user's id")
