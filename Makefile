@@ -37,8 +37,8 @@ pipeline-verify: $(VENV)/ready ## hash every sealed byte of that experiment and 
 
 ##@ Test
 
-WORKERS ?= 2## tests that run at the same time, by file
-side_by_side = -n $(WORKERS) --dist loadfile
+WORKERS ?= 3## files of tests that run at the same time; half of what they do is wait, so one more than cores
+side_by_side = -n $(WORKERS) --dist loadfile --no-loadscope-reorder# by number of tests the longest would come last
 
 .PHONY: test
 test: $(VENV)/tools ## unit and process tests; no root, no Go, no network
@@ -89,7 +89,7 @@ e2e: $(VENV)/tools ## jobs, reaper, chart and images on a real cluster: KUBECONF
 	@$(BIN)/python -m tests.cluster with $(MAKE) e2e-tests
 
 e2e-tests: $(VENV)/tools
-	$(BIN)/python -m pytest -q $(side_by_side) -m "cluster and not trainjob and not alone" tests/cluster $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "cluster and not trainjob and not alone" tests/cluster $(ARGS)
 	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob

@@ -24,7 +24,7 @@ from trainer.report import figures
 from trainer.run import records
 from trainer.staging.slices import Attempt, SliceRecord
 from trainer.staging.sources import listing
-from trainer.storage import join, layout, open_store, read_bytes
+from trainer.storage import join, open_store, read_bytes
 from trainer.storage.base import local_path
 from trainer.storage.failures import write_failure
 

@@ -75,21 +75,23 @@ def test_ctrl_c_while_ranks_wait_for_each_other_ends_them(tmp_path: Path) -> Non
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ranks_that_die_one_after_another_leave_no_trace_in_the_weights(tmp_path: Path) -> None:
-    """Five SIGKILLs under one agent, which starts all three ranks again each time: bit-equal to the run left alone."""
-    whole = build.contrastive(tmp_path / "whole", epochs=100, processes_per_node=3)
-    assert campaign.finish(campaign.start_ranks(whole, 3)) == [0, 0, 0]
-    config = build.contrastive(tmp_path / "killed", epochs=100, processes_per_node=3, checkpoint_every_steps=1, max_restarts=9)
+@pytest.mark.parametrize(
+    ("world_size", "kills"), [pytest.param(2, 2, marks=pytest.mark.slow), pytest.param(3, 5, marks=pytest.mark.campaign)]
+)
+def test_ranks_that_die_one_after_another_leave_no_trace_in_the_weights(tmp_path: Path, world_size: int, kills: int) -> None:
+    """SIGKILL of one rank after another under one agent, which starts all again each time: bit-equal to the run left alone."""
+    whole = build.contrastive(tmp_path / "whole", epochs=100, processes_per_node=world_size)
+    assert campaign.finish(campaign.start_ranks(whole, world_size)) == [0] * world_size
+    config = build.contrastive(tmp_path / "killed", epochs=100, processes_per_node=world_size, checkpoint_every_steps=1, max_restarts=9)
     build.written(config)
     agent = start_agent(config)
     try:
-        for kill in range(5):
+        for kill in range(kills):
             wait_for_step(config, campaign._newest(config) + 15, [agent])
             ranks = children_of(agent)
-            assert len(ranks) == 3
-            os.kill(ranks[kill % 3], signal.SIGKILL)
+            assert len(ranks) == world_size
+            os.kill(ranks[kill % world_size], signal.SIGKILL)
         assert agent.wait(240) == 0, (Path(config.output) / "agents.log").read_text()[-3000:]
     finally:
         agent.kill()

@@ -30,10 +30,14 @@ def losses_of(config: StageConfig) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(
+    ("world_size", "precision"),
+    [
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, "fp32"), (3, "bf16"))),
+        *(pytest.param(*case, marks=pytest.mark.campaign) for case in ((2, "bf16"), (3, "fp32"))),
+    ],
+)
 def test_ten_kills_leave_no_trace_in_the_weights(tmp_path: Path, world_size: int, precision: Precision) -> None:
     """SIGKILL of a random rank at ten random moments, mid-save among them: bit-equal to the run left alone, each step logged once."""
     whole = build.contrastive(tmp_path / "whole", epochs=EPOCHS, precision=precision, processes_per_node=world_size)
