@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 from pathlib import Path
 
 import open_clip
@@ -14,6 +15,7 @@ from trainer.configs import load_recipe
 from trainer.errors import InputError
 from trainer.model import towers
 from trainer.model.distributed import Distributed
+from trainer.stages import contrastive as contrastive_stage
 from trainer.stages.contrastive import ContrastiveStage
 
 CPU = torch.device("cpu")
@@ -114,3 +116,21 @@ def test_the_final_model_opens_in_open_clip(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(stage.model.parameters(), opened.parameters(), strict=True))
     assert facts.keys() == {"weights_sha256", "vision_sha256"}
     assert all(len(value) == 64 for value in facts.values())
+
+
+def test_a_share_that_is_augmented_in_chunks_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trainer/configs/sizes.py counts it: in float32 too a chunk is gone when the next one is augmented."""
+    augment, seen = contrastive_stage.augment_on_device, list[weakref.ref[torch.Tensor]]()
+
+    def noted(*arguments: object) -> torch.Tensor:
+        assert [part for part in seen if part() is not None] == []
+        part = augment(*arguments)  # type: ignore[arg-type]
+        seen.append(weakref.ref(part))
+        return part
+
+    (batch,) = reference.random_batches(1, 8, 32)
+    whole = ContrastiveStage(config(precision="fp32", augmentation="moco_v2"), Distributed(0, 1, 0, CPU), CPU)._augmented(batch)  # type: ignore[arg-type]
+    monkeypatch.setattr(contrastive_stage, "augment_on_device", noted)
+    stage = ContrastiveStage(config(3, precision="fp32", augmentation="moco_v2"), Distributed(0, 1, 0, CPU), CPU)
+    assert torch.equal(stage._augmented(batch), whole)  # type: ignore[arg-type]
+    assert len(seen) == 3

@@ -113,14 +113,21 @@ class ContrastiveStage:
     def _augmented(self, batch: PairBatch) -> Tensor:
         """The share's pictures, (B, 3, S, S), augmented and normalised: once a step, however often the gradient cache runs them.
 
-        They come to the device and are augmented a chunk at a time, which bounds the memory that this takes. Kept in the precision
-        of the tower's first product, to which autocast would round them there.
+        They come to the device and are augmented a chunk at a time into their place, so the share is held once. Kept in the
+        precision of the tower's first product, to which autocast would round them there.
         """
         dtype = torch.bfloat16 if self._recipe.precision == "bf16" else torch.float32
-        parts, shares = [], (torch.split(whole, self._chunk) for whole in (batch.images, batch.augmentation_seeds))
-        for images, seeds in zip(*shares, strict=True):
-            parts.append(augment_on_device(images.to(self._device, non_blocking=True), seeds, self._recipe.augmentation).to(dtype))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        images, seeds = batch.images, batch.augmentation_seeds
+        if self._chunk >= len(images):
+            return self._augment(images, seeds).to(dtype)
+        augmented = torch.empty(images.shape, dtype=dtype, device=self._device)
+        for start in range(0, len(images), self._chunk):
+            rows = slice(start, start + self._chunk)
+            augmented[rows] = self._augment(images[rows], seeds[rows])
+        return augmented
+
+    def _augment(self, images: Tensor, seeds: Tensor) -> Tensor:
+        return augment_on_device(images.to(self._device, non_blocking=True), seeds, self._recipe.augmentation)
 
     def _contrast(self, pairs: _Pairs) -> Tensor:
         """Backward through one contrast group; returns this rank's part of its loss, weighted among the groups."""
