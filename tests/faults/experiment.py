@@ -47,7 +47,7 @@ RECIPE = {
 }  # fmt: skip
 PLACEMENT = {"device": "cpu", "threads": 1, "checkpoint_every_steps": 2, "log_every_steps": 1}
 STATES = ("staging", "training", "unevaluated", "finished")
-"""Killed while the pairs were staged; while the second contrastive stage was trained; before anything was evaluated; not killed."""
+"""Killed while the pairs were staged; while the second contrastive stage was trained; before the first evaluation; not killed."""
 _MEASURED = re.compile(
     r"^(created|seconds|.*_seconds|samples_per_second|data_wait_fraction|.*device_hours.*|time|code|restarts|generated|compiled_at|.*_share_of_time)$"
 )

@@ -24,7 +24,7 @@ from trainer.report import figures
 from trainer.run import records
 from trainer.staging.slices import Attempt, SliceRecord
 from trainer.staging.sources import listing
-from trainer.storage import join, open_store, read_bytes
+from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import local_path
 from trainer.storage.failures import write_failure
 
@@ -38,7 +38,7 @@ def write_sources(folder: Path, seed: int) -> None:
     for number in range(48):
         label = ("circle", "square")[number % 2]
         _picture(folder / f"pairs/{number:03d}.png", draw)
-        facts = {"captions": [f"{label} number {number}", f"a {label}"], "label": label}
+        facts = {"captions": [f"{label} number {number}", f"a {label}, {number}th"], "label": label}
         (folder / f"pairs/{number:03d}.json").write_text(json.dumps(facts))
     (folder / "pairs/000.png").write_bytes(b"no picture")  # is rejected, and listed
     names = "id left_vote right_vote votes ref_path left_path right_path split is_imagenet prompt".split()
@@ -99,6 +99,7 @@ def make(root: str, source: Path) -> Experiment:
             made.write(name, data)
         if state == "unevaluated":
             _fail_everywhere(made)
+            _leave_traces(made)
         made.states[state] = made.content()
     assert made.run().code == 0
     assert made.outcome() == made.result
@@ -122,6 +123,18 @@ def _fail_everywhere(made: Experiment) -> None:
     """Let every sort of job have left a record of a failure."""
     for name in ("", "staging/pairs", "report", *(f"{cell}/{part}" for cell in CELLS[:1] for part in ("contrastive", "evaluation"))):
         write_failure(join(made.uri, name).rstrip("/"), stage="a stage", exit_code=1, line="it failed before")
+
+
+def _leave_traces(made: Experiment) -> None:
+    """What only some runs write, and none needs: signs of life beside other lanes, a start by `resume`, stacks, a profile."""
+    stage, request = join(made.uri, CELLS[0], "contrastive"), next(iter(open_store(made.uri).list(join(made.uri, "requests")))).uri
+    for uri in (
+        layout.run_life(made.root, "run-1", "lane-1-of-1"),
+        layout.request_begun(made.uri, request.rpartition("/")[2].removesuffix(".json"), stage),
+        layout.hung(stage, 2, 0),
+        join(stage, "profile/steps-1-2.json"),
+    ):
+        write_bytes(uri, b'{"format_version": 1}')
 
 
 def _clear(made: Experiment) -> None:
@@ -176,29 +189,25 @@ def _in_staging(patch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def _in_training(patch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Killed after the second checkpoint of the contrastive stage of the second cell."""
-    save, stage, saves = records.save, [""], [0]
+    save, saves = records.save, [0]
 
     def save_or_die(run: records.Run, keep: bool) -> None:
         save(run, keep)
-        if stage[0] == f"contrastive {CELLS[1]}":
+        if (run.config.stage, run.config.cell) == ("contrastive", CELLS[1]):
             saves[0] += 1
             if saves[0] == 2:
                 run.writer.wait()  # type: ignore[union-attr]
                 raise Killed
 
     patch.setattr(records, "save", save_or_die)
-
-    def at(step: str) -> None:
-        stage[0] = step
-
-    return at
+    return lambda step: None
 
 
 def _before_evaluation(patch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Killed before the first evaluation."""
 
-    def at(step: str) -> None:
-        if step == "evaluate":
-            raise Killed
+    def die(*arguments: Any, **options: Any) -> None:
+        raise Killed
 
-    return at
+    patch.setattr(cells, "evaluate", die)
+    return lambda step: None
