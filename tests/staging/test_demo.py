@@ -45,6 +45,7 @@ def test_families_share_a_split(pairs: tuple[str, Manifest]) -> None:
             splits[demo.family(key)].add(shard.split)
     assert len(splits) > 1000
     assert all(len(found) == 1 for found in splits.values())
+    assert "twins" not in manifest.facts  # which are for people's pictures; these families and this identity stay what they were
 
 
 @pytest.mark.slow

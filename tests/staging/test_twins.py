@@ -131,8 +131,3 @@ def test_a_look_survives_scaling_and_encoding_but_tells_pictures_apart() -> None
     assert not count_look_alikes(originals[:20], originals[20:])
     assert look_of(Image.new("RGB", (64, 64), "red")) is None
     assert look_of(Image.open(io.BytesIO(picture(1, (7, 7))))) is None
-
-
-def test_the_demo_keeps_its_own_families(tmp_path: Path, stage: Stage) -> None:
-    """Its identity is pinned: nothing of this is in its manifest."""
-    assert "twins" not in stage("demo")[1].facts
