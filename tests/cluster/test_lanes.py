@@ -26,7 +26,8 @@ def test_a_lane_of_three_cells_at_once_survives_a_failed_cell_and_its_own_pod(
 ) -> None:
     """One cell's input is wrong: the others go on. Its successor adopts their jobs, and makes the third."""
     namespace = restricted_namespace
-    cells = training.plan_cells(staged, range(9), f"e-{secrets.token_hex(3)}", "medium.yaml", parallel_cells=9)[::3]
+    asked = {"parallel_cells": "9", "backend": "pytorchjob"}
+    cells = training.plan_cells(staged, range(9), f"e-{secrets.token_hex(3)}", "medium.yaml", asked)[::3]
     first, wrong, last = cells
     config = layout.config(wrong.config.output)
     right = read_bytes(config)
@@ -35,7 +36,8 @@ def test_a_lane_of_three_cells_at_once_survives_a_failed_cell_and_its_own_pod(
     run = Workflow(namespace, first, profile, staged.store.pod_environment)
 
     run.launch(LANE)
-    harness.wait_until("all three jobs at once", lambda: all(uid_of(namespace, cell) for cell in cells), 120)
+    harness.wait_until("all three jobs at once", lambda: all(uid_of(namespace, cell) for cell in cells) or run.phase() == "Failed", 120)
+    assert run.phase() != "Failed", run.log()
     record = layout.run_failure(staged.root, run.name, "random-seed3")
     harness.wait_until("the failure of the one cell", lambda: exists(record), 300)
     for cell in (first, last):

@@ -186,10 +186,12 @@ def plan(staged: Staged, name: str = "", recipe: str = "short.yaml", **placement
     return plan_cells(staged, (0,), name or f"e-{secrets.token_hex(3)}", recipe, **placement)[0]
 
 
-def plan_cells(staged: Staged, seeds: Sequence[int], name: str, recipe: str, parallel_cells: int = 1, **placement: Any) -> list[Experiment]:
-    """Plan one experiment of several cells, `random` with these seeds; each cell as an experiment of one."""
+def plan_cells(
+    staged: Staged, seeds: Sequence[int], name: str, recipe: str, asked: Mapping[str, str] | None = None, **placement: Any
+) -> list[Experiment]:
+    """Plan one experiment of several cells, `random` with these seeds; each cell as an experiment of one. `asked`: more of the request."""
     given = {"experiment": name, "arms": "random", "seeds": ",".join(map(str, seeds)), "recipe": join(staged.root, recipe)}
-    request = write_request(resolve(merge("", {**given, "parallel_cells": str(parallel_cells)})), staged.root)
+    request = write_request(resolve(merge("", {**given, **(asked or {})})), staged.root)
     make_plan(request=request, pairs=staged.pairs, triplets=staged.triplets)
     changes = {"threads": 1, "log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **placement}
     made = []
