@@ -16,7 +16,7 @@ NODES ?=## machines of the contrastive job (default: the profile's, else 1)
 GPUS_PER_NODE ?=## GPUs on each machine, one process for each; 0: CPU (default: the profile's)
 IMAGE ?=## the trainer's image, with tag or digest (default: the profile's)
 QUEUE ?=## the queue that admits the jobs, such as a Kueue LocalQueue (default: the profile's)
-PARALLEL_CELLS ?=## cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time (default: 1)
+PARALLEL_CELLS ?=## cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time (default: the profile's, else 1)
 RESUME ?=## auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint (default: auto)
 PLACEMENT ?=## how a stage runs, such as loader_workers=8; see docs/REQUEST.md (default: none)
 

@@ -10,8 +10,19 @@ from trainer.config import canonical_hash
 from trainer.storage import layout
 
 
-def train_spec(root: str, entry: Mapping[str, Any], stage: str, request: Request, placement: Mapping[str, Any]) -> JobSpec:
-    """One stage of a cell. A stage that cells share has the labels that it was planned with, whichever cell asks for it first."""
+def train_spec(
+    root: str, entry: Mapping[str, Any], stage: str, request: Request, placement: Mapping[str, Any], *, suspended: bool = False
+) -> JobSpec:
+    """One stage of a cell. A stage that cells share has the labels that it was planned with, whichever cell asks for it first.
+
+    Args:
+        root: store URI.
+        entry: of the cell in plan.json.
+        stage: of the cell.
+        request: of the run.
+        placement: how it runs.
+        suspended: whether a queue is to admit it.
+    """
     folder = entry[stage]
     return JobSpec(
         name=f"{stage} {entry['cell']}",
@@ -25,12 +36,14 @@ def train_spec(root: str, entry: Mapping[str, Any], stage: str, request: Request
         final=layout.final(folder),
         placement=placement,
         resume=request.resume if request.resume != "auto" else str(placement.get("resume", "auto")),
-        suspended=request.parallel_cells == 0,
+        suspended=suspended,
     )
 
 
-def evaluate_spec(root: str, entry: Mapping[str, Any], request: Request, placement: Mapping[str, Any]) -> JobSpec:
-    """All measurements of a cell's models."""
+def evaluate_spec(
+    root: str, entry: Mapping[str, Any], request: Request, placement: Mapping[str, Any], *, suspended: bool = False
+) -> JobSpec:
+    """All measurements of a cell's models; arguments as of `train_spec`."""
     folder = entry["evaluation"]
     labels = {name: entry[name] for name in ("cell", "arm", "point")}
     arguments = ("evaluate", "--config", layout.config(folder))
@@ -42,5 +55,5 @@ def evaluate_spec(root: str, entry: Mapping[str, Any], request: Request, placeme
         identity=Identity(root=root, output=folder, experiment=request.experiment, seed=entry["seed"], stage="evaluate", **labels),
         recipe_hash=canonical_hash([*arguments, entry["recipe_hashes"]]),
         placement=placement,
-        suspended=request.parallel_cells == 0,
+        suspended=suspended,
     )

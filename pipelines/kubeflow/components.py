@@ -1,34 +1,29 @@
 """The components: typed, thin functions that run in the pipelines image. What they do is in pipelines/steps.
 
-KFP ships a component's source without the module around it, so each imports what it calls. Command, source and specification of a
-component stand in six nodes of the Workflow, those of a lane's steps once for each lane, and Argo keeps a Workflow in one object of at
-most 1 MiB: so they are short, and what is said of parameters is said here, not in docstrings. `request` is the stored request's URI with
-the run's id (pipelines/steps/running.py), `lane` a name that `plan` returned. `links`, which takes every parameter of a request, is in
-links_component.py, which `make generate` writes.
+Specification and command of a component stand in six nodes of the Workflow, those of a lane's steps once for each lane, and Argo keeps a
+Workflow in one object of at most 1 MiB: so the source is read from the image (execute.py), and what is said of parameters is said here,
+not in docstrings. `request` is the stored request's URI with the run's id (pipelines/steps/running.py), `lane` a name that `plan`
+returned. `links`, which takes every parameter of a request, is in links_component.py, which `make generate` writes.
 """
 
-import ast
-import inspect
-import textwrap
+import os
 from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
 
+from pipelines.kubeflow.execute import COMMAND
+
 IMAGE = "firstsight.invalid/python-pipelines:placeholder"
 """Stands for the pipelines image in compiled YAML; put in at submit and at upload."""
-_SHELL = 'p=$(mktemp -d)/c.py\nprintf %s "$0">$p\n_KFP_RUNTIME=true python3 -m kfp.dsl.executor_main --component_module_path $p "$@"'
-"""As KFP's own, which is three times as long."""
 
 
 def component(function: Callable[..., Any]) -> Any:
-    """A component of KFP, with a command that is no longer than it must be."""
+    """A component of KFP; where one is run, the function itself."""
+    if os.environ.get("_KFP_RUNTIME") == "true":
+        return function
     made = dsl.component(base_image=IMAGE, install_kfp_package=False)(function)
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    definition = tree.body[0]
-    assert isinstance(definition, ast.FunctionDef)
-    definition.decorator_list, definition.body = [], definition.body[1:]  # without its docstring
-    made.component_spec.implementation.container.command = ["sh", "-ec", _SHELL, f"from kfp import dsl\n{ast.unparse(definition)}"]
+    made.component_spec.implementation.container.command = COMMAND
     return made
 
 
@@ -59,35 +54,35 @@ def plan(request: str, pairs: str, triplets: str, lanes: dsl.Output[dsl.Markdown
 
 
 @component
-def perceptual(request: str, lane: str) -> None:
+def perceptual(request: str, lane: str, cells: dsl.Output[dsl.Markdown]) -> None:
     """Stage 1 of all cells of a lane: the vision towers on human judgements."""
     from pipelines.steps import lanes
 
-    lanes.work("perceptual", request=request, lane=lane)
+    lanes.work("perceptual", request=request, lane=lane, markdown=cells.path)
 
 
 @component
-def contrastive(request: str, lane: str) -> None:
+def contrastive(request: str, lane: str, cells: dsl.Output[dsl.Markdown]) -> None:
     """Stage 2, on image-text pairs; all but the last cell are evaluated here too."""
     from pipelines.steps import lanes
 
-    lanes.work("contrastive", request=request, lane=lane)
+    lanes.work("contrastive", request=request, lane=lane, markdown=cells.path)
 
 
 @component
-def posthoc(request: str, lane: str) -> None:
+def posthoc(request: str, lane: str, cells: dsl.Output[dsl.Markdown]) -> None:
     """Perceptual fine-tuning after stage 2, of the lane's last cell."""
     from pipelines.steps import lanes
 
-    lanes.work("posthoc", request=request, lane=lane)
+    lanes.work("posthoc", request=request, lane=lane, markdown=cells.path)
 
 
 @component
-def evaluate(request: str, lane: str) -> None:
+def evaluate(request: str, lane: str, cells: dsl.Output[dsl.Markdown]) -> None:
     """Zero-shot, retrieval and 2AFC of the lane's last cell; fails where any cell failed."""
     from pipelines.steps import lanes
 
-    lanes.work("evaluate", request=request, lane=lane)
+    lanes.work("evaluate", request=request, lane=lane, markdown=cells.path)
 
 
 @component

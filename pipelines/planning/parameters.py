@@ -11,6 +11,8 @@ from trainer.errors import InputError
 
 Check = Callable[[Any], bool]
 Parameter = dataclasses.Field[Any]
+ALWAYS = object()
+"""Stands for a parameter that requests had from the beginning."""
 DEEPEST = 8
 """Levels of a setting's key."""
 
@@ -24,13 +26,20 @@ def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Ch
 
 
 def number(
-    default: float | None, help: str, *, otherwise: str = "", rule: str, ok: Check, form: str = "", introduced: float | None = None
+    default: float | None,
+    help: str,
+    *,
+    otherwise: str = "",
+    rule: str,
+    ok: Check,
+    form: str = "",
+    introduced: object = ALWAYS,
 ) -> Any:
     """A number; None as default means that something else decides, which `otherwise` names.
 
     `introduced`, of a parameter that was added later, is the literal that stored requests without it mean (docs/FORMAT.md).
     """
-    more = {} if introduced is None else {"introduced": introduced}
+    more = {} if introduced is ALWAYS else {"introduced": introduced}
     return _parameter(default, "number", help, otherwise, rule, ok, form, **more)
 
 

@@ -113,13 +113,14 @@ class Request:
         rule="a name of at most 63 letters, digits, '.', '_' and '-'",
         ok=lambda value: bool(re.fullmatch(_LABEL_VALUE, value)),
     )
-    parallel_cells: int = number(
-        1,
+    parallel_cells: int | None = number(
+        None,
         "cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time",
+        otherwise="the profile's, else 1",
         rule=f"between 0 and {MAX_PARALLEL_CELLS}",
         ok=lambda value: 0 <= value <= MAX_PARALLEL_CELLS,
         form="jobs_parallel_cells",
-        introduced=1,
+        introduced=None,
     )
     resume: str = text(
         "auto",
@@ -308,6 +309,8 @@ def read_request(uri: str) -> Request:
     del values["format_version"]
     with located(uri):
         request = _with_own_parameters({**earlier, **_parsed(values, uri)})
+    if request.parallel_cells == 1 and f"/{request.id}.json" != uri[uri.rfind("/") :]:
+        request = dataclasses.replace(request, parallel_cells=None)  # for a while 1 was the default, and stood for not given
     if f"/{request.id}.json" != uri[uri.rfind("/") :]:
         raise Corrupt(f"{uri}: holds request {request.id}: it was damaged or changed by hand; start the run again, which writes it anew")
     return request

@@ -28,12 +28,13 @@ from trainer.config import (
 from trainer.configs import parse_config, read_stored
 from trainer.errors import Corrupt, InputError
 from trainer.storage import join, layout, open_store, plans
-from trainer.storage.base import MissingObject
+from trainer.storage.base import MissingObject, exists
 from trainer.storage.documents import checksum
 from trainer.storage.plans import NAME, Plan, read_plan, recipe_key
 from trainer.storage.recipes import find_fields, read_config_values, read_stage, recorded_fields, shown, write_config_file
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
+LanesByRequest = dict[str, list[dict[str, Any]]]
 _FOR_PEOPLE = ("cell", "point", "request")
 _IN_CELL = re.compile(
     r"(?P<cell>[^/]+)/((?P<configured>contrastive|posthoc)/config\.yaml|(contrastive|posthoc)/final/COMMITTED\.json|evaluation/[^/]+/[^/]+\.json)"
@@ -49,17 +50,22 @@ class Draft:
         plan: content of plan.json.
         configs: of stages and evaluations, those that do not lie where they belong.
         said: what was found damaged, and what is done about it: a line each.
-        is_written: whether plan.json says this already.
+        earlier: checksum of the plan.json that it was drafted on.
     """
 
     plan: Plan
     configs: list[StageConfig | EvaluateConfig]
     said: list[str]
-    is_written: bool
+    earlier: str
+
+    @property
+    def is_written(self) -> bool:
+        """Whether plan.json says this already."""
+        return self.earlier == checksum({**self.plan, "format_version": plans.FORMAT_VERSION})
 
 
 def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
-    """Write the configurations and plan.json, beside those of the cells that earlier runs finished.
+    """Write the configurations and plan.json, beside the cells that earlier runs finished and those that other requests wait for.
 
     Returns:
         What was found damaged, and what was done about it: a line each.
@@ -68,12 +74,17 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
         InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.
         Corrupt: the manifest of a data set is not the one that the experiment was planned with; nothing is written.
     """
-    draft = draft_plan(experiment, cells)
-    for config in draft.configs:
-        write_config_file(layout.config(config.output), config)
-    if draft.said or not draft.is_written:
-        plans.write_plan(experiment.uri, draft.plan)
-    return draft.said
+    said: list[str] = []
+    while True:
+        draft = draft_plan(experiment, cells)
+        said += [line for line in draft.said if line not in said]
+        for config in draft.configs:
+            write_config_file(layout.config(config.output), config)
+        if draft.is_written and not draft.said:
+            return said
+        if checksum(_read_earlier(experiment, [])) == draft.earlier:  # else another run planned meanwhile: its cells must not get lost
+            plans.write_plan(experiment.uri, draft.plan)
+            return said
 
 
 def is_planned(experiment: Experiment, cells: list[Cell]) -> bool:
@@ -99,7 +110,8 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
         if before is not None:
             differing = list(differing_keys(recipe_fields(before, complete=True), recipe_fields(stage, complete=True)))
             _refuse(f"experiment {experiment.name} ({layout.config(stage.output)})", differing)
-    kept, recipes = _kept(experiment, {cell.name for cell in cells}, earlier, said)
+    lanes_of_others = _lanes_of_others(experiment, earlier)
+    kept, recipes = _kept(experiment, {cell.name for cell in cells}, earlier, lanes_of_others, said)
     evaluations = [cell.evaluation for cell in cells]
     measured = [_written_evaluation(evaluation, said) for evaluation in evaluations]
     configs: list[StageConfig | EvaluateConfig] = [one for before, one in zip(written, stages, strict=True) if _says_more(before, one)]
@@ -118,20 +130,24 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
         "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
         **({"evaluation_version": evaluation_version} if evaluation_version > 1 else {}),
-        "lanes": _lanes(experiment, cells, entries, earlier),
+        "lanes": lanes_of_others | _own_lanes(experiment, cells, entries),
     }
-    written_already = checksum(earlier) == checksum({**plan, "format_version": plans.FORMAT_VERSION})
-    return Draft(plan=plan, configs=configs, said=said, is_written=written_already)
+    return Draft(plan=plan, configs=configs, said=said, earlier=checksum(earlier))
 
 
-def _lanes(experiment: Experiment, cells: list[Cell], entries: list[dict[str, Any]], earlier: Plan) -> dict[str, list[dict[str, Any]]]:
-    """The lanes of this request, beside those of earlier ones whose cells are all still planned: their runs may still go on."""
-    names = {one["cell"] for one in entries}
-    kept = {key: found for key, found in earlier.get("lanes", {}).items() if all(names.issuperset(lane["cells"]) for lane in found)}
-    if experiment.request:
-        dealt = lanes.deal([cell.name for cell in cells], experiment.parallel_cells)
-        kept[layout.id_of_request(experiment.request)] = lanes.planned(dealt, entries)
-    return kept
+def _lanes_of_others(experiment: Experiment, earlier: Plan) -> LanesByRequest:
+    """The lanes of other requests, whose runs may still go on: all but those of a request that somebody deleted."""
+    own = layout.id_of_request(experiment.request) if experiment.request else ""
+    names = {one["cell"] for one in earlier["cells"]}
+    found = {key: dealt for key, dealt in earlier.get("lanes", {}).items() if all(names.issuperset(lane["cells"]) for lane in dealt)}
+    return {key: dealt for key, dealt in found.items() if key != own and exists(layout.request(experiment.uri, key))}
+
+
+def _own_lanes(experiment: Experiment, cells: list[Cell], entries: list[dict[str, Any]]) -> LanesByRequest:
+    if not experiment.request:
+        return {}
+    dealt = lanes.deal([cell.name for cell in cells], experiment.parallel_cells)
+    return {layout.id_of_request(experiment.request): lanes.planned(dealt, entries)}
 
 
 def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:
@@ -200,8 +216,10 @@ def _refuse(what: str, differing: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------------- cells of earlier runs
 
 
-def _kept(experiment: Experiment, names: set[str], earlier: Plan, said: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The entries of other cells that finished, and every recipe that is known.
+def _kept(
+    experiment: Experiment, names: set[str], earlier: Plan, lanes_of_others: LanesByRequest, said: list[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The entries of other cells that finished or that another request asks for, and every recipe that is known.
 
     plan.json lacks such a cell where it was damaged, or an older version of it was put in its place: the cell's folder gives it back.
 
@@ -209,7 +227,9 @@ def _kept(experiment: Experiment, names: set[str], earlier: Plan, said: list[str
         InputError: plan.json is gone, and what it held has other data.
     """
     finished, configured = _folders(experiment, names)
-    kept, recipes = [one for one in earlier["cells"] if one["cell"] in finished], dict(earlier["recipes"])
+    asked = {cell for dealt in lanes_of_others.values() for lane in dealt for cell in lane["cells"]}
+    wanted = finished | (asked - names)
+    kept, recipes = [one for one in earlier["cells"] if one["cell"] in wanted], dict(earlier["recipes"])
     for name in sorted(finished - {one["cell"] for one in kept}):
         try:
             stages = _stages_of(experiment, name, configured.get(name, set()))

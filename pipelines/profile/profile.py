@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.planning.parameters import one_line
-from pipelines.planning.request import Request, check_root
+from pipelines.planning.request import MAX_PARALLEL_CELLS, Request, check_root
 from pipelines.profile.settings import JobSettings
 from trainer.config import Placement, require
 from trainer.errors import InputError
@@ -57,6 +57,7 @@ class Profile:
         jobs: how jobs look on a cluster; its namespace is that of the launcher unless it says another.
         placement: how a stage runs (fields of the trainer's Placement) where a run does not say otherwise.
         staging_slices: pods that fetch one data set at the same time.
+        parallel_cells: cells of a run that run at once, where it does not say; 0: all are submitted to the queue.
         links: for the first step of a run.
     """
 
@@ -65,12 +66,15 @@ class Profile:
     jobs: JobSettings = JobSettings()
     placement: dict[str, Any] = field(default_factory=dict)
     staging_slices: int = 1
+    parallel_cells: int = 1
     links: Links = Links()
 
     def __post_init__(self) -> None:
         """Check ranges."""
         check_root(one_line("root", self.root))
         require("staging_slices", self.staging_slices, ">= 1", self.staging_slices >= 1)
+        rule = f"between 0 and {MAX_PARALLEL_CELLS}"
+        require("parallel_cells", self.parallel_cells, rule, 0 <= self.parallel_cells <= MAX_PARALLEL_CELLS)
 
 
 def profile_uri() -> str:
@@ -119,6 +123,13 @@ def placement_of(profile: Profile, request: Request) -> dict[str, Any]:
     if profile.backend == "local" and request.gpus_per_node is not None:
         placement = {"device": "cuda" if request.gpus_per_node else "cpu", "processes_per_node": max(request.gpus_per_node, 1), **placement}
     return placement
+
+
+def parallel_cells_of(profile: Profile, request: Request) -> int:
+    """How many cells of this run run at once; 0: all are submitted, suspended, to the queue. On this machine one at a time."""
+    if profile.backend == "local":
+        return 1
+    return profile.parallel_cells if request.parallel_cells is None else request.parallel_cells
 
 
 def job_settings(profile: Profile, request: Request) -> JobSettings:

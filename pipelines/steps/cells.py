@@ -39,13 +39,14 @@ def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:
             open_store(folder).delete(layout.failure(folder))
             note(title, "done before")
             return
-        spec = _begun_once(scene, train_spec(scene.root, entry, stage, scene.request, scene.placement))
+        spec = _begun_once(scene, train_spec(scene.root, entry, stage, scene.request, scene.placement, suspended=scene.parallel_cells == 0))
         run_job(scene, spec, attempts=ATTEMPTS, speaker=speaker)
 
 
 def evaluate(scene: Scene, entry: Entry, *, speaker: str = "") -> None:
     """Measure the models of a cell."""
-    run_job(scene, evaluate_spec(scene.root, entry, scene.request, scene.placement), attempts=ATTEMPTS, speaker=speaker)
+    spec = evaluate_spec(scene.root, entry, scene.request, scene.placement, suspended=scene.parallel_cells == 0)
+    run_job(scene, spec, attempts=ATTEMPTS, speaker=speaker)
 
 
 def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:

@@ -11,7 +11,7 @@ from pipelines.planning.cost import Machines, Samples
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request
 from pipelines.planning.sources import require_source, training_samples
-from pipelines.profile.profile import Profile, job_settings, placement_of
+from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
@@ -42,7 +42,7 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     stages = {stage.stage for cell in cells for stage in cell.stages()}
     asked = placement_of(profile, request)
     notes = check_recipe(experiment.recipe, pairs, triplets, machines, profile.backend, stages=stages, asked=asked)
-    if profile.backend == "local" and request.parallel_cells != 1 and len(cells) > 1:
+    if profile.backend == "local" and request.parallel_cells not in (None, 1) and len(cells) > 1:
         notes.append(f"parallel_cells is {request.parallel_cells}, and on this machine cells run one at a time")
     return notes
 
@@ -50,7 +50,7 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
 def _require_queue(profile: Profile, request: Request) -> None:
     """Refuse cells that are all submitted suspended where no queue would admit them."""
     settings = job_settings(profile, request)
-    if profile.backend != "local" and request.parallel_cells == 0 and not settings.labels.get(settings.queue_label):
+    if parallel_cells_of(profile, request) == 0 and not settings.labels.get(settings.queue_label):
         raise InputError(
             f"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, and neither the request's queue nor "
             f"jobs.labels ({settings.queue_label}) in the profile names one"

@@ -1,6 +1,6 @@
 """`run --dry-run`: every manifest that an experiment would submit, and what it takes; no cluster is touched, nothing is written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -13,7 +13,7 @@ from pipelines.planning.cost import Machines, Rate, estimate
 from pipelines.planning.plan import Cell, Experiment, entry_of
 from pipelines.planning.request import Request
 from pipelines.planning.summary import outline
-from pipelines.profile.profile import Profile, placement_of
+from pipelines.profile.profile import Profile, parallel_cells_of, placement_of
 from pipelines.steps.checking import data_of, machines_of
 from trainer.config import StageConfig
 from trainer.storage.committed import Committed, read_final
@@ -27,7 +27,7 @@ def render(experiment: Experiment, cells: list[Cell], profile: Profile, request:
     """
     lines = takes(experiment, cells, profile, request, notes)
     documents = []
-    for spec in job_specs(experiment, cells, request, placement_of(profile, request)):
+    for spec in job_specs(experiment, cells, request, profile):
         if profile.backend != "local":
             documents.append(yaml.safe_dump(job_manifest(spec, profile.backend, profile, request), sort_keys=False))
     return "---\n".join(documents) + "".join(f"# {line}\n" for line in lines)
@@ -61,13 +61,14 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
     return [*outline(experiment.recipe, estimates, read_base(request.recipe), done), *(f"note: {note}" for note in notes)]
 
 
-def job_specs(experiment: Experiment, cells: list[Cell], request: Request, placement: Mapping[str, Any]) -> Iterator[JobSpec]:
+def job_specs(experiment: Experiment, cells: list[Cell], request: Request, profile: Profile) -> Iterator[JobSpec]:
     """The jobs of all cells in the order in which they run. How the data are staged depends on their source: not shown."""
     seen = set()
+    placement, suspended = placement_of(profile, request), parallel_cells_of(profile, request) == 0
     for cell in cells:
         entry = entry_of(cell)
-        specs = [train_spec(experiment.root, entry, stage.stage, request, placement) for stage in cell.stages()]
-        for spec in [*specs, evaluate_spec(experiment.root, entry, request, placement)]:
+        specs = [train_spec(experiment.root, entry, stage.stage, request, placement, suspended=suspended) for stage in cell.stages()]
+        for spec in [*specs, evaluate_spec(experiment.root, entry, request, placement, suspended=suspended)]:
             if spec.folder not in seen:
                 seen.add(spec.folder)
                 yield spec

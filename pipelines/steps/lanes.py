@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from pipelines.planning.lanes import STAGES, Lane, Lanes, read_lanes
 from pipelines.planning.runs import CellFailure, Watch
-from pipelines.steps import cells, page
+from pipelines.steps import artifacts, cells, page
 from pipelines.steps.notes import note
 from pipelines.steps.running import CallerGone, Scene, check_caller, one_line_of, open_scene, recorded, step
 from trainer.errors import InputError, RunError
@@ -29,13 +29,14 @@ WAIT_SECONDS = 5.0
 """Between two looks at a stage that another lane makes."""
 
 
-def work(name: str, *, request: str, lane: str) -> None:
+def work(name: str, *, request: str, lane: str, markdown: str = "") -> None:
     """Run one step of a lane.
 
     Args:
         name: perceptual, contrastive, posthoc or evaluate.
         request: URI of the stored request, with the run's id.
         lane: name of the lane in the plan.
+        markdown: file for a table that names the lane's cells and says what became of them; empty: none.
 
     Raises:
         InputError: all failures that it ends with are wrong input.
@@ -43,13 +44,13 @@ def work(name: str, *, request: str, lane: str) -> None:
     """
 
     def run() -> None:
-        _work(name, request, lane)
+        _work(name, request, lane, markdown)
 
     run.__name__ = name  # what the last line of a failed step begins with
     step(run)()
 
 
-def _work(name: str, request: str, lane: str) -> None:
+def _work(name: str, request: str, lane: str, markdown: str = "") -> None:
     scene = open_scene(request)
     with recorded(scene.experiment, "plan"):
         lanes = read_lanes(scene.experiment, scene.request.id)
@@ -62,6 +63,8 @@ def _work(name: str, request: str, lane: str) -> None:
         worker.work()
         if name == "evaluate" and len(lanes.lanes) > 1:
             _publish(scene)
+    if markdown:
+        artifacts.write(markdown, worker.as_markdown())
     worker.judge()
 
 
@@ -107,6 +110,20 @@ class _Worker:
         if len(self.lane.cells) > 1:
             said = f"{len(failures)} of {len(self.lane.cells)} cells failed; {said}"
         raise (InputError if all(failure.exit_code == InputError.exit_code for failure in failures) else RunError)(said)
+
+    def as_markdown(self) -> str:
+        """The lane's cells and what became of them, as Markdown."""
+        rows = [f"| `{cell}` | {self._became(cell)} |" for cell in self.lane.cells]
+        return "\n".join([f"`{self.name}` of {self.lane.name}", "", "| cell | |", "|---|---|", *rows, ""])
+
+    def _became(self, cell: str) -> str:
+        if cell in self.failed:
+            failure = self.failed[cell]
+            return f"{failure.stage} failed: {failure.line}".replace("|", r"\|")
+        until = self._until(cell)
+        if until in STAGES and not self.lanes.entries[cell].get(until):
+            return f"has no {until} stage"
+        return "evaluated" if until == "evaluate" else f"{until} done"
 
     def _find_done(self, todo: list[str]) -> set[str]:
         """The cells of which this step has nothing to do."""

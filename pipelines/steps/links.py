@@ -13,7 +13,7 @@ from pipelines.jobs.shapes.indexed import JOB
 from pipelines.planning.request import FIELDS, Request, merge, resolve, root_given, write_request
 from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
-from pipelines.profile.profile import Profile, read_profile
+from pipelines.profile.profile import Profile, parallel_cells_of, read_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.running import in_run, recorded, root_of_run, step
 from trainer.errors import InputError, RunError
@@ -108,7 +108,7 @@ def _page(profile: Profile, stored: str, run: str, request: Request, namespace: 
         )
         if address
     ]
-    parallel = 1 if profile.backend == "local" else request.parallel_cells
+    parallel = parallel_cells_of(profile, request)
     at_once = "one after another" if parallel == 1 else "as the queue admits them" if parallel == 0 else f"{parallel} at once"
     count = counted(len(cells), "cell") + (f", {at_once}" if len(cells) > 1 else "")
     parts = [f"# {experiment}", f"{count}: {', '.join(f'`{cell}`' for cell in cells)}"]

@@ -60,7 +60,7 @@ def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, 
         triplets=as_data(triplets),
         weights=plan.weights_of(arms),
         request=scene.uri,
-        parallel_cells=1 if scene.profile.backend == "local" else asked.parallel_cells,
+        parallel_cells=scene.parallel_cells,
         sets=plan.read_sets(",".join(asked.eval_sets)),
     )
     return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]

@@ -24,7 +24,7 @@ from pipelines.jobs.base import Job, JobSpec, Outcome
 from pipelines.jobs.lock import job_lock
 from pipelines.planning.request import Request, check_root, read_request
 from pipelines.planning.runs import Run
-from pipelines.profile.profile import Profile, job_settings, placement_of, read_profile, use_store_of_profile
+from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.notes import note
 from trainer.errors import Corrupt, InputError, RunError
@@ -105,6 +105,11 @@ class Scene:
     def settings(self) -> JobSettings:
         """How jobs of this run look on a cluster."""
         return job_settings(self.profile, self.request)
+
+    @property
+    def parallel_cells(self) -> int:
+        """How many cells run at once; 0: all are submitted to the queue."""
+        return parallel_cells_of(self.profile, self.request)
 
     @property
     def placement(self) -> dict[str, Any]:

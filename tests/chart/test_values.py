@@ -76,6 +76,8 @@ TYPOS = {
     "profile": ({"profiles": {"a": {"namespace": "x"}}}, "/profiles/a"),
     "profile's name": ({"profiles": {"A_b": {}}}, "A_b"),
     "backend": ({"profileDefaults": {"backend": "pytorch"}}, "/profileDefaults/backend"),
+    "cells at once": ({"profileDefaults": {"parallelCells": -1}}, "/profileDefaults/parallelCells"),
+    "a profile's cells at once": ({"profiles": {"a": {"parallelCells": "3"}}}, "/profiles/a/parallelCells"),
     "jobs": ({"jobs": {"gpus": 8}}, "/jobs"),
     "quantity": ({"jobs": {"memory": "4 GB"}}, "/jobs/memory"),
     "placement": ({"profileDefaults": {"placement": {"loaderWorkers": 4}}}, "/profileDefaults/placement"),

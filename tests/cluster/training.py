@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ class Experiment:
     @property
     def identity(self) -> Identity:
         """By which launchers find each other's job."""
-        output, cell = self.config.output, "random-seed0"
-        return Identity(root=self.root, output=output, experiment=self.name, cell=cell, arm="random", seed=0, stage="contrastive")
+        output, seed = self.config.output, self.config.seed
+        cell = layout.cell_name("random", seed)
+        return Identity(root=self.root, output=output, experiment=self.name, cell=cell, arm="random", seed=seed, stage="contrastive")
 
     def seal(self) -> Committed | None:
         """What final/COMMITTED.json says, if this recipe has finished."""
@@ -182,16 +183,25 @@ def plan(staged: Staged, name: str = "", recipe: str = "short.yaml", **placement
         recipe: one of EPOCHS.
         placement: settings that change no weights.
     """
-    name = name or f"e-{secrets.token_hex(3)}"
-    asked = merge("", {"experiment": name, "arms": "random", "recipe": join(staged.root, recipe)})
-    request = write_request(resolve(asked), staged.root)
+    return plan_cells(staged, (0,), name or f"e-{secrets.token_hex(3)}", recipe, **placement)[0]
+
+
+def plan_cells(
+    staged: Staged, seeds: Sequence[int], name: str, recipe: str, asked: Mapping[str, str] | None = None, **placement: Any
+) -> list[Experiment]:
+    """Plan one experiment of several cells, `random` with these seeds; each cell as an experiment of one. `asked`: more of the request."""
+    given = {"experiment": name, "arms": "random", "seeds": ",".join(map(str, seeds)), "recipe": join(staged.root, recipe)}
+    request = write_request(resolve(merge("", {**given, **(asked or {})})), staged.root)
     make_plan(request=request, pairs=staged.pairs, triplets=staged.triplets)
-    uri = join(layout.stage(layout.cell(layout.experiment(staged.root, name), "random", 0), "contrastive"), "config.yaml")
-    config = parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), source=uri)
     changes = {"threads": 1, "log_every_steps": 1, "checkpoint_every_steps": CHECKPOINT_EVERY, **placement}
-    config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, **changes))
-    write_bytes(uri, dump_yaml(config).encode())
-    return Experiment(root=staged.root, name=name, recipe=recipe, config=config, request=request)
+    made = []
+    for seed in seeds:
+        uri = layout.config(layout.stage(layout.cell(layout.experiment(staged.root, name), "random", seed), "contrastive"))
+        config = parse_config(StageConfig, load_yaml(read_bytes(uri).decode(), uri), source=uri)
+        config = dataclasses.replace(config, placement=dataclasses.replace(config.placement, **changes))
+        write_bytes(uri, dump_yaml(config).encode())
+        made.append(Experiment(root=staged.root, name=name, recipe=recipe, config=config, request=request))
+    return made
 
 
 def trainer_image() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster.merge import strategic_merge
+from pipelines.steps.running import in_run
 from tests.cluster import harness, settings, volumes
 from tests.cluster.training import Experiment
 from tests.servers import free_ports
@@ -40,10 +41,10 @@ class Workflow:
         """A second run of the same experiment."""
         return Workflow(self.namespace, self.experiment, self._profile, self._store)
 
-    def launch(self) -> None:
-        """Start the launch step in a pod, as Kubeflow would, and again at a Retry."""
+    def launch(self, lane: str = "lane-1-of-1") -> None:
+        """Start a lane's step `contrastive` in a pod, as Kubeflow would, and again at a Retry."""
         self.pod = f"{self.name}-{secrets.token_hex(2)}"
-        arguments = {"request": self.experiment.request, "lane": "lane-1-of-1"}
+        arguments = {"request": in_run(self.experiment.request, self.name), "lane": lane}
         container: dict[str, Any] = {
             "name": "main",
             "image": settings.BASE_IMAGE,
@@ -74,6 +75,11 @@ class Workflow:
     def kill_launcher(self) -> None:
         """The launcher's pod, at once."""
         harness.kubectl("-n", self.namespace, "delete", "pod", self.pod, "--force", "--grace-period=0")
+
+    def phase(self) -> str:
+        """Of the launcher's pod; empty where it is gone."""
+        pod = harness.get("pod", self.namespace, self.pod)
+        return str(pod["status"].get("phase", "")) if pod else ""
 
     def log(self) -> str:
         """What the launcher said so far."""

@@ -33,7 +33,7 @@ import pipelines
 for found in pkgutil.walk_packages(pipelines.__path__, "pipelines."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
-import kfp.dsl.executor_main, kubernetes, kfp_server_api, prometheus_client
+import kfp.dsl.executor, kubernetes, kfp_server_api, prometheus_client
 import trainer.report.write
 sys.argv = ["trainer", "report", "--experiment", "/nonexistent"]
 from trainer.__main__ import main
@@ -157,29 +157,3 @@ def test_make_images_says_in_one_line_what_is_missing(tmp_path: Path, variables:
     assert done.returncode == 2
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-COMPONENT = """
-from kfp import dsl
-
-def step(name: str) -> None:
-    import sys
-    print("step: begins", flush=True)
-    sys.exit(f"step: no such {name}")
-"""
-
-
-def test_a_failed_steps_log_is_its_own_and_not_the_executors_input(tmp_path: Path):
-    """As the pipelines image runs a component: KFP's executor says nothing before the step does."""
-    (tmp_path / "ephemeral.py").write_text(COMPONENT)
-    given = '{"inputs": {"parameterValues": {"name": "bucket"}}, "outputs": {"outputFile": "%s/out.json"}}' % tmp_path  # noqa: UP031
-    command = [sys.executable, "-m", "kfp.dsl.executor_main", "--component_module_path", str(tmp_path / "ephemeral.py")]
-    path = str(REPOSITORY / "images/pipelines")
-    environment = {"PATH": "", "_KFP_RUNTIME": "true", "PYTHONPATH": path}
-
-    done = subprocess.run(
-        [*command, "--function_to_execute", "step", "--executor_input", given], env=environment, capture_output=True, text=True
-    )
-
-    assert (done.returncode, done.stdout, done.stderr) == (1, "step: begins\n", "step: no such bucket\n")
-    assert "images/pipelines/sitecustomize.py /opt/firstsight/" in (REPOSITORY / "images/pipelines/Dockerfile").read_text()

@@ -54,7 +54,8 @@ class Steps:
         """Cells are dealt onto lanes as `plan` does."""
         asked = self.request
         self.cells = [layout.cell_name(arm, int(seed)) for seed in asked["seeds"] for arm in asked["arms"]]
-        lanes = min(asked["parallel_cells"] or len(self.cells), MOST_LANES, len(self.cells))
+        given = asked["parallel_cells"]
+        lanes = min(1 if given is None else given or len(self.cells), MOST_LANES, len(self.cells))
         self.lanes = [self.cells[lane::lanes] for lane in range(lanes)]
         self.uri = layout.experiment(self.root, asked["experiment"])
 

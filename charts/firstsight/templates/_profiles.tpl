@@ -46,6 +46,7 @@
 root: {{ include "firstsight.runRoot" . }}
 backend: {{ $run.backend }}
 staging_slices: {{ $run.stagingSlices }}
+parallel_cells: {{ $run.parallelCells }}
 links: {{- toYaml $run.links | nindent 2 }}
 {{- with $run.placement }}
 placement:

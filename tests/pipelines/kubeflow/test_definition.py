@@ -146,6 +146,7 @@ def test_the_ui_shows_links_first_and_page_tables_and_figures_at_the_end(compile
     assert shown == {
         "comp-links": {"page": "system.Markdown"},
         "comp-plan": {"lanes": "system.Markdown"},
+        **{f"comp-{name}": {"cells": "system.Markdown"} for name in lanes.STEPS},
         "comp-report": {"page": "system.HTML", "summary": "system.Markdown", "figures": "system.Metrics"},
         "comp-finish": {"page": "system.HTML"},
     }
@@ -199,6 +200,7 @@ def test_every_component_gives_its_step_all_that_it_was_given(monkeypatch: pytes
     function(**given)
 
     passed = [*called.call_args.args, *called.call_args.kwargs.values()]
+    passed += [one for one in given.values() if one.path in passed]
     shown = {"finish": {"status", "page"}, "links": {"page"}, "plan": {"lanes"}, "report": {"figures", "page", "summary"}}
     hidden = shown.get(name, set())
     assert [key for key in given if given[key] not in passed] == sorted(hidden, key=list(given).index)

@@ -95,6 +95,26 @@ def test_a_failed_cell_is_passed_over_in_its_run_and_tried_by_the_next_one(
     assert other.page() == run.page()
 
 
+def test_another_request_that_comes_while_a_run_lives_loses_none_of_its_cells(
+    run: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second runs from end to end while the first is about to train; both pages show what both asked for."""
+    other = Simulated(tmp_path / "root", monkeypatch, "b-run", arms="random,shuffled", seeds="1")
+    other.well = run.well
+    pages: list[str] = []
+
+    def interrupt(run: Simulated, pod: Pod) -> str:
+        if pod.step == "perceptual" and not pages:
+            assert other.argo.go() == SUCCEEDED
+            pages.append(other.page())
+        return "run"
+
+    run.order = interrupt
+    assert run.argo.go() == SUCCEEDED
+    assert pages == ["<p>fake: 2 of 6 cells</p>"]
+    assert is_whole(run)
+
+
 def test_what_a_terminated_lane_finished_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One lane of four cells, ended when the last cell's contrastive stage was to begin: three cells are on the page."""
     run = Simulated(tmp_path / "root", monkeypatch, parallel_cells="1")

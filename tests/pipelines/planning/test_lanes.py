@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from pipelines.planning import writing
 from pipelines.planning.lanes import MOST, deal, planned, read_lanes
 from pipelines.steps.planning import make_plan
-from tests.pipelines.data import ask, seal
+from tests.pipelines.data import ask, commit, seal
 from trainer.errors import Corrupt, InputError
 from trainer.storage import layout
 from trainer.storage.plans import read_plan, write_plan
+from trainer.storage.recipes import write_config_file
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,59 @@ def test_the_plan_has_the_lanes_of_each_request(tmp_path: Path):
 
     assert len(read_lanes(uri, second).lanes) == 3
     assert read_lanes(uri, first) == found
+
+
+def _cells(uri: str) -> list[str]:
+    plan = read_plan(uri)
+    assert plan is not None
+    return [entry["cell"] for entry in plan["cells"]]
+
+
+def test_another_request_adds_its_cells_and_takes_none_from_the_first(tmp_path: Path):
+    """Neither of them has finished anything; the second names one of the first's cells too."""
+    uri, first, _ = _planned(tmp_path, arms="random,perceptual", parallel_cells="2")
+    found = read_lanes(uri, first)
+
+    _, second, _ = _planned(tmp_path, arms="perceptual,shuffled", seeds="0,1")
+
+    assert read_lanes(uri, first) == found
+    assert [lane.cells for lane in read_lanes(uri, second).lanes] == [
+        ("perceptual-seed0", "shuffled-seed0", "perceptual-seed1", "shuffled-seed1")
+    ]
+    assert sorted(_cells(uri)) == ["perceptual-seed0", "perceptual-seed1", "random-seed0", "shuffled-seed0", "shuffled-seed1"]
+    _planned(tmp_path, arms="random,perceptual", parallel_cells="2")  # the first again: nothing of the second goes
+    assert len(_cells(uri)) == 5
+
+
+def test_a_request_that_was_deleted_takes_what_it_alone_asked_for_and_never_finished(tmp_path: Path):
+    uri, first, _ = _planned(tmp_path, arms="random,perceptual", seeds="0,1")
+    entry = next(entry for entry in (read_plan(uri) or {})["cells"] if entry["cell"] == "random-seed1")
+    commit(entry["contrastive"], entry["recipe_hashes"]["contrastive"])
+    Path(layout.request(uri, first)).unlink()
+
+    _planned(tmp_path, arms="perceptual")
+
+    assert _cells(uri) == ["random-seed1", "perceptual-seed0"]
+    with pytest.raises(InputError, match="has no lanes for request"):
+        read_lanes(uri, first)
+
+
+def test_a_plan_that_another_run_writes_meanwhile_is_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two runs of two requests plan at once; each read a plan without the other's cells."""
+    written: list[str] = []
+
+    def interfere(*arguments: Any) -> None:
+        if not written:
+            written.append("other")
+            _planned(tmp_path, arms="shuffled")
+
+    monkeypatch.setattr(writing, "write_config_file", lambda *arguments: (write_config_file(*arguments), interfere())[0])
+
+    uri, first, _ = _planned(tmp_path, arms="random")
+
+    assert written
+    assert sorted(_cells(uri)) == ["random-seed0", "shuffled-seed0"]
+    assert [lane.cells for lane in read_lanes(uri, first).lanes] == [("random-seed0",)]
 
 
 def test_on_this_machine_there_is_one_lane_with_one_slot(tmp_path: Path):

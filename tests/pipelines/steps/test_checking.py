@@ -14,13 +14,15 @@ from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.jobs.shapes.trainjob import TrainJobs
-from pipelines.planning.request import Request, merge
+from pipelines.planning.request import Request, merge, read_request, write_request
 from pipelines.planning.summary import preview
-from pipelines.profile.profile import Profile, read_profile
+from pipelines.profile.profile import Profile, parallel_cells_of, read_profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.checking import check_experiment, gpus_here
+from pipelines.steps.dry_run import job_specs
 from trainer.config import canonical_hash
 from trainer.errors import InputError
+from trainer.storage.documents import read_document, write_document
 
 EIGHT = "".join("NVIDIA H100 80GB HBM3, 81559\n" for _ in range(8))
 
@@ -130,9 +132,48 @@ def test_a_number_of_cells_that_is_none_is_refused(value: str):
 
 
 def test_a_request_without_it_has_the_id_that_it_had():
-    """It came later: while it has the value that it was introduced with, it is no part of the id."""
-    assert dataclasses.replace(ZERO, parallel_cells=1).id == canonical_hash({**_without(ZERO)})[:16]
-    assert ZERO.id != dataclasses.replace(ZERO, parallel_cells=1).id
+    """It came later: while it is not given, it is no part of the id."""
+    assert dataclasses.replace(ZERO, parallel_cells=None).id == canonical_hash({**_without(ZERO)})[:16]
+    assert len({dataclasses.replace(ZERO, parallel_cells=number).id for number in (None, 0, 1)}) == 3
+
+
+def test_a_request_that_was_stored_while_1_was_the_default_is_read_as_not_given(tmp_path: Path):
+    uri = write_request(dataclasses.replace(ZERO, parallel_cells=None), str(tmp_path))
+    values = read_document(uri, "a stored request", 2)
+    assert values is not None
+    write_document(uri, {**values, "parallel_cells": 1})
+
+    assert read_request(uri).parallel_cells is None
+    assert read_request(write_request(dataclasses.replace(ZERO, parallel_cells=1), str(tmp_path))).parallel_cells == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "profile", "expected"),
+    [
+        (None, Profile(), 1),
+        (3, Profile(), 1),
+        (None, Profile(backend="pytorchjob"), 1),
+        (None, Profile(backend="pytorchjob", parallel_cells=0), 0),
+        (1, Profile(backend="pytorchjob", parallel_cells=0), 1),
+        (0, Profile(backend="trainjob", parallel_cells=7), 0),
+    ],
+)
+def test_how_many_cells_run_at_once_is_the_run_s_to_say_else_the_profile_s(asked: int | None, profile: Profile, expected: int):
+    assert parallel_cells_of(profile, dataclasses.replace(ZERO, parallel_cells=asked)) == expected
+
+
+def test_a_profile_that_sends_all_cells_to_a_queue_needs_one(tmp_path: Path):
+    profile = dataclasses.replace(read_profile(_profile(tmp_path)), parallel_cells=0)
+    asked = dataclasses.replace(ZERO, parallel_cells=None)
+
+    with pytest.raises(InputError, match="parallel_cells is 0"):
+        check_experiment(*preview(asked, "s3://b/r", readable=False), profile, asked)
+    suspended = [spec.suspended for spec in job_specs(*preview(asked, "s3://b/r", readable=False), asked, profile)]
+    assert suspended
+    assert all(suspended)
+    for number in (-1, 1025):
+        with pytest.raises(InputError, match=f"parallel_cells must be between 0 and 1024, got {number}"):
+            Profile(parallel_cells=number)
 
 
 def _without(request: Request) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The steps of a lane: which jobs they start, in which order and how many at once; what they do at the second start, and when stopped."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -58,10 +59,10 @@ class Lab:
         self.jobs.append(Job(spec, self._run, self.wait))
         return self.jobs[-1]
 
-    def step(self, name: str, lane: int = 0, run: str = "a") -> list[str]:
+    def step(self, name: str, lane: int = 0, run: str = "a", markdown: str = "") -> list[str]:
         """One step of a lane; the names of the jobs that it started."""
         before = len(self.jobs)
-        lanes.work(name, request=running.in_run(self.uri, run), lane=self.names[lane])
+        lanes.work(name, request=running.in_run(self.uri, run), lane=self.names[lane], markdown=markdown)
         return [job.spec.name for job in self.jobs[before:]]
 
     def finish_all(self) -> None:
@@ -185,6 +186,28 @@ def test_a_step_fails_where_none_of_its_cells_can_go_on(lab: Callable[..., Lab],
     made.broken |= {"contrastive perceptual-seed0"}
     with pytest.raises(SystemExit):
         _forget_stage(made, "perceptual-seed0").step("contrastive", run="b")
+
+
+def test_each_step_names_its_cells_in_markdown_and_what_became_of_them(lab: Callable[..., Lab], tmp_path: Path):
+    """Also the one that fails, for Kubeflow may keep what it wrote."""
+    made = lab(arms="random,perceptual,posthoc")
+    made.broken = {"contrastive perceptual-seed0"}
+    shown = {}
+    for name in lanes.STEPS:
+        with contextlib.suppress(SystemExit):
+            made.step(name, markdown=str(tmp_path / "cells"))
+        title, _, _, _, *rows = (tmp_path / "cells").read_text().splitlines()
+        assert title == f"`{name}` of lane-1-of-1"
+        shown[name] = dict(row.strip("| ").split(" | ") for row in rows)
+
+    failed, none = "contrastive failed: told to fail", "has no perceptual stage"
+    cells_of_lane = ("`random-seed0`", "`perceptual-seed0`", "`posthoc-seed0`")
+    assert {name: [became[cell] for cell in cells_of_lane] for name, became in shown.items()} == {
+        "perceptual": [none, "perceptual done", none],
+        "contrastive": ["evaluated", failed, "contrastive done"],
+        "posthoc": ["evaluated", failed, "posthoc done"],
+        "evaluate": ["evaluated", failed, "evaluated"],
+    }
 
 
 def test_a_step_that_starts_again_in_its_run_tries_the_failed_cells(lab: Callable[..., Lab]):
