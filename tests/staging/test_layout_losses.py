@@ -169,9 +169,9 @@ def test_links(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Files, str]] = {
     "no captions": (
         {**PICTURES, "notes.md": "x", "info.csv": "id,width\n1,2\n"},
-        "{folder}: 3 pictures (such as a.jpg) and no captions: found 1 .csv (info.csv), 1 .md (notes.md); read are {read}; to "
-        "begin a list: "
-        "(echo file,caption; cd '{folder}' && find . -type f | sed 's/$/,a caption/') > captions.csv",
+        "{folder}: 3 pictures (such as a.jpg) and no captions: found 1 .csv (info.csv), 1 .md (notes.md); info.csv (CSV with id, width); "
+        "read are {read}; to begin a list: cd {folder} && (printf 'file\\tcaption\\n'; find * -name '*.jpg' | sed 's/$/\\ta caption/') "
+        "> captions.tsv",
     ),
     "no pictures": (
         {"a.heic": b"x", "b.heic": b"x", "c.txt": "x"},

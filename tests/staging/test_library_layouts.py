@@ -1,4 +1,4 @@
-"""Layouts as the libraries that they belong to write them, staged; what staging reads is what those libraries read."""
+"""Layouts as the libraries that they belong to write them, staged and trained on; staging reads what those libraries read."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.reference import REQUIREMENTS, run_reference
+from tests.run.build import placed
 from tests.staging.conftest import facts, samples
+from trainer.config import DataConfig, StageConfig
+from trainer.configs import load_recipe
+from trainer.run.loop import train
+from trainer.storage import layout
+from trainer.storage.committed import read_committed
 from trainer.storage.manifest import Manifest
 
 WRITE = '''
@@ -75,7 +81,10 @@ LAYOUTS = ("imagefolder-csv", "imagefolder-jsonl", "imagefolder-parquet", "image
 
 @pytest.mark.slow
 def test_what_other_libraries_write(tmp_path: Path, stage: Callable[..., tuple[str, Manifest]]) -> None:
-    """`datasets` and pycocotools write their own layouts; each staged sample has the captions, label and split that they read back."""
+    """`datasets` and pycocotools write their own layouts; each staged sample has the captions, label and split that they read back.
+
+    One step of training takes each set as it was staged.
+    """
     (tmp_path / "write.py").write_text(WRITE)
     output = run_reference("write.py", tmp_path, cwd=tmp_path, requirements=REQUIREMENTS.with_name("layouts.txt"))
     found = json.loads(next(line for line in output.splitlines() if line.startswith("FOUND")).removeprefix("FOUND"))
@@ -91,6 +100,23 @@ def test_what_other_libraries_write(tmp_path: Path, stage: Callable[..., tuple[s
         }
         assert staged == {place: [" ".join(text.splitlines()), *rest] for place, (text, *rest) in expected.items()}
         assert manifest.rows == {"read": 12, "written": 12, "lost": {}}
+        assert loss_of_a_step(tmp_path / "cells" / name, uri, manifest) > 0
+
+
+def loss_of_a_step(folder: Path, uri: str, manifest: Manifest) -> float:
+    """The loss of one step of the smoke recipe's contrastive stage, on one batch of the data set; its model is sealed."""
+    recipe = load_recipe("smoke", ["contrastive.global_batch_size=8", "contrastive.contrast_batch_size=8"])
+    config = StageConfig(
+        stage="contrastive", experiment="layouts", arm="random", output=str(folder), model=recipe.model, contrastive=recipe.contrastive,
+        data=DataConfig(uri=uri, identity=manifest.identity), placement=placed(),
+    )  # fmt: skip
+    train(config)
+    seal = read_committed(layout.final(config.output))
+    assert seal is not None
+    assert seal.step == 1
+    records = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    (loss,) = [record["loss"] for record in records if "loss" in record]
+    return float(loss)
 
 
 def keys(uri: str, manifest: Manifest, split: str) -> list[str]:

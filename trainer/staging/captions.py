@@ -6,6 +6,7 @@ NaN, booleans, numbers, objects and lists inside lists are none, and never becom
 
 import codecs
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,10 @@ MAY_BE_LATIN_1 = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDO
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
+
+
+_BOX = re.compile(r"\d+(\s+-?\d*\.\d+){4,}")  # a class, and a place in the picture
+_SHOWN_KEYS = 12
 
 
 class BadCaptionError(ValueError):
@@ -96,12 +101,15 @@ def check_caption_size(size: int, where: str) -> None:
 
 
 def parse_text(data: bytes, where: str) -> tuple[str, ...]:
-    """Captions of a text file in UTF-8, one a line; empty lines do not count. BadCaptionError where it is not UTF-8."""
+    """Captions of a text file in UTF-8, one a line; empty lines do not count. BadCaptionError where it is not UTF-8, or holds boxes."""
     try:
         text = decode(data)
     except ValueError as error:
         raise BadCaptionError("caption not UTF-8", f"{where} {error}") from error
-    return clean_captions(split_lines(text), where)
+    found = clean_captions(split_lines(text), where)
+    if found and all(map(_BOX.fullmatch, found)):
+        raise BadCaptionError("boxes, not captions", f"{where}: {shown(found[0])}, as YOLO's labels are")
+    return found
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
@@ -132,6 +140,9 @@ def facts_of(value: Mapping[str, Any], where: str) -> Facts:
     """
     label, split, family = (one_line(value.get(key), f"{where}: {key}") for key in ("label", "split", "family"))
     facts = Facts(label=label, split=split, family=family)
+    if value and not any(key in value for key in CAPTION_KEYS):
+        found = ", ".join(list(value)[:_SHOWN_KEYS])
+        raise NoCaptionError("empty caption", f"{where}: has {found}, and none of {', '.join(CAPTION_KEYS)}", facts)
     try:
         return replace(facts, captions=first_captions((value.get(key) for key in CAPTION_KEYS), where))
     except NoCaptionError as error:

@@ -11,6 +11,18 @@ NOT_READ = (
 )  # fmt: skip
 """Pictures all the same: each is a lost sample, and counts against the limit of bad ones."""
 _PICTURES = READ + NOT_READ
+_UNPACKED = {
+    ".zip": "unzip", ".7z": "7z x", ".rar": "unrar x", ".tgz": "tar xf", ".tbz2": "tar xf", ".txz": "tar xf", ".gz": "gzip -d",
+    ".bz2": "bzip2 -d", ".xz": "xz -d", ".zst": "zstd -d",
+}  # fmt: skip
+PACKED = tuple(_UNPACKED)
+"""Files that may hold pictures, and are not opened."""
+_CONVERTED = {
+    ".arrow": "datasets.load_from_disk('FOLDER').to_parquet('NAME.parquet'), then python -m trainer stage unpack",
+    ".tfrecord": "write its pictures to a folder or to WebDataset tars",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV"),
+}  # fmt: skip
+_CONVERTED |= dict.fromkeys((".mdb", ".h5", ".hdf5", ".npz", ".npy", ".pkl", ".pickle", ".mat", ".beton", ".mds"), _CONVERTED[".tfrecord"])
 UNREAD_CAUSE = "kind of file not read"
 
 
@@ -25,6 +37,14 @@ def explain_unread(suffix: str) -> str:
     if suffix in (".heic", ".heif", ".hif"):
         return f"{suffix} is not read: convert it to JPEG or PNG, for example with the Python package pillow-heif"
     return f"{suffix} is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format png '*{suffix}')"
+
+
+def explain_kind(name: str) -> str:
+    """What to do with a file that holds pictures or captions in a form that is not read; empty for any other."""
+    suffix, base = suffix_of(name), name.rpartition("/")[2]
+    if suffix in _UNPACKED:
+        return f"unpack {base} first ({_UNPACKED[suffix]} {base})"
+    return f"{base} is not read: {_CONVERTED[suffix]}" if suffix in _CONVERTED else ""
 
 
 def is_picture(name: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from trainer.config import Recipe, canonical_hash
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
-from trainer.staging import demo, generate, heldout
+from trainer.staging import demo, generate, heldout, kinds
 from trainer.staging.plans import PAIRS_RULES, Plan, pairs_target, plan_id, read_plan, refuse, rules_of, slices_to_make, write_plan
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, check_unique, in_order
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
@@ -219,7 +219,9 @@ def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRo
         rows = tars.read(found.uri, found.files)
     else:
         rows = folder.read(found.uri, found.files)
-    rows = Rows(rows=rows.rows, rejects=[*rows.rejects, *found.lost])
+    packed = (file.name for file in found.files if kinds.suffix_of(file.name) in kinds.PACKED)
+    unopened = [Reject(name, "packed file not opened", kinds.explain_kind(name), counts=False) for name in packed]
+    rows = Rows(rows=rows.rows, rejects=[*rows.rejects, *unopened, *found.lost])
     check_unique((row.key for row in rows.rows), found.uri)
     return rows
 

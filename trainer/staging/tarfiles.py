@@ -95,10 +95,10 @@ def _check_end(stream: BinaryIO, position: int, size: int, where: str, last: str
     """Refuse what is not two blocks of zeros, and nothing but zeros behind them, where tarfile found no further member."""
     stream.seek(position)
     block = stream.read(_BLOCK)
-    if not block:
-        raise InputError(f"{where}: cut short {last}: a tar ends with blocks of zeros, and this one has none")
     if len(block) < _BLOCK:
-        raise InputError(f"{where}: cut short in the {'header' if any(block) else 'end mark'} {last}, at byte {position}")
+        if any(block):
+            raise InputError(f"{where}: cut short in the header {last}, at byte {position}")
+        raise InputError(f"{where}: cut short {last}: a tar ends with blocks of zeros, and this one has none")
     if any(block):
         raise InputError(f"{where}: damaged: what stands {last}, at byte {position}, is no header of a tar")
     while position < size:

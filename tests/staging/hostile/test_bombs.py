@@ -28,7 +28,7 @@ from trainer.staging.foreign import parse_xml, read_npy
 from trainer.staging.images import BadImageError, normalise
 from trainer.staging.rows import Blob, PairRow, Reject
 from trainer.staging.samples import PairMaker
-from trainer.staging.sources import bapps, folder, nights, table, tars
+from trainer.staging.sources import bapps, folder, nights, records, table, tars
 from trainer.staging.sources.listing import list_source
 from trainer.staging.tokens import Tokenizer
 
@@ -317,7 +317,7 @@ def test_a_bomb_in_a_copy_is_refused_with_its_name() -> None:
 
 
 def test_a_table_of_too_many_bytes_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MAX_TABLE_BYTES", 50)
+    monkeypatch.setattr(records, "MAX_TABLE_BYTES", 50)
     place = write(tmp_path, copies.captions_csv())
     with pytest.raises(InputError, match=r"captions\.csv: \d+ bytes, at most 50 are read"):
         table.read(place, list_source(place))

@@ -76,6 +76,9 @@ def test_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("x.csv", 'Image URL;Alt Text\nhttp://h/a;one\nHttps://h/b;"two"\n'),
         ("x.csv", "image-url|caption\nhttp://h/a|one\nhttps://h/b|two\n"),
         ("x.tsv", "caption\turl\none\thttp://h/a\ntwo\thttps://h/b\n"),
+        ("cc3m.tsv", "one\tHTTP://h/a\ntwo\thttps://h/b\n"),
+        ("cc12m.tsv", "http://h/a\tone\nhttps://h/b\ttwo\n"),
+        ("images.csv", "ImageID,OriginalURL,Author,Title\n1,http://h/a,x,one\n2,https://h/b,y,two\n"),
         ("x.psv", "url|text\nhttp://h/a|one\nhttps://h/b|two\n"),
         ("x.ndjson", '{"url": "http://h/a", "caption": "one"}\r\n{"url": "https://h/b", "texts": ["two"]}\r\n'),
     ],
@@ -86,6 +89,13 @@ def test_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, te
     folder = plan(capsys, "urls", "--root", str(tmp_path), "--list", str(tmp_path / name))
     assert {(row.images[0], *row.texts) for row in all_rows(folder)} == {("http://h/a", "one"), ("https://h/b", "two")}
     assert read_plan(folder).lost == {}
+
+
+def test_a_list_without_a_header_may_have_commas_in_its_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first line's separator is the one that leaves a URL and a caption."""
+    (tmp_path / "cc3m.tsv").write_text("a dog, big, brown\thttp://h/a\nb\thttp://h/b\n")
+    folder = plan(capsys, "urls", "--root", str(tmp_path), "--list", str(tmp_path / "cc3m.tsv"))
+    assert {row.images[0]: list(row.texts) for row in all_rows(folder)} == {"http://h/a": ["a dog, big, brown"], "http://h/b": ["b"]}
 
 
 UTF_16 = "{list}: must be UTF-8, is UTF-16 by its first bytes: convert it with iconv -f UTF-16 -t UTF-8"

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,8 @@ import pytest
 
 from tests.staging.remote.sources import picture
 from trainer.__main__ import main
+from trainer.staging import stage
+from trainer.staging.rows import Reject
 
 
 def write(path: Path, rows: int) -> None:
@@ -36,6 +39,47 @@ def test_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "tars" / "b.tar").read_bytes() == before
 
 
+def test_what_the_datasets_library_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files named after splits, and labels whose names the schema has, which are captions where there are no others."""
+    names = {"info": {"features": {"label": {"names": ["big\ndog", "cat"], "_type": "ClassLabel"}}}}
+    for split, count in (("train", 2), ("test", 1)):
+        pictures = [{"bytes": picture(number), "path": "x.jpg"} for number in range(count)]
+        table = pa.table({"img": pictures, "label": list(range(count))})
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(
+            table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        )
+    assert main(["stage", "unpack", "--source", str(tmp_path), "--folder", str(tmp_path / "tars")]) == 0
+    capsys.readouterr()
+    found, rejects = rows_of(str(tmp_path / "tars"), tmp_path)
+    assert found == [("big dog", "big dog", "test"), ("big dog", "big dog", "train"), ("cat", "cat", "train")]
+    assert not rejects
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"picture": [picture(0), picture(1)], "title": ["a dog", "a"]}, [("a", "", ""), ("a dog", "", "")]),
+        ({"jpg": [picture(0)], "txt": ["a dog"], "class": ["dog"]}, [("a dog", "dog", "")]),
+        ({"sample": [{"bytes": picture(0)}], "sentences": [["a dog", "a hound"]], "label": [7]}, [("a dog", "7", "")]),
+        ({"image": [picture(0)], "label": [7]}, []),
+    ],
+)
+def test_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: dict[str, object], found: list[tuple[str, str, str]]) -> None:
+    """By any of their names; the pictures' also by what it holds. A number without a name is no caption."""
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert main(["stage", "unpack", "--source", str(tmp_path), "--folder", str(tmp_path / "tars")]) == 0
+    capsys.readouterr()
+    assert rows_of(str(tmp_path / "tars"), tmp_path)[0] == found
+
+
+def rows_of(folder: str, root: Path) -> tuple[list[tuple[str, str, str]], list[Reject]]:
+    """First caption, label and split of what is staged of a folder of tars, sorted; and what is lost."""
+    with ExitStack() as stack:
+        rows = stage._read_pairs(stage._find(folder, str(root)), 0, stack)
+    return sorted((row.captions[0], row.label, row.split) for row in rows.rows), rows.rejects
+
+
 def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No file, a missing column and a file cut short are said by name, and no tar is left."""
     arguments = ["stage", "unpack", "--source", str(tmp_path), "--folder", str(tmp_path / "tars")]
@@ -44,7 +88,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no .parquet file" in capsys.readouterr().err
     pq.write_table(pa.table({"images": [b"x"]}), tmp_path / "x.parquet")
     assert main(arguments) == 2
-    assert "has no column 'texts'" in capsys.readouterr().err
+    assert "has no column 'captions' or 'caption'" in capsys.readouterr().err
     write(tmp_path / "x.parquet", 3)
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-50])
     assert main(arguments) == 1

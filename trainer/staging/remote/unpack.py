@@ -1,11 +1,14 @@
 """`stage unpack`: parquet files that hold the pictures themselves become WebDataset tars, which `stage pairs` reads.
 
-So does RWKV's YFCC15M come (columns `images`, a struct with bytes, and `texts`, CLIP's token ids). A tar for each file;
-those that are there are kept, so that a killed run goes on.
+So do Hugging Face's data sets come (a struct with bytes, `text` or `caption`, perhaps a `label` whose names the schema has), and
+RWKV's YFCC15M (`images`, and `texts`, CLIP's token ids). Files named after splits (train-00000-of-00002.parquet) give their samples
+that split; without captions the label is the caption. A tar for each file; those that are there are kept, so that a killed run goes on.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,18 +16,19 @@ import pyarrow.parquet as pq
 from trainer.bounds import MAX_PICTURE_BYTES, check_size, naming_full_disk
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
-from trainer.staging.captions import as_line, texts_in
+from trainer.staging.captions import as_line, clean_name, texts_in
 from trainer.staging.foreign import shown
 from trainer.staging.parquet import BROKEN, first_line, read_batches
-from trainer.staging.samples import picture_suffix
+from trainer.staging.samples import as_json, picture_suffix
 from trainer.staging.sources.listing import list_source
+from trainer.staging.sources.places import split_in, split_of, tell_splits
+from trainer.staging.sources.records import COLUMNS, roles_of
 from trainer.staging.tokens import Tokenizer
 from trainer.storage import exists, join, open_store
 from trainer.storage.base import absolute, local_path
 from trainer.storage.scratch import temporary_folder
 
-_IMAGES = ("images", "image", "jpg")
-_TEXTS = ("texts", "text", "caption", "captions", "txt")
+_IMAGES = ("images", "image", "jpg", "png", "webp", "img", "picture", "photo")
 
 
 def unpack_parquet(source: str, folder: str) -> int:
@@ -39,24 +43,28 @@ def unpack_parquet(source: str, folder: str) -> int:
         raise InputError(f"{source}: no .parquet file there")
     folder = absolute(folder)
     tokenize = Tokenizer()
+    splits = [split_in(file.name) or split_of(file.name.rpartition("/")[0].rpartition("/")[2]) for file in files]
+    are_told = tell_splits(splits)
     written = 0
-    for number, file in enumerate(files, start=1):
+    for number, (file, split) in enumerate(zip(files, splits, strict=True), start=1):
         target = join(folder, file.name.removesuffix(".parquet") + ".tar")
         if not exists(target):
-            written += _unpack_file(file.uri, target, tokenize)
+            written += _unpack_file(file.uri, target, tokenize, split if are_told else "")
         progress("unpack", number, len(files), "files")
     return written
 
 
-def _unpack_file(uri: str, target: str, tokenize: Tokenizer) -> int:
+def _unpack_file(uri: str, target: str, tokenize: Tokenizer, split: str) -> int:
     import webdataset
 
     count = 0
     with naming_full_disk(target), tempfile.TemporaryFile() as stream:
         tar = webdataset.TarWriter(stream, encoder=False, mtime=0, user="firstsight", group="firstsight")
-        for data, captions in _rows(uri, tokenize):
+        for data, captions, label in _rows(uri, tokenize):
             check_stop()
-            tar.write({"__key__": f"{count:08d}", picture_suffix(data): data, "txt": "\n".join(captions).encode()})
+            facts = {name: text for name, text in (("label", label), ("split", split)) if text}
+            about = {"json": as_json(facts)} if facts else {}
+            tar.write({"__key__": f"{count:08d}", picture_suffix(data): data, "txt": "\n".join(captions).encode(), **about})
             count += 1
         tar.close()
         size = stream.seek(0, 2)
@@ -65,8 +73,8 @@ def _unpack_file(uri: str, target: str, tokenize: Tokenizer) -> int:
     return count
 
 
-def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str]]]:
-    """Picture and captions of each row; memory holds a batch of rows, whatever the file's size."""
+def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str], str]]:
+    """Picture, captions and label of each row; memory holds a batch of rows, whatever the file's size."""
     with temporary_folder("unpack") as scratch:
         path = local_path(uri)
         if path is None:
@@ -76,25 +84,53 @@ def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str]]]:
                     file.write(piece)
         try:
             with pq.ParquetFile(path) as parquet:
-                image, text = (_choose(uri, parquet.schema_arrow, names) for names in (_IMAGES, _TEXTS))
-                for number, row in enumerate(read_batches(parquet, uri, [image, text])):
+                image, text, label = _columns(uri, parquet.schema_arrow)
+                names = _label_names(parquet.schema_arrow, label)
+                for number, row in enumerate(read_batches(parquet, uri, [name for name in (image, text, label) if name])):
                     picture = row[image]
                     data = picture.get("bytes") if isinstance(picture, dict) else picture
                     if data is not None and not isinstance(data, bytes):
                         raise InputError(f"{uri}: row {number}: {image} must be bytes, got {shown(data)}")
                     check_size(len(data or b""), MAX_PICTURE_BYTES, f"{uri}: row {number}")
-                    yield data or b"", _captions(row[text], tokenize)
+                    named = _label(row.get(label), names)
+                    is_said = bool(named) and (bool(names) or isinstance(row[label], str))
+                    yield data or b"", _captions(row[text], tokenize) if text else [named] * is_said, named
         except (InputError, RunError):
             raise
         except BROKEN as error:
             raise RunError(f"{uri}: not a whole parquet file: {first_line(error)}") from error
 
 
-def _choose(uri: str, schema: pa.Schema, names: Sequence[str]) -> str:
-    found = next((name for name in names if name in schema.names), None)
-    if found is None:
-        raise InputError(f"{uri}: has no column {' or '.join(map(repr, names))} (it has {', '.join(schema.names)})")
-    return found
+def _columns(uri: str, schema: pa.Schema) -> tuple[str, str, str]:
+    """The columns of pictures, captions and labels; of the last two one may be empty."""
+    held = [name for name in _IMAGES if name in schema.names]
+    held += [field.name for field in schema if _holds_bytes(field.type) and field.name not in held]
+    roles = roles_of(schema.names)
+    text, label = (roles.get(role, [""])[0] for role in ("caption", "label"))
+    text = text or ("txt" if "txt" in schema.names else "")
+    for names, found in ((_IMAGES, held), (COLUMNS["caption"], [text or label])):
+        if not any(found):
+            raise InputError(f"{uri}: has no column {' or '.join(map(repr, names[:5]))} (it has {', '.join(schema.names)})")
+    return held[0], text, label
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0))
+
+
+def _label_names(schema: pa.Schema, label: str) -> list[str]:
+    """What the numbers of a column of labels stand for, where Hugging Face's schema says so."""
+    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+        return [clean_name(name) for name in names]
+    return []
+
+
+def _label(value: object, names: Sequence[str]) -> str:
+    """A label on one line; of a number that has no name, and whatever else is none, nothing."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return names[value] if 0 <= value < len(names) else "" if names else str(value)
+    return clean_name(value) if isinstance(value, str) else ""
 
 
 def _captions(value: object, tokenize: Tokenizer) -> list[str]:

@@ -1,8 +1,12 @@
-"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one a line) or `.json` of the same name."""
+"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one a line) or `.json` of the same name.
+
+Pictures and captions may lie in two folders of one shape (images/ and captions/).
+"""
 
 import re
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from trainer.errors import InputError
 from trainer.staging import kinds
@@ -10,7 +14,8 @@ from trainer.staging.captions import CAPTION_SUFFIXES, BadCaptionError, Facts, c
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
 from trainer.staging.sources.places import below_common, folder_splits, named_split
-from trainer.staging.sources.table import NAME, READ
+from trainer.staging.sources.table import NAME, READ, looked_into
+from trainer.storage.base import local_path
 
 _BESIDE = ("json", *CAPTION_SUFFIXES)
 _NO_CAPTION = "no caption"
@@ -30,10 +35,13 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     beside, rejects = _captions_beside(files)
     rejects += _unread(files, {_stem(file.name) for file in images})
     if not images:
-        what = f"no pictures among {len(files)} files{_found(files)}"
+        what = f"no pictures among {len(files)} files{_found(files)}{_advice(files)}"
         raise InputError(f"{uri}: {what}; looked for {', '.join(kinds.READ)}, lists ({NAME} and others) and .tar")
+    if uri.endswith(f"/{images[0].name}"):
+        raise InputError(f"{uri}: is one picture: a source is a folder of pictures, a list of them, or a tar")
     check_unique((_stem(file.name) for file in images), uri)
     names = [file.name for file in images]
+    beside = _bring_together(names, beside)
     splits, labels = folder_splits(names), _class_folders(names)
     facts = {image.name: _facts_or_reject(image, {**beside.pop(image.name, {}), **beside.pop(_stem(image.name), {})}) for image in images}
     if all(isinstance(found, Reject) and found.cause == _NO_CAPTION for found in facts.values()):
@@ -79,6 +87,42 @@ def _captions_beside(files: Sequence[SourceFile]) -> tuple[dict[str, dict[str, S
     return found, rejects
 
 
+def _bring_together(names: Sequence[str], beside: dict[str, dict[str, SourceFile]]) -> dict[str, dict[str, SourceFile]]:
+    """Files of captions under the names of their pictures, also where they lie in a folder of their own: images/x.jpg, captions/x.txt.
+
+    That is so where no captions lie beside a picture, and the names of pictures and captions are the same but for one folder in each
+    (or in one of them). What fits in two ways, or fits less than half of the pictures, is left as it is.
+    """
+    pictures = {*map(_stem, names), *names}
+    if not beside or not pictures.isdisjoint(beside):
+        return beside
+    found: list[dict[str, str]] = []
+    for at, folder in _shared_folders(pictures):
+        for place, other in _shared_folders(beside):
+            if at == place or not folder or not other:
+                picture_of = {_without(name, at, folder): name for name in sorted(pictures)}
+                met = {name: picture_of.get(_without(name, place, other), name) for name in beside}
+                if len(set(met.values())) == len(beside) and met not in found:
+                    found.append(met)
+    fitting = [sum(name in pictures for name in met.values()) for met in found]
+    best = max(fitting, default=0)
+    if 2 * best < len(names) or fitting.count(best) > 1:
+        return beside
+    met = found[fitting.index(best)]
+    return {met[name]: files for name, files in beside.items()}
+
+
+def _shared_folders(stems: Collection[str]) -> list[tuple[int, str]]:
+    """The folders that most of the files lie in, with how deep each is; and none."""
+    counts = Counter(part for stem in stems for part in enumerate(stem.split("/")[:-1]))
+    return [(0, ""), *(part for part, count in counts.items() if 2 * count > len(stems))]
+
+
+def _without(stem: str, at: int, folder: str) -> str:
+    parts = stem.split("/")
+    return "/".join(parts[:at] + parts[at + 1 :]) if folder and parts[at : at + 1] == [folder] and at < len(parts) - 1 else stem
+
+
 def _unread(files: Sequence[SourceFile], stems: set[str]) -> list[Reject]:
     """Pictures of kinds that are not read. One that also lies there as a kind that is read is no loss."""
     unread = [file for file in files if kinds.suffix_of(file.name) in kinds.NOT_READ]
@@ -117,10 +161,31 @@ def _class_folders(names: Sequence[str]) -> dict[str, str]:
 
 def _explain_no_captions(uri: str, names: Sequence[str], files: Sequence[SourceFile]) -> str:
     others = [file for file in files if not kinds.is_picture(file.name)]
+    lists = "".join(f"; {listed}" for listed in looked_into(uri, files))
     return (
-        f"{uri}: {len(names)} pictures (such as {names[0]}) and no captions{_found(others)}; read are {READ}; to begin a list: "
-        f"(echo file,caption; cd '{uri}' && find . -type f | sed 's/$/,a caption/') > captions.csv"
+        f"{uri}: {len(names)} pictures (such as {names[0]}) and no captions{_found(others)}{lists}{_advice(others)}; read are {READ}; "
+        f"{_to_begin(uri, names)}"
     )
+
+
+def _to_begin(uri: str, names: Sequence[str]) -> str:
+    """A command that begins a list: of pictures in folders the folder is caption and label."""
+    (kind, _), *_ = Counter(f".{name.rpartition('.')[2]}" for name in names).most_common(1)
+    place = shlex.quote(str(local_path(uri) or "FOLDER"))
+    if all("/" in name for name in names) and len({name.rpartition("/")[0] for name in names}) > 1:
+        begun, row = (
+            "a list whose captions and labels are the folders of the pictures",
+            r"awk -F/ -v OFS='\t' '{print $0, $(NF-1), $(NF-1)}'",
+        )
+        header = r"file\tcaption\tlabel\n"
+    else:
+        begun, header, row = "a list", r"file\tcaption\n", r"sed 's/$/\ta caption/'"
+    return f"to begin {begun}: cd {place} && (printf '{header}'; find * -name '*{kind}' | {row}) > captions.tsv"
+
+
+def _advice(files: Sequence[SourceFile]) -> str:
+    """What to do with the first file that can be converted."""
+    return next((f"; {advice}" for file in files if (advice := kinds.explain_kind(file.name))), "")
 
 
 def _found(files: Sequence[SourceFile]) -> str:

@@ -8,20 +8,23 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.bounds import MAX_TABLE_ROWS, parse_json
+from trainer.bounds import MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, parse_json
 from trainer.errors import InputError, RunError
 from trainer.staging.captions import decode
 from trainer.staging.foreign import shown
 from trainer.staging.kinds import suffix_of
 from trainer.staging.parquet import BROKEN, first_line, read_batches
+from trainer.staging.ranges import RangeReader
 from trainer.staging.rows import Blob
 from trainer.staging.sources.listing import SourceFile
+from trainer.storage import open_store
 
 SUFFIXES = (".csv", ".tsv", ".psv", ".tab", ".txt", ".token", ".jsonl", ".ndjson", ".json", ".parquet")
 """Of files that may be a list."""
@@ -30,17 +33,25 @@ COLUMNS = {
         "file", "filename", "filepath", "image", "imagename", "imagefile", "imagepath", "img", "imgname", "imgpath", "path", "picture",
         "photo", "imageid",
     ),
-    "caption": ("captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw", "description", "alttext", "title"),
+    "caption": (
+        "captions", "caption", "text", "texts", "sentences", "sentence", "comment", "raw", "description", "alttext", "title", "prompt",
+    ),
     "label": ("label", "class", "classname"),
     "split": ("split", "subset"),
     "family": ("family",),
+    "url": ("url", "imageurl", "imgurl", "imagelink", "originalurl"),
 }  # fmt: skip
 """What a row says -> names of the columns that say it, the first one first; case, blanks, hyphens and underscores make no difference."""
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _SHOWN_COLUMNS = 12
 _SEEN_ROWS = 100  # of JSON, whose keys are the columns
+_BLOCK_BYTES = 1 << 20
 
 Record = dict[str, Any]
+
+
+class PicturesInParquetError(InputError):
+    """A parquet file is no list of pictures, but holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +79,11 @@ class Listed:
         """Whether its rows name pictures and captions."""
         return "file" in self.roles and "caption" in self.roles
 
+    @property
+    def has_urls(self) -> bool:
+        """Whether its rows say where on the web pictures lie: in a column for it, or in a list without a header."""
+        return "url" in self.roles or any(is_url(column) for column in self.columns)
+
     def __str__(self) -> str:
         """As a message says it."""
         columns = ", ".join(self.columns[:_SHOWN_COLUMNS]) + (", …" if len(self.columns) > _SHOWN_COLUMNS else "")
@@ -85,9 +101,10 @@ def open_list(file: SourceFile, is_picture: Callable[[str], bool] = lambda name:
         InputError: not UTF-8, or not the form that its suffix says.
     """
     suffix = suffix_of(file.name)
-    data = Blob(file.uri).read()
     if suffix == ".parquet":
-        return _open_parquet(file, data)
+        return _open_parquet(file)
+    check_size(file.size, MAX_TABLE_BYTES, file.uri)
+    data = Blob(file.uri).read()
     try:
         text = decode(data)
     except ValueError as error:
@@ -96,7 +113,7 @@ def open_list(file: SourceFile, is_picture: Callable[[str], bool] = lambda name:
     if suffix in (".jsonl", ".ndjson") and text.lstrip()[:1] != "[":
         return _open_json_lines(file, text)
     if suffix in (".json", ".jsonl", ".ndjson"):
-        return _open_json(file, text)
+        return _open_json(file, text, is_picture)
     return _open_table(file, text, is_picture)
 
 
@@ -109,6 +126,11 @@ def roles_of(columns: Iterable[str]) -> dict[str, list[str]]:
     return {role: names for role, names in found.items() if names}
 
 
+def is_url(text: str) -> bool:
+    """Whether a text is an address on the web."""
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
 def _is_list(columns: Iterable[str]) -> bool:
     return {"file", "caption"} <= roles_of(columns).keys()
 
@@ -118,7 +140,8 @@ def _open_table(file: SourceFile, text: str, is_picture: Callable[[str], bool]) 
     first = text[: text.find("\n")] if "\n" in text else text
     headers = {separator: _fields(first, separator) for separator in _SEPARATORS}
     ordered = sorted(headers, key=lambda separator: -len(headers[separator]))
-    separator = next((one for one in ordered if _is_list(headers[one])), ordered[0])
+    of_urls = (one for one in ordered if any(map(is_url, headers[one])))
+    separator = next((one for one in ordered if _is_list(headers[one])), next(of_urls, ordered[0]))
     columns = headers[separator]
     form = f"CSV separated by {_SEPARATORS[separator]}" if separator != "," else "CSV"
     body, first_row = text, 2
@@ -198,8 +221,8 @@ def _open_json_lines(file: SourceFile, text: str) -> Listed:
     return _listed(file, "JSON lines", rows)
 
 
-def _open_json(file: SourceFile, text: str) -> Listed:
-    """A list of objects, alone or the only one in an object; captions by file name; COCO's or Karpathy's."""
+def _open_json(file: SourceFile, text: str, is_picture: Callable[[str], bool]) -> Listed:
+    """A list of objects, alone or the only one in an object; captions or objects by file name; COCO's or Karpathy's."""
     try:
         value = parse_json(text, file.uri)
     except InputError:
@@ -216,11 +239,14 @@ def _open_json(file: SourceFile, text: str) -> Listed:
     lists = [value] if isinstance(value, list) else [one for one in within if _holds_objects(one)]
     if len(lists) == 1:
         return _listed(file, "JSON", lambda: _numbered(lists[0]))
-    if isinstance(value, dict) and value and not any(isinstance(one, dict) for one in within):
-        pairs = [{"file": name, "caption": captions} for name, captions in value.items()]
-        if suffix_of(next(iter(value))):
-            return _listed(file, "JSON of captions by file name", lambda: _numbered(pairs))
     columns = list(value) if isinstance(value, dict) else []
+    if columns and (suffix_of(columns[0]) or is_picture(columns[0])):
+        if not any(isinstance(one, dict) for one in within):
+            pairs = [{"file": name, "caption": captions} for name, captions in value.items()]
+            return _listed(file, "JSON of captions by file name", lambda: _numbered(pairs))
+        if all(isinstance(one, dict) for one in within):
+            objects = [{**one, "file": name} for name, one in value.items()]
+            return _listed(file, "JSON of objects by file name", lambda: _numbered(objects))
     return Listed(file=file, form="JSON", columns=columns, roles={}, rows=lambda: ())
 
 
@@ -275,32 +301,39 @@ def _karpathy_rows(images: Sequence[Any]) -> Iterator[tuple[str, Record | str]]:
         yield place, {"file": f"{folder}/{name}" if folder and name else name, "caption": captions, "split": image.get("split")}
 
 
-def _open_parquet(file: SourceFile, data: bytes) -> Listed:
-    try:
-        with pq.ParquetFile(io.BytesIO(data)) as parquet:
-            schema, count = parquet.schema_arrow, parquet.metadata.num_rows
-    except BROKEN as error:
-        raise InputError(f"{file.uri}: not a whole parquet file: {first_line(error)}") from error
-    if not 0 <= count <= MAX_TABLE_ROWS:
-        raise InputError(f"{file.uri}: {shown(count)} rows, at most {MAX_TABLE_ROWS:,} are read")
+def _open_parquet(file: SourceFile) -> Listed:
+    with _parquet(file) as parquet:
+        schema, count = parquet.schema_arrow, parquet.metadata.num_rows
     pictures = {field.name for field in schema if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)}
     roles = roles_of(name for name in schema.names if name not in pictures)
     if "file" not in roles and "file" in roles_of(pictures):
         (column,) = roles_of(pictures)["file"][:1]
-        raise InputError(
+        raise PicturesInParquetError(
             f"{file.uri}: holds the pictures themselves, in the column {column!r}: turn it into tars by python -m trainer stage unpack "
             "--source FOLDER --folder TARS, then stage TARS"
         )
+    check_size(file.size, MAX_TABLE_BYTES, file.uri)
+    if not 0 <= count <= MAX_TABLE_ROWS:
+        raise InputError(f"{file.uri}: {shown(count)} rows, at most {MAX_TABLE_ROWS:,} are read")
     wanted = [name for names in roles.values() for name in names]
 
     def rows() -> Iterator[tuple[str, Record | str]]:
-        try:
-            with pq.ParquetFile(io.BytesIO(data)) as parquet:
-                for number, row in enumerate(read_batches(parquet, file.uri, wanted), start=1):
-                    yield f"row {number}", row
-        except (InputError, RunError):
-            raise
-        except BROKEN as error:
-            raise InputError(f"{file.uri}: not a whole parquet file: {first_line(error)}") from error
+        with _parquet(file) as parquet:
+            for number, row in enumerate(read_batches(parquet, file.uri, wanted), start=1):
+                yield f"row {number}", row
 
     return Listed(file=file, form="parquet", columns=schema.names, roles=roles, rows=rows)
+
+
+@contextmanager
+def _parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
+    """A parquet file, of which what is needed is read; InputError where it is not a whole one."""
+    store = open_store(file.uri)
+    ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
+    try:
+        with pq.ParquetFile(io.BufferedReader(ranges, _BLOCK_BYTES)) as parquet:
+            yield parquet
+    except (InputError, RunError):
+        raise
+    except BROKEN as error:
+        raise InputError(f"{file.uri}: not a whole parquet file: {first_line(error)}") from error

@@ -26,7 +26,6 @@ from trainer.staging.sources.records import Listed, Record
 NAME = "captions.csv"
 _STEMS = ("captions", "metadata")
 _MOST_GUESSED = 16
-"""Files of any name that are looked into for a list."""
 _MAX_LISTED_CHARS = 1 << 16
 """Of a field of a CSV file that is a list of captions as JSON or Python writes it."""
 READ = (
@@ -34,6 +33,9 @@ READ = (
     "(or text …), COCO's and Karpathy's JSON, or a .txt or .json beside each picture"
 )
 """What is read, for messages."""
+_PLANNED = "is planned and fetched, by python -m trainer stage plan urls --list {uri} or with a YAML file of kind urls as the source"
+_PLANNED += " (docs/DATA.md)"
+_SHOWN_COLUMNS = 12
 
 
 def is_list_file(uri: str, file: SourceFile) -> bool:
@@ -55,11 +57,10 @@ def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
     places = Places(uri, files)
 
     def open_one(file: SourceFile) -> Listed:
-        check_size(file.size, MAX_TABLE_BYTES, file.uri)
         return records.open_list(file, lambda name: _find_quietly(places, name) is not None)
 
     if name or NAME in by_name:
-        return [_require_list(open_one(by_name[name or NAME]))]
+        return [_require_list(open_one(by_name[name or NAME]), bool(pictures))]
     if any(file.name.endswith(".tar") for file in files):
         return []
     beside = {file.name.rpartition(".")[0] for file in files if kinds.suffix_of(file.name) in (".txt", ".json", ".caption")}
@@ -68,12 +69,26 @@ def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
     named = [file for file in free if _is_named_as_list(file)]
     lists = [listed for listed in map(open_one, named) if listed.is_list or not has_captions]
     if lists:
-        return _settle(uri, [_require_list(listed) for listed in lists])
-    if has_captions or not pictures:
+        return _settle(uri, [_require_list(listed, bool(pictures)) for listed in lists])
+    if has_captions:
         return []
-    guessed = free if len(free) <= _MOST_GUESSED else [file for file in free if kinds.suffix_of(file.name) not in (".txt", ".json")]
-    opened = [one for file in guessed[:_MOST_GUESSED] for one in _open_quietly(open_one, file)]
-    return _settle(uri, [listed for listed in opened if listed.is_list])
+    opened = [one for file in _guessed(free) for one in _open_quietly(open_one, file)]
+    if not pictures and (of_urls := next((listed for listed in opened if listed.has_urls), None)):
+        raise InputError(explain_urls(of_urls))
+    return _settle(uri, [listed for listed in opened if listed.is_list]) if pictures else []
+
+
+def _guessed(free: Sequence[SourceFile]) -> Sequence[SourceFile]:
+    """Files of any name that are looked into for a list."""
+    few = free if len(free) <= _MOST_GUESSED else [file for file in free if kinds.suffix_of(file.name) not in (".txt", ".json")]
+    return few[:_MOST_GUESSED]
+
+
+def looked_into(uri: str, files: Sequence[SourceFile]) -> list[Listed]:
+    """Files of several columns that `find` took for no list of pictures and captions, for messages; at most three."""
+    free = [file for file in files if kinds.suffix_of(file.name) in records.SUFFIXES]
+    opened = [listed for file in _guessed(free) for listed in _open_quietly(records.open_list, file)]
+    return [listed for listed in opened if len(listed.columns) > 1][:3]
 
 
 def _is_named_as_list(file: SourceFile) -> bool:
@@ -82,9 +97,13 @@ def _is_named_as_list(file: SourceFile) -> bool:
 
 
 def _open_quietly(open_one: Any, file: SourceFile) -> Iterator[Listed]:
-    """The list that a file of any name may be; one that cannot be read is none."""
-    with suppress(InputError):
+    """The list that a file of any name may be; one that cannot be read is none, unless it holds the pictures themselves."""
+    try:
         yield open_one(file)
+    except records.PicturesInParquetError:
+        raise
+    except InputError:
+        return
 
 
 def _find_quietly(places: Places, name: str) -> SourceFile | None:
@@ -93,8 +112,10 @@ def _find_quietly(places: Places, name: str) -> SourceFile | None:
     return None
 
 
-def _require_list(listed: Listed) -> Listed:
-    """InputError where a list lacks a column: what was found, what is read, and how to convert it."""
+def _require_list(listed: Listed, has_pictures: bool) -> Listed:
+    """InputError where a list lacks a column, or names what lies on the web: what was found, what is read, and how to convert it."""
+    if listed.has_urls and ("file" not in listed.roles or not has_pictures):
+        raise InputError(explain_urls(listed))
     if listed.is_list:
         return listed
     missing = [role for role in ("file", "caption") if role not in listed.roles]
@@ -103,6 +124,14 @@ def _require_list(listed: Listed) -> Listed:
         f"{listed.file.uri}: has no column {' and no column '.join(map(repr, missing))} (found: {listed.form} with {found}); "
         f"read are {READ}; {_conversion(listed, missing)}"
     )
+
+
+def explain_urls(listed: Listed) -> str:
+    """What to do with a list of pictures on the web."""
+    uri, what = listed.file.uri, f"a list of URLs ({listed.form} with {', '.join(listed.columns[:_SHOWN_COLUMNS])})"
+    if "caption" not in listed.roles and len(listed.columns) < 2:
+        return f"{uri}: {what} without captions: it needs columns url and caption, a row a picture"
+    return f"{uri}: {what}, which {_PLANNED.format(uri=uri)}"
 
 
 def _conversion(listed: Listed, missing: Sequence[str]) -> str:
@@ -240,12 +269,9 @@ class _Taker:
         return facts
 
     def _refuse_url(self, place: str, name: str) -> None:
-        if name[:8].lower().startswith(("http://", "https://")):
+        if records.is_url(name):
             uri = self._listed.file.uri
-            raise InputError(
-                f"{uri}: {place}: {name} is a URL: a list of URLs is planned and fetched, by python -m trainer stage plan urls --list "
-                f"{uri} or with a YAML file of kind urls as the source (docs/DATA.md)"
-            )
+            raise InputError(f"{uri}: {place}: {name} is a URL: a list of URLs {_PLANNED.format(uri=uri)}")
 
 
 def _cell(value: object) -> object:

@@ -117,7 +117,8 @@ def _row(where: str, key: str, file: SourceFile, members: dict[str, Member], cla
         facts = read_facts({suffix: member.data for suffix, member in small.items()}, where)
         label = _class_name(members["cls"].data, class_names, where) if "cls" in members else facts.label
     except BadCaptionError as error:
-        return Reject(where, error.cause, error.detail)
+        others = "" if small else f" (only {', '.join(sorted(members))})"
+        return Reject(where, error.cause, f"{error.detail}{others}")
     return PairRow(
         key=safe_key(key),
         where=where,

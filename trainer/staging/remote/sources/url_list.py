@@ -2,15 +2,17 @@
 
 Columns, by the first name that is there: url, image_url, img_url; caption(s), text(s), alt_text, title, of which the first that holds
 text counts, row by row (several captions of one picture stand in one field, a line each, or in a list); optional label; optional
-id or key (else the URL's MD5 is the key).
+id or key (else the URL's MD5 is the key). CSV of two columns of which the first line has a URL has no header, as CC3M and CC12M have none.
 """
 
 import csv
+from collections.abc import Sequence
 
 import duckdb
 
 from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS
 from trainer.errors import InputError
+from trainer.staging.remote.http import is_web
 from trainer.staging.remote.inputs import (
     Inputs,
     columns_of,
@@ -27,7 +29,7 @@ from trainer.staging.remote.inputs import (
 )  # fmt: skip
 from trainer.staging.remote.plan import Table
 
-_URL = ("url", "image_url", "img_url", "image_link")
+_URL = ("url", "image_url", "img_url", "image_link", "originalurl")
 _CAPTION = ("caption", "captions", "text", "texts", "alt_text", "title")
 _TABLES = tuple(f"{suffix}{packed}" for suffix in (".csv", ".tsv", ".psv") for packed in ("", ".gz", ".zst"))
 _JSON = tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
@@ -90,9 +92,18 @@ def _table(database: duckdb.DuckDBPyConnection, path: str) -> str:
     line = str(first[0][0] or "") if first else ""
     headers = {one: next(csv.reader([line], delimiter=one), []) for one in _SEPARATORS}
     by_width = sorted(headers, key=lambda one: -len(headers[one]))
-    separator = next((one for one in by_width if find_columns(headers[one], _URL) and find_columns(headers[one], _CAPTION)), by_width[0])
+    with_header = (one for one in by_width if find_columns(headers[one], _URL) and find_columns(headers[one], _CAPTION))
+    separator = next(with_header, next((one for one in by_width if _names_of(headers[one])), by_width[0]))
     quotes = "quote='', escape=''" if separator in "\t|" else "quote='\"', escape='\"'"
-    return f"read_csv({quote(path)}, delim={quote(separator)}, {quotes}, header=true, all_varchar=true, strict_mode=true)"
+    names = _names_of(headers[separator])
+    header = f"header=false, names=[{', '.join(map(quote, names))}]" if names else "header=true"
+    return f"read_csv({quote(path)}, delim={quote(separator)}, {quotes}, {header}, all_varchar=true, strict_mode=true)"
+
+
+def _names_of(first: Sequence[str]) -> list[str]:
+    """Names of the columns where the first line is a row: one URL and one caption; else none."""
+    names = ["url" if is_web(field.strip()) else "caption" for field in first]
+    return names if sorted(names) == ["caption", "url"] else []
 
 
 def _pointer(key: str) -> str:
