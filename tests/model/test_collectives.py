@@ -166,7 +166,7 @@ def _waits_in_vain(dist: Distributed) -> str:
     distributed.sum_over_ranks(torch.zeros(1))  # they have met
     distributed.wait_at_most(1.0)
     if dist.rank == 1:
-        time.sleep(4)
+        time.sleep(2)
         return ""
     try:
         with distributed.peers_named("contrastive random-seed0"):
@@ -182,9 +182,10 @@ def test_a_rank_waits_no_longer_than_it_was_told() -> None:
 
 
 def _waits(dist: Distributed) -> list[float]:
+    distributed.sum_over_ranks(torch.zeros(1))  # they have met
     distributed.communication_seconds()
     if dist.rank == 0:
-        time.sleep(0.3)
+        time.sleep(1.0)
     distributed.sum_over_ranks(torch.zeros(1))
     return [distributed.communication_seconds(), distributed.communication_seconds()]
 
