@@ -28,10 +28,9 @@ def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def unhurried(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """The same with a client that takes no answer for late: a busy machine may take seconds over a large part."""
+def unhurried(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is late for the client: a busy machine may take seconds over a large part."""
     monkeypatch.setenv("FIRSTSIGHT_S3_TIMEOUT_SECONDS", "60")
-    return proxy
 
 
 def names(faults: list[Fault]) -> str:
@@ -104,9 +103,9 @@ def test_replaced_while_read(s3_root: str, proxy: FaultProxy) -> None:
         list(pieces)
 
 
-def test_slow_answers_are_answers(s3_root: str, unhurried: FaultProxy) -> None:
+@pytest.mark.usefixtures("unhurried")
+def test_slow_answers_are_answers(s3_root: str, proxy: FaultProxy) -> None:
     """A slow body is read to its end, as long as bytes keep coming."""
-    proxy = unhurried
     uri = join(s3_root, "x")
     write_bytes(uri, DATA[:400_000])
     proxy.faults += [Slow(40_000, 0.15)]
@@ -114,6 +113,7 @@ def test_slow_answers_are_answers(s3_root: str, unhurried: FaultProxy) -> None:
     assert len([line for line in proxy.log if line[0] == "GET"]) == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize(
     ("applies", "fault"),
     [
@@ -124,9 +124,8 @@ def test_slow_answers_are_answers(s3_root: str, unhurried: FaultProxy) -> None:
         (lambda method, path: method == "POST" and "uploadId" in path, LoseAnswer()),
     ],
 )
-def test_multipart_survives(s3_root: str, unhurried: FaultProxy, applies: object, fault: Fault) -> None:
+def test_multipart_survives(s3_root: str, proxy: FaultProxy, applies: object, fault: Fault) -> None:
     """A fault in any phase of a multipart upload is waited out, the lost answer to its completion included."""
-    proxy = unhurried
     uri, data = join(s3_root, "x"), DATA * 10
     assert len(data) > PART_BYTES
     proxy.applies, proxy.faults = applies, [fault]  # type: ignore[assignment]
@@ -135,9 +134,10 @@ def test_multipart_survives(s3_root: str, unhurried: FaultProxy, applies: object
     assert read_bytes(uri) == data
 
 
-def test_failed_multipart_leaves_no_parts(s3_root: str, unhurried: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unhurried")
+def test_failed_multipart_leaves_no_parts(s3_root: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload that cannot be finished is an error naming the URI, and is taken back."""
-    proxy, uri = unhurried, join(s3_root, "x")
+    uri = join(s3_root, "x")
     write_bytes(uri, b"old")
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
     proxy.applies, proxy.always = lambda method, path: "partNumber=2" in path, Status(503)
