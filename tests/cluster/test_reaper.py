@@ -13,7 +13,7 @@ from tests.cluster.workflows import Workflow, reaper
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-GRACE = 25
+GRACE = 15
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_a_short_outage_changes_no_batch(s3_root: str, tmp_path: Path, proxy: Fa
     epoch_through_an_outage(s3_root, tmp_path, proxy, 2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_an_outage_of_a_minute_changes_no_batch(s3_root: str, tmp_path: Path, proxy: FaultProxy) -> None:
     """The promise of the failure model."""
     epoch_through_an_outage(s3_root, tmp_path, proxy, 60.0)

@@ -53,8 +53,21 @@ def start_both(config: StageConfig, port: int) -> list[subprocess.Popen[bytes]]:
         time.sleep(0.1)
 
 
+def wait_until_it_waits(pid: int) -> None:
+    """The process has computed for a second (it imports torch), and does so no longer."""
+    ticks, deadline = os.sysconf("SC_CLK_TCK"), time.monotonic() + 120
+    before = 0.0
+    while True:
+        now = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) / ticks
+        if now > 1.0 and now - before < 0.02:
+            return
+        assert time.monotonic() < deadline, f"process {pid} still computes"
+        before = now
+        time.sleep(1.0)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_ctrl_c_while_ranks_wait_for_each_other_ends_them(tmp_path: Path) -> None:
     """A rank that waits inside the group's making hears no Python handler: it would hold on until the agent lost its patience."""
     config = build.contrastive(tmp_path, epochs=100, processes_per_node=2)
@@ -64,11 +77,11 @@ def test_ctrl_c_while_ranks_wait_for_each_other_ends_them(tmp_path: Path) -> Non
         while len(ranks := children_of(agent)) < 2:
             time.sleep(0.01)
         os.kill(ranks[0], signal.SIGSTOP)
-        time.sleep(8)  # the other one has imported torch, and waits for the first
+        wait_until_it_waits(ranks[1])  # for the first, to make the group
         agent.send_signal(signal.SIGINT)
         time.sleep(0.5)
         os.kill(ranks[0], signal.SIGCONT)
-        assert agent.wait(30) == 143
+        assert agent.wait(90) == 143
     finally:
         agent.kill()
         agent.wait()

@@ -36,7 +36,7 @@ class Launch:
     def outcome(self) -> Outcome:
         """Wait for the end."""
         found = eventually(self.job.watch)
-        self.reader.join(10)
+        self.reader.join(60)
         assert isinstance(found, Outcome)
         return found
 
@@ -126,7 +126,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         yield made
         for launch in made.launches:
             launch.job._halt()
-            launch.reader.join(10)
+            launch.reader.join(60)
             assert not launch.reader.is_alive()
 
 

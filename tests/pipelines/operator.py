@@ -67,7 +67,7 @@ def pod_status(phase: str) -> Object:
     return {"phase": phase, "containerStatuses": [{"name": "pytorch", "state": state, "lastState": {}, "restartCount": 0}]}
 
 
-def eventually(what: Callable[[], Any], seconds: float = 20.0) -> Any:
+def eventually(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true value of a question that is asked again and again."""
     end = time.monotonic() + seconds
     while not (value := what()):

@@ -70,7 +70,7 @@ def test_harmed_writes_are_sent_again(s3_root: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("size", [70_001, PART_BYTES + 5])
 def test_writes_that_are_always_harmed(s3_root: str, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """They end the command with the URI, and are not taken for written."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "2")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
     harm_parts(monkeypatch, lambda number: True)
     uri = join(s3_root, "x")
     with pytest.raises(RunError, match=f"^{uri}: .*(holds|received) other bytes than were sent"):

@@ -362,12 +362,16 @@ def test_memory_is_bounded(web: Web, tmp_path: Path, capsys: pytest.CaptureFixtu
     folder = run(capsys, "plan", "urls", *arguments)["uri"]
     first = read_rows(folder, read_plan(folder), 0)[0].images[0].removeprefix(web.url)
 
+    most = [0]
+
     def late(count: int) -> tuple[int, dict[str, str], bytes]:
-        time.sleep(1.5)
+        end = time.monotonic() + 10
+        while most[0] <= (1 << 20) - len(big) and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.3)  # in which more would be asked for
         return 200, {}, big
 
     web.pages[first] = late
-    most = [0]
     count_bytes = _Pictures.count
 
     def watched(self: _Pictures, num_bytes: int) -> None:
