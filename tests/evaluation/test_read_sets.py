@@ -330,6 +330,13 @@ def test_links_of_a_tar_are_followed(root):
     assert [(item.key, item.image, item.label) for item in read_set(describe_set(uri))] == [("0", b"picture", 1), ("1", b"picture", 1)]
 
 
+def test_captions_end_with_their_line_and_nowhere_else(root):
+    """As CLIP_benchmark splits them: what else Unicode takes for the end of a line stays in its caption."""
+    text = "\ufeffone\u2028a\x85b\rc\x0bd\r\n \n\ntwo\u2029\n"
+    (item,) = read_set(describe_set(foreign(root, [("a.png", b"x"), ("a.txt", text.encode())], kind="retrieval")))
+    assert item.captions == ("one\u2028a\x85b\rc\x0bd", "two\u2029")
+
+
 def test_captions_that_are_no_text_are_named(root):
     """Bytes that are not UTF-8."""
     uri = foreign(root, [("a.png", b"x"), ("a.txt", b"\xff\xfe")], kind="retrieval")

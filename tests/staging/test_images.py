@@ -153,7 +153,7 @@ def test_short256_is_pils_antialiased_bicubic(size: tuple[int, int]) -> None:
 
 def test_triplets_are_squashed() -> None:
     """Whatever the aspect, a square comes out."""
-    assert squash(picture(1, (90, 30)), 32).shape == (32, 32, 3)
+    assert squash(picture(1, (90, 30)), 32)[0].shape == (32, 32, 3)
 
 
 def test_only_a_plain_png_of_the_side_is_kept_as_it_is() -> None:
@@ -172,7 +172,7 @@ def test_what_pillow_reads_is_read(kind: str) -> None:
     data = picture(1, (40, 30), kind)
     staged = normalise(data, "original")
     assert np.abs(pixels(staged.data).astype(int) - pixels(picture(1, (40, 30)))).mean() < 3
-    assert (normalise(data, "short256").width, squash(data, 16).shape) == (40, (16, 16, 3))
+    assert (normalise(data, "short256").width, squash(data, 16)[0].shape) == (40, (16, 16, 3))
     if kind not in ("PPM", "TIFF"):
         with pytest.raises(BadImageError, match="not an image"):
             normalise(data, "original", rules=1)
@@ -187,6 +187,13 @@ def test_what_pillow_reads_is_read(kind: str) -> None:
         (b"\xff\x0a" + bytes(40), "by its bytes .jxl is not read"),
         (b"%PDF-1.7" + bytes(40), "by its bytes .pdf is not read"),
         (b"\0\0\1\0\1\0" + bytes(40), "by its bytes .ico is not read"),
+        (b"qoif" + bytes(40), "by its bytes .qoi is not read"),
+        (b"DDS " + bytes(40), "by its bytes .dds is not read"),
+        (b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\4\0\0\0\5\0\x10\0\3" + bytes(200), r"by its bytes \.psd of this form is not read"),
+        (b"8BPS\0\2" + bytes(40), "by its bytes .psb is not read"),
+        (b"FUJIFILMCCD-RAW" + bytes(40), "by its bytes .raf is not read"),
+        (b"II*\0\x10\0\0\0CR" + bytes(40), "by its bytes .cr2 is not read"),
+        (b"P7\nWIDTH 2\n" + bytes(40), "by its bytes .pam is not read"),
     ],
 )
 def test_a_known_kind_that_is_not_read_is_called_that(data: bytes, detail: str) -> None:
@@ -194,6 +201,12 @@ def test_a_known_kind_that_is_not_read_is_called_that(data: bytes, detail: str) 
     with pytest.raises(BadImageError, match=detail) as caught:
         normalise(data, "original")
     assert caught.value.cause == UNREAD_CAUSE
+
+
+def test_a_pointer_of_git_lfs_is_called_that() -> None:
+    """As a clone without git-lfs has them for every picture."""
+    with pytest.raises(BadImageError, match="not an image: a pointer of Git LFS: git lfs pull fetches the picture"):
+        normalise(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "original")
 
 
 def test_a_large_picture_is_narrowed_in_strips_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

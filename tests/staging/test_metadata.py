@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.staging.conftest import photo_folder, picture
+from tests.staging.test_triplets import nights_folder
 from trainer.staging.images import BadImageError, normalise, squash
 from trainer.staging.metadata import without_metadata
 from trainer.storage.manifest import Manifest
@@ -102,7 +103,9 @@ def test_broken_exif_leaves_the_pixels_as_they_lie(kind: str, exif: bytes) -> No
     staged = normalise(WRITERS[kind](exif), "original")
     assert staged.note == "unreadable EXIF"
     assert (decoded(staged.data) == decoded(plain)).all()
-    assert (squash(WRITERS[kind](exif), 16) == squash(plain, 16)).all()
+    (squashed, note), (expected, _) = squash(WRITERS[kind](exif), 16), squash(plain, 16)
+    assert note == "unreadable EXIF"
+    assert (squashed == expected).all()
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -118,6 +121,16 @@ def test_other_broken_metadata_is_set_aside(data: bytes, note: str) -> None:
         staged = normalise(data, policy)
         assert (staged.note, staged.width, staged.height) == (note, 40, 30)
         Image.open(io.BytesIO(staged.data)).load()
+
+
+def test_notes_of_triplets_are_counted(tmp_path: Path, stage_three: Callable[..., tuple[str, Manifest]]) -> None:
+    """Once a triplet, by the first picture that has one."""
+    folder = nights_folder(tmp_path / "nights", [(0, 1, 8)] * 6)
+    (folder / "ref/000/001.png").write_bytes(raw_profile(EXIF["garbage"]))
+    (folder / "distort/000/001_1.png").write_bytes(OTHERS["a short sRGB"][0])
+    (folder / "distort/000/002_0.png").write_bytes(OTHERS["a short sRGB"][0])
+    rows = stage_three(folder)[1].rows
+    assert rows == {"read": 6, "written": 6, "lost": {}, "notes": {"unreadable EXIF": 1, "unreadable metadata": 1}}
 
 
 def test_damage_of_the_pixels_stays_a_reject() -> None:

@@ -220,7 +220,8 @@ def _item(described: EvaluationSet, where: str, key: str, image: bytes, members:
     data, num_classes = members[suffix], len(described.classnames)
     try:
         if suffix == "txt":
-            captions = tuple(line for line in lines_of(text_of(data, "its bytes")) if line.strip())
+            lines = (line.removesuffix("\r") for line in text_of(data, "its bytes").split("\n"))  # as CLIP_benchmark splits them
+            captions = tuple(line for line in lines if line.strip())
         elif suffix == "npy":
             targets = decode_array(data, f"{where}: sample {key}")
         else:

@@ -143,7 +143,7 @@ def _judge(folder: str, row: PairRow, split: str, side: int) -> _Reference | Non
     """Write a reference and its variants, and measure them; None where the picture is bad (staging the pairs counts it)."""
     try:
         with held(row.image) as data:
-            pixels = squash(data, side)
+            pixels, _ = squash(data, side)
     except (BadImageError, MissingObject):
         return None
     random = np.random.default_rng(int(_digest(f"distort {row.key}")[:16], 16))

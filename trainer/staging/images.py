@@ -310,21 +310,23 @@ def _or_without_metadata(read: Callable[[bytes], T], data: bytes, rules: int) ->
             raise error from None
 
 
-def squash(data: bytes, side: int, rules: int = RULES) -> NDArray[np.uint8]:
-    """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3).
+def squash(data: bytes, side: int, rules: int = RULES) -> tuple[NDArray[np.uint8], str]:
+    """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3), and a note as a Picture has one.
 
     Raises:
         BadImageError: not a usable picture.
     """
 
-    def read(data: bytes) -> NDArray[np.uint8]:
+    def read(data: bytes) -> tuple[NDArray[np.uint8], str]:
         with decoding(data, rules) as source:
+            note = read_orientation(source)[1]
             image = _only_rgb(source)
             if image.size != (side, side):
                 image = image.resize((side, side), Image.Resampling.BICUBIC)
-            return np.asarray(image)
+            return np.asarray(image), note
 
-    return _or_without_metadata(read, data, rules)[0]
+    (pixels, note), bare = _or_without_metadata(read, data, rules)
+    return pixels, bare or note
 
 
 def is_plain_png(data: bytes, side: int) -> bool:

@@ -36,6 +36,8 @@ def explain_unread(suffix: str) -> str:
     """What to do about a picture of a kind that is not read."""
     if suffix in (".heic", ".heif", ".hif"):
         return f"{suffix} is not read: convert it to JPEG or PNG, for example with the Python package pillow-heif"
+    if suffix == ".psd":
+        return ".psd of this form is not read (PSD of 8 bits a channel is): save it as PNG or JPEG"
     return f"{suffix} is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format png '*{suffix}')"
 
 

@@ -85,7 +85,8 @@ class TripletMaker:
                 pictures.append(self._squash(blob))
             except BadImageError as error:
                 return Reject(row.where, error.cause, f"{name}: {error.detail}")
-        ref, left, right = (pixels for pixels, _ in pictures)
+        ref, left, right = (pixels for pixels, _, _ in pictures)
+        note = next((note for _, _, note in pictures if note), "")
         facts: dict[str, Any] = {
             "id": row.where, "reference": row.reference or row.where,
             "left_vote": row.left_vote, "right_vote": row.right_vote, "votes": row.votes,
@@ -95,18 +96,18 @@ class TripletMaker:
         if row.flip or self.flip:
             facts["flip_0"], facts["flip_1"] = row.flip or (flip_distance(ref, left), flip_distance(ref, right))
         names = ("ref.png", "0.png", "1.png")
-        members = {name: (name, png) for name, (_, png) in zip(names, pictures, strict=True)}
-        return Sample(row.key, {**members, "json": ("json", as_json(facts))})
+        members = {name: (name, png) for name, (_, png, _) in zip(names, pictures, strict=True)}
+        return Sample(row.key, {**members, "json": ("json", as_json(facts))}, note=note)
 
-    def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes]:
-        """Pixels and PNG. A plain PNG of the right side, as our own generator writes them, is not encoded again."""
+    def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes, str]:
+        """Pixels, PNG, and what was set aside. A plain PNG of the right side, as our own generator writes them, is not encoded again."""
         try:
             with held(blob) as data:
-                pixels = squash(data, self.side)
+                pixels, note = squash(data, self.side)
                 plain = data if is_plain_png(data, self.side) else b""
         except InputError as error:  # listed, but gone since
             raise BadImageError("no such file", str(error)) from error
-        return pixels, plain or encode_png(Image.fromarray(pixels))
+        return pixels, plain or encode_png(Image.fromarray(pixels)), note
 
 
 _IN_FLIGHT = Budget(MAX_PICTURE_BYTES_IN_FLIGHT)
