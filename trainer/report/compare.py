@@ -69,6 +69,12 @@ class Scores:
             self.results[cell.arm, cell.seed] = finals
         self._items: dict[tuple[str, str], Items | None] = {}
 
+    def without_results(self) -> "Scores":
+        """Of the same experiment, for results of another moment."""
+        other = Scores(self.experiment)
+        other.results = {}
+        return other
+
     def seeds(self, arm: str) -> list[int]:
         """Seeds with a finished cell of this arm."""
         return sorted(seed for name, seed in self.results if name == arm)
@@ -176,8 +182,10 @@ def set_endpoint(test_set: TestSet) -> Endpoint:
     return Endpoint(name=f"{test_set.dataset}_{test_set.task}", label=label, short=test_set.dataset, sets=(test_set,))
 
 
-def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict[str, Any] | None:
+def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint, *, items_too: bool = True) -> dict[str, Any] | None:
     """Arm minus `against`, paired by seed, on one endpoint; None where no seed has both.
+
+    Without `items_too` the interval over items, which takes longest, is made with one seed only, where it is the only one.
 
     Returns:
         JSON: seeds, differences, mean, low, high, over (`seeds`: t-interval; `items`: bootstrap, one seed), no_interval (why
@@ -192,7 +200,9 @@ def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict
         return None
     seeds = [seed for seed, _, _ in pairs]
     differences = [ours - theirs for _, ours, theirs in pairs]
-    over_items, why = _item_interval(scores, arm, against, endpoint, seeds, float(np.mean(differences)))
+    over_items, why = None, ""
+    if items_too or len(seeds) == 1:
+        over_items, why = _item_interval(scores, arm, against, endpoint, seeds, float(np.mean(differences)))
     interval, over = (paired_t(differences, endpoint.resolution), "seeds") if len(seeds) > 1 else (over_items, "items")
     return {
         "arm": arm,
