@@ -197,7 +197,6 @@ def _survival(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], fol
     rows = []
     for cell in scores.experiment.cells:
         untrained, tower = (_mean(scores.experiment, cell, endpoint, stage) for stage in ("untrained", "perceptual"))
-        gained = tower - untrained if tower is not None and untrained is not None else None
         cosines = {
             samples_seen(cell, result.step): result.facts["start_cosine"]
             for result in cell.results
@@ -205,12 +204,18 @@ def _survival(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], fol
         }
         for row in followed:
             if (row["arm"], row["seed"], row["endpoint"]) == (cell.arm, cell.seed, endpoint.name):
-                left = (row["value"] - untrained) / gained if untrained is not None and gained is not None and gained > 0 else None
                 kept = {key: row[key] for key in ("arm", "seed", "step", "epoch", "samples")}
-                rows.append(
-                    {**kept, "accuracy": row["value"], "tower": tower, "retained": left, "start_cosine": cosines.get(row["samples"])}
-                )
+                figures = {"accuracy": row["value"], "untrained": untrained, "tower": tower}
+                left = retained(row["value"], untrained, tower)
+                rows.append({**kept, **figures, "retained": left, "start_cosine": cosines.get(row["samples"])})
     return rows
+
+
+def retained(accuracy: float | None, untrained: float | None, tower: float | None) -> float | None:
+    """What a model shows of what stage 1 added to the untrained tower's 2AFC; None where that is nothing, or not known."""
+    if accuracy is None or untrained is None or tower is None or tower <= untrained:
+        return None
+    return (accuracy - untrained) / (tower - untrained)
 
 
 def _mean(experiment: Experiment, cell: Cell, endpoint: compare.Endpoint, stage: str) -> float | None:

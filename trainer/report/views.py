@@ -5,6 +5,7 @@ from typing import Any
 
 from trainer.arms import BASELINE
 from trainer.report.items import RECALLS, RECALLS_ANY_TWIN
+from trainer.report.trajectory import retained
 
 Rows = list[dict[str, Any]]
 
@@ -175,11 +176,13 @@ def _onset_interval(row: dict[str, Any]) -> str:
 def survival(document: dict[str, Any]) -> Rows:
     """What is left of the prior at each moment, arm by arm, means over seeds."""
     rows = document["trajectory"]["survival"]
-    averaged = ("accuracy", "tower", "retained", "start_cosine")
+    averaged = ("accuracy", "untrained", "tower", "start_cosine")
     table = []
     for arm, epoch in dict.fromkeys((row["arm"], round(row["epoch"], 6)) for row in rows):
         own = [row for row in rows if (row["arm"], round(row["epoch"], 6)) == (arm, epoch)]
-        table.append({"arm": arm, "epoch": epoch, "samples": own[0]["samples"]} | {key: mean(row[key] for row in own) for key in averaged})
+        means = {key: mean(row[key] for row in own) for key in averaged}
+        left = retained(means["accuracy"], means["untrained"], means["tower"])
+        table.append({"arm": arm, "epoch": epoch, "samples": own[0]["samples"], "retained": left, **means})
     return table
 
 
