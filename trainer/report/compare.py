@@ -14,7 +14,7 @@ from trainer.report.statistics import MIN_CLUSTERS, Interval, Items, bootstrap, 
 
 Key = tuple[str, str]
 """(dataset, task)."""
-_IMAGENET = ("imagenet1k", "imagenet-1k", "imagenet")
+IMAGENET = ("imagenet1k", "imagenet-1k", "imagenet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def declared_endpoints(sets: Sequence[TestSet]) -> list[Endpoint]:
         label = f"zero-shot, mean over {len(zero_shot)} sets"
         endpoints.append(Endpoint(name="mean_zero_shot", label=label, short=f"zero-shot over {len(zero_shot)} sets", sets=zero_shot))
     if zero_shot:
-        main = next((s for s in zero_shot if s.dataset in _IMAGENET), zero_shot[0])
+        main = next((s for s in zero_shot if s.dataset in IMAGENET), zero_shot[0])
         label = f"zero-shot {per_item.METRIC_NAMES.get(main.metric, main.metric)} on {main.dataset}"
         endpoints.append(Endpoint(name="main_zero_shot", label=label, short=f"zero-shot {main.dataset}", sets=(main,)))
     if retrieval:
