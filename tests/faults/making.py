@@ -178,9 +178,9 @@ def _in_training(patch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Killed after the second checkpoint of the contrastive stage of the second cell."""
     save, stage, saves = records.save, [""], [0]
 
-    def save_or_die(run: records.Run, *, checkpointed: bool, keep: bool) -> None:
-        save(run, checkpointed=checkpointed, keep=keep)
-        if checkpointed and stage[0] == f"contrastive {CELLS[1]}":
+    def save_or_die(run: records.Run, keep: bool) -> None:
+        save(run, keep)
+        if stage[0] == f"contrastive {CELLS[1]}":
             saves[0] += 1
             if saves[0] == 2:
                 run.writer.wait()  # type: ignore[union-attr]

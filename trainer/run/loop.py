@@ -166,8 +166,8 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
     batches = loader.batches(state.step)
     run.stage.module.train()
     records.say(run, {})
-    if state.step == 0:  # weights that were kept later lie in the store before any checkpoint from which a run goes on
-        records.save(run, checkpointed=False, keep=cadence.keep())
+    if state.step == 0 and cadence.keep():  # of later epochs a run that goes on has them: they are sealed before any later checkpoint
+        records.keep_weights(run)
     distributed.communication_seconds()  # what came before the first step does not count
     with _watched(run) as beat:
         while state.step < run.steps:
@@ -194,7 +194,10 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
             _tell(run, wait=stop or save or keep or state.step == run.steps)
             if save or keep:
                 with timer.measure("saving"):
-                    records.save(run, checkpointed=save, keep=keep)
+                    if save:
+                        records.save(run, keep)
+                    else:
+                        records.keep_weights(run)
             beat()
             if stop and state.step < run.steps:
                 _stop(run)

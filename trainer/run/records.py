@@ -161,30 +161,18 @@ def writer(config: StageConfig, fence: Fence) -> checkpoint.Writer:
     return checkpoint.Writer(config.output, recipe_hash=recipe_hash(config), fence=fence, keep_last=config.placement.keep_last)
 
 
-def save(run: Run, *, checkpointed: bool, keep: bool) -> None:
-    """On rank 0, save a checkpoint of the present step, or keep its weights, or both."""
-    if run.writer is None or run.lines is None or not (checkpointed or keep):
+def save(run: Run, keep: bool) -> None:
+    """Save a checkpoint of the present step, on rank 0; `keep`: and its weights alone, for good."""
+    if run.writer is None or run.lines is None:
         return
     began = time.perf_counter()
-    weights: Mapping[str, Tensor] = run.stage.module.state_dict()
-    facts = {"data_identity": run.config.data.identity, "world_size": run.dist.world_size, "threads": torch.get_num_threads()}
-    if checkpointed:
-        _save_checkpoint(run, run.writer, run.lines, weights, facts, keep)
-    else:
-        run.writer.keep(run.state.step, weights, facts)
-    if run.endpoint is not None:
-        run.endpoint.saved(time.perf_counter() - began, run.writer.last_seconds)
-
-
-def _save_checkpoint(
-    run: Run, writer: checkpoint.Writer, lines: StoredLines, weights: Mapping[str, Tensor], facts: Mapping[str, Any], keep: bool
-) -> None:
     tensors: dict[str, Mapping[str, Tensor]] = {
-        checkpoint.MODEL_FILE: weights,
+        checkpoint.MODEL_FILE: run.stage.module.state_dict(),
         checkpoint.OPTIMIZER_FILE: optimizer.state(run.optimizer, run.stage.module),
     }
     if run.stage.memory:
         tensors["memory.safetensors"] = run.stage.memory
+    facts = _facts(run)
     state = {
         "nonfinite_steps": run.state.nonfinite_steps,
         "seconds": run.state.seconds,
@@ -194,8 +182,20 @@ def _save_checkpoint(
         "recipe": recipe_fields(run.config),
         **facts,
     }
-    beside = {layout.PROGRESS: lines.data(), layout.CONFIG: run.config_text}
-    writer.save(run.state.step, tensors, state, facts, beside=beside, keep=keep)
+    beside = {layout.PROGRESS: run.lines.data(), layout.CONFIG: run.config_text}
+    run.writer.save(run.state.step, tensors, state, facts, beside=beside, keep=keep)
+    if run.endpoint is not None:
+        run.endpoint.saved(time.perf_counter() - began, run.writer.last_seconds)
+
+
+def keep_weights(run: Run) -> None:
+    """Keep the weights of the present step for good, on rank 0. It is no checkpoint, and does not count as one."""
+    if run.writer is not None:
+        run.writer.keep(run.state.step, run.stage.module.state_dict(), _facts(run))
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    return {"data_identity": run.config.data.identity, "world_size": run.dist.world_size, "threads": torch.get_num_threads()}
 
 
 def finish(run: Run) -> None:
