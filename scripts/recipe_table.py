@@ -21,11 +21,13 @@ SENTENCES = {"known": "As published.", "as coded": "As the follow-on code has it
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
-    """Every recipe field at every depth: dotted key, value, tag, sentence."""
+    """Every field at every depth, the recipe's name aside: dotted key, value, tag (none: it is in no hash), sentence."""
     for item in dataclasses.fields(config):
-        if item.metadata.get("kind") != "recipe":
-            continue
         value = getattr(config, item.name)
+        if item.metadata.get("kind") != "recipe":
+            if not isinstance(config, Recipe):
+                yield f"{prefix}{item.name}", value, "–", f"{item.metadata['why']} In no hash: it changes nothing that is learned."
+            continue
         if dataclasses.is_dataclass(value):
             yield from fields(value, f"{prefix}{item.name}.")
         else:

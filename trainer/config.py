@@ -17,6 +17,7 @@ from trainer.fields import differing_keys as differing_keys
 from trainer.fields import recipe_fields as recipe_fields
 from trainer.fields import require as require
 from trainer.placement import Placement as Placement
+from trainer.placement import kept_epochs as kept_epochs
 from trainer.placement import loader_workers_for as loader_workers_for
 from trainer.placement import profiled_steps as profiled_steps
 from trainer.placement import unless_auto as unless_auto
@@ -228,7 +229,8 @@ class EvaluationConfig:
 
     precision: Literal["fp32", "bf16"] = recipe("fp32", "ours", "")
     decoder: Literal["fast", "exact"] = recipe("exact", "ours", "exact is PIL, as open_clip and CLIP_benchmark have it.")
-    every_epochs: int = recipe(0, "ours", "Also evaluate the checkpoints kept at every so many epochs; 0: the final model only.")
+    every_epochs: int = recipe(0, "ours", "Also keep and evaluate the weights at every so many epochs of stage 2; 0: not.")
+    trajectory: bool = placement(False, "Also keep and evaluate the weights at epochs 0, 1, 2, 4, 8 … of stage 2.")
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -320,7 +322,7 @@ class ModelToEvaluate:
     stage: Literal["untrained", "perceptual", "contrastive", "posthoc"] = recipe("contrastive", "ours", "")
     uri: str = placement("", "The stage's folder (final/ and checkpoints/ below it); empty for untrained.")
     recipe_hash: str = recipe("", "ours", "What its COMMITTED.json must carry; empty for untrained.")
-    checkpoints: str = placement("", "Besides final/: empty (those kept by evaluation.every_epochs), all, or steps with commas.")
+    checkpoints: str = placement("", "Besides final/: empty (those kept by epoch), all, or steps with commas.")
 
     def __post_init__(self) -> None:
         """The checkpoints are named by word or by step."""

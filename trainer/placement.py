@@ -27,8 +27,9 @@ class Placement:
     cache_bytes: int = placement(32 << 30, "Bytes of shards kept there, over all ranks of a node.")
     checkpoint_every_steps: int = placement(0, "Save every so many steps; 0: by time alone.")
     checkpoint_every_minutes: float = placement(10.0, "Save at least this often.")
-    checkpoint_every_epochs: int = placement(0, "Also save, and keep, at every so many epochs (for curves through time).")
-    keep_last: int = placement(2, "Committed checkpoints kept, besides those kept by epoch.")
+    checkpoint_every_epochs: int = placement(0, "Keep the weights alone at every so many epochs, for curves through time.")
+    trajectory: bool = placement(False, "Keep them at epochs 0, 1, 2, 4, 8 … too.")
+    keep_last: int = placement(2, "Committed checkpoints kept; weights kept by epoch do not count.")
     resume: str = placement("auto", "auto | never | the URI of a checkpoint.")
     attempt: int = placement(0, "Fences a writer that lived on: a commit of an older attempt is refused. 0: unfenced.")
     max_restarts: int = placement(0, "How often the elastic agent restarts the group in place.")
@@ -56,6 +57,19 @@ class Placement:
         require("placement.watchdog_seconds", self.watchdog_seconds, "> 0", self.watchdog_seconds > 0)
         profiled_steps(self.profile_steps)
         require("placement.metrics_port", self.metrics_port, "between 0 and 65535", 0 <= self.metrics_port <= 65535)
+
+
+def kept_epochs(epochs: int, *, trajectory: bool, every: int) -> list[int]:
+    """The epochs after which a stage of `epochs` keeps its weights, but for the last, after which they are the final model.
+
+    Args:
+        epochs: of the stage.
+        trajectory: at 0, before the first step, and at the powers of two.
+        every: at each multiple of it; 0: at none.
+    """
+    doubling = [0, *(1 << power for power in range(epochs.bit_length()))] if trajectory else []
+    multiples = range(every, epochs, every) if every else ()
+    return sorted(epoch for epoch in {*doubling, *multiples} if epoch < epochs)
 
 
 def profiled_steps(text: str) -> tuple[int, int]:

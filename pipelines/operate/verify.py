@@ -223,6 +223,7 @@ _CHECKS: dict[str, Callable[[Walk, str], object]] = {
     "evaluation's configuration": lambda walk, uri: walk.look(uri, lambda: read_config_values(uri)),
     "final model's seal": _seal,
     "checkpoint's seal": _seal,
+    "seal of kept weights": _seal,
     "figures": _figures,
     "record of the report": _report,
 }

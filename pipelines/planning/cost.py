@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.config import ContrastiveConfig, ModelConfig, PerceptualConfig, PosthocConfig, StageConfig, loader_workers_for
+from trainer.config import ContrastiveConfig, ModelConfig, PerceptualConfig, PosthocConfig, StageConfig, kept_epochs, loader_workers_for
 from trainer.configs import sizes
 from trainer.configs.sizes import Memory
 from trainer.errors import InputError
@@ -145,15 +145,23 @@ class Estimate:
 
     @property
     def disk(self) -> int:
-        """Bytes of what is kept: checkpoints (one more while it is written) and the final model."""
-        return self.checkpoints * sizes.checkpoint_bytes(self.stage) + sizes.final_bytes(self.stage)
+        """Bytes of what is kept: checkpoints (one more while it is written), weights by epoch and the final model."""
+        weights = (len(self.kept_epochs) + 1) * sizes.final_bytes(self.stage)
+        return self.checkpoints * sizes.checkpoint_bytes(self.stage) + weights
 
     @property
     def checkpoints(self) -> int:
         """The most that lie in the store at a time."""
-        place = self.stage.placement
-        last, every = (int(self.asked.get(name, getattr(place, name))) for name in ("keep_last", "checkpoint_every_epochs"))
-        return last + 1 + (settings(self.stage).epochs // every if every else 0)
+        return int(self._asked("keep_last")) + 1
+
+    @property
+    def kept_epochs(self) -> list[int]:
+        """After which the weights alone are kept, beside the final model."""
+        every = int(self._asked("checkpoint_every_epochs"))
+        return kept_epochs(settings(self.stage).epochs, trajectory=bool(self._asked("trajectory")), every=every)
+
+    def _asked(self, name: str) -> Any:
+        return self.asked.get(name, getattr(self.stage.placement, name))
 
     @property
     def what(self) -> str:
@@ -175,8 +183,13 @@ class Estimate:
             f"rate: {number(self.rate.rate)} {what}/s a {unit} x {ranks} = {number(together)} {what}/s [{mark}: {self.rate.said}]",
             f"time: {self.samples:,} / {number(together)} / 3600 = {number(self.hours)} hours; x {ranks} = {number(self.gpu_hours)} "
             f"{unit}-hours [{mark}]",
-            f"disk: {self.checkpoints} checkpoints x {checkpoint / 1e9:,.2f} GB + final {final / 1e9:,.2f} GB = {self.disk / 1e9:,.1f} GB",
+            f"disk: {self.checkpoints} checkpoints x {checkpoint / 1e9:,.2f} GB + {self._weights_kept()}final {final / 1e9:,.2f} GB "
+            f"= {self.disk / 1e9:,.1f} GB",
         ]
+
+    def _weights_kept(self) -> str:
+        kept, size = self.kept_epochs, sizes.final_bytes(self.stage)
+        return f"weights at epochs {', '.join(map(str, kept))}: {len(kept)} x {size / 1e9:,.2f} GB + " if kept else ""
 
     def _placement(self) -> list[str]:
         way = "the gradient cache" if self.stage.stage == "contrastive" else "accumulation"

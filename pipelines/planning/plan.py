@@ -200,7 +200,11 @@ def _contrastive(experiment: Experiment, arm: Arm, seed: int, point: str, tower:
         start=start,
         model=experiment.recipe.model,
         contrastive=experiment.recipe.contrastive,
-        placement=dataclasses.replace(experiment.placement, checkpoint_every_epochs=experiment.recipe.evaluation.every_epochs),
+        placement=dataclasses.replace(
+            experiment.placement,
+            checkpoint_every_epochs=experiment.recipe.evaluation.every_epochs,
+            trajectory=experiment.recipe.evaluation.trajectory,
+        ),
         request=experiment.request,
     )
 

@@ -250,12 +250,11 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
 
 
 def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
-    """The recipe's evaluation reads the checkpoints that it asks for, so a placement cannot keep others."""
-    wanted, kept = recipe.evaluation.every_epochs, request.placement.get("checkpoint_every_epochs", 0)
-    if wanted and kept and wanted != kept:
-        raise InputError(
-            f"placement.checkpoint_every_epochs is {kept}, and the recipe's evaluation.every_epochs is {wanted}: leave the first out"
-        )
+    """The recipe's evaluation reads the weights that it asks for, so a placement cannot keep others."""
+    for key, wanted in (("checkpoint_every_epochs", recipe.evaluation.every_epochs), ("trajectory", recipe.evaluation.trajectory)):
+        kept, by = request.placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
+        if wanted and kept != wanted:
+            raise InputError(f"placement.{key} is {kept}, and the recipe's evaluation.{by} is {wanted}: leave the first out")
 
 
 def _refuse_local_places(request: Request) -> None:

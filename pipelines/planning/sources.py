@@ -16,6 +16,8 @@ LISTS = {"yfcc15m-openai": 14_829_396, "yfcc15m-slip": 14_689_580, "yfcc15m-decl
 """Rows of the lists that are called YFCC15M."""
 NIGHTS = 15_941
 """Training triplets of NIGHTS."""
+NIGHTS_HELD_OUT = 1_958 + 2_120
+"""Triplets of its validation and test splits."""
 DEMO_PAIRS, DEMO_TRIPLETS = 1518, 0.72
 """Training pairs of the demo, and the part of staging.demo_triplets that the training split gets; a test of staging compares them."""
 _DESCRIBED = ("list", "table", "metadata", "ids")

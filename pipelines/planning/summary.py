@@ -105,7 +105,7 @@ def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, don
         lines += [f"{stage}: {len(runs)} x ({shown})", *(f"  {line}" for line in (*said, side_by_side(runs)) if line)]
     left = [estimate for folder, estimate in estimates.items() if folder not in done]
     totals = f"in all: {_total(list(estimates.values()))}" + (f"; without the {len(done)} that are done: {_total(left)}" if done else "")
-    return [*lines, f"{totals}; staging and evaluation come on top"]
+    return [*lines, f"{totals}; staging comes on top, and evaluation"]
 
 
 def _total(estimates: Sequence[Estimate]) -> str:

@@ -356,7 +356,8 @@ def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration is neither for people nor, as placement is, said anew by each job's arguments; as JSON has it."""
     kept = {key: value for key, value in values.items() if key not in (*_FOR_PEOPLE, "placement")}
     placement = values.get("placement")
-    kept["checkpoint_every_epochs"] = placement.get("checkpoint_every_epochs", 0) if isinstance(placement, Mapping) else placement
+    by_epoch = {"checkpoint_every_epochs": 0, "trajectory": False}
+    kept["placement"] = {key: placement.get(key, none) for key, none in by_epoch.items()} if isinstance(placement, Mapping) else placement
     return dict(_without_pins(json.loads(json.dumps(kept, skipkeys=True, default=str))))
 
 

@@ -8,8 +8,10 @@ import yaml
 from pipelines.jobs.backends import shape_for, stage_settings
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.launcher import annotated
+from pipelines.jobs.shapes.indexed import sized
 from pipelines.jobs.specs import evaluate_spec, train_spec
-from pipelines.planning.cost import Machines, Rate, estimate
+from pipelines.planning.cost import Estimate, Machines, Rate, estimate
+from pipelines.planning.measuring import evaluation_lines, measuring
 from pipelines.planning.plan import Cell, Experiment, entry_of
 from pipelines.planning.request import Request
 from pipelines.planning.summary import outline
@@ -58,7 +60,20 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
         data = pairs if stage.stage == "contrastive" else triplets
         estimates[folder] = estimate(stage, data, machines, placement_of(profile, request), measured)
     done = {folder for folder, (_, spec) in stages.items() if (one := finished[folder]) and one.recipe_hash == spec.recipe_hash}
-    return [*outline(experiment.recipe, estimates, read_base(request.recipe), done), *(f"note: {note}" for note in notes)]
+    lines = outline(experiment.recipe, estimates, read_base(request.recipe), done)
+    return [*lines, *_evaluations(experiment, cells, profile, request, estimates), *(f"note: {note}" for note in notes)]
+
+
+def _evaluations(
+    experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, estimates: Mapping[str, Estimate]
+) -> list[str]:
+    """What measuring the cells takes, kept epochs apart."""
+    found = []
+    for cell in cells:
+        spec = evaluate_spec(experiment.root, entry_of(cell), request, {})
+        machines = machines_of(sized(stage_settings(profile, request, spec), spec.purpose), profile, request)
+        found.append(measuring(experiment, request, cell, [estimates[stage.output] for stage in cell.stages()], machines))
+    return evaluation_lines(found)
 
 
 def job_specs(experiment: Experiment, cells: list[Cell], request: Request, profile: Profile) -> Iterator[JobSpec]:

@@ -76,7 +76,8 @@ def _stamps(experiment_uri: str, plan: Plan) -> Iterator[tuple[str, str]]:
     for info in open_store(experiment_uri).list(experiment_uri):
         name = info.uri.removeprefix(f"{experiment_uri}/")
         last = name.rpartition("/")[2]
-        if not (name.startswith(_NOT_READ) or last in _NOT_READ_NAMES or last.endswith(".lock") or "/checkpoints/" in name):
+        weights = "/checkpoints/" in name or f"/{layout.TRAJECTORY}/" in name
+        if not (name.startswith(_NOT_READ) or last in _NOT_READ_NAMES or last.endswith(".lock") or weights):
             yield name, info.stamp
     for uri in dict.fromkeys(_manifests(plan)):
         head = open_store(uri).head(uri)

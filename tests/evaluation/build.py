@@ -167,14 +167,14 @@ def finished(folder: str, seed: int, tower: bool = False, model_config: ModelCon
     return recipe_hash
 
 
-def checkpoint(folder: str, seed: int, step: int, kept: bool, recipe_hash: str) -> None:
-    """A sealed checkpoint as the loop leaves it."""
-    place = Path(folder) / "checkpoints" / f"step-{step:09d}"
+def checkpoint(folder: str, seed: int, step: int, kept: bool, recipe_hash: str, old: bool = False) -> None:
+    """Sealed weights as the loop leaves them: a checkpoint, or kept by epoch; `old`: as firstsight 0.1.0 kept them."""
+    place = Path(folder) / ("trajectory" if kept and not old else "checkpoints") / f"step-{step:09d}"
     place.mkdir(parents=True)
     save_file(towers.model_state(towers.build_model(MODEL, seed)), place / "model.safetensors")
     data = (place / "model.safetensors").read_bytes()
     files = {"model.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
-    write_committed(str(place), Committed(recipe_hash=recipe_hash, attempt=0, step=step, files=files, facts={"kept": kept}))
+    write_committed(str(place), Committed(recipe_hash=recipe_hash, attempt=0, step=step, files=files, facts={"kept": kept} if old else {}))
 
 
 def config_at(root: str, **fields) -> str:

@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
         sets=(DataConfig(uri=uri, identity=manifest.identity),),
         evaluation=EvaluationConfig(every_epochs=1),
     )
-    damage(tmp_path / "contrastive" / "checkpoints" / "step-000000010" / what, how, 0)
+    damage(tmp_path / "contrastive" / "trajectory" / "step-000000010" / what, how, 0)
     assert evaluate(config)["written"] == 2
     assert sorted(path.name for path in (tmp_path / "evaluation").glob("contrastive-*")) == ["contrastive-20", "contrastive-final"]
     assert (what, how) == ("COMMITTED.json", "missing") or "passed over" in capsys.readouterr().out

@@ -309,6 +309,21 @@ def test_a_checkpoint_gives_the_figures_of_its_own_weights(root, course):
     assert evaluate(config) == {"wanted": 3, "done": 3, "written": 0}
 
 
+def test_weights_that_firstsight_0_1_kept_as_whole_checkpoints_are_measured(root, course):
+    """They lie in checkpoints/, marked; where trajectory/ has the step too, its weights count."""
+    config = course()
+    found = load_yaml(Path(config).read_text(), config)["models"][0]
+    build.checkpoint(f"{root}/contrastive", 5, 5, True, found["recipe_hash"], old=True)
+    build.checkpoint(f"{root}/contrastive", 6, 10, True, found["recipe_hash"], old=True)
+    evaluate(config)
+
+    folders = sorted(path.name for path in Path(root, "evaluation").glob("contrastive-*"))
+    assert folders == ["contrastive-10", "contrastive-20", "contrastive-5", "contrastive-final"]
+    state = towers.model_state(towers.build_model(build.MODEL, 10))
+    digest = read(root, "contrastive-10/colours_zeroshot_classification")["firstsight"]["weights_sha256"]
+    assert digest == lineage.weights_sha256({name: value.numpy() for name, value in state.items()})
+
+
 def test_the_last_checkpoint_is_the_final_model_and_not_measured_twice(root, course):
     """A checkpoint of the final step has the final weights: it is measured where it is asked for by its number only."""
     config = course()

@@ -25,6 +25,8 @@ ELSEWHERE = {
     "rows of a slice": "tests/staging/remote",
     "write under way": "tests/storage: it is never listed",
     "record of a failed cell": "tests/pipelines/planning/test_runs.py: another run never reads it",
+    "seal of kept weights": "tests/evaluation/test_damage.py",
+    "kept weights": "tests/evaluation/test_damage.py",
 }
 """Kinds that a run of pictures in a folder does not have, and where they are damaged."""
 SERVERS = ("s3_server", "minio_server")

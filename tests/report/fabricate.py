@@ -34,6 +34,7 @@ class Fabrication:
     effects: Mapping[str, float] = field(default_factory=lambda: {"perceptual": 0.08})
     noise: float = 0.01
     zero_shot_sets: int = 1
+    set_names: Sequence[str] = ()
     items: int = 160
     checkpoints: Sequence[int] = ()
     judge: str = "FLIP"
@@ -74,9 +75,8 @@ class _Data:
 
     def __init__(self, root: str, what: Fabrication) -> None:
         self.sets: dict[str, tuple[str, str, list[str]]] = {}
-        names = ["demo-categories", *(f"set-{n}" for n in range(1, what.zero_shot_sets))]
         staged = []
-        for name in names:
+        for name in what.set_names or ["demo-categories", *(f"set-{n}" for n in range(1, what.zero_shot_sets))]:
             samples = [shards.sample(f"{name}-{n:04d}", n, {"cls": str(n % CLASSES).encode()}) for n in range(what.items)]
             staged.append(self._write(root, name, "evaluation", {"test": samples}, ("image", "cls"), what, "zeroshot_classification"))
         captions = [shards.sample(f"pic-{n:04d}", n, {"txt": f"a picture of number {n}\nnumber {n}".encode()}) for n in range(60)]

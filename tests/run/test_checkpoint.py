@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.run import checkpoint
 from trainer.storage import join, layout, open_store, read_bytes, read_json, write_bytes
-from trainer.storage.committed import read_committed
+from trainer.storage.committed import read_committed, write_committed
 from trainer.storage.documents import write_document
 from trainer.storage.fence import Fence
 
@@ -249,11 +250,16 @@ def test_an_explicit_checkpoint_is_used_though_a_newer_is_there(tmp_path: Path) 
 
 
 def test_only_the_last_ones_stay_and_those_marked(root: str) -> None:
-    """keep_last counts sealed ones; a torn folder of an earlier step goes too."""
+    """keep_last counts sealed ones; a torn folder of an earlier step goes too, and one that firstsight 0.1.0 marked as kept stays."""
     write_bytes(join(layout.checkpoint(root, 5), "model.safetensors"), b"torn")
-    saved(root, 10, 20, 30, 40, keep=(10,), keep_last=2)
+    saved(root, 10)
+    seal = read_committed(layout.checkpoint(root, 10))
+    assert seal is not None
+    write_committed(layout.checkpoint(root, 10), dataclasses.replace(seal, facts={**seal.facts, "kept": True}))
+    saved(root, 20, 30, 40, keep=(20,), keep_last=2)
     left = [step for step in (5, 10, 20, 30, 40) if read_committed(layout.checkpoint(root, step)) is not None]
     assert left == [10, 30, 40]
+    assert read_committed(layout.kept(root, 20)) is not None
     with pytest.raises(InputError):
         read_bytes(join(layout.checkpoint(root, 5), "model.safetensors"))
 
@@ -265,7 +271,7 @@ def test_a_failed_save_fails_the_next_one(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise RunError("the disk is full")
 
-    monkeypatch.setattr(checkpoint, "_put", full)
+    monkeypatch.setattr(checkpoint, "put_file", full)
     writer.save(1, tensors(), {"recipe": RECIPE}, {}, beside={}, keep=False)
     with pytest.raises(RunError, match="disk is full"):
         writer.save(2, tensors(), {"recipe": RECIPE}, {}, beside={}, keep=False)
@@ -299,7 +305,7 @@ def test_a_rewritten_step_is_unsealed_while_it_is_written(tmp_path: Path, monkey
     def killed(*_: object) -> None:
         raise RunError("killed")
 
-    monkeypatch.setattr(checkpoint, "_put", killed)
+    monkeypatch.setattr(checkpoint, "put_file", killed)
     with pytest.raises(RunError, match="killed"):
         saved(str(tmp_path), 10)
     assert found(str(tmp_path)) is None

@@ -3,16 +3,18 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.run.toy import ToyStage, Trained, toy_config
 from trainer import lineage
-from trainer.config import recipe_hash
+from trainer.config import kept_epochs, recipe_hash
 from trainer.errors import RunError, Stopped
-from trainer.storage import read_bytes
-from trainer.storage.committed import read_committed
+from trainer.run import checkpoint
+from trainer.storage import layout, read_bytes
+from trainer.storage.committed import Committed, read_committed
 
 
 class Killed(BaseException):
@@ -21,6 +23,10 @@ class Killed(BaseException):
 
 def steps_of(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "stage" / "progress.jsonl").read_text().splitlines()]
+
+
+def sealed_steps(folder: Path) -> list[int]:
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.rglob("COMMITTED.json"))
 
 
 def test_a_run_ends_with_a_sealed_final_model(tmp_path: Path, run_toy: Trained) -> None:
@@ -172,7 +178,62 @@ def test_a_run_on_an_object_store_goes_on_after_a_kill(tmp_path: Path, run_toy: 
 
 
 def test_checkpoints_kept_by_epoch_outlive_the_newest(tmp_path: Path, run_toy: Trained) -> None:
-    """keep_last counts the others only."""
-    run_toy(toy_config(tmp_path, checkpoint_every_steps=2, checkpoint_every_epochs=2, keep_last=1))
-    kept = sorted(path.parent.name for path in (tmp_path / "stage" / "checkpoints").rglob("COMMITTED.json"))
-    assert kept == ["step-000000010", "step-000000020"]
+    """keep_last counts the others only; the last epoch's weights are the final model."""
+    run_toy(toy_config(tmp_path, checkpoint_every_steps=2, checkpoint_every_epochs=2, trajectory=True, keep_last=1))
+    stage = tmp_path / "stage"
+    assert sealed_steps(stage / "trajectory") == [0, 5, 10]
+    assert sealed_steps(stage / "checkpoints") == [18]
+    assert {path.name for path in (stage / "trajectory").rglob("*.*")} == {"COMMITTED.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("every", [3, 5], ids=["between epochs", "at an epoch's end"])
+def test_a_run_that_is_killed_before_the_seal_of_kept_weights_keeps_them_after_all(
+    tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """No run goes on from a checkpoint whose epoch is to be kept and is not; what is kept is what an undisturbed run keeps."""
+    settings: dict[str, Any] = {"checkpoint_every_steps": every, "trajectory": True}
+    run_toy(toy_config(tmp_path / "whole", **settings))
+    write = checkpoint.write_committed
+
+    def killed(folder: str, seal: Committed) -> None:
+        if folder == layout.kept(str(tmp_path / "killed" / "stage"), 10):
+            raise RunError("killed")
+        write(folder, seal)
+
+    monkeypatch.setattr(checkpoint, "write_committed", killed)
+    with pytest.raises(RunError, match="killed"):
+        run_toy(toy_config(tmp_path / "killed", **settings))
+    assert sealed_steps(tmp_path / "killed" / "stage" / "trajectory") == [0, 5]
+    assert max(sealed_steps(tmp_path / "killed" / "stage" / "checkpoints")) < 10
+    monkeypatch.undo()
+
+    run_toy(toy_config(tmp_path / "killed", **settings))
+    for step in (0, 5, 10):
+        whole, again = (Path(layout.kept(str(tmp_path / name / "stage"), step), "model.safetensors") for name in ("whole", "killed"))
+        assert whole.read_bytes() == again.read_bytes()
+
+
+def test_resume_never_keeps_the_weights_of_the_new_run_alone(tmp_path: Path, run_toy: Trained) -> None:
+    """Weights of the run before would be taken for a part of this one's course."""
+    run_toy(toy_config(tmp_path, trajectory=True))
+    (tmp_path / "stage" / "final" / "COMMITTED.json").unlink()
+
+    run_toy(toy_config(tmp_path, resume="never"))
+
+    assert sealed_steps(tmp_path / "stage" / "trajectory") == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "trajectory", "every", "expected"),
+    [
+        (32, True, 0, [0, 1, 2, 4, 8, 16]),
+        (34, True, 0, [0, 1, 2, 4, 8, 16, 32]),
+        (16, True, 4, [0, 1, 2, 4, 8, 12]),
+        (8, False, 3, [3, 6]),
+        (1, True, 1, [0]),
+        (32, False, 0, []),
+    ],
+)
+def test_the_epochs_that_are_kept(epochs: int, trajectory: bool, every: int, expected: list[int]) -> None:
+    """0, the powers of two and every k; the last epoch's weights are the final model."""
+    assert kept_epochs(epochs, trajectory=trajectory, every=every) == expected

@@ -57,6 +57,8 @@ def test_every_place_of_the_layout_has_the_row_of_its_kind() -> None:
         f"{layout.final(stage)}/COMMITTED.json": "final model's seal",
         f"{layout.final(stage)}/open_clip_model.safetensors": "file of a final model",
         f"{layout.checkpoint(stage, 5)}/COMMITTED.json": "checkpoint's seal",
+        f"{layout.kept(stage, 5)}/COMMITTED.json": "seal of kept weights",
+        f"{layout.kept(stage, 5)}/model.safetensors": "kept weights",
         f"{layout.checkpoint(stage, 5)}/state.json": "file of a checkpoint",
         f"{layout.evaluation(f'{experiment}/random-seed0', 'contrastive', 'final')}/set_2afc.json": "figures",
         f"{layout.report(experiment)}/index.html": "file of the report",

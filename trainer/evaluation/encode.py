@@ -19,7 +19,7 @@ from trainer.errors import InputError, RunError
 from trainer.lineage import weights_sha256
 from trainer.model.clip import CLIP, simple_tokenizer
 from trainer.model.encoding import encode_image, encode_text
-from trainer.model.towers import model_state, resolve
+from trainer.model.towers import model_state, resolve, vision_state
 
 Decode = Callable[[bytes], Tensor]
 
@@ -74,6 +74,10 @@ class Encoder:
     def weights_sha256(self) -> str:
         """Hash of all weights, as a seal would give it."""
         return weights_sha256({name: value.numpy() for name, value in model_state(self._model).items()})
+
+    def vision_weights(self) -> dict[str, Tensor]:
+        """The vision tower's weights by name: float32, on the CPU."""
+        return vision_state(self._model)
 
     def classifier(self, key: str, build: Callable[[], Tensor]) -> Tensor:
         """The text classifier (D, C) of the prompts `key`, built once: the ImageNet family shares 80,000 prompts."""

@@ -9,7 +9,7 @@ from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.read_sets import TWO_AFC, EvaluationSet, describe_set
 from trainer.evaluation.results import Wanted, version
 from trainer.storage import join, layout, open_store
-from trainer.storage.committed import Committed, read_committed
+from trainer.storage.committed import NAME, Committed, read_committed
 from trainer.storage.figures import untrained_hash
 from trainer.storage.manifest import Manifest, require_manifest, staged_sets
 from trainer.storage.recipes import what_differs
@@ -78,7 +78,8 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
     """
     if asked.stage == "untrained":
         return [ModelAt(stage=asked.stage, when="final", recipe_hash=untrained_hash(config.model, config.seed))]
-    found = [_at_checkpoint(asked, step, seal) for step, seal in _checkpoints(asked, config.evaluation.every_epochs)]
+    by_epoch = config.evaluation.trajectory or config.evaluation.every_epochs > 0
+    found = [_at_checkpoint(asked, folder, seal) for folder, seal in _checkpoints(asked, by_epoch)]
     folder = layout.final(asked.uri)
     try:
         seal = read_committed(folder)
@@ -96,32 +97,45 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
     return found
 
 
-def _checkpoints(asked: ModelToEvaluate, every_epochs: int) -> list[tuple[int, Committed]]:
-    """Sealed checkpoints that are asked for, by step; one with a damaged seal is passed over with a line."""
-    if not asked.checkpoints and not every_epochs:
+def _checkpoints(asked: ModelToEvaluate, by_epoch: bool) -> list[tuple[str, Committed]]:
+    """Sealed weights that are asked for, by step, with their folders; of a damaged seal a line says that it is passed over.
+
+    Weights kept by epoch lie in trajectory/; firstsight 0.1.0 kept whole checkpoints instead, and marked them.
+    """
+    if not asked.checkpoints and not by_epoch:
         return []
-    prefix = join(asked.uri, "checkpoints")
-    matches = (re.search(r"/step-(\d+)/COMMITTED\.json$", info.uri) for info in open_store(prefix).list(prefix))
-    found: dict[int, Committed] = {}
-    for step in sorted(int(match[1]) for match in matches if match):
+    found: dict[int, tuple[str, Committed]] = {}
+    for folder in _sealed_folders(asked.uri):
         try:
-            seal = read_committed(layout.checkpoint(asked.uri, step))
+            seal = read_committed(folder)
         except Corrupt as error:
             print(f"evaluate: {error}: passed over", flush=True)
             continue
         if seal is not None:  # None: pruned since it was listed
-            found[step] = seal
+            found[int(folder[-9:])] = folder, seal
+    prefix = join(asked.uri, "checkpoints")
     if asked.checkpoints not in ("", "all"):
         wanted = sorted({int(part) for part in asked.checkpoints.split(",")})
         missing = [step for step in wanted if step not in found]
         if missing:
-            raise InputError(f"{prefix}: no sealed checkpoint of step {missing[0]}, there are {list(found) or 'none'}")
+            raise InputError(f"{prefix}: no sealed checkpoint of step {missing[0]}, there are {sorted(found) or 'none'}")
         found = {step: found[step] for step in wanted}
     elif not asked.checkpoints:
-        found = {step: seal for step, seal in found.items() if seal.facts.get("kept")}
-    for step, seal in found.items():
-        _check_recipe(asked, layout.checkpoint(asked.uri, step), seal)
-    return list(found.items())
+        found = {step: (folder, seal) for step, (folder, seal) in found.items() if _is_kept(folder, seal)}
+    for folder, seal in found.values():
+        _check_recipe(asked, folder, seal)
+    return [found[step] for step in sorted(found)]
+
+
+def _sealed_folders(stage_uri: str) -> list[str]:
+    """Checkpoints, then weights kept by epoch, by step: where a step has both, the latter count."""
+    places = [join(stage_uri, name) for name in ("checkpoints", layout.TRAJECTORY)]
+    sealed = [info.uri.rpartition("/")[0] for place in places for info in open_store(place).list(place) if info.uri.endswith(f"/{NAME}")]
+    return sorted((folder for folder in sealed if re.search(r"/step-\d{9}$", folder)), key=lambda folder: folder.rsplit("/", 2)[1:])
+
+
+def _is_kept(folder: str, seal: Committed) -> bool:
+    return f"/{layout.TRAJECTORY}/" in folder or bool(seal.facts.get("kept"))
 
 
 def _check_recipe(asked: ModelToEvaluate, folder: str, seal: Committed) -> None:
@@ -141,13 +155,12 @@ def _at_final(asked: ModelToEvaluate, folder: str, seal: Committed) -> ModelAt:
     )
 
 
-def _at_checkpoint(asked: ModelToEvaluate, step: int, seal: Committed) -> ModelAt:
-    folder = layout.checkpoint(asked.uri, step)
+def _at_checkpoint(asked: ModelToEvaluate, folder: str, seal: Committed) -> ModelAt:
     if CHECKPOINT_FILE not in seal.files:
         raise InputError(f"{folder}: its seal names no {CHECKPOINT_FILE}, only {sorted(seal.files)}")
     return ModelAt(
         stage=asked.stage,
-        when=str(step),
+        when=str(seal.step),
         recipe_hash=seal.recipe_hash,
         checkpoint=join(folder, CHECKPOINT_FILE),
         checkpoint_sha256=str(seal.files[CHECKPOINT_FILE]["sha256"]),

@@ -19,6 +19,7 @@ from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.encode import Encoder, embed
 from trainer.evaluation.jobs import Job, ModelAt
 from trainer.evaluation.outcomes import retrieval_outcome, two_afc_outcome, zero_shot_outcome
+from trainer.evaluation.prior import Start
 from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet, read_set, read_triplets
 from trainer.evaluation.results import Outcome, write_result
 from trainer.model import towers
@@ -61,6 +62,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
         done += jobs_at_once * count
         progress(step, done, total, "images")
 
+    start_of_cell = Start(config)
     wanted_models = list({job.model: None for job in jobs})
     for start in range(0, len(wanted_models), MODELS_AT_ONCE):
         group = wanted_models[start : start + MODELS_AT_ONCE]
@@ -69,6 +71,8 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
             advance_set = partial(advance, len(same_set))
             for job, outcome in measure_set(config, same_set, encoders, threads, advance_set):
                 if isinstance(outcome, Outcome):
+                    if job.split and job.model.stage == "contrastive":
+                        outcome = replace(outcome, start_cosine=start_of_cell.cosine(encoders[job.model].vision_weights()))
                     job.wanted.block["weights_sha256"] = job.model.weights_sha256 or encoders[job.model].weights_sha256()
                     write_result(job.wanted, outcome, cell, f"{job.model.stage}-{job.model.when}")
                     written.append(job)

@@ -130,6 +130,7 @@ class Outcome:
         num_items: test items.
         main_metric: the metric that the field reports for this set; empty: several.
         feature_rank: effective rank of the image features; None where there were none.
+        start_cosine: of a model of stage 2, similarity of its vision tower to the one it started from (`prior`).
     """
 
     metrics: Mapping[str, float | None]
@@ -142,6 +143,7 @@ class Outcome:
     twins: Mapping[str, int] = field(default_factory=dict)
     main_metric: str = ""
     feature_rank: float | None = None
+    start_cosine: float | None = None
 
 
 def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) -> None:
@@ -172,6 +174,7 @@ def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) 
             "twins": dict(outcome.twins),
             "main_metric": outcome.main_metric,
             "feature_rank": outcome.feature_rank,
+            **({} if outcome.start_cosine is None else {"start_cosine": outcome.start_cosine}),
         },
     }
     write_figures(wanted.json_uri, figures, buffer.getvalue())

@@ -14,7 +14,7 @@ from trainer.report.statistics import MIN_CLUSTERS, Interval, Items, bootstrap, 
 
 Key = tuple[str, str]
 """(dataset, task)."""
-_IMAGENET = ("imagenet1k", "imagenet-1k", "imagenet")
+IMAGENET = ("imagenet1k", "imagenet-1k", "imagenet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,12 @@ class Scores:
             finals = {(r.dataset, r.task): r for r in cell.results if r.stage == cell.final_stage and r.step is None}
             self.results[cell.arm, cell.seed] = finals
         self._items: dict[tuple[str, str], Items | None] = {}
+
+    def without_results(self) -> "Scores":
+        """Of the same experiment, for results of another moment."""
+        other = Scores(self.experiment)
+        other.results = {}
+        return other
 
     def seeds(self, arm: str) -> list[int]:
         """Seeds with a finished cell of this arm."""
@@ -158,7 +164,7 @@ def declared_endpoints(sets: Sequence[TestSet]) -> list[Endpoint]:
         label = f"zero-shot, mean over {len(zero_shot)} sets"
         endpoints.append(Endpoint(name="mean_zero_shot", label=label, short=f"zero-shot over {len(zero_shot)} sets", sets=zero_shot))
     if zero_shot:
-        main = next((s for s in zero_shot if s.dataset in _IMAGENET), zero_shot[0])
+        main = next((s for s in zero_shot if s.dataset in IMAGENET), zero_shot[0])
         label = f"zero-shot {per_item.METRIC_NAMES.get(main.metric, main.metric)} on {main.dataset}"
         endpoints.append(Endpoint(name="main_zero_shot", label=label, short=f"zero-shot {main.dataset}", sets=(main,)))
     if retrieval:
@@ -176,8 +182,10 @@ def set_endpoint(test_set: TestSet) -> Endpoint:
     return Endpoint(name=f"{test_set.dataset}_{test_set.task}", label=label, short=test_set.dataset, sets=(test_set,))
 
 
-def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict[str, Any] | None:
+def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint, *, items_too: bool = True) -> dict[str, Any] | None:
     """Arm minus `against`, paired by seed, on one endpoint; None where no seed has both.
+
+    Without `items_too` the interval over items, which takes longest, is made with one seed only, where it is the only one.
 
     Returns:
         JSON: seeds, differences, mean, low, high, over (`seeds`: t-interval; `items`: bootstrap, one seed), no_interval (why
@@ -192,7 +200,9 @@ def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint) -> dict
         return None
     seeds = [seed for seed, _, _ in pairs]
     differences = [ours - theirs for _, ours, theirs in pairs]
-    over_items, why = _item_interval(scores, arm, against, endpoint, seeds, float(np.mean(differences)))
+    over_items, why = None, ""
+    if items_too or len(seeds) == 1:
+        over_items, why = _item_interval(scores, arm, against, endpoint, seeds, float(np.mean(differences)))
     interval, over = (paired_t(differences, endpoint.resolution), "seeds") if len(seeds) > 1 else (over_items, "items")
     return {
         "arm": arm,

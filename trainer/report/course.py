@@ -121,10 +121,9 @@ def through_time(scores: Scores, endpoints: Sequence[Endpoint]) -> list[dict[str
                 known = [figure for figure in figures if figure is not None]
                 if len(known) == len(endpoint.sets):
                     epoch = settings.epochs * step / run.committed.step
-                    figure = sum(known) / len(known)
-                    rows.append(
-                        {"endpoint": endpoint.name, "arm": cell.arm, "seed": cell.seed, "step": step, "epoch": epoch, "value": figure}
-                    )
+                    whose = {"endpoint": endpoint.name, "arm": cell.arm, "seed": cell.seed}
+                    seen = settings.global_batch_size * step
+                    rows.append({**whose, "step": step, "epoch": epoch, "samples": seen, "value": sum(known) / len(known)})
     return rows
 
 

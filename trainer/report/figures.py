@@ -69,8 +69,13 @@ def curves(
     series: Mapping[str, Sequence[Curve]],
     arms: Sequence[str],
     levels: Mapping[str, float] | None = None,
+    *,
+    doubling: bool = False,
 ) -> Panel:
-    """Lines over training, one colour an arm: the mean over seeds, each seed thin beside it; `levels` are named horizontal lines."""
+    """Lines over training, one colour an arm: the mean over seeds, each seed thin beside it; `levels` are named horizontal lines.
+
+    With `doubling` x counts samples, and a doubling of them is as wide everywhere.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _panel(title, x_label, y_label, 2.7)
         for arm, seeds in series.items():
@@ -83,9 +88,37 @@ def curves(
             for x, y in seeds if shared else []:
                 axes.plot(*_thin(x, y), color=colour, alpha=0.35, linewidth=0.8)
         axes.set_xlim(left=0)
+        if doubling:
+            _double(axes, [x for seeds in series.values() for xs, _ in seeds for x in xs])
         _levels(axes, levels or {})
         _legend(figure, axes)
         return Panel(svg=_svg(figure, title), caption="", alt=_curves_alt(title, x_label, y_label, series))
+
+
+def differences(title: str, x_label: str, series: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str]) -> Panel:
+    """Differences over training with a band of their 95 % intervals, one colour an arm; x as in `curves` with `doubling`.
+
+    Args:
+        title: of the panel.
+        x_label: what x counts.
+        series: arm -> rows with samples, mean, low and high.
+        arms: all arms, for colours.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel(title, x_label, "points", 2.7)
+        words = []
+        for arm, rows in series.items():
+            colour, x = arm_colour(arms, arm), [row["samples"] for row in rows]
+            marker = _MARKERS[list(arms).index(arm) % 8]
+            axes.plot(x, [100 * row["mean"] for row in rows], color=colour, label=arm, marker=marker, markersize=3.5)
+            low, high = ([np.nan if row[end] is None else 100 * row[end] for row in rows] for end in ("low", "high"))
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            words.append(f"{arm}: " + ", ".join(f"{_count(row['samples'])} {points(row['mean'])} ({_span(row)})" for row in rows))
+        axes.axhline(0, color=_INK, linewidth=1.0)
+        axes.set_xlim(left=0)
+        _double(axes, [row["samples"] for rows in series.values() for row in rows])
+        _legend(figure, axes)
+        return Panel(svg=_svg(figure, title), caption="", alt=f"{title}, in percentage points against {x_label}. {'; '.join(words)}.")
 
 
 def forest(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], colours: Sequence[str], bold: int) -> Panel:
@@ -154,6 +187,29 @@ def _panel(title: str, x_label: str, y_label: str, height: float) -> tuple[Figur
     axes.set_ylabel(y_label)
     axes.tick_params(length=0)
     return figure, axes
+
+
+def _double(axes: Axes, samples: Sequence[float]) -> None:
+    """An x axis of samples on which 0 has a place, and from the first moment on each doubling is as wide."""
+    moments = sorted(set(samples))
+    first = next((x for x in moments if x > 0), 1.0)
+    axes.set_xscale("symlog", base=2, linthresh=first, linscale=0.5)
+    axes.set_xlim(0, max(moments[-1], first) * 1.06)
+    shown = [x for x in moments if x in (0, moments[-1]) or (x >= first and x <= moments[-1] / 1.5)]
+    spread: list[float] = []
+    for x in shown:  # as many as have room
+        if not spread or x == moments[-1] or x >= 1.9 * spread[-1]:
+            spread.append(x)
+    axes.set_xticks(spread, [_count(x) for x in spread])
+    axes.minorticks_off()
+
+
+def _count(value: float) -> str:
+    """A number of samples, short: 950, 1.5 k, 474 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def _levels(axes: Axes, levels: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from trainer.config import Recipe
 from trainer.configs.evaluation_sets import SETS
 from trainer.errors import InputError
 from trainer.labels import registered as kinds_of_labels
-from trainer.report import compare, course
+from trainer.report import compare, course, families, trajectory
 from trainer.report import items as per_item
 from trainer.report.answer import answer
 from trainer.report.experiment import Experiment
@@ -52,10 +52,13 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "sets": set_rows,
         "metrics": _metrics(experiment),
         "field_sets": _field_sets(sets),
+        "families": families.families(scores, sets),
+        "expectations": families.expectations(experiment, scores, sets),
         "sign_tests": compare.signs(set_rows),
         "two_afc": course.two_afc_rows(experiment),
         "twins": twins(experiment, sets),
         "through_time": followed,
+        "trajectory": trajectory.trajectory(scores, endpoints, followed),
         "stages": course.stage_rows(experiment),
         "efficiency": course.efficiency(scores, endpoints, followed),
         "comparison": _comparison(scores, endpoints, others),

@@ -5,6 +5,7 @@ from typing import Any
 
 from trainer.arms import BASELINE
 from trainer.report.items import RECALLS, RECALLS_ANY_TWIN
+from trainer.report.trajectory import retained
 
 Rows = list[dict[str, Any]]
 
@@ -29,6 +30,8 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
         "cost": cost(document["stages"]),
         "reached": reached(document["efficiency"]),
         "course": course(document),
+        "onsets": onsets(document),
+        "survival": survival(document),
     }
 
 
@@ -151,6 +154,36 @@ def course(document: dict[str, Any]) -> Rows:
         if table:
             tables.append({"label": endpoint["label"], "arms": arms, "rows": table})
     return tables
+
+
+def onsets(document: dict[str, Any]) -> Rows:
+    """Each pair and endpoint that was followed, with the onset and its interval in words."""
+    return [row | {"at": _onset_at(row), "interval": _onset_interval(row)} for row in document["trajectory"]["onsets"]]
+
+
+def _onset_at(row: dict[str, Any]) -> str:
+    if row["epoch"] is None:
+        return "not reached"
+    after = "" if row["after"] is None else f", not yet at {row['after']:.3g}"
+    return f"epoch {row['epoch']:.3g}{after}"
+
+
+def _onset_interval(row: dict[str, Any]) -> str:
+    low, high = ("not reached" if row[end] is None else f"epoch {row[end]:.3g}" for end in ("low", "high"))
+    return low if low == high else f"{low} to {high}"
+
+
+def survival(document: dict[str, Any]) -> Rows:
+    """What is left of the prior at each moment, arm by arm, means over seeds."""
+    rows = document["trajectory"]["survival"]
+    averaged = ("accuracy", "untrained", "tower", "start_cosine")
+    table = []
+    for arm, epoch in dict.fromkeys((row["arm"], round(row["epoch"], 6)) for row in rows):
+        own = [row for row in rows if (row["arm"], round(row["epoch"], 6)) == (arm, epoch)]
+        means = {key: mean(row[key] for row in own) for key in averaged}
+        left = retained(means["accuracy"], means["untrained"], means["tower"])
+        table.append({"arm": arm, "epoch": epoch, "samples": own[0]["samples"], "retained": left, **means})
+    return table
 
 
 def mean(values: Iterable[float | None]) -> float | None:

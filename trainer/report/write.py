@@ -26,6 +26,7 @@ from trainer.storage.base import absolute
 from trainer.storage.documents import encode_document
 
 _CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "ceiling", "num_items", "final")
+_SEEN = "pairs seen in stage 2"
 _SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
 
 
@@ -91,6 +92,8 @@ def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> 
         "two_afc": _two_afc(document, arms),
         "training": _training(experiment, arms),
         "through_time": _through_time(document, arms),
+        "differences": _differences_through_time(document, arms),
+        "prior": _prior(document, arms),
     }
 
 
@@ -235,8 +238,32 @@ def _through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures
         rows = [row for row in document["through_time"] if row["endpoint"] == endpoint["name"]]
         for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
             own = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
-            series.setdefault(arm, []).append(([row["epoch"] for row in own], [100 * row["value"] for row in own]))
+            series.setdefault(arm, []).append(([row["samples"] for row in own], [100 * row["value"] for row in own]))
         if figures.has_course(series):
             levels = {} if endpoint["chance"] is None else {"chance": 100 * endpoint["chance"]}
-            drawn.append(figures.curves(endpoint["label"], "epoch of stage 2", "%", series, arms, levels))
+            drawn.append(figures.curves(endpoint["label"], _SEEN, "%", series, arms, levels, doubling=True))
     return drawn
+
+
+def _differences_through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
+    """Each endpoint: every arm minus the baseline at each moment that both have."""
+    drawn = []
+    rows = [row for row in document["trajectory"]["differences"] if row["against"] == BASELINE]
+    for endpoint in document["endpoints"]:
+        own = [row for row in rows if row["endpoint"] == endpoint["name"]]
+        series = {arm: [row for row in own if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in own)}
+        if series:
+            drawn.append(figures.differences(f"{endpoint['label']}: minus {BASELINE}", _SEEN, series, arms))
+    return drawn
+
+
+def _prior(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
+    """How like its start the vision tower is through stage 2."""
+    series: dict[str, list[figures.Curve]] = {}
+    rows = [row for row in document["trajectory"]["survival"] if row["start_cosine"] is not None]
+    for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
+        own = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
+        series.setdefault(arm, []).append(([row["samples"] for row in own], [row["start_cosine"] for row in own]))
+    if not figures.has_course(series):
+        return []
+    return [figures.curves("Similarity of the vision tower to its start", _SEEN, "cosine of weights", series, arms, doubling=True)]

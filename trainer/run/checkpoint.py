@@ -11,12 +11,12 @@ import logging
 import mmap
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,14 +26,15 @@ from torch import Tensor
 from trainer.config import canonical_hash, differing_keys
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.model.towers import find_nonfinite
-from trainer.run.hostcopy import FileImage, MemoryFile
+from trainer.run.hostcopy import FileImage, put_file
 from trainer.storage import checked, join, layout, open_store, read_bytes, write_bytes
-from trainer.storage.base import MissingObject, ObjectInfo, local_path
+from trainer.storage.base import MissingObject
 from trainer.storage.committed import NAME, Committed, find_damage, read_committed, write_committed
 from trainer.storage.fence import Fence
 from trainer.storage.recipes import shown
 
 FORMAT_VERSION = 1
+CHECKPOINTS = "checkpoints"
 STATE_FILE, MODEL_FILE, OPTIMIZER_FILE = "state.json", "model.safetensors", "optimizer.safetensors"
 TensorFiles = Mapping[str, Mapping[str, Tensor]]
 log = logging.getLogger("trainer")
@@ -80,7 +81,7 @@ class Writer:
         facts: Mapping[str, Any],
         *,
         beside: Mapping[str, bytes],
-        keep: bool,
+        keep: bool = False,
     ) -> None:
         """Copy `tensors` to host memory and return; the rest happens in the background.
 
@@ -91,23 +92,40 @@ class Writer:
             facts: go to COMMITTED.json.
             beside: text of the stage's folder as it is at this step, sealed with the checkpoint; progress.jsonl is also
                 written to that folder, where people look.
-            keep: never delete this one.
+            keep: also keep the weights alone, as `keep` does.
 
         Raises:
             RunError: the previous save failed; what it says is its cause.
         """
-        self.wait()
-        began = time.monotonic()
-        for name, part in tensors.items():
-            image = self._images.get(name)
-            if image is None or not image.fits(part):
-                image = self._images[name] = FileImage(part)
-            image.fill(part)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        began = self._copy(tensors)
         content = json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}, indent=1, sort_keys=True).encode()
-        seal = {"step": step, "facts": {**facts, "kept": keep}}
-        self._pending = self._thread.submit(self._store, step, content, seal, dict(beside), began)
+
+        def store() -> float:
+            if keep:  # first: no run goes on from a checkpoint whose step is to be kept and is not
+                self._store_kept(step, facts)
+            self._store(step, content, facts, beside)
+            return time.monotonic() - began
+
+        self._pending = self._thread.submit(store)
+
+    def keep(self, step: int, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Copy the weights to host memory and return; in the background they are stored and sealed, and never deleted.
+
+        Args:
+            step: optimiser steps done.
+            weights: tensors by name, on any device.
+            facts: go to COMMITTED.json.
+
+        Raises:
+            RunError: the previous save failed; what it says is its cause.
+        """
+        began = self._copy({MODEL_FILE: weights})
+
+        def store() -> float:
+            self._store_kept(step, facts)
+            return time.monotonic() - began
+
+        self._pending = self._thread.submit(store)
 
     def wait(self) -> None:
         """Wait until the last save is committed; raise what went wrong in it."""
@@ -122,25 +140,48 @@ class Writer:
         finally:
             self._thread.shutdown()
 
-    def _store(self, step: int, content: bytes, seal: dict[str, Any], beside: dict[str, bytes], began: float) -> float:
+    def _copy(self, tensors: TensorFiles) -> float:
+        """Bring `tensors` to host memory once the last save is through; the time when this began."""
+        self.wait()
+        began = time.monotonic()
+        for name, part in tensors.items():
+            image = self._images.get(name)
+            if image is None or not image.fits(part):
+                image = self._images[name] = FileImage(part)
+            image.fill(part)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return began
+
+    def _store(self, step: int, content: bytes, facts: Mapping[str, Any], beside: Mapping[str, bytes]) -> None:
         folder = layout.checkpoint(self._output, step)
-        store = open_store(folder)
-        store.delete(join(folder, NAME))  # an earlier run's seal must not vouch for our files
-        for name, image in self._images.items():
-            if broken := find_nonfinite(image.views):
-                raise RunError(f"{join(folder, name)}: {broken} holds numbers that are not finite: not saved")
-        contents = {STATE_FILE: memoryview(content), **{name: image.bytes() for name, image in self._images.items()}}
-        contents |= {name: memoryview(data) for name, data in beside.items()}
-        files = {name: _put(folder, name, data)[0] for name, data in contents.items()}
+        others = {STATE_FILE: memoryview(content), **{name: memoryview(data) for name, data in beside.items()}}
+        files = self._put_all(folder, self._images, others)
         if layout.PROGRESS in beside:
             write_bytes(layout.progress(self._output), beside[layout.PROGRESS])
-        self._fence.check()
-        write_committed(folder, Committed(recipe_hash=self._recipe_hash, attempt=self._fence.attempt, files=files, **seal))
+        self._seal(folder, step, files, facts)
         self._prune(step)
-        return time.monotonic() - began
+
+    def _store_kept(self, step: int, facts: Mapping[str, Any]) -> None:
+        folder = layout.kept(self._output, step)
+        self._seal(folder, step, self._put_all(folder, {MODEL_FILE: self._images[MODEL_FILE]}, {}), facts)
+
+    def _put_all(self, folder: str, images: Mapping[str, FileImage], others: Mapping[str, memoryview]) -> dict[str, dict[str, Any]]:
+        """Store the files of a folder, whose seal is to follow: name -> what the seal says of each."""
+        open_store(folder).delete(join(folder, NAME))  # an earlier run's seal must not vouch for our files
+        for name, image in images.items():
+            if broken := find_nonfinite(image.views):
+                raise RunError(f"{join(folder, name)}: {broken} holds numbers that are not finite: not saved")
+        contents = {**others, **{name: image.bytes() for name, image in images.items()}}
+        return {name: put_file(folder, name, data)[0] for name, data in contents.items()}
+
+    def _seal(self, folder: str, step: int, files: dict[str, dict[str, Any]], facts: Mapping[str, Any]) -> None:
+        self._fence.check()
+        own, attempt = self._recipe_hash, self._fence.attempt
+        write_committed(folder, Committed(recipe_hash=own, attempt=attempt, step=step, files=files, facts=dict(facts)))
 
     def _prune(self, step: int) -> None:
-        """Keep the newest `keep_last` up to `step`, those marked kept, and whatever is newer; delete the rest, seal first."""
+        """Keep the newest `keep_last` up to `step`, those that 0.1.0 marked as kept, and whatever is newer; delete the rest, seal first."""
         found = {known: uris for known, uris in _listed(self._output).items() if known <= step}
         newest: list[int] = []
         for known in sorted(found, reverse=True):
@@ -187,9 +228,9 @@ def write_final(
     for name, data in copies.items():
         write_bytes(join(folder, name), data)
     names = [path.name for path in sorted(local.iterdir())]
-    written = {f"{layout.FINAL}/{name}": _put(folder, name, _mapped(local / name)) for name in names}
+    written = {f"{layout.FINAL}/{name}": put_file(folder, name, _mapped(local / name)) for name in names}
     for name, data in beside.items():
-        written |= {place: _put(output, place, memoryview(data)) for place in (f"{layout.FINAL}/{name}", name)}
+        written |= {place: put_file(output, place, memoryview(data)) for place in (f"{layout.FINAL}/{name}", name)}
     seal = Committed(
         recipe_hash=recipe_hash,
         attempt=fence.attempt,
@@ -206,9 +247,10 @@ def write_final(
 
 
 def clear(output: str) -> None:
-    """Delete every checkpoint of a stage's folder (`resume: never`)."""
-    for uris in _listed(output).values():
-        _delete(uris)
+    """Delete every checkpoint of a stage's folder, and the weights that were kept (`resume: never`)."""
+    for folder in (CHECKPOINTS, layout.TRAJECTORY):
+        for uris in _listed(output, folder).values():
+            _delete(uris)
 
 
 def written_by(output: str, attempt: int) -> bool:
@@ -319,45 +361,18 @@ def _verified(uri: str, facts: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _put(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], ObjectInfo]:
-    """Store one file; how a seal names it, and what the store says of it.
-
-    A store on S3 has compared what it received; a file is read back.
-
-    Raises:
-        Corrupt: the file system does not give back what was written.
-    """
-    uri = join(folder, name)
-    store = open_store(uri)
-    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing
-        described = beside.submit(checked.describe, data)
-        info = store.put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
-        if local_path(uri) is not None and not _are_equal(store.stream(uri), data):
-            raise Corrupt(f"{uri}: the file system does not give back what was just written")
-        return described.result(), info
-
-
 def _mapped(path: Path) -> memoryview:
     """The bytes of a local file."""
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if path.stat().st_size else b"")
 
 
-def _are_equal(pieces: Iterable[bytes], data: memoryview) -> bool:
-    position = 0
-    for piece in pieces:
-        if piece != data[position : position + len(piece)].tobytes():
-            return False
-        position += len(piece)
-    return position == len(data)
-
-
-def _listed(output: str) -> dict[int, list[str]]:
+def _listed(output: str, folder: str = CHECKPOINTS) -> dict[int, list[str]]:
     """Step -> URIs of the objects in its folder, sealed or not."""
-    prefix = join(output, "checkpoints")
+    prefix = join(output, folder)
     found: dict[int, list[str]] = {}
     for info in open_store(prefix).list(prefix):
-        match = re.search(r"/checkpoints/step-(\d+)/", info.uri)
+        match = re.search(rf"/{folder}/step-(\d+)/", info.uri)
         if match:
             found.setdefault(int(match[1]), []).append(info.uri)
     return found

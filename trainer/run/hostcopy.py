@@ -6,11 +6,16 @@ while it writes.
 
 import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
+
+from trainer.errors import Corrupt
+from trainer.storage import checked, join, open_store
+from trainer.storage.base import ObjectInfo, local_path
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
@@ -88,3 +93,30 @@ class MemoryFile(io.RawIOBase):
         buffer[: len(part)] = part
         self._position += len(part)
         return len(part)
+
+
+def put_file(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], ObjectInfo]:
+    """Store one file; how a seal names it, and what the store says of it.
+
+    A store on S3 has compared what it received; a file is read back.
+
+    Raises:
+        Corrupt: the file system does not give back what was written.
+    """
+    uri = join(folder, name)
+    store = open_store(uri)
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing
+        described = beside.submit(checked.describe, data)
+        info = store.put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
+        if local_path(uri) is not None and not _are_equal(store.stream(uri), data):
+            raise Corrupt(f"{uri}: the file system does not give back what was just written")
+        return described.result(), info
+
+
+def _are_equal(pieces: Iterable[bytes], data: memoryview) -> bool:
+    position = 0
+    for piece in pieces:
+        if piece != data[position : position + len(piece)].tobytes():
+            return False
+        position += len(piece)
+    return position == len(data)

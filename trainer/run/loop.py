@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trainer.config import OptimizerConfig, StageConfig, stream_seed
+from trainer.config import OptimizerConfig, StageConfig, kept_epochs, stream_seed
 from trainer.device import Leaving
 from trainer.errors import RunError, Stopped
 from trainer.model import distributed, optimizer
@@ -125,6 +125,9 @@ class _Cadence:
     def __init__(self, run: Run) -> None:
         self._placement, self._run = run.config.placement, run
         self._logged, self._saved = run.state.step, time.monotonic()
+        place, per_epoch = run.config.placement, run.steps_per_epoch
+        epochs = kept_epochs(run.steps // per_epoch, trajectory=place.trajectory, every=place.checkpoint_every_epochs)
+        self._kept = {epoch * per_epoch for epoch in epochs}
 
     def steps_to_log(self, stop: bool) -> int:
         """Steps since the last line of the log where one is due, else 0."""
@@ -136,20 +139,18 @@ class _Cadence:
         return since
 
     def save(self, stop: bool) -> bool:
-        """Whether a checkpoint is due; behind the last step only one that is kept."""
+        """Whether a checkpoint is due; never after the last step, where the final model is written."""
         step, placement = self._run.state.step, self._placement
         due = placement.checkpoint_every_steps > 0 and step % placement.checkpoint_every_steps == 0
         due = due or stop or time.monotonic() - self._saved >= placement.checkpoint_every_minutes * 60
-        due = self.keep() or (due and step < self._run.steps)
+        due = due and step < self._run.steps
         if due:
             self._saved = time.monotonic()
         return due
 
     def keep(self) -> bool:
-        """Whether this step's checkpoint is one of those kept by epoch."""
-        epochs, rest = divmod(self._run.state.step, self._run.steps_per_epoch)
-        every = self._placement.checkpoint_every_epochs
-        return rest == 0 and every > 0 and epochs % every == 0
+        """Whether the weights of this step are among those kept by epoch."""
+        return self._run.state.step in self._kept
 
 
 def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
@@ -165,6 +166,8 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
     batches = loader.batches(state.step)
     run.stage.module.train()
     records.say(run, {})
+    if state.step == 0 and cadence.keep():  # of later epochs a run that goes on has them: they are sealed before any later checkpoint
+        records.keep_weights(run)
     distributed.communication_seconds()  # what came before the first step does not count
     with _watched(run) as beat:
         while state.step < run.steps:
@@ -182,16 +185,19 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
                 with timer.measure("evaluation"):
                     figures.update(run.stage.end_epoch(state.step // run.steps_per_epoch - 1))
             stop = stops.asked()
-            steps, save = cadence.steps_to_log(stop), cadence.save(stop)
+            steps, save, keep = cadence.steps_to_log(stop), cadence.save(stop), cadence.keep()
             times = None
             if steps:
                 timer.add("communication", distributed.communication_seconds())
                 times = timer.take(steps, steps * run.global_batch_size)
             run.leaving.add(state.step, figures if steps else {SKIPPED: figures[SKIPPED]}, times)
-            _tell(run, wait=stop or save or state.step == run.steps)
-            if save:
+            _tell(run, wait=stop or save or keep or state.step == run.steps)
+            if save or keep:
                 with timer.measure("saving"):
-                    records.save(run, cadence.keep())
+                    if save:
+                        records.save(run, keep)
+                    else:
+                        records.keep_weights(run)
             beat()
             if stop and state.step < run.steps:
                 _stop(run)

@@ -162,7 +162,7 @@ def writer(config: StageConfig, fence: Fence) -> checkpoint.Writer:
 
 
 def save(run: Run, keep: bool) -> None:
-    """Save a checkpoint of the present step, on rank 0; `keep` marks one that is never deleted."""
+    """Save a checkpoint of the present step, on rank 0; `keep`: and its weights alone, for good."""
     if run.writer is None or run.lines is None:
         return
     began = time.perf_counter()
@@ -172,7 +172,7 @@ def save(run: Run, keep: bool) -> None:
     }
     if run.stage.memory:
         tensors["memory.safetensors"] = run.stage.memory
-    facts = {"data_identity": run.config.data.identity, "world_size": run.dist.world_size, "threads": torch.get_num_threads()}
+    facts = _facts(run)
     state = {
         "nonfinite_steps": run.state.nonfinite_steps,
         "seconds": run.state.seconds,
@@ -186,6 +186,16 @@ def save(run: Run, keep: bool) -> None:
     run.writer.save(run.state.step, tensors, state, facts, beside=beside, keep=keep)
     if run.endpoint is not None:
         run.endpoint.saved(time.perf_counter() - began, run.writer.last_seconds)
+
+
+def keep_weights(run: Run) -> None:
+    """Keep the weights of the present step for good, on rank 0. It is no checkpoint, and does not count as one."""
+    if run.writer is not None:
+        run.writer.keep(run.state.step, run.stage.module.state_dict(), _facts(run))
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    return {"data_identity": run.config.data.identity, "world_size": run.dist.world_size, "threads": torch.get_num_threads()}
 
 
 def finish(run: Run) -> None:

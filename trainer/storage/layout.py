@@ -9,6 +9,7 @@ from trainer.storage.base import join
 CONFIG, LINEAGE, PROGRESS, LOG, FAILURE = "config.yaml", "lineage.json", "progress.jsonl", "log.txt", "failure.json"
 """What lies in a job's folder beside its results; of a job that only measures or stages, LOG, FAILURE and perhaps CONFIG."""
 FINAL = "final"
+TRAJECTORY = "trajectory"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
@@ -50,7 +51,7 @@ def cell(experiment_uri: str, arm: str, seed: int, point: str = "") -> str:
 
 
 def stage(cell_uri: str, name: str) -> str:
-    """A stage of a cell (contrastive, posthoc): config.yaml, lineage.json, progress.jsonl, checkpoints/, final/."""
+    """A stage of a cell (contrastive, posthoc): config.yaml, lineage.json, progress.jsonl, checkpoints/, trajectory/, final/."""
     return join(cell_uri, name)
 
 
@@ -97,6 +98,11 @@ def attempt(stage_uri: str) -> str:
 def checkpoint(stage_uri: str, step: int) -> str:
     """The checkpoint of one step."""
     return join(stage_uri, "checkpoints", f"step-{step:09d}")
+
+
+def kept(stage_uri: str, step: int) -> str:
+    """The weights of one step, kept for curves through time."""
+    return join(stage_uri, TRAJECTORY, f"step-{step:09d}")
 
 
 def hung(stage_uri: str, step: int, rank: int) -> str:

@@ -74,6 +74,7 @@ _REMADE = "healed: the stage is made again from its newest intact checkpoint"
 _RECORD = "healed: put back from the copy in final/; where that is damaged too, the stage is made again"
 _RESTAGED = "healed: staged again from its source; refused by name where the source no longer gives the same bytes"
 _PASSED_OVER = "healed: passed over for the one before it, the stage begins again where none is left; its folder may be deleted"
+_NOT_KEPT = "harmless: the epoch counts as not kept; what was measured of it before stays"
 _SCRATCH = "harmless: never listed; a writer that lives notices that it is gone, what a dead one left is swept by whoever comes next"
 _LOG = "harmless: for people only"
 _CHECKED = "healed: the files that it names are hashed again"
@@ -158,6 +159,9 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("checkpoint's seal", "{stage}/checkpoints/{name}/COMMITTED.json", "trainer.storage.committed", "trainer.run.starting",
           _PASSED_OVER, _PASSED_OVER, _PASSED_OVER, _NEVER),
     _kind("file of a checkpoint", "{stage}/checkpoints/{name}/{rest}", "trainer.run.checkpoint", "trainer.run.starting", _PASSED_OVER),
+    _kind("seal of kept weights", "{stage}/trajectory/{name}/COMMITTED.json", "trainer.storage.committed", "trainer.evaluation.jobs",
+          _NOT_KEPT, _NOT_KEPT, _NOT_KEPT, _NEVER),
+    _kind("kept weights", "{stage}/trajectory/{name}/{rest}", "trainer.run.checkpoint", "trainer.evaluation.measure", _NOT_KEPT),
     _kind("stacks of a step that hung", "{stage}/hung/{name}/{name}.txt", "trainer.run.loop", "", _LOG),
     _kind("profiler's trace", "{stage}/profile/{name}.json", "trainer.run.health", "", _LOG),
     # ------------------------------------------------------------------------------------------------ evaluation

@@ -145,12 +145,15 @@ def test_memory_that_nobody_knows_is_not_compared():
 
 
 def test_disk_counts_kept_checkpoints():
-    """Two kept, one being written, 0.6 GB of final; by epoch, what is asked for on top."""
+    """Two kept, one being written, 0.6 GB of final; weights by epoch, without the optimiser's state, on top."""
     stage = contrastive()
-    kept = dataclasses.replace(stage, placement=dataclasses.replace(stage.placement, checkpoint_every_epochs=4))
+    kept = dataclasses.replace(stage, placement=dataclasses.replace(stage.placement, checkpoint_every_epochs=4, trajectory=True))
 
     assert estimate(stage, YFCC15M, Machines()).disk == pytest.approx(3 * 1.815e9 + 0.605e9, rel=1e-3)
-    assert estimate(kept, YFCC15M, Machines()).checkpoints == 11
+    by_epoch = estimate(kept, YFCC15M, Machines())
+    assert by_epoch.kept_epochs == [0, 1, 2, 4, 8, 12, 16, 20, 24, 28]
+    assert by_epoch.disk == pytest.approx(3 * 1.815e9 + 11 * 0.605e9, rel=1e-3)
+    assert "weights at epochs 0, 1, 2, 4, 8, 12, 16, 20, 24, 28: 10 x 0.61 GB" in by_epoch.lines()[-1]
     assert estimate(stage, YFCC15M, Machines(), {"keep_last": 5}).checkpoints == 6
 
 

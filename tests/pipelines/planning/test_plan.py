@@ -16,6 +16,8 @@ from trainer.errors import InputError
 from trainer.storage import join, layout, plans, read_bytes, read_json, read_text, write_bytes, write_json
 from trainer.storage.plans import read_plan
 
+MOVED = {"data": {"uri": "elsewhere", "identity": "p"}}
+
 
 def experiment_of(root: str, recipe: str = "smoke", **weights: str) -> plan.Experiment:
     """An experiment on data that nobody reads."""
@@ -260,7 +262,7 @@ def test_planning_the_same_again_parses_nothing(tmp_path: Path, monkeypatch: pyt
     assert {path: text for path, text in after.items() if before[path] != text}.keys() == {Path(asked.uri, "plan.json")}
 
 
-@pytest.mark.parametrize("change", [{"data": {"uri": "elsewhere", "identity": "p"}}, {"placement": {"checkpoint_every_epochs": 3}}, None])
+@pytest.mark.parametrize("change", [MOVED, {"placement": {"checkpoint_every_epochs": 3}}, {"placement": {"trajectory": True}}, None])
 def test_a_configuration_that_says_something_else_is_written_anew(tmp_path: Path, change: dict[str, Any] | None):
     """Data that moved, or an evaluation's file that nobody can read; the recipe is the same."""
     asked = experiment_of(str(tmp_path))
@@ -356,11 +358,13 @@ def test_a_set_that_is_not_there_is_said_before_anything_is_trained(tmp_path: Pa
 
 
 def test_evaluation_through_time_keeps_the_checkpoints_it_needs():
-    """evaluation.every_epochs decides which checkpoints the contrastive stage keeps."""
-    recipe = Recipe(evaluation=dataclasses.replace(Recipe().evaluation, every_epochs=4))
-    asked = dataclasses.replace(experiment_of("/r"), recipe=recipe)
+    """The recipe's evaluation decides of which epochs the contrastive stage keeps the weights; no recipe hash knows of it."""
+    recipe = Recipe(evaluation=dataclasses.replace(Recipe().evaluation, every_epochs=4, trajectory=True))
+    asked = [dataclasses.replace(experiment_of("/r"), recipe=one) for one in (recipe, Recipe())]
 
-    assert plan.resolve(asked, parse_arms("random")[0], 0).contrastive.placement.checkpoint_every_epochs == 4
+    stage, plain = (plan.resolve(one, parse_arms("random")[0], 0).contrastive for one in asked)
+    assert (stage.placement.checkpoint_every_epochs, stage.placement.trajectory) == (4, True)
+    assert recipe_hash(stage) == recipe_hash(plain)
 
 
 def test_judged_needs_flips_judgement_of_peoples_triplets():

@@ -1,5 +1,6 @@
 """`run --dry-run`: the manifests that would be submitted and what they take; no cluster, nothing written."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,15 @@ def test_an_experiment_is_checked_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert main(["run", "--dry-run", "--root", str(tmp_path), "--recipe", "smoke"]) == 0
     assert seen == [1]
+
+
+def test_what_the_trajectorys_evaluation_takes_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """At most a tenth of the GPU-hours that `paper` trains for, with every factor; the demo's recipes have none."""
+    _, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "random,perceptual")
+    found = re.findall(r"trajectory: 10 models at epochs [\d, ]+ x [\d,]+ pictures = [\d.]+ GPU-hours, ([\d.]+)% of the [\d.]+ of", text)
+    assert len(found) == 2
+    assert all(0 < float(share) <= 10 for share in found)
+    assert "weights at epochs 0, 1, 2, 4, 8, 12, 16, 20, 24, 28: 10 x 0.61 GB" in text
+
+    _, text = shown(capsys, tmp_path, "--recipe", "smoke", "--arms", "random")
+    assert "trajectory:" not in text

@@ -1,0 +1,214 @@
+"""What an evaluation takes, before anything is started: pictures, models, hours; and which part of it the trajectory is.
+
+As in cost.py every factor is printed, and what is assumed is marked. Pictures are decoded once for a group of models, while the towers
+run; texts (prompts and captions) are counted as a part of the pictures.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.planning.cost import CORE_GFLOPS, PEAK_TFLOPS, UTILISATION, Estimate, Machines, number
+from pipelines.planning.plan import Cell, Experiment
+from pipelines.planning.request import Request
+from pipelines.planning.sources import DEMO_PAIRS, NIGHTS_HELD_OUT
+from pipelines.planning.summary import MOST_NAMES
+from trainer.config import kept_epochs
+from trainer.configs import sizes
+from trainer.configs.evaluation_sets import SETS, find_set
+from trainer.errors import InputError
+from trainer.storage.manifest import Manifest, read_manifest, staged_sets
+
+MODELS_AT_ONCE = 4
+"""Models that share a pass over the pictures; a test compares it with the evaluation's own."""
+DECODED = 150.0
+"""Pictures of 500 px that a core decodes in a second with the exact decoder: assumed (row U of docs/BENCHMARKS.md: PIL, 206)."""
+FP32_SHARE = 1 / 16
+"""Of a GPU's rate in bf16: in fp32 without TF32, by the data sheets of A100 and H100."""
+TEXTS = 0.25
+"""Prompts and captions that are read for each picture: assumed (80,000 prompts for the 150,000 pictures of the ImageNet family)."""
+LIMIT = 0.10
+"""Of training's GPU-hours: a trajectory's evaluation is meant to stay below."""
+DEMO_HELD_OUT = 380
+"""Pictures of each of the demo's two evaluation sets."""
+_UNKNOWN_SET = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What each model is run on.
+
+    Attributes:
+        sets: pictures of the zero-shot and retrieval sets.
+        triplets: pictures of the held-out triplets.
+        said: where the figures are from.
+        known: whether all of them were counted.
+    """
+
+    sets: int
+    triplets: int
+    said: str
+    known: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """What the evaluation of one cell takes.
+
+    Attributes:
+        cell: which.
+        epochs: of stage 2, at which weights are kept and measured beside the final model.
+        whole: models measured on everything: untrained and final ones.
+        towers: models measured on triplets alone.
+        pictures: that they are run on.
+        machines: one GPU, or the CPU.
+        forward: pictures a second through one model, texts included.
+        training: device-hours of the stages that the cell trains.
+    """
+
+    cell: Cell
+    epochs: Sequence[int]
+    whole: int
+    towers: int
+    pictures: Pictures
+    machines: Machines
+    forward: float
+    training: float
+
+    @property
+    def each(self) -> int:
+        """Pictures that a model of the contrastive stage is run on."""
+        return self.pictures.sets + self.pictures.triplets
+
+    @property
+    def per_model(self) -> float:
+        """Seconds a picture: its towers', or its part of the decoding where that takes longer."""
+        return max(1 / self.forward, 1 / (DECODED * self.machines.cores * MODELS_AT_ONCE))
+
+    @property
+    def trajectory_hours(self) -> float:
+        """Of the models at kept epochs."""
+        return len(self.epochs) * self.each * self.per_model / 3600
+
+    @property
+    def other_hours(self) -> float:
+        """Of all other models."""
+        return (self.whole * self.each + self.towers * self.pictures.triplets) * self.per_model / 3600
+
+    @property
+    def share(self) -> float:
+        """Of the trajectory's evaluation in the device-hours of training."""
+        return self.trajectory_hours / self.training if self.training else 0.0
+
+    def basis(self) -> list[str]:
+        """What the figures stand on, a line each; the same for cells of one model on one machine."""
+        mark = "counted" if self.pictures.known else "assumed"
+        return [
+            f"{self.pictures.sets:,} pictures + {self.pictures.triplets:,} of triplets a model ({self.pictures.said}) [{mark}]",
+            f"rate: {number(self.forward)} pictures/s a model, {number(DECODED * self.machines.cores)} decoded, once for {MODELS_AT_ONCE} "
+            "models [assumed]",
+        ]
+
+    def takes(self) -> str:
+        """What the cell's evaluation takes, every factor in it."""
+        unit = "GPU" if self.machines.gpus_per_node else "process"
+        trajectory = ""
+        if self.epochs:
+            over = f" (more than {LIMIT:.0%}: fewer epochs, evaluation.every_epochs, or sets take less)" if self.share > LIMIT else ""
+            trajectory = (
+                f"trajectory: {len(self.epochs)} models at epochs {', '.join(map(str, self.epochs))} x {self.each:,} pictures "
+                f"= {number(self.trajectory_hours)} {unit}-hours, {self.share:.1%} of the {number(self.training)} of training{over}; "
+            )
+        towers = f" and {self.towers} tower on triplets" if self.towers else ""
+        total = number(self.other_hours + self.trajectory_hours)
+        return f"{trajectory}{self.whole} other models{towers}: {number(self.other_hours)}; in all {total} {unit}-hours a cell [assumed]"
+
+
+def measuring(experiment: Experiment, request: Request, cell: Cell, estimates: Sequence[Estimate], machines: Machines) -> Measuring:
+    """What the evaluation of a cell takes.
+
+    Args:
+        experiment: with its data as far as they are staged.
+        request: resolved.
+        cell: of the experiment.
+        estimates: of the stages that the cell trains.
+        machines: that evaluation runs on; of a node's GPUs it takes one.
+    """
+    models = [asked.stage for asked in cell.evaluation.models]
+    recipe = cell.recipe
+    kept = kept_epochs(recipe.contrastive.epochs, trajectory=recipe.evaluation.trajectory, every=recipe.evaluation.every_epochs)
+    one = dataclasses.replace(machines, nodes=1, gpus_per_node=min(machines.gpus_per_node, 1), processes_per_node=1)
+    return Measuring(
+        cell=cell,
+        epochs=kept if "contrastive" in models else [],
+        whole=len(models) - models.count("perceptual"),
+        towers=models.count("perceptual"),
+        pictures=pictures_of(experiment, request),
+        machines=one,
+        forward=_forward(cell, one),
+        training=sum(estimate.gpu_hours for estimate in estimates),
+    )
+
+
+def pictures_of(experiment: Experiment, request: Request) -> Pictures:
+    """What there is to measure on: counted where it is staged, else assumed; without given sets as many as the field has."""
+    pairs, triplets = (read_manifest(data.uri) if data.uri else None for data in (experiment.pairs, experiment.triplets))
+    sets = [read_manifest(place.uri) for place in staged_sets(experiment.pairs.uri, pairs)] if pairs else []
+    own = sum(_samples(manifest, "test") for manifest in sets if manifest)
+    given, all_known = _given(request.eval_sets)
+    of_triplets = 3 * sum(_samples(triplets, split) for split in ("val", "test")) if triplets else 0
+    said, known = f"{len(sets) + len(request.eval_sets)} sets", all_known and pairs is not None and triplets is not None
+    demo = request.pairs in ("", "demo") and experiment.recipe.contrastive.global_batch_size <= DEMO_PAIRS
+    if pairs is None and demo:
+        own, said = 2 * DEMO_HELD_OUT, "the demo's"
+    if triplets is None:
+        of_triplets = 3 * (int(0.28 * experiment.recipe.staging.demo_triplets) if demo else NIGHTS_HELD_OUT)
+    if not own + given:
+        given = sum(known_set.test_size for known_set in SETS if known_set.counted or known_set.task == "zeroshot_retrieval")
+        said, known = "no sets given: the 29 zero-shot and 2 retrieval sets of the field", False
+    return Pictures(sets=own + given, triplets=of_triplets, said=said, known=known)
+
+
+def _given(uris: Sequence[str]) -> tuple[int, bool]:
+    """Pictures of evaluation sets by their URIs, and whether all were counted; one in CLIP_benchmark's layout goes by its name."""
+    total, known = 0, True
+    for uri in uris:
+        manifest = read_manifest(uri)
+        known = known and manifest is not None
+        total += _samples(manifest, "test") if manifest else _by_name(uri.rstrip("/").rpartition("/")[2])
+    return total, known
+
+
+def _by_name(name: str) -> int:
+    try:
+        return find_set(name).test_size
+    except InputError:
+        return _UNKNOWN_SET
+
+
+def _samples(manifest: Manifest, split: str) -> int:
+    return sum(shard.num_samples for shard in manifest.split(split))
+
+
+def _forward(cell: Cell, machines: Machines) -> float:
+    size = sizes.sizes(cell.recipe.model)
+    flops = size.vision.flops(size.vision.tokens) + TEXTS * size.text.flops(size.text.tokens)
+    if not machines.gpus_per_node:
+        return machines.cores * CORE_GFLOPS * 1e9 / flops
+    known = next((name for name in sizes.PEAK_FLOPS if name in machines.gpu), "H100")
+    share = FP32_SHARE if cell.recipe.evaluation.precision == "fp32" else 1.0
+    return PEAK_TFLOPS * 1e12 * sizes.PEAK_FLOPS[known] / sizes.PEAK_FLOPS["H100"] * UTILISATION * share / flops
+
+
+def evaluation_lines(found: Sequence[Measuring]) -> list[str]:
+    """What the evaluations of an experiment take; what cells have in common is told once."""
+    alike: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for one in found:
+        alike.setdefault(tuple(one.basis()), {}).setdefault(one.takes(), []).append(one.cell.name)
+    lines = []
+    for (pictures, rate), groups in alike.items():
+        lines += [f"evaluation: {pictures}", f"  {rate}"]
+        for takes, names in groups.items():
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            lines.append(f"  {len(names)} x ({', '.join(names[:MOST_NAMES])}{more}): {takes}")
+    return lines
