@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from trainer.fields import at_least, recipe, require
 
 ALL = "all"
-MAX_PICTURES = 20_000
+MAX_PICTURES = 16_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +14,7 @@ class RepresentationConfig:
 
     sets: tuple[str, ...] = recipe((), "ours", "Evaluation sets whose pictures go through every layer, for CKA and RSA.")
     pictures: int = recipe(5000, "ours", "At most so many pictures of a set go through every layer, drawn by their names.")
-    rdms: tuple[str, ...] = recipe(
-        (), "ours", "URIs of dissimilarity matrices over pictures of a set: .csv, or .npy beside a .txt of names."
-    )
+    rdms: tuple[str, ...] = recipe((), "ours", "URIs of dissimilarity matrices of pictures of a set: .csv, or .npy beside a .txt of names.")
     probes: tuple[str, ...] = recipe((), "ours", "Zero-shot sets for linear probe, nearest neighbours and few-shot; [all]: every one.")
 
     def __post_init__(self) -> None:

@@ -20,7 +20,8 @@ def centred(features_ND: Array) -> NDArray[np.float32]:
     features = np.asarray(features_ND, np.float64)
     features = features - features.mean(axis=0)
     scale = float(np.sqrt(np.mean(features**2)))
-    return (features / scale if scale > 0 else features).astype(np.float32)
+    found: NDArray[np.float32] = (features / scale if scale > 0 else features).astype(np.float32)
+    return found
 
 
 def cka(features_ND: Array, others_NE: Array) -> float | None:
@@ -73,7 +74,7 @@ def dissimilarities(features_ND: Array) -> NDArray[np.float32]:
     return 1 - upper_triangle(unit @ unit.T)
 
 
-def upper_triangle(square_NN: NDArray[np.float32]) -> NDArray[np.float32]:
+def upper_triangle(square_NN: Array) -> Array:
     """What stands above the diagonal, row by row."""
     return np.concatenate([square_NN[row, row + 1 :] for row in range(len(square_NN))])
 

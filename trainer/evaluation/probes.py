@@ -15,7 +15,6 @@ from trainer.config import stream_seed
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-SHOTS = (1, 5, 16)
 FEW_SHOT_STRENGTH = 1 / 0.316
 """Lambda of the few-shot probes, which have no pictures to choose it on: CLIP's own example has C = .316 in scikit-learn's terms."""
 COARSE = tuple(float(exponent) for exponent in range(-6, 7, 2))
@@ -43,7 +42,7 @@ def nearest_neighbours(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, num_
     """
     train, test = F.normalize(train_ND, dim=-1), F.normalize(test_MD, dim=-1)
     found = []
-    for rows in test.split(_ROWS_AT_ONCE):
+    for rows in torch.split(test, _ROWS_AT_ONCE):
         similarity, nearest = (rows @ train.T).topk(min(NEIGHBOURS, len(train)), dim=-1)
         votes = torch.zeros(len(rows), num_classes, dtype=torch.float64, device=rows.device)
         votes.scatter_add_(1, labels_N[nearest], ((similarity.double() - 1) / TEMPERATURE).exp())
@@ -91,11 +90,11 @@ class LogisticRegression:
             solver.zero_grad()
             weights = inverse @ turned
             logits = torch.addmm(bias * scale, self._features, weights)
-            value = (F.cross_entropy(logits, self._labels, reduction="sum") + strength / 2 * (weights**2).sum()) / total**0.5
-            value.backward()  # type: ignore[no-untyped-call]
+            value: Tensor = (F.cross_entropy(logits, self._labels, reduction="sum") + strength / 2 * (weights**2).sum()) / total**0.5
+            value.backward()
             return value
 
-        solver.step(loss)
+        solver.step(loss)  # type: ignore[no-untyped-call]
         self._weights, self._bias = (inverse @ turned).detach(), (bias * scale).detach()
         return self._weights, self._bias - self._mean @ self._weights
 

@@ -23,7 +23,7 @@ from trainer.storage.figures import BLOCK, ITEMS, items_uri, read_figures, write
 
 IDENTIFYING = (
     "dataset", "task", "arm", "seed", "evaluation_version", "stage", "step", "recipe_hash", "checkpoint_sha256", "dataset_identity",
-    "prompts", "judge",
+    "prompts", "judge", "basis",
 )  # fmt: skip
 """What must be as wanted for a result to count as done: set and task, then keys of the block `firstsight` as far as they are wanted
 (the weights' hash too, where known)."""
@@ -130,6 +130,7 @@ class Outcome:
         num_items: test items.
         main_metric: the metric that the field reports for this set; empty: several.
         feature_rank: effective rank of the image features; None where there were none.
+        about: what else is to be known of how it was measured, such as the lambda of a linear probe.
     """
 
     metrics: Mapping[str, float | None]
@@ -142,6 +143,7 @@ class Outcome:
     twins: Mapping[str, int] = field(default_factory=dict)
     main_metric: str = ""
     feature_rank: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) -> None:
@@ -172,6 +174,7 @@ def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) 
             "twins": dict(outcome.twins),
             "main_metric": outcome.main_metric,
             "feature_rank": outcome.feature_rank,
+            **({"about": dict(outcome.about)} if outcome.about else {}),
         },
     }
     write_figures(wanted.json_uri, figures, buffer.getvalue())

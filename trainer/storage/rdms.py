@@ -141,7 +141,7 @@ def _check(uri: str, names: Sequence[str], values: NDArray[np.float64]) -> None:
         )
     most = float(np.abs(values).max())
     if (apart := np.abs(values - values.T)).max() > TOLERANCE * most:
-        row, column = np.unravel_index(int(apart.argmax()), apart.shape)
+        row, column = divmod(int(apart.argmax()), count)
         raise InputError(
             f"RDM {uri}: not symmetric: {values[row, column]:g} between {names[row]!r} and {names[column]!r}, "
             f"{values[column, row]:g} the other way"
