@@ -91,7 +91,7 @@ class LogisticRegression:
             weights = inverse @ turned
             logits = torch.addmm(bias * scale, self._features, weights)
             value: Tensor = (F.cross_entropy(logits, self._labels, reduction="sum") + strength / 2 * (weights**2).sum()) / total**0.5
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             return value
 
         solver.step(loss)  # type: ignore[no-untyped-call]
