@@ -1,6 +1,5 @@
 """Layers and probes of a cell as files: what is written, that it is right, and what is refused before a picture is run."""
 
-import dataclasses
 import io
 import json
 import shutil
@@ -16,7 +15,7 @@ from scipy.spatial.distance import pdist
 
 from tests.evaluation import build
 from trainer import similarity
-from trainer.config import DataConfig
+from trainer.config import DataConfig, Placement
 from trainer.errors import InputError
 from trainer.evaluation.evaluate import evaluate
 from trainer.representation import RepresentationConfig
@@ -55,6 +54,7 @@ def make_cell(root, asked=None, **more):
         pairs=DataConfig(uri=pairs_uri, identity=pairs.identity),
         sets=(DataConfig(uri=own_uri, identity=own.identity),),
         representation=asked,
+        placement=Placement(threads=1),
         rdms=tuple(DataConfig(uri=uri, identity=read_rdm(uri).sha256) for uri in asked.rdms),
         **more,
     )
@@ -176,7 +176,8 @@ def make_config(root, asked, recipe_hash):
         root,
         models=(build.asked("untrained"), build.asked("contrastive", f"{root}/contrastive", recipe_hash, "all")),
         sets=(DataConfig(uri=data["own"]), DataConfig(uri=data["colours"])),
-        representation=dataclasses.replace(asked),
+        representation=asked,
+        placement=Placement(threads=1),
     )
 
 
