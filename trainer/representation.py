@@ -5,6 +5,17 @@ from dataclasses import dataclass
 from trainer.fields import at_least, recipe, require
 
 ALL = "all"
+LINEAR_PROBE, NEIGHBOURS, FEW_SHOT = "linear_probe", "knn", "few_shot_"
+SHOTS = (1, 5, 16)
+PROBES = (LINEAR_PROBE, NEIGHBOURS, *(f"{FEW_SHOT}{shots}" for shots in SHOTS))
+"""Tasks of results, beside zero-shot, retrieval and 2AFC."""
+LAYER = "layer-"
+OUTPUT = f"{LAYER}output"
+"""A layer is a task of its own, so that a report reads only what it sets beside each other."""
+CKA_START, CKA_TOWER, RSA = "cka_start", "cka_tower", "rsa:"
+"""Figures of a layer; behind the last stands an RDM's name."""
+FEATURES = "features"
+"""In the items of a final model's layer: (N, W) float16, centred and scaled."""
 MAX_PICTURES = 16_000
 
 

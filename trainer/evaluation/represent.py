@@ -17,8 +17,9 @@ from trainer.evaluation import probes, zero_shot
 from trainer.evaluation.encode import Encoder, check_finite, embed
 from trainer.evaluation.jobs import Job, ModelAt
 from trainer.evaluation.read_sets import EvaluationSet, Item, read_set
-from trainer.evaluation.representation import FEW_SHOT, LINEAR_PROBE, NEIGHBOURS, choose_pictures, layer_names
+from trainer.evaluation.representation import choose_pictures, layer_names
 from trainer.evaluation.results import Outcome
+from trainer.representation import CKA_START, CKA_TOWER, FEATURES, FEW_SHOT, LINEAR_PROBE, NEIGHBOURS, RSA
 from trainer.storage import join
 from trainer.storage.arrays import read_arrays
 from trainer.storage.outlines import keys_of, outlines, read_rdms, sets_of
@@ -26,10 +27,6 @@ from trainer.storage.rdms import Rdm, find_pictures
 
 Failure = InputError | RunError
 Measurement = tuple[Job, Outcome | Failure]
-RSA = "rsa:"
-"""Before the name of an RDM, the metric of a layer."""
-FEATURES = "features"
-"""In the items of a final model's layer: (N, W) float16, centred and scaled."""
 
 
 def measure_group(
@@ -124,7 +121,7 @@ def layer_outcome(
     own = similarity.centred(features).astype(np.float16)
     metrics: dict[str, float | None] = {}
     towers = [model.stage for model in config.models if model.stage == "perceptual"]
-    for name, stage in (("cka_start", "untrained"), *(("cka_tower", stage) for stage in towers)):
+    for name, stage in ((CKA_START, "untrained"), *((CKA_TOWER, stage) for stage in towers)):
         if job.model.stage == stage and job.model.when == "final":
             metrics[name] = 1.0
         elif job.model.stage != "untrained":  # arms share it, and not all of them have a tower

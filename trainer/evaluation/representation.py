@@ -1,7 +1,6 @@
 """Which results of representation an evaluation wants: layers of some sets, probes of others. No torch here.
 
-A layer is a task of its own, so that the report reads only what it sets beside each other: `layer-01` … after each block, and
-`layer-output`. Tasks of one `group` on one set come of one pass over its pictures.
+Layers are `layer-01` … after each block, and `layer-output`. Tasks of one `group` on one set come of one pass over its pictures.
 """
 
 import hashlib
@@ -13,15 +12,11 @@ from trainer.config import EvaluateConfig, canonical_hash
 from trainer.configs.sizes import sizes
 from trainer.errors import InputError
 from trainer.evaluation.read_sets import EvaluationSet, training_part
+from trainer.representation import LAYER, OUTPUT, PROBES
 from trainer.storage.outlines import check_representation, outlines, probed
 
 VERSION = 1
 """Raised where the same model and data would give other figures of representation."""
-LINEAR_PROBE, NEIGHBOURS, FEW_SHOT = "linear_probe", "knn", "few_shot_"
-SHOTS = (1, 5, 16)
-PROBES = (LINEAR_PROBE, NEIGHBOURS, *(f"{FEW_SHOT}{shots}" for shots in SHOTS))
-LAYER = "layer-"
-OUTPUT = f"{LAYER}output"
 
 
 @dataclass(frozen=True, kw_only=True)
