@@ -19,10 +19,11 @@ QUEUE ?=## the queue that admits the jobs, such as a Kueue LocalQueue (default: 
 PARALLEL_CELLS ?=## cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time (default: the profile's, else 1)
 RESUME ?=## auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint (default: auto)
 PLACEMENT ?=## how a stage runs, such as loader_workers=8; see docs/REQUEST.md (default: none)
+REPRESENTATION ?=## layers, RDMs and probes, such as probes=[all]; see docs/EVALUATION.md (default: none)
 
 # Taken as they stand: make would run $(shell ...) in them, and lose $x.
-export REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT
-$(foreach name,REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT,$(eval override $(name) := $$(value $(name))))
+export REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT REPRESENTATION
+$(foreach name,REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT REPRESENTATION,$(eval override $(name) := $$(value $(name))))
 REQUEST_FLAGS = $(if $(strip $(REQUEST)),--request="$$REQUEST")
 REQUEST_FLAGS += $(if $(strip $(RECIPE)),--recipe="$$RECIPE")
 REQUEST_FLAGS += $(if $(strip $(SET)),--set="$$SET")
@@ -43,3 +44,4 @@ REQUEST_FLAGS += $(if $(strip $(QUEUE)),--queue="$$QUEUE")
 REQUEST_FLAGS += $(if $(strip $(PARALLEL_CELLS)),--parallel-cells="$$PARALLEL_CELLS")
 REQUEST_FLAGS += $(if $(strip $(RESUME)),--resume="$$RESUME")
 REQUEST_FLAGS += $(if $(strip $(PLACEMENT)),--placement="$$PLACEMENT")
+REQUEST_FLAGS += $(if $(strip $(REPRESENTATION)),--representation="$$REPRESENTATION")

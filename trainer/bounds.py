@@ -51,6 +51,10 @@ MAX_COPY_FILE_BYTES = 1 << 30
 """Of one file of an evaluation set's copy that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
 MAX_UNPACKED_BYTES = 128 << 20
 """Of a gzip file of an evaluation set; MNIST's has 8 MB."""
+MAX_RDM_NAMES = 5000
+"""Pictures of a dissimilarity matrix: a correlation with it takes about 1 GB."""
+MAX_RDM_BYTES = 1 << 30
+"""Of a dissimilarity matrix as .csv or .npy, which is read whole: 5,000 pictures in double precision have 200 MB as .npy."""
 MAX_ARCHIVE_READ_BYTES = 16 << 20
 """Of one read of a tar's or zip's own headers: the directory of nights.zip has 7 MB, and a bomb may declare any size."""
 MAX_ARCHIVE_MEMBERS = 250_000

@@ -21,6 +21,7 @@ from trainer.placement import kept_epochs as kept_epochs
 from trainer.placement import loader_workers_for as loader_workers_for
 from trainer.placement import profiled_steps as profiled_steps
 from trainer.placement import unless_auto as unless_auto
+from trainer.representation import INTRODUCED, RepresentationConfig
 
 StageName = Literal["perceptual", "contrastive", "posthoc"]
 StartKind = Literal["random", "tower", "permuted", "model"]
@@ -346,5 +347,11 @@ class EvaluateConfig:
     triplets: DataConfig = recipe(DataConfig(), "ours", "2AFC is measured on its val and test splits.")
     sets: tuple[DataConfig, ...] = recipe((), "ours", "Further evaluation sets (`stage eval`, or CLIP_benchmark's layout).")
     evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
+    representation: RepresentationConfig = recipe(
+        RepresentationConfig(), "ours", "As the request asks for it.", since="0.2.0", introduced=INTRODUCED
+    )
+    rdms: tuple[DataConfig, ...] = recipe(
+        (), "ours", "Its RDMs as they were planned; `identity` is their SHA-256.", since="0.2.0", introduced=[]
+    )
     evaluation_version: int = recipe(EVALUATION_VERSION, "ours", "That of the experiment.", since="0.2.0", introduced=1)
     placement: Placement = placement(Placement(), "")

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 from trainer.config import require
 from trainer.errors import InputError
+from trainer.storage.base import absolute
 
 Check = Callable[[Any], bool]
 Parameter = dataclasses.Field[Any]
@@ -15,6 +17,7 @@ ALWAYS = object()
 """Stands for a parameter that requests had from the beginning."""
 DEEPEST = 8
 """Levels of a setting's key."""
+_SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
 
 
 def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Check | None = None, form: str = "") -> Any:
@@ -48,10 +51,13 @@ def items(default: tuple[str, ...], help: str, *, otherwise: str = "", form: str
     return _parameter(default, "list", help, otherwise, "", None, form)
 
 
-def settings(of: type[Any], help: str, *, form: str = "") -> Any:
-    """Dotted keys of the dataclass `of` with values: `a.b=1 c=2` as text, a mapping in YAML. Empty unless given."""
+def settings(of: type[Any], help: str, *, form: str = "", introduced: dict[str, Any] | None = None) -> Any:
+    """Dotted keys of the dataclass `of` with values: `a.b=1 c=2` as text, a mapping in YAML. Empty unless given.
+
+    `introduced` as of a number.
+    """
     said = {"kind": "settings", "of": of, "help": help, "otherwise": "none", "rule": "", "ok": None, "form": form}
-    return field(default_factory=dict, metadata=said)
+    return field(default_factory=dict, metadata=said if introduced is None else {**said, "introduced": introduced})
 
 
 def recipe(default: str, help: str, *, form: str = "") -> Any:
@@ -149,3 +155,11 @@ def one_line(where: str, value: str) -> str:
     """Text that is safe in a label, a log and a template."""
     require(where, value, "one line without control characters", value.isprintable() and "{{" not in value)
     return value
+
+
+def check_root(root: str) -> None:
+    """Refuse a folder of the system's, and a path that cannot be one."""
+    if root and "://" not in root:
+        parts = Path(absolute(root)).parts
+        system = len(parts) == 1 or (parts[1] in _SYSTEM_FOLDERS and parts[1:3] != ("usr", "local"))
+        require("root", root, "a folder for data, such as runs or /data/firstsight, not one of the system's", not system)

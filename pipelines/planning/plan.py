@@ -5,7 +5,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -20,12 +20,15 @@ from trainer.config import (
     StartConfig,
     recipe_hash,
 )
+from trainer.configs import parse_config
 from trainer.errors import InputError
 from trainer.labels import named_labels
+from trainer.representation import RepresentationConfig
 from trainer.storage import exists, join, layout, read_bytes
 from trainer.storage.base import absolute
 from trainer.storage.committed import read_committed
 from trainer.storage.manifest import as_data, read_manifest
+from trainer.storage.outlines import check_representation, outlines, planned_rdms, read_rdms
 from trainer.storage.plans import recipe_key
 
 ConfigT = TypeVar("ConfigT", StageConfig, EvaluateConfig)
@@ -75,6 +78,8 @@ class Experiment:
         placement: where and how each stage runs unless its job says otherwise.
         weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
         sets: evaluation sets beside those that were staged with the pairs.
+        representation: what is measured beside the figures.
+        rdms: its RDMs, pinned.
         request: URI of the stored request that asked for it.
         parallel_cells: how many of its cells run at once; 0: all.
         readable: whether this machine can look into its store.
@@ -88,6 +93,8 @@ class Experiment:
     placement: Placement = Placement()
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     sets: tuple[DataConfig, ...] = ()
+    representation: RepresentationConfig = RepresentationConfig()
+    rdms: tuple[DataConfig, ...] = ()
     request: str = ""
     parallel_cells: int = 1
     readable: bool = True
@@ -163,6 +170,27 @@ def read_sets(text: str) -> tuple[DataConfig, ...]:
         if manifest is None and not exists(join(uri, "test", "nshards.txt")):
             raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt lies there")
     return tuple(as_data(uri) if manifest else DataConfig(uri=uri) for uri, manifest in manifests)
+
+
+def represented(asked: Mapping[str, Any], sets: tuple[DataConfig, ...], pairs: DataConfig, *, complete: bool) -> dict[str, Any]:
+    """A request's `representation` as fields of an Experiment, its RDMs read and pinned.
+
+    Args:
+        asked: of the request.
+        sets: evaluation sets beside those staged with the pairs.
+        pairs: of the experiment, as far as they are staged.
+        complete: whether they are; else what depends on their sets is left for the step `plan`.
+
+    Raises:
+        InputError: an RDM that is none or whose names are no pictures of the sets, or a set that cannot be probed: before anything is
+            trained.
+    """
+    config = parse_config(RepresentationConfig, asked, source="representation")
+    if config == RepresentationConfig():
+        return {}
+    rdms = read_rdms(config)
+    check_representation(config, rdms, outlines(sets, pairs), complete=complete)
+    return {"representation": config, "rdms": planned_rdms(config, rdms)}
 
 
 def _tower(experiment: Experiment, labels: str, name: str, seed: int) -> StageConfig:
@@ -243,6 +271,8 @@ def _evaluation(experiment: Experiment, arm: Arm, seed: int, point: str, measure
         triplets=experiment.triplets,
         sets=experiment.sets,
         evaluation=experiment.recipe.evaluation,
+        representation=experiment.representation,
+        rdms=experiment.rdms,
         placement=experiment.placement,
     )
 

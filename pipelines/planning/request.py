@@ -19,14 +19,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines.planning import parameters
 from pipelines.planning.arms import ACCEPTED, FROM, Arm, parse_arms, parse_seeds
-from pipelines.planning.parameters import items, located, number, one_line, parse, settings, text
+from pipelines.planning.parameters import check_root, items, located, number, one_line, parse, settings, text
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import Corrupt, InputError
+from trainer.representation import RepresentationConfig
 from trainer.storage import layout, read_text
 from trainer.storage.base import MissingObject, absolute, local_path
 from trainer.storage.documents import read_document, write_document
@@ -40,7 +40,6 @@ LAUNCHERS_OWN = ("attempt",)
 """Fields of the trainer's placement that the launcher alone sets."""
 OWN_PARAMETER = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
 """Fields of the trainer's placement that have a parameter of their own; given in `placement` they mean that parameter."""
-_SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
 _ARMS = ", ".join(ACCEPTED)
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]*"
 _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
@@ -129,6 +128,9 @@ class Request:
         ok=lambda value: value in ("auto", "never") or "/" in value,
     )
     placement: Mapping[str, Any] = settings(Placement, "how a stage runs, such as loader_workers=8; see docs/REQUEST.md")
+    representation: Mapping[str, Any] = settings(
+        RepresentationConfig, "layers, RDMs and probes, such as probes=[all]; see docs/EVALUATION.md", introduced={}
+    )
 
     def __post_init__(self) -> None:
         """Every rule that needs neither a profile nor a store."""
@@ -239,6 +241,9 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     elif request.profile:
         changes["profile"] = _place(request.profile)
     parse_config(Placement, request.placement, source="placement")
+    parse_config(RepresentationConfig, request.representation, source="representation")
+    if request.representation.get("rdms"):
+        changes["representation"] = {**request.representation, "rdms": [_place(uri) for uri in request.representation["rdms"]]}
     resolved = dataclasses.replace(request, **changes)
     recipe = resolved.load_recipe()
     require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
@@ -259,6 +264,7 @@ def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
 
 def _refuse_local_places(request: Request) -> None:
     places = {"root": (request.root,), "pairs": (request.pairs,), "triplets": (request.triplets,), "eval_sets": request.eval_sets}
+    places["representation.rdms"] = tuple(request.representation.get("rdms", ()))
     places |= {"arms": tuple(arm.removeprefix(FROM) for arm in request.arms if arm.startswith(FROM)), "resume": (request.resume,)}
     for name, uris in places.items():
         for uri in uris:
@@ -341,13 +347,14 @@ def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
     from trainer.configs import check_keys, parse_config
     from trainer.storage.recipes import read_recipe
 
-    for key, of in (("set", Recipe), ("placement", Placement)):
+    for key, of in (("set", Recipe), ("placement", Placement), ("representation", RepresentationConfig)):
         check_keys(of, values.get(key, {}), f"{source}: {key}")
     if isinstance(values.get("recipe"), dict):
         read_recipe(values["recipe"], source=f"{source}: recipe")
     with located(source):
         alone = _with_own_parameters(values)
         parse_config(Placement, alone.placement, source="placement")
+        parse_config(RepresentationConfig, alone.representation, source="representation")
         alone.cells  # noqa: B018 (refuses a wrong arm or seed)
     return values
 
@@ -384,14 +391,6 @@ def _with_own_parameters(values: dict[str, Any]) -> Request:
     if gpus and processes is not None and processes != gpus:
         raise InputError(f"gpus_per_node is {gpus}, and placement.processes_per_node is {processes}: there is one process for each GPU")
     return Request(**(values | {"placement": placement} if "placement" in values else values))
-
-
-def check_root(root: str) -> None:
-    """Refuse a folder of the system's, and a path that cannot be one."""
-    if root and "://" not in root:
-        parts = Path(absolute(root)).parts
-        system = len(parts) == 1 or (parts[1] in _SYSTEM_FOLDERS and parts[1:3] != ("usr", "local"))
-        require("root", root, "a folder for data, such as runs or /data/firstsight, not one of the system's", not system)
 
 
 def _place(uri: str) -> str:

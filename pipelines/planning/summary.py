@@ -50,15 +50,17 @@ def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.E
         readable: whether this machine can look into the store.
     """
     uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
+    pairs, sets = _staged(uri, "pairs") if readable else DataConfig(), plan.read_sets(",".join(asked.eval_sets))
     experiment = plan.Experiment(
         root=root,
         name=asked.experiment,
         recipe=asked.load_recipe(),
-        pairs=_staged(uri, "pairs") if readable else DataConfig(),
+        pairs=pairs,
         triplets=_staged(uri, "triplets") if readable else DataConfig(),
         readable=readable,
         weights=plan.weights_of(arms),
-        sets=plan.read_sets(",".join(asked.eval_sets)),
+        sets=sets,
+        **(plan.represented(asked.representation, sets, pairs, complete=bool(pairs.uri)) if readable else {}),
     )
     return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]
 

@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.planning.parameters import one_line
-from pipelines.planning.request import MAX_PARALLEL_CELLS, Request, check_root
+from pipelines.planning.parameters import check_root, one_line
+from pipelines.planning.request import MAX_PARALLEL_CELLS, Request
 from pipelines.profile.settings import JobSettings
 from trainer.config import Placement, require
 from trainer.errors import InputError

@@ -52,15 +52,17 @@ def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, 
     asked = scene.request
     arms, recipe = asked.all_arms, asked.load_recipe()
     plan.require_judge(arms, require_manifest(triplets).judge, recipe)
+    staged, sets = as_data(pairs), plan.read_sets(",".join(asked.eval_sets))
     experiment = plan.Experiment(
         root=scene.root,
         name=asked.experiment,
         recipe=recipe,
-        pairs=as_data(pairs),
+        pairs=staged,
         triplets=as_data(triplets),
         weights=plan.weights_of(arms),
         request=scene.uri,
         parallel_cells=scene.parallel_cells,
-        sets=plan.read_sets(",".join(asked.eval_sets)),
+        sets=sets,
+        **plan.represented(asked.representation, sets, staged, complete=True),
     )
     return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]

@@ -22,7 +22,8 @@ from typing import Any, ParamSpec, TypeVar
 from pipelines.jobs.backends import backend_for
 from pipelines.jobs.base import Job, JobSpec, Outcome
 from pipelines.jobs.lock import job_lock
-from pipelines.planning.request import Request, check_root, read_request
+from pipelines.planning.parameters import check_root
+from pipelines.planning.request import Request, read_request
 from pipelines.planning.runs import Run
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings

@@ -60,17 +60,22 @@ def classification_set(
     suffix: str = "png",
     pictures: list[bytes] | None = None,
     shard_samples: int = 5,
+    train=(),
     **facts,
 ) -> tuple[str, Manifest]:
-    """A set of three classes in CLIP_benchmark's layout, with our manifest."""
-    plan = _plan(
-        "evaluation", name, ["test"], "zeroshot_classification", {"labels": list(labels), "suffix": suffix}, shard_samples=shard_samples
-    )
+    """A set of three classes in CLIP_benchmark's layout, with our manifest; `train`: labels of its training split."""
+    splits = ["test", "train"] if train else ["test"]
+    content = {"labels": list(labels), "suffix": suffix} | ({"train": list(train)} if train else {})
+    plan = _plan("evaluation", name, splits, "zeroshot_classification", content, shard_samples=shard_samples)
     folder = join(root, "datasets", name, plan.plan_id)
     images = pictures or [picture(k, suffix=suffix) for k in range(len(labels))]
     samples = [
         ("test", f"{name}-{k:04d}", {"image": (suffix, image), "cls": ("cls", str(label).encode())})
         for k, (label, image) in enumerate(zip(labels, images, strict=True))
+    ]
+    samples += [
+        ("train", f"{name}-train-{k:04d}", {"image": (suffix, picture(900 + k, suffix=suffix)), "cls": ("cls", str(label).encode())})
+        for k, label in enumerate(train)
     ]
     _write_prompts(folder)
     all_facts = {"task": "zeroshot_classification", "classnames": list(CLASSES), "templates": list(TEMPLATES), **facts}
@@ -111,11 +116,16 @@ def retrieval_set(
     return folder, manifest
 
 
-def pairs_with(root: str, sets: list[tuple[str, Manifest]]) -> tuple[str, Manifest]:
-    """A pairs data set that names `sets` as staged with it."""
+def pairs_with(root: str, sets: list[tuple[str, Manifest]], labels=()) -> tuple[str, Manifest]:
+    """A pairs data set that names `sets` as staged with it; `labels` of its training pictures, in words."""
     plan = _plan("pairs", "pairs", ["train"], "pairs", {"sets": [manifest.identity for _, manifest in sets]})
     folder = join(root, "datasets", "pairs", plan.plan_id)
     members = {"image": ("png", picture(1)), "txt": ("txt", b"a"), "json": ("json", b"{}")}
+    labelled = [
+        {"image": ("png", picture(700 + k)), "txt": ("txt", b"a"), "json": ("json", json.dumps({"label": label}).encode())}
+        for k, label in enumerate(labels)
+    ]
+    labelled_samples = [("train", f"labelled-{k}", of) for k, of in enumerate(labelled)]
     entries = [
         {
             "name": manifest.name,
@@ -125,7 +135,7 @@ def pairs_with(root: str, sets: list[tuple[str, Manifest]]) -> tuple[str, Manife
         }
         for uri, manifest in sets
     ]
-    return folder, sealed(folder, plan, [("train", "only", members)], evaluation=entries)
+    return folder, sealed(folder, plan, [("train", "only", members), *labelled_samples], evaluation=entries)
 
 
 def triplets_set(root: str, num_each: int = 4, splits=("val", "test")) -> tuple[str, Manifest]:

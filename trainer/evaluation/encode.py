@@ -18,7 +18,7 @@ from trainer.data.augment import normalise
 from trainer.errors import InputError, RunError
 from trainer.lineage import weights_sha256
 from trainer.model.clip import CLIP, simple_tokenizer
-from trainer.model.encoding import encode_image, encode_text
+from trainer.model.encoding import encode_image, encode_layers, encode_text
 from trainer.model.towers import model_state, resolve, vision_state
 
 Decode = Callable[[bytes], Tensor]
@@ -30,12 +30,14 @@ class Encoder:
     Attributes:
         name: of the model, for errors.
         image_size: side of its input.
+        widths: of its vision tower's layers, the image features last.
     """
 
     def __init__(self, name: str, model: CLIP, config: ModelConfig, device: torch.device, precision: Literal["fp32", "bf16"]):
         size = resolve(config)
         self.name = name
         self.image_size = size["image_size"]
+        self.widths = [size["vision_width"]] * size["vision_layers"] + [size["embed_dim"]]
         self._model = model.to(device).eval()
         self._tokenizer = _tokenizer(size["context_length"])
         self._device = device
@@ -54,6 +56,19 @@ class Encoder:
         """
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             return encode_image(self._model, normalise(images.to(self._device))).float().cpu()
+
+    @torch.inference_mode()
+    def layers(self, images: Tensor) -> Tensor:
+        """What each layer makes of images (B, 3, S, S) uint8: (B, sum of `widths`) float32 on the CPU, layer after layer."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            found, _ = encode_layers(self._model, normalise(images.to(self._device)))
+        return torch.cat([layer.float() for layer in found], dim=1).cpu()
+
+    @torch.inference_mode()
+    def tower(self, images: Tensor) -> Tensor:
+        """What a probe reads of images (B, 3, S, S) uint8: (B, W) float32 on the CPU, before the projection, not normalised."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            return encode_layers(self._model, normalise(images.to(self._device)))[1].float().cpu()
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features of texts: (len(texts), D) float32 on the CPU, L2-normalised."""
@@ -99,6 +114,7 @@ def embed(
     threads: int,
     advance: Callable[[int], None],
     where: Callable[[int], str],
+    run: Callable[[Encoder, Tensor], Tensor] = Encoder.images,
 ) -> list[Tensor]:
     """Features of all pictures by every encoder, from one pass over them.
 
@@ -110,9 +126,10 @@ def embed(
         threads: that decode; the next batch is decoded while the towers run.
         advance: told how many pictures were just done.
         where: the sample of a picture, by the picture's number, for errors.
+        run: an encoder on a batch: its image features, or what else is read of it.
 
     Returns:
-        For each encoder (N, D) float32 on the CPU, L2-normalised.
+        For each encoder (N, D) float32 on the CPU; image features are L2-normalised.
 
     Raises:
         RunError: a picture that cannot be decoded, and where it lies.
@@ -130,9 +147,9 @@ def embed(
             done += len(images)
             pending = submit()
             for encoder, parts in zip(encoders, features, strict=True):
-                parts.append(encoder.images(images))
+                parts.append(run(encoder, images))
             advance(len(images))
-    return [torch.cat(parts) for parts in features]
+    return [torch.cat(features.pop(0)) for _ in encoders]  # what is done is let go of: layers take gigabytes
 
 
 def _decoded(future: Future[Tensor], where: Callable[[int], str], number: int) -> Tensor:

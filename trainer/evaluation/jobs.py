@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trainer.config import EvaluateConfig, ModelToEvaluate, StartConfig
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.read_sets import TWO_AFC, EvaluationSet, describe_set
+from trainer.evaluation.representation import find_tasks
 from trainer.evaluation.results import Wanted, version
 from trainer.storage import join, layout, open_store
 from trainer.storage.committed import NAME, Committed, read_committed
@@ -48,17 +49,26 @@ class ModelAt:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One model on one set: an evaluation set (`described`), or one split of the triplets."""
+    """One model on one set: an evaluation set (`described`), or one split of the triplets.
+
+    Of representation, `group` says with which other results it shares a pass (layers, probes), `count` how many pictures that runs,
+    and `training` what a probe learns from.
+    """
 
     model: ModelAt
     wanted: Wanted
     described: EvaluationSet | None = None
     triplets: Manifest | None = None
     split: str = ""
+    group: str = ""
+    count: int = 0
+    training: EvaluationSet | None = None
 
     @property
     def num_items(self) -> int:
         """Pictures to run, 0 where that is not known before."""
+        if self.group:
+            return self.count
         if self.triplets:
             return 3 * sum(shard.num_samples for shard in self.triplets.split(self.split))
         return self.described.num_items if self.described else 0
@@ -198,7 +208,26 @@ def find_jobs(config: EvaluateConfig, models: Sequence[ModelAt]) -> tuple[list[J
                 wanted = _wanted(config, model, f"{triplets.name}-{split}", TWO_AFC, triplets.identity, triplets.attribution)
                 wanted.block["judge"] = triplets.judge
                 jobs.append(Job(model=model, wanted=wanted, triplets=triplets, split=split))
+    try:
+        jobs += _of_representation(config, models, list(named.values()))
+    except (InputError, RunError) as error:
+        print(f"evaluate: {error}", flush=True)
+        errors.append(error)
     return jobs, errors
+
+
+def _of_representation(config: EvaluateConfig, models: Sequence[ModelAt], sets: Sequence[EvaluationSet]) -> list[Job]:
+    """Layers of every model, checkpoints too; probes of final models."""
+    jobs = []
+    for task in find_tasks(config, sets):
+        one = task.described
+        for model in models:
+            if task.group == "layers" or model.when == "final":
+                wanted = _wanted(config, model, one.name, task.name, one.identity, one.attribution)
+                wanted.block["basis"] = task.basis
+                job = Job(model=model, wanted=wanted, described=one, group=task.group, count=task.count, training=task.training)
+                jobs.append(job)
+    return jobs
 
 
 def _wanted(config: EvaluateConfig, model: ModelAt, dataset: str, task: str, identity: str, attribution: str) -> Wanted:

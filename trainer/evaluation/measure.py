@@ -21,6 +21,7 @@ from trainer.evaluation.jobs import Job, ModelAt
 from trainer.evaluation.outcomes import retrieval_outcome, two_afc_outcome, zero_shot_outcome
 from trainer.evaluation.prior import Start
 from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet, read_set, read_triplets
+from trainer.evaluation.represent import measure_group
 from trainer.evaluation.results import Outcome, write_result
 from trainer.model import towers
 from trainer.model.clip import CLIP
@@ -69,7 +70,8 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
         encoders = load_encoders(config, group, device, errors)
         for same_set in _by_set([job for job in jobs if job.model in encoders]):
             advance_set = partial(advance, len(same_set))
-            for job, outcome in measure_set(config, same_set, encoders, threads, advance_set):
+            measure_one = measure_group if same_set[0].group else measure_set
+            for job, outcome in measure_one(config, same_set, encoders, threads, advance_set):
                 if isinstance(outcome, Outcome):
                     if job.split and job.model.stage == "contrastive":
                         outcome = replace(outcome, start_cosine=start_of_cell.cosine(encoders[job.model].vision_weights()))
@@ -134,7 +136,7 @@ def _device(placement: Placement) -> torch.device:
 def _by_set(jobs: Sequence[Job]) -> list[list[Job]]:
     groups: dict[tuple[str, str, str], list[Job]] = {}
     for job in jobs:
-        groups.setdefault((job.wanted.task, job.wanted.dataset, job.split), []).append(job)
+        groups.setdefault((job.group or job.wanted.task, job.wanted.dataset, job.split), []).append(job)
     return list(groups.values())
 
 

@@ -5,6 +5,7 @@ wrote (`test/nshards.txt`, `test/0.tar` …, classnames.txt, zeroshot_classifica
 dataset_type.txt) is read by `webdataset`; its identity is the hash of its bytes.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import canonical_hash
+from trainer.config import DataConfig, canonical_hash
 from trainer.errors import Corrupt, InputError
 from trainer.staging.foreign import lines_of, text_of, whole
 from trainer.staging.tarfiles import by_sample, read_members
@@ -32,7 +33,7 @@ from trainer.storage.samples import read_index
 CLASSIFICATION = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
 TWO_AFC = "2afc"
-SPLIT = "test"
+SPLIT, TRAIN = "test", "train"
 DISTANCES = ("mse_0", "mse_1", "flip_0", "flip_1")
 """Facts of a triplet that are measured beside the model, where it has them."""
 IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")  # CLIP_benchmark's, in its order
@@ -53,7 +54,8 @@ class EvaluationSet:
         main_metric: what the field reports of it, where its manifest says so.
         attribution: licence line of the source.
         manifest: None where another tool wrote the set.
-        digests: SHA-256 of each tar of the test split.
+        digests: SHA-256 of each tar of the split.
+        split: test; train where the pictures are those that a probe learns from.
     """
 
     name: str
@@ -67,16 +69,17 @@ class EvaluationSet:
     attribution: str
     manifest: Manifest | None
     digests: tuple[str, ...]
+    split: str = SPLIT
 
     @property
     def num_shards(self) -> int:
-        """Tars of the test split."""
+        """Tars of the split."""
         return len(self.digests)
 
     @property
     def num_items(self) -> int:
-        """Test images, 0 where that is not known before they are read."""
-        return sum(shard.num_samples for shard in self.manifest.split(SPLIT)) if self.manifest else 0
+        """Images of the split, 0 where that is not known before they are read."""
+        return sum(shard.num_samples for shard in self.manifest.split(self.split)) if self.manifest else 0
 
     @property
     def prompts(self) -> str:
@@ -161,9 +164,38 @@ def _describe_foreign(uri: str, identity: str, name: str) -> EvaluationSet:
     )  # fmt: skip
 
 
-def _check_shards(uri: str, num_shards: int) -> None:
+def training_part(described: EvaluationSet, pairs: DataConfig) -> EvaluationSet | None:
+    """The training pictures of a set: its own split; else, of a set that was staged with the pairs, those pairs that have a label.
+
+    Args:
+        described: the set.
+        pairs: of the experiment; empty where it has none.
+
+    Returns:
+        None where there is neither.
+    """
+    manifest = described.manifest
+    if manifest is None:
+        text = _text(join(described.uri, TRAIN, "nshards.txt"))
+        if text is None:
+            return None
+        num_shards = whole(text, join(described.uri, TRAIN, "nshards.txt"))
+        _check_shards(described.uri, num_shards, TRAIN)
+        digests = tuple(file_sha256(join(described.uri, TRAIN, f"{k}.tar")) for k in range(num_shards))
+        return dataclasses.replace(described, digests=digests, split=TRAIN)
+    uri = described.uri
+    if not manifest.split(TRAIN):
+        staged = require_manifest(pairs.uri, pairs.identity, pairs.manifest_sha256) if pairs.uri else None
+        if staged is None or described.identity not in [entry["identity"] for entry in staged.evaluation]:
+            return None
+        manifest, uri = staged, pairs.uri
+    digests = tuple(shard.sha256 for shard in manifest.split(TRAIN))
+    return dataclasses.replace(described, uri=uri, manifest=manifest, digests=digests, split=TRAIN)
+
+
+def _check_shards(uri: str, num_shards: int, split: str = SPLIT) -> None:
     """InputError where a tar is missing, or where there are more than nshards.txt says."""
-    prefix = join(uri, SPLIT) + "/"
+    prefix = join(uri, split) + "/"
     names = {info.uri.removeprefix(prefix) for info in open_store(uri).list(prefix)}
     there = {int(name.removesuffix(".tar")) for name in names if re.fullmatch(r"\d{1,9}\.tar", name)}
     missing, more = sorted(set(range(num_shards)) - there), sorted(number for number in there if number >= num_shards)
@@ -196,7 +228,7 @@ def _text(uri: str) -> str | None:
 
 
 def read_set(described: EvaluationSet) -> Iterator[Item]:
-    """Every test image, in the order of the shards.
+    """Every image of the split, in the order of the shards; of pairs, those with a label that the set has.
 
     Raises:
         InputError: a missing shard, a sample without its members, a label that is no class.
@@ -207,10 +239,17 @@ def read_set(described: EvaluationSet) -> Iterator[Item]:
         image = next((members[suffix] for suffix in ("image", *IMAGE_SUFFIXES) if suffix in members), None)
         if image is None:
             raise InputError(f"{where}: sample {key} has no image, only {sorted(members)}")
-        yield _item(described, where, key, image, members)
+        if described.manifest is not None and described.manifest.kind == "pairs":
+            item = _labelled_pair(described, where, key, image, members)
+            if item is None:
+                continue
+        else:
+            item = _item(described, where, key, image, members)
+        yield item
         count += 1
     if not count:
-        raise InputError(f"{described.uri}: evaluation set {described.name} has no test images")
+        what = "test images" if described.split == SPLIT else "training pictures with a label"
+        raise InputError(f"{described.uri}: evaluation set {described.name} has no {what}")
 
 
 def _item(described: EvaluationSet, where: str, key: str, image: bytes, members: Mapping[str, bytes]) -> Item:
@@ -241,15 +280,24 @@ def _item(described: EvaluationSet, where: str, key: str, image: bytes, members:
     return Item(key=key, image=image, label=label)
 
 
+def _labelled_pair(described: EvaluationSet, where: str, key: str, image: bytes, members: Mapping[str, bytes]) -> Item | None:
+    """A training pair as a picture of the set that was staged with the pairs; None where it has no label of that set."""
+    try:
+        label = json.loads(members["json"]).get("label")
+    except (KeyError, AttributeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: sample {key}: not a pair: {type(error).__name__} {error}") from error
+    return Item(key=key, image=image, label=described.classnames.index(label)) if label in described.classnames else None
+
+
 def _samples(described: EvaluationSet) -> Iterator[tuple[str, str, dict[str, bytes]]]:
-    """(shard URI, key, members by suffix without a dot) of every test sample."""
+    """(shard URI, key, members by suffix without a dot) of every sample of the split."""
     if described.manifest:
-        for shard in described.manifest.split(SPLIT):
+        for shard in described.manifest.split(described.split):
             for key, members in read_shard(described.uri, shard):
                 yield join(described.uri, shard.name), key, members
         return
     for k, digest in enumerate(described.digests):
-        uri = join(described.uri, SPLIT, f"{k}.tar")
+        uri = join(described.uri, described.split, f"{k}.tar")
         for key, members in _foreign_samples(uri, _read_sealed(uri, digest)):
             yield uri, key, members
 

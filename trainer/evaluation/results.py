@@ -23,7 +23,7 @@ from trainer.storage.figures import BLOCK, ITEMS, items_uri, read_figures, write
 
 IDENTIFYING = (
     "dataset", "task", "arm", "seed", "evaluation_version", "stage", "step", "recipe_hash", "checkpoint_sha256", "dataset_identity",
-    "prompts", "judge",
+    "prompts", "judge", "basis",
 )  # fmt: skip
 """What must be as wanted for a result to count as done: set and task, then keys of the block `firstsight` as far as they are wanted
 (the weights' hash too, where known)."""
@@ -131,6 +131,7 @@ class Outcome:
         main_metric: the metric that the field reports for this set; empty: several.
         feature_rank: effective rank of the image features; None where there were none.
         start_cosine: of a model of stage 2, similarity of its vision tower to the one it started from (`prior`).
+        about: what else is to be known of how it was measured, such as the lambda of a linear probe.
     """
 
     metrics: Mapping[str, float | None]
@@ -144,6 +145,7 @@ class Outcome:
     main_metric: str = ""
     feature_rank: float | None = None
     start_cosine: float | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) -> None:
@@ -175,6 +177,7 @@ def write_result(wanted: Wanted, outcome: Outcome, model: str, pretrained: str) 
             "main_metric": outcome.main_metric,
             "feature_rank": outcome.feature_rank,
             **({} if outcome.start_cosine is None else {"start_cosine": outcome.start_cosine}),
+            **({"about": dict(outcome.about)} if outcome.about else {}),
         },
     }
     write_figures(wanted.json_uri, figures, buffer.getvalue())

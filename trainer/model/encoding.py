@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.device import sent
+from trainer.errors import InputError
 from trainer.model.clip import CLIP
 
 TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
@@ -43,18 +44,50 @@ def encode_image(model: CLIP, images: Tensor, *, compiled: bool = False) -> Tens
         (B, D), L2-normalised, float32 (float64 where the weights are).
     """
     visual = model.visual
-    if visual.attn_pool is not None or visual.pool_type != "tok" or not _plain(visual.transformer):
+    if not _read_at_class_token(visual):
         return normalize(visual(images))
+    return normalize(visual.ln_post(_class_tokens(visual, images, compiled=compiled)) @ visual.proj)
+
+
+def encode_layers(model: CLIP, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What each layer of the vision tower makes of images.
+
+    Args:
+        model: the towers.
+        images: (B, 3, S, S), normalised with CLIP's mean and deviation.
+
+    Returns:
+        The class token after each block, (B, W) each, then the image features as `encode_image` gives them, (B, D); and what a linear
+        probe reads, the last class token after its LayerNorm and before the projection, (B, W).
+    """
+    visual = model.visual
+    if not _read_at_class_token(visual):
+        raise InputError("representation needs a vision tower that is read at its class token, and this model's is not")
+    layers: list[Tensor] = []
+    tower = visual.ln_post(_class_tokens(visual, images, layers))
+    return [*layers, normalize(tower @ visual.proj)], tower
+
+
+def _read_at_class_token(visual: Any) -> bool:
+    return visual.attn_pool is None and visual.pool_type == "tok" and _plain(visual.transformer)
+
+
+def _class_tokens(visual: Any, images: Tensor, layers: list[Tensor] | None = None, *, compiled: bool = False) -> Tensor:
+    """The class token of each image after the last block, (B, W); `layers` gets that after each block, the last one too."""
     x = _embed_patches(visual, images)
     count, length = x.shape[:2]
-    class_tokens = torch.arange(0, count * length, length, device=x.device)
+    places = torch.arange(0, count * length, length, device=x.device)
     shapes = ((count, length),)
     run = _compiled(_image_block) if compiled else _image_block
     x, blocks = x.flatten(0, 1), visual.transformer.resblocks
     for block in blocks[:-1]:
         x = run(block, x, shapes)
-    x = _image_block(blocks[-1], x, shapes, class_tokens)
-    return normalize(visual.ln_post(x) @ visual.proj)
+        if layers is not None:
+            layers.append(x[places])
+    x = _image_block(blocks[-1], x, shapes, places)
+    if layers is not None:
+        layers.append(x)
+    return x
 
 
 def encode_text(model: CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS, *, compiled: bool = False) -> Tensor:

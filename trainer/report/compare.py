@@ -11,6 +11,7 @@ from trainer.errors import InputError, RunError
 from trainer.report import items as per_item
 from trainer.report.experiment import Experiment, Result
 from trainer.report.statistics import MIN_CLUSTERS, Interval, Items, bootstrap, holm, paired_t, percentile_interval, sign_test
+from trainer.representation import PROBES
 
 Key = tuple[str, str]
 """(dataset, task)."""
@@ -138,10 +139,19 @@ class Scores:
 
 
 def find_sets(scores: Scores) -> list[TestSet]:
-    """Every set that a final model was measured on: classification, then retrieval, then 2AFC."""
+    """Every set that a final model was measured on: classification, then retrieval, then 2AFC; probes are no endpoints."""
+    return _find(scores, lambda task: task not in PROBES)
+
+
+def find_probes(scores: Scores) -> list[TestSet]:
+    """Every probe of a final model, set by set."""
+    return sorted(_find(scores, lambda task: task in PROBES), key=lambda probe: (probe.dataset, PROBES.index(probe.task)))
+
+
+def _find(scores: Scores, wanted: Callable[[str], bool]) -> list[TestSet]:
     found: dict[Key, TestSet] = {}
     for finals in scores.results.values():
-        for key, result in finals.items():
+        for key, result in ((key, result) for key, result in finals.items() if wanted(key[1])):
             own = scores.experiment.has_own_pairs and key[0] in scores.experiment.evaluation_sets
             count, sizes = int(result.facts.get("num_items") or 1), per_item.sizes(result)
             metric = per_item.main_metric(result, own)
@@ -301,7 +311,7 @@ def finding(row: dict[str, Any]) -> str:
 
 
 def per_set(scores: Scores, sets: Sequence[TestSet]) -> list[dict[str, Any]]:
-    """Every pair of arms on every set: descriptive, the sets are correlated and nothing is adjusted."""
+    """Every pair of arms on every set, or probe: descriptive, the sets are correlated and nothing is adjusted."""
     rows = []
     for arm, against in pairs_of_arms(scores.experiment.arms):
         for test_set in sets:

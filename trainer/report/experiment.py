@@ -44,7 +44,7 @@ class Result:
         stage: untrained, perceptual, contrastive or posthoc.
         step: None for the final model, else the checkpoint's step.
         dataset: name of the set.
-        task: zeroshot_classification, zeroshot_retrieval or 2afc.
+        task: zeroshot_classification, zeroshot_retrieval or 2afc; a probe, or a layer (`trainer/representation.py`).
         metrics: name -> figure in [0, 1], None where undefined.
         facts: the file's `firstsight` block.
         items_uri: the per-item outputs.
@@ -71,6 +71,7 @@ class Cell:
         seed: of every stage.
         stages: perceptual, contrastive, posthoc -> the run, where the arm has it.
         results: its evaluations that can be compared.
+        layers: what was measured of its models layer by layer, a result a layer.
     """
 
     arm: str
@@ -78,6 +79,7 @@ class Cell:
     seed: int
     stages: dict[str, StageRun]
     results: list[Result]
+    layers: list[Result] = field(default_factory=list)
 
     @property
     def final_stage(self) -> str:

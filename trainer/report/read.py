@@ -15,6 +15,7 @@ from trainer import arms
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.report.experiment import Cell, Experiment, Result, StageRun
 from trainer.report.runs import STAGES, read_run
+from trainer.representation import LAYER
 from trainer.storage import join, layout, open_store
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import read_committed
@@ -23,7 +24,7 @@ from trainer.storage.figures import items_uri, read_figures, untrained_hash
 from trainer.storage.manifest import Manifest, require_manifest, staged_sets
 from trainer.storage.plans import NAME, read_plan
 
-_BASIS = {"dataset_identity": "data set", "prompts": "class names and templates"}
+_BASIS = {"dataset_identity": "data set", "prompts": "class names and templates", "basis": "pictures, RDMs or training pictures"}
 """What the figures of one set must share to be compared, beside the evaluation version."""
 
 
@@ -103,7 +104,8 @@ def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
         raise InputError(f"its stages have seeds {sorted(seeds)}, the plan says {entry['seed']}: refused")
     cell = Cell(arm=_arm_of(stages, entry["arm"]), declared=entry["arm"], seed=entry["seed"], stages=stages, results=[])
     below = _read_results(experiment, cell, entry["evaluation"])
-    final = [result for result in cell.results if result.stage == cell.final_stage and result.step is None]
+    figures = [result for result in cell.results if not result.task.startswith(LAYER)]
+    final = [result for result in figures if result.stage == cell.final_stage and result.step is None]
     if not final:
         raise InputError(f"its {cell.final_stage} model is finished but has no evaluation that can be compared")
     _name_lacking(experiment, cell, entry["evaluation"], below)
@@ -247,7 +249,8 @@ def _one_version(experiment: Experiment) -> None:
                 experiment.exclude(result.items_uri.replace(".items.npz", ".json"), differing[0])
             else:
                 good.append(result)
-        kept.append(replace(cell, results=good))
+        layers = [result for result in good if result.task.startswith(LAYER)]
+        kept.append(replace(cell, results=[result for result in good if result not in layers], layers=layers))
     experiment.cells, experiment.version = kept, version
 
 

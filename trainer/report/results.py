@@ -13,6 +13,7 @@ from trainer.report import items as per_item
 from trainer.report.answer import answer
 from trainer.report.experiment import Experiment
 from trainer.report.pictures import attributions
+from trainer.report.representation import representation
 from trainer.report.twins import twins
 
 FORMAT_VERSION = 2
@@ -57,6 +58,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "sign_tests": compare.signs(set_rows),
         "two_afc": course.two_afc_rows(experiment),
         "twins": twins(experiment, sets),
+        "representation": representation(scores, set_rows),
         "through_time": followed,
         "trajectory": trajectory.trajectory(scores, endpoints, followed),
         "stages": course.stage_rows(experiment),

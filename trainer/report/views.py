@@ -5,6 +5,7 @@ from typing import Any
 
 from trainer.arms import BASELINE
 from trainer.report.items import RECALLS, RECALLS_ANY_TWIN
+from trainer.report.representation import START, TOWER, by_layer
 from trainer.report.trajectory import retained
 
 Rows = list[dict[str, Any]]
@@ -32,6 +33,7 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
         "course": course(document),
         "onsets": onsets(document),
         "survival": survival(document),
+        "layers": layers(document["representation"]),
     }
 
 
@@ -184,6 +186,19 @@ def survival(document: dict[str, Any]) -> Rows:
         left = retained(means["accuracy"], means["untrained"], means["tower"])
         table.append({"arm": arm, "epoch": epoch, "samples": own[0]["samples"], "retained": left, **means})
     return table
+
+
+def layers(representation: dict[str, Any]) -> Rows:
+    """Tables by layer: CKA to start and tower, CKA between arms, RSA; those that there are."""
+    alike, rsa = representation["similarity"], representation["rsa"]
+    start = [row for row in alike if row["to"] == START or row["to"].startswith(TOWER)]
+    arms = [row for row in alike if row not in start]
+    tables: Rows = []
+    for kind, rows, columns in (("start", start, ("arm", "to")), ("arms", arms, ("arm", "to")), ("rsa", rsa, ("rdm", "model"))):
+        words = {"start": "{} to {}", "arms": "{} and {}", "rsa": "{}: {}"}[kind]
+        for table in by_layer(rows, *columns):
+            tables.append({**table, "kind": kind, "columns": [words.format(*names) for names in table["columns"]]})
+    return tables
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -21,12 +21,16 @@ from trainer.report.compare import Scores
 from trainer.report.experiment import Experiment
 from trainer.report.read import read_experiment, require_plan
 from trainer.report.views import metrics, views
+from trainer.representation import FEW_SHOT, LINEAR_PROBE, NEIGHBOURS, SHOTS
 from trainer.storage import join, layout, pages
 from trainer.storage.base import absolute
 from trainer.storage.documents import encode_document
 
 _CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "ceiling", "num_items", "final")
 _SEEN = "pairs seen in stage 2"
+_PROBES = {"zeroshot_classification": "zero-shot", LINEAR_PROBE: "linear probe", NEIGHBOURS: "nearest neighbours"} | {
+    f"{FEW_SHOT}{shots}": f"{shots} a class" for shots in SHOTS
+}
 _SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
 
 
@@ -119,6 +123,8 @@ def render(template: str, document: dict[str, Any], drawn: dict[str, list[figure
         short=lambda value: str(value or "–")[:12],
         figure=lambda value: "–" if value is None else f"{value:.3g}",
         metric=metric_name,
+        probe=lambda task: _PROBES.get(task, task),
+        cka=lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         recall=lambda name: name.replace("_retrieval_recall@", " R@"),
         seeds=seeds,
         beside=lambda found: "; ".join(f"{name} {100 * value:.1f} %" for name, value in found.items()) or "–",

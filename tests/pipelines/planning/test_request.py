@@ -40,6 +40,7 @@ EXAMPLES = {
     "parallel_cells": "3",
     "resume": "never",
     "placement": "log_every_steps=5",
+    "representation": "sets=[demo-categories] probes=[all]",
 }
 
 
@@ -72,6 +73,12 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("representation: {probe: [a]}\n", ("representation: probe is not a setting", "did you mean probes?")),
+        ("representation: {probes: a}\n", ("representation: probes must be a list", "'a'")),
+        ("representation: {probes: [all, a]}\n", ("representation.probes", "names of sets, or all alone")),
+        ("representation: {sets: [a, a]}\n", ("representation.sets", "a list without an empty or repeated entry")),
+        ("representation: {rdms: [V1.csv]}\n", ("representation.sets", "given where representation.rdms is")),
+        ("representation: {sets: [a], pictures: 3}\n", ("representation.pictures", ">= 4")),
         ("recipee: x\n", ("recipee is not a parameter", "did you mean recipe?")),
         ("nodes: 2\nnodes: 3\n", ("nodes", "twice")),
         ("set: {a.b: 1, a: {b: 2}}\n", ("set: a.b is given twice",)),
@@ -274,6 +281,17 @@ def test_another_request_in_a_request_s_place_is_named(tmp_path: Path):
 def test_a_cluster_is_given_no_path_of_this_machine(name: str, value: str):
     with pytest.raises(InputError, match=rf"{name} must be a URI such as s3://bucket/prefix"):
         resolve(merge("", {name: value}), kubeflow=True)
+
+
+def test_rdms_are_stored_absolute_and_a_cluster_is_given_none_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Like every other place; a request without representation keeps its id."""
+    monkeypatch.chdir(tmp_path)
+    asked = merge("representation: {sets: [a], rdms: [rdms/V1.csv, s3://bucket/IT.npy]}", {})
+    stored = resolve(asked).stored()["representation"]
+    assert stored == {"sets": ["a"], "rdms": [f"{tmp_path}/rdms/V1.csv", "s3://bucket/IT.npy"]}
+    with pytest.raises(InputError, match=r"representation\.rdms must be a URI such as s3://bucket/prefix"):
+        resolve(asked, kubeflow=True)
+    assert Request(representation={}).id == Request().id != Request(representation={"probes": ["all"]}).id
 
 
 def test_a_newer_stored_request_is_refused_by_its_version(tmp_path: Path):

@@ -1,0 +1,175 @@
+"""What of its evaluation sets an experiment can use for representation: known from their manifests and indexes, without a picture.
+
+A plan asks before anything is trained, an evaluation once more before it measures; both refuse in the same words.
+"""
+
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.config import DataConfig
+from trainer.errors import InputError
+from trainer.representation import ALL, RepresentationConfig
+from trainer.storage.base import exists, join, read_bytes, read_text
+from trainer.storage.manifest import read_manifest, require_manifest, staged_sets
+from trainer.storage.protocol import MissingObject
+from trainer.storage.rdms import Rdm, find_pictures, read_rdm
+from trainer.storage.samples import read_index
+
+CLASSIFICATION = "zeroshot_classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """An evaluation set as far as it can be known without a picture.
+
+    Attributes:
+        name: as figures are filed under it.
+        uri: its folder.
+        task: zeroshot_classification or zeroshot_retrieval.
+        multilabel: whether a picture may show several classes.
+        trains: whether it has training pictures: a split of its own, or those of the pairs that it was staged with.
+    """
+
+    name: str
+    uri: str
+    task: str
+    multilabel: bool
+    trains: bool
+
+
+def outline(place: DataConfig, *, with_pairs: bool = False) -> Outline:
+    """What the set at a place is; `with_pairs`: it was staged with the pairs, whose training pictures have its labels."""
+    manifest = read_manifest(place.uri)
+    if manifest is not None:
+        task = str(manifest.facts.get("task", ""))
+        return Outline(
+            name=manifest.name,
+            uri=place.uri,
+            task=task,
+            multilabel=bool(manifest.facts.get("multilabel")),
+            trains=bool(manifest.split("train")) or (with_pairs and task == CLASSIFICATION),
+        )
+    try:
+        kind = read_text(join(place.uri, "dataset_type.txt")).strip().lower()
+    except MissingObject:
+        kind = "classification"
+    return Outline(
+        name=place.uri.rstrip("/").rsplit("/", 1)[-1],
+        uri=place.uri,
+        task="zeroshot_retrieval" if kind == "retrieval" else CLASSIFICATION,
+        multilabel=kind == "multilabel",
+        trains=exists(join(place.uri, "train", "nshards.txt")),
+    )
+
+
+def outlines(sets: Sequence[DataConfig], pairs: DataConfig) -> dict[str, Outline]:
+    """By name every set of an experiment: the further ones, and those staged with its pairs as far as these are staged."""
+    found = [outline(place) for place in sets]
+    if pairs.uri:
+        manifest = require_manifest(pairs.uri, pairs.identity, pairs.manifest_sha256)
+        found += [outline(place, with_pairs=True) for place in staged_sets(pairs.uri, manifest, pairs.evaluation_sha256)]
+    return {one.name: one for one in found}
+
+
+def keys_of(one: Outline) -> list[str]:
+    """The keys of its test pictures, in order."""
+    manifest = read_manifest(one.uri)
+    if manifest is not None:
+        return [key for shard in manifest.split("test") for key in read_index(one.uri, shard).keys]
+    keys: dict[str, None] = {}
+    for number in range(int(read_text(join(one.uri, "test", "nshards.txt")))):
+        with tarfile.open(fileobj=io.BytesIO(read_bytes(join(one.uri, "test", f"{number}.tar")))) as tar:
+            for member in tar:
+                folder, _, file = member.name.rpartition("/")
+                keys[join(folder, file.partition(".")[0]) if folder else file.partition(".")[0]] = None
+    return list(keys)
+
+
+def read_rdms(config: RepresentationConfig, planned: Sequence[DataConfig] = ()) -> list[Rdm]:
+    """The RDMs that are asked for, or as they were planned.
+
+    Raises:
+        InputError: as of `read_rdm`; or two of them have one name, by which the page would show both.
+    """
+    places = planned or [DataConfig(uri=uri) for uri in config.rdms]
+    found = [read_rdm(place.uri, place.identity) for place in places]
+    for number, one in enumerate(found):
+        if one.name in {other.name for other in found[:number]}:
+            raise InputError(f"RDM {places[number].uri}: a second one called {one.name}: give the file another name")
+    return found
+
+
+def check_representation(config: RepresentationConfig, rdms: Sequence[Rdm], known: Mapping[str, Outline], *, complete: bool) -> None:
+    """Refuse what cannot be measured.
+
+    Args:
+        config: of the request.
+        rdms: that it names.
+        known: `outlines` of the experiment.
+        complete: whether these are all of its sets; else the pairs are not staged yet, and what is not known is left for later.
+
+    Raises:
+        InputError: a set that there is not, a probe of a set that is not classified one class a picture or has no training
+            pictures, or an RDM whose names are not pictures of one of the sets.
+    """
+    for name in ("sets", "probes"):
+        for asked in getattr(config, name):
+            if asked not in known and asked != ALL and complete:
+                raise InputError(f"representation.{name}: no evaluation set is called {asked!r}; there are {', '.join(known) or 'none'}")
+    for one in probed(config, known):
+        require_probe(one, known)
+    if config.probes and complete and not probed(config, known):
+        raise InputError("representation.probes: the experiment has no zero-shot set")
+    if complete or all(name in known for name in config.sets):
+        sets_of(config, rdms, known)
+
+
+def probed(config: RepresentationConfig, known: Mapping[str, Outline]) -> list[Outline]:
+    """The sets that probes are asked for on, as far as they are known; `all`: every zero-shot set."""
+    if config.probes == (ALL,):
+        return [one for one in known.values() if one.task == CLASSIFICATION]
+    return [known[name] for name in config.probes if name in known]
+
+
+def require_probe(one: Outline, known: Mapping[str, Outline]) -> None:
+    """Refuse a set that no probe can be trained on, naming those that one can."""
+    why = (
+        "it is a set for retrieval, without classes"
+        if one.task != CLASSIFICATION
+        else "its pictures show several classes each"
+        if one.multilabel
+        else f"it has no training split ({join(one.uri, 'train')})"
+        if not one.trains
+        else ""
+    )
+    if why:
+        able = [other.name for other in known.values() if other.trains and other.task == CLASSIFICATION and not other.multilabel]
+        raise InputError(f"representation.probes: {one.name} cannot be probed: {why}; sets that can: {', '.join(able) or 'none'}")
+
+
+def sets_of(config: RepresentationConfig, rdms: Sequence[Rdm], known: Mapping[str, Outline]) -> dict[str, str]:
+    """Which of the sets holds the pictures of each RDM, by the RDM's name; the first that holds all.
+
+    Raises:
+        InputError: none of them does.
+    """
+    keys = {name: keys_of(known[name]) for name in config.sets} if rdms else {}
+    found: dict[str, str] = {}
+    for rdm in rdms:
+        lacking = {name: find_pictures(rdm.names, of_set)[1] for name, of_set in keys.items()}
+        name = min(lacking, key=lambda name: len(lacking[name]))
+        if lacking[name]:
+            count = len(rdm.names)
+            raise InputError(
+                f"RDM {rdm.name}: {len(lacking[name])} of its {count} names are no pictures of {name}, such as {lacking[name][0]!r}; its "
+                f"pictures have names such as {keys[name][0]!r}"
+            )
+        found[rdm.name] = name
+    return found
+
+
+def planned_rdms(config: RepresentationConfig, rdms: Sequence[Rdm]) -> tuple[DataConfig, ...]:
+    """The RDMs as a plan pins them: place and SHA-256."""
+    return tuple(DataConfig(uri=uri, identity=rdm.sha256) for uri, rdm in zip(config.rdms, rdms, strict=True))
