@@ -38,6 +38,11 @@ class Stopped(RunError):
     exit_code = 143
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
     """Run a command of the command line; where it fails, one line on stderr that says why, and the code of the failure.
 

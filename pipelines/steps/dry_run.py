@@ -1,6 +1,6 @@
 """`run --dry-run`: every manifest that an experiment would submit, and what it takes; no cluster is touched, nothing is written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from trainer.config import StageConfig
-from trainer.errors import InputError, PeerLost, RunError
+from trainer.errors import InputError, PeerLost, RunError, words_of
 from trainer.progress import tell
 from trainer.storage import failures, layout
 
@@ -25,7 +25,7 @@ def best_effort(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.warning("%s failed, the run continues without it: %s", what, " ".join(str(error).split()) or type(error).__name__)
+        log.warning("%s failed, the run continues without it: %s", what, words_of(error))
 
 
 def warn(config: StageConfig, line: str) -> None:
@@ -46,7 +46,7 @@ def leave_failure(folder: str, stage: str, error: Exception) -> None:
     fixes, is also the container's termination message.
     """
     known = isinstance(error, InputError | RunError) and not isinstance(error, PeerLost)
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = words_of(error)
     code = error.exit_code if isinstance(error, InputError | RunError) else 1
     if isinstance(error, InputError):
         _tell_kubelet(line)

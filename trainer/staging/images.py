@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from trainer.bounds import MAX_DECODED_BYTES, MAX_DECODED_BYTES_IN_FLIGHT, MAX_PIXELS, MAX_PIXELS_A_BYTE, Budget
+from trainer.errors import words_of
 from trainer.staging.magic import explain_bytes
 from trainer.staging.metadata import read_orientation, without_metadata
 
@@ -114,7 +115,7 @@ def _naming_damage() -> Iterator[None]:
         raise
     except Exception as error:
         cause = "truncated image" if "truncated" in str(error) or isinstance(error, EOFError) else "broken image"
-        raise BadImageError(cause, _words(error)) from error
+        raise BadImageError(cause, words_of(error)) from error
 
 
 def _open_header(data: bytes, rules: int) -> Image.Image:
@@ -396,7 +397,3 @@ def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     finally:
         image.info = info
     return stream.getvalue()
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

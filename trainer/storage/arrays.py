@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import Corrupt
+from trainer.errors import Corrupt, words_of
 from trainer.storage.base import open_store
 from trainer.storage.protocol import PIECE_BYTES
 
@@ -112,7 +112,7 @@ def decode_arrays(data: bytes, uri: str, names: Collection[str] | None = None) -
                 raise zipfile.BadZipFile(f"they take {total:,} bytes, at most {MAX_BYTES:,} are read")
             unpacked = {name: _unpack(archive, info) for name, info in wanted.items()}
     except _BROKEN as error:
-        raise Corrupt(f"{uri}: not arrays of numpy, or damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise Corrupt(f"{uri}: not arrays of numpy, or damaged: {words_of(error)}") from error
     return {name: decode_array(raw, f"{uri}: {name}") for name, raw in unpacked.items()}
 
 
