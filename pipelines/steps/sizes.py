@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pipelines.planning.request import Request
 from pipelines.steps.notes import note
 from trainer.config import Recipe
+from trainer.dose import fraction, short_of_a_batch
 from trainer.errors import InputError
 from trainer.storage.manifest import describe_rows, require_manifest
 
@@ -58,8 +59,11 @@ def check_size(uri: str, asked: Request, name: str) -> None:
     train, recipe, stages = splits.get("train", 0), asked.load_recipe(), training_stages(asked)
     require_rows(uri, manifest.kind, train, recipe, stages)
     for stage, batch in _batches(manifest.kind, recipe, stages):
-        if train % batch:
-            used = f"{train - train % batch:,} of {train:,} {manifest.kind}, in batches of {batch:,}"
+        if wrong := short_of_a_batch(stage, getattr(recipe, stage), train):
+            raise InputError(f"{uri}: {wrong}")
+        taken = round(fraction(getattr(recipe, stage)) * train)
+        if taken % batch:
+            used = f"{taken - taken % batch:,} of {taken:,} {manifest.kind}, in batches of {batch:,}"
             note(name, f"{stage}: an epoch takes {used}; each epoch leaves out others")
 
 
