@@ -15,7 +15,6 @@ merged request under the experiment; every later step is given its URI and reads
 
 import dataclasses
 import difflib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.planning import parameters
-from pipelines.planning.arms import ACCEPTED, FROM, Arm, parse_arms, parse_seeds
+from pipelines.planning.arms import ACCEPTED, Arm, parse_arms, parse_seeds
 from pipelines.planning.parameters import items, located, number, one_line, parse, settings, text
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import Corrupt, InputError
 from trainer.storage import layout, read_text
-from trainer.storage.base import MissingObject, absolute, local_path
+from trainer.storage.base import MissingObject, absolute
 from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 1
@@ -208,75 +207,6 @@ def merge(source: str, given: Mapping[str, Any]) -> Request:
     return _with_own_parameters(values)
 
 
-def resolve(request: Request, *, kubeflow: bool = False) -> Request:
-    """The request as any process understands it: absolute paths, a recipe's text in place of its file, the experiment named.
-
-    Args:
-        request: as merged.
-        kubeflow: it runs on a Kubeflow server, which sees none of this machine's files, and `profile` names a ConfigMap.
-
-    Raises:
-        InputError: an unknown arm, seed, recipe or key; `judged` where FLIP judges anyway; a local path for a server.
-    """
-    from pipelines.planning.plan import require_judge  # here, like the next: slow to import
-    from trainer.configs import parse_config
-    from trainer.storage.recipes import read_inline
-
-    changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
-    changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
-    changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
-    # Not tidied: the arm's name, and with it the folder of its cells, is a hash of this.
-    changes["arms"] = tuple(f"{FROM}{absolute(arm.removeprefix(FROM))}" if arm.startswith(FROM) else arm for arm in request.arms)
-    changes["resume"] = request.resume if request.resume in ("auto", "never") else _place(request.resume)
-    changes["recipe"] = read_inline(request.recipe)
-    if kubeflow:
-        _refuse_local_places(request)
-        rule = "the name of a ConfigMap in the runs' namespace"
-        require(
-            "profile", request.profile, rule, not request.profile or bool(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", request.profile))
-        )
-    elif request.profile:
-        changes["profile"] = _place(request.profile)
-    parse_config(Placement, request.placement, source="placement")
-    resolved = dataclasses.replace(request, **changes)
-    recipe = resolved.load_recipe()
-    require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
-    _refuse_other_epochs(resolved, recipe)
-    resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
-    name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
-    require("experiment", name, "given where the recipe has no name", bool(name))
-    return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
-
-
-def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
-    """The recipe's evaluation reads the checkpoints that it asks for, so a placement cannot keep others."""
-    wanted, kept = recipe.evaluation.every_epochs, request.placement.get("checkpoint_every_epochs", 0)
-    if wanted and kept and wanted != kept:
-        raise InputError(
-            f"placement.checkpoint_every_epochs is {kept}, and the recipe's evaluation.every_epochs is {wanted}: leave the first out"
-        )
-
-
-def _refuse_local_places(request: Request) -> None:
-    places = {"root": (request.root,), "pairs": (request.pairs,), "triplets": (request.triplets,), "eval_sets": request.eval_sets}
-    places |= {"arms": tuple(arm.removeprefix(FROM) for arm in request.arms if arm.startswith(FROM)), "resume": (request.resume,)}
-    for name, uris in places.items():
-        for uri in uris:
-            if uri not in ("", "demo", "auto", "never") and "://" not in uri:
-                raise InputError(
-                    f"{name} must be a URI such as s3://bucket/prefix, since a cluster does not see this machine's files: {uri!r}"
-                )
-
-
-def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
-    """The recipe's name on the demo's data; with other data a name made from it (and the recipe)."""
-    source = pairs or triplets
-    last = (source or recipe).rstrip("/").rpartition("/")[2].lower()
-    words = "".join(letter if letter in "abcdefghijklmnopqrstuvwxyz0123456789-" else "-" for letter in last)
-    word = "-".join(part for part in words.split("-") if part)[:40]
-    return f"{word or 'data'}-{canonical_hash([recipe, pairs, triplets])[:6]}" if source else word
-
-
 def write_request(request: Request, root: str) -> str:
     """Store a resolved request under its experiment; its URI, from which `read_request` knows root and experiment."""
     uri = layout.request(layout.experiment(root, request.experiment), request.id)
@@ -390,11 +320,3 @@ def check_root(root: str) -> None:
         parts = Path(absolute(root)).parts
         system = len(parts) == 1 or (parts[1] in _SYSTEM_FOLDERS and parts[1:3] != ("usr", "local"))
         require("root", root, "a folder for data, such as runs or /data/firstsight, not one of the system's", not system)
-
-
-def _place(uri: str) -> str:
-    """A path made absolute and tidy, so that one folder has one name however it is spelled; other URIs as they are."""
-    path = local_path(uri) if uri else None
-    if path is not None:
-        return os.path.normpath(absolute(str(path)))
-    return uri.rstrip("/") if uri.startswith("s3://") else uri

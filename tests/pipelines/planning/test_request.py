@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
-from pipelines.planning.request import FIELDS, Request, merge, read_request, resolve, write_request
+from pipelines.planning.request import FIELDS, Request, merge, read_request, write_request
+from pipelines.planning.resolving import resolve
 from trainer.errors import Corrupt, InputError
 from trainer.storage import layout, read_json, write_json
 
