@@ -4,6 +4,9 @@ RECIPE ?=## smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file
 SET ?=## what differs from the recipe, such as contrastive.epochs=16 (default: none)
 ARMS ?=## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>; docs/RECIPES.md explains each (default: random,perceptual)
 SEEDS ?=## whole numbers; each arm is run once with each (default: 0)
+VARY ?=## axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; arms x seeds x points are run (default: none)
+ENDPOINTS ?=## the report's endpoints, declared beforehand (default: those of docs/EVALUATION.md that have data)
+TESTS ?=## tests declared beforehand by name, such as {dose: {axis: triplets}}; docs/EVALUATION.md explains them (default: none)
 PAIRS ?=## captioned pictures: a folder, WebDataset tars, or a list of URLs (default: the demo's)
 TRIPLETS ?=## judged triplets: a folder in the NIGHTS layout, or a list (default: made from the pairs, judged by FLIP)
 EVAL_SETS ?=## URIs of further evaluation sets (default: those staged with the pairs)
@@ -21,13 +24,16 @@ RESUME ?=## auto (from the last checkpoint), never (begin anew), or the URI of a
 PLACEMENT ?=## how a stage runs, such as loader_workers=8; see docs/REQUEST.md (default: none)
 
 # Taken as they stand: make would run $(shell ...) in them, and lose $x.
-export REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT
-$(foreach name,REQUEST RECIPE SET ARMS SEEDS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT,$(eval override $(name) := $$(value $(name))))
+export REQUEST RECIPE SET ARMS SEEDS VARY ENDPOINTS TESTS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT
+$(foreach name,REQUEST RECIPE SET ARMS SEEDS VARY ENDPOINTS TESTS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT,$(eval override $(name) := $$(value $(name))))
 REQUEST_FLAGS = $(if $(strip $(REQUEST)),--request="$$REQUEST")
 REQUEST_FLAGS += $(if $(strip $(RECIPE)),--recipe="$$RECIPE")
 REQUEST_FLAGS += $(if $(strip $(SET)),--set="$$SET")
 REQUEST_FLAGS += $(if $(strip $(ARMS)),--arms="$$ARMS")
 REQUEST_FLAGS += $(if $(strip $(SEEDS)),--seeds="$$SEEDS")
+REQUEST_FLAGS += $(if $(strip $(VARY)),--vary="$$VARY")
+REQUEST_FLAGS += $(if $(strip $(ENDPOINTS)),--endpoints="$$ENDPOINTS")
+REQUEST_FLAGS += $(if $(strip $(TESTS)),--tests="$$TESTS")
 REQUEST_FLAGS += $(if $(strip $(PAIRS)),--pairs="$$PAIRS")
 REQUEST_FLAGS += $(if $(strip $(TRIPLETS)),--triplets="$$TRIPLETS")
 REQUEST_FLAGS += $(if $(strip $(EVAL_SETS)),--eval-sets="$$EVAL_SETS")

@@ -66,3 +66,27 @@ def short_of_a_batch(stage: str, settings: Settings, total: int) -> str:
         f"{stage}.{field} must leave at least one batch, got {fraction(settings):g}: that is {samples:,} of {total:,} training {what}, "
         f"and {stage}.global_batch_size is {batch:,}"
     )
+
+
+def warm_up_too_long(stage: str, settings: Settings, total: int) -> str:
+    """What is wrong where a stage that learns from a part of its data, or for so many samples, does not outlast its warm-up; else empty.
+
+    Args:
+        stage: its name.
+        settings: of the stage.
+        total: samples of the training split.
+    """
+    whole = fraction(settings) == 1 and not settings.samples_seen
+    return "" if whole else within_warm_up(stage, settings, total)
+
+
+def within_warm_up(stage: str, settings: Settings, total: int) -> str:
+    """What is wrong where a stage on a training split of `total` samples does not outlast its warm-up; empty where it does."""
+    found, batch = dose(settings, total), settings.global_batch_size
+    if settings.optimizer.warmup_steps < found.steps:
+        return ""
+    how = f"{found.samples:,} // {batch:,} x {settings.epochs} epochs"
+    how = f"{settings.samples_seen:,} samples seen // {batch:,}" if settings.samples_seen else how
+    return (
+        f"{stage}.optimizer.warmup_steps must be less than the stage's {found.steps:,} steps ({how}), got {settings.optimizer.warmup_steps}"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.planning.cost import CORE_GFLOPS, Estimate, Machines, Samples, estimate, settings
 from trainer.config import Recipe, StageConfig
 from trainer.configs import sizes
-from trainer.dose import short_of_a_batch
+from trainer.dose import short_of_a_batch, within_warm_up
 from trainer.errors import InputError
 
 STAGES = ("perceptual", "contrastive", "posthoc")
@@ -67,15 +67,9 @@ def machines_of(machines: Machines, stage: str) -> Machines:
 
 def _require_steps(one: Estimate) -> None:
     """Refuse less data than a batch, and a warm-up that the stage does not outlast."""
-    stage, recipe = one.stage.stage, settings(one.stage)
-    if wrong := short_of_a_batch(stage, recipe, one.data.count):
+    stage, recipe, count = one.stage.stage, settings(one.stage), one.data.count
+    if wrong := short_of_a_batch(stage, recipe, count) or within_warm_up(stage, recipe, count):
         raise InputError(wrong)
-    if recipe.optimizer.warmup_steps >= one.steps:
-        how = f"{one.dose.samples:,} // {recipe.global_batch_size:,} x {recipe.epochs} epochs"
-        how = f"{recipe.samples_seen:,} samples seen // {recipe.global_batch_size:,}" if recipe.samples_seen else how
-        raise InputError(
-            f"{stage}.optimizer.warmup_steps must be less than the stage's {one.steps:,} steps ({how}), got {recipe.optimizer.warmup_steps}"
-        )
 
 
 def _split_note(one: Estimate) -> list[str]:

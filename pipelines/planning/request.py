@@ -23,11 +23,13 @@ from typing import Any
 
 from pipelines.planning import parameters
 from pipelines.planning.arms import ACCEPTED, Arm, parse_arms, parse_seeds
+from pipelines.planning.axes import check_axes
 from pipelines.planning.parameters import items, located, number, one_line, parse, settings, text
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import Corrupt, InputError
 from trainer.storage import layout, read_text
 from trainer.storage.base import MissingObject, absolute
+from trainer.storage.declarations import listed
 from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 1
@@ -57,6 +59,16 @@ class Request:
     set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16", form="study_set")
     arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {_ARMS}; docs/RECIPES.md explains each", form="study_arms")
     seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each", form="study_seeds")
+    vary: Mapping[str, Any] = parameters.mapping(
+        "axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; arms x seeds x points are run",
+        kind="axes",
+    )
+    endpoints: tuple[str, ...] = items(
+        (), "the report's endpoints, declared beforehand", otherwise="those of docs/EVALUATION.md that have data", introduced=[]
+    )
+    tests: Mapping[str, Any] = parameters.mapping(
+        "tests declared beforehand by name, such as {dose: {axis: triplets}}; docs/EVALUATION.md explains them",
+    )
     pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's", form="data_pairs")
     triplets: str = text(
         "",
@@ -152,8 +164,12 @@ class Request:
 
     @property
     def cells(self) -> list[str]:
-        """The names of the cells that it asks for, in the order in which they are planned."""
-        return [layout.cell_name(arm.name, seed) for seed in self.all_seeds for arm in self.all_arms]
+        """The names of the cells that it asks for, in the order in which they are planned; resolved where it varies its recipe."""
+        if not self.vary:
+            return [layout.cell_name(arm.name, seed) for seed in self.all_seeds for arm in self.all_arms]
+        from pipelines.planning.points import Points  # here: slow to import
+
+        return [layout.cell_name(one.arm.name, one.seed, one.point) for one in Points(self).cells()]
 
     def load_recipe(self) -> Recipe:
         """The recipe with what `set` changes of it.
@@ -168,7 +184,8 @@ class Request:
     def stored(self) -> dict[str, Any]:
         """Every parameter as a request file says it, defaults included: a default that moves later changes no stored request."""
         values = {name: getattr(self, name) for name in FIELDS}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**plain, "vary": listed(self.vary)}
 
     @property
     def id(self) -> str:
@@ -234,7 +251,7 @@ def read_request(uri: str) -> Request:
     values = read_document(uri, "a stored request", STORED_VERSION, checked_from=2)
     if values is None:
         raise InputError(f"request {uri}: not found: start the run again, and its first step writes it")
-    earlier = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
+    earlier = {name: parse(item, item.metadata["introduced"], name) for name, item in FIELDS.items() if "introduced" in item.metadata}
     del values["format_version"]
     with located(uri):
         request = _with_own_parameters({**earlier, **_parsed(values, uri)})
@@ -276,7 +293,8 @@ def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
     with located(source):
         alone = _with_own_parameters(values)
         parse_config(Placement, alone.placement, source="placement")
-        alone.cells  # noqa: B018 (refuses a wrong arm or seed)
+        alone.all_arms, alone.all_seeds  # noqa: B018 (refuses a wrong arm or seed)
+        check_axes(alone.vary)
     return values
 
 

@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 from pipelines.planning.arms import FROM
+from pipelines.planning.axes import check_axes
+from pipelines.planning.declared import check_declared
 from pipelines.planning.request import Request
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import InputError
@@ -47,7 +49,9 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     recipe = resolved.load_recipe()
     require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
     _refuse_other_epochs(resolved, recipe)
-    resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
+    check_axes(resolved.vary)
+    check_declared(resolved)
+    resolved.cells  # noqa: B018 (refuses a wrong arm or seed, and a point's value that breaks a rule)
     name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
     require("experiment", name, "given where the recipe has no name", bool(name))
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipelines.planning import lanes
 from pipelines.planning.plan import Cell, Experiment, entry, entry_of
+from pipelines.planning.varied import find_lost, varied
 from trainer.config import (
     EVALUATION_VERSION,
     EvaluateConfig,
@@ -29,7 +30,7 @@ from trainer.configs import parse_config, read_stored
 from trainer.errors import Corrupt, InputError
 from trainer.storage import join, layout, open_store, plans
 from trainer.storage.base import MissingObject
-from trainer.storage.documents import checksum
+from trainer.storage.documents import checksum, write_document
 from trainer.storage.plans import NAME, Plan, read_plan, recipe_key
 from trainer.storage.recipes import find_fields, read_config_values, read_stage, recorded_fields, shown, write_config_file
 
@@ -71,6 +72,8 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
     draft = draft_plan(experiment, cells)
     for config in draft.configs:
         write_config_file(layout.config(config.output), config)
+    for uri, document in find_lost(experiment, draft.plan).items():
+        write_document(uri, document)
     if draft.said or not draft.is_written:
         plans.write_plan(experiment.uri, draft.plan)
     return draft.said
@@ -79,7 +82,7 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
 def is_planned(experiment: Experiment, cells: list[Cell]) -> bool:
     """Whether `write_plan` would find all as it would write it; errors as of `write_plan`."""
     draft = draft_plan(experiment, cells)
-    return not draft.configs and not draft.said and draft.is_written
+    return not draft.configs and not draft.said and draft.is_written and not find_lost(experiment, draft.plan)
 
 
 def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
@@ -90,6 +93,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
     cells = [
         dataclasses.replace(cell, evaluation=dataclasses.replace(cell.evaluation, evaluation_version=evaluation_version)) for cell in cells
     ]
+    beside = varied(experiment, earlier)
     _refuse_what_differs(experiment, cells, earlier)
     _refuse_other_manifests(experiment, earlier)
     planned = {one[stage]: key for one in earlier["cells"] for stage, key in one["recipe_hashes"].items()}
@@ -118,6 +122,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
         "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
         **({"evaluation_version": evaluation_version} if evaluation_version > 1 else {}),
+        **beside,
         "lanes": _lanes(experiment, cells, entries, earlier),
     }
     written_already = checksum(earlier) == checksum({**plan, "format_version": plans.FORMAT_VERSION})

@@ -58,7 +58,7 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
         data = pairs if stage.stage == "contrastive" else triplets
         estimates[folder] = estimate(stage, data, machines, placement_of(profile, request), measured)
     done = {folder for folder, (_, spec) in stages.items() if (one := finished[folder]) and one.recipe_hash == spec.recipe_hash}
-    return [*outline(experiment.recipe, estimates, read_base(request.recipe), done), *(f"note: {note}" for note in notes)]
+    return [*outline(experiment.recipe, estimates, read_base(request.recipe), done, experiment.axes), *(f"note: {note}" for note in notes)]
 
 
 def job_specs(experiment: Experiment, cells: list[Cell], request: Request, placement: Mapping[str, Any]) -> Iterator[JobSpec]:

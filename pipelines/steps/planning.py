@@ -47,11 +47,16 @@ def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, 
         InputError: an arm whose labels these triplets cannot have, a data set or a tower that is not sealed.
         Corrupt: one that is damaged.
     """
-    from pipelines.planning import plan  # here: reading YAML into configurations takes longer than all that the other steps import
+    from pipelines.planning import (  # here: reading YAML into configurations takes longer than all that the other steps import
+        declared,
+        plan,
+        points,
+    )
 
     asked = scene.request
     arms, recipe = asked.all_arms, asked.load_recipe()
     plan.require_judge(arms, require_manifest(triplets).judge, recipe)
+    at_points = points.Points(asked)
     experiment = plan.Experiment(
         root=scene.root,
         name=asked.experiment,
@@ -62,5 +67,10 @@ def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, 
         request=scene.uri,
         parallel_cells=1 if scene.profile.backend == "local" else asked.parallel_cells,
         sets=plan.read_sets(",".join(asked.eval_sets)),
+        axes=asked.vary,
+        points=tuple(at_points.listed()),
+        declared=declared.declaration(asked),
+        asked_arms=tuple(arm.name for arm in arms),
+        asked_seeds=asked.all_seeds,
     )
-    return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]
+    return experiment, points.cells_of(experiment, at_points)
