@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.planning.declared import declaration
+from pipelines.planning.request import merge
 from tests.report import shards
 from trainer.arms import registered
 from trainer.config import DataConfig, Recipe, StageConfig, StartConfig, recipe_hash
 from trainer.configs import load_recipe
 from trainer.storage import join, layout, read_bytes, write_bytes, write_json
 from trainer.storage.committed import Committed, write_committed
+from trainer.storage.declarations import listed
+from trainer.storage.declarations import sealed as sealed_declaration
 from trainer.storage.figures import untrained_hash, write_figures
 from trainer.storage.manifest import Manifest, write_manifest
 from trainer.storage.recipes import write_config_file
@@ -42,6 +46,10 @@ class Fabrication:
     stream: int = 0
     own: bool = False
     """Whether the pairs are a person's own pictures, twins among them."""
+    fractions: Sequence[float] = ()
+    """Points of an axis `triplets`: arms with a tower have a cell at each, their effect times the fraction; 1 is the recipe's own."""
+    tests: Mapping[str, Any] = field(default_factory=dict)
+    """Declared beforehand, as a request writes them."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of arms that this version does not have: what their towers learned from."""
 
@@ -53,7 +61,14 @@ def fabricate(root: Path, what: Fabrication | None = None) -> str:
     recipe = load_recipe("smoke")
     data = _Data(str(root), what)
     uri = layout.experiment(str(root), what.name)
-    cells = [_cell(uri, recipe, data, what, arm, seed, generator) for seed in what.seeds for arm in what.arms]
+    cells = [_cell(uri, recipe, data, what, arm, seed, generator) for seed in what.seeds for arm in what.arms if _has_own(what, arm)]
+    cells += [
+        _cell(uri, recipe, data, what, arm, seed, generator, fraction)
+        for seed in what.seeds
+        for fraction in what.fractions
+        for arm in what.arms
+        if fraction != 1 and _varies(arm)
+    ]
     plan = {
         "format_version": 2,
         "experiment": what.name,
@@ -64,9 +79,37 @@ def fabricate(root: Path, what: Fabrication | None = None) -> str:
         "pairs": asdict(data.pairs),
         "triplets": asdict(data.triplets),
         "cells": cells,
+        **(_varied(what) if what.fractions else {}),
     }
     write_json(join(uri, "plan.json"), plan)
     return uri
+
+
+def _varies(arm: str) -> bool:
+    """Whether the axis changes the arm."""
+    return bool(registered()[arm].tower)
+
+
+def _has_own(what: Fabrication, arm: str) -> bool:
+    """Whether the arm has a cell with the recipe's own values."""
+    return not what.fractions or 1 in what.fractions or not _varies(arm)
+
+
+def _varied(what: Fabrication) -> dict[str, Any]:
+    """Axes, points and declarations, as a plan has them."""
+    asked = merge("", {"arms": list(what.arms), "seeds": ",".join(map(str, what.seeds)), "tests": dict(what.tests)})
+    asked = replace(asked, vary={"triplets": {"perceptual.triplet_fraction": list(what.fractions)}})
+    points = [
+        {
+            "point": f"triplets-{fraction:g}",
+            "at": {"triplets": fraction},
+            "cells": {arm: f"triplets-{fraction:g}" if _varies(arm) and fraction != 1 else "" for arm in what.arms},
+        }
+        for fraction in what.fractions
+    ]
+    more = {"arms": list(what.arms), "seeds": list(what.seeds), "after_results": False, "time": "2026-11-30T08:00:00Z", "request": "r"}
+    declared = sealed_declaration(declaration(asked), **more)
+    return {"axes": listed(asked.vary), "points": points, "declared": [declared]}
 
 
 class _Data:
@@ -130,9 +173,13 @@ class _Data:
         return name, task, folder, manifest.identity
 
 
-def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, seed: int, generator: np.random.Generator) -> dict[str, Any]:
+def _cell(
+    uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, seed: int, generator: np.random.Generator, fraction: float = 1.0
+) -> dict[str, Any]:
     """One arm with one seed: stages, then evaluations."""
-    cell = layout.cell(uri, arm, seed)
+    point = "" if fraction == 1 else f"triplets-{fraction:g}"
+    recipe = replace(recipe, perceptual=replace(recipe.perceptual, triplet_fraction=fraction))
+    cell = layout.cell(uri, arm, seed, point)
     common: dict[str, Any] = {"experiment": what.name, "seed": seed, "model": recipe.model}
     tower = None
     known = registered().get(arm)
@@ -142,12 +189,12 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
             stage="perceptual", arm=arm, output=uri, data=data.triplets, labels=labels, perceptual=recipe.perceptual, **common
         )
         tower = replace(tower, output=layout.tower(uri, recipe_hash(tower)))
-        write_stage(tower, steps=40, generator=generator)
+        write_stage(tower, steps=round(40 * fraction), generator=generator)
     start = StartConfig()
     if tower:
         start = StartConfig(kind=known.start if known else "tower", uri=layout.final(tower.output), recipe_hash=recipe_hash(tower))
     base = "random" if arm == "posthoc" else arm
-    place = layout.stage(layout.cell(uri, base, seed), "contrastive")
+    place = layout.stage(layout.cell(uri, base, seed, point if base == arm else ""), "contrastive")
     contrastive = StageConfig(
         stage="contrastive", arm=base, output=place, data=data.pairs, start=start, contrastive=recipe.contrastive, **common
     )
@@ -160,7 +207,7 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
         write_stage(posthoc, steps=20, generator=generator)
         stages["posthoc"] = posthoc
     final = "posthoc" if arm == "posthoc" else "contrastive"
-    skill = what.effects.get(arm, 0.0) + what.noise * float(generator.standard_normal())
+    skill = what.effects.get(arm, 0.0) * fraction + what.noise * float(generator.standard_normal())
     models = [("untrained", "final", None, -0.2), (final, "final", stages[final], skill)]
     models += [("perceptual", "final", tower, skill + 0.1)] if tower and start.kind == "tower" else []
     models += [("contrastive", str(step), contrastive, skill - 0.3 * (1 - step / 100)) for step in what.checkpoints]
@@ -168,9 +215,9 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
         evaluate(cell, what, data, arm, seed, (stage, when, config), level, generator)
     found = {name: config for name, config in stages.items() if config}
     return {
-        "cell": layout.cell_name(arm, seed),
+        "cell": layout.cell_name(arm, seed, point),
         "arm": arm,
-        "point": "",
+        "point": point,
         "seed": seed,
         "recipe": "smoke",
         **{name: config.output if config else "" for name, config in stages.items()},

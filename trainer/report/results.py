@@ -8,12 +8,13 @@ from trainer.config import Recipe
 from trainer.configs.evaluation_sets import SETS
 from trainer.errors import InputError
 from trainer.labels import registered as kinds_of_labels
-from trainer.report import compare, course
+from trainer.report import axes, compare, course
 from trainer.report import items as per_item
 from trainer.report.answer import answer
 from trainer.report.experiment import Experiment
 from trainer.report.pictures import attributions
 from trainer.report.twins import twins
+from trainer.storage.declarations import declared_endpoints
 
 FORMAT_VERSION = 2
 """2 is a document with a checksum (`storage.documents`), and says of what is left out whether it is damaged."""
@@ -26,9 +27,16 @@ def subject_of(arms: Sequence[str]) -> str:
 
 def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[str, Any], compare.Scores]:
     """All figures of one experiment, and of those set beside it."""
+    whole, point = experiment, axes.reference(experiment)
+    experiment = whole.at(point.cells)
     scores = compare.Scores(experiment)
     sets = compare.find_sets(scores)
-    endpoints = compare.declared_endpoints(sets)
+    named = declared_endpoints(whole.plan.get("declared", []))
+    endpoints = compare.declared_endpoints(sets, named)
+    for name in named if sets else ():
+        if name not in [endpoint.name for endpoint in endpoints] and not (name == "mean_zero_shot" and endpoints):
+            experiment.exclude(f"endpoint {name}", "declared, and not measured")
+    along = axes.Along(whole, endpoints)
     subject = subject_of(experiment.arms)
     contrasts = compare.contrasts(scores, endpoints)
     set_rows = compare.per_set(scores, sets)
@@ -43,6 +51,10 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "evaluation_version": experiment.version,
         "judge": judge,
         "answer": answer(contrasts, subject, judge),
+        "point": {"point": point.name, "at": dict(point.at), "cells": dict(point.cells)},
+        "axes": along.curves(),
+        "tests": along.tests(),
+        "declared": axes.declared_of(whole),
         "arms": [{"arm": arm, "meaning": _meaning(experiment, arm), "seeds": scores.seeds(arm)} for arm in experiment.arms],
         "endpoints": [_endpoint(scores, endpoint) for endpoint in endpoints],
         "beside": {endpoint.name: _beside(scores, endpoint) for endpoint in endpoints},
@@ -50,20 +62,20 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "scores": _scores(scores, endpoints),
         "contrasts": contrasts,
         "sets": set_rows,
-        "metrics": _metrics(experiment),
+        "metrics": _metrics(whole),
         "field_sets": _field_sets(sets),
         "sign_tests": compare.signs(set_rows),
         "two_afc": course.two_afc_rows(experiment),
         "twins": twins(experiment, sets),
         "through_time": followed,
-        "stages": course.stage_rows(experiment),
+        "stages": course.stage_rows(whole),
         "efficiency": course.efficiency(scores, endpoints, followed),
         "comparison": _comparison(scores, endpoints, others),
         "missing": experiment.missing,
         "failures": experiment.failures,
         "excluded": experiment.excluded,
         "data": _data(experiment),
-        "lineage": _lineage(experiment),
+        "lineage": _lineage(whole),
         "attributions": attributions(experiment),
     }
     results["as_of"] = ""  # said by whoever writes it down
@@ -199,6 +211,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         if endpoint["name"] == "2afc" and found:
             beside = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
             notes.append(f"2AFC of what needs no training: {beside}.")
+    notes += [f"Declared test {line}." for line in axes.said(results["tests"])]
     notes += [row["says"] for row in results["twins"].values() if row["says"]]
     if results["judge"] == "FLIP":
         notes.append("The triplets were judged by FLIP, a model of human vision, not by people.")
@@ -216,6 +229,7 @@ def _metrics(experiment: Experiment) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "arm": cell.arm,
+                        "point": cell.point,
                         "seed": cell.seed,
                         "stage": result.stage,
                         "step": result.step,
@@ -238,7 +252,7 @@ def _comparison(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], o
     for other in others:
         called = other.name if names.count(other.name) == 1 else other.uri
         both = compare.Scores(scores.experiment)
-        theirs = compare.Scores(other)
+        theirs = compare.Scores(other.at(axes.reference(other).cells))
         for (arm, seed), finals in theirs.results.items():
             both.results[f"{arm} in {called}", seed] = finals
         for arm in dict.fromkeys(arm for arm, _ in theirs.results):
@@ -296,6 +310,7 @@ def _lineage(experiment: Experiment) -> list[dict[str, Any]]:
         rows.append(
             {
                 "arm": cell.arm,
+                "point": cell.point,
                 "seed": cell.seed,
                 "stage": name,
                 "uri": run.uri,
