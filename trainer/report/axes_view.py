@@ -55,13 +55,13 @@ def axes_tables(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                     (row for row in curve["differences"] if _key(row) == (point["point"], arm, score["endpoint"])),
                     None,
                 )
-                steps = [f"{_STAGES[stage]} {of_arm[arm]:,}" for stage, of_arm in point["steps"].items() if arm in of_arm]
+                taken = [f"{name} {steps[arm]:,}" for stage, name in _STAGES.items() if arm in (steps := point["steps"].get(stage, {}))]
                 rows.append(
                     {
                         "value": point["value"],
                         "arm": arm,
                         "shared": arm in point["shared"],
-                        "steps": ", ".join(steps),
+                        "steps": ", ".join(taken),
                         "label": labels[score["endpoint"]],
                         "mean": score["mean"],
                         "seeds": score["seeds"],
