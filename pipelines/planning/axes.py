@@ -10,7 +10,6 @@ A point takes one value of every axis; several axes make every combination. It i
 `triplets-0.1-model-vit-b-32`.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
@@ -103,19 +102,15 @@ def values_at(axes: Axes, point: Point) -> dict[str, Any]:
 
 
 def _check_field(where: str, field: str) -> None:
-    from trainer.configs import check_keys  # here: slow to import
-    from trainer.configs.building import group_in, hint_of
+    from trainer.configs import check_keys, settings_of  # here: slow to import
 
     for refused, why in _REFUSED.items():
         if field == refused or field.startswith(f"{refused}."):
             raise InputError(f"{where} cannot vary {field}, which {why}")
     check_keys(Recipe, {field: None}, where)
-    if group_in(hint_of(Recipe, field)) is not None:
-        raise InputError(f"{where}: {field} is a group of settings: name one of them, such as {field}.{_first_of(hint_of(Recipe, field))}")
-
-
-def _first_of(group: Any) -> str:
-    return dataclasses.fields(group)[0].name
+    inside = settings_of(Recipe, field)
+    if inside:
+        raise InputError(f"{where}: {field} is a group of settings: name one of them, such as {field}.{inside[0]}")
 
 
 def _check_values(where: str, values: Any) -> None:
