@@ -119,6 +119,13 @@ class OptimizerConfig:
         require("optimizer.eps", self.eps, "> 0", self.eps > 0)
 
 
+def _check_dose(stage: str, fraction: str, config: "PerceptualConfig | ContrastiveConfig | PosthocConfig") -> None:
+    """How much of the data a stage learns from, and for how long."""
+    require(f"{stage}.{fraction}", getattr(config, fraction), "> 0 and <= 1", 0 < getattr(config, fraction) <= 1)
+    seen, batch = config.samples_seen, config.global_batch_size
+    require(f"{stage}.samples_seen", seen, f"0, or at least one batch ({stage}.global_batch_size {batch})", seen == 0 or seen >= batch)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig:
     """Stage 1: the vision tower alone on triplets (ref, 0, 1)."""
@@ -132,11 +139,22 @@ class PerceptualConfig:
     handoff: Literal["last", "best_val"] = recipe("last", "as coded", "Which checkpoint stage 2 starts from.")
     precision: Precision = recipe("bf16", "as coded", "Autocast; weights and optimiser stay fp32 (fp64 is for tests).")
     flip_augmentation: bool = recipe(False, "ours", "Mirror a triplet's three pictures together at random.")
+    triplet_fraction: float = recipe(
+        1.0,
+        "ours",
+        "Part of the training triplets learnt from; smaller parts lie within larger ones.",
+        since="0.2.0",
+        introduced=1.0,
+    )
+    samples_seen: int = recipe(
+        0, "ours", "Triplets seen in all, in whole batches, however many there are; 0: as `epochs` says.", since="0.2.0", introduced=0
+    )
 
     def __post_init__(self) -> None:
         """Check ranges."""
         require("perceptual.margin", self.margin, "> 0", self.margin > 0)
         at_least(1, "perceptual", self, "global_batch_size", "epochs")
+        _check_dose("perceptual", "triplet_fraction", self)
         at_least(0, "perceptual", self, "min_votes")
 
 
@@ -169,6 +187,16 @@ class ContrastiveConfig:
     decoder: Literal["fast", "exact"] = recipe("fast", "ours", "simplejpeg with torch's antialiased resize, or PIL.")
     order_runs: int = recipe(1, "ours", "C of the canonical order: sample runs a global batch is drawn from.")
     order_block_shards: int = recipe(0, "ours", "K of the canonical order: shards a run is shuffled over; 0: one full permutation.")
+    pair_fraction: float = recipe(
+        1.0,
+        "ours",
+        "Part of the training pairs learnt from; smaller parts lie within larger ones.",
+        since="0.2.0",
+        introduced=1.0,
+    )
+    samples_seen: int = recipe(
+        0, "ours", "Pairs seen in all, in whole batches, however many there are; 0: as `epochs` says.", since="0.2.0", introduced=0
+    )
 
     def __post_init__(self) -> None:
         """Check ranges and what contradicts."""
@@ -180,6 +208,7 @@ class ContrastiveConfig:
         require("contrastive.logit_scale_max", self.logit_scale_max, "> 1", self.logit_scale_max > 1)
         require("contrastive.order_runs", self.order_runs, rule, self.order_runs >= 1 and self.global_batch_size % self.order_runs == 0)
         require("contrastive.order_block_shards", self.order_block_shards, ">= 0", self.order_block_shards >= 0)
+        _check_dose("contrastive", "pair_fraction", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,11 +223,22 @@ class PosthocConfig:
     global_batch_size: int = recipe(16, "as coded", "")
     epochs: int = recipe(64, "as coded", "")
     precision: Precision = recipe("bf16", "as coded", "")
+    triplet_fraction: float = recipe(
+        1.0,
+        "ours",
+        "Part of the training triplets learnt from; smaller parts lie within larger ones.",
+        since="0.2.0",
+        introduced=1.0,
+    )
+    samples_seen: int = recipe(
+        0, "ours", "Triplets seen in all, in whole batches, however many there are; 0: as `epochs` says.", since="0.2.0", introduced=0
+    )
 
     def __post_init__(self) -> None:
         """Check ranges."""
         require("posthoc.margin", self.margin, "> 0", self.margin > 0)
         at_least(1, "posthoc", self, "global_batch_size", "epochs")
+        _check_dose("posthoc", "triplet_fraction", self)
 
 
 @dataclass(frozen=True, kw_only=True)

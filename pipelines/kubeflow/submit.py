@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pipelines.kubeflow.form import NAMES, REQUEST
 from pipelines.kubeflow.upload import NAME, add_connection, connect, register
 from pipelines.planning.flags import add_request, request_of
-from pipelines.planning.request import Request, resolve
+from pipelines.planning.request import Request
+from pipelines.planning.resolving import resolve
 from pipelines.profile.profile import read_profile
 from pipelines.steps.running import failures, root_of_run
 from trainer.errors import InputError, RunError

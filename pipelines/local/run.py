@@ -33,7 +33,8 @@ from pipelines.kubeflow.sdk import import_kfp
 from pipelines.local.finished import find_finished
 from pipelines.local.progress import Display, jobs_of
 from pipelines.planning.plan import Cell, Experiment
-from pipelines.planning.request import Request, resolve
+from pipelines.planning.request import Request
+from pipelines.planning.resolving import resolve
 from pipelines.planning.summary import preview, print_summary
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipelines.planning.flags import add_request, request_of
-from pipelines.planning.request import read_request, resolve
+from pipelines.planning.request import read_request
+from pipelines.planning.resolving import resolve
 from pipelines.profile.profile import PROFILE_VARIABLE, read_profile, use_store_of_profile
 from pipelines.steps.running import root_of_run
 from trainer.config import DataConfig

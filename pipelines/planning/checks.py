@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.planning.cost import CORE_GFLOPS, Estimate, Machines, Samples, estimate, settings
 from trainer.config import Recipe, StageConfig
 from trainer.configs import sizes
+from trainer.dose import short_of_a_batch, within_warm_up
 from trainer.errors import InputError
 
 STAGES = ("perceptual", "contrastive", "posthoc")
@@ -65,15 +66,10 @@ def machines_of(machines: Machines, stage: str) -> Machines:
 
 
 def _require_steps(one: Estimate) -> None:
-    """Refuse a batch larger than the data, and a warm-up that the stage does not outlast."""
+    """Refuse less data than a batch, and a warm-up that the stage does not outlast."""
     stage, recipe, count = one.stage.stage, settings(one.stage), one.data.count
-    if count < recipe.global_batch_size:
-        raise InputError(f"{stage}.global_batch_size must be at most the {count:,} training {one.what}, got {recipe.global_batch_size}")
-    if recipe.optimizer.warmup_steps >= one.steps:
-        raise InputError(
-            f"{stage}.optimizer.warmup_steps must be less than the stage's {one.steps:,} steps "
-            f"({count:,} // {recipe.global_batch_size:,} x {recipe.epochs} epochs), got {recipe.optimizer.warmup_steps}"
-        )
+    if wrong := short_of_a_batch(stage, recipe, count) or within_warm_up(stage, recipe, count):
+        raise InputError(wrong)
 
 
 def _split_note(one: Estimate) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from trainer.config import ContrastiveConfig, ModelConfig, PerceptualConfig, PosthocConfig, StageConfig, kept_epochs, loader_workers_for
 from trainer.configs import sizes
 from trainer.configs.sizes import Memory
+from trainer.dose import Dose, dose, fraction
 from trainer.errors import InputError
 
 PEAK_TFLOPS = 798.0
@@ -114,14 +115,14 @@ class Estimate:
     asked: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch; the rest is left out."""
-        return self.data.count // settings(self.stage).global_batch_size
+    def dose(self) -> Dose:
+        """What it takes of the training split, and its steps."""
+        return dose(settings(self.stage), self.data.count)
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
-        return self.steps_per_epoch * settings(self.stage).epochs
+        """In all."""
+        return self.dose.steps
 
     @property
     def samples(self) -> int:
@@ -158,7 +159,8 @@ class Estimate:
     def kept_epochs(self) -> list[int]:
         """After which the weights alone are kept, beside the final model."""
         every = int(self._asked("checkpoint_every_epochs"))
-        return kept_epochs(settings(self.stage).epochs, trajectory=bool(self._asked("trajectory")), every=every)
+        epochs = self.steps // max(self.dose.steps_per_epoch, 1)
+        return kept_epochs(epochs, trajectory=bool(self._asked("trajectory")), every=every)
 
     def _asked(self, name: str) -> Any:
         return self.asked.get(name, getattr(self.stage.placement, name))
@@ -175,8 +177,7 @@ class Estimate:
         batch, together = recipe.global_batch_size, self.rate.rate * ranks
         checkpoint, final = sizes.checkpoint_bytes(self.stage), sizes.final_bytes(self.stage)
         return [
-            f"data: {self.data.count:,} {what} ({self.data.said}) // {batch:,} = {self.steps_per_epoch:,} steps x {recipe.epochs} epochs "
-            f"= {self.steps:,} steps, {self.samples:,} {what}; warm-up {recipe.optimizer.warmup_steps:,} steps",
+            f"data: {self._data()} = {self.steps:,} steps, {self.samples:,} {what}; warm-up {recipe.optimizer.warmup_steps:,} steps",
             f"ranks: {self.machines} = {ranks}; {batch:,} / {ranks} = {batch // ranks:,} {what} a rank",
             f"placement: {', '.join(self._placement())}",
             f"memory: {self._memory()}",
@@ -190,6 +191,15 @@ class Estimate:
     def _weights_kept(self) -> str:
         kept, size = self.kept_epochs, sizes.final_bytes(self.stage)
         return f"weights at epochs {', '.join(map(str, kept))}: {len(kept)} x {size / 1e9:,.2f} GB + " if kept else ""
+
+    def _data(self) -> str:
+        """How many steps follow from the data, every factor in it."""
+        recipe, found, part = settings(self.stage), self.dose, fraction(settings(self.stage))
+        taken = f" x {part:g} = {found.samples:,}" if part < 1 else ""
+        said = f"{self.data.count:,} {self.what} ({self.data.said}){taken}"
+        if recipe.samples_seen:
+            return f"{said}; {recipe.samples_seen:,} samples seen // {recipe.global_batch_size:,}"
+        return f"{said} // {recipe.global_batch_size:,} = {found.steps_per_epoch:,} steps x {recipe.epochs} epochs"
 
     def _placement(self) -> list[str]:
         way = "the gradient cache" if self.stage.stage == "contrastive" else "accumulation"

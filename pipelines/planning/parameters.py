@@ -7,9 +7,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from trainer.config import require
+from trainer.config import canonical_hash, require
 from trainer.errors import InputError
 from trainer.storage.base import absolute
+from trainer.storage.declarations import is_listed, mapped
 
 Check = Callable[[Any], bool]
 Parameter = dataclasses.Field[Any]
@@ -46,9 +47,20 @@ def number(
     return _parameter(default, "number", help, otherwise, rule, ok, form, **more)
 
 
-def items(default: tuple[str, ...], help: str, *, otherwise: str = "", form: str = "") -> Any:
-    """A list: comma-separated as text, a sequence in YAML."""
-    return _parameter(default, "list", help, otherwise, "", None, form)
+def items(default: tuple[str, ...], help: str, *, otherwise: str = "", form: str = "", introduced: list[str] | None = None) -> Any:
+    """A list: comma-separated as text, a sequence in YAML. `introduced` as of `number`."""
+    more = {} if introduced is None else {"introduced": introduced}
+    return _parameter(default, "list", help, otherwise, "", None, form, **more)
+
+
+def mapping(help: str, *, kind: str = "mapping") -> Any:
+    """A mapping by names, YAML as text too; empty unless given, as it was before it was introduced.
+
+    Of the kind `axes` its order counts, so it is stored as a list.
+    """
+    none: Any = [] if kind == "axes" else {}
+    said: dict[str, Any] = {"kind": kind, "help": help, "otherwise": "none", "rule": "", "ok": None, "form": "", "introduced": none}
+    return field(default_factory=dict, metadata=said)
 
 
 def settings(of: type[Any], help: str, *, form: str = "", introduced: dict[str, Any] | None = None) -> Any:
@@ -98,6 +110,10 @@ def parse(item: Parameter, value: Any, where: str) -> Any:
         require(where, value, "a list, or text with commas", isinstance(value, str | int | list | tuple) and not isinstance(value, bool))
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
         return tuple(_item(where, part) for part in parts)
+    if kind == "axes" and is_listed(value):
+        return mapped(value)
+    if kind in ("axes", "mapping"):
+        return _mapping(where, value)
     require(where, value, "a mapping, or text such as key=value key=value", isinstance(value, str | dict))
     if isinstance(value, dict):
         return _flat(where, value)
@@ -106,6 +122,17 @@ def parse(item: Parameter, value: Any, where: str) -> Any:
     line = one_line(where, value)
     with located(where):
         return parse_overrides(line, item.metadata["of"])
+
+
+def _mapping(where: str, value: Any) -> dict[Any, Any]:
+    """A mapping, whether it is given as such or as YAML: `{a: {b: [1, 2]}}`, or without the outer braces."""
+    if isinstance(value, str):
+        from trainer.configs import load_yaml  # here: slow to import
+
+        value = load_yaml(value, where)
+    require(where, value, "a mapping", isinstance(value, dict))
+    canonical_hash(value)  # it can be stored
+    return dict(value)
 
 
 @contextlib.contextmanager

@@ -82,6 +82,12 @@ class Experiment:
         rdms: its RDMs, pinned.
         request: URI of the stored request that asked for it.
         parallel_cells: how many of its cells run at once; 0: all.
+        axes: along which the request varies the recipe.
+        points: of the axes, as plan.json has them.
+        declared: endpoints, axes and tests, as the request declares them (declared.py).
+        idle_axes: those that change no arm.
+        asked_arms: names of the request's arms, which stand beside what it declares.
+        asked_seeds: its seeds, likewise.
         readable: whether this machine can look into its store.
     """
 
@@ -97,6 +103,12 @@ class Experiment:
     rdms: tuple[DataConfig, ...] = ()
     request: str = ""
     parallel_cells: int = 1
+    axes: Mapping[str, Mapping[str, list[Any]]] = dataclasses.field(default_factory=dict)
+    points: tuple[dict[str, Any], ...] = ()
+    declared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    idle_axes: tuple[str, ...] = ()
+    asked_arms: tuple[str, ...] = ()
+    asked_seeds: tuple[int, ...] = ()
     readable: bool = True
 
     @property
@@ -105,11 +117,19 @@ class Experiment:
         return layout.experiment(self.root, self.name)
 
 
-def resolve(experiment: Experiment, arm: Arm, seed: int, point: str = "") -> Cell:
-    """The cell of one arm and seed, by the experiment's recipe; `point` names that recipe where others stand beside it."""
+def resolve(experiment: Experiment, arm: Arm, seed: int, point: str = "", base_point: str | None = None) -> Cell:
+    """The cell of one arm and seed, by the experiment's recipe.
+
+    Args:
+        experiment: has the recipe.
+        arm: of the cell.
+        seed: of the cell.
+        point: names the recipe where others stand beside it.
+        base_point: of a fine-tuned arm, the point of the cell whose model it starts from; None: its own.
+    """
     posthoc = None
     if arm.finetuned:
-        base = resolve(experiment, ARMS[experiment.recipe.posthoc.base], seed, point)
+        base = resolve(experiment, ARMS[experiment.recipe.posthoc.base], seed, point if base_point is None else base_point)
         perceptual, contrastive = base.perceptual, base.contrastive
         posthoc = _posthoc(experiment, arm, seed, point, contrastive)
         measured = [posthoc]

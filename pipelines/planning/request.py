@@ -15,20 +15,21 @@ merged request under the experiment; every later step is given its URI and reads
 
 import dataclasses
 import difflib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.planning import parameters
-from pipelines.planning.arms import ACCEPTED, FROM, Arm, parse_arms, parse_seeds
+from pipelines.planning.arms import ACCEPTED, Arm, parse_arms, parse_seeds
+from pipelines.planning.axes import check_axes
 from pipelines.planning.parameters import check_root, items, located, number, one_line, parse, settings, text
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import Corrupt, InputError
 from trainer.representation import RepresentationConfig
 from trainer.storage import layout, read_text
-from trainer.storage.base import MissingObject, absolute, local_path
+from trainer.storage.base import MissingObject, absolute
+from trainer.storage.declarations import listed
 from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 1
@@ -57,6 +58,16 @@ class Request:
     set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16", form="study_set")
     arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {_ARMS}; docs/RECIPES.md explains each", form="study_arms")
     seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each", form="study_seeds")
+    vary: Mapping[str, Any] = parameters.mapping(
+        "axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; arms x seeds x points are run",
+        kind="axes",
+    )
+    endpoints: tuple[str, ...] = items(
+        (), "the report's endpoints, declared beforehand", otherwise="those of docs/EVALUATION.md that have data", introduced=[]
+    )
+    tests: Mapping[str, Any] = parameters.mapping(
+        "tests declared beforehand by name, such as {dose: {axis: triplets}}; docs/EVALUATION.md explains them",
+    )
     pairs: str = text("", "captioned pictures: a folder, WebDataset tars, or a list of URLs", otherwise="the demo's", form="data_pairs")
     triplets: str = text(
         "",
@@ -156,8 +167,12 @@ class Request:
 
     @property
     def cells(self) -> list[str]:
-        """The names of the cells that it asks for, in the order in which they are planned."""
-        return [layout.cell_name(arm.name, seed) for seed in self.all_seeds for arm in self.all_arms]
+        """The names of the cells that it asks for, in the order in which they are planned; resolved where it varies its recipe."""
+        if not self.vary:
+            return [layout.cell_name(arm.name, seed) for seed in self.all_seeds for arm in self.all_arms]
+        from pipelines.planning.points import Points  # here: slow to import
+
+        return [layout.cell_name(one.arm.name, one.seed, one.point) for one in Points(self).cells()]
 
     def load_recipe(self) -> Recipe:
         """The recipe with what `set` changes of it.
@@ -172,7 +187,8 @@ class Request:
     def stored(self) -> dict[str, Any]:
         """Every parameter as a request file says it, defaults included: a default that moves later changes no stored request."""
         values = {name: getattr(self, name) for name in FIELDS}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**plain, "vary": listed(self.vary)}
 
     @property
     def id(self) -> str:
@@ -211,78 +227,6 @@ def merge(source: str, given: Mapping[str, Any]) -> Request:
     return _with_own_parameters(values)
 
 
-def resolve(request: Request, *, kubeflow: bool = False) -> Request:
-    """The request as any process understands it: absolute paths, a recipe's text in place of its file, the experiment named.
-
-    Args:
-        request: as merged.
-        kubeflow: it runs on a Kubeflow server, which sees none of this machine's files, and `profile` names a ConfigMap.
-
-    Raises:
-        InputError: an unknown arm, seed, recipe or key; `judged` where FLIP judges anyway; a local path for a server.
-    """
-    from pipelines.planning.plan import require_judge  # here, like the next: slow to import
-    from trainer.configs import parse_config
-    from trainer.storage.recipes import read_inline
-
-    changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
-    changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
-    changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
-    # Not tidied: the arm's name, and with it the folder of its cells, is a hash of this.
-    changes["arms"] = tuple(f"{FROM}{absolute(arm.removeprefix(FROM))}" if arm.startswith(FROM) else arm for arm in request.arms)
-    changes["resume"] = request.resume if request.resume in ("auto", "never") else _place(request.resume)
-    changes["recipe"] = read_inline(request.recipe)
-    if kubeflow:
-        _refuse_local_places(request)
-        rule = "the name of a ConfigMap in the runs' namespace"
-        require(
-            "profile", request.profile, rule, not request.profile or bool(re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", request.profile))
-        )
-    elif request.profile:
-        changes["profile"] = _place(request.profile)
-    parse_config(Placement, request.placement, source="placement")
-    parse_config(RepresentationConfig, request.representation, source="representation")
-    if request.representation.get("rdms"):
-        changes["representation"] = {**request.representation, "rdms": [_place(uri) for uri in request.representation["rdms"]]}
-    resolved = dataclasses.replace(request, **changes)
-    recipe = resolved.load_recipe()
-    require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
-    _refuse_other_epochs(resolved, recipe)
-    resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
-    name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
-    require("experiment", name, "given where the recipe has no name", bool(name))
-    return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
-
-
-def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
-    """The recipe's evaluation reads the weights that it asks for, so a placement cannot keep others."""
-    for key, wanted in (("checkpoint_every_epochs", recipe.evaluation.every_epochs), ("trajectory", recipe.evaluation.trajectory)):
-        kept, by = request.placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
-        if wanted and kept != wanted:
-            raise InputError(f"placement.{key} is {kept}, and the recipe's evaluation.{by} is {wanted}: leave the first out")
-
-
-def _refuse_local_places(request: Request) -> None:
-    places = {"root": (request.root,), "pairs": (request.pairs,), "triplets": (request.triplets,), "eval_sets": request.eval_sets}
-    places["representation.rdms"] = tuple(request.representation.get("rdms", ()))
-    places |= {"arms": tuple(arm.removeprefix(FROM) for arm in request.arms if arm.startswith(FROM)), "resume": (request.resume,)}
-    for name, uris in places.items():
-        for uri in uris:
-            if uri not in ("", "demo", "auto", "never") and "://" not in uri:
-                raise InputError(
-                    f"{name} must be a URI such as s3://bucket/prefix, since a cluster does not see this machine's files: {uri!r}"
-                )
-
-
-def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
-    """The recipe's name on the demo's data; with other data a name made from it (and the recipe)."""
-    source = pairs or triplets
-    last = (source or recipe).rstrip("/").rpartition("/")[2].lower()
-    words = "".join(letter if letter in "abcdefghijklmnopqrstuvwxyz0123456789-" else "-" for letter in last)
-    word = "-".join(part for part in words.split("-") if part)[:40]
-    return f"{word or 'data'}-{canonical_hash([recipe, pairs, triplets])[:6]}" if source else word
-
-
 def write_request(request: Request, root: str) -> str:
     """Store a resolved request under its experiment; its URI, from which `read_request` knows root and experiment."""
     uri = layout.request(layout.experiment(root, request.experiment), request.id)
@@ -310,7 +254,7 @@ def read_request(uri: str) -> Request:
     values = read_document(uri, "a stored request", STORED_VERSION, checked_from=2)
     if values is None:
         raise InputError(f"request {uri}: not found: start the run again, and its first step writes it")
-    earlier = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
+    earlier = {name: parse(item, item.metadata["introduced"], name) for name, item in FIELDS.items() if "introduced" in item.metadata}
     del values["format_version"]
     with located(uri):
         request = _with_own_parameters({**earlier, **_parsed(values, uri)})
@@ -355,7 +299,8 @@ def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
         alone = _with_own_parameters(values)
         parse_config(Placement, alone.placement, source="placement")
         parse_config(RepresentationConfig, alone.representation, source="representation")
-        alone.cells  # noqa: B018 (refuses a wrong arm or seed)
+        alone.all_arms, alone.all_seeds  # noqa: B018 (refuses a wrong arm or seed)
+        check_axes(alone.vary)
     return values
 
 
@@ -391,11 +336,3 @@ def _with_own_parameters(values: dict[str, Any]) -> Request:
     if gpus and processes is not None and processes != gpus:
         raise InputError(f"gpus_per_node is {gpus}, and placement.processes_per_node is {processes}: there is one process for each GPU")
     return Request(**(values | {"placement": placement} if "placement" in values else values))
-
-
-def _place(uri: str) -> str:
-    """A path made absolute and tidy, so that one folder has one name however it is spelled; other URIs as they are."""
-    path = local_path(uri) if uri else None
-    if path is not None:
-        return os.path.normpath(absolute(str(path)))
-    return uri.rstrip("/") if uri.startswith("s3://") else uri

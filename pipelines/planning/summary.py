@@ -7,7 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.planning import plan
+from pipelines.planning.axes import Axes
 from pipelines.planning.cost import Estimate, number, side_by_side
+from pipelines.planning.declared import declaration
+from pipelines.planning.points import Points, cells_of
 from pipelines.planning.request import Request
 from trainer.config import DataConfig, Recipe, StageConfig, recipe_hash
 from trainer.configs import recipe_differences, sizes
@@ -51,6 +54,7 @@ def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.E
     """
     uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
     pairs, sets = _staged(uri, "pairs") if readable else DataConfig(), plan.read_sets(",".join(asked.eval_sets))
+    at_points = Points(asked)
     experiment = plan.Experiment(
         root=root,
         name=asked.experiment,
@@ -61,8 +65,14 @@ def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.E
         weights=plan.weights_of(arms),
         sets=sets,
         **(plan.represented(asked.representation, sets, pairs, complete=bool(pairs.uri)) if readable else {}),
+        axes=asked.vary,
+        points=tuple(at_points.listed()),
+        declared=declaration(asked),
+        idle_axes=tuple(at_points.idle_axes()),
+        asked_arms=tuple(arm.name for arm in arms),
+        asked_seeds=asked.all_seeds,
     )
-    return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]
+    return experiment, cells_of(experiment, at_points)
 
 
 def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Sequence[str]) -> None:
@@ -82,7 +92,9 @@ def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Seque
         console.print(line, markup=False)
 
 
-def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, done: Collection[str] = ()) -> list[str]:
+def outline(
+    recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, done: Collection[str] = (), axes: Axes | None = None
+) -> list[str]:
     """Recipe, model, and what each kind of run takes: every number with its factors, marked measured or assumed.
 
     Args:
@@ -90,10 +102,12 @@ def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, don
         estimates: of each stage by its folder; runs that take the same are told once.
         base: what the recipe is compared with.
         done: folders of the stages that are finished.
+        axes: along which the recipe varies.
     """
     size = sizes.sizes(recipe.model)
     lines = [
         *_differences(recipe, base),
+        *_axes(axes),
         f"model: {size.parameters / 1e6:,.1f} M parameters (vision {size.vision.parameters / 1e6:,.1f} M, text "
         f"{size.text.parameters / 1e6:,.1f} M), forward {size.vision.flops(size.vision.tokens) / 1e9:,.3g} + "
         f"{size.text.flops(size.text.tokens) / 1e9:,.3g} GFLOP a picture and caption",
@@ -102,12 +116,21 @@ def outline(recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, don
     for estimate in estimates.values():
         alike.setdefault((estimate.stage.stage, *estimate.lines()), []).append(estimate)
     for (stage, *said), runs in alike.items():
-        names = [layout.cell_name(run.stage.arm, run.stage.seed) for run in runs]
+        names = [layout.cell_name(run.stage.arm, run.stage.seed, run.stage.point) for run in runs]
         shown = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
         lines += [f"{stage}: {len(runs)} x ({shown})", *(f"  {line}" for line in (*said, side_by_side(runs)) if line)]
     left = [estimate for folder, estimate in estimates.items() if folder not in done]
     totals = f"in all: {_total(list(estimates.values()))}" + (f"; without the {len(done)} that are done: {_total(left)}" if done else "")
     return [*lines, f"{totals}; staging comes on top, and evaluation"]
+
+
+def _axes(axes: Axes | None) -> list[str]:
+    """Every axis with its fields and their values."""
+    lines = []
+    for axis, fields in (axes or {}).items():
+        said = (f"{field} {', '.join(map(str, values))}" for field, values in fields.items())
+        lines.append(f"axis {axis}: {'; '.join(said)}")
+    return lines
 
 
 def _total(estimates: Sequence[Estimate]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipelines.planning import lanes
 from pipelines.planning.plan import Cell, Experiment, entry, entry_of
+from pipelines.planning.varied import find_lost, varied
 from trainer.config import (
     EVALUATION_VERSION,
     EvaluateConfig,
@@ -29,7 +30,7 @@ from trainer.configs import parse_config, read_stored
 from trainer.errors import Corrupt, InputError
 from trainer.storage import join, layout, open_store, plans
 from trainer.storage.base import MissingObject, exists
-from trainer.storage.documents import checksum
+from trainer.storage.documents import checksum, write_document
 from trainer.storage.plans import NAME, Plan, read_plan, recipe_key
 from trainer.storage.recipes import find_fields, read_config_values, read_stage, recorded_fields, shown, write_config_file
 
@@ -80,6 +81,8 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
         said += [line for line in draft.said if line not in said]
         for config in draft.configs:
             write_config_file(layout.config(config.output), config)
+        for uri, document in find_lost(experiment, draft.plan).items():
+            write_document(uri, document)
         if draft.is_written and not draft.said:
             return said
         if checksum(_read_earlier(experiment, [])) == draft.earlier:  # else another run planned meanwhile: its cells must not get lost
@@ -90,7 +93,7 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
 def is_planned(experiment: Experiment, cells: list[Cell]) -> bool:
     """Whether `write_plan` would find all as it would write it; errors as of `write_plan`."""
     draft = draft_plan(experiment, cells)
-    return not draft.configs and not draft.said and draft.is_written
+    return not draft.configs and not draft.said and draft.is_written and not find_lost(experiment, draft.plan)
 
 
 def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
@@ -101,6 +104,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
     cells = [
         dataclasses.replace(cell, evaluation=dataclasses.replace(cell.evaluation, evaluation_version=evaluation_version)) for cell in cells
     ]
+    beside = varied(experiment, earlier)
     _refuse_what_differs(experiment, cells, earlier)
     _refuse_other_manifests(experiment, earlier)
     planned = {one[stage]: key for one in earlier["cells"] for stage, key in one["recipe_hashes"].items()}
@@ -130,6 +134,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
         "sets": [asdict(part) for part in experiment.sets],
         "cells": entries,
         **({"evaluation_version": evaluation_version} if evaluation_version > 1 else {}),
+        **beside,
         "lanes": lanes_of_others | _own_lanes(experiment, cells, entries),
     }
     return Draft(plan=plan, configs=configs, said=said, earlier=checksum(earlier))

@@ -13,6 +13,7 @@ from pipelines.planning.request import Request
 from pipelines.planning.sources import require_source, training_samples
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of
 from pipelines.profile.settings import JobSettings
+from trainer.config import Recipe
 from trainer.errors import InputError
 
 DRIVER_SECONDS = 10.0
@@ -39,9 +40,12 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
             require_source(name, getattr(request, name))
     pairs, triplets = data_of(experiment, request)
     machines = machines_of(job_settings(profile, request), profile, request)
-    stages = {stage.stage for cell in cells for stage in cell.stages()}
-    asked = placement_of(profile, request)
-    notes = check_recipe(experiment.recipe, pairs, triplets, machines, profile.backend, stages=stages, asked=asked)
+    asked, stages = placement_of(profile, request), dict[Recipe, set[str]]()
+    for cell in cells:
+        stages.setdefault(cell.recipe, set()).update(stage.stage for stage in cell.stages())
+    said = (check_recipe(recipe, pairs, triplets, machines, profile.backend, stages=of_it, asked=asked) for recipe, of_it in stages.items())
+    notes = list(dict.fromkeys(line for lines in said for line in lines))
+    notes += [f"axis {axis!r} changes no stage of the arms {', '.join(experiment.asked_arms)}" for axis in experiment.idle_axes]
     if profile.backend == "local" and request.parallel_cells not in (None, 1) and len(cells) > 1:
         notes.append(f"parallel_cells is {request.parallel_cells}, and on this machine cells run one at a time")
     return notes

@@ -60,7 +60,7 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
         data = pairs if stage.stage == "contrastive" else triplets
         estimates[folder] = estimate(stage, data, machines, placement_of(profile, request), measured)
     done = {folder for folder, (_, spec) in stages.items() if (one := finished[folder]) and one.recipe_hash == spec.recipe_hash}
-    lines = outline(experiment.recipe, estimates, read_base(request.recipe), done)
+    lines = outline(experiment.recipe, estimates, read_base(request.recipe), done, experiment.axes)
     return [*lines, *_evaluations(experiment, cells, profile, request, estimates), *(f"note: {note}" for note in notes)]
 
 

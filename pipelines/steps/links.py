@@ -10,7 +10,8 @@ from pathlib import Path
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.shapes import by_backend, require_backend
 from pipelines.jobs.shapes.indexed import JOB
-from pipelines.planning.request import FIELDS, Request, merge, resolve, root_given, write_request
+from pipelines.planning.request import FIELDS, Request, merge, root_given, write_request
+from pipelines.planning.resolving import resolve
 from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, parallel_cells_of, read_profile

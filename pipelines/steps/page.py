@@ -22,7 +22,7 @@ from trainer.storage.plans import NAME as PLAN
 from trainer.storage.plans import Plan, read_plan
 
 FILES = ("index.html", "results.json", "results.csv", "report.md")
-_NOT_READ = ("report/", "requests/", "staging/", PLAN)
+_NOT_READ = ("report/", "requests/", "staging/", "declared/", PLAN)
 """Of the experiment's folder, what the page does not read, and plan.json, which is taken by its content."""
 _NOT_READ_NAMES = (layout.LOG, checked.NAME)
 

@@ -47,12 +47,17 @@ def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, 
         InputError: an arm whose labels these triplets cannot have, a data set or a tower that is not sealed.
         Corrupt: one that is damaged.
     """
-    from pipelines.planning import plan  # here: reading YAML into configurations takes longer than all that the other steps import
+    from pipelines.planning import (  # here: reading YAML into configurations takes longer than all that the other steps import
+        declared,
+        plan,
+        points,
+    )
 
     asked = scene.request
     arms, recipe = asked.all_arms, asked.load_recipe()
     plan.require_judge(arms, require_manifest(triplets).judge, recipe)
     staged, sets = as_data(pairs), plan.read_sets(",".join(asked.eval_sets))
+    at_points = points.Points(asked)
     experiment = plan.Experiment(
         root=scene.root,
         name=asked.experiment,
@@ -64,5 +69,10 @@ def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, 
         parallel_cells=scene.parallel_cells,
         sets=sets,
         **plan.represented(asked.representation, sets, staged, complete=True),
+        axes=asked.vary,
+        points=tuple(at_points.listed()),
+        declared=declared.declaration(asked),
+        asked_arms=tuple(arm.name for arm in arms),
+        asked_seeds=asked.all_seeds,
     )
-    return experiment, [plan.resolve(experiment, arm, seed) for seed in asked.all_seeds for arm in arms]
+    return experiment, points.cells_of(experiment, at_points)

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pipelines.planning.request import Request
 from pipelines.steps.notes import note
 from trainer.config import Recipe
+from trainer.dose import fraction, short_of_a_batch, warm_up_too_long
 from trainer.errors import InputError
 from trainer.storage.manifest import describe_rows, require_manifest
 
@@ -19,6 +20,15 @@ def training_stages(asked: Request) -> tuple[str, ...]:
     learns = any(arm.labels is not None and not arm.finetuned for arm in asked.all_arms)
     finetuned = any(arm.finetuned for arm in asked.all_arms)
     return (*(["perceptual"] if learns else []), "contrastive", *(["posthoc"] if finetuned else []))
+
+
+def _recipes(asked: Request) -> list[tuple[Recipe, Collection[str]]]:
+    """Every recipe of a request's cells, with the stages that train by it."""
+    if not asked.vary:
+        return [(asked.load_recipe(), training_stages(asked))]
+    from pipelines.planning.points import Points  # here: slow to import
+
+    return list(Points(asked).recipes().items())
 
 
 def require_rows(uri: str, kind: str, rows: int, recipe: Recipe, stages: Collection[str]) -> None:
@@ -55,12 +65,19 @@ def check_size(uri: str, asked: Request, name: str) -> None:
     splits = manifest.facts.get("splits")
     if not isinstance(splits, dict):
         return
-    train, recipe, stages = splits.get("train", 0), asked.load_recipe(), training_stages(asked)
-    require_rows(uri, manifest.kind, train, recipe, stages)
-    for stage, batch in _batches(manifest.kind, recipe, stages):
-        if train % batch:
-            used = f"{train - train % batch:,} of {train:,} {manifest.kind}, in batches of {batch:,}"
-            note(name, f"{stage}: an epoch takes {used}; each epoch leaves out others")
+    train, said = splits.get("train", 0), dict[str, None]()
+    for recipe, stages in _recipes(asked):
+        require_rows(uri, manifest.kind, train, recipe, stages)
+        for stage, batch in _batches(manifest.kind, recipe, stages):
+            settings = getattr(recipe, stage)
+            if wrong := short_of_a_batch(stage, settings, train) or warm_up_too_long(stage, settings, train):
+                raise InputError(f"{uri}: {wrong}")
+            taken = round(fraction(settings) * train)
+            if taken % batch:
+                used = f"{taken - taken % batch:,} of {taken:,} {manifest.kind}, in batches of {batch:,}"
+                said[f"{stage}: an epoch takes {used}; each epoch leaves out others"] = None
+    for line in said:
+        note(name, line)
 
 
 def _batches(kind: str, recipe: Recipe, stages: Collection[str]) -> list[tuple[str, int]]:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from pipelines.jobs.finding import identity_of
-from pipelines.planning.request import merge, resolve, write_request
+from pipelines.planning.request import merge, write_request
+from pipelines.planning.resolving import resolve
 from tests.cluster import harness, training, volumes
 from tests.cluster.store import Store
 from tests.cluster.training import Staged

@@ -24,7 +24,8 @@ import yaml
 
 from pipelines.cluster.merge import strategic_merge
 from pipelines.cluster.names import Identity
-from pipelines.planning.request import merge, resolve, write_request
+from pipelines.planning.request import merge, write_request
+from pipelines.planning.resolving import resolve
 from pipelines.steps.planning import make_plan
 from tests.cluster import harness, settings, volumes
 from tests.cluster.store import Store

@@ -148,4 +148,5 @@ def test_an_override_that_cannot_be_read_is_refused(text: str, line: str) -> Non
 
 def test_complete_fields_are_what_differs_is_told_of() -> None:
     """Fields that came later are among them, whether or not a hash leaves them out."""
-    assert recipe_fields(ContrastiveConfig(), complete=True) == recipe_fields(ContrastiveConfig()) | {"logit_scale_clamp": "parameter"}
+    later = {"logit_scale_clamp": "parameter", "pair_fraction": 1.0, "samples_seen": 0}
+    assert recipe_fields(ContrastiveConfig(), complete=True) == recipe_fields(ContrastiveConfig()) | later

@@ -19,7 +19,8 @@ import pytest
 
 from pipelines.jobs.lock import exclusive
 from pipelines.local import finished
-from pipelines.planning.request import merge, resolve
+from pipelines.planning.request import merge
+from pipelines.planning.resolving import resolve
 from pipelines.profile.profile import Profile
 from pipelines.steps import finish, lanes, links, planning, staging
 from pipelines.steps import sealed as staged

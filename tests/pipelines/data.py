@@ -3,7 +3,8 @@
 import hashlib
 from typing import Any
 
-from pipelines.planning.request import merge, resolve, write_request
+from pipelines.planning.request import merge, write_request
+from pipelines.planning.resolving import resolve
 from trainer.storage import join, layout, write_bytes
 from trainer.storage.committed import Committed, write_committed
 from trainer.storage.manifest import Kind, Manifest, Shard, write_manifest

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.planning.request import default_experiment, merge, resolve
+from pipelines.planning.request import merge
+from pipelines.planning.resolving import default_experiment, resolve
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import yaml
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.jobs.specs import train_spec
 from pipelines.planning.flags import add_request, request_of
-from pipelines.planning.request import LAUNCHERS_OWN, Request, merge, resolve, write_request
+from pipelines.planning.request import LAUNCHERS_OWN, Request, merge, write_request
+from pipelines.planning.resolving import resolve
 from pipelines.profile.profile import PROFILE_VARIABLE, job_settings, placement_of, read_profile
 from pipelines.steps import cells, running
 from tests.chart.conftest import CHART, HELMS

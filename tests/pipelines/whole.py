@@ -10,7 +10,8 @@ import pytest
 from pipelines.jobs.base import JobSpec, LineSink, Outcome, placement_arguments
 from pipelines.jobs.local import LocalBackend
 from pipelines.local import finished
-from pipelines.planning.request import Request, merge, resolve
+from pipelines.planning.request import Request, merge
+from pipelines.planning.resolving import resolve
 from pipelines.profile.profile import Profile
 from pipelines.steps import cells, finish, lanes, links, planning, staging
 from tests.pipelines import fake_trainer

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,15 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.planning.declared import declaration
+from pipelines.planning.request import merge
 from tests.report import shards
+from tests.report.stages import weights_of, write_stage
 from trainer.arms import registered
 from trainer.config import DataConfig, Recipe, StageConfig, StartConfig, recipe_hash
 from trainer.configs import load_recipe
-from trainer.storage import join, layout, read_bytes, write_bytes, write_json
-from trainer.storage.committed import Committed, write_committed
+from trainer.storage import join, layout, write_json
+from trainer.storage.declarations import listed
+from trainer.storage.declarations import sealed as sealed_declaration
 from trainer.storage.figures import untrained_hash, write_figures
 from trainer.storage.manifest import Manifest, write_manifest
-from trainer.storage.recipes import write_config_file
 
 CHANCE = 0.125
 CLASSES = 8
@@ -43,6 +45,10 @@ class Fabrication:
     stream: int = 0
     own: bool = False
     """Whether the pairs are a person's own pictures, twins among them."""
+    fractions: Sequence[float] = ()
+    """Points of an axis `triplets`: arms with a tower have a cell at each, their effect times the fraction; 1 is the recipe's own."""
+    tests: Mapping[str, Any] = field(default_factory=dict)
+    """Declared beforehand, as a request writes them."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Of arms that this version does not have: what their towers learned from."""
 
@@ -54,7 +60,14 @@ def fabricate(root: Path, what: Fabrication | None = None) -> str:
     recipe = load_recipe("smoke")
     data = _Data(str(root), what)
     uri = layout.experiment(str(root), what.name)
-    cells = [_cell(uri, recipe, data, what, arm, seed, generator) for seed in what.seeds for arm in what.arms]
+    cells = [_cell(uri, recipe, data, what, arm, seed, generator) for seed in what.seeds for arm in what.arms if _has_own(what, arm)]
+    cells += [
+        _cell(uri, recipe, data, what, arm, seed, generator, fraction)
+        for seed in what.seeds
+        for fraction in what.fractions
+        for arm in what.arms
+        if fraction != 1 and _varies(arm)
+    ]
     plan = {
         "format_version": 2,
         "experiment": what.name,
@@ -65,9 +78,37 @@ def fabricate(root: Path, what: Fabrication | None = None) -> str:
         "pairs": asdict(data.pairs),
         "triplets": asdict(data.triplets),
         "cells": cells,
+        **(_varied(what) if what.fractions else {}),
     }
     write_json(join(uri, "plan.json"), plan)
     return uri
+
+
+def _varies(arm: str) -> bool:
+    """Whether the axis changes the arm."""
+    return bool(registered()[arm].tower)
+
+
+def _has_own(what: Fabrication, arm: str) -> bool:
+    """Whether the arm has a cell with the recipe's own values."""
+    return not what.fractions or 1 in what.fractions or not _varies(arm)
+
+
+def _varied(what: Fabrication) -> dict[str, Any]:
+    """Axes, points and declarations, as a plan has them."""
+    asked = merge("", {"arms": list(what.arms), "seeds": ",".join(map(str, what.seeds)), "tests": dict(what.tests)})
+    asked = replace(asked, vary={"triplets": {"perceptual.triplet_fraction": list(what.fractions)}})
+    points = [
+        {
+            "point": f"triplets-{fraction:g}",
+            "at": {"triplets": fraction},
+            "cells": {arm: f"triplets-{fraction:g}" if _varies(arm) and fraction != 1 else "" for arm in what.arms},
+        }
+        for fraction in what.fractions
+    ]
+    more = {"arms": list(what.arms), "seeds": list(what.seeds), "after_results": False, "time": "2026-11-30T08:00:00Z", "request": "r"}
+    declared = sealed_declaration(declaration(asked), **more)
+    return {"axes": listed(asked.vary), "points": points, "declared": [declared]}
 
 
 class _Data:
@@ -130,9 +171,13 @@ class _Data:
         return name, task, folder, manifest.identity
 
 
-def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, seed: int, generator: np.random.Generator) -> dict[str, Any]:
+def _cell(
+    uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, seed: int, generator: np.random.Generator, fraction: float = 1.0
+) -> dict[str, Any]:
     """One arm with one seed: stages, then evaluations."""
-    cell = layout.cell(uri, arm, seed)
+    point = "" if fraction == 1 else f"triplets-{fraction:g}"
+    recipe = replace(recipe, perceptual=replace(recipe.perceptual, triplet_fraction=fraction))
+    cell = layout.cell(uri, arm, seed, point)
     common: dict[str, Any] = {"experiment": what.name, "seed": seed, "model": recipe.model}
     tower = None
     known = registered().get(arm)
@@ -142,12 +187,12 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
             stage="perceptual", arm=arm, output=uri, data=data.triplets, labels=labels, perceptual=recipe.perceptual, **common
         )
         tower = replace(tower, output=layout.tower(uri, recipe_hash(tower)))
-        write_stage(tower, steps=40, generator=generator)
+        write_stage(tower, steps=round(40 * fraction), generator=generator)
     start = StartConfig()
     if tower:
         start = StartConfig(kind=known.start if known else "tower", uri=layout.final(tower.output), recipe_hash=recipe_hash(tower))
     base = "random" if arm == "posthoc" else arm
-    place = layout.stage(layout.cell(uri, base, seed), "contrastive")
+    place = layout.stage(layout.cell(uri, base, seed, point if base == arm else ""), "contrastive")
     contrastive = StageConfig(
         stage="contrastive", arm=base, output=place, data=data.pairs, start=start, contrastive=recipe.contrastive, **common
     )
@@ -160,7 +205,7 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
         write_stage(posthoc, steps=20, generator=generator)
         stages["posthoc"] = posthoc
     final = "posthoc" if arm == "posthoc" else "contrastive"
-    skill = what.effects.get(arm, 0.0) + what.noise * float(generator.standard_normal())
+    skill = what.effects.get(arm, 0.0) * fraction + what.noise * float(generator.standard_normal())
     models = [("untrained", "final", None, -0.2), (final, "final", stages[final], skill)]
     models += [("perceptual", "final", tower, skill + 0.1)] if tower and start.kind == "tower" else []
     models += [("contrastive", str(step), contrastive, skill - 0.3 * (1 - step / 100)) for step in what.checkpoints]
@@ -168,104 +213,15 @@ def _cell(uri: str, recipe: Recipe, data: _Data, what: Fabrication, arm: str, se
         evaluate(cell, what, data, arm, seed, (stage, when, config), level, generator)
     found = {name: config for name, config in stages.items() if config}
     return {
-        "cell": layout.cell_name(arm, seed),
+        "cell": layout.cell_name(arm, seed, point),
         "arm": arm,
-        "point": "",
+        "point": point,
         "seed": seed,
         "recipe": "smoke",
         **{name: config.output if config else "" for name, config in stages.items()},
         "evaluation": join(cell, "evaluation"),
         "recipe_hashes": {name: recipe_hash(config) for name, config in found.items()},
     }
-
-
-def write_stage(config: StageConfig, steps: int, generator: np.random.Generator) -> None:
-    """A finished stage: config.yaml, lineage.json, progress.jsonl and the seal."""
-    digest, own = weights_of(config), recipe_hash(config)
-    write_config_file(layout.config(config.output), config)
-    lines = _progress(config, steps, generator)
-    write_bytes(join(config.output, "progress.jsonl"), ("\n".join(lines) + "\n").encode())
-    tower = config.stage == "perceptual"
-    facts = {
-        "data_identity": config.data.identity,
-        "samples_per_second": 910.0,
-        "seconds": 95.0 if tower else 310.0,
-        "flops": 2e12 if tower else 9e14,
-    }
-    facts |= {"vision_sha256": digest} if tower else {"weights_sha256": digest, "vision_sha256": digest[::-1]}
-    lineage = {
-        "format_version": 1,
-        "experiment": config.experiment,
-        "arm": config.arm,
-        "seed": config.seed,
-        "stage": config.stage,
-        "recipe_hash": own,
-        "start": {**asdict(config.start), "weights_sha256": "ab" * 32 if config.start.kind != "random" else ""},
-        "data": {
-            "uri": config.data.uri,
-            "identity": config.data.identity,
-            "name": "demo-triplets" if config.stage != "contrastive" else "demo-pairs",
-            "judge": "FLIP",
-        },
-        "weights_sha256": digest,
-        "vision_sha256": digest if tower else digest[::-1],
-        "code": {"version": "0.1.0", "git_commit": "0123456789abcdef" * 2, "dirty": False},
-        "image_digest": "",
-        "request": "/runs/experiments/demo/requests/0123456789abcdef.json",
-        "world_size": 1,
-        "threads": 2,
-        "torch": "2.15.0",
-        "device": "cpu",
-        "created": "2026-11-24T03:00:00Z",
-        "seconds": facts["seconds"],
-    }
-    write_json(join(config.output, "lineage.json"), lineage)
-    weights = join(layout.final(config.output), "vision.safetensors" if tower else "open_clip_model.safetensors")
-    write_bytes(weights, digest.encode())
-    records = {name: read_bytes(join(config.output, name)) for name in (layout.LINEAGE, layout.PROGRESS)}
-    write_config_file(layout.config(layout.final(config.output)), config)
-    for name, data in records.items():
-        write_bytes(join(layout.final(config.output), name), data)
-    beside = {name: sealed(data) for name, data in records.items()}
-    files = {weights.rpartition("/")[2]: sealed(digest.encode())}
-    seal = Committed(recipe_hash=own, attempt=0, step=steps, files=files, facts=facts, beside=beside)
-    write_committed(layout.final(config.output), seal)
-
-
-def sealed(data: bytes) -> dict[str, Any]:
-    """What a seal says of a file."""
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _progress(config: StageConfig, steps: int, generator: np.random.Generator) -> list[str]:
-    """The lines of progress.jsonl: a loss that falls, and 2AFC that rises where it is measured."""
-    lines = []
-    for step in range(1, steps + 1):
-        loss = (
-            (0.06 if config.stage == "perceptual" else 4.0)
-            * (0.3 + 0.7 * np.exp(-3 * step / steps))
-            * (1 + 0.03 * generator.standard_normal())
-        )
-        line = {
-            "time": 1.7e9 + step,
-            "step": step,
-            "steps": steps,
-            "epoch": step * 12 // steps,
-            "samples": 64 * step,
-            "loss": loss,
-            "samples_per_second": 900.0,
-            "data_wait_seconds": 0.004,
-            "step_seconds": 0.1,
-        }
-        if config.stage == "perceptual" and step % 10 == 0:
-            line["val_2afc"] = 0.68 + 0.2 * step / steps
-        lines.append(json.dumps(line))
-    return lines
-
-
-def weights_of(config: StageConfig) -> str:
-    """The hash that stands for a stage's final weights."""
-    return hashlib.sha256(recipe_hash(config).encode()).hexdigest()
 
 
 def evaluate(

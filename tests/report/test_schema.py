@@ -77,7 +77,7 @@ def test_one_seed_fits_the_schema(small: Written) -> None:
 def test_all_sections_fit_the_schema(tmp_path: Path) -> None:
     """Seeds, controls, checkpoints, a comparison, a missing cell, a failure and an exclusion: every section has rows."""
     what = {"arms": ("random", "perceptual", "posthoc"), "seeds": (0, 1), "items": 20, "checkpoints": (50,)}
-    what["set_names"] = ("imagenet-1k", "dtd")
+    what |= {"set_names": ("imagenet-1k", "dtd"), "fractions": (0.25, 1), "tests": {"dose": {"axis": "triplets"}}}
     here, there = (fabricate(tmp_path, Fabrication(**what, name=name)) for name in ("here", "there"))  # type: ignore[arg-type]
     stage = tmp_path / "experiments" / "here" / "perceptual-seed1" / "contrastive"
     (stage / "final" / "COMMITTED.json").unlink()

@@ -186,7 +186,8 @@ import sys
 
 from pipelines.__main__ import _parser
 from pipelines.planning.flags import request_of
-from pipelines.planning.request import merge, read_request, resolve, write_request
+from pipelines.planning.request import merge, read_request, write_request
+from pipelines.planning.resolving import resolve
 from pipelines.steps import links
 
 request = resolve(request_of(_parser().parse_args(["run", "--recipe", "smoke", "--notebook", "https://x.example"])))

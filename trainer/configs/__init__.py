@@ -16,7 +16,7 @@ import yaml
 
 from trainer.bounds import MAX_DEPTH, MAX_NUMBER_CHARS, MAX_YAML_BYTES, MAX_YAML_NODES
 from trainer.config import Recipe, differing_keys, recipe_fields, require
-from trainer.configs.building import build, hint_of, laid_over, nested
+from trainer.configs.building import build, group_in, hint_of, laid_over, nested
 from trainer.errors import InputError
 
 RECIPES = ("smoke", "demo", "paper", "paper-3m", "paper-as-coded")
@@ -112,6 +112,12 @@ def check_keys(kind: type[Any], values: Mapping[str, Any], source: str) -> None:
             hint_of(kind, key)
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
+
+
+def settings_of(kind: type[Any], key: str) -> list[str]:
+    """The settings of the group that a dotted key names; none where it names a setting. InputError where there is no such key."""
+    group = group_in(hint_of(kind, key))
+    return [item.name for item in dataclasses.fields(group)] if group else []
 
 
 def load_yaml(text: str, source: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from trainer.data.decoders import DecodedPairs, DecodedTriplets, PairsDecoder, T
 from trainer.data.machine import memory_for_pictures
 from trainer.data.order import CanonicalOrder, SinglePass
 from trainer.data.pipeline import BATCHES_AT_ONCE, CHUNK_SAMPLES, Chunk, Pipeline
+from trainer.data.subset import SubsetOrder, read_chosen
 from trainer.data.workers import ChunkDecoder, Threads, open_workers
 from trainer.errors import InputError
 from trainer.labels import named_labels
@@ -103,6 +104,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         world_size: int,
         runs: int,
         block_shards: int,
+        fraction: float,
         placement: Placement,
     ) -> None:
         self._uri, self._seed = dataset.uri, seed
@@ -118,6 +120,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         self._global_batch_size, self._rank, self._world_size = global_batch_size, rank, world_size
         self._runs, self._block_shards, self._placement = runs, block_shards, placement
         self._sizes = [shard.num_samples for shard in self._shards]
+        self._fraction = fraction
         window = len(self._shards) if not block_shards else 2 * (-(-runs // world_size) + 1) * (block_shards + 2)
         self._views_capacity = min(len(self._shards) * (2 if block_shards else 1), window) + 8
         self._running: Pipeline[DecodedT, BatchT] | None = None
@@ -125,15 +128,29 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
 
     @property
     def num_samples(self) -> int:
-        """Samples of the split."""
-        return sum(self._sizes)
+        """Samples of the split that are learnt from."""
+        return round(self._fraction * sum(self._sizes))
 
     @cached_property
-    def order(self) -> CanonicalOrder:
-        """The canonical order. Raises InputError where the split is smaller than one global batch."""
-        return CanonicalOrder(
-            self._sizes, seed=self._seed, global_batch_size=self._global_batch_size, runs=self._runs, block_shards=self._block_shards
+    def order(self) -> CanonicalOrder | SubsetOrder:
+        """The canonical order. Raises InputError where what is learnt from is smaller than one global batch."""
+        if self._chosen is None:
+            return CanonicalOrder(
+                self._sizes, seed=self._seed, global_batch_size=self._global_batch_size, runs=self._runs, block_shards=self._block_shards
+            )
+        return SubsetOrder(
+            self._sizes,
+            self._chosen,
+            seed=self._seed,
+            global_batch_size=self._global_batch_size,
+            runs=self._runs,
+            block_shards=self._block_shards,
         )
+
+    @cached_property
+    def _chosen(self) -> NDArray[np.int64] | None:
+        """Positions of the samples that are learnt from, ascending; None: all of the split."""
+        return read_chosen(self._uri, self._shards, self._seed, self._fraction) if self._fraction < 1 else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,7 +179,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
             self._workers.close()
             self._workers = None
 
-    def _run(self, order: CanonicalOrder | SinglePass, start_step: int) -> Iterator[BatchT]:
+    def _run(self, order: CanonicalOrder | SubsetOrder | SinglePass, start_step: int) -> Iterator[BatchT]:
         self.close()
         decoder, in_memory, sample_bytes = self._decoder()
         chunks = -(-(self._global_batch_size // self._world_size) // CHUNK_SAMPLES)
@@ -233,6 +250,7 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
         placement: Placement,
         split: Split = "train",
         context_length: int = 77,
+        fraction: float = 1.0,
     ) -> None:
         """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
         super().__init__(
@@ -245,6 +263,7 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
             world_size=world_size,
             runs=runs,
             block_shards=block_shards,
+            fraction=fraction,
             placement=placement,
         )
         memory = memory_for_pictures(placement.processes_per_node)
@@ -291,6 +310,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         split: Split,
         mirror: bool,
         placement: Placement,
+        fraction: float = 1.0,
     ) -> None:
         """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
         super().__init__(
@@ -303,6 +323,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
             world_size=world_size,
             runs=1,
             block_shards=0,
+            fraction=fraction,
             placement=placement,
         )
         self._labels = named_labels(labels)
@@ -336,7 +357,11 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
     def _others(self, epoch: int, part: NDArray[np.int64]) -> NDArray[np.int64] | None:
         if self._partners is None:
             return None
-        others = self._partners(self._bounds[part[:, 1]] + part[:, 2], epoch)
+        own = self._bounds[part[:, 1]] + part[:, 2]
+        if self._chosen is None:
+            others = self._partners(own, epoch)
+        else:  # partners are found among what is learnt from: by place there, not in the split
+            others = self._chosen[self._partners(self._chosen.searchsorted(own), epoch)]
         shards = self._bounds.searchsorted(others, side="right") - 1
         return np.stack([np.zeros_like(others), shards, others - self._bounds[shards]], axis=1)
 

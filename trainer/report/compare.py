@@ -160,8 +160,25 @@ def _find(scores: Scores, wanted: Callable[[str], bool]) -> list[TestSet]:
     return sorted(found.values(), key=lambda s: (order.index(s.task) if s.task in order else len(order), s.dataset))
 
 
-def declared_endpoints(sets: Sequence[TestSet]) -> list[Endpoint]:
-    """The four endpoints, those that have data: mean over sets, the main set, mean retrieval, 2AFC.
+def declared_endpoints(sets: Sequence[TestSet], names: Sequence[str] = ()) -> list[Endpoint]:
+    """The endpoints that have data: those that a request declared, in its order; else the four.
+
+    Args:
+        sets: that final models were measured on.
+        names: as declared: of the four, or `<data set>_<task>` of one set.
+    """
+    four, alone = _four_endpoints(sets), [set_endpoint(one) for one in sets]
+    if not names:
+        return four
+    by_name = {endpoint.name: endpoint for endpoint in (*alone, *four)}
+    zero_shot = [endpoint for endpoint in four if endpoint.name == "main_zero_shot"]
+    if zero_shot and "mean_zero_shot" not in by_name:
+        by_name["mean_zero_shot"] = zero_shot[0]  # of one set they are the same figure
+    return list({by_name[name].name: by_name[name] for name in names if name in by_name}.values())
+
+
+def _four_endpoints(sets: Sequence[TestSet]) -> list[Endpoint]:
+    """Mean over sets, the main set, mean retrieval, 2AFC.
 
     With one zero-shot set its mean would be the same figure twice, so it is declared once.
     """

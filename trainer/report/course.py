@@ -38,6 +38,7 @@ def stage_rows(experiment: Experiment) -> list[dict[str, Any]]:
             {
                 "stage": name,
                 "arm": cell.arm,
+                "point": cell.point,
                 "seed": cell.seed,
                 "device": run.lineage.get("device"),
                 "world_size": run.lineage.get("world_size"),

@@ -1,6 +1,7 @@
 """What the report knows of an experiment: stage runs, evaluations, cells. Filled by read.py."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainer.arms import BASELINE
@@ -69,6 +70,7 @@ class Cell:
         arm: what its configuration says it is.
         declared: what the plan called it.
         seed: of every stage.
+        point: in its name, where the experiment varies its recipe; empty at the recipe's own values.
         stages: perceptual, contrastive, posthoc -> the run, where the arm has it.
         results: its evaluations that can be compared.
         layers: what was measured of its models layer by layer, a result a layer.
@@ -80,6 +82,7 @@ class Cell:
     stages: dict[str, StageRun]
     results: list[Result]
     layers: list[Result] = field(default_factory=list)
+    point: str = ""
 
     @property
     def final_stage(self) -> str:
@@ -132,9 +135,19 @@ class Experiment:
         source = str(self.pairs.source.get("uri", "")) if self.pairs else ""
         return self.pairs is not None and source not in ("", "demo") and not self.pairs.name.startswith("yfcc15m")
 
-    def cell(self, arm: str, seed: int) -> Cell | None:
-        """The finished cell of an arm and a seed."""
-        return next((cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed)), None)
+    def cell(self, arm: str, seed: int, point: str = "") -> Cell | None:
+        """The finished cell of an arm and a seed, by the point in its name."""
+        return next((cell for cell in self.cells if (cell.arm, cell.seed, cell.point) == (arm, seed, point)), None)
+
+    def at(self, cells: Mapping[str, str]) -> "Experiment":
+        """The experiment as it is at one point of its axes: with one cell an arm and seed.
+
+        What is left out of either is left out of both.
+
+        Args:
+            cells: arm -> the point in the name of its cell; the others have their cell without one.
+        """
+        return replace(self, cells=[cell for cell in self.cells if cell.point == cells.get(cell.declared, "")])
 
     def exclude(self, what: str, why: str, damaged: bool = False) -> None:
         """Leave a file out, and say so on the page; once, however many cells share it."""

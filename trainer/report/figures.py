@@ -121,6 +121,57 @@ def differences(title: str, x_label: str, series: Mapping[str, Sequence[Mapping[
         return Panel(svg=_svg(figure, title), caption="", alt=f"{title}, in percentage points against {x_label}. {'; '.join(words)}.")
 
 
+def along(
+    title: str,
+    y_label: str,
+    rows: Sequence[tuple[str, Any, float, tuple[float, float] | None, Sequence[float]]],
+    *,
+    x: Sequence[Any],
+    x_label: str,
+    numeric: bool,
+    log: bool,
+    arms: Sequence[str],
+    zero: bool,
+) -> Panel:
+    """A figure along an axis of the experiment: one line an arm, a dot a seed, intervals where there are any.
+
+    Args:
+        title: of the panel.
+        y_label: of the figure.
+        rows: (arm, value of the axis, mean, interval or None, one figure a seed).
+        x: the axis' values, in order.
+        x_label: of the axis.
+        numeric: whether the values are numbers; else they stand side by side.
+        log: whether their logarithms are drawn.
+        arms: all arms, for colours.
+        zero: whether a line marks 0.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel(title, x_label, y_label, 2.7)
+        if log:
+            axes.set_xscale("log")
+        words = []
+        for arm in dict.fromkeys(row[0] for row in rows):
+            own = sorted(
+                ((x.index(value), mean, span, seeds) for name, value, mean, span, seeds in rows if name == arm), key=lambda row: row[0]
+            )
+            at = [float(x[place]) if numeric else float(place) for place, *_ in own]
+            colour, marker = arm_colour(arms, arm), _MARKERS[list(arms).index(arm) % 8]
+            axes.plot(at, [mean for _, mean, _, _ in own], color=colour, label=arm, marker=marker, markersize=4.5)
+            for place, (_, _, span, seeds) in zip(at, own, strict=True):
+                if span is not None:
+                    axes.plot([place, place], list(span), color=colour, linewidth=1.2)
+                if len(seeds) > 1:
+                    axes.plot([place] * len(seeds), list(seeds), linestyle="none", marker=marker, markersize=2.5, alpha=0.5, color=colour)
+            words.append(f"{arm}: " + ", ".join(f"{x[place]} {mean:.1f}" for place, mean, _, _ in own))
+        if zero:
+            axes.axhline(0, color=_INK, linewidth=1.0)
+        axes.set_xticks([float(value) for value in x] if numeric else range(len(x)), [f"{value}" for value in x])
+        axes.minorticks_off()
+        _legend(figure, axes)
+        return Panel(svg=_svg(figure, f"{title} {x_label}"), caption="", alt=f"{title}, {y_label}, against {x_label}. {'; '.join(words)}.")
+
+
 def forest(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str], colours: Sequence[str], bold: int) -> Panel:
     """Differences with their intervals, one row each; the first `bold` rows are the declared endpoints."""
     with matplotlib.rc_context(_STYLE):

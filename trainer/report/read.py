@@ -44,7 +44,7 @@ def read_experiment(uri: str) -> Experiment:
             failed = _failure(experiment, entry)
             experiment.lose(entry["cell"], failed or str(error), damaged=not failed and isinstance(error, RunError))
             continue
-        if experiment.cell(cell.arm, cell.seed):
+        if experiment.cell(cell.arm, cell.seed, cell.point):
             experiment.lose(entry["cell"], f"its configuration is that of {cell.arm}, seed {cell.seed}, once more")
             continue
         if cell.declared != cell.arm:
@@ -102,7 +102,8 @@ def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
     seeds = {run.config.seed for run in stages.values()}
     if seeds != {entry["seed"]}:
         raise InputError(f"its stages have seeds {sorted(seeds)}, the plan says {entry['seed']}: refused")
-    cell = Cell(arm=_arm_of(stages, entry["arm"]), declared=entry["arm"], seed=entry["seed"], stages=stages, results=[])
+    arm, point = _arm_of(stages, entry["arm"]), entry.get("point", "")
+    cell = Cell(arm=arm, declared=entry["arm"], seed=entry["seed"], point=point, stages=stages, results=[])
     below = _read_results(experiment, cell, entry["evaluation"])
     figures = [result for result in cell.results if not result.task.startswith(LAYER)]
     final = [result for result in figures if result.stage == cell.final_stage and result.step is None]

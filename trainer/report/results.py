@@ -8,13 +8,14 @@ from trainer.config import Recipe
 from trainer.configs.evaluation_sets import SETS
 from trainer.errors import InputError
 from trainer.labels import registered as kinds_of_labels
-from trainer.report import compare, course, families, trajectory
+from trainer.report import axes, compare, course, families, trajectory
 from trainer.report import items as per_item
 from trainer.report.answer import answer
 from trainer.report.experiment import Experiment
 from trainer.report.pictures import attributions
 from trainer.report.representation import representation
 from trainer.report.twins import twins
+from trainer.storage.declarations import declared_endpoints
 
 FORMAT_VERSION = 2
 """2 is a document with a checksum (`storage.documents`), and says of what is left out whether it is damaged."""
@@ -27,10 +28,16 @@ def subject_of(arms: Sequence[str]) -> str:
 
 def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[str, Any], compare.Scores]:
     """All figures of one experiment, and of those set beside it."""
+    whole, point = experiment, axes.reference(experiment)
+    experiment = whole.at(point.cells)
     scores = compare.Scores(experiment)
     sets = compare.find_sets(scores)
-    endpoints = compare.declared_endpoints(sets)
-    subject = subject_of(experiment.arms)
+    named = declared_endpoints(whole.plan.get("declared", []))
+    endpoints = compare.declared_endpoints(sets, named)
+    for name in named if sets else ():
+        if name not in [endpoint.name for endpoint in endpoints] and not (name == "mean_zero_shot" and endpoints):
+            experiment.exclude(f"endpoint {name}", "declared, and not measured")
+    along = axes.Along(whole, endpoints)
     contrasts = compare.contrasts(scores, endpoints)
     set_rows = compare.per_set(scores, sets)
     followed = course.through_time(scores, endpoints)
@@ -43,7 +50,11 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "recipe": ", ".join(dict.fromkeys(str(recipe.get("name", "")) for recipe in experiment.plan["recipes"].values())),
         "evaluation_version": experiment.version,
         "judge": judge,
-        "answer": answer(contrasts, subject, judge),
+        "answer": answer(contrasts, subject_of(experiment.arms), judge),
+        "point": {"point": point.name, "at": dict(point.at), "cells": dict(point.cells)},
+        "axes": along.curves(),
+        "tests": along.tests(),
+        "declared": axes.declared_of(whole),
         "arms": [{"arm": arm, "meaning": _meaning(experiment, arm), "seeds": scores.seeds(arm)} for arm in experiment.arms],
         "endpoints": [_endpoint(scores, endpoint) for endpoint in endpoints],
         "beside": {endpoint.name: _beside(scores, endpoint) for endpoint in endpoints},
@@ -51,7 +62,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "scores": _scores(scores, endpoints),
         "contrasts": contrasts,
         "sets": set_rows,
-        "metrics": _metrics(experiment),
+        "metrics": _metrics(whole),
         "field_sets": _field_sets(sets),
         "families": families.families(scores, sets),
         "expectations": families.expectations(experiment, scores, sets),
@@ -61,14 +72,14 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "representation": representation(scores, set_rows),
         "through_time": followed,
         "trajectory": trajectory.trajectory(scores, endpoints, followed),
-        "stages": course.stage_rows(experiment),
+        "stages": course.stage_rows(whole),
         "efficiency": course.efficiency(scores, endpoints, followed),
         "comparison": _comparison(scores, endpoints, others),
         "missing": experiment.missing,
         "failures": experiment.failures,
         "excluded": experiment.excluded,
         "data": _data(experiment),
-        "lineage": _lineage(experiment),
+        "lineage": _lineage(whole),
         "attributions": attributions(experiment),
     }
     results["as_of"] = ""  # said by whoever writes it down
@@ -204,6 +215,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         if endpoint["name"] == "2afc" and found:
             beside = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
             notes.append(f"2AFC of what needs no training: {beside}.")
+    notes += [f"Declared test {line}." for line in axes.said(results["tests"])]
     notes += [row["says"] for row in results["twins"].values() if row["says"]]
     if results["judge"] == "FLIP":
         notes.append("The triplets were judged by FLIP, a model of human vision, not by people.")
@@ -221,6 +233,7 @@ def _metrics(experiment: Experiment) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "arm": cell.arm,
+                        "point": cell.point,
                         "seed": cell.seed,
                         "stage": result.stage,
                         "step": result.step,
@@ -243,7 +256,7 @@ def _comparison(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], o
     for other in others:
         called = other.name if names.count(other.name) == 1 else other.uri
         both = compare.Scores(scores.experiment)
-        theirs = compare.Scores(other)
+        theirs = compare.Scores(other.at(axes.reference(other).cells))
         for (arm, seed), finals in theirs.results.items():
             both.results[f"{arm} in {called}", seed] = finals
         for arm in dict.fromkeys(arm for arm, _ in theirs.results):
@@ -301,6 +314,7 @@ def _lineage(experiment: Experiment) -> list[dict[str, Any]]:
         rows.append(
             {
                 "arm": cell.arm,
+                "point": cell.point,
                 "seed": cell.seed,
                 "stage": name,
                 "uri": run.uri,

@@ -7,7 +7,7 @@ endpoints: Holm's step-down. Everything here is a pure function of arrays; the r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,41 @@ def paired_t(differences: Sequence[float], resolution: float = 0.0) -> Interval:
     error, freedom = deviation / len(values) ** 0.5, len(values) - 1
     reach = float(special.stdtrit(freedom, 0.5 + LEVEL / 2)) * error
     return Interval(mean=mean, low=mean - reach, high=mean + reach, p=float(2 * special.stdtr(freedom, -abs(mean) / error)))
+
+
+def trend_weights(x: Sequence[float], scale: str) -> NDArray[np.float64]:
+    """Weights of the linear contrast: (M,), so that weights @ differences is the least-squares slope.
+
+    Args:
+        x: (M,) values of the axis, at least two that differ.
+        scale: `log`: the slope is over a tenfold of x; `linear`: over 1.
+    """
+    places = np.log10(x) if scale == "log" else np.asarray(x, np.float64)
+    centred = places - places.mean()
+    weights: NDArray[np.float64] = centred / (centred @ centred)
+    return weights
+
+
+def trend(differences: NDArray[np.float64], weights: NDArray[np.float64], sides: str, resolution: float = 0.0) -> Interval:
+    """A trend of paired differences along an axis: one slope a seed, then a t-test over seeds.
+
+    Points of one seed share much (the baseline's model, the test items), so they are no units of their own: whatever they share in
+    one seed, its slope is one number.
+
+    Args:
+        differences: (seeds, points), at least two seeds.
+        weights: (points,) of the linear contrast.
+        sides: `two`, `greater` (the slope is above 0) or `less`; the interval is two-sided always.
+        resolution: of one difference, as of `paired_t`.
+
+    Returns:
+        The mean slope with its interval, and p by `sides`.
+    """
+    found = paired_t((differences @ weights).tolist(), resolution * float(np.linalg.norm(weights)))
+    if sides == "two" or found.p is None:
+        return found
+    above = found.mean > 0 if sides == "greater" else found.mean < 0
+    return replace(found, p=found.p / 2 if above else 1 - found.p / 2)
 
 
 def bootstrap(values: NDArray[np.float64], clusters: NDArray[np.generic], weights: NDArray[np.float64], stream: str) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.arms import BASELINE
+from trainer.report.axes_view import axes_tables, tests_table
 from trainer.report.items import RECALLS, RECALLS_ANY_TWIN
 from trainer.report.representation import START, TOWER, by_layer
 from trainer.report.trajectory import retained
@@ -19,14 +20,16 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
     """
     subject = document["answer"]["subject"]
     pairs = [row for row in document["contrasts"] if row["against"] == BASELINE]
+    cells = document["point"]["cells"]
+    here = [row for row in metrics(document) if row["point"] == cells.get(row["arm"], "")]
     return {
         "table": paired(document),
-        "metrics": metrics(document),
+        "metrics": here,
         "two_afc": [row | of_set(document, row["dataset"], "2afc", "accuracy") for row in document["two_afc"]],
         "others": [row for row in pairs if row["arm"] != subject],
         "controls": [row for row in document["contrasts"] if row["against"] != BASELINE],
         "signs": [row for row in document["sign_tests"] if row["arm"] == subject],
-        "retrieval": retrieval(metrics(document)),
+        "retrieval": retrieval(here),
         "ranks": feature_ranks(document["two_afc"]),
         "cost": cost(document["stages"]),
         "reached": reached(document["efficiency"]),
@@ -34,6 +37,8 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
         "onsets": onsets(document),
         "survival": survival(document),
         "layers": layers(document["representation"]),
+        "axes_tables": axes_tables(document),
+        "tests_table": tests_table(document),
     }
 
 
@@ -111,10 +116,15 @@ def cost(stages: Rows) -> Rows:
     """Throughput and time of each stage of each arm, averaged over its seeds."""
     averaged = ("samples_per_second", "data_wait_fraction", "seconds", "final_loss")
     rows = []
-    for stage, arm in dict.fromkeys((row["stage"], row["arm"]) for row in stages):
-        runs = [row for row in stages if (row["stage"], row["arm"]) == (stage, arm)]
+    for stage, arm, point in dict.fromkeys((row["stage"], row["arm"], row["point"]) for row in stages):
+        runs = [row for row in stages if (row["stage"], row["arm"], row["point"]) == (stage, arm, point)]
         devices = dict.fromkeys(f"{run['device'] or '–'}{_times(run['world_size'])}" for run in runs)
-        row = {"stage": stage, "arm": arm, "seeds": [run["seed"] for run in runs], "device": ", ".join(devices)}
+        row = {
+            "stage": stage,
+            "arm": f"{arm}, {point}" if point else arm,
+            "seeds": [run["seed"] for run in runs],
+            "device": ", ".join(devices),
+        }
         rows.append(row | {"steps": runs[0]["steps"]} | {name: mean(run[name] for run in runs) for name in averaged})
     return rows
 

@@ -17,6 +17,7 @@ from trainer.errors import InputError
 from trainer.report import course, figures, pictures, results
 from trainer.report import items as per_item
 from trainer.report.answer import points
+from trainer.report.axes_view import axes_panels
 from trainer.report.compare import Scores
 from trainer.report.experiment import Experiment
 from trainer.report.read import read_experiment, require_plan
@@ -26,7 +27,7 @@ from trainer.storage import join, layout, pages
 from trainer.storage.base import absolute
 from trainer.storage.documents import encode_document
 
-_CSV_COLUMNS = ("arm", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "ceiling", "num_items", "final")
+_CSV_COLUMNS = ("arm", "point", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "ceiling", "num_items", "final")
 _SEEN = "pairs seen in stage 2"
 _PROBES = {"zeroshot_classification": "zero-shot", LINEAR_PROBE: "linear probe", NEIGHBOURS: "nearest neighbours"} | {
     f"{FEW_SHOT}{shots}": f"{shots} a class" for shots in SHOTS
@@ -70,7 +71,7 @@ def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "
         "results.json": encode_document(document),
         "results.csv": as_csv(document).encode(),
         "report.md": render("page.md", document, {}, {}).encode(),
-        "index.html": render("page.html", document, panels(experiment, scores, document), examples).encode(),
+        "index.html": render("page.html", document, panels(scores.experiment, scores, document), examples).encode(),
     }
     damaged = [line for each in (experiment, *others) for line in each.damaged]
     pages.publish(experiment.uri, claimed, files, "" if damaged else made_from)
@@ -98,6 +99,7 @@ def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> 
         "through_time": _through_time(document, arms),
         "differences": _differences_through_time(document, arms),
         "prior": _prior(document, arms),
+        "axes": axes_panels(document, arms),
     }
 
 

@@ -16,6 +16,7 @@ import torch
 
 from trainer.config import OptimizerConfig, StageConfig, kept_epochs, stream_seed
 from trainer.device import Leaving
+from trainer.dose import steps_in_all
 from trainer.errors import RunError, Stopped
 from trainer.model import distributed, optimizer
 from trainer.model.distributed import Distributed
@@ -75,7 +76,7 @@ def train(config: StageConfig) -> None:
                 fence=fence,
                 manifest=require_manifest(config.data.uri, config.data.identity, config.data.manifest_sha256),
                 steps_per_epoch=loader.steps_per_epoch,
-                steps=loader.steps_per_epoch * settings.epochs,
+                steps=steps_in_all(settings, loader.steps_per_epoch),
                 global_batch_size=settings.global_batch_size,
                 started_from=started_from,
                 config_text=records.write_config(config, dist),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from trainer import lineage
 from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require, unless_auto
+from trainer.dose import short_of_a_batch
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.labels import named_labels
 from trainer.run import placing
@@ -213,6 +214,8 @@ def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int)
     samples = sum(shard.num_samples for shard in manifest.split("train"))
     rule = f"at most the {samples} training samples of {config.data.uri}"
     require(f"{config.stage}.global_batch_size", global_batch_size, rule, global_batch_size <= samples)
+    if wrong := short_of_a_batch(config.stage, getattr(config, config.stage), samples):
+        raise InputError(f"{wrong} ({config.data.uri})")
     refusal = named_labels(config.labels).refusal(manifest.judge)
     if refusal:
         raise InputError(f"labels {config.labels!r} {refusal}: {config.data.uri}")

@@ -84,6 +84,7 @@ class ContrastiveStage:
             decoder=self._recipe.decoder,
             placement=self._config.placement,
             context_length=towers.resolve(self._config.model)["context_length"],
+            fraction=self._recipe.pair_fraction,
         )
 
     def forward_backward(self, batch: PairBatch, step: int) -> dict[str, float | Tensor]:

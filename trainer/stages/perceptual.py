@@ -172,6 +172,7 @@ class TripletStage:
             split=split,
             mirror=mirror,
             placement=self._config.placement,
+            fraction=self._settings.triplet_fraction if split == "train" else 1.0,
         )
 
 

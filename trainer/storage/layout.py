@@ -115,6 +115,12 @@ def evaluation(cell_uri: str, stage_name: str, when: str) -> str:
     return join(cell_uri, "evaluation", f"{stage_name}-{when}")
 
 
+def declared(experiment_uri: str, number: int | None = None, sha256: str = "") -> str:
+    """What an experiment declared, one document each time; without a number the folder of them."""
+    folder = join(experiment_uri, "declared")
+    return folder if number is None else join(folder, f"{number:04d}-{sha256[:16]}.json")
+
+
 def report(experiment_uri: str) -> str:
     """index.html and results.json, and below it the generations of the page (trainer/storage/pages.py)."""
     return join(experiment_uri, "report")

@@ -12,6 +12,7 @@ from trainer.config import canonical_hash
 from trainer.errors import Corrupt
 from trainer.storage import layout
 from trainer.storage.base import join
+from trainer.storage.declarations import damage_of, is_listed
 from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 3
@@ -52,6 +53,9 @@ def read_plan(experiment_uri: str) -> Plan | None:
         raise Corrupt(f"{uri}: not an experiment's plan: sets has no uri and identity")
     if not _is_lanes(plan.get("lanes", {})):
         raise Corrupt(f"{uri}: not an experiment's plan: no valid lanes")
+    wrong = _damage_of_points(plan)
+    if wrong:
+        raise Corrupt(f"{uri}: not an experiment's plan: {wrong}")
     if version == 1:
         return _from_format_1(plan)
     recipes = plan.get("recipes")
@@ -74,6 +78,21 @@ def is_data(value: Any) -> bool:
         return False
     pins = value.get("evaluation_sha256", [])
     return isinstance(value.get("manifest_sha256", ""), str) and isinstance(pins, list) and all(isinstance(pin, str) for pin in pins)
+
+
+def _damage_of_points(plan: Plan) -> str:
+    """What is wrong with a plan's axes, points and declarations; empty: nothing. Plans of experiments without axes have none."""
+    axes, points, declared = (plan.get(name, []) for name in ("axes", "points", "declared"))
+    if not is_listed(axes):
+        return "no valid axes"
+    kinds = {"point": str, "at": dict, "cells": dict}
+    if not isinstance(points, list) or not all(
+        isinstance(one, dict) and all(isinstance(one.get(key), kind) for key, kind in kinds.items()) for one in points
+    ):
+        return "no valid points"
+    if not isinstance(declared, list):
+        return "no valid declared"
+    return next((f"declared[{number}]: {why}" for number, entry in enumerate(declared) if (why := damage_of(entry))), "")
 
 
 def _is_lanes(value: Any) -> bool:

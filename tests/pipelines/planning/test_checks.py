@@ -127,3 +127,43 @@ def test_224_px_on_two_cores_is_said():
     )
     assert check(load_recipe("demo"), LAPTOP, 1518, 3242, backend="local") == []
     assert check(paper(), CLUSTER, backend="local") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            {"perceptual": {"triplet_fraction": 0.01}},
+            "perceptual.triplet_fraction must leave at least one batch, got 0.01: that is 159 of 15,941 training triplets, "
+            "and perceptual.global_batch_size is 768",
+        ),
+        (
+            {"contrastive": {"pair_fraction": 0.0001}},
+            "contrastive.pair_fraction must leave at least one batch, got 0.0001: that is 1,483 of 14,829,396 training pairs, "
+            "and contrastive.global_batch_size is 4,096",
+        ),
+        (
+            {"posthoc": {"triplet_fraction": 0.0005}},
+            "posthoc.triplet_fraction must leave at least one batch, got 0.0005: that is 8 of 15,941 training triplets, "
+            "and posthoc.global_batch_size is 16",
+        ),
+        (
+            {"perceptual": {"triplet_fraction": 0.05}},
+            "perceptual.optimizer.warmup_steps must be less than the stage's 32 steps (797 // 768 x 32 epochs), got 150",
+        ),
+        (
+            {"perceptual": {"samples_seen": 100_000}},
+            "perceptual.optimizer.warmup_steps must be less than the stage's 130 steps (100,000 samples seen // 768), got 150",
+        ),
+    ],
+)
+def test_a_dose_that_cannot_be_trained_on_is_refused(change: dict[str, Any], line: str):
+    with pytest.raises(InputError) as caught:
+        check(load_recipe({"base": "paper", **change}), CLUSTER, stages=("perceptual", "contrastive", "posthoc"))
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("change", ["triplet_fraction: 0", "triplet_fraction: 1.01", "samples_seen: 767", "samples_seen: -1"])
+def test_a_dose_out_of_range_is_refused_by_its_field(change: str):
+    with pytest.raises(InputError, match=rf"perceptual\.{change.partition(':')[0]} must be"):
+        load_recipe(f"base: paper\nperceptual: {{{change}}}\n")

@@ -39,7 +39,7 @@ def test_steps_are_whole_batches_of_all_epochs():
     """115,840 at a batch of 4,096, as DeCLIP's baselines have it."""
     found = estimate(contrastive(), YFCC15M, Machines())
 
-    assert (found.steps_per_epoch, found.steps, found.samples) == (3620, 115_840, 115_840 * 4096)
+    assert (found.dose.steps_per_epoch, found.steps, found.samples) == (3620, 115_840, 115_840 * 4096)
 
 
 def test_the_rate_that_is_assumed_is_what_row_m_reached():
@@ -226,3 +226,20 @@ def test_sizes_of_open_clip_are_known_without_it():
     assert cost.sample_flops(with_model(ModelConfig(open_clip_name="ViT-B-16"))) == pytest.approx(123.3e9, rel=0.01)
     with pytest.raises(InputError, match="did you mean 'ViT-B-16'"):
         estimate(with_model(ModelConfig(open_clip_name="ViT-B/16")), YFCC15M, Machines())
+
+
+def test_steps_shrink_with_the_dose_unless_they_are_fixed():
+    """Every factor is in the line."""
+    whole = stage_of(load_recipe("paper"), "perceptual")
+    assert whole.perceptual is not None
+
+    def told(**changes: Any) -> cost.Estimate:
+        settings = dataclasses.replace(whole.perceptual, **changes)
+        return estimate(dataclasses.replace(whole, perceptual=settings), Samples(count=15_941, said="NIGHTS"), Machines())
+
+    assert told().steps == 20 * 32
+    assert told(triplet_fraction=0.5).steps == 10 * 32
+    assert told(triplet_fraction=0.5).gpu_hours == pytest.approx(told().gpu_hours / 2)
+    assert told(triplet_fraction=0.5, samples_seen=15_941 * 32).steps == 15_941 * 32 // 768
+    assert "15,941 triplets (NIGHTS) x 0.5 = 7,970 // 768 = 10 steps x 32 epochs = 320 steps" in told(triplet_fraction=0.5).lines()[0]
+    assert "x 0.5 = 7,970; 510,112 samples seen // 768 = 664 steps" in told(triplet_fraction=0.5, samples_seen=15_941 * 32).lines()[0]

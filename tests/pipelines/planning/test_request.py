@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
-from pipelines.planning.request import FIELDS, Request, merge, read_request, resolve, write_request
+from pipelines.planning.request import FIELDS, Request, merge, read_request, write_request
+from pipelines.planning.resolving import resolve
 from trainer.errors import Corrupt, InputError
 from trainer.storage import layout, read_json, write_json
 
@@ -25,6 +26,9 @@ EXAMPLES = {
     "set": "contrastive.epochs=3",
     "arms": "random,posthoc",
     "seeds": "4,5",
+    "vary": "triplets: {perceptual.triplet_fraction: [0.5, 1]}",
+    "endpoints": "2afc,mean_retrieval",
+    "tests": "dose: {axis: triplets}",
     "pairs": "s3://bucket/pairs",
     "triplets": "s3://bucket/nights",
     "eval_sets": "s3://bucket/a,s3://bucket/b",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.planning.request import Request, merge, resolve
+from pipelines.planning.request import Request, merge
+from pipelines.planning.resolving import resolve
 from pipelines.steps.sizes import check_size, described, training_stages
 from tests.pipelines.data import seal
 from trainer.errors import InputError

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.planning.request import merge, read_request, resolve, write_request
+from pipelines.planning.request import merge, read_request, write_request
+from pipelines.planning.resolving import resolve
 from tests.mutating import mutations
 from tests.staging.hostile.test_fuzz import FUZZ, SEED
 from trainer.errors import Corrupt, InputError, RunError

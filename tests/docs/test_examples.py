@@ -1,0 +1,59 @@
+"""The request files in docs/examples: each can be planned, and says what its comments say."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.planning.cost import Machines, Samples
+from pipelines.planning.points import Points
+from pipelines.planning.request import Request, merge
+from pipelines.planning.resolving import resolve
+from pipelines.planning.sources import LISTS, NIGHTS
+from pipelines.planning.summary import preview
+from pipelines.profile.profile import Profile
+from pipelines.steps.checking import check_experiment
+from pipelines.steps.dry_run import takes
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+FILES = sorted(EXAMPLES.glob("*.yaml"))
+
+
+def asked(path: Path) -> Request:
+    return resolve(merge(str(path), {}))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_example_can_be_planned_and_says_its_hours(path: Path, tmp_path: Path):
+    """Every point fits its data and its warm-up, as far as the data are known; nothing is written."""
+    request = asked(path)
+    profile = Profile(backend="pytorchjob")
+    experiment, cells = preview(request, str(tmp_path))
+    notes = check_experiment(experiment, cells, profile, request)
+    lines = takes(experiment, cells, profile, request, notes)
+    assert [cell.name for cell in cells] == request.cells
+    assert any("GPU-hours" in line or "process-hours" in line for line in lines)
+    assert any(line.startswith("axis triplets: perceptual.triplet_fraction") for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_point_of_an_example_can_be_trained(path: Path):
+    """On NIGHTS and YFCC15M, or on what the demo makes of itself."""
+    from pipelines.planning.checks import check_recipe
+
+    demo = path.stem.endswith("-demo")
+    pairs = Samples(count=1518 if demo else LISTS["yfcc15m-openai"], said="", known=True)
+    triplets = Samples(count=3240 if demo else NIGHTS, said="", known=True)
+    for recipe, stages in Points(asked(path)).recipes().items():
+        check_recipe(recipe, pairs, triplets, Machines(gpu_bytes=80 << 30), "pytorchjob", stages=stages)
+
+
+def test_the_doses_make_a_cell_each_and_the_baseline_one_a_seed():
+    cells = asked(EXAMPLES / "dose.yaml").cells
+    assert len(cells) == 5 * (1 + 6)
+    assert [cell for cell in cells if cell.startswith("random")] == [f"random-seed{seed}" for seed in range(5)]
+
+
+def test_every_example_is_listed():
+    listed = (EXAMPLES / "README.md").read_text()
+    assert all(f"[{path.name}]({path.name})" in listed for path in FILES)
