@@ -237,11 +237,14 @@ def _lacking(experiment: Experiment) -> Rows:
     """Epochs of finished cells whose weights the recipe asks for and that no figure is there of, and why."""
     rows = []
     for cell in experiment.cells:
-        entry = next((e for e in experiment.plan["cells"] if (e["arm"], e["seed"]) == (cell.declared, cell.seed)), None)
+        entry = next(
+            (e for e in experiment.plan["cells"] if (e["arm"], e["seed"], e.get("point", "")) == (cell.declared, cell.seed, cell.point)),
+            None,
+        )
         run = cell.stages["contrastive"]
         recipe = (experiment.plan.get("recipes") or {}).get((entry or {}).get("recipe"), {})
         asked = recipe.get("evaluation", {})
-        if cell.final_stage != "contrastive" or run.config.contrastive is None:
+        if cell.final_stage != "contrastive" or run.config.contrastive is None or run.config.contrastive.samples_seen:
             continue
         epochs = run.config.contrastive.epochs
         measured = {result.step for result in cell.results if result.stage == "contrastive"}
