@@ -196,16 +196,13 @@ class Request:
 
         One that a later version adds says in its metadata what it was introduced with, and is left out while it has that value.
         """
-        values = self.stored()
-        return canonical_hash({name: value for name, value in values.items() if value != FIELDS[name].metadata.get("introduced", _NEVER)})[
-            :16
-        ]
-
-
-_NEVER = object()
+        said = {name: value for name, value in self.stored().items() if name not in INTRODUCED or value != INTRODUCED[name]}
+        return canonical_hash(said)[:16]
 
 
 FIELDS: dict[str, "dataclasses.Field[Any]"] = {item.name: item for item in dataclasses.fields(Request)}
+INTRODUCED = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
+"""What stored requests without a parameter that was added later mean, by its name."""
 
 
 def merge(source: str, given: Mapping[str, Any]) -> Request:
@@ -254,9 +251,9 @@ def read_request(uri: str) -> Request:
     values = read_document(uri, "a stored request", STORED_VERSION, checked_from=2)
     if values is None:
         raise InputError(f"request {uri}: not found: start the run again, and its first step writes it")
-    earlier = {name: parse(item, item.metadata["introduced"], name) for name, item in FIELDS.items() if "introduced" in item.metadata}
     del values["format_version"]
     with located(uri):
+        earlier = {name: parse(FIELDS[name], value, name) for name, value in INTRODUCED.items()}
         request = _with_own_parameters({**earlier, **_parsed(values, uri)})
     if request.parallel_cells == 1 and f"/{request.id}.json" != uri[uri.rfind("/") :]:
         request = dataclasses.replace(request, parallel_cells=None)  # for a while 1 was the default, and stood for not given

@@ -19,6 +19,8 @@ from trainer.storage.documents import write_document
 Entry = Mapping[str, Any]
 """A cell's entry in plan.json."""
 BEGUN_VERSION = 1
+LOOKS_AT_ONCE = 8
+"""Cells that are looked at at the same time: what a look takes, it waits for the store."""
 
 
 def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:

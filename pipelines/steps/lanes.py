@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipelines.planning.lanes import STAGES, Lane, Lanes, read_lanes
@@ -127,7 +128,8 @@ class _Worker:
 
     def _find_done(self, todo: list[str]) -> set[str]:
         """The cells of which this step has nothing to do."""
-        trained = {cell for cell in todo if self._is_trained(cell)}
+        with ThreadPoolExecutor(cells.LOOKS_AT_ONCE) as pool:
+            trained = {cell for cell, done in zip(todo, pool.map(self._is_trained, todo), strict=True) if done}
         wanted = [cell for cell in trained if self._until(cell) == "evaluate"]
         return trained.difference(wanted) | cells.measured(self.lanes.entries[cell] for cell in wanted)
 

@@ -70,6 +70,7 @@ def in_this_process() -> Iterator[pytest.MonkeyPatch]:
 
 
 def _count_missing(configs: list[str]) -> dict[str, int]:
+    """As pipelines.steps.cells has it, without a process for it."""
     try:
         return {uri: one["missing"] for uri, one in count_missing(configs)["cells"].items()}
     except (InputError, RunError):

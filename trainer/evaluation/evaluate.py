@@ -8,6 +8,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from trainer.config import EvaluateConfig
@@ -25,6 +26,8 @@ from trainer.storage.recipes import read_config_values
 
 WATCH_SECONDS = 30.0
 """Between two looks for new checkpoints."""
+LOOKS_AT_ONCE = 8
+"""Cells that `count_missing` looks at at the same time: what a look takes, it waits for the store."""
 
 
 def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False) -> dict[str, Any]:
@@ -64,14 +67,17 @@ def count_missing(config_uris: Sequence[str]) -> dict[str, Any]:
         InputError: a model that is not finished or is another than planned, an unusable set.
         RunError: a model or a set that is damaged, or the store failed.
     """
-    found: dict[str, dict[str, int]] = {}
-    for uri, config in zip(config_uris, map(_read, config_uris), strict=True):
-        jobs, errors = find_jobs(config, [model for asked in config.models for model in find_models(config, asked)])
-        if errors:
-            raise errors[0]
-        missing = sum(reason is not None for reason in why_not_done([job.wanted for job in jobs]))
-        found[uri] = {"wanted": len(jobs), "missing": missing}
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+        found = dict(zip(config_uris, pool.map(_count, config_uris), strict=True))
     return {**{name: sum(one[name] for one in found.values()) for name in ("wanted", "missing")}, "cells": found}
+
+
+def _count(config_uri: str) -> dict[str, int]:
+    config = _read(config_uri)
+    jobs, errors = find_jobs(config, [model for asked in config.models for model in find_models(config, asked)])
+    if errors:
+        raise errors[0]
+    return {"wanted": len(jobs), "missing": sum(reason is not None for reason in why_not_done([job.wanted for job in jobs]))}
 
 
 def _read(config_uri: str, overrides: Sequence[str] = ()) -> EvaluateConfig:

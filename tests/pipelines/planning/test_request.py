@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from pipelines.__main__ import main
-from pipelines.planning.request import FIELDS, Request, merge, read_request, write_request
+from pipelines.planning.request import FIELDS, INTRODUCED, Request, merge, read_request, write_request
 from pipelines.planning.resolving import resolve
 from trainer.errors import Corrupt, InputError
 from trainer.storage import layout, read_json, write_json
@@ -309,16 +308,7 @@ def test_a_newer_stored_request_is_refused_by_its_version(tmp_path: Path):
 def test_a_parameter_that_is_added_later_changes_no_id(monkeypatch: pytest.MonkeyPatch):
     """It is left out of the hash while it has the value that it was introduced with."""
     before = Request().id
-    item: Any = FIELDS["queue"]
-    monkeypatch.setitem(FIELDS, "queue", _Later(item, introduced=""))
+    monkeypatch.setitem(INTRODUCED, "queue", "")
 
     assert Request(queue="").id != before  # queue was hashed before it was marked as added later
     assert Request(queue="a").id != Request(queue="").id
-
-
-class _Later:
-    """A field with one more entry in its metadata."""
-
-    def __init__(self, item: Any, **metadata: Any) -> None:
-        self.name, self.default, self.default_factory = item.name, item.default, item.default_factory
-        self.metadata = {**item.metadata, **metadata}

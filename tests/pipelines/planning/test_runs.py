@@ -11,6 +11,7 @@ from tests.damage import KINDS, damage
 from tests.pipelines.operator import eventually
 from trainer.errors import InputError
 from trainer.storage import layout
+from trainer.storage.documents import read_document
 
 FAILURE = CellFailure(cell="random-seed0", stage="contrastive", exit_code=2, line="no")
 
@@ -66,3 +67,16 @@ def test_a_lane_that_gives_signs_lives(tmp_path: Path, monkeypatch: pytest.Monke
         before = watch._seen
         assert not watch.is_dead()
         assert watch._seen > before
+
+
+def test_of_forty_cells_only_those_that_failed_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A step looks at all of its lane's cells before it does anything."""
+    run, read, deleted = Run(str(tmp_path), "a"), [], []
+    run.fail(FAILURE)
+    store = runs.open_store("file:///")
+    monkeypatch.setattr(runs, "read_document", lambda *arguments: read.append(arguments[0]) or read_document(*arguments))
+    monkeypatch.setattr(type(store), "delete", lambda self, uri: deleted.append(uri))
+
+    assert run.failed([f"random-seed{seed}" for seed in range(40)]) == {"random-seed0": FAILURE}
+    run.forget([f"random-seed{seed}" for seed in range(40)])
+    assert read == deleted == [layout.run_failure(str(tmp_path), "a", "random-seed0")]
