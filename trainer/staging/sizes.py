@@ -31,6 +31,6 @@ def require_enough(source: str, kind: str, train: int, total: int, recipe: Recip
     needed = math.ceil(batches[stage] * total / train) if train else batches[stage]
     smoke = "RECIPE=smoke or " if recipe.name != "smoke" else ""
     raise InputError(
-        f"{source}: {total:,} {kind}, of which {train:,} are left for training: needs at least {needed:,} for recipe "
+        f"{source}: {total:,} {kind if total != 1 else kind[:-1]}, of which {train:,} for training: needs at least {needed:,} for recipe "
         f"{recipe.name or '(unnamed)'} ({stage}.global_batch_size {batches[stage]:,}); try {smoke}a smaller global_batch_size"
     )

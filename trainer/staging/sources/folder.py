@@ -163,7 +163,7 @@ def _explain_no_captions(uri: str, names: Sequence[str], files: Sequence[SourceF
     others = [file for file in files if not kinds.is_picture(file.name)]
     lists = "".join(f"; {listed}" for listed in looked_into(uri, files))
     return (
-        f"{uri}: {len(names)} pictures (such as {names[0]}) and no captions{_found(others)}{lists}{_advice(others)}; read are {READ}; "
+        f"{uri}: {len(names)} picture{'s' * (len(names) > 1)} (such as {names[0]}) and no captions{_found(others)}{lists}{_advice(others)}; read are {READ}; "
         f"{_to_begin(uri, names)}"
     )
 
