@@ -10,12 +10,12 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import Recipe, canonical_hash
-from trainer.errors import InputError
+from trainer.errors import Corrupt, InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
 from trainer.staging import demo, generate, heldout, kinds
@@ -213,11 +213,26 @@ def _find(source: str, root: str) -> _Source:
 
 
 def _resumes(target: str, plan: Plan) -> bool:
-    """Whether what an older version has begun under its rules, and did not seal, is of the rows that were read now."""
-    if rules_of(plan.options) == PAIRS_RULES or exists(join(target, MANIFEST)):
+    """Whether what an earlier run has begun, and did not seal, is of the rows that were read now; by older rules it may be left.
+
+    Raises:
+        InputError: it was begun by today's rules, and is of other rows: a version of another day read the source differently.
+    """
+    if exists(join(target, MANIFEST)):
         return True
-    begun = read_plan(target)
-    return begun is None or (begun.splits, begun.rows_read, begun.lost) == (plan.splits, plan.rows_read, plan.lost)
+    begun = None
+    with suppress(Corrupt):  # then it is written again
+        begun = read_plan(target)
+    if begun is None:
+        return True
+    if rules_of(plan.options) < PAIRS_RULES:
+        return (begun.splits, begun.rows_read, begun.lost) == (plan.splits, plan.rows_read, plan.lost)
+    there, now = (one.rows_read - sum(one.lost.values()) for one in (begun, plan))
+    if (begun.splits, there) != (plan.splits, now):
+        raise InputError(
+            f"{target}: was begun with {there:,} samples of this source, of which {now:,} are read now: delete it and stage anew"
+        )
+    return True
 
 
 def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
