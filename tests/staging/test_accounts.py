@@ -1,4 +1,4 @@
-"""Whatever lies in a folder is written, lost by a named cause, or ignored by a rule of docs/DATA.md: exactly one of the three.
+"""What a folder, a list or a table holds is written, lost by a named cause, or ignored by a rule of docs/DATA.md: one of the three.
 
 What should become of each file is told here by code of its own, which looks at the disk.
 """
@@ -17,12 +17,14 @@ from tests.staging.conftest import picture
 from trainer.errors import InputError
 from trainer.staging import stage
 from trainer.staging.rows import Reject
-from trainer.staging.samples import PairMaker, Sample
+from trainer.staging.samples import PairMaker, Sample, TripletMaker
+from trainer.staging.sources import nights
+from trainer.staging.sources.listing import list_source
 
-JPEG = picture(1, (8, 6), "JPEG")
+JPEG, PNG = picture(1, (8, 6), "JPEG"), picture(1, (16, 16))
 READ, UNREAD, TEXTS = ("jpg", "JPG", "png", "jfif"), ("heic", "svg", "JXL"), ("txt", "TXT", "json", "caption")
 NAMES = st.builds(
-    "{}{}.{}".format, st.sampled_from(["", "", "sub/", "sub/x/", ".hidden/"]), st.sampled_from(["a", "b", "A", "c.jpg", ".d"]),
+    "{}{}.{}".format, st.sampled_from(["", "", "sub/", "sub/x/", ".hidden/", "sub/cap/"]), st.sampled_from(["a", "b", "A", "c.jpg", ".d"]),
     st.sampled_from([*READ, *UNREAD, *TEXTS, "md", "csv"]),
 )  # fmt: skip
 CONTENTS = st.sampled_from(
@@ -112,7 +114,7 @@ def test_every_file_of_a_folder(files: dict[str, bytes], images: dict[str, bytes
         elif max(stems.values()) > 1:
             assert "two samples are named" in refused
         else:
-            assert f"{len(pictures)} pictures" in refused
+            assert f"{len(pictures)} picture" in refused
             assert "and no captions" in refused
             assert not named & (pictures | set(stems))
         return
@@ -201,6 +203,43 @@ def test_every_row_of_a_list(rows: list[tuple[str, str, str]], form: tuple[str, 
         file: found for file, found in expected.items() if file != "cut.jpg"
     }
     assert Counter(reject.cause for reject in rejects) == +causes
+
+
+VOTES = st.sampled_from(["0", "1", "3.5", "", "nan", " "])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=st.lists(
+        st.tuples(VOTES, VOTES, st.sampled_from(["8", "2", ""]), st.sampled_from(["a.png", "cut.png", "gone.png", "./a.png"])),
+        min_size=1, max_size=8,
+    )
+)  # fmt: skip
+def test_every_row_of_a_table_of_triplets(rows: list[tuple[str, str, str, str]]) -> None:
+    """Each row is a triplet, or lost by one cause; one whose vote is empty has no votes, and that is no fault."""
+    text = "id,left_vote,right_vote,votes,ref_path,left_path,right_path,split\n"
+    text += "".join(f"{number},{','.join(row)},a.png,a.png,train\n" for number, row in enumerate(rows))
+    with tempfile.TemporaryDirectory() as folder:
+        lay(Path(folder), {"a.png": PNG, "cut.png": PNG[:-40], "data.csv": text.encode()}, [])
+        found = nights.read(folder, list_source(folder), 6)
+        made = [(row.where, TripletMaker(16)(row)) for row in found.rows]
+    told = {
+        reject.where: (reject.cause, reject.counts) for reject in [*found.rejects, *(one for _, one in made if isinstance(one, Reject))]
+    }
+    assert {where for where, one in made if isinstance(one, Sample)} | told.keys() == {str(number) for number in range(len(rows))}
+    assert len(made) + len(found.rejects) == len(rows)
+    for number, (left, right, votes, picture_name) in enumerate(rows):
+        given = [vote for vote in (left, right) if vote not in ("", "nan", " ")]
+        cast = float(votes) if votes else sum(map(float, given))
+        if len(given) < 2 or not sum(map(float, given)):
+            expected = ("no votes", False)
+        elif picture_name in ("gone.png", "./a.png"):
+            expected = ("no such file", True)
+        elif cast < 6:
+            expected = ("too few votes", False)
+        else:
+            expected = ("truncated image", True) if picture_name == "cut.png" else ("", False)
+        assert told.get(str(number), ("", False)) == expected
 
 
 def test_the_oracle_sees_a_file_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

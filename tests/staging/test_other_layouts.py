@@ -185,12 +185,12 @@ REFUSED: dict[str, tuple[Files, str]] = {
     ),
     "a spreadsheet": (
         {"a.jpg": A, "captions.xlsx": b"PK"},
-        "{folder}: 1 pictures (such as a.jpg) and no captions: found 1 .xlsx (captions.xlsx); captions.xlsx is not read: save it as "
+        "{folder}: 1 picture (such as a.jpg) and no captions: found 1 .xlsx (captions.xlsx); captions.xlsx is not read: save it as "
         "CSV; read are {read}; to begin a list: " + BEGIN,
     ),
     "LLaVA's conversations": (
         {"a.jpg": A, "chat.json": json.dumps([{"id": "a", "image": "a.jpg", "conversations": [{"from": "gpt", "value": "A dog"}]}])},
-        "{folder}: 1 pictures (such as a.jpg) and no captions: found 1 .json (chat.json); chat.json (JSON with id, image, "
+        "{folder}: 1 picture (such as a.jpg) and no captions: found 1 .json (chat.json); chat.json (JSON with id, image, "
         "conversations); read are {read}; to begin a list: " + BEGIN,
     ),
     "captions that fit in two ways": (

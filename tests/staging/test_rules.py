@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.staging.conftest import facts, photo_folder, samples
+from trainer.errors import InputError
 from trainer.staging import stage as staging
 from trainer.staging.plans import plan_id
 from trainer.storage import layout
@@ -70,6 +71,22 @@ def test_what_an_older_version_began_is_resumed_by_its_rules(tmp_path: Path, sta
     other, manifest = stage(folder)
     assert other != uri
     assert manifest.options["rules"] == 2
+
+
+def test_what_was_begun_with_other_rows_is_not_mixed(tmp_path: Path, stage: Stage) -> None:
+    """By the same rules, in a version that read the source differently: a line says what to do; what is sealed stays as it is."""
+    folder = photo_folder(tmp_path / "photos", 6)
+    uri, manifest = stage(folder)
+    plan = staging.read_plan(uri)
+    assert plan is not None
+    (Path(uri) / "plan.json").unlink()
+    staging.write_plan(uri, staging.Plan(**{**vars(plan), "rows_read": plan.rows_read + 1}))
+    assert stage(folder) == (uri, manifest)
+    (Path(uri) / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"was begun with 7 samples of this source, of which 6 are read now: delete it and stage anew"):
+        stage(folder)
+    (Path(uri) / "plan.json").write_bytes(b"damaged")
+    assert stage(folder) == (uri, manifest)
 
 
 def _evaluation(tmp_path: Path, uri: str) -> list[tuple[bytes, ...]]:

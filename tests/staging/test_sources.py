@@ -238,6 +238,22 @@ def test_too_many_bad_samples_stop_staging_with_the_causes(
     assert json.loads(listed.read_text(encoding="utf-8"))["where"] == "p001.png"
 
 
+def test_what_is_bad_by_its_name_alone_stops_staging_before_a_picture_is_read(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 HEIC beside 150 PNG: the line names cause, example and list, and nothing was decoded."""
+    folder = photo_folder(tmp_path / "photos", 15)
+    for number in range(15):
+        (folder / f"h{number:03d}.heic").write_bytes(b"x")
+    monkeypatch.setattr("trainer.staging.samples.normalise", lambda *given: pytest.fail("a picture was read"))
+    with pytest.raises(
+        InputError, match=r"15 of 30 samples are bad .50\.0%.*: 15 x kind of file not read \(such as h000\.heic: "
+    ) as caught:
+        stage(folder)
+    listed = Path(str(caught.value).rpartition("all are listed in ")[2])
+    assert len((listed / "plan.jsonl").read_text().splitlines()) == 15
+
+
 def test_a_source_and_a_root_on_s3(tmp_path: Path, s3_root: str, smoke: Recipe) -> None:
     """The same folder staged from S3 to S3 has the identity that it has on disk."""
     local = photo_folder(tmp_path / "photos", 6)

@@ -109,9 +109,7 @@ def _naming_damage() -> Iterator[None]:
     """Whatever is raised where a picture is opened, decoded, converted and encoded becomes a BadImageError."""
     try:
         yield
-    except BadImageError:
-        raise
-    except UnidentifiedImageError:
+    except (BadImageError, UnidentifiedImageError):
         raise
     except Exception as error:
         cause = "truncated image" if "truncated" in str(error) or isinstance(error, EOFError) else "broken image"

@@ -30,7 +30,8 @@ def require_enough(source: str, kind: str, train: int, total: int, recipe: Recip
     stage = max(batches, key=batches.__getitem__)
     needed = math.ceil(batches[stage] * total / train) if train else batches[stage]
     smoke = "RECIPE=smoke or " if recipe.name != "smoke" else ""
+    there = f"{total:,} {kind if total != 1 else kind[:-1]}, of which {train:,} {'is' if train == 1 else 'are'} left for training"
     raise InputError(
-        f"{source}: {total:,} {kind}, of which {train:,} are left for training: needs at least {needed:,} for recipe "
-        f"{recipe.name or '(unnamed)'} ({stage}.global_batch_size {batches[stage]:,}); try {smoke}a smaller global_batch_size"
+        f"{source}: {there}: needs at least {needed:,} for recipe {recipe.name or '(unnamed)'} "
+        f"({stage}.global_batch_size {batches[stage]:,}); try {smoke}a smaller global_batch_size"
     )

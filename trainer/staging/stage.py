@@ -10,28 +10,40 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import Recipe, canonical_hash
+from trainer.errors import Corrupt, InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
 from trainer.staging import demo, generate, heldout, kinds
-from trainer.staging.plans import PAIRS_RULES, Plan, pairs_target, plan_id, read_plan, refuse, rules_of, slices_to_make, write_plan
+from trainer.staging.plans import (
+    PAIRS_RULES,
+    PLAN_REJECTS,
+    Plan,
+    pairs_target,
+    plan_id,
+    read_plan,
+    refuse,
+    rules_of,
+    slices_to_make,
+    write_plan,
+)
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, check_unique, in_order
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.sealed import find_intact
 from trainer.staging.shards import mse_accuracy
 from trainer.staging.sizes import require_enough
-from trainer.staging.slices import tally
+from trainer.staging.slices import encode_rejects, tally
 from trainer.staging.sources import bapps, folder, nights, table, tars
 from trainer.staging.sources.listing import Rows, SourceFile, fingerprint, list_source
 from trainer.staging.sources.table import is_list_file
 from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
 from trainer.staging.twins import count_look_alikes, split_pairs
 from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, seal
-from trainer.storage import exists, join, layout
+from trainer.storage import exists, join, layout, write_bytes
 from trainer.storage.base import absolute
 from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Kind, describe_rows
@@ -103,6 +115,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
             target = layout.dataset(root, name, plan_id(found.fingerprint, options))
             rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
             plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
+        _check_planned(target, plan, len(rows), source_rows.rejects, max_reject_fraction)
         make = PairMaker(settings.image_policy, rules=rules_of(options))
         looks: Looks | None = {split: array("Q") for split in SPLITS} if twins else None
         plan = _write(target, plan, slices, source_rows.rejects, make, "images", looks)
@@ -173,6 +186,7 @@ def stage_triplets(
             refuse(target, found.uri, "no triplet is left", source_rows.rejects)
         require_enough(found.uri, "triplets", _train_size(source_rows.rows), len(source_rows.rows), recipe, for_stages)
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
+        _check_planned(target, plan, len(source_rows.rows), source_rows.rejects, max_reject_fraction)
         make = TripletMaker(settings.triplet_side, settings.flip_judges_too)
         plan = _write(target, plan, slices, source_rows.rejects, make, "triplets")
         account = gather(target, plan)
@@ -199,11 +213,26 @@ def _find(source: str, root: str) -> _Source:
 
 
 def _resumes(target: str, plan: Plan) -> bool:
-    """Whether what an older version has begun under its rules, and did not seal, is of the rows that were read now."""
-    if rules_of(plan.options) == PAIRS_RULES or exists(join(target, MANIFEST)):
+    """Whether what an earlier run has begun, and did not seal, is of the rows that were read now; by older rules it may be left.
+
+    Raises:
+        InputError: it was begun by today's rules, and is of other rows: a version of another day read the source differently.
+    """
+    if exists(join(target, MANIFEST)):
         return True
-    begun = read_plan(target)
-    return begun is None or (begun.splits, begun.rows_read, begun.lost) == (plan.splits, plan.rows_read, plan.lost)
+    begun = None
+    with suppress(Corrupt):  # then it is written again
+        begun = read_plan(target)
+    if begun is None:
+        return True
+    if rules_of(plan.options) < PAIRS_RULES:
+        return (begun.splits, begun.rows_read, begun.lost) == (plan.splits, plan.rows_read, plan.lost)
+    there, now = (one.rows_read - sum(one.lost.values()) for one in (begun, plan))
+    if (begun.splits, there) != (plan.splits, now):
+        raise InputError(
+            f"{target}: was begun with {there:,} samples of this source, of which {now:,} are read now: delete it and stage anew"
+        )
+    return True
 
 
 def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
@@ -327,6 +356,16 @@ def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _check_planned(target: str, plan: Plan, usable: int, rejects: list[Reject], max_reject_fraction: float) -> None:
+    """Stop before a picture is decoded where too much is bad already, however good the rest is."""
+    best = Account(shards=[], written=usable, lost=plan.lost, bad=plan.bad, examples=plan.examples, files={})
+    try:
+        check_rejects(target, plan, best, max_reject_fraction)
+    except InputError:
+        write_bytes(join(target, PLAN_REJECTS), encode_rejects(rejects))
+        raise
 
 
 def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:

@@ -162,8 +162,9 @@ def _class_folders(names: Sequence[str]) -> dict[str, str]:
 def _explain_no_captions(uri: str, names: Sequence[str], files: Sequence[SourceFile]) -> str:
     others = [file for file in files if not kinds.is_picture(file.name)]
     lists = "".join(f"; {listed}" for listed in looked_into(uri, files))
+    count = f"{len(names)} picture{'s' * (len(names) > 1)}"
     return (
-        f"{uri}: {len(names)} pictures (such as {names[0]}) and no captions{_found(others)}{lists}{_advice(others)}; read are {READ}; "
+        f"{uri}: {count} (such as {names[0]}) and no captions{_found(others)}{lists}{_advice(others)}; read are {READ}; "
         f"{_to_begin(uri, names)}"
     )
 
