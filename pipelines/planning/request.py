@@ -241,17 +241,17 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     resolved = dataclasses.replace(request, **changes)
     recipe = resolved.load_recipe()
     require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
-    _refuse_other_epochs(resolved, recipe)
+    refuse_other_epochs(resolved.placement, recipe)
     resolved.cells  # noqa: B018 (refuses a wrong arm or seed)
     name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
     require("experiment", name, "given where the recipe has no name", bool(name))
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
 
 
-def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
+def refuse_other_epochs(placement: Mapping[str, Any], recipe: Recipe) -> None:
     """The recipe's evaluation reads the weights that it asks for, so a placement cannot keep others."""
     for key, wanted in (("checkpoint_every_epochs", recipe.evaluation.every_epochs), ("trajectory", recipe.evaluation.trajectory)):
-        kept, by = request.placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
+        kept, by = placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
         if wanted and kept != wanted:
             raise InputError(f"placement.{key} is {kept}, and the recipe's evaluation.{by} is {wanted}: leave the first out")
 

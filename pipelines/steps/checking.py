@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.planning.checks import check_recipe
 from pipelines.planning.cost import Machines, Samples
 from pipelines.planning.plan import Cell, Experiment
-from pipelines.planning.request import Request
+from pipelines.planning.request import Request, refuse_other_epochs
 from pipelines.planning.sources import require_source, training_samples
 from pipelines.profile.profile import Profile, job_settings, placement_of
 from pipelines.profile.settings import JobSettings
@@ -41,6 +41,7 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     machines = machines_of(job_settings(profile, request), profile, request)
     stages = {stage.stage for cell in cells for stage in cell.stages()}
     asked = placement_of(profile, request)
+    refuse_other_epochs(asked, experiment.recipe)
     notes = check_recipe(experiment.recipe, pairs, triplets, machines, profile.backend, stages=stages, asked=asked)
     if profile.backend == "local" and request.parallel_cells != 1 and len(cells) > 1:
         notes.append(f"parallel_cells is {request.parallel_cells}, and on this machine cells run one at a time")
