@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pipelines.planning.arms import FROM
@@ -52,7 +53,7 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     resolved = dataclasses.replace(request, **changes)
     recipe = resolved.load_recipe()
     require_judge(resolved.all_arms, "" if resolved.triplets else "FLIP", recipe)
-    _refuse_other_epochs(resolved, recipe)
+    refuse_other_epochs(resolved.placement, recipe)
     check_axes(resolved.vary)
     check_declared(resolved)
     resolved.cells  # noqa: B018 (refuses a wrong arm or seed, and a point's value that breaks a rule)
@@ -61,10 +62,10 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
 
 
-def _refuse_other_epochs(request: Request, recipe: Recipe) -> None:
+def refuse_other_epochs(placement: Mapping[str, Any], recipe: Recipe) -> None:
     """The recipe's evaluation reads the weights that it asks for, so a placement cannot keep others."""
     for key, wanted in (("checkpoint_every_epochs", recipe.evaluation.every_epochs), ("trajectory", recipe.evaluation.trajectory)):
-        kept, by = request.placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
+        kept, by = placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
         if wanted and kept != wanted:
             raise InputError(f"placement.{key} is {kept}, and the recipe's evaluation.{by} is {wanted}: leave the first out")
 

@@ -10,6 +10,7 @@ from pipelines.planning.checks import check_recipe
 from pipelines.planning.cost import Machines, Samples
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request
+from pipelines.planning.resolving import refuse_other_epochs
 from pipelines.planning.sources import require_source, training_samples
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of
 from pipelines.profile.settings import JobSettings
@@ -41,6 +42,7 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     pairs, triplets = data_of(experiment, request)
     machines = machines_of(job_settings(profile, request), profile, request)
     asked, stages = placement_of(profile, request), dict[Recipe, set[str]]()
+    refuse_other_epochs(asked, experiment.recipe)
     for cell in cells:
         stages.setdefault(cell.recipe, set()).update(stage.stage for stage in cell.stages())
     said = (check_recipe(recipe, pairs, triplets, machines, profile.backend, stages=of_it, asked=asked) for recipe, of_it in stages.items())

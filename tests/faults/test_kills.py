@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,12 @@ def losses_of(config: StageConfig) -> list[float]:
     return [line["loss"] for line in lines]
 
 
+def kept_of(config: StageConfig) -> dict[int, str]:
+    """Hash of the weights that were kept and sealed, by step."""
+    seals = [read_committed(str(path.parent)) for path in Path(config.output, "trajectory").glob("*/COMMITTED.json")]
+    return {seal.step: seal.files["model.safetensors"]["sha256"] for seal in seals if seal is not None}
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("world_size", "precision"),
@@ -40,15 +47,16 @@ def losses_of(config: StageConfig) -> list[float]:
 )
 def test_ten_kills_leave_no_trace_in_the_weights(tmp_path: Path, world_size: int, precision: Precision) -> None:
     """SIGKILL of a random rank at ten random moments, mid-save among them: bit-equal to the run left alone, each step logged once."""
-    whole = build.contrastive(tmp_path / "whole", epochs=EPOCHS, precision=precision, processes_per_node=world_size)
+    asked: dict[str, Any] = {"epochs": EPOCHS, "precision": precision, "processes_per_node": world_size, "trajectory": True}
+    whole = build.contrastive(tmp_path / "whole", **asked)
     assert campaign.finish(campaign.start_ranks(whole, world_size)) == [0] * world_size
-    config = build.contrastive(
-        tmp_path / "killed", epochs=EPOCHS, precision=precision, processes_per_node=world_size, checkpoint_every_steps=1
-    )
+    config = build.contrastive(tmp_path / "killed", **asked, checkpoint_every_steps=1)
     torn = campaign.run_with_kills(config, world_size, kills=10, last_step=STEPS - 2, seed=world_size)
     assert torn >= 1
     assert weights_of(config) == weights_of(whole)
     assert losses_of(config) == losses_of(whole)
+    assert kept_of(config) == kept_of(whole)
+    assert kept_of(whole).keys() == {0, 2, 4, 8, 16}
 
 
 @pytest.mark.slow

@@ -63,12 +63,12 @@ def test_a_power_law_gives_back_its_exponent() -> None:
     samples = [0, 100, 200, 400, 800]
     fit = power_law(samples, [0.3, *(0.02 * x**0.31 for x in samples[1:])])
     assert fit is not None
-    assert fit == pytest.approx((0.31, 1.0))
+    assert fit == pytest.approx((0.02, 0.31, 1.0))
 
     assert power_law([0, 100, 200], [0.1, 0.2, 0.3]) is None
     noisy = power_law([100, 200, 400, 800], [0.1, 0.3, 0.2, 0.4])
     assert noisy is not None
-    assert 0 < noisy[1] < 1
+    assert 0 < noisy[2] < 1
 
 
 def test_what_is_retained_is_a_part_of_what_stage_1_added() -> None:

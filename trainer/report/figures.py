@@ -71,10 +71,12 @@ def curves(
     levels: Mapping[str, float] | None = None,
     *,
     doubling: bool = False,
+    fits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Panel:
     """Lines over training, one colour an arm: the mean over seeds, each seed thin beside it; `levels` are named horizontal lines.
 
-    With `doubling` x counts samples, and a doubling of them is as wide everywhere.
+    With `doubling` x counts samples, and a doubling of them is as wide everywhere. `fits` has a and b of the power law a · x^b of an
+    arm, drawn dashed from its first moment after the start to its last.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _panel(title, x_label, y_label, 2.7)
@@ -87,6 +89,11 @@ def curves(
                 axes.plot(*_thin(x, y), color=colour, label=arm if number == 0 else None, **mark)
             for x, y in seeds if shared else []:
                 axes.plot(*_thin(x, y), color=colour, alpha=0.35, linewidth=0.8)
+            if fits and arm in fits:
+                scale, exponent = fits[arm]
+                seen = [x for xs, _ in seeds for x in xs if x > 0]
+                along = np.geomspace(min(seen), max(seen), 40)
+                axes.plot(along, scale * along**exponent, color=colour, linestyle=(0, (4, 2)), linewidth=1.0)
         axes.set_xlim(left=0)
         if doubling:
             _double(axes, [x for seeds in series.values() for xs, _ in seeds for x in xs])

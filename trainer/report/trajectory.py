@@ -152,7 +152,7 @@ def _power_laws(followed: Rows, endpoints: Sequence[compare.Endpoint]) -> Rows:
                     points = max(points, sum(x > 0 and y > 0 for x, y in curve))
             if not fits:
                 continue
-            exponents = [fit[1] for fit in fits]
+            exponents = [fit[2] for fit in fits]
             interval = paired_t(exponents) if len(fits) > 1 else None
             rows.append(
                 {
@@ -161,18 +161,19 @@ def _power_laws(followed: Rows, endpoints: Sequence[compare.Endpoint]) -> Rows:
                     "arm": arm,
                     "seeds": [fit[0] for fit in fits],
                     "points": points,
+                    "scale": float(np.exp(np.mean([np.log(fit[1]) for fit in fits]))),
                     "exponents": exponents,
                     "exponent": float(np.mean(exponents)),
                     "low": interval.low if interval else None,
                     "high": interval.high if interval else None,
-                    "r_squared": float(np.mean([fit[2] for fit in fits])),
+                    "r_squared": float(np.mean([fit[3] for fit in fits])),
                 }
             )
     return rows
 
 
-def power_law(samples: Sequence[float], values: Sequence[float]) -> tuple[float, float] | None:
-    """Exponent of value = a · samples^b and R² of the fit: least squares on the logarithms of points where both are above 0.
+def power_law(samples: Sequence[float], values: Sequence[float]) -> tuple[float, float, float] | None:
+    """A and b of value = a · samples^b, and R² of the fit: least squares on the logarithms of points where both are above 0.
 
     None where fewer than MIN_POINTS are left.
     """
@@ -183,7 +184,7 @@ def power_law(samples: Sequence[float], values: Sequence[float]) -> tuple[float,
     slope, offset = np.polyfit(x, y, 1)
     spread = float(((y - y.mean()) ** 2).sum())
     left = float(((y - (slope * x + offset)) ** 2).sum())
-    return float(slope), 1.0 if spread == 0.0 else 1.0 - left / spread
+    return float(np.exp(offset)), float(slope), 1.0 if spread == 0.0 else 1.0 - left / spread
 
 
 # ---------------------------------------------------------------------------------------------------- survival

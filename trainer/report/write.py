@@ -249,7 +249,9 @@ def _through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures
             series.setdefault(arm, []).append(([row["samples"] for row in own], [100 * row["value"] for row in own]))
         if figures.has_course(series):
             levels = {} if endpoint["chance"] is None else {"chance": 100 * endpoint["chance"]}
-            drawn.append(figures.curves(endpoint["label"], _SEEN, "%", series, arms, levels, doubling=True))
+            laws = [row for row in document["trajectory"]["power_laws"] if row["endpoint"] == endpoint["name"]]
+            fits = {row["arm"]: (100 * row["scale"], row["exponent"]) for row in laws}
+            drawn.append(figures.curves(endpoint["label"], _SEEN, "%", series, arms, levels, doubling=True, fits=fits))
     return drawn
 
 

@@ -118,6 +118,17 @@ def test_cells_that_all_wait_for_a_queue_need_one(tmp_path: Path):
     check_experiment(*preview(ZERO, "s3://b/r", readable=False), named, ZERO)
 
 
+def test_a_profile_keeps_no_other_epochs_than_the_recipe_measures(tmp_path: Path):
+    """Its placement reaches the job as the request's does."""
+    path = tmp_path / "profile.yaml"
+    path.write_text("placement: {trajectory: false}\n")
+    asked = dataclasses.replace(ZERO, set={"evaluation": {"trajectory": True}})
+
+    with pytest.raises(InputError, match=r"placement\.trajectory is False, and the recipe's evaluation\.trajectory is True"):
+        check_experiment(*preview(asked, str(tmp_path)), read_profile(str(path)), asked)
+    check_experiment(*preview(ZERO, str(tmp_path)), read_profile(str(path)), ZERO)
+
+
 def test_on_this_machine_cells_run_one_at_a_time_and_that_is_said(tmp_path: Path):
     three = dataclasses.replace(ZERO, parallel_cells=3)
     notes = check_experiment(*preview(three, str(tmp_path)), Profile(), three)
