@@ -131,7 +131,13 @@ def layer_outcome(
     metrics |= {f"{RSA}{name}": similarity.rsa(features[places], ranks) for name, (places, ranks) in ranked.items()}
     kept = {FEATURES: own} if job.model.when == "final" else {}
     return Outcome(
-        metrics=metrics, chance={}, baselines={}, items={"key": np.array(keys), **kept}, num_items=len(keys), sizes={"pictures": len(keys)}
+        metrics=metrics,
+        chance={},
+        baselines={},
+        items={"key": np.array(keys), **kept},
+        num_items=len(keys),
+        sizes={"pictures": len(keys)},
+        about={"rdms": {name: len(places) for name, (places, _) in ranked.items()}} if ranked else {},
     )
 
 
