@@ -105,6 +105,7 @@ def test_figures_of_a_layer_are_cka_and_rsa(measured):
     rdm = read_rdm(f"{measured}/V1.csv")
     keys = found["contrastive"]["key"].tolist()
     assert len(keys) == 8
+    assert read(measured, "contrastive-final/colours_layer-output")["firstsight"]["about"] == {"rdms": {"V1": 5}}
     assert set(rdm.names) < set(keys)
     # Pearson's correlation ignores no mean over pictures: features as the model gives them, not as they are kept
     layer = layer_of(measured, keys)

@@ -49,7 +49,7 @@ def experiment(root: Path, arms=("random", "perceptual", "shuffled"), seeds=(0, 
             for layer in LAYERS:
                 metrics = {"cka_start": 0.25, "rsa:V1": -0.125} | ({"cka_tower": 0.75} if arm != "random" and stage != "untrained" else {})
                 kept = {"key": np.array([f"p{n}" for n in range(30)]), "features": features(arm, seed, stage, layer)}
-                add(folder, "pictures", f"layer-{layer}", metrics, kept, chance={})
+                add(folder, "pictures", f"layer-{layer}", metrics, kept, chance={}, about={"rdms": {"V1": 12}})
             for task in ("knn", "linear_probe", "few_shot_1", "few_shot_5", "few_shot_16"):
                 correct = np.arange(40) < 20 + 4 * (arm == "perceptual") + seed
                 arrays = {name: np.array([f"k{n}" for n in range(40)]) for name in ("key", "clusters")}
@@ -129,6 +129,7 @@ def test_page_and_markdown_show_it_and_the_schema_holds(report):
     assert not list(faults(results, SCHEMA))
     assert '<h2 id="representation">Representation</h2>' in page
     assert "| 02 | −0.125 |" in text
+    assert "RSA with V1, pictures, 12 pictures, means over seeds:" in text
     assert "| layer | perceptual and random | shuffled and random | perceptual and shuffled |" in text
     assert "linear probe" in page
     assert "16 a class" in page

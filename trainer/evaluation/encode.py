@@ -114,7 +114,7 @@ def embed(
     threads: int,
     advance: Callable[[int], None],
     where: Callable[[int], str],
-    run: Callable[[Encoder, Tensor], Tensor] = Encoder.images,
+    run: Callable[[Encoder, Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Features of all pictures by every encoder, from one pass over them.
 
@@ -126,7 +126,7 @@ def embed(
         threads: that decode; the next batch is decoded while the towers run.
         advance: told how many pictures were just done.
         where: the sample of a picture, by the picture's number, for errors.
-        run: an encoder on a batch: its image features, or what else is read of it.
+        run: an encoder on a batch; None: its image features.
 
     Returns:
         For each encoder (N, D) float32 on the CPU; image features are L2-normalised.
@@ -134,6 +134,7 @@ def embed(
     Raises:
         RunError: a picture that cannot be decoded, and where it lies.
     """
+    run = run or Encoder.images
     features: list[list[Tensor]] = [[] for _ in encoders]
     done = 0
     with ThreadPoolExecutor(threads) as pool:

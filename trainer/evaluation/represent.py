@@ -25,6 +25,8 @@ from trainer.storage.arrays import read_arrays
 from trainer.storage.outlines import keys_of, outlines, read_rdms, sets_of
 from trainer.storage.rdms import Rdm, find_pictures
 
+_SMALL = 4_000_000
+"""Numbers of training features below which threads wait for each other longer than they work."""
 Failure = InputError | RunError
 Measurement = tuple[Job, Outcome | Failure]
 
@@ -129,7 +131,13 @@ def layer_outcome(
     metrics |= {f"{RSA}{name}": similarity.rsa(features[places], ranks) for name, (places, ranks) in ranked.items()}
     kept = {FEATURES: own} if job.model.when == "final" else {}
     return Outcome(
-        metrics=metrics, chance={}, baselines={}, items={"key": np.array(keys), **kept}, num_items=len(keys), sizes={"pictures": len(keys)}
+        metrics=metrics,
+        chance={},
+        baselines={},
+        items={"key": np.array(keys), **kept},
+        num_items=len(keys),
+        sizes={"pictures": len(keys)},
+        about={"rdms": {name: len(places) for name, (places, _) in ranked.items()}} if ranked else {},
     )
 
 
@@ -158,7 +166,12 @@ def _probes(
     items, test = _run(config, described, encoders, threads, advance, Encoder.tower)
 
     def outcome(number: int, job: Job) -> Outcome:
-        return probe_outcome(described, job.wanted.task, (learned, train[number]), (items, test[number]), config.seed)
+        if train[number].numel() < _SMALL:
+            torch.set_num_threads(1)
+        try:
+            return probe_outcome(described, job.wanted.task, (learned, train[number]), (items, test[number]), config.seed)
+        finally:
+            torch.set_num_threads(threads)
 
     return outcome
 

@@ -33,7 +33,7 @@ def representation(scores: Scores, sets: Rows) -> dict[str, Any]:
     Returns:
         similarity: [{dataset, layer, pictures, arm, to, seeds, values, mean}], CKA of an arm's final model to the start (the untrained
         model), to a stage-1 tower (`tower`, or `tower of <arm>` where the arm has none) and to other arms' final models.
-        rsa: [{dataset, layer, pictures, rdm, model, seeds, values, mean}].
+        rsa: [{dataset, layer, pictures (of the RDM), rdm, model, seeds, values, mean}].
         probes: rows as of `compare.per_set`, with those of zero-shot on the same sets before them.
         probe_scores: [{dataset, task, metric, model, stage, seeds, score}], untrained models and towers too.
     """
@@ -139,10 +139,12 @@ def _rsa(experiment: Experiment) -> Rows:
                 if result is None or (cell.seed, model) in seen:
                     continue
                 seen.add((cell.seed, model))
-                for name, value in result.metrics.items():
-                    if name.startswith(RSA) and value is not None:
-                        said = {"dataset": dataset, "layer": layer.removeprefix(LAYER), "pictures": int(result.facts.get("num_items") or 0)}
-                        _append(rows, {**said, "rdm": name.removeprefix(RSA), "model": model}, cell.seed, value)
+                compared = (result.facts.get("about") or {}).get("rdms") or {}
+                for metric, value in result.metrics.items():
+                    if metric.startswith(RSA) and value is not None:
+                        name = metric.removeprefix(RSA)
+                        said = {"dataset": dataset, "layer": layer.removeprefix(LAYER), "pictures": int(compared.get(name) or 0)}
+                        _append(rows, {**said, "rdm": name, "model": model}, cell.seed, value)
     return [_averaged(row) for row in rows]
 
 

@@ -204,10 +204,12 @@ def layers(representation: dict[str, Any]) -> Rows:
     start = [row for row in alike if row["to"] == START or row["to"].startswith(TOWER)]
     arms = [row for row in alike if row not in start]
     tables: Rows = []
-    for kind, rows, columns in (("start", start, ("arm", "to")), ("arms", arms, ("arm", "to")), ("rsa", rsa, ("rdm", "model"))):
-        words = {"start": "{} to {}", "arms": "{} and {}", "rsa": "{}: {}"}[kind]
-        for table in by_layer(rows, *columns):
-            tables.append({**table, "kind": kind, "columns": [words.format(*names) for names in table["columns"]]})
+    for kind, rows, words in (("start", start, "{} to {}"), ("arms", arms, "{} and {}")):
+        for table in by_layer(rows, "arm", "to"):
+            tables.append({**table, "kind": kind, "rdm": "", "columns": [words.format(*names) for names in table["columns"]]})
+    for rdm in dict.fromkeys(row["rdm"] for row in rsa):
+        found = by_layer([row for row in rsa if row["rdm"] == rdm], "model")
+        tables += [{**table, "kind": "rsa", "rdm": rdm, "columns": [model for (model,) in table["columns"]]} for table in found]
     return tables
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.planning import plan
+from pipelines.planning.request import merge, resolve
 from tests.storage.test_rdms import SQUARE, changed, csv_of, write
 from trainer.config import DataConfig
 from trainer.errors import InputError
@@ -117,3 +118,11 @@ def test_the_command_plan_refuses_it_with_exit_code_2_and_writes_nothing(tmp_pat
     assert caught.value.code == 2
     assert f"RDM {uri}: not symmetric" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_example_request_is_one(tmp_path):
+    """docs/examples: every key is known, and its RDM is one."""
+    asked = resolve(merge("docs/examples/representation.yaml", {"root": str(tmp_path)}))
+    found = represented(asked.representation, [], complete=False)
+    assert found["representation"].probes == ("demo-categories",)
+    assert len(read_rdm(found["rdms"][0].uri).names) == 24
