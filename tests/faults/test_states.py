@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(1800)  # many trials in one test; a machine und
 PLAIN = ("data set's manifest", "shard", "experiment's plan", "stage's lineage", "file of a final model", "checkpoint's seal", "figures")
 """Kinds that each heal in a way of their own."""
 ELSEWHERE = {
+    "declaration": "tests/pipelines/planning/test_varied.py",
     "rows of a slice": "tests/staging/remote",
     "write under way": "tests/storage: it is never listed",
     "record of a failed cell": "tests/pipelines/planning/test_runs.py: another run never reads it",

@@ -35,6 +35,7 @@ def test_every_point_is_shown_with_its_steps_and_what_it_shares(doses: tuple[str
     assert all(point["shared"] == ["random"] for point in curve["points"])
     assert "random (shared by points)" in page
     assert "stage 1 20, stage 2 100" in page
+    assert "steps of perceptual, stage 1: 4 at 0.1, 20 at 0.5, 40 at 1." in page
 
 
 def test_the_differences_at_each_point_are_paired_with_the_shared_baseline(doses: tuple[str, Written]):

@@ -8,7 +8,8 @@ from trainer.report.views import cost, mean, metrics, reached, retrieval, views
 
 def test_seeds_are_averaged_and_what_is_not_known_is_left_out() -> None:
     """A run that did not say its throughput takes no part in the mean; none known is none."""
-    common = {"stage": "contrastive", "device": "cuda", "world_size": 4, "steps": 10, "data_wait_fraction": None, "seconds": 60.0}
+    common = {"stage": "contrastive", "point": "", "device": "cuda", "world_size": 4, "steps": 10}
+    common |= {"data_wait_fraction": None, "seconds": 60.0}
     runs: list[dict[str, Any]] = [
         common | {"arm": arm, "seed": seed, "samples_per_second": rate, "final_loss": loss}
         for arm, seed, rate, loss in (("random", 0, 100.0, 1.0), ("random", 1, None, 2.0), ("perceptual", 0, 50.0, 3.0))

@@ -236,6 +236,15 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
         validate(config)
 
 
+def test_a_dose_below_one_batch_is_refused(tmp_path: Path) -> None:
+    """Before any rank starts, with what it comes to."""
+    config = toy_config(tmp_path)
+    assert config.contrastive is not None
+    config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, pair_fraction=0.01))
+    with pytest.raises(InputError, match=r"contrastive\.pair_fraction must leave at least one batch, got 0\.01: that is"):
+        validate(config)
+
+
 def test_triplets_are_no_pairs(tmp_path: Path) -> None:
     """The kind of the data set fits the stage."""
     config = dataclasses.replace(toy_config(tmp_path), data=sealed_data(tmp_path / "t", kind="triplets"))

@@ -37,8 +37,8 @@ def axes_panels(document: Mapping[str, Any], arms: Sequence[str]) -> list[figure
                 for row in differences
             ]
             if len({row["value"] for row in differences}) > 1:
-                title = f"{endpoint['label']}: minus {differences[0]['against']}"
-                drawn.append(figures.along(title, "difference in points", spans, zero=True, **shown))
+                minus = f"minus {differences[0]['against']}, points"
+                drawn.append(figures.along(endpoint["label"], minus, spans, zero=True, **shown))
     return drawn
 
 
@@ -70,6 +70,21 @@ def axes_tables(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                 )
         tables.append({"title": _title(curve), "label": _label(curve), "rows": rows})
     return tables
+
+
+def steps_lines(document: Mapping[str, Any]) -> list[str]:
+    """Of every axis the stages whose steps it changes: `triplets, perceptual, stage 1: 2 steps at 0.25, 4 at 0.5`."""
+    lines = []
+    for curve in document["axes"]:
+        for stage, name in _STAGES.items():
+            arms = dict.fromkeys(arm for point in curve["points"] for arm in point["steps"].get(stage, {}))
+            for arm in arms:
+                taken = {point["value"]: point["steps"].get(stage, {}).get(arm) for point in curve["points"]}
+                known = {value: steps for value, steps in taken.items() if steps is not None}
+                if len(set(known.values())) > 1:
+                    said = ", ".join(f"{steps:,} at {value}" for value, steps in known.items())
+                    lines.append(f"{_title(curve)}; steps of {arm}, {name}: {said}")
+    return lines
 
 
 def tests_table(document: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.arms import BASELINE
-from trainer.report.axes_view import axes_tables, tests_table
+from trainer.report.axes_view import axes_tables, steps_lines, tests_table
 from trainer.report.items import RECALLS, RECALLS_ANY_TWIN
 from trainer.report.representation import START, TOWER, by_layer
 from trainer.report.trajectory import retained
@@ -39,6 +39,7 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
         "layers": layers(document["representation"]),
         "axes_tables": axes_tables(document),
         "tests_table": tests_table(document),
+        "steps_lines": steps_lines(document),
     }
 
 

@@ -126,6 +126,8 @@ KINDS: tuple[StoredKind, ...] = (
           "harmless: where it is missing, `resume: never` has its effect once more"),
     _kind("experiment's plan", "{experiment}/plan.json", "pipelines.planning.writing", "trainer.storage.plans.read_plan",
           "healed: planned again from the request; cells of earlier runs are taken from the configurations of their stages"),
+    _kind("declaration", "{experiment}/declared/{name}.json", "pipelines.planning.varied", "pipelines.planning.varied.find_lost",
+          "healed: written anew from the plan; where that is gone too, what a request declares counts as declared after results"),
     _kind("lock of an experiment", "{experiment}/{name}.lock", "pipelines.jobs.lock", "pipelines.jobs.lock.exclusive",
           "healed: a run that finds its lock replaced ends; the next one takes it"),
     # ------------------------------------------------------------------------------------------------ staging jobs

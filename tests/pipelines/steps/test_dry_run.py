@@ -274,3 +274,22 @@ def test_what_the_trajectorys_evaluation_takes_is_told_apart(tmp_path: Path, cap
 
     _, text = shown(capsys, tmp_path, "--recipe", "smoke", "--arms", "random")
     assert "trajectory:" not in text
+
+
+def test_a_dose_is_a_job_of_its_own_with_its_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The baseline is there once; jobs carry the point as a label; the hours shrink with the dose."""
+    vary = "triplets: {perceptual.triplet_fraction: [0.5, 1]}"
+    arguments = ("--recipe", "paper", "--set", "perceptual.optimizer.warmup_steps=20", "--seeds", "0", "--vary", vary)
+    jobs, text = shown(capsys, tmp_path, *arguments)
+    cells = [job["metadata"]["labels"].get("firstsight.dev/cell") for job in jobs if job["kind"] == "PyTorchJob"]
+    points = {job["metadata"]["labels"].get("firstsight.dev/point", "") for job in jobs}
+    assert [cell for cell in cells if cell] == ["random-seed0", "perceptual-triplets-0.5-seed0", "perceptual-seed0"]
+    assert points == {"", "triplets-0.5"}
+    assert len({job["metadata"]["name"] for job in jobs}) == len(jobs) == 8
+    assert "axis triplets: perceptual.triplet_fraction 0.5, 1" in text
+    assert "15,941 triplets (none staged: taken for NIGHTS) x 0.5 = 7,970 // 768 = 10 steps x 32 epochs" in text
+
+
+def test_an_axis_that_changes_no_arm_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "random", "--vary", "a: {perceptual.margin: [0.1, 0.2]}")
+    assert "note: axis 'a' changes no stage of the arms random" in text

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.kubeflow.follow import EVERYTHING
+from pipelines.planning.request import read_request
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps.links import POD_VARIABLE, accept
 from trainer.storage import join, read_json
@@ -166,3 +167,31 @@ def test_a_pod_takes_no_folder_of_its_own_for_a_root(asked: dict[str, Any], caps
 
     assert ended.value.code == 2
     assert "root must be a URI such as s3://bucket/prefix" in capsys.readouterr().err
+
+
+def test_kubeflow_s_request_takes_axes_and_tests(asked: dict[str, Any]):
+    """As YAML in the form's `request`, which has no field for them; stored as it was meant."""
+    inline = (
+        "vary: {triplets: {perceptual.triplet_fraction: [0.5, 1]}}\n"
+        "tests: {dose: {axis: triplets}}\nset: {perceptual.optimizer.warmup_steps: 0}\n"
+    )
+    stored, page = accept(**{**asked, "request": inline, "arms": "random,perceptual", "seeds": "0"})
+    assert "3 cells, one after another: `random-seed0`, `perceptual-triplets-0.5-seed0`, `perceptual-seed0`" in page
+    assert read_request(stored.partition("#")[0]).tests == {"dose": {"axis": "triplets"}}
+
+
+@pytest.mark.parametrize(
+    ("inline", "named"),
+    [
+        ("vary: {a: {staging.demo_side: [32, 64]}}", "cannot vary staging.demo_side"),
+        ("vary: {a: {perceptual.margin: [0.1, 0.2]}}\ntests: {t: {axis: b}}", "tests: t: axis must be one of a, got 'b'"),
+        ("endpoints: [zero]", "endpoints must be one of"),
+    ],
+)
+def test_axes_that_cannot_be_meant_are_refused_by_the_first_step(
+    asked: dict[str, Any], capsys: pytest.CaptureFixture[str], inline: str, named: str
+):
+    with pytest.raises(SystemExit) as ended:
+        accept(**{**asked, "request": f"{inline}\n", "arms": "random,perceptual"})
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err

@@ -68,3 +68,46 @@ def test_a_data_set_smaller_than_a_batch_is_refused(sealed):
 )
 def test_the_stages_are_those_of_the_arms(arms, stages):
     assert training_stages(ask(arms=arms)) == stages
+
+
+@pytest.mark.parametrize(
+    ("vary", "line"),
+    [
+        (
+            {"dose": {"perceptual.triplet_fraction": [1, 0.1]}},
+            "perceptual.triplet_fraction must leave at least one batch, got 0.1: that is 10 of 100 training triplets",
+        ),
+        (
+            {"dose": {"perceptual.triplet_fraction": [1, 0.2]}},
+            "perceptual.optimizer.warmup_steps must be less than the stage's 1 steps (20 // 16 x 1 epochs), got 2",
+        ),
+        (
+            {"batch": {"perceptual.global_batch_size": [16, 128]}},
+            "100 triplets to train on, needs at least 128 for recipe smoke (perceptual.global_batch_size)",
+        ),
+        (
+            {"dose": {"perceptual.samples_seen": [16, 64]}},
+            "perceptual.optimizer.warmup_steps must be less than the stage's 1 steps (16 samples seen // 16), got 2",
+        ),
+    ],
+)
+def test_every_point_of_an_axis_is_compared_with_what_was_staged(sealed, vary, line):
+    """Before anything is trained, and only of stages that the arms have."""
+    uri = sealed("triplets", 100, read=100, written=100, lost={})
+    with pytest.raises(InputError) as caught:
+        check_size(uri, ask(vary=vary), "stage triplets")
+    assert str(caught.value).startswith(f"{uri}: {line}")
+    check_size(uri, ask(vary=vary, arms="random"), "stage triplets")
+
+
+def test_a_post_hoc_dose_is_compared_too(sealed):
+    uri = sealed("triplets", 100, read=100, written=100, lost={})
+    vary = {"dose": {"posthoc.triplet_fraction": [1, 0.1]}}
+    with pytest.raises(InputError, match=r"posthoc.triplet_fraction must leave at least one batch, got 0.1: that is 10 of 100"):
+        check_size(uri, ask(vary=vary, arms="random,posthoc"), "stage triplets")
+
+
+def test_a_dose_of_pairs_is_compared_too(sealed):
+    uri = sealed("pairs", 150, read=150, written=150, lost={})
+    with pytest.raises(InputError, match=r"contrastive.pair_fraction must leave at least one batch, got 0.25: that is 38 of 150"):
+        check_size(uri, ask(vary={"p": {"contrastive.pair_fraction": [1, 0.25]}}), "stage pairs")
