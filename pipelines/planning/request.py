@@ -253,7 +253,7 @@ def read_request(uri: str) -> Request:
         raise InputError(f"request {uri}: not found: start the run again, and its first step writes it")
     del values["format_version"]
     with located(uri):
-        earlier = {name: parse(FIELDS[name], value, name) for name, value in INTRODUCED.items()}
+        earlier = {name: parse(FIELDS[name], value, name) for name, value in INTRODUCED.items() if value is not None}
         request = _with_own_parameters({**earlier, **_parsed(values, uri)})
     if request.parallel_cells == 1 and f"/{request.id}.json" != uri[uri.rfind("/") :]:
         request = dataclasses.replace(request, parallel_cells=None)  # for a while 1 was the default, and stood for not given

@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.planning import plan
-from pipelines.planning.request import merge, resolve
+from pipelines.planning.request import merge
+from pipelines.planning.resolving import resolve
 from tests.storage.test_rdms import SQUARE, changed, csv_of, write
 from trainer.config import DataConfig
 from trainer.errors import InputError
