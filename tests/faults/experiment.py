@@ -42,7 +42,7 @@ RECIPE = {
     "perceptual": {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 2}, "global_batch_size": 6, "epochs": 2, "min_votes": 0,
                    "precision": "fp32"},
     "contrastive": {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 2}, "global_batch_size": 12, "contrast_batch_size": 12,
-                    "epochs": 3, "precision": "fp32"},
+                    "epochs": 5, "precision": "fp32"},
     "posthoc": {"global_batch_size": 6, "epochs": 2, "precision": "fp32"},
 }  # fmt: skip
 PLACEMENT = {"device": "cpu", "threads": 1, "checkpoint_every_steps": 2, "log_every_steps": 1}
