@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.staging.conftest import picture
 from tests.staging.test_sources import write_csv, write_tar
+from trainer.staging import stage as staging
 from trainer.staging.images import look_of
 from trainer.staging.rows import Blob, PairRow
 from trainer.staging.shards import read_shard
@@ -131,3 +132,12 @@ def test_a_look_survives_scaling_and_encoding_but_tells_pictures_apart() -> None
     assert not count_look_alikes(originals[:20], originals[20:])
     assert look_of(Image.new("RGB", (64, 64), "red")) is None
     assert look_of(Image.open(io.BytesIO(picture(1, (7, 7))))) is None
+
+
+def test_the_demo_keeps_its_own_families(tmp_path: Path) -> None:
+    """Its identity is pinned; what is staged of it says nothing of twins either (test_demo.py)."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(picture(1))
+    for source, kept in (("demo", False), (str(photos), True)):
+        assert staging._keeps_twins(staging._find(source, str(tmp_path)), {"rules": 2}) is kept

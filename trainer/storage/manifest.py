@@ -130,12 +130,12 @@ def describe_rows(rows: Mapping[str, Any], folder: str) -> str:
         folder: of the data set.
     """
     lost, notes = rows.get("lost") or {}, rows.get("notes") or {}
-    words = f"{rows.get('read', 0)} read, {rows.get('written', 0)} written"
+    words = f"{rows.get('read', 0):,} read, {rows.get('written', 0):,} written"
     if lost:
-        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(lost.items()))
-        words += f", {sum(lost.values())} left out: {causes}; listed in {join(folder, 'rejects')}"
+        causes = ", ".join(f"{count:,} x {cause}" for cause, count in sorted(lost.items()))
+        words += f", {sum(lost.values()):,} left out: {causes}; listed in {join(folder, 'rejects')}"
     if notes:
-        words += "; read without it: " + ", ".join(f"{count} x {what}" for what, count in sorted(notes.items()))
+        words += "; read without it: " + ", ".join(f"{count:,} x {what}" for what, count in sorted(notes.items()))
     return words
 
 

@@ -77,6 +77,7 @@ def test_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("x.csv", "image-url|caption\nhttp://h/a|one\nhttps://h/b|two\n"),
         ("x.tsv", "caption\turl\none\thttp://h/a\ntwo\thttps://h/b\n"),
         ("cc3m.tsv", "one\tHTTP://h/a\ntwo\thttps://h/b\n"),
+        ("urls.txt", "http://h/a\tone\nhttps://h/b\ttwo\n"),
         ("cc12m.tsv", "http://h/a\tone\nhttps://h/b\ttwo\n"),
         ("images.csv", "ImageID,OriginalURL,Author,Title\n1,http://h/a,x,one\n2,https://h/b,y,two\n"),
         ("x.psv", "url|text\nhttp://h/a|one\nhttps://h/b|two\n"),

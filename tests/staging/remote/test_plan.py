@@ -206,7 +206,8 @@ def test_bad_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: o
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
-        (["urls", "--list", "{folder}/x.txt"], "must end in one of"),
+        (["urls", "--list", "{folder}/x.docx"], "must end in one of"),
+        (["urls", "--list", "{folder}/x.txt"], "has no column 'url' or 'image_url' (it has http://h/x)"),
         (["urls", "--list", "{folder}/no-url.csv"], "has no column 'url' or 'image_url' (it has address, caption)"),
         (["urls", "--list", "{folder}/no-caption.csv"], "has no column 'caption'"),
         (["urls", "--list", "{folder}/wrong.parquet"], "wrong.parquet"),

@@ -31,7 +31,7 @@ from trainer.staging.remote.plan import Table
 
 _URL = ("url", "image_url", "img_url", "image_link", "originalurl")
 _CAPTION = ("caption", "captions", "text", "texts", "alt_text", "title")
-_TABLES = tuple(f"{suffix}{packed}" for suffix in (".csv", ".tsv", ".psv") for packed in ("", ".gz", ".zst"))
+_TABLES = tuple(f"{suffix}{packed}" for suffix in (".csv", ".tsv", ".psv", ".tab", ".txt") for packed in ("", ".gz", ".zst"))
 _JSON = tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".ndjson", ".json") for packed in ("", ".gz", ".zst"))
 _SEPARATORS = ",\t;|"
 _SEEN_OBJECTS = 1000
