@@ -13,14 +13,12 @@ from scipy.io import savemat
 
 from tests.evaluation import build
 from trainer.__main__ import main
-from trainer.config import DataConfig
 from trainer.configs.evaluation_sets import SETS, SIZE_SOURCES, find_set
 from trainer.errors import InputError
-from trainer.evaluation.read_sets import describe_set, read_set, training_part
+from trainer.evaluation.read_sets import describe_set, read_set
 from trainer.staging.evaluation_sets import prompts as prompts_module
 from trainer.staging.evaluation_sets.stage import CONVERTERS, stage_evaluation
 from trainer.storage.manifest import require_manifest
-from trainer.storage.outlines import outline
 
 
 @pytest.fixture
@@ -364,32 +362,6 @@ def test_clip_benchmarks_own_layout_is_staged_with_its_prompts(tmp_path, few_cla
     assert (described.classnames, described.templates) == (build.CLASSES, build.TEMPLATES)
     assert [item.label for item in read_set(described)] == list(build.LABELS)
     assert manifest.rows["written"] == described.num_items
-
-
-def test_the_training_split_of_a_copy_in_the_layout_is_staged_for_probes(tmp_path, few_classes):
-    """Where it is asked for: staged or read as it is, the set has the same training pictures; without the flag it is the set as before."""
-    few_classes("eurosat", 3)
-    source, _ = build.classification_set(str(tmp_path / "theirs"), train=[2, 0, 1, 1])
-    Path(source, "manifest.json").unlink()
-    Path(source, "train", "nshards.txt").write_text("1")
-    uri, identity = stage_evaluation(name="eurosat", root=str(tmp_path / "root"), source=source, train=True)
-    plain, _ = stage_evaluation(name="eurosat", root=str(tmp_path / "root"), source=source)
-
-    for place in (uri, source):
-        described = describe_set(place)
-        training = training_part(described, DataConfig())
-        assert [item.label for item in read_set(described)] == list(build.LABELS)
-        assert [item.label for item in read_set(training)] == [2, 0, 1, 1]
-        assert training.num_items == (4 if place == uri else 0)
-    assert describe_set(uri).identity == identity
-    assert Path(uri, "train", "nshards.txt").read_text() == "1"
-    assert training_part(describe_set(plain), DataConfig()) is None
-    assert outline(DataConfig(uri=uri)).trains
-    assert outline(DataConfig(uri=source)).trains
-    assert not outline(DataConfig(uri=plain)).trains
-    Path(source, "train", "nshards.txt").unlink()
-    with pytest.raises(InputError, match=r"--train takes a copy in CLIP_benchmark's layout with train/nshards\.txt"):
-        stage_evaluation(name="eurosat", root=str(tmp_path / "root"), source=source, train=True)
 
 
 def test_a_truncated_picture_is_named(copy, staged, few_classes):
