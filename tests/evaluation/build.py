@@ -210,7 +210,7 @@ def _plan(kind: str, name: str, splits: list[str], columns: str, content: dict, 
 
 
 def _number_of_shards(folder: str, manifest: Manifest) -> None:
-    write_bytes(join(folder, "test", "nshards.txt"), str(len(manifest.shards)).encode())
+    write_bytes(join(folder, "test", "nshards.txt"), str(len(manifest.split("test"))).encode())
 
 
 def _write_prompts(folder: str) -> None:

@@ -84,13 +84,14 @@ def write_files(folder: str, files: Mapping[str, bytes]) -> Files:
     return {name: describe(data) for name, data in files.items()}
 
 
-def layout_files(num_shards: int, facts: Mapping[str, Any], end: str = "") -> dict[str, bytes]:
+def layout_files(num_shards: int, facts: Mapping[str, Any], end: str = "", training_shards: int = 0) -> dict[str, bytes]:
     """The text files by which CLIP_benchmark knows an evaluation set.
 
     Args:
-        num_shards: of the set.
+        num_shards: of the set's test split.
         facts: of its manifest: task, class names, templates.
         end: of each of them but nshards.txt.
+        training_shards: of its training split; 0: it has none.
     """
     texts = {}
     if facts["task"] == "zeroshot_retrieval":
@@ -99,4 +100,6 @@ def layout_files(num_shards: int, facts: Mapping[str, Any], end: str = "") -> di
         texts |= {"classnames.txt": "\n".join(facts["classnames"]), "zeroshot_classification_templates.txt": "\n".join(facts["templates"])}
         if facts.get("multilabel"):
             texts["dataset_type.txt"] = "multilabel"
-    return {"test/nshards.txt": str(num_shards).encode(), **{name: (text + end).encode() for name, text in texts.items()}}
+    counts = {"test": num_shards, **({"train": training_shards} if training_shards else {})}
+    numbers = {f"{split}/nshards.txt": str(count).encode() for split, count in counts.items()}
+    return {**numbers, **{name: (text + end).encode() for name, text in texts.items()}}

@@ -1,7 +1,7 @@
 """`stage eval <name>`: a local copy to a sealed evaluation set that both we and CLIP_benchmark read."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,7 @@ CONVERTERS: dict[str, Callable[[Copy], Converted]] = {
 folders; and any set is read from CLIP_benchmark's layout."""
 
 
-def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", only: str = "") -> tuple[str, str]:
+def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", only: str = "", train: bool = False) -> tuple[str, str]:
     """Convert a local copy.
 
     Args:
@@ -47,6 +47,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         source: URI of the copy's folder.
         prompts: URI of the folder with CLIP_benchmark's class names and templates; empty: the copy's own.
         only: URI of a text file that names the test pictures, one a line (their path, file name or stem); empty: all.
+        train: also take the training split, which probes learn from; of a copy in CLIP_benchmark's layout alone.
 
     Returns:
         URI and identity of the sealed set. A set that was staged before is reused.
@@ -68,15 +69,21 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         "multilabel": multilabel,
         "only": sorted(wanted),
     }
+    if train:
+        if not tars.is_layout(copy, "train") or not tars.is_layout(copy):
+            raise InputError(f"{source}: --train takes a copy in CLIP_benchmark's layout with train/nshards.txt, and there is none here")
+        options["train"] = True
     plan = Plan(
         kind="evaluation", name=name, source={"uri": source, "fingerprint": fingerprint(files, root)}, options=options,
-        shard_samples=SHARD_SAMPLES, splits=["test"], rows_read=0,
+        shard_samples=SHARD_SAMPLES, splits=["test", "train"] if train else ["test"], rows_read=0,
         columns="zeroshot_multilabel" if multilabel else facts.task, attribution=f"{facts.title}: {facts.source}; {facts.licence}",
     )  # fmt: skip
     folder = layout.dataset(root, name, plan.plan_id)
     sealed = find_intact(folder)
     if sealed is None:
-        rows = _select(converted.rows, wanted, only)
+        rows: dict[str, Iterable[Row]] = {"test": _select(converted.rows, wanted, only)}
+        if train:
+            rows["train"] = tars.read_layout(copy, "train").rows
         sealed = _write(folder, plan, facts, rows, {**options, "main_metric": facts.metric, "prompts": chosen.origin})
     return folder, sealed.identity
 
@@ -122,19 +129,20 @@ def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
         raise InputError(f"{where}: names {len(left)} pictures that the copy has not, such as {sorted(left)[0]!r}")
 
 
-def _write(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Iterable[Row], said: dict[str, Any]) -> Manifest:
+def _write(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Mapping[str, Iterable[Row]], said: dict[str, Any]) -> Manifest:
     """Shards, the layout's text files, and the manifest last."""
     plan = write_plan(folder, plan)
-    for _ in slices_to_make(folder, plan):
-        _write_slice(folder, plan, facts, rows, len(said["classnames"]))
+    for number in slices_to_make(folder, plan):
+        _write_slice(folder, plan, number, facts, rows[plan.splits[number]], len(said["classnames"]))
     account = gather(folder, plan)
-    files = write_files(folder, layout_files(len(account.shards), said, end="\n"))
+    counts = [sum(shard.split == split for shard in account.shards) for split in ("test", "train")]
+    files = write_files(folder, layout_files(counts[0], said, end="\n", training_shards=counts[1]))
     return seal(folder, replace(plan, rows_read=account.written), account, facts=said, files=files)
 
 
-def _write_slice(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Iterable[Row], num_classes: int) -> None:
-    count = 0
-    with SliceWriter(folder, plan, 0) as writer:
+def _write_slice(folder: str, plan: Plan, number: int, facts: EvaluationSetFacts, rows: Iterable[Row], num_classes: int) -> None:
+    count, test = 0, plan.splits[number] == "test"
+    with SliceWriter(folder, plan, number) as writer:
         for row in rows:
             check_stop()
             suffix, data = as_kept(row.image(), f"{plan.source['uri']}: {row.name}")
@@ -143,11 +151,11 @@ def _write_slice(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Itera
             writer.add(key, {"image": (suffix, data), column: (column, value)})
             count += 1
             if count % 100 == 0:
-                progress(f"stage eval {facts.name}", count, facts.test_size, "images")
+                progress(f"stage eval {facts.name}", count, facts.test_size if test else 0, "images")
         if not count:
-            raise InputError(f"{plan.source['uri']}: no test pictures of {facts.name} here")
+            raise InputError(f"{plan.source['uri']}: no {plan.splits[number]} pictures of {facts.name} here")
     progress(f"stage eval {facts.name}", count, count, "images")
-    if count != facts.test_size:
+    if test and count != facts.test_size:
         print(f"{facts.name}: {counted(count, 'image')}; the field's usual test split has {facts.test_size}", flush=True)
 
 

@@ -18,18 +18,19 @@ SUFFIXES = ("webp", "png", "jpg", "jpeg")
 _MAX_SHARDS = 100_000  # of a set; CLIP_benchmark writes up to a few hundred
 
 
-def is_layout(copy: Copy) -> bool:
-    """Whether the copy has test/nshards.txt."""
-    return "test/nshards.txt" in copy.names
+def is_layout(copy: Copy, split: str = "test") -> bool:
+    """Whether the copy has a split's nshards.txt."""
+    return f"{split}/nshards.txt" in copy.names
 
 
-def read_layout(copy: Copy) -> Converted:
-    """Rows in the order of the shards; class names and templates are the copy's own."""
-    num_shards = whole(_first_line(copy, "test/nshards.txt"), f"{copy.uri}/test/nshards.txt", 0, _MAX_SHARDS)
+def read_layout(copy: Copy, split: str = "test") -> Converted:
+    """Rows of a split in the order of its shards; class names and templates are the copy's own."""
+    listed = f"{split}/nshards.txt"
+    num_shards = whole(_first_line(copy, listed), f"{copy.uri}/{listed}", 0, _MAX_SHARDS)
     kind = _first_line(copy, "dataset_type.txt").lower() if "dataset_type.txt" in copy.names else "classification"
     label = {"retrieval": "txt", "multilabel": "npy"}.get(kind, "cls")
     texts = [_text(copy, name) for name in ("classnames.txt", "zeroshot_classification_templates.txt")]
-    return Converted(rows=_rows(copy, num_shards, label), classnames=texts[0], templates=texts[1])
+    return Converted(rows=_rows(copy, split, num_shards, label), classnames=texts[0], templates=texts[1])
 
 
 def _first_line(copy: Copy, name: str) -> str:
@@ -42,9 +43,9 @@ def _text(copy: Copy, name: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines)
 
 
-def _rows(copy: Copy, num_shards: int, label: str) -> Iterator[Row]:
+def _rows(copy: Copy, split: str, num_shards: int, label: str) -> Iterator[Row]:
     for number in range(num_shards):
-        name = copy.require(f"test/{number}.tar")
+        name = copy.require(f"{split}/{number}.tar")
         file = copy.file(name)
         for key, sample in by_sample(walk(file), f"{copy.uri}/{name}"):
             where = f"{copy.uri}/{name}: sample {key}"
