@@ -32,7 +32,7 @@ def test_an_example_can_be_planned_and_says_its_hours(path: Path, tmp_path: Path
     lines = takes(experiment, cells, profile, request, notes)
     assert [cell.name for cell in cells] == request.cells
     assert any("GPU-hours" in line or "process-hours" in line for line in lines)
-    assert any(line.startswith("axis triplets: perceptual.triplet_fraction") for line in lines)
+    assert any(line.startswith("axis triplets: perceptual.triplet_fraction") for line in lines) == bool(request.vary)
     assert not list(tmp_path.iterdir())
 
 

@@ -28,7 +28,7 @@ def test_every_pair_comes_once(places: dict[str, str], root: Path) -> None:
     for sample in samples:
         number = int(Path(sample.facts["source"]).stem)
         label = ("circle", "square")[number % 2]
-        assert sample.captions == (f"{label} number {number}", f"a {label}")
+        assert sample.captions == (f"{label} number {number}", f"a {label}, {number}th")
         assert (sample.image.shape, sample.image.dtype, sample.facts["label"]) == ((24, 24, 3), np.uint8, label)
     assert len({sample.image.tobytes() for sample in samples}) == 47
     assert {Path(uri).parent.parent for uri in pairs.evaluation_sets.values()} == {root / "datasets"}

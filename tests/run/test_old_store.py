@@ -132,8 +132,15 @@ def test_its_report_says_the_same(root: Path) -> None:
     write_report(str(root / "experiments/tiny"), [])
     new = json.loads((root / "experiments/tiny/report/results.json").read_text())
     for key in ("arms", "stages", "scores", "two_afc", "metrics", "endpoints", "excluded", "answer", "evaluation_version"):
-        assert new[key] == old[key], key
+        assert _as_it_was(new[key]) == old[key], key
     assert [cell["cell"] for cell in new["missing"]] == [cell["cell"] for cell in old["missing"]] == ["perceptual-seed0"]
+
+
+def _as_it_was(rows: Any) -> Any:
+    """Without the point of a recipe's axes, which rows did not have."""
+    if isinstance(rows, dict):
+        return {name: value for name, value in rows.items() if (name, value) != ("point", "")}
+    return [_as_it_was(row) for row in rows] if isinstance(rows, list) else rows
 
 
 def test_its_unfinished_stage_ends_in_the_same_bits(root: Path) -> None:

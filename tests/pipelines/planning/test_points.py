@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.planning.declared import declaration
 from pipelines.planning.points import Points
-from pipelines.planning.request import Request, merge, read_request, write_request
+from pipelines.planning.request import INTRODUCED, Request, merge, read_request, write_request
 from pipelines.planning.resolving import resolve
 from trainer.config import canonical_hash
 from trainer.errors import InputError
@@ -102,7 +102,7 @@ def test_a_stored_request_keeps_the_order_of_its_axes_and_fields(tmp_path: Path)
 
 def test_a_request_without_axes_has_the_id_that_it_had():
     """The id of the same request as it was before there were axes."""
-    stored = {name: value for name, value in ask().stored().items() if name not in ("vary", "endpoints", "tests", "parallel_cells")}
+    stored = {name: value for name, value in ask().stored().items() if name not in INTRODUCED}
     assert ask().id == canonical_hash(stored)[:16]
     assert ask().id != ask(vary=TRIPLETS).id != ask(vary=TRIPLETS, tests={"dose": {"axis": "triplets"}}).id
 

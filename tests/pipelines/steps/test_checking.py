@@ -14,7 +14,7 @@ from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.jobs.shapes.trainjob import TrainJobs
-from pipelines.planning.request import Request, merge, read_request, write_request
+from pipelines.planning.request import INTRODUCED, Request, merge, read_request, write_request
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, parallel_cells_of, read_profile
 from pipelines.profile.settings import JobSettings
@@ -188,8 +188,7 @@ def test_a_profile_that_sends_all_cells_to_a_queue_needs_one(tmp_path: Path):
 
 
 def _without(request: Request) -> dict[str, Any]:
-    later = ("parallel_cells", "vary", "endpoints", "tests")
-    return {name: value for name, value in request.stored().items() if name not in later}
+    return {name: value for name, value in request.stored().items() if name not in INTRODUCED}
 
 
 @pytest.mark.parametrize(
