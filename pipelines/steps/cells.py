@@ -23,7 +23,7 @@ LOOKS_AT_ONCE = 8
 """Cells that are looked at at the same time: what a look takes, it waits for the store."""
 
 
-def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:
+def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "", quiet: bool = False) -> None:
     """Run one stage that a cell has, unless its final model is committed.
 
     Args:
@@ -31,6 +31,7 @@ def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:
         entry: of the cell.
         stage: perceptual, contrastive or posthoc.
         speaker: what the job's lines begin with, where jobs run at once.
+        quiet: that the stage is done is a detail, since an earlier step of the run has said or made it.
     """
     title, folder = f"{stage} {entry['cell']}", entry[stage]
     with recorded(folder, title):
@@ -39,7 +40,7 @@ def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "") -> None:
             note(title, f"{line}; made again")
         if done:
             open_store(folder).delete(layout.failure(folder))
-            note(title, "done before")
+            note(title, "done before", detail=quiet)
             return
         spec = _begun_once(scene, train_spec(scene.root, entry, stage, scene.request, scene.placement, suspended=scene.parallel_cells == 0))
         run_job(scene, spec, attempts=ATTEMPTS, speaker=speaker)

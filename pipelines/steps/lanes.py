@@ -98,7 +98,8 @@ class _Worker:
         done = self._find_done(todo)
         for cell in sorted(done, key=todo.index):
             needed = self.name not in STAGES or self.lanes.entries[cell].get(self.name)
-            note(f"{self.name} {cell}", "done before" if needed else "not needed by this arm", detail=not needed)
+            by_contrastive = self.name in ("posthoc", "evaluate") and cell != self.lane.cells[-1]
+            note(f"{self.name} {cell}", "done before" if needed else "not needed by this arm", detail=not needed or by_contrastive)
         _at_once([cell for cell in todo if cell not in done], self.lane.slots, self._bring, self.scene.halt)
 
     def judge(self) -> None:
@@ -170,7 +171,7 @@ class _Worker:
         elif entry.get(stage):
             with self.locks[entry[stage]]:
                 self._await_owner(entry, stage)
-                cells.train(self.scene, entry, stage, speaker=speaker)
+                cells.train(self.scene, entry, stage, speaker=speaker, quiet=stage != self.name)
 
     def _await_owner(self, entry: cells.Entry, stage: str) -> None:
         """Wait for the lane that owns a stage, until the stage is done, its cells there have failed, or nothing is seen of the lane."""

@@ -146,6 +146,25 @@ def test_a_done_lane_of_forty_cells_asks_once_what_is_measured_and_starts_nothin
     assert capsys.readouterr().out.count("done before") == 3 * 40 - 40  # no arm with a post-hoc stage, nor with a tower
 
 
+def test_what_an_earlier_step_of_the_run_made_is_a_detail(lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch):
+    """A first run does not say of its own work that it was done before; a second one says it once for each."""
+    said: list[str] = []
+
+    def note(step: str, text: str, *, detail: bool = False) -> None:
+        if text == "done before" and not detail:
+            said.append(step)
+
+    for module in (cells, lanes):
+        monkeypatch.setattr(module, "note", note)
+    made = lab(arms="random,perceptual", seeds="0")
+    for name in lanes.STEPS:
+        made.step(name)
+    assert said == []
+    for name in lanes.STEPS:
+        made.step(name)
+    assert said == ["perceptual perceptual-seed0", "contrastive random-seed0", "contrastive perceptual-seed0", "evaluate perceptual-seed0"]
+
+
 def test_slots_run_cells_at_once_and_their_lines_name_them(lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str]):
     """Six at once, on three lanes, are two slots each."""
     made = lab(arms="random", seeds="0,1,2,3,4,5", parallel_cells="6")
