@@ -19,13 +19,17 @@ import pkgutil
 import resource
 import statistics
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import tests.benchmarks
+
+HERE = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,14 @@ def cpu_seconds() -> float:
     """CPU time of this process, its threads and its ended children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def tree_of(commit: str, folder: Path) -> Path:
+    """The trainer as it was at a commit, unpacked into a folder; the folder."""
+    archive = subprocess.run(["git", "archive", commit, "trainer"], cwd=HERE, stdout=subprocess.PIPE, check=True).stdout
+    with tarfile.open(fileobj=BytesIO(archive)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
 
 
 @contextlib.contextmanager

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
-from tests.benchmarks.harness import Measured, cpu_seconds, interleaved, row
+from tests.benchmarks.harness import HERE, Measured, cpu_seconds, interleaved, row, tree_of
 
-HERE, BEFORE = Path(__file__).parents[2], "ad127be"
+BEFORE = "ad127be"
 PROGRAM = """
 import torch
 from trainer.config import OptimizerConfig
@@ -28,9 +26,7 @@ built.step()
 @row("X", what=f"start of a rank: imports and a first optimiser step, against commit {BEFORE}", unit="CPU-s", target=0.5, at_least=False)
 def start_up(folder: Path) -> Measured:
     """Most of what is left is torch itself. What the old commit's configuration parser took to import is not counted."""
-    archive = subprocess.run(["git", "archive", BEFORE, "trainer"], cwd=HERE, stdout=subprocess.PIPE, check=True).stdout
-    with tarfile.open(fileobj=BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+    tree_of(BEFORE, folder)
     (folder / "jsonargparse.py").write_text("ArgumentError = ArgumentParser = Namespace = object\n")
 
     def side(tree: Path, **rooms: str) -> Callable[[], float]:
