@@ -7,15 +7,13 @@ pairs, flips that no stamp shows, and on S3, is `make states-campaign`.
 import random
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
 from tests.damage import flip
-from tests.faults.experiment import CELLS, STATES, Experiment, Killed
+from tests.faults.experiment import STATES, Experiment, Killed
 from tests.faults.making import in_this_process, make
 from tests.faults.trials import DAMAGES, ROTTEN, Trial, attempt, attempt_rotten, differences, kind, trials_of
-from tests.servers import S3Server
 from trainer.storage.states import KINDS
 
 pytestmark = pytest.mark.timeout(1800)  # many trials in one test; a machine under load takes ten times as long
@@ -30,7 +28,6 @@ ELSEWHERE = {
     "kept weights": "tests/evaluation/test_damage.py",
 }
 """Kinds that a run of pictures in a folder does not have, and where they are damaged."""
-SERVERS = ("s3_server", "minio_server")
 KIND_NAMES = sorted({row.name for row in KINDS} - ELSEWHERE.keys())
 
 
@@ -72,13 +69,13 @@ def test_one_object_of_each_kind_damaged_in_one_way(made: Experiment, names: Seq
     trials = []
     for number, name in enumerate(names):
         states = sorted(STATES, key=lambda state: (number + STATES.index(state)) % len(STATES))
-        places = [(state, place) for state in states for place in made.states[state] if _is(made, place, name)]
+        places = [(state, place) for state in states for place in made.states[state] if is_of_kind(made, place, name)]
         of_object = trials_of(made, *places[0], seed=number, checked=number % 3 > 0)
         trials.append(of_object[number % len(of_object)])
     carry_out(made, trials)
 
 
-def _is(made: Experiment, place: str, name: str) -> bool:
+def is_of_kind(made: Experiment, place: str, name: str) -> bool:
     row = kind(made, place)
     return row is not None and row.name == name
 
@@ -168,32 +165,13 @@ def test_a_shard_whose_source_has_changed_is_refused(made: Experiment) -> None:
     assert differences(made.result, made.outcome()) == []
 
 
-# --------------------------------------------------------------------------------------------------------------- on S3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("server", SERVERS)
-def test_objects_of_each_kind_on_s3(server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on files, with an ETag for a stamp; other kinds on each server."""
-    found: S3Server = request.getfixturevalue(server)
-    for name, value in found.environment.items():
-        monkeypatch.setenv(name, value)
-    with in_this_process():
-        made = make(f"{found.make_bucket()}/root", tmp_path / "source")
-        draw, trials = random.Random(server), []
-        for name in KIND_NAMES[SERVERS.index(server) :: len(SERVERS)]:
-            places = [(state, place) for state, objects in made.states.items() for place in objects if _is(made, place, name)]
-            trials.append(draw.choice(trials_of(made, *draw.choice(places), seed=len(trials)))) if places else None
-        carry_out(made, trials)
-
-
 @pytest.mark.slow
 def test_a_run_that_is_killed_ends_where_it_stood(made: Experiment) -> None:
     """The states that are damaged here are real: what a kill leaves, the next run finishes, with the weights of an undisturbed one."""
     made.put_back("training", checked=False)
 
     def at(step: str) -> None:
-        if step == f"posthoc {CELLS[2]}":
+        if step == "posthoc":
             raise Killed
 
     with pytest.raises(Killed):
