@@ -146,7 +146,7 @@ def test_the_first_step_runs_as_its_pod_with_the_profile_and_the_secret(pipeline
     code, log = run(namespace, step_pod("links", pipelines_image, LINKS))
 
     assert code == 0, log
-    assert "1 cells, one after another: `random-seed0`" in log
+    assert "1 cell: `random-seed0`" in log
     assert f"kubectl -n {namespace} get pytorchjobs,jobs,pods" in log
 
 

@@ -10,6 +10,7 @@ import yaml
 from pipelines.cluster.names import Identity
 from pipelines.jobs.shapes import pytorchjob
 from pipelines.profile.settings import JobSettings
+from tests.cluster import harness
 from tests.cluster.conftest import Kubectl
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -66,7 +67,5 @@ def test_the_longest_name_still_gets_its_services(kubectl: Kubectl, restricted_n
     kubectl("apply", "-f", "-", text=yaml.safe_dump(manifest))
     wait_for_pods(kubectl, restricted_namespace, 2)
 
-    services = json.loads(kubectl("-n", restricted_namespace, "get", "services", "-o", "json"))["items"]
-
     assert len(manifest["metadata"]["name"]) <= 54
-    assert len(services) == 2
+    harness.wait_until("a Service for each of two pods", lambda: len(harness.listed("services", restricted_namespace)) == 2, 60)

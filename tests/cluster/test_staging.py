@@ -23,7 +23,7 @@ from trainer.storage.manifest import require_manifest
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 PHOTOS = 96
-RECIPE = "staging: {shard_samples: 4}\n"  # slices of 32 rows: three of them
+RECIPE = "staging: {shard_samples: 4}\ncontrastive: {global_batch_size: 16, contrast_batch_size: 16}\n"  # slices of 32 rows: three of them
 EXPERIMENT = "lists"
 
 
