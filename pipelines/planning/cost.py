@@ -125,6 +125,11 @@ class Estimate:
         return self.dose.steps
 
     @property
+    def epochs(self) -> int:
+        """Whole ones in all steps."""
+        return self.steps // max(self.dose.steps_per_epoch, 1)
+
+    @property
     def samples(self) -> int:
         """Seen in all steps."""
         return self.steps * settings(self.stage).global_batch_size
@@ -159,8 +164,7 @@ class Estimate:
     def kept_epochs(self) -> list[int]:
         """After which the weights alone are kept, beside the final model."""
         every = int(self._asked("checkpoint_every_epochs"))
-        epochs = self.steps // max(self.dose.steps_per_epoch, 1)
-        return kept_epochs(epochs, trajectory=bool(self._asked("trajectory")), every=every)
+        return kept_epochs(self.epochs, trajectory=bool(self._asked("trajectory")), every=every)
 
     def _asked(self, name: str) -> Any:
         return self.asked.get(name, getattr(self.stage.placement, name))

@@ -136,7 +136,8 @@ def measuring(experiment: Experiment, request: Request, cell: Cell, estimates: S
     """
     models = [asked.stage for asked in cell.evaluation.models]
     recipe = cell.recipe
-    kept = kept_epochs(recipe.contrastive.epochs, trajectory=recipe.evaluation.trajectory, every=recipe.evaluation.every_epochs)
+    epochs = next((estimate.epochs for estimate in estimates if estimate.stage.stage == "contrastive"), 0)
+    kept = kept_epochs(epochs, trajectory=recipe.evaluation.trajectory, every=recipe.evaluation.every_epochs)
     one = dataclasses.replace(machines, nodes=1, gpus_per_node=min(machines.gpus_per_node, 1), processes_per_node=1)
     return Measuring(
         cell=cell,
