@@ -8,7 +8,7 @@ code of the paper, arXiv 2505.14204), `unknown`, or `ours` (a choice that firsts
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trainer.errors import InputError
 from trainer.fields import at_least, placement, recipe
@@ -119,6 +119,17 @@ class OptimizerConfig:
         require("optimizer.eps", self.eps, "> 0", self.eps > 0)
 
 
+def _fraction(what: str) -> Any:
+    return recipe(
+        1.0, "ours", f"Part of the training {what} learnt from; smaller parts lie within larger ones.", since="0.2.0", introduced=1.0
+    )
+
+
+def _samples_seen(what: str) -> Any:
+    said = f"{what} seen in all, in whole batches, however many there are; 0: as `epochs` says."
+    return recipe(0, "ours", said, since="0.2.0", introduced=0)
+
+
 def _check_dose(stage: str, fraction: str, config: "PerceptualConfig | ContrastiveConfig | PosthocConfig") -> None:
     """How much of the data a stage learns from, and for how long."""
     require(f"{stage}.{fraction}", getattr(config, fraction), "> 0 and <= 1", 0 < getattr(config, fraction) <= 1)
@@ -139,16 +150,8 @@ class PerceptualConfig:
     handoff: Literal["last", "best_val"] = recipe("last", "as coded", "Which checkpoint stage 2 starts from.")
     precision: Precision = recipe("bf16", "as coded", "Autocast; weights and optimiser stay fp32 (fp64 is for tests).")
     flip_augmentation: bool = recipe(False, "ours", "Mirror a triplet's three pictures together at random.")
-    triplet_fraction: float = recipe(
-        1.0,
-        "ours",
-        "Part of the training triplets learnt from; smaller parts lie within larger ones.",
-        since="0.2.0",
-        introduced=1.0,
-    )
-    samples_seen: int = recipe(
-        0, "ours", "Triplets seen in all, in whole batches, however many there are; 0: as `epochs` says.", since="0.2.0", introduced=0
-    )
+    triplet_fraction: float = _fraction("triplets")
+    samples_seen: int = _samples_seen("Triplets")
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -187,16 +190,8 @@ class ContrastiveConfig:
     decoder: Literal["fast", "exact"] = recipe("fast", "ours", "simplejpeg with torch's antialiased resize, or PIL.")
     order_runs: int = recipe(1, "ours", "C of the canonical order: sample runs a global batch is drawn from.")
     order_block_shards: int = recipe(0, "ours", "K of the canonical order: shards a run is shuffled over; 0: one full permutation.")
-    pair_fraction: float = recipe(
-        1.0,
-        "ours",
-        "Part of the training pairs learnt from; smaller parts lie within larger ones.",
-        since="0.2.0",
-        introduced=1.0,
-    )
-    samples_seen: int = recipe(
-        0, "ours", "Pairs seen in all, in whole batches, however many there are; 0: as `epochs` says.", since="0.2.0", introduced=0
-    )
+    pair_fraction: float = _fraction("pairs")
+    samples_seen: int = _samples_seen("Pairs")
 
     def __post_init__(self) -> None:
         """Check ranges and what contradicts."""
@@ -223,16 +218,8 @@ class PosthocConfig:
     global_batch_size: int = recipe(16, "as coded", "")
     epochs: int = recipe(64, "as coded", "")
     precision: Precision = recipe("bf16", "as coded", "")
-    triplet_fraction: float = recipe(
-        1.0,
-        "ours",
-        "Part of the training triplets learnt from; smaller parts lie within larger ones.",
-        since="0.2.0",
-        introduced=1.0,
-    )
-    samples_seen: int = recipe(
-        0, "ours", "Triplets seen in all, in whole batches, however many there are; 0: as `epochs` says.", since="0.2.0", introduced=0
-    )
+    triplet_fraction: float = _fraction("triplets")
+    samples_seen: int = _samples_seen("Triplets")
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -56,7 +56,7 @@ def short_of_a_batch(stage: str, settings: Settings, total: int) -> str:
         total: samples of the training split.
     """
     what, batch = "pairs" if isinstance(settings, ContrastiveConfig) else "triplets", settings.global_batch_size
-    samples = round(fraction(settings) * total)
+    samples = dose(settings, total).samples
     if samples >= batch:
         return ""
     if total < batch:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.bounds import MAX_CAPTION_BYTES, check_size
-from trainer.errors import InputError
+from trainer.errors import InputError, words_of
 
 T = TypeVar("T")
 MAX_WHOLE = 2**53
@@ -145,5 +145,4 @@ def _naming(source: str) -> Iterator[None]:
     try:
         yield
     except _HEADER_FAULTS as error:
-        words = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{source}: not a .npy file of numbers: {words}") from error
+        raise InputError(f"{source}: not a .npy file of numbers: {words_of(error)[:200]}") from error
