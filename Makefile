@@ -173,6 +173,11 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/scale_table.py
 	$(MAKE) chart-docs
 
+.PHONY: docs
+docs: $(VENV)/ready $(VENV)-docs/site ## the site in build/site: every page of docs/, and a reference made from code; links and anchors checked
+	$(BIN)/python scripts/site_pages.py build/reference
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --strict
+
 .PHONY: update
 update: $(VENV)/ready ## resolve every Python and Go pin to the newest that fits, then the notices; run `make ci` afterwards
 	scripts/lock.sh $(BIN)/uv --upgrade
@@ -201,3 +206,5 @@ $(VENV)/ready: requirements/run.txt
 	@scripts/setup.sh $(VENV) $< ready
 $(VENV)/tools: requirements/dev.txt $(VENV)/ready
 	@scripts/setup.sh $(VENV) $< tools
+$(VENV)-docs/site: requirements/docs.txt
+	@scripts/setup.sh $(VENV)-docs $< site

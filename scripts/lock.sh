@@ -18,3 +18,5 @@ echo "lock: reference"
 compile requirements/reference.in --output-file requirements/reference.txt
 echo "lock: layouts"
 compile requirements/layouts.in --output-file requirements/layouts.txt
+echo "lock: docs"
+compile requirements/docs.in --output-file requirements/docs.txt

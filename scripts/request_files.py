@@ -2,7 +2,7 @@
 
 - scripts/request.mk: make's variables and the flags that carry them
 - pipelines/kubeflow/links_component.py: the first step, which takes every parameter
-- the tables of parameters in README.md and docs/, between two markers
+- the tables of parameters in docs/, between two markers
 """
 
 import dataclasses
@@ -79,13 +79,6 @@ def request_table() -> str:
     return "\n".join([*rows, ""])
 
 
-def make_table() -> str:
-    """Every parameter as make's variable."""
-    rows = ["| argument | default | what it is |", "|---|---|---|"]
-    rows += [f"| `{name.upper()}` | {default_in_words(item)} | {item.metadata['help']} |" for name, item in FIELDS.items()]
-    return "\n".join([*rows, ""])
-
-
 def kubeflow_table() -> str:
     """Every parameter of the Kubeflow pipeline as its form lists them, with its key in a request."""
     rows = ["| parameter | in a request | what it is |", "|---|---|---|"]
@@ -103,8 +96,8 @@ def placement_table() -> str:
     return "\n".join([*rows, ""])
 
 
-TABLES = {"request": request_table, "make": make_table, "kubeflow": kubeflow_table, "placement": placement_table}
-PAGES = ("README.md", "docs/REQUEST.md", "docs/KUBEFLOW.md")
+TABLES = {"request": request_table, "kubeflow": kubeflow_table, "placement": placement_table}
+PAGES = ("docs/REQUEST.md", "docs/KUBEFLOW.md")
 
 
 def page(text: str) -> str:

@@ -276,7 +276,6 @@ def test_a_parameter(tree: Path):
     assert (
         "| `notebook` | `--notebook` | `NOTEBOOK=` | none | a page that explains the experiment |" in (tree / "docs/REQUEST.md").read_text()
     )
-    assert "| `NOTEBOOK` | none |" in (tree / "README.md").read_text()
     assert before == (tree / "Makefile").read_text()
     compiled = (tree / "pipelines/kubeflow/compiled/firstsight.yaml").read_text()
     assert "    study_notebook: str [Default: '']" in compiled
