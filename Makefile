@@ -13,6 +13,7 @@ PYTHON ?=
 UV_VERSION ?= 0.13.9
 VENV ?= .venv
 BIN := $(VENV)/bin
+SITE := $(VENV)-docs# the environment of make docs
 
 export KFP_ENDPOINT PYTHON UV_VERSION
 .DEFAULT_GOAL := help
@@ -174,9 +175,9 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(MAKE) chart-docs
 
 .PHONY: docs
-docs: $(VENV)/ready $(VENV)-docs/site ## the site in build/site: every page of docs/, and a reference made from code; links and anchors checked
+docs: $(VENV)/ready $(SITE)/site ## the site in build/site: every page of docs/, and a reference made from code; links and anchors checked
 	$(BIN)/python scripts/site_pages.py build/reference
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
 
 .PHONY: update
 update: $(VENV)/ready ## resolve every Python and Go pin to the newest that fits, then the notices; run `make ci` afterwards
@@ -206,5 +207,5 @@ $(VENV)/ready: requirements/run.txt
 	@scripts/setup.sh $(VENV) $< ready
 $(VENV)/tools: requirements/dev.txt $(VENV)/ready
 	@scripts/setup.sh $(VENV) $< tools
-$(VENV)-docs/site: requirements/docs.txt
-	@scripts/setup.sh $(VENV)-docs $< site
+$(SITE)/site: requirements/docs.txt
+	@scripts/setup.sh $(SITE) $< site

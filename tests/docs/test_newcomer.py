@@ -1,4 +1,4 @@
-"""What a newcomer and a CI system do with a fresh clone, by the shell lines of scripts/newcomer.sh and docs/CI.md."""
+"""What a newcomer and a CI system do with a fresh clone, by the shell lines of tests/docs/newcomer.sh and docs/CI.md."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which the newcomer's hour has passed."""
     folder = tmp_path_factory.mktemp("newcomer") / "firstsight"
     done = subprocess.run(
-        ["bash", str(REPOSITORY / "scripts" / "newcomer.sh"), str(REPOSITORY), str(folder)], capture_output=True, text=True, check=False
+        ["bash", str(REPOSITORY / "tests" / "docs" / "newcomer.sh"), str(REPOSITORY), str(folder)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
