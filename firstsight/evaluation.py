@@ -58,7 +58,7 @@ def evaluate(model: Model, uri: str, *, split: str = "test", batch_size: int = 6
     Raises:
         InputError: no such set or split, or a vision tower on a task that needs text.
         Corrupt: bytes of the set are not those that were staged.
-        RunError: features that are not finite, or a picture that cannot be decoded.
+        RunError: features that contain NaN or Inf, or a picture that cannot be decoded.
     """
     place = absolute(uri)
     triplets = read_manifest(place)

@@ -1,4 +1,4 @@
-"""The losses of both stages, on plain tensors: for training loops of one's own.
+"""The losses of both stages, on plain tensors: for your own training loops.
 
     distances = firstsight.triplet_distances(features)         # (B, 3, D) -> (B,), (B,)
     loss = firstsight.hinge_loss(*distances, target, margin=0.05).mean()

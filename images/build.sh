@@ -24,7 +24,7 @@ for candidate in docker podman buildah; do
 done
 [ -n "$builder" ] || fail "none of docker, podman and buildah works here; name one with BUILDER= to see why"
 uv=${UV:-.venv/bin/uv}
-[ "${SBOM:-1}" = 0 ] || command -v "$uv" >/dev/null || fail "$uv is not there, which runs syft for the SBOM: make images brings it; SBOM=0 does without"
+[ "${SBOM:-1}" = 0 ] || command -v "$uv" >/dev/null || fail "$uv is missing, which runs syft for the SBOM: make images brings it; SBOM=0 does without"
 read -ra builder_options <<<"${BUILDER_OPTIONS:-}"
 read -ra build_options <<<"${BUILD_OPTIONS:-}"
 

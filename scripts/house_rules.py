@@ -1,6 +1,7 @@
-"""The house's sizes, which no linter counts: files of at most 400 lines, functions of at most 60."""
+"""Rules that no linter has: files of at most 400 lines, functions of at most 60, and phrases that stop an English reader."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,22 @@ from pathlib import Path
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+PHRASES = {
+    r"behind (?:the (?:first|last) (?:commit|step)|backward|its own|training)": "after",
+    r"goes on from|went on from|broke off and": "resumes from, was interrupted",
+    r"lets? go of": "release",
+    r"one's own": "your own",
+    r"mend(?:s|ed|ing)?": "fix, correct",
+    r"that is not there|which there is not|that there is not": "missing, unknown",
+    r"leads on and on": "too many redirects",
+    r"has not beaten": "heartbeat expired",
+    r"numbers that are not finite": "NaN or Inf",
+    r"what follows here": "name it",
+    r"Manners|hang_up|Judge\.look": "the field's own word",
+}
+"""Word-for-word translations that the project once had, with what an English engineer writes."""
+PHRASED = (".py", ".md", ".gotmpl", ".yaml", ".yml", ".tpl", ".txt", ".sh", ".html", ".mk", "Makefile", "Dockerfile")
+UNPHRASED = ("scripts/house_rules.py", "tests/data/", "tests/scripts/test_house_rules.py", "requirements/", "docs/DECISIONS.md")
 
 
 def broken_rules(path: Path) -> Iterator[str]:
@@ -23,11 +40,24 @@ def broken_rules(path: Path) -> Iterator[str]:
                 yield f"{path}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION_LINES}"
 
 
+def phrases(name: str, text: str) -> Iterator[str]:
+    """One line for each phrase that should be another."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        for pattern, instead in PHRASES.items():
+            if found := re.search(rf"\b(?:{pattern})\b", line):
+                yield f"{name}:{number}: {found[0]!r}: write {instead}"
+
+
 def main() -> int:
-    """Look at every Python file that git knows or does not ignore."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
-    files = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    broken = [rule for name in sorted(files) if Path(name).exists() for rule in broken_rules(Path(name))]
+    """Look at every file of text that git knows or does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    present = [name for name in sorted(listed) if Path(name).is_file()]
+    files = [name for name in present if name.endswith(".py")]
+    broken = [rule for name in files for rule in broken_rules(Path(name))]
+    for name in present:
+        if name.endswith(PHRASED) and not name.startswith(UNPHRASED):
+            broken += phrases(name, Path(name).read_text(encoding="utf-8"))
     print("\n".join(broken) if broken else f"house rules: {len(files)} files", file=sys.stderr if broken else sys.stdout)
     return 1 if broken else 0
 

@@ -117,7 +117,7 @@ def documented(title: str, intro: str, *names: str) -> str:
 
 
 def elsewhere(path: str) -> str:
-    """A page of the repository that lies outside of docs/; the hook mends its links."""
+    """A page of the repository that lies outside of docs/; the hook rewrites its links."""
     return (REPOSITORY / path).read_text(encoding="utf-8")
 
 

@@ -75,7 +75,7 @@ def check_stop() -> None:
     """Raise RunError where the parent has asked its steps to stop (Ctrl-C)."""
     path = os.environ.get(STOP_VARIABLE)
     if path and os.path.exists(path):
-        raise RunError("stopped on request; run the same command again to go on")
+        raise RunError("stopped on request; run the same command again to resume")
 
 
 def must_stop_at_once() -> bool:

@@ -13,7 +13,7 @@ LAYER = "layer-"
 OUTPUT = f"{LAYER}output"
 """A layer is a task of its own, so that a report reads only what it sets beside each other."""
 CKA_START, CKA_TOWER, RSA = "cka_start", "cka_tower", "rsa:"
-"""Figures of a layer; behind the last stands an RDM's name."""
+"""Figures of a layer; after the last comes an RDM's name."""
 FEATURES = "features"
 """In the items of a final model's layer: (N, W) float16, centred and scaled."""
 MAX_PICTURES = 16_000

@@ -39,7 +39,7 @@ class Conflict(RunError):
 
 
 class Expired(RunError):
-    """The server no longer knows the version to go on from: list again."""
+    """The server no longer knows the version to continue from: list again."""
 
 
 @dataclass(frozen=True, kw_only=True)

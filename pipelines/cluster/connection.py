@@ -258,7 +258,7 @@ class Cluster:
             pod: its name.
             container: its name.
             since: RFC 3339 time to begin at; the server counts whole seconds.
-            follow: go on until the container ends.
+            follow: stream until the container ends.
             timestamps: begin each line with the kubelet's time.
             previous: of the container before its last restart.
             tail: only so many last lines; 0: all.
@@ -266,7 +266,7 @@ class Cluster:
             stop: ends it, together with `close_streams`.
 
         Raises:
-            Unreachable: the connection broke; go on by `since`.
+            Unreachable: the connection broke; continue with `since`.
             InputError: no permission.
         """
         place = self._place(namespace)
@@ -296,7 +296,7 @@ class Cluster:
     def _list(
         self, kind: Kind, place: str, selectors: Mapping[str, str], *, once: bool = False, keep: Keep | None = None
     ) -> tuple[Objects, str]:
-        """All objects, and the version from which a watch goes on. Expired where they changed too much between two pages."""
+        """All objects, and the version from which a watch continues. Expired where they changed too much between two pages."""
         head = {"apiVersion": kind.api_version, "kind": kind.kind}  # objects of a list do not repeat it
         found: Objects = []
         query = {**selectors, **({"limit": str(PAGE)} if keep else {})}

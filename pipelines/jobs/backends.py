@@ -30,7 +30,7 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
         keep_open: file descriptors that a local job inherits.
 
     Raises:
-        InputError: a backend that there is not, no cluster by this kubeconfig, or a store that pods cannot reach.
+        InputError: an unknown backend, no cluster by this kubeconfig, or a store that pods cannot reach.
     """
     require_backend(profile.backend)
     if profile.backend == LOCAL or spec.purpose == "report":

@@ -1,4 +1,4 @@
-"""A job on a cluster from the moment it is wanted to its end: found or made, followed, submitted again, and let go of.
+"""A job on a cluster from the moment it is wanted to its end: found or made, followed, submitted again, and released.
 
 One supervisor thread takes all decisions (pipelines/jobs/monitor.py); the step that waits only reads
 lines and asks whether there is an outcome.
@@ -188,7 +188,7 @@ class ClusterJob:
                 if not self._stop.is_set():
                     self._release(keep=True)
         except (InputError, RunError) as error:
-            self._say(f"--- {self._kind.kind} {self._name} could not be let go of, its reaper will: {error}")
+            self._say(f"--- {self._kind.kind} {self._name} could not be released, the reaper will release it: {error}")
         return outcome
 
     def _release(self, *, keep: bool = False, verdict: str = "") -> None:

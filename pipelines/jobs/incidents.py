@@ -1,4 +1,4 @@
-"""How often a job broke off and went on, counted in incidents: one restart of a group touches all its pods within a minute."""
+"""How often a job was interrupted and resumed, counted in incidents: one restart of a group touches all its pods within a minute."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -99,7 +99,7 @@ class Launcher:
 
     def _replace(self, job: Object, stop: threading.Event) -> None:
         kind, metadata = self.shape.kind, job["metadata"]
-        with contextlib.suppress(Conflict):  # it changed, such as when another launcher let go of it: look again
+        with contextlib.suppress(Conflict):  # it changed, such as when another launcher released it: look again
             end(self.cluster, kind, metadata["name"], resource_version=metadata["resourceVersion"])
             wait_until_gone(self.cluster, kind, metadata["name"], stop=stop)
 

@@ -1,4 +1,4 @@
-"""What a run holds at its end: jobs whose steps were cut off before they could let go."""
+"""What a run holds at its end: jobs whose steps were cut off before they could release them."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from pipelines.jobs.owners import find_holder, release
 
 
 def release_all(namespace: str, experiment: str) -> Iterator[str]:
-    """Let go of every job of the experiment that this run holds; says what became of those that had not ended.
+    """Release every job of the experiment that this run holds; says what became of those that had not ended.
 
     A job that has ended stays for its TTL; of one that runs the last one out deletes it.
 

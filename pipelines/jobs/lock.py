@@ -335,7 +335,7 @@ def _wait_for_jobs(path: Path) -> None:
     with contextlib.suppress(_NoFlock):
         while not _is_free(path):
             if time.monotonic() > end:
-                raise RunError(f"{path}: jobs of a run that was killed still go on after {JOBS_WAIT_SECONDS:.0f} s: end them first")
+                raise RunError(f"{path}: jobs of a run that was killed are still running after {JOBS_WAIT_SECONDS:.0f} s: end them first")
             time.sleep(0.2)
 
 

@@ -112,7 +112,7 @@ class LogFollower:
         return "waiting" not in (status.get("state") or {}) and self._drained != (uid, restarts)
 
     def _read(self, pod: Mapping[str, Any], *, follow: bool = False, previous: bool = False) -> bool:
-        """Pass on the lines behind the last one that was.
+        """Pass on the lines after the last one that was.
 
         Returns:
             False, once, where that line is not in the log any more: perhaps this is the log of a container whose start has

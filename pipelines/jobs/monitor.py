@@ -106,7 +106,7 @@ class Monitor:
         if not self._incidents.observe(pods, time.monotonic()):
             return None
         why = self._last_words()
-        self._say(f"--- {self._title} broke off and goes on ({self._incidents.count} of {self._settings.max_incidents}){why}")
+        self._say(f"--- {self._title} was interrupted and resumed ({self._incidents.count} of {self._settings.max_incidents}){why}")
         return self._over_budget(f"{self._title} broke off again")
 
     def _ran_before(self) -> bool:

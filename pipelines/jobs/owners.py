@@ -1,10 +1,10 @@
 """How this run holds the jobs that it waits for, so that the last one out ends them. Who else holds a job: pipelines/jobs/holds.py.
 
 A run in Kubeflow holds a job by an ownerReference to its Workflow, one from a shell by an annotation with the time of its
-last heartbeat. A finished job is let go of but not deleted: it stays for its TTL, to be looked at.
+last heartbeat. A finished job is released but not deleted: it stays for its TTL, to be looked at.
 
 Several launchers of one run may follow one job, such as a tower that two lanes need. They share the run's hold: each leaves a mark of
-its own on the job, and only the one after whom no other live launcher of the run is left lets go of the job, or deletes it. One that
+its own on the job, and only the one after whom no other live launcher of the run is left releases the job, or deletes it. One that
 finds that the job has used up its patience or its incidents says so on the job, for the others too.
 """
 
@@ -185,7 +185,7 @@ def send_heartbeat(cluster: Cluster, kind: Kind, name: str, holder: Holder) -> N
 def release(
     cluster: Cluster, kind: Kind, name: str, holder: Holder, now: float, keep: bool = False, verdict: str = "", all_steps: bool = False
 ) -> tuple[bool, list[str]]:
-    """Stop following a job; the run's last launcher lets go of it, and the last run out deletes it. Does not wait for its pods.
+    """Stop following a job; the run's last launcher releases it, and the last run out deletes it. Does not wait for its pods.
 
     Args:
         cluster: where it is.

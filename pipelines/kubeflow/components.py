@@ -104,7 +104,7 @@ def report(
 
 @component
 def finish(run: str, request: str, status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> None:
-    """Lets go of what the run holds; of a run that failed it reports the cells that finished."""
+    """Releases what the run holds; of a run that failed it reports the cells that finished."""
     from pipelines.steps import artifacts, finish
 
     line, folder = finish.finish(run=run, request=request, root="", state=status.state)

@@ -86,9 +86,9 @@ class RunFollower:
         """Until the run has ended.
 
         Raises:
-            RunError: the server could not be reached for longer than its retry_seconds; the run goes on.
+            RunError: the server could not be reached for longer than its retry_seconds; the run continues.
             RunLost: the server no longer knows the run.
-            InputError: the server no longer lets us in; the run goes on.
+            InputError: the server refuses the login; the run continues.
             KeyboardInterrupt: a second Ctrl-C, which does not want to wait for the end.
         """
         with self._interrupted_by_signals():
@@ -110,7 +110,7 @@ class RunFollower:
             return self._server.run(self._run)
         except NotThere as error:
             raise RunLost(
-                f"Kubeflow no longer knows run {self._run}: somebody deleted it; submit the same experiment again to go on"
+                f"Kubeflow no longer knows run {self._run}: somebody deleted it; submit the same experiment again to resume"
             ) from error
 
     def _wait(self, asked: bool = True) -> None:

@@ -60,7 +60,7 @@ def _guide() -> str:
             "```",
             "",
             "The first step checks all of it within half a minute and links to dashboard, bucket and report. "
-            "To go on after a failure, *Retry*, or run the same study again: finished stages are found. "
+            "To resume after a failure, *Retry*, or run the same study again: finished stages are found. "
             "More: docs/KUBEFLOW.md and docs/REQUEST.md of firstsight.",
         ]
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CONTACT_SECONDS = 30.0
 """How long a server is waited for before there is a run."""
 LOST_SECONDS = 600.0
-"""How long a lost connection is waited for while the run goes on without us."""
+"""How long a lost connection is waited for while the run continues on the server."""
 CLOCK_SECONDS = 60.0
 """Between the clocks of server and steps."""
 
@@ -116,11 +116,11 @@ def _follow(server: "Kubeflow", submission: Submission, request: Request, say: C
         raise
     except (InputError, RunError) as error:
         kind = InputError if isinstance(error, InputError) else RunError
-        raise kind(f"{error}; the run goes on: {submission.place}") from error
+        raise kind(f"{error}; the run continues: {submission.place}") from error
 
 
 def submit(server: "Kubeflow", request: Request, *, image: str, service_account: str) -> Submission:
-    """Upload the pipeline where it is not there yet, and start a run of it.
+    """Upload the pipeline unless it is there already, and start a run of it.
 
     Args:
         server: where.
@@ -159,9 +159,9 @@ def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
     if run.state == "SUCCEEDED":
         return {**result, "exit_code": 0}
     if followed.stopped:
-        return {**result, "exit_code": 130, "line": "stopped; submit the same experiment again to go on"}
+        return {**result, "exit_code": 130, "line": "stopped; submit the same experiment again to resume"}
     if was_terminated(run):
-        return {**result, "line": "the run was terminated by somebody; submit the same experiment again to go on"}
+        return {**result, "line": "the run was terminated by somebody; submit the same experiment again to resume"}
     try:
         failures = _failures(run, request, folder)
     except (InputError, RunError, OSError) as error:

@@ -147,7 +147,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
         print(f"the experiment's lock was lost, so this run and its jobs were ended: {held.lost()}", file=sys.stderr)
         return 1
     if received:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + received[0]
     failed = failures(prepared.uri, prepared.request.cells, started)
     print_summary(console, prepared.uri)

@@ -67,7 +67,7 @@ def judge_health(endpoint: str, body: bytes | str, multi_user: bool | None = Non
         health = json.loads(body)
         served = bool(health["multi_user"])
     except (ValueError, TypeError, LookupError):
-        raise InputError(f"{endpoint} answers, but not as Kubeflow Pipelines 2 does: mend kubeflow.endpoint") from None
+        raise InputError(f"{endpoint} answers, but not as Kubeflow Pipelines 2 does: correct kubeflow.endpoint") from None
     if multi_user is not None and served != multi_user:
         raise InputError(f"{endpoint} serves {'several users' if served else 'one user'}: set kubeflow.multiUser={str(served).lower()}")
     return "answers, for several users" if served else "answers"
@@ -80,7 +80,7 @@ def _answers_inside(api: Api, path: str, namespace: str, multi_user: bool) -> st
     try:
         health = api.once("GET", path)
     except (Refused, Unreachable) as error:
-        raise InputError(f"does not answer ({error}): install Kubeflow Pipelines, or mend kubeflow.endpoint") from error
+        raise InputError(f"does not answer ({error}): install Kubeflow Pipelines, or correct kubeflow.endpoint") from error
     except ValueError:
         health = None
     return judge_health(path.partition("/proxy")[0], json.dumps(health), multi_user)
@@ -99,7 +99,7 @@ def _answers_here(endpoint: str, multi_user: bool, ca: str) -> str:
     if answer.status in (301, 302, 303, 307, 308, 401, 403):
         return f"answers {answer.status}, as before a login"
     if answer.status != 200:
-        raise InputError(f"{url} answers {answer.status}: mend kubeflow.endpoint")
+        raise InputError(f"{url} answers {answer.status}: correct kubeflow.endpoint")
     return judge_health(endpoint, answer.data, multi_user)
 
 

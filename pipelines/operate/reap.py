@@ -38,7 +38,7 @@ Object = dict[str, Any]
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `reap`."""
     reap = commands.add_parser("reap", parents=[common], help="end the jobs of runs that were terminated, have ended or are gone")
-    reap.add_argument("--watch", action="store_true", help="go on until told to stop, acting within seconds; else once")
+    reap.add_argument("--watch", action="store_true", help="run until told to stop, acting within seconds; else once")
     reap.add_argument("--namespace", action="append", default=[], help="only there; may be given more than once (default: all)")
     reap.add_argument(
         "--grace-seconds", type=float, default=holds.GRACE_SECONDS,
@@ -187,7 +187,7 @@ class Reaper:
             if not self._act(kinds[action.job["metadata"]["uid"]], action):
                 again = min(again, now + LOOK_AGAIN_SECONDS)
         with self._changed:
-            for _, job, until in departed:  # not before: the news of its Workflow may come behind its own
+            for _, job, until in departed:  # not before: the news of its Workflow may come after its own
                 if now > until:
                     self._departed.pop(job["metadata"]["uid"], None)
         return again

@@ -182,7 +182,7 @@ def read_sets(text: str) -> tuple[DataConfig, ...]:
     """Evaluation sets by their comma-separated URIs; one that firstsight staged carries its identity.
 
     Raises:
-        InputError: neither a staged set nor one of CLIP_benchmark's layout lies there: said now, not behind the training.
+        InputError: neither a staged set nor one of CLIP_benchmark's layout lies there: said now, not after training.
     """
     uris = [absolute(uri.strip()) for uri in text.split(",") if uri.strip()]
     manifests = [(uri, read_manifest(uri)) for uri in uris]

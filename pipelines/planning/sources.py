@@ -25,7 +25,7 @@ _DESCRIBED = ("list", "table", "metadata", "ids")
 
 
 def require_source(what: str, uri: str) -> None:
-    """Refuse a source that is not there, before anything is staged. http(s) is left to staging.
+    """Refuse a missing source, before anything is staged. http(s) is left to staging.
 
     Args:
         what: the setting that names it, such as --pairs.

@@ -141,7 +141,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
 
 
 def _lanes_of_others(experiment: Experiment, earlier: Plan) -> LanesByRequest:
-    """The lanes of other requests, whose runs may still go on: all but those of a request that somebody deleted."""
+    """The lanes of other requests, whose runs may still be alive: all but those of a request that somebody deleted."""
     own = layout.id_of_request(experiment.request) if experiment.request else ""
     names = {one["cell"] for one in earlier["cells"]}
     found = {key: dealt for key, dealt in earlier.get("lanes", {}).items() if all(names.issuperset(lane["cells"]) for lane in dealt)}

@@ -25,7 +25,7 @@ MOUNTED = "/etc/firstsight/profile.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Links:
-    """Where a person looks while a run goes on; each may be empty. `{experiment}` and `{namespace}` are put in.
+    """Where a person looks during a run; each may be empty. `{experiment}` and `{namespace}` are put in.
 
     Attributes:
         dashboard: Grafana's page of the run.
@@ -53,7 +53,7 @@ class Profile:
     Attributes:
         root: store URI where a run names none.
         backend: where jobs run: this machine (local), or the cluster, training as this kind of job (pipelines/jobs/shapes/,
-            which refuses one that there is not); staging and evaluation are Indexed Jobs there.
+            which refuses an unknown one); staging and evaluation are Indexed Jobs there.
         jobs: how jobs look on a cluster; its namespace is that of the launcher unless it says another.
         placement: how a stage runs (fields of the trainer's Placement) where a run does not say otherwise.
         staging_slices: pods that fetch one data set at the same time.

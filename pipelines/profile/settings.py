@@ -79,7 +79,7 @@ class JobSettings:
         pod_template: laid over the pod by strategic merge: RDMA, NCCL, topology, caches, tolerations.
         metrics_port: Prometheus endpoint of each node.
         patience: with what may keep a job from starting.
-        max_incidents: a job that broke off and went on more often than this is ended. What happens within a minute is one
+        max_incidents: a job that was interrupted and resumed more often than this is ended. What happens within a minute is one
             incident: a restart of the group touches all its pods.
     """
 

@@ -87,7 +87,7 @@ def count_missing(configs: list[str]) -> dict[str, int]:
 
 
 def _begun_once(scene: Scene, spec: JobSpec) -> JobSpec:
-    """`resume: never`, or a checkpoint's URI, has its effect once a request: a later start goes on from what came of it."""
+    """`resume: never`, or a checkpoint's URI, has its effect once a request: a later start resumes from what came of it."""
     if spec.resume == "auto":
         return spec
     uri = layout.request_begun(scene.experiment, scene.request.id, spec.folder)

@@ -33,7 +33,7 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
         request: resolved.
 
     Raises:
-        InputError: a source that is not there, or what `check_recipe` refuses.
+        InputError: a missing source, or what `check_recipe` refuses.
     """
     _require_queue(profile, request)
     for name, staged in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):

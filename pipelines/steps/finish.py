@@ -63,7 +63,7 @@ def _said(line: str) -> str:
 
 
 def _release(scene: Scene) -> None:
-    """Let go of every job of the experiment that this run still holds; a failure here must not keep the report from being written."""
+    """Release every job of the experiment that this run still holds; a failure here must not keep the report from being written."""
     if scene.profile.backend == "local":
         return
     from pipelines.jobs.leftovers import release_all  # here: this machine needs no client of Kubernetes
@@ -72,4 +72,4 @@ def _release(scene: Scene) -> None:
         for line in release_all(scene.profile.jobs.namespace, scene.request.experiment):
             note("finish", line)
     except (InputError, RunError) as error:
-        note("finish", f"jobs that this run holds could not be let go of, the reaper will: {error}")
+        note("finish", f"jobs that this run holds could not be released, the reaper will release them: {error}")

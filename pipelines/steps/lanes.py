@@ -5,7 +5,7 @@ one, so that a run that is ended after k cells leaves k evaluated; what follows 
 that name, so that a lane of one cell looks like four plain steps. Each step first does what an earlier one should have left done.
 
 A cell that fails is recorded for the run, and later steps of the run pass it over. A step that has started before in this run was
-started again by Kubeflow's Retry, and tries the lane's failed cells again. A step fails where none of its cells can go on, the last
+started again by Kubeflow's Retry, and tries the lane's failed cells again. A step fails where none of its cells can continue, the last
 one where any cell failed: so Retry, which runs failed and omitted steps only, completes what is missing.
 """
 
@@ -41,7 +41,7 @@ def work(name: str, *, request: str, lane: str, markdown: str = "") -> None:
 
     Raises:
         InputError: all failures that it ends with are wrong input.
-        RunError: none of its cells can go on; of `evaluate`, a cell failed.
+        RunError: none of its cells can continue; of `evaluate`, a cell failed.
     """
 
     def run() -> None:
@@ -103,7 +103,7 @@ class _Worker:
         _at_once([cell for cell in todo if cell not in done], self.lane.slots, self._bring, self.scene.halt)
 
     def judge(self) -> None:
-        """Fail where none of the lane's cells can go on; in the last step, where any cell failed."""
+        """Fail where none of the lane's cells can continue; in the last step, where any cell failed."""
         failures = list(self.failed.values())
         if not failures or (self.name != "evaluate" and len(failures) < len(self.lane.cells)):
             return

@@ -1,4 +1,4 @@
-"""The first step: refuse at once what cannot be meant, and say where to look while the run goes on.
+"""The first step: refuse at once what cannot be meant, and say where to look during the run.
 
 Kubeflow's UI shows the log of a launcher and, at the end, its artifacts; what a person wants to watch lies elsewhere.
 """
@@ -147,5 +147,5 @@ def _cluster_lines(resources: str, experiment: str, namespace: str) -> list[str]
     return [
         "\n".join(["```sh", *map(_wrapped, commands), "```"]),
         "The log of each launcher is that of its job's first node. *Terminate* frees the GPUs; *Retry*, or a new run of the same "
-        "experiment, goes on from the last checkpoint.",
+        "experiment, resumes from the last checkpoint.",
     ]

@@ -245,7 +245,7 @@ def remote_list(what: What, source: str) -> RemoteList | None:
     """The list that a source names, or None where the pictures lie in one place.
 
     Raises:
-        InputError: the YAML is not there or says something wrong.
+        InputError: the YAML is missing or wrong.
     """
     if source[:8].lower().startswith(("http://", "https://")) and not source.endswith((".yaml", ".yml")):
         return RemoteList(kind="nights" if what == "triplets" else "urls", list=source)

@@ -40,7 +40,7 @@ def _tensors(model: Any, built: torch.optim.Optimizer) -> dict[str, Mapping[str,
 
 
 class _Saver:
-    """Saves one state again and again, each time behind the commit of the one before, as a training step or more lies between."""
+    """Saves one state again and again, each time after the commit of the one before, as a training step or more lies between."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         self._tensors = tensors
@@ -61,7 +61,7 @@ class _Saver:
 
 @row("I", what="save stall, ViT-B/32 with AdamW (1.82 GB), against torch.save to the same disk", unit="s", target=0.3, at_least=False)
 def save_stall(folder: Path) -> Measured:
-    """Ours returns after the copy into host buffers; the rest happens behind the training."""
+    """Ours returns after the copy into host buffers; the rest happens during training."""
     model, built = _state("cpu")
     saver = _Saver(folder / "ours", _tensors(model, built))
     reference = wall_seconds(lambda: torch.save({"model": model.state_dict(), "optimizer": built.state_dict()}, folder / "reference.pt"))
@@ -109,7 +109,7 @@ def save_stall_on_a_gpu(folder: Path) -> Measured:
 def goodput_under_kills(folder: Path) -> Measured:
     """Two ranks under the elastic agent; everything counts: detection, imports, reading the checkpoint, steps done again.
 
-    One run, as it would have its machine for itself: half of the time to the kill, which is the reference, and half behind it.
+    One run, as it would have its machine for itself: half of the time to the kill, which is the reference, and half after it.
     """
     run = _long_run(folder)
     try:

@@ -1,4 +1,4 @@
-"""Row O: the sum of gradients over ranks, hidden behind backward, against DistributedDataParallel over the same slow network.
+"""Row O: the sum of gradients over ranks, hidden by backward, against DistributedDataParallel over the same slow network.
 
 Two gloo ranks of one thread each in a network namespace whose loopback carries RATE: summing takes about as long as backward,
 as on machines whose network is slow for their GPUs.
@@ -54,13 +54,13 @@ def summed_behind_backward(folder: Path) -> Measured:
     seconds = json.loads(done.stdout)
     note = (
         f"local batch {BATCH}, {training.cpu_precision()}, 605 MB of gradients, each way in processes of its own, in turns; "
-        f"without a sum {seconds['none']:.1f} s, with one behind backward {seconds['behind']:.1f} s"
+        f"without a sum {seconds['none']:.1f} s, with one after backward {seconds['behind']:.1f} s"
     )
     return Measured(reference=seconds["ddp"], ours=seconds["ours"], note=note)
 
 
 def _steps(dist: Distributed, way: str) -> list[float]:
-    """Seconds of STEPS steps, behind the first, in which buckets and orders settle."""
+    """Seconds of STEPS steps, after the first, in which buckets and orders settle."""
     given, towers = training.batch(BATCH, 224), _Towers()
     run = nn.parallel.DistributedDataParallel(towers) if way == "ddp" else towers
     gradients = distributed.GradientSum(towers.parameters()) if way in ("ours", "behind") else None

@@ -127,7 +127,7 @@ def main() -> None:
         "## How good the shuffle is",
         "",
         "Rows are permuted once for all when staging is planned, so a shard is a fair sample of the data and no batch is biased.",
-        "What a block costs is company: samples of one shard meet more often than by chance, in a batch and again in the next epoch.",
+        "A block has a price: samples of one shard meet more often than by chance, in a batch and again in the next epoch.",
         "",
         "| order | shards in a batch | pairs of one shard in a batch | pairs that meet in two epochs running |",
         "|---|---:|---:|---:|",

@@ -16,7 +16,7 @@ from tests.locking import one_at_a_time
 
 CHART = volumes.REPOSITORY / "charts/firstsight"
 PIPELINES_VARIABLE = "FIRSTSIGHT_E2E_PIPELINES"
-"""Image of the pipelines on a cluster of one's own (KUBECONFIG)."""
+"""Image of the pipelines on a cluster given by KUBECONFIG."""
 RELEASE = "fs"
 STORAGE_CLASS = "firsttest"
 

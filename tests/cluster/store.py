@@ -10,7 +10,7 @@ from minio import Minio
 from tests.cluster import harness, settings, volumes
 
 MINIO_VARIABLE = "FIRSTSIGHT_E2E_MINIO"
-"""Image of MinIO on a cluster of one's own (KUBECONFIG), which has no image of the tests."""
+"""Image of MinIO on a cluster given by KUBECONFIG, which has no image of the tests."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Two-node PyTorchJobs on demo shards in MinIO: undisturbed, and through everything that clusters do to them.
 
-Whatever happened, the final weights are those of two ranks on this machine, and no step is lost behind the last commit.
+Whatever happened, the final weights are those of two ranks on this machine, and no step is lost after the last commit.
 """
 
 import time
@@ -56,11 +56,11 @@ class Run:
         """Do something that breaks the run off, some steps later perhaps, and wait until it has gone on and saved again."""
         committed, since, restarts = self.wait_for_the_middle(), time.time(), self.experiment.restarts()
         act()
-        harness.wait_until(f"a checkpoint behind: {what}", lambda: self.experiment.restarts() > restarts, 600)
+        harness.wait_until(f"a checkpoint after: {what}", lambda: self.experiment.restarts() > restarts, 600)
         self.losses.append(Loss(what, committed, since, until=time.time()))
 
     def recovered(self) -> list[float]:
-        """When the run has ended (its log is whole then): of each loss, seconds to its first new step, which is behind the commit."""
+        """When the run has ended (its log is whole then): of each loss, seconds to its first new step, which is after the commit."""
         found = []
         for loss in self.losses:
             seconds, step = self.experiment.recovery(loss.since, loss.until)

@@ -35,7 +35,7 @@ from trainer.storage import exists, join, layout, open_store, read_bytes, read_j
 from trainer.storage.committed import Committed, read_committed
 
 TRAINER_VARIABLE = "FIRSTSIGHT_E2E_TRAINER"
-"""Image of the trainer on a cluster of one's own (KUBECONFIG), which has no volumes with Python in them."""
+"""Image of the trainer on a cluster given by KUBECONFIG, which has no volumes with Python in them."""
 RECIPE = """
 model: {image_size: 16, patch_size: 8, vision_layers: 1, vision_width: 32, vision_head_width: 16, embed_dim: 32, text_layers: 1,
   text_width: 32, text_heads: 2, logit_scale_init: 1/0.07}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("newcomer.sh")
 CI = (REPOSITORY / "docs" / "CI.md").read_text(encoding="utf-8")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -44,7 +45,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which the newcomer's hour has passed."""
     folder = tmp_path_factory.mktemp("newcomer") / "firstsight"
     done = subprocess.run(
-        ["bash", str(REPOSITORY / "tests" / "docs" / "newcomer.sh"), str(REPOSITORY), str(folder)], capture_output=True, text=True, check=False
+        ["bash", str(REPOSITORY / "tests" / "docs" / "newcomer.sh"), str(REPOSITORY), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     print(done.stdout)

@@ -221,7 +221,7 @@ def test_features_that_are_no_numbers_are_named_and_write_nothing(root, cell, mo
 
     with pytest.raises(
         RunError,
-        match=r"6 of 10 .* contrastive-final: features of 12 of 12 images of colours are not finite, first 'colours-0000'",
+        match=r"6 of 10 .* contrastive-final: features of 12 of 12 images of colours contain NaN or Inf, first 'colours-0000'",
     ):
         evaluate(cell)
     assert not Path(root, "evaluation", "contrastive-final").exists()

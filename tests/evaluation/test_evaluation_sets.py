@@ -335,7 +335,7 @@ def test_karpathys_file_gives_the_test_pictures_with_all_captions(copy, staged):
 
 
 def test_cocos_own_captions_are_narrowed_down_by_a_list(copy, staged, tmp_path):
-    """All pictures of the file, or those that --only names; a name that is not there is an error."""
+    """All pictures of the file, or those that --only names; an unknown name is an error."""
     images = [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}]
     annotations = [{"id": 9, "image_id": 1, "caption": "first"}, {"id": 8, "image_id": 2, "caption": "second"}]
     copy("captions_val2014.json", json.dumps({"images": images, "annotations": annotations}))

@@ -77,7 +77,7 @@ def items(root, name):
 
 
 def test_layers_are_those_of_open_clips_own_blocks(measured):
-    """The kept features are, up to scale and half precision, the class token behind open_clip's own block, and the image features."""
+    """The kept features are, up to scale and half precision, the class token after open_clip's own block, and the image features."""
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{measured}/contrastive/final")
     seen = []
     model.eval().visual.transformer.resblocks[0].register_forward_hook(lambda _, __, output: seen.append(output[:, 0]))

@@ -82,12 +82,12 @@ def run_with_kills(config: StageConfig, world_size: int, *, kills: int, last_ste
 
 
 def _wait_for_step(config: StageConfig, step: int, ranks: list[BaseProcess]) -> int:
-    """The step of the first checkpoint at or behind `step` that begins to appear from now on."""
+    """The step of the first checkpoint at or after `step` that begins to appear from now on."""
     before = _newest(config)
     deadline = time.monotonic() + 120
     while (newest := _newest(config)) < step or newest == before:
         assert all(process.exitcode in (None, 0) for process in ranks), [process.exitcode for process in ranks]
-        assert time.monotonic() < deadline, f"no checkpoint behind step {before}"
+        assert time.monotonic() < deadline, f"no checkpoint after step {before}"
         time.sleep(0.0005)
     return newest
 

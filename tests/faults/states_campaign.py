@@ -1,6 +1,6 @@
 """Damages every object of a real experiment in every state, alone and in random pairs: `python -m tests.faults.states_campaign --help`.
 
-What it prints of a trial that fails, `--only` takes again. With `--record` a campaign that was stopped goes on where it was.
+What it prints of a trial that fails, `--only` takes again. With `--record` a campaign that was stopped resumes where it stopped.
 """
 
 import argparse

@@ -29,11 +29,11 @@ def start_agent(config: StageConfig, **job: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_step(config: StageConfig, step: int, agents: list[subprocess.Popen[bytes]]) -> None:
-    """A checkpoint at or behind `step` has begun to appear."""
+    """A checkpoint at or after `step` has begun to appear."""
     deadline = time.monotonic() + 240
     while campaign._newest(config) < step:
         assert all(agent.poll() is None for agent in agents), (Path(config.output) / "agents.log").read_text()[-3000:]
-        assert time.monotonic() < deadline, f"no checkpoint behind step {step}"
+        assert time.monotonic() < deadline, f"no checkpoint after step {step}"
         time.sleep(0.01)
 
 
@@ -117,7 +117,7 @@ def test_ranks_that_die_one_after_another_leave_no_trace_in_the_weights(tmp_path
 def test_a_lost_pod_is_replaced_and_leaves_no_trace_in_the_weights(tmp_path: Path) -> None:
     """SIGKILL of one agent, then SIGTERM, then SIGKILL of the one that holds the rendezvous: bit-equal to the run left alone.
 
-    With an elastic policy the first worker that ends ends the job, so both exit 0 only behind the sealed model.
+    With an elastic policy the first worker that ends ends the job, so both exit 0 only after the model is sealed.
     """
     whole = build.contrastive(tmp_path / "whole", epochs=100, nodes=2)
     assert campaign.finish(campaign.start_ranks(whole, 2)) == [0, 0]

@@ -79,7 +79,7 @@ def test_a_run_goes_on_at_another_world_size(tmp_path: Path, world_size: int) ->
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sigterm_on_one_rank_saves_the_same_step_on_all(tmp_path: Path) -> None:
-    """Rank 1 alone is told to stop: both exit 143 behind one checkpoint, and the run goes on from it."""
+    """Rank 1 alone is told to stop: both exit 143 after one checkpoint, and the run resumes from it."""
     config = build.contrastive(tmp_path, epochs=EPOCHS, processes_per_node=2, checkpoint_every_steps=1)
     ranks = campaign.start_ranks(config, 2)
     campaign._wait_for_step(config, 2, ranks)

@@ -167,7 +167,7 @@ def test_sums_over_nccl_are_those_of_one_process() -> None:
         gathered.pow(2).sum().backward()
         weight = torch.nn.Parameter(torch.zeros(3, device="cuda"))
         gradients = distributed.GradientSum([weight])
-        for _ in range(2):  # behind backward, then while it runs
+        for _ in range(2):  # after backward, then while it runs
             weight.grad = None
             gradients.begin(passes=1)
             (weight * torch.arange(3.0, device="cuda")).sum().backward()

@@ -42,7 +42,7 @@ def results_of(uri: str) -> dict[str, Any]:
 
 
 def test_families_have_means_paired_by_seed_and_count_wins(tmp_path: Path) -> None:
-    """Only measured sets count, a set of one's own takes no part, and the last row is all of them."""
+    """Only measured sets count, your own set takes no part, and the last row is all of them."""
     results = results_of(experiment(tmp_path))
     rows = {row["family"]: row for row in results["families"]}
 

@@ -276,7 +276,7 @@ def test_posthoc_needs_a_whole_model(tmp_path: Path) -> None:
 
 
 def test_a_lost_peer_never_replaces_the_reason_the_peer_gave(tmp_path: Path) -> None:
-    """failure.json keeps what can be mended."""
+    """failure.json keeps what can be fixed."""
     config = toy_config(tmp_path)
     write_failure(config, InputError("batch must be even, got 3"))
     write_failure(config, ConnectionError("connection closed by peer"))

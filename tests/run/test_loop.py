@@ -98,7 +98,7 @@ def test_the_end_of_a_run_needs_nothing_but_the_store_it_writes_to(
 
 
 def test_sigterm_saves_the_step_and_exits_143(tmp_path: Path, run_toy: Trained) -> None:
-    """The step that is running is finished and saved; the next run goes on behind it."""
+    """The step that is running is finished and saved; the next run resumes after it."""
 
     def terminate(stage: ToyStage) -> None:
         if stage.served.served[-1] == 7:
@@ -190,7 +190,7 @@ def test_checkpoints_kept_by_epoch_outlive_the_newest(tmp_path: Path, run_toy: T
 def test_a_run_that_is_killed_before_the_seal_of_kept_weights_keeps_them_after_all(
     tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    """No run goes on from a checkpoint whose epoch is to be kept and is not; what is kept is what an undisturbed run keeps."""
+    """No run resumes from a checkpoint whose epoch is to be kept and is not; what is kept is what an undisturbed run keeps."""
     settings: dict[str, Any] = {"checkpoint_every_steps": every, "trajectory": True}
     run_toy(toy_config(tmp_path / "whole", **settings))
     write = checkpoint.write_committed

@@ -164,14 +164,14 @@ def test_a_tower_with_a_renamed_key_is_refused_before_the_first_step(tmp_path: P
 
 
 def test_kill_and_resume_of_a_real_stage_is_exact(tmp_path: Path) -> None:
-    """Stopped behind step 3 of 4 and run again: the same weights as a run that was left alone."""
+    """Stopped after step 3 of 4 and run again: the same weights as a run that was left alone."""
     whole = build.contrastive(tmp_path / "a")
     finished(whole)
     config = build.contrastive(tmp_path / "b", checkpoint_every_steps=1)
     seal = finished(config)
     for path in (tmp_path / "b" / "cell" / "contrastive" / "final").iterdir():
         path.unlink()
-    again = finished(config)  # goes on from the checkpoint of step 3
+    again = finished(config)  # resumes from the checkpoint of step 3
     assert again.facts["weights_sha256"] == seal.facts["weights_sha256"]
     assert weights_sha256(model_of(whole)) == weights_sha256(model_of(config))
     assert torch.get_num_threads() == 1

@@ -132,7 +132,7 @@ def test_shards_that_img2dataset_has_not_finished_are_told(tmp_path: Path, capsy
     assert capsys.readouterr().err == ""
     (folder / "b.tar").write_bytes(pack(TWO))
     tars.read(str(folder), list_source(str(folder)))
-    told = "img2dataset has not finished it (no b_stats.json beside it): let it go on, or remove the tar"
+    told = "img2dataset has not finished it (no b_stats.json beside it): let it finish, or remove the tar"
     assert capsys.readouterr().err == f"{folder}/b.tar: {told}\n"
     (folder / "b.tar").write_bytes(pack(TWO)[:END])
     with pytest.raises(InputError, match=r"b\.tar: cut short after x\.txt: .*: img2dataset has not finished it"):

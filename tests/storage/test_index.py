@@ -94,7 +94,7 @@ def test_every_flipped_bit_is_refused() -> None:
 
 
 def test_every_cut_is_refused() -> None:
-    """No beginning of an index is an index, nor is one with something behind it."""
+    """No beginning of an index is an index, nor is one with something after it."""
     data = encode_index(SMALL)
     for length in range(len(data)):
         with pytest.raises(RunError, match=r"x\.index: "):

@@ -116,14 +116,14 @@ def test_a_matrix_that_does_not_fit_its_names_is_refused(tmp_path, case):
 
 @pytest.mark.parametrize(("name", "line"), [("V1.mat", "must be a .csv file with names"), ("V2.csv", "V2.csv: no such file")])
 def test_other_files_are_refused_by_name(tmp_path, name, line):
-    """A suffix that nobody reads, and a file that is not there."""
+    """A suffix that nobody reads, and a missing file."""
     write(tmp_path, "V1.mat", b"MATLAB")
     with pytest.raises(InputError, match=line):
         read_rdm(str(tmp_path / name))
 
 
 def test_pictures_are_found_by_key_or_by_the_name_behind_stagings_counter():
-    """A name that two pictures share behind their counters is none."""
+    """A name that two pictures share after their counters is none."""
     keys = ["000000-cat", "000001-dog", "000002-cat", "house"]
     assert find_pictures(["dog", "house", "000002-cat"], keys) == ([1, 3, 2], [])
     assert find_pictures(["cat", "tree"], keys) == ([], ["cat", "tree"])

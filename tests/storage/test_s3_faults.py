@@ -212,7 +212,7 @@ def test_wrong_key(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_bucket(s3_root: str) -> None:
-    """A bucket that is not there is an input error, not a missing object, for every kind of request."""
+    """A missing bucket is an input error, not a missing object, for every kind of request."""
     root = "s3://no-such-bucket-here"
     store, uri = open_store(root), join(root, "x")
     for work in (

@@ -102,7 +102,7 @@ def test_a_flipped_byte_of_an_index_is_corrupt(tmp_path: object, position: int) 
 
 
 def test_missing_index(tmp_path: object) -> None:
-    """An index that is not there is said to be missing, by its URI."""
+    """A missing index is reported, by its URI."""
     shard = write_shard(str(tmp_path))
     with pytest.raises(MissingObject, match=r"nowhere.*shard-0-0\.index"):
         read_index(join(str(tmp_path), "nowhere"), shard)

@@ -133,7 +133,7 @@ def test_a_changed_byte_of_a_pinned_manifest_of_format_1_is_refused(tmp_path: Pa
     [("split", "traim"), ("num_samples", 5), ("num_samples", -1), ("num_samples", True), ("size", "1"), ("index_sha256", ""), ("more", 1)],
 )
 def test_an_impossible_manifest_of_format_1_is_refused_before_it_is_pinned(tmp_path: Path, key: str, value: object) -> None:
-    """What can be told from the file alone: a split that there is not, samples that do not add up, another type."""
+    """What can be told from the file alone: an unknown split, samples that do not add up, another type."""
     root = str(tmp_path)
     write_manifest(root, make_manifest(format_version=1))
     changed = read_json(join(root, "manifest.json"))

@@ -146,7 +146,7 @@ def _sizes(
 
 def _tower(found: Mapping[str, Any], tokens: int, around: int, edge_flops: float) -> Tower:
     layers, width, mlp_width = found["layers"], found["width"], found["mlp_width"]
-    # weights of QKV, output and MLP; their biases; two LayerNorms; a scale behind attention and MLP where there is one
+    # weights of QKV, output and MLP; their biases; two LayerNorms; a scale after attention and MLP where there is one
     block = 4 * width**2 + 2 * width * mlp_width + 9 * width + mlp_width + (2 * width if found.get("layer_scale") else 0)
     return Tower(tokens=tokens, layers=layers, width=width, mlp_width=mlp_width, parameters=around + layers * block, edge_flops=edge_flops)
 

@@ -1,7 +1,7 @@
 """Shards on this machine: in place where the root is a folder, else fetched ahead of their use into a bounded cache.
 
 The ranks of a node share one folder (trainer/data/folder.py): whoever finds a file missing or damaged fetches it for all, and
-the last to let go removes it. Where the whole split fits into `placement.cache_bytes`, shards are fetched whole, nothing is
+the last to release it removes it. Where the whole split fits into `placement.cache_bytes`, shards are fetched whole, nothing is
 removed before the end, and later epochs fetch nothing.
 """
 
@@ -64,7 +64,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         ...
 
 
@@ -178,7 +178,7 @@ class Prefetcher:
         return held.cached.ready.result()
 
     def release(self, step: int) -> None:
-        """Let go of what no step from `step` on needs."""
+        """Release what no step from `step` on needs."""
         with self._changed:
             if self._stopped:
                 return

@@ -54,7 +54,7 @@ class CacheFolder:
                 pass
 
     def take(self, file: ShardFile, rows: range | None, fetch: Callable[[], object], stopped: Callable[[], bool]) -> None:
-        """Hold a file, so that nobody removes it; where it is not there whole it is fetched, by one process for all.
+        """Hold a file, so that nobody removes it; where it is incomplete it is fetched, by one process for all.
 
         Args:
             file: to hold; find_damage looks at it unless somebody who holds it has done so.

@@ -3,7 +3,7 @@
     loader = PairsLoader(config.data, seed=0, global_batch_size=4096, rank=rank, world_size=world_size, …)
     for batch in loader.batches(start_step): …
 
-`batches(start_step)` goes on for ever and resumes exactly: the step is its whole state. What a batch holds is the
+`batches(start_step)` never ends, and resumes exactly: the step is its whole state. What a batch holds is the
 same at every world size, number of workers and place of the data.
 """
 

@@ -115,7 +115,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
             self.close()
 
     def close(self) -> None:
-        """Stop, and let go of the shards."""
+        """Stop, and release the shards."""
         self._stopped.set()
         self._source.close()
         self._thread.join()

@@ -64,7 +64,7 @@ class ShardView:
     """
 
     def __init__(self, file: ShardFile) -> None:
-        """Map it. Raises DamagedFile where it is not there, is shorter than the manifest says, or has another index."""
+        """Map it. Raises DamagedFile where it is missing, is shorter than the manifest says, or has another index."""
         self.damaged, self._file = False, file
         try:
             self.index = file.read_index()
@@ -130,7 +130,7 @@ class Views:
             if view is None or view.damaged:
                 self._views.pop(file.path, None)
                 while self._views and (len(self._views) >= self._capacity or not os.path.exists(next(iter(self._views)))):
-                    self._views.popitem(last=False)  # unmapped when its last user lets go; a removed file takes disk until then
+                    self._views.popitem(last=False)  # unmapped when its last user releases it; a removed file takes disk until then
                 view = self._views[file.path] = ShardView(file)
             self._views.move_to_end(file.path)
             return view

@@ -28,7 +28,7 @@ def read_chosen(folder: str, shards: Sequence[Shard], seed: int, fraction: float
     """`chosen` of the samples of these shards, end to end. Every index is read, and compared with the manifest.
 
     Raises:
-        MissingObject, Corrupt: an index is not there, or not as it was written.
+        MissingObject, Corrupt: an index is missing, or not as it was written.
     """
     with ThreadPoolExecutor(_READERS, "subset") as readers:
         ranks = list(readers.map(lambda shard: _ranks(read_index(folder, shard).keys, seed), shards))

@@ -150,7 +150,7 @@ def embed(
             for encoder, parts in zip(encoders, features, strict=True):
                 parts.append(run(encoder, images))
             advance(len(images))
-    return [torch.cat(features.pop(0)) for _ in encoders]  # what is done is let go of: layers take gigabytes
+    return [torch.cat(features.pop(0)) for _ in encoders]  # what is done is freed: layers take gigabytes
 
 
 def _decoded(future: Future[Tensor], where: Callable[[int], str], number: int) -> Tensor:
@@ -171,7 +171,7 @@ def check_finite(encoder: Encoder, features: Tensor, names: Sequence[str], what:
     """
     bad = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
     if len(bad):
-        raise RunError(f"{encoder.name}: features of {len(bad)} of {len(features)} {what} are not finite, first {names[int(bad[0])]!r}")
+        raise RunError(f"{encoder.name}: features of {len(bad)} of {len(features)} {what} contain NaN or Inf, first {names[int(bad[0])]!r}")
 
 
 def effective_rank(features: Tensor) -> float:

@@ -80,10 +80,10 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
     Args:
         config: of the evaluation.
         asked: the stage.
-        unfinished_ok: whether a stage without a final model is no error; it gives the checkpoints that it has.
+        unfinished_ok: whether a stage without a final model is accepted; it gives the checkpoints that it has.
 
     Raises:
-        InputError: the stage is not finished, a seal has another recipe hash, or a step that was asked for is not there.
+        InputError: the stage is not finished, a seal has another recipe hash, or a requested step is missing.
         Corrupt: the final model's seal is damaged.
     """
     if asked.stage == "untrained":

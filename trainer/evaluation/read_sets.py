@@ -200,7 +200,7 @@ def _check_shards(uri: str, num_shards: int, split: str = SPLIT) -> None:
     there = {int(name.removesuffix(".tar")) for name in names if re.fullmatch(r"\d{1,9}\.tar", name)}
     missing, more = sorted(set(range(num_shards)) - there), sorted(number for number in there if number >= num_shards)
     if missing:
-        raise InputError(f"{prefix}{missing[0]}.tar: missing: nshards.txt says {num_shards} shards, and {len(missing)} are not there")
+        raise InputError(f"{prefix}{missing[0]}.tar: missing: nshards.txt says {num_shards} shards, and {len(missing)} are missing")
     if more:
         raise InputError(f"{prefix}{more[0]}.tar: is there, but nshards.txt says {num_shards} shards: the set would be measured in part")
 
@@ -356,7 +356,7 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, bytes
     """(key, members by the index's column) of each sample of one shard, verified by the checksums that make the identity.
 
     Raises:
-        Corrupt: the tar or its index is not there, or not the one that was staged; staging will look at both again.
+        Corrupt: the tar or its index is missing, or not the one that was staged; staging will look at both again.
     """
     try:
         yield from _read_whole(folder, shard)

@@ -49,7 +49,7 @@ def find_tasks(config: EvaluateConfig, sets: Iterable[EvaluationSet]) -> Iterato
     """What the configuration asks for on these sets.
 
     Raises:
-        InputError: a set that there is not, or one that cannot be probed.
+        InputError: an unknown set, or one that cannot be probed.
     """
     asked = config.representation
     if not asked.sets and not asked.probes:

@@ -1,6 +1,6 @@
 """open_clip's CLIP, from the files of its package that a plain CLIP needs.
 
-`import open_clip` would import every model that it has, with timm, torchvision and torch._dynamo behind them: three CPU-seconds in each
+`import open_clip` would import every model that it has, and timm, torchvision and torch._dynamo with them: three CPU-seconds in each
 process. Here its files run as a package of another name, so whoever imports open_clip itself still gets all of it. The classes
 are the same source, and the names of their weights with them.
 """

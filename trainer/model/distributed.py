@@ -213,7 +213,7 @@ class GradientSum:
     """Sums `.grad` over ranks in runs of parameters, each sent while backward still works on the others.
 
     Where runs are cut, and so the order in which numbers are added, depends on the model alone. The order in which they are sent
-    changes no number, but must be the same on all ranks: the first step sends them behind backward, and from then on every
+    changes no number, but must be the same on all ranks: the first step sends them after backward, and from then on every
     rank sends in the order in which rank 0's were complete then.
     """
 

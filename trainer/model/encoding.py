@@ -1,7 +1,7 @@
 """The towers forward: pictures and captions to unit features, with open_clip's modules and weights.
 
 What differs from open_clip's own forward is the work, not the function. Captions run at about their own length, the last
-block runs for the one token that is read behind it, patches are cut by a view and multiplied instead of convolved,
+block runs for the one token that is read afterwards, patches are cut by a view and multiplied instead of convolved,
 and attention gets no mask tensor. So that the matrix products are few and large, tokens of all sequences lie end to end.
 
 Shapes: B batch, L tokens of a sequence, T tokens of all sequences, D joint width, W tower width.

@@ -229,7 +229,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         if value.is_floating_point() != expected[name].is_floating_point():
             raise InputError(f"{source} does not fit the model: {name} holds {value.dtype}, not {expected[name].dtype}")
     if broken := find_nonfinite(state):
-        raise InputError(f"{source}: {broken} holds numbers that are not finite")
+        raise InputError(f"{source}: {broken} contains NaN or Inf")
     module.load_state_dict(dict(state), strict=True)
 
 

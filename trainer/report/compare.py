@@ -45,7 +45,7 @@ class Endpoint:
 
     @property
     def counted(self) -> str:
-        """How much there is behind the figure: `380 pictures, 10 classes`."""
+        """How much data the figure stands on: `380 pictures, 10 classes`."""
         total: dict[str, int] = {}
         for test_set in self.sets:
             for name, number in test_set.sizes.items():

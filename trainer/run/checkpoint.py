@@ -48,7 +48,7 @@ class Checkpoint:
         uri: its folder.
         step: optimiser steps done.
         tensors: file name -> tensor name -> tensor on the CPU.
-        state: what else a run needs to go on (state.json).
+        state: what else a run needs to resume (state.json).
         records: file name -> text of the stage's folder as it was at this step; empty in a checkpoint of format 1.
     """
 
@@ -101,7 +101,7 @@ class Writer:
         content = json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}, indent=1, sort_keys=True).encode()
 
         def store() -> float:
-            if keep:  # first: no run goes on from a checkpoint whose step is to be kept and is not
+            if keep:  # first: no run resumes from a checkpoint whose step is to be kept and is not
                 self._store_kept(step, facts)
             self._store(step, content, facts, beside)
             return time.monotonic() - began
@@ -171,7 +171,7 @@ class Writer:
         open_store(folder).delete(join(folder, NAME))  # an earlier run's seal must not vouch for our files
         for name, image in images.items():
             if broken := find_nonfinite(image.views):
-                raise RunError(f"{join(folder, name)}: {broken} holds numbers that are not finite: not saved")
+                raise RunError(f"{join(folder, name)}: {broken} contains NaN or Inf: not saved")
         contents = {**others, **{name: image.bytes() for name, image in images.items()}}
         return {name: put_file(folder, name, data)[0] for name, data in contents.items()}
 
@@ -254,7 +254,7 @@ def clear(output: str) -> None:
 
 
 def written_by(output: str, attempt: int) -> bool:
-    """Whether this attempt (not 0, which is none) has committed a checkpoint: then even `resume: never` goes on from it.
+    """Whether this attempt (not 0, which is none) has committed a checkpoint: then even `resume: never` resumes from it.
 
     A pod that was restarted gets the same arguments again; without this it would start from the beginning each time.
     """
@@ -265,7 +265,7 @@ def written_by(output: str, attempt: int) -> bool:
 
 
 def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from.
+    """The checkpoint to resume from.
 
     Args:
         output: the stage's folder.

@@ -21,7 +21,7 @@ log = logging.getLogger("trainer")
 
 @contextmanager
 def best_effort(what: str) -> Iterator[None]:
-    """For extras that a run can do without: whatever fails inside is logged in one line, and the run goes on."""
+    """For extras that a run can do without: whatever fails inside is logged in one line, and the run continues."""
     try:
         yield
     except Exception as error:
@@ -29,7 +29,7 @@ def best_effort(what: str) -> Iterator[None]:
 
 
 def warn(config: StageConfig, line: str) -> None:
-    """Say a line on a stage that goes on: in its log, and to the person who waits."""
+    """Say a line on a stage that continues: in its log, and to the person who waits."""
     log.warning("%s", line)
     tell(layout.stage_title(config), line)
 

@@ -34,7 +34,7 @@ from trainer.storage.fence import Fence
 from trainer.storage.manifest import require_manifest
 
 SKIPPED = "skipped"
-"""Figure of a step: whether it changed nothing, since its gradient is not finite."""
+"""Figure of a step: whether it changed nothing, since its gradient contains NaN or Inf."""
 _ASK_SECONDS, _MOST_STEPS_UNASKED = 1.0, 100
 """How long a request to stop may wait for the ranks to ask each other; should steps suddenly get slow, so many of them."""
 _AFTER_WATCHDOG_SECONDS = 120.0
@@ -121,7 +121,7 @@ def build_stage(config: StageConfig, dist: Distributed) -> Stage:
 
 
 class _Cadence:
-    """What is due behind a step."""
+    """What is due after a step."""
 
     def __init__(self, run: Run) -> None:
         self._placement, self._run = run.config.placement, run
@@ -167,7 +167,7 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
     batches = loader.batches(state.step)
     run.stage.module.train()
     records.say(run, {})
-    if state.step == 0 and cadence.keep():  # of later epochs a run that goes on has them: they are sealed before any later checkpoint
+    if state.step == 0 and cadence.keep():  # of later epochs a resumed run has them: they are sealed before any later checkpoint
         records.keep_weights(run)
     distributed.communication_seconds()  # what came before the first step does not count
     with _watched(run) as beat:
@@ -206,15 +206,15 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
 
 
 def _stop(run: Run) -> None:
-    """End the run behind a committed checkpoint; every rank waits for it."""
+    """End the run after a committed checkpoint; every rank waits for it."""
     if run.writer is not None:
         run.writer.wait()
     distributed.barrier()
-    raise Stopped(f"{run.name}: stopped on request at step {run.state.step} of {run.steps}; run the same command again to go on")
+    raise Stopped(f"{run.name}: stopped on request at step {run.state.step} of {run.steps}; run the same command again to resume")
 
 
 def _step(run: Run, batch: Any) -> dict[str, Any]:
-    """One optimiser step. A gradient that is not finite is skipped and counted; the count may not pass the limit."""
+    """One optimiser step. A gradient that contains NaN or Inf is skipped and counted; the count may not pass the limit."""
     config, state = run.config, run.state
     settings: OptimizerConfig = stage_settings(config).optimizer
     rate = optimizer.learning_rate(settings, state.step, _horizon(run))
@@ -242,10 +242,10 @@ def _tell(run: Run, wait: bool) -> None:
     for step, figures, times in run.leaving.arrived(wait=wait):
         if figures.pop(SKIPPED):
             state.nonfinite_steps += 1
-            log.warning("%s: step %d skipped, its gradient is not finite (%d so far)", run.name, step, state.nonfinite_steps)
+            log.warning("%s: step %d skipped, its gradient contains NaN or Inf (%d so far)", run.name, step, state.nonfinite_steps)
             if state.nonfinite_steps > limit:
                 raise RunError(
-                    f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient that is not finite, "
+                    f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient that contains NaN or Inf, "
                     f"placement.max_nonfinite_steps is {limit}"
                 )
         if times is not None:

@@ -137,7 +137,7 @@ class StoredLogHandler(logging.Handler):
 
 
 def json_line(figures: Mapping[str, Any]) -> str:
-    """One object of progress.jsonl; a figure that is not finite is null, as JSON has no other word for it."""
+    """One object of progress.jsonl; a figure that is NaN or Inf is null, as JSON has no other word for it."""
     return json.dumps({key: None if isinstance(value, float) and not _finite(value) else value for key, value in figures.items()})
 
 

@@ -2,7 +2,7 @@
 
 All ranks at once, for some seconds: the sum over ranks of what the gradients weigh, a read of shards, and a matrix product,
 which tells how fast the devices could go. The recipe's needs follow from half of that speed. Too slow is said in one line,
-with the numbers, and the run goes on: its result is right, only late.
+with the numbers, and the run continues: its result is right, only late.
 """
 
 import logging

@@ -57,9 +57,9 @@ def from_main(dist: Distributed, make: Callable[[], T]) -> T:
 
 
 def start(config: StageConfig, dist: Distributed, stage: Stage, built: optimizer.Adam) -> tuple[State, str]:
-    """Bring stage, optimiser and state to where the run goes on; the hash of the weights it first started from, too.
+    """Bring stage, optimiser and state to where the run resumes; the hash of the weights it first started from, too.
 
-    1. This run has a checkpoint (or is told one): go on from it, exactly.
+    1. This run has a checkpoint (or is told one): resume from it, exactly.
     2. The run is finished: trainer/run/train.py has seen that and never came here.
     3. It starts from a tower, a permuted tower or a whole model: load it, strictly; anything unexpected ends the run.
     4. From scratch: the weights are those of the seed's named streams, equal on every rank.
@@ -84,7 +84,7 @@ def start(config: StageConfig, dist: Distributed, stage: Stage, built: optimizer
 
 
 def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Checkpoint | None:
-    """Rank 0 reads and verifies; the others get its bytes, so that all go on from the same."""
+    """Rank 0 reads and verifies; the others get its bytes, so that all resume from the same."""
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     fields = recipe_fields(config)
     kept: list[checkpoint.Checkpoint | None] = [None]

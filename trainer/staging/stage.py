@@ -53,7 +53,7 @@ DEMO = "demo"
 Looks = dict[str, "array[int]"]
 """Split -> looks of its pictures (images.look_of)."""
 _SLICE_SHARDS = 16
-_THREADS = 4  # PIL lets go of the interpreter while it decodes, resizes and encodes
+_THREADS = 4  # PIL releases the GIL while it decodes, resizes and encodes
 _AHEAD = 64  # samples prepared beyond the one being written: bounds memory
 
 

@@ -1,6 +1,6 @@
 """Members of a tar that others wrote: every one of them, or a line that says what is wrong with the file.
 
-Python's tarfile takes an archive for complete that ends in the middle of a header or between members, and does not look behind the
+Python's tarfile takes an archive for complete that ends in the middle of a header or between members, and does not look past the
 end mark; here each of these is refused. A link to a member of the same tar stands for that member.
 """
 
@@ -77,7 +77,7 @@ def read_members(stream: BinaryIO, size: int, where: str, is_wanted: Callable[[s
 
 
 def _last(found: list[Member]) -> str:
-    """Words for the place behind the last member."""
+    """Words for the place after the last member."""
     return f"after {found[-1].name}" if found else "at its beginning"
 
 
@@ -92,7 +92,7 @@ def _check_member(info: tarfile.TarInfo, size: int, where: str) -> None:
 
 
 def _check_end(stream: BinaryIO, position: int, size: int, where: str, last: str) -> None:
-    """Refuse what is not two blocks of zeros, and nothing but zeros behind them, where tarfile found no further member."""
+    """Refuse what is not two blocks of zeros, and nothing but zeros after them, where tarfile found no further member."""
     stream.seek(position)
     block = stream.read(_BLOCK)
     if len(block) < _BLOCK:

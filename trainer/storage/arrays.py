@@ -46,7 +46,7 @@ def read_arrays(uri: str, names: Collection[str] | None = None, sealed: Mapping[
         sealed: {"size": bytes, "sha256": hex} that it must have, where that is recorded.
 
     Raises:
-        MissingObject: it is not there.
+        MissingObject: there is no such object.
         Corrupt: its bytes are not those that were recorded, no arrays of numbers and text, or beyond the bounds of this module.
     """
     store = open_store(uri)

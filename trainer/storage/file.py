@@ -132,7 +132,7 @@ class FileStore:
             return any(not name.endswith(PARTIAL) for _, _, names in walked for name in names)
 
     def delete(self, uri: str) -> None:
-        """Remove the file; one that is not there is no error."""
+        """Remove the file; a missing one is not an error."""
         with _errors(uri), suppress(IsADirectoryError):
             _path(uri).unlink(missing_ok=True)
 
@@ -178,7 +178,7 @@ def _open_partial(path: Path, uri: str) -> tuple[Path, BinaryIO]:
         except FileNotFoundError:  # the new folder was swept away, being empty
             continue
         with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel, whatever ends this process; see `sweep`
+            fcntl.flock(file, fcntl.LOCK_EX)  # released by the kernel, whatever ends this process; see `sweep`
         if os.fstat(file.fileno()).st_nlink:
             return partial, file
         file.close()  # swept away before it was locked
@@ -208,7 +208,7 @@ def _locked(path: Path, uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # before it is let go: whoever waits for it sees that it is gone, and makes another
+        lock.unlink(missing_ok=True)  # before it is released: whoever waits for it sees that it is gone, and makes another
         if descriptor is not None:
             os.close(descriptor)
 

@@ -187,7 +187,7 @@ def shard_from_json(value: Any, version: int, uri: str) -> Shard:
     """A shard as `from_json` reads it, of a split that there is."""
     shard = from_json(Shard, value, version, uri)
     if shard.split not in _SPLITS:
-        raise Corrupt(f"{uri}: {shard.name} is of split {shard.split!r}, which there is not: it was damaged or changed by hand")
+        raise Corrupt(f"{uri}: {shard.name} is of split {shard.split!r}, which is unknown: it was damaged or changed by hand")
     return shard
 
 

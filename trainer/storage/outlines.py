@@ -111,7 +111,7 @@ def check_representation(config: RepresentationConfig, rdms: Sequence[Rdm], know
         complete: whether these are all of its sets; else the pairs are not staged yet, and what is not known is left for later.
 
     Raises:
-        InputError: a set that there is not, a probe of a set that is not classified one class a picture or has no training
+        InputError: an unknown set, a probe of a set that is not classified one class a picture or has no training
             pictures, or an RDM whose names are not pictures of one of the sets.
     """
     for name in ("sets", "probes"):

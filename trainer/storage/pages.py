@@ -146,7 +146,7 @@ def _sweep(experiment_uri: str, previous: int) -> None:
 
 
 def _read(experiment_uri: str) -> tuple[Page, str]:
-    """made.json and its stamp. One that is lost or damaged counts as one that points nowhere, and numbers go on from the folders'."""
+    """made.json and its stamp. One that is lost or damaged counts as one that points nowhere, and numbers continue from the folders'."""
     folder = layout.report(experiment_uri)
     uri = join(folder, NAME)
     info = open_store(uri).head(uri)  # before its content: what is written meanwhile then has another stamp

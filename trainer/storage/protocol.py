@@ -91,7 +91,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, uri: str) -> None:
-        """Remove the object; one that is not there is no error."""
+        """Remove the object; a missing one is not an error."""
         ...
 
     def head(self, uri: str) -> ObjectInfo | None:

@@ -150,7 +150,7 @@ class S3Store:
             return any(not item.is_dir and not is_partial(str(item.object_name)) for item in items)
 
     def delete(self, uri: str) -> None:
-        """Remove the object; one that is not there is no error."""
+        """Remove the object; a missing one is not an error."""
         bucket, key = _split(uri)
         try:
             with explained(uri, self._settings.endpoint):

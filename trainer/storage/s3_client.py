@@ -155,7 +155,7 @@ class Client(Minio):
         return self._complete_multipart_upload(bucket, key, upload_id, parts).etag or ""
 
     def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
-        """End an upload and drop its parts; one that is not there is no error."""
+        """End an upload and drop its parts; a missing one is not an error."""
         try:
             self._abort_multipart_upload(bucket, key, upload_id)
         except S3Error as error:

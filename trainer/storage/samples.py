@@ -17,7 +17,7 @@ def read_index(folder: str, shard: Shard) -> ShardIndex:
     """The index of one shard of the data set in `folder`, the very one that the manifest names.
 
     Raises:
-        MissingObject: it is not there.
+        MissingObject: there is no such object.
         InputError: a newer format.
         Corrupt: changed, cut short, or of another tar.
     """

@@ -36,7 +36,7 @@ def backends() -> tuple[str, ...]:
 
 
 def require_backend(name: str) -> None:
-    """Refuse a `backend` that there is not.
+    """Refuse an unknown `backend`.
 
     Raises:
         InputError: naming those that there are.

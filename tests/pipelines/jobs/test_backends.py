@@ -217,7 +217,7 @@ def test_a_report_is_made_though_the_cluster_is_gone(
     scene.api.stop()
     finish.finish(run="a-run", request="", root="", state="FAILED")
 
-    assert "could not be let go of, the reaper will: no Kubernetes API server can be reached" in capsys.readouterr().out
+    assert "could not be released, the reaper will release them: no Kubernetes API server can be reached" in capsys.readouterr().out
 
 
 def test_the_store_of_the_profile_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -155,7 +155,7 @@ def test_its_conditions_say_where_it_stands(seen: dict[str, Any], phase: str):
 
 
 def test_a_failure_names_the_slices():
-    """As the controller counts them, with its words behind."""
+    """As the controller counts them, followed by its words."""
     seen = job(conditions=[condition("Failed", "Job has failed indexes")], failedIndexes="1,3-5")
 
     assert SHAPE.phase(seen).message == "slices 1, 3-5 failed: Job has failed indexes"

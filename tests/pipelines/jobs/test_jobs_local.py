@@ -78,7 +78,7 @@ def test_a_job_that_succeeds_has_no_failure_line():
 
 @pytest.mark.parametrize(("code", "expected"), [(2, 2), (1, 1), (7, 1), (143, 1)])
 def test_the_last_line_says_why_a_job_failed(code: int, expected: int):
-    """Exit code 2 is the user's to mend, any other is 1."""
+    """Exit code 2 is the user's to fix, any other is 1."""
     job, _, reader = start(f"import sys; print('first'); print('trainer train: why', file=sys.stderr); print(); sys.exit({code})")
 
     assert ended(job, reader) == Outcome(exit_code=expected, line="trainer train: why")

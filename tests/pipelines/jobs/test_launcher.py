@@ -163,7 +163,7 @@ def test_the_trainer_is_told_its_attempt_and_where_to_resume(scene: Scene):
 
 @pytest.mark.parametrize(("checkpointed", "expected"), [(False, "never"), (True, "auto")])
 def test_a_stage_that_begins_anew_does_so_once(scene: Scene, checkpointed: bool, expected: str):
-    """After its first checkpoint a job that is submitted again goes on from there; a checkpoint with a damaged seal is none."""
+    """After its first checkpoint a job that is submitted again resumes from there; a checkpoint with a damaged seal is none."""
     scene.running(resume="never")
     write_bytes(join(layout.checkpoint(scene.folder, 3), "COMMITTED.json"), b"{")
     if checkpointed:

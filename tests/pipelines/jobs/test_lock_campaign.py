@@ -1,6 +1,6 @@
 """Runs that take, hold, leave and lose the lock of one experiment at random, killed at any moment: never two at once.
 
-Who holds the lock shows itself by a flock on a file of the test's own, which the kernel lets go of when it is killed.
+Who holds the lock shows itself by a flock on a file of the test's own, which the kernel releases when it is killed.
 """
 
 import itertools

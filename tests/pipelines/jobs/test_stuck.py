@@ -181,7 +181,7 @@ def test_who_may_not_list_nodes_goes_on_without(scene: Scene):
     ],
 )
 def test_a_job_that_the_api_server_refuses(scene: Scene, code: int, message: str, exit_code: int):
-    """A wrong request is the user's to mend; a quota may be free later."""
+    """A wrong request is the user's to fix; a quota may be free later."""
     scene.api.refuse = lambda verb, resource, body: Status(code, "Forbidden", message, JOBS) if verb == "create" else None
 
     outcome = scene.launch().outcome()

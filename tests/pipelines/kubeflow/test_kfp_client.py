@@ -1,4 +1,4 @@
-"""What firstsight asks of Kubeflow, held against a small server with the real one's manners."""
+"""What firstsight asks of Kubeflow, held against a small server that behaves like the real one."""
 
 import re
 import threading

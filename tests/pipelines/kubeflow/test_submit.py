@@ -264,7 +264,7 @@ def test_ctrl_c_asks_the_server_to_terminate_and_waits_for_the_end(server: Kubef
     assert "asking Kubeflow to terminate" in out
     assert "run: canceling" in out
     assert "finish: succeeded" not in out
-    assert error == "pipelines submit: stopped; submit the same experiment again to go on\n"
+    assert error == "pipelines submit: stopped; submit the same experiment again to resume\n"
 
 
 @pytest.mark.slow

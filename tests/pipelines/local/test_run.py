@@ -132,7 +132,7 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
 
     assert code == expected
     assert "stopping…" in out
-    assert "run the same command again to go on" in error
+    assert "run the same command again to resume" in error
     assert is_gone(trainer)
     assert run.starts("contrastive", "random-seed1") == []
     assert "SIGTERM: saved" in (root / "experiments/smoke/random-seed0/contrastive/log.txt").read_text()

@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_nothing_on_the_cluster(api: FakeApi, tmp_path: Path):
             process.kill()
 
     assert run.returncode == 130, out + error
-    assert "stopped; run the same command again to go on" in error
+    assert "stopped; run the same command again to resume" in error
     assert api.find(JOBS, name) is None
     assert not [key for key in api.objects if key[0] == "pods" and key[2].startswith(name)]
 

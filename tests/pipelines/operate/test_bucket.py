@@ -28,7 +28,7 @@ def test_makes_the_bucket_once(environment: S3Server, capsys: pytest.CaptureFixt
 
 
 def test_missing_bucket_that_must_exist(environment: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
-    """--no-create refuses a bucket that is not there, by the chart's key."""
+    """--no-create refuses a missing bucket, by the chart's key."""
     assert main(["bucket", "not-there", "--no-create"]) == 2
     assert "bucket not-there at http" in (said := capsys.readouterr().err)
     assert "objectStore.createBucket" in said
@@ -52,7 +52,7 @@ def test_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_wrong_keys(environment: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Keys that the store does not know are the user's to mend."""
+    """Keys that the store does not know are the user's to fix."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert main(["bucket", "some-bucket"]) == 2
     assert "refused" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def _only_refused(read: Callable[[], object], seed: int, value: object) -> None:
 @pytest.mark.parametrize("change", [{"splits": ["dev"]}, {"splits": [1]}, {"shard_samples": 0}, {"options": {"rules": "2"}}])
 def test_a_plan_that_says_what_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     plans.write_plan(str(tmp_path), dataclasses.replace(plan_of(3), **change))
-    with pytest.raises(Corrupt, match=r"plan\.json: names a split, a number of samples or a version of the rules that there is not"):
+    with pytest.raises(Corrupt, match=r"plan\.json: names a split, a number of samples or a version of the rules that is unknown"):
         read_plan(str(tmp_path))
 
 

@@ -284,7 +284,7 @@ def test_url_list_with_heldout_part(web: Web, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_nights_over_http(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """NIGHTS behind a URL becomes the data set that the same folder becomes on this machine, sample by sample."""
+    """NIGHTS at a URL becomes the data set that the same folder becomes on this machine, sample by sample."""
     web.folder = write_nights(tmp_path / "nights")
     web.pages["/ref/000/007.png"] = lambda count: (500, {}, b"") if count < 3 else (200, {}, (web.folder / "ref/000/007.png").read_bytes())
     web.pages["/ref/000/010.png"] = b"<html>"

@@ -120,7 +120,7 @@ def test_order_is_a_permutation_by_key(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_lists_on_the_web(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Lists behind URLs are brought here first, and give the plan that the same files give on this machine."""
+    """Lists at URLs are brought here first, and give the plan that the same files give on this machine."""
     files = write_yfcc(tmp_path / "yfcc")
     with web_server() as web:
         web.folder = tmp_path / "yfcc"

@@ -52,7 +52,7 @@ def stage_in_a_job(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 def test_chunks_become_the_folder_s_data_set(
     root: str, web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunk zips behind a URL, fetched by three pods, give the samples that the unpacked folder gives; the zips are never read whole."""
+    """Chunk zips at a URL, fetched by three pods, give the samples that the unpacked folder gives; the zips are never read whole."""
     nights = write_nights(tmp_path / "nights")
     serve_chunks(web, {path.relative_to(nights).as_posix(): path.read_bytes() for path in sorted(nights.rglob("*")) if path.is_file()})
     folder = stage_in_a_job(capsys, monkeypatch, root, "--list", f"{web.url}/chunks", "--table", f"{web.url}/data.csv")

@@ -95,7 +95,7 @@ class Copy:
         return [line.strip() for line in lines_of(text_of(self.read(name), f"{self.uri}/{name}")) if line.strip()]
 
     def reader(self, name: str) -> Callable[[], bytes]:
-        """Reads a file of the copy later; InputError now where it is not there."""
+        """Reads a file of the copy later; InputError now where it is missing."""
         if name not in self._files:
             raise InputError(f"{self.uri}: {name} is listed but not there")
         return lambda: self.read(name)

@@ -114,7 +114,7 @@ def _only(uri: str) -> set[str]:
 
 
 def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
-    """The rows that a list names; InputError where it names one that is not there."""
+    """The rows that a list names; InputError where it names an unknown one."""
     if not wanted:
         yield from rows
         return

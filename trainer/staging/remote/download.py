@@ -83,7 +83,7 @@ def _size(path: Path) -> int:
 
 
 def _version(note: Path) -> str:
-    """Of the file that an earlier try began to fetch; empty where its note is not there, damaged or no header's value."""
+    """Of the file that an earlier try began to fetch; empty where its note is missing, damaged or no header's value."""
     try:
         value = json.loads(note.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -147,7 +147,7 @@ def _make_makers(processes: int) -> Executor:
     if processes:
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(processes, context, initializer=_begin_maker, initargs=(shared_budget(context),))
-    return ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # PIL lets go of the interpreter while it works
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # PIL releases the GIL while it works
 
 
 def _samples(
@@ -227,7 +227,7 @@ class _Pictures:
             self._turn.notify_all()
 
     def close(self) -> None:
-        """Let go of all that wait."""
+        """Release all that wait."""
         with self._turn:
             self._closed = True
             self._turn.notify_all()

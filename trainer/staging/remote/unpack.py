@@ -2,7 +2,7 @@
 
 So do Hugging Face's data sets come (a struct with bytes, `text` or `caption`, perhaps a `label` whose names the schema has), and
 RWKV's YFCC15M (`images`, and `texts`, CLIP's token ids). Files named after splits (train-00000-of-00002.parquet) give their samples
-that split; without captions the label is the caption. A tar for each file; those that are there are kept, so that a killed run goes on.
+that split; without captions the label is the caption. A tar for each file; those that are there are kept, so that a killed run resumes.
 """
 
 import json

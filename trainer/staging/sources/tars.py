@@ -70,7 +70,7 @@ def _unfinished(base: str, by_name: dict[str, SourceFile]) -> str:
     """Words on a tar without img2dataset's note that it is done, where other tars have theirs."""
     if f"{base}{_STATS}" in by_name or not any(name.endswith(_STATS) for name in by_name):
         return ""
-    return f": img2dataset has not finished it (no {base}{_STATS} beside it): let it go on, or remove the tar"
+    return f": img2dataset has not finished it (no {base}{_STATS} beside it): let it finish, or remove the tar"
 
 
 def _class_names(file: SourceFile) -> list[str]:

@@ -1,4 +1,4 @@
-"""NIGHTS behind a URI, in any of the ways it comes: the table is read when planning, the pictures when fetching.
+"""NIGHTS at a URI, in any of the ways it comes: the table is read when planning, the pictures when fetching.
 
 A folder in its layout, nights.zip, or the folder of its chunk zips with data.csv beside them. Of zips only their directories
 are read, and later each picture by a range of its own, so that nothing of 58 GB need lie on this machine.
