@@ -1,6 +1,7 @@
 import pytest
 
 from pipelines.planning.arms import parse_arms, parse_seeds
+from trainer.arms import registered
 from trainer.errors import InputError
 
 
@@ -51,7 +52,7 @@ def test_a_wrong_arm_is_named(text: str, named: str):
 
 def test_a_wrong_arm_is_told_what_is_accepted():
     """The line holds every arm."""
-    with pytest.raises(InputError, match="random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>"):
+    with pytest.raises(InputError, match=f"{', '.join(registered())}, from:<uri>"):
         parse_arms("nonsense")
 
 
