@@ -41,16 +41,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PairMaker:
-    """Makes samples of pairs under an image policy and a version of the rules (plans.PAIRS_RULES)."""
+    """Makes samples of pairs under an image policy and a version of the rules (plans.PAIRS_RULES), with their looks where wanted."""
 
     image_policy: str
     rules: int = PAIRS_RULES
+    looks: bool = False
 
     def __call__(self, row: PairRow) -> Sample | Reject:
         """The sample, or why there is none."""
         try:
             with held(row.image) as data:
-                picture = normalise(data, self.image_policy, self.rules)
+                picture = normalise(data, self.image_policy, self.rules, looks=self.looks)
         except BadImageError as error:
             return Reject(row.where, error.cause, error.detail)
         except MissingObject as error:  # listed, but gone since

@@ -116,7 +116,7 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
             rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
             plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
         _check_planned(target, plan, len(rows), source_rows.rejects, max_reject_fraction)
-        make = PairMaker(settings.image_policy, rules=rules_of(options))
+        make = PairMaker(settings.image_policy, rules=rules_of(options), looks=bool(twins))
         looks: Looks | None = {split: array("Q") for split in SPLITS} if twins else None
         plan = _write(target, plan, slices, source_rows.rejects, make, "images", looks)
         account = gather(target, plan)
