@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.config import ContrastiveConfig, PerceptualConfig, PosthocConfig, Recipe
 
@@ -61,7 +62,7 @@ def _smaller_batch(stage: str, settings: Settings, total: int) -> str:
     if samples < 2:
         return ""
     batch = 1 << (samples.bit_length() - 1)  # a power of two, which divides among ranks
-    changed = {"global_batch_size": batch}
+    changed: dict[str, Any] = {"global_batch_size": batch}
     if isinstance(settings, ContrastiveConfig):
         changed["contrast_batch_size"] = batch
         changed |= {"order_runs": math.gcd(batch, settings.order_runs)} if batch % settings.order_runs else {}
