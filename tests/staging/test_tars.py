@@ -117,6 +117,22 @@ def test_members_become_rows_or_are_lost_by_name(
     assert all(row.image.read() == PNG or b"two pictures" in row.image.read() for row in rows.rows)
 
 
+def test_where_no_sample_has_a_caption_its_class_is_one(tmp_path: Path) -> None:
+    """By name, in .cls or JSON; a number without a name says nothing, and beside captions a class alone is a loss, as it was."""
+    entries = [file("x.png"), file("x.cls", b"1"), file("y.png"), file("y.json", b'{"label": "big_cat"}'), file("z.png")]
+    rows = read(tmp_path / "tars", pack(entries), classnames__txt=b"night\nday_time\n")
+    assert {row.where: (row.captions, row.label) for row in rows.rows} == {
+        "a.tar: x": (("day time",), "day_time"), "a.tar: y": (("big cat",), "big_cat")
+    }  # fmt: skip
+    assert [(reject.where, reject.cause) for reject in rows.rejects] == [("a.tar: z", "no caption")]
+    rows = read(tmp_path / "numbers", pack([file("x.png"), file("x.cls", b"1")]))
+    assert rows.rows == []
+    assert rows.rejects[0].detail.endswith("; class 1 has no name: names stand in classnames.txt beside the tars, a line each")
+    rows = read(tmp_path / "mixed", pack([*PAIR, file("y.png"), file("y.cls", b"cat")]))
+    assert [row.where for row in rows.rows] == ["a.tar: x"]
+    assert [reject.cause for reject in rows.rejects] == ["no caption"]
+
+
 def test_a_class_that_is_not_named_is_one_reject(tmp_path: Path) -> None:
     """The names are lines of classnames.txt, with or without a byte order mark."""
     entries = [*PAIR, file("x.cls", b"1"), file("y.png"), file("y.txt", b"b"), file("y.cls", b"5")]
