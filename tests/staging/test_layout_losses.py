@@ -279,3 +279,12 @@ def test_a_number_of_a_class_is_no_caption(tmp_path: Path, files: Files) -> None
     assert found == {"b.jpg": "cat; label=cat"}
     assert [(reject.where, reject.cause) for reject in rejects] == [("a.jpg", "class is a number")]
     assert rejects[0].detail.endswith(": '3' is no caption: write the name of the class")
+
+
+def test_brackets_are_no_caption(tmp_path: Path) -> None:
+    """A list in a field of a CSV file of which nothing is text, as of one in JSON."""
+    text = 'file,caption\na.jpg,[]\nb.jpg,"[1, null]"\nc.jpg,"[[""x""]]"\nd.jpg,A dog\n'
+    found, rejects = made(str(write(tmp_path / "source", {**PICTURES, "d.jpg": D, "captions.csv": text})), tmp_path)
+    assert found == {"d.jpg": "A dog"}
+    causes = {reject.where: reject.cause for reject in rejects}
+    assert causes == {"a.jpg": "empty caption", "b.jpg": "caption is not text", "c.jpg": "caption is not text"}

@@ -86,6 +86,10 @@ LISTS: dict[str, tuple[Files, Made]] = {
         {"captions.csv": 'file,captions\na.jpg,"[\'A dog\', ""A dog\'s life""]"\nb.jpg,"[""A cat""]"\n'},
         {"a.jpg": "A dog/A dog's life", "b.jpg": "A cat"},
     ),
+    "lists in a field of which some is text": (
+        {"captions.csv": 'file,captions\na.jpg,"[null, ""A dog"", NaN]"\nb.jpg,"[\'\', \'A cat\']"\nc.jpg,[a cow\n'},
+        {**BOTH, "c.jpg": "[a cow"},
+    ),
     "COCO": (
         {
             "annotations/captions_train2017.json": coco("d.jpg", captions={0: ["A dog", "A hound"]}),

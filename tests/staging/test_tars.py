@@ -1,7 +1,10 @@
 """Tars as people bring them: every member is written, lost by a named cause, or left out by a rule of docs/DATA.md."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -70,6 +73,11 @@ TWO = [*PAIR, file("y.png"), file("y.txt", b"another")]
         (pack([file("x.png"), ("y", tarfile.GNUTYPE_SPARSE, b"", ""), *TWO]), "y is a sparse file"),
         (pack([("x.png", b"M", b"", ""), *TWO]), r"is one of several volumes, and begins with the rest of x\.png"),
         (b"", "not a whole tar file: empty file"),
+        (gzip.compress(pack(PAIR)), r"a\.tar: packed by gzip, by its first bytes: unpack it first \(gzip -dc < PACKED > PLAIN\.tar\)"),
+        (bz2.compress(pack(PAIR)), "packed by bzip2"),
+        (lzma.compress(pack(PAIR)), "packed by xz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(20), "packed by zstd"),
+        (b"PK\x03\x04" + bytes(20), "a zip, by its first bytes: unpack it first"),
         (pack([*PAIR, file("y.png"), file("y.PNG")]), r"'y\.PNG' is in it twice"),
         (pack([*TWO, file("x.cls", b"1")]), "two samples are named 'x'"),
         (pack([*PAIR, link("x.png", "x.txt")]), r"'x\.png' is in it twice"),

@@ -306,7 +306,7 @@ def _cell(value: object) -> object:
         for parse in (json.loads, ast.literal_eval):
             with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 found = parse(text)
-                if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+                if isinstance(found, list):  # of whatever: what in it is text is a caption, and its brackets are none
                     return found
     return split_lines(text)
 
