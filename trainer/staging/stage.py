@@ -125,15 +125,9 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
     classes = sorted({row.label for row in rows if row.label})
     templates = demo.CLASS_TEMPLATES if source == DEMO else heldout.TEMPLATES
     evaluation = heldout.stage(
-        root=root,
-        base_name=found.name,
-        pairs_folder=target,
-        pairs=plan,
-        account=account,
-        classes=classes,
-        templates=templates,
+        root=root, base_name=found.name, pairs_folder=target, pairs=plan, account=account, classes=classes, templates=templates,
         first_caption_only=source == DEMO,
-    )
+    )  # fmt: skip
     facts: dict[str, Any] = {"splits": _split_sizes(account), "classes": len(classes)}
     if looks is not None:
         facts["twins"] = {**twins, "test_alike": count_look_alikes(looks["train"], looks["test"])}
