@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from pipelines.kubeflow import submit, upload
-from pipelines.operate import bucket, cancel, check, reap, status, verify
+from pipelines.operate import bucket, cancel, check, reap, status, verify, withdraw
 from pipelines.planning.flags import add_request, request_of
 from trainer.errors import exit_code
 
@@ -47,6 +47,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check.add_command(commands, common)
     status.add_command(commands, common)
     cancel.add_command(commands, common)
+    withdraw.add_command(commands, common)
     reap.add_command(commands, common)
     submit.add_command(commands, common)
     upload.add_command(commands, common)

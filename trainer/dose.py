@@ -1,8 +1,11 @@
 """How much a stage learns from: its part of the training split, and the steps that follow from it."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Any
 
-from trainer.config import ContrastiveConfig, PerceptualConfig, PosthocConfig
+from trainer.config import ContrastiveConfig, PerceptualConfig, PosthocConfig, Recipe
 
 Settings = PerceptualConfig | ContrastiveConfig | PosthocConfig
 
@@ -45,6 +48,35 @@ def dose(settings: Settings, total: int) -> Dose:
 def steps_in_all(settings: Settings, steps_per_epoch: int) -> int:
     """The steps of a stage whose epochs have so many."""
     return settings.samples_seen // settings.global_batch_size if settings.samples_seen else steps_per_epoch * settings.epochs
+
+
+def _smaller_batch(stage: str, settings: Settings, total: int) -> str:
+    """Settings with which a stage fills a batch and outlasts its warm-up, as --set takes them; empty where nothing helps.
+
+    Args:
+        stage: its name.
+        settings: of the stage, whose batch is too large.
+        total: samples of the training split.
+    """
+    samples = dose(settings, total).samples
+    if samples < 2:
+        return ""
+    batch = 1 << (samples.bit_length() - 1)  # a power of two, which divides among ranks
+    changed: dict[str, Any] = {"global_batch_size": batch}
+    if isinstance(settings, ContrastiveConfig):
+        changed["contrast_batch_size"] = batch
+        changed |= {"order_runs": math.gcd(batch, settings.order_runs)} if batch % settings.order_runs else {}
+    steps = dose(dataclasses.replace(settings, **changed), total).steps
+    warm_up = {"optimizer.warmup_steps": steps // 10} if steps <= settings.optimizer.warmup_steps else {}
+    return " ".join(f"{stage}.{name}={value}" for name, value in (changed | warm_up).items())
+
+
+def what_helps(recipe: Recipe, stage: str, train: int) -> str:
+    """What to change where the training split of a stage's data does not fill a batch."""
+    smoke = "" if recipe.name == "smoke" else "RECIPE=smoke"
+    smaller = _smaller_batch(stage, getattr(recipe, stage), train)
+    tries = [smoke, f"a smaller global_batch_size, --set '{smaller}' (with make SET=)" if smaller else ""]
+    return f"try {' or '.join(filter(None, tries))}" if any(tries) else "bring more"
 
 
 def short_of_a_batch(stage: str, settings: Settings, total: int) -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.planning.plan import Cell
+from pipelines.steps.notes import FAILED
 from trainer.storage import layout
 
 LINE_SECONDS = 10.0
@@ -88,6 +89,9 @@ class Display:
         console: to draw on.
         verbose: whether details are shown.
         jobs: of the run, by name (`jobs_of`): each of their lines says the how-many-th it is to begin, of how many.
+
+    Attributes:
+        last_reasons: why steps failed, as far as nothing else was said since.
     """
 
     def __init__(self, path: Path, console: Console, *, verbose: bool = False, jobs: Sequence[str] = ()) -> None:
@@ -98,6 +102,8 @@ class Display:
         self._verbose = verbose
         self._offset = 0
         self._steps: dict[str, Step] = {}
+        self._reasons: set[str] = set()
+        self.last_reasons: list[str] = []
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Display":
@@ -124,6 +130,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line above the bars."""
+        self.last_reasons = []
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -131,7 +138,7 @@ class Display:
         if "note" in record:
             self._job(name)  # one that was done before has begun, too
             if self._verbose or not record.get("detail"):
-                self.say(f"{name}: {record['note']}")
+                self._note(name, str(record["note"]))
             return
         step = self._steps.setdefault(name, Step(name=name))
         step.update(record)
@@ -140,6 +147,17 @@ class Display:
             del self._steps[name]
         elif not self._live and record["time"] - step.shown >= LINE_SECONDS:
             self._say(step)
+
+    def _note(self, name: str, text: str) -> None:
+        """What a step says; why several of them failed is said once."""
+        reason = text.removeprefix(FAILED)
+        if reason == text:
+            self.say(f"{name}: {text}")
+            return
+        last = self.last_reasons
+        self.say(f"{name}: {'failed for the same reason' if reason in self._reasons else text}")
+        self.last_reasons = [*last, reason]
+        self._reasons.add(reason)
 
     def _job(self, name: str) -> str:
         """`job 3 of 9`, in the order in which they begin; empty for what is none. Staging speaks under the names of its parts, too."""

@@ -150,15 +150,24 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + received[0]
     failed = failures(prepared.uri, prepared.request.cells, started)
-    print_summary(console, prepared.uri)
-    for failure in failed:
-        print(f"{failure['stage']}: {failure['line']}", file=sys.stderr)
+    seen = [] if print_summary(console, prepared.uri) or not _is_one_stream() else display.last_reasons
+    for line in dict.fromkeys(failure["line"] for failure in failed):
+        if line not in seen:  # it is the last thing that a person sees, and is said once
+            print(f"{', '.join(one['stage'] for one in failed if one['line'] == line)}: {line}", file=sys.stderr)
     if failed:
         return 2 if all(failure["exit_code"] == 2 for failure in failed) else 1
     if pipeline.error:
         print(f"pipeline: {pipeline.error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_one_stream() -> bool:
+    """Whether stdout and stderr lead to one place, such as a terminal."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _hold(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[Held | None, InputError | RunError | None]:

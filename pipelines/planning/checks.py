@@ -96,7 +96,7 @@ def _unknown_note(found: list[Estimate]) -> list[str]:
 def _slow_note(recipe: Recipe, found: list[Estimate]) -> list[str]:
     """What training on CPU cores takes, where that is long."""
     hours = sum(one.hours for one in found)
-    if hours < SLOW_HOURS:
+    if hours < SLOW_HOURS or any(one.data.guessed for one in found):
         return []
     side, data = sizes.sizes(recipe.model).image_size, ", ".join(f"{one.data.count:,} {one.what}" for one in found)
     return [

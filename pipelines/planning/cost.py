@@ -74,11 +74,15 @@ class Machines:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Of a training split: how many, how that is known, and whether it is (0, or a guess, otherwise)."""
+    """Of a training split: how many, how that is known, and whether it is (0, or a guess, otherwise).
+
+    `guessed`: nothing of the source that was named is known, so what follows from the number says nothing about it.
+    """
 
     count: int
     said: str
     known: bool = True
+    guessed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

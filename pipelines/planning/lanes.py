@@ -17,6 +17,10 @@ MOST = 3
 STAGES = ("perceptual", "contrastive", "posthoc")
 
 
+class NoLanesError(InputError):
+    """The experiment's plan does not know the lanes of a request."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lane:
     """One lane.
@@ -99,7 +103,7 @@ def read_lanes(experiment_uri: str, request_id: str) -> Lanes:
     """The lanes of a request, as its plan has them.
 
     Raises:
-        InputError: the experiment's plan has none for this request.
+        NoLanesError: the experiment's plan has none for this request.
         Corrupt: the plan is damaged.
     """
     plan = read_plan(experiment_uri) or {"cells": []}
@@ -111,5 +115,5 @@ def read_lanes(experiment_uri: str, request_id: str) -> Lanes:
     lacking = [cell for lane in lanes for cell in lane.cells if cell not in entries]
     if not lanes or lacking:
         what = f"cell {lacking[0]!r}" if lacking else f"lanes for request {request_id}"
-        raise InputError(f"{join(experiment_uri, NAME)} has no {what}: start the run again, and its step `plan` writes them")
+        raise NoLanesError(f"{join(experiment_uri, NAME)} has no {what}: start the run again, and its step `plan` writes them")
     return Lanes(lanes=lanes, entries={cell: entries[cell] for lane in lanes for cell in lane.cells})

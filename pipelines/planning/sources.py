@@ -1,6 +1,7 @@
 """Where a run's data come from, before they are staged: whether a source is there at all, and how many samples it will give."""
 
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.planning.cost import Samples
@@ -20,6 +21,7 @@ NIGHTS_HELD_OUT = 1_958 + 2_120
 """Triplets of its validation and test splits."""
 DEMO_PAIRS, DEMO_TRIPLETS = 1518, 0.72
 """Training pairs of the demo, and the part of staging.demo_triplets that the training split gets; a test of staging compares them."""
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _DESCRIBED = ("list", "table", "metadata", "ids")
 """Keys of a list's description that name files (pipelines/steps/staging.py)."""
 
@@ -78,8 +80,17 @@ def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) 
         if what == "pairs":
             return Samples(count=DEMO_PAIRS, said="the demo's", known=True)
         return Samples(count=int(DEMO_TRIPLETS * recipe.staging.demo_triplets), said="about those of the demo", known=False)
+    path = local_path(source)
+    if what == "pairs" and source and path is not None and (pictures := _count_pictures(path)):
+        return Samples(
+            count=round(pictures * (1 - recipe.staging.heldout_fraction)), said="about, by the pictures in the folder", known=False
+        )
     count, name = (LISTS["yfcc15m-openai"], "YFCC15M") if what == "pairs" else (NIGHTS, "NIGHTS")
-    return Samples(count=count, said=f"none staged: taken for {name}", known=False)
+    return Samples(count=count, said=f"none staged: taken for {name}", known=False, guessed=source not in ("", "demo"))
+
+
+def _count_pictures(folder: Path) -> int:
+    return sum(name.lower().endswith(_PICTURES) for _, _, names in os.walk(folder) for name in names)
 
 
 def _description(uri: str) -> dict[str, Any]:

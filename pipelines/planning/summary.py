@@ -26,12 +26,12 @@ MOST_NAMES = 6
 """Of runs that take the same."""
 
 
-def print_summary(console: Console, experiment_uri: str) -> None:
-    """The report's sentence, its short table and its path; nothing where there is no report."""
+def print_summary(console: Console, experiment_uri: str) -> bool:
+    """The report's sentence, its short table and its path; nothing, and False, where there is no report."""
     try:
         results: dict[str, Any] = read_json(join(pages.folder_of(experiment_uri), "results.json"))
     except MissingObject:
-        return
+        return False
     summary = results.get("summary", {})
     if summary.get("rows"):
         table = Table(*summary["columns"], box=None, header_style="bold", pad_edge=False)
@@ -42,6 +42,7 @@ def print_summary(console: Console, experiment_uri: str) -> None:
         if line:
             console.print(line, markup=False, highlight=False)
     console.print(f"report: {join(layout.report(experiment_uri), 'index.html')}", markup=False, highlight=False, soft_wrap=True)
+    return True
 
 
 def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.Experiment, list[plan.Cell]]:

@@ -231,7 +231,8 @@ def _kept(
     Raises:
         InputError: plan.json is gone, and what it held has other data.
     """
-    finished, configured = _folders(experiment, names)
+    finished, configured = cells_there(experiment.uri)
+    finished -= names
     asked = {cell for dealt in lanes_of_others.values() for lane in dealt for cell in lane["cells"]}
     wanted = finished | (asked - names)
     kept, recipes = [one for one in earlier["cells"] if one["cell"] in wanted], dict(earlier["recipes"])
@@ -254,12 +255,12 @@ def _kept(
     return kept, recipes
 
 
-def _folders(experiment: Experiment, names: set[str]) -> tuple[set[str], dict[str, set[str]]]:
-    """The cells beside `names` that have a final model or figures, and which stages of each cell have a configuration."""
+def cells_there(experiment_uri: str) -> tuple[set[str], dict[str, set[str]]]:
+    """The cells that have a final model or figures, and which stages of each cell have a configuration."""
     finished, configured = set(), dict[str, set[str]]()
-    for info in open_store(experiment.uri).list(experiment.uri):
-        match = _IN_CELL.fullmatch(info.uri.removeprefix(f"{experiment.uri}/"))
-        if match is None or match["cell"] in names:
+    for info in open_store(experiment_uri).list(experiment_uri):
+        match = _IN_CELL.fullmatch(info.uri.removeprefix(f"{experiment_uri}/"))
+        if match is None:
             continue
         if match["configured"]:
             configured.setdefault(match["cell"], set()).add(match["configured"])

@@ -5,8 +5,9 @@ from pipelines.planning.runs import read_run
 from pipelines.profile.profile import read_profile
 from pipelines.steps import page
 from pipelines.steps.notes import note
+from pipelines.steps.planning import lanes_of
 from pipelines.steps.running import Scene, open_scene, root_of_run, step
-from trainer.errors import InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, layout, pages
 from trainer.storage.plans import read_plan
 
@@ -22,6 +23,7 @@ def report(*, request: str) -> str:
         request: URI of the stored request.
     """
     scene = open_scene(request)
+    lanes_of(scene, "report")
     page.publish(scene)
     return pages.folder_of(scene.experiment)
 
@@ -48,13 +50,21 @@ def finish(*, run: str, request: str, root: str, state: str) -> tuple[str, str]:
         return _said(f"the run ended {state} before its request was accepted: nothing to report"), ""
     scene = open_scene(stored)
     _release(scene)
-    if read_plan(scene.experiment) is None:
+    if not _is_planned(scene):
         return _said(f"the run ended {state} before it was planned: nothing to report"), ""
     made = page.publish(scene)
     address = join(layout.report(scene.experiment), "index.html")
     if state in SUCCESS and not made:
         return _said(f"done; the report: {address}"), ""
     return _said(f"the run ended {state}; the report of the cells that finished: {address}"), pages.folder_of(scene.experiment)
+
+
+def _is_planned(scene: Scene) -> bool:
+    try:
+        return read_plan(scene.experiment) is not None
+    except Corrupt:
+        lanes_of(scene, "finish")
+        return True
 
 
 def _said(line: str) -> str:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pipelines.planning.lanes import STAGES, Lane, Lanes, read_lanes
+from pipelines.planning.lanes import STAGES, Lane, Lanes
 from pipelines.planning.runs import CellFailure, Watch
 from pipelines.steps import artifacts, cells, page
 from pipelines.steps.notes import note
+from pipelines.steps.planning import lanes_of
 from pipelines.steps.running import CallerGone, Scene, check_caller, one_line_of, open_scene, recorded, step
 from trainer.errors import InputError, RunError
 
@@ -54,7 +55,7 @@ def work(name: str, *, request: str, lane: str, markdown: str = "") -> None:
 def _work(name: str, request: str, lane: str, markdown: str = "") -> None:
     scene = open_scene(request)
     with recorded(scene.experiment, "plan"):
-        lanes = read_lanes(scene.experiment, scene.request.id)
+        lanes = lanes_of(scene, name)
         mine = lanes.find(lane)
     note(name, f"{lane}: {', '.join(mine.cells)}", detail=True)
     if not scene.run.begin(lane, name):

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from pipelines.planning.lanes import Lane, read_lanes
+from pipelines.planning.lanes import Lane, Lanes, NoLanesError, read_lanes
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, recorded, step
+from pipelines.steps.sealed import staged_data
+from trainer.errors import Corrupt
 from trainer.storage import layout, open_store
 from trainer.storage.manifest import as_data, require_manifest
 
@@ -33,6 +35,32 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> tuple[list[str], st
     for lane in lanes:
         note("plan", f"{lane.name}, {lane.slots} at once: {', '.join(lane.cells)}", detail=True)
     return [lane.name for lane in lanes], _page(lanes)
+
+
+def lanes_of(scene: Scene, name: str) -> Lanes:
+    """The lanes of the request. A plan that was damaged, or that another run wrote anew without them, is written from the request again.
+
+    Args:
+        scene: of a step that comes after `plan`.
+        name: of the step.
+
+    Raises:
+        NoLanesError: the plan lacks them, and which data sets were staged is not known either.
+        Corrupt: the same of a plan that is damaged.
+    """
+    try:
+        return read_lanes(scene.experiment, scene.request.id)
+    except (NoLanesError, Corrupt) as error:
+        from pipelines.planning.writing import write_plan  # here: slow to import
+
+        staged = {what: staged_data(scene.experiment, what) for what in ("pairs", "triplets")}
+        if not all(staged.values()):
+            raise
+        note(name, f"{error}; planned again from {scene.uri}")
+        experiment, cells = planned(scene, **staged)
+        for line in write_plan(experiment, cells):
+            note(name, line)
+        return read_lanes(scene.experiment, scene.request.id)
 
 
 def _page(lanes: tuple[Lane, ...]) -> str:

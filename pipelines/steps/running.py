@@ -27,7 +27,7 @@ from pipelines.planning.request import Request, read_request
 from pipelines.planning.runs import Run
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
-from pipelines.steps.notes import note
+from pipelines.steps.notes import FAILED, note
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
@@ -292,7 +292,7 @@ def recorded(folder: str, name: str) -> Iterator[None]:
         if not getattr(error, _RECORDED, False):
             setattr(error, _RECORDED, True)
             line, code = one_line_of(error), getattr(error, "exit_code", 1)
-            note(name, f"failed: {line}")  # first: the store may be what failed
+            note(name, f"{FAILED}{line}")  # first: the store may be what failed
             try:
                 write_failure(folder, stage=name, exit_code=code, line=line)
             except (InputError, RunError, OSError) as second:

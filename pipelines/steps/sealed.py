@@ -4,6 +4,7 @@ sealed.json, in the folder of the staging jobs, says what was asked for, how its
 the same is asked for, the source looks as before and the data set is whole, there is nothing to stage.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pipelines.planning.sources import described_sources
 from trainer.config import DataConfig, canonical_hash
 from trainer.errors import Corrupt, InputError
 from trainer.storage import checked, join, open_store
-from trainer.storage.base import exists, local_path
+from trainer.storage.base import MissingObject, exists, local_path, read_json
 from trainer.storage.documents import read_document, write_document
 from trainer.storage.manifest import Manifest, as_data, require_manifest, staged_sets
 from trainer.storage.plans import is_data, read_plan
@@ -92,6 +93,20 @@ def pinned_data(experiment_uri: str, what: str) -> DataConfig:
     except Corrupt:
         return DataConfig()
     return _data(plan.get(what, {}))
+
+
+def staged_data(experiment_uri: str, what: str) -> str:
+    """The data set of an experiment, by its plan or, where that cannot be read, by what its staging jobs left; empty: not known."""
+    pinned = pinned_data(experiment_uri, what)
+    places = [join(experiment_uri, "staging", what, name) for name in (NAME, "seal.json", "result.json")]
+    return next((uri for uri in (pinned.uri, *map(_named_in, places)) if uri), "")
+
+
+def _named_in(uri: str) -> str:
+    with contextlib.suppress(MissingObject, Corrupt, ValueError):
+        value = read_json(uri)
+        return str(value["uri"]) if is_data(value) else ""
+    return ""
 
 
 def _data(values: Mapping[str, Any]) -> DataConfig:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pipelines.planning.request import Request
 from pipelines.steps.notes import note
 from trainer.config import Recipe
-from trainer.dose import fraction, short_of_a_batch, warm_up_too_long
+from trainer.dose import fraction, short_of_a_batch, warm_up_too_long, what_helps
 from trainer.errors import InputError
 from trainer.storage.manifest import describe_rows, require_manifest
 
@@ -43,10 +43,9 @@ def require_rows(uri: str, kind: str, rows: int, recipe: Recipe, stages: Collect
     """
     for stage, batch in _batches(kind, recipe, stages):
         if rows < batch:
-            smoke = "RECIPE=smoke or " if recipe.name != "smoke" else ""
             raise InputError(
                 f"{uri}: {rows:,} {kind} to train on, needs at least {batch:,} for recipe {recipe.name or '(unnamed)'} "
-                f"({stage}.global_batch_size); try {smoke}a smaller global_batch_size"
+                f"({stage}.global_batch_size); {what_helps(recipe, stage, rows)}"
             )
 
 

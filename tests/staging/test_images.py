@@ -10,6 +10,7 @@ from tests.staging.conftest import picture
 from trainer.staging import images
 from trainer.staging.images import BadImageError, _resize, encode_png, is_plain_png, normalise, squash
 from trainer.staging.kinds import UNREAD_CAUSE
+from trainer.staging.samples import PairMaker
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -230,3 +231,13 @@ def test_whatever_a_library_raises_is_that_pictures_reject(monkeypatch: pytest.M
             patched.setattr(images, name, fail)
             with pytest.raises(BadImageError, match="broken image: 'something new'"):
                 normalise(picture(1), "original")
+
+
+def test_looks_are_made_where_they_are_wanted_alone() -> None:
+    """Whoever fetches compares none, and a look costs a tenth of making a picture."""
+    assert not PairMaker("short256").looks
+    for kind, policy in (("JPEG", "original"), ("PNG", "original"), ("PNG", "short256")):
+        data = picture(1, (300, 200), kind)
+        plain, looked = normalise(data, policy), normalise(data, policy, looks=True)
+        assert (plain.look, plain.data) == (None, looked.data)
+        assert looked.look is not None

@@ -268,3 +268,23 @@ def test_what_is_refused_says_why(tmp_path: Path, name: str, smoke: Recipe) -> N
     if target:
         causes = [json.loads(line)["cause"] for line in Path(target[0]).read_text().splitlines()]
         assert sorted(causes) == ["empty caption", "no such file", "no such file", "not in the list", "not in the list"]
+
+
+@pytest.mark.parametrize(
+    "files", [{"metadata.csv": "file,label\na.jpg,3\nb.jpg,cat\n"}, {"a.json": '{"label": 3}', "b.json": '{"label": "cat"}'}]
+)
+def test_a_number_of_a_class_is_no_caption(tmp_path: Path, files: Files) -> None:
+    """Where labels are the captions, in a list as beside the pictures."""
+    found, rejects = made(str(write(tmp_path / "source", {"a.jpg": A, "b.jpg": B, **files})), tmp_path)
+    assert found == {"b.jpg": "cat; label=cat"}
+    assert [(reject.where, reject.cause) for reject in rejects] == [("a.jpg", "class is a number")]
+    assert rejects[0].detail.endswith(": '3' is no caption: write the name of the class")
+
+
+def test_brackets_are_no_caption(tmp_path: Path) -> None:
+    """A list in a field of a CSV file of which nothing is text, as of one in JSON."""
+    text = 'file,caption\na.jpg,[]\nb.jpg,"[1, null]"\nc.jpg,"[[""x""]]"\nd.jpg,A dog\n'
+    found, rejects = made(str(write(tmp_path / "source", {**PICTURES, "d.jpg": D, "captions.csv": text})), tmp_path)
+    assert found == {"d.jpg": "A dog"}
+    causes = {reject.where: reject.cause for reject in rejects}
+    assert causes == {"a.jpg": "empty caption", "b.jpg": "caption is not text", "c.jpg": "caption is not text"}

@@ -8,6 +8,7 @@ import pytest
 from tests.staging.layouts import BOTH, PICTURES, A, B, C, D, Files, Made, coco, json_lines, made, parquet, write
 from trainer.staging import stage
 
+LABELLED = {"a.jpg": "big dog; label=big_dog", "b.jpg": "cat; label=cat"}
 LISTS: dict[str, tuple[Files, Made]] = {
     "imagefolder, metadata.csv": ({"metadata.csv": "file_name,text\na.jpg,A dog\nb.jpg,A cat\n"}, BOTH),
     "imagefolder, metadata.jsonl": (
@@ -85,6 +86,10 @@ LISTS: dict[str, tuple[Files, Made]] = {
         {"captions.csv": 'file,captions\na.jpg,"[\'A dog\', ""A dog\'s life""]"\nb.jpg,"[""A cat""]"\n'},
         {"a.jpg": "A dog/A dog's life", "b.jpg": "A cat"},
     ),
+    "lists in a field of which some is text": (
+        {"captions.csv": 'file,captions\na.jpg,"[null, ""A dog"", NaN]"\nb.jpg,"[\'\', \'A cat\']"\nc.jpg,[a cow\n'},
+        {**BOTH, "c.jpg": "[a cow"},
+    ),
     "COCO": (
         {
             "annotations/captions_train2017.json": coco("d.jpg", captions={0: ["A dog", "A hound"]}),
@@ -142,6 +147,17 @@ LISTS: dict[str, tuple[Files, Made]] = {
     "labels with gaps, as pandas writes them to parquet": (
         {"captions.parquet": parquet(file=["a.jpg", "b.jpg"], caption=["A dog", "A cat"], label=[3.0, None])},
         {"a.jpg": "A dog; label=3", "b.jpg": "A cat"},
+    ),
+    "labels, and no captions": ({"metadata.csv": "file_name,label\na.jpg,big_dog\nb.jpg,cat\n"}, LABELLED),
+    "labels in JSON lines": (
+        {"captions.jsonl": json_lines({"image": "a.jpg", "class": "big_dog"}, {"image": "b.jpg", "class": "cat"})},
+        LABELLED,
+    ),
+    "labels in parquet": ({"metadata.parquet": parquet(file_name=["a.jpg", "b.jpg"], label=["big_dog", "cat"])}, LABELLED),
+    "labels in a list of any name, separated by semicolons": ({"labels.csv": "Image;Class Name\na.jpg;big_dog\nb.jpg;cat\n"}, LABELLED),
+    "captions win over labels": (
+        {"captions.tsv": "file\tlabel\tcaption\na.jpg\tbig_dog\tA dog\nb.jpg\tcat\tA cat\n"},
+        {"a.jpg": "A dog; label=big_dog", "b.jpg": "A cat; label=cat"},
     ),
 }
 
@@ -203,6 +219,20 @@ FOLDERS: dict[str, tuple[Files, Made]] = {
     "captions beside, and a list of other things": (
         {"a.jpg": A, "a.txt": "A dog", "metadata.csv": "id,width\n1,2\n", "train.csv": "file,caption\na.jpg,no\n"},
         {"a.jpg": "A dog"},
+    ),
+    "folders of classes, and lists of labels": (
+        {"cat/a.jpg": A, "dog/b.jpg": B, "one.csv": "file,class\na.jpg,x\n", "two.csv": "file,class\nb.jpg,y\n"},
+        {"cat/a.jpg": "cat; label=cat", "dog/b.jpg": "dog; label=dog"},
+    ),
+    "labels in JSON, and no captions": (
+        {
+            "a.jpg": A,
+            "a.json": '{"label": "big_dog", "split": "train"}',
+            "b.jpg": B,
+            "b.json": '{"caption": null, "label": "cat", "split": "test"}',
+            "b.txt": "",
+        },
+        {"a.jpg": "big dog; label=big_dog; split=train", "b.jpg": "cat; label=cat; split=test"},
     ),
     "captions beside, and a list": ({"a.jpg": A, "a.txt": "no", "metadata.csv": "file_name,text\na.jpg,A dog\n"}, {"a.jpg": "A dog"}),
 }

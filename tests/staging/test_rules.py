@@ -1,16 +1,21 @@
 """By which rules pairs are staged: today's, unless an older version has begun a data set of the same source."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.staging.conftest import facts, photo_folder, samples
-from trainer.errors import InputError
+from tests.staging.test_triplets import nights_folder
+from trainer.staging import plans, resuming
 from trainer.staging import stage as staging
 from trainer.staging.plans import plan_id
-from trainer.storage import layout
-from trainer.storage.manifest import Manifest
+from trainer.staging.shards import read_shard
+from trainer.staging.slices import record_name
+from trainer.staging.writer import COLUMNS, SliceWriter
+from trainer.storage import join, layout
+from trainer.storage.manifest import Manifest, require_manifest
 
 Stage = Callable[..., tuple[str, Manifest]]
 
@@ -24,7 +29,7 @@ def old(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], tup
             before.setattr(
                 staging, "pairs_target", lambda root, name, found, options: (layout.dataset(root, name, plan_id(found, options)), options)
             )
-            before.setattr(staging, "_resumes", lambda target, plan: True)
+            before.setattr(staging, "changed_slices", lambda *args: [])
             return stage(source)
 
     return run
@@ -54,39 +59,81 @@ def test_what_an_older_version_sealed_is_kept(tmp_path: Path, stage: Stage, old:
 
 
 def test_what_an_older_version_began_is_resumed_by_its_rules(tmp_path: Path, stage: Stage, old: Stage) -> None:
-    """Where its rows are those that are read now; else the source is staged by the rules of today, and nothing is mixed."""
+    """Where its slices say what is read now; else the source is staged by the rules of today, and nothing is mixed."""
     folder = photo_folder(tmp_path / "photos", 6)
     uri, manifest = old(folder)
-    (Path(uri) / "manifest.json").unlink()
+    _forget(uri)
     (Path(uri) / "slices" / "slice-00000.json").unlink()
     assert stage(folder) == (uri, manifest)
-    (Path(uri) / "manifest.json").unlink()
-    (folder / "p001.json").write_text('{"label": "x"}')
-    uri, manifest = old(folder)
-    (Path(uri) / "manifest.json").unlink()
-    plan = staging.read_plan(uri)
-    assert plan is not None
-    (Path(uri) / "plan.json").unlink()
-    staging.write_plan(uri, staging.Plan(**{**vars(plan), "rows_read": plan.rows_read + 1}))
+    read_by_another(uri, tmp_path, b"picture number 1", b"picture number I")
     other, manifest = stage(folder)
     assert other != uri
     assert manifest.options["rules"] == 2
 
 
-def test_what_was_begun_with_other_rows_is_not_mixed(tmp_path: Path, stage: Stage) -> None:
-    """By the same rules, in a version that read the source differently: a line says what to do; what is sealed stays as it is."""
+@pytest.mark.parametrize("damaged", [False, True])
+def test_slices_that_say_what_is_read_no_more_are_made_again(
+    tmp_path: Path, stage: Stage, capsys: pytest.CaptureFixture[str], damaged: bool
+) -> None:
+    """By the same rules, in a version that read the source differently, or whose plan is lost; the others are kept as they are."""
+    folder = photo_folder(tmp_path / "photos", 20)
+    uri, manifest = stage(folder)
+    read_by_another(uri, tmp_path, b"picture number 19", b"picture number XIX")
+    if damaged:
+        (Path(uri) / "plan.json").write_bytes(b"damaged")
+    records = {path: path.stat().st_mtime_ns for path in Path(uri, "slices").iterdir()}
+    assert stage(folder) == (uri, manifest)
+    assert "another version of firstsight read this source differently: slices made again: " in capsys.readouterr().err
+    assert len(records) == 2
+    assert len([path for path, before in records.items() if path.stat().st_mtime_ns != before]) == 1
+    assert b"XIX" not in b"".join(member for members in samples(uri, manifest).values() for member in members)
+
+
+def test_slices_of_triplets_are_compared_too(tmp_path: Path, stage_three: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """Votes decide what is learned."""
+    nights = nights_folder(tmp_path / "nights", [(0, 1, 8), (1, 0, 8), (2, 6, 8), (0, 1, 8), (1, 0, 8)])
+    uri, manifest = stage_three(nights)
+    read_by_another(uri, tmp_path, b'"votes": 8', b'"votes": 9')
+    assert stage_three(nights) == (uri, manifest)
+    assert "slices made again: 0, 1, 2" in capsys.readouterr().err
+
+
+def test_a_sealed_set_stays_and_the_digest_spares_reading(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What today's version has begun is known by its digest, wherever its source lies now."""
     folder = photo_folder(tmp_path / "photos", 6)
     uri, manifest = stage(folder)
-    plan = staging.read_plan(uri)
-    assert plan is not None
-    (Path(uri) / "plan.json").unlink()
-    staging.write_plan(uri, staging.Plan(**{**vars(plan), "rows_read": plan.rows_read + 1}))
-    assert stage(folder) == (uri, manifest)
+    monkeypatch.setattr(resuming, "read_shard", lambda *args: pytest.fail("a shard was read"))
+    _forget(uri)
+    moved = folder.rename(tmp_path / "elsewhere").rename(tmp_path / "photos")
+    assert stage(moved) == (uri, manifest)
+
+
+def _forget(uri: str) -> None:
     (Path(uri) / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"was begun with 7 samples of this source, of which 6 are read now: delete it and stage anew"):
-        stage(folder)
-    (Path(uri) / "plan.json").write_bytes(b"damaged")
-    assert stage(folder) == (uri, manifest)
+
+
+def read_by_another(uri: str, tmp_path: Path, now: bytes, then: bytes) -> None:
+    """Leave the data set as a version left it that read `then` where `now` is read, and was killed before it sealed."""
+    plan = plans.read_plan(uri)
+    assert plan is not None
+    manifest = require_manifest(uri)
+    _forget(uri)
+    (Path(uri) / "plan.json").unlink()
+    (Path(uri) / "CHECKED.json").unlink(missing_ok=True)
+    plans.write_plan(uri, dataclasses.replace(plan, source={key: plan.source[key] for key in ("uri", "fingerprint")}))
+    for shard in manifest.shards:
+        found = list(read_shard(uri, shard))
+        if not any(now in member for _, members in found for member in members):
+            continue
+        number = int(shard.name.split("-")[1])
+        Path(join(uri, record_name(number))).unlink()
+        columns = COLUMNS[plan.columns]
+        suffixes = ("png" if column == "image" else column for column in columns)
+        names = list(zip(columns, suffixes, strict=True))
+        with SliceWriter(uri, plan, number) as writer:
+            for key, members in found:
+                parts = {column: (suffix, data.replace(now, then)) for (column, suffix), data in zip(names, members, strict=True)}
+                writer.add(key, parts, [[1]])
 
 
 def _evaluation(tmp_path: Path, uri: str) -> list[tuple[bytes, ...]]:

@@ -1,7 +1,10 @@
 """Tars as people bring them: every member is written, lost by a named cause, or left out by a rule of docs/DATA.md."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -70,6 +73,11 @@ TWO = [*PAIR, file("y.png"), file("y.txt", b"another")]
         (pack([file("x.png"), ("y", tarfile.GNUTYPE_SPARSE, b"", ""), *TWO]), "y is a sparse file"),
         (pack([("x.png", b"M", b"", ""), *TWO]), r"is one of several volumes, and begins with the rest of x\.png"),
         (b"", "not a whole tar file: empty file"),
+        (gzip.compress(pack(PAIR)), r"a\.tar: packed by gzip, by its first bytes: unpack it first \(gzip -dc < PACKED > PLAIN\.tar\)"),
+        (bz2.compress(pack(PAIR)), "packed by bzip2"),
+        (lzma.compress(pack(PAIR)), "packed by xz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(20), "packed by zstd"),
+        (b"PK\x03\x04" + bytes(20), "a zip, by its first bytes: unpack it first"),
         (pack([*PAIR, file("y.png"), file("y.PNG")]), r"'y\.PNG' is in it twice"),
         (pack([*TWO, file("x.cls", b"1")]), "two samples are named 'x'"),
         (pack([*PAIR, link("x.png", "x.txt")]), r"'x\.png' is in it twice"),
@@ -115,6 +123,22 @@ def test_members_become_rows_or_are_lost_by_name(
     assert {row.where.removeprefix("a.tar: "): row.captions[0] for row in rows.rows} == captions
     assert Counter(reject.cause for reject in rows.rejects) == lost
     assert all(row.image.read() == PNG or b"two pictures" in row.image.read() for row in rows.rows)
+
+
+def test_where_no_sample_has_a_caption_its_class_is_one(tmp_path: Path) -> None:
+    """By name, in .cls or JSON; a number without a name says nothing, and beside captions a class alone is a loss, as it was."""
+    entries = [file("x.png"), file("x.cls", b"1"), file("y.png"), file("y.json", b'{"label": "big_cat"}'), file("z.png")]
+    rows = read(tmp_path / "tars", pack(entries), classnames__txt=b"night\nday_time\n")
+    assert {row.where: (row.captions, row.label) for row in rows.rows} == {
+        "a.tar: x": (("day time",), "day_time"), "a.tar: y": (("big cat",), "big_cat")
+    }  # fmt: skip
+    assert [(reject.where, reject.cause) for reject in rows.rejects] == [("a.tar: z", "no caption")]
+    rows = read(tmp_path / "numbers", pack([file("x.png"), file("x.cls", b"1")]))
+    assert rows.rows == []
+    assert rows.rejects[0].detail.endswith("; class 1 has no name: names stand in classnames.txt beside the tars, a line each")
+    rows = read(tmp_path / "mixed", pack([*PAIR, file("y.png"), file("y.cls", b"cat")]))
+    assert [row.where for row in rows.rows] == ["a.tar: x"]
+    assert [reject.cause for reject in rows.rejects] == ["no caption"]
 
 
 def test_a_class_that_is_not_named_is_one_reject(tmp_path: Path) -> None:

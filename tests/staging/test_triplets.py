@@ -152,3 +152,21 @@ def test_agreement_counts_votes_and_ties() -> None:
     assert agreement(0.1, 0.2, 1.0) == 0.0
     assert agreement(0.1, 0.2, 0.5) == 0.5
     assert agreement(0.2, 0.2, 1.0) == 0.5
+
+
+def test_pairs_that_are_refused_have_no_triplets_judged(tmp_path: Path, smoke: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For kinds that are not read, before FLIP begins; for pictures that do not open, as soon as there are too many of them."""
+    given = {"root": str(tmp_path / "root"), "recipe": smoke, "max_reject_fraction": 0.01, "source": ""}
+    photos = photo_folder(tmp_path / "photos", 20)
+    for number in range(5):
+        (photos / f"p{number:03d}.png").write_bytes(picture(number)[:300])
+    line = r"photos: 1 of \d+ samples are bad \(5.\d%, --max-reject-fraction allows 1.0%\): 1 x (truncated|broken) image \(such as p00\d"
+    with pytest.raises(InputError, match=line):
+        stage_triplets(**given, from_pairs=str(photos))
+    monkeypatch.setattr("trainer.staging.generate._judge_all", lambda *args: pytest.fail("FLIP was begun"))
+    for number in range(5):
+        (photos / f"p{number:03d}.png").rename(photos / f"p{number:03d}.heic")
+    with pytest.raises(InputError, match=r"photos: 5 of 20 samples are bad .*: 5 x kind of file not read .*; all are listed in") as caught:
+        stage_triplets(**given, from_pairs=str(photos))
+    listed = Path(str(caught.value).rpartition(" ")[2], "plan.jsonl").read_text(encoding="utf-8")
+    assert listed.count("kind of file not read") == 5

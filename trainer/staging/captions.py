@@ -19,6 +19,8 @@ CAPTION_KEYS = ("captions", "caption", "text", "texts")
 """Keys of a JSON object that may hold captions; the first that holds any counts."""
 CAPTION_SUFFIXES = ("txt", "caption")
 """Files of plain captions, one a line; the first that is there and has any counts."""
+NO_CAPTION = "no caption"
+"""The cause where nothing stands beside a picture that might hold one."""
 MAY_BE_LATIN_1 = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
@@ -76,7 +78,7 @@ def read_facts(beside: Mapping[str, bytes], where: str) -> Facts:
     Raises:
         BadCaptionError: no caption, or a file that cannot be read.
     """
-    fault, found = BadCaptionError("no caption", "no .txt and no .json of the same name"), Facts()
+    fault, found = BadCaptionError(NO_CAPTION, "no .txt and no .json of the same name"), Facts()
     if "json" in beside:
         value = parse_object(beside["json"], f"{where}.json")
         try:
@@ -92,6 +94,27 @@ def read_facts(beside: Mapping[str, bytes], where: str) -> Facts:
     if not found.captions:
         raise fault
     return found
+
+
+def labelled(found: "Facts | BadCaptionError") -> "Facts | BadCaptionError":
+    """Facts with their label for a caption, where that is all that they lack: of a source that has labels and no captions."""
+    if not isinstance(found, NoCaptionError) or not found.facts.label:
+        return found
+    try:
+        return replace(found.facts, captions=(caption_of(found.facts.label, found.detail),))
+    except BadCaptionError as error:
+        return error
+
+
+def caption_of(label: str, where: str) -> str:
+    """A class as a caption: people write blanks as underscores in names.
+
+    Raises:
+        BadCaptionError: it is a number.
+    """
+    if label.isdecimal():
+        raise BadCaptionError("class is a number", f"{where}: {shown(label)} is no caption: write the name of the class")
+    return as_words(label)
 
 
 def check_caption_size(size: int, where: str) -> None:
@@ -222,6 +245,11 @@ def one_line(value: object, where: str) -> str:
 def clean_name(text: str) -> str:
     """Text on one line, without byte order marks: whoever reads names one a line gets back the same."""
     return " ".join(text.replace("\ufeff", "").split())
+
+
+def as_words(name: str) -> str:
+    """A name with blanks for underscores."""
+    return re.sub(r"_+", " ", name)
 
 
 def as_line(text: str) -> str:

@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from trainer.progress import check_stop, counted, progress
 from trainer.staging.distortions import KINDS
 from trainer.staging.images import BadImageError, encode_png, shared_budget, squash, use_budget
 from trainer.staging.judge import flip_distance
-from trainer.staging.rows import SPLITS, PairRow
+from trainer.staging.rows import SPLITS, PairRow, Reject
 from trainer.staging.samples import held, pixel_mse
 from trainer.staging.sources import nights
 from trainer.storage import MissingObject
@@ -68,13 +68,14 @@ class _Candidate:
         return (flip[self.left] < flip[self.right]) == (mse[self.left] < mse[self.right])
 
 
-def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig) -> None:
+def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig, check: Callable[[list[Reject]], None]) -> None:
     """Write ref/, distort/ and data.csv.
 
     Args:
         folder: an empty local folder.
         rows: pictures, each with a split; a part of the training families becomes `val` where there is none.
         settings: side, number of triplets, least difference.
+        check: is given the pictures that cannot be read, whenever another one is met; whatever it raises ends this.
 
     Raises:
         InputError: no usable triplet came of the pictures.
@@ -82,7 +83,7 @@ def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig) 
     for part in ("ref", "distort"):
         (Path(folder) / part).mkdir()
     splits = _splits(rows, settings.heldout_fraction)
-    references = _judge_all(folder, splits, settings)
+    references = _judge_all(folder, splits, settings, check)
     share = settings.demo_triplets / max(1, len(references))
     chosen = []
     for split in SPLITS:
@@ -116,7 +117,9 @@ def _splits(rows: Sequence[PairRow], heldout_fraction: float) -> dict[str, list[
     return by_split
 
 
-def _judge_all(folder: str, splits: dict[str, list[PairRow]], settings: StagingConfig) -> list[_Reference]:
+def _judge_all(
+    folder: str, splits: dict[str, list[PairRow]], settings: StagingConfig, check: Callable[[list[Reject]], None]
+) -> list[_Reference]:
     """Distort and judge as many references of each split as the triplets asked for need."""
     wanted = settings.demo_triplets / _TRIPLETS_A_REFERENCE / sum(map(len, splits.values()))
     jobs = []
@@ -124,13 +127,18 @@ def _judge_all(folder: str, splits: dict[str, list[PairRow]], settings: StagingC
         jobs += [(row, split) for row in splits[split][: math.ceil(wanted * len(splits[split]))]]
     rows, names = zip(*jobs, strict=True)
     references: list[_Reference] = []
+    bad: list[Reject] = []
     context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
     try:
         workers, budget = min(os.cpu_count() or 1, _MAX_WORKERS), shared_budget(context)
         with ProcessPoolExecutor(workers, mp_context=context, initializer=use_budget, initargs=(budget,)) as pool:
             sides = itertools.repeat(settings.triplet_side)
             for count, judged in enumerate(pool.map(_judge, itertools.repeat(folder), rows, names, sides, chunksize=8), start=1):
-                references += [judged] if judged else []
+                if isinstance(judged, Reject):
+                    bad.append(judged)
+                    check(bad)
+                else:
+                    references.append(judged)
                 if count % 50 == 0 or count == len(jobs):
                     check_stop()
                     progress("judge triplets", count, len(jobs), "pictures")
@@ -139,13 +147,15 @@ def _judge_all(folder: str, splits: dict[str, list[PairRow]], settings: StagingC
     return references
 
 
-def _judge(folder: str, row: PairRow, split: str, side: int) -> _Reference | None:
-    """Write a reference and its variants, and measure them; None where the picture is bad (staging the pairs counts it)."""
+def _judge(folder: str, row: PairRow, split: str, side: int) -> _Reference | Reject:
+    """Write a reference and its variants, and measure them; a reject where the picture is bad."""
     try:
         with held(row.image) as data:
             pixels, _ = squash(data, side)
-    except (BadImageError, MissingObject):
-        return None
+    except BadImageError as error:
+        return Reject(row.where, error.cause, error.detail)
+    except MissingObject as error:
+        return Reject(row.where, "no such file", str(error))
     random = np.random.default_rng(int(_digest(f"distort {row.key}")[:16], 16))
     kinds = tuple(str(kind) for kind in random.choice(sorted(KINDS), _VARIANTS, replace=False))
     flip, mse = [], []

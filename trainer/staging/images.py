@@ -247,7 +247,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def normalise(data: bytes, policy: str, rules: int = RULES) -> Picture:
+def normalise(data: bytes, policy: str, rules: int = RULES, *, looks: bool = False) -> Picture:
     """A picture as it goes into a shard. One whose metadata keeps it from being read is read without them.
 
     Args:
@@ -255,26 +255,27 @@ def normalise(data: bytes, policy: str, rules: int = RULES) -> Picture:
         policy: `original` keeps the bytes of an upright RGB or grayscale JPEG; `short256` makes the short side
             256 (larger pictures only) and encodes at quality 90.
         rules: version of the staging rules that the data set was begun under.
+        looks: whether the picture's look is wanted, which costs a tenth of making a small one.
 
     Raises:
         BadImageError: not a usable picture.
     """
-    picture, note = _or_without_metadata(lambda data: _normalise(data, policy, rules), data, rules)
+    picture, note = _or_without_metadata(lambda data: _normalise(data, policy, rules, looks), data, rules)
     return replace(picture, note=note or picture.note)
 
 
-def _normalise(data: bytes, policy: str, rules: int) -> Picture:
+def _normalise(data: bytes, policy: str, rules: int, looks: bool) -> Picture:
     with decoding(data, rules) as image:
         note = read_orientation(image)[1]
         if policy == "short256":
-            return _short256(data, image, note)
+            return _short256(data, image, note, looks)
         if _is_plain_jpeg(image):
             width, height = image.size
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # all of the stream is read, and an eighth of each side kept
             loaded(image)
-            return Picture(data, "jpg", width, height, note, look_of(image))
+            return Picture(data, "jpg", width, height, note, look_of(image) if looks else None)
         rgb = _only_rgb(image)
-        look = look_of(rgb)
+        look = look_of(rgb) if looks else None
         if rgb.width * rgb.height > _MAX_PNG_PIXELS and max(rgb.size) <= _MAX_JPEG_SIDE:
             return Picture(_encode(rgb, "JPEG", quality=_JPEG_QUALITY), "jpg", rgb.width, rgb.height, note, look)
         return Picture(encode_png(rgb), "png", rgb.width, rgb.height, note, look)
@@ -339,7 +340,7 @@ def encode_png(image: Image.Image) -> bytes:
     return _encode(image, "PNG", compress_level=6)
 
 
-def _short256(data: bytes, image: Image.Image, note: str) -> Picture:
+def _short256(data: bytes, image: Image.Image, note: str, looks: bool) -> Picture:
     """Short side 256 (never larger than it came), antialiased bicubic, JPEG at quality 90."""
     pixels: NDArray[np.uint8] | None = None
     if _is_plain_jpeg(image):
@@ -349,7 +350,8 @@ def _short256(data: bytes, image: Image.Image, note: str) -> Picture:
     if pixels is None:
         pixels = _resize_image(_only_rgb(image))
     encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=_SHORT_QUALITY, colorspace="RGB", colorsubsampling="420")
-    return Picture(encoded, "jpg", pixels.shape[1], pixels.shape[0], note, look_of(Image.fromarray(pixels)))
+    look = look_of(Image.fromarray(pixels)) if looks else None
+    return Picture(encoded, "jpg", pixels.shape[1], pixels.shape[0], note, look)
 
 
 def _short_size(height: int, width: int) -> tuple[int, int]:

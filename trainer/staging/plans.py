@@ -127,7 +127,7 @@ def write_plan(folder: str, plan: Plan, rejects: Sequence[Reject] = ()) -> Plan:
         plan = dataclasses.replace(plan, files={**plan.files, PLAN_REJECTS: describe(data)})
     plan = dataclasses.replace(plan, format_version=_format_there(folder, plan))
     if plan.format_version == 1:
-        plan = dataclasses.replace(plan, files={})
+        plan = dataclasses.replace(plan, files={}, source={key: value for key, value in plan.source.items() if key != "rows"})
     with suppress(Corrupt):
         if read_plan(folder) == plan:
             return plan

@@ -19,6 +19,9 @@ from trainer.staging.plans import PAIRS_RULES
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 from trainer.storage import MissingObject
 
+_TEXT = "txt"
+_OF_PICTURES = ("height", "width", "mse_0", "mse_1", "flip_0", "flip_1")
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -41,33 +44,37 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PairMaker:
-    """Makes samples of pairs under an image policy and a version of the rules (plans.PAIRS_RULES)."""
+    """Makes samples of pairs under an image policy and a version of the rules (plans.PAIRS_RULES), with their looks where wanted."""
 
     image_policy: str
     rules: int = PAIRS_RULES
+    looks: bool = False
 
     def __call__(self, row: PairRow) -> Sample | Reject:
         """The sample, or why there is none."""
         try:
             with held(row.image) as data:
-                picture = normalise(data, self.image_policy, self.rules)
+                picture = normalise(data, self.image_policy, self.rules, looks=self.looks)
         except BadImageError as error:
             return Reject(row.where, error.cause, error.detail)
         except MissingObject as error:  # listed, but gone since
             return Reject(row.where, "no such file", str(error))
-        captions = [" ".join(caption.splitlines()) for caption in row.captions]
-        facts: dict[str, Any] = {"height": picture.height, "source": row.where, "width": picture.width}
-        if row.label:
-            facts["label"] = row.label
-        text = "\n".join(captions)
-        if self.rules > 1:
-            text, facts["captions"] = captions[0], captions
+        facts = self.said(row)
+        text = facts.pop(_TEXT)
         members = {
             "image": (picture.suffix, picture.data),
             "txt": ("txt", text.encode("utf-8", "replace")),
-            "json": ("json", as_json(facts)),
+            "json": ("json", as_json({**facts, "height": picture.height, "width": picture.width})),
         }
-        return Sample(row.key, members, captions, look=picture.look, note=picture.note)
+        return Sample(row.key, members, _on_lines(row), look=picture.look, note=picture.note)
+
+    def said(self, row: PairRow) -> dict[str, Any]:
+        """What the sample says beside its picture: facts, and under `txt` the text."""
+        captions = _on_lines(row)
+        facts: dict[str, Any] = {"source": row.where, **({"label": row.label} if row.label else {})}
+        if self.rules > 1:
+            return {**facts, "captions": captions, _TEXT: captions[0]}
+        return {**facts, _TEXT: "\n".join(captions)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +94,21 @@ class TripletMaker:
                 return Reject(row.where, error.cause, f"{name}: {error.detail}")
         ref, left, right = (pixels for pixels, _, _ in pictures)
         note = next((note for _, _, note in pictures if note), "")
-        facts: dict[str, Any] = {
-            "id": row.where, "reference": row.reference or row.where,
-            "left_vote": row.left_vote, "right_vote": row.right_vote, "votes": row.votes,
-            "target": row.right_vote / (row.left_vote + row.right_vote), "split": row.split, "is_imagenet": row.is_imagenet,
-            "prompt": row.prompt, "mse_0": pixel_mse(ref, left), "mse_1": pixel_mse(ref, right),
-        }  # fmt: skip
+        facts = {**self.said(row), "mse_0": pixel_mse(ref, left), "mse_1": pixel_mse(ref, right)}
         if row.flip or self.flip:
             facts["flip_0"], facts["flip_1"] = row.flip or (flip_distance(ref, left), flip_distance(ref, right))
         names = ("ref.png", "0.png", "1.png")
         members = {name: (name, png) for name, (_, png, _) in zip(names, pictures, strict=True)}
         return Sample(row.key, {**members, "json": ("json", as_json(facts))}, note=note)
+
+    def said(self, row: TripletRow) -> dict[str, Any]:
+        """What the sample says beside its pictures and their distances."""
+        return {
+            "id": row.where, "reference": row.reference or row.where,
+            "left_vote": row.left_vote, "right_vote": row.right_vote, "votes": row.votes,
+            "target": row.right_vote / (row.left_vote + row.right_vote), "split": row.split, "is_imagenet": row.is_imagenet,
+            "prompt": row.prompt,
+        }  # fmt: skip
 
     def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes, str]:
         """Pixels, PNG, and what was set aside. A plain PNG of the right side, as our own generator writes them, is not encoded again."""
@@ -146,6 +157,17 @@ def picture_suffix(data: bytes) -> str:
 def captions_of(text: bytes, facts: Mapping[str, Any]) -> list[str]:
     """The captions of a staged pair, from its .txt and .json, by whichever rules it was staged."""
     return list(facts["captions"]) if "captions" in facts else text.decode().split("\n")
+
+
+def said_by(members: Sequence[bytes]) -> dict[str, Any]:
+    """What a staged pair or triplet says beside its pictures, as its maker's `said` has it. `members`: those of its index."""
+    facts: dict[str, Any] = {name: value for name, value in json.loads(members[-1]).items() if name not in _OF_PICTURES}
+    return facts if len(members) > 3 else {**facts, _TEXT: members[1].decode()}
+
+
+def _on_lines(row: PairRow) -> list[str]:
+    """The captions, each on one line."""
+    return [" ".join(caption.splitlines()) for caption in row.captions]
 
 
 def as_json(value: object) -> bytes:

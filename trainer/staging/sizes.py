@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection
 
 from trainer.config import Recipe
+from trainer.dose import what_helps
 from trainer.errors import InputError
 
 STAGES_OF = {"pairs": ("contrastive",), "triplets": ("perceptual", "posthoc")}
@@ -29,9 +30,8 @@ def require_enough(source: str, kind: str, train: int, total: int, recipe: Recip
         return
     stage = max(batches, key=batches.__getitem__)
     needed = math.ceil(batches[stage] * total / train) if train else batches[stage]
-    smoke = "RECIPE=smoke or " if recipe.name != "smoke" else ""
     there = f"{total:,} {kind if total != 1 else kind[:-1]}, of which {train:,} {'is' if train == 1 else 'are'} left for training"
     raise InputError(
         f"{source}: {there}: needs at least {needed:,} for recipe {recipe.name or '(unnamed)'} "
-        f"({stage}.global_batch_size {batches[stage]:,}); try {smoke}a smaller global_batch_size"
+        f"({stage}.global_batch_size {batches[stage]:,}); {what_helps(recipe, stage, train)}"
     )

@@ -10,12 +10,12 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import Recipe, canonical_hash
-from trainer.errors import Corrupt, InputError
+from trainer.errors import InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
 from trainer.staging import demo, generate, heldout, kinds
@@ -25,12 +25,12 @@ from trainer.staging.plans import (
     Plan,
     pairs_target,
     plan_id,
-    read_plan,
     refuse,
     rules_of,
     slices_to_make,
     write_plan,
 )
+from trainer.staging.resuming import ROWS, changed_slices, make_again, rows_digest
 from trainer.staging.rows import SPLITS, PairRow, Reject, RowT, TripletRow, check_unique, in_order
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
 from trainer.staging.sealed import find_intact
@@ -43,9 +43,8 @@ from trainer.staging.sources.table import is_list_file
 from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
 from trainer.staging.twins import count_look_alikes, split_pairs
 from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, seal
-from trainer.storage import exists, join, layout, write_bytes
+from trainer.storage import join, layout, write_bytes
 from trainer.storage.base import absolute
-from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Kind, describe_rows
 from trainer.storage.scratch import temporary_folder
 
@@ -110,13 +109,15 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
             refuse(target, source, f"no picture is left for training ({len(rows)} usable)", source_rows.rejects)
         require_enough(source, "pairs", _train_size(rows), len(rows), recipe, for_stages)
         plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
-        if not _resumes(target, plan):
-            options = {**options, "rules": PAIRS_RULES}
+        changed = changed_slices(target, plan, slices, PairMaker("", rules=rules_of(options)).said)
+        if changed and rules_of(options) < PAIRS_RULES:  # what an older version has begun is left
+            options, changed = {**options, "rules": PAIRS_RULES}, []
             target = layout.dataset(root, name, plan_id(found.fingerprint, options))
             rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
             plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
-        _check_planned(target, plan, len(rows), source_rows.rejects, max_reject_fraction)
-        make = PairMaker(settings.image_policy, rules=rules_of(options))
+        _check_planned(target, found.uri, len(rows), source_rows.rejects, max_reject_fraction)
+        make_again(target, changed)
+        make = PairMaker(settings.image_policy, rules=rules_of(options), looks=bool(twins))
         looks: Looks | None = {split: array("Q") for split in SPLITS} if twins else None
         plan = _write(target, plan, slices, source_rows.rejects, make, "images", looks)
         account = gather(target, plan)
@@ -124,15 +125,9 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
     classes = sorted({row.label for row in rows if row.label})
     templates = demo.CLASS_TEMPLATES if source == DEMO else heldout.TEMPLATES
     evaluation = heldout.stage(
-        root=root,
-        base_name=found.name,
-        pairs_folder=target,
-        pairs=plan,
-        account=account,
-        classes=classes,
-        templates=templates,
+        root=root, base_name=found.name, pairs_folder=target, pairs=plan, account=account, classes=classes, templates=templates,
         first_caption_only=source == DEMO,
-    )
+    )  # fmt: skip
     facts: dict[str, Any] = {"splits": _split_sizes(account), "classes": len(classes)}
     if looks is not None:
         facts["twins"] = {**twins, "test_alike": count_look_alikes(looks["train"], looks["test"])}
@@ -178,16 +173,22 @@ def stage_triplets(
     sealed = find_intact(target)
     if sealed is not None:
         return target, sealed.identity
+
+    def check(usable: int, rejects: list[Reject]) -> None:
+        _check_planned(target, found.uri, usable, rejects, max_reject_fraction)
+
     with ExitStack() as stack:
-        source_rows = (
-            _generate(found, recipe, options, stack, for_stages) if generated else _read_triplets(found, recipe.perceptual.min_votes)
-        )
+        if generated:
+            source_rows = _generate(found, recipe, options, stack, for_stages, check)
+        else:
+            source_rows = _read_triplets(found, recipe.perceptual.min_votes)
         if not source_rows.rows:
             refuse(target, found.uri, "no triplet is left", source_rows.rejects)
         require_enough(found.uri, "triplets", _train_size(source_rows.rows), len(source_rows.rows), recipe, for_stages)
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
-        _check_planned(target, plan, len(source_rows.rows), source_rows.rejects, max_reject_fraction)
+        _check_planned(target, found.uri, len(source_rows.rows), source_rows.rejects, max_reject_fraction)
         make = TripletMaker(settings.triplet_side, settings.flip_judges_too)
+        make_again(target, changed_slices(target, plan, slices, make.said))
         plan = _write(target, plan, slices, source_rows.rejects, make, "triplets")
         account = gather(target, plan)
         _check(target, plan, account, max_reject_fraction)
@@ -210,29 +211,6 @@ def _find(source: str, root: str) -> _Source:
         name=slug or "data", uri=uri, fingerprint=canonical_hash([found, list_name]) if list_name else found, files=files, lost=lost,
         list_name=list_name,
     )  # fmt: skip
-
-
-def _resumes(target: str, plan: Plan) -> bool:
-    """Whether what an earlier run has begun, and did not seal, is of the rows that were read now; by older rules it may be left.
-
-    Raises:
-        InputError: it was begun by today's rules, and is of other rows: a version of another day read the source differently.
-    """
-    if exists(join(target, MANIFEST)):
-        return True
-    begun = None
-    with suppress(Corrupt):  # then it is written again
-        begun = read_plan(target)
-    if begun is None:
-        return True
-    if rules_of(plan.options) < PAIRS_RULES:
-        return (begun.splits, begun.rows_read, begun.lost) == (plan.splits, plan.rows_read, plan.lost)
-    there, now = (one.rows_read - sum(one.lost.values()) for one in (begun, plan))
-    if (begun.splits, there) != (plan.splits, now):
-        raise InputError(
-            f"{target}: was begun with {there:,} samples of this source, of which {now:,} are read now: delete it and stage anew"
-        )
-    return True
 
 
 def _read_pairs(found: _Source, demo_side: int, stack: ExitStack) -> Rows[PairRow]:
@@ -268,15 +246,23 @@ def _keeps_twins(found: _Source, options: Mapping[str, Any]) -> bool:
     return rules_of(options) > 1 and found.uri != DEMO
 
 
-def _generate(found: _Source, recipe: Recipe, options: Mapping[str, Any], stack: ExitStack, for_stages: Sequence[str]) -> Rows[TripletRow]:
-    """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in."""
+def _generate(
+    found: _Source, recipe: Recipe, options: Mapping[str, Any], stack: ExitStack, for_stages: Sequence[str],
+    check: Callable[[int, list[Reject]], None],
+) -> Rows[TripletRow]:  # fmt: skip
+    """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in.
+
+    `check` is given how many pairs may be usable and those that are not, before FLIP judges and whenever it meets another one: pairs
+    that are refused have no triplets judged.
+    """
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
+    check(len(pairs.rows), pairs.rejects)
     made = str(stack.enter_context(temporary_folder("triplets")))
     pictures, _ = split_pairs(pairs.rows, recipe.staging.heldout_fraction, _keeps_twins(found, options))
     require_enough(found.uri, "pairs", _train_size(pictures), len(pictures), recipe, for_stages)
     most = generate.most_triplets(pictures, recipe.staging)
     require_enough(found.uri, "triplets", most["train"], sum(most.values()), recipe, for_stages)
-    generate.write_folder(made, pictures, recipe.staging)
+    generate.write_folder(made, pictures, recipe.staging, lambda bad: check(len(pictures) - len(bad), [*pairs.rejects, *bad]))
     rows = nights.read(made, list_source(made), 0)
     return Rows(rows=rows.rows, rejects=rows.rejects, attribution=pairs.attribution, judge=rows.judge)
 
@@ -295,7 +281,7 @@ def _plan(
     plan = Plan(
         kind=kind,
         name=name,
-        source={"uri": found.uri, "fingerprint": found.fingerprint},
+        source={"uri": found.uri, "fingerprint": found.fingerprint, ROWS: rows_digest(slices)},
         options=options,
         shard_samples=shard_samples,
         splits=splits,
@@ -358,11 +344,11 @@ def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -
             yield waiting.popleft().result()
 
 
-def _check_planned(target: str, plan: Plan, usable: int, rejects: list[Reject], max_reject_fraction: float) -> None:
-    """Stop before a picture is decoded where too much is bad already, however good the rest is."""
-    best = Account(shards=[], written=usable, lost=plan.lost, bad=plan.bad, examples=plan.examples, files={})
+def _check_planned(target: str, source: str, usable: int, rejects: list[Reject], max_reject_fraction: float) -> None:
+    """Stop where too much of a source is bad already, however good the rest is."""
+    best = Account(shards=[], written=usable, files={}, **tally(rejects))
     try:
-        check_rejects(target, plan, best, max_reject_fraction)
+        check_rejects(target, source, best, max_reject_fraction)
     except InputError:
         write_bytes(join(target, PLAN_REJECTS), encode_rejects(rejects))
         raise
@@ -370,7 +356,7 @@ def _check_planned(target: str, plan: Plan, usable: int, rejects: list[Reject], 
 
 def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:
     """Stop where too much was bad; say what was left out where it was little."""
-    check_rejects(target, plan, account, max_reject_fraction)
+    check_rejects(target, plan.source["uri"], account, max_reject_fraction)
     if account.lost or account.notes:
         rows = {"read": plan.rows_read, "written": account.written, "lost": account.lost, "notes": account.notes}
         print(f"{plan.name}: {describe_rows(rows, target)}", file=sys.stderr)

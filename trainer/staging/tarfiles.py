@@ -17,6 +17,10 @@ _BLOCK = tarfile.BLOCKSIZE
 _PIECE = 4 << 20
 _MAX_LINKS = 16  # a link may lead to a link
 _VOLUME = b"M"  # of several that GNU tar cuts an archive into: it begins with the rest of a member
+_PACKED = (
+    (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x04\x22\x4d\x18", "lz4"),
+)  # fmt: skip
+"""First bytes of what compressors write, with the command that unpacks it."""
 _BROKEN = (tarfile.TarError, EOFError, ValueError, OverflowError, LookupError, RecursionError)
 """What tarfile raises on bytes that are no tar, by kind of damage."""
 
@@ -54,6 +58,7 @@ def read_members(stream: BinaryIO, size: int, where: str, is_wanted: Callable[[s
     """
     found: list[Member] = []
     links: dict[int, str] = {}  # index in `found` -> the name that the link leads to
+    _check_beginning(stream, where)
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (info := tar.next()) is not None:
@@ -74,6 +79,17 @@ def read_members(stream: BinaryIO, size: int, where: str, is_wanted: Callable[[s
     for index in links:
         found[index] = _resolve(index, found, links, by_name, stream, is_wanted)
     return found
+
+
+def _check_beginning(stream: BinaryIO, where: str) -> None:
+    """Refuse what is packed, whatever it is called."""
+    beginning = stream.read(8)
+    stream.seek(0)
+    packer = next((name for magic, name in _PACKED if beginning.startswith(magic)), "")
+    if packer:
+        raise InputError(f"{where}: packed by {packer}, by its first bytes: unpack it first ({packer} -dc < PACKED > PLAIN.tar)")
+    if beginning.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        raise InputError(f"{where}: a zip, by its first bytes: unpack it first (unzip), and stage the folder")
 
 
 def _last(found: list[Member]) -> str:

@@ -269,14 +269,14 @@ def gather(folder: str, plan: Plan) -> Account:
     return Account(shards=shards, written=written, lost=dict(lost), bad=dict(bad), examples=examples, files=files, notes=dict(notes))
 
 
-def check_rejects(folder: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:
-    """InputError, with the causes counted, where more samples are bad than is allowed, or none is left."""
+def check_rejects(folder: str, source: str, account: Account, max_reject_fraction: float) -> None:
+    """InputError, with the causes counted, where more samples of a source are bad than is allowed; `folder` is of the data set."""
     num_bad = sum(account.bad.values())
     causes = "; ".join(f"{count} x {cause} (such as {account.examples[cause]})" for cause, count in sorted(account.bad.items()))
     candidates = account.written + num_bad
     if num_bad > max_reject_fraction * candidates:
         raise InputError(
-            f"{plan.source['uri']}: {num_bad} of {candidates} samples are bad ({num_bad / candidates:.1%}, --max-reject-fraction allows "
+            f"{source}: {num_bad} of {candidates} samples are bad ({num_bad / candidates:.1%}, --max-reject-fraction allows "
             f"{max_reject_fraction:.1%}): {causes}; all are listed in {join(folder, 'rejects')}"
         )
 

@@ -126,3 +126,17 @@ def test_a_terminal_gets_bars(tmp_path: Path):
 
     assert "50/100 samples" in output.getvalue()
     assert "━" in output.getvalue()
+
+
+def test_why_several_steps_failed_is_said_once(tmp_path: Path):
+    """And whoever prints the reasons at the end knows which of them were the last words."""
+    said = [("a", "failed: too few"), ("b", "failed: too few"), ("c", "done before"), ("d", "failed: no room"), ("e", "failed: too few")]
+    path, output = tmp_path / "p", io.StringIO()
+    path.write_text("".join(json.dumps({"time": 1, "step": step, "note": text}) + "\n" for step, text in said))
+    with Display(path, Console(file=output, width=200)) as display:
+        display.poll()
+
+    assert output.getvalue().splitlines() == [
+        "a: failed: too few", "b: failed for the same reason", "c: done before", "d: failed: no room", "e: failed for the same reason"
+    ]  # fmt: skip
+    assert display.last_reasons == ["no room", "too few"]

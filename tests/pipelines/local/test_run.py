@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.local.run import _Lines, _signals
+from tests.staging.conftest import photo_folder
 
 REPOSITORY = Path(__file__).parents[3]
 FAKE = Path(__file__).parent / "fake"
@@ -98,6 +99,19 @@ def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
     assert "starting it once more" not in out
     assert len(run.starts("contrastive", "perceptual-seed0")) == 1
     assert (root / "experiments/smoke/report/index.html").exists()
+
+
+def test_on_a_terminal_the_reason_is_said_once(root: Path):
+    """The real staging of too few pictures, of which both steps find the same; stdout and stderr lead to one place."""
+    photos = photo_folder(root.parent / "photos", 10)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "pipelines", "run", "--root", str(root), "--pairs", str(photos)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+
+    assert done.returncode == 2
+    assert done.stdout.count("needs at least 160 for recipe demo") == 1
+    assert "failed for the same reason" in done.stdout
+    assert "training at" not in done.stdout, "an estimate for data of another size"
 
 
 @pytest.mark.slow

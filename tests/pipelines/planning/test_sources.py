@@ -92,3 +92,16 @@ def test_the_demo_is_known_and_the_paper_s_data_are_taken_for_yfcc15m():
     assert (paper.count, paper.known) == (14_829_396, False)
     assert "taken for YFCC15M" in paper.said
     assert not mine.known
+    assert (mine.guessed, paper.guessed) == (True, False)
+
+
+def test_pictures_in_a_folder_are_counted(tmp_path: Path):
+    """Roughly: what training takes is estimated before anything is staged; nothing is refused for it."""
+    (tmp_path / "below").mkdir()
+    for number in range(10):
+        (tmp_path / "below" / f"{number}.JPG").touch()
+        (tmp_path / "below" / f"{number}.txt").touch()
+
+    found = training_samples("pairs", DataConfig(), str(tmp_path), load_recipe("demo"))
+
+    assert (found.count, found.known, found.guessed) == (8, False, False)

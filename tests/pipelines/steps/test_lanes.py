@@ -1,6 +1,7 @@
 """The steps of a lane: which jobs they start, in which order and how many at once; what they do at the second start, and when stopped."""
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 
 from pipelines.jobs.base import JobSpec, LineSink, Outcome
 from pipelines.planning import runs
-from pipelines.steps import cells, lanes, page, running
+from pipelines.steps import cells, finish, lanes, page, running
 from pipelines.steps.planning import make_plan
 from tests.pipelines import fake_trainer
 from tests.pipelines.data import ask, commit, seal
 from tests.pipelines.operator import eventually
 from trainer.progress import STOP_VARIABLE
 from trainer.storage import layout, write_json
+from trainer.storage.documents import write_document
 from trainer.storage.plans import read_plan
 
 
@@ -305,3 +307,38 @@ def test_resume_never_has_its_effect_once_a_request(lab: Callable[..., Lab]):
         made.step("contrastive", run="b")
 
     assert [job.spec.resume for job in made.jobs] == ["never", "never", "auto"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_plan_that_lost_the_request_is_written_again_from_it(
+    lab: Callable[..., Lab], tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: bool
+):
+    """It was damaged, or another request's step `plan` found it so and wrote it from that request; both runs go on."""
+    made = lab(arms="random,perceptual", parallel_cells="2")
+    wanted = read_plan(made.folder)
+    plan = Path(made.folder, "plan.json")
+    for what, other in (("pairs", wanted["pairs"]), ("triplets", wanted["triplets"])):
+        write_json(f"{made.folder}/staging/{what}/result.json", {"uri": other["uri"], "identity": other["identity"]})
+    plan.write_bytes(plan.read_bytes()[:-9])
+    if not damaged:
+        Lab(tmp_path, arms="shuffled")
+    assert made.step("perceptual", 1) == ["perceptual perceptual-seed0"]
+    assert f"planned again from {made.uri}" in capsys.readouterr().out
+    found = read_plan(made.folder)
+    assert found["lanes"].items() >= wanted["lanes"].items()
+    assert {entry["cell"] for entry in found["cells"]} == {"random-seed0", "perceptual-seed0", *([] if damaged else ["shuffled-seed0"])}
+    plan.write_bytes(b"")
+    finish.report(request=running.in_run(made.uri, "a"))
+    assert read_plan(made.folder)["lanes"] == wanted["lanes"]
+
+
+def test_a_plan_of_a_newer_version_is_not_written_again(lab: Callable[..., Lab]):
+    made = lab(arms="random")
+    plan = Path(made.folder, "plan.json")
+    value = json.loads(plan.read_bytes()) | {"format_version": 99}
+    del value["sha256"]
+    write_document(str(plan), value)
+    before = plan.read_bytes()
+    with pytest.raises(SystemExit):
+        made.step("contrastive")
+    assert plan.read_bytes() == before

@@ -79,6 +79,7 @@ def test_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("cc3m.tsv", "one\tHTTP://h/a\ntwo\thttps://h/b\n"),
         ("urls.txt", "http://h/a\tone\nhttps://h/b\ttwo\n"),
         ("cc12m.tsv", "http://h/a\tone\nhttps://h/b\ttwo\n"),
+        ("x.csv", "url;label\nhttp://h/a;one\nhttps://h/b;two\n"),
         ("images.csv", "ImageID,OriginalURL,Author,Title\n1,http://h/a,x,one\n2,https://h/b,y,two\n"),
         ("x.psv", "url|text\nhttp://h/a|one\nhttps://h/b|two\n"),
         ("x.ndjson", '{"url": "http://h/a", "caption": "one"}\r\n{"url": "https://h/b", "texts": ["two"]}\r\n'),

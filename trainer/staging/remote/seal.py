@@ -32,7 +32,7 @@ def seal_remote(folder: str, max_reject_fraction: float) -> tuple[str, str]:
     plan = read_plan(folder)
     account = gather(folder, plan)
     _check_account(folder, plan, account)
-    check_rejects(folder, plan, account, max_reject_fraction)
+    check_rejects(folder, plan.source["uri"], account, max_reject_fraction)
     sizes = Counter[str]()
     for shard in account.shards:
         sizes[shard.split] += shard.num_samples

@@ -3,22 +3,20 @@
 Pictures and captions may lie in two folders of one shape (images/ and captions/).
 """
 
-import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from trainer.errors import InputError
 from trainer.staging import kinds
-from trainer.staging.captions import CAPTION_SUFFIXES, BadCaptionError, Facts, check_caption_size, clean_name, read_facts
+from trainer.staging.captions import CAPTION_SUFFIXES, NO_CAPTION, BadCaptionError, Facts, check_caption_size, labelled, read_facts
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
-from trainer.staging.sources.places import below_common, folder_splits, named_split
+from trainer.staging.sources.places import class_folders, folder_splits, named_split
 from trainer.staging.sources.table import NAME, READ, looked_into
 from trainer.storage.base import local_path
 
 _BESIDE = ("json", *CAPTION_SUFFIXES)
-_NO_CAPTION = "no caption"
 _SHOWN = 3
 
 
@@ -26,7 +24,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     """Every picture of the folder and of those below it.
 
     Folders train, val and test that hold all pictures are splits. Where all pictures lie one folder deep (below those), and no JSON
-    names a label, the folders are labels; where there is no caption either, a label is the caption.
+    names a label, the folders are labels; where there is no caption at all, a label is the caption.
 
     Raises:
         InputError: there is no picture or no caption, two pictures have one name, or a split is none.
@@ -42,9 +40,12 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     check_unique((_stem(file.name) for file in images), uri)
     names = [file.name for file in images]
     beside = _bring_together(names, beside)
-    splits, labels = folder_splits(names), _class_folders(names)
-    facts = {image.name: _facts_or_reject(image, {**beside.pop(image.name, {}), **beside.pop(_stem(image.name), {})}) for image in images}
-    if all(isinstance(found, Reject) and found.cause == _NO_CAPTION for found in facts.values()):
+    splits, labels = folder_splits(names), class_folders(names)
+    said = {image.name: _read_facts(image, {**beside.pop(image.name, {}), **beside.pop(_stem(image.name), {})}) for image in images}
+    if not any(isinstance(found, Facts) for found in said.values()):
+        said = {name: labelled(found) for name, found in said.items()}
+    facts = {name: Reject(name, found.cause, found.detail) if isinstance(found, BadCaptionError) else found for name, found in said.items()}
+    if all(isinstance(found, Reject) and found.cause == NO_CAPTION for found in facts.values()):
         if not labels:
             raise InputError(_explain_no_captions(uri, names, files))
         facts = {name: Facts(captions=(labels[name],), label=labels[name]) for name in names}
@@ -132,11 +133,11 @@ def _unread(files: Sequence[SourceFile], stems: set[str]) -> list[Reject]:
     ]
 
 
-def _facts_or_reject(image: SourceFile, beside: Mapping[str, SourceFile]) -> Facts | Reject:
+def _read_facts(image: SourceFile, beside: Mapping[str, SourceFile]) -> Facts | BadCaptionError:
     try:
         return read_facts({suffix: _read_small(file) for suffix, file in beside.items()}, _stem(image.name))
     except BadCaptionError as error:
-        return Reject(image.name, error.cause, error.detail)
+        return error
 
 
 def _read_small(file: SourceFile) -> bytes:
@@ -146,17 +147,6 @@ def _read_small(file: SourceFile) -> bytes:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _class_folders(names: Sequence[str]) -> dict[str, str]:
-    """The class of each picture, where all lie in folders, one deep below the splits' or the common one, and there are several."""
-    relative = below_common(names)
-    if folder_splits(names):
-        relative = {name: rest.partition("/")[2] for name, rest in relative.items()}
-    if any(rest.count("/") != 1 for rest in relative.values()):
-        return {}
-    labels = {name: clean_name(re.sub(r"_+", " ", rest.partition("/")[0])) for name, rest in relative.items()}
-    return labels if len(set(labels.values())) > 1 and all(labels.values()) else {}
 
 
 def _explain_no_captions(uri: str, names: Sequence[str], files: Sequence[SourceFile]) -> str:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from trainer.staging import kinds
+from trainer.staging.captions import as_words, clean_name
 from trainer.staging.sources.listing import SourceFile
 from trainer.storage.base import local_path
 
@@ -147,3 +148,14 @@ def below_common(names: Iterable[str]) -> dict[str, str]:
     listed = list(names)
     common = posixpath.commonpath([name.rpartition("/")[0] for name in listed]) if listed else ""
     return {name: name[len(common) + 1 :] if common else name for name in listed}
+
+
+def class_folders(names: Sequence[str]) -> dict[str, str]:
+    """The class of each picture, where all lie in folders, one deep below the splits' or the common one, and there are several."""
+    relative = below_common(names)
+    if folder_splits(names):
+        relative = {name: rest.partition("/")[2] for name, rest in relative.items()}
+    if any(rest.count("/") != 1 for rest in relative.values()):
+        return {}
+    labels = {name: clean_name(as_words(rest.partition("/")[0])) for name, rest in relative.items()}
+    return labels if len(set(labels.values())) > 1 and all(labels.values()) else {}

@@ -80,6 +80,11 @@ class Listed:
         return "file" in self.roles and "caption" in self.roles
 
     @property
+    def of_labels(self) -> bool:
+        """Whether its rows name pictures and labels, and no captions: the labels are the captions, as those of class folders are."""
+        return "file" in self.roles and "label" in self.roles and "caption" not in self.roles
+
+    @property
     def has_urls(self) -> bool:
         """Whether its rows say where on the web pictures lie: in a column for it, or in a list without a header."""
         return "url" in self.roles or any(is_url(column) for column in self.columns)

@@ -15,12 +15,21 @@ from typing import Any
 from trainer.bounds import MAX_CAPTIONS, MAX_TABLE_BYTES, check_size
 from trainer.errors import InputError
 from trainer.staging import kinds
-from trainer.staging.captions import BadCaptionError, decode, first_captions, one_line, split_lines
+from trainer.staging.captions import BadCaptionError, caption_of, decode, first_captions, one_line, split_lines
 from trainer.staging.foreign import shown
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, check_unique, safe_key
 from trainer.staging.sources import records
 from trainer.staging.sources.listing import Rows, SourceFile
-from trainer.staging.sources.places import AmbiguousNameError, Places, folder_splits, named_split, split_in, split_of, tell_splits
+from trainer.staging.sources.places import (
+    AmbiguousNameError,
+    Places,
+    class_folders,
+    folder_splits,
+    named_split,
+    split_in,
+    split_of,
+    tell_splits,
+)
 from trainer.staging.sources.records import Listed, Record
 
 NAME = "captions.csv"
@@ -30,7 +39,7 @@ _MAX_LISTED_CHARS = 1 << 16
 """Of a field of a CSV file that is a list of captions as JSON or Python writes it."""
 READ = (
     "captions.csv or metadata.csv, .tsv, .jsonl, .json or .parquet with a column file (or file_name, image …) and a column caption "
-    "(or text …), COCO's and Karpathy's JSON, or a .txt or .json beside each picture"
+    "(or text …) or label, COCO's and Karpathy's JSON, or a .txt or .json beside each picture"
 )
 """What is read, for messages."""
 _PLANNED = "is planned and fetched, by python -m trainer stage plan urls --list {uri} or with a YAML file of kind urls as the source"
@@ -47,7 +56,8 @@ def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
     """The lists of a folder; none where captions stand beside the pictures, or in tars, or nowhere.
 
     A list that was named is the list. Else captions.csv at the top is, whatever else there is; else the files called captions or
-    metadata; and where no caption stands beside a picture, one file of any name that lists pictures and captions.
+    metadata; and where no caption stands beside a picture, one file of any name that lists pictures and captions, or pictures and
+    labels where the pictures do not lie in folders named after their classes.
 
     Raises:
         InputError: a list that cannot be read, or several of which any may be meant.
@@ -69,13 +79,19 @@ def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
     named = [file for file in free if _is_named_as_list(file)]
     lists = [listed for listed in map(open_one, named) if listed.is_list or not has_captions]
     if lists:
-        return _settle(uri, [_require_list(listed, bool(pictures)) for listed in lists])
+        labels_do = not any(listed.is_list for listed in lists)
+        return _settle(uri, [_require_list(listed, bool(pictures), labels_do) for listed in lists])
     if has_captions:
         return []
     opened = [one for file in _guessed(free) for one in _open_quietly(open_one, file)]
     if not pictures and (of_urls := next((listed for listed in opened if listed.has_urls), None)):
         raise InputError(explain_urls(of_urls))
-    return _settle(uri, [listed for listed in opened if listed.is_list]) if pictures else []
+    if not pictures:
+        return []
+    found = [listed for listed in opened if listed.is_list]
+    if not found and not class_folders([file.name for file in files if kinds.is_picture(file.name)]):
+        found = [listed for listed in opened if listed.of_labels]
+    return _settle(uri, found)
 
 
 def _guessed(free: Sequence[SourceFile]) -> Sequence[SourceFile]:
@@ -112,11 +128,11 @@ def _find_quietly(places: Places, name: str) -> SourceFile | None:
     return None
 
 
-def _require_list(listed: Listed, has_pictures: bool) -> Listed:
+def _require_list(listed: Listed, has_pictures: bool, labels_do: bool = True) -> Listed:
     """InputError where a list lacks a column, or names what lies on the web: what was found, what is read, and how to convert it."""
     if listed.has_urls and ("file" not in listed.roles or not has_pictures):
         raise InputError(explain_urls(listed))
-    if listed.is_list:
+    if listed.is_list or (listed.of_labels and labels_do):
         return listed
     missing = [role for role in ("file", "caption") if role not in listed.roles]
     found = ", ".join(listed.columns) or "nothing"
@@ -234,8 +250,7 @@ class _Taker:
             self._named.add(name)
             if name.lower().endswith(kinds.NOT_READ):
                 return Reject(name, kinds.UNREAD_CAUSE, kinds.explain_unread(kinds.suffix_of(name)))
-            values = [record.get(column) for column in self._listed.roles["caption"]]
-            captions = first_captions(map(_cell, values) if self._is_table else values, where)
+            captions = self._captions(record, facts.get("label", ""), where)
         except AmbiguousNameError as error:
             return Reject(name, "ambiguous name", f"{where}: {error}")
         except BadCaptionError as error:
@@ -252,6 +267,12 @@ class _Taker:
         new = [caption for caption in dict.fromkeys(captions) if caption not in picture.captions]
         picture.captions += new
         return None if new else Reject(name, "duplicate", f"{where}: says what {picture.place} says", counts=False)
+
+    def _captions(self, record: Record, label: str, where: str) -> tuple[str, ...]:
+        if self._listed.of_labels:
+            return first_captions([caption_of(label, where)], where)
+        values = [record.get(column) for column in self._listed.roles["caption"]]
+        return first_captions(map(_cell, values) if self._is_table else values, where)
 
     def _first(self, record: Record, role: str) -> object:
         """What a row says in the first column for it that is not empty."""
@@ -285,7 +306,7 @@ def _cell(value: object) -> object:
         for parse in (json.loads, ast.literal_eval):
             with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 found = parse(text)
-                if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+                if isinstance(found, list):  # of whatever: what in it is text is a caption, and its brackets are none
                     return found
     return split_lines(text)
 

@@ -6,11 +6,21 @@ leaves beside each tar: it is counted, but it is no fault of these files.
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from trainer.bounds import MAX_CAPTION_BYTES, MAX_COPY_FILE_BYTES, check_size
 from trainer.errors import InputError
 from trainer.staging import kinds
-from trainer.staging.captions import BadCaptionError, check_caption_size, clean_name, read_facts
+from trainer.staging.captions import (
+    NO_CAPTION,
+    BadCaptionError,
+    Facts,
+    NoCaptionError,
+    as_words,
+    check_caption_size,
+    clean_name,
+    read_facts,
+)
 from trainer.staging.foreign import lines_of, text_of
 from trainer.staging.parquet import read_parquet
 from trainer.staging.ranges import BoundedReader, RangeReader
@@ -27,7 +37,7 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"
 
 
 def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
-    """Every sample of every tar of the folder.
+    """Every sample of every tar of the folder. Where none has a caption, the label of a class is its caption.
 
     Raises:
         InputError: a tar that is none, is cut short or packed, two samples of one name in a tar, no picture in any of them.
@@ -36,6 +46,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     by_name = {file.name: file for file in files}
     rows: list[PairRow] = []
     rejects: list[Reject] = []
+    labelled: list[tuple[PairRow, Reject]] = []
     for file in files:
         if file.name.lower().endswith(_PACKED):
             raise InputError(f"{file.uri}: tars that are packed are not read: unpack it first (gzip -d, xz -d, zstd -d)")
@@ -54,13 +65,17 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
         for key, members in samples:
             keys.add(key)
             where = f"{file.name}: {key}"
-            row = _row(where, f"{base}/{key}", file, members, names)
-            if isinstance(row, Reject):
-                rejects.append(row)
-            else:
-                rows.append(row)
+            row, reject = _row(where, f"{base}/{key}", file, members, names)
+            if row and reject:
+                labelled.append((row, reject))
+            rows += [row] if row and not reject else []
+            rejects += [reject] if reject and not row else []
         if (table := by_name.get(f"{base}.parquet")) is not None:
             rejects += _not_fetched(file, table, keys)
+    if rows:
+        rejects += (reject for _, reject in labelled)
+    else:
+        rows = [replace(row, captions=(as_words(row.label),)) for row, _ in labelled]
     if not rows and all(reject.cause == "no picture" for reject in rejects):
         raise InputError(f"{uri}: no pictures in its tars (looked for {', '.join(kinds.READ)})")
     return Rows(rows=rows, rejects=rejects)
@@ -100,26 +115,37 @@ def _is_small(name: str) -> bool:
     return name.rpartition("/")[2].partition(".")[2].lower() in _SMALL
 
 
-def _row(where: str, key: str, file: SourceFile, members: dict[str, Member], class_names: list[str]) -> PairRow | Reject:
+def _row(
+    where: str, key: str, file: SourceFile, members: dict[str, Member], class_names: list[str]
+) -> tuple[PairRow | None, Reject | None]:
+    """A sample as a row, or as a reject; both where it has a label, and no caption."""
     image = next((members[suffix[1:]] for suffix in kinds.READ if suffix[1:] in members), None)
     if image is None:
         unread = next((suffix for suffix in kinds.NOT_READ if suffix[1:] in members), None)
         if unread:
-            return Reject(where, kinds.UNREAD_CAUSE, kinds.explain_unread(unread))
-        return Reject(where, "no picture", f"only {', '.join(sorted(members)) or 'nothing'}")
+            return None, Reject(where, kinds.UNREAD_CAUSE, kinds.explain_unread(unread))
+        return None, Reject(where, "no picture", f"only {', '.join(sorted(members)) or 'nothing'}")
     small = {suffix: members[suffix] for suffix in _SMALL if suffix in members}
     for member in (image, *small.values()):
         if member.fault:
-            return Reject(where, "broken link", member.fault)
+            return None, Reject(where, "broken link", member.fault)
+    reject, label, facts = None, "", Facts()
     try:
         for suffix, member in small.items():
             check_caption_size(member.size, f"{where}.{suffix}")
+        label = _class_name(members["cls"].data, class_names, where) if "cls" in members else ""
         facts = read_facts({suffix: member.data for suffix, member in small.items()}, where)
-        label = _class_name(members["cls"].data, class_names, where) if "cls" in members else facts.label
     except BadCaptionError as error:
         others = "" if small else f" (only {', '.join(sorted(members))})"
-        return Reject(where, error.cause, f"{error.detail}{others}")
-    return PairRow(
+        unnamed = f"; class {label} has no name: names stand in {_CLASS_NAMES} beside the tars, a line each" if label.isdecimal() else ""
+        reject = Reject(where, error.cause, f"{error.detail}{others}{unnamed}")
+        facts = error.facts if isinstance(error, NoCaptionError) else facts
+        label = label or facts.label
+        if not label or label.isdecimal() or not (isinstance(error, NoCaptionError) or error.cause == NO_CAPTION):
+            return None, reject
+    else:
+        label = label if "cls" in members else facts.label
+    row = PairRow(
         key=safe_key(key),
         where=where,
         image=Blob(file.uri, image.offset, image.size),
@@ -128,6 +154,7 @@ def _row(where: str, key: str, file: SourceFile, members: dict[str, Member], cla
         split=check_split(facts.split, where),
         family=facts.family,
     )
+    return row, reject
 
 
 def _class_name(data: bytes, class_names: list[str], where: str) -> str:

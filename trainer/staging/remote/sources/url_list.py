@@ -49,7 +49,7 @@ def table(database: duckdb.DuckDBPyConnection, inputs: Inputs, *, list_uri: str,
     if not list_uri.endswith((*_TABLES, *_JSON, ".parquet")):
         raise InputError(f"{list_uri}: must end in one of {', '.join((*_TABLES, *_JSON, '.parquet'))}")
     relation, columns = _open(database, inputs.local(list_uri), list_uri)
-    found = {"url": find_columns(columns, _URL), "caption": find_columns(columns, _CAPTION)}
+    found = {"url": find_columns(columns, _URL), "caption": find_columns(columns, _CAPTION) or find_columns(columns, ("label",))}
     for names, there in ((_URL[:2], found["url"]), (_CAPTION, found["caption"])):
         if not there:
             raise InputError(
