@@ -20,6 +20,8 @@ NIGHTS_HELD_OUT = 1_958 + 2_120
 """Triplets of its validation and test splits."""
 DEMO_PAIRS, DEMO_TRIPLETS = 1518, 0.72
 """Training pairs of the demo, and the part of staging.demo_triplets that the training split gets; a test of staging compares them."""
+DEMO_HELD_OUT = 380
+"""Pictures of each of the demo's two evaluation sets."""
 _DESCRIBED = ("list", "table", "metadata", "ids")
 """Keys of a list's description that name files (pipelines/steps/staging.py)."""
 
@@ -57,6 +59,11 @@ def described_sources(uri: str) -> list[str]:
     return [uri, *(str(described[key]) for key in _DESCRIBED if described.get(key))]
 
 
+def is_demo(source: str, recipe: Recipe) -> bool:
+    """Whether a source that a run names is the demo; a recipe whose batches are larger than it stands for data that are still to come."""
+    return source in ("", "demo") and recipe.contrastive.global_batch_size <= DEMO_PAIRS
+
+
 def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) -> Samples:
     """Samples of the training split: counted where the data are staged, else known of the source, else assumed.
 
@@ -74,7 +81,7 @@ def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) 
         return Samples(count=LISTS[kind], said=f"rows of {kind}", known=True)
     if what == "triplets" and (kind == "nights" or source.endswith("nights.zip")):
         return Samples(count=NIGHTS, said="NIGHTS", known=True)
-    if source in ("", "demo") and recipe.contrastive.global_batch_size <= DEMO_PAIRS:
+    if is_demo(source, recipe):
         if what == "pairs":
             return Samples(count=DEMO_PAIRS, said="the demo's", known=True)
         return Samples(count=int(DEMO_TRIPLETS * recipe.staging.demo_triplets), said="about those of the demo", known=False)
