@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.real import REAL, real_features
 from trainer.evaluation import probes
 from trainer.evaluation.probes import LogisticRegression, choose_strength, draw_shots, nearest_neighbours, predict, split_validation
 
@@ -95,6 +96,16 @@ def test_nearest_neighbours_are_scikit_learns():
         for place in np.argsort(-similarity)[:20]:
             votes[y[place]] += np.exp(similarity[place] / 0.07)
         assert votes.argmax() == predicted
+
+
+def test_on_real_features_probes_are_scikit_learns():
+    """Nine classes of a trained model's image features: logistic regression by Newton's method, and weighted nearest neighbours."""
+    _, x, labels = real_features()
+    train, y, test = torch.from_numpy(x[:100]), torch.from_numpy(labels[:100]), torch.from_numpy(x[100:])
+    model = LogisticRegression(train, y, 9)
+    for strength in ("10.0", "0.1", "0.001"):
+        assert predict(test, *model.fit(float(strength))).tolist() == REAL["logistic"][strength], strength
+    assert nearest_neighbours(train, y, test, 9).tolist() == REAL["neighbours"]
 
 
 def test_fewer_pictures_than_neighbours_all_vote():
