@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import pdist
 
+from tests.evaluation.real import REAL, real_features
 from trainer import similarity
 
 
@@ -45,6 +46,23 @@ def test_cka_is_that_of_kernels(seed, count, widths):
     expected = hsic_by_kernels(k, m) / np.sqrt(hsic_by_kernels(k, k) * hsic_by_kernels(m, m))
     assert similarity.cka(x, y) == pytest.approx(expected, abs=1e-4)
     assert similarity.cka(x, y) == pytest.approx(cka_by_u_statistic(x, y), abs=1e-4)
+
+
+def test_cka_is_the_published_figure():
+    """Kornblith et al.'s own demonstration (google-research, representation_similarity/Demo.ipynb) prints 0.51346 for its debiased form."""
+    generator = np.random.RandomState(1337)  # as theirs draws
+    x = generator.randn(100, 10)
+    y = generator.randn(100, 10) + x
+    assert f"{similarity.cka(x, y):.5f}" == "0.51346"
+
+
+def test_real_features_have_the_cka_and_rsa_of_other_packages():
+    """Two layers of a trained model over 150 pictures: CKA as PyPI's cka-pytorch 1.1.3 computes it (`hsic1`), RSA by scipy."""
+    block, output, _ = real_features()
+    assert similarity.cka(block, output) == pytest.approx(REAL["cka"], abs=1e-5)
+    given = pdist(block, "correlation")
+    expected = stats.spearmanr(pdist(output, "correlation"), given).statistic
+    assert similarity.rsa(output, similarity.ranks(given)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_cka_ignores_rotation_scale_and_shift():

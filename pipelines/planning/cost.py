@@ -77,12 +77,14 @@ class Samples:
     """Of a training split: how many, how that is known, and whether it is (0, or a guess, otherwise).
 
     `guessed`: nothing of the source that was named is known, so what follows from the number says nothing about it.
+    `at_most`: no more than so many, as far as that is known; 0: unknown.
     """
 
     count: int
     said: str
     known: bool = True
     guessed: bool = False
+    at_most: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

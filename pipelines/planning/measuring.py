@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from pipelines.planning.cost import CORE_GFLOPS, PEAK_TFLOPS, UTILISATION, Estimate, Machines, number
 from pipelines.planning.plan import Cell, Experiment
+from pipelines.planning.represented import Represented, represented
 from pipelines.planning.request import Request
-from pipelines.planning.sources import DEMO_PAIRS, NIGHTS_HELD_OUT
+from pipelines.planning.sources import DEMO_HELD_OUT, NIGHTS_HELD_OUT, is_demo
 from pipelines.planning.summary import MOST_NAMES
 from trainer.config import kept_epochs
 from trainer.configs import sizes
@@ -29,8 +30,6 @@ TEXTS = 0.25
 """Prompts and captions that are read for each picture: assumed (80,000 prompts for the 150,000 pictures of the ImageNet family)."""
 LIMIT = 0.10
 """Of training's GPU-hours: a trajectory's evaluation is meant to stay below."""
-DEMO_HELD_OUT = 380
-"""Pictures of each of the demo's two evaluation sets."""
 _UNKNOWN_SET = 10_000
 
 
@@ -64,6 +63,7 @@ class Measuring:
         machines: one GPU, or the CPU.
         forward: pictures a second through one model, texts included.
         training: device-hours of the stages that the cell trains.
+        beside: what `representation` asks for of a model; probes of final models alone.
     """
 
     cell: Cell
@@ -74,6 +74,7 @@ class Measuring:
     machines: Machines
     forward: float
     training: float
+    beside: Represented = Represented()
 
     @property
     def each(self) -> int:
@@ -87,13 +88,25 @@ class Measuring:
 
     @property
     def trajectory_hours(self) -> float:
-        """Of the models at kept epochs."""
-        return len(self.epochs) * self.each * self.per_model / 3600
+        """Of the models at kept epochs, their layers with them."""
+        return len(self.epochs) * (self.each * self.per_model + self._layers) / 3600
 
     @property
     def other_hours(self) -> float:
         """Of all other models."""
-        return (self.whole * self.each + self.towers * self.pictures.triplets) * self.per_model / 3600
+        figures = (self.whole * self.each + self.towers * self.pictures.triplets) * self.per_model
+        return figures / 3600 + self.beside_hours
+
+    @property
+    def _layers(self) -> float:
+        """Seconds a model: its layers run, and CKA and RSA of them."""
+        return self.beside.layer_pictures * self.per_model + self.beside.layer_seconds
+
+    @property
+    def beside_hours(self) -> float:
+        """Of representation, of all but kept epochs."""
+        probes = self.beside.probe_pictures * self.per_model + self.beside.probe_seconds / self.machines.cores
+        return (self.whole + self.towers) * (self._layers + probes) / 3600
 
     @property
     def share(self) -> float:
@@ -120,8 +133,18 @@ class Measuring:
                 f"= {number(self.trajectory_hours)} {unit}-hours, {self.share:.1%} of the {number(self.training)} of training{over}; "
             )
         towers = f" and {self.towers} tower on triplets" if self.towers else ""
+        others = f"{self.whole} other models{towers}{self._beside()}: {number(self.other_hours)}"
         total = number(self.other_hours + self.trajectory_hours)
-        return f"{trajectory}{self.whole} other models{towers}: {number(self.other_hours)}; in all {total} {unit}-hours a cell [assumed]"
+        return f"{trajectory}{others}; in all {total} {unit}-hours a cell [assumed]"
+
+    def _beside(self) -> str:
+        """What representation adds to a model, and to all of them but kept epochs."""
+        asked, parts = self.beside, []
+        if asked.layer_pictures:
+            parts.append(f"{asked.layer_pictures:,} pictures through the layers, CKA and RSA {number(asked.layer_seconds)} CPU-seconds")
+        if asked.probe_pictures:
+            parts.append(f"{asked.probe_pictures:,} pictures for probes, their fits {number(asked.probe_seconds)} CPU-seconds")
+        return f", with {number(self.beside_hours)} of representation (a model: {'; '.join(parts)})" if parts else ""
 
 
 def measuring(experiment: Experiment, request: Request, cell: Cell, estimates: Sequence[Estimate], machines: Machines) -> Measuring:
@@ -148,6 +171,7 @@ def measuring(experiment: Experiment, request: Request, cell: Cell, estimates: S
         machines=one,
         forward=_forward(cell, one),
         training=sum(estimate.gpu_hours for estimate in estimates),
+        beside=represented(experiment, request),
     )
 
 
@@ -159,7 +183,7 @@ def pictures_of(experiment: Experiment, request: Request) -> Pictures:
     given, all_known = _given(request.eval_sets)
     of_triplets = 3 * sum(_samples(triplets, split) for split in ("val", "test")) if triplets else 0
     said, known = f"{len(sets) + len(request.eval_sets)} sets", all_known and pairs is not None and triplets is not None
-    demo = request.pairs in ("", "demo") and experiment.recipe.contrastive.global_batch_size <= DEMO_PAIRS
+    demo = is_demo(request.pairs, experiment.recipe)
     if pairs is None and demo:
         own, said = 2 * DEMO_HELD_OUT, "the demo's"
     if triplets is None:

@@ -22,6 +22,8 @@ NIGHTS_HELD_OUT = 1_958 + 2_120
 DEMO_PAIRS, DEMO_TRIPLETS = 1518, 0.72
 """Training pairs of the demo, and the part of staging.demo_triplets that the training split gets; a test of staging compares them."""
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+DEMO_HELD_OUT = 380
+"""Pictures of each of the demo's two evaluation sets."""
 _DESCRIBED = ("list", "table", "metadata", "ids")
 """Keys of a list's description that name files (pipelines/steps/staging.py)."""
 
@@ -59,6 +61,11 @@ def described_sources(uri: str) -> list[str]:
     return [uri, *(str(described[key]) for key in _DESCRIBED if described.get(key))]
 
 
+def is_demo(source: str, recipe: Recipe) -> bool:
+    """Whether a source that a run names is the demo; a recipe whose batches are larger than it stands for data that are still to come."""
+    return source in ("", "demo") and recipe.contrastive.global_batch_size <= DEMO_PAIRS
+
+
 def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) -> Samples:
     """Samples of the training split: counted where the data are staged, else known of the source, else assumed.
 
@@ -76,17 +83,20 @@ def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) 
         return Samples(count=LISTS[kind], said=f"rows of {kind}", known=True)
     if what == "triplets" and (kind == "nights" or source.endswith("nights.zip")):
         return Samples(count=NIGHTS, said="NIGHTS", known=True)
-    if source in ("", "demo") and recipe.contrastive.global_batch_size <= DEMO_PAIRS:
+    if is_demo(source, recipe):
         if what == "pairs":
             return Samples(count=DEMO_PAIRS, said="the demo's", known=True)
-        return Samples(count=int(DEMO_TRIPLETS * recipe.staging.demo_triplets), said="about those of the demo", known=False)
+        total = recipe.staging.demo_triplets
+        return Samples(count=int(DEMO_TRIPLETS * total), said="about those of the demo", known=False, at_most=total)
     path = local_path(source)
     if what == "pairs" and source and path is not None and (pictures := _count_pictures(path)):
         return Samples(
             count=round(pictures * (1 - recipe.staging.heldout_fraction)), said="about, by the pictures in the folder", known=False
         )
     count, name = (LISTS["yfcc15m-openai"], "YFCC15M") if what == "pairs" else (NIGHTS, "NIGHTS")
-    return Samples(count=count, said=f"none staged: taken for {name}", known=False, guessed=source not in ("", "demo"))
+    guessed = source not in ("", "demo")
+    said = f"none staged: taken for {name}"
+    return Samples(count=count, said=said, known=False, guessed=guessed, at_most=0 if source else count)
 
 
 def _count_pictures(folder: Path) -> int:

@@ -10,12 +10,13 @@ from pipelines.jobs.base import JobSpec
 from pipelines.jobs.launcher import annotated
 from pipelines.jobs.shapes.indexed import sized
 from pipelines.jobs.specs import evaluate_spec, train_spec
-from pipelines.planning.cost import Estimate, Machines, Rate, estimate
-from pipelines.planning.measuring import evaluation_lines, measuring
+from pipelines.planning.cost import Estimate, Machines, Rate, estimate, number
+from pipelines.planning.measuring import Measuring, evaluation_lines, measuring
 from pipelines.planning.plan import Cell, Experiment, entry_of
 from pipelines.planning.request import Request
 from pipelines.planning.summary import outline
-from pipelines.profile.profile import Profile, parallel_cells_of, placement_of
+from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of
+from pipelines.profile.settings import JobSettings
 from pipelines.steps.checking import data_of, machines_of
 from trainer.config import StageConfig
 from trainer.storage.committed import Committed, read_final
@@ -61,19 +62,36 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
         estimates[folder] = estimate(stage, data, machines, placement_of(profile, request), measured)
     done = {folder for folder, (_, spec) in stages.items() if (one := finished[folder]) and one.recipe_hash == spec.recipe_hash}
     lines = outline(experiment.recipe, estimates, read_base(request.recipe), done, experiment.axes)
-    return [*lines, *_evaluations(experiment, cells, profile, request, estimates), *(f"note: {note}" for note in notes)]
+    measured_in = _evaluations(experiment, cells, profile, request, estimates)
+    pools = pool_lines(job_settings(profile, request), profile, list(estimates.values()), measured_in)
+    return [*lines, *evaluation_lines(measured_in), *pools, *(f"note: {note}" for note in notes)]
+
+
+def pool_lines(settings: JobSettings, profile: Profile, estimates: Sequence[Estimate], evaluations: Sequence[Measuring]) -> list[str]:
+    """Hours by pool, a line each: the machines that one queue gives out. Stages and evaluation of a request wait in the same queue."""
+    queue = settings.labels.get(settings.queue_label, "")
+    where = "this machine" if profile.backend == "local" else f"queue {queue}" if queue else "without a queue"
+    pools: dict[tuple[str, str], list[float]] = {}
+    training = ((one.machines, one.gpu_hours, 0) for one in estimates)
+    for machines, hours, place in (*training, *((one.machines, one.other_hours + one.trajectory_hours, 1) for one in evaluations)):
+        name = f"{where}, {machines.gpu}" if machines.gpu else where
+        pools.setdefault((name, "GPU" if machines.gpus_per_node else "process"), [0.0, 0.0])[place] += hours
+    return [
+        f"pool {name}: {number(trained)} of training + {number(measured)} of evaluation = {number(trained + measured)} {unit}-hours"
+        for (name, unit), (trained, measured) in pools.items()
+    ]
 
 
 def _evaluations(
     experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, estimates: Mapping[str, Estimate]
-) -> list[str]:
+) -> list[Measuring]:
     """What measuring the cells takes, kept epochs apart."""
     found = []
     for cell in cells:
         spec = evaluate_spec(experiment.root, entry_of(cell), request, {})
         machines = machines_of(sized(stage_settings(profile, request, spec), spec.purpose), profile, request)
         found.append(measuring(experiment, request, cell, [estimates[stage.output] for stage in cell.stages()], machines))
-    return evaluation_lines(found)
+    return found
 
 
 def job_specs(experiment: Experiment, cells: list[Cell], request: Request, profile: Profile) -> Iterator[JobSpec]:

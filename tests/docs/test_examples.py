@@ -11,11 +11,14 @@ from pipelines.planning.resolving import resolve
 from pipelines.planning.sources import LISTS, NIGHTS
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile
+from pipelines.profile.settings import JobSettings
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.dry_run import takes
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
+SMALL = ("dose-demo", "programme-smoke", "representation")
+"""Those that a laptop runs, on the demo's data."""
 
 
 def asked(path: Path) -> Request:
@@ -26,12 +29,16 @@ def asked(path: Path) -> Request:
 def test_an_example_can_be_planned_and_says_its_hours(path: Path, tmp_path: Path):
     """Every point fits its data and its warm-up, as far as the data are known; nothing is written."""
     request = asked(path)
-    profile = Profile(backend="pytorchjob")
+    profile = Profile(backend="pytorchjob", jobs=JobSettings(gpus_per_node=0 if path.stem in SMALL else 8))
     experiment, cells = preview(request, str(tmp_path))
     notes = check_experiment(experiment, cells, profile, request)
     lines = takes(experiment, cells, profile, request, notes)
     assert [cell.name for cell in cells] == request.cells
-    assert any("GPU-hours" in line or "process-hours" in line for line in lines)
+    unit = "process" if path.stem in SMALL else "GPU"
+    (pool,) = [line for line in lines if line.startswith("pool ")]
+    assert pool.startswith(f"pool queue {request.queue}: " if request.queue else "pool without a queue: ")
+    assert pool.endswith(f" {unit}-hours")
+    assert any("of representation" in line for line in lines) == bool(request.representation)
     assert any(line.startswith("axis triplets: perceptual.triplet_fraction") for line in lines) == bool(request.vary)
     assert not list(tmp_path.iterdir())
 
@@ -41,9 +48,9 @@ def test_every_point_of_an_example_can_be_trained(path: Path):
     """On NIGHTS and YFCC15M, or on what the demo makes of itself."""
     from pipelines.planning.checks import check_recipe
 
-    demo = path.stem.endswith("-demo")
+    demo = path.stem in SMALL
     pairs = Samples(count=1518 if demo else LISTS["yfcc15m-openai"], said="", known=True)
-    triplets = Samples(count=3240 if demo else NIGHTS, said="", known=True)
+    triplets = Samples(count={"dose-demo": 3240}.get(path.stem, 86) if demo else NIGHTS, said="", known=True)
     for recipe, stages in Points(asked(path)).recipes().items():
         check_recipe(recipe, pairs, triplets, Machines(gpu_bytes=80 << 30), "pytorchjob", stages=stages)
 
@@ -52,6 +59,26 @@ def test_the_doses_make_a_cell_each_and_the_baseline_one_a_seed():
     cells = asked(EXAMPLES / "dose.yaml").cells
     assert len(cells) == 5 * (1 + 6)
     assert [cell for cell in cells if cell.startswith("random")] == [f"random-seed{seed}" for seed in range(5)]
+
+
+def test_what_is_measured_of_the_full_runs_trains_nothing_of_its_own():
+    """RSA and probes name the same experiment, recipe, arms and seeds, so the stages are those of the full runs."""
+    full, *others = (asked(EXAMPLES / f"{name}.yaml") for name in ("full", "rsa", "probes"))
+    for other in others:
+        assert (other.experiment, other.cells, other.load_recipe()) == (full.experiment, full.cells, full.load_recipe())
+        assert other.representation
+        assert other.queue != full.queue  # the full runs have a pool of their own
+
+
+def test_the_small_programme_has_one_of_each_kind_in_twelve_cells():
+    """Doses, seeds, stage 2 through time, layers, an RDM, probes, a declared test."""
+    request = asked(EXAMPLES / "programme-smoke.yaml")
+    assert len(request.cells) <= 12
+    assert request.load_recipe().evaluation.trajectory
+    assert len(request.all_seeds) > 1
+    assert request.vary
+    assert request.tests
+    assert request.representation.keys() == {"sets", "rdms", "probes"}
 
 
 def test_every_example_is_listed():

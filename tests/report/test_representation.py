@@ -37,13 +37,13 @@ def add(folder: Path, dataset: str, task: str, metrics: dict, arrays: dict, **mo
     )
 
 
-def experiment(root: Path, arms=("random", "perceptual", "shuffled"), seeds=(0, 1)) -> str:
+def experiment(root: Path, arms=("random", "perceptual", "shuffled"), seeds=(0, 1), **more) -> str:
     """A fabricated experiment with layers and probes of every final model."""
-    uri = fabricate(root, Fabrication(arms=arms, seeds=seeds))
+    uri = fabricate(root, Fabrication(arms=arms, seeds=seeds, **more))
     staged = next(Path(uri).glob("*/evaluation/*/demo-categories_zeroshot_classification.json"))
     identity = read_figures(str(staged))[BLOCK]["dataset_identity"]
     for cell in json.loads(Path(uri, "plan.json").read_text())["cells"]:
-        arm, seed = cell["arm"], cell["seed"]
+        arm, seed = cell["arm"] + cell["point"], cell["seed"]
         for folder in sorted(Path(cell["evaluation"]).iterdir()):
             stage = folder.name.partition("-")[0]
             for layer in LAYERS:
@@ -133,6 +133,35 @@ def test_page_and_markdown_show_it_and_the_schema_holds(report):
     assert "| layer | perceptual and random | shuffled and random | perceptual and shuffled |" in text
     assert "linear probe" in page
     assert "16 a class" in page
+
+
+def test_each_point_of_an_axis_pairs_its_own_cells(tmp_path):
+    """By arm, point and seed: on the page's own point, which is no one's recipe here, and on the other, beside the shared baseline."""
+    uri = experiment(tmp_path, arms=("random", "perceptual"), fractions=(0.25, 0.5), checkpoints=(50,), items=20)
+    results, page, text = written(uri)
+
+    assert results["point"]["point"] == "triplets-0.5"
+    (other,) = results["at_points"]
+    assert (other["point"], other["at"]) == ("triplets-0.25", {"triplets": 0.25})
+    for point, found in (("triplets-0.5", results), ("triplets-0.25", other)):
+        expected = [
+            similarity.cka(features(f"perceptual{point}", seed, "contrastive", "02"), features("random", seed, "contrastive", "02"))
+            for seed in (0, 1)
+        ]
+        row = row_of(found["representation"]["similarity"], layer="02", arm="perceptual", to="random")
+        assert row["values"] == pytest.approx(expected)
+        scores = {
+            (row["arm"], row["seed"]): row["value"]
+            for row in results["metrics"]
+            if row["step"] == 50 and row["task"] == "2afc" and row["dataset"].endswith("test") and row["point"] in ("", point)
+        }
+        halfway = row_of(found["trajectory"]["differences"], endpoint="2afc", epoch=0.5)
+        assert halfway["differences"] == pytest.approx([scores["perceptual", seed] - scores["random", seed] for seed in (0, 1)])
+    assert len(other["representation"]["probes"]) == len(results["representation"]["probes"]) > 0
+    assert not list(faults(results, SCHEMA))
+    assert page.count("<summary>At point triplets-0.25</summary>") == 2
+    assert "### Representation at point triplets-0.25" in text
+    assert "### Through time at point triplets-0.25" in text
 
 
 def test_a_damaged_layer_costs_its_comparisons_and_is_named(tmp_path):

@@ -46,7 +46,9 @@ def faults(value: Any, schema: Any, place: str = "") -> Iterator[str]:
     if schema is False:
         yield f"{place}: not in the schema"
         return
-    schema = SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+    if "$ref" in schema:
+        _, group, name = schema["$ref"].split("/")
+        schema = SCHEMA[group][name]
     assert set(schema) <= KEYWORDS | WORDS, f"{place}: {set(schema) - KEYWORDS - WORDS} is not understood here"
     types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", list(TYPES))
     if not any(isinstance(value, TYPES[name]) and not (isinstance(value, bool) and name in ("number", "integer")) for name in types):

@@ -1,5 +1,7 @@
 """Stage 2 through time: onset, power laws, what is left of the prior, and what was not kept, against hand-made figures."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,10 @@ import pytest
 
 from tests.report.conftest import page_after
 from tests.report.fabricate import Fabrication, fabricate
+from trainer.report import trajectory
+from trainer.report.compare import Scores
+from trainer.report.experiment import StageRun
+from trainer.report.read import read_experiment
 from trainer.report.statistics import paired_t
 from trainer.report.trajectory import onset, power_law, retained
 from trainer.report.views import onsets, survival
@@ -135,6 +141,31 @@ def test_epochs_that_were_not_kept_are_named(followed: str) -> None:
     assert [why["random", seed] for seed in (0, 1, 2)] == ["not measured", "damaged", "not kept"]
     assert "random, seed 0: not measured at epoch 0; " in page
     assert "random, seed 1: damaged at epoch 0; " in page
+
+
+def test_epochs_are_those_that_samples_seen_makes(tmp_path: Path) -> None:
+    """100 steps of 20 an epoch are five epochs, whatever the recipe's `epochs` says; those that were not kept are named."""
+    uri = fabricate(tmp_path, Fabrication(items=20, checkpoints=(20, 80)))
+    plan = read_json(join(uri, "plan.json"))
+    plan["recipes"]["smoke"]["evaluation"] |= {"trajectory": True, "every_epochs": 0}
+    write_json(join(uri, "plan.json"), plan)
+    experiment = read_experiment(uri)
+    cells = [replace(cell, stages={name: _fixed(run) for name, run in cell.stages.items()}) for cell in experiment.cells]
+    found = trajectory.trajectory(Scores(replace(experiment, cells=cells)), [], [])
+
+    assert [(row["arm"], row["epochs"], row["why"]) for row in found["lacking"]] == [
+        (arm, [0, 2], "not kept") for arm in ("random", "perceptual")
+    ]
+    assert trajectory.epoch_of(cells[0], 20) == 1
+    assert trajectory.epoch_of(cells[0], None) == 5
+
+
+def _fixed(run: StageRun) -> StageRun:
+    """The stage as if its recipe fixed the samples seen, 20 steps an epoch."""
+    if run.config.contrastive is None:
+        return run
+    config = replace(run.config, contrastive=replace(run.config.contrastive, samples_seen=6400))
+    return replace(run, config=config, progress=[{**line, "epoch": line["step"] / 20} for line in run.progress])
 
 
 def test_a_point_of_one_is_no_chart(small: tuple[str, dict[str, Any]]) -> None:

@@ -61,11 +61,8 @@ def loss_curves(experiment: Experiment, stage: str, figure: str = "loss") -> dic
     for cell, name, run in own_stages(experiment):
         if name != stage:
             continue
-        settings = getattr(run.config, stage)
         points = [
-            (_epochs(run, settings) * p["step"] / (p.get("steps") or run.committed.step), p[figure])
-            for p in run.progress
-            if _number(p.get(figure))
+            (run.epochs * p["step"] / (p.get("steps") or run.committed.step), p[figure]) for p in run.progress if _number(p.get(figure))
         ]
         if points:
             series[cell.arm].append(([x for x, _ in points], [y for _, y in points]))
@@ -121,7 +118,7 @@ def through_time(scores: Scores, endpoints: Sequence[Endpoint]) -> list[dict[str
                 figures = [per_item.score(results[s.key], s.metric) for s in endpoint.sets if s.key in results]
                 known = [figure for figure in figures if figure is not None]
                 if len(known) == len(endpoint.sets):
-                    epoch = _epochs(run, settings) * step / run.committed.step
+                    epoch = run.epochs * step / run.committed.step
                     whose = {"endpoint": endpoint.name, "arm": cell.arm, "seed": cell.seed}
                     seen = settings.global_batch_size * step
                     rows.append({**whose, "step": step, "epoch": epoch, "samples": seen, "value": sum(known) / len(known)})
@@ -162,11 +159,6 @@ def efficiency(scores: Scores, endpoints: Sequence[Endpoint], course: Sequence[d
             }
         )
     return rows
-
-
-def _epochs(run: StageRun, settings: Any) -> float:
-    """Epochs in all; where `samples_seen` fixes the steps, as the course has them."""
-    return float(run.progress[-1].get("epoch", settings.epochs)) if settings.samples_seen and run.progress else settings.epochs
 
 
 def _device_hours(run: StageRun) -> float | None:

@@ -29,6 +29,14 @@ class StageRun:
     progress: list[dict[str, Any]]
 
     @property
+    def epochs(self) -> float:
+        """In all; where `samples_seen` fixes the steps, as the course has them."""
+        settings = self.config.perceptual or self.config.contrastive or self.config.posthoc
+        assert settings is not None, "a stage has its settings"
+        last = self.progress[-1] if settings.samples_seen and self.progress else {}
+        return last["epoch"] * self.committed.step / last["step"] if last.get("epoch") else float(settings.epochs)
+
+    @property
     def weights(self) -> set[str]:
         """The hashes by which an evaluation may name this stage's final weights."""
         facts = self.committed.facts
@@ -135,9 +143,10 @@ class Experiment:
         source = str(self.pairs.source.get("uri", "")) if self.pairs else ""
         return self.pairs is not None and source not in ("", "demo") and not self.pairs.name.startswith("yfcc15m")
 
-    def cell(self, arm: str, seed: int, point: str = "") -> Cell | None:
-        """The finished cell of an arm and a seed, by the point in its name."""
-        return next((cell for cell in self.cells if (cell.arm, cell.seed, cell.point) == (arm, seed, point)), None)
+    def cell(self, arm: str, seed: int, point: str | None = None) -> Cell | None:
+        """The finished cell of an arm and a seed, by the point in its name; None: whichever there is, as where there is one point."""
+        found = (cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
+        return next((cell for cell in found if point in (None, cell.point)), None)
 
     def at(self, cells: Mapping[str, str]) -> "Experiment":
         """The experiment as it is at one point of its axes: with one cell an arm and seed.

@@ -13,6 +13,7 @@ from trainer.report import items as per_item
 from trainer.report.answer import answer
 from trainer.report.experiment import Experiment
 from trainer.report.pictures import attributions
+from trainer.report.points import at_points
 from trainer.report.representation import representation
 from trainer.report.twins import twins
 from trainer.storage.declarations import declared_endpoints
@@ -72,6 +73,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "representation": representation(scores, set_rows),
         "through_time": followed,
         "trajectory": trajectory.trajectory(scores, endpoints, followed),
+        "at_points": at_points(whole, point, endpoints),
         "stages": course.stage_rows(whole),
         "efficiency": course.efficiency(scores, endpoints, followed),
         "comparison": _comparison(scores, endpoints, others),

@@ -55,8 +55,7 @@ def samples_seen(cell: Cell, step: int | None) -> int:
 def epoch_of(cell: Cell, step: int | None) -> float:
     """Epoch of the contrastive stage after a step; None: its last."""
     run = cell.stages["contrastive"]
-    assert run.config.contrastive is not None, "a contrastive stage has its settings"
-    return run.config.contrastive.epochs * (1.0 if step is None else step / run.committed.step)
+    return run.epochs * (1.0 if step is None else step / run.committed.step)
 
 
 # ------------------------------------------------------------------------------------------------- differences
@@ -245,13 +244,15 @@ def _lacking(experiment: Experiment) -> Rows:
         run = cell.stages["contrastive"]
         recipe = (experiment.plan.get("recipes") or {}).get((entry or {}).get("recipe"), {})
         asked = recipe.get("evaluation", {})
-        if cell.final_stage != "contrastive" or run.config.contrastive is None or run.config.contrastive.samples_seen:
+        fixed = run.config.contrastive is not None and run.config.contrastive.samples_seen
+        if cell.final_stage != "contrastive" or (fixed and not run.progress):  # then nothing says how long an epoch was
             continue
-        epochs = run.config.contrastive.epochs
+        per_epoch = max(round(run.committed.step / run.epochs), 1)
+        epochs = run.committed.step // per_epoch  # whole ones, as training counts them
         measured = {result.step for result in cell.results if result.stage == "contrastive"}
         why: dict[str, list[int]] = defaultdict(list)
         for epoch in kept_epochs(epochs, trajectory=bool(asked.get("trajectory")), every=int(asked.get("every_epochs") or 0)):
-            step = epoch * run.committed.step // epochs
+            step = epoch * per_epoch
             if step not in measured:
                 why[_why_lacking(run.uri, step)].append(epoch)
         rows += [{"arm": cell.arm, "seed": cell.seed, "epochs": lacked, "why": reason} for reason, lacked in why.items()]

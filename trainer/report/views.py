@@ -37,6 +37,7 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
         "onsets": onsets(document),
         "survival": survival(document),
         "layers": layers(document["representation"]),
+        "elsewhere": [elsewhere(document, one) for one in document["at_points"]],
         "axes_tables": axes_tables(document),
         "tests_table": tests_table(document),
         "steps_lines": steps_lines(document),
@@ -148,6 +149,13 @@ def reached(efficiency: Rows) -> Rows:
             row | {name: mean(run[name] for run in runs) for name in ("baseline_final", "stage_1_device_hours", "stage_2_device_hours")}
         )
     return rows
+
+
+def elsewhere(document: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
+    """Through time and by layer at another point of the axes: the tables of that section, and what the template reads of it itself."""
+    there = document | one
+    tables = {"course": course(there), "onsets": onsets(there), "survival": survival(there), "layers": layers(one["representation"])}
+    return {**one, **tables}
 
 
 def course(document: dict[str, Any]) -> Rows:

@@ -89,7 +89,7 @@ def as_of(experiment: Experiment, now: float) -> str:
     return f"as of {when}, {len(experiment.cells)} of {planned} cell{'s' if planned > 1 else ''}"
 
 
-def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> dict[str, list[figures.Panel]]:
+def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> dict[str, Any]:
     """The figures of each section of the page."""
     arms = experiment.arms
     return {
@@ -98,12 +98,13 @@ def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> 
         "training": _training(experiment, arms),
         "through_time": _through_time(document, arms),
         "differences": _differences_through_time(document, arms),
+        "at_points": {one["point"]: _differences_through_time(document | one, arms, one["point"]) for one in document["at_points"]},
         "prior": _prior(document, arms),
         "axes": axes_panels(document, arms),
     }
 
 
-def render(template: str, document: dict[str, Any], drawn: dict[str, list[figures.Panel]], examples: dict[str, Any]) -> str:
+def render(template: str, document: dict[str, Any], drawn: dict[str, Any], examples: dict[str, Any]) -> str:
     """A template of this package with the figures of `document`."""
     html = template.endswith(".html")
     environment = jinja2.Environment(
@@ -255,15 +256,16 @@ def _through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures
     return drawn
 
 
-def _differences_through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
-    """Each endpoint: every arm minus the baseline at each moment that both have."""
+def _differences_through_time(document: dict[str, Any], arms: Sequence[str], point: str = "") -> list[figures.Panel]:
+    """Each endpoint: every arm minus the baseline at each moment that both have; at a point which the title names."""
     drawn = []
     rows = [row for row in document["trajectory"]["differences"] if row["against"] == BASELINE]
     for endpoint in document["endpoints"]:
         own = [row for row in rows if row["endpoint"] == endpoint["name"]]
         series = {arm: [row for row in own if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in own)}
         if series:
-            drawn.append(figures.differences(f"{endpoint['label']}: minus {BASELINE}", _SEEN, series, arms))
+            where = f" at {point}" if point else ""
+            drawn.append(figures.differences(f"{endpoint['label']}: minus {BASELINE}{where}", _SEEN, series, arms))
     return drawn
 
 

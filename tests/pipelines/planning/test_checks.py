@@ -7,7 +7,8 @@ import pytest
 
 from pipelines.planning.checks import check_recipe
 from pipelines.planning.cost import Machines, Samples
-from trainer.config import ModelConfig, Recipe
+from pipelines.planning.sources import training_samples
+from trainer.config import DataConfig, ModelConfig, Recipe
 from trainer.configs import load_recipe
 from trainer.errors import InputError
 
@@ -34,6 +35,29 @@ def check(recipe: Recipe, machines: Machines, pairs: int = YFCC15M, triplets: in
 
 def test_a_recipe_that_fits_needs_no_note():
     assert check(paper(), CLUSTER) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fraction", "refused"), [("smoke", 0.01, True), ("smoke", 0.15, False), ("paper", 0.04, True), ("paper", 1, False)]
+)
+def test_a_fraction_below_one_batch_is_refused_before_anything_is_staged(name: str, fraction: float, refused: bool):
+    """By what the data can be at most: 120 triplets of the smoke recipe, NIGHTS'; 18 of them may still fill a batch of 16."""
+    recipe = load_recipe(name, [f"perceptual.triplet_fraction={fraction}"])
+    pairs, triplets = (training_samples(what, DataConfig(), "", recipe) for what in ("pairs", "triplets"))
+    try:
+        check_recipe(recipe, pairs, triplets, Machines(), "local", stages=("perceptual",))
+    except InputError as error:
+        assert refused
+        assert f"perceptual.triplet_fraction must leave at least one batch, got {fraction:g}: that is" in str(error)
+    else:
+        assert not refused
+
+
+def test_triplets_of_a_source_that_is_not_staged_refuse_nothing():
+    """They may be many more than those that the estimate takes them for."""
+    recipe = load_recipe("paper", ["perceptual.triplet_fraction=0.04"])
+    pairs, triplets = (training_samples(what, DataConfig(), "s3://b/mine", recipe) for what in ("pairs", "triplets"))
+    assert check_recipe(recipe, pairs, triplets, Machines(), "pytorchjob", stages=("perceptual",))
 
 
 def test_a_share_larger_than_the_gpu_is_said():

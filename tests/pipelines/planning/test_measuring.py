@@ -2,13 +2,15 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.planning import measuring, plan
 from pipelines.planning.arms import parse_arms
-from pipelines.planning.cost import Machines, Samples, estimate
+from pipelines.planning.cost import Machines, Samples, estimate, number
 from pipelines.planning.measuring import LIMIT, Measuring
+from pipelines.planning.represented import Represented
 from pipelines.planning.request import Request
 from pipelines.planning.sources import LISTS, NIGHTS
 from trainer.config import DataConfig
@@ -19,7 +21,14 @@ from trainer.storage.manifest import Manifest, Shard, write_manifest
 GPUS = Machines(nodes=2, gpus_per_node=8, gpu="NVIDIA-H100-80GB-HBM3", cores=8)
 
 
-def found(arm: str, recipe: str = "paper", machines: Machines = GPUS, eval_sets: tuple[str, ...] = (), **changes: object) -> Measuring:
+def found(
+    arm: str,
+    recipe: str = "paper",
+    machines: Machines = GPUS,
+    eval_sets: tuple[str, ...] = (),
+    representation: dict[str, Any] | None = None,
+    **changes: object,
+) -> Measuring:
     """Of one cell, none of its data staged."""
     asked = load_recipe(recipe)
     asked = dataclasses.replace(asked, evaluation=dataclasses.replace(asked.evaluation, **changes))
@@ -29,7 +38,7 @@ def found(arm: str, recipe: str = "paper", machines: Machines = GPUS, eval_sets:
     small = {"contrastive": 1518, "perceptual": 86, "posthoc": 86}
     counts = data if recipe != "smoke" else small
     estimates = [estimate(stage, Samples(count=counts[stage.stage], said=""), machines) for stage in cell.stages()]
-    return measuring.measuring(experiment, Request(eval_sets=eval_sets), cell, estimates, machines)
+    return measuring.measuring(experiment, Request(eval_sets=eval_sets, representation=representation or {}), cell, estimates, machines)
 
 
 @pytest.mark.parametrize("arm", ["random", "perceptual"])
@@ -91,6 +100,32 @@ def test_sets_are_counted_where_they_lie_and_known_by_name(tmp_path: Path):
     assert counted.pictures.sets == 380
     assert named.pictures.sets == 380 + 10_000 + 10_000
     assert not named.pictures.known
+
+
+def test_representation_is_part_of_what_it_takes():
+    """Layers of every model, those at kept epochs too; probes of final models; each by the seconds that docs/EVALUATION.md measured."""
+    plain = found("perceptual")
+    layers = found("perceptual", representation={"sets": ["imagenet-1k"], "pictures": 5000})
+    probes = found("perceptual", representation={"probes": ["cifar-10", "own"]})
+
+    assert layers.beside == Represented(layer_pictures=5000, layer_seconds=61.0)
+    a_model = (5000 * plain.per_model + 61) / 3600
+    assert layers.trajectory_hours - plain.trajectory_hours == pytest.approx(10 * a_model)
+    assert layers.other_hours - plain.other_hours == pytest.approx(3 * a_model)
+    assert layers.share <= LIMIT
+    seconds = 2 * 14 * 35_000 / 50_000 * 768 / 512
+    assert probes.beside == Represented(probe_pictures=90_000, probe_seconds=pytest.approx(seconds))
+    assert probes.trajectory_hours == plain.trajectory_hours
+    assert probes.beside_hours == pytest.approx(3 * (90_000 * plain.per_model + seconds / 8) / 3600)
+    assert f"with {number(probes.beside_hours)} of representation (a model: 90,000 pictures for probes" in probes.takes()
+
+
+def test_probes_of_every_set_are_those_of_the_field_or_of_the_demo():
+    """Without sets all of the field's that have a training split, ImageNet's 1.3 M pictures and 1,000 classes among them."""
+    field, demo = (found("random", recipe, representation={"probes": ["all"]}) for recipe in ("paper", "smoke"))
+
+    assert field.beside.probe_pictures > 1_281_167 + 24 * 35_000
+    assert demo.beside.probe_pictures == 380 + 1518
 
 
 def test_models_share_a_pass_as_the_evaluation_has_it():

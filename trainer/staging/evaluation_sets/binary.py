@@ -9,44 +9,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import InputError
-from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, encode_png
+from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, Split, encode_png
 from trainer.staging.evaluation_sets.matlab import read_mat
 
 
-def cifar_10(copy: Copy) -> Converted:
-    """cifar-10-batches-bin/test_batch.bin: a label byte, then 3 x 32 x 32 bytes, red first."""
+def cifar_10(copy: Copy, split: Split = "test") -> Converted:
+    """cifar-10-batches-bin/test_batch.bin, or data_batch_1.bin … 5: a label byte, then 3 x 32 x 32 bytes, red first."""
     _refuse_pickle(copy, "test_batch.bin", "cifar-10-batches-py/test_batch", "cifar-10-binary.tar.gz")
-    records = _records(copy, "test_batch.bin", 1 + 3072)
+    files = ["test_batch.bin"] if split == "test" else [f"data_batch_{number}.bin" for number in range(1, 6)]
+    records = np.concatenate([_records(copy, file, 1 + 3072) for file in files])
     return Converted(rows=_rows(_planes(records[:, 1:], 32), records[:, 0]), classnames=tuple(copy.lines("batches.meta.txt")))
 
 
-def cifar_100(copy: Copy) -> Converted:
-    """cifar-100-binary/test.bin: a coarse and a fine label byte, then 3 x 32 x 32 bytes."""
+def cifar_100(copy: Copy, split: Split = "test") -> Converted:
+    """cifar-100-binary/test.bin or train.bin: a coarse and a fine label byte, then 3 x 32 x 32 bytes."""
     _refuse_pickle(copy, "test.bin", "cifar-100-python/test", "cifar-100-binary.tar.gz")
-    records = _records(copy, "test.bin", 2 + 3072)
+    records = _records(copy, f"{split}.bin", 2 + 3072)
     names = tuple(line.replace("_", " ") for line in copy.lines("fine_label_names.txt"))
     return Converted(rows=_rows(_planes(records[:, 2:], 32), records[:, 1]), classnames=names)
 
 
-def mnist(copy: Copy) -> Converted:
-    """t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, gzipped or not; a dot may stand for the last dash."""
-    pixels, labels = _idx(copy, "t10k-images", "idx3-ubyte"), _idx(copy, "t10k-labels", "idx1-ubyte")
+def mnist(copy: Copy, split: Split = "test") -> Converted:
+    """t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (train-…), gzipped or not; a dot may stand for the last dash."""
+    stem = "t10k" if split == "test" else "train"
+    pixels, labels = _idx(copy, f"{stem}-images", "idx3-ubyte"), _idx(copy, f"{stem}-labels", "idx1-ubyte")
     return Converted(rows=_rows(pixels, labels), classnames=tuple("0123456789"))
 
 
-def stl_10(copy: Copy) -> Converted:
-    """test_X.bin (3 x 96 x 96 bytes an image, column by column), test_y.bin (1 to 10), class_names.txt."""
-    records = _records(copy, "test_X.bin", 3 * 96 * 96)
-    labels = np.frombuffer(copy.read(copy.require("test_y.bin")), np.uint8)
+def stl_10(copy: Copy, split: Split = "test") -> Converted:
+    """test_X.bin or train_X.bin (3 x 96 x 96 bytes an image, column by column), test_y.bin (1 to 10), class_names.txt."""
+    records = _records(copy, f"{split}_X.bin", 3 * 96 * 96)
+    labels = np.frombuffer(copy.read(copy.require(f"{split}_y.bin")), np.uint8)
     pixels = _planes(records, 96).transpose(0, 2, 1, 3)
     return Converted(rows=_rows(pixels, labels.astype(np.int64) - 1), classnames=tuple(copy.lines("class_names.txt")))
 
 
-def svhn(copy: Copy) -> Converted:
-    """test_32x32.mat: X (32, 32, 3, N), y with 10 for the digit 0."""
-    pixels, labels = read_mat(copy, "test_32x32.mat", "X", "y", squeeze=False)
+def svhn(copy: Copy, split: Split = "test") -> Converted:
+    """test_32x32.mat or train_32x32.mat: X (32, 32, 3, N), y with 10 for the digit 0."""
+    pixels, labels = read_mat(copy, f"{split}_32x32.mat", "X", "y", squeeze=False)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[2] != 3 or labels.dtype.kind not in "iu":
-        raise InputError(f"{copy.uri}: test_32x32.mat must hold X of 8 bits, (32, 32, 3, N), and y, got {pixels.dtype} of {pixels.shape}")
+        raise InputError(
+            f"{copy.uri}: {split}_32x32.mat must hold X of 8 bits, (32, 32, 3, N), and y, got {pixels.dtype} of {pixels.shape}"
+        )
     names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     return Converted(rows=_rows(pixels.transpose(3, 0, 1, 2), labels.astype(np.int64).flatten() % 10), classnames=names)
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from trainer.bounds import MAX_CAPTIONS, parse_json
 from trainer.errors import InputError
-from trainer.staging.evaluation_sets.copies import Converted, Copy, Row
+from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, Split
 from trainer.staging.foreign import entry, whole, without_surrogates
 
 
-def captions(copy: Copy) -> Converted:
+def captions(copy: Copy, split: Split = "test") -> Converted:
     """Every test picture with all its captions.
 
     Karpathy's file has splits and is preferred; COCO's own (`images`, `annotations`) gives all its pictures, which --list

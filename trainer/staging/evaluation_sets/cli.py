@@ -16,9 +16,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--root", default="", help="store URI under which datasets/ goes")
     parser.add_argument("--prompts", default="", metavar="URI", help="folder of CLIP_benchmark's en_classnames.json and templates")
     parser.add_argument("--only", default="", metavar="URI", help="text file that names the test pictures, one a line (default: all)")
-    parser.add_argument(
-        "--train", action="store_true", help="also take the training split, for probes, of a copy in CLIP_benchmark's layout"
-    )
+    parser.add_argument("--train", action="store_true", help="also take the training split, which probes learn from")
     parser.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
     parser.set_defaults(run=_eval)
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,13 @@ KEPT_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".ppm", ".bmp", ".tif", ".tiff")
 
 
+Split = Literal["test", "train"]
+"""Of a copy: what models are measured on, or what probes learn from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One test image: where it stands in the copy, its bytes when they are asked for, and what is right about it.
+    """One picture: where it stands in the copy, its bytes when they are asked for, and what is right about it.
 
     Attributes:
         name: unique in the set.

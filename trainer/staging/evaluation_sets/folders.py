@@ -3,29 +3,34 @@
 import re
 
 from trainer.errors import InputError
-from trainer.staging.evaluation_sets.copies import Converted, Copy, Row
+from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, Split
 
 _SPLITS = ("test", "val", "validation")
+_TRAINING = ("train", "training")
 _WNID = re.compile(r"n\d{8}")
 _SYNSETS = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
 
 
-def class_folders(copy: Copy) -> Converted:
+def class_folders(copy: Copy, split: Split = "test") -> Converted:
     """Each class a folder of pictures, below `test/` or `val/` where there is one; labels follow the sorted folders.
 
-    Folders that are all numbers are sorted as numbers (ImageNet-V2's).
+    Folders that are all numbers are sorted as numbers (ImageNet-V2's). Training pictures lie below `train/` and have the test's classes.
     """
-    names = _test_images(copy)
-    folders = {name.split("/")[-2] for name in names}
+    tested = _test_images(copy)
+    folders = {name.split("/")[-2] for name in tested}
     ordered = sorted(folders, key=int) if all(folder.isdecimal() for folder in folders) else sorted(folders)
     label_of = {folder: label for label, folder in enumerate(ordered)}
+    names = tested if split == "test" else _training_images(copy)
+    unknown = next((name for name in names if name.split("/")[-2] not in label_of), None)
+    if unknown is not None:
+        raise InputError(f"{copy.uri}: {unknown} is of a class that has no test pictures")
     rows = [Row(name=name, image=copy.reader(name), label=label_of[name.split("/")[-2]]) for name in names]
     return Converted(rows=rows, classnames=tuple(folder.replace("_", " ") for folder in ordered))
 
 
-def imagenet(copy: Copy) -> Converted:
+def imagenet(copy: Copy, split: Split = "test") -> Converted:
     """ImageNet-1K's validation pictures or Sketch by WordNet id, V2 by class number: 1000 folders; names come from the prompts."""
-    converted = class_folders(copy)
+    converted = class_folders(copy, split)
     if len(converted.classnames) != 1000:
         raise InputError(
             f"{copy.uri}: {len(converted.classnames)} class folders, ImageNet has 1000; the validation pictures must be sorted into one "
@@ -34,9 +39,9 @@ def imagenet(copy: Copy) -> Converted:
     return Converted(rows=converted.rows)
 
 
-def imagenet_subset(copy: Copy) -> Converted:
+def imagenet_subset(copy: Copy, split: Split = "test") -> Converted:
     """ImageNet-A and -R: 200 folders by WordNet id; which of the 1000 they are says ImageNet's own LOC_synset_mapping.txt."""
-    converted = class_folders(copy)
+    converted = class_folders(copy, split)
     wnids = converted.classnames
     if not all(_WNID.fullmatch(wnid) for wnid in wnids):
         raise InputError(f"{copy.uri}: class folders must be WordNet ids such as n01440764, got {wnids[0]!r}")
@@ -59,4 +64,20 @@ def _test_images(copy: Copy) -> list[str]:
             return within
     if not names:
         raise InputError(f"{copy.uri}: no pictures in class folders here")
+    return names
+
+
+def has_training(copy: Copy) -> bool:
+    """Whether class folders lie below `train/` or `training/`."""
+    return any(_is_training(name) for name in copy.images())
+
+
+def _is_training(name: str) -> bool:
+    return bool({*_TRAINING} & {*name.split("/")[:-2]})
+
+
+def _training_images(copy: Copy) -> list[str]:
+    names = [name for name in copy.images() if _is_training(name)]
+    if not names:
+        raise InputError(f"{copy.uri}: no pictures in class folders below train/")
     return names

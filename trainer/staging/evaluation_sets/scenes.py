@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.bounds import MAX_PIXELS, parse_json
 from trainer.errors import InputError
-from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, encode_png
+from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, Split, encode_png
 from trainer.staging.foreign import entry, lines_of, number, parse_xml, shown, text_of
 from trainer.staging.images import BadImageError, decoding, loaded
 
@@ -22,11 +22,11 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _MAX_SIDE = 1_000_000  # pixels; no picture is as wide
 
 
-def voc2007(copy: Copy) -> Converted:
-    """Every annotated object of the test pictures, cut out along its box and kept lossless."""
+def voc2007(copy: Copy, split: Split = "test") -> Converted:
+    """Every annotated object of the test pictures (of trainval's, to learn from), cut out along its box and kept lossless."""
 
     def rows() -> Iterator[Row]:
-        for picture, objects in _voc_objects(copy):
+        for picture, objects in _voc_objects(copy, split):
             for count, (label, box) in enumerate(objects):
                 name = copy.require(f"JPEGImages/{picture}.jpg")
                 yield Row(name=f"{picture}-{count}", image=partial(_cut, copy.reader(name), f"{copy.uri}/{name}", box), label=label)
@@ -34,11 +34,11 @@ def voc2007(copy: Copy) -> Converted:
     return Converted(rows=rows(), classnames=VOC_NAMES)
 
 
-def voc2007_multilabel(copy: Copy) -> Converted:
+def voc2007_multilabel(copy: Copy, split: Split = "test") -> Converted:
     """Every test picture with the classes that it shows."""
 
     def rows() -> Iterator[Row]:
-        for picture, objects in _voc_objects(copy):
+        for picture, objects in _voc_objects(copy, split):
             targets = np.zeros(len(VOC_CLASSES), np.int64)
             targets[[label for label, _ in objects]] = 1
             yield Row(name=picture, image=copy.reader(copy.require(f"JPEGImages/{picture}.jpg")), targets=targets)
@@ -46,9 +46,9 @@ def voc2007_multilabel(copy: Copy) -> Converted:
     return Converted(rows=rows(), classnames=VOC_NAMES)
 
 
-def _voc_objects(copy: Copy) -> Iterator[tuple[str, list[tuple[int, Box]]]]:
-    """Each test picture with (class, box) of its objects, difficult ones too, as peers have it."""
-    for line in copy.lines("ImageSets/Main/test.txt"):
+def _voc_objects(copy: Copy, split: Split) -> Iterator[tuple[str, list[tuple[int, Box]]]]:
+    """Each picture with (class, box) of its objects, difficult ones too, as peers have it."""
+    for line in copy.lines(f"ImageSets/Main/{'test' if split == 'test' else 'trainval'}.txt"):
         picture = line.split()[0]
         name = copy.require(f"Annotations/{picture}.xml")
         objects = []
@@ -73,13 +73,13 @@ def _cut(read: Callable[[], bytes], name: str, box: Box) -> bytes:
         raise InputError(f"{name}: not a picture, or cut short: {error}") from error
 
 
-def clevr_count(copy: Copy) -> Converted:
-    """How many objects: three to ten, as VTAB's count_all on the validation pictures."""
+def clevr_count(copy: Copy, split: Split = "test") -> Converted:
+    """How many objects: three to ten, as VTAB's count_all on the validation pictures; CLEVR's training pictures are there to learn from."""
     names = ("three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    return Converted(rows=_clevr(copy, lambda objects, where: len(objects) - 3, len(names)), classnames=names)
+    return Converted(rows=_clevr(copy, split, lambda objects, where: len(objects) - 3, len(names)), classnames=names)
 
 
-def clevr_dist(copy: Copy) -> Converted:
+def clevr_dist(copy: Copy, split: Split = "test") -> Converted:
     """How near the closest object is, in VTAB's six bands of camera distance; names come from the prompts."""
     bands = np.array([8.0, 8.5, 9.0, 9.5, 10.0])
 
@@ -90,11 +90,12 @@ def clevr_dist(copy: Copy) -> Converted:
             raise InputError(f"{where}: has no objects")
         return int(np.searchsorted(bands, min(distances), side="left"))
 
-    return Converted(rows=_clevr(copy, label, len(bands) + 1))
+    return Converted(rows=_clevr(copy, split, label, len(bands) + 1))
 
 
-def _clevr(copy: Copy, label: Callable[[list[Any], str], int], num_classes: int) -> Iterator[Row]:
-    file = copy.require("scenes/CLEVR_val_scenes.json")
+def _clevr(copy: Copy, split: Split, label: Callable[[list[Any], str], int], num_classes: int) -> Iterator[Row]:
+    part = "val" if split == "test" else "train"
+    file = copy.require(f"scenes/CLEVR_{part}_scenes.json")
     source = f"{copy.uri}/{file}"
     for count, scene in enumerate(entry(parse_json(copy.read(file), source), "scenes", list, source)):
         where = f"{source}: scenes[{count}]"
@@ -102,11 +103,11 @@ def _clevr(copy: Copy, label: Callable[[list[Any], str], int], num_classes: int)
         value = label(objects, where)
         if not 0 <= value < num_classes:
             raise InputError(f"{copy.uri}: scene {picture} has {len(objects)} objects, outside the set's classes")
-        name = copy.require(f"images/val/{picture}")
+        name = copy.require(f"images/{part}/{picture}")
         yield Row(name=name, image=copy.reader(name), label=value)
 
 
-def kitti_distance(copy: Copy) -> Converted:
+def kitti_distance(copy: Copy, split: Split = "test") -> Converted:
     """How far the nearest vehicle is, in VTAB's bands: below 8 m, below 20 m, farther, none.
 
     VTAB draws its 711 test pictures from KITTI's labelled ones; name them by --only, else all labelled ones are taken.

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from trainer.configs.evaluation_sets import EvaluationSetFacts, find_set
+from trainer.configs.evaluation_sets import FAMILIES, EvaluationSetFacts, find_set
 from trainer.errors import InputError
 from trainer.progress import check_stop, counted, progress
 from trainer.staging.captions import as_line
 from trainer.staging.evaluation_sets import binary, captions, folders, lists, scenes, tars
-from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, as_kept
+from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, Split, as_kept
 from trainer.staging.evaluation_sets.prompts import Prompts, choose
 from trainer.staging.foreign import lines_of, text_of
 from trainer.staging.plans import Plan, slices_to_make, write_plan
@@ -24,7 +24,7 @@ from trainer.storage import layout, read_bytes
 from trainer.storage.manifest import Manifest
 
 SHARD_SAMPLES = 1024
-CONVERTERS: dict[str, Callable[[Copy], Converted]] = {
+CONVERTERS: dict[str, Callable[..., Converted]] = {
     "imagenet-1k": folders.imagenet, "imagenet-v2": folders.imagenet, "imagenet-sketch": folders.imagenet,
     "imagenet-a": folders.imagenet_subset, "imagenet-r": folders.imagenet_subset,
     "cifar-10": binary.cifar_10, "cifar-100": binary.cifar_100, "mnist": binary.mnist, "stl-10": binary.stl_10, "svhn": binary.svhn,
@@ -36,6 +36,8 @@ CONVERTERS: dict[str, Callable[[Copy], Converted]] = {
 }  # fmt: skip
 """How each set's authors ship it. The others (Caltech-101, EuroSAT, RESISC45, PCam, Country211, Rendered SST2) are class
 folders; and any set is read from CLIP_benchmark's layout."""
+_UNSPLIT = ("caltech-101", "eurosat", "resisc45", "kitti-distance")
+"""Sets that their authors ship in one piece: VTAB's library draws the test pictures."""
 
 
 def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", only: str = "", train: bool = False) -> tuple[str, str]:
@@ -47,15 +49,17 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         source: URI of the copy's folder.
         prompts: URI of the folder with CLIP_benchmark's class names and templates; empty: the copy's own.
         only: URI of a text file that names the test pictures, one a line (their path, file name or stem); empty: all.
-        train: also take the training split, which probes learn from; of a copy in CLIP_benchmark's layout alone.
+        train: also take the training split, which probes learn from.
 
     Returns:
         URI and identity of the sealed set. A set that was staged before is reused.
 
     Raises:
-        InputError: an unknown set, or a copy that is not what the set should be.
+        InputError: an unknown set, or a copy that is not what the set should be, or one without the training pictures asked for.
     """
     facts = find_set(name)
+    if train:
+        _require_training(facts)
     files = list_source(source)
     copy = Copy(source, files)
     converted = _convert(facts, copy)
@@ -70,8 +74,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         "only": sorted(wanted),
     }
     if train:
-        if not tars.is_layout(copy, "train") or not tars.is_layout(copy):
-            raise InputError(f"{source}: --train takes a copy in CLIP_benchmark's layout with train/nshards.txt, and there is none here")
+        learned = _training(facts, copy, wanted)  # before anything is written
         options["train"] = True
     plan = Plan(
         kind="evaluation", name=name, source={"uri": source, "fingerprint": fingerprint(files, root)}, options=options,
@@ -83,7 +86,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
     if sealed is None:
         rows: dict[str, Iterable[Row]] = {"test": _select(converted.rows, wanted, only)}
         if train:
-            rows["train"] = tars.read_layout(copy, "train").rows
+            rows["train"] = learned
         sealed = _write(folder, plan, facts, rows, {**options, "main_metric": facts.metric, "prompts": chosen.origin})
     return folder, sealed.identity
 
@@ -100,10 +103,32 @@ def _lines(names: Sequence[str], where: str) -> list[str]:
     return kept
 
 
-def _convert(facts: EvaluationSetFacts, copy: Copy) -> Converted:
+def _require_training(facts: EvaluationSetFacts) -> None:
+    """Refuse sets that probes cannot learn from."""
+    if facts.task == "zeroshot_retrieval" or facts.metric == "mean_average_precision":
+        raise InputError(f"--train is for sets that can be probed, and {facts.name} has no one class a picture")
+    if facts.name in FAMILIES["OOD"]:
+        raise InputError(f"--train: {facts.name} has no training split: it tests what was learned on ImageNet")
+
+
+def _training(facts: EvaluationSetFacts, copy: Copy, wanted: set[str]) -> Iterable[Row]:
+    """The training pictures of a copy; of one without a split those that the list of test pictures does not name."""
+    if tars.is_layout(copy):
+        if not tars.is_layout(copy, "train"):
+            raise InputError(f"{copy.uri}: --train takes train/nshards.txt beside test/nshards.txt, and there is none here")
+        return tars.read_layout(copy, "train").rows
+    sorted_out = facts.name not in CONVERTERS and folders.has_training(copy)
+    if facts.name not in _UNSPLIT or sorted_out:
+        return _convert(facts, copy, "train").rows
+    if not wanted:
+        raise InputError(f"{copy.uri}: {facts.name} comes without a split: name its test pictures by --only, and --train takes the others")
+    return (row for row in _convert(facts, copy).rows if not _names(row) & wanted)
+
+
+def _convert(facts: EvaluationSetFacts, copy: Copy, split: Split = "test") -> Converted:
     if tars.is_layout(copy):
         return tars.read_layout(copy)
-    converted = CONVERTERS.get(facts.name, folders.class_folders)(copy)
+    converted = CONVERTERS.get(facts.name, folders.class_folders)(copy, split)
     if facts.name == "country211":  # its folders are country codes, which are no prompts
         return replace(converted, classnames=())
     return converted
@@ -120,13 +145,18 @@ def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
         return
     left = set(wanted)
     for row in rows:
-        file = row.name.rsplit("/", 1)[-1]
-        named = {row.name, file, file.rsplit(".", 1)[0]} & wanted
+        named = _names(row) & wanted
         if named:
             left -= named
             yield row
     if left:
         raise InputError(f"{where}: names {len(left)} pictures that the copy has not, such as {sorted(left)[0]!r}")
+
+
+def _names(row: Row) -> set[str]:
+    """By which a list may name a row: its path, file name or stem."""
+    file = row.name.rsplit("/", 1)[-1]
+    return {row.name, file, file.rsplit(".", 1)[0]}
 
 
 def _write(folder: str, plan: Plan, facts: EvaluationSetFacts, rows: Mapping[str, Iterable[Row]], said: dict[str, Any]) -> Manifest:
