@@ -43,7 +43,8 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
     from pipelines.jobs.launcher import Launcher
 
     cluster = Cluster.connect(settings.namespace)
-    return ClusterBackend(Launcher(cluster, shape_for(profile.backend, spec, settings), settings))
+    shape = shape_for(profile.backend, spec, settings).served_by(cluster.api)
+    return ClusterBackend(Launcher(cluster, shape, settings))
 
 
 def stage_settings(profile: Profile, request: Request, spec: JobSpec) -> JobSettings:
