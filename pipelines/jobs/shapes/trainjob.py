@@ -126,7 +126,7 @@ class TrainJobs(Shape):
         placement = placed(settings, spec.placement, attempt, spec.resume)
         arguments = [*spec.arguments, *placement_arguments(placement)]
         environment = {**ENVIRONMENT, **_rendezvous(name, int(placement["max_restarts"])), **spec.environment}
-        template = pod_template(settings, CONTAINER, arguments, labels, {}, environment)
+        template = pod_template(settings, CONTAINER, arguments, labels, {}, environment, placement=placement)
         (container,) = [entry for entry in template["spec"]["containers"] if entry["name"] == CONTAINER]
         return {
             "apiVersion": TRAINJOB.api_version,
@@ -203,17 +203,17 @@ def _patch(form: Form, labels: Mapping[str, str], template: Mapping[str, Any], c
 
 
 def _refuse_what_it_cannot_say(settings: JobSettings, form: Form) -> None:
-    template = settings.pod_template
-    unsaid = [f"metadata.{key}" for key in template.get("metadata") or {} if not (form.metadata and key in ("labels", "annotations"))]
-    spec = template.get("spec") or {}
-    unsaid += [f"spec.{key}" for key in spec if key not in (*form.pod, *RUNTIMES, "containers")]
-    for container in spec.get("containers") or []:
-        if container["name"] != TEMPLATE_CONTAINER:
-            unsaid.append(f"spec.containers {container['name']!r}")
-        else:
-            unsaid += [f"spec.containers.{key}" for key in container if key not in CONTAINER_KEYS | form.container]
-    if unsaid:
-        raise InputError(f"jobs.pod_template: a TrainJob cannot set {', '.join(unsaid)}: put it into the TrainingRuntime {RUNTIME!r}")
+    for name, template in settings.templates("train").items():
+        unsaid = [f"metadata.{key}" for key in template.get("metadata") or {} if not (form.metadata and key in ("labels", "annotations"))]
+        spec = template.get("spec") or {}
+        unsaid += [f"spec.{key}" for key in spec if key not in (*form.pod, *RUNTIMES, "containers")]
+        for container in spec.get("containers") or []:
+            if container["name"] != TEMPLATE_CONTAINER:
+                unsaid.append(f"spec.containers {container['name']!r}")
+            else:
+                unsaid += [f"spec.containers.{key}" for key in container if key not in CONTAINER_KEYS | form.container]
+        if unsaid:
+            raise InputError(f"jobs.{name}: a TrainJob cannot set {', '.join(unsaid)}: put it into the TrainingRuntime {RUNTIME!r}")
 
 
 SHAPE = TrainJobs
