@@ -14,7 +14,7 @@ TEMPLATE_CONTAINER = "pytorch"
 GRACE_SECONDS = 180
 INIT = ["/usr/bin/catatonit", "--"]
 """Process 1 of each pod: it reaps what others leave behind and passes SIGTERM on, to a process that is still starting too."""
-STORAGE_REQUEST = "1Gi"
+STORAGE, STORAGE_REQUEST = "ephemeral-storage", "1Gi"
 STORAGE_GIB_BESIDE_CACHE = 16
 """Compiled kernels, logs and what an evaluation unpacks, beside the shards of `placement.cache_bytes`: assumed, generously."""
 STORAGE_GIB_OF_STAGING = 100
@@ -93,17 +93,19 @@ def _bounded(
 
     A template with an emptyDir of its own has no such limit unless the settings say one: nobody knows what is meant to go there.
     """
+    (trainer,) = [one for one in template["spec"]["containers"] if one["name"] == container]
+    resources = {kind: dict((trainer.get("resources") or {}).get(kind) or {}) for kind in ("requests", "limits")}
+    if any(STORAGE in named for named in resources.values()):
+        return template
     given = settings.staging_ephemeral_storage if purpose == "stage" else settings.ephemeral_storage
     volumes = [volume for volume in template["spec"].get("volumes") or [] if volume.get("name") not in ("scratch", "shared-memory")]
     if not given and any("emptyDir" in volume and (volume["emptyDir"] or {}).get("medium") != "Memory" for volume in volumes):
         return template
     cache = -(-int(placement.get("cache_bytes", Placement().cache_bytes)) // 2**30)
     gibibytes = STORAGE_GIB_OF_STAGING if purpose == "stage" else cache + STORAGE_GIB_BESIDE_CACHE
-    bounds = {"requests": given or STORAGE_REQUEST, "limits": given or f"{gibibytes}Gi"}
-    resources = {kind: {"ephemeral-storage": value} for kind, value in bounds.items()}
+    resources["requests"][STORAGE], resources["limits"][STORAGE] = given or STORAGE_REQUEST, given or f"{gibibytes}Gi"
     containers = [
-        {**one, "resources": strategic_merge(resources, one.get("resources") or {})} if one["name"] == container else one
-        for one in template["spec"]["containers"]
+        {**one, "resources": {**one.get("resources", {}), **resources}} if one is trainer else one for one in template["spec"]["containers"]
     ]
     return {**template, "spec": {**template["spec"], "containers": containers}}
 
