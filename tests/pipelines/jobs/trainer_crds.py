@@ -3,8 +3,8 @@
 `python -m tests.pipelines.jobs.trainer_crds` writes the schemas anew, without their descriptions, from the Go modules.
 """
 
-import gzip
 import json
+import lzma
 import re
 import subprocess
 import tempfile
@@ -24,7 +24,7 @@ TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer
 
 def schemas(version: str) -> dict[str, Schema]:
     """The schema of each kind in this version of Trainer."""
-    found: dict[str, Schema] = json.loads(gzip.decompress((FOLDER / f"{version}.json.gz").read_bytes()))
+    found: dict[str, Schema] = json.loads(lzma.decompress((FOLDER / f"{version}.json.xz").read_bytes()))
     return found
 
 
@@ -74,7 +74,7 @@ def _written(version: str) -> bytes:
     for kind, plural in KINDS.items():
         (served,) = yaml.safe_load((crds / f"trainer.kubeflow.org_{plural}.yaml").read_text())["spec"]["versions"]
         found[kind] = _silent(served["schema"]["openAPIV3Schema"])
-    return gzip.compress(json.dumps(found, sort_keys=True, separators=(",", ":")).encode(), mtime=0)
+    return lzma.compress(json.dumps(found, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _silent(schema: Any, names: bool = False) -> Any:
@@ -90,4 +90,4 @@ def _silent(schema: Any, names: bool = False) -> Any:
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for one in VERSIONS:
-        (FOLDER / f"{one}.json.gz").write_bytes(_written(one))
+        (FOLDER / f"{one}.json.xz").write_bytes(_written(one))
