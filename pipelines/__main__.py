@@ -7,6 +7,7 @@ from pipelines.kubeflow import submit, upload
 from pipelines.operate import bucket, cancel, check, reap, status, verify, withdraw
 from pipelines.planning.flags import add_request, request_of
 from trainer.errors import exit_code
+from trainer.limits import raise_descriptor_limit
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(options: argparse.Namespace, program: str) -> int:
     """Run the command that was parsed; `program` begins the line that says why it failed."""
+    raise_descriptor_limit()
     return exit_code(f"{program} {options.command}", lambda: int(options.run(options)), verbose=options.verbose)
 
 

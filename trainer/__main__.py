@@ -8,8 +8,8 @@ import sys
 from types import FrameType
 from typing import Any
 
-from trainer.data.machine import raise_descriptor_limit
 from trainer.errors import InputError, RunError, Stopped, exit_code
+from trainer.limits import raise_descriptor_limit
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
 

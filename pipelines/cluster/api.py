@@ -194,6 +194,8 @@ class Api:
         self._client.update_params_for_auth(headers, [], ["BearerToken"])
         if body is not None:
             headers["Content-Type"] = content or "application/json"
+        if method == "POST":  # else the server drops a field that it does not know without a word: a volume, a CA, a toleration
+            query = {"fieldValidation": "Strict", **(query or {})}
         query_string = f"?{_encode(query)}" if query else ""
         try:
             response = self._pool.request(

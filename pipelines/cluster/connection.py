@@ -93,6 +93,11 @@ class Cluster:
         return cls(Api.connect(namespace))
 
     @property
+    def api(self) -> Api:
+        """The connection itself."""
+        return self._api
+
+    @property
     def server(self) -> str:
         """Its address."""
         return self._api.server
@@ -354,21 +359,22 @@ class Cluster:
         if refusal.status == 404 and refusal.kind == "namespaces":
             return InputError(f"namespace {place} does not exist ({self.server})")
         if refusal.status == 404:
-            return MissingKind(self._missing_kind(kind))
+            return missing_kind(self._api, kind)
         line = f"{verb} {kind.resource} in {where}: refused by {self.server}: {refusal.message}"
         return (RunError if refusal.status in (403, 409) and not _is_denial(refusal) else InputError)(line)
 
-    def _missing_kind(self, kind: Kind) -> str:
-        """The cluster has not this kind at all, or in other versions."""
-        group, _, version = kind.api_version.partition("/")
-        try:
-            served = [entry["version"] for entry in self._api.call("GET", f"/apis/{group}")["versions"]]
-        except (Refused, InputError, RunError):
-            served = []
-        if served and version not in served:
-            return f"{self.server} serves {group} in version {', '.join(served)}, but {kind.kind} is needed in {version}"
-        need = f"install {kind.source or 'what brings it'}, or choose another backend"
-        return f"{self.server} has no {kind.resource} ({kind.api_version}): {need}"
+
+def missing_kind(api: Api, kind: Kind) -> MissingKind:
+    """That the cluster does not have this kind at all, or in other versions only."""
+    group, _, version = kind.api_version.partition("/")
+    try:
+        served = [entry["version"] for entry in api.call("GET", f"/apis/{group}")["versions"]]
+    except (Refused, InputError, RunError):
+        served = []
+    if served and version not in served:
+        return MissingKind(f"{api.server} serves {group} in version {', '.join(served)}, but {kind.kind} is needed in {version}")
+    need = f"install {kind.source or 'what brings it'}, or choose another backend"
+    return MissingKind(f"{api.server} has no {kind.resource} ({kind.api_version}): {need}")
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str]:

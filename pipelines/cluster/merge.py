@@ -23,8 +23,13 @@ MERGE_KEYS = {
 """patchMergeKey of the lists in a PodTemplateSpec (k8s.io/api/core/v1/types.go)."""
 
 
-def strategic_merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+def strategic_merge(base: Mapping[str, Any], patch: Mapping[str, Any], source: str = "jobs.pod_template") -> dict[str, Any]:
     """`base` with `patch` laid over it; neither is changed.
+
+    Args:
+        base: what there is.
+        patch: what is laid over it.
+        source: of the patch, for messages.
 
     Raises:
         InputError: an entry of a list lacks what it is merged by.
@@ -35,22 +40,22 @@ def strategic_merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[s
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, Mapping) and not (key in MERGE_KEYS and isinstance(below, list)):
-            merged[key] = strategic_merge(below if isinstance(below, Mapping) else {}, value)
+            merged[key] = strategic_merge(below if isinstance(below, Mapping) else {}, value, source)
         elif key in MERGE_KEYS and isinstance(below, Sequence) and not isinstance(below, str):
             if not (isinstance(value, list) and all(isinstance(entry, Mapping) and MERGE_KEYS[key] in entry for entry in value)):
-                raise InputError(f"jobs.pod_template: {key} must be a list of mappings with {MERGE_KEYS[key]} each, got {value!r}")
-            merged[key] = _merge_lists(below, value, MERGE_KEYS[key])
+                raise InputError(f"{source}: {key} must be a list of mappings with {MERGE_KEYS[key]} each, got {value!r}")
+            merged[key] = _merge_lists(below, value, MERGE_KEYS[key], source)
         else:
             merged[key] = value
     return merged
 
 
-def _merge_lists(base: Sequence[Mapping[str, Any]], patch: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+def _merge_lists(base: Sequence[Mapping[str, Any]], patch: Sequence[Mapping[str, Any]], key: str, source: str) -> list[dict[str, Any]]:
     merged = {entry[key]: dict(entry) for entry in base}
     for entry in patch:
         name = entry[key]
         if entry.get("$patch") == "delete":
             merged.pop(name, None)
         else:
-            merged[name] = strategic_merge(merged.get(name, {}), entry)
+            merged[name] = strategic_merge(merged.get(name, {}), entry, source)
     return list(merged.values())

@@ -1,9 +1,8 @@
 """Which backend runs a job: this machine, or the cluster that the profile (pipelines/profile/profile.py) speaks of."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.jobs.base import Backend, JobSpec
 from pipelines.jobs.local import LocalBackend
@@ -12,7 +11,7 @@ from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.planning.request import Request
 from pipelines.profile.profile import Profile, job_settings
-from pipelines.profile.settings import JobSettings
+from pipelines.profile.settings import OWN_TEMPLATES, JobSettings
 from trainer.errors import InputError
 from trainer.storage.base import local_path
 
@@ -43,7 +42,8 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
     from pipelines.jobs.launcher import Launcher
 
     cluster = Cluster.connect(settings.namespace)
-    return ClusterBackend(Launcher(cluster, shape_for(profile.backend, spec, settings), settings))
+    shape = shape_for(profile.backend, spec, settings).served_by(cluster.api)
+    return ClusterBackend(Launcher(cluster, shape, settings))
 
 
 def stage_settings(profile: Profile, request: Request, spec: JobSpec) -> JobSettings:
@@ -59,19 +59,17 @@ def shape_for(backend: str, spec: JobSpec, settings: JobSettings) -> Shape:
 
 
 def require_reachable(root: str, settings: JobSettings) -> None:
-    """Refuse a root on this machine's disk, unless pods mount a volume at that very place."""
+    """Refuse a root on this machine's disk, unless the pods of every purpose mount a volume at that very place."""
     path = local_path(root)
-    if path is not None and not is_mounted(path, settings):
+    if path is not None and not all(is_mounted(path, settings, purpose) for purpose in OWN_TEMPLATES):
         raise InputError(
             f"root must be a store that pods reach, such as s3://bucket/prefix, or in a volume that jobs.pod_template mounts, got {path}"
         )
 
 
-def is_mounted(path: Path, settings: JobSettings) -> bool:
-    """Whether pods have a volume at that very place."""
-    mounted = [str(mount.get("mountPath", "")) for container in _containers(settings) for mount in container.get("volumeMounts") or []]
+def is_mounted(path: Path, settings: JobSettings, purpose: str) -> bool:
+    """Whether pods of this purpose have a volume at that very place."""
+    specs = [template.get("spec") or {} for template in settings.templates(purpose).values()]
+    containers = [container for spec in specs for container in spec.get("containers") or []]
+    mounted = [str(mount.get("mountPath", "")) for container in containers for mount in container.get("volumeMounts") or []]
     return any(mount and path.is_relative_to(mount) for mount in mounted)
-
-
-def _containers(settings: JobSettings) -> list[Mapping[str, Any]]:
-    return list((settings.pod_template.get("spec") or {}).get("containers") or [])

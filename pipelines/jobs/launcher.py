@@ -21,7 +21,6 @@ from trainer.storage.committed import NAME as COMMITTED
 from trainer.storage.committed import read_committed
 from trainer.storage.fence import newest_attempt, raise_attempt
 
-GPU = "nvidia.com/gpu"
 RECIPE_HASH, SPEC_HASH, ATTEMPT = f"{DOMAIN}/recipe-hash", f"{DOMAIN}/spec-hash", f"{DOMAIN}/attempt"
 ROOT, OUTPUT = f"{DOMAIN}/root", f"{DOMAIN}/output"
 INCIDENTS = f"{DOMAIN}/incidents"
@@ -164,6 +163,7 @@ class Launcher:
 
     def _require_devices(self, spec: JobSpec) -> None:
         """Say at once that no node will ever do, where nodes may be listed."""
+        resource = self.settings.gpu_resource
         wanted = self.settings.gpus_per_node if spec.purpose == "train" else 0
         if not wanted:
             return
@@ -171,9 +171,9 @@ class Launcher:
             nodes = self.cluster.list(NODE, namespace="")
         except InputError:  # not allowed: then the scheduler will say it, later
             return
-        most = max((int(node.get("status", {}).get("allocatable", {}).get(GPU, 0)) for node in nodes), default=0)
+        most = max((int(node.get("status", {}).get("allocatable", {}).get(resource, 0)) for node in nodes), default=0)
         if nodes and wanted > most:
-            raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {GPU}, got {wanted}")
+            raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {resource}, got {wanted}")
 
 
 def incidents_of(job: Object) -> int:

@@ -138,17 +138,20 @@ class Kubeflow:
         get = self._pipelines.pipeline_service_get_pipeline_version
         return self._ask(f"version {version} of pipeline {pipeline}", get, pipeline, version)
 
-    def newest_image(self, name: str) -> str:
-        """The image of the newest version of a pipeline: of an installed chart, the one that this cluster can pull.
+    def newest(self, name: str) -> tuple[str, str]:
+        """Image and user of the newest version of a pipeline: of an installed chart, what this cluster can pull and lets run.
+
+        The user is that of the steps' pods, `none` where the version leaves it to the cluster.
 
         Raises:
             NotThere: no pipeline of this name, or one without versions.
         """
         for pipeline in self.usable_pipelines(name):
             versions = sorted(self._versions(pipeline), key=lambda version: str(version.created_at))
-            found = re.search(r'"image": "([^"]+)"', json.dumps(versions[-1].pipeline_spec)) if versions else None
-            if found:
-                return found[1]
+            text = json.dumps(versions[-1].pipeline_spec) if versions else ""
+            image, user = re.search(r'"image": "([^"]+)"', text), re.search(r'"runAsUser": "(\d+)"', text)
+            if image:
+                return image[1], user[1] if user else "none"
         raise NotThere(f"{self.endpoint.host} has no version of pipeline {name!r}")
 
     def delete_pipeline(self, name: str) -> bool:

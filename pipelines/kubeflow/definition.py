@@ -19,6 +19,8 @@ PROFILE_FOLDER = "/etc/firstsight"
 """Where the profile's ConfigMap is mounted; pipelines/profile/profile.py looks there."""
 USER = 10001
 """Of the pipelines image; restricted Pod Security wants it said in each pod."""
+SCRATCH = "4Gi"
+"""Of /tmp, where all that a step writes goes. kfp-kubernetes cannot make the root read-only, nor bound ephemeral storage."""
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 LABELS = {
     "app.kubernetes.io/part-of": NAME,
@@ -40,6 +42,7 @@ def _as_launcher(task: dsl.PipelineTask, profile: str, tolerations: list[dict[st
     task.set_caching_options(False)
     task.set_cpu_request("100m").set_memory_request("256Mi").set_memory_limit("1Gi")
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=SCRATCH)
     kubernetes.use_config_map_as_volume(task, profile, PROFILE_FOLDER, optional=True)
     kubernetes.use_secret_as_env(task, profile, {key: key for key in SECRET_KEYS}, optional=True)
     kubernetes.add_toleration_json(task, tolerations)

@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from trainer.limits import raise_descriptor_limit
+
 COMMAND = ["python3", "-m", "pipelines.kubeflow.execute", "kfp.dsl.executor_main"]
 
 
@@ -24,6 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--function_to_execute", required=True)
     parser.add_argument("--executor_input", required=True, type=json.loads)
     given, _ = parser.parse_known_args(arguments)
+    raise_descriptor_limit()
     os.environ["_KFP_RUNTIME"] = "true"  # else kfp imports its compiler and its client
     from kfp.dsl.executor import Executor
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.kubeflow.form import NAMES, REQUEST
-from pipelines.kubeflow.upload import NAME, add_connection, connect, register
+from pipelines.kubeflow.upload import NAME, USER, add_connection, connect, register
 from pipelines.planning.flags import add_request, request_of
 from pipelines.planning.request import Request
 from pipelines.planning.resolving import resolve
@@ -131,10 +131,12 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
     from pipelines.kubeflow.client import NotThere
 
     try:
-        image = image or server.newest_image(NAME)
+        registered, user = server.newest(NAME)
     except NotThere as error:
-        raise InputError(f"{error}: install the chart, which registers one, or name the image with --pipelines-image") from error
-    pipeline, version, version_name = register(server, NAME, image, anywhere=True)
+        if not image:
+            raise InputError(f"{error}: install the chart, which registers one, or name the image with --pipelines-image") from error
+        registered, user = image, USER
+    pipeline, version, version_name = register(server, NAME, image or registered, user=user, anywhere=True)
     parameters = {REQUEST: json.dumps(request.stored()), **({NAMES["profile"]: request.profile} if request.profile else {})}
     experiment = request.experiment
     name = f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

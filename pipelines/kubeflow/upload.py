@@ -7,6 +7,7 @@ it came with and when.
 import argparse
 import hashlib
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 NAME = "firstsight"
 PLACEHOLDER = "firstsight.invalid/python-pipelines:placeholder"
 """components.IMAGE; spelled again since that module needs kfp. A test holds the two together."""
+USER = "10001"
+"""definition.USER likewise."""
 RETRY_SECONDS = 120.0
 """A server that was installed a moment ago may still be on its way up."""
 
@@ -31,6 +34,8 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     upload = commands.add_parser("upload", parents=[common], help="register the pipeline with Kubeflow; safe to repeat")
     upload.add_argument("--image", required=True, help="the pipelines image, with tag or digest, in which its steps run")
     upload.add_argument("--release", default="", help="version of firstsight, to begin the pipeline version's name with")
+    user = "of the steps' pods: a number, or `none` for the one that the cluster chooses, as OpenShift does (default: %(default)s)"
+    upload.add_argument("--run-as-user", default=USER, metavar="UID", help=user)
     cost = "delete the pipeline and its versions from Kubeflow: runs stay, but the UI shows the page of none of them again"
     unregister = commands.add_parser("unregister", parents=[common], help=cost)
     for command, run in ((upload, _upload), (unregister, _unregister)):
@@ -66,7 +71,9 @@ def connect(options: argparse.Namespace, *, retry_seconds: float, runs: bool) ->
     return server
 
 
-def register(server: "Kubeflow", name: str, image: str, release: str = "", *, anywhere: bool = False) -> tuple[str, str, str]:
+def register(
+    server: "Kubeflow", name: str, image: str, release: str = "", *, user: str = USER, anywhere: bool = False
+) -> tuple[str, str, str]:
     """Upload the compiled pipeline for an image, or find it; ids of pipeline and version, and the version's name.
 
     Args:
@@ -74,10 +81,11 @@ def register(server: "Kubeflow", name: str, image: str, release: str = "", *, an
         name: of the pipeline.
         image: the pipelines image.
         release: version of firstsight, for the name of a new version; may be empty.
+        user: of the steps' pods: a number, or `none`.
         anywhere: the version may be one of the shared pipeline too.
     """
     require("image", image, "the name of an image", bool(image.strip()) and not set(image) & set(" \t\n'\"{}"))
-    text = (FOLDER / "firstsight.yaml").read_text().replace(PLACEHOLDER, image)
+    text = run_as((FOLDER / "firstsight.yaml").read_text().replace(PLACEHOLDER, image), user)
     content = f"sha-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     for pipeline in server.usable_pipelines(name) if anywhere else ():
         found, version = server.find_version(pipeline, content)
@@ -90,9 +98,21 @@ def register(server: "Kubeflow", name: str, image: str, release: str = "", *, an
         return server.upload(name, version, package, content, GUIDE)
 
 
+def run_as(text: str, user: str) -> str:
+    """The compiled pipeline with another user and group for the steps' pods, or without one: their image names one itself.
+
+    Raises:
+        InputError: neither a number nor `none`.
+    """
+    rule = "a number between 1 and 2147483647, or none"
+    require("--run-as-user", user, rule, user == "none" or (user.isascii() and user.isdecimal() and 1 <= int(user) < 2**31))
+    line = re.compile(rf"^( *runAs(?:User|Group): )'{USER}'\n", re.MULTILINE)
+    return line.sub("" if user == "none" else rf"\g<1>'{user}'\n", text)
+
+
 def _upload(options: argparse.Namespace) -> int:
     server = connect(options, retry_seconds=RETRY_SECONDS, runs=False)
-    pipeline, _, version = register(server, options.name, options.image, options.release)
+    pipeline, _, version = register(server, options.name, options.image, options.release, user=options.run_as_user)
     whose = f"of namespace {options.namespace}" if options.namespace else "shared"
     print(f"pipeline {options.name} ({whose}, {pipeline}), version {version}, runs in {options.image}")
     return 0

@@ -16,12 +16,12 @@ from pipelines.cluster.connection import Kind
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
 from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
 from pipelines.profile.profile import Profile
+from pipelines.profile.settings import JobSettings
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
 
 Object = dict[str, Any]
 
-GPU = "nvidia.com/gpu"
 MINIMUM = (1, 29)
 """Kubernetes' first version with an Indexed Job's backoffLimitPerIndex on by default."""
 _CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
@@ -141,22 +141,22 @@ def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Itera
     for kind in needed_kinds(profile, kubeflow=False):
         yield f"kind {kind.kind} for profile {name}", partial(served, api, kind)
     if profile.jobs.gpus_per_node:
-        yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs.nodes, profile.jobs.gpus_per_node)
+        yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs)
     queue = profile.jobs.labels.get("kueue.x-k8s.io/queue-name")
     if queue:
         path = _QUEUE.path(namespace, queue)
         yield f"queue {namespace}/{queue} for profile {name}", partial(_exists, api, path, "make the LocalQueue, or leave jobs.queue empty")
 
 
-def _gpus(api: Api, nodes: int, gpus: int) -> str:
+def _gpus(api: Api, jobs: JobSettings) -> str:
     if not allowed(api, "list", "nodes", ""):
         return "not looked at: no permission to list nodes"
-    allocatable = [int(node["status"].get("allocatable", {}).get(GPU, 0)) for node in api.call("GET", "/api/v1/nodes")["items"]]
+    gpus, resource = jobs.gpus_per_node, jobs.gpu_resource
+    allocatable = [int(node["status"].get("allocatable", {}).get(resource, 0)) for node in api.call("GET", "/api/v1/nodes")["items"]]
     fitting = sum(count >= gpus for count in allocatable)
-    if fitting < nodes:
-        raise InputError(
-            f"jobs want {nodes} x {gpus} {GPU}, and {fitting} of the nodes have so many (the most is {max(allocatable, default=0)})"
-        )
+    if fitting < jobs.nodes:
+        most = max(allocatable, default=0)
+        raise InputError(f"jobs want {jobs.nodes} x {gpus} {resource}, and {fitting} of the nodes have so many (the most is {most})")
     return f"nodes with {gpus} or more: {fitting}"
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import WORKFLOW, Kind
-from pipelines.jobs.shapes import by_backend, job_kinds, require_backend
+from pipelines.jobs.shapes import by_backend, job_kinds, registered, require_backend
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.profile.profile import Profile
+from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
 Check = tuple[str, Callable[[], str]]
@@ -64,7 +65,10 @@ def is_served(api: Api, kind: Kind) -> bool:
 
 
 def served(api: Api, kind: Kind) -> str:
-    """The version in which the cluster has this kind. InputError where it has not."""
+    """The version in which the cluster has this kind. InputError where it has not, or in a form in which no job can be made."""
     if not is_served(api, kind):
         raise InputError(f"the cluster has no {kind.resource} in {kind.api_version}: install {kind.source}")
+    for shape in registered():
+        if shape.kind == kind:
+            shape(JobSettings()).served_by(api)
     return kind.api_version

@@ -10,6 +10,9 @@ from trainer.config import require
 
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+OWN_TEMPLATES = {"train": "training_pod_template", "stage": "staging_pod_template", "evaluate": "evaluation_pod_template"}
+"""By the purpose of a job the setting that holds a template for its pods alone."""
 
 CORES_PER_GPU = 8
 """14 loader processes decoded 19,970 pairs/s, 1,430 a core, and the fastest step of an H100 takes 10,920 (docs/BENCHMARKS.md, M and L)."""
@@ -62,6 +65,7 @@ class JobSettings:
         image: the trainer's, with tag or digest.
         nodes: machines a training job takes.
         gpus_per_node: on each; 0: one CPU process a node.
+        gpu_resource: name under which nodes offer GPUs: nvidia.com/gpu, a MIG slice such as nvidia.com/mig-1g.10gb, amd.com/gpu.
         ranks_per_node: processes on each; 0: one for each GPU, or one.
         gpu_memory: memory of one GPU (80Gi), by which a plan answers whether a recipe fits; empty: not known.
         cpu: CPU request of a training or evaluation pod, a Kubernetes quantity; empty: by its GPUs, see `cpu_of_pod`.
@@ -69,6 +73,8 @@ class JobSettings:
         shared_memory: size of /dev/shm, counted against the memory; empty: by its GPUs, see `shared_memory_of_pod`.
         staging_cpu: CPU request of a pod that stages data, which runs on no GPU node.
         staging_memory: its memory request and limit.
+        ephemeral_storage: what a training or evaluation pod may write to its node, request and limit; empty: by its cache.
+        staging_ephemeral_storage: likewise a pod that stages data.
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
         store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
         ttl_seconds: how long a finished job stays to be looked at.
@@ -76,7 +82,11 @@ class JobSettings:
         labels: of the job itself, where a queue looks for its name; a pod's come by pod_template.
         annotations: of the job itself.
         scheduler_name: of a gang scheduler; empty: the cluster's own.
-        pod_template: laid over the pod by strategic merge: RDMA, NCCL, topology, caches, tolerations.
+        run_as_user: user and group of the pods and of their volumes; None: whom the cluster chooses (OpenShift).
+        pod_template: laid over each pod by strategic merge: topology, caches, priority.
+        training_pod_template: laid over that, for pods that train: RDMA, NCCL, tolerations of GPU nodes.
+        staging_pod_template: likewise for pods that stage data.
+        evaluation_pod_template: likewise for pods that evaluate.
         metrics_port: Prometheus endpoint of each node.
         patience: with what may keep a job from starting.
         max_incidents: a job that was interrupted and resumed more often than this is ended. What happens within a minute is one
@@ -87,6 +97,7 @@ class JobSettings:
     image: str = "firstsight/trainer:0.1.0"
     nodes: int = 1
     gpus_per_node: int = 0
+    gpu_resource: str = "nvidia.com/gpu"
     ranks_per_node: int = 0
     gpu_memory: str = ""
     cpu: str = ""
@@ -94,6 +105,8 @@ class JobSettings:
     shared_memory: str = ""
     staging_cpu: str = "1"
     staging_memory: str = "4Gi"
+    ephemeral_storage: str = ""
+    staging_ephemeral_storage: str = ""
     store_secret: str = ""
     store_environment: dict[str, str] = field(default_factory=dict)
     ttl_seconds: int = 86400
@@ -101,7 +114,11 @@ class JobSettings:
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     scheduler_name: str = ""
+    run_as_user: int | None = 10001
     pod_template: dict[str, Any] = field(default_factory=dict)
+    training_pod_template: dict[str, Any] = field(default_factory=dict)
+    staging_pod_template: dict[str, Any] = field(default_factory=dict)
+    evaluation_pod_template: dict[str, Any] = field(default_factory=dict)
     metrics_port: int = 9400
     patience: Patience = Patience()
     max_incidents: int = 10
@@ -121,12 +138,23 @@ class JobSettings:
         for variable, value in self.store_environment.items():
             ok = bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)) and value.isprintable()
             require("jobs.store_environment", {variable: value}, "names of variables with a line of text each", ok)
-        _require_template(self.pod_template)
+        for name in ("pod_template", *OWN_TEMPLATES.values()):
+            _require_template(name, getattr(self, name))
+        rule = "the name of a node's resource, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb"
+        require("jobs.gpu_resource", self.gpu_resource, rule, bool(_RESOURCE.fullmatch(self.gpu_resource)))
+        rule = f"0 or 1 where jobs.gpu_resource is {self.gpu_resource}: CUDA shows a process one MIG slice (more nodes are fine)"
+        require("jobs.gpus_per_node", gpus, rule, gpus <= 1 or "/mig-" not in self.gpu_resource)
+        user = self.run_as_user
+        require("jobs.run_as_user", user, "between 1 and 2147483647, or null", user is None or 1 <= user < 2**31)
         for name in ("staging_cpu", "staging_memory"):
             _require_quantity(name, getattr(self, name), "a Kubernetes quantity such as 4 or 16Gi")
-        for name in ("gpu_memory", "cpu", "memory", "shared_memory"):
+        for name in ("gpu_memory", "cpu", "memory", "shared_memory", "ephemeral_storage", "staging_ephemeral_storage"):
             if getattr(self, name):
                 _require_quantity(name, getattr(self, name), "a Kubernetes quantity such as 4 or 16Gi, or empty")
+
+    def templates(self, purpose: str) -> dict[str, dict[str, Any]]:
+        """What is laid over a pod of this purpose (train, stage, evaluate), one after the other, by the names of the settings."""
+        return {name: getattr(self, name) for name in ("pod_template", OWN_TEMPLATES[purpose])}
 
     @property
     def processes_per_node(self) -> int:
@@ -167,16 +195,16 @@ def _require_quantity(name: str, value: str, rule: str) -> None:
         require(f"jobs.{name}", value, "a number of cores such as 4 or 500m", found[2] in (None, "m"))
 
 
-def _require_template(template: Mapping[str, Any]) -> None:
+def _require_template(name: str, template: Mapping[str, Any]) -> None:
     """What this process itself reads of a pod template; the rest is the API server's to judge."""
     spec = template.get("spec") or {}
-    require("jobs.pod_template.spec", spec, "a mapping", isinstance(spec, Mapping))
+    require(f"jobs.{name}.spec", spec, "a mapping", isinstance(spec, Mapping))
     selector = spec.get("nodeSelector") or {}
-    require("jobs.pod_template.spec.nodeSelector", selector, "a mapping", isinstance(selector, Mapping))
+    require(f"jobs.{name}.spec.nodeSelector", selector, "a mapping", isinstance(selector, Mapping))
     containers = spec.get("containers") or []
     named = isinstance(containers, list) and all(isinstance(one, Mapping) and "name" in one for one in containers)
-    require("jobs.pod_template.spec.containers", containers, "a list of mappings with a name each", named)
+    require(f"jobs.{name}.spec.containers", containers, "a list of mappings with a name each", named)
     for one in containers:
         mounts = one.get("volumeMounts") or []
         ok = isinstance(mounts, list) and all(isinstance(mount, Mapping) for mount in mounts)
-        require("jobs.pod_template.spec.containers: volumeMounts", mounts, "a list of mappings", ok)
+        require(f"jobs.{name}.spec.containers: volumeMounts", mounts, "a list of mappings", ok)

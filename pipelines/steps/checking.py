@@ -19,8 +19,9 @@ from trainer.errors import InputError
 
 DRIVER_SECONDS = 10.0
 """How long the driver is waited for: the first call after a boot loads it."""
-GPU_LABEL = "nvidia.com/gpu.product"
-"""The node label of NVIDIA's GPU feature discovery: where jobs.pod_template selects by it, the GPU's name is known."""
+GPU_LABELS = ("product", "product-name")
+"""Ends of the node labels of NVIDIA's GPU feature discovery and of AMD's node labeller, after the resource: where a pod template
+selects by one, the GPU's name is known."""
 
 
 def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request) -> list[str]:
@@ -71,10 +72,12 @@ def data_of(experiment: Experiment, request: Request) -> tuple[Samples, Samples]
     )
 
 
-def machines_of(settings: JobSettings, profile: Profile, request: Request) -> Machines:
-    """What jobs with these settings run on; on this machine what a run asks for, else what is in it."""
-    template: Mapping[str, Any] = settings.pod_template.get("spec") or {}
-    gpu = str((template.get("nodeSelector") or {}).get(GPU_LABEL, ""))
+def machines_of(settings: JobSettings, profile: Profile, request: Request, purpose: str = "train") -> Machines:
+    """What jobs of this purpose with these settings run on; on this machine what a run asks for, else what is in it."""
+    selectors = [(template.get("spec") or {}).get("nodeSelector") or {} for template in settings.templates(purpose).values()]
+    labels: Mapping[str, Any] = {key: value for selector in selectors for key, value in selector.items()}
+    gpu = next((str(labels[label]) for end in GPU_LABELS if (label := f"{settings.gpu_resource}.{end}") in labels), "")
+    gpu = "" if "MIG" in gpu else gpu  # a slice is named after the whole GPU, and is not as fast
     nodes, gpus, cores = settings.nodes, settings.gpus_per_node, _cores(settings.cpu_of_pod)
     memory = settings.gpu_memory_bytes
     if profile.backend == "local":

@@ -89,7 +89,7 @@ def _evaluations(
     found = []
     for cell in cells:
         spec = evaluate_spec(experiment.root, entry_of(cell), request, {})
-        machines = machines_of(sized(stage_settings(profile, request, spec), spec.purpose), profile, request)
+        machines = machines_of(sized(stage_settings(profile, request, spec), spec.purpose), profile, request, spec.purpose)
         found.append(measuring(experiment, request, cell, [estimates[stage.output] for stage in cell.stages()], machines))
     return found
 

@@ -308,9 +308,9 @@ def _for_pods(request: StagingRequest, in_place: bool, settings: JobSettings) ->
     """Refuse a source that pods do not see."""
     for source in (request.source, request.from_pairs) if in_place else ():
         path = local_path(source)
-        if source not in ("", "demo") and path is not None and not is_mounted(path, settings):
+        if source not in ("", "demo") and path is not None and not is_mounted(path, settings, "stage"):
             raise InputError(
-                f"{request.what} must be in a store that pods reach, such as s3://bucket/folder, or in a volume that "
-                f"jobs.pod_template mounts, got {source}; or stage it on this machine with the same root and BACKEND=local"
+                f"{request.what} must be in a store that pods reach, such as s3://bucket/folder, or in a volume that jobs.pod_template "
+                f"or jobs.staging_pod_template mounts, got {source}; or stage it on this machine with the same root and BACKEND=local"
             )
     return request

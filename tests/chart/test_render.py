@@ -17,6 +17,7 @@ from pipelines.profile.profile import Profile, read_profile
 from scripts import placement_schema
 from tests.chart import schemas
 from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
+from tests.pipelines.jobs import trainer_crds
 from trainer.config import Placement
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
@@ -60,6 +61,17 @@ def test_schemas(render: Render, tool: Tool, schema_folder: Path, name: str) -> 
     done = _kubeconform(tool, schema_folder, objects)
     assert done.returncode == 0, done.stdout
     assert f"Valid: {len(objects)}," in done.stdout
+
+
+@pytest.mark.parametrize("version", trainer_crds.VERSIONS)
+def test_one_training_runtime_for_all_versions_of_trainer(render: Render, version: str) -> None:
+    """What their schemas share: 2.2 no longer knows the number of processes there, and 2.0 has a default for it."""
+    runtimes = [one for one in render(EVERYTHING) if one["kind"] == "TrainingRuntime"]
+    assert runtimes
+    for runtime in runtimes:
+        assert list(trainer_crds.faults(trainer_crds.schemas(version)["TrainingRuntime"], runtime)) == []
+        runtime["spec"]["mlPolicy"]["torch"]["misspelled"] = 1
+        assert list(trainer_crds.faults(trainer_crds.schemas(version)["TrainingRuntime"], runtime))
 
 
 def test_schemas_refuse(render: Render, tool: Tool, schema_folder: Path) -> None:

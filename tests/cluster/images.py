@@ -78,9 +78,17 @@ def write_image(archive: Path, reference: str, root: Path, entrypoint: list[str]
 
 
 def debian_rootfs() -> None:
-    """A minimal Debian with the libraries that CPython and torch's wheels link to; Python itself comes by a volume."""
-    if (settings.ROOTFS / "etc/os-release").exists():
-        return
+    """A minimal Debian with an init and the libraries that CPython and torch's wheels link to; Python itself comes by a volume."""
+    if not (settings.ROOTFS / "etc/os-release").exists():
+        _make_rootfs()
+    init = settings.ROOTFS / "usr/bin/catatonit"  # static, as on this machine; a tree of an older checkout has none
+    if not init.exists():
+        programs.debian("catatonit")
+        shutil.copy2("/usr/bin/catatonit", init)
+        init.touch()  # newer than an archive that was made without it
+
+
+def _make_rootfs() -> None:
     programs.debian("debootstrap")
     print("cluster: debootstrap a Debian for the pods", flush=True)
     site = subprocess.run(["apt-get", "indextargets", "--format", "$(SITE)"], check=True, capture_output=True, text=True).stdout

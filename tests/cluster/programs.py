@@ -39,6 +39,8 @@ PACKAGES = {  # binary -> (folder below tools/, package)
     "helm3": ("helm3", "helm.sh/helm/v3/cmd/helm"),
     "trainer-controller-manager": ("trainer", "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"),
     "jobset": ("jobset", "sigs.k8s.io/jobset"),
+    "trainer-controller-manager-2.3": ("trainer-2.3", "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"),
+    "jobset-0.12": ("jobset-0.12", "sigs.k8s.io/jobset"),
 }
 KUBERNETES_VERSION = "k8s.io/component-base/version"
 PROMETHEUS_VERSION = "github.com/prometheus/common/version"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.jobs.shapes.pod import pod_template
+from pipelines.jobs.shapes.pod import INIT, pod_template
 from pipelines.kubeflow.compiled import FOLDER
 from pipelines.planning.request import FIELDS
 from pipelines.profile.settings import JobSettings
@@ -187,6 +187,30 @@ def test_the_entry_point_is_the_command_line(pipelines_image: str, restricted_na
     assert "KFP_ENDPOINT must be the http(s):// address" in log
 
 
+ORPHAN = """
+import contextlib, pathlib, subprocess, time
+def names():
+    for entry in pathlib.Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            yield entry.read_text().strip()
+subprocess.run(["sh", "-c", "sleep 0.1 & exit 0"])
+while "sleep" in names():
+    time.sleep(0.05)
+print(pathlib.Path("/proc/1/comm").read_text().strip(), "reaped")
+"""
+"""A process whose parent has ended, and that ends: without an init it would stay a zombie for ever."""
+SIGNAL = "import os, signal, time; os.kill(1, signal.SIGTERM); time.sleep(600)"
+"""What the kubelet does to process 1, and nobody handles: of a process 1 itself the kernel drops it."""
+
+
+@pytest.mark.parametrize(("script", "code", "says"), [(ORPHAN, 0, "catatonit reaped"), (SIGNAL, 128 + 15, "")])
+def test_process_1_reaps_and_passes_signals_on(pipelines_image: str, restricted_namespace: str, script: str, code: int, says: str):
+    """Also to a Python that has not come as far as a handler of its own."""
+    ended, log = run(restricted_namespace, command_pod(pipelines_image, ["python", "-c", script], command=INIT))
+
+    assert (ended, log.strip()) == (code, says)
+
+
 def test_labels_say_version_and_commit(pipelines_image: str):
     """What runs can be traced to bytes."""
     if not harness.own_cluster():
@@ -194,7 +218,7 @@ def test_labels_say_version_and_commit(pipelines_image: str):
     described: Any = local.configuration(local.settings.IMAGES / "pipelines.tar")
 
     assert described["User"] == "10001:10001"
-    assert described["Entrypoint"] == ["python", "-m", "pipelines"]
+    assert described["Entrypoint"] == [*INIT, "python", "-m", "pipelines"]
     assert described["Labels"]["org.opencontainers.image.version"] == "0.1.0"
     assert len(described["Labels"]["org.opencontainers.image.revision"]) == 40
 

@@ -1,4 +1,7 @@
-"""Two-node TrainJobs on the real controllers of Trainer v2.0.0 and JobSet v0.8.2, launched as the pipeline does: `make e2e-trainjob`."""
+"""Two-node TrainJobs on the real controllers of Trainer and JobSet, launched as the pipeline does: `make e2e-trainjob`.
+
+On the oldest and on the newest release that is supported, one after the other.
+"""
 
 import time
 from collections.abc import Iterator
@@ -17,11 +20,18 @@ from tests.cluster.training import CHECKPOINT_EVERY, Experiment, Staged
 pytestmark = [pytest.mark.cluster, pytest.mark.trainjob, pytest.mark.timeout(5400)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def trainer(kubectl: Kubectl) -> None:
-    """Both controllers; on a cluster given by KUBECONFIG they must be there."""
+FIELDS = {"2.0": "podSpecOverrides", "2.3": "runtimePatches"}
+
+
+@pytest.fixture(scope="module", autouse=True, params=trainer_v2.RELEASES)
+def trainer(request: pytest.FixtureRequest, kubectl: Kubectl) -> str:
+    """Both controllers of a release, by its name; another cluster than this machine's has the one that it has."""
+    name = str(request.param)
     if harness.own_cluster():
-        trainer_v2.deploy()
+        trainer_v2.deploy(trainer_v2.RELEASES[name])
+    elif name != next(iter(trainer_v2.RELEASES)):
+        pytest.skip("the cluster that KUBECONFIG names has one version of Trainer, which was tested before")
+    return name
 
 
 @pytest.fixture
@@ -54,9 +64,9 @@ def job(namespace: str, experiment: Experiment) -> dict[str, Any] | None:
 
 
 def test_two_nodes_end_with_the_weights_of_two_local_ranks(
-    launched: tuple[Experiment, training.Launcher], staged: Staged, restricted_namespace: str
+    launched: tuple[Experiment, training.Launcher], staged: Staged, restricted_namespace: str, trainer: str
 ) -> None:
-    """As PyTorchJobs do, under restricted Pod Security and with the chart's runtime."""
+    """As PyTorchJobs do, under restricted Pod Security and with the chart's runtime, in the form that this release serves."""
     experiment, launcher = launched
 
     ended_well(experiment, launcher, staged, restricted_namespace)
@@ -65,6 +75,8 @@ def test_two_nodes_end_with_the_weights_of_two_local_ranks(
     found = job(restricted_namespace, experiment)
     assert found is not None
     assert found["spec"]["runtimeRef"]["name"] == RUNTIME
+    if harness.own_cluster():
+        assert FIELDS[trainer] in found["spec"]
 
 
 def test_a_node_deleted_by_force_costs_no_committed_step(

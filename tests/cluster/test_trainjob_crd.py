@@ -1,8 +1,9 @@
-"""TrainJobs and the chart's TrainingRuntime before the schemas of Trainer v2.0.0, and Indexed Jobs before batch/v1's.
+"""TrainJobs and the chart's TrainingRuntime before the schemas of Trainer's oldest and newest release, and Indexed Jobs before batch/v1's.
 
 Their controllers run in `make e2e-trainjob` alone, for they take long to build; here the API server knows just the CRDs.
 """
 
+import contextlib
 import dataclasses
 import subprocess
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.cluster.api import Api
 from pipelines.cluster.names import Identity
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.indexed import IndexedJobs
-from pipelines.jobs.shapes.trainjob import RUNTIME, TRAINJOB, TrainJobs
+from pipelines.jobs.shapes.trainjob import RUNTIME, TRAINJOB, Form, TrainJobs, form_of
 from pipelines.profile.settings import JobSettings
-from tests.cluster import harness, programs, volumes
+from tests.cluster import harness, programs, trainer_v2, volumes
 from tests.cluster.conftest import Kubectl
+from tests.pipelines.jobs import trainer_crds
 from tests.pipelines.jobs.test_trainjob import TEMPLATE
+from trainer.errors import InputError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(900)]  # others look at a cluster without that kind
 
@@ -42,19 +46,33 @@ SPEC = JobSpec(
 )
 
 
-@pytest.fixture(scope="module")
-def trainer_crds(kubectl: Kubectl) -> Iterator[None]:
-    """The CRDs of the very module that `make e2e-trainjob` builds; taken away again where they were not there before."""
+@pytest.fixture(scope="module", params=trainer_v2.RELEASES)
+def served(request: pytest.FixtureRequest, kubectl: Kubectl) -> Iterator[TrainJobs]:
+    """TrainJobs in the form of the CRDs of a release, which are taken away again where there were none before."""
+    part = trainer_v2.RELEASES[request.param].trainer
+    form = form_of(trainer_crds.schemas(part.version)["TrainJob"], "")
     there = kubectl("get", "crd", f"{TRAINJOB.plural}.trainer.kubeflow.org", "--ignore-not-found", "-o", "name").strip()
-    folder = programs.module_folder("trainer", "github.com/kubeflow/trainer/v2") / "manifests" / "base" / "crds"
+    folder = programs.module_folder(part.tool, trainer_crds.MODULE) / "manifests" / "base" / "crds"
     files = [part for name in CRDS for part in ("-f", str(folder / name))]
     try:
         kubectl("apply", "--server-side", *files)  # their schemas are larger than a client-side apply can remember
         harness.wait_until("the CRDs to be served", lambda: {"trainjobs", "trainingruntimes"} <= served_by(kubectl), seconds=60)
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", harness.environment()["KUBECONFIG"])
+            api = Api.connect()
+        shape = harness.wait_until("their schemas to be published", lambda: published(api, form), seconds=60)
+        yield shape
     finally:
         if not there:
             kubectl("delete", *files, "--wait=true", "--ignore-not-found")
+
+
+def published(api: Api, form: Form) -> TrainJobs | None:
+    """The shape as the server's own documents have it, once that is this form: they follow a CRD by some seconds."""
+    with contextlib.suppress(InputError):
+        shape = TrainJobs(JobSettings()).served_by(api)
+        return shape if shape.form == form else None
+    return None
 
 
 def served_by(kubectl: Kubectl) -> set[str]:
@@ -89,19 +107,17 @@ def charts_runtime(namespace: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("jobs", [JobSettings(), JobSettings(nodes=2, gpus_per_node=8, store_secret="store", pod_template=TEMPLATE)])
-def test_the_schema_of_trainer_2_0_0_accepts_a_trainjob(
-    kubectl: Kubectl, trainer_crds: None, restricted_namespace: str, jobs: JobSettings
-) -> None:
+def test_a_trainjob_is_accepted(kubectl: Kubectl, served: TrainJobs, restricted_namespace: str, jobs: JobSettings) -> None:
     """The plainest one, and one that says all that a TrainJob can say."""
-    manifest = TrainJobs(dataclasses.replace(jobs, namespace=restricted_namespace)).manifest(SPEC, 1)
+    manifest = TrainJobs(dataclasses.replace(jobs, namespace=restricted_namespace), served.form).manifest(SPEC, 1)
 
     assert "created (server dry run)" in accepted(kubectl, restricted_namespace, manifest)
 
 
-def test_nothing_of_a_trainjob_is_pruned(kubectl: Kubectl, trainer_crds: None, restricted_namespace: str) -> None:
+def test_nothing_of_a_trainjob_is_pruned(kubectl: Kubectl, served: TrainJobs, restricted_namespace: str) -> None:
     """What the API server keeps is what was sent, but for what it adds."""
     jobs = JobSettings(namespace=restricted_namespace, nodes=2, gpus_per_node=8, store_secret="store", pod_template=TEMPLATE)
-    sent = TrainJobs(jobs).manifest(SPEC, 1)
+    sent = TrainJobs(jobs, served.form).manifest(SPEC, 1)
     harness.apply(sent, restricted_namespace)
     kept = harness.get("trainjobs.trainer.kubeflow.org", restricted_namespace, sent["metadata"]["name"])
 
@@ -111,7 +127,7 @@ def test_nothing_of_a_trainjob_is_pruned(kubectl: Kubectl, trainer_crds: None, r
 
 
 def test_the_charts_training_runtime_is_of_the_same_schema_and_the_one_that_trainjobs_name(
-    kubectl: Kubectl, trainer_crds: None, restricted_namespace: str
+    kubectl: Kubectl, served: TrainJobs, restricted_namespace: str
 ) -> None:
     """Rendered by helm as it would be installed."""
     runtime = charts_runtime(restricted_namespace)

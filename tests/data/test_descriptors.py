@@ -86,16 +86,3 @@ def many_shards(folder: Path, count: int) -> None:
         (folder / written[-1].index_name).write_bytes(encoded)
     rows = {"read": count, "written": count, "lost": {}}
     write_manifest(str(folder), Manifest(kind="pairs", name="many", plan_id="0" * 64, source={}, options={}, rows=rows, shards=written))
-
-
-def test_the_command_line_raises_the_limit() -> None:
-    """Soft to hard, for all that it starts."""
-    program = """
-import resource
-from trainer.__main__ import main
-main(["inspect", "/nowhere"])
-print(resource.getrlimit(resource.RLIMIT_NOFILE))
-"""
-    command = ["prlimit", "--nofile=128:512", sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == "(512, 512)\n"

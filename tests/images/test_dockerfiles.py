@@ -1,6 +1,7 @@
 """What the images are, as far as their files say it; tests/cluster/test_images.py builds and runs one."""
 
 import fnmatch
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.jobs.shapes.pod import WRITABLE
+from pipelines.jobs.shapes.pod import INIT, WRITABLE
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = ("trainer", "pipelines", "minio")
@@ -100,7 +101,19 @@ def test_only_the_trainer_has_a_compiler_and_it_comes_before_all_that_changes():
         word in lines[installed] for word in ("--no-install-recommends", " gcc ", " g++ ", " libc6-dev ", "rm -rf /var/lib/apt/lists")
     )
     assert compiled < next(index for index, line in enumerate(lines) if line.startswith("COPY trainer"))
-    assert not [line for line in dockerfile("pipelines") if re.search(r"apt-get|gcc|build-essential", line)]
+    assert not [line for line in dockerfile("pipelines") if re.search(r"gcc|build-essential", line)]
+
+
+@pytest.mark.parametrize("image", LOCKS)
+def test_process_1_is_an_init_in_the_image_and_in_pods(image: str):
+    """One that reaps, and passes SIGTERM on to a Python that has no handler yet; of Debian, where BASE has none."""
+    lines = dockerfile(image)
+    (installed,) = [line for line in lines if "apt-get" in line]
+
+    assert f"test -x {INIT[0]}" in installed
+    assert " catatonit " in installed
+    assert lines[-1] == f"ENTRYPOINT {json.dumps([*INIT, 'python', '-m', image])}"
+    assert [line for line in lines if line.startswith("FROM")][-1] == "FROM runtime"
 
 
 def test_what_a_pod_compiles_goes_where_the_image_says_too():

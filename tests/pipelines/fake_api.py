@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pipelines.cluster.connection import EVENT, NODE, POD, WORKFLOW
 from pipelines.jobs.shapes import job_kinds
 from tests.pipelines.fake_objects import Key, Object, Status, is_selected, merge_patch
+from tests.pipelines.jobs import trainer_crds
 
 SERVED = tuple(kind.path("") for kind in (POD, EVENT, NODE, WORKFLOW, *job_kinds()))
 _PATH = re.compile(
@@ -43,6 +44,8 @@ class FakeApi:
         self.on_change: Callable[[str, Object], None] = lambda change, thing: None
         self.refuse: Callable[[str, str, Object | None], Status | None] = lambda verb, resource, body: None
         self.requests: list[tuple[str, str]] = []  # verb, resource
+        self.schemas = {"TrainJob": trainer_crds.schemas("v2.3.0")["TrainJob"]}  # of kinds whose form a client reads
+        self.validation: list[str] = []  # of creations, as asked for
         self.slow_pods = False  # deleted pods stay until finish_pods()
         self.port = 0
         self._history: list[tuple[int, str, Key, Object]] = []
@@ -252,6 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not versions:
                 raise Status(404, "NotFound", "404 page not found", plain=True)
             return {"kind": "APIGroup", "name": group, "versions": [{"version": version} for version in versions]}
+        if url.path.startswith("/openapi/v3/"):
+            return self._openapi(url.path.removeprefix("/openapi/v3"))
         match = _PATH.fullmatch(url.path)
         if match is None or f"{match['base']}/{match['plural']}" not in self.api.served:
             raise Status(404, "NotFound", "404 page not found", plain=True)
@@ -270,6 +275,19 @@ class _Handler(BaseHTTPRequestHandler):
         with self.api._changed:
             return self._act(verb, resource, namespace, name, query, body)
 
+    def _openapi(self, path: str) -> Object:
+        if not any(served.startswith(f"{path}/") for served in self.api.served):
+            raise Status(404, "NotFound", "404 page not found", plain=True)
+        _, _, group, version = path.split("/")
+        return {
+            "components": {
+                "schemas": {
+                    kind: {**schema, "x-kubernetes-group-version-kind": [{"group": group, "version": version, "kind": kind}]}
+                    for kind, schema in self.api.schemas.items()
+                }
+            }
+        }
+
     def _verb(self, name: str, query: dict[str, str]) -> str:
         if self.command == "GET":
             return "get" if name else "watch" if query.get("watch") in ("1", "true") else "list"
@@ -286,6 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items[first : first + limit]}
         if verb == "create":
             assert body is not None
+            api.validation.append(query.get("fieldValidation", ""))
             if namespace not in api.namespaces:
                 raise Status(404, "NotFound", f'namespaces "{namespace}" not found', "namespaces")
             if (resource, namespace, body["metadata"]["name"]) in api.objects:

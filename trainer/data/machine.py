@@ -1,7 +1,6 @@
 """What this machine, or this container where it has less, lets a process use: memory, cores and descriptors. No torch."""
 
 import os
-import resource
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -36,9 +35,3 @@ def available_cores() -> int:
         return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2 here
         return cores
-
-
-def raise_descriptor_limit() -> None:
-    """Let this process, and those that it starts, open as many files as the system allows: many systems begin with 1,024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

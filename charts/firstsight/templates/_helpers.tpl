@@ -58,12 +58,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $pods := .Values.pods -}}
 enableServiceLinks: false
 securityContext:
-  runAsNonRoot: true
-  runAsUser: {{ $pods.runAsUser }}
-  runAsGroup: {{ $pods.runAsUser }}
-  fsGroup: {{ $pods.runAsUser }}
+  {{- include "firstsight.podSecurity" $pods.runAsUser | nindent 2 }}
   fsGroupChangePolicy: OnRootMismatch
-  seccompProfile: {type: RuntimeDefault}
 {{- with .Values.images.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
@@ -85,6 +81,18 @@ priorityClassName: {{ . }}
 {{- with $pods.schedulerName }}
 schedulerName: {{ . }}
 {{- end }}
+{{- end -}}
+
+{{/* Security context of a pod for a user, or, where that is null, for the one that the cluster chooses (OpenShift): usage
+{{ include "firstsight.podSecurity" .Values.pods.runAsUser | nindent 2 }} */}}
+{{- define "firstsight.podSecurity" -}}
+runAsNonRoot: true
+{{- if not (kindIs "invalid" .) }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+fsGroup: {{ int64 . }}
+{{- end }}
+seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
 {{/* Metadata of a pod: usage {{ include "firstsight.podMetadata" (list . "reaper") | nindent 6 }}. A mesh's sidecar would
@@ -135,7 +143,7 @@ image: {{ include "firstsight.image" (list $root "pipelines") }}
 imagePullPolicy: {{ $root.Values.images.pullPolicy }}
 terminationMessagePolicy: FallbackToLogsOnError
 securityContext: {{- include "firstsight.containerSecurity" . | nindent 2 }}
-command: [python, -m, pipelines]
+command: [/usr/bin/catatonit, --, python, -m, pipelines]
 {{- end -}}
 
 {{/* Environment of the chart's own containers, as the values give it: usage {{ include "firstsight.env" . | nindent 12 }} */}}

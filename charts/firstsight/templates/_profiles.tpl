@@ -37,7 +37,8 @@
 {{- if and (kindIs "float64" .) (eq (toString (floor .)) (toString .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
-{{/* profile.yaml (pipelines/profile/profile.py): usage {{ include "firstsight.profile" (list . $run) }} */}}
+{{/* profile.yaml (pipelines/profile/profile.py): usage {{ include "firstsight.profile" (list . $run) }}. What came after 0.1.0 is
+written only where it is not the default: a step of an older pipeline version, still running, reads this file too. */}}
 {{- define "firstsight.profile" -}}
 {{- $root := first . -}}{{- $run := last . -}}{{- $jobs := $run.jobs -}}
 {{- $environment := mustMergeOverwrite (include "firstsight.storeEnvironment" $root | fromYaml) $jobs.environment -}}
@@ -58,12 +59,21 @@ jobs:
   image: {{ include "firstsight.image" (list $root "trainer") }}
   nodes: {{ $jobs.nodes }}
   gpus_per_node: {{ $jobs.gpusPerNode }}
+  {{- if ne $jobs.gpuResource "nvidia.com/gpu" }}
+  gpu_resource: {{ $jobs.gpuResource }}
+  {{- end }}
   gpu_memory: {{ include "firstsight.number" $jobs.gpuMemory | quote }}
   cpu: {{ include "firstsight.number" $jobs.cpu | quote }}
   memory: {{ include "firstsight.number" $jobs.memory | quote }}
   shared_memory: {{ include "firstsight.number" $jobs.sharedMemory | quote }}
   staging_cpu: {{ include "firstsight.number" $jobs.stagingCpu | quote }}
   staging_memory: {{ include "firstsight.number" $jobs.stagingMemory | quote }}
+  {{- with $jobs.ephemeralStorage }}
+  ephemeral_storage: {{ include "firstsight.number" . | quote }}
+  {{- end }}
+  {{- with $jobs.stagingEphemeralStorage }}
+  staging_ephemeral_storage: {{ include "firstsight.number" . | quote }}
+  {{- end }}
   store_secret: {{ $run.name }}
   store_environment: {{- toYaml $environment | nindent 4 }}
   ttl_seconds: {{ int64 $jobs.ttlSeconds }}
@@ -77,7 +87,17 @@ jobs:
     {{- range $key, $seconds := $jobs.patience }}
     {{ $key }}: {{ int64 $seconds }}
     {{- end }}
+  {{- if kindIs "invalid" $jobs.runAsUser }}
+  run_as_user: null
+  {{- else if ne (int64 $jobs.runAsUser) 10001 }}
+  run_as_user: {{ int64 $jobs.runAsUser }}
+  {{- end }}
   pod_template: {{- include "firstsight.podTemplate" . | nindent 4 }}
+  {{- range $purpose := list "training" "staging" "evaluation" }}
+  {{- with get $jobs (printf "%sPodTemplate" $purpose) }}
+  {{ $purpose }}_pod_template: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- end }}
 {{- end -}}
 
 {{/* What the chart itself lays over jobs (pull Secrets, a private CA), with the values' own podTemplate over that.

@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from pipelines.cluster.api import Api
 from pipelines.cluster.connection import Kind
 from pipelines.jobs.base import JobSpec
 from pipelines.profile.settings import JobSettings
@@ -66,6 +67,14 @@ class Shape(ABC):
     @abstractmethod
     def is_leader(self, pod: Mapping[str, Any]) -> bool:
         """Whether its log is the one to follow."""
+
+    def served_by(self, api: Api) -> Self:
+        """This shape in the form that the server takes; the same where all versions that are known here take one form.
+
+        Raises:
+            InputError: the cluster does not serve the kind, or in a form that is not known here.
+        """
+        return self
 
     def is_done(self, spec: JobSpec) -> bool | None:
         """Whether the store holds what the job was to make; None: the job's phase decides.

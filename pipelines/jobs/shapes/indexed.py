@@ -28,8 +28,9 @@ class IndexedJobs(Shape):
         """The Job; its pods read which slice is theirs from JOB_COMPLETION_INDEX, which the controller sets."""
         assert spec.identity is not None
         settings, labels = sized(self._settings, spec.purpose), spec.identity.labels()
+        arguments = [*spec.arguments, *placement_arguments(spec.placement)]
         template = pod_template(
-            settings, CONTAINER, [*spec.arguments, *placement_arguments(spec.placement)], labels, {}, spec.environment, metrics=False
+            settings, CONTAINER, arguments, labels, {}, spec.environment, purpose=spec.purpose, placement=spec.placement, metrics=False
         )
         template["spec"]["restartPolicy"] = "Never"
         return {

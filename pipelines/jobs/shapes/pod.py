@@ -4,13 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.cluster.merge import strategic_merge
+from pipelines.jobs.base import Purpose
 from pipelines.profile.settings import JobSettings
+from trainer.config import Placement
 from trainer.errors import InputError
 
 TEMPLATE_CONTAINER = "pytorch"
 """In `jobs.pod_template` this name means the trainer's container, whatever a kind of job has to call it."""
 GRACE_SECONDS = 180
-USER = 10001
+INIT = ["/usr/bin/catatonit", "--"]
+"""Process 1 of each pod: it reaps what others leave behind and passes SIGTERM on, to a process that is still starting too."""
+STORAGE, STORAGE_REQUEST = "ephemeral-storage", "1Gi"
+STORAGE_GIB_BESIDE_CACHE = 16
+"""Compiled kernels, logs and what an evaluation unpacks, beside the shards of `placement.cache_bytes`: assumed, generously."""
+STORAGE_GIB_OF_STAGING = 100
+"""A plan of YFCC15M joins its lists on disk, and tars are written before they are uploaded: assumed, generously."""
 WRITABLE = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -28,6 +36,8 @@ def pod_template(
     annotations: Mapping[str, str],
     environment: Mapping[str, str],
     *,
+    purpose: Purpose = "train",
+    placement: Mapping[str, Any] | None = None,
     metrics: bool = True,
 ) -> dict[str, Any]:
     """The template of a pod that runs `python -m trainer <arguments>`, good under restricted Pod Security.
@@ -39,10 +49,12 @@ def pod_template(
         labels: of the pod.
         annotations: of the pod.
         environment: variables beside those of the settings.
+        purpose: what it does; it chooses the template beside the common one.
+        placement: fields of the trainer's placement that are given, for the size of its cache.
         metrics: whether it serves them, and is to be scraped.
 
     Raises:
-        InputError: `jobs.pod_template` takes the container away.
+        InputError: a template of the settings takes the container away.
     """
     no_sidecar = {"sidecar.istio.io/inject": "false"}  # a mesh's sidecar never ends, and the job would not either
     template: dict[str, Any] = {
@@ -51,13 +63,7 @@ def pod_template(
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": GRACE_SECONDS,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": _security(settings.run_as_user),
             "containers": [_container(settings, container, arguments, environment, metrics)],
             "volumes": [
                 {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shared_memory_of_pod}},
@@ -67,10 +73,41 @@ def pod_template(
     }
     if settings.scheduler_name:
         template["spec"]["schedulerName"] = settings.scheduler_name
-    merged = strategic_merge(template, _renamed(settings.pod_template, container))
-    if container not in [entry["name"] for entry in merged["spec"]["containers"]]:
-        raise InputError(f"jobs.pod_template must keep the container {TEMPLATE_CONTAINER!r}: no kind of job runs without it")
-    return merged
+    for name, theirs in settings.templates(purpose).items():
+        template = strategic_merge(template, _renamed(theirs, container), f"jobs.{name}")
+        if container not in [entry["name"] for entry in template["spec"]["containers"]]:
+            raise InputError(f"jobs.{name} must keep the container {TEMPLATE_CONTAINER!r}: no kind of job runs without it")
+    return _bounded(template, container, settings, purpose, placement or {})
+
+
+def _security(user: int | None) -> dict[str, Any]:
+    """Restricted Pod Security's; without a user the cluster chooses one, and the group that volumes get."""
+    fixed = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    return {"runAsNonRoot": True, **fixed, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def _bounded(
+    template: dict[str, Any], container: str, settings: JobSettings, purpose: Purpose, placement: Mapping[str, Any]
+) -> dict[str, Any]:
+    """With a limit for what the pod writes to its node, where the templates set none: a pod beyond it is evicted instead of its neighbours.
+
+    A template with an emptyDir of its own has no such limit unless the settings say one: nobody knows what is meant to go there.
+    """
+    (trainer,) = [one for one in template["spec"]["containers"] if one["name"] == container]
+    resources = {kind: dict((trainer.get("resources") or {}).get(kind) or {}) for kind in ("requests", "limits")}
+    if any(STORAGE in named for named in resources.values()):
+        return template
+    given = settings.staging_ephemeral_storage if purpose == "stage" else settings.ephemeral_storage
+    volumes = [volume for volume in template["spec"].get("volumes") or [] if volume.get("name") not in ("scratch", "shared-memory")]
+    if not given and any("emptyDir" in volume and (volume["emptyDir"] or {}).get("medium") != "Memory" for volume in volumes):
+        return template
+    cache = -(-int(placement.get("cache_bytes", Placement().cache_bytes)) // 2**30)
+    gibibytes = STORAGE_GIB_OF_STAGING if purpose == "stage" else cache + STORAGE_GIB_BESIDE_CACHE
+    resources["requests"][STORAGE], resources["limits"][STORAGE] = given or STORAGE_REQUEST, given or f"{gibibytes}Gi"
+    containers = [
+        {**one, "resources": {**one.get("resources", {}), **resources}} if one is trainer else one for one in template["spec"]["containers"]
+    ]
+    return {**template, "spec": {**template["spec"], "containers": containers}}
 
 
 def _renamed(template: Mapping[str, Any], container: str) -> dict[str, Any]:
@@ -87,11 +124,11 @@ def _container(settings: JobSettings, name: str, arguments: Sequence[str], envir
     variables = {"PYTHONUNBUFFERED": "1", **WRITABLE, **settings.store_environment, **environment}
     limits = {"memory": settings.memory_of_pod}
     if settings.gpus_per_node:
-        limits["nvidia.com/gpu"] = str(settings.gpus_per_node)
+        limits[settings.gpu_resource] = str(settings.gpus_per_node)
     container: dict[str, Any] = {
         "name": name,
         "image": settings.image,
-        "command": ["python", "-m", "trainer"],
+        "command": [*INIT, "python", "-m", "trainer"],
         "args": list(arguments),
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "resources": {"requests": {"cpu": settings.cpu_of_pod, "memory": settings.memory_of_pod}, "limits": limits},

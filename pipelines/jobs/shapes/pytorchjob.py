@@ -103,6 +103,7 @@ def manifest(
                     labels,
                     annotations,
                     {**ENVIRONMENT, **(environment or {})},
+                    placement=placement,
                 ),
             }
         },

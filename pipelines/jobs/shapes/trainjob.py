@@ -1,14 +1,19 @@
-"""A training stage as a TrainJob of Kubeflow Trainer v2.0.0 (beta), with the TrainingRuntime `firstsight` that the chart ships.
+"""A training stage as a TrainJob of Kubeflow Trainer 2.0 to 2.3 (beta), with the TrainingRuntime `firstsight` that the chart ships.
 
-A TrainJob says what runs and on how many nodes; the rest of the pod (security, ports, scheduler) is the runtime's. Trainer 2.0
-has no elastic jobs: its PET_* variables say how many nodes there are, ours beside them where they meet, and so torchrun's
+A TrainJob says what runs and on how many nodes; the rest of the pod (ports, scheduler) is the runtime's. Each minor version renamed
+the field by which a job sets more of its pods, under one API version, so the manifest follows the schema that the cluster serves.
+Trainer has no elastic jobs: its PET_* variables say how many nodes there are, ours beside them where they meet, and so torchrun's
 agents restart the group in place as in a PyTorchJob (pipelines/jobs/shapes/pytorchjob.py).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
+from pipelines.cluster.api import Api
 from pipelines.cluster.connection import Kind
+from pipelines.cluster.names import DOMAIN
+from pipelines.cluster.schema import Schema, below, served_schema
 from pipelines.jobs.base import JobSpec, placement_arguments
 from pipelines.jobs.shapes.base import Phase, Shape, phase_of
 from pipelines.jobs.shapes.indexed import is_of_index_0
@@ -23,11 +28,73 @@ CONTAINER = "node"
 RENDEZVOUS_PORT = 29400
 SECRET_KEYS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
 """Keys of `jobs.store_secret`, and whether each may be missing: a TrainJob cannot take a Secret whole."""
-OVERRIDABLE = ("nodeSelector", "tolerations", "serviceAccountName", "volumes", "schedulingGates")
-"""What of a pod's spec a TrainJob can set beside its trainer."""
 RUNTIMES = ("imagePullSecrets", "priorityClassName")
 """What the chart writes into the runtime from the same values, as it does jobs.scheduler_name."""
-CONTAINER_KEYS = {"name", "image", "command", "args", "env", "resources", "volumeMounts"}
+CONTAINER_KEYS = {"name", "image", "command", "args", "env", "resources"}
+"""Of the trainer's container, what a TrainJob says beside the field for the rest of the pod."""
+POD_IN = {
+    "podSpecOverrides": (),
+    "podTemplateOverrides": ("spec",),
+    "runtimePatches": ("trainingRuntimeSpec", "template", "spec", "replicatedJobs", "template", "spec", "template", "spec"),
+}
+"""The field by which a TrainJob sets more of its pods in Trainer 2.0, in 2.1, and in 2.2 and 2.3; where in it a pod's spec is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What the TrainJobs of a cluster can say.
+
+    Attributes:
+        field: a key of POD_IN.
+        labels: whether the job has a field of its own for labels of what it makes.
+        metadata: whether it can set labels and annotations of its pods.
+        pod: keys of a pod's spec that it can set.
+        container: keys of the trainer's container that it can set there.
+    """
+
+    field: str
+    labels: bool
+    metadata: bool
+    pod: frozenset[str]
+    container: frozenset[str]
+
+
+NEWEST = Form(
+    field="runtimePatches",
+    labels=False,
+    metadata=True,
+    pod=frozenset(
+        "affinity imagePullSecrets nodeSelector schedulingGates securityContext serviceAccountName terminationGracePeriodSeconds "
+        "tolerations volumes".split()
+    ),
+    container=frozenset(("securityContext", "volumeMounts")),
+)
+"""Of Trainer 2.3: what a dry run shows, which asks no cluster."""
+
+
+def form_of(schema: Schema, server: str) -> Form:
+    """The form of a served schema of TrainJobs.
+
+    Raises:
+        InputError: none that is known here.
+    """
+    spec = below(schema, "spec").get("properties", {})
+    field = next((name for name in POD_IN if name in spec), "")
+    pod = below(schema, "spec", field, *POD_IN.get(field, ())).get("properties", {})
+    if not pod or "trainer" not in spec or "runtimeRef" not in spec:
+        raise InputError(
+            f"{server} serves TrainJobs ({TRAINJOB.api_version}) of a version of Kubeflow Trainer that is not supported: their spec has "
+            f"{', '.join(sorted(spec)) or 'no fields'}, and with none of {', '.join(POD_IN)} (2.0 to 2.3) a job cannot have its volumes: "
+            "install one of those, or choose the backend pytorchjob"
+        )
+    metadata = below(schema, "spec", field, *POD_IN[field][:-1], "metadata") if POD_IN[field] else {}
+    return Form(
+        field=field,
+        labels="labels" in spec,
+        metadata="labels" in metadata.get("properties", {}),
+        pod=frozenset(pod) - {"containers", "initContainers", "targetJobs"},
+        container=frozenset(below(pod["containers"]).get("properties", {})) - {"name", "env"},
+    )
 
 
 class TrainJobs(Shape):
@@ -36,8 +103,16 @@ class TrainJobs(Shape):
     kind = TRAINJOB
     container = CONTAINER
     backend = "trainjob"
-    about = "Kubeflow Trainer v2, beta"
+    about = "Kubeflow Trainer 2.0 to 2.3, beta"
     longest_name = 46  # its JobSet's pods are called `<name>-node-0-<rank>-<5 letters>`, at most 63 up to 100 nodes
+
+    def __init__(self, settings: JobSettings, form: Form = NEWEST) -> None:
+        super().__init__(settings)
+        self.form = form
+
+    def served_by(self, api: Api) -> Self:
+        """In the form of the schema that the server serves."""
+        return type(self)(self._settings, form_of(served_schema(api, self.kind), api.server))
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt.
@@ -47,17 +122,11 @@ class TrainJobs(Shape):
         """
         assert spec.identity is not None
         settings, name, labels = self._settings, spec.identity.name, spec.identity.labels()
-        _refuse_what_it_cannot_say(settings)
+        _refuse_what_it_cannot_say(settings, self.form)
         placement = placed(settings, spec.placement, attempt, spec.resume)
         arguments = [*spec.arguments, *placement_arguments(placement)]
-        template = pod_template(
-            settings,
-            CONTAINER,
-            arguments,
-            labels,
-            {},
-            {**ENVIRONMENT, **_rendezvous(name, int(placement["max_restarts"])), **spec.environment},
-        )
+        environment = {**ENVIRONMENT, **_rendezvous(name, int(placement["max_restarts"])), **spec.environment}
+        template = pod_template(settings, CONTAINER, arguments, labels, {}, environment, placement=placement)
         (container,) = [entry for entry in template["spec"]["containers"] if entry["name"] == CONTAINER]
         return {
             "apiVersion": TRAINJOB.api_version,
@@ -70,7 +139,7 @@ class TrainJobs(Shape):
             },
             "spec": {
                 "runtimeRef": {"apiGroup": TRAINJOB.api_version.partition("/")[0], "kind": "TrainingRuntime", "name": RUNTIME},
-                "labels": labels,
+                **({"labels": labels} if self.form.labels else {}),
                 "trainer": {
                     "image": container["image"],
                     "command": container["command"],
@@ -80,13 +149,7 @@ class TrainJobs(Shape):
                     "numProcPerNode": settings.processes_per_node,
                     "resourcesPerNode": container["resources"],
                 },
-                "podSpecOverrides": [
-                    {
-                        "targetJobs": [{"name": CONTAINER}],
-                        **{key: template["spec"][key] for key in OVERRIDABLE if key in template["spec"]},
-                        "containers": [{"name": CONTAINER, "volumeMounts": container["volumeMounts"]}],
-                    }
-                ],
+                self.form.field: [_patch(self.form, labels, template, container)],
             },
         }
 
@@ -123,18 +186,34 @@ def _secrets(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _refuse_what_it_cannot_say(settings: JobSettings) -> None:
-    template = settings.pod_template
-    unsaid = [f"metadata.{key}" for key in template.get("metadata") or {}]
-    spec = template.get("spec") or {}
-    unsaid += [f"spec.{key}" for key in spec if key not in (*OVERRIDABLE, *RUNTIMES, "containers")]
-    for container in spec.get("containers") or []:
-        if container["name"] != TEMPLATE_CONTAINER:
-            unsaid.append(f"spec.containers {container['name']!r}")
-        else:
-            unsaid += [f"spec.containers.{key}" for key in container if key not in CONTAINER_KEYS]
-    if unsaid:
-        raise InputError(f"jobs.pod_template: a TrainJob cannot set {', '.join(unsaid)}: put it into the TrainingRuntime {RUNTIME!r}")
+def _patch(form: Form, labels: Mapping[str, str], template: Mapping[str, Any], container: Mapping[str, Any]) -> dict[str, Any]:
+    """What the job sets of its pods beside its trainer, as this form says it."""
+    pod = {
+        **{key: template["spec"][key] for key in sorted(form.pod) if key in template["spec"]},
+        "containers": [{"name": CONTAINER, **{key: container[key] for key in sorted(form.container) if key in container}}],
+    }
+    if form.field == "podSpecOverrides":
+        return {"targetJobs": [{"name": CONTAINER}], **pod}
+    of_pods = {**({"metadata": template["metadata"]} if form.metadata else {}), "spec": pod}
+    if form.field == "podTemplateOverrides":
+        return {"targetJobs": [{"name": CONTAINER}], **of_pods}
+    jobs = [{"name": CONTAINER, "template": {"metadata": {"labels": labels}, "spec": {"template": of_pods}}}]
+    template_of_jobset = {"metadata": {"labels": labels}, "spec": {"replicatedJobs": jobs}}
+    return {"manager": f"{DOMAIN}/launcher", "trainingRuntimeSpec": {"template": template_of_jobset}}
+
+
+def _refuse_what_it_cannot_say(settings: JobSettings, form: Form) -> None:
+    for name, template in settings.templates("train").items():
+        unsaid = [f"metadata.{key}" for key in template.get("metadata") or {} if not (form.metadata and key in ("labels", "annotations"))]
+        spec = template.get("spec") or {}
+        unsaid += [f"spec.{key}" for key in spec if key not in (*form.pod, *RUNTIMES, "containers")]
+        for container in spec.get("containers") or []:
+            if container["name"] != TEMPLATE_CONTAINER:
+                unsaid.append(f"spec.containers {container['name']!r}")
+            else:
+                unsaid += [f"spec.containers.{key}" for key in container if key not in CONTAINER_KEYS | form.container]
+        if unsaid:
+            raise InputError(f"jobs.{name}: a TrainJob cannot set {', '.join(unsaid)}: put it into the TrainingRuntime {RUNTIME!r}")
 
 
 SHAPE = TrainJobs

@@ -92,12 +92,13 @@ def forbid(verb: str, resource: str, user: str = "ana") -> Callable[..., Status 
     return refuse
 
 
-def test_objects_are_created_read_changed_and_deleted(cluster: Cluster):
+def test_objects_are_created_read_changed_and_deleted(cluster: Cluster, server: FakeApi):
     """And a name that is taken, or an object that is gone, is an answer and no error."""
     created = cluster.create(PYTORCHJOB, job(labels={"a": "b"}))
 
     assert created is not None
     assert cluster.create(PYTORCHJOB, job()) is None
+    assert set(server.validation) == {"Strict"}  # else a server drops what it does not know
     assert [thing["metadata"]["name"] for thing in cluster.list(PYTORCHJOB, labels="a=b")] == ["j"]
     assert cluster.list(PYTORCHJOB, labels="a=c", namespace="") == []
     patched = cluster.patch(PYTORCHJOB, "j", {"metadata": {"labels": {"a": None}}})

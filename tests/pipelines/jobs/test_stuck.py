@@ -164,6 +164,14 @@ def test_more_gpus_than_any_node_has_are_refused_before_anything_is_made(scene: 
     assert ("create", JOBS) not in scene.api.requests
 
 
+def test_gpus_of_another_name_are_counted_by_it(scene: Scene):
+    allocatable = {"nvidia.com/gpu": "8", "amd.com/gpu": "4"}
+    scene.api.put("nodes", {"metadata": {"name": "a", "namespace": ""}, "status": {"allocatable": allocatable}})
+
+    outcome = scene.launch(settings=JobSettings(gpus_per_node=8, gpu_resource="amd.com/gpu")).outcome()
+    assert outcome.line == "jobs.gpus_per_node must be at most 4, what the largest node has of amd.com/gpu, got 8"
+
+
 def test_who_may_not_list_nodes_goes_on_without(scene: Scene):
     forbidden = 'nodes is forbidden: User "ana" cannot list resource "nodes" in API group "" at the cluster scope'
     scene.api.refuse = lambda verb, resource, body: Status(403, "Forbidden", forbidden, "nodes") if resource == "nodes" else None

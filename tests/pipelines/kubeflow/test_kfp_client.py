@@ -54,7 +54,27 @@ def test_an_upload_is_safe_to_repeat_and_named_by_its_content(server: KubeflowSe
     assert [version["display_name"] for version in server.versions.values()] == [first[2], other[2]]
     image = server.versions[first[1]]["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]["exec-plan"]["container"]["image"]
     assert image == "a/pipelines:1"
-    assert client.newest_image("firstsight") in ("a/pipelines:1", "a/pipelines:2")
+    assert client.newest("firstsight") in (("a/pipelines:1", "10001"), ("a/pipelines:2", "10001"))
+
+
+@pytest.mark.parametrize(("user", "said"), [("none", set()), ("2000", {"2000"}), ("10001", {"10001"})])
+def test_the_steps_run_as_whom_the_cluster_lets_run(server: KubeflowServer, user: str, said: set[str]):
+    """OpenShift gives each namespace its own users and refuses others; a run submitted from a shell follows the registered version."""
+    client = connect(server)
+
+    _, version, _ = register(client, "firstsight", "a/pipelines:1", user=user)
+
+    platform = server.versions[version]["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    contexts = [executor["securityContext"] for executor in platform.values()]
+    assert all(context["runAsNonRoot"] for context in contexts)
+    assert {context[key] for context in contexts for key in ("runAsUser", "runAsGroup") if key in context} == said
+    assert client.newest("firstsight") == ("a/pipelines:1", user)
+
+
+@pytest.mark.parametrize("user", ["", "0", "root", "-1", "2147483648"])
+def test_a_user_that_cannot_be_is_refused(server: KubeflowServer, user: str):
+    with pytest.raises(InputError, match="--run-as-user must be a number between 1 and 2147483647, or none"):
+        register(connect(server), "firstsight", "a/pipelines:1", user=user)
 
 
 def test_a_version_is_named_for_people_and_known_by_its_content(server: KubeflowServer, monkeypatch: pytest.MonkeyPatch):
@@ -205,15 +225,15 @@ def test_a_run_takes_its_namespaces_own_version_then_the_shared_one(several: Kub
     shared = register(connect(several), "firstsight", "a/pipelines:1")
     for team in ("team-a", "team-b"):
         client = connect(several, namespace=team)
-        assert client.newest_image("firstsight") == "a/pipelines:1"
+        assert client.newest("firstsight") == ("a/pipelines:1", "10001")
         assert register(client, "firstsight", "a/pipelines:1", anywhere=True) == shared
     assert len(several.versions) == 1
 
     own = connect(several, namespace="team-a")
     private = register(own, "firstsight", "a/pipelines:2", anywhere=True)
     assert several.pipelines[private[0]]["namespace"] == "team-a"
-    assert own.newest_image("firstsight") == "a/pipelines:2"
-    assert connect(several, namespace="team-b").newest_image("firstsight") == "a/pipelines:1"
+    assert own.newest("firstsight") == ("a/pipelines:2", "10001")
+    assert connect(several, namespace="team-b").newest("firstsight") == ("a/pipelines:1", "10001")
 
 
 def test_who_may_not_share_is_told_so_and_makes_a_private_one(several: KubeflowServer):

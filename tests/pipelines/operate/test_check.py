@@ -9,9 +9,11 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.cluster.api import Api, Refusal, Refused
-from pipelines.operate import check
+from pipelines.jobs.shapes.trainjob import TRAINJOB
+from pipelines.operate import check, probes
 from pipelines.operate.chart_preflight import preflight, read_objects
 from tests.pipelines.fake_api import FakeApi
+from tests.pipelines.jobs import trainer_crds
 from tests.pipelines.kubeflow_server import kubeflow_server
 from tests.servers import S3Server
 from trainer.errors import InputError
@@ -101,6 +103,21 @@ def test_missing_kind(stub: StubApi, profile: Path, capsys: pytest.CaptureFixtur
     assert "FAIL  kind PyTorchJob: the cluster has no pytorchjobs.kubeflow.org in kubeflow.org/v1: install the training operator" in (
         capsys.readouterr().out
     )
+
+
+def test_a_version_of_trainer_in_which_no_job_can_be_made(stub: StubApi) -> None:
+    """Is found before a run meets it; one that is known passes."""
+    kind, path = TRAINJOB, f"/openapi/v3/apis/{TRAINJOB.api_version}"
+    stub.kinds[kind.api_version] = kind.plural
+    schema = trainer_crds.schemas("v2.1.0")["TrainJob"]
+    known = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "kind": "TrainJob"}
+    stub.objects[path] = {"components": {"schemas": {"x": {**schema, "x-kubernetes-group-version-kind": [known]}}}}
+
+    assert probes.served(stub, kind) == kind.api_version  # type: ignore[arg-type]
+
+    del schema["properties"]["spec"]["properties"]["podTemplateOverrides"]
+    with pytest.raises(InputError, match="version of Kubeflow Trainer that is not supported"):
+        probes.served(stub, kind)  # type: ignore[arg-type]
 
 
 def test_store_that_refuses(stub: StubApi, profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,6 +312,17 @@ def test_preflight_finds(ready: StubApi, what: str) -> None:
     failures = _failed(_rendering(jobs={"gpus_per_node": 8}))
     assert list(failures) == [name]
     assert said in failures[name]
+
+
+@pytest.mark.parametrize(("resource", "gpus", "fits"), [("nvidia.com/mig-1g.10gb", 1, True), ("amd.com/gpu", 8, False)])
+def test_preflight_counts_gpus_by_the_name_that_jobs_ask_for(ready: StubApi, resource: str, gpus: int, fits: bool) -> None:
+    """Eight of NVIDIA's are none of AMD's, and slices are counted as slices."""
+    nodes = [{"status": {"allocatable": {"nvidia.com/gpu": "8", "nvidia.com/mig-1g.10gb": "7"}}}]
+    ready.objects["/api/v1/nodes"] = {"items": nodes}
+    failures = _failed(_rendering(jobs={"gpus_per_node": gpus, "gpu_resource": resource}))
+
+    said = {} if fits else {"GPUs for profile fs": f"jobs want 1 x 8 {resource}, and 0 of the nodes have so many (the most is 0)"}
+    assert failures == said
 
 
 @pytest.mark.parametrize(

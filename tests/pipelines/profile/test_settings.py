@@ -43,7 +43,10 @@ def test_the_memory_of_a_gpu_is_a_number_of_bytes(given: str, expected: int):
     assert JobSettings(gpu_memory=given).gpu_memory_bytes == expected
 
 
-@pytest.mark.parametrize("name", ["cpu", "memory", "shared_memory", "gpu_memory", "staging_cpu", "staging_memory"])
+@pytest.mark.parametrize(
+    "name",
+    "cpu memory shared_memory gpu_memory ephemeral_storage staging_cpu staging_memory staging_ephemeral_storage".split(),
+)
 def test_a_size_that_is_none_is_refused(name: str):
     with pytest.raises(InputError, match=rf"jobs\.{name} must be a Kubernetes quantity such as 4 or 16Gi.*, got '80 GB'"):
         JobSettings(**{name: "80 GB"})

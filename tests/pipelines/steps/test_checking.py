@@ -18,7 +18,7 @@ from pipelines.planning.request import INTRODUCED, Request, merge, read_request,
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, parallel_cells_of, read_profile
 from pipelines.profile.settings import JobSettings
-from pipelines.steps.checking import check_experiment, gpus_here
+from pipelines.steps.checking import check_experiment, gpus_here, machines_of
 from pipelines.steps.dry_run import job_specs
 from trainer.config import canonical_hash
 from trainer.errors import InputError
@@ -204,3 +204,24 @@ def test_jobs_of_cells_that_wait_for_a_queue_are_created_suspended(shape: type[S
         for key in place:
             found = found.get(key, {})
         assert found == (True if suspended else {})
+
+
+@pytest.mark.parametrize(
+    ("resource", "label", "name"),
+    [
+        ("nvidia.com/gpu", "nvidia.com/gpu.product", "NVIDIA-H100-80GB-HBM3"),
+        ("amd.com/gpu", "amd.com/gpu.product-name", "AMD_Instinct_MI300X"),
+        ("nvidia.com/mig-1g.10gb", "nvidia.com/mig-1g.10gb.product", "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
+        ("nvidia.com/gpu", "nvidia.com/gpu.product", "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
+    ],
+)
+def test_the_gpu_is_known_by_the_label_of_its_own_resource_and_a_slice_is_not_the_whole(resource: str, label: str, name: str):
+    """A rate measured on a whole H100 says nothing of a seventh of one."""
+    template = {"spec": {"nodeSelector": {label: name}}}
+    common = JobSettings(gpus_per_node=1, gpu_resource=resource, pod_template=template)
+    own = JobSettings(gpus_per_node=1, gpu_resource=resource, training_pod_template=template)
+    profile, request = Profile(backend="pytorchjob"), Request()
+
+    expected = "" if "MIG" in name else name
+    assert machines_of(common, profile, request).gpu == machines_of(own, profile, request).gpu == expected
+    assert machines_of(own, profile, request, "evaluate").gpu == ""
