@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.shapes import by_backend, require_backend
 from pipelines.jobs.shapes.indexed import JOB
-from pipelines.planning.request import FIELDS, Request, merge, root_given, write_request
+from pipelines.planning.request import FIELDS, Request, is_inline, merge, root_given, write_request
 from pipelines.planning.resolving import resolve
 from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
@@ -47,6 +47,8 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     """
     mounted = read_profile()
     _require_profile(profile, mounted)
+    if not is_inline(request):
+        mounted.check_address("request", request)
     root = root_of_run(root_given(request, given.get("root", "")), mounted)
     _require_keys(profile, root)
     named = given.get("experiment", "")
@@ -54,7 +56,10 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         asked = merge(request, given)
         named = asked.experiment or named
         _require_mounted(asked, profile)
+        if POD_VARIABLE in os.environ:
+            mounted.check_addresses(asked)  # before resolving it reads a recipe
         asked = resolve(asked, kubeflow=POD_VARIABLE in os.environ)
+        mounted.check_addresses(asked)
         known = read_profile(backend=asked.backend)
         require_backend(known.backend)
         checked = os.environ.get(CHECKED_VARIABLE) == layout.request(layout.experiment(root, asked.experiment), asked.id)
