@@ -23,7 +23,6 @@ from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE")
 _PROFILE_IN_FORM = FIELDS["profile"].metadata["form"]
 CHECKED_VARIABLE = "FIRSTSIGHT_CHECKED"
 """URI of the request that the run's own process has checked already, where steps run beside it."""
@@ -95,10 +94,13 @@ def _require_profile(name: str, profile: Profile) -> None:
 
 def _require_keys(name: str, root: str) -> None:
     """The Secret is mounted where there is one; a pod without it is told so here, and not that it should set a variable."""
-    if os.environ.get(POD_VARIABLE) and root.startswith("s3://") and not any(os.environ.get(key) for key in _KEYS):
+    from trainer.storage.s3_settings import has_credentials  # here: slow to import
+
+    if os.environ.get(POD_VARIABLE) and root.startswith("s3://") and not has_credentials():
         raise InputError(
             f"profile: there is no Secret {name!r} with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this namespace: "
-            "`helm install` makes one, or where secret.create is false you bring it"
+            "`helm install` makes one, or where secret.create is false you bring it; with workloadIdentity.enabled the cloud knows the "
+            "account of the steps, which it does not know here"
         )
 
 
