@@ -180,7 +180,7 @@ def test_an_outage_without_end_ends_the_request(pod: Cloud, s3_root: str, monkey
             "sts:AssumeRoleWithWebIdentity</Message></Error></ErrorResponse>",
             "answers 403 AccessDenied: Not authorized to perform sts:AssumeRoleWithWebIdentity: the role or",
         ),
-        (400, '{"code": "InvalidTokenException", "message": "no\\nassociation\\u0007"}', "answers 400 InvalidTokenException: no association"),
+        (400, '{"code": "InvalidToken", "message": "no\\nassociation\\u0007"}', "answers 400 InvalidToken: no association"),
         (404, "not found", "answers 404 not found"),
         (200, "<html>login</html>", "answers none"),
         (200, '{"AccessKeyId": 1}', "answers none"),

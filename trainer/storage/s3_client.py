@@ -199,11 +199,7 @@ class Client(Minio):
         retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId" in query else self.settings.retry_seconds)
         doubted = ""  # an answer that ends it if it comes again
         while True:
-            try:
-                keys = self._keys.retrieve()
-            except RunError as error:  # who gives them does not answer
-                retries.wait(str(error))
-                continue
+            keys = self._current_keys(retries)
             try:
                 try:
                     response = super()._url_open(
@@ -240,6 +236,14 @@ class Client(Minio):
                     raise
                 doubted = code
                 retries.wait(f"{self.connections.where} answers {passing or f'{code}: {error.message}'}")
+
+    def _current_keys(self, retries: Retries) -> Credentials:
+        """The keys of the moment; who gives them is waited for as the store is."""
+        while True:
+            try:
+                return self._keys.retrieve()
+            except RunError as error:
+                retries.wait(str(error))
 
     def _error_of(self, method: str, region: str, bucket: str | None, key: str | None, response: BaseHTTPResponse) -> S3Error:
         """The error that an answer stands for; a refused HEAD has no body that says why, so the object is asked for."""
