@@ -1,6 +1,6 @@
 """Where the chart lets runs live, and what an upgrade leaves alone: a real API server and Helm, no image is ever started.
 
-tests/data/chart-ad127be.tar.gz is `git archive` of the chart at that commit, without its README, dashboard and tests.
+tests/data/chart-ad127be.tar.xz is `git archive` of the chart at that commit, without its README, dashboard and tests.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ from tests.cluster.conftest import Kubectl
 from trainer.configs import load_yaml
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-OLDER = Path(__file__).parents[1] / "data/chart-ad127be.tar.gz"
+OLDER = Path(__file__).parents[1] / "data/chart-ad127be.tar.xz"
 KEPT = ("configmap", "secret", "serviceaccount", "role", "rolebinding", "persistentvolumeclaim", "deployment", "service")
 EXTERNAL = {"bundled": {"enabled": False}, "external": {"enabled": True, "endpoint": "https://s3.example.org", "existingSecret": "s3"}}
 LIVE = {
@@ -147,7 +147,8 @@ def test_an_upgrade_from_ad127be_with_a_live_job(namespace: str, older: str, sto
             assert after[name]["metadata"]["generation"] == one["metadata"]["generation"]
     was, now = (load_yaml(found["configmap/firstsight"]["data"]["profile.yaml"], "profile") for found in (before, after))
     assert now["root"] == was["root"]
-    assert {**was["jobs"], "pod_template": None}.items() <= {**now["jobs"], "pod_template": None}.items()
+    for name in ("image", "nodes", "store_secret", "store_environment", "labels", "pod_template"):
+        assert now["jobs"][name] == was["jobs"][name], name
     assert harness.get("namespace", namespace, f"{namespace}-runs") is None
     assert ("BUT it has the keys that an earlier version copied" in said) == (store == "external")
 
