@@ -133,7 +133,9 @@ def test_an_upgrade_from_ad127be_with_a_live_job(namespace: str, older: str, sto
     harness.wait_until("the job's pod", lambda: harness.listed("pods", namespace, "training.kubeflow.org/job-name=live"), 60)
     before, job = objects(namespace), _live(namespace)
 
-    said = install(namespace, str(chart.CHART), given, "upgrade")
+    reused = ["upgrade", RELEASE, str(chart.CHART), "-n", namespace, "--no-hooks"]
+    assert "--reset-then-reuse-values in place of" in helm(*reused, "--reuse-values", fails=True)
+    said = helm(*reused, "--reset-then-reuse-values")
 
     after = objects(namespace)
     assert set(before) <= set(after)

@@ -6,6 +6,11 @@ none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Worked out
 {{- end -}}
 
 {{- define "firstsight.findRuns" -}}
+{{- range $key := list "reads" "limits" "workloadIdentity" -}}
+{{- if not (hasKey $.Values.profileDefaults $key) -}}
+{{- fail (printf "profileDefaults.%s is missing: the values are those of an earlier chart alone. Upgrade with --reset-then-reuse-values in place of --reuse-values, or with your values file" $key) -}}
+{{- end -}}
+{{- end -}}
 {{- $runs := list -}}
 {{- range $name, $profile := .Values.profiles -}}
 {{- if not (kindIs "invalid" $profile) -}}

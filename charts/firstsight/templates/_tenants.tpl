@@ -39,6 +39,22 @@ Usage: {{ include "firstsight.checkCredentials" (list . $run $opens) }}, `$opens
 {{- end -}}
 {{- end -}}
 
+{{/* Refuse tenants whose roots lie within each other, unless one of them lists what it shares: usage
+{{ include "firstsight.checkRoots" (list . $runs) }}. Profiles of one namespace are one tenant. */}}
+{{- define "firstsight.checkRoots" -}}
+{{- $root := first . -}}{{- $runs := last . -}}
+{{- range $one := $runs -}}
+{{- $place := include "firstsight.runRoot" (list $root $one) | trimSuffix "/" -}}
+{{- range $other := $runs -}}
+{{- $theirs := include "firstsight.runRoot" (list $root $other) | trimSuffix "/" -}}
+{{- $within := hasPrefix (printf "%s/" $theirs) (printf "%s/" $place) -}}
+{{- if and $within (ne $one.namespace $other.namespace) (not (has $place $other.reads)) (not (has $theirs $one.reads)) -}}
+{{- fail (printf "profiles.%s.root: %s of namespace %s lies in %s of profiles.%s in namespace %s, so each could change what is the other's: give them roots of their own ({namespace} is put in), or list it in `reads` to share it" $one.name $place $one.namespace $theirs $other.name $other.namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Refuse a profile whose own jobs are more than it allows: usage {{ include "firstsight.checkLimits" $run }} */}}
 {{- define "firstsight.checkLimits" -}}
 {{- $key := printf "profiles.%s" .name -}}{{- $jobs := .jobs -}}{{- $limits := .limits -}}
