@@ -111,8 +111,8 @@ chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for 
 
 .PHONY: chart-lint
 chart-lint: $(VENV)/tools ## helm lint, and a unit test for every switch
-	$(call program,helm) lint --strict $(CHART)
-	$(call program,helm-unittest) --strict $(CHART)
+	$(call program,helm) lint --strict --values $(CHART)/tests/values.yaml $(CHART)
+	$(call program,helm-unittest) --strict --values $(abspath $(CHART)/tests/values.yaml) $(CHART)
 
 .PHONY: chart-test
 chart-test: $(VENV)/tools ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series

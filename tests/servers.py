@@ -17,9 +17,10 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import urllib3
 from cryptography import x509
@@ -76,14 +77,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def seaweedfs(folder: Path) -> Iterator[S3Server]:
-    """A SeaweedFS with its data and log below `folder`, which must exist."""
+def seaweedfs(folder: Path, identities: Sequence[dict[str, Any]] = ()) -> Iterator[S3Server]:
+    """A SeaweedFS with its data and log below `folder`, which must exist; with these identities (`-s3.config`) beside its own."""
     names = ("master", "volume", "filer", "s3")
     ports = dict(zip([f"{name}.port{kind}" for name in names for kind in ("", ".grpc")], free_ports(2 * len(names)), strict=True))
     access_key, secret_key = "firsttester", secrets.token_hex(16)
     config = folder / "s3.json"
     identity = {"name": "tester", "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": ["Admin"]}
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [identity, *identities]}))
     data = folder / "data"
     data.mkdir(exist_ok=True)
     weed = Path(sysconfig.get_path("scripts")) / "weed"

@@ -1,7 +1,7 @@
 """`python -m pipelines bucket`: the bucket of all runs, and on the bundled MinIO a user for each profile and namespace.
 
 The chart runs it as a hook after every install and upgrade: whatever is there already is left as it is. A user reaches
-its own root only, so what one namespace leaks does not open another's data.
+its own root, and reads what its profile lists, so what one namespace leaks does not open another's data.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from trainer.config import require
 from trainer.errors import InputError, RunError
+from trainer.storage.confined import is_plain
 
 if TYPE_CHECKING:
     from minio.credentials.providers import StaticProvider
@@ -28,17 +29,19 @@ USER_PREFIX = "firstsight."
 
 @dataclass(frozen=True, kw_only=True)
 class User:
-    """Someone who may read and write below `root`, and nothing else.
+    """Someone who may read and write below `root`, read below each of `reads`, and nothing else.
 
     Attributes:
         access_key: begins with USER_PREFIX.
         secret_key: at least 8 characters.
         root: `s3://bucket/prefix`.
+        reads: likewise, or a whole bucket.
     """
 
     access_key: str
     secret_key: str
     root: str
+    reads: tuple[str, ...] = ()
 
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -83,14 +86,22 @@ def read_users(path: str) -> list[User]:
     try:
         with open(path, encoding="utf-8") as stream:
             entries = json.loads(stream.read() or "[]")
-        users = [User(access_key=entry["accessKey"], secret_key=entry["secretKey"], root=entry["root"]) for entry in entries]
+        users = [
+            User(access_key=entry["accessKey"], secret_key=entry["secretKey"], root=entry["root"], reads=tuple(entry.get("reads", ())))
+            for entry in entries
+        ]
     except FileNotFoundError as error:
         raise InputError(f"--users {path}: no such file") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"--users {path}: must be a JSON list of objects with accessKey, secretKey and root ({error})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"--users {path}: must be a JSON list of objects with accessKey, secretKey, root, perhaps reads ({error})"
+        ) from error
     for user in users:
         require(f"{path}: accessKey", user.access_key, f"begin with {USER_PREFIX}", user.access_key.startswith(USER_PREFIX))
         require(f"{path}: root of {user.access_key}", user.root, "s3://bucket/prefix", bool(re.fullmatch(r"s3://[^/]+/.+", user.root)))
+        for place in user.reads:
+            ok = is_plain(place)
+            require(f"{path}: reads of {user.access_key}", place, "s3://bucket/prefix, or a path, which is no store's", ok)
     return users
 
 
@@ -142,9 +153,10 @@ def ensure_users(settings: "S3Settings", users: Sequence[User]) -> None:
         existing = [name for name in json.loads(admin.user_list()) if name.startswith(USER_PREFIX)]
         for user in users:
             admin.user_add(user.access_key, user.secret_key)
-            admin.policy_add(user.access_key, policy=policy(user.root))
+            admin.policy_add(user.access_key, policy=policy(user.root, user.reads))
             admin.policy_set(user.access_key, user=user.access_key)
-            print(f"user {user.access_key}: may read and write below {user.root}")
+            more = f", and read below {', '.join(user.reads)}" if user.reads else ""
+            print(f"user {user.access_key}: may read and write below {user.root}{more}")
         for name in sorted(set(existing) - {user.access_key for user in users}):
             admin.user_remove(name)
             admin.policy_remove(name)
@@ -153,18 +165,24 @@ def ensure_users(settings: "S3Settings", users: Sequence[User]) -> None:
         raise InputError(f"users at {settings.endpoint}: refused ({error})") from error
 
 
-def policy(root: str) -> dict[str, Any]:
-    """What the user of a root may do: everything with the objects below it, and list them."""
-    bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
+def policy(root: str, reads: Sequence[str] = ()) -> dict[str, Any]:
+    """What the user of a root may do: everything with the objects below it, and list them; below `reads` get and list them."""
     objects = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
-    below = {"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}}
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Action": objects, "Resource": [f"arn:aws:s3:::{bucket}/{prefix}/*"]},
-            {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"], "Condition": below},
-        ],
-    }
+    statements = _statements(root, objects)
+    for place in reads:
+        if place.startswith("s3://"):
+            statements += _statements(place, ["s3:GetObject"])
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _statements(place: str, actions: list[str]) -> list[dict[str, Any]]:
+    """Allow these actions on the objects below a place, and to list them."""
+    bucket, _, prefix = place.removeprefix("s3://").rstrip("/").partition("/")
+    listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
+    if prefix:
+        listing["Condition"] = {"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}}
+    below = f"{bucket}/{prefix}/*" if prefix else f"{bucket}/*"
+    return [{"Effect": "Allow", "Action": actions, "Resource": [f"arn:aws:s3:::{below}"]}, listing]
 
 
 def _keys(settings: "S3Settings") -> "StaticProvider":

@@ -38,7 +38,8 @@ def preflight(text: str = "") -> Iterator[Check]:
     objects = read_objects(text or sys.stdin.read())
     api = Api.connect()
     yield "Kubernetes", partial(_version, api)
-    for namespace in sorted({place for place in map(_namespace, objects) if place}):
+    made = {one["metadata"]["name"] for one in objects if one["kind"] == "Namespace"}
+    for namespace in sorted({place for place in map(_namespace, objects) if place} - made):
         yield f"namespace {namespace}", partial(_exists, api, f"/api/v1/namespaces/{namespace}", f"kubectl create namespace {namespace}")
     for api_version, kind, namespace in sorted({(one["apiVersion"], one["kind"], _namespace(one)) for one in objects}):
         where = f" in {namespace}" if namespace else ""

@@ -11,10 +11,11 @@ from typing import Any
 
 from pipelines.planning.parameters import check_root, one_line
 from pipelines.planning.request import MAX_PARALLEL_CELLS, Request
+from pipelines.profile.confined import Limits, check_places, check_request
 from pipelines.profile.settings import JobSettings
 from trainer.config import Placement, require
 from trainer.errors import InputError
-from trainer.storage import read_text
+from trainer.storage import confined, read_text
 from trainer.storage.base import MissingObject
 
 PROFILE_VARIABLE = "FIRSTSIGHT_PROFILE"
@@ -59,6 +60,8 @@ class Profile:
         staging_slices: pods that fetch one data set at the same time.
         parallel_cells: cells of a run that run at once, where it does not say; 0: all are submitted to the queue.
         links: for the first step of a run.
+        reads: what else than the root its runs may use: store URIs and folders. None, as in a profile of one's own: anything.
+        limits: the most that a run may ask for.
     """
 
     root: str = ""
@@ -68,6 +71,8 @@ class Profile:
     staging_slices: int = 1
     parallel_cells: int = 1
     links: Links = Links()
+    reads: tuple[str, ...] | None = None
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -75,6 +80,32 @@ class Profile:
         require("staging_slices", self.staging_slices, ">= 1", self.staging_slices >= 1)
         rule = f"between 0 and {MAX_PARALLEL_CELLS}"
         require("parallel_cells", self.parallel_cells, rule, 0 <= self.parallel_cells <= MAX_PARALLEL_CELLS)
+        rule = "s3://bucket/prefix or an absolute path, without '.', '..', '//', '%', backslashes and blanks"
+        for address in self.reads or ():
+            require("reads", address, rule, confined.is_plain(address))
+        if self.reads is not None:
+            require("root", self.root, f"{rule}, where `reads` keeps runs to it", confined.is_plain(self.root))
+
+    @property
+    def places(self) -> tuple[str, ...] | None:
+        """Below which its runs may use a store; None: anywhere."""
+        return None if self.reads is None else (self.root, *self.reads)
+
+    def check_address(self, named: str, value: Any) -> None:
+        """Refuse what names an address, anywhere in `value`, that runs of this profile may not use; `named` begins the error."""
+        if self.places is not None:
+            check_places(named, value, self.places)
+
+    def check_root(self, named: str, root: str) -> None:
+        """Refuse a root that does not lie below the profile's own: what it may read elsewhere it may not write."""
+        if self.reads is not None:
+            check_places(named, root, (self.root,))
+
+    def check_addresses(self, request: Request) -> None:
+        """`check_address` for each field that a request declares."""
+        self.check_root("root", request.root)
+        if self.places is not None:
+            check_request(request, self.places)
 
 
 def profile_uri() -> str:
@@ -111,10 +142,17 @@ def read_profile(uri: str = "", backend: str = "") -> Profile:
 
 
 def use_store_of_profile() -> None:
-    """What the profile says of the store holds for this process too, unless its own environment says otherwise."""
-    if profile_uri():
-        for name, value in read_profile().jobs.store_environment.items():
+    """What the profile says of the store holds for this process too, unless its own environment says otherwise; its bounds hold always."""
+    if uri := profile_uri():
+        profile = read_profile()
+        for name, value in profile.jobs.store_environment.items():
             os.environ.setdefault(name, value)
+        os.environ.update(_bounds(profile, *([uri] if uri.startswith("s3://") else [])))
+
+
+def _bounds(profile: Profile, *more: str) -> dict[str, str]:
+    """The variable by which every process of a run is kept to the profile's places, and to `more` of them."""
+    return {} if profile.places is None else {confined.VARIABLE: " ".join((*profile.places, *more))}
 
 
 def placement_of(profile: Profile, request: Request) -> dict[str, Any]:
@@ -136,7 +174,7 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
     """The profile's job settings with what this run asks for laid over them.
 
     Raises:
-        InputError: more than one node where jobs run on this machine.
+        InputError: more than one node where jobs run on this machine, or more than the profile allows.
     """
     jobs, placement = profile.jobs, placement_of(profile, request)
     nodes = request.nodes or placement.get("nodes")
@@ -160,4 +198,23 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
         changes["image"] = request.image
     if request.queue:
         changes["labels"] = {**jobs.labels, jobs.queue_label: request.queue}
-    return dataclasses.replace(jobs, **changes)  # type: ignore[arg-type]
+    changes["store_environment"] = {**jobs.store_environment, **_bounds(profile)}
+    settings = dataclasses.replace(jobs, **changes)  # type: ignore[arg-type]
+    if profile.backend != "local":
+        _check_limits(profile, request, settings)
+    return settings
+
+
+def _check_limits(profile: Profile, request: Request, settings: JobSettings) -> None:
+    """Refuse a run that asks for more than its profile allows."""
+    cells = parallel_cells_of(profile, request)
+    if profile.limits.gpus and cells != 1:
+        cells = min(cells or len(request.cells), len(request.cells))
+    named = "nodes" if request.nodes else "placement.nodes" if "nodes" in request.placement else "jobs.nodes of the profile"
+    profile.limits.check(
+        nodes=(named, settings.nodes),
+        gpus_per_node=("jobs.gpus_per_node of the profile" if request.gpus_per_node is None else "gpus_per_node", settings.gpus_per_node),
+        cells=("parallel_cells", cells),
+        image=request.image,
+        queue=settings.labels.get(settings.queue_label, ""),
+    )

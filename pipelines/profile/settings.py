@@ -76,6 +76,7 @@ class JobSettings:
         ephemeral_storage: what a training or evaluation pod may write to its node, request and limit; empty: by its cache.
         staging_ephemeral_storage: likewise a pod that stages data.
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
+        service_account: of the jobs' pods, for a cloud's workload identity; empty: the namespace's default.
         store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
         ttl_seconds: how long a finished job stays to be looked at.
         queue_label: the label of a job by which its queue is named.
@@ -108,6 +109,7 @@ class JobSettings:
     ephemeral_storage: str = ""
     staging_ephemeral_storage: str = ""
     store_secret: str = ""
+    service_account: str = ""
     store_environment: dict[str, str] = field(default_factory=dict)
     ttl_seconds: int = 86400
     queue_label: str = "kueue.x-k8s.io/queue-name"

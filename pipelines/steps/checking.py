@@ -15,7 +15,9 @@ from pipelines.planning.sources import require_source, training_samples
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of
 from pipelines.profile.settings import JobSettings
 from trainer.config import Recipe
+from trainer.configs import load_yaml
 from trainer.errors import InputError
+from trainer.storage import exists, read_text
 
 DRIVER_SECONDS = 10.0
 """How long the driver is waited for: the first call after a boot loads it."""
@@ -34,11 +36,13 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
         request: resolved.
 
     Raises:
-        InputError: a missing source, or what `check_recipe` refuses.
+        InputError: a missing source, an address outside what the profile allows, or what `check_recipe` refuses.
     """
+    profile.check_addresses(request)
     _require_queue(profile, request)
     for name, staged in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):
         if not staged.uri:
+            _check_described(profile, getattr(request, name))
             require_source(name, getattr(request, name))
     pairs, triplets = data_of(experiment, request)
     machines = machines_of(job_settings(profile, request), profile, request)
@@ -52,6 +56,12 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     if profile.backend == "local" and request.parallel_cells not in (None, 1) and len(cells) > 1:
         notes.append(f"parallel_cells is {request.parallel_cells}, and on this machine cells run one at a time")
     return notes
+
+
+def _check_described(profile: Profile, source: str) -> None:
+    """Refuse a list's description that names what the profile does not allow, before any of it is looked at."""
+    if profile.places is not None and source.endswith((".yaml", ".yml")) and exists(source):
+        profile.check_address(source, load_yaml(read_text(source), source))
 
 
 def _require_queue(profile: Profile, request: Request) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.shapes import by_backend, require_backend
 from pipelines.jobs.shapes.indexed import JOB
-from pipelines.planning.request import FIELDS, Request, merge, root_given, write_request
+from pipelines.planning.request import FIELDS, Request, is_inline, merge, root_given, write_request
 from pipelines.planning.resolving import resolve
 from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
@@ -23,7 +23,6 @@ from trainer.storage import join, layout, open_store
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE")
 _PROFILE_IN_FORM = FIELDS["profile"].metadata["form"]
 CHECKED_VARIABLE = "FIRSTSIGHT_CHECKED"
 """URI of the request that the run's own process has checked already, where steps run beside it."""
@@ -47,6 +46,8 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     """
     mounted = read_profile()
     _require_profile(profile, mounted)
+    if not is_inline(request):
+        mounted.check_address("request", request)
     root = root_of_run(root_given(request, given.get("root", "")), mounted)
     _require_keys(profile, root)
     named = given.get("experiment", "")
@@ -54,7 +55,10 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         asked = merge(request, given)
         named = asked.experiment or named
         _require_mounted(asked, profile)
+        if POD_VARIABLE in os.environ:
+            mounted.check_addresses(asked)  # before resolving it reads a recipe
         asked = resolve(asked, kubeflow=POD_VARIABLE in os.environ)
+        mounted.check_addresses(asked)
         known = read_profile(backend=asked.backend)
         require_backend(known.backend)
         checked = os.environ.get(CHECKED_VARIABLE) == layout.request(layout.experiment(root, asked.experiment), asked.id)
@@ -90,10 +94,13 @@ def _require_profile(name: str, profile: Profile) -> None:
 
 def _require_keys(name: str, root: str) -> None:
     """The Secret is mounted where there is one; a pod without it is told so here, and not that it should set a variable."""
-    if os.environ.get(POD_VARIABLE) and root.startswith("s3://") and not any(os.environ.get(key) for key in _KEYS):
+    from trainer.storage.s3_settings import has_credentials  # here: slow to import
+
+    if os.environ.get(POD_VARIABLE) and root.startswith("s3://") and not has_credentials():
         raise InputError(
             f"profile: there is no Secret {name!r} with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this namespace: "
-            "`helm install` makes one, or where secret.create is false you bring it"
+            "`helm install` makes one, or where secret.create is false you bring it; with workloadIdentity.enabled the cloud knows the "
+            "account of the steps, which it does not know here"
         )
 
 

@@ -128,12 +128,18 @@ def open_scene(request: str) -> Scene:
 
     Args:
         request: URI of the stored request, with the run's id (`in_run`).
+
+    Raises:
+        InputError: there is none, or it lies or asks for something outside what the profile allows.
     """
     found = _IN_RUN.fullmatch(request)
     uri, run_id = (found["uri"], found["run"]) if found else (request, BY_HAND)
     root, name = layout.of_request(uri)
+    bounds = read_profile()
+    bounds.check_root("request", uri)  # before anything is read or written where another tenant's may lie
     with recorded(layout.experiment(root, name), "request"):
         stored = read_request(uri)
+        bounds.check_addresses(stored)
         return Scene(request=stored, uri=uri, root=root, profile=read_profile(backend=stored.backend), run=Run(root, run_id))
 
 
@@ -162,12 +168,13 @@ def root_of_run(root: str, profile: Profile, default: str = "") -> str:
     """The store URI of a run: its own, else the profile's.
 
     Raises:
-        InputError: neither names one, and there is no default; or it cannot be one.
+        InputError: neither names one, and there is no default; or it cannot be one, or lies outside the profile's.
     """
     root = root or profile.root or default
     if not root:
         raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
     check_root(root)
+    profile.check_root("root", absolute(root))
     return absolute(root)
 
 

@@ -207,9 +207,12 @@ def prepare(request: StagingRequest, profile: Profile, settings: JobSettings) ->
         settings: how they look on a cluster.
 
     Raises:
-        InputError: a source that no pod can see, a description that is wrong, a list from which no triplets can be made.
+        InputError: a source that no pod can see, a description that is wrong or names what the profile does not allow, a list from
+            which no triplets can be made.
     """
     remote, on_cluster = remote_list(request.what, request.source), profile.backend != "local"
+    if remote is not None:
+        profile.check_address(request.source, dataclasses.asdict(remote))
     if request.from_pairs and remote_list("pairs", request.from_pairs) is not None:
         raise InputError("triplets must be given where the pairs are fetched from a list, got none")
     if on_cluster:

@@ -13,6 +13,8 @@ from tests.cluster import programs
 
 CHART = Path(__file__).parents[2] / "charts/firstsight"
 HERE = Path(__file__).parent
+COMMON = CHART / "tests/values.yaml"
+"""What every rendering without a cluster needs to be told."""
 HELMS = ("helm", "helm3")
 """Helm 4 and Helm 3."""
 KINDS = ("monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule", "trainer.kubeflow.org/v1alpha1/TrainingRuntime")
@@ -77,6 +79,8 @@ def render(tool: Tool) -> Callable[..., Objects]:
             "ml",
             "--kube-version",
             "1.34.4",
+            "--values",
+            str(COMMON),
             "--values",
             "-",
             *kinds,

@@ -16,7 +16,7 @@ from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS
 from pipelines.profile.profile import Profile, read_profile
 from scripts import placement_schema
 from tests.chart import schemas
-from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
+from tests.chart.conftest import CHART, COMMON, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
 from tests.pipelines.jobs import trainer_crds
 from trainer.config import Placement
 from trainer.configs import load_yaml, parse_config
@@ -30,13 +30,13 @@ VARIANTS = {"defaults": {}, "everything": EVERYTHING, "gitops": GITOPS, "externa
 @pytest.mark.parametrize("helm", HELMS)
 def test_lint(tool: Tool, helm: str) -> None:
     """`helm lint --strict` has nothing to say against it."""
-    done = tool(helm, "lint", "--strict", str(CHART))
+    done = tool(helm, "lint", "--strict", "--values", str(COMMON), str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_unit_tests(tool: Tool) -> None:
     """helm-unittest passes: each switch on and off."""
-    done = tool("helm-unittest", "--strict", str(CHART))
+    done = tool("helm-unittest", "--strict", "--values", str(COMMON), str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

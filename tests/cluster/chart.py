@@ -59,7 +59,7 @@ def values(**more: Any) -> dict[str, Any]:
         "images": {name: dict(zip(("repository", "tag"), image.rsplit(":", 1), strict=True)) for name, image in images.items()},
         "jobs": jobs,
         "objectStore": {"bundled": {"persistence": persistence, "resources": small}},
-        "profileDefaults": {"stagingSlices": 2},
+        "profileDefaults": {"stagingSlices": 2, "inReleaseNamespace": True},
         "reaper": {"resources": small, "graceSeconds": 20},
         "pods": {"resources": small},
         "metrics": {

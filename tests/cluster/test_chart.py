@@ -74,9 +74,10 @@ def _as_the_run(namespace: str) -> Iterator[None]:
 
 def test_preflight(namespace: str, values: dict[str, Any], tmp_path: Any) -> None:
     """Before anything is made, the preflight finds nothing missing; with a wrong account it names it."""
+    nobody = {"create": False, "name": "nobody"}
     for change, code, said in (
         ({}, 0, "all is well"),
-        ({"profileDefaults": {"serviceAccount": {"create": False, "name": "nobody"}}}, 1, f"FAIL  ServiceAccount {namespace}/nobody"),
+        ({"profileDefaults": {**values["profileDefaults"], "serviceAccount": nobody}}, 1, f"FAIL  ServiceAccount {namespace}/nobody"),
     ):
         file = tmp_path / "values.json"
         file.write_text(json.dumps({**values, **change}))

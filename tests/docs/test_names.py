@@ -30,7 +30,7 @@ PROGRAMS = ("docker", "git", "helm", "kind", "kubectl", "nvidia-smi", "prlimit")
 """Programs of others: what follows one of them on a line are its own flags."""
 ITS_FLAGS = {
     "docs/EVALUATION.md": {"--no_amp", "--recall_k"},  # of clip_benchmark
-    "docs/OPERATIONS.md": {"--api-versions", "--logs"},  # of helm
+    "docs/OPERATIONS.md": {"--api-versions", "--logs", "--reset-then-reuse-values", "--reuse-values"},  # of helm
 }
 ROOTS = {"kfp", "nn", "torch", "urllib"}
 """Of dotted names that are other packages' modules."""

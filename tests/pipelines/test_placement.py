@@ -74,7 +74,7 @@ def by_profile(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:
 
 
 def by_chart(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:
-    (folder / "values.yaml").write_text(yaml.safe_dump({"profileDefaults": {"placement": given}}))
+    (folder / "values.yaml").write_text(yaml.safe_dump({"profileDefaults": {"inReleaseNamespace": True, "placement": given}}))
     command = [
         program(HELMS[0]),
         "template",

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from trainer.errors import Corrupt, InputError
+from trainer.storage import confined
 from trainer.storage.protocol import MIN_RANGE_BYTES, PIECE_BYTES, MissingObject, ObjectInfo, ObjectStore, local_path
 
 __all__ = [
@@ -21,6 +22,8 @@ def open_store(uri: str) -> ObjectStore:
     """The store that serves `uri`: `s3://bucket/key`, `file:///path`, or a plain path."""
     if uri.startswith("s3://"):
         from trainer.storage.s3 import S3Store
+
+        confined.check(uri)
 
         return S3Store.from_environment(uri)
     if "://" in uri and not uri.startswith("file://"):

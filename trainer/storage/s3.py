@@ -21,7 +21,7 @@ from minio.commonconfig import CopySource
 from minio.error import MinioException
 
 from trainer.errors import InputError, RunError
-from trainer.storage import s3_conditions, s3_reads, s3_uploads
+from trainer.storage import confined, s3_conditions, s3_reads, s3_uploads
 from trainer.storage.protocol import MissingObject, ObjectInfo
 from trainer.storage.s3_answers import LostUploadError, explained
 from trainer.storage.s3_client import Client
@@ -238,11 +238,13 @@ def _split(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not uri.startswith("s3://") or not bucket or not key:
         raise InputError(f"{uri!r} must be s3://bucket/key")
+    confined.check(uri)
     return bucket, key
 
 
 def _folder(prefix: str) -> tuple[str, str]:
     """Bucket, and the key that all objects below the folder begin with."""
+    confined.check(prefix)
     bucket, _, key = prefix.removeprefix("s3://").partition("/")
     return bucket, f"{key.rstrip('/')}/" if key.strip("/") else ""
 

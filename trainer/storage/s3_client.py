@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionErro
 from trainer.errors import InputError, RunError
 from trainer.storage.retries import Retries
 from trainer.storage.s3_answers import EXPIRED_CODES, KEY_CODES, Damaged, Passing, Stranger, check_answer, error_of, is_known, printable
-from trainer.storage.s3_settings import CredentialsFile, S3Settings, provider
+from trainer.storage.s3_settings import Renewed, S3Settings, provider
 
 _FIRST_CONTACT_SECONDS = 30.0  # an endpoint that never answered is soon taken for a wrong one
 _ABORT_SECONDS = 5.0  # tidying up after a failure must not double the wait for it
@@ -199,7 +199,7 @@ class Client(Minio):
         retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId" in query else self.settings.retry_seconds)
         doubted = ""  # an answer that ends it if it comes again
         while True:
-            keys = self._keys.retrieve()
+            keys = self._current_keys(retries)
             try:
                 try:
                     response = super()._url_open(
@@ -237,6 +237,14 @@ class Client(Minio):
                 doubted = code
                 retries.wait(f"{self.connections.where} answers {passing or f'{code}: {error.message}'}")
 
+    def _current_keys(self, retries: Retries) -> Credentials:
+        """The keys of the moment; who gives them is waited for as the store is."""
+        while True:
+            try:
+                return self._keys.retrieve()
+            except RunError as error:
+                retries.wait(str(error))
+
     def _error_of(self, method: str, region: str, bucket: str | None, key: str | None, response: BaseHTTPResponse) -> S3Error:
         """The error that an answer stands for; a refused HEAD has no body that says why, so the object is asked for."""
         try:
@@ -253,11 +261,16 @@ class Client(Minio):
 
     def _passes(self, code: str, keys: Credentials) -> str:
         """What to wait for after this refusal of the keys, in words; empty where nothing would help."""
-        if code not in EXPIRED_CODES | KEY_CODES or not isinstance(self._keys, CredentialsFile):
+        if code not in EXPIRED_CODES | KEY_CODES or not isinstance(self._keys, Renewed):
             return ""
-        file = self._keys.trouble or self.settings.credentials_file
-        if self._keys.retrieve() is not keys:
-            return f"{code}; {file} has new keys"
+        if code in EXPIRED_CODES or self._accepted:
+            self._keys.renew(keys)
+        try:
+            if self._keys.retrieve() is not keys:
+                return f"{code}; {self._keys.source} has new keys"
+        except RunError as error:
+            return f"{code}; {error}"
+        file = self._keys.trouble or self._keys.source
         return f"{code}; waiting for new keys in {file}" if code in EXPIRED_CODES or self._accepted else ""
 
     def _clocks(self) -> str:

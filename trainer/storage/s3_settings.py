@@ -4,6 +4,7 @@ Keys never stand in a message: what is wrong with one is said of its variable or
 """
 
 import configparser
+import dataclasses
 import ipaddress
 import os
 import re
@@ -33,6 +34,7 @@ class S3Settings:
         session_token: of temporary keys, or empty.
         credentials_file: an AWS credentials file (a mounted secret), read again whenever it changes, or empty.
         profile: the section of `credentials_file`.
+        identity: who gives keys to this pod's account: the URL of an STS or of a node's agent, or empty.
         ca_file: certificates that TLS trusts.
         proxy: URL of the HTTP proxy on the way, with its user and password, or empty.
         proxy_variable: the environment variable that names the proxy.
@@ -48,6 +50,7 @@ class S3Settings:
     session_token: str = field(repr=False)
     credentials_file: str
     profile: str
+    identity: str
     ca_file: str
     proxy: str = field(repr=False)
     proxy_variable: str
@@ -68,10 +71,11 @@ def settings_from_environment(uri: str) -> S3Settings:
         raise InputError(f"{uri}: AWS_REGION must be a region's name such as eu-central-1, got {region!r}")
     endpoint = _endpoint(uri, get("AWS_ENDPOINT_URL_S3") or get("AWS_ENDPOINT_URL") or f"https://s3.{region}.amazonaws.com")
     keys = [get(name.upper(), "") for name in _KEYS]
-    credentials_file = ""
+    credentials_file = identity = ""
     if not (keys[0] and keys[1]):
         credentials_file = get("AWS_SHARED_CREDENTIALS_FILE", "")
-        if not credentials_file:
+        identity = "" if credentials_file else _identity(uri, region)
+        if not credentials_file and not identity:
             raise InputError(
                 f"{uri}: no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL, unless it is AWS)"
             )
@@ -95,6 +99,7 @@ def settings_from_environment(uri: str) -> S3Settings:
         session_token=keys[2],
         credentials_file=credentials_file,
         profile=get("AWS_PROFILE") or "default",
+        identity=identity,
         ca_file=ca_file,
         proxy=proxy,
         proxy_variable=variable,
@@ -108,20 +113,38 @@ def provider(settings: S3Settings) -> Provider:
     """Where a client takes its keys from."""
     if settings.credentials_file:
         return CredentialsFile(settings.credentials_file, settings.profile)
+    if settings.identity:
+        from trainer.storage.s3_identity import WorkloadIdentity  # here: it needs the client's connections, which need these settings
+
+        return WorkloadIdentity(settings)
     return StaticProvider(settings.access_key, settings.secret_key, settings.session_token or None)
 
 
-class CredentialsFile(Provider):
+class Renewed(Provider):
+    """Keys that change while a process runs.
+
+    Attributes:
+        source: where they come from, as messages name it.
+        trouble: why there are no new ones at the moment; empty: nothing is wrong.
+    """
+
+    source = ""
+    trouble = ""
+
+    def renew(self, rejected: Credentials) -> None:
+        """The store rejects these keys: look for others the next time."""
+
+
+class CredentialsFile(Renewed):
     """The keys of one profile in an AWS credentials file, read again when the file changes.
 
     While a file is rotated it may be missing or half written: the keys read before stay in use, and `trouble` says why.
     """
 
     def __init__(self, file: str, profile: str) -> None:
-        self._file, self._profile = file, profile
+        self._file, self._profile, self.source = file, profile, file
         self._version: tuple[int, ...] = ()
         self._credentials: Credentials | None = None
-        self.trouble = ""
 
     def retrieve(self) -> Credentials:
         """The keys as the file has them now; InputError naming file and cause where it never had any."""
@@ -196,8 +219,36 @@ def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
     return False
 
 
-def _endpoint(uri: str, text: str) -> str:
-    rule = "AWS_ENDPOINT_URL must be http(s)://host[:port] and nothing more"
+def has_credentials() -> bool:
+    """Whether the environment names credentials of any kind; whether they are good is not looked at."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
+    return any(os.environ.get(name) for name in names)
+
+
+def identity_settings(settings: S3Settings) -> S3Settings:
+    """The settings by which who gives keys is reached: its address, the public certificates or AWS_CA_BUNDLE, the proxy on that way."""
+    parts = urlsplit(settings.identity)
+    endpoint = f"{parts.scheme}://{parts.netloc}"
+    proxy, variable = _proxy(endpoint, endpoint)
+    if parts.scheme == "http":  # an agent on this node, or a test's
+        proxy, variable = "", ""
+    ca_file = os.environ.get("AWS_CA_BUNDLE") or certifi.where()
+    return dataclasses.replace(settings, endpoint=endpoint, ca_file=ca_file, proxy=proxy, proxy_variable=variable)
+
+
+def _identity(uri: str, region: str) -> str:
+    """URL of who gives keys to this pod's account by what the cloud set in its environment; empty: nobody does."""
+    get = os.environ.get
+    if get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+        if not get("AWS_ROLE_ARN"):
+            raise InputError(f"{uri}: AWS_WEB_IDENTITY_TOKEN_FILE is set without AWS_ROLE_ARN: the account's annotation names the role")
+        domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+        return _endpoint(uri, get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.{domain}", "AWS_ENDPOINT_URL_STS")
+    return get("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
+
+
+def _endpoint(uri: str, text: str, variable: str = "AWS_ENDPOINT_URL") -> str:
+    rule = f"{variable} must be http(s)://host[:port] and nothing more"
     try:
         parts = urlsplit(text)
         port = parts.port

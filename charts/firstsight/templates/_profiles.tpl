@@ -1,17 +1,68 @@
-{{/* Every profile in each of its namespaces, as a JSON list of profiles with `name` and `namespace`. Usage:
-{{ range include "firstsight.runs" . | fromJsonArray }} */}}
+{{/* Every profile in each of its namespaces, as a JSON list of profiles with `name` and `namespace`, `unnamed` where the values name
+none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Worked out once: it asks the cluster. */}}
 {{- define "firstsight.runs" -}}
+{{- if not (hasKey .Values "runs") }}{{ $_ := set .Values "runs" (include "firstsight.findRuns" .) }}{{ end -}}
+{{- .Values.runs -}}
+{{- end -}}
+
+{{- define "firstsight.findRuns" -}}
+{{- range $key := list "reads" "limits" "workloadIdentity" -}}
+{{- if not (hasKey $.Values.profileDefaults $key) -}}
+{{- fail (printf "profileDefaults.%s is missing: the values are those of an earlier chart alone. Upgrade with --reset-then-reuse-values in place of --reuse-values, or with your values file" $key) -}}
+{{- end -}}
+{{- end -}}
 {{- $runs := list -}}
 {{- range $name, $profile := .Values.profiles -}}
 {{- if not (kindIs "invalid" $profile) -}}
 {{- $whole := mustMergeOverwrite (deepCopy $.Values.profileDefaults) (deepCopy $profile) -}}
 {{- $_ := set $whole "jobs" (mustMergeOverwrite (deepCopy $.Values.jobs) $whole.jobs) -}}
-{{- range default (list $.Release.Namespace) $whole.namespaces -}}
-{{- $runs = append $runs (mustMergeOverwrite (deepCopy $whole) (dict "name" $name "namespace" .)) -}}
+{{- range include "firstsight.profileNamespaces" (list $ $name $whole) | fromJsonArray -}}
+{{- $one := dict "name" $name "namespace" . "unnamed" (not $whole.namespaces) -}}
+{{- $_ := set $one "secret" (dict "existingSecret" ($whole.secret.existingSecret | replace "{namespace}" .)) -}}
+{{- $runs = append $runs (mustMergeOverwrite (deepCopy $whole) $one) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $runs -}}
+{{- end -}}
+
+{{/* The namespaces of a profile, as a JSON list: usage {{ include "firstsight.profileNamespaces" (list . $name $profile) }} */}}
+{{- define "firstsight.profileNamespaces" -}}
+{{- $root := index . 0 -}}{{- $name := index . 1 -}}{{- $profile := index . 2 -}}
+{{- $release := $root.Release.Namespace -}}
+{{- $found := include "firstsight.foundInRelease" (list $root $name) -}}
+{{- if and (has $release $profile.namespaces) (not $profile.inReleaseNamespace) (not $found) -}}
+{{- fail (printf "profiles.%s.namespaces: runs may not live in the release's namespace %s: their right to make Jobs would reach the Secret of the store's root user there and the reaper's account. Name another namespace, or take the risk by profiles.%s.inReleaseNamespace=true" $name $release $name) -}}
+{{- end -}}
+{{- if $profile.namespaces -}}
+{{- toJson $profile.namespaces -}}
+{{- else if or $profile.inReleaseNamespace $found -}}
+{{- list $release | toJson -}}
+{{- else if or (lookup "v1" "ServiceAccount" $release "default") (lookup "v1" "Namespace" "" "kube-system") -}}
+{{- list (include "firstsight.runsNamespace" $root) | toJson -}}
+{{- else -}}
+{{- fail (printf "profiles.%s.namespaces must be named where the cluster cannot be asked which it has (helm template, GitOps): a new install takes [%s], an older one had [%s], which inReleaseNamespace=true allows" $name (include "firstsight.runsNamespace" $root) $release) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether an earlier version of this release put a profile into the release's namespace: "true" or nothing.
+Usage: {{ include "firstsight.foundInRelease" (list . $name) }} */}}
+{{- define "firstsight.foundInRelease" -}}
+{{- $root := first . -}}
+{{- $found := lookup "v1" "ConfigMap" $root.Release.Namespace (last .) -}}
+{{- if eq (dig "metadata" "labels" "app.kubernetes.io/instance" "" $found) $root.Release.Name -}}
+{{- if hasKey (default (dict) $found.data) "profile.yaml" }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where runs of a new install live unless the values say otherwise. */}}
+{{- define "firstsight.runsNamespace" -}}
+{{- printf "%s-runs" (.Release.Namespace | trunc 58 | trimSuffix "-") -}}
+{{- end -}}
+
+{{/* The account of a run's job pods; empty: the namespace's default. Usage: {{ include "firstsight.jobAccount" $run }} */}}
+{{- define "firstsight.jobAccount" -}}
+{{- if .workloadIdentity.enabled }}{{ default (printf "%s-jobs" .name) .workloadIdentity.name }}{{ end -}}
 {{- end -}}
 
 {{/* The namespaces of all profiles, as a JSON list without repetition. */}}
@@ -45,6 +96,13 @@ written only where it is not the default: a step of an older pipeline version, s
 {{- $labels := deepCopy $jobs.labels -}}
 {{- with $jobs.queue }}{{ $_ := set $labels $jobs.queueLabel . }}{{ end -}}
 root: {{ include "firstsight.runRoot" . }}
+reads: {{ toJson $run.reads }}
+limits:
+  nodes: {{ int64 $run.limits.nodes }}
+  gpus_per_node: {{ int64 $run.limits.gpusPerNode }}
+  gpus: {{ int64 $run.limits.gpus }}
+  images: {{ toJson $run.limits.images }}
+  queues: {{ toJson $run.limits.queues }}
 backend: {{ $run.backend }}
 staging_slices: {{ $run.stagingSlices }}
 parallel_cells: {{ $run.parallelCells }}
@@ -74,7 +132,11 @@ jobs:
   {{- with $jobs.stagingEphemeralStorage }}
   staging_ephemeral_storage: {{ include "firstsight.number" . | quote }}
   {{- end }}
+  {{- if $run.workloadIdentity.enabled }}
+  service_account: {{ include "firstsight.jobAccount" $run }}
+  {{- else }}
   store_secret: {{ $run.name }}
+  {{- end }}
   store_environment: {{- toYaml $environment | nindent 4 }}
   ttl_seconds: {{ int64 $jobs.ttlSeconds }}
   queue_label: {{ $jobs.queueLabel }}

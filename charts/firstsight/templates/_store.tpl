@@ -49,12 +49,21 @@ FIRSTSIGHT_S3_CA: /etc/firstsight/ca.crt
 {{- if and .Values.objectStore.bundled.enabled (not .Values.objectStore.bundled.existingSecret) }}true{{ end -}}
 {{- end -}}
 
-{{/* A run's user of the bundled store, as YAML. Its key derives from the root password, so that nothing else need be kept.
+{{/* Whether the chart makes a run's Secret: "true" or nothing. Usage: {{ include "firstsight.makesSecret" $run }} */}}
+{{- define "firstsight.makesSecret" -}}
+{{- if and .secret.create (not .workloadIdentity.enabled) }}true{{ end -}}
+{{- end -}}
+
+{{/* A run's user of the bundled store, as YAML. Its key derives from the root password, so that nothing else need be kept; and from
+secret.rotation, so that one profile can have another.
 Usage: {{ include "firstsight.user" (list . $run) | fromYaml }} */}}
 {{- define "firstsight.user" -}}
 {{- $root := first . -}}{{- $run := last . -}}
 {{- $name := printf "firstsight.%s.%s" $run.namespace $run.name -}}
 accessKey: {{ $name }}
-secretKey: {{ printf "%s %s" (include "firstsight.rootPassword" $root) $name | sha256sum | trunc 40 }}
+secretKey: {{ printf "%s %s%s" (include "firstsight.rootPassword" $root) $name $run.secret.rotation | sha256sum | trunc 40 }}
 root: {{ include "firstsight.runRoot" . }}
+{{- with $run.reads }}
+reads: {{ toJson . }}
+{{- end }}
 {{- end -}}

@@ -71,6 +71,8 @@ def pod_template(
             ],
         },
     }
+    if settings.service_account:  # the cloud puts its own token into the pod; Kubernetes' stays out
+        template["spec"]["serviceAccountName"] = settings.service_account
     if settings.scheduler_name:
         template["spec"]["schedulerName"] = settings.scheduler_name
     for name, theirs in settings.templates(purpose).items():

@@ -131,6 +131,24 @@ def test_a_pod_without_its_secret_says_so(asked: dict[str, Any], monkeypatch: py
     assert "there is no Secret 'firstsight' with AWS_ACCESS_KEY_ID" in capsys.readouterr().err
 
 
+def test_a_pod_that_the_cloud_knows_needs_no_secret(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """Its token is tried instead; here nobody takes it."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/team-a")
+
+    with pytest.raises(SystemExit) as ended:
+        accept(**{**asked, "root": "s3://bucket/team-a"})
+
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "there is no Secret" not in said
+    assert f"error in reading file {tmp_path}/token" in said
+
+
 def test_a_request_that_names_another_profile_is_told_the_forms_parameter(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     """The mounted one is that of the parameter."""
     with pytest.raises(SystemExit):
