@@ -6,6 +6,26 @@ to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
 {{- toJson $peers -}}
 {{- end -}}
 
+{{/* An IPv4 address as a number. */}}
+{{- define "firstsight.ipv4" -}}
+{{- $number := 0 -}}
+{{- range splitList "." . }}{{ $number = add (mul $number 256) (atoi .) }}{{ end -}}
+{{- $number -}}
+{{- end -}}
+
+{{/* "true" where the first CIDR contains the second; of IPv6 only the families are compared. Usage
+{{ include "firstsight.contains" (list "10.0.0.0/8" "10.1.0.0/16") }} */}}
+{{- define "firstsight.contains" -}}
+{{- $outer := splitList "/" (first .) -}}{{- $inner := splitList "/" (last .) -}}
+{{- if or (contains ":" (first .)) (contains ":" (last .)) -}}
+{{- if and (contains ":" (first .)) (contains ":" (last .)) }}true{{ end -}}
+{{- else if ge (atoi (last $inner)) (atoi (last $outer)) -}}
+{{- $size := 1 -}}
+{{- range until (int (sub 32 (atoi (last $outer)))) }}{{ $size = mul $size 2 }}{{ end -}}
+{{- if eq (div (include "firstsight.ipv4" (first $outer) | int64) $size) (div (include "firstsight.ipv4" (first $inner) | int64) $size) }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Egress to the cluster's DNS: its pods, and what nodes answer themselves. */}}
 {{- define "firstsight.egressDns" -}}
 {{- $policy := .Values.networkPolicy -}}
@@ -80,7 +100,12 @@ from the Service's; else to its port at these CIDRs. Usage {{ include "firstsigh
 
 {{/* Egress of staging: from where lists, pictures and archives come. Empty where nothing may. */}}
 {{- define "firstsight.egressStaging" -}}
-{{- with concat .Values.networkPolicy.stagingCidrs .Values.network.privateSources -}}
+{{- $private := list -}}
+{{- range .Values.network.privateSources }}
+{{- /* All unique local addresses, but for the metadata of AWS and Google. */ -}}
+{{- $private = append $private (ternary (dict "cidr" . "except" (list "fd00:ec2::/32" "fd20:ce::/32")) . (has (lower .) (list "fc00::/7" "fd00::/8"))) }}
+{{- end -}}
+{{- with concat .Values.networkPolicy.stagingCidrs $private -}}
 - to: {{ include "firstsight.peers" . }}
   ports:
     {{- range $.Values.networkPolicy.stagingPorts }}
