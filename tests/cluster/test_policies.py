@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster import chart, harness, node, probing, settings
 from tests.cluster.chart import RELEASE, helm
@@ -193,8 +194,8 @@ def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) 
 def long_run(places: dict[str, str], values: dict[str, Any], release: str) -> dict[str, Any]:
     """A two-node job that trains for as long as the tests look at it, from data that two jobs staged; its first worker's pod."""
     team = places["team"]
-    asked = f"experiment='long', recipe={LONG!r}, arms='random'"
-    chart.step(team, "links", f"links.accept(request='', profile='firstsight', run='long', {asked})[0]")
+    asked = yaml.safe_dump({"experiment": "long", "arms": "random", "recipe": yaml.safe_load(LONG)})
+    chart.step(team, "links", f"links.accept(request={asked!r}, profile='firstsight', run='long')[0]")
     request = chart.finish(team, "links").split()[-1]
     for what in ("triplets", "pairs"):
         chart.step(team, f"stage-{what}", f"staging.stage('{what}', request='{request}')")
