@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.planning.request import MAX_GPUS_PER_NODE, MAX_NODES
 from trainer.config import require
 
+_OWN_LABELS = frozenset(f"app.kubernetes.io/{name}" for name in ("name", "part-of", "component"))
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
@@ -142,6 +143,7 @@ class JobSettings:
             require("jobs.store_environment", {variable: value}, "names of variables with a line of text each", ok)
         for name in ("pod_template", *OWN_TEMPLATES.values()):
             _require_template(name, getattr(self, name))
+            _require_own_labels(name, getattr(self, name))
         rule = "the name of a node's resource, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb"
         require("jobs.gpu_resource", self.gpu_resource, rule, bool(_RESOURCE.fullmatch(self.gpu_resource)))
         rule = f"0 or 1 where jobs.gpu_resource is {self.gpu_resource}: CUDA shows a process one MIG slice (more nodes are fine)"
@@ -195,6 +197,14 @@ def _require_quantity(name: str, value: str, rule: str) -> None:
     require(f"jobs.{name}", value, rule, found is not None)
     if found and name.endswith("cpu"):
         require(f"jobs.{name}", value, "a number of cores such as 4 or 500m", found[2] in (None, "m"))
+
+
+def _require_own_labels(name: str, template: Mapping[str, Any]) -> None:
+    """Labels by which pods are selected: one that loses them escapes network policies, or a launcher that counts its pods."""
+    labels = (template.get("metadata") or {}).get("labels") or {}
+    for label in sorted(labels):
+        rule = "without labels by which network policies, Prometheus and launchers find pods"
+        require(f"jobs.{name}.metadata.labels", label, rule, label not in _OWN_LABELS and not label.startswith("firstsight.dev/"))
 
 
 def _require_template(name: str, template: Mapping[str, Any]) -> None:

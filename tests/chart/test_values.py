@@ -104,6 +104,10 @@ TYPOS = {
     "deadline of hooks": ({"pods": {"hookDeadlineSeconds": 0}}, "/pods/hookDeadlineSeconds"),
     "threshold": ({"metrics": {"prometheusRule": {"dataWaitFraction": 20}}}, "/metrics/prometheusRule/dataWaitFraction"),
     "keep": ({"uninstall": {"keep": ["pvc"]}}, "/uninstall/keep"),
+    "range": ({"networkPolicy": {"stagingCidrs": ["300.1.1.1/8"]}}, "/networkPolicy/stagingCidrs/0"),
+    "range without a length": ({"networkPolicy": {"dnsCidrs": ["10.0.0.1"]}}, "/networkPolicy/dnsCidrs/0"),
+    "exception": ({"networkPolicy": {"storeCidrs": [{"cidr": "10.0.0.0/8", "exept": []}]}}, "/networkPolicy/storeCidrs/0"),
+    "private source": ({"network": {"privateSources": ["mirror.example.org"]}}, "/network/privateSources/0"),
     "root user": ({"pods": {"runAsUser": 0}}, "/pods/runAsUser"),
 }
 

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.cluster import harness, node, programs, settings, store, training, volumes
 from tests.images import local
@@ -104,7 +107,15 @@ def step(namespace: str, name: str, call: str, profile: str = "firstsight") -> N
         "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
         "volumes": [{"name": "profile", "configMap": {"name": profile}}, {"name": "scratch", "emptyDir": {}}],
     }  # fmt: skip
-    harness.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}, namespace)
+    harness.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": _step_labels()}, "spec": spec}, namespace)
+
+
+@functools.cache
+def _step_labels() -> dict[str, str]:
+    """As the compiled pipeline gives them to its steps' pods."""
+    _, platform = yaml.safe_load_all((volumes.REPOSITORY / "pipelines/kubeflow/compiled/firstsight.yaml").read_text())
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return dict(executors["exec-plan"]["podMetadata"]["labels"])
 
 
 def pipelines_image_name() -> str:

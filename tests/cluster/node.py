@@ -90,7 +90,7 @@ def start_apiserver() -> None:
 
 
 def start_node() -> None:
-    """kubelet, kube-proxy, CoreDNS."""
+    """kubelet, kube-proxy, CoreDNS, and what judges connections by the network policies."""
     start_kubelet()
     start(
         "proxy", "kube-proxy", f"--kubeconfig={STATE}/proxy.conf", f"--hostname-override={settings.NODE}", "--proxy-mode=nftables",
@@ -98,6 +98,10 @@ def start_node() -> None:
         "--conntrack-tcp-timeout-close-wait=0",
     )  # fmt: skip
     start("coredns", "coredns", "-conf", str(STATE / "Corefile"))
+    start(
+        "network-policies", "kube-network-policies", f"--kubeconfig={settings.KUBECONFIG}", f"--hostname-override={settings.NODE}",
+        f"--nfqueue-id={settings.POLICY_QUEUE}",
+    )  # fmt: skip
 
 
 def start_kubelet() -> None:
@@ -193,8 +197,15 @@ def wait_for(what: str, ready: Callable[[], bool], seconds: float = 90) -> None:
 
 
 def _make_network() -> None:
+    """The node's namespace and its link to the machine.
+
+    New connections to and from pods are queued to the engine of the network policies; without it they pass. Pods reach each
+    other over a bridge, whose packets meet the same rules (bridge-nf-call-iptables); the node's own servers they reach by INPUT.
+    The legacy tool: the kernel may lack the queue of nftables.
+    """
     if NETNS.exists():
         return
+    judged = f"-m conntrack --ctstate NEW -j NFQUEUE --queue-num {settings.POLICY_QUEUE} --queue-bypass"
     name, outer, inner = settings.NAMESPACE, f"{settings.NAMESPACE}h", f"{settings.NAMESPACE}n"
     for line in (
         f"ip netns add {name}",
@@ -203,12 +214,15 @@ def _make_network() -> None:
         f"ip addr add {settings.HOST_IP}/24 dev {outer}",
         f"ip link set {outer} up",
         f"ip -n {name} link set lo up",
+        f"ip -n {name} addr add {settings.DNS_IP}/32 dev lo",
         f"ip -n {name} addr add {settings.NODE_IP}/24 dev {inner}",
         f"ip -n {name} link set {inner} up",
         f"ip -n {name} route add default via {settings.HOST_IP}",  # ClusterIPs need a route; the host does not forward
         f"ip route add {settings.POD_CIDR} via {settings.NODE_IP}",
         f"ip route add {settings.SERVICE_CIDR} via {settings.NODE_IP}",
         f"nsenter --net={NETNS} sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1",
+        f"nsenter --net={NETNS} iptables-legacy -w -A FORWARD {judged}",
+        f"nsenter --net={NETNS} iptables-legacy -w -A INPUT -s {settings.POD_CIDR} {judged}",
     ):
         subprocess.run(line.split(), check=True)
 
@@ -230,8 +244,8 @@ def _make_cgroups() -> None:
 
 def _write_templates() -> None:
     values = {
-        "STATE": str(STATE), "SOCKET": str(settings.CONTAINERD_SOCKET), "NODE_IP": settings.NODE_IP, "POD_CIDR": settings.POD_CIDR,
-        "NAMESPACE": settings.NAMESPACE,
+        "STATE": str(STATE), "SOCKET": str(settings.CONTAINERD_SOCKET), "NODE_IP": settings.NODE_IP, "DNS_IP": settings.DNS_IP,
+        "POD_CIDR": settings.POD_CIDR, "NAMESPACE": settings.NAMESPACE,
     }  # fmt: skip
     targets = {"cni.conflist": "cni/10.conflist"}
     for name in ("containerd.toml", "kubelet.yaml", "Corefile", "cni.conflist"):

@@ -25,6 +25,7 @@ PACKAGES = {  # binary -> (folder below tools/, package)
     "training-operator": ("training-operator", "github.com/kubeflow/training-operator/cmd/training-operator.v1"),
     "coredns": ("coredns", "."),
     "minio": ("minio", "github.com/minio/minio"),
+    "kube-network-policies": ("network-policies", "."),
     "prometheus": ("prometheus", "github.com/prometheus/prometheus/cmd/prometheus"),
     "promtool": ("prometheus", "github.com/prometheus/prometheus/cmd/promtool"),
     "prometheus-operator": ("prometheus-operator", "github.com/prometheus-operator/prometheus-operator/cmd/operator"),

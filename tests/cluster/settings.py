@@ -31,9 +31,12 @@ NODE = "fs-node"
 NODE_IP, HOST_IP = "10.97.0.1", "10.97.0.2"  # the two ends of a veth pair: inside, outside
 POD_CIDR, SERVICE_CIDR = "10.98.0.0/24", "10.96.0.0/16"
 API_SERVICE_IP = "10.96.0.1"
+DNS_IP = "169.254.20.10"  # as NodeLocal DNSCache has it
+POLICY_QUEUE = 100  # of the kernel, to the engine that judges new connections by the network policies
 
 DEBIAN_PACKAGES = (
     "etcd-server", "containerd", "runc", "containernetworking-plugins", "catatonit", "debootstrap", "nftables", "iproute2", "conntrack",
+    "iptables",
 )  # fmt: skip
 
 

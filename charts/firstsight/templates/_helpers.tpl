@@ -100,7 +100,7 @@ keep a hook from ending; no version, or every new chart would restart the store.
 {{- define "firstsight.podMetadata" -}}
 {{- $root := first . -}}
 labels:
-  {{- mustMergeOverwrite (dict "app.kubernetes.io/part-of" "firstsight") $root.Values.pods.labels (include "firstsight.selector" . | fromYaml) (dict "sidecar.istio.io/inject" "false") | toYaml | nindent 2 }}
+  {{- mustMergeOverwrite (dict) $root.Values.pods.labels (include "firstsight.selector" . | fromYaml) (dict "app.kubernetes.io/part-of" "firstsight" "sidecar.istio.io/inject" "false") | toYaml | nindent 2 }}
 annotations:
   {{- mustMergeOverwrite (dict) $root.Values.pods.annotations (dict "sidecar.istio.io/inject" "false") | toYaml | nindent 2 }}
 {{- end -}}
@@ -122,11 +122,9 @@ helm.sh/hook-delete-policy: before-hook-creation{{ if ne (first .) "test" }},hoo
 
 {{/* Service and namespace of Kubeflow's API where the endpoint is one inside the cluster, as "service/namespace:port"; else empty. */}}
 {{- define "firstsight.kubeflowService" -}}
-{{- $parts := urlParse .Values.kubeflow.endpoint -}}
-{{- $host := get $parts "host" -}}
-{{- if or (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+\\.svc(\\.|:|$)" $host) (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+:[0-9]+$" $host) -}}
-{{- $labels := splitList "." (regexReplaceAll ":[0-9]+$" $host "") -}}
-{{- printf "%s/%s:%s" (index $labels 0) (index $labels 1) (default (ternary "443" "80" (eq (get $parts "scheme") "https")) (regexFind ":[0-9]+$" $host | trimPrefix ":")) -}}
+{{- $endpoint := .Values.kubeflow.endpoint -}}
+{{- with include "firstsight.urlNamespace" $endpoint -}}
+{{- printf "%s/%s:%s" (get (urlParse $endpoint) "host" | splitList "." | first) . (include "firstsight.urlPort" $endpoint) -}}
 {{- end -}}
 {{- end -}}
 

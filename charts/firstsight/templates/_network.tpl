@@ -1,43 +1,125 @@
-{{/* Egress to the cluster's DNS. */}}
+{{/* Peers by address, from a list of CIDRs and of mappings of `cidr` and `except`: usage
+to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
+{{- define "firstsight.peers" -}}
+{{- $peers := list -}}
+{{- range . }}{{ $peers = append $peers (dict "ipBlock" (ternary (dict "cidr" .) . (kindIs "string" .))) }}{{ end -}}
+{{- toJson $peers -}}
+{{- end -}}
+
+{{/* An IPv4 address as a number. */}}
+{{- define "firstsight.ipv4" -}}
+{{- $number := 0 -}}
+{{- range splitList "." . }}{{ $number = add (mul $number 256) (atoi .) }}{{ end -}}
+{{- $number -}}
+{{- end -}}
+
+{{/* "true" where the first CIDR contains the second; of IPv6 only the families are compared. Usage
+{{ include "firstsight.contains" (list "10.0.0.0/8" "10.1.0.0/16") }} */}}
+{{- define "firstsight.contains" -}}
+{{- $outer := splitList "/" (first .) -}}{{- $inner := splitList "/" (last .) -}}
+{{- if or (contains ":" (first .)) (contains ":" (last .)) -}}
+{{- if and (contains ":" (first .)) (contains ":" (last .)) }}true{{ end -}}
+{{- else if ge (atoi (last $inner)) (atoi (last $outer)) -}}
+{{- $size := 1 -}}
+{{- range until (int (sub 32 (atoi (last $outer)))) }}{{ $size = mul $size 2 }}{{ end -}}
+{{- if eq (div (include "firstsight.ipv4" (first $outer) | int64) $size) (div (include "firstsight.ipv4" (first $inner) | int64) $size) }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Egress to the cluster's DNS: its pods, and what nodes answer themselves. */}}
 {{- define "firstsight.egressDns" -}}
+{{- $policy := .Values.networkPolicy -}}
 - to:
-    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.networkPolicy.dnsNamespace }}}}
+    - namespaceSelector: {{ include "firstsight.namespaceSelector" $policy.dnsNamespace }}
+  ports:
+    {{- range $policy.dnsPorts }}
+    - {protocol: UDP, port: {{ . }}}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- with $policy.dnsCidrs }}
+- to: {{ include "firstsight.peers" . }}
   ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
+{{- end }}
+{{- end -}}
+
+{{/* A selector of the namespace of this name; empty: of any. */}}
+{{- define "firstsight.namespaceSelector" -}}
+{{- with . }}{matchLabels: {kubernetes.io/metadata.name: {{ . }}}}{{ else }}{}{{ end -}}
+{{- end -}}
+
+{{/* Namespace of the Service that a URL names, where it names one inside the cluster; else empty. */}}
+{{- define "firstsight.urlNamespace" -}}
+{{- $host := get (urlParse .) "host" -}}
+{{- if or (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+\\.svc(\\.|:|$)" $host) (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+:[0-9]+$" $host) -}}
+{{- index (splitList "." (regexReplaceAll ":[0-9]+$" $host "")) 1 -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Port of a URL. */}}
+{{- define "firstsight.urlPort" -}}
+{{- $parts := urlParse . -}}
+{{- default (ternary "80" "443" (eq (get $parts "scheme") "http")) (get $parts "host" | regexFind ":[0-9]+$" | trimPrefix ":") -}}
+{{- end -}}
+
+{{/* Egress to a URL: to any port of its namespace where it names a Service, since policies see the pods' port, which may differ
+from the Service's; else to its port at these CIDRs. Usage {{ include "firstsight.egressUrl" (list $url $cidrs) }} */}}
+{{- define "firstsight.egressUrl" -}}
+{{- with include "firstsight.urlNamespace" (first .) -}}
+- to:
+    - namespaceSelector: {{ include "firstsight.namespaceSelector" . }}
+{{- else -}}
+{{- if last . -}}
+- to: {{ include "firstsight.peers" (last .) }}
+  ports: [{protocol: TCP, port: {{ include "firstsight.urlPort" (first .) }}}]
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Egress to the object store. */}}
 {{- define "firstsight.egressStore" -}}
-{{- $external := .Values.objectStore.external -}}
 {{- if .Values.objectStore.bundled.enabled -}}
 - to:
-    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Release.Namespace }}}}
+    - namespaceSelector: {{ include "firstsight.namespaceSelector" .Release.Namespace }}
       podSelector: {matchLabels: {{ include "firstsight.selector" (list . "minio") | fromYaml | toJson }}}
   ports: [{protocol: TCP, port: 9000}]
 {{- else -}}
-{{- $port := get (urlParse (default "https://s3" $external.endpoint)) "host" | regexFind ":[0-9]+$" | trimPrefix ":" -}}
-- to:
-    {{- range .Values.networkPolicy.storeCidrs }}
-    - ipBlock: {cidr: {{ . }}}
-    {{- end }}
-  ports: [{protocol: TCP, port: {{ default (ternary 80 443 (hasPrefix "http://" $external.endpoint)) $port | int }}}]
+{{ include "firstsight.egressUrl" (list (default "https://s3" .Values.objectStore.external.endpoint) .Values.networkPolicy.storeCidrs) }}
 {{- end -}}
 {{- end -}}
 
 {{/* Egress to the API server. */}}
 {{- define "firstsight.egressApiServer" -}}
-- to:
-    {{- range .Values.networkPolicy.apiServerCidrs }}
-    - ipBlock: {cidr: {{ . }}}
-    {{- end }}
+{{- with .Values.networkPolicy.apiServerCidrs -}}
+- to: {{ include "firstsight.peers" . }}
   ports:
-    {{- range .Values.networkPolicy.apiServerPorts }}
+    {{- range $.Values.networkPolicy.apiServerPorts }}
     - {protocol: TCP, port: {{ . }}}
     {{- end }}
 {{- end -}}
+{{- end -}}
 
-{{/* Ingress of Prometheus: usage {{ include "firstsight.ingressMetrics" (list . 8080) }} */}}
+{{/* Egress of staging: from where lists, pictures and archives come. Empty where nothing may. */}}
+{{- define "firstsight.egressStaging" -}}
+{{- $private := list -}}
+{{- range .Values.network.privateSources }}
+{{- /* All unique local addresses, but for the metadata of AWS and Google. */ -}}
+{{- $private = append $private (ternary (dict "cidr" . "except" (list "fd00:ec2::/32" "fd20:ce::/32")) . (has (lower .) (list "fc00::/7" "fd00::/8"))) }}
+{{- end -}}
+{{- with concat .Values.networkPolicy.stagingCidrs $private -}}
+- to: {{ include "firstsight.peers" . }}
+  ports:
+    {{- range $.Values.networkPolicy.stagingPorts }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Ingress of Prometheus: usage {{ include "firstsight.ingressMetrics" (list . 8080 9400) }} */}}
 {{- define "firstsight.ingressMetrics" -}}
 - from:
-    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ (first .).Values.metrics.namespace }}}}
-  ports: [{protocol: TCP, port: {{ last . }}}]
+    - namespaceSelector: {{ include "firstsight.namespaceSelector" (first .).Values.metrics.namespace }}
+  ports:
+    {{- range rest . | uniq }}
+    - {protocol: TCP, port: {{ int64 . }}}
+    {{- end }}
 {{- end -}}

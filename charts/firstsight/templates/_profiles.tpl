@@ -93,6 +93,7 @@ written only where it is not the default: a step of an older pipeline version, s
 {{- define "firstsight.profile" -}}
 {{- $root := first . -}}{{- $run := last . -}}{{- $jobs := $run.jobs -}}
 {{- $environment := mustMergeOverwrite (include "firstsight.storeEnvironment" $root | fromYaml) $jobs.environment -}}
+{{- with $root.Values.network.privateSources }}{{ $_ := set $environment "FIRSTSIGHT_PRIVATE_SOURCES" (join "," .) }}{{ end -}}
 {{- $labels := deepCopy $jobs.labels -}}
 {{- with $jobs.queue }}{{ $_ := set $labels $jobs.queueLabel . }}{{ end -}}
 root: {{ include "firstsight.runRoot" . }}

@@ -49,7 +49,7 @@ def samples() -> dict[str, dict[str, Any]]:
         arguments=("stage", "fetch", "--plan", PLAN, "--slice", "index/4"),
         folder=staging,
         purpose="stage",
-        identity=Identity(root=ROOT, output=staging, experiment=EXPERIMENT, arm="pairs", seed=0, stage="fetch"),
+        identity=Identity(root=ROOT, output=staging, experiment=EXPERIMENT, arm="pairs", seed=0, stage="stage-fetch"),
         slices=4,
     )
     jobs = {"pytorchjob.yaml": PyTorchJobs(settings).manifest(train, 0), "staging-job.yaml": IndexedJobs(settings).manifest(fetch, 0)}

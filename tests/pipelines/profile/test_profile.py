@@ -25,6 +25,11 @@ from trainer.errors import InputError
         ("jobs: {store_environment: {'A=B': x}}", "jobs.store_environment must be names of variables"),
         ("jobs: {store_environment: {'': x}}", "jobs.store_environment must be names of variables"),
         ('jobs: {store_environment: {A: "x\\0y"}}', "jobs.store_environment must be names of variables"),
+        (
+            "jobs: {pod_template: {metadata: {labels: {app.kubernetes.io/component: mine}}}}",
+            "jobs.pod_template.metadata.labels must be without labels by which network policies",
+        ),
+        ("jobs: {pod_template: {metadata: {labels: {firstsight.dev/stage: stage-fetch}}}}", "jobs.pod_template.metadata.labels"),
         ("jobs: {pod_template: {spec: [1]}}", "jobs.pod_template.spec must be a mapping, got [1]"),
         ("jobs: {pod_template: {spec: {nodeSelector: [a]}}}", "jobs.pod_template.spec.nodeSelector must be a mapping"),
         ("jobs: {pod_template: {spec: {containers: {a: 1}}}}", "jobs.pod_template.spec.containers must be a list"),

@@ -1,0 +1,292 @@
+"""The chart where everything is denied by default and the policies are enforced: installed, run, scraped, uninstalled. In file order.
+
+Every denial has its control in the same call: an address that the same pod reaches, or another pod that reaches the same address.
+"""
+
+import json
+import secrets
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster import chart, harness, node, probing, settings
+from tests.cluster.chart import RELEASE, helm
+from tests.cluster.probing import Address
+from tests.cluster.training import RECIPE
+from tests.pipelines.kubeflow_server import kubeflow_server
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+LONG = RECIPE.replace("epochs: 12", "epochs: 4000")
+PART_OF = {"app.kubernetes.io/name": "firstsight", "app.kubernetes.io/part-of": "firstsight"}
+HOOK = {**PART_OF, "app.kubernetes.io/instance": RELEASE, "app.kubernetes.io/component": "pipeline"}
+TRAINER = {**PART_OF, "app.kubernetes.io/component": "trainer"}
+STAGER = {**TRAINER, "firstsight.dev/stage": "stage-fetch"}
+LAUNCHER = {"app.kubernetes.io/part-of": "firstsight", "app.kubernetes.io/component": "launcher"}
+METADATA, PUBLIC, MIRROR, PRIVATE = "169.254.169.254", "203.0.113.7", "192.168.77.7", "192.168.78.7"
+"""Addresses of the node at which one server answers: the third is a private source, the fourth is not."""
+KUBEFLOWS_POLICY = {
+    # kubeflow/manifests, common/networkpolicies/base/ml-pipeline.yaml
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "ml-pipeline"},
+    "spec": {
+        "podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["ml-pipeline"]}]},
+        "ingress": [
+            {
+                "from": [
+                    {
+                        "namespaceSelector": {
+                            "matchExpressions": [{"key": "app.kubernetes.io/part-of", "operator": "In", "values": ["kubeflow-profile"]}]
+                        }
+                    },
+                    {
+                        "namespaceSelector": {
+                            "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["istio-system"]}]
+                        }
+                    },
+                    {"podSelector": {}},
+                ]
+            }
+        ],
+        "policyTypes": ["Ingress"],
+    },
+}
+_FORWARD = """
+import socket, sys, threading
+
+def pump(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print(listener.getsockname()[1], flush=True)
+while True:
+    near, far = listener.accept()[0], socket.create_connection((sys.argv[3], int(sys.argv[4])))
+    for pair in ((near, far), (far, near)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+"""
+
+
+@pytest.fixture(scope="module")
+def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Namespaces: of the release and of its runs, which deny by default; of a stranger; of Kubeflow, with the policy that it ships."""
+    if not harness.own_cluster():
+        pytest.skip("needs a network plugin that enforces policies, and addresses of the node")
+    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow")}
+    try:
+        chart.store_volume(names["ml"], tmp_path_factory.mktemp("store"))
+        harness.apply(probing.DENY, names["ml"])
+        harness.apply(probing.DENY, names["team"])
+        harness.apply(KUBEFLOWS_POLICY, names["kubeflow"])
+        yield names
+    finally:
+        for name in names.values():
+            harness.remove_namespace(name)
+
+
+@pytest.fixture(scope="module")
+def sink(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server on the node, at the metadata's address and three others."""
+    addresses = [f"{address}/32" for address in (METADATA, PUBLIC, MIRROR, PRIVATE)]
+    for address in addresses:
+        subprocess.run(["ip", "-n", settings.NAMESPACE, "addr", "replace", address, "dev", "lo"], check=True)
+    folder = str(tmp_path_factory.mktemp("sink"))
+    node.start("sink", sys.executable, "-m", "http.server", "80", "--bind", "0.0.0.0", "--directory", folder)
+    try:
+        yield
+    finally:
+        node.stop("sink")
+        for address in addresses:
+            subprocess.run(["ip", "-n", settings.NAMESPACE, "addr", "del", address, "dev", "lo"], check=True)
+
+
+@pytest.fixture(scope="module")
+def values(places: dict[str, str]) -> dict[str, Any]:
+    given = chart.values()
+    given["metrics"]["prometheusUrl"] = "http://prometheus-operated.monitoring.svc:9090"
+    given["profileDefaults"]["namespaces"] = [places["team"]]
+    given["kubeflow"] = {"systemNamespace": places["kubeflow"]}
+    return {**given, "networkPolicy": {"enabled": True}, "network": {"privateSources": ["192.168.77.0/24"]}}
+
+
+@pytest.fixture(scope="module")
+def release(places: dict[str, str], values: dict[str, Any]) -> str:
+    """The chart, installed; its hook has reached the store to make bucket and users."""
+    helm("install", RELEASE, str(chart.CHART), "-n", places["ml"], "--wait", "--timeout", "8m", given=values)
+    return RELEASE
+
+
+@pytest.fixture(scope="module")
+def probes(places: dict[str, str], release: str) -> dict[str, str]:
+    """Pods that try to connect, by name, with their namespaces; and one beside the cluster's DNS that answers on its port elsewhere."""
+    pods = {
+        "hook": (places["ml"], HOOK),
+        "trainer": (places["team"], TRAINER),
+        "stager": (places["team"], STAGER),
+        "launcher": (places["team"], LAUNCHER),
+        "neighbour": (places["team"], {"app": "neighbour"}),
+        "stranger": (places["stranger"], {}),
+    }
+    open_egress = {"podSelector": {"matchLabels": {"app": "neighbour"}}, "policyTypes": ["Egress"], "egress": [{}]}
+    harness.apply({**probing.DENY, "metadata": {"name": "neighbour"}, "spec": open_egress}, places["team"])
+    for name, (namespace, labels) in pods.items():
+        harness.apply(probing.pod(name, labels), namespace)
+    for name, (namespace, _) in pods.items():
+        probing.wait(namespace, name)
+    return {name: namespace for name, (namespace, _) in pods.items()}
+
+
+def _check(probes: dict[str, str], name: str, wanted: dict[Address, bool]) -> None:
+    assert probing.reaches(probes[name], name, wanted) == wanted, f"{name}\n{_log()}"
+
+
+def _log() -> str:
+    return "\n".join((settings.STATE / "logs/network-policies.log").read_text().splitlines()[-20:])
+
+
+def test_helm_test(places: dict[str, str], release: str) -> None:
+    """The test pods reach the store, the API server and Prometheus, in both namespaces."""
+    said = helm("test", release, "-n", places["ml"], "--timeout", "5m")
+    assert said.count("Succeeded") == 2
+
+
+def test_the_store_is_open_to_firstsight_alone(places: dict[str, str], probes: dict[str, str]) -> None:
+    """Not to a pod of another namespace, nor to one beside the trainers that is no part of firstsight."""
+    service = (f"{RELEASE}-firstsight-minio.{places['ml']}.svc", 9000, "tcp")
+    (pod,) = harness.listed("pods", places["ml"], "app.kubernetes.io/component=minio")
+    store, api = (pod["status"]["podIP"], 9000, "tcp"), (settings.API_SERVICE_IP, 443, "tcp")
+    for name in ("hook", "trainer", "stager", "launcher"):
+        _check(probes, name, {store: True, service: True})
+    for name in ("neighbour", "stranger"):
+        _check(probes, name, {store: False, service: False, api: True})
+
+
+def test_staging_meets_the_internet_and_no_metadata(probes: dict[str, str], sink: None) -> None:
+    """Public addresses and the private source, but neither a cloud's metadata nor what else is private; trainers meet none of them."""
+    four = [(address, 80, "tcp") for address in (METADATA, PUBLIC, MIRROR, PRIVATE)]
+    _check(probes, "stranger", dict.fromkeys(four, True))
+    _check(probes, "stager", dict(zip(four, (False, True, True, False), strict=True)))
+    dns = (settings.DNS_IP, 53, "tcp")
+    for name in ("trainer", "launcher", "hook"):
+        _check(probes, name, {**dict.fromkeys(four, False), dns: True})
+
+
+def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) -> None:
+    """DNS at the node's cache and at its pods' own port; the API server to those that talk to it, and to no job."""
+    beside = f"dns-{secrets.token_hex(3)}"
+    harness.apply(probing.answering(beside, {"k8s-app": "kube-dns"}, 5353, 5355), places["stranger"])
+    probing.wait(places["stranger"], beside)
+    dns = (settings.DNS_IP, 53, "tcp")
+    api = (settings.API_SERVICE_IP, 443, "tcp")
+    elsewhere = (probing.address_of(places["stranger"], beside), 5353, "udp")
+    for name, talks in (("trainer", False), ("launcher", True), ("hook", True)):
+        _check(probes, name, {dns: True, api: talks, elsewhere: False})
+    _check(probes, "stranger", {elsewhere: True, (elsewhere[0], 5355, "tcp"): True, api: True})
+
+
+@pytest.fixture(scope="module")
+def long_run(places: dict[str, str], values: dict[str, Any], release: str) -> dict[str, Any]:
+    """A two-node job that trains for as long as the tests look at it, from data that two jobs staged; its first worker's pod."""
+    team = places["team"]
+    asked = yaml.safe_dump({"experiment": "long", "arms": "random", "recipe": yaml.safe_load(LONG)})
+    chart.step(team, "links", f"links.accept(request={asked!r}, profile='firstsight', run='long')[0]")
+    request = chart.finish(team, "links").split()[-1]
+    for what in ("triplets", "pairs"):
+        chart.step(team, f"stage-{what}", f"staging.stage('{what}', request='{request}')")
+    uris = {what: chart.finish(team, f"stage-{what}").split()[-1] for what in ("triplets", "pairs")}
+    chart.step(team, "plan", f"planning.make_plan(request='{request}', pairs='{uris['pairs']}', triplets='{uris['triplets']}')")
+    chart.finish(team, "plan")
+    chart.step(team, "long", f"lanes.work('contrastive', request='{request}', lane='lane-1-of-1')")
+    command = ["logs", "long", "--tail=20"]
+    harness.wait_until("the long run's first steps", lambda: _trains(team, command), 300, every=1)
+    pods = harness.listed("pods", team, "training.kubeflow.org/replica-index=0")
+    return pods[0]
+
+
+def _trains(namespace: str, command: list[str]) -> bool:
+    pod = harness.get("pod", namespace, "long")
+    return bool(pod and pod["status"].get("phase") == "Running" and "loss" in harness.kubectl("-n", namespace, *command))
+
+
+def test_trainers_meet_each_other_alone(probes: dict[str, str], long_run: dict[str, Any]) -> None:
+    """Two nodes train; their rendezvous is open to trainers, and to nobody else. Neither is their metrics' port."""
+    environment = {one["name"]: one.get("value", "") for one in long_run["spec"]["containers"][0]["env"]}
+    port = int(environment["PET_RDZV_ENDPOINT"].rpartition(":")[2])
+    meeting = (long_run["status"]["podIP"], port, "tcp")
+    metrics = (long_run["status"]["podIP"], 9400, "tcp")
+    dns = (settings.DNS_IP, 53, "tcp")
+    _check(probes, "trainer", {meeting: True, metrics: True})
+    for name in ("stranger", "neighbour", "launcher"):
+        _check(probes, name, {meeting: False, metrics: False, dns: True})
+
+
+def test_scraped(places: dict[str, str], long_run: dict[str, Any], monitoring: str) -> None:
+    """Prometheus reaches both nodes of the job, and the reaper."""
+
+    def up() -> bool:
+        with urllib.request.urlopen(f"{monitoring}/api/v1/targets?state=active") as answer:
+            targets = json.load(answer)["data"]["activeTargets"]
+        ours = [one for one in targets if one["labels"].get("namespace") in (places["ml"], places["team"]) and one["health"] == "up"]
+        return sorted(one["labels"]["container"] for one in ours) == ["pytorch", "pytorch", "reaper"]
+
+    harness.wait_until("three targets", up, 120, every=2)
+
+
+@pytest.fixture
+def kubeflow(places: dict[str, str]) -> Iterator[tuple[Any, str]]:
+    """The stand-in for Kubeflow behind a pod of its namespace, at a Service whose port is not the pod's; it, and its endpoint."""
+    namespace = places["kubeflow"]
+    with kubeflow_server() as server:
+        here = server.url.rpartition(":")[2]
+        command = [sys.executable, "-c", _FORWARD, settings.HOST_IP, "0", "127.0.0.1", here]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                port = process.stdout.readline().strip()
+                arguments = ("0.0.0.0", "18888", settings.HOST_IP, port)
+                harness.apply(probing.pod("ml-pipeline", {"app": "ml-pipeline"}, _FORWARD, *arguments), namespace)
+                ports = [{"port": 8888, "targetPort": 18888}]
+                spec = {"selector": {"app": "ml-pipeline"}, "ports": ports}
+                harness.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ml-pipeline"}, "spec": spec}, namespace)
+                probing.wait(namespace, "ml-pipeline")
+                yield server, f"http://ml-pipeline.{namespace}.svc:8888"
+            finally:
+                process.kill()
+
+
+def test_kubeflows_own_policy(
+    places: dict[str, str], values: dict[str, Any], release: str, probes: dict[str, str], kubeflow: tuple[Any, str]
+) -> None:
+    """The upload passes it where its namespace is labelled as a profile, and so do steps; without the label nothing gets in."""
+    server, endpoint = kubeflow
+    ml, team, label = places["ml"], places["team"], "app.kubernetes.io/part-of"
+    harness.kubectl("label", "namespace", ml, f"{label}=kubeflow-profile")
+    given = {**values, "kubeflow": {**values["kubeflow"], "endpoint": endpoint}}
+    helm("upgrade", release, str(chart.CHART), "-n", ml, "--wait", "--timeout", "8m", given=given)
+    assert [one["display_name"] for one in server.pipelines.values()] == ["firstsight"]
+
+    api = (probing.address_of(places["kubeflow"], "ml-pipeline"), 18888, "tcp")
+    dns = (settings.DNS_IP, 53, "tcp")
+    _check(probes, "hook", {api: True})
+    _check(probes, "launcher", {api: False, dns: True})
+    harness.kubectl("label", "namespace", team, f"{label}=kubeflow-profile")
+    harness.kubectl("label", "namespace", ml, f"{label}-")
+    _check(probes, "launcher", {api: True})
+    _check(probes, "hook", {api: False, dns: True})
+
+
+def test_uninstall(places: dict[str, str], release: str, long_run: dict[str, Any]) -> None:
+    """The hook sees the living job and refuses; when it is gone the chart goes too, and with it the policies."""
+    ml, team = places["ml"], places["team"]
+    helm("uninstall", release, "-n", ml, "--timeout", "3m", fails=True)
+    harness.kubectl("-n", team, "delete", "pod", "long", "--grace-period=1")
+    harness.kubectl("-n", team, "delete", "pytorchjobs,jobs", "--all", "--wait=true", "--timeout=120s")
+    helm("uninstall", release, "-n", ml, "--timeout", "5m")
+    left = {one["metadata"]["name"] for name in (ml, team) for one in harness.listed("networkpolicies", name)}
+    assert left == {"default-deny", "neighbour"}
