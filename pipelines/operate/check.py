@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import POD, Cluster, MissingKind
+from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
 from pipelines.jobs.holds import has_ended
 from pipelines.jobs.shapes import job_kinds
 from pipelines.jobs.shapes.indexed import JOB
@@ -70,6 +71,9 @@ def _run(options: argparse.Namespace) -> int:
     api = Api.connect(profile.jobs.namespace)
     checks: list[Check] = [(f"store {profile.root}", partial(round_trip, profile.root))]
     checks += [(f"right to {resource}", partial(_rights, api, resource, verbs, api.namespace)) for resource, verbs in RUN_RIGHTS.items()]
+    queue = profile.jobs.labels.get(QUEUE_LABEL)
+    if queue:
+        checks.append((f"queue {queue}", partial(Kueue(Cluster(api)).require, queue, active=False)))
     if options.nodes:
         checks.append(("right to nodes", partial(_rights, api, "nodes", ("get", "list"), "")))
     checks += [(f"kind {kind.kind}", partial(served, api, kind)) for kind in needed_kinds(profile, kubeflow=bool(options.kubeflow))]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import WORKFLOW, Kind
+from pipelines.cluster.kueue import RIGHTS as KUEUE_RIGHTS
 from pipelines.jobs.shapes import by_backend, job_kinds, require_backend
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.profile.profile import Profile
@@ -20,6 +21,7 @@ RUN_RIGHTS: Rights = {
     "pods/log": ("get",),
     "events": _FOLLOW,
     "workflows.argoproj.io": ("get",),
+    **KUEUE_RIGHTS,
 }
 """What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/registry_files.py."""
 REAPER_RIGHTS: Rights = {

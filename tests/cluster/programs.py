@@ -39,6 +39,7 @@ PACKAGES = {  # binary -> (folder below tools/, package)
     "helm3": ("helm3", "helm.sh/helm/v3/cmd/helm"),
     "trainer-controller-manager": ("trainer", "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"),
     "jobset": ("jobset", "sigs.k8s.io/jobset"),
+    "kueue": ("kueue", "sigs.k8s.io/kueue/cmd/kueue"),
 }
 KUBERNETES_VERSION = "k8s.io/component-base/version"
 PROMETHEUS_VERSION = "github.com/prometheus/common/version"

@@ -21,7 +21,7 @@ from trainer.storage import open_store
 class StubApi:
     """What an API server says to those who only ask: rights, kinds, single objects."""
 
-    namespace, server, source = "team", "https://stub", "a test"
+    namespace, home, server, source = "team", "team", "https://stub", "a test"
 
     def __init__(self) -> None:
         self.refused: set[tuple[str, str]] = set()  # verb, resource
@@ -55,6 +55,7 @@ class StubApi:
         raise Refused(Refusal(status=404, message=f"{path} not found", reason="NotFound"))
 
     once = call
+    versions = Api.versions
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_job_that_does_not_run_says_why(api_server: FakeApi, api_cluster: Clus
         (
             {"spec": {"runPolicy": {"suspend": True}, "pytorchReplicaSpecs": {"Worker": {}}}},
             "Queued",
-            "suspended: no queue has admitted it",
+            "it is suspended, and no queue has admitted it",
         ),
         ({"status": {"conditions": [{"type": "Succeeded", "status": "True", "message": "done"}]}}, "Succeeded", ""),
         ({"status": {"conditions": [{"type": "Failed", "status": "True", "message": "too many restarts"}]}}, "Failed", "too many restarts"),
@@ -139,7 +139,7 @@ def test_the_table_is_of_one_experiment_where_one_is_named(api_server: FakeApi, 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["experiment", "arm", "seed", "stage", "state", "pods", "step", "samples/s", "age", "held", "by", "job"]
     assert [line.split()[-1] for line in lines[1:3]] == ["a", "b"]
-    assert "b: queued: suspended: no queue has admitted it" in lines
+    assert "b: queued: it is suspended, and no queue has admitted it" in lines
     assert not any(line.endswith((" c", " d")) for line in lines)
 
 
