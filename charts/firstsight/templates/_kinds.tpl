@@ -21,6 +21,12 @@
 - apiGroups: [argoproj.io]
   resources: [workflows]
   verbs: [get]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]
+  verbs: [get, list]
 {{- end -}}
 {{- define "firstsight.reaperRules" -}}
 - apiGroups: [argoproj.io]

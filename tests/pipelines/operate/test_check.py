@@ -336,9 +336,30 @@ def test_preflight_connects_to_a_kubeflow_outside(ready: StubApi) -> None:
         assert [*map(list, (_failed(text), _failed(text), _failed(text)))] == [[], *[[f"Kubeflow Pipelines {server.url}"]] * 2]
 
 
-def test_preflight_of_a_queue(ready: StubApi) -> None:
-    """A queue by name must be there."""
-    assert list(_failed(_rendering(jobs={"labels": {"kueue.x-k8s.io/queue-name": "gpus"}}))) == ["queue ml/gpus for profile fs"]
+@pytest.mark.parametrize(
+    ("versions", "active", "failed"),
+    [
+        ((), "", "has no localqueues.kueue.x-k8s.io: install Kueue"),
+        (("v1beta1",), "False", "LocalQueue ml/gpus of ClusterQueue all takes no jobs: LocalQueue is stopped"),
+        (("v1beta1",), "True", ""),
+        (("v1beta2", "v1beta1"), "True", ""),
+    ],
+)
+def test_preflight_of_a_queue(ready: StubApi, versions: tuple[str, ...], active: str, failed: str) -> None:
+    """A queue by name must be there and take jobs, in whichever version the cluster serves it."""
+    if versions:
+        ready.objects["/apis/kueue.x-k8s.io"] = {"versions": [{"version": version} for version in versions]}
+    for version in versions:
+        ready.kinds[f"kueue.x-k8s.io/{version}"] = "workloads localqueues"
+    if active:
+        condition = {"type": "Active", "status": active, "message": "LocalQueue is stopped"}
+        path = f"/apis/kueue.x-k8s.io/{versions[0]}/namespaces/ml/localqueues/gpus"
+        ready.objects[path] = {"metadata": {"name": "gpus"}, "spec": {"clusterQueue": "all"}, "status": {"conditions": [condition]}}
+
+    found = _failed(_rendering(jobs={"labels": {"kueue.x-k8s.io/queue-name": "gpus"}}))
+
+    assert list(found) == (["queue ml/gpus for profile fs"] if failed else [])
+    assert failed in "".join(found.values())
 
 
 @pytest.mark.parametrize("text", ["", "just words", "a: [", "- 1"])
