@@ -175,6 +175,7 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/states_table.py
 	$(BIN)/python scripts/notice.py
 	$(BIN)/python scripts/scale_table.py
+	$(BIN)/python scripts/tested_table.py
 	$(MAKE) chart-docs
 
 .PHONY: update

