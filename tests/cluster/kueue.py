@@ -53,19 +53,23 @@ class Queue:
 
 
 def deploy() -> None:
-    """Kueue into namespace kueue-system, unless it is there; returns when its webhooks answer."""
+    """Kueue into namespace kueue-system; returns when it is ready."""
     started = time.monotonic()
     module = programs.module_folder("kueue", "sigs.k8s.io/kueue")
     rendered = addons.kustomize(settings.HERE / "manifests/kueue", {"config": module / "config"})
     harness.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=rendered)
     harness.wait_for_kind("clusterqueues.kueue.x-k8s.io")
     harness.kubectl("-n", "kueue-system", "rollout", "status", "deploy/kueue-controller-manager", "--timeout=300s")
+    print(f"cluster: Kueue ready after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def prepare() -> None:
+    """What all queues share: a flavor and a priority."""
     objects = [
         {"apiVersion": API, "kind": "ResourceFlavor", "metadata": {"name": "small"}},
         {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": {"name": URGENT}, "value": 1000},
     ]
     harness.wait_until("Kueue's webhooks", lambda: _applied(objects), 120)
-    print(f"cluster: Kueue ready after {time.monotonic() - started:.0f} s", flush=True)
 
 
 @contextlib.contextmanager
