@@ -15,8 +15,6 @@ GROUP = "kueue.x-k8s.io"
 QUEUE_LABEL = f"{GROUP}/queue-name"
 JOB_LABEL = f"{GROUP}/job-uid"
 """Of a Workload: the uid of its job."""
-RIGHTS = {f"workloads.{GROUP}": ("list",), f"localqueues.{GROUP}": ("get", "list")}
-"""What reading all this takes."""
 _NEVER, _NOT_NOW = "> maximum capacity", "insufficient unused quota"
 """Kueue's words for a request above a flavor's whole quota, and for one that only has to wait (flavorassigner.go)."""
 

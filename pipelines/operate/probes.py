@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import WORKFLOW, Kind
-from pipelines.cluster.kueue import RIGHTS as KUEUE_RIGHTS
 from pipelines.jobs.shapes import by_backend, job_kinds, require_backend
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.profile.profile import Profile
@@ -21,9 +20,10 @@ RUN_RIGHTS: Rights = {
     "pods/log": ("get",),
     "events": _FOLLOW,
     "workflows.argoproj.io": ("get",),
-    **KUEUE_RIGHTS,
 }
 """What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/registry_files.py."""
+QUEUE_RIGHTS: Rights = {"workloads.kueue.x-k8s.io": ("list",), "localqueues.kueue.x-k8s.io": ("get", "list")}
+"""Likewise what they may do beside it where the profile names a queue of Kueue's: whoever installs the chart must hold what it grants."""
 REAPER_RIGHTS: Rights = {
     "workflows.argoproj.io": _FOLLOW,
     **{kind.resource: (*_FOLLOW, "patch", "delete") for kind in job_kinds()},

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.operate.chart_preflight import read_objects
-from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
+from pipelines.operate.probes import QUEUE_RIGHTS, REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
 from pipelines.profile.profile import Profile, read_profile
 from scripts import placement_schema
 from tests.chart import schemas
@@ -163,9 +163,10 @@ def _values(hint: Any) -> list[Any]:
 
 def test_rights_are_those_that_are_checked(render: Render) -> None:
     """`helm test` asks for exactly the verbs that the Roles give."""
-    objects = render({})
+    objects = render({"profiles": {"firstsight": {}, "queued": {"jobs": {"queue": "gpus"}}}})
     roles: dict[str, Rights] = {
         "fs-firstsight-firstsight-run": RUN_RIGHTS,
+        "fs-firstsight-queued-run": {**RUN_RIGHTS, **QUEUE_RIGHTS},
         "fs-firstsight-reaper": REAPER_RIGHTS,
         "fs-firstsight-uninstall": UNINSTALL_RIGHTS,
     }

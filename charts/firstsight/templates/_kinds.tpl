@@ -21,6 +21,8 @@
 - apiGroups: [argoproj.io]
   resources: [workflows]
   verbs: [get]
+{{- end -}}
+{{- define "firstsight.queueRules" -}}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list]

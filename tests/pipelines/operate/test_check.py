@@ -85,6 +85,24 @@ def test_all_is_well(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture
     assert list(open_store(root).list(root)) == []
 
 
+def test_a_profile_with_a_queue_is_checked_for_it(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rights, which others need not have, and whether it is there; that it is stopped for now is no fault of the profile's."""
+    profile.write_text(yaml.safe_dump({**yaml.safe_load(profile.read_text()), "jobs": {"labels": {"kueue.x-k8s.io/queue-name": "gpus"}}}))
+    stub.refused = {("list", "workloads.kueue.x-k8s.io")}
+    assert main(["check", "run"]) == 1
+    said = capsys.readouterr().out
+    assert "FAIL  right to workloads.kueue.x-k8s.io: no permission to list in namespace team" in said
+    assert "FAIL  queue gpus: https://stub has no localqueues.kueue.x-k8s.io: install Kueue, or name no queue" in said
+    stub.refused, stub.kinds["kueue.x-k8s.io/v1beta2"] = set(), "workloads localqueues"
+    stub.objects["/apis/kueue.x-k8s.io"] = {"versions": [{"version": "v1beta2"}]}
+    stopped = [{"type": "Active", "status": "False", "message": "LocalQueue is stopped"}]
+    queue = {"metadata": {"name": "gpus"}, "spec": {"clusterQueue": "all"}, "status": {"conditions": stopped}}
+    stub.objects["/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues/gpus"] = queue
+
+    assert main(["check", "run"]) == 0
+    assert "ok    queue gpus: LocalQueue team/gpus of ClusterQueue all" in capsys.readouterr().out
+
+
 def test_missing_right(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each verb is asked for, and what is missing is named; the other checks go on."""
     stub.refused = {("patch", "pytorchjobs.kubeflow.org"), ("get", "pods/log")}
