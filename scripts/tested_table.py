@@ -28,6 +28,7 @@ SERVERS = {  # module -> (what it is, which target runs it)
     "sigs.k8s.io/kueue": ("Kueue", f"{E2E}, `make e2e-kueue`"),
     "github.com/prometheus/prometheus": (f"Prometheus {settings.PROMETHEUS}, its module", f"{E2E}, `make chart-test`"),
     "github.com/prometheus-operator/prometheus-operator": ("Prometheus operator", E2E),
+    "sigs.k8s.io/kube-network-policies": ("kube-network-policies, which enforces NetworkPolicies", E2E),
     "github.com/minio/minio": ("MinIO", f"{E2E}, `make slow`"),
     "helm.sh/helm/v3": ("Helm 3", "`make chart-test`"),
 }
@@ -63,12 +64,11 @@ def built(folder: Path) -> tuple[str, str]:
         LookupError: it builds none of them: it wants a row.
     """
     text = (folder / "go.mod").read_text(encoding="utf-8")
-    required = dict(re.findall(r"^(?:require |\t)(\S+) (v\S+)", text, re.MULTILINE))
+    required = {name: (version, rest) for name, version, rest in re.findall(r"^(?:require |\t)(\S+) (v\S+)(.*)$", text, re.MULTILINE)}
     for module in SERVERS:
-        name = re.escape(module)
-        builds = rf"^(?:tool |\t){name}(?:/\S*)?$|^require {name} "
-        if module in required and re.search(builds, text, re.MULTILINE):
-            return module, required[module]
+        version, indirect = required.get(module, ("", ""))
+        if version and (not indirect or re.search(rf"^(?:tool |\t){re.escape(module)}(?:/\S*)?$", text, re.MULTILINE)):
+            return module, version
     raise LookupError(f"{folder.name}: no row of scripts/tested_table.py says what it is for")
 
 
