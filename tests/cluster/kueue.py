@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from tests.cluster import addons, harness, programs, settings
 
 API = "kueue.x-k8s.io/v1beta2"
@@ -61,6 +63,25 @@ def deploy() -> None:
     harness.wait_for_kind("clusterqueues.kueue.x-k8s.io")
     harness.kubectl("-n", "kueue-system", "rollout", "status", "deploy/kueue-controller-manager", "--timeout=300s")
     print(f"cluster: Kueue ready after {time.monotonic() - started:.0f} s", flush=True)
+
+
+@contextlib.contextmanager
+def integrations(*frameworks: str) -> Iterator[None]:
+    """Kueue manages these kinds only, as far as this goes; it reads its configuration when it starts."""
+    path = settings.HERE / "manifests/kueue/controller_manager_config.yaml"
+    configuration = yaml.safe_load(path.read_text())
+    try:
+        _configure(yaml.safe_dump({**configuration, "integrations": {"frameworks": [*frameworks]}}))
+        yield
+    finally:
+        _configure(path.read_text())
+
+
+def _configure(text: str) -> None:
+    data = {"controller_manager_config.yaml": text}
+    harness.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kueue-manager-config"}, "data": data}, "kueue-system")
+    for command in ("restart", "status"):
+        harness.kubectl("-n", "kueue-system", "rollout", command, "deploy/kueue-controller-manager")
 
 
 def prepare() -> None:

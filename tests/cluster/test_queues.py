@@ -200,6 +200,38 @@ def test_a_job_that_no_quota_will_ever_admit_is_given_up_with_kueues_words(stage
 
 
 @pytest.mark.kueue
+def test_a_queue_that_is_drained_gives_its_job_back(staged: Staged, queue: Queue, profile: str, tmp_path: Path) -> None:
+    """An operator stops the queue under a job that trains, and lets it go on: the same weights, no incident."""
+    experiment = training.plan(staged, recipe="medium.yaml")
+    with training.launcher(experiment, profile, tmp_path) as launcher:
+        experiment.wait_for_commit(3 * CHECKPOINT_EVERY)
+        queue.stop("HoldAndDrain")
+        harness.wait_until("status to say why", lambda: is_said(queue, experiment, "Preempted", "LocalQueue is stopped"), 120, every=1)
+        assert experiment.seal() is None, "ended before its queue was drained"
+        harness.wait_until("its pods to go", lambda: not harness.listed("pods", queue.namespace), 60)
+        queue.stop("None")
+        ended_well(experiment, launcher, queue)
+
+    assert launcher.said("goes on from its last checkpoint once admitted: evicted: ")
+    assert not launcher.said("broke off")
+    assert training.final_weights(experiment) == staged.weights[experiment.recipe]
+
+
+@pytest.mark.kueue
+def test_a_kind_of_job_that_kueue_does_not_manage_is_said_to_be_one(staged: Staged, queue: Queue, tmp_path: Path, own_node: None) -> None:
+    """As newer Kueues are shipped: a job that was created suspended waits for nobody."""
+    labels, patience = {QUEUE_LABEL: QUEUE}, {"ignored": 10}
+    profile = training.write_profile(tmp_path, queue.namespace, staged, labels=labels, patience=patience)
+    asked = {"parallel_cells": "0", "backend": "pytorchjob", "queue": QUEUE}
+    (experiment,) = training.plan_cells(staged, (0,), f"e-{secrets.token_hex(3)}", "short.yaml", asked)
+    with kueue.integrations("batch/job"), training.launcher(experiment, profile, tmp_path) as launcher:
+        assert launcher.wait(180) == 1, launcher.tail()
+
+    assert launcher.said("is kubeflow.org/pytorchjob among its integrations.frameworks? (for 10 s: jobs.patience.ignored)")
+    assert harness.get("pytorchjob", queue.namespace, experiment.identity.name) is None
+
+
+@pytest.mark.kueue
 def test_each_version_of_the_api_says_the_same(
     staged: Staged, queue: Queue, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
