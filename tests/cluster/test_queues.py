@@ -6,6 +6,7 @@ What `status` says meanwhile is Kueue's own reason. One scenario is in `make e2e
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,25 @@ def test_a_kind_of_job_that_kueue_does_not_manage_is_said_to_be_one(staged: Stag
 
     assert launcher.said("is kubeflow.org/pytorchjob among its integrations.frameworks? (for 10 s: jobs.patience.ignored)")
     assert harness.get("pytorchjob", queue.namespace, experiment.identity.name) is None
+
+
+@pytest.mark.kueue
+def test_cancel_leaves_nothing_of_a_job_that_runs_and_of_one_that_waits(staged: Staged, queue: Queue, profile: str, tmp_path: Path) -> None:
+    """Nor a Workload, which holds quota; and what waited for that quota is admitted."""
+    running, waiting, last = training.plan(staged, recipe="long.yaml"), training.plan(staged), training.plan(staged)
+    with training.launcher(running, profile, tmp_path) as first:
+        running.wait_for_commit(CHECKPOINT_EVERY)
+        with training.launcher(waiting, profile, tmp_path) as second, training.launcher(last, profile, tmp_path) as third:
+            harness.wait_until("two to wait", lambda: len(queued(queue)) == 2, 120, every=1)
+            for experiment, launcher in ((waiting, second), (running, first)):
+                began = time.monotonic()
+                pipelines("cancel", experiment.name, "--namespace", queue.namespace)
+                assert time.monotonic() - began < 30
+                assert harness.get("pytorchjob", queue.namespace, experiment.identity.name) is None
+                assert launcher.wait(60) == 1, launcher.tail()
+            ended_well(last, third, queue)
+
+    assert len(harness.listed("workloads", queue.namespace)) == 1
 
 
 @pytest.mark.kueue
