@@ -90,8 +90,12 @@ e2e: $(VENV)/tools ## jobs, reaper, chart and images on a real cluster: KUBECONF
 	@$(BIN)/python -m tests.cluster with $(MAKE) e2e-tests
 
 e2e-tests: $(VENV)/tools
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "cluster and not trainjob and not alone" tests/cluster $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "cluster and not trainjob and not kueue and not alone" tests/cluster $(ARGS)
 	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
+
+.PHONY: e2e-kueue
+e2e-kueue: $(VENV)/tools ## queues of Kueue's: throttled cells, queues that are missing, stopped or too small (one scenario is in e2e)
+	@$(BIN)/python -m tests.cluster with $(BIN)/python -m pytest -q -m kueue tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob
 e2e-trainjob: $(VENV)/tools ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (built at first use)
@@ -172,6 +176,7 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/states_table.py
 	$(BIN)/python scripts/notice.py
 	$(BIN)/python scripts/scale_table.py
+	$(BIN)/python scripts/tested_table.py
 	$(MAKE) chart-docs
 
 .PHONY: docs

@@ -14,14 +14,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipelines.jobs.shapes import LOCAL, backends, by_backend, registered
-from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
+from pipelines.operate.probes import QUEUE_RIGHTS, REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
 from trainer import arms, labels
 
 REPOSITORY = Path(__file__).parents[1]
 CHART = REPOSITORY / "charts/firstsight"
 RECIPES, ARCHITECTURE = REPOSITORY / "docs/RECIPES.md", REPOSITORY / "docs/ARCHITECTURE.md"
 BEGIN, END = "<!-- written by scripts/registry_files.py: {name} -->\n", "<!-- end -->\n"
-RULES = {"runRules": RUN_RIGHTS, "reaperRules": REAPER_RIGHTS, "uninstallRules": UNINSTALL_RIGHTS}
+RULES = {"runRules": RUN_RIGHTS, "queueRules": QUEUE_RIGHTS, "reaperRules": REAPER_RIGHTS, "uninstallRules": UNINSTALL_RIGHTS}
 STARTS = {"random": "random weights", "tower": "its tower", "permuted": "its tower, permuted", "model": "a whole model"}
 _BACKEND_LINES = re.compile(r"^  # -- Where training runs: .*$", re.MULTILINE)
 

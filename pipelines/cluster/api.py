@@ -149,6 +149,18 @@ class Api:
             response.release_conn()
         return json.loads(data) if data else {}
 
+    def versions(self, group: str, plural: str) -> list[str]:
+        """The versions of an API group in which the server has a kind, the one that it prefers first; none: it has not."""
+        found = []
+        try:
+            for version in [entry["version"] for entry in self.call("GET", f"/apis/{group}")["versions"]]:
+                with contextlib.suppress(Refused):  # withdrawn since
+                    if any(one["name"] == plural for one in self.call("GET", f"/apis/{group}/{version}")["resources"]):
+                        found.append(version)
+        except Refused:
+            return []
+        return found
+
     @contextlib.contextmanager
     def lines(
         self, path: str, query: Mapping[str, str], read_seconds: float, stop: threading.Event | None = None

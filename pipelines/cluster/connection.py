@@ -102,6 +102,10 @@ class Cluster:
         """Its address."""
         return self._api.server
 
+    def served_versions(self, group: str, plural: str) -> "list[str]":
+        """The versions of an API group in which the server has a kind, the one that it prefers first; none: it has not."""
+        return self._api.versions(group, plural)
+
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
         """The object, or None where there is none."""
         place = self._place(namespace)
@@ -113,9 +117,9 @@ class Cluster:
                 return None
             raise self._explain("get", kind, place, refused.refusal) from refused
 
-    def list(self, kind: Kind, labels: str = "", namespace: str | None = None) -> Objects:
-        """All objects with these labels; namespace "" means all namespaces, and kinds that have none."""
-        return self._list(kind, self._place(namespace), _selectors(labels, ""))[0]
+    def list(self, kind: Kind, labels: str = "", namespace: str | None = None, *, once: bool = False) -> Objects:
+        """All objects with these labels; namespace "": all namespaces, and kinds that have none; `once`: as for `patch`."""
+        return self._list(kind, self._place(namespace), _selectors(labels, ""), once=once)[0]
 
     def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object | None:
         """Create it in the namespace that it names; None where one of this name exists already.

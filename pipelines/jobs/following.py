@@ -143,7 +143,8 @@ class ClusterJob:
         with View(self._cluster, self._kind, self._name) as view:
             follower = LogFollower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))
             reader = follower.start()
-            monitor = Monitor(launcher.shape, spec, launcher.settings, view, self._incidents, str(job["metadata"]["uid"]), self._say)
+            uid = str(job["metadata"]["uid"])
+            monitor = Monitor(launcher.shape, spec, launcher.settings, view, self._incidents, uid, self._say, launcher.kueue)
             counted = self._incidents.count
             try:
                 while not self._stop.is_set():

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.cluster.api import Conflict, Unreachable
 from pipelines.cluster.connection import NODE, Cluster
 from pipelines.cluster.ending import end, wait_until_gone
+from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
 from pipelines.cluster.merge import strategic_merge
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.base import JobSpec
@@ -34,6 +35,7 @@ class Launcher:
 
     def __init__(self, cluster: Cluster, shape: Shape, settings: JobSettings) -> None:
         self.cluster, self.shape, self.settings = cluster, shape, settings
+        self.kueue = Kueue(cluster)
         self._holder: Holder | None = None
 
     @property
@@ -104,6 +106,7 @@ class Launcher:
 
     def _create(self, spec: JobSpec, say: Say, incidents: int) -> Object | None:
         """A new attempt; None where a job of this name exists by now."""
+        self._require_queue()
         attempt = newest_attempt(spec.folder) + 1 if spec.final else 0
         manifest = self._rendered(spec, attempt, incidents)
         created = self.cluster.create(self.shape.kind, manifest)
@@ -160,6 +163,12 @@ class Launcher:
         if annotations.get(SPEC_HASH) != spec_hash(self.shape, spec):
             where += ", as it is: it was submitted with other settings (image, nodes, queue …), which would count after it has ended"
         say(where)
+
+    def _require_queue(self) -> None:
+        """Refuse a LocalQueue that is not there, where it may be looked at; one that is stopped for now is waited for."""
+        queue = self.settings.labels.get(QUEUE_LABEL, "")
+        if queue:
+            self.kueue.require(queue, active=False)
 
     def _require_devices(self, spec: JobSpec) -> None:
         """Say at once that no node will ever do, where nodes may be listed."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.cluster.api import Unreachable
 from pipelines.cluster.connection import Cluster
+from pipelines.cluster.kueue import Kueue
 from pipelines.jobs.base import JobSpec, Outcome
 from pipelines.jobs.incidents import Incidents
 from pipelines.jobs.shapes.base import Phase, Shape
@@ -20,6 +21,8 @@ LAST_LINES = 5
 NEWS_SECONDS = 10.0
 """What lasts so long is worth a line."""
 REMIND_SECONDS = 600.0
+ASK_SECONDS = 10.0
+"""How often Kueue is asked why a suspended job waits."""
 
 
 class Resubmit(Exception):
@@ -30,13 +33,22 @@ class Monitor:
     """Watches over one job, from its creation or adoption to its end."""
 
     def __init__(
-        self, shape: Shape, spec: JobSpec, settings: JobSettings, view: View, incidents: Incidents, uid: str, say: Callable[[str], None]
+        self,
+        shape: Shape,
+        spec: JobSpec,
+        settings: JobSettings,
+        view: View,
+        incidents: Incidents,
+        uid: str,
+        say: Callable[[str], None],
+        kueue: Kueue,
     ) -> None:
-        self._shape, self._spec, self._settings, self._view = shape, spec, settings, view
+        self._shape, self._spec, self._settings, self._view, self._kueue = shape, spec, settings, view, kueue
         self._incidents, self._uid, self._say = incidents, uid, say
         self._clock = Clock(settings.patience)
         self._has_run = False
-        self._reminded = float("-inf")
+        self._reminded = self._asked = float("-inf")
+        self._suspended = False
 
     def check(self) -> Outcome | None:
         """How the job ended; None: keep waiting.
@@ -53,6 +65,12 @@ class Monitor:
         phase = self._shape.phase(job)
         if phase.ended:
             return self._ended(phase)
+        pods = self._view.pods()
+        self._has_run = self._has_run or self._ran_before() or any(has_run(pod, self._shape.container) for pod in pods)
+        if phase.name == "suspended":
+            self._wait_for_queue(job)
+            return self._permanent() or self._stuck()
+        self._suspended = False
         return self._permanent() or self._interrupted() or self._stuck()
 
     def _gone(self, job: Mapping[str, Any] | None) -> Outcome:
@@ -100,10 +118,20 @@ class Monitor:
             return Outcome(exit_code=WRONG_INPUT, line=failure.line)
         return None
 
+    def _wait_for_queue(self, job: Mapping[str, Any]) -> None:
+        """A queue holds the job, or took it off its nodes: the pods that go, and those that come for them, are no incident."""
+        if not self._suspended:  # once: pods that are seen later may be those of the next admission, whose watch was faster
+            self._incidents.set_aside(self._view.pods())
+        if not self._suspended or time.monotonic() - self._asked >= ASK_SECONDS:
+            self._asked = time.monotonic()
+            self._view.admission = self._kueue.why(job, self._shape.kind)
+        if not self._suspended and self._has_run:
+            self._reminded = time.monotonic()
+            self._say(f"--- {self._title} was suspended, and goes on from its last checkpoint once admitted: {self._view.admission.text}")
+        self._suspended = True
+
     def _interrupted(self) -> Outcome | None:
-        pods = self._view.pods()
-        self._has_run = self._has_run or self._ran_before() or any(has_run(pod, self._shape.container) for pod in pods)
-        if not self._incidents.observe(pods, time.monotonic()):
+        if not self._incidents.observe(self._view.pods(), time.monotonic()):
             return None
         why = self._last_words()
         self._say(f"--- {self._title} was interrupted and resumed ({self._incidents.count} of {self._settings.max_incidents}){why}")

@@ -43,8 +43,10 @@ def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
     job = view.job
     if job is None or shape.phase(job).ended:
         return []
+    if shape.phase(job).name == "suspended" and has_run and view.admission.cause != "queued":
+        return [Stuck("rescheduling", view.admission.text)]
     if shape.phase(job).name == "suspended":
-        return [Stuck("queued", "it is suspended, and no queue has admitted it")]
+        return [Stuck(view.admission.cause, view.admission.text)]
     pods = [pod for pod in view.pods() if "deletionTimestamp" not in pod["metadata"]]
     found = [stuck for pod in pods if (stuck := stuck_pod(pod, view.warnings))]
     if len(pods) < shape.pods_wanted(job):

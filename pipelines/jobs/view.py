@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipelines.cluster.connection import EVENT, POD, Cluster, Kind
+from pipelines.cluster.kueue import UNQUEUED
 from pipelines.cluster.watch import DELETED, SYNCED, Object
 from trainer.errors import InputError, RunError
 
@@ -26,6 +27,8 @@ class View:
         """The job as it was when it was deleted."""
         self.blind = ""
         """Why warnings cannot be read, where they cannot."""
+        self.admission = UNQUEUED
+        """Of a suspended job: what its queue said last."""
 
     def __enter__(self) -> "View":
         """Begin to watch."""

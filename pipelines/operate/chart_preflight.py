@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from pipelines.cluster.api import Api, Refused
-from pipelines.cluster.connection import Kind
+from pipelines.cluster.connection import Cluster, Kind
+from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
 from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
 from pipelines.profile.profile import Profile
@@ -26,7 +27,6 @@ MINIMUM = (1, 29)
 """Kubernetes' first version with an Indexed Job's backoffLimitPerIndex on by default."""
 _CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
 _SOURCES = {"monitoring.coreos.com": "the Prometheus operator", "trainer.kubeflow.org": "Kubeflow Trainer v2"}
-_QUEUE = Kind("kueue.x-k8s.io/v1beta1", "localqueues", "LocalQueue", "Kueue")
 
 
 def preflight(text: str = "") -> Iterator[Check]:
@@ -143,10 +143,9 @@ def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Itera
         yield f"kind {kind.kind} for profile {name}", partial(served, api, kind)
     if profile.jobs.gpus_per_node:
         yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs)
-    queue = profile.jobs.labels.get("kueue.x-k8s.io/queue-name")
+    queue = profile.jobs.labels.get(QUEUE_LABEL)
     if queue:
-        path = _QUEUE.path(namespace, queue)
-        yield f"queue {namespace}/{queue} for profile {name}", partial(_exists, api, path, "make the LocalQueue, or leave jobs.queue empty")
+        yield f"queue {namespace}/{queue} for profile {name}", partial(Kueue(Cluster(api)).require, queue, namespace)
 
 
 def _gpus(api: Api, jobs: JobSettings) -> str:

@@ -23,6 +23,8 @@ RUN_RIGHTS: Rights = {
     "workflows.argoproj.io": ("get",),
 }
 """What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/registry_files.py."""
+QUEUE_RIGHTS: Rights = {"workloads.kueue.x-k8s.io": ("list",), "localqueues.kueue.x-k8s.io": ("get", "list")}
+"""Likewise what they may do beside it where the profile names a queue of Kueue's: whoever installs the chart must hold what it grants."""
 REAPER_RIGHTS: Rights = {
     "workflows.argoproj.io": _FOLLOW,
     **{kind.resource: (*_FOLLOW, "patch", "delete") for kind in job_kinds()},

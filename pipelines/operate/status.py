@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.cluster.connection import POD, Cluster, Kind
+from pipelines.cluster.kueue import Kueue
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.finding import PART_OF, find_jobs, identity_of
 from pipelines.jobs.holds import STALE_SECONDS, holds, posix_time
@@ -43,7 +44,7 @@ class Row:
         point: as labelled.
         seed: as labelled.
         stage: as labelled.
-        state: Queued, Pending, Running, Restarting, Ending, Succeeded or Failed.
+        state: Queued, Preempted, Pending, Running, Restarting, Ending, Succeeded or Failed.
         why: of a state that is not self-evident, in the words of whoever keeps it so.
         ready: pods that are ready.
         wanted: pods that run when all is well.
@@ -140,7 +141,8 @@ def survey(cluster: Cluster, experiment: str = "") -> list[Row]:
     outputs = {str((job["metadata"].get("annotations") or {}).get(f"{DOMAIN}/output", "")) for _, job in jobs} - {""}
     progress = read_progress(sorted(outputs))
     now = time.time()
-    return [_row(kind, job, pods.get((kind, job["metadata"]["name"]), []), progress, now) for kind, job in jobs]
+    kueue = Kueue(cluster)
+    return [_row(kueue, kind, job, pods.get((kind, job["metadata"]["name"]), []), progress, now) for kind, job in jobs]
 
 
 def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dict[str, Mapping[str, Any]]:
@@ -162,10 +164,10 @@ def read_progress(outputs: Sequence[str], seconds: float = STORE_SECONDS) -> dic
     return dict(found)
 
 
-def _row(kind: Kind, job: Object, pods: list[Object], progress: Mapping[str, Mapping[str, Any]], now: float) -> Row:
+def _row(kueue: Kueue, kind: Kind, job: Object, pods: list[Object], progress: Mapping[str, Mapping[str, Any]], now: float) -> Row:
     metadata, shape = job["metadata"], shape_of(job)
     ready = [pod for pod in pods if _is_ready(pod)]
-    state, why = _state(job, shape, pods, len(ready))
+    state, why = _state(kueue, job, shape, pods, len(ready))
     last = progress.get(str((metadata.get("annotations") or {}).get(f"{DOMAIN}/output", "")), {})
     return Row(
         job=metadata["name"],
@@ -183,13 +185,14 @@ def _row(kind: Kind, job: Object, pods: list[Object], progress: Mapping[str, Map
     )
 
 
-def _state(job: Object, shape: Shape, pods: list[Object], ready: int) -> tuple[str, str]:
+def _state(kueue: Kueue, job: Object, shape: Shape, pods: list[Object], ready: int) -> tuple[str, str]:
     """The state, and why it is so where that is not self-evident."""
     phase = shape.phase(job)
     if "deletionTimestamp" in job["metadata"]:
         return "Ending", f"{counted(len(pods), 'pod')} left"
     if phase.name == "suspended":
-        return "Queued", "suspended: no queue has admitted it"
+        admission = kueue.why(job, shape.kind)
+        return "Preempted" if admission.preempted else "Queued", admission.text
     if phase.ended:
         return phase.name.capitalize(), phase.message if phase.name == "failed" else ""
     restarts = sum(int(status.get("restartCount", 0)) for pod in pods for status in pod.get("status", {}).get("containerStatuses") or [])

@@ -29,12 +29,12 @@ class Patience:
     """Seconds that a job may spend on what usually passes; after them it is ended, and the reason is the last line.
 
     Attributes:
-        unschedulable: no node has what a pod asks for. Raise it where an autoscaler first has to make one.
+        unschedulable: no node has what a pod asks for, or no quota of its queue. Raise it where an autoscaler first has to make a node.
         rescheduling: any of these, of a job that has run before: its node, the registry or the operator may be coming back.
         image: it cannot be pulled.
-        configuration: a Secret or ConfigMap that the pod names is missing.
+        configuration: a Secret, ConfigMap or queue that is named is missing.
         refused: the job is there, and its pods are refused: a quota, a policy, a webhook.
-        ignored: the job is there, and no controller makes pods or says why.
+        ignored: the job is there, and no controller makes pods, or admits it, or says why.
         volumes: one cannot be attached or mounted.
         starting: nothing of that, and still no container runs: large images take minutes.
         queued: suspended, as a queue holds a job until it admits it.

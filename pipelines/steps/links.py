@@ -7,14 +7,16 @@ import os
 import textwrap
 from pathlib import Path
 
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
 from pipelines.cluster.names import DOMAIN
-from pipelines.jobs.shapes import by_backend, require_backend
+from pipelines.jobs.shapes import LOCAL, by_backend, require_backend
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.planning.request import FIELDS, Request, is_inline, merge, root_given, write_request
 from pipelines.planning.resolving import resolve
 from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
-from pipelines.profile.profile import Profile, parallel_cells_of, read_profile
+from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, read_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.running import in_run, recorded, root_of_run, step
 from trainer.errors import InputError, RunError
@@ -63,6 +65,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         require_backend(known.backend)
         checked = os.environ.get(CHECKED_VARIABLE) == layout.request(layout.experiment(root, asked.experiment), asked.id)
         notes = [] if checked else check_experiment(*preview(asked, root), known, asked)
+        _require_queue(known, asked)
     except (InputError, RunError):
         if named:
             with recorded(layout.experiment(root, named), "links"):
@@ -84,6 +87,14 @@ def _require_mounted(request: Request, profile: str) -> None:
         raise InputError(
             f"profile is {request.profile!r} in the request, and the run's parameter {_PROFILE_IN_FORM} is {profile!r}: set the parameter"
         )
+
+
+def _require_queue(profile: Profile, request: Request) -> None:
+    """Refuse a queue of Kueue's that admits nothing, before anything is staged; other queues are not known here."""
+    settings = job_settings(profile, request)
+    queue = settings.labels.get(QUEUE_LABEL, "")
+    if queue and profile.backend != LOCAL:
+        Kueue(Cluster.connect(settings.namespace)).require(queue)
 
 
 def _require_profile(name: str, profile: Profile) -> None:

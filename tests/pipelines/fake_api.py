@@ -251,12 +251,15 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query))
         if (group := url.path.removeprefix("/apis/")) and "/" not in group:
-            versions = sorted({served.split("/")[3] for served in self.api.served if served.startswith(f"/apis/{group}/")})
+            versions = sorted({served.split("/")[3] for served in self.api.served if served.startswith(f"/apis/{group}/")}, reverse=True)
             if not versions:
                 raise Status(404, "NotFound", "404 page not found", plain=True)
             return {"kind": "APIGroup", "name": group, "versions": [{"version": version} for version in versions]}
         if url.path.startswith("/openapi/v3/"):
             return self._openapi(url.path.removeprefix("/openapi/v3"))
+        if url.path.startswith("/apis/") and url.path.count("/") == 3:
+            plurals = [served.rpartition("/")[2] for served in self.api.served if served.startswith(f"{url.path}/")]
+            return {"kind": "APIResourceList", "resources": [{"name": plural} for plural in plurals]}
         match = _PATH.fullmatch(url.path)
         if match is None or f"{match['base']}/{match['plural']}" not in self.api.served:
             raise Status(404, "NotFound", "404 page not found", plain=True)

@@ -22,6 +22,14 @@
   resources: [workflows]
   verbs: [get]
 {{- end -}}
+{{- define "firstsight.queueRules" -}}
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]
+  verbs: [get, list]
+{{- end -}}
 {{- define "firstsight.reaperRules" -}}
 - apiGroups: [argoproj.io]
   resources: [workflows]

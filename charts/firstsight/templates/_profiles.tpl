@@ -83,6 +83,12 @@ Usage: {{ include "firstsight.foundInRelease" (list . $name) }} */}}
 {{- default (printf "s3://%s/{namespace}" $root.Values.objectStore.bucket) $run.root | replace "{namespace}" $run.namespace -}}
 {{- end -}}
 
+{{/* The LocalQueue of Kueue's that a profile's jobs name; empty: none: usage {{ include "firstsight.kueue" $run }} */}}
+{{- define "firstsight.kueue" -}}
+{{- $jobs := .jobs -}}
+{{- if and $jobs.queue (eq $jobs.queueLabel "kueue.x-k8s.io/queue-name") }}{{ $jobs.queue }}{{ else }}{{ get $jobs.labels "kueue.x-k8s.io/queue-name" }}{{ end -}}
+{{- end -}}
+
 {{/* A value as text, large whole numbers too: Helm holds numbers as floats, and would write 34359738368 as 3.4359738368e+10. */}}
 {{- define "firstsight.number" -}}
 {{- if and (kindIs "float64" .) (eq (toString (floor .)) (toString .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}

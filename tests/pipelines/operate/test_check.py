@@ -23,7 +23,7 @@ from trainer.storage import open_store
 class StubApi:
     """What an API server says to those who only ask: rights, kinds, single objects."""
 
-    namespace, server, source = "team", "https://stub", "a test"
+    namespace, home, server, source = "team", "team", "https://stub", "a test"
 
     def __init__(self) -> None:
         self.refused: set[tuple[str, str]] = set()  # verb, resource
@@ -57,6 +57,7 @@ class StubApi:
         raise Refused(Refusal(status=404, message=f"{path} not found", reason="NotFound"))
 
     once = call
+    versions = Api.versions
 
 
 @pytest.fixture
@@ -84,6 +85,24 @@ def test_all_is_well(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture
     assert lines[-1] == "all is well"
     root = yaml.safe_load(profile.read_text())["root"]
     assert list(open_store(root).list(root)) == []
+
+
+def test_a_profile_with_a_queue_is_checked_for_it(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rights, which others need not have, and whether it is there; that it is stopped for now is no fault of the profile's."""
+    profile.write_text(yaml.safe_dump({**yaml.safe_load(profile.read_text()), "jobs": {"labels": {"kueue.x-k8s.io/queue-name": "gpus"}}}))
+    stub.refused = {("list", "workloads.kueue.x-k8s.io")}
+    assert main(["check", "run"]) == 1
+    said = capsys.readouterr().out
+    assert "FAIL  right to workloads.kueue.x-k8s.io: no permission to list in namespace team" in said
+    assert "FAIL  queue gpus: https://stub has no localqueues.kueue.x-k8s.io: install Kueue, or name no queue" in said
+    stub.refused, stub.kinds["kueue.x-k8s.io/v1beta2"] = set(), "workloads localqueues"
+    stub.objects["/apis/kueue.x-k8s.io"] = {"versions": [{"version": "v1beta2"}]}
+    stopped = [{"type": "Active", "status": "False", "message": "LocalQueue is stopped"}]
+    queue = {"metadata": {"name": "gpus"}, "spec": {"clusterQueue": "all"}, "status": {"conditions": stopped}}
+    stub.objects["/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues/gpus"] = queue
+
+    assert main(["check", "run"]) == 0
+    assert "ok    queue gpus: LocalQueue team/gpus of ClusterQueue all" in capsys.readouterr().out
 
 
 def test_missing_right(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,9 +382,30 @@ def test_preflight_connects_to_a_kubeflow_outside(ready: StubApi) -> None:
         assert [*map(list, (_failed(text), _failed(text), _failed(text)))] == [[], *[[f"Kubeflow Pipelines {server.url}"]] * 2]
 
 
-def test_preflight_of_a_queue(ready: StubApi) -> None:
-    """A queue by name must be there."""
-    assert list(_failed(_rendering(jobs={"labels": {"kueue.x-k8s.io/queue-name": "gpus"}}))) == ["queue ml/gpus for profile fs"]
+@pytest.mark.parametrize(
+    ("versions", "active", "failed"),
+    [
+        ((), "", "has no localqueues.kueue.x-k8s.io: install Kueue"),
+        (("v1beta1",), "False", "LocalQueue ml/gpus of ClusterQueue all takes no jobs: LocalQueue is stopped"),
+        (("v1beta1",), "True", ""),
+        (("v1beta2", "v1beta1"), "True", ""),
+    ],
+)
+def test_preflight_of_a_queue(ready: StubApi, versions: tuple[str, ...], active: str, failed: str) -> None:
+    """A queue by name must be there and take jobs, in whichever version the cluster serves it."""
+    if versions:
+        ready.objects["/apis/kueue.x-k8s.io"] = {"versions": [{"version": version} for version in versions]}
+    for version in versions:
+        ready.kinds[f"kueue.x-k8s.io/{version}"] = "workloads localqueues"
+    if active:
+        condition = {"type": "Active", "status": active, "message": "LocalQueue is stopped"}
+        path = f"/apis/kueue.x-k8s.io/{versions[0]}/namespaces/ml/localqueues/gpus"
+        ready.objects[path] = {"metadata": {"name": "gpus"}, "spec": {"clusterQueue": "all"}, "status": {"conditions": [condition]}}
+
+    found = _failed(_rendering(jobs={"labels": {"kueue.x-k8s.io/queue-name": "gpus"}}))
+
+    assert list(found) == (["queue ml/gpus for profile fs"] if failed else [])
+    assert failed in "".join(found.values())
 
 
 @pytest.mark.parametrize("text", ["", "just words", "a: [", "- 1"])

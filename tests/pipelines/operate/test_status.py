@@ -8,11 +8,14 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.cluster.connection import Cluster
+from pipelines.cluster.kueue import QUEUE_LABEL
 from pipelines.cluster.names import label_value
 from pipelines.operate import status
 from pipelines.operate.status import Row, survey
+from tests.pipelines import fake_kueue
 from tests.pipelines.fake_api import FakeApi, Status
 from tests.pipelines.fake_jobs import JOBS, PYTORCHJOBS, ago, identity, put_job, put_workflow
+from tests.pipelines.fake_kueue import NO_ROOM, PREEMPTED
 
 Object = dict[str, Any]
 GATED = {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: Insufficient gpu"}]}
@@ -74,7 +77,7 @@ def test_a_job_that_does_not_run_says_why(api_server: FakeApi, api_cluster: Clus
         (
             {"spec": {"runPolicy": {"suspend": True}, "pytorchReplicaSpecs": {"Worker": {}}}},
             "Queued",
-            "suspended: no queue has admitted it",
+            "it is suspended, and no queue has admitted it",
         ),
         ({"status": {"conditions": [{"type": "Succeeded", "status": "True", "message": "done"}]}}, "Succeeded", ""),
         ({"status": {"conditions": [{"type": "Failed", "status": "True", "message": "too many restarts"}]}}, "Failed", "too many restarts"),
@@ -83,6 +86,26 @@ def test_a_job_that_does_not_run_says_why(api_server: FakeApi, api_cluster: Clus
 )
 def test_a_job_that_is_queued_or_has_ended_says_so(api_server: FakeApi, api_cluster: Cluster, parts: Object, state: str, why: str):
     put_job(api_server, labels=identity(), **parts)
+
+    row = one(api_cluster)
+
+    assert (row.state, row.why) == (state, why)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "state", "why"),
+    [
+        ([("QuotaReserved", "False", "Pending", NO_ROOM)], "Queued", f"it waits in queue gpus: {NO_ROOM}"),
+        ([("Evicted", "True", "Preempted", PREEMPTED)], "Preempted", f"preempted: {PREEMPTED}; it waits in queue gpus"),
+    ],
+)
+def test_a_job_in_a_queue_is_shown_with_its_reason(
+    api_server: FakeApi, api_cluster: Cluster, conditions: list[tuple[str, str, str, str]], state: str, why: str
+):
+    """One that waits for the first time is told from one that was preempted."""
+    fake_kueue.serve(api_server, "v1beta2")
+    suspended = {"runPolicy": {"suspend": True}, "pytorchReplicaSpecs": {"Worker": {}}}
+    fake_kueue.workload(api_server, put_job(api_server, labels={**identity(), QUEUE_LABEL: "gpus"}, spec=suspended), *conditions)
 
     row = one(api_cluster)
 
@@ -139,7 +162,7 @@ def test_the_table_is_of_one_experiment_where_one_is_named(api_server: FakeApi, 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["experiment", "arm", "seed", "stage", "state", "pods", "step", "samples/s", "age", "held", "by", "job"]
     assert [line.split()[-1] for line in lines[1:3]] == ["a", "b"]
-    assert "b: queued: suspended: no queue has admitted it" in lines
+    assert "b: queued: it is suspended, and no queue has admitted it" in lines
     assert not any(line.endswith((" c", " d")) for line in lines)
 
 

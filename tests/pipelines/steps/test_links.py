@@ -9,6 +9,8 @@ from pipelines.kubeflow.follow import EVERYTHING
 from pipelines.planning.request import read_request
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps.links import POD_VARIABLE, accept
+from tests.pipelines import fake_kueue
+from tests.pipelines.fake_api import FakeApi
 from trainer.storage import join, read_json
 
 PROFILE = """
@@ -59,6 +61,28 @@ def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, An
     assert "kubectl -n team-a get pytorchjobs,jobs,pods -l firstsight.dev/experiment=demo\n" in page
     assert "64 -l firstsight.dev/experiment=demo,app.kubernetes.io/component=trainer\n" in page
     assert "python -m pipelines cancel demo --namespace team-a" in page
+
+
+def test_a_queue_that_admits_nothing_is_refused_before_anything_is_staged(
+    asked: dict[str, Any], api_server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The run's own queue, or the profile's; on this machine there is none."""
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig(tmp_path / "kubeconfig")))
+    fake_kueue.serve(api_server, "v1beta2")
+    fake_kueue.queue(api_server, "days", namespace="team-a")
+    failure = tmp_path / "store" / "experiments" / "demo" / "failure.json"
+    with pytest.raises(SystemExit) as ended:
+        accept(**asked, queue="nights")
+
+    assert ended.value.code == 2
+    assert read_json(str(failure))["line"] == "queue must name a LocalQueue of namespace team-a, got 'nights': there are days"
+    assert not (tmp_path / "store" / "experiments" / "demo" / "requests").exists()
+    accept(**asked, queue="days")
+    fake_kueue.queue(api_server, "days", stopped="LocalQueue is stopped", namespace="team-a")
+    with pytest.raises(SystemExit):
+        accept(**asked, queue="days")
+    assert read_json(str(failure))["line"].endswith("takes no jobs: LocalQueue is stopped: have it started, or name another queue")
+    accept(**{**asked, "backend": "local", "queue": "nights"})
 
 
 def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
