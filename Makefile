@@ -171,6 +171,7 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/states_table.py
 	$(BIN)/python scripts/notice.py
 	$(BIN)/python scripts/scale_table.py
+	$(BIN)/python scripts/dashboard.py
 	$(MAKE) chart-docs
 
 .PHONY: update

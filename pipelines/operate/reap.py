@@ -67,7 +67,7 @@ class Reaper:
 
     def __init__(self, cluster: Cluster, namespaces: Sequence[str], grace_seconds: float, say: Say) -> None:
         """Nothing is asked of the cluster yet; a namespace "" stands for all."""
-        self.metrics = Metrics()
+        self.metrics = Metrics(self._known)
         self._cluster, self._namespaces, self._grace_seconds = cluster, namespaces, grace_seconds
         self._say = say
         self._said: set[str] = set()
@@ -124,6 +124,11 @@ class Reaper:
     def healthy(self) -> bool:
         """Whether all its threads live and the loop turns."""
         return all(thread.is_alive() for thread in self._threads) and time.monotonic() - self._turned < STUCK_SECONDS
+
+    def _known(self) -> tuple[list[Object], list[Object]]:
+        """The jobs and the Workflows that there are, as far as this reaper knows."""
+        with self._changed:
+            return [job for _, job in self._jobs.values()], list(self._workflows.values())
 
     def _follow(self, kind: Kind, namespace: str, stop: threading.Event) -> None:
         """Keep what is known of one kind up to date."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from pipelines.__main__ import main
 from pipelines.cluster import connection, watch
@@ -17,7 +18,7 @@ from pipelines.operate import reap
 from pipelines.operate.reap import Reaper
 from pipelines.operate.reaper_server import serve
 from tests.pipelines.fake_api import FakeApi, Status
-from tests.pipelines.fake_jobs import JOBS, PYTORCHJOBS, WORKFLOWS, ago, owner, put_job, put_workflow
+from tests.pipelines.fake_jobs import JOBS, PYTORCHJOBS, WORKFLOWS, ago, identity, owner, put_job, put_workflow
 
 Object = dict[str, Any]
 
@@ -303,6 +304,37 @@ def test_health_and_metrics_are_served(server: FakeApi, api_cluster: Cluster):
     assert "firstsight_reaper_deleted_jobs_total 1.0" in metrics
     assert "firstsight_reaper_jobs 1.0" in metrics
     assert json.dumps(one.metrics.count) == '{"released": 1, "deleted": 1, "errors": 0}'
+
+
+def test_jobs_and_failed_runs_are_shown_while_they_are_there(server: FakeApi, api_cluster: Cluster):
+    """By phase, with the labels of a run; a run that somebody terminated, or a foreign one, has not failed."""
+    failed = {"phase": "Failed", "finishedAt": "2026-11-30T12:00:00Z"}
+    put_job(server, put_workflow(server), labels=identity(seed=3))
+    put_job(server, put_workflow(server, "two"), name="k", status={"conditions": [{"type": "Failed", "status": "True"}]})
+    put_workflow(server, "firstsight-abcde", status=failed)
+    put_workflow(server, "firstsight-ended", status=failed, spec={"shutdown": "Terminate"})
+    put_workflow(server, "other-abcde", status=failed)
+    one, stop = Reaper(api_cluster, [""], 600, lambda line: None), threading.Event()
+    watching = threading.Thread(target=one.watch, args=(stop,))
+    watching.start()
+
+    def shown() -> list[str]:
+        text = generate_latest(one.metrics.registry).decode()
+        return sorted(line for line in text.splitlines() if line.startswith(("firstsight_job_phase", "firstsight_run_failed")))
+
+    try:
+        until(lambda: len(shown()) == 3)
+        assert shown() == [
+            'firstsight_job_phase{arm="",cell="",experiment="",job="k",phase="failed",point="",run_namespace="team",seed="",stage=""} 1.0',
+            'firstsight_job_phase{arm="random",cell="",experiment="demo",job="j",phase="active",point="",run_namespace="team",seed="3",'
+            'stage="contrastive"} 1.0',
+            'firstsight_run_failed_timestamp_seconds{run="firstsight-abcde",run_namespace="team"} 1.79604e+09',
+        ]
+        server.remove(PYTORCHJOBS, "k")
+        until(lambda: len(shown()) == 2)
+    finally:
+        stop.set()
+        watching.join(20)
 
 
 def test_health_says_when_a_watch_has_died(api_cluster: Cluster):

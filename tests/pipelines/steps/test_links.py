@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.kubeflow.follow import EVERYTHING
 from pipelines.planning.request import read_request
@@ -59,6 +60,24 @@ def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, An
     assert "kubectl -n team-a get pytorchjobs,jobs,pods -l firstsight.dev/experiment=demo\n" in page
     assert "64 -l firstsight.dev/experiment=demo,app.kubernetes.io/component=trainer\n" in page
     assert "python -m pipelines cancel demo --namespace team-a" in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "address", "shown"),
+    [
+        ("dashboard", "Dashboard", "https://g/d/x?from=${__from}&var-experiment={experiment}", "https://g/d/x?from=${__from}&var-experiment=demo"),
+        ("dashboard", "Dashboard", "https://g/d/x?var={{experiment}}&b={}&c={0}&d={", "https://g/d/x?var={demo}&b={}&c={0}&d={"),
+        ("bucket", "Bucket", "https://c/{bucket}/{namespace}?q={prefix!r}", "https://c/{bucket}/team-a?q={prefix!r}"),
+        ("kubeflow", "This run in Kubeflow", "https://k/{tenant}", "https://k/{tenant}/#/runs/details/a-run"),
+    ],
+)  # fmt: skip
+def test_braces_in_a_link_are_the_links_own(asked: dict[str, Any], tmp_path: Path, kind: str, title: str, address: str, shown: str):
+    """Only `{experiment}` and `{namespace}` are put in; nothing else ends the run."""
+    (tmp_path / "profile.yaml").write_text(
+        yaml.safe_dump({"root": str(tmp_path / "s"), "jobs": {"namespace": "team-a"}, "links": {kind: address}})
+    )
+
+    assert f"[{title}]({shown})" in accept(**asked)[1]
 
 
 def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
