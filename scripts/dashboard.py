@@ -108,10 +108,10 @@ CHECKPOINT = (  # of a run that never saved: since its first process began
     f" or min by ({BY}) (min_over_time({of_run('start_timestamp_seconds')}[4h]))"
 )
 BY_CLAIM, LEGEND_OF_CLAIM = "namespace, persistentvolumeclaim", "{{namespace}} {{persistentvolumeclaim}}"
-EACH_JOB = "run_namespace, job, experiment, phase"
+EACH_JOB = "run_namespace, job_name, experiment, phase"
 JOBS = f"count by (run_namespace, experiment, phase) (max by ({EACH_JOB}) (firstsight_job_phase{{{JOB}}}))"
 FAILED_RUNS = 'max by (run_namespace, run) (firstsight_run_failed_timestamp_seconds{run_namespace=~"$namespace"} > bool 0)'
-FAILED_JOBS = f'max by (run_namespace, job) (firstsight_job_phase{{{JOB}, phase="failed"}})'
+FAILED_JOBS = f'max by (run_namespace, job_name) (firstsight_job_phase{{{JOB}, phase="failed"}})'
 PENDING = f'max by ({BY_POD}) (kube_pod_status_phase{{namespace=~"$namespace", phase="Pending", pod=~"{POD}"}}) > 0'
 GPU_HOURS = f"sum by (namespace, experiment) (increase({of_run('gpu_seconds_total')}[$__range])) / 3600 > 0"
 DATA_WAIT = f"rate({of_run('data_wait_seconds_total')}[$__rate_interval]) / rate({of_run('step_seconds_sum')}[$__rate_interval])"
@@ -178,7 +178,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             title="Failed runs", about="Runs in Kubeflow, and jobs, that ended in failure and are still there to be looked at.",
-            queries=(Query(FAILED_RUNS, "{{run_namespace}} run {{run}}"), Query(FAILED_JOBS, "{{run_namespace}} job {{job}}")),
+            queries=(Query(FAILED_RUNS, "{{run_namespace}} run {{run}}"), Query(FAILED_JOBS, "{{run_namespace}} job {{job_name}}")),
             empty=f"Nothing failed in this time, or no reaper was scraped that would tell. {REAPER}",
         ),
         Panel(

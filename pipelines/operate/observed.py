@@ -13,8 +13,8 @@ from pipelines.jobs.shapes import shape_of
 Object = Mapping[str, Any]
 WORKFLOW_PREFIX = "firstsight-"
 """Kubeflow names a run's Workflow after the pipeline's own name, whatever name it was registered under."""
-JOB_LABELS = ("run_namespace", "job", "experiment", "cell", "arm", "point", "seed", "stage", "phase")
-"""`run_namespace`, since `namespace` is that of the pod which is scraped: the reaper's."""
+JOB_LABELS = ("run_namespace", "job_name", "experiment", "cell", "arm", "point", "seed", "stage", "phase")
+"""`namespace` and `job` are not free: Prometheus gives them to what it scrapes, which is the reaper."""
 
 
 class Observed(Collector):

@@ -117,7 +117,7 @@ class Scene:
         """As `input_series` of a rule test."""
         last = self._tick_number()
         return [
-            {"series": f"{name}{_braces(labels)}", "values": " ".join(_value(values.get(tick)) for tick in range(last))}
+            {"series": f"{name}{braces(labels)}", "values": " ".join(_value(values.get(tick)) for tick in range(last))}
             for (name, labels), values in self.samples.items()
         ]
 
@@ -125,7 +125,7 @@ class Scene:
         """As text with times, for `promtool tsdb create-blocks-from openmetrics`."""
         families: dict[str, list[str]] = {}
         for (name, labels), values in sorted(self.samples.items()):
-            lines = (f"{name}{_braces(labels)} {value} {self._begin + tick * SCRAPE_SECONDS:.0f}" for tick, value in sorted(values.items()))
+            lines = (f"{name}{braces(labels)} {value} {self._begin + tick * SCRAPE_SECONDS:.0f}" for tick, value in sorted(values.items()))
             families.setdefault(name, []).extend(lines)
         blocks = (f"# TYPE {name} unknown\n" + "\n".join(lines) for name, lines in families.items())
         return "\n".join(blocks) + "\n# EOF\n"
@@ -160,7 +160,8 @@ def _samples(registry: CollectorRegistry) -> Iterable[tuple[str, Mapping[str, st
     return ((sample.name, sample.labels, sample.value) for family in registry.collect() for sample in family.samples)
 
 
-def _braces(labels: Labels) -> str:
+def braces(labels: Labels) -> str:
+    """Labels as a selector of exactly them."""
     return "{" + ",".join(f'{name}="{value}"' for name, value in labels) + "}"
 
 
