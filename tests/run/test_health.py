@@ -157,7 +157,7 @@ def test_a_run_serves_while_it_runs(tmp_path: Path, run_toy: Trained, monkeypatc
     ports: list[int] = []
     found: list[dict[str, float]] = []
 
-    def endpoint_on_any_port(config: Any, port: int, totals: Any) -> Endpoint:
+    def endpoint_on_any_port(config: Any, port: int, totals: Any, gpus: int) -> Endpoint:
         endpoint = Endpoint(config, 0, totals)
         ports.append(endpoint.port)
         return endpoint
@@ -180,7 +180,7 @@ def test_a_resumed_run_serves_its_own_work_as_counters(tmp_path: Path, run_toy: 
     endpoints: list[Endpoint] = []
     found: list[dict[str, float]] = []
 
-    def endpoint_on_any_port(config: Any, port: int, totals: Any) -> Endpoint:
+    def endpoint_on_any_port(config: Any, port: int, totals: Any, gpus: int) -> Endpoint:
         endpoints.append(Endpoint(config, 0, totals))
         return endpoints[-1]
 

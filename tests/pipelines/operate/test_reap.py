@@ -325,7 +325,8 @@ def test_jobs_and_failed_runs_are_shown_while_they_are_there(server: FakeApi, ap
     try:
         until(lambda: len(shown()) == 3)
         assert shown() == [
-            'firstsight_job_phase{arm="",cell="",experiment="",job_name="k",phase="failed",point="",run_namespace="team",seed="",stage=""} 1.0',
+            'firstsight_job_phase{arm="",cell="",experiment="",job_name="k",phase="failed",point="",run_namespace="team",'
+            'seed="",stage=""} 1.0',
             'firstsight_job_phase{arm="random",cell="",experiment="demo",job_name="j",phase="active",point="",run_namespace="team",seed="3",'
             'stage="contrastive"} 1.0',
             'firstsight_run_failed_timestamp_seconds{run="firstsight-abcde",run_namespace="team"} 1.79604e+09',
