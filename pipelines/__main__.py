@@ -16,7 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start(options: argparse.Namespace, program: str) -> int:
     """Run the command that was parsed; `program` begins the line that says why it failed."""
-    return exit_code(f"{program} {options.command}", lambda: int(options.run(options)), verbose=options.verbose)
+    component = "reaper" if options.command == "reap" else ""
+    return exit_code(f"{program} {options.command}", lambda: int(options.run(options)), verbose=options.verbose, component=component)
 
 
 def _parser() -> argparse.ArgumentParser:

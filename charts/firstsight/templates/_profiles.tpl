@@ -40,7 +40,9 @@
 {{/* profile.yaml (pipelines/profile/profile.py): usage {{ include "firstsight.profile" (list . $run) }} */}}
 {{- define "firstsight.profile" -}}
 {{- $root := first . -}}{{- $run := last . -}}{{- $jobs := $run.jobs -}}
-{{- $environment := mustMergeOverwrite (include "firstsight.storeEnvironment" $root | fromYaml) $jobs.environment -}}
+{{- $environment := include "firstsight.storeEnvironment" $root | fromYaml -}}
+{{- if eq $root.Values.logs.format "json" }}{{ $_ := set $environment "FIRSTSIGHT_LOG_FORMAT" "json" }}{{ end -}}
+{{- $environment = mustMergeOverwrite $environment $jobs.environment -}}
 {{- $labels := deepCopy $jobs.labels -}}
 {{- with $jobs.queue }}{{ $_ := set $labels $jobs.queueLabel . }}{{ end -}}
 root: {{ include "firstsight.runRoot" . }}

@@ -17,8 +17,10 @@ from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from pipelines.operate import reap
 from pipelines.operate.reap import Reaper
 from pipelines.operate.reaper_server import serve
+from tests.logged import records
 from tests.pipelines.fake_api import FakeApi, Status
 from tests.pipelines.fake_jobs import JOBS, PYTORCHJOBS, WORKFLOWS, ago, identity, owner, put_job, put_workflow
+from trainer.logs import FORMAT_VARIABLE
 
 Object = dict[str, Any]
 
@@ -279,6 +281,23 @@ def test_once_does_what_there_is_to_do_and_ends(server: FakeApi, api_cluster: Cl
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("reap: PyTorchJob team/j: shell ana was last heard of at ")
     assert lines[-1] == "reap: 0 jobs, nothing to do"
+
+
+def test_the_reaper_logs_records(server: FakeApi, api_cluster: Cluster, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Whose job it freed, in fields; what it could not do is an error."""
+    monkeypatch.setenv(FORMAT_VARIABLE, "json")
+    put_job(server, labels=identity(seed=3), **{"annotations": {"firstsight.dev/held-by.ana": ago(700)}})
+    server.refuse = lambda verb, resource, body: Status(403, "Forbidden", "no") if resource == JOBS else None
+
+    assert main(["reap"]) == 1
+
+    out, err = capfd.readouterr()
+    found = records(out) + records(err)
+    (freed,) = [one for one in found if "deleted with its pods" in one["message"]]
+    assert {name: freed[name] for name in ("component", "level", "experiment", "arm", "seed", "stage")} == {
+        "component": "reaper", "level": "info", "experiment": "demo", "arm": "random", "seed": 3, "stage": "contrastive",
+    }  # fmt: skip
+    assert {one["level"] for one in found} == {"info", "error"}
 
 
 def test_wrong_arguments_are_refused_in_one_line(api_cluster: Cluster, capsys: pytest.CaptureFixture[str]):

@@ -10,6 +10,8 @@ from pipelines.kubeflow.follow import EVERYTHING
 from pipelines.planning.request import read_request
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps.links import POD_VARIABLE, accept
+from tests.logged import records
+from trainer.logs import FORMAT_VARIABLE
 from trainer.storage import join, read_json
 
 PROFILE = """
@@ -78,6 +80,26 @@ def test_braces_in_a_link_are_the_links_own(asked: dict[str, Any], tmp_path: Pat
     )
 
     assert f"[{title}]({shown})" in accept(**asked)[1]
+
+
+def test_the_launcher_logs_records_where_the_profile_says_so(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """By the environment that jobs get too; what it refuses is an error."""
+    monkeypatch.setenv(FORMAT_VARIABLE, "text")  # so that it is put back, since a step sets it
+    monkeypatch.delenv(FORMAT_VARIABLE)
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(profile.read_text().replace("team-a}", f"team-a, store_environment: {{{FORMAT_VARIABLE}: json}}}}"))
+    accept(**asked)
+    with pytest.raises(SystemExit):
+        accept(**{**asked, "arms": "random,percetual"})
+    out, err = capfd.readouterr()
+    told = records(out)
+    assert told[0]["message"] == "# demo"
+    assert {(one["component"], one["level"]) for one in told} == {("launcher", "info")}
+    refused = records(err)[-1]
+    assert (refused["component"], refused["level"]) == ("launcher", "error")
+    assert "'percetual'" in refused["message"]
 
 
 def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
