@@ -13,6 +13,7 @@ import yaml
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import Kind
+from pipelines.operate.gpu_nodes import DRIVER, GPU, count_of, is_labelled, why_not
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
 from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
 from pipelines.profile.profile import Profile
@@ -21,7 +22,6 @@ from trainer.errors import InputError
 
 Object = dict[str, Any]
 
-GPU = "nvidia.com/gpu"
 MINIMUM = (1, 29)
 """Kubernetes' first version with an Indexed Job's backoffLimitPerIndex on by default."""
 _CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
@@ -151,13 +151,14 @@ def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Itera
 def _gpus(api: Api, nodes: int, gpus: int) -> str:
     if not allowed(api, "list", "nodes", ""):
         return "not looked at: no permission to list nodes"
-    allocatable = [int(node["status"].get("allocatable", {}).get(GPU, 0)) for node in api.call("GET", "/api/v1/nodes")["items"]]
-    fitting = sum(count >= gpus for count in allocatable)
-    if fitting < nodes:
-        raise InputError(
-            f"jobs want {nodes} x {gpus} {GPU}, and {fitting} of the nodes have so many (the most is {max(allocatable, default=0)})"
-        )
-    return f"nodes with {gpus} or more: {fitting}"
+    found = api.call("GET", "/api/v1/nodes")["items"]
+    large = [node for node in found if count_of(node) >= gpus]
+    unfit = [reason for node in large if (reason := why_not(node))]
+    if len(large) - len(unfit) < nodes:
+        most = f" (the most is {max(map(count_of, found), default=0)})" if len(large) < nodes else ""
+        raise InputError("; ".join([f"jobs want {nodes} x {gpus} {GPU}, and {len(large)} of the nodes have so many{most}", *unfit[:3]]))
+    known = "" if any(map(is_labelled, large)) else f"; their drivers are not known, {DRIVER} or newer is needed"
+    return f"nodes with {gpus} or more: {len(large) - len(unfit)}{known}"
 
 
 def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
