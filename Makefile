@@ -177,6 +177,7 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/notice.py
 	$(BIN)/python scripts/scale_table.py
 	$(BIN)/python scripts/tested_table.py
+	$(BIN)/python scripts/dashboard.py
 	$(MAKE) chart-docs
 
 .PHONY: docs

@@ -18,7 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
 def start(options: argparse.Namespace, program: str) -> int:
     """Run the command that was parsed; `program` begins the line that says why it failed."""
     raise_descriptor_limit()
-    return exit_code(f"{program} {options.command}", lambda: int(options.run(options)), verbose=options.verbose)
+    component = "reaper" if options.command == "reap" else ""
+    return exit_code(f"{program} {options.command}", lambda: int(options.run(options)), verbose=options.verbose, component=component)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+from trainer import logs
 from trainer.errors import InputError, RunError, Stopped, exit_code
 from trainer.limits import raise_descriptor_limit
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
@@ -24,7 +25,7 @@ def start(options: argparse.Namespace, program: str) -> int:
     raise_descriptor_limit()
     if os.getpid() == 1:  # in a container: there a signal that nobody handles is lost, and ending would take the whole grace
         signal.signal(signal.SIGTERM, _stop)
-    return exit_code(f"{program} {options.command}", lambda: _run(options), verbose=options.verbose)
+    return exit_code(f"{program} {options.command}", lambda: _run(options), verbose=options.verbose, component="trainer")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -32,6 +33,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "stage":
+        logs.bind(stage=f"stage {options.what}")
     result = options.run(options)
     if result is not None:
         print(json.dumps(result, sort_keys=True))
@@ -135,7 +138,7 @@ def _report(options: argparse.Namespace) -> None:
     print(json.dumps(written, sort_keys=True), flush=True)
     first, *others = written["damaged"] or [""]
     for line in others:
-        print(f"report: left out: {line}", file=sys.stderr)
+        logs.say(f"report: left out: {line}", "warning")
     if first:
         more = f" (and {len(others)} more, named above)" if others else ""
         remedy = "run the experiment again, which makes again what can be made, or delete what is damaged"

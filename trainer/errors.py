@@ -5,9 +5,9 @@
 Both carry one line that names what, where and the rule; the command line prints just that line.
 """
 
-import sys
-import traceback
 from collections.abc import Callable
+
+from trainer import logs
 
 _LONGEST = 4000  # characters of the line, which may quote what a file holds: of a longer one the middle is left out
 
@@ -43,19 +43,32 @@ def words_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
+def exit_code(command: str, run: Callable[[], int], *, verbose: bool, component: str = "") -> int:
     """Run a command of the command line; where it fails, one line on stderr that says why, and the code of the failure.
 
     Args:
         command: program and command, to begin the line with.
         run: gives the exit code.
         verbose: also print the traceback of an error.
+        component: what the process is in logs; empty: its output is for people and programs, and never made into records.
     """
+    if not component:
+        return _exit_code(command, run, verbose)
+    try:
+        logs.is_json()
+    except ValueError as error:
+        logs.say(f"{command}: {error}", "error")
+        return InputError.exit_code
+    with logs.speaking(component):
+        return _exit_code(command, run, verbose)
+
+
+def _exit_code(command: str, run: Callable[[], int], verbose: bool) -> int:
+    shown = None
     try:
         return run()
     except (InputError, RunError, KeyboardInterrupt, OSError, MemoryError) as error:
-        if verbose:
-            traceback.print_exc()
+        shown = error if verbose else None
         # of an OSError (a full disk, a port in use) the system's own words name what and where
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         line = f"out of memory: {line}" if isinstance(error, MemoryError) else line
@@ -63,5 +76,5 @@ def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
     line = " ".join(line.split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
-    print(f"{command}: {line}", file=sys.stderr)
+    logs.say(f"{command}: {line}", "error", shown)
     return code

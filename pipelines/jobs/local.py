@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from pipelines.jobs.base import JobSpec, LineSink, Outcome, placement_arguments
+from trainer.logs import text_of
 from trainer.progress import must_stop_at_once
 
 COMMAND = (sys.executable, "-m", "trainer")
@@ -62,7 +63,7 @@ class LocalJob:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                self._last_line = line.strip() or self._last_line
+                self._last_line = text_of(line.strip()) or self._last_line
                 sink(line.rstrip("\n"))
 
     def watch(self) -> Outcome | None:

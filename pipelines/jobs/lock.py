@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO, Protocol
 
 from pipelines.jobs import lease
 from pipelines.jobs.lease import NAME, Holder, Lease, Lost, Taken, parse_holder, refusal
+from trainer import logs
 from trainer.errors import InputError, RunError
 from trainer.storage.base import local_path
 from trainer.storage.writers import NO_LOCKS, boot_id
@@ -118,7 +118,7 @@ def _beating(held: Held, lock: _Lock) -> Iterator[None]:
 @contextlib.contextmanager
 def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
     with _liveness() as (folder, facts):
-        kept = Lease(experiment_uri, facts, ended=_has_ended, say=lambda line: print(line, file=sys.stderr, flush=True))
+        kept = Lease(experiment_uri, facts, ended=_has_ended, say=logs.say)
         kept.take()
         held = Held(folder / _JOBS)
         try:

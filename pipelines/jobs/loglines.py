@@ -12,6 +12,7 @@ from pipelines.cluster.connection import Cluster
 from pipelines.jobs.shapes.base import Shape
 from pipelines.jobs.view import View, container_status
 from trainer.errors import InputError
+from trainer.logs import text_of
 from trainer.progress import progress, read_step_line
 from trainer.storage.retries import Backoff
 
@@ -161,7 +162,7 @@ class Progress:
             stamp: the kubelet's time.
             text: the line.
         """
-        figures = read_step_line(text)
+        figures = read_step_line(text_of(text))
         now = _posix(stamp)
         if figures is None or now is None:
             return

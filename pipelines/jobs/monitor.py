@@ -14,6 +14,7 @@ from pipelines.jobs.stuck import Clock, find_stuck
 from pipelines.jobs.view import View, container_status, terminations
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError, RunError
+from trainer.logs import text_of
 from trainer.storage.failures import read_failure
 
 WRONG_INPUT = 2
@@ -176,7 +177,7 @@ class Monitor:
 def last_line(end: Mapping[str, Any]) -> str:
     """The last line of a container's termination message."""
     lines = [line.strip() for line in str(end.get("message") or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return text_of(lines[-1]) if lines else ""
 
 
 def has_run(pod: Mapping[str, Any], container: str) -> bool:
@@ -194,4 +195,4 @@ def last_lines(cluster: Cluster, pod: Mapping[str, Any], container: str) -> list
             said = "\n".join(cluster.log(pod["metadata"]["name"], container, follow=False, timestamps=False, tail=LAST_LINES))
         except (Unreachable, InputError):
             return []
-    return [line for line in said.splitlines() if line.strip()][-LAST_LINES:]
+    return [text_of(line) for line in said.splitlines() if line.strip()][-LAST_LINES:]

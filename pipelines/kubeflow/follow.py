@@ -14,6 +14,7 @@ from pipelines.kubeflow.nodes import BEFORE, Step, steps
 from pipelines.kubeflow.runninglogs import RunningLogs
 from pipelines.kubeflow.steplog import StepLog
 from trainer.errors import InputError, RunError
+from trainer.logs import text_of
 
 POLL_SECONDS = 5.0
 _NAP_SECONDS = 0.2
@@ -178,7 +179,7 @@ class RunFollower:
         for line in known.log.take(text, ended=ended) if text is not None else []:
             self._say(f"{self._title(step)} | {line}")
             known.last = line.strip() or known.last
-            told = EVERYTHING.fullmatch(line.strip()) if step.name == BEFORE[0] else None
+            told = EVERYTHING.fullmatch(text_of(line).strip()) if step.name == BEFORE[0] else None
             self._experiment = told[1] if told else self._experiment
 
     def _say_waiting(self, step: Step, known: _Followed) -> None:

@@ -14,6 +14,7 @@ import yaml
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import Cluster, Kind
 from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
+from pipelines.operate.gpu_nodes import DRIVER, count_of, is_labelled, why_not
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
 from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
 from pipelines.profile.profile import Profile
@@ -152,12 +153,14 @@ def _gpus(api: Api, jobs: JobSettings) -> str:
     if not allowed(api, "list", "nodes", ""):
         return "not looked at: no permission to list nodes"
     gpus, resource = jobs.gpus_per_node, jobs.gpu_resource
-    allocatable = [int(node["status"].get("allocatable", {}).get(resource, 0)) for node in api.call("GET", "/api/v1/nodes")["items"]]
-    fitting = sum(count >= gpus for count in allocatable)
-    if fitting < jobs.nodes:
-        most = max(allocatable, default=0)
-        raise InputError(f"jobs want {jobs.nodes} x {gpus} {resource}, and {fitting} of the nodes have so many (the most is {most})")
-    return f"nodes with {gpus} or more: {fitting}"
+    found = api.call("GET", "/api/v1/nodes")["items"]
+    large = [node for node in found if count_of(node, resource) >= gpus]
+    unfit = [reason for node in large if (reason := why_not(node))]
+    if len(large) - len(unfit) < jobs.nodes:
+        most = f" (the most is {max((count_of(node, resource) for node in found), default=0)})" if len(large) < jobs.nodes else ""
+        raise InputError("; ".join([f"jobs want {jobs.nodes} x {gpus} {resource}, and {len(large)} of the nodes have so many{most}", *unfit[:3]]))
+    known = "" if any(map(is_labelled, large)) or not resource.startswith("nvidia.com/") else f"; their drivers are not known, {DRIVER} or newer is needed"
+    return f"nodes with {gpus} or more: {len(large) - len(unfit)}{known}"
 
 
 def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:

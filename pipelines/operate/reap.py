@@ -16,12 +16,14 @@ from typing import Any
 from pipelines.cluster import ending
 from pipelines.cluster.api import Conflict
 from pipelines.cluster.connection import WORKFLOW, Cluster, Kind, MissingKind
+from pipelines.cluster.names import DOMAIN
 from pipelines.cluster.watch import DELETED, SYNCED
 from pipelines.jobs import holds
 from pipelines.jobs.finding import PART_OF
 from pipelines.jobs.holds import Action
 from pipelines.jobs.shapes import job_kinds
 from pipelines.operate.reaper_server import Metrics, serve
+from trainer import logs
 from trainer.errors import InputError, RunError
 from trainer.progress import counted
 
@@ -67,7 +69,7 @@ class Reaper:
 
     def __init__(self, cluster: Cluster, namespaces: Sequence[str], grace_seconds: float, say: Say) -> None:
         """Nothing is asked of the cluster yet; a namespace "" stands for all."""
-        self.metrics = Metrics()
+        self.metrics = Metrics(self._known)
         self._cluster, self._namespaces, self._grace_seconds = cluster, namespaces, grace_seconds
         self._say = say
         self._said: set[str] = set()
@@ -124,6 +126,11 @@ class Reaper:
     def healthy(self) -> bool:
         """Whether all its threads live and the loop turns."""
         return all(thread.is_alive() for thread in self._threads) and time.monotonic() - self._turned < STUCK_SECONDS
+
+    def _known(self) -> tuple[list[Object], list[Object]]:
+        """The jobs and the Workflows that there are, as far as this reaper knows."""
+        with self._changed:
+            return [job for _, job in self._jobs.values()], list(self._workflows.values())
 
     def _follow(self, kind: Kind, namespace: str, stop: threading.Event) -> None:
         """Keep what is known of one kind up to date."""
@@ -230,18 +237,28 @@ class Reaper:
         if action.what != "shorten_grace":
             released = "released; it has ended and stays for its TTL" if holds.has_ended(action.job) else "released; others hold it"
             done = "deleted with its pods" if action.what == "delete" else released
-            self._say(f"reap: {kind.kind} {namespace}/{name}: {action.why}: {done}")
+            with logs.about(**_fields(action.job)):
+                self._say(f"reap: {kind.kind} {namespace}/{name}: {action.why}: {done}")
             self.metrics.acted(action.what, len(action.ended))
         return True
 
     def _complain(self, error: Exception) -> None:
         self.metrics.failed()
-        self._say_once(f"reap: {error}")
+        with logs.about(level="error"):
+            self._say_once(f"reap: {error}")
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
             self._say(line)
+
+
+def _fields(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose a job is, by its labels: fields of a log record."""
+    labels = job["metadata"].get("labels") or {}
+    found = {name: str(labels.get(f"{DOMAIN}/{name}", "")) for name in ("experiment", "arm", "point", "stage")}
+    seed = str(labels.get(f"{DOMAIN}/seed", ""))
+    return {**found, "seed": int(seed) if seed.isdigit() else ""}
 
 
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp")

@@ -2,11 +2,13 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from trainer.errors import InputError
+
+Object = Mapping[str, Any]
 
 
 class Metrics:
@@ -16,8 +18,11 @@ class Metrics:
         count: the same figures for this process: releases, deletions, errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[], tuple[Sequence[Object], Sequence[Object]]] = lambda: ((), ())) -> None:
+        """`look` gives the jobs and Workflows that the reaper knows at that moment."""
         from prometheus_client import CollectorRegistry, Counter, Gauge
+
+        from pipelines.operate.observed import Observed
 
         self.registry = CollectorRegistry()
         self.count = {"released": 0, "deleted": 0, "errors": 0}
@@ -25,6 +30,7 @@ class Metrics:
         self._deleted = Counter("firstsight_reaper_deleted_jobs", "Jobs deleted with their last hold.", registry=self.registry)
         self._errors = Counter("firstsight_reaper_errors", "Reads and actions that failed.", registry=self.registry)
         self._jobs = Gauge("firstsight_reaper_jobs", "Labelled jobs that are watched.", registry=self.registry)
+        self.registry.register(Observed(look))
 
     def jobs(self, number: int) -> None:
         """So many jobs are known."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from pipelines.jobs.local import COMMAND
 from pipelines.jobs.specs import evaluate_spec, train_spec
 from pipelines.steps.notes import note
 from pipelines.steps.running import ATTEMPTS, Scene, recorded, run_job
+from trainer.logs import FORMAT_VARIABLE
 from trainer.storage import join, layout, open_store
 from trainer.storage.committed import NAME as COMMITTED
 from trainer.storage.committed import read_final
@@ -78,7 +80,8 @@ def measured(entries: Iterable[Entry]) -> set[str]:
 
 def count_missing(configs: list[str]) -> dict[str, int]:
     """How many results are missing, by the URI of a cell's evaluation/config.yaml; empty where that cannot be told."""
-    looked = subprocess.run([*COMMAND, "evaluate", "--dry-run", "--config", *configs], capture_output=True, text=True, check=False)
+    command, environment = [*COMMAND, "evaluate", "--dry-run", "--config", *configs], {**os.environ, FORMAT_VARIABLE: "text"}
+    looked = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     try:
         found: Any = json.loads(looked.stdout.splitlines()[-1])["cells"] if looked.returncode == 0 else {}
         return {uri: int(one["missing"]) for uri, one in found.items()}

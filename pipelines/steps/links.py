@@ -6,6 +6,7 @@ Kubeflow's UI shows the log of a launcher and, at the end, its artifacts; what a
 import os
 import textwrap
 from pathlib import Path
+from urllib.parse import quote
 
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
@@ -119,7 +120,7 @@ def _page(profile: Profile, stored: str, run: str, request: Request, namespace: 
     experiment, cells = request.experiment, request.cells
     uri = layout.experiment(layout.of_request(stored)[0], experiment)
     links = [
-        f"- [{what}]({address.format(experiment=experiment, namespace=namespace)})"
+        f"- [{what}]({_filled(address, experiment=experiment, namespace=namespace)})"
         for what, address in (
             ("Dashboard", profile.links.dashboard),
             ("Bucket", profile.links.bucket),
@@ -146,6 +147,13 @@ def _page(profile: Profile, stored: str, run: str, request: Request, namespace: 
         resources = f"{by_backend()[profile.backend].kind.plural},{JOB.plural}"
         parts += _cluster_lines(resources, experiment, namespace)
     return "\n\n".join(parts) + "\n"
+
+
+def _filled(address: str, **values: str) -> str:
+    """An address with `{name}` put in for each name; every other brace stays, as Grafana's own links have them (`${__from}`)."""
+    for name, value in values.items():
+        address = address.replace(f"{{{name}}}", quote(value, safe=""))
+    return address
 
 
 def _wrapped(command: str) -> str:

@@ -4,6 +4,7 @@ Whatever is slow to import stays out of this module, so that a step which is don
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import os
@@ -12,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipelines.planning.runs import Run
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.notes import FAILED, note
+from trainer import logs
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
@@ -61,16 +62,18 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            check_stop()
-            use_store_of_profile()
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        except Exception as error:
-            if not isinstance(error, InputError | RunError | OSError):
-                traceback.print_exc(file=sys.stdout)  # a fault of firstsight's own: for its developers
-            print(f"{function.__name__}: {one_line_of(error)}", file=sys.stderr, flush=True)
-            raise SystemExit(getattr(error, "exit_code", 1)) from None
+            with contextlib.ExitStack() as stack:
+                try:
+                    check_stop()
+                    use_store_of_profile()
+                    stack.enter_context(logs.speaking("launcher"))
+                    return function(*args, **kwargs)
+                except KeyboardInterrupt:
+                    raise SystemExit(130) from None
+                except Exception as error:
+                    foreseen = isinstance(error, InputError | RunError | OSError)  # else a fault of firstsight's own: for its developers
+                    logs.say(f"{function.__name__}: {one_line_of(error)}", "error", None if foreseen else error)
+                    raise SystemExit(getattr(error, "exit_code", 1)) from None
         finally:
             signal.signal(signal.SIGTERM, before)
 
@@ -135,6 +138,7 @@ def open_scene(request: str) -> Scene:
     found = _IN_RUN.fullmatch(request)
     uri, run_id = (found["uri"], found["run"]) if found else (request, BY_HAND)
     root, name = layout.of_request(uri)
+    logs.bind(experiment=name)
     bounds = read_profile()
     bounds.check_root("request", uri)  # before anything is read or written where another tenant's may lie
     with recorded(layout.experiment(root, name), "request"):
@@ -155,7 +159,7 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
     try:
         entries = (read_plan(uri) or {"cells": []})["cells"]
     except Corrupt as error:
-        print(f"{error}; how the stages of its cells failed is unknown", file=sys.stderr, flush=True)
+        logs.say(f"{error}; how the stages of its cells failed is unknown", "warning")
         entries = []
     for entry in entries:
         if entry["cell"] in cells:
@@ -187,7 +191,9 @@ def run_job(scene: Scene, spec: JobSpec, *, attempts: int, speaker: str = "") ->
         attempts: starts at most, where no launcher counts what happens to it.
         speaker: what its lines begin with in the step's output, where jobs run at once.
     """
-    with recorded(spec.folder, spec.name):
+    whose = spec.identity
+    fields = {"arm": whose.arm, "point": whose.point, "seed": whose.seed, "stage": whose.stage} if whose is not None else {}
+    with logs.about(**fields), recorded(spec.folder, spec.name):
         _run_job(scene, spec, attempts, speaker)
 
 
@@ -221,7 +227,8 @@ def check_caller(halt: threading.Event) -> None:
 
 def _follow(job: Job, log: Callable[[str], None], halt: threading.Event) -> Outcome:
     """Pass on the job's output until it ends; end it where the run is stopped."""
-    reader = threading.Thread(target=job.logs, args=(log,), name="job log", daemon=True)
+    about_it = contextvars.copy_context()  # whose lines they are, in the other thread too
+    reader = threading.Thread(target=about_it.run, args=(job.logs, log), name="job log", daemon=True)
     reader.start()
     parent = _Parent()
     try:
@@ -264,7 +271,8 @@ def _log(folder: str, *, stored: bool, speaker: str) -> Iterator[Callable[[str],
     prefix = f"{speaker}: " if speaker else ""
 
     def say(line: str) -> None:
-        sys.stdout.write(f"{prefix}{line}\n")  # in one call: lines of other threads must not come between
+        said = line if logs.record_of(line) else f"{prefix}{line}"  # a record says itself whose it is
+        sys.stdout.write(f"{said}\n")  # in one call: lines of other threads must not come between
         sys.stdout.flush()
 
     if not stored:

@@ -25,7 +25,11 @@ EVERYTHING = {
     "trainingRuntime": {"enabled": True},
     "profiles": {"firstsight": {}, "v2": {"backend": "trainjob"}},
     "kubeflow": {"endpoint": "https://kfp.example.org", "multiUser": True, "namespace": "team", "caBundle": "PEM", "existingSecret": "kfp"},
-    "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
+    "metrics": {
+        "podMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True, "runbookUrl": "https://git.example.org/RUNBOOK.md#"},
+        "dashboard": {"enabled": True},
+    },
     "images": {"pullSecrets": ["registry"]},
 }
 """Every switch on."""

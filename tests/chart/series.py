@@ -1,18 +1,18 @@
 """Series as Prometheus would hold them, made by the real exporter (trainer/run/sinks.py) on a clock that a test turns.
 
-A scene is a job of some nodes whose days go as the test says; every 15 s its endpoints are read as Prometheus reads them.
+A scene is a job of some nodes whose days go as the test says; every 15 s their registries are read, as Prometheus would over HTTP.
 """
 
 import dataclasses
 import math
 import time
-import urllib.request
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry
 
+from pipelines.operate.reaper_server import Metrics
 from trainer.config import ContrastiveConfig, StageConfig
 from trainer.run.sinks import Endpoint
 
@@ -51,6 +51,11 @@ class Scene:
         self._monkeypatch, self._variable = monkeypatch, node_environment
         self._totals = {"samples": 0.0, "step": 0.0, "nonfinite_steps": 0.0, "restarts": 0.0}
         self.nodes = [self._node(rank) for rank in range(nodes)]
+        self.reaper = Metrics(lambda: (self.jobs, self.workflows))
+        self.jobs: list[dict[str, Any]] = []
+        self.workflows: list[dict[str, Any]] = []
+        self.reaper_pod = "fs-firstsight-reaper-6d8f9c7b5-x2x9k"
+        """Of the reaper that is scraped; empty: none is."""
 
     def train(self, minutes: float, *, step_seconds: float = 1.0, wait: float = 0.05, rate: float = 512.0, **figures: Any) -> None:
         """So many minutes of steps.
@@ -112,7 +117,7 @@ class Scene:
         """As `input_series` of a rule test."""
         last = self._tick_number()
         return [
-            {"series": f"{name}{_braces(labels)}", "values": " ".join(_value(values.get(tick)) for tick in range(last))}
+            {"series": f"{name}{braces(labels)}", "values": " ".join(_value(values.get(tick)) for tick in range(last))}
             for (name, labels), values in self.samples.items()
         ]
 
@@ -120,7 +125,7 @@ class Scene:
         """As text with times, for `promtool tsdb create-blocks-from openmetrics`."""
         families: dict[str, list[str]] = {}
         for (name, labels), values in sorted(self.samples.items()):
-            lines = (f"{name}{_braces(labels)} {value} {self._begin + tick * SCRAPE_SECONDS:.0f}" for tick, value in sorted(values.items()))
+            lines = (f"{name}{braces(labels)} {value} {self._begin + tick * SCRAPE_SECONDS:.0f}" for tick, value in sorted(values.items()))
             families.setdefault(name, []).extend(lines)
         blocks = (f"# TYPE {name} unknown\n" + "\n".join(lines) for name, lines in families.items())
         return "\n".join(blocks) + "\n# EOF\n"
@@ -134,7 +139,12 @@ class Scene:
         for node in self.nodes:
             target = {"namespace": "ml", "pod": node.pod, "container": "pytorch", "job": "firstsight", "endpoint": "metrics"}
             self._put("up", target, tick, 0.0 if node.hangs else 1.0)
-            for name, labels, value in () if node.hangs else _read(node.endpoint.port):
+            for name, labels, value in () if node.hangs else _samples(node.endpoint._registry):
+                self._put(name, {**labels, **target}, tick, value)
+        if self.reaper_pod:
+            target = {"namespace": "ml", "pod": self.reaper_pod, "container": "reaper", "job": "firstsight", "endpoint": "metrics"}
+            self._put("up", target, tick, 1.0)
+            for name, labels, value in _samples(self.reaper.registry):
                 self._put(name, {**labels, **target}, tick, value)
         self.now += SCRAPE_SECONDS
 
@@ -145,14 +155,13 @@ class Scene:
         return round((self.now - self._begin) / SCRAPE_SECONDS)
 
 
-def _read(port: int) -> Iterable[tuple[str, Mapping[str, str], float]]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        text = answer.read().decode()
-    for family in text_string_to_metric_families(text):
-        yield from ((sample.name, sample.labels, sample.value) for sample in family.samples)
+def _samples(registry: CollectorRegistry) -> Iterable[tuple[str, Mapping[str, str], float]]:
+    """What a scrape of it would give."""
+    return ((sample.name, sample.labels, sample.value) for family in registry.collect() for sample in family.samples)
 
 
-def _braces(labels: Labels) -> str:
+def braces(labels: Labels) -> str:
+    """Labels as a selector of exactly them."""
     return "{" + ",".join(f'{name}="{value}"' for name, value in labels) + "}"
 
 

@@ -48,6 +48,21 @@ def test_prometheus_shows_the_figures_of_the_record(tmp_path: Path) -> None:
     assert found["firstsight_train_last_step_timestamp_seconds"] > 1e9
 
 
+def test_gpu_seconds_count_from_the_start_and_never_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight GPUs are held from the first moment on, whatever a step takes; a clock that is set back costs nothing."""
+    clock = types.SimpleNamespace(now=100.0, monotonic=time.monotonic, sleep=time.sleep)
+    clock.time = lambda: clock.now
+    monkeypatch.setattr(sinks, "time", clock)
+    endpoint = Endpoint(toy_config(tmp_path), 0, FRESH, gpus=8)
+    shown = []
+    for now in (130.0, 120.0, 121.0):
+        clock.now = now
+        endpoint.step(0.25, 0.05)
+        shown.append(scraped(endpoint.port)["firstsight_train_gpu_seconds_total"])
+    endpoint.close(0.0)
+    assert shown == [240.0, 240.0, 248.0]
+
+
 @pytest.mark.parametrize(("seed", "point", "cell"), [(0, "", "toy-seed0"), (7, "dose-10", "toy-dose-10-seed7"), (0, "", "")])
 def test_every_series_says_whose_it_is(tmp_path: Path, seed: int, point: str, cell: str) -> None:
     """Two seeds, or two points, are told apart; what cells share names none."""
@@ -142,7 +157,7 @@ def test_a_run_serves_while_it_runs(tmp_path: Path, run_toy: Trained, monkeypatc
     ports: list[int] = []
     found: list[dict[str, float]] = []
 
-    def endpoint_on_any_port(config: Any, port: int, totals: Any) -> Endpoint:
+    def endpoint_on_any_port(config: Any, port: int, totals: Any, gpus: int) -> Endpoint:
         endpoint = Endpoint(config, 0, totals)
         ports.append(endpoint.port)
         return endpoint
@@ -165,7 +180,7 @@ def test_a_resumed_run_serves_its_own_work_as_counters(tmp_path: Path, run_toy: 
     endpoints: list[Endpoint] = []
     found: list[dict[str, float]] = []
 
-    def endpoint_on_any_port(config: Any, port: int, totals: Any) -> Endpoint:
+    def endpoint_on_any_port(config: Any, port: int, totals: Any, gpus: int) -> Endpoint:
         endpoints.append(Endpoint(config, 0, totals))
         return endpoints[-1]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from trainer import logs
 from trainer.config import EvaluateConfig
 from trainer.configs import read_stored
 from trainer.errors import Corrupt, InputError, RunError
@@ -47,6 +48,7 @@ def evaluate(config_uri: str, overrides: Sequence[str] = (), watch: bool = False
             or, while watching, a stage that failed.
     """
     config = _read(config_uri, overrides)
+    logs.bind(experiment=config.experiment, arm=config.arm, point=config.point, seed=config.seed, stage="evaluate")
     written = 0
     while watch and (waiting := unfinished(config)):
         written += _measure_missing(config, unfinished_ok=True)["written"]

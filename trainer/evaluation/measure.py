@@ -23,7 +23,7 @@ from trainer.evaluation.prior import Start
 from trainer.evaluation.read_sets import RETRIEVAL, EvaluationSet, Item, Triplet, read_set, read_triplets
 from trainer.evaluation.represent import measure_group
 from trainer.evaluation.results import Outcome, write_result
-from trainer.model import towers
+from trainer.model import gpus, towers
 from trainer.model.clip import CLIP
 from trainer.progress import check_stop, progress
 from trainer.storage import layout, read_bytes
@@ -126,9 +126,10 @@ def load_model(config: EvaluateConfig, at: ModelAt) -> CLIP:
 
 
 def _device(placement: Placement) -> torch.device:
+    available = gpus.usable(placement.device)
     if placement.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if placement.device == "cuda" and not torch.cuda.is_available():
+        return torch.device("cuda" if available else "cpu")
+    if placement.device == "cuda" and not available:
         raise InputError("placement.device must be cpu or auto where there is no CUDA device, got 'cuda'")
     return torch.device(placement.device)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from trainer.config import Placement, require
 from trainer.errors import InputError, PeerLost, RunError
+from trainer.model import gpus
 
 BUCKET_ELEMENTS = 6 << 20
 """Gradients are summed in runs of at least this many elements, cut in parameter order: 25 MB of float32, as DistributedDataParallel's."""
@@ -48,7 +49,7 @@ def start(placement: Placement) -> Distributed:
     """Join the group that torchrun describes in the environment, or stand alone; pin threads and precision.
 
     Raises:
-        InputError: placement.device is cuda and there is none for this rank.
+        InputError: placement.device is cuda and there is none for this rank; a GPU that was given cannot be used (trainer/model/gpus.py).
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -296,7 +297,7 @@ def _runs(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 
 def _device(placement: Placement, local_rank: int) -> torch.device:
-    available = torch.cuda.is_available()
+    available = gpus.usable(placement.device)
     if placement.device == "cpu" or (placement.device == "auto" and not available):
         return torch.device("cpu")
     if not available or local_rank >= torch.cuda.device_count():

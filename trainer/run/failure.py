@@ -5,10 +5,10 @@ And what must not end one: `best_effort`, `warn`.
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from trainer import logs
 from trainer.config import StageConfig
 from trainer.errors import InputError, PeerLost, RunError, words_of
 from trainer.progress import tell
@@ -54,7 +54,7 @@ def leave_failure(folder: str, stage: str, error: Exception) -> None:
         if known or failures.read_failure(folder) is None:
             failures.write_failure(folder, stage=stage, exit_code=code, line=line)
     except (InputError, RunError) as second:
-        print(f"{layout.failure(folder)}: could not be written: {second}", file=sys.stderr)
+        logs.say(f"{layout.failure(folder)}: could not be written: {second}", "warning")
 
 
 def _tell_kubelet(line: str) -> None:
@@ -64,4 +64,4 @@ def _tell_kubelet(line: str) -> None:
             with open(TERMINATION_LOG, "w") as log:
                 log.write(line + "\n")
         except OSError as error:
-            print(f"{TERMINATION_LOG}: could not be written: {error.strerror}", file=sys.stderr)
+            logs.say(f"{TERMINATION_LOG}: could not be written: {error.strerror}", "warning")

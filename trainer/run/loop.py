@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,9 +83,7 @@ def train(config: StageConfig) -> None:
                 leaving=Leaving(dist.device),
                 lines=StoredLines(config.output, layout.PROGRESS, state.lines) if dist.main else None,
                 writer=records.writer(config, fence) if dist.main else None,
-                endpoint=Endpoint(config, config.placement.metrics_port, records.totals(state, settings.global_batch_size))
-                if dist.local_rank == 0 and config.placement.metrics_port
-                else None,
+                endpoint=_endpoint(config, dist, records.totals(state, settings.global_batch_size)),
                 sinks=optional_sinks(config) if dist.main else [],
             )
             try:
@@ -100,6 +98,15 @@ def train(config: StageConfig) -> None:
                 records.close(run)
     finally:
         distributed.stop()
+
+
+def _endpoint(config: StageConfig, dist: Distributed, totals: Mapping[str, float]) -> Endpoint | None:
+    """/metrics of this machine, on its local rank 0, where a port is given."""
+    placement = config.placement
+    if dist.local_rank != 0 or not placement.metrics_port:
+        return None
+    gpus = placement.processes_per_node if dist.device.type == "cuda" else 0
+    return Endpoint(config, placement.metrics_port, totals, gpus)
 
 
 def build_stage(config: StageConfig, dist: Distributed) -> Stage:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import lineage
+from trainer import lineage, logs
 from trainer.config import StageConfig, recipe_fields, recipe_hash
 from trainer.device import Leaving
 from trainer.errors import Corrupt, InputError, RunError
@@ -100,6 +100,7 @@ def log_step(run: Run, step: int, figures: Mapping[str, float], times: Mapping[s
     for sink in run.sinks:
         sink.log(record)
     rate = times["samples_per_second"]
+    logs.bind(step=step)
     log.info("%s", step_line(run.name, step, run.steps, plain["loss"], rate))
     say(run, {"loss": plain["loss"], "samples_per_second": rate})
 
@@ -298,7 +299,7 @@ def log_to_store(config: StageConfig, dist: Distributed) -> Iterator[None]:
         return
     lines = StoredLines(config.output, layout.LOG)
     stored = StoredLogHandler(lines)
-    handlers: list[logging.Handler] = [stored, logging.StreamHandler()]
+    handlers: list[logging.Handler] = [stored, *logs.handlers()]
     for handler in handlers:
         log.addHandler(handler)
     log.setLevel(logging.INFO)

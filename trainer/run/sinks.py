@@ -47,6 +47,7 @@ _COUNTERS = {
     "steps": "Optimiser steps of this process.",
     "data_wait_seconds": "Seconds in which this process's steps waited for data.",
     "nonfinite": "Steps that this process skipped because their gradient contained NaN or Inf.",
+    "gpu_seconds": "GPUs of this machine's ranks times the seconds for which this process has held them; 0 on CPUs.",
 }
 """All start at 0 in each process, as Prometheus expects: from a run's total on, increase() would count it again at every restart."""
 
@@ -66,13 +67,14 @@ class Sink(Protocol):
 class Endpoint:
     """/metrics of one machine, served by its local rank 0."""
 
-    def __init__(self, config: StageConfig, port: int, totals: Mapping[str, float]) -> None:
+    def __init__(self, config: StageConfig, port: int, totals: Mapping[str, float], gpus: int = 0) -> None:
         """Serve on `port`.
 
         Args:
             config: of the run.
             port: 0 for any that is free.
             totals: the run's `step`, `samples`, `nonfinite_steps` and `restarts` so far; the counters count from there.
+            gpus: that this machine's ranks hold.
 
         Raises:
             InputError: the port is taken.
@@ -94,6 +96,7 @@ class Endpoint:
         self._scrapes = _Scrapes()
         self._registry.register(self._scrapes)
         self._told = _counted(totals)
+        self._gpus, self._paid_until = gpus, time.time()
         self._set(totals)
         self._gauges["start_timestamp_seconds"].set_to_current_time()
         try:
@@ -111,6 +114,9 @@ class Endpoint:
         self._step_seconds.observe(seconds)
         self._counters["data_wait_seconds"].inc(data_wait_seconds)
         self._gauges["last_step_timestamp_seconds"].set_to_current_time()
+        now = time.time()
+        self._counters["gpu_seconds"].inc(self._gpus * max(0.0, now - self._paid_until))  # a clock may be set back
+        self._paid_until = now
 
     def saved(self, stall_seconds: float, last_save_seconds: float) -> None:
         """A save has begun, and held the training up for `stall_seconds`."""

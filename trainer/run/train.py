@@ -8,10 +8,9 @@ A stage that is finished finds that out in a fraction of a second; wrong input e
 import ctypes
 import os
 import signal
-import sys
 from collections.abc import Sequence
 
-from trainer import lineage
+from trainer import lineage, logs
 from trainer.config import StageConfig, differing_keys, recipe_fields, recipe_hash, require, unless_auto
 from trainer.dose import short_of_a_batch
 from trainer.errors import Corrupt, InputError, RunError
@@ -41,12 +40,13 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
         RunError: a failure on the way, of this process or of a rank.
     """
     config = _read_config(stage, config_uri, overrides)
+    logs.bind(experiment=config.experiment, arm=config.arm, point=config.point, seed=config.seed, stage=config.stage)
     require("stage", stage, f"the one that {config_uri} is for ({config.stage})", stage == config.stage)
     try:
         if is_done(config):
             with best_effort(f"sweeping {config.output}"):
                 open_store(config.output).sweep(config.output)
-            print(f"{layout.stage_title(config)}: done already, {layout.final(config.output)}", file=sys.stderr)
+            logs.say(f"{layout.stage_title(config)}: done already, {layout.final(config.output)}")
             return
         inside = "TORCHELASTIC_RUN_ID" in os.environ
         if inside:
@@ -64,7 +64,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
             run_agent(config, ["-m", "trainer", "train", stage, "--config", config_uri, *(f"--set={item}" for item in overrides)])
     except Exception as error:
         if isinstance(error, RunError) and _finished_meanwhile(config):
-            print(f"{layout.stage_title(config)}: done, {layout.final(config.output)}; then: {error}", file=sys.stderr)
+            logs.say(f"{layout.stage_title(config)}: done, {layout.final(config.output)}; then: {error}")
             return
         write_failure(config, error)
         raise
@@ -86,9 +86,9 @@ def is_done(config: StageConfig) -> bool:
         raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{differing}")
     if seal is not None and damaged:
         for uri, source in restore_beside(config.output, seal, damaged).items():
-            print(f"{uri}: {damaged.pop(uri)}; restored from {source}", file=sys.stderr)
+            logs.say(f"{uri}: {damaged.pop(uri)}; restored from {source}")
     for uri, why in damaged.items():
-        print(f"{uri}: {why}; the final model is made again", file=sys.stderr)
+        logs.say(f"{uri}: {why}; the final model is made again")
     return seal is not None and not damaged
 
 
@@ -107,7 +107,7 @@ def _read_config(stage: str, uri: str, overrides: Sequence[str]) -> StageConfig:
     except (MissingObject, Corrupt) as error:
         source = restore_config(folder) if name == layout.CONFIG else ""
         if source:
-            print(f"{error}; restored from {source}", file=sys.stderr)
+            logs.say(f"{error}; restored from {source}")
             config = read_stage(uri, overrides)
             _refuse_other_folder(config, folder)
             return config
@@ -181,7 +181,7 @@ def _refuse_other_recipe(config: StageConfig) -> None:
     try:
         old = read_stage(uri)
     except Corrupt as error:  # not the file that this run was given; its checkpoints have a recipe hash of their own
-        print(f"{error}; written again", file=sys.stderr)
+        logs.say(f"{error}; written again")
         open_store(uri).delete(uri)
         return
     if recipe_hash(old) != recipe_hash(config):

@@ -3,5 +3,9 @@
           {{- $rule := (index . 0).Values.metrics.prometheusRule }}
           labels: {{- mustMergeOverwrite (dict "severity" (index . 1)) $rule.alertLabels | toYaml | nindent 12 }}
           annotations:
-            runbook_url: {{ printf "%s%s" $rule.runbookUrl (index . 2 | lower) | quote }}
+            {{- with $rule.runbookUrl }}
+            runbook_url: {{ printf "%s%s" . (index $ 2 | lower) | quote }}
+            {{- else }}
+            runbook: {{ printf "docs/RUNBOOK.md of firstsight, %s" (index . 2) }}
+            {{- end }}
 {{- end }}

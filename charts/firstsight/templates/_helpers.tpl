@@ -147,6 +147,9 @@ command: [/usr/bin/catatonit, --, python, -m, pipelines]
 {{/* Environment of the chart's own containers, as the values give it: usage {{ include "firstsight.env" . | nindent 12 }} */}}
 {{- define "firstsight.env" -}}
 - {name: HOME, value: /tmp}
+{{- if and (eq .Values.logs.format "json") (not (hasKey .Values.pods.env "FIRSTSIGHT_LOG_FORMAT")) }}
+- {name: FIRSTSIGHT_LOG_FORMAT, value: json}
+{{- end }}
 {{- range $name, $value := .Values.pods.env }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}

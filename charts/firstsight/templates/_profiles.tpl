@@ -98,7 +98,9 @@ Usage: {{ include "firstsight.foundInRelease" (list . $name) }} */}}
 written only where it is not the default: a step of an older pipeline version, still running, reads this file too. */}}
 {{- define "firstsight.profile" -}}
 {{- $root := first . -}}{{- $run := last . -}}{{- $jobs := $run.jobs -}}
-{{- $environment := mustMergeOverwrite (include "firstsight.storeEnvironment" $root | fromYaml) $jobs.environment -}}
+{{- $environment := include "firstsight.storeEnvironment" $root | fromYaml -}}
+{{- if eq $root.Values.logs.format "json" }}{{ $_ := set $environment "FIRSTSIGHT_LOG_FORMAT" "json" }}{{ end -}}
+{{- $environment = mustMergeOverwrite $environment $jobs.environment -}}
 {{- with $root.Values.network.privateSources }}{{ $_ := set $environment "FIRSTSIGHT_PRIVATE_SOURCES" (join "," .) }}{{ end -}}
 {{- $labels := deepCopy $jobs.labels -}}
 {{- with $jobs.queue }}{{ $_ := set $labels $jobs.queueLabel . }}{{ end -}}

@@ -344,6 +344,35 @@ def test_preflight_counts_gpus_by_the_name_that_jobs_ask_for(ready: StubApi, res
     assert failures == said
 
 
+def _gpu_node(name: str, **labels: str) -> dict[str, Any]:
+    named = {f"nvidia.com/{key.replace('__', '-').replace('_', '.')}": value for key, value in labels.items()}
+    return {"metadata": {"name": name, "labels": named}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}}
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (
+            _gpu_node("old", cuda_driver__version_major="535", gpu_compute_major="9"),
+            "old has driver 535",
+        ),
+        (_gpu_node("older", cuda_driver_major="470"), "older has driver 470, 580 or newer is needed"),
+        (_gpu_node("volta", cuda_driver_major="580", gpu_compute_major="7", gpu_compute_minor="0"), "capability 7.0, 7.5 or"),
+        (_gpu_node("good", cuda_driver_major="580", gpu_compute_major="7", gpu_compute_minor="5"), ""),
+        (_gpu_node("unlabelled"), ""),
+        (_gpu_node("odd", cuda_driver_major="unknown"), ""),
+    ],
+)
+def test_preflight_reads_what_gpu_nodes_can_run(ready: StubApi, node: dict[str, Any], said: str) -> None:
+    """Driver and GPU, where NVIDIA's labels say them; a node that is good enough beside it will do."""
+    ready.objects["/api/v1/nodes"] = {"items": [node]}
+    failures = _failed(_rendering(jobs={"gpus_per_node": 8}))
+    assert list(failures) == (["GPUs for profile fs"] if said else [])
+    assert said in failures.get("GPUs for profile fs", "")
+    ready.objects["/api/v1/nodes"] = {"items": [node, _gpu_node("good", cuda_driver_major="590")]}
+    assert _failed(_rendering(jobs={"gpus_per_node": 8})) == {}
+
+
 @pytest.mark.parametrize(
     ("peer", "labels", "admitted"),
     [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from pipelines.__main__ import main
 from pipelines.cluster import connection, watch
@@ -16,8 +17,10 @@ from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from pipelines.operate import reap
 from pipelines.operate.reap import Reaper
 from pipelines.operate.reaper_server import serve
+from tests.logged import records
 from tests.pipelines.fake_api import FakeApi, Status
-from tests.pipelines.fake_jobs import JOBS, PYTORCHJOBS, WORKFLOWS, ago, owner, put_job, put_workflow
+from tests.pipelines.fake_jobs import JOBS, PYTORCHJOBS, WORKFLOWS, ago, identity, owner, put_job, put_workflow
+from trainer.logs import FORMAT_VARIABLE
 
 Object = dict[str, Any]
 
@@ -280,6 +283,23 @@ def test_once_does_what_there_is_to_do_and_ends(server: FakeApi, api_cluster: Cl
     assert lines[-1] == "reap: 0 jobs, nothing to do"
 
 
+def test_the_reaper_logs_records(server: FakeApi, api_cluster: Cluster, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Whose job it freed, in fields; what it could not do is an error."""
+    monkeypatch.setenv(FORMAT_VARIABLE, "json")
+    put_job(server, labels=identity(seed=3), **{"annotations": {"firstsight.dev/held-by.ana": ago(700)}})
+    server.refuse = lambda verb, resource, body: Status(403, "Forbidden", "no") if resource == JOBS else None
+
+    assert main(["reap"]) == 1
+
+    out, err = capfd.readouterr()
+    found = records(out) + records(err)
+    (freed,) = [one for one in found if "deleted with its pods" in one["message"]]
+    assert {name: freed[name] for name in ("component", "level", "experiment", "arm", "seed", "stage")} == {
+        "component": "reaper", "level": "info", "experiment": "demo", "arm": "random", "seed": 3, "stage": "contrastive",
+    }  # fmt: skip
+    assert {one["level"] for one in found} == {"info", "error"}
+
+
 def test_wrong_arguments_are_refused_in_one_line(api_cluster: Cluster, capsys: pytest.CaptureFixture[str]):
     assert main(["reap", "--grace-seconds", "-1"]) == 2
     assert capsys.readouterr().err == "pipelines reap: --grace-seconds must be 0 or more, got -1.0\n"
@@ -303,6 +323,38 @@ def test_health_and_metrics_are_served(server: FakeApi, api_cluster: Cluster):
     assert "firstsight_reaper_deleted_jobs_total 1.0" in metrics
     assert "firstsight_reaper_jobs 1.0" in metrics
     assert json.dumps(one.metrics.count) == '{"released": 1, "deleted": 1, "errors": 0}'
+
+
+def test_jobs_and_failed_runs_are_shown_while_they_are_there(server: FakeApi, api_cluster: Cluster):
+    """By phase, with the labels of a run; a run that somebody terminated, or a foreign one, has not failed."""
+    failed = {"phase": "Failed", "finishedAt": "2026-11-30T12:00:00Z"}
+    put_job(server, put_workflow(server), labels=identity(seed=3))
+    put_job(server, put_workflow(server, "two"), name="k", status={"conditions": [{"type": "Failed", "status": "True"}]})
+    put_workflow(server, "firstsight-abcde", status=failed)
+    put_workflow(server, "firstsight-ended", status=failed, spec={"shutdown": "Terminate"})
+    put_workflow(server, "other-abcde", status=failed)
+    one, stop = Reaper(api_cluster, [""], 600, lambda line: None), threading.Event()
+    watching = threading.Thread(target=one.watch, args=(stop,))
+    watching.start()
+
+    def shown() -> list[str]:
+        text = generate_latest(one.metrics.registry).decode()
+        return sorted(line for line in text.splitlines() if line.startswith(("firstsight_job_phase", "firstsight_run_failed")))
+
+    try:
+        until(lambda: len(shown()) == 3)
+        assert shown() == [
+            'firstsight_job_phase{arm="",cell="",experiment="",job_name="k",phase="failed",point="",run_namespace="team",'
+            'seed="",stage=""} 1.0',
+            'firstsight_job_phase{arm="random",cell="",experiment="demo",job_name="j",phase="active",point="",run_namespace="team",seed="3",'
+            'stage="contrastive"} 1.0',
+            'firstsight_run_failed_timestamp_seconds{run="firstsight-abcde",run_namespace="team"} 1.79604e+09',
+        ]
+        server.remove(PYTORCHJOBS, "k")
+        until(lambda: len(shown()) == 2)
+    finally:
+        stop.set()
+        watching.join(20)
 
 
 def test_health_says_when_a_watch_has_died(api_cluster: Cluster):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipelines.kubeflow.follow import EVERYTHING
 from pipelines.planning.request import read_request
@@ -11,6 +12,8 @@ from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps.links import POD_VARIABLE, accept
 from tests.pipelines import fake_kueue
 from tests.pipelines.fake_api import FakeApi
+from tests.logged import records
+from trainer.logs import FORMAT_VARIABLE
 from trainer.storage import join, read_json
 
 PROFILE = """
@@ -83,6 +86,44 @@ def test_a_queue_that_admits_nothing_is_refused_before_anything_is_staged(
         accept(**asked, queue="days")
     assert read_json(str(failure))["line"].endswith("takes no jobs: LocalQueue is stopped: have it started, or name another queue")
     accept(**{**asked, "backend": "local", "queue": "nights"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "address", "shown"),
+    [
+        ("dashboard", "Dashboard", "https://g/d/x?from=${__from}&var-experiment={experiment}", "https://g/d/x?from=${__from}&var-experiment=demo"),
+        ("dashboard", "Dashboard", "https://g/d/x?var={{experiment}}&b={}&c={0}&d={", "https://g/d/x?var={demo}&b={}&c={0}&d={"),
+        ("bucket", "Bucket", "https://c/{bucket}/{namespace}?q={prefix!r}", "https://c/{bucket}/team-a?q={prefix!r}"),
+        ("kubeflow", "This run in Kubeflow", "https://k/{tenant}", "https://k/{tenant}/#/runs/details/a-run"),
+    ],
+)  # fmt: skip
+def test_braces_in_a_link_are_the_links_own(asked: dict[str, Any], tmp_path: Path, kind: str, title: str, address: str, shown: str):
+    """Only `{experiment}` and `{namespace}` are put in; nothing else ends the run."""
+    (tmp_path / "profile.yaml").write_text(
+        yaml.safe_dump({"root": str(tmp_path / "s"), "jobs": {"namespace": "team-a"}, "links": {kind: address}})
+    )
+
+    assert f"[{title}]({shown})" in accept(**asked)[1]
+
+
+def test_the_launcher_logs_records_where_the_profile_says_so(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """By the environment that jobs get too; what it refuses is an error."""
+    monkeypatch.setenv(FORMAT_VARIABLE, "text")  # so that it is put back, since a step sets it
+    monkeypatch.delenv(FORMAT_VARIABLE)
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(profile.read_text().replace("team-a}", f"team-a, store_environment: {{{FORMAT_VARIABLE}: json}}}}"))
+    accept(**asked)
+    with pytest.raises(SystemExit):
+        accept(**{**asked, "arms": "random,percetual"})
+    out, err = capfd.readouterr()
+    told = records(out)
+    assert told[0]["message"] == "# demo"
+    assert {(one["component"], one["level"]) for one in told} == {("launcher", "info")}
+    refused = records(err)[-1]
+    assert (refused["component"], refused["level"]) == ("launcher", "error")
+    assert "'percetual'" in refused["message"]
 
 
 def test_a_run_on_one_machine_is_shown_no_kubectl(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

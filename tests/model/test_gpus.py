@@ -1,0 +1,65 @@
+"""A driver or a GPU that is too old is told in one line, and nobody trains on a CPU beside a GPU that does not work."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.operate import gpu_nodes
+from trainer.config import Placement
+from trainer.errors import InputError
+from trainer.evaluation import measure
+from trainer.model import distributed, gpus
+
+FILE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc version 12.3.0\n"
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a GPU whose driver is old: torch finds no CUDA."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(gpus, "DRIVER_FILES", (str(tmp_path / "none"), str(tmp_path / "driver")))
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    (tmp_path / "driver").write_text(FILE)
+    (tmp_path / "nvidia0").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_an_old_driver_ends_training_and_evaluation_at_once(node: Path, device: str) -> None:
+    """Not a run that takes a hundred times as long."""
+    placement = Placement(device=device)  # type: ignore[arg-type]
+    said = r"^NVIDIA driver 535\.104\.05 is too old: torch \S+ with CUDA 13\.2 needs 580 or newer; update"
+    for choose in (lambda: distributed._device(placement, 0), lambda: measure._device(placement)):
+        with pytest.raises(InputError, match=said):
+            choose()
+
+
+def test_whoever_asks_for_a_cpu_gets_one(node: Path) -> None:
+    """So does a container to which no GPU was given, on a node with an old driver."""
+    assert distributed._device(Placement(device="cpu"), 0).type == "cpu"
+    (node / "nvidia0").unlink()
+    (node / "nvidiactl").touch()
+    assert distributed._device(Placement(), 0).type == "cpu"
+    assert measure._device(Placement()).type == "cpu"
+
+
+@pytest.mark.parametrize(("driver", "cuda"), [("580.65.06", "13.2"), ("535.104.05", "12.6"), ("", "13.2"), ("470.1", None)])
+def test_a_driver_that_will_do(driver: str, cuda: str | None) -> None:
+    """One that is new enough for torch's CUDA, or of which nothing is known."""
+    gpus.require_driver(driver, cuda)
+
+
+def test_an_old_gpu_is_named() -> None:
+    """With what it is and what is needed."""
+    with pytest.raises(InputError, match=r"^Tesla V100 is sm_70, and torch \S+ is built for sm_75 and newer"):
+        gpus.require_capability("Tesla V100", (7, 0), ["sm_120", "sm_75", "compute_75"])
+    gpus.require_capability("H100", (9, 0), ["sm_75", "sm_120"])
+
+
+def test_the_chart_s_preflight_asks_what_this_torch_needs() -> None:
+    """It cannot import torch, so it has the numbers of the pinned one."""
+    assert gpus.MINIMUM_DRIVERS[int(str(torch.version.cuda).partition(".")[0])] == gpu_nodes.DRIVER
+    oldest = min(int(one[3:]) for one in torch.cuda.get_arch_list() if one.startswith("sm_"))
+    assert divmod(oldest, 10) == gpu_nodes.CAPABILITY

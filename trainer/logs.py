@@ -1,0 +1,208 @@
+"""Logs as JSON, one object a line and one schema for trainer, launcher and reaper, where FIRSTSIGHT_LOG_FORMAT is `json`.
+
+Whatever is printed becomes a record, whoever prints it: standard output and error are replaced. An exception that nobody catches is a
+record with its traceback. Only what a C library writes to the file descriptor itself passes by. docs/OPERATIONS.md has the schema.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO, cast
+
+FORMAT_VARIABLE = "FIRSTSIGHT_LOG_FORMAT"
+Level = Literal["debug", "info", "warning", "error", "critical"]
+REQUIRED = ("time", "level", "component", "message")
+"""Every record has them, in this order; then those of FIELDS that are known."""
+FIELDS: dict[str, type] = {
+    "experiment": str,
+    "arm": str,
+    "point": str,
+    "seed": int,
+    "stage": str,
+    "rank": int,
+    "step": int,
+    "traceback": str,
+}
+_process: dict[str, Any] = {}
+_here: ContextVar[dict[str, Any]] = ContextVar("firstsight_log_fields", default={})  # noqa: B039 - never changed in place
+_began: list["_Lines"] = []
+
+
+def is_json() -> bool:
+    """Whether records are asked for.
+
+    Raises:
+        ValueError: the variable is neither `text` nor `json`.
+    """
+    asked = os.environ.get(FORMAT_VARIABLE, "")
+    if asked not in ("", "text", "json"):
+        raise ValueError(f"{FORMAT_VARIABLE} must be text or json, got {asked!r}")
+    return asked == "json"
+
+
+@contextlib.contextmanager
+def speaking(component: str) -> Iterator[None]:
+    """While the context lasts this process logs as `component`: as records where they are asked for, else as it always does.
+
+    Raises:
+        ValueError: as `is_json`.
+    """
+    if not is_json() or _began:
+        yield
+        return
+    _process.clear()
+    bind(component=component)
+    if os.environ.get("RANK", "").isdigit():
+        bind(rank=int(os.environ["RANK"]))
+    streams, hook = (sys.stdout, sys.stderr), threading.excepthook
+    sys.stdout, sys.stderr = (cast(TextIO, _Lines(stream)) for stream in streams)
+    _began.append(cast(_Lines, sys.stderr))
+    threading.excepthook = _uncaught_in_thread
+    handler = _Handler()
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except Exception as error:  # now: where Python would print it, nothing here is left to do so
+        say(f"{type(error).__name__}: {error}", "critical", error)
+        raise SystemExit(1) from error
+    finally:
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(handler)
+        for stream in (sys.stdout, sys.stderr):
+            cast(_Lines, stream).finish()
+        sys.stdout, sys.stderr = streams
+        threading.excepthook = hook
+        _began.clear()
+
+
+def bind(**fields: Any) -> None:
+    """From now on these fields stand in every record of the process; what is empty does not."""
+    _process.update(fields)
+
+
+@contextlib.contextmanager
+def about(**fields: Any) -> Iterator[None]:
+    """Inside, these fields stand in the records of this thread; `level` is that of what is printed."""
+    token = _here.set({**_here.get(), **fields})
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def say(line: str, level: Level = "info", error: BaseException | None = None) -> None:
+    """A line on standard error; with an `error` also its traceback, which a record has in a field of its own."""
+    told = "".join(traceback.format_exception(error)) if error is not None else ""
+    if _began:
+        _began[-1].record(line, level, traceback=told)
+    else:
+        print(told + line, file=sys.stderr, flush=True)
+
+
+def handlers() -> list[logging.Handler]:
+    """What a logger needs besides the root logger's handlers to be seen on standard error."""
+    return [] if _began else [logging.StreamHandler()]
+
+
+def record_of(line: str) -> dict[str, Any] | None:
+    """The record that a line is; None: it is another kind of line."""
+    if not line.startswith('{"time": '):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and all(name in found for name in REQUIRED) else None
+
+
+def text_of(line: str) -> str:
+    """What a line says: a record's message, or the line itself."""
+    record = record_of(line)
+    return str(record["message"]) if record else line
+
+
+class _Lines(io.TextIOBase):
+    """A stream that writes each line as a record; a line that is one already, such as a job's that is passed on, as it is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._begun: dict[int, str] = {}  # by thread: what of its line came so far
+        self._lock = threading.RLock()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's."""
+        return self._stream.encoding
+
+    def fileno(self) -> int:
+        """The stream's: a child process may inherit it."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """No bars and no colours."""
+        return False
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Take text; each line that it ends is written."""
+        thread = threading.get_ident()
+        with self._lock:
+            *lines, rest = (self._begun.pop(thread, "") + text).split("\n")
+            if rest:
+                self._begun[thread] = rest
+            for line in lines:
+                if line.strip():
+                    self.record(line.rstrip("\r"), "info")
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what the stream holds back; a line that was only begun waits for its end."""
+        self._stream.flush()
+
+    def finish(self) -> None:
+        """No text follows: write the lines that were begun."""
+        with self._lock:
+            for rest in self._begun.values():
+                self.record(rest, "info")
+            self._begun.clear()
+
+    def record(self, message: str, level: str, **more: Any) -> None:
+        """Write one record."""
+        written = message
+        if record_of(message) is None:
+            fields = {**_process, **_here.get(), **more}
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            record = {"time": now, "level": fields.pop("level", level), "component": fields.pop("component", ""), "message": message}
+            record |= {name: fields[name] for name in FIELDS if fields.get(name, "") not in ("", None)}
+            written = json.dumps(record)  # in ASCII: no letter of a message can end the line, or fail in the stream's encoding
+        with self._lock:
+            self._stream.write(f"{written}\n")
+            self._stream.flush()
+
+
+class _Handler(logging.Handler):
+    """Log records of any library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As one of ours."""
+        told = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+        if _began:
+            _began[-1].record(record.getMessage().rstrip("\n"), record.levelname.lower(), traceback=told)
+
+
+def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None:
+        name = args.thread.name if args.thread else "a thread"
+        say(f"{name}: {type(args.exc_value).__name__}: {args.exc_value}", "error", args.exc_value)

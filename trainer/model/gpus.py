@@ -1,0 +1,85 @@
+"""Whether this machine's driver and GPUs can run the torch that is installed; said in one line before anything else goes wrong."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from trainer.errors import InputError
+
+MINIMUM_DRIVERS = {12: 525, 13: 580}
+"""NVIDIA's least driver by the major version of CUDA; a minor version needs no newer one."""
+DRIVER_FILES = ("/sys/module/nvidia/version", "/proc/driver/nvidia/version")
+"""The driver's own word, the node's also inside a container."""
+DEVICES = Path("/dev")
+_REMEDY = "update the driver, use an image with another CUDA, or train without the GPU by placement.device=cpu"
+
+
+def usable(device: str) -> bool:
+    """Whether ranks may compute on GPUs here.
+
+    Args:
+        device: placement.device; with `cpu` nothing is looked at.
+
+    Raises:
+        InputError: a GPU was given to this machine, and torch cannot use it: to go on without would cost days, not an error.
+    """
+    if device == "cpu":
+        return False
+    if not torch.cuda.is_available():
+        if has_devices():
+            require_driver(driver_version(), torch.version.cuda)
+        return False
+    for number in range(torch.cuda.device_count()):
+        require_capability(torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number), torch.cuda.get_arch_list())
+    return True
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's driver; empty: there is none here."""
+    for name in DRIVER_FILES:
+        try:
+            text = Path(name).read_text()
+        except OSError:
+            continue
+        if found := re.search(r"\b(\d{3,}(?:\.\d+)+)\b", text):
+            return found[1]
+    return ""
+
+
+def has_devices() -> bool:
+    """Whether a GPU was given to this machine or container."""
+    return any(re.fullmatch(r"nvidia\d+", entry.name) for entry in DEVICES.glob("nvidia*"))
+
+
+def require_driver(driver: str, cuda: str | None) -> None:
+    """Refuse a driver that is too old for torch's CUDA.
+
+    Args:
+        driver: as `driver_version` gives it.
+        cuda: torch.version.cuda; None: torch was built without.
+
+    Raises:
+        InputError: with both versions, and the one that is needed.
+    """
+    least = MINIMUM_DRIVERS.get(int((cuda or "0").partition(".")[0]), 0)
+    if driver and int(driver.partition(".")[0]) < least:
+        raise InputError(f"NVIDIA driver {driver} is too old: torch {torch.__version__} with CUDA {cuda} needs {least} or newer; {_REMEDY}")
+
+
+def require_capability(name: str, capability: tuple[int, int], architectures: Sequence[str]) -> None:
+    """Refuse a GPU that is older than any that torch was built for.
+
+    Args:
+        name: of the GPU.
+        capability: its compute capability.
+        architectures: torch.cuda.get_arch_list().
+
+    Raises:
+        InputError: with both.
+    """
+    built = sorted(int(found[1]) for one in architectures if (found := re.match(r"sm_(\d+)", one)))
+    own = 10 * capability[0] + capability[1]
+    if built and own < built[0]:
+        raise InputError(f"{name} is sm_{own}, and torch {torch.__version__} is built for sm_{built[0]} and newer: use a newer GPU")
