@@ -2,23 +2,32 @@
 
 `InputError` is the user's to fix (exit 2): a typo in YAML, a wrong URI, unequal identities.
 `RunError` happened on the way (exit 1): a store that stayed down, a full disk, bad bytes.
-Both carry one line that names what, where and the rule; the command line prints just that line.
+Both carry one line that names what, where and the rule, without the credentials of URLs in it; the command line prints just that line.
 """
 
 import sys
 import traceback
 from collections.abc import Callable
 
+from trainer.redaction import without_credentials
+
 _LONGEST = 4000  # characters of the line, which may quote what a file holds: of a longer one the middle is left out
 
 
-class InputError(ValueError):
+class _Redacted(Exception):
+    """An error that names URLs without the credentials in them."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(without_credentials(word) if isinstance(word, str) else word for word in words))
+
+
+class InputError(_Redacted, ValueError):
     """Wrong input or configuration; nothing was written. Exit code 2, never retried."""
 
     exit_code = 2
 
 
-class RunError(RuntimeError):
+class RunError(_Redacted, RuntimeError):
     """A failure on the way that the same command may survive when run again. Exit code 1."""
 
     exit_code = 1
@@ -39,8 +48,8 @@ class Stopped(RunError):
 
 
 def words_of(error: BaseException) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, on one line without URLs' credentials; its kind where it says nothing."""
+    return " ".join(without_credentials(str(error)).split()) or type(error).__name__
 
 
 def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
@@ -60,7 +69,7 @@ def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         line = f"out of memory: {line}" if isinstance(error, MemoryError) else line
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-    line = " ".join(line.split())
+    line = " ".join(without_credentials(line).split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     print(f"{command}: {line}", file=sys.stderr)

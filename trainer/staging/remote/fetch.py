@@ -21,7 +21,7 @@ from trainer.progress import check_stop, progress
 from trainer.staging.images import shared_budget, use_budget
 from trainer.staging.plans import Plan, rules_of, slices_to_make
 from trainer.staging.remote.captions import clean_captions
-from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
+from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, base_of, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
 from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
 from trainer.staging.remote.zips import Member, read_range, unpack_member
@@ -58,7 +58,8 @@ class FetchSettings:
     buffer_mb: int = 256
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and the base."""
+        base_of("--images", self.images)
         for name, low in (("concurrency", 1), ("processes", 0), ("buffer_mb", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"--{name.replace('_', '-')} must be >= {low}, got {getattr(self, name)}")
