@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from trainer.config import canonical_hash, require
 from trainer.errors import InputError
+from trainer.redaction import holds_credentials
 from trainer.storage.base import absolute
 from trainer.storage.declarations import is_listed, mapped
 
@@ -182,6 +183,22 @@ def one_line(where: str, value: str) -> str:
     """Text that is safe in a label, a log and a template."""
     require(where, value, "one line without control characters", value.isprintable() and "{{" not in value)
     return value
+
+
+def require_no_credentials(where: str, value: Any) -> None:
+    """Refuse a URI with a user, a signature or a token, in a value or inside one: what a run is told is stored, shown and repeated."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            require_no_credentials(where, key)
+            require_no_credentials(f"{where}.{key}", part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            require_no_credentials(where, part)
+    elif isinstance(value, str) and holds_credentials(value):
+        raise InputError(
+            f"{where} must not hold credentials, which requests and jobs would show to all who may read them, got {value}: "
+            "copy the file to the store and name it there"
+        )
 
 
 def check_root(root: str) -> None:

@@ -14,6 +14,7 @@ from pipelines.planning.request import MAX_PARALLEL_CELLS, Request
 from pipelines.profile.settings import JobSettings
 from trainer.config import Placement, require
 from trainer.errors import InputError
+from trainer.redaction import holds_credentials
 from trainer.storage import read_text
 from trainer.storage.base import MissingObject
 
@@ -43,6 +44,7 @@ class Links:
             address = getattr(self, item.name)
             left = address.replace("{experiment}", "").replace("{namespace}", "")
             ok = address.isprintable() and not {*"{}"} & {*left}
+            require(f"links.{item.name}", "***", "an address without credentials: runs show it", not holds_credentials(address))
             require(f"links.{item.name}", address, "an address in which {experiment} and {namespace} alone stand in braces", ok)
 
 

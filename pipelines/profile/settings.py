@@ -1,5 +1,6 @@
 """How jobs look on a cluster: what `jobs:` of the chart's values and a run profile hold. Nothing here changes what is learned."""
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -7,7 +8,13 @@ from typing import Any
 
 from pipelines.planning.request import MAX_GPUS_PER_NODE, MAX_NODES
 from trainer.config import require
+from trainer.errors import InputError
+from trainer.redaction import holds_credentials
 
+PRIVATE_VARIABLE = "FIRSTSIGHT_PRIVATE_SOURCES"
+"""By which staging is told `private_sources` (trainer/staging/remote/addresses.py)."""
+_SECRET = re.compile(r"secret|token|passw|credential|api_?key|access_key|private_key", re.IGNORECASE)
+"""In the name of a variable whose value nobody but its reader may see, unless the name ends in _FILE."""
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -69,6 +76,8 @@ class JobSettings:
         shared_memory: size of /dev/shm, counted against the memory; empty: by its GPUs, see `shared_memory_of_pod`.
         staging_cpu: CPU request of a pod that stages data, which runs on no GPU node.
         staging_memory: its memory request and limit.
+        private_sources: CIDR blocks that staging may fetch from although they are not on the public Internet, such as a mirror's.
+            No run can name them: whoever may press Run must not reach what is inside.
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
         store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
         ttl_seconds: how long a finished job stays to be looked at.
@@ -94,6 +103,7 @@ class JobSettings:
     shared_memory: str = ""
     staging_cpu: str = "1"
     staging_memory: str = "4Gi"
+    private_sources: tuple[str, ...] = ()
     store_secret: str = ""
     store_environment: dict[str, str] = field(default_factory=dict)
     ttl_seconds: int = 86400
@@ -121,12 +131,20 @@ class JobSettings:
         for variable, value in self.store_environment.items():
             ok = bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)) and value.isprintable()
             require("jobs.store_environment", {variable: value}, "names of variables with a line of text each", ok)
+            _require_no_secret(f"jobs.store_environment: {variable}", variable, value)
+        for block in self.private_sources:
+            require("jobs.private_sources", block, "CIDR blocks such as 10.0.0.0/8", _is_network(block))
         _require_template(self.pod_template)
         for name in ("staging_cpu", "staging_memory"):
             _require_quantity(name, getattr(self, name), "a Kubernetes quantity such as 4 or 16Gi")
         for name in ("gpu_memory", "cpu", "memory", "shared_memory"):
             if getattr(self, name):
                 _require_quantity(name, getattr(self, name), "a Kubernetes quantity such as 4 or 16Gi, or empty")
+
+    @property
+    def staging_environment(self) -> dict[str, str]:
+        """Variables of staging alone."""
+        return {PRIVATE_VARIABLE: ",".join(self.private_sources)} if self.private_sources else {}
 
     @property
     def processes_per_node(self) -> int:
@@ -160,6 +178,22 @@ class JobSettings:
         return int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
 
 
+def _is_network(block: str) -> bool:
+    try:
+        return bool(ipaddress.ip_network(block))
+    except ValueError:
+        return False
+
+
+def _require_no_secret(where: str, variable: str, value: str) -> None:
+    """Refuse a credential in a profile, which is a ConfigMap and becomes part of every job; the refusal does not repeat it."""
+    if (_SECRET.search(variable) and not variable.upper().endswith("_FILE")) or holds_credentials(value):
+        raise InputError(
+            f"{where} must not hold a credential, which all who may read profiles and jobs would see: put it into the Secret "
+            "that jobs.store_secret names, or into another one that the pod template takes it from"
+        )
+
+
 def _require_quantity(name: str, value: str, rule: str) -> None:
     found = _QUANTITY.fullmatch(value)
     require(f"jobs.{name}", value, rule, found is not None)
@@ -177,6 +211,9 @@ def _require_template(template: Mapping[str, Any]) -> None:
     named = isinstance(containers, list) and all(isinstance(one, Mapping) and "name" in one for one in containers)
     require("jobs.pod_template.spec.containers", containers, "a list of mappings with a name each", named)
     for one in containers:
+        for entry in one.get("env") or []:
+            if isinstance(entry, Mapping) and isinstance(entry.get("value"), str):
+                _require_no_secret(f"jobs.pod_template: env {entry.get('name')}", str(entry.get("name")), entry["value"])
         mounts = one.get("volumeMounts") or []
         ok = isinstance(mounts, list) and all(isinstance(mount, Mapping) for mount in mounts)
         require("jobs.pod_template.spec.containers: volumeMounts", mounts, "a list of mappings", ok)
