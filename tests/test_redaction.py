@@ -1,10 +1,13 @@
 """Texts lose the credentials of URLs in them, and nothing else."""
 
 import json
+import sys
+import threading
 
 import pytest
 
-from trainer.errors import Corrupt, InputError, RunError, words_of
+from trainer import redaction
+from trainer.errors import Corrupt, InputError, RunError, exit_code, hide_credentials_in_tracebacks, words_of
 from trainer.redaction import holds_credentials, without_credentials
 from trainer.staging.remote.http import FetchError
 from trainer.staging.rows import Reject
@@ -68,3 +71,43 @@ def test_no_error_and_no_reject_quotes_them(kind: type[Exception], uri: str) -> 
     assert SECRET not in words_of(OSError(f"{uri}: gone"))
     assert SECRET not in f"{FetchError('bad URL', uri)!r}"
     assert SECRET not in repr(Reject("row 1", "bad URL", uri))
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "KFP_TOKEN", "KFP_COOKIE", "WANDB_API_KEY", "MY_PASSWORD"])
+def test_what_a_server_repeats_of_our_credentials_is_taken_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that quotes the header it was sent."""
+    monkeypatch.setenv(name, SECRET)
+    assert SECRET not in str(RunError(f"the store answers 403: 'Authorization: Bearer {SECRET}' is not known"))
+    monkeypatch.setenv(name, "short")
+    assert str(RunError("a short line")) == "a short line"
+
+
+def test_what_was_read_from_a_file_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_given", set())
+    redaction.conceal(SECRET, "")
+    assert str(InputError(f"{SECRET} is wrong")) == "*** is wrong"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/run/credentials")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "firsttester")
+    assert str(InputError("/run/credentials: firsttester is not known")) == "/run/credentials: firsttester is not known"
+
+
+def test_no_traceback_quotes_one(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With -v, of an error's cause too, and of an error that nobody foresaw, in a thread too."""
+
+    def fail() -> int:
+        try:
+            raise OSError(f"https://h/x?sig={SECRET}")
+        except OSError as error:
+            raise InputError("refused") from error
+
+    assert exit_code("x", fail, verbose=True) == 2
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    hide_credentials_in_tracebacks()
+    error = RuntimeError(f"of https://u:{SECRET}@h/x")
+    sys.excepthook(RuntimeError, error, None)
+    threading.excepthook(threading.ExceptHookArgs([RuntimeError, error, None, None]))
+    said = capfd.readouterr().err
+    assert said.count("RuntimeError: of https://***@h/x") == 2
+    assert "OSError: https://h/x?sig=***" in said
+    assert SECRET not in said

@@ -6,8 +6,11 @@ Both carry one line that names what, where and the rule, without the credentials
 """
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
 
 from trainer.redaction import without_credentials
 
@@ -52,6 +55,21 @@ def words_of(error: BaseException) -> str:
     return " ".join(without_credentials(str(error)).split()) or type(error).__name__
 
 
+def print_traceback(file: TextIO | None = None) -> None:
+    """The traceback of the error that is being handled, without credentials, on `file` or standard error."""
+    print(without_credentials(traceback.format_exc()), end="", file=file or sys.stderr, flush=True)
+
+
+def hide_credentials_in_tracebacks() -> None:
+    """For a program's main module: an error that nobody foresaw ends it with a traceback, which quotes whatever the error does."""
+
+    def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        print(without_credentials("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr, flush=True)
+
+    sys.excepthook = hook
+    threading.excepthook = lambda given: hook(given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback)
+
+
 def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
     """Run a command of the command line; where it fails, one line on stderr that says why, and the code of the failure.
 
@@ -64,7 +82,7 @@ def exit_code(command: str, run: Callable[[], int], *, verbose: bool) -> int:
         return run()
     except (InputError, RunError, KeyboardInterrupt, OSError, MemoryError) as error:
         if verbose:
-            traceback.print_exc()
+            print_traceback()
         # of an OSError (a full disk, a port in use) the system's own words name what and where
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         line = f"out of memory: {line}" if isinstance(error, MemoryError) else line

@@ -1,8 +1,17 @@
-"""Texts without the credentials that URLs in them carry: users and passwords, signatures, tokens, keys."""
+"""Texts without credentials: those that URLs carry (users, signatures, tokens, keys), and those that this process was given.
 
+A server may repeat in its refusal what it was sent, so the values themselves are looked for, not only the places where they belong.
+"""
+
+import os
 import re
 
 HIDDEN = "***"
+SECRET_NAME = re.compile(r"secret|token|passw|credential|api_?key|access_key|private_key|cookie", re.IGNORECASE)
+"""In the name of an environment variable whose value nobody but its reader may see."""
+
+_LEAST = 8  # characters of a secret: shorter ones are part of too many words
+_given: set[str] = set()
 
 _USER = re.compile(r"(?<=://)[^\s/?#@'\"<>\\]*@")
 _NAMES = (
@@ -19,8 +28,26 @@ _STORED = re.compile(
 )
 
 
+def names_secret(variable: str) -> bool:
+    """Whether an environment variable holds a credential, by its name; `…_FILE` and `…_PATH` name where one lies."""
+    return bool(SECRET_NAME.search(variable)) and not variable.upper().endswith(("_FILE", "_PATH"))
+
+
+def conceal(*secrets: str) -> None:
+    """Credentials that were read from files: from now on they are left out of what this process says, as the environment's are."""
+    _given.update(secrets)
+
+
 def without_credentials(text: str) -> str:
-    """`text` with `***` in place of what URLs in it tell only those who may use them; anything else stays as it is."""
+    """`text` with `***` in place of credentials; anything else stays as it is."""
+    known = {value for name, value in os.environ.items() if names_secret(name) and not name.upper().endswith("_ID")} | _given
+    for secret in sorted((secret for secret in known if len(secret) >= _LEAST and secret in text), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return without_signatures(text)
+
+
+def without_signatures(text: str) -> str:
+    """`text` with `***` in place of the credentials of URLs in it; for what is said a million times."""
     if "://" not in text and "=" not in text:
         return text
     return _VALUE.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))

@@ -9,12 +9,10 @@ from typing import Any
 from pipelines.planning.request import MAX_GPUS_PER_NODE, MAX_NODES
 from trainer.config import require
 from trainer.errors import InputError
-from trainer.redaction import holds_credentials
+from trainer.redaction import holds_credentials, names_secret
 
 PRIVATE_VARIABLE = "FIRSTSIGHT_PRIVATE_SOURCES"
 """By which staging is told `private_sources` (trainer/staging/remote/addresses.py)."""
-_SECRET = re.compile(r"secret|token|passw|credential|api_?key|access_key|private_key", re.IGNORECASE)
-"""In the name of a variable whose value nobody but its reader may see, unless the name ends in _FILE."""
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -187,7 +185,7 @@ def _is_network(block: str) -> bool:
 
 def _require_no_secret(where: str, variable: str, value: str) -> None:
     """Refuse a credential in a profile, which is a ConfigMap and becomes part of every job; the refusal does not repeat it."""
-    if (_SECRET.search(variable) and not variable.upper().endswith("_FILE")) or holds_credentials(value):
+    if names_secret(variable) or holds_credentials(value):
         raise InputError(
             f"{where} must not hold a credential, which all who may read profiles and jobs would see: put it into the Secret "
             "that jobs.store_secret names, or into another one that the pod template takes it from"

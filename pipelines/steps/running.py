@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +27,9 @@ from pipelines.planning.runs import Run
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, placement_of, read_profile, use_store_of_profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.notes import note
-from trainer.errors import Corrupt, InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError, print_traceback
 from trainer.progress import STOP_VARIABLE, check_stop
+from trainer.redaction import without_credentials
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
 from trainer.storage.failures import read_failure, write_failure
@@ -68,7 +68,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
             raise SystemExit(130) from None
         except Exception as error:
             if not isinstance(error, InputError | RunError | OSError):
-                traceback.print_exc(file=sys.stdout)  # a fault of firstsight's own: for its developers
+                print_traceback(sys.stdout)  # a fault of firstsight's own: for its developers
             print(f"{function.__name__}: {one_line_of(error)}", file=sys.stderr, flush=True)
             raise SystemExit(getattr(error, "exit_code", 1)) from None
         finally:
@@ -302,7 +302,7 @@ def recorded(folder: str, name: str) -> Iterator[None]:
 
 def one_line_of(error: Exception) -> str:
     """The cause in one line; of an error that nobody foresaw also its type."""
-    line = " ".join(str(error).split())
+    line = " ".join(without_credentials(str(error)).split())
     return line if line and isinstance(error, InputError | RunError | OSError) else f"{type(error).__name__}: {line}"
 
 

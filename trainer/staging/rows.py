@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from trainer.errors import InputError
-from trainer.redaction import without_credentials
+from trainer.redaction import without_signatures
 from trainer.storage import open_store
 
 Split = Literal["train", "val", "test"]
@@ -99,7 +99,7 @@ class Reject:
 
     def __post_init__(self) -> None:
         """What is said of a URL can be read by all who read the data set: no signature stands in it."""
-        object.__setattr__(self, "detail", without_credentials(self.detail))
+        object.__setattr__(self, "detail", without_signatures(self.detail))
 
 
 RowT = TypeVar("RowT", PairRow, TripletRow)

@@ -28,7 +28,7 @@ from urllib3.exceptions import (
 )
 
 from trainer.errors import InputError, RunError
-from trainer.redaction import holds_credentials, without_credentials
+from trainer.redaction import holds_credentials, without_signatures
 from trainer.staging.remote.addresses import PrivateAddressError
 from trainer.staging.remote.patience import patient_pool
 from trainer.storage.base import absolute
@@ -49,7 +49,7 @@ class FetchError(Exception):
 
     def __init__(self, cause: str, detail: str) -> None:
         self.cause = cause
-        self.detail = without_credentials(detail)
+        self.detail = without_signatures(detail)
         super().__init__(f"{cause}: {self.detail}")
 
     def as_failure(self, uri: str) -> InputError | RunError:
@@ -339,7 +339,7 @@ def host_of(url: str) -> str:
     """Host and port of a URL in lower case; FetchError where it is no address on the web, or holds a user's name."""
     place = _WEB.match(url)
     if not place:
-        raise FetchError("bad URL", repr(without_credentials(url)[:200]))
+        raise FetchError("bad URL", repr(without_signatures(url)[:200]))
     return place[1].lower()
 
 
@@ -351,5 +351,5 @@ def follow(url: str, location: str) -> str:
     except ValueError:  # of something that is not an address
         allowed = False
     if not allowed:
-        raise FetchError("bad redirect", f"{url} leads to {without_credentials(location)[:200]!r}")
+        raise FetchError("bad redirect", f"{url} leads to {without_signatures(location)[:200]!r}")
     return target

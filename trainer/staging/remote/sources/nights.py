@@ -16,7 +16,7 @@ from trainer.redaction import without_credentials
 from trainer.staging.plans import Plan, plan_id, write_plan
 from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, base_of, is_web
 from trainer.staging.remote.plan import SLICE_SHARDS
-from trainer.staging.remote.rows import RemoteRow, as_table, is_planned, write_rows
+from trainer.staging.remote.rows import REMOTE, RemoteRow, as_table, is_planned, write_rows
 from trainer.staging.remote.zips import Member, read_directory, read_range, unpack_member
 from trainer.staging.rows import SPLITS, TripletRow, in_order
 from trainer.staging.slices import tally
@@ -73,7 +73,7 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSetti
         "uri": without_credentials(source),
         "fingerprint": fingerprint,
         "images": base,
-        "remote": 1,
+        "remote": REMOTE,
         **({"zips": 1} if members else {}),
     }
     planned = Plan(
