@@ -17,20 +17,24 @@ from trainer.redaction import without_credentials
 _LONGEST = 4000  # characters of the line, which may quote what a file holds: of a longer one the middle is left out
 
 
-class _Redacted(Exception):
-    """An error that names URLs without the credentials in them."""
+class _OneLine(Exception):
+    """An error whose words are one line that any terminal shows as it stands, without credentials, whatever they quote."""
 
     def __init__(self, *words: object) -> None:
-        super().__init__(*(without_credentials(word) if isinstance(word, str) else word for word in words))
+        super().__init__(*(_printable(without_credentials(word)) if isinstance(word, str) else word for word in words))
 
 
-class InputError(_Redacted, ValueError):
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+class InputError(_OneLine, ValueError):
     """Wrong input or configuration; nothing was written. Exit code 2, never retried."""
 
     exit_code = 2
 
 
-class RunError(_Redacted, RuntimeError):
+class RunError(_OneLine, RuntimeError):
     """A failure on the way that the same command may survive when run again. Exit code 1."""
 
     exit_code = 1

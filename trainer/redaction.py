@@ -40,10 +40,15 @@ def conceal(*secrets: str) -> None:
 
 def without_credentials(text: str) -> str:
     """`text` with `***` in place of credentials; anything else stays as it is."""
-    known = {value for name, value in os.environ.items() if names_secret(name) and not name.upper().endswith("_ID")} | _given
-    for secret in sorted((secret for secret in known if len(secret) >= _LEAST and secret in text), key=len, reverse=True):
+    for secret in sorted((secret for secret in _known() if secret in text), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return without_signatures(text)
+
+
+def _known() -> set[str]:
+    """The credentials of this process."""
+    known = {value for name, value in os.environ.items() if names_secret(name) and not name.upper().endswith("_ID")} | _given
+    return {secret for secret in known if len(secret) >= _LEAST}
 
 
 def without_signatures(text: str) -> str:
@@ -54,5 +59,5 @@ def without_signatures(text: str) -> str:
 
 
 def holds_credentials(uri: str) -> bool:
-    """Whether a URI carries a user's name, a signature or a token, which whoever reads it could use."""
-    return bool(_USER.search(uri) or _STORED.search(uri))
+    """Whether a text is a URI with a user's name, a signature or a token, or repeats a credential that this process was given."""
+    return bool(_USER.search(uri) or _STORED.search(uri)) or any(secret in uri for secret in _known())

@@ -30,7 +30,7 @@ from pipelines.planning.parameters import (
     number,
     one_line,
     parse,
-    require_no_credentials,
+    require_inert,
     settings,
     text,
 )  # fmt: skip
@@ -232,7 +232,7 @@ def merge(source: str, given: Mapping[str, Any]) -> Request:
         parsed = parse(FIELDS[name], value, name)
         values[name] = {**values.get(name, {}), **parsed} if FIELDS[name].metadata["kind"] == "settings" else parsed
     for name, value in values.items():
-        require_no_credentials(name, value)
+        require_inert(name, value)
     return _with_own_parameters(values)
 
 

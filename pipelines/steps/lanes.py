@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pipelines.planning.lanes import STAGES, Lane, Lanes, read_lanes
 from pipelines.planning.runs import CellFailure, Watch
 from pipelines.steps import artifacts, cells, page
-from pipelines.steps.notes import note
+from pipelines.steps.notes import as_text, note
 from pipelines.steps.running import CallerGone, Scene, check_caller, one_line_of, open_scene, recorded, step
 from trainer.errors import InputError, RunError, print_traceback
 
@@ -120,7 +120,7 @@ class _Worker:
     def _became(self, cell: str) -> str:
         if cell in self.failed:
             failure = self.failed[cell]
-            return f"{failure.stage} failed: {failure.line}".replace("|", r"\|")
+            return f"{failure.stage} failed: {as_text(failure.line)}"
         until = self._until(cell)
         if until in STAGES and not self.lanes.entries[cell].get(until):
             return f"has no {until} stage"

@@ -22,7 +22,7 @@ from typing import Literal
 from pipelines.cluster.names import Identity
 from pipelines.jobs.backends import is_mounted
 from pipelines.jobs.base import JobSpec
-from pipelines.planning.parameters import require_no_credentials
+from pipelines.planning.parameters import require_inert
 from pipelines.planning.request import Request
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
@@ -265,7 +265,7 @@ def remote_list(what: What, source: str) -> RemoteList | None:
         raise InputError(f"{what} {source}: {' and '.join(missing)} must be set: they say what is to be fetched")
     remote = parse_config(RemoteList, value, source=source)
     for name in (item.name for item in fields(RemoteList)):
-        require_no_credentials(f"{what} {source}: {name}", getattr(remote, name))
+        require_inert(f"{what} {source}: {name}", getattr(remote, name))
     triplets = what == "triplets"
     require(f"{source}: kind", remote.kind, f"{'' if triplets else 'not '}nights for {what}", (remote.kind == "nights") == triplets)
     return remote
