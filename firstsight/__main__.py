@@ -6,10 +6,13 @@ import sys
 import firstsight
 import pipelines.__main__ as pipelines_commands
 import trainer.__main__ as trainer_commands
+from trainer.errors import hide_credentials_in_tracebacks
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is that of `python -m pipelines` or `python -m trainer`."""
+    if arguments is None:  # as a program
+        hide_credentials_in_tracebacks()
     options = _parser().parse_args(arguments)
     return int(options.start(options, "firstsight"))
 

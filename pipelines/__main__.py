@@ -6,7 +6,7 @@ import sys
 from pipelines.kubeflow import submit, upload
 from pipelines.operate import bucket, cancel, check, reap, status, verify, withdraw
 from pipelines.planning.flags import add_request, request_of
-from trainer.errors import exit_code
+from trainer.errors import exit_code, hide_credentials_in_tracebacks
 from trainer.limits import raise_descriptor_limit
 
 
@@ -87,4 +87,5 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    hide_credentials_in_tracebacks()
     sys.exit(main())

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from trainer import logs
-from trainer.errors import InputError, RunError, Stopped, exit_code
+from trainer.errors import InputError, RunError, Stopped, exit_code, hide_credentials_in_tracebacks
 from trainer.limits import raise_descriptor_limit
 from trainer.staging.evaluation_sets.cli import add_commands as add_evaluation_commands
 from trainer.staging.remote.cli import add_commands as add_remote_commands
@@ -152,4 +152,5 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    hide_credentials_in_tracebacks()
     sys.exit(main())

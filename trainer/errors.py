@@ -2,23 +2,40 @@
 
 `InputError` is the user's to fix (exit 2): a typo in YAML, a wrong URI, unequal identities.
 `RunError` happened on the way (exit 1): a store that stayed down, a full disk, bad bytes.
-Both carry one line that names what, where and the rule; the command line prints just that line.
+Both carry one line that names what, where and the rule, without the credentials of URLs in it; the command line prints just that line.
 """
 
+import sys
+import threading
+import traceback
 from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
 
 from trainer import logs
+from trainer.redaction import without_credentials
 
 _LONGEST = 4000  # characters of the line, which may quote what a file holds: of a longer one the middle is left out
 
 
-class InputError(ValueError):
+class _OneLine(Exception):
+    """An error whose words are one line that any terminal shows as it stands, without credentials, whatever they quote."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(_printable(without_credentials(word)) if isinstance(word, str) else word for word in words))
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+class InputError(_OneLine, ValueError):
     """Wrong input or configuration; nothing was written. Exit code 2, never retried."""
 
     exit_code = 2
 
 
-class RunError(RuntimeError):
+class RunError(_OneLine, RuntimeError):
     """A failure on the way that the same command may survive when run again. Exit code 1."""
 
     exit_code = 1
@@ -39,8 +56,23 @@ class Stopped(RunError):
 
 
 def words_of(error: BaseException) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error says, on one line without URLs' credentials; its kind where it says nothing."""
+    return " ".join(without_credentials(str(error)).split()) or type(error).__name__
+
+
+def print_traceback(file: TextIO | None = None) -> None:
+    """The traceback of the error that is being handled, without credentials, on `file` or standard error."""
+    print(without_credentials(traceback.format_exc()), end="", file=file or sys.stderr, flush=True)
+
+
+def hide_credentials_in_tracebacks() -> None:
+    """For a program's main module: an error that nobody foresaw ends it with a traceback, which quotes whatever the error does."""
+
+    def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        print(without_credentials("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr, flush=True)
+
+    sys.excepthook = hook
+    threading.excepthook = lambda given: hook(given.exc_type, given.exc_value or given.exc_type(), given.exc_traceback)
 
 
 def exit_code(command: str, run: Callable[[], int], *, verbose: bool, component: str = "") -> int:
@@ -73,7 +105,7 @@ def _exit_code(command: str, run: Callable[[], int], verbose: bool) -> int:
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
         line = f"out of memory: {line}" if isinstance(error, MemoryError) else line
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-    line = " ".join(line.split())
+    line = " ".join(without_credentials(line).split())
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     logs.say(f"{command}: {line}", "error", shown)

@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast
 
+from trainer.redaction import without_credentials
+
 FORMAT_VARIABLE = "FIRSTSIGHT_LOG_FORMAT"
 Level = Literal["debug", "info", "warning", "error", "critical"]
 REQUIRED = ("time", "level", "component", "message")
@@ -101,7 +103,7 @@ def about(**fields: Any) -> Iterator[None]:
 
 def say(line: str, level: Level = "info", error: BaseException | None = None) -> None:
     """A line on standard error; with an `error` also its traceback, which a record has in a field of its own."""
-    told = "".join(traceback.format_exception(error)) if error is not None else ""
+    told = without_credentials("".join(traceback.format_exception(error))) if error is not None else ""
     if _began:
         _began[-1].record(line, level, traceback=told)
     else:
@@ -186,6 +188,7 @@ class _Lines(io.TextIOBase):
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             record = {"time": now, "level": fields.pop("level", level), "component": fields.pop("component", ""), "message": message}
             record |= {name: fields[name] for name in FIELDS if fields.get(name, "") not in ("", None)}
+            record |= {name: without_credentials(record[name]) for name in ("message", "traceback") if name in record}
             written = json.dumps(record)  # in ASCII: no letter of a message can end the line, or fail in the stream's encoding
         with self._lock:
             self._stream.write(f"{written}\n")

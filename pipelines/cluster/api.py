@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import InputError, RunError
+from trainer.redaction import without_credentials
 from trainer.storage.retries import Backoff, retry_after
 
 CONNECT_SECONDS = 10.0
@@ -257,7 +258,7 @@ def _refusal(status: int, data: bytes, seconds: float) -> Refusal:
     except ValueError:
         answer = None
     if not isinstance(answer, dict) or answer.get("kind") != "Status":
-        text = " ".join(data.decode(errors="replace").split())[:200] or http.HTTPStatus(status).phrase
+        text = " ".join(without_credentials(data.decode(errors="replace")).split())[:200] or http.HTTPStatus(status).phrase
         return Refusal(status=status, message=text, retry_after=seconds)
     details = answer.get("details") or {}
     return Refusal(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pipelines.kubeflow.endpoint import DEFAULT_NAMESPACE, LOGIN, Endpoint
 from trainer.errors import InputError, RunError
+from trainer.redaction import conceal, without_credentials
 from trainer.storage.retries import PASSING_STATUSES, Retries
 
 FIRST_CONTACT_SECONDS = 30.0
@@ -344,7 +345,9 @@ class Kubeflow:
         return InputError(f"{host} refuses {what} ({status}): {said}")
 
     def _read_token(self, configuration: Any) -> None:
-        configuration.api_key["authorization"] = Path(self.endpoint.token_file).read_text().strip()
+        token = Path(self.endpoint.token_file).read_text().strip()
+        conceal(token)
+        configuration.api_key["authorization"] = token
 
 
 class _Passing(RunError):
@@ -372,4 +375,4 @@ def _words(error: Any) -> str:
         text = str(body.get("message") or body.get("error") or body)
     except (ValueError, TypeError, AttributeError):
         text = str(error.body or error.reason or "")
-    return " ".join(text.split())[:400]
+    return " ".join(without_credentials(text).split())[:400]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.errors import InputError
+from trainer.redaction import conceal, holds_credentials
 
 DEFAULT_NAMESPACE = "kubeflow"
 """Where a Kubeflow for one user runs its steps."""
@@ -40,9 +41,12 @@ class Endpoint:
             parts = urllib.parse.urlsplit(address)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise InputError(f"{name} must be the http(s):// address of Kubeflow Pipelines, got {address!r}")
+            if holds_credentials(address):
+                raise InputError(f"{name} must not hold credentials, since lines and links repeat it, got {address}: {LOGIN}")
         for name, file in (("KFP_CA", self.ca), ("KF_PIPELINES_SA_TOKEN_PATH", self.token_file)):
             if file and not Path(file).is_file():
                 raise InputError(f"{name} names {file}, which is not a file")
+        conceal(self.token, self.cookie, self.cookie.partition("=")[2])
 
     @classmethod
     def from_environment(cls, *, host: str, namespace: str, ca: str, ui: str) -> "Endpoint":

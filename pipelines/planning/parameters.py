@@ -2,13 +2,15 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from trainer.config import canonical_hash, require
 from trainer.errors import InputError
+from trainer.redaction import holds_credentials
 from trainer.storage.base import absolute
 from trainer.storage.declarations import is_listed, mapped
 
@@ -18,6 +20,8 @@ ALWAYS = object()
 """Stands for a parameter that requests had from the beginning."""
 DEEPEST = 8
 """Levels of a setting's key."""
+_EXPANDED = re.compile(r"\{\{|\$\(")
+"""What Argo and Kubernetes put values of their own in place of."""
 _SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
 
 
@@ -180,8 +184,34 @@ def _number(where: str, value: Any, *, whole: bool) -> float | int:
 
 def one_line(where: str, value: str) -> str:
     """Text that is safe in a label, a log and a template."""
-    require(where, value, "one line without control characters", value.isprintable() and "{{" not in value)
+    require(where, value, "one line without control characters, '{{' and '$('", value.isprintable() and not _EXPANDED.search(value))
     return value
+
+
+def require_inert(where: str, value: Any) -> None:
+    """Refuse text that something on its way would put something else in place of, or that carries a credential.
+
+    What a run is told is stored, shown and repeated. Kubernetes puts a variable's value in place of `$(VARIABLE)`, which may be the
+    store's key, and Argo its own in place of `{{…}}`.
+
+    Args:
+        where: the parameter.
+        value: of it: text, or whatever holds texts.
+    """
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            require_inert(where, key)
+            require_inert(f"{where}.{key}", part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            require_inert(where, part)
+    elif isinstance(value, str):
+        require(where, value, "text without '{{' and '$('", not _EXPANDED.search(value))
+        if holds_credentials(value):
+            raise InputError(
+                f"{where} must not hold credentials, which requests and jobs would show to all who may read them, got {value}: "
+                "copy the file to the store and name it there"
+            )
 
 
 def check_root(root: str) -> None:

@@ -23,7 +23,17 @@ from typing import Any
 from pipelines.planning import parameters
 from pipelines.planning.arms import ACCEPTED, Arm, parse_arms, parse_seeds
 from pipelines.planning.axes import check_axes
-from pipelines.planning.parameters import check_root, items, located, number, one_line, parse, settings, text
+from pipelines.planning.parameters import (
+    check_root,
+    items,
+    located,
+    number,
+    one_line,
+    parse,
+    require_inert,
+    settings,
+    text,
+)  # fmt: skip
 from trainer.config import Placement, Recipe, canonical_hash, require
 from trainer.errors import Corrupt, InputError
 from trainer.representation import RepresentationConfig
@@ -221,6 +231,8 @@ def merge(source: str, given: Mapping[str, Any]) -> Request:
             continue
         parsed = parse(FIELDS[name], value, name)
         values[name] = {**values.get(name, {}), **parsed} if FIELDS[name].metadata["kind"] == "settings" else parsed
+    for name, value in values.items():
+        require_inert(name, value)
     return _with_own_parameters(values)
 
 

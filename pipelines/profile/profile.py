@@ -15,6 +15,7 @@ from pipelines.profile.confined import Limits, check_places, check_request
 from pipelines.profile.settings import JobSettings
 from trainer.config import Placement, require
 from trainer.errors import InputError
+from trainer.redaction import holds_credentials
 from trainer.storage import confined, read_text
 from trainer.storage.base import MissingObject
 
@@ -43,6 +44,7 @@ class Links:
         for item in dataclasses.fields(self):
             address = getattr(self, item.name)
             require(f"links.{item.name}", address, "an address on one line", address.isprintable())
+            require(f"links.{item.name}", "***", "an address without credentials: runs show it", not holds_credentials(address))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """How jobs look on a cluster: what `jobs:` of the chart's values and a run profile hold. Nothing here changes what is learned."""
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -7,8 +8,12 @@ from typing import Any
 
 from pipelines.planning.request import MAX_GPUS_PER_NODE, MAX_NODES
 from trainer.config import require
+from trainer.errors import InputError
+from trainer.redaction import holds_credentials, names_secret
 
 _OWN_LABELS = frozenset(f"app.kubernetes.io/{name}" for name in ("name", "part-of", "component"))
+PRIVATE_VARIABLE = "FIRSTSIGHT_PRIVATE_SOURCES"
+"""By which staging is told `private_sources` (trainer/staging/remote/addresses.py)."""
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
@@ -76,6 +81,8 @@ class JobSettings:
         staging_memory: its memory request and limit.
         ephemeral_storage: what a training or evaluation pod may write to its node, request and limit; empty: by its cache.
         staging_ephemeral_storage: likewise a pod that stages data.
+        private_sources: CIDR blocks that staging may fetch from although they are not on the public Internet, such as a mirror's.
+            No run can name them: whoever may press Run must not reach what is inside.
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
         service_account: of the jobs' pods, for a cloud's workload identity; empty: the namespace's default.
         store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
@@ -109,6 +116,7 @@ class JobSettings:
     staging_memory: str = "4Gi"
     ephemeral_storage: str = ""
     staging_ephemeral_storage: str = ""
+    private_sources: tuple[str, ...] = ()
     store_secret: str = ""
     service_account: str = ""
     store_environment: dict[str, str] = field(default_factory=dict)
@@ -141,6 +149,9 @@ class JobSettings:
         for variable, value in self.store_environment.items():
             ok = bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)) and value.isprintable()
             require("jobs.store_environment", {variable: value}, "names of variables with a line of text each", ok)
+            _require_no_secret(f"jobs.store_environment: {variable}", variable, value)
+        for block in self.private_sources:
+            require("jobs.private_sources", block, "CIDR blocks such as 10.0.0.0/8", _is_network(block))
         for name in ("pod_template", *OWN_TEMPLATES.values()):
             _require_template(name, getattr(self, name))
             _require_own_labels(name, getattr(self, name))
@@ -159,6 +170,11 @@ class JobSettings:
     def templates(self, purpose: str) -> dict[str, dict[str, Any]]:
         """What is laid over a pod of this purpose (train, stage, evaluate), one after the other, by the names of the settings."""
         return {name: getattr(self, name) for name in ("pod_template", OWN_TEMPLATES[purpose])}
+
+    @property
+    def staging_environment(self) -> dict[str, str]:
+        """Variables of staging alone."""
+        return {PRIVATE_VARIABLE: ",".join(self.private_sources)} if self.private_sources else {}
 
     @property
     def processes_per_node(self) -> int:
@@ -192,6 +208,22 @@ class JobSettings:
         return int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
 
 
+def _is_network(block: str) -> bool:
+    try:
+        return bool(ipaddress.ip_network(block))
+    except ValueError:
+        return False
+
+
+def _require_no_secret(where: str, variable: str, value: str) -> None:
+    """Refuse a credential in a profile, which is a ConfigMap and becomes part of every job; the refusal does not repeat it."""
+    if names_secret(variable) or holds_credentials(value):
+        raise InputError(
+            f"{where} must not hold a credential, which all who may read profiles and jobs would see: put it into the Secret "
+            "that jobs.store_secret names, or into another one that the pod template takes it from"
+        )
+
+
 def _require_quantity(name: str, value: str, rule: str) -> None:
     found = _QUANTITY.fullmatch(value)
     require(f"jobs.{name}", value, rule, found is not None)
@@ -217,6 +249,9 @@ def _require_template(name: str, template: Mapping[str, Any]) -> None:
     named = isinstance(containers, list) and all(isinstance(one, Mapping) and "name" in one for one in containers)
     require(f"jobs.{name}.spec.containers", containers, "a list of mappings with a name each", named)
     for one in containers:
+        for entry in one.get("env") or []:
+            if isinstance(entry, Mapping) and isinstance(entry.get("value"), str):
+                _require_no_secret(f"jobs.pod_template: env {entry.get('name')}", str(entry.get("name")), entry["value"])
         mounts = one.get("volumeMounts") or []
         ok = isinstance(mounts, list) and all(isinstance(mount, Mapping) for mount in mounts)
         require(f"jobs.{name}.spec.containers: volumeMounts", mounts, "a list of mappings", ok)

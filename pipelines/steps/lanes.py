@@ -13,7 +13,6 @@ import contextlib
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,10 +20,10 @@ from dataclasses import dataclass, field
 from pipelines.planning.lanes import STAGES, Lane, Lanes
 from pipelines.planning.runs import CellFailure, Watch
 from pipelines.steps import artifacts, cells, page
-from pipelines.steps.notes import note
+from pipelines.steps.notes import as_text, note
 from pipelines.steps.planning import lanes_of
 from pipelines.steps.running import CallerGone, Scene, check_caller, one_line_of, open_scene, recorded, step
-from trainer.errors import InputError, RunError
+from trainer.errors import InputError, RunError, print_traceback
 
 STEPS = (*STAGES, "evaluate")
 WAIT_SECONDS = 5.0
@@ -122,7 +121,7 @@ class _Worker:
     def _became(self, cell: str) -> str:
         if cell in self.failed:
             failure = self.failed[cell]
-            return f"{failure.stage} failed: {failure.line}".replace("|", r"\|")
+            return f"{failure.stage} failed: {as_text(failure.line)}"
         until = self._until(cell)
         if until in STAGES and not self.lanes.entries[cell].get(until):
             return f"has no {until} stage"
@@ -158,7 +157,7 @@ class _Worker:
             raise
         except Exception as error:
             if not isinstance(error, InputError | RunError | OSError):
-                traceback.print_exc()  # a fault of firstsight's own: for its developers
+                print_traceback()  # a fault of firstsight's own: for its developers
             self.failed[cell] = CellFailure(cell=cell, stage=stage, exit_code=getattr(error, "exit_code", 1), line=one_line_of(error))
             try:
                 self.scene.run.fail(self.failed[cell])

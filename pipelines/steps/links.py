@@ -19,6 +19,7 @@ from pipelines.planning.runs import write_run
 from pipelines.planning.summary import preview
 from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, read_profile
 from pipelines.steps.checking import check_experiment
+from pipelines.steps.notes import as_code, as_text
 from pipelines.steps.running import in_run, recorded, root_of_run, step
 from trainer.errors import InputError, RunError
 from trainer.progress import counted
@@ -136,13 +137,13 @@ def _page(profile: Profile, stored: str, run: str, request: Request, namespace: 
         "\n".join(
             [
                 *links,
-                f"- the request: `{stored}`",
-                f"- everything: `{uri}`",
-                f"- the report, at the end: `{join(layout.report(uri), 'index.html')}`",
+                f"- the request: {as_code(stored)}",
+                f"- everything: {as_code(uri)}",
+                f"- the report, at the end: {as_code(join(layout.report(uri), 'index.html'))}",
             ]
         )
     ]
-    parts += ["\n".join(f"- note: {note}" for note in notes)] if notes else []
+    parts += ["\n".join(f"- note: {as_text(note)}" for note in notes)] if notes else []
     if profile.backend != "local":
         resources = f"{by_backend()[profile.backend].kind.plural},{JOB.plural}"
         parts += _cluster_lines(resources, experiment, namespace)

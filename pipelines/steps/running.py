@@ -31,6 +31,7 @@ from pipelines.steps.notes import FAILED, note
 from trainer import logs
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.progress import STOP_VARIABLE, check_stop
+from trainer.redaction import without_credentials
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
 from trainer.storage.failures import read_failure, write_failure
@@ -317,7 +318,7 @@ def recorded(folder: str, name: str) -> Iterator[None]:
 
 def one_line_of(error: Exception) -> str:
     """The cause in one line; of an error that nobody foresaw also its type."""
-    line = " ".join(str(error).split())
+    line = " ".join(without_credentials(str(error)).split())
     return line if line and isinstance(error, InputError | RunError | OSError) else f"{type(error).__name__}: {line}"
 
 

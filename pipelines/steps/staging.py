@@ -22,6 +22,7 @@ from typing import Literal
 from pipelines.cluster.names import Identity
 from pipelines.jobs.backends import is_mounted
 from pipelines.jobs.base import JobSpec
+from pipelines.planning.parameters import require_inert
 from pipelines.planning.request import Request
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
@@ -153,7 +154,8 @@ def stage(what: What, *, request: str) -> str:
             note(name, f"sealed before: {described(uri)}")
             check_size(uri, scene.request, name)
             return uri
-        uri = run_staging(prepared, lambda spec: run_job(scene, spec, attempts=1))
+        opened = scene.settings.staging_environment
+        uri = run_staging(prepared, lambda spec: run_job(scene, dataclasses.replace(spec, environment=opened), attempts=1))
         if left := sealed.find_damage(DataConfig(uri=uri)):
             raise RunError(f"{left[0]}; staging found nothing to do: delete {uri} and run the same again")
         sealed.record_sealed(staging.folder, staging, staging.sources, uri)
@@ -265,6 +267,8 @@ def remote_list(what: What, source: str) -> RemoteList | None:
     if missing:
         raise InputError(f"{what} {source}: {' and '.join(missing)} must be set: they say what is to be fetched")
     remote = parse_config(RemoteList, value, source=source)
+    for name in (item.name for item in fields(RemoteList)):
+        require_inert(f"{what} {source}: {name}", getattr(remote, name))
     triplets = what == "triplets"
     require(f"{source}: kind", remote.kind, f"{'' if triplets else 'not '}nights for {what}", (remote.kind == "nights") == triplets)
     return remote

@@ -28,6 +28,7 @@ from trainer.storage.base import absolute
 from trainer.storage.documents import encode_document
 
 _CSV_COLUMNS = ("arm", "point", "seed", "stage", "step", "dataset", "task", "metric", "value", "chance", "ceiling", "num_items", "final")
+_ENTITIES = str.maketrans({"<": "&lt;", "[": "&#91;", "|": "&#124;", "`": "&#96;"})
 _SEEN = "pairs seen in stage 2"
 _PROBES = {"zeroshot_classification": "zero-shot", LINEAR_PROBE: "linear probe", NEIGHBOURS: "nearest neighbours"} | {
     f"{FEW_SHOT}{shots}": f"{shots} a class" for shots in SHOTS
@@ -70,7 +71,7 @@ def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "
     files = {
         "results.json": encode_document(document),
         "results.csv": as_csv(document).encode(),
-        "report.md": render("page.md", document, {}, {}).encode(),
+        "report.md": render("page.md", _inert(document), {}, {}).encode(),
         "index.html": render("page.html", document, panels(scores.experiment, scores, document), examples).encode(),
     }
     damaged = [line for each in (experiment, *others) for line in each.damaged]
@@ -78,6 +79,15 @@ def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "
     folder = layout.report(experiment.uri)
     answer = document["answer"]["sentence"]
     return {"report": join(folder, "index.html"), "results": join(folder, "results.json"), "answer": answer, "damaged": damaged}
+
+
+def _inert(value: Any) -> Any:
+    """A document in whose texts Markdown finds no HTML, link, code or column: names and places are what others wrote."""
+    if isinstance(value, dict):
+        return {_inert(key): _inert(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_inert, value))
+    return value.translate(_ENTITIES) if isinstance(value, str) else value
 
 
 def as_of(experiment: Experiment, now: float) -> str:

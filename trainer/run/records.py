@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer import lineage, logs
 from trainer.config import StageConfig, recipe_fields, recipe_hash
 from trainer.device import Leaving
-from trainer.errors import Corrupt, InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError, words_of
 from trainer.model import optimizer, towers
 from trainer.model.distributed import Distributed
 from trainer.model.optimizer import Adam
@@ -307,7 +307,7 @@ def log_to_store(config: StageConfig, dist: Distributed) -> Iterator[None]:
         yield
     except BaseException as error:
         # whoever catches it tells the person who waits
-        stored.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error) or type(error).__name__, (), None))
+        stored.handle(log.makeRecord(log.name, logging.ERROR, "", 0, words_of(error), (), None))
         raise
     finally:
         for handler in handlers:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from trainer.errors import InputError
+from trainer.redaction import without_signatures
 from trainer.storage import open_store
 
 Split = Literal["train", "val", "test"]
@@ -95,6 +96,10 @@ class Reject:
     cause: str
     detail: str
     counts: bool = True
+
+    def __post_init__(self) -> None:
+        """What is said of a URL can be read by all who read the data set: no signature stands in it."""
+        object.__setattr__(self, "detail", without_signatures(self.detail))
 
 
 RowT = TypeVar("RowT", PairRow, TripletRow)

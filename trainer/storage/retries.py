@@ -6,6 +6,7 @@ import random
 import time
 
 from trainer.errors import RunError
+from trainer.redaction import without_credentials
 
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP answers after which the same request may succeed."""
@@ -50,7 +51,7 @@ class Retries:
         if waited + pause > allowed:
             raise RunError(f"{cause} (given up after {self._tries} tries in {waited:.0f} s)")
         if self._tries == 4:  # a hiccup is not worth a line, an outage is
-            _log.warning("%s; trying again for up to %.0f s", cause, allowed)
+            _log.warning("%s; trying again for up to %.0f s", without_credentials(cause), allowed)
         time.sleep(pause)
 
 

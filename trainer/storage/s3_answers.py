@@ -12,6 +12,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from trainer.errors import InputError, RunError
+from trainer.redaction import without_credentials
 from trainer.storage.protocol import MissingObject
 from trainer.storage.retries import PASSING_STATUSES, retry_after
 
@@ -151,13 +152,13 @@ def said(response: BaseHTTPResponse, *, streamed: bool = False) -> str:
         if streamed:
             response.close()
     kind = printable(response.headers.get("content-type", "").partition(";")[0])
-    text = printable(re.sub(rb"\s+", b" ", data[:400]).decode(errors="replace"))[:100]
+    text = printable(without_credentials(re.sub(rb"\s+", b" ", data[:4000]).decode(errors="replace")))[:100]
     return f"{response.status} {kind}{f' {text!r}' if text else ''}".strip()
 
 
 def printable(text: str) -> str:
     """`text` without what would break a line or a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text).strip()[:300]
+    return "".join(letter if letter.isprintable() else " " for letter in without_credentials(text)).strip()[:300]
 
 
 @contextmanager

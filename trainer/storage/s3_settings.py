@@ -17,6 +17,7 @@ from minio.credentials.credentials import Credentials
 from minio.credentials.providers import Provider, StaticProvider
 
 from trainer.errors import InputError
+from trainer.redaction import conceal
 
 _MAX_FILE_BYTES = 1 << 20
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -199,6 +200,7 @@ def read_credentials(file: str, profile: str) -> Credentials:
             raise InputError(f"{where}: [{profile}] has no {name}")
         if wrong := _wrong_key(value):
             raise InputError(f"{where}: {name} of [{profile}] {wrong}")
+    conceal(*values[1:])
     return Credentials(values[0], values[1], values[2] or None)
 
 

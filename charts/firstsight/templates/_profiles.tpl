@@ -101,7 +101,6 @@ written only where it is not the default: a step of an older pipeline version, s
 {{- $environment := include "firstsight.storeEnvironment" $root | fromYaml -}}
 {{- if eq $root.Values.logs.format "json" }}{{ $_ := set $environment "FIRSTSIGHT_LOG_FORMAT" "json" }}{{ end -}}
 {{- $environment = mustMergeOverwrite $environment $jobs.environment -}}
-{{- with $root.Values.network.privateSources }}{{ $_ := set $environment "FIRSTSIGHT_PRIVATE_SOURCES" (join "," .) }}{{ end -}}
 {{- $labels := deepCopy $jobs.labels -}}
 {{- with $jobs.queue }}{{ $_ := set $labels $jobs.queueLabel . }}{{ end -}}
 root: {{ include "firstsight.runRoot" . }}
@@ -147,6 +146,9 @@ jobs:
   store_secret: {{ $run.name }}
   {{- end }}
   store_environment: {{- toYaml $environment | nindent 4 }}
+  {{- with $root.Values.network.privateSources }}
+  private_sources: {{- toYaml . | nindent 4 }}
+  {{- end }}
   ttl_seconds: {{ int64 $jobs.ttlSeconds }}
   queue_label: {{ $jobs.queueLabel }}
   labels: {{- toYaml $labels | nindent 4 }}

@@ -131,7 +131,7 @@ def _container(settings: JobSettings, name: str, arguments: Sequence[str], envir
         "name": name,
         "image": settings.image,
         "command": [*INIT, "python", "-m", "trainer"],
-        "args": list(arguments),
+        "args": [argument.replace("$(", "$$(") for argument in arguments],  # else the kubelet puts variables in, the store's key too
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "resources": {"requests": {"cpu": settings.cpu_of_pod, "memory": settings.memory_of_pod}, "limits": limits},
         "terminationMessagePolicy": "FallbackToLogsOnError",

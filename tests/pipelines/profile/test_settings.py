@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.profile.settings import CORES_PER_GPU, MEMORY_GIB_PER_GPU, SHARED_MEMORY_GIB_PER_GPU, JobSettings
+from pipelines.profile.settings import CORES_PER_GPU, MEMORY_GIB_PER_GPU, PRIVATE_VARIABLE, SHARED_MEMORY_GIB_PER_GPU, JobSettings
 from trainer.errors import InputError
+from trainer.staging.remote import addresses
 
 
 def sizes(**settings: Any) -> tuple[str, str, str]:
@@ -56,3 +57,34 @@ def test_a_size_that_is_none_is_refused(name: str):
 def test_a_staging_pod_has_no_gpus_to_be_sized_by(name: str):
     with pytest.raises(InputError, match=rf"jobs\.{name} must be a Kubernetes quantity"):
         JobSettings(**{name: ""})
+
+
+@pytest.mark.parametrize(
+    "variable", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "WANDB_API_KEY", "DB_PASSWORD", "x_token"]
+)
+def test_a_profile_holds_no_credential(variable: str):
+    """By its name, in the store's environment and in the pod template; what names a file that holds one may stand there."""
+    with pytest.raises(InputError, match=f"jobs.store_environment: {variable} must not hold a credential") as raised:
+        JobSettings(store_environment={variable: "c4n4ry"})
+    assert "c4n4ry" not in str(raised.value)
+    with pytest.raises(InputError, match=f"env {variable} must not hold a credential"):
+        JobSettings(pod_template={"spec": {"containers": [{"name": "pytorch", "env": [{"name": variable, "value": "c4n4ry"}]}]}})
+    JobSettings(store_environment={f"{variable}_FILE": "/run/secrets/x"})
+    taken = {"name": variable, "valueFrom": {"secretKeyRef": {"name": "x", "key": "y"}}}
+    JobSettings(pod_template={"spec": {"containers": [{"name": "pytorch", "env": [taken]}]}})
+
+
+@pytest.mark.parametrize("value", ["http://user:c4n4ry@proxy:3128", "https://h/?X-Amz-Signature=c4n4ry"])
+def test_a_profile_holds_no_credential_in_an_address(value: str):
+    with pytest.raises(InputError, match="HTTPS_PROXY must not hold a credential") as raised:
+        JobSettings(store_environment={"HTTPS_PROXY": value})
+    assert "c4n4ry" not in str(raised.value)
+
+
+def test_private_sources_are_ranges():
+    assert JobSettings(private_sources=("10.0.0.0/8", "fd00::/8")).staging_environment == {PRIVATE_VARIABLE: "10.0.0.0/8,fd00::/8"}
+    assert JobSettings().staging_environment == {}
+    assert PRIVATE_VARIABLE == addresses.PRIVATE_VARIABLE
+    for block in ("10.0.0.0/33", "10.0.0.1/8", "mirror.example", ""):
+        with pytest.raises(InputError, match=r"jobs\.private_sources must be CIDR blocks such as 10\.0\.0\.0/8, got"):
+            JobSettings(private_sources=(block,))

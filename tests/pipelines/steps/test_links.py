@@ -10,9 +10,9 @@ from pipelines.kubeflow.follow import EVERYTHING
 from pipelines.planning.request import read_request
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps.links import POD_VARIABLE, accept
+from tests.logged import records
 from tests.pipelines import fake_kueue
 from tests.pipelines.fake_api import FakeApi
-from tests.logged import records
 from trainer.logs import FORMAT_VARIABLE
 from trainer.storage import join, read_json
 

@@ -1,7 +1,7 @@
 """What the step `stage` runs for each kind of source, and what it refuses before a pod is made."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,11 @@ from pipelines.jobs.base import JobSpec
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
 from pipelines.steps import staging
-from pipelines.steps.running import open_scene
+from pipelines.steps.running import Scene, open_scene
 from pipelines.steps.staging import StagingRequest, remote_list, staging_of
 from tests.pipelines.data import ask
 from trainer.__main__ import _parser
-from trainer.errors import InputError
+from trainer.errors import InputError, RunError
 from trainer.storage import write_json
 from trainer.storage.recipes import read_recipe
 
@@ -203,3 +203,33 @@ def test_a_recipe_that_no_image_ships_goes_into_the_store_where_pods_find_it(tmp
     assert named.startswith(f"{tmp_path}/experiments/e/staging/pairs/recipe-")
     read = read_recipe(named)
     assert (read.name, read.staging.shard_samples, read.staging.triplet_side) == ("mine", 7, 32)
+
+
+@pytest.mark.parametrize("key", ["list", "metadata", "images", "contact"])
+def test_a_description_holds_no_credentials(tmp_path: Path, key: str):
+    """They would stand in the arguments of jobs."""
+    value = "https://user:c4n4ry@lists.example/list.tsv" if key != "list" else "https://lists.example/list.csv?sig=c4n4ry"
+    lines = {"kind": "urls", "list": "s3://b/list.csv", key: value}
+    with pytest.raises(InputError, match=rf"list\.yaml: {key} must not hold credentials") as refused:
+        remote_list("pairs", described(tmp_path, "".join(f"{name}: {text}\n" for name, text in lines.items())))
+    assert "c4n4ry" not in str(refused.value)
+
+
+@pytest.mark.parametrize("backend", ["local", "pytorchjob"])
+def test_only_staging_is_told_of_private_sources_and_only_by_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str):
+    (tmp_path / "profile.yaml").write_text(f"backend: {backend}\njobs: {{private_sources: [10.0.0.0/8, 'fd00::/8']}}\n")
+    monkeypatch.setenv("FIRSTSIGHT_PROFILE", str(tmp_path / "profile.yaml"))
+    monkeypatch.setattr(staging, "check_size", lambda *_: None)
+    run = Runner()
+    seen: list[Mapping[str, str]] = []
+
+    def run_job(scene: Scene, spec: JobSpec, *, attempts: int) -> None:
+        seen.append(spec.environment)
+        run(spec)
+        raise RunError("stop here")
+
+    monkeypatch.setattr(staging, "run_job", run_job)
+    monkeypatch.setattr(staging, "_for_pods", lambda request, *_: request)
+    with pytest.raises(SystemExit):
+        staging.stage("pairs", request=ask(str(tmp_path / "root"), pairs="https://lists.example/list.csv", triplets="demo"))
+    assert seen == [{"FIRSTSIGHT_PRIVATE_SOURCES": "10.0.0.0/8,fd00::/8"}]

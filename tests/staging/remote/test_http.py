@@ -146,12 +146,6 @@ def test_outage_ends_the_slice(client: PoliteClient) -> None:
         client.get(url)
 
 
-def test_private_redirects(client: PoliteClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A public server cannot send us to an address inside."""
-    monkeypatch.setattr(client, "_retry", lambda host, url, span: "http://169.254.169.254/latest/meta-data")
-    assert cause(client, "http://example.org/x.jpg") == "bad redirect"
-
-
 def test_connections_are_kept(web: Web, client: PoliteClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """One connection serves many requests, errors among them."""
     web.pages["/a"] = b"x"

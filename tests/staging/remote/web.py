@@ -22,6 +22,7 @@ class Web:
         asked: how often each path was.
         sent: bytes of bodies, by path.
         agents: the user agents seen.
+        headers: of the last request, by path.
         most_at_once: requests that were served at one time.
         folder: where further files are served from, or None; ranges are honoured.
         delay: seconds before each answer.
@@ -33,6 +34,7 @@ class Web:
     asked: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
     agents: set[str] = field(default_factory=set)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
     most_at_once: int = 0
     folder: Path | None = None
     delay: float = 0.0
@@ -57,17 +59,17 @@ class Web:
 
 
 @contextlib.contextmanager
-def web_server() -> Iterator[Web]:
-    """A Web on a free loopback port."""
+def web_server(host: str = "127.0.0.1") -> Iterator[Web]:
+    """A Web on a free port of a loopback address."""
     web = Web()
 
     class Handler(_Handler):
         pass
 
     Handler.web = web
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, 0), Handler)
     server.daemon_threads = True
-    web.url = f"http://127.0.0.1:{server.server_address[1]}"
+    web.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -83,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.web.headers[self.path] = {name.lower(): value for name, value in self.headers.items()}
         with self.web.serving(self.path, self.headers.get("user-agent", "")) as count:
             time.sleep(self.web.delay)
             status, headers, body = self._find(count)

@@ -18,8 +18,10 @@ from urllib3.exceptions import HTTPError
 from trainer.bounds import MAX_ARCHIVE_MEMBERS, MAX_ARCHIVE_RATIO, MAX_MEMBER_BYTES, naming_full_disk
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
+from trainer.redaction import without_credentials
 from trainer.staging.ranges import BoundedReader
-from trainer.staging.remote.http import FetchError, announced_length, check_contact, follow
+from trainer.staging.remote.addresses import PrivateAddressError
+from trainer.staging.remote.http import FetchError, announced_length, check_contact, follow, host_of
 from trainer.staging.remote.patience import patient_pool
 from trainer.storage.retries import PASSING_STATUSES, Retries, retry_after
 
@@ -45,13 +47,17 @@ def download(url: str, target: Path, *, contact: str = "", retry_seconds: float 
         retry_seconds: how long nothing may come before it is given up.
 
     Raises:
-        InputError: the server refuses it (404 and the like), or it leads away from the web.
+        InputError: the server refuses it (404 and the like), or it leads away from the web or to an address inside.
         RunError: nothing came for that long.
     """
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, note = target.with_name(target.name + ".partial"), target.with_name(target.name + ".partial.json")
+    try:
+        host_of(url)
+    except FetchError as error:
+        raise InputError(str(error)) from error
     agent = f"firstsight/0.1 (data fetcher{f'; +{check_contact(contact)}' if contact else ''})"
     headers = {"User-Agent": agent, "Accept-Encoding": "identity"}
     pool = patient_pool(_HEADER_SECONDS, whole=False, timeout=urllib3.Timeout(connect=10, read=30), retries=False)
@@ -60,6 +66,8 @@ def download(url: str, target: Path, *, contact: str = "", retry_seconds: float 
         try:
             with naming_full_disk(str(target), target.parent):
                 size = _resume_download(pool, url, headers, partial, note, retries, retry_seconds)
+        except PrivateAddressError as error:
+            raise InputError(f"{url}: private address: {error}") from error
         except PermissionError as error:
             raise RunError(f"{target}: cannot be written: {error.strerror}; what came is kept") from error
         except (HTTPError, OSError, http.client.HTTPException, _WrongAnswerError) as error:
@@ -122,7 +130,7 @@ def _resume_download(
             for piece in _pieces(response, retries, patience):
                 file.write(piece)
                 check_stop()
-                progress(f"download {url.rsplit('/', 1)[-1]}", file.tell() >> 20, size >> 20, "MiB")
+                progress(f"download {without_credentials(url).rsplit('/', 1)[-1]}", file.tell() >> 20, size >> 20, "MiB")
         return size
 
 
@@ -158,7 +166,7 @@ def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries:
             if redirects > _REDIRECTS:
                 raise RunError(f"{first}: more than {_REDIRECTS} redirects")
             try:
-                url = follow(first, url, response.headers.get("location", ""))
+                url = follow(url, response.headers.get("location", ""))
             except FetchError as error:
                 raise InputError(f"{first}: {error}") from error
         elif response.status in PASSING_STATUSES or response.status >= 500:

@@ -18,12 +18,13 @@ from itertools import islice
 from trainer.bounds import Budget
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
+from trainer.redaction import without_signatures
 from trainer.staging.images import shared_budget, use_budget
 from trainer.staging.plans import Plan, rules_of, slices_to_make
 from trainer.staging.remote.captions import clean_captions
-from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
+from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, base_of, is_web
 from trainer.staging.remote.refetch import copies, copy_slice
-from trainer.staging.remote.rows import RemoteRow, read_plan, read_rows
+from trainer.staging.remote.rows import SHOWN_SINCE, RemoteRow, read_plan, read_rows
 from trainer.staging.remote.zips import Member, read_range, unpack_member
 from trainer.staging.rows import Blob, PairRow, Reject, TripletRow
 from trainer.staging.samples import PairMaker, Sample, TripletMaker
@@ -58,7 +59,8 @@ class FetchSettings:
     buffer_mb: int = 256
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and the base."""
+        base_of("--images", self.images)
         for name, low in (("concurrency", 1), ("processes", 0), ("buffer_mb", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"--{name.replace('_', '-')} must be >= {low}, got {getattr(self, name)}")
@@ -267,6 +269,7 @@ class _Maker:
         self._pairs = PairMaker(plan.options.get("image_policy", ""), rules_of(plan.options))
         self._triplets = TripletMaker(int(plan.options.get("triplet_side", 0)))
         self._splits = plan.splits
+        self._shown = without_signatures if plan.source.get("remote", 0) >= SHOWN_SINCE else str
 
     def __call__(self, row: RemoteRow, pictures: list[bytes]) -> Sample | Reject:
         """The sample, or why there is none, by the row's key."""
@@ -278,7 +281,8 @@ class _Maker:
         if not captions:
             return Reject(row.key, "empty caption", f"nothing is left under the policy {self._captions!r}")
         image = _Held(row.images[0], data=picture)
-        return self._pairs(PairRow(key=row.key, where=row.images[0], image=image, captions=tuple(captions), label=row.label))
+        where = self._shown(row.images[0])  # becomes part of the sample
+        return self._pairs(PairRow(key=row.key, where=where, image=image, captions=tuple(captions), label=row.label))
 
     def _triplet(self, row: RemoteRow, pictures: list[bytes]) -> Sample | Reject:
         ref, left, right = (_Held(uri, data=data) for uri, data in zip(row.images, pictures, strict=True))

@@ -1,4 +1,4 @@
-"""Fetching over HTTP as a good citizen and a fast one: bounded per host, backing off, named, and never led astray.
+"""Fetching over HTTP as a good citizen and a fast one: bounded per host, backing off, named, and never led to an address inside.
 
 Whatever goes wrong with one URL is a FetchError with a cause of a few words, by which rejects are counted. When nothing
 answers any more it is no longer the URLs' fault: an Outage ends the slice, which is then run again.
@@ -6,7 +6,6 @@ answers any more it is no longer the URLs' fault: an Outage ends the slice, whic
 
 import contextlib
 import http.client
-import ipaddress
 import math
 import re
 import socket
@@ -15,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import urllib3
 from urllib3.exceptions import (
@@ -29,7 +28,10 @@ from urllib3.exceptions import (
 )
 
 from trainer.errors import InputError, RunError
+from trainer.redaction import holds_credentials, without_signatures
+from trainer.staging.remote.addresses import PrivateAddressError
 from trainer.staging.remote.patience import patient_pool
+from trainer.storage.base import absolute
 from trainer.storage.retries import PASSING_STATUSES, Backoff, retry_after
 
 _REDIRECTS = 5
@@ -39,16 +41,16 @@ _PIECE = 1 << 16
 _DRAIN_SECONDS = 1.0  # for the body of a refusal, so that its connection can be used again
 _PASSING_CAUSES = ("timeout", "connect", "dns", "cut short", "wrong range")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)$")
-_WEB = re.compile(r"https?://((?:[^\s/?#@\[\]]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)(?:[/?#]\S*)?$", re.IGNORECASE)
+_WEB = re.compile(r"https?://((?:[^\s/?#@\[\]\\]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)(?:[/?#]\S*)?$", re.IGNORECASE)
 
 
 class FetchError(Exception):
     """One URL that gave no bytes; `cause` is one of a few words, `detail` says more."""
 
     def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(f"{cause}: {detail}")
         self.cause = cause
-        self.detail = detail
+        self.detail = without_signatures(detail)
+        super().__init__(f"{cause}: {self.detail}")
 
     def as_failure(self, uri: str) -> InputError | RunError:
         """What it means for a command that needs this URI: wrong input, or a failure that may pass."""
@@ -159,15 +161,13 @@ class PoliteClient:
             answer = self._retry(host, url, span)
             if isinstance(answer, Part):
                 return answer
-            url = follow(first, url, answer)
+            url = follow(url, answer)
         raise FetchError("bad redirect", f"{first}: more than {_REDIRECTS} redirects")
 
     def _host(self, url: str) -> _Host:
-        place = _WEB.match(url)
-        if not place:
-            raise FetchError("bad URL", repr(url[:200]))
+        name = host_of(url)
         with self._lock:
-            return self._hosts.setdefault(place[1].lower(), _Host(self.settings.per_host))
+            return self._hosts.setdefault(name, _Host(self.settings.per_host))
 
     def _retry(self, host: _Host, url: str, span: _Span) -> Part | str:
         """What was asked for, or where a redirect leads."""
@@ -209,6 +209,8 @@ class PoliteClient:
                 return self._range(response, url, *span) if span else Part(self._body(response, url), 0), False, 0.0
         except FetchError as error:
             return error, error.cause in _PASSING_CAUSES, 0.0
+        except PrivateAddressError as error:
+            return FetchError("private address", f"{url}: {error}"), False, 0.0
         except LocationParseError as error:
             return FetchError("bad URL", f"{url[:200]}: {error}"), False, 0.0
         except (HTTPError, OSError, http.client.HTTPException) as error:
@@ -323,22 +325,31 @@ def is_web(uri: str) -> bool:
     return uri[:8].lower().startswith(("http://", "https://"))
 
 
-def follow(first: str, url: str, location: str) -> str:
-    """Where a redirect of `url` leads, reached from `first`; FetchError where that is not the web, or is a network inside."""
+def base_of(option: str, uri: str) -> str:
+    """A URI that paths are put after, whole; InputError where none can be, or where it carries credentials."""
+    if is_web(uri) and (holds_credentials(uri) or "?" in uri or "#" in uri):
+        raise InputError(
+            f"{option} {uri}: must be a base that paths are put after, without user, query or signature: fetch through a mirror, or "
+            "name whole URLs in a list"
+        )
+    return absolute(uri) if uri else ""
+
+
+def host_of(url: str) -> str:
+    """Host and port of a URL in lower case; FetchError where it is no address on the web, or holds a user's name."""
+    place = _WEB.match(url)
+    if not place:
+        raise FetchError("bad URL", repr(without_signatures(url)[:200]))
+    return place[1].lower()
+
+
+def follow(url: str, location: str) -> str:
+    """Where a redirect of `url` leads; FetchError where that is not the web. The next connection judges its address."""
     try:
         target = urljoin(url, location)
-        allowed = bool(_WEB.match(target)) and (not _is_private(target) or _is_private(first))
+        allowed = bool(_WEB.match(target))
     except ValueError:  # of something that is not an address
         allowed = False
     if not allowed:
-        raise FetchError("bad redirect", f"{url} leads to {location[:200]!r}")
+        raise FetchError("bad redirect", f"{url} leads to {without_signatures(location)[:200]!r}")
     return target
-
-
-def _is_private(url: str) -> bool:
-    """Whether a URL names this machine or a network that is not the Internet."""
-    name = urlsplit(url).hostname or ""
-    try:
-        return not ipaddress.ip_address(name).is_global
-    except ValueError:
-        return name == "localhost" or name.endswith((".localhost", ".local", ".internal"))

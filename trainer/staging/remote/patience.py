@@ -1,4 +1,8 @@
-"""Connections that give up at a deadline, however slowly a server drips: a read time-out alone begins anew with every byte."""
+"""Connections to the web: none to an address that may not be fetched from, none that outlives its deadline.
+
+A read time-out alone begins anew with every byte, so that a server that drips would hold a connection for ever. Proxies that the
+environment names are not used: behind one, the address that is reached is not known.
+"""
 
 import http.client
 import io
@@ -11,12 +15,15 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from trainer.staging.remote.addresses import Reachable, check_peer, permitted
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs headers that it cannot parse with a traceback
 
 
 def patient_pool(seconds: float, *, whole: bool = True, **options: Any) -> urllib3.PoolManager:
-    """A pool whose answers take at most so long, from the end of the request on.
+    """A pool whose answers take at most so long, from the end of the request on; PrivateAddressError where a URL leads inside.
 
     Args:
         seconds: for an answer.
@@ -27,11 +34,15 @@ def patient_pool(seconds: float, *, whole: bool = True, **options: Any) -> urlli
     def answer(sock: socket.socket, *arguments: Any, **names: Any) -> http.client.HTTPResponse:
         return _PatientAnswer(sock, seconds, whole, *arguments, **names)
 
-    class Plain(HTTPConnection):
-        response_class = staticmethod(answer)  # type: ignore[assignment]
+    allowed = Reachable.from_environment()
 
-    class Secure(HTTPSConnection):
+    class Plain(_Guarded, HTTPConnection):
         response_class = staticmethod(answer)  # type: ignore[assignment]
+        reachable = allowed
+
+    class Secure(_Guarded, HTTPSConnection):
+        response_class = staticmethod(answer)  # type: ignore[assignment]
+        reachable = allowed
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain
@@ -42,6 +53,34 @@ def patient_pool(seconds: float, *, whole: bool = True, **options: Any) -> urlli
     manager = urllib3.PoolManager(**options)
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return manager
+
+
+class _Guarded(HTTPConnection):
+    """A connection to an address that may be fetched from, whatever the URL's host is called."""
+
+    reachable: Reachable
+
+    def _new_conn(self) -> socket.socket:
+        host = self._dns_host
+        try:
+            addresses = permitted(host.strip("[]"), self.port, self.reachable)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except UnicodeError as error:  # of a label that is empty or too long
+            raise NewConnectionError(self, f"{host!r} is no name of a host") from error
+        failure: Exception = NewConnectionError(self, f"{host!r} has no address")
+        for address in addresses:
+            self._dns_host = address  # what urllib3 resolves: an address resolves to itself alone
+            try:
+                connection = super()._new_conn()
+            except (ConnectTimeoutError, NewConnectionError) as error:
+                failure = error
+            else:
+                check_peer(connection, self.reachable)
+                return connection
+            finally:
+                self._dns_host = host
+        raise failure
 
 
 class _PatientAnswer(http.client.HTTPResponse):

@@ -17,9 +17,11 @@ from trainer.config import StagingConfig
 from trainer.errors import InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
+from trainer.redaction import without_credentials
 from trainer.staging.plans import PLAN_REJECTS, Plan, name_causes, pairs_target, rules_of, write_plan
+from trainer.staging.remote.http import base_of
 from trainer.staging.remote.inputs import Inputs, run
-from trainer.staging.remote.rows import SCHEMA, is_planned, write_rows
+from trainer.staging.remote.rows import REMOTE, SCHEMA, is_planned, write_rows
 from trainer.staging.rows import SPLITS, Reject, safe_key
 from trainer.staging.sources.listing import fingerprint
 from trainer.staging.tokens import CONTEXT_LENGTH
@@ -79,7 +81,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
         options: of the plan.
         staging: image policy and samples a shard.
     """
-    root = absolute(root)
+    root, images = absolute(root), base_of("--images", options.images)
     if not 0 <= options.heldout_fraction < 1:
         raise InputError(f"--heldout-fraction must be in [0, 1), got {options.heldout_fraction}")
     with temporary_folder("plan", options.scratch) as scratch:
@@ -112,7 +114,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
                 raise InputError(f"{what}: it is empty")
             raise InputError(f"{what}: {name_causes(lost['lost'], lost['examples'])}; all are listed in {join(folder, PLAN_REJECTS)}")
         source = {
-            "uri": table.uri, "fingerprint": found, "images": absolute(options.images) if options.images else "", "remote": 1,
+            "uri": without_credentials(table.uri), "fingerprint": found, "images": images, "remote": REMOTE,
             "classes": [row[0] for row in labels] if len(labels) <= _MAX_CLASSES else [],
         }  # fmt: skip
         plan = Plan(

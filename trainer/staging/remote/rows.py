@@ -20,6 +20,10 @@ from trainer.storage.base import MissingObject
 from trainer.storage.checked import describe, find_damaged
 from trainer.storage.manifest import Files
 
+REMOTE = 2
+"""What a plan's `source.remote` is: the version of what fetching makes of a row."""
+SHOWN_SINCE = 2
+"""Version since which a sample says without its URL's credentials where it came from."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),

@@ -12,10 +12,11 @@ from trainer.bounds import naming_full_disk
 from trainer.config import Recipe, canonical_hash
 from trainer.errors import InputError
 from trainer.fields import added_fields
+from trainer.redaction import without_credentials
 from trainer.staging.plans import Plan, plan_id, write_plan
-from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, is_web
+from trainer.staging.remote.http import FetchError, HttpSettings, PoliteClient, base_of, is_web
 from trainer.staging.remote.plan import SLICE_SHARDS
-from trainer.staging.remote.rows import RemoteRow, as_table, is_planned, write_rows
+from trainer.staging.remote.rows import REMOTE, RemoteRow, as_table, is_planned, write_rows
 from trainer.staging.remote.zips import Member, read_directory, read_range, unpack_member
 from trainer.staging.rows import SPLITS, TripletRow, in_order
 from trainer.staging.slices import tally
@@ -41,7 +42,7 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSetti
         recipe: its staging section and perceptual.min_votes decide the bytes.
         http: how HTTP servers are asked.
     """
-    root, source = absolute(root), absolute(source).rstrip("/")
+    root, source = absolute(root), base_of("--list", source).rstrip("/")
     settings = recipe.staging
     client = PoliteClient(http)
     try:
@@ -68,7 +69,13 @@ def plan(root: str, source: str, table_uri: str, recipe: Recipe, http: HttpSetti
             splits.append(split)
     if "train" not in splits:
         raise InputError(f"{source}: no triplet is left for training among {len(found.rows) + len(found.rejects)}")
-    origin = {"uri": source, "fingerprint": fingerprint, "images": base, "remote": 1, **({"zips": 1} if members else {})}
+    origin = {
+        "uri": without_credentials(source),
+        "fingerprint": fingerprint,
+        "images": base,
+        "remote": REMOTE,
+        **({"zips": 1} if members else {}),
+    }
     planned = Plan(
         kind="triplets", name="nights-triplets", source=origin, options=options, shard_samples=settings.shard_samples, splits=splits,
         rows_read=len(found.rows) + len(found.rejects), columns="triplets", attribution=_ATTRIBUTION, judge=found.judge,

@@ -1,0 +1,63 @@
+"""Texts without credentials: those that URLs carry (users, signatures, tokens, keys), and those that this process was given.
+
+A server may repeat in its refusal what it was sent, so the values themselves are looked for, not only the places where they belong.
+"""
+
+import os
+import re
+
+HIDDEN = "***"
+SECRET_NAME = re.compile(r"secret|token|passw|credential|api_?key|access_key|private_key|cookie", re.IGNORECASE)
+"""In the name of an environment variable whose value nobody but its reader may see."""
+
+_LEAST = 8  # characters of a secret: shorter ones are part of too many words
+_given: set[str] = set()
+
+_USER = re.compile(r"(?<=://)[^\s/?#@'\"<>\\]*@")
+_NAMES = (
+    r"x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|x-oss-(?:signature|credential|security-token)|"
+    r"(?:[a-z]+[_-]?)?token|jwt|sig|sign|signature|"
+    r"(?:[a-z]+[_-]?)?(?:api|access|private|secret|subscription|account)[_-]?key(?:[_-]?id)?|(?:aws|oss)accesskeyid|googleaccessid|"
+    r"key|key-pair-id|policy|(?:[a-z]+[_-]?)?(?:password|passwd|pwd|secret)|credentials?|authorization|auth|sas|session(?:[_-]?id)?|hdnea|hdnts"
+)
+_VALUE = re.compile(rf"((?:[?&;]|\\u0026|%3f|%26)(?:{_NAMES})(?:=|%3d))[^\s&;#'\"<>\\,)\]}}|]+", re.IGNORECASE)
+_STORED = re.compile(
+    r"[?&;](?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|sig|signature|(?:access|auth|security)[_-]?token|"
+    r"token|api[_-]?key|awsaccesskeyid|key-pair-id|password)=[^&;#]",
+    re.IGNORECASE,
+)
+
+
+def names_secret(variable: str) -> bool:
+    """Whether an environment variable holds a credential, by its name; `…_FILE` and `…_PATH` name where one lies."""
+    return bool(SECRET_NAME.search(variable)) and not variable.upper().endswith(("_FILE", "_PATH"))
+
+
+def conceal(*secrets: str) -> None:
+    """Credentials that were read from files: from now on they are left out of what this process says, as the environment's are."""
+    _given.update(secrets)
+
+
+def without_credentials(text: str) -> str:
+    """`text` with `***` in place of credentials; anything else stays as it is."""
+    for secret in sorted((secret for secret in _known() if secret in text), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return without_signatures(text)
+
+
+def _known() -> set[str]:
+    """The credentials of this process."""
+    known = {value for name, value in os.environ.items() if names_secret(name) and not name.upper().endswith("_ID")} | _given
+    return {secret for secret in known if len(secret) >= _LEAST}
+
+
+def without_signatures(text: str) -> str:
+    """`text` with `***` in place of the credentials of URLs in it; for what is said a million times."""
+    if "://" not in text and "=" not in text:
+        return text
+    return _VALUE.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+
+
+def holds_credentials(uri: str) -> bool:
+    """Whether a text is a URI with a user's name, a signature or a token, or repeats a credential that this process was given."""
+    return bool(_USER.search(uri) or _STORED.search(uri)) or any(secret in uri for secret in _known())
