@@ -102,10 +102,6 @@ class Cluster:
         """Its address."""
         return self._api.server
 
-    def served_versions(self, group: str, plural: str) -> "list[str]":
-        """The versions of an API group in which the server has a kind, the one that it prefers first; none: it has not."""
-        return self._api.versions(group, plural)
-
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
         """The object, or None where there is none."""
         place = self._place(namespace)

@@ -113,7 +113,7 @@ class Kueue:
     def _kind(self, plural: str, kind: str) -> Kind:
         """The kind in the version that the cluster prefers. MissingKind where it serves none."""
         if plural not in self._kinds:
-            versions = self._cluster.served_versions(GROUP, plural)
+            versions = self._cluster.api.versions(GROUP, plural)
             if not versions:
                 raise MissingKind(f"{self._cluster.server} has no {plural}.{GROUP}: install Kueue, or name no queue")
             self._kinds[plural] = Kind(f"{GROUP}/{versions[0]}", plural, kind, "Kueue")

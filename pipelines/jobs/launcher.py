@@ -165,7 +165,7 @@ class Launcher:
         say(where)
 
     def _require_queue(self) -> None:
-        """Refuse a LocalQueue that is not there, where it may be looked at; one that is stopped for now is waited for."""
+        """Refuse a missing LocalQueue, where it may be looked at; one that is stopped for now is waited for."""
         queue = self.settings.labels.get(QUEUE_LABEL, "")
         if queue:
             self.kueue.require(queue, active=False)

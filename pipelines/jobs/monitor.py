@@ -128,7 +128,7 @@ class Monitor:
             self._view.admission = self._kueue.why(job, self._shape.kind)
         if not self._suspended and self._has_run:
             self._reminded = time.monotonic()
-            self._say(f"--- {self._title} was suspended, and goes on from its last checkpoint once admitted: {self._view.admission.text}")
+            self._say(f"--- {self._title} was suspended, and resumes from its last checkpoint once admitted: {self._view.admission.text}")
         self._suspended = True
 
     def _interrupted(self) -> Outcome | None:

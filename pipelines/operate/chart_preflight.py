@@ -158,14 +158,10 @@ def _gpus(api: Api, jobs: JobSettings) -> str:
     unfit = [reason for node in large if (reason := why_not(node))]
     if len(large) - len(unfit) < jobs.nodes:
         most = f" (the most is {max((count_of(node, resource) for node in found), default=0)})" if len(large) < jobs.nodes else ""
-        raise InputError(
-            "; ".join([f"jobs want {jobs.nodes} x {gpus} {resource}, and {len(large)} of the nodes have so many{most}", *unfit[:3]])
-        )
-    known = (
-        ""
-        if any(map(is_labelled, large)) or not resource.startswith("nvidia.com/")
-        else f"; their drivers are not known, {DRIVER} or newer is needed"
-    )
+        wanted = f"jobs want {jobs.nodes} x {gpus} {resource}, and {len(large)} of the nodes have so many{most}"
+        raise InputError("; ".join([wanted, *unfit[:3]]))
+    unknown = resource.startswith("nvidia.com/") and not any(map(is_labelled, large))
+    known = f"; their drivers are not known, {DRIVER} or newer is needed" if unknown else ""
     return f"nodes with {gpus} or more: {len(large) - len(unfit)}{known}"
 
 

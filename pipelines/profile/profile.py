@@ -60,7 +60,7 @@ class Profile:
         staging_slices: pods that fetch one data set at the same time.
         parallel_cells: cells of a run that run at once, where it does not say; 0: all are submitted to the queue.
         links: for the first step of a run.
-        reads: what else than the root its runs may use: store URIs and folders. None, as in a profile of one's own: anything.
+        reads: what else than the root its runs may use: store URIs and folders. None, as in your own profile: anything.
         limits: the most that a run may ask for.
     """
 

@@ -87,7 +87,7 @@ def test_a_job_waits_for_quota_is_preempted_while_it_trains_and_ends_with_the_sa
         reason = "preempted: Preempted to accommodate a workload"
         harness.wait_until("status to say that it was preempted", lambda: is_said(queue, experiment, "Preempted", reason), 120, every=1)
         assert experiment.seal() is None, "ended before it could be preempted"
-        harness.wait_until("the launcher to say so", lambda: launcher.said(f"goes on from its last checkpoint once admitted: {reason}"), 60)
+        harness.wait_until("the launcher to say so", lambda: launcher.said(f"resumes from its last checkpoint once admitted: {reason}"), 60)
         saved = experiment.committed_step()
         assert saved >= committed
 
@@ -213,7 +213,7 @@ def test_a_queue_that_is_drained_gives_its_job_back(staged: Staged, queue: Queue
         queue.stop("None")
         ended_well(experiment, launcher, queue)
 
-    assert launcher.said("goes on from its last checkpoint once admitted: evicted: ")
+    assert launcher.said("resumes from its last checkpoint once admitted: evicted: ")
     assert not launcher.said("broke off")
     assert training.final_weights(experiment) == staged.weights[experiment.recipe]
 
@@ -266,7 +266,7 @@ def test_each_version_of_the_api_says_the_same(
         said = []
         for versions in (["v1beta2"], ["v1beta1"]):
             cluster = Cluster.connect(queue.namespace)
-            assert set(versions) < set(cluster.served_versions("kueue.x-k8s.io", "workloads"))
+            assert set(versions) < set(cluster.api.versions("kueue.x-k8s.io", "workloads"))
             monkeypatch.setattr(cluster, "served_versions", lambda group, plural, versions=versions: versions)
             said.append((Kueue(cluster).why(job, PYTORCHJOB), Kueue(cluster).require(QUEUE)))
 

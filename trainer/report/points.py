@@ -38,7 +38,7 @@ def at_points(whole: Experiment, shown: Point, endpoints: Sequence[Endpoint]) ->
         followed = course.through_time(scores, endpoints)
         probed = {probe.dataset for probe in find_probes(scores)}
         beside = [one for one in find_sets(scores) if one.dataset in probed and one.task == "zeroshot_classification"]
-        found = {
+        found: dict[str, Any] = {
             "point": point.name,
             "at": dict(point.at),
             "through_time": followed,

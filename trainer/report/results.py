@@ -84,8 +84,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "lineage": _lineage(whole),
         "attributions": attributions(experiment),
     }
-    results["as_of"] = ""  # said by whoever writes it down
-    results["limits"] = limits(experiment, results)
+    results |= {"as_of": "", "limits": limits(experiment, results)}  # when is said by whoever writes it down
     results["summary"] = summary(results)
     return results, scores
 

@@ -57,7 +57,7 @@ def test_a_job_that_is_preempted_again_and_again_uses_up_no_incident(queued: Sce
     for times in (1, 2, 3):
         eventually(lambda: seen(launch))
         preempt(queued)
-        eventually(lambda times=times: launch.text().count("was suspended, and goes on from its last checkpoint once admitted") == times)
+        eventually(lambda times=times: launch.text().count("was suspended, and resumes from its last checkpoint once admitted") == times)
         admit(queued)
     eventually(lambda: seen(launch))
     queued.succeed()

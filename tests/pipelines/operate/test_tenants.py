@@ -73,7 +73,7 @@ class Tenant:
 
 
 def documented(language: str) -> list[dict[str, Any]]:
-    """The JSON that docs/OPERATIONS.md shows for a tenant on a store of one's own."""
+    """The JSON that docs/OPERATIONS.md shows for a tenant on an external store."""
     blocks = re.findall(r"```json\n(.*?)```", GUIDE, re.DOTALL)
     return [value for value in map(json.loads, blocks) if language in value]
 
