@@ -98,7 +98,7 @@ e2e-kueue: $(VENV)/tools ## queues of Kueue's: throttled cells, queues that are 
 	@$(BIN)/python -m tests.cluster with $(BIN)/python -m pytest -q -m kueue tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob
-e2e-trainjob: $(VENV)/tools ## TrainJobs on the real controllers of Kubeflow Trainer v2 and JobSet (built at first use)
+e2e-trainjob: $(VENV)/tools ## TrainJobs on the real controllers of Kubeflow Trainer 2.0 and 2.3 and JobSet (built at first use)
 	@$(BIN)/python -m tests.cluster with $(BIN)/python -m pytest -q -m trainjob tests/cluster $(ARGS)
 
 ##@ Chart

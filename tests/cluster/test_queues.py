@@ -267,7 +267,7 @@ def test_each_version_of_the_api_says_the_same(
         for versions in (["v1beta2"], ["v1beta1"]):
             cluster = Cluster.connect(queue.namespace)
             assert set(versions) < set(cluster.api.versions("kueue.x-k8s.io", "workloads"))
-            monkeypatch.setattr(cluster, "served_versions", lambda group, plural, versions=versions: versions)
+            monkeypatch.setattr(cluster.api, "versions", lambda group, plural, versions=versions: versions)
             said.append((Kueue(cluster).why(job, PYTORCHJOB), Kueue(cluster).require(QUEUE)))
 
     assert said[0] == said[1]

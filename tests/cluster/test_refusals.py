@@ -44,6 +44,10 @@ def running_pods(namespace: str) -> list[str]:
     [
         pytest.param({"cpu": "1000"}, 1, "Insufficient cpu", id="more CPU than any node has"),
         pytest.param({"gpus_per_node": 1}, 2, "jobs.gpus_per_node", id="a GPU where there is none"),
+        pytest.param({"gpus_per_node": 1, "gpu_resource": "nvidia.com/mig-1g.10gb"}, 2, "the largest node has of nvidia.com/mig-1g.10gb",
+                     id="a MIG slice where there is none"),
+        pytest.param({"training_pod_template": {"spec": {"tolerationz": [{"operator": "Exists"}]}}}, 2,
+                     'strict decoding error: unknown field "spec.pytorchReplicaSpecs', id="a typo in a template"),
         pytest.param({"image": "registry.invalid/firstsight:none"}, 1, "registry.invalid/firstsight:none", id="an image not to be had"),
         pytest.param({"store_secret": "elsewhere"}, 1, 'secret "elsewhere" not found', id="a missing secret"),
         pytest.param({"pod_template": {"spec": {"volumes": [{"name": "x", "persistentVolumeClaim": {"claimName": "none"}}]}}}, 1,

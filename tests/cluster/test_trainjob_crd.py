@@ -60,7 +60,7 @@ def served(request: pytest.FixtureRequest, kubectl: Kubectl) -> Iterator[TrainJo
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("KUBECONFIG", harness.environment()["KUBECONFIG"])
             api = Api.connect()
-        shape = harness.wait_until("their schemas to be published", lambda: published(api, form), seconds=60)
+        shape = harness.wait_until("their schemas to be published", lambda: published(api, form), seconds=180)
         yield shape
     finally:
         if not there:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipelines.cluster.merge import strategic_merge
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.trainjob import NEWEST, TrainJobs, form_of
 from pipelines.profile.settings import JobSettings
+from tests.cluster import programs, trainer_v2
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.jobs import trainer_crds
 from tests.pipelines.jobs.test_pytorchjob import ARGUMENTS, IDENTITY, SETTINGS
@@ -106,6 +108,17 @@ def test_a_manifest_of_another_version_would_be_refused():
     """Else the server's own check would not be needed, nor this one."""
     for version, other in (("v2.0.0", "v2.1.0"), ("v2.1.0", "v2.2.1"), ("v2.3.0", "v2.2.1"), ("v2.2.1", "v2.0.0")):
         assert list(trainer_crds.faults(trainer_crds.schemas(other)["TrainJob"], rendered(version=version))), (version, other)
+
+
+def test_the_releases_that_run_in_the_test_cluster_are_those_that_are_built():
+    """Their go.mod decides; the oldest and the newest of those whose schemas are kept."""
+    tools = Path(trainer_v2.__file__).parent / "tools"
+    for release in trainer_v2.RELEASES.values():
+        for part, module in ((release.trainer, trainer_crds.MODULE), (release.jobset, "sigs.k8s.io/jobset")):
+            assert re.findall(rf"{module} (v\S+)", (tools / part.tool / "go.mod").read_text()) == [part.version], part.tool
+            assert programs.PACKAGES[part.program][0] == part.tool
+
+    assert [release.trainer.version for release in trainer_v2.RELEASES.values()] == [trainer_crds.VERSIONS[0], trainer_crds.VERSIONS[-1]]
 
 
 def test_the_newest_form_is_what_its_schema_says():
