@@ -4,7 +4,6 @@ Every denial has its control in the same call: an address that the same pod reac
 """
 
 import json
-import secrets
 import subprocess
 import sys
 import urllib.request
@@ -75,10 +74,10 @@ while True:
 
 @pytest.fixture(scope="module")
 def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Namespaces: of the release and of its runs, which deny by default; of a stranger; of Kubeflow, with the policy that it ships."""
+    """Namespaces: of the release and of its runs, which deny by default; of a stranger; of Kubeflow, with the policy that it ships; of a DNS."""
     if not harness.own_cluster():
         pytest.skip("needs a network plugin that enforces policies, and addresses of the node")
-    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow")}
+    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow", "dns")}
     try:
         chart.store_volume(names["ml"], tmp_path_factory.mktemp("store"))
         harness.apply(probing.DENY, names["ml"])
@@ -112,7 +111,7 @@ def values(places: dict[str, str]) -> dict[str, Any]:
     given["metrics"]["prometheusUrl"] = "http://prometheus-operated.monitoring.svc:9090"
     given["profileDefaults"]["namespaces"] = [places["team"]]
     given["kubeflow"] = {"systemNamespace": places["kubeflow"]}
-    return {**given, "networkPolicy": {"enabled": True}, "network": {"privateSources": ["192.168.77.0/24"]}}
+    return {**given, "networkPolicy": {"enabled": True, "dnsNamespace": places["dns"]}, "network": {"privateSources": ["192.168.77.0/24"]}}
 
 
 @pytest.fixture(scope="module")
@@ -178,16 +177,18 @@ def test_staging_meets_the_internet_and_no_metadata(probes: dict[str, str], sink
 
 
 def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) -> None:
-    """DNS at the node's cache and at its pods' own port; the API server to those that talk to it, and to no job."""
-    beside = f"dns-{secrets.token_hex(3)}"
-    harness.apply(probing.answering(beside, {"k8s-app": "kube-dns"}, 5353, 5355), places["stranger"])
-    probing.wait(places["stranger"], beside)
-    dns = (settings.DNS_IP, 53, "tcp")
+    """DNS at the node's cache and at the port of its pods; the API server to those that talk to it, and to no job."""
+    for place in ("dns", "stranger"):
+        harness.apply(probing.answering("dns", {"k8s-app": "kube-dns"}, 5353, 5355), places[place])
+    for place in ("dns", "stranger"):
+        probing.wait(places[place], "dns")
+    inside, elsewhere = (probing.address_of(places[place], "dns") for place in ("dns", "stranger"))
+    asked = {(settings.DNS_IP, 53, "tcp"): True, (inside, 5353, "udp"): True, (inside, 5353, "tcp"): True}
+    refused = [(inside, 5355, "udp"), (inside, 5355, "tcp"), (elsewhere, 5353, "udp"), (elsewhere, 5353, "tcp")]
     api = (settings.API_SERVICE_IP, 443, "tcp")
-    elsewhere = (probing.address_of(places["stranger"], beside), 5353, "udp")
     for name, talks in (("trainer", False), ("launcher", True), ("hook", True)):
-        _check(probes, name, {dns: True, api: talks, elsewhere: False})
-    _check(probes, "stranger", {elsewhere: True, (elsewhere[0], 5355, "tcp"): True, api: True})
+        _check(probes, name, {**asked, **dict.fromkeys(refused, False), api: talks})
+    _check(probes, "stranger", dict.fromkeys([*refused, api], True))
 
 
 @pytest.fixture(scope="module")
