@@ -74,7 +74,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Namespaces: of the release and of its runs, which deny by default; of a stranger; of Kubeflow, with the policy that it ships; of a DNS."""
+    """Namespaces: of the release and its runs, which deny by default; of a stranger; of Kubeflow, with its own policy; of a DNS."""
     if not harness.own_cluster():
         pytest.skip("needs a network plugin that enforces policies, and addresses of the node")
     names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow", "dns")}
