@@ -1,6 +1,7 @@
 """Every pod of ours is selected by a network policy, both ways: the chart's, those that its hooks and tests make, steps and jobs."""
 
 import dataclasses
+import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -83,6 +84,55 @@ def test_staging_alone_is_let_out(render: Render) -> None:
             names = {one["metadata"]["name"] for one in _selecting(policies, "ml", labels)}
             fetches = {"fs-firstsight-staging"} if stage in ("stage-plan", "stage-fetch") else set()
             assert names == {"fs-firstsight-jobs"} | fetches, stage
+
+
+REACHED = ("93.184.216.34", "8.8.8.8", "2606:2800:220:1::1", "64:ff9b::808:808")
+NOT_REACHED = (
+    "169.254.169.254", "169.254.170.23", "168.63.129.16", "100.100.100.200", "192.0.0.192", "10.1.2.3", "172.31.0.1", "192.168.1.1",
+    "127.0.0.1", "240.0.0.1", "fd00:ec2::254", "fd20:ce::254", "fd12::1", "fe80::1", "64:ff9b::a9fe:a9fe", "64:ff9b::a01:203",
+)  # fmt: skip
+"""Metadata of seven clouds, private networks, both behind NAT64."""
+
+
+def test_staging_reaches_the_public_internet(render: Render) -> None:
+    """Address by address; what a private source opens is open, and no cloud's metadata with it."""
+    blocks = _staging_blocks(render({**ON}))
+    assert {address: _open(blocks, address) for address in (*REACHED, *NOT_REACHED)} == {
+        **dict.fromkeys(REACHED, True),
+        **dict.fromkeys(NOT_REACHED, False),
+    }
+    opened = ("10.1.2.3", "fd12::1")
+    blocks = _staging_blocks(render({**ON, "network": {"privateSources": ["10.1.0.0/16", "fc00::/7"]}}))
+    closed = [address for address in NOT_REACHED if address not in opened]
+    assert {address: _open(blocks, address) for address in (*opened, *closed)} == {
+        **dict.fromkeys(opened, True),
+        **dict.fromkeys(closed, False),
+    }
+
+
+def test_exceptions_are_parts_of_their_ranges(render: Render) -> None:
+    """The API server takes no other."""
+    for policy in (one for one in render(EVERYTHING) if one["kind"] == "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            for block in (peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer):
+                whole = ipaddress.ip_network(block["cidr"])
+                for part in map(ipaddress.ip_network, block.get("except", [])):
+                    assert part.version == whole.version
+                    assert part != whole
+                    assert part.subnet_of(whole)  # type: ignore[arg-type]
+
+
+def _staging_blocks(objects: Objects) -> list[dict[str, Any]]:
+    (policy,) = (one for one in objects if one["metadata"]["name"] == "fs-firstsight-staging")
+    return [peer["ipBlock"] for rule in policy["spec"]["egress"] for peer in rule["to"]]
+
+
+def _open(blocks: list[dict[str, Any]], address: str) -> bool:
+    one = ipaddress.ip_address(address)
+    return any(
+        one in ipaddress.ip_network(block["cidr"]) and not any(one in ipaddress.ip_network(part) for part in block.get("except", []))
+        for block in blocks
+    )
 
 
 def _selecting(policies: Objects, namespace: str, labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -4,9 +4,9 @@ Every denial has its control in the same call: an address that the same pod reac
 """
 
 import json
-import secrets
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster import chart, harness, node, probing, settings
+from tests.cluster import chart, harness, node, probing, programs, settings, volumes
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.probing import Address
 from tests.cluster.training import RECIPE
@@ -75,10 +75,10 @@ while True:
 
 @pytest.fixture(scope="module")
 def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Namespaces: of the release and of its runs, which deny by default; of a stranger; of Kubeflow, with the policy that it ships."""
+    """Namespaces: of the release and its runs, which deny by default; of a stranger; of Kubeflow, with its own policy; of a DNS."""
     if not harness.own_cluster():
         pytest.skip("needs a network plugin that enforces policies, and addresses of the node")
-    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow")}
+    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow", "dns")}
     try:
         chart.store_volume(names["ml"], tmp_path_factory.mktemp("store"))
         harness.apply(probing.DENY, names["ml"])
@@ -112,7 +112,7 @@ def values(places: dict[str, str]) -> dict[str, Any]:
     given["metrics"]["prometheusUrl"] = "http://prometheus-operated.monitoring.svc:9090"
     given["profileDefaults"]["namespaces"] = [places["team"]]
     given["kubeflow"] = {"systemNamespace": places["kubeflow"]}
-    return {**given, "networkPolicy": {"enabled": True}, "network": {"privateSources": ["192.168.77.0/24"]}}
+    return {**given, "networkPolicy": {"enabled": True, "dnsNamespace": places["dns"]}, "network": {"privateSources": ["192.168.77.0/24"]}}
 
 
 @pytest.fixture(scope="module")
@@ -178,16 +178,18 @@ def test_staging_meets_the_internet_and_no_metadata(probes: dict[str, str], sink
 
 
 def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) -> None:
-    """DNS at the node's cache and at its pods' own port; the API server to those that talk to it, and to no job."""
-    beside = f"dns-{secrets.token_hex(3)}"
-    harness.apply(probing.answering(beside, {"k8s-app": "kube-dns"}, 5353, 5355), places["stranger"])
-    probing.wait(places["stranger"], beside)
-    dns = (settings.DNS_IP, 53, "tcp")
+    """DNS at the node's cache and at the port of its pods; the API server to those that talk to it, and to no job."""
+    for place in ("dns", "stranger"):
+        harness.apply(probing.answering("dns", {"k8s-app": "kube-dns"}, 5353, 5355), places[place])
+    for place in ("dns", "stranger"):
+        probing.wait(places[place], "dns")
+    inside, elsewhere = (probing.address_of(places[place], "dns") for place in ("dns", "stranger"))
+    asked = {(settings.DNS_IP, 53, "tcp"): True, (inside, 5353, "udp"): True, (inside, 5353, "tcp"): True}
+    refused = [(inside, 5355, "udp"), (inside, 5355, "tcp"), (elsewhere, 5353, "udp"), (elsewhere, 5353, "tcp")]
     api = (settings.API_SERVICE_IP, 443, "tcp")
-    elsewhere = (probing.address_of(places["stranger"], beside), 5353, "udp")
     for name, talks in (("trainer", False), ("launcher", True), ("hook", True)):
-        _check(probes, name, {dns: True, api: talks, elsewhere: False})
-    _check(probes, "stranger", {elsewhere: True, (elsewhere[0], 5355, "tcp"): True, api: True})
+        _check(probes, name, {**asked, **dict.fromkeys(refused, False), api: talks})
+    _check(probes, "stranger", dict.fromkeys([*refused, api], True))
 
 
 @pytest.fixture(scope="module")
@@ -263,22 +265,38 @@ def kubeflow(places: dict[str, str]) -> Iterator[tuple[Any, str]]:
 def test_kubeflows_own_policy(
     places: dict[str, str], values: dict[str, Any], release: str, probes: dict[str, str], kubeflow: tuple[Any, str]
 ) -> None:
-    """The upload passes it where its namespace is labelled as a profile, and so do steps; without the label nothing gets in."""
+    """The upload passes from a namespace labelled as a profile, or from Kubeflow's own; so do steps. The preflight says so."""
     server, endpoint = kubeflow
     ml, team, label = places["ml"], places["team"], "app.kubernetes.io/part-of"
-    harness.kubectl("label", "namespace", ml, f"{label}=kubeflow-profile")
     given = {**values, "kubeflow": {**values["kubeflow"], "endpoint": endpoint}}
+    said = _preflight(ml, given)
+    assert f"kubectl label namespace {ml} {label}=kubeflow-profile" in said
+    harness.kubectl("label", "namespace", ml, f"{label}=kubeflow-profile")
+    assert "let the upload in" in _preflight(ml, given)
     helm("upgrade", release, str(chart.CHART), "-n", ml, "--wait", "--timeout", "8m", given=given)
     assert [one["display_name"] for one in server.pipelines.values()] == ["firstsight"]
 
     api = (probing.address_of(places["kubeflow"], "ml-pipeline"), 18888, "tcp")
     dns = (settings.DNS_IP, 53, "tcp")
+    harness.apply(probing.pod("placed", HOOK), places["kubeflow"])
     _check(probes, "hook", {api: True})
     _check(probes, "launcher", {api: False, dns: True})
+    probing.wait(places["kubeflow"], "placed")
+    _check({"placed": places["kubeflow"]}, "placed", {api: True})
     harness.kubectl("label", "namespace", team, f"{label}=kubeflow-profile")
     harness.kubectl("label", "namespace", ml, f"{label}-")
     _check(probes, "launcher", {api: True})
     _check(probes, "hook", {api: False, dns: True})
+
+
+def _preflight(namespace: str, given: dict[str, Any]) -> str:
+    """What `make chart-preflight` says."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(given, file)
+        file.flush()
+        command = ["scripts/chart_preflight.sh", str(programs.program("helm")), sys.executable, str(chart.CHART), namespace, file.name]
+        done = subprocess.run(command, capture_output=True, text=True, env=harness.environment(), cwd=volumes.REPOSITORY)
+    return done.stdout + done.stderr
 
 
 def test_uninstall(places: dict[str, str], release: str, long_run: dict[str, Any]) -> None:

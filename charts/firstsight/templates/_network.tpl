@@ -62,17 +62,19 @@ to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
 {{- end -}}
 
 {{/* Egress to a URL: to any port of its namespace where it names a Service, since policies see the pods' port, which may differ
-from the Service's; else to its port at these CIDRs. Usage {{ include "firstsight.egressUrl" (list $url $cidrs) }} */}}
+from the Service's; else to its port at these CIDRs. `name.other:80` may be either. Usage
+{{ include "firstsight.egressUrl" (list $url $cidrs) }} */}}
 {{- define "firstsight.egressUrl" -}}
-{{- with include "firstsight.urlNamespace" (first .) -}}
-- to:
-    - namespaceSelector: {{ include "firstsight.namespaceSelector" . }}
-{{- else -}}
-{{- if last . -}}
-- to: {{ include "firstsight.peers" (last .) }}
-  ports: [{protocol: TCP, port: {{ include "firstsight.urlPort" (first .) }}}]
+{{- $url := first . -}}{{- $cidrs := last . -}}
+{{- $rules := list -}}
+{{- with include "firstsight.urlNamespace" $url -}}
+{{- $rules = append $rules (dict "to" (list (dict "namespaceSelector" (include "firstsight.namespaceSelector" . | fromYaml)))) -}}
 {{- end -}}
+{{- if and $cidrs (not (regexMatch "\\.svc(\\.|:|$)" (get (urlParse $url) "host"))) -}}
+{{- $port := dict "protocol" "TCP" "port" (include "firstsight.urlPort" $url | int) -}}
+{{- $rules = append $rules (dict "to" (include "firstsight.peers" $cidrs | fromJsonArray) "ports" (list $port)) -}}
 {{- end -}}
+{{- with $rules }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
 {{/* Egress to the object store. */}}
