@@ -19,7 +19,7 @@ from pipelines.planning.flags import add_request, request_of
 from pipelines.planning.request import Request
 from pipelines.planning.resolving import resolve
 from pipelines.profile.profile import read_profile
-from pipelines.steps.running import failures, root_of_run
+from pipelines.steps.running import by_reason, failures, root_of_run
 from trainer.errors import InputError, RunError
 from trainer.storage import join, layout
 
@@ -172,7 +172,7 @@ def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
         line = f"the run ended {run.state} ({why}); its failure.json cannot be read from here: {error}"
         return {**result, "exit_code": _code_of(followed.exit_codes), "line": line}
     codes = [failure["exit_code"] for failure in failures] or list(followed.exit_codes)
-    lines = [f"{failure['stage']}: {failure['line']}" for failure in failures]
+    lines = list(by_reason(failures).values())
     lines = lines or [f"{step}: {reason}" for step, reason in followed.reasons.items()]
     lines = lines or [f"the run ended {run.state}, and no step says why"]
     return {**result, "exit_code": _code_of(codes), "failures": failures, "line": "; ".join(lines)}

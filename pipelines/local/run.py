@@ -39,7 +39,7 @@ from pipelines.planning.summary import preview, print_summary
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.links import CHECKED_VARIABLE
-from pipelines.steps.running import PARENT_VARIABLE, failures, root_of_run
+from pipelines.steps.running import PARENT_VARIABLE, by_reason, failures, root_of_run
 from trainer.errors import InputError, RunError
 from trainer.progress import PROGRESS_VARIABLE, STOP_AT_ONCE, STOP_VARIABLE
 from trainer.storage import join, layout, open_store
@@ -151,9 +151,9 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
         return 128 + received[0]
     failed = failures(prepared.uri, prepared.request.cells, started)
     seen = [] if print_summary(console, prepared.uri) or not _is_one_stream() else display.last_reasons
-    for line in dict.fromkeys(failure["line"] for failure in failed):
-        if line not in seen:  # it is the last thing that a person sees, and is said once
-            print(f"{', '.join(one['stage'] for one in failed if one['line'] == line)}: {line}", file=sys.stderr)
+    for reason, line in by_reason(failed).items():
+        if reason not in seen:  # it is the last thing that a person sees, and is said once
+            print(line, file=sys.stderr)
     if failed:
         return 2 if all(failure["exit_code"] == 2 for failure in failed) else 1
     if pipeline.error:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -167,6 +167,12 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
             folders += [entry[name] for name in ("perceptual", "contrastive", "posthoc", "evaluation") if entry[name]]
     found = [read_failure(folder) for folder in dict.fromkeys(folders)]
     return [dataclasses.asdict(failure) for failure in found if failure is not None and failure.time >= since]
+
+
+def by_reason(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Why steps failed: each reason once, with the line that says it and which steps it ended. `found`: as `failures` gives them."""
+    lines = dict.fromkeys(str(failure["line"]) for failure in found)
+    return {line: f"{', '.join(failure['stage'] for failure in found if failure['line'] == line)}: {line}" for line in lines}
 
 
 def root_of_run(root: str, profile: Profile, default: str = "") -> str:

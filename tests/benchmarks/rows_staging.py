@@ -1,4 +1,4 @@
-"""Row T-folder: what it costs to stage people's own pictures from a folder."""
+"""Rows T-folder and T-memory: what it costs to stage people's own pictures from a folder."""
 
 import os
 import subprocess
@@ -16,6 +16,7 @@ from trainer.configs import load_recipe
 from trainer.staging.stage import stage_pairs
 if __name__ == "__main__":
     stage_pairs(root=sys.argv[1], source=sys.argv[2], recipe=load_recipe("smoke"), max_reject_fraction=0.0)
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -27,22 +28,39 @@ if __name__ == "__main__":
 )
 def staging_a_folder(folder: Path) -> Measured:
     """Whole processes, imports included: what a person waits for. Both read, hash, check and write the same pictures."""
-    source = folder / "photos"
-    source.mkdir()
-    for number, photo in enumerate(photos(PHOTOS)):
-        (source / f"{number:05d}.jpg").write_bytes(photo)
-        (source / f"{number:05d}.txt").write_text(CAPTION.format(number))
-    tries = iter(range(1000))
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
+    stage = stager(folder)
 
     def side(tree: Path) -> Callable[[], float]:
         def measure() -> float:
-            began, root = cpu_seconds(), folder / f"root-{next(tries)}"
-            command = [sys.executable, str(program), str(root), str(source)]
-            subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, check=True, stdout=subprocess.DEVNULL)
+            began = cpu_seconds()
+            stage(tree)
             return PHOTOS / (cpu_seconds() - began)
 
         return measure
 
     return interleaved(side(tree_of(BEFORE, folder / "before")), side(HERE), rounds=3)
+
+
+@row("T-memory", what=f"peak memory of the same, against commit {BEFORE}", unit="MB", target=1.05, at_least=False)
+def memory_of_staging(folder: Path) -> Measured:
+    """Of the whole process, imports included."""
+    stage, before = stager(folder), tree_of(BEFORE, folder / "before")
+    return interleaved(lambda: stage(before), lambda: stage(HERE), rounds=3)
+
+
+def stager(folder: Path) -> Callable[[Path], float]:
+    """Stages photos with the trainer of a tree, in a process and a root of its own; gives the peak of its memory in MB."""
+    source, program, tries = folder / "photos", folder / "program.py", iter(range(1000))
+    source.mkdir()
+    for number, photo in enumerate(photos(PHOTOS)):
+        (source / f"{number:05d}.jpg").write_bytes(photo)
+        (source / f"{number:05d}.txt").write_text(CAPTION.format(number))
+    program.write_text(PROGRAM)
+
+    def stage(tree: Path) -> float:
+        command = [sys.executable, str(program), str(folder / f"root-{next(tries)}"), str(source)]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        done = subprocess.run(command, cwd=tree, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        return int(done.stdout.split()[-1]) / 1000
+
+    return stage

@@ -13,7 +13,7 @@ from trainer.config import Recipe
 from trainer.errors import InputError
 from trainer.staging.shards import agreement, mse_accuracy
 from trainer.staging.sources.nights import COLUMNS
-from trainer.staging.stage import stage_triplets
+from trainer.staging.stage import stage_pairs, stage_triplets
 from trainer.storage.manifest import Manifest
 
 StageThree = Callable[..., tuple[str, Manifest]]
@@ -170,3 +170,17 @@ def test_pairs_that_are_refused_have_no_triplets_judged(tmp_path: Path, smoke: R
         stage_triplets(**given, from_pairs=str(photos))
     listed = Path(str(caught.value).rpartition(" ")[2], "plan.jsonl").read_text(encoding="utf-8")
     assert listed.count("kind of file not read") == 5
+    pairs = {key: value for key, value in given.items() if key != "source"}
+    with pytest.raises(InputError) as of_pairs:
+        stage_pairs(**pairs, source=str(photos), for_stages=("contrastive",))
+    assert str(of_pairs.value) == str(caught.value)
+    for photo in photos.glob("*.png"):
+        photo.unlink()
+    (photos / "p000.png").write_bytes(picture(1))
+    (photos / "p000.txt").write_text("")
+    lines = []
+    for stage, source in ((stage_triplets, {"source": "", "from_pairs": str(photos)}), (stage_pairs, {"source": str(photos)})):
+        with pytest.raises(InputError, match="no picture is left for training") as caught:
+            stage(**pairs, **source)
+        lines.append(str(caught.value))
+    assert len(set(lines)) == 1

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.config import Recipe, canonical_hash
+from trainer.config import Recipe, StagingConfig, canonical_hash
 from trainer.errors import InputError
 from trainer.fields import added_fields
 from trainer.progress import check_stop, progress
@@ -43,8 +43,9 @@ from trainer.staging.sources.table import is_list_file
 from trainer.staging.tokens import CONTEXT_LENGTH, Tokenizer
 from trainer.staging.twins import count_look_alikes, split_pairs
 from trainer.staging.writer import Account, SliceWriter, check_rejects, gather, seal
-from trainer.storage import join, layout, write_bytes
+from trainer.storage import exists, join, layout, write_bytes
 from trainer.storage.base import absolute
+from trainer.storage.manifest import NAME as MANIFEST
 from trainer.storage.manifest import Kind, describe_rows
 from trainer.storage.scratch import temporary_folder
 
@@ -93,21 +94,14 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
     root = absolute(root)
     found = _find(source, root)
     settings = recipe.staging
-    options = {
-        "context_length": CONTEXT_LENGTH, "heldout_fraction": settings.heldout_fraction, "image_policy": settings.image_policy,
-        "shard_samples": settings.shard_samples, **({"demo_side": settings.demo_side} if source == DEMO else {}), **added_fields(settings),
-    }  # fmt: skip
     name = f"{found.name}-pairs"
-    target, options = pairs_target(root, name, found.fingerprint, options)
+    target, options = _pairs_folder(found, root, settings)
     sealed = find_intact(target)
     if sealed is not None:
         return target, sealed.identity
     with ExitStack() as stack:
         source_rows = _read_pairs(found, settings.demo_side, stack)
-        rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
-        if not any(row.split == "train" for row in rows):
-            refuse(target, source, f"no picture is left for training ({len(rows)} usable)", source_rows.rejects)
-        require_enough(source, "pairs", _train_size(rows), len(rows), recipe, for_stages)
+        rows, twins = _require_pairs(found, source_rows, recipe, options, for_stages, _Refusal(source, target, max_reject_fraction))
         plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
         changed = changed_slices(target, plan, slices, PairMaker("", rules=rules_of(options)).said)
         if changed and rules_of(options) < PAIRS_RULES:  # what an older version has begun is left
@@ -115,7 +109,6 @@ def stage_pairs(*, root: str, source: str, recipe: Recipe, max_reject_fraction: 
             target = layout.dataset(root, name, plan_id(found.fingerprint, options))
             rows, twins = split_pairs(source_rows.rows, settings.heldout_fraction, _keeps_twins(found, options))
             plan, slices = _plan("pairs", name, found, options, source_rows, rows, settings.shard_samples)
-        _check_planned(target, found.uri, len(rows), source_rows.rejects, max_reject_fraction)
         make_again(target, changed)
         make = PairMaker(settings.image_policy, rules=rules_of(options), looks=bool(twins))
         looks: Looks | None = {split: array("Q") for split in SPLITS} if twins else None
@@ -173,20 +166,19 @@ def stage_triplets(
     sealed = find_intact(target)
     if sealed is not None:
         return target, sealed.identity
-
-    def check(usable: int, rejects: list[Reject]) -> None:
-        _check_planned(target, found.uri, usable, rejects, max_reject_fraction)
-
     with ExitStack() as stack:
         if generated:
-            source_rows = _generate(found, recipe, options, stack, for_stages, check)
+            pairs_folder, _ = _pairs_folder(found, root, settings)
+            listed_in = target if exists(join(pairs_folder, MANIFEST)) else pairs_folder
+            refusal = _Refusal(from_pairs or source, listed_in, max_reject_fraction)
+            source_rows = _generate(found, recipe, options, stack, for_stages, refusal)
         else:
             source_rows = _read_triplets(found, recipe.perceptual.min_votes)
         if not source_rows.rows:
             refuse(target, found.uri, "no triplet is left", source_rows.rejects)
         require_enough(found.uri, "triplets", _train_size(source_rows.rows), len(source_rows.rows), recipe, for_stages)
         plan, slices = _plan("triplets", name, found, options, source_rows, source_rows.rows, settings.shard_samples)
-        _check_planned(target, found.uri, len(source_rows.rows), source_rows.rejects, max_reject_fraction)
+        _Refusal(found.uri, target, max_reject_fraction).check(len(source_rows.rows), source_rows.rejects)
         make = TripletMaker(settings.triplet_side, settings.flip_judges_too)
         make_again(target, changed_slices(target, plan, slices, make.said))
         plan = _write(target, plan, slices, source_rows.rejects, make, "triplets")
@@ -246,23 +238,59 @@ def _keeps_twins(found: _Source, options: Mapping[str, Any]) -> bool:
     return rules_of(options) > 1 and found.uri != DEMO
 
 
+def _pairs_folder(found: _Source, root: str, settings: StagingConfig) -> tuple[str, dict[str, Any]]:
+    """Where the pairs of a source are staged, and with which options."""
+    options = {
+        "context_length": CONTEXT_LENGTH, "heldout_fraction": settings.heldout_fraction, "image_policy": settings.image_policy,
+        "shard_samples": settings.shard_samples, **({"demo_side": settings.demo_side} if found.uri == DEMO else {}),
+        **added_fields(settings),
+    }  # fmt: skip
+    return pairs_target(root, f"{found.name}-pairs", found.fingerprint, options)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """How a source is refused: its name as it was given, the folder where what is bad is listed, the part of it that is allowed."""
+
+    source: str
+    folder: str
+    max_reject_fraction: float
+
+    def check(self, usable: int, rejects: list[Reject]) -> None:
+        """Stop where too much of the source is bad already, however good the rest is."""
+        best = Account(shards=[], written=usable, files={}, **tally(rejects))
+        try:
+            check_rejects(self.folder, self.source, best, self.max_reject_fraction)
+        except InputError:
+            write_bytes(join(self.folder, PLAN_REJECTS), encode_rejects(rejects))
+            raise
+
+
+def _require_pairs(
+    found: _Source, pairs: Rows[PairRow], recipe: Recipe, options: Mapping[str, Any], for_stages: Sequence[str], refusal: _Refusal
+) -> tuple[list[PairRow], dict[str, int]]:
+    """The pairs, each with its split, and what was found of twins; InputError, before a picture is read, where they cannot be staged."""
+    rows, twins = split_pairs(pairs.rows, recipe.staging.heldout_fraction, _keeps_twins(found, options))
+    if not any(row.split == "train" for row in rows):
+        refuse(refusal.folder, refusal.source, f"no picture is left for training ({len(rows)} usable)", pairs.rejects)
+    refusal.check(len(rows), pairs.rejects)
+    require_enough(refusal.source, "pairs", _train_size(rows), len(rows), recipe, for_stages)
+    return rows, twins
+
+
 def _generate(
-    found: _Source, recipe: Recipe, options: Mapping[str, Any], stack: ExitStack, for_stages: Sequence[str],
-    check: Callable[[int, list[Reject]], None],
-) -> Rows[TripletRow]:  # fmt: skip
+    found: _Source, recipe: Recipe, options: Mapping[str, Any], stack: ExitStack, for_stages: Sequence[str], refusal: _Refusal
+) -> Rows[TripletRow]:
     """Triplets made from pairs, through a folder in NIGHTS layout, so that there is one way in.
 
-    `check` is given how many pairs may be usable and those that are not, before FLIP judges and whenever it meets another one: pairs
-    that are refused have no triplets judged.
+    Pairs that would be refused have no triplets judged, nor any more when FLIP meets too many pictures that cannot be read.
     """
     pairs = _read_pairs(found, recipe.staging.demo_side, stack)
-    check(len(pairs.rows), pairs.rejects)
+    pictures, _ = _require_pairs(found, pairs, recipe, options, for_stages, refusal)
     made = str(stack.enter_context(temporary_folder("triplets")))
-    pictures, _ = split_pairs(pairs.rows, recipe.staging.heldout_fraction, _keeps_twins(found, options))
-    require_enough(found.uri, "pairs", _train_size(pictures), len(pictures), recipe, for_stages)
     most = generate.most_triplets(pictures, recipe.staging)
     require_enough(found.uri, "triplets", most["train"], sum(most.values()), recipe, for_stages)
-    generate.write_folder(made, pictures, recipe.staging, lambda bad: check(len(pictures) - len(bad), [*pairs.rejects, *bad]))
+    generate.write_folder(made, pictures, recipe.staging, lambda bad: refusal.check(len(pictures) - len(bad), [*pairs.rejects, *bad]))
     rows = nights.read(made, list_source(made), 0)
     return Rows(rows=rows.rows, rejects=rows.rejects, attribution=pairs.attribution, judge=rows.judge)
 
@@ -342,16 +370,6 @@ def _in_threads(make: Callable[[RowT], Sample | Reject], rows: Sequence[RowT]) -
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _check_planned(target: str, source: str, usable: int, rejects: list[Reject], max_reject_fraction: float) -> None:
-    """Stop where too much of a source is bad already, however good the rest is."""
-    best = Account(shards=[], written=usable, files={}, **tally(rejects))
-    try:
-        check_rejects(target, source, best, max_reject_fraction)
-    except InputError:
-        write_bytes(join(target, PLAN_REJECTS), encode_rejects(rejects))
-        raise
 
 
 def _check(target: str, plan: Plan, account: Account, max_reject_fraction: float) -> None:

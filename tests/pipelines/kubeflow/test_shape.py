@@ -95,23 +95,29 @@ def test_a_failed_cell_is_passed_over_in_its_run_and_tried_by_the_next_one(
     assert other.page() == run.page()
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_another_request_that_comes_while_a_run_lives_loses_none_of_its_cells(
-    run: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
-    """The second runs from end to end while the first is about to train; both pages show what both asked for."""
+    """The second runs from end to end while the first is about to train; both pages show what both asked for.
+
+    Where the plan is damaged meanwhile, the second writes it anew without the first one's cells, and the first one's next step adds them.
+    """
     other = Simulated(tmp_path / "root", monkeypatch, "b-run", arms="random,shuffled", seeds="1")
     other.well = run.well
     pages: list[str] = []
 
     def interrupt(run: Simulated, pod: Pod) -> str:
         if pod.step == "perceptual" and not pages:
+            if damaged:
+                Path(run.folder, "plan.json").write_bytes(b"{")
             assert other.argo.go() == SUCCEEDED
             pages.append(other.page())
         return "run"
 
     run.order = interrupt
     assert run.argo.go() == SUCCEEDED
-    assert pages == ["<p>fake: 2 of 6 cells</p>"]
+    assert pages == ["<p>fake: 2 of 2 cells</p>" if damaged else "<p>fake: 2 of 6 cells</p>"]
     assert is_whole(run)
 
 
