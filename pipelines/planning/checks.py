@@ -28,7 +28,7 @@ def check_recipe(
 
     Args:
         recipe: all that decides the numbers.
-        pairs: of the training split; nothing is refused for a number that is only taken for it (`training_samples`).
+        pairs: of the training split; a number that is only taken for it refuses nothing that the largest it can be would not.
         triplets: likewise.
         machines: of the contrastive stage; the others take one of its nodes.
         backend: local, or that of a cluster.
@@ -47,6 +47,8 @@ def check_recipe(
         one = estimate(config, pairs if stage == "contrastive" else triplets, machines_of(machines, stage), asked)
         if one.data.known:
             _require_steps(one)
+        elif one.data.at_most and short_of_a_batch(stage, settings(config), one.data.at_most):
+            raise InputError(short_of_a_batch(stage, settings(config), one.data.count))
         notes += _split_note(one)
         found.append(one)
     if backend == "local" and not machines.gpus_per_node:

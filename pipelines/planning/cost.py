@@ -74,11 +74,12 @@ class Machines:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Of a training split: how many, how that is known, and whether it is (0, or a guess, otherwise)."""
+    """Of a training split: how many, how that is known, whether it is (0, or a guess, otherwise), and at most how many (0: unknown)."""
 
     count: int
     said: str
     known: bool = True
+    at_most: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

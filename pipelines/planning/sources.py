@@ -84,9 +84,10 @@ def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) 
     if is_demo(source, recipe):
         if what == "pairs":
             return Samples(count=DEMO_PAIRS, said="the demo's", known=True)
-        return Samples(count=int(DEMO_TRIPLETS * recipe.staging.demo_triplets), said="about those of the demo", known=False)
+        total = recipe.staging.demo_triplets
+        return Samples(count=int(DEMO_TRIPLETS * total), said="about those of the demo", known=False, at_most=total)
     count, name = (LISTS["yfcc15m-openai"], "YFCC15M") if what == "pairs" else (NIGHTS, "NIGHTS")
-    return Samples(count=count, said=f"none staged: taken for {name}", known=False)
+    return Samples(count=count, said=f"none staged: taken for {name}", known=False, at_most=0 if source else count)
 
 
 def _description(uri: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 
 from pipelines.planning.checks import check_recipe
 from pipelines.planning.cost import Machines, Samples
-from trainer.config import ModelConfig, Recipe
+from pipelines.planning.sources import training_samples
+from trainer.config import DataConfig, ModelConfig, Recipe
 from trainer.configs import load_recipe
 from trainer.errors import InputError
 
@@ -34,6 +35,26 @@ def check(recipe: Recipe, machines: Machines, pairs: int = YFCC15M, triplets: in
 
 def test_a_recipe_that_fits_needs_no_note():
     assert check(paper(), CLUSTER) == []
+
+
+def of_fraction(name: str, fraction: float, source: str = "") -> list[str]:
+    """Notes on stage 1 of a recipe with a part of its triplets, none of which is staged."""
+    recipe = load_recipe(name, [f"perceptual.triplet_fraction={fraction}"])
+    pairs, triplets = (training_samples(what, DataConfig(), source, recipe) for what in ("pairs", "triplets"))
+    return check_recipe(recipe, pairs, triplets, Machines(), "pytorchjob", stages=("perceptual",))
+
+
+@pytest.mark.parametrize(("name", "fraction"), [("smoke", 0.01), ("paper", 0.04)])
+def test_a_fraction_below_one_batch_is_refused_before_anything_is_staged(name: str, fraction: float):
+    """By the most triplets that there can be: 120 of the smoke recipe, NIGHTS'."""
+    with pytest.raises(InputError, match=f"perceptual.triplet_fraction must leave at least one batch, got {fraction:g}: that is"):
+        of_fraction(name, fraction)
+
+
+def test_what_may_fill_a_batch_is_left_to_the_data():
+    """15 % of at most 120 triplets may be 16 or more; a source that is not staged may have many more than NIGHTS."""
+    assert of_fraction("smoke", 0.15)
+    assert of_fraction("paper", 0.04, "s3://b/mine")
 
 
 def test_a_share_larger_than_the_gpu_is_said():

@@ -24,7 +24,7 @@ from trainer.storage import layout, read_bytes
 from trainer.storage.manifest import Manifest
 
 SHARD_SAMPLES = 1024
-CONVERTERS: dict[str, Callable[[Copy, Split], Converted]] = {
+CONVERTERS: dict[str, Callable[..., Converted]] = {
     "imagenet-1k": folders.imagenet, "imagenet-v2": folders.imagenet, "imagenet-sketch": folders.imagenet,
     "imagenet-a": folders.imagenet_subset, "imagenet-r": folders.imagenet_subset,
     "cifar-10": binary.cifar_10, "cifar-100": binary.cifar_100, "mnist": binary.mnist, "stl-10": binary.stl_10, "svhn": binary.svhn,
