@@ -49,7 +49,7 @@ def sources(*rooms: str) -> Mapping[str, str]:
             name.split("/")[0] in rooms
             and not name.startswith(("tests/docs/", "tests/data/kfp-recordings/"))
             and path.is_file()
-            and path.suffix not in (".md", ".gotmpl", ".png", ".xz", ".sum")
+            and path.suffix not in (".md", ".gotmpl", ".png", ".npz", ".xz", ".sum")
         ):
             found[name] = path.read_text(encoding="utf-8")
     return found

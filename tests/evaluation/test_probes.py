@@ -83,6 +83,21 @@ def test_logistic_regression_is_at_a_minimum_of_its_objective():
     assert np.abs(error.sum(axis=0)).max() < 0.01
 
 
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_features_that_depend_on_each_other_are_fitted(scale: float):
+    """Those of a LayerNorm add up to 0, one may be another's copy, and few pictures span less than all: at the smallest lambda too."""
+    x, y, test, _ = problem()
+    x, test = (np.concatenate([part, part[:, :3], np.zeros((len(part), 2), np.float32)], axis=1) for part in (x, test))
+    x, test = (scale * (part - part.mean(axis=1, keepdims=True)) for part in (x, test))
+    for rows in (slice(None), slice(0, 12)):
+        model = LogisticRegression(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), 4)
+        for strength in (1e6, 1e-6):
+            weights, bias = model.fit(strength)
+            assert torch.isfinite(weights).all()
+        assert accuracy(predict(torch.from_numpy(x[rows]), weights, bias), y[rows]) > 0.6
+        assert len(set(predict(torch.from_numpy(test), weights, bias).tolist())) > 1
+
+
 def test_nearest_neighbours_are_scikit_learns():
     """Weighted by similarity, and the same by a loop over pictures."""
     x, y, test, _ = problem()
