@@ -1,5 +1,6 @@
 """The request files in docs/examples: each can be planned, and says what its comments say."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,14 @@ from pipelines.steps.checking import check_experiment
 from pipelines.steps.dry_run import takes
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+README = (EXAMPLES / "README.md").read_text()
 FILES = sorted(EXAMPLES.glob("*.yaml"))
 SMALL = ("dose-demo", "programme-smoke", "representation")
 """Those that a laptop runs, on the demo's data."""
+NODE = JobSettings(
+    gpus_per_node=8, gpu_memory="80Gi", pod_template={"spec": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}}
+)
+"""What the hours of docs/examples/README.md are of."""
 
 
 def asked(path: Path) -> Request:
@@ -29,16 +35,21 @@ def asked(path: Path) -> Request:
 def test_an_example_can_be_planned_and_says_its_hours(path: Path, tmp_path: Path):
     """Every point fits its data and its warm-up, as far as the data are known; nothing is written."""
     request = asked(path)
-    profile = Profile(backend="pytorchjob", jobs=JobSettings(gpus_per_node=0 if path.stem in SMALL else 8))
+    profile = Profile(backend="pytorchjob", jobs=JobSettings() if path.stem in SMALL else NODE)
     experiment, cells = preview(request, str(tmp_path))
     notes = check_experiment(experiment, cells, profile, request)
     lines = takes(experiment, cells, profile, request, notes)
     assert [cell.name for cell in cells] == request.cells
     unit = "process" if path.stem in SMALL else "GPU"
     (pool,) = [line for line in lines if line.startswith("pool ")]
-    assert pool.startswith(f"pool queue {request.queue}: " if request.queue else "pool without a queue: ")
+    gpu = "" if path.stem in SMALL else ", NVIDIA-H100-80GB-HBM3"
+    assert pool.startswith(f"pool queue {request.queue}{gpu}: " if request.queue else f"pool without a queue{gpu}: ")
     assert pool.endswith(f" {unit}-hours")
     assert any("of representation" in line for line in lines) == bool(request.representation)
+    if path.stem not in SMALL:
+        hours = re.search(r": (\S+) of training \+ (\S+) of evaluation", pool)
+        assert hours
+        assert f"| [{path.name}]({path.name}) | {hours[1]} + {hours[2]} |" in README
     assert any(line.startswith("axis triplets: perceptual.triplet_fraction") for line in lines) == bool(request.vary)
     assert not list(tmp_path.iterdir())
 
@@ -82,5 +93,4 @@ def test_the_small_programme_has_one_of_each_kind_in_twelve_cells():
 
 
 def test_every_example_is_listed():
-    listed = (EXAMPLES / "README.md").read_text()
-    assert all(f"[{path.name}]({path.name})" in listed for path in FILES)
+    assert all(f"[{path.name}]({path.name})" in README for path in FILES)

@@ -17,6 +17,8 @@ import torch
 from tests.evaluation.real import REAL, real_features
 from trainer.evaluation import probes
 from trainer.evaluation.probes import LogisticRegression, choose_strength, draw_shots, nearest_neighbours, predict, split_validation
+from trainer.evaluation.read_sets import EvaluationSet, Item
+from trainer.evaluation.represent import probe_outcome
 
 torch.set_num_threads(1)
 REFERENCE = json.loads(Path(__file__).with_name("probe-reference.json").read_text())
@@ -81,6 +83,35 @@ def test_logistic_regression_is_at_a_minimum_of_its_objective():
     error = share / share.sum(axis=1, keepdims=True) - np.eye(4)[y]
     assert np.abs(x.T @ error + 0.5 * weights).max() < 0.02  # of sums of 160 terms of size 1 to 10
     assert np.abs(error.sum(axis=0)).max() < 0.01
+
+
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_features_that_depend_on_each_other_are_fitted(scale: float):
+    """Those of a LayerNorm add up to 0, one may be another's copy, and few pictures span less than all: at the smallest lambda too."""
+    x, y, test, _ = problem()
+    x, test = (np.concatenate([part, part[:, :3], np.zeros((len(part), 2), np.float32)], axis=1) for part in (x, test))
+    x, test = (scale * (part - part.mean(axis=1, keepdims=True)) for part in (x, test))
+    for rows in (slice(None), slice(0, 12)):
+        model = LogisticRegression(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), 4)
+        for strength in (1e6, 1e-6):
+            weights, bias = model.fit(strength)
+            assert torch.isfinite(weights).all()
+        assert accuracy(predict(torch.from_numpy(x[rows]), weights, bias), y[rows]) > 0.6
+        assert len(set(predict(torch.from_numpy(test), weights, bias).tolist())) > 1
+
+
+def test_one_picture_a_class_leaves_nothing_to_choose_lambda_on():
+    """Then a linear probe is the few-shot probe of one."""
+    x, y, test, labels = problem()
+    train = [Item(key=f"k{number}", image=b"", label=int(y[number])) for number in range(4)], torch.from_numpy(x[:4])
+    tested = [Item(key=f"t{number}", image=b"", label=int(label)) for number, label in enumerate(labels)], torch.from_numpy(test)
+    described = EvaluationSet(
+        name="own", task="zeroshot_classification", uri="", identity="", classnames=("a", "b", "c", "d"), templates=(), multilabel=False,
+        main_metric="acc1", attribution="", manifest=None, digests=(),
+    )  # fmt: skip
+    found, few = (probe_outcome(described, task, train, tested, 0) for task in ("linear_probe", "few_shot_1"))
+    assert found.about == {"lambda": probes.FEW_SHOT_STRENGTH, "training_pictures": 4}
+    assert found.metrics == few.metrics
 
 
 def test_nearest_neighbours_are_scikit_learns():

@@ -157,6 +157,14 @@ def test_each_point_of_an_axis_pairs_its_own_cells(tmp_path):
         }
         halfway = row_of(found["trajectory"]["differences"], endpoint="2afc", epoch=0.5)
         assert halfway["differences"] == pytest.approx([scores["perceptual", seed] - scores["random", seed] for seed in (0, 1)])
+    halves = [
+        row for row in other["representation"]["through_time"] if (row["layer"], row["arm"], row["epoch"]) == ("02", "perceptual", 0.5)
+    ]
+    assert {row["figure"] for row in halves} == {"cka_start", "cka_tower", "rsa:V1"}
+    assert (
+        "| epoch | random, CKA to start | perceptual, CKA to start | perceptual, CKA to tower | random, rsa:V1 | perceptual, rsa:V1 |"
+        in text
+    )
     assert len(other["representation"]["probes"]) == len(results["representation"]["probes"]) > 0
     assert not list(faults(results, SCHEMA))
     assert page.count("<summary>At point triplets-0.25</summary>") == 2
@@ -180,6 +188,6 @@ def test_a_damaged_layer_costs_its_comparisons_and_is_named(tmp_path):
 def test_without_representation_the_section_is_not_there(tmp_path):
     """An experiment that did not ask for it has a page as before."""
     results, page, text = written(fabricate(tmp_path))
-    assert results["representation"] == {"similarity": [], "rsa": [], "probes": [], "probe_scores": []}
+    assert not any(results["representation"].values())
     assert "Representation</h2>" not in page
     assert "## Representation" not in text

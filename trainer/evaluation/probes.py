@@ -24,6 +24,8 @@ FINEST = 0.125
 VALIDATION_FRACTION = 0.2
 MAX_ITERATIONS = 1000
 _TOLERANCE = 1e-5
+_ROUNDING = 1e-12
+"""Of sums of products in double precision, relative to the largest: no lambda below it is told from none."""
 _ROWS_AT_ONCE = 1024
 
 Metric = Callable[[NDArray[np.int64], NDArray[np.int64]], float]
@@ -67,13 +69,17 @@ class LogisticRegression:
         self._mean = features_ND.mean(dim=0)
         self._features = features_ND - self._mean  # a shift of the features is one of the bias, which costs nothing
         self._labels = labels_N
-        self._gram = (self._features.T @ self._features).double()
+        self._gram = torch.zeros(features_ND.shape[1], features_ND.shape[1], dtype=torch.float64, device=features_ND.device)
+        for rows in torch.split(self._features, _ROWS_AT_ONCE):
+            self._gram += rows.double().T @ rows.double()
+        self._ridge = _ROUNDING * float(self._gram.diagonal().max())
         self._weights = torch.zeros(features_ND.shape[1], num_classes, dtype=features_ND.dtype, device=features_ND.device)
         self._bias = torch.zeros(num_classes, dtype=features_ND.dtype, device=features_ND.device)
 
     def fit(self, strength: float) -> tuple[Tensor, Tensor]:
         """Weights (D, C) and bias (C,) at a lambda."""
-        curvature = self._gram / 4 + strength * torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
+        # a LayerNorm's features add up to 0, so X'X is singular, and its rounding may be larger than a small lambda
+        curvature = self._gram / 4 + max(strength, self._ridge) * torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
         root = torch.linalg.cholesky(curvature.cpu(), upper=True).to(self._gram.device)
         inverse = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype, device=root.device), upper=True)
         inverse = inverse.to(self._weights.dtype)

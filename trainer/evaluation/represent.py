@@ -196,12 +196,12 @@ def probe_outcome(
         prediction = probes.nearest_neighbours(features, targets, test[1], count)
     else:
         strength = probes.FEW_SHOT_STRENGTH
-        if task == LINEAR_PROBE:
-            held = torch.from_numpy(probes.split_validation(keys, labels, seed))
+        held = torch.from_numpy(probes.split_validation(keys, labels, seed))
+        if task == LINEAR_PROBE and held.any():
             parts = [(features[part], targets[part]) for part in (~held, held)]
             strength, sweep = probes.choose_strength(parts[0], parts[1], count, lambda found, right: _figures(found, right)[metric])
             about["validation"] = {f"{tried:.4g}": figure for tried, figure in sweep.items()}
-        else:
+        elif task != LINEAR_PROBE:
             shots = torch.from_numpy(probes.draw_shots(keys, labels, int(task.removeprefix(FEW_SHOT)), seed))
             features, targets = features[shots], targets[shots]
         about["lambda"] = strength

@@ -13,10 +13,10 @@ from trainer.report.experiment import Experiment
 from trainer.report.representation import representation
 from trainer.report.trajectory import trajectory
 
-_SAID = ("through_time", "trajectory", "representation")
+Rows = list[dict[str, Any]]
 
 
-def at_points(whole: Experiment, shown: Point, endpoints: Sequence[Endpoint]) -> list[dict[str, Any]]:
+def at_points(whole: Experiment, shown: Point, endpoints: Sequence[Endpoint]) -> Rows:
     """A row for each other point at which stage 2 was followed, or the representation measured.
 
     Args:
@@ -28,7 +28,7 @@ def at_points(whole: Experiment, shown: Point, endpoints: Sequence[Endpoint]) ->
         [{point, at, through_time, trajectory, representation}]; the last three as they are of the page's own point. Weights that an arm
         lacks are named where its cell is first shown.
     """
-    rows = []
+    rows: Rows = []
     named = {(arm, cell) for arm, cell in _cells(whole, shown).items()}
     for point in points_of(whole):
         own = _cells(whole, point)
@@ -38,17 +38,18 @@ def at_points(whole: Experiment, shown: Point, endpoints: Sequence[Endpoint]) ->
         followed = course.through_time(scores, endpoints)
         probed = {probe.dataset for probe in find_probes(scores)}
         beside = [one for one in find_sets(scores) if one.dataset in probed and one.task == "zeroshot_classification"]
-        found: dict[str, Any] = {
+        course_of: dict[str, Rows] = trajectory(scores, endpoints, followed)
+        course_of["lacking"] = [row for row in course_of["lacking"] if (row["arm"], own.get(row["arm"], "")) not in named]
+        named |= set(own.items())
+        represented = representation(scores, per_set(scores, beside))
+        found = {
             "point": point.name,
             "at": dict(point.at),
             "through_time": followed,
-            "trajectory": trajectory(scores, endpoints, followed),
-            "representation": representation(scores, per_set(scores, beside)),
+            "trajectory": course_of,
+            "representation": represented,
         }
-        lacking = found["trajectory"]["lacking"]
-        found["trajectory"]["lacking"] = [row for row in lacking if (row["arm"], own.get(row["arm"], "")) not in named]
-        named |= set(own.items())
-        if followed or any(part for name in _SAID[1:] for part in found[name].values()):
+        if followed or any(course_of.values()) or any(represented.values()):
             rows.append(found)
     return rows
 

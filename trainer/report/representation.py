@@ -14,6 +14,7 @@ from trainer.errors import Corrupt, InputError, RunError
 from trainer.report import items as per_item
 from trainer.report.compare import Scores, find_probes, pairs_of_arms, per_set
 from trainer.report.experiment import Cell, Experiment, Result
+from trainer.report.trajectory import epoch_of, samples_seen
 from trainer.representation import CKA_START, CKA_TOWER, FEATURES, LAYER, OUTPUT, RSA
 from trainer.storage import arrays
 
@@ -36,6 +37,8 @@ def representation(scores: Scores, sets: Rows) -> dict[str, Any]:
         rsa: [{dataset, layer, pictures (of the RDM), rdm, model, seeds, values, mean}].
         probes: rows as of `compare.per_set`, with those of zero-shot on the same sets before them.
         probe_scores: [{dataset, task, metric, model, stage, seeds, score}], untrained models and towers too.
+        through_time: [{dataset, layer, figure, arm, seed, epoch, samples, value}] of arms that were measured at several moments of
+        stage 2: CKA to start (`cka_start`) and to the own tower (`cka_tower`), and `rsa:<rdm>`.
     """
     probes = find_probes(scores)
     probed = {probe.dataset for probe in probes}
@@ -46,6 +49,7 @@ def representation(scores: Scores, sets: Rows) -> dict[str, Any]:
         "rsa": _rsa(scores.experiment),
         "probes": sorted(rows, key=lambda row: row["dataset"]),
         "probe_scores": _probe_scores(scores),
+        "through_time": _through_time(scores.experiment),
     }
 
 
@@ -146,6 +150,20 @@ def _rsa(experiment: Experiment) -> Rows:
                         said = {"dataset": dataset, "layer": layer.removeprefix(LAYER), "pictures": int(compared.get(name) or 0)}
                         _append(rows, {**said, "rdm": name, "model": model}, cell.seed, value)
     return [_averaged(row) for row in rows]
+
+
+def _through_time(experiment: Experiment) -> Rows:
+    """Every figure of every layer at each moment of stage 2, of cells that have more than one."""
+    rows: Rows = []
+    for cell in experiment.cells:
+        found = [result for result in cell.layers if result.stage == "contrastive"]
+        if len({result.step for result in found}) < 2:
+            continue
+        for result in sorted(found, key=lambda r: (r.dataset, r.task == OUTPUT, r.task, samples_seen(cell, r.step))):
+            said = {"dataset": result.dataset, "layer": result.task.removeprefix(LAYER), "arm": cell.arm, "seed": cell.seed}
+            at = {"epoch": epoch_of(cell, result.step), "samples": samples_seen(cell, result.step)}
+            rows += [{**said, "figure": name, **at, "value": value} for name, value in result.metrics.items() if value is not None]
+    return rows
 
 
 def _append(rows: Rows, said: dict[str, Any], seed: int, value: float) -> None:

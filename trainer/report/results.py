@@ -32,8 +32,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
     whole, point = experiment, axes.reference(experiment)
     experiment = whole.at(point.cells)
     scores = compare.Scores(experiment)
-    sets = compare.find_sets(scores)
-    named = declared_endpoints(whole.plan.get("declared", []))
+    sets, named = compare.find_sets(scores), declared_endpoints(whole.plan.get("declared", []))
     endpoints = compare.declared_endpoints(sets, named)
     for name in named if sets else ():
         if name not in [endpoint.name for endpoint in endpoints] and not (name == "mean_zero_shot" and endpoints):

@@ -10,6 +10,7 @@ from trainer.report.representation import START, TOWER, by_layer
 from trainer.report.trajectory import retained
 
 Rows = list[dict[str, Any]]
+_FIGURES = {"cka_start": "CKA to start", "cka_tower": "CKA to tower"}
 
 
 def views(document: dict[str, Any]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
         "onsets": onsets(document),
         "survival": survival(document),
         "layers": layers(document["representation"]),
+        "layers_course": layers_through_time(document["representation"]),
         "elsewhere": [elsewhere(document, one) for one in document["at_points"]],
         "axes_tables": axes_tables(document),
         "tests_table": tests_table(document),
@@ -154,7 +156,8 @@ def reached(efficiency: Rows) -> Rows:
 def elsewhere(document: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
     """Through time and by layer at another point of the axes: the tables of that section, and what the template reads of it itself."""
     there = document | one
-    tables = {"course": course(there), "onsets": onsets(there), "survival": survival(there), "layers": layers(one["representation"])}
+    tables = {"course": course(there), "onsets": onsets(there), "survival": survival(there)}
+    tables |= {"layers": layers(one["representation"]), "layers_course": layers_through_time(one["representation"])}
     return {**one, **tables}
 
 
@@ -219,6 +222,28 @@ def layers(representation: dict[str, Any]) -> Rows:
     for rdm in dict.fromkeys(row["rdm"] for row in rsa):
         found = by_layer([row for row in rsa if row["rdm"] == rdm], "model")
         tables += [{**table, "kind": "rsa", "rdm": rdm, "columns": [model for (model,) in table["columns"]]} for table in found]
+    return tables
+
+
+def layers_through_time(representation: dict[str, Any]) -> Rows:
+    """Of each set a table of the output's figures: a row an epoch, a column an arm and figure, means over seeds."""
+    tables = []
+    rows = [row for row in representation["through_time"] if row["layer"] == "output"]
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == dataset]
+        columns = list(dict.fromkeys((row["figure"], row["arm"]) for row in own))
+        columns.sort(key=lambda column: column[0])
+        lines = [
+            {
+                "epoch": epoch,
+                "values": [
+                    mean(row["value"] for row in own if (row["figure"], row["arm"], round(row["epoch"], 6)) == (*column, epoch))
+                    for column in columns
+                ],
+            }
+            for epoch in sorted({round(row["epoch"], 6) for row in own})
+        ]
+        tables.append({"dataset": dataset, "columns": [f"{arm}, {_FIGURES.get(name, name)}" for name, arm in columns], "rows": lines})
     return tables
 
 
