@@ -306,11 +306,7 @@ class Cluster:
             except Refused as refused:
                 raise self._explain("list", kind, place, refused.refusal) from refused
             listed = answer.get("items") or []
-            if (
-                not isinstance(answer.get("metadata"), dict)
-                or not isinstance(listed, list)
-                or not all(isinstance(one, dict) for one in listed)
-            ):
+            if not isinstance(answer.get("metadata"), dict) or not isinstance(listed, list) or {type(one) for one in listed} - {dict}:
                 raise Unreachable(f"{self.server}: what answers is not a Kubernetes API server: no list of {kind.plural}")
             items = [{**head, **item} for item in listed]
             found += [keep(item) for item in items] if keep else items
@@ -329,12 +325,13 @@ class Cluster:
                 for line in lines:
                     try:
                         event = json.loads(line)
-                        thing = event["object"]
-                    except (ValueError, TypeError, KeyError, RecursionError) as error:
+                        change, thing = event["type"], event["object"]
+                        thing.get("metadata")
+                    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                         raise Unreachable(f"{self.server}: a watch was cut short") from error
-                    if event["type"] == "ERROR":
+                    if change == "ERROR":
                         raise (Expired if thing.get("code") == 410 else Unreachable)(str(thing.get("message", thing)))
-                    yield event["type"], keep(thing) if keep and event["type"] != BOOKMARK else thing
+                    yield change, keep(thing) if keep and change != BOOKMARK else thing
         except Refused as refused:
             raise self._explain("watch", kind, place, refused.refusal) from refused
 
