@@ -57,6 +57,13 @@ states-campaign: $(VENV)/tools ## damage each object of a real experiment in eac
 campaigns: $(VENV)/tools ## exhaustive walks over faults, a sample of which is in test and slow (ARGS=tests/storage; an hour)
 	$(BIN)/python -m pytest -q $(side_by_side) -m campaign $(ARGS)
 
+MINUTES ?= 10## for each target of fuzz
+
+.PHONY: fuzz
+fuzz: $(VENV)/tools ## each reader of what others wrote, led by coverage (atheris, fetched at first use); ARGS="--target zip --seed 1"
+	@test -d build/fuzz/lib/atheris || $(BIN)/uv pip install -q --target build/fuzz/lib --require-hashes -r tests/fuzz/requirements.txt || true
+	PYTHONPATH=build/fuzz/lib $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(VENV)/tools ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu $(ARGS)

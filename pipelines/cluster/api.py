@@ -148,7 +148,13 @@ class Api:
             raise Unreachable(f"{self.server}: {_words(error)}") from error
         finally:
             response.release_conn()
-        return json.loads(data) if data else {}
+        try:
+            answer = json.loads(data) if data else {}
+        except (ValueError, RecursionError) as error:
+            raise Unreachable(f"{self.server}: what answers is not a Kubernetes API server, or was cut short") from error
+        if not isinstance(answer, dict):
+            raise Unreachable(f"{self.server}: what answers is not a Kubernetes API server")
+        return answer
 
     def versions(self, group: str, plural: str) -> list[str]:
         """The versions of an API group in which the server has a kind, the one that it prefers first; none: it has not."""
@@ -255,19 +261,21 @@ class Api:
 def _refusal(status: int, data: bytes, seconds: float) -> Refusal:
     try:
         answer = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or answer.get("kind") != "Status":
         text = " ".join(without_credentials(data.decode(errors="replace")).split())[:200] or http.HTTPStatus(status).phrase
         return Refusal(status=status, message=text, retry_after=seconds)
-    details = answer.get("details") or {}
+    details = answer.get("details")
+    details = details if isinstance(details, dict) else {}
+    wait = details.get("retryAfterSeconds")
     return Refusal(
         status=status,
         message=" ".join(str(answer.get("message", "")).split()),
         reason=str(answer.get("reason", "")),
         kind=str(details.get("kind", "")),
         is_status=True,
-        retry_after=seconds or float(details.get("retryAfterSeconds", 0)),
+        retry_after=seconds or (float(wait) if isinstance(wait, int) and 0 <= wait < 1 << 31 else 0.0),
     )
 
 

@@ -310,10 +310,13 @@ class Cluster:
                 answer = self._call("list", kind, place, "GET", kind.path(place), query=query, once=once)
             except Refused as refused:
                 raise self._explain("list", kind, place, refused.refusal) from refused
-            items = [{**head, **item} for item in answer.get("items") or []]
+            listed = answer.get("items") or []
+            if not isinstance(answer.get("metadata"), dict) or not isinstance(listed, list) or {type(one) for one in listed} - {dict}:
+                raise Unreachable(f"{self.server}: what answers is not a Kubernetes API server: no list of {kind.plural}")
+            items = [{**head, **item} for item in listed]
             found += [keep(item) for item in items] if keep else items
             if not answer["metadata"].get("continue"):
-                return found, answer["metadata"]["resourceVersion"]
+                return found, str(answer["metadata"].get("resourceVersion", ""))
             query["continue"] = answer["metadata"]["continue"]
 
     def _changes(
@@ -327,12 +330,13 @@ class Cluster:
                 for line in lines:
                     try:
                         event = json.loads(line)
-                    except ValueError as error:
+                        change, thing = event["type"], event["object"]
+                        thing.get("metadata")
+                    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                         raise Unreachable(f"{self.server}: a watch was cut short") from error
-                    thing = event["object"]
-                    if event["type"] == "ERROR":
+                    if change == "ERROR":
                         raise (Expired if thing.get("code") == 410 else Unreachable)(str(thing.get("message", thing)))
-                    yield event["type"], keep(thing) if keep and event["type"] != BOOKMARK else thing
+                    yield change, keep(thing) if keep and change != BOOKMARK else thing
         except Refused as refused:
             raise self._explain("watch", kind, place, refused.refusal) from refused
 

@@ -174,9 +174,9 @@ def _shell_hold(key: str, value: str) -> Hold:
     return Hold(holder=f"shell {key.removeprefix(HELD_BY)}", ends=ends, why=f"was last heard of at {value}", annotation=key)
 
 
-def posix_time(text: str) -> float | None:
-    """RFC 3339 as seconds since 1970; None where it is none."""
+def posix_time(text: object) -> float | None:
+    """RFC 3339 as seconds since 1970; None where it is none: the status of a Workflow may hold anything."""
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
+        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError):
         return None

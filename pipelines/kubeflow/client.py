@@ -203,7 +203,10 @@ class Kubeflow:
         Raises:
             NotThere: it was deleted.
         """
-        return self._ask(f"run {run}", self._runs.run_service_get_run, run)
+        found = self._ask(f"run {run}", self._runs.run_service_get_run, run)
+        if not _is_run(found):
+            raise InputError(f"{self.endpoint.host} answers, but not as Kubeflow Pipelines does, when asked for run {run}")
+        return found
 
     def terminate(self, run: str) -> None:
         """Ask the server to end a run. It says CANCELING, and in the end FAILED."""
@@ -314,7 +317,7 @@ class Kubeflow:
             raise _Passing(
                 f"{host} cannot be reached: {reason.rpartition('>: ')[2]}{_POLICY if 'KUBERNETES_SERVICE_HOST' in os.environ else ''}"
             ) from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error.__context__, self._api.ApiException):  # the client stumbles over its own error without a body
                 raise self._meaning(what, error.__context__) from error
             raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}") from error
@@ -356,6 +359,14 @@ class _Passing(RunError):
 
 class _Exists(RunError):
     """What was to be made is there."""
+
+
+def _is_run(found: Any) -> bool:
+    """Whether what the client made of an answer is a run whose words are words: it checks neither."""
+    tasks = (getattr(getattr(found, "run_details", None), "task_details", None)) or []
+    children = [child for task in tasks for child in task.child_tasks or []]
+    words = [getattr(found, "state", 0), *(task.state for task in tasks), *(child.pod_name for child in children)]
+    return all(word is None or isinstance(word, str) for word in words)
 
 
 def _is_page(text: str) -> bool:

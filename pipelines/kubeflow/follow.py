@@ -207,7 +207,7 @@ class RunFollower:
     def _say_run(self, state: str | None) -> None:
         if state and state != self._state:
             self._state = state
-            self._say(f"run: {state.lower()}")
+            self._say(f"run: {str(state).lower()}")
 
     @contextlib.contextmanager
     def _interrupted_by_signals(self) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""Fuzzing of all that parses bytes which others wrote: `make fuzz MINUTES=10` (docs/TESTING.md)."""
