@@ -139,19 +139,21 @@ e2e-kfp: $(VENV)/tools ## what runs do on the Kubeflow of KFP_ENDPOINT, where th
 
 .PHONY: kind-up kind-down
 kind-up: images ## with docker and kind: a cluster with Kubeflow, the operators, the images
-	manifests/kind-up.sh "$(TAG)" build/images
+	manifests/kind-up.sh "$(REGISTRY)" "$(image_tag)" build/images
 kind-down: ## take it away
 	kind delete cluster --name "$${KIND_CLUSTER:-firstsight}"
 
 ##@ Images
 
 IMAGES ?= trainer pipelines minio## which of the three are built
-REGISTRY ?= docker.io/firstsight## images are $REGISTRY/<image>:<version>
-TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REGISTRY ?= docker.io/firstsight## images are $REGISTRY/<image>:$TAG; the chart's images.registry
+TAG ?=## default: the version of a tagged commit, else with the commit (make version); the chart's images.tag
+image_tag = $(or $(TAG),$(shell images/tag.sh))
 
 .PHONY: images
 images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs beside them; mirrors and bases: images/build.sh
-	REGISTRY="$(REGISTRY)" TAG="$(TAG)" UV="$(BIN)/uv" images/build.sh $(IMAGES)
+	REGISTRY="$(REGISTRY)" TAG="$(image_tag)" UV="$(BIN)/uv" \
+	SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)}" images/build.sh $(IMAGES)
 
 ##@ Measure
 
@@ -200,7 +202,7 @@ update: $(VENV)/ready ## resolve every Python and Go pin to the newest that fits
 
 .PHONY: version
 version: ## of the project, its images and its chart
-	@echo $(TAG)
+	@echo $(image_tag)
 
 .PHONY: lock
 lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements

@@ -7,6 +7,9 @@
 #   BASE, GO_BASE    base images: a Python, and (minio) a Go
 #   PIP_INDEX_URL    mirror of Python packages;   PIP_CONF  a pip.conf with a password, which does not stay in the image
 #   GOPROXY          mirror of Go modules
+#   TORCH_INDEX_URL  index of torch's wheels for another CUDA; they are not held to the hashes of requirements/trainer.txt
+#   PLATFORM         linux/amd64 or linux/arm64; else this machine's
+#   SOURCE_DATE_EPOCH   time of all that is in the images, so that the same source gives the same layers (make: the commit's)
 #   ARCHIVES         folder for docker archives and SBOMs (default: build/images);   SBOM=0  leaves the SBOMs out
 #   BUILDER_OPTIONS, BUILD_OPTIONS   more for the builder, and for its build
 set -euo pipefail
@@ -30,12 +33,18 @@ read -ra build_options <<<"${BUILD_OPTIONS:-}"
 
 build() { # <image> <reference>
     local arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision" --tag "$2" --file "images/$1/Dockerfile")
+    [ -z "${PLATFORM:-}" ] || arguments+=(--platform "$PLATFORM")
+    if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
+        arguments+=(--build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH")
+        [ "$builder" = docker ] || arguments+=(--timestamp "$SOURCE_DATE_EPOCH") # BuildKit takes the argument itself
+    fi
     if [ "$1" = minio ]; then
         [ -z "${GO_BASE:-}" ] || arguments+=(--build-arg "BUILD=$GO_BASE")
         [ -z "${GOPROXY:-}" ] || arguments+=(--build-arg "GOPROXY=$GOPROXY")
     else
         [ -z "${BASE:-}" ] || arguments+=(--build-arg "BASE=$BASE")
         [ -z "${PIP_INDEX_URL:-}" ] || arguments+=(--build-arg "PIP_INDEX_URL=$PIP_INDEX_URL")
+        [ "$1" != trainer ] || [ -z "${TORCH_INDEX_URL:-}" ] || arguments+=(--build-arg "TORCH_INDEX_URL=$TORCH_INDEX_URL")
         [ -z "${PIP_CONF:-}" ] || arguments+=(--secret "id=pip,src=$PIP_CONF")
     fi
     DOCKER_BUILDKIT=1 "$builder" "${builder_options[@]}" build "${build_options[@]}" "${arguments[@]}" .

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A kind cluster with all that firstsight needs, its images, and the chart: kind-up.sh <tag> <folder of image archives>
+# A kind cluster with all that firstsight needs, and its images: kind-up.sh <registry> <tag> <folder of image archives>
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tag=$1 archives=$2 cluster=${KIND_CLUSTER:-firstsight}
+registry=$1 tag=$2 archives=$3 cluster=${KIND_CLUSTER:-firstsight}
 for tool in kind kubectl "${HELM:=helm}"; do
     command -v "$tool" >/dev/null || { echo "kind-up: needs $tool" >&2; exit 2; }
 done
@@ -21,4 +21,5 @@ apply manifests/kubeflow-pipelines
 kubectl -n kubeflow rollout status deployment/training-operator --timeout=300s
 kubectl -n kubeflow rollout status deployment/ml-pipeline --timeout=600s
 
-echo "kind-up: ready for: helm install firstsight charts/firstsight --namespace firstsight  (images of tag $tag are loaded)"
+echo "kind-up: ready for: helm install firstsight charts/firstsight --namespace firstsight --create-namespace \\"
+echo "           --set images.registry=$registry --set images.tag=$tag"

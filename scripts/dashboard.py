@@ -103,9 +103,10 @@ def of_volume(name: str) -> str:
 BY_NODE, LEGEND_OF_NODE = f"{BY}, node_rank", f"{LEGEND} node {{{{node_rank}}}}"
 BY_POD, LEGEND_OF_POD = "namespace, pod", "{{namespace}} {{pod}}"
 GPU = "{{namespace}} {{pod}} GPU {{gpu}}"
-CHECKPOINT = (  # of a run that never saved: since its first process began
-    f"max by ({BY}) (max_over_time({of_run('last_checkpoint_timestamp_seconds')}[4h]) > 0)"
-    f" or min by ({BY}) (min_over_time({of_run('start_timestamp_seconds')}[4h]))"
+CHECKPOINT = (  # of a run that never saved: since its first process began; of runs that are there
+    f"(max by ({BY}) (max_over_time({of_run('last_checkpoint_timestamp_seconds')}[4h]) > 0)"
+    f" or min by ({BY}) (min_over_time({of_run('start_timestamp_seconds')}[4h])))"
+    f" and max by ({BY}) ({of_run('start_timestamp_seconds')})"
 )
 BY_CLAIM, LEGEND_OF_CLAIM = "namespace, persistentvolumeclaim", "{{namespace}} {{persistentvolumeclaim}}"
 EACH_JOB = "run_namespace, job_name, experiment, phase"

@@ -18,10 +18,11 @@ Pictures of the demo
   licence too.
 
 The image firstsight/minio
-  MinIO, AGPL-3.0, built unchanged from its published module; for development only.
+  MinIO, AGPL-3.0, built unchanged from its published module, whose licence is in the image (/licenses); for development only.
 
 The image firstsight/trainer
-  NVIDIA's CUDA libraries, which torch brings, under the NVIDIA Software License Agreement and its CUDA supplement.
+  NVIDIA's CUDA libraries, which torch brings, under the NVIDIA Software License Agreement and its CUDA supplement; each brings its
+  licence in its own *.dist-info. A compiler and its libraries from the base's distribution (/usr/share/doc/*/copyright).
 
 Python packages of the images firstsight/trainer and firstsight/pipelines
 """

@@ -104,10 +104,15 @@ def about(**fields: Any) -> Iterator[None]:
 def say(line: str, level: Level = "info", error: BaseException | None = None) -> None:
     """A line on standard error; with an `error` also its traceback, which a record has in a field of its own."""
     told = without_credentials("".join(traceback.format_exception(error))) if error is not None else ""
-    if _began:
-        _began[-1].record(line, level, traceback=told)
-    else:
+    if not record(line, level, told):
         print(told + line, file=sys.stderr, flush=True)
+
+
+def record(message: str, level: Level, traceback: str = "") -> bool:
+    """Write one record; False, and nothing is written, where none are asked for."""
+    if _began:
+        _began[-1].record(message, level, traceback=traceback)
+    return bool(_began)
 
 
 def handlers() -> list[logging.Handler]:
@@ -206,6 +211,6 @@ class _Handler(logging.Handler):
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-    if args.exc_value is not None:
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):  # which ends a thread in silence, as Python has it
         name = args.thread.name if args.thread else "a thread"
         say(f"{name}: {type(args.exc_value).__name__}: {args.exc_value}", "error", args.exc_value)

@@ -125,7 +125,7 @@ def _draw(axes: Any, panel: Panel, lines: list[tuple[str, list[tuple[float, str]
         ends = [at for at in range(1, len(moments)) if moments[at] - moments[at - 1] > gap]
         for first, last in zip([0, *ends], [*ends, len(moments)], strict=True):  # no line where nothing is known
             drawn = {"color": f"C{number % 10}", "label": name if not first else "_", "marker": "." if last - first == 1 else ""}
-            axes.plot([moment / 60 for moment in moments[first:last]], heights[first:last], linewidth=1, **drawn)
+            axes.plot([moment / 60 for moment in moments[first:last]], heights[first:last], linewidth=1, clip_on=False, **drawn)
     axes.set_xlabel("minutes", fontsize=8)
     if panel.least is not None and axes.get_ylim()[0] < panel.least:
         axes.set_ylim(bottom=panel.least)

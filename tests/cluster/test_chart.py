@@ -256,7 +256,11 @@ def test_scraped(namespace: str, long_run: str, monitoring: str) -> None:
 
     harness.wait_until("three targets", up, 120, every=2)
     rules = {rule["name"] for group in _ask(monitoring, "rules")["groups"] for rule in group["rules"] if group["name"] == "firstsight"}
-    assert {"FirstsightStalled", "FirstsightReaperDown"} <= rules
+    assert {"FirstsightStalled", "FirstsightReaperDown", "FirstsightRunFailed", "FirstsightStoreFull"} <= rules
+    phases = f"query?query=firstsight_job_phase{{run_namespace=%22{namespace}%22,stage=%22contrastive%22}}"
+    harness.wait_until(
+        "the job in Prometheus", lambda: {one["metric"]["phase"] for one in _ask(monitoring, phases)["result"]} == {"active"}, 60
+    )
     query = f"query?query=max(firstsight_train_steps_total{{namespace=%22{namespace}%22}})"
     harness.wait_until("steps in Prometheus", lambda: float(_ask(monitoring, query)["result"][0]["value"][1]) > 0, 60, every=2)
 

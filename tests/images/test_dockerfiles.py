@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,54 @@ def test_what_an_image_copies_is_let_into_its_context(image: str):
             for source in line.split()[1:-1]:
                 assert (REPOSITORY / source).exists(), source
                 assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_says_under_which_licences_its_content_is(image: str):
+    """Ours and the notices of others; of MinIO, whose source is not here, its own."""
+    text = " ".join(dockerfile(image))
+    assert re.search(r"COPY (LICENSE )?NOTICE /licenses/", text)
+    assert image != "minio" or "/licenses/MINIO-LICENSE" in text
+
+
+@pytest.mark.parametrize("image", LOCKS)
+def test_python_s_caches_do_not_hold_the_time_of_the_build(image: str):
+    """Neither those that pip writes nor our own; and no argument that changes with each commit comes before pip."""
+    text = "\n".join(dockerfile(image))
+    assert text.index("SOURCE_DATE_EPOCH=3") < text.index("pip install")
+    assert "ARG SOURCE_DATE_EPOCH" not in text
+    assert text.count("compileall") == text.count("compileall -q --invalidation-mode unchecked-hash") == 1
+
+
+def test_the_tag_changes_with_the_content(tmp_path: Path):
+    """The version of a release alone; else its commit, and a hash of what is not committed."""
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    def tag() -> str:
+        return subprocess.run([tmp_path / "images/tag.sh"], check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "images").mkdir()
+    shutil.copy2(REPOSITORY / "images/tag.sh", tmp_path / "images/tag.sh")
+    (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\n')
+    assert tag() == "1.2.3"
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    committed = tag()
+    assert re.fullmatch(r"1\.2\.3-[0-9a-f]{12}", committed)
+    git("tag", "v1.2.3")
+    assert tag() == "1.2.3"
+    seen = set()
+    for text in ("a", "b"):
+        (tmp_path / "new").write_text(text)
+        seen.add(tag())
+    (tmp_path / "new").unlink()
+    (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\n\n')
+    seen.add(tag())
+    assert len(seen) == 3
+    assert all(re.fullmatch(r"1\.2\.3-[0-9a-f]{8}", one) for one in seen)
 
 
 def test_the_pipelines_and_the_report_live_on_their_lock_alone(tmp_path: Path):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.logged import records
 from tests.run.toy import ToyStage, Trained, toy_config
+from trainer import logs
 from trainer.run import health
 
 
@@ -44,6 +46,19 @@ def test_a_step_that_hangs_tells_its_stack_and_ends_the_process(tmp_path: Path, 
     ((line, stacks),) = said
     assert line == "toy: a step took longer than placement.watchdog_seconds 0.2"
     assert all("stuck_in_a_collective" in text for text in (stacks, (tmp_path / "stderr").read_text()))
+
+
+def test_where_logs_are_records_the_stacks_are_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """In the field for tracebacks, beside the line."""
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
+    _, ended = end_instead(monkeypatch)
+    with logs.speaking("trainer"):
+        dog = health.Watchdog(0.2, "toy", lambda *_: None)
+        assert ended.wait(60)
+        dog.close()
+    (told,) = records(capfd.readouterr().err)
+    assert (told["level"], told["message"]) == ("critical", "toy: a step took longer than placement.watchdog_seconds 0.2")
+    assert "test_where_logs_are_records" in told["traceback"]
 
 
 def test_a_run_that_hangs_leaves_its_ranks_stacks_in_the_store(tmp_path: Path, run_toy: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

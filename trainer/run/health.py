@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trainer import logs
 from trainer.config import profiled_steps
 from trainer.configs.sizes import PEAK_FLOPS
 from trainer.run.failure import best_effort
@@ -81,8 +82,10 @@ class Watchdog:
         while not self._stop.wait(max(0.01, self._beat + self.limit - time.monotonic())):
             if time.monotonic() - self._beat >= self.limit:
                 try:
-                    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-                    self._say(f"{self._name}: a step took longer than {self._reason()}", _stacks())
+                    line, stacks = f"{self._name}: a step took longer than {self._reason()}", _stacks()
+                    if not logs.record(line, "critical", stacks):
+                        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+                    self._say(line, stacks)
                 finally:
                     os._exit(1)
 

@@ -45,11 +45,14 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $root := first . -}}
 {{- $image := index $root.Values.images (last .) -}}
 {{- $repository := $image.repository -}}
+{{- /* A repository that names its registry (`registry.example.org/x`, `localhost/x`, `host:5000/x`) is whole. */ -}}
+{{- if not (regexMatch "^([^/]*[.:][^/]*|localhost)/" $repository) -}}
 {{- with $root.Values.images.registry }}{{ $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}{{ end -}}
+{{- end -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $repository (default $root.Chart.AppVersion $image.tag) -}}
+{{- printf "%s:%s" $repository (coalesce $image.tag $root.Values.images.tag $root.Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}
 
