@@ -124,6 +124,9 @@ jobs:
   staging_memory: {{ include "firstsight.number" $jobs.stagingMemory | quote }}
   {{- if $run.workloadIdentity.enabled }}
   service_account: {{ include "firstsight.jobAccount" $run }}
+  {{- with $run.workloadIdentity.audience }}
+  token_audience: {{ . | quote }}
+  {{- end }}
   {{- else }}
   store_secret: {{ $run.name }}
   {{- end }}

@@ -11,6 +11,8 @@ TEMPLATE_CONTAINER = "pytorch"
 """In `jobs.pod_template` this name means the trainer's container, whatever a kind of job has to call it."""
 GRACE_SECONDS = 180
 USER = 10001
+TOKEN, TOKEN_SECONDS = "/var/run/secrets/firstsight/token", 3600
+"""Of the pod's account, for who gives credentials; the kubelet renews it after four fifths of that time."""
 WRITABLE = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -65,14 +67,25 @@ def pod_template(
             ],
         },
     }
-    if settings.service_account:  # the cloud puts its own token into the pod; Kubernetes' stays out
+    if settings.service_account:  # for the cloud alone: a token for Kubernetes stays out
         template["spec"]["serviceAccountName"] = settings.service_account
+    if settings.token_audience:
+        _add_token(template["spec"], settings.token_audience)
     if settings.scheduler_name:
         template["spec"]["schedulerName"] = settings.scheduler_name
     merged = strategic_merge(template, _renamed(settings.pod_template, container))
     if container not in [entry["name"] for entry in merged["spec"]["containers"]]:
         raise InputError(f"jobs.pod_template must keep the container {TEMPLATE_CONTAINER!r}: no kind of job runs without it")
     return merged
+
+
+def _add_token(spec: dict[str, Any], audience: str) -> None:
+    """Give the pod a token of its account for this audience, which the kubelet renews, and say where it is."""
+    token = {"serviceAccountToken": {"audience": audience, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN.rpartition("/")[2]}}
+    spec["volumes"].append({"name": "identity", "projected": {"sources": [token]}})
+    (container,) = spec["containers"]
+    container["volumeMounts"].append({"name": "identity", "mountPath": TOKEN.rpartition("/")[0], "readOnly": True})
+    container["env"].append({"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": TOKEN})
 
 
 def _renamed(template: Mapping[str, Any], container: str) -> dict[str, Any]:
