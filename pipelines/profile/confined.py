@@ -67,7 +67,8 @@ class Limits:
         path = ", ".join(path for path, _ in (nodes, gpus_per_node, cells))
         _most(f"{path}: GPUs at once", nodes[1] * gpus_per_node[1] * cells[1], "gpus", self.gpus)
         if image and self.images and not any(_begins(image, one) for one in self.images):
-            raise InputError(f"image is {image!r}, and the profile takes images below {', '.join(self.images)} only (limits.images)")
+            allowed = ", ".join(self.images)
+            raise InputError(f"image is {image!r}, and the profile takes images below {allowed} (limits.images): name one, or none")
         if self.queues and queue not in self.queues:
             named = f"is {queue!r}" if queue else "is not given"
             raise InputError(f"queue {named}, and the profile takes {' or '.join(self.queues)} (limits.queues): name one of them")

@@ -26,7 +26,7 @@ class StubApi:
     def __init__(self) -> None:
         self.refused: set[tuple[str, str]] = set()  # verb, resource
         self.kinds = {
-            "v1": "secrets configmaps serviceaccounts services persistentvolumeclaims pods",
+            "v1": "namespaces secrets configmaps serviceaccounts services persistentvolumeclaims pods",
             "apps/v1": "deployments",
             "batch/v1": "jobs",
             "rbac.authorization.k8s.io/v1": "roles rolebindings clusterroles clusterrolebindings",
@@ -242,6 +242,16 @@ def ready(stub: StubApi) -> StubApi:
 def test_preflight_of_a_ready_cluster(ready: StubApi) -> None:
     """Nothing is missing, GPUs included."""
     assert _failed(_rendering(jobs={"gpus_per_node": 8})) == {}
+
+
+def test_preflight_of_a_namespace_that_the_chart_makes(ready: StubApi) -> None:
+    """It need not be there; the right to make it is asked for, as that of all else."""
+    made = yaml.safe_dump_all(
+        [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ml-runs"}}, _object("v1", "ConfigMap", "fs", "ml-runs", data={})]
+    )
+    assert _failed(f"{_rendering()}---\n{made}") == {}
+    ready.refused.add(("create", "namespaces"))
+    assert _failed(f"{_rendering()}---\n{made}") == {"may make Namespace": "no permission to create them"}
 
 
 NAMESPACES, CLASSES = "/api/v1/namespaces", "/apis/storage.k8s.io/v1/storageclasses"
