@@ -12,7 +12,7 @@ from pipelines.planning.arms import FROM
 from pipelines.planning.request import FIELDS, MAX_GPUS_PER_NODE, MAX_NODES, Request
 from trainer.config import require
 from trainer.errors import InputError
-from trainer.storage.confined import is_below, refusal
+from trainer.storage.confined import is_below, is_local, refusal
 
 _SCRATCH = {"placement": "/tmp"}
 """Fields that may name a folder of the pod's own, in which no tenant keeps anything."""
@@ -67,34 +67,36 @@ class Limits:
         path = ", ".join(path for path, _ in (nodes, gpus_per_node, cells))
         _most(f"{path}: GPUs at once", nodes[1] * gpus_per_node[1] * cells[1], "gpus", self.gpus)
         if image and self.images and not any(_begins(image, one) for one in self.images):
-            raise InputError(f"image is {image!r}, and the profile takes images below {', '.join(self.images)} only (limits.images)")
+            allowed = ", ".join(self.images)
+            raise InputError(f"image is {image!r}, and the profile takes images below {allowed} (limits.images): name one, or none")
         if self.queues and queue not in self.queues:
             named = f"is {queue!r}" if queue else "is not given"
             raise InputError(f"queue {named}, and the profile takes {' or '.join(self.queues)} (limits.queues): name one of them")
 
 
-def check_places(named: str, value: Any, places: tuple[str, ...]) -> None:
+def check_places(named: str, value: Any, places: tuple[str, ...], *, paths: bool = True) -> None:
     """Refuse an address in `value` that lies outside of `places`; http(s) is no store, and staging has bounds of its own for it.
 
     Args:
         named: where it stands, to begin an error with.
         value: text, or lists and mappings of it.
         places: below which addresses may lie.
+        paths: whether to judge paths too; where nothing runs in a pod they are this machine's own.
 
     Raises:
         InputError: path of the value, the rule, and what helps.
     """
     for path, address in _addresses(named, value):
-        if not is_below(address, places):
+        if (paths or not is_local(address)) and not is_below(address, places):
             raise InputError(f"{path}: {refusal(address, places)}")
 
 
-def check_request(request: Request, places: tuple[str, ...]) -> None:
+def check_request(request: Request, places: tuple[str, ...], *, paths: bool = True) -> None:
     """`check_places` for each declared field of a request."""
     for name in FIELDS:
         if name not in _NO_DATA:
             scratch = (_SCRATCH[name],) if name in _SCRATCH else ()
-            check_places(name, getattr(request, name), (*places, *scratch))
+            check_places(name, getattr(request, name), (*places, *scratch), paths=paths)
 
 
 def _addresses(path: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -94,18 +94,28 @@ class Profile:
     def check_address(self, named: str, value: Any) -> None:
         """Refuse what names an address, anywhere in `value`, that runs of this profile may not use; `named` begins the error."""
         if self.places is not None:
-            check_places(named, value, self.places)
+            check_places(named, value, self.places, paths=self._judges_paths)
 
     def check_root(self, named: str, root: str) -> None:
         """Refuse a root that does not lie below the profile's own: what it may read elsewhere it may not write."""
         if self.reads is not None:
-            check_places(named, root, (self.root,))
+            check_places(named, root, (self.root,), paths=_in_pod())
 
     def check_addresses(self, request: Request) -> None:
         """`check_address` for each field that a request declares."""
         self.check_root("root", request.root)
         if self.places is not None:
-            check_request(request, self.places)
+            check_request(request, self.places, paths=self._judges_paths)
+
+    @property
+    def _judges_paths(self) -> bool:
+        """Whether paths may be a volume that tenants share: in a pod, or where jobs are pods."""
+        return self.backend != "local" or _in_pod()
+
+
+def _in_pod() -> bool:
+    """Whether this process runs in a pod."""
+    return any(name in os.environ for name in ("KUBERNETES_SERVICE_HOST", "KFP_POD_NAME"))
 
 
 def profile_uri() -> str:

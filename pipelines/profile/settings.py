@@ -85,6 +85,7 @@ class JobSettings:
             No run can name them: whoever may press Run must not reach what is inside.
         store_secret: Secret whose keys are the store's environment (AWS_ACCESS_KEY_ID …); empty: none.
         service_account: of the jobs' pods, for a cloud's workload identity; empty: the namespace's default.
+        token_audience: whom a token of that account is made out to, which the pods then have; empty: a webhook of the cloud's brings it.
         store_environment: what of the store's environment is no secret (AWS_ENDPOINT_URL_S3 …).
         ttl_seconds: how long a finished job stays to be looked at.
         queue_label: the label of a job by which its queue is named.
@@ -119,6 +120,7 @@ class JobSettings:
     private_sources: tuple[str, ...] = ()
     store_secret: str = ""
     service_account: str = ""
+    token_audience: str = ""
     store_environment: dict[str, str] = field(default_factory=dict)
     ttl_seconds: int = 86400
     queue_label: str = "kueue.x-k8s.io/queue-name"

@@ -50,7 +50,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
     """
     mounted = read_profile()
     _require_profile(profile, mounted)
-    if not is_inline(request):
+    if POD_VARIABLE in os.environ and not is_inline(request):
         mounted.check_address("request", request)
     root = root_of_run(root_given(request, given.get("root", "")), mounted)
     _require_keys(profile, root)
@@ -62,8 +62,8 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         if POD_VARIABLE in os.environ:
             mounted.check_addresses(asked)  # before resolving it reads a recipe
         asked = resolve(asked, kubeflow=POD_VARIABLE in os.environ)
-        mounted.check_addresses(asked)
         known = read_profile(backend=asked.backend)
+        known.check_addresses(asked)
         require_backend(known.backend)
         checked = os.environ.get(CHECKED_VARIABLE) == layout.request(layout.experiment(root, asked.experiment), asked.id)
         notes = [] if checked else check_experiment(*preview(asked, root), known, asked)

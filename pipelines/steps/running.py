@@ -140,12 +140,12 @@ def open_scene(request: str) -> Scene:
     uri, run_id = (found["uri"], found["run"]) if found else (request, BY_HAND)
     root, name = layout.of_request(uri)
     logs.bind(experiment=name)
-    bounds = read_profile()
-    bounds.check_root("request", uri)  # before anything is read or written where another tenant's may lie
+    read_profile().check_root("request", uri)  # before anything is read or written where another tenant's may lie
     with recorded(layout.experiment(root, name), "request"):
         stored = read_request(uri)
-        bounds.check_addresses(stored)
-        return Scene(request=stored, uri=uri, root=root, profile=read_profile(backend=stored.backend), run=Run(root, run_id))
+        profile = read_profile(backend=stored.backend)
+        profile.check_addresses(stored)
+        return Scene(request=stored, uri=uri, root=root, profile=profile, run=Run(root, run_id))
 
 
 def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:

@@ -54,6 +54,24 @@ EXTERNAL = {
         "serviceAccount": {"create": False, "name": "default-editor"},
     },
 }
+IDENTITY = {
+    **EXTERNAL,
+    "profileDefaults": {"namespaces": ["team-a"], "workloadIdentity": {"enabled": True, "audience": "sts.example.org"}},
+}
+"""No Secret anywhere: pods have credentials by their account."""
+TENANTS = {
+    "profileDefaults": {"inReleaseNamespace": False},
+    "profiles": {
+        "firstsight": None,
+        "team-a": {
+            "namespaces": ["a"],
+            "reads": ["s3://firstsight/shared"],
+            "limits": {"nodes": 4, "queues": ["gpus"], "images": ["reg/ml"]},
+        },
+        "team-b": {"namespaces": ["b", "b-2"], "secret": {"rotation": "2026-12"}},
+    },
+}
+"""Two tenants beside each other, neither in the release's namespace."""
 Objects = list[dict[str, Any]]
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 

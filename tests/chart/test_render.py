@@ -16,7 +16,7 @@ from pipelines.operate.probes import QUEUE_RIGHTS, REAPER_RIGHTS, RUN_RIGHTS, UN
 from pipelines.profile.profile import Profile, read_profile
 from scripts import placement_schema
 from tests.chart import schemas
-from tests.chart.conftest import CHART, COMMON, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, Objects, Tool
+from tests.chart.conftest import CHART, COMMON, EVERYTHING, EXTERNAL, GITOPS, HELMS, HERE, IDENTITY, TENANTS, Objects, Tool
 from tests.cluster import settings
 from tests.pipelines.jobs import trainer_crds
 from trainer.config import Placement
@@ -25,7 +25,14 @@ from trainer.errors import InputError
 
 pytestmark = pytest.mark.slow
 Render = Callable[..., Objects]
-VARIANTS = {"defaults": {}, "everything": EVERYTHING, "gitops": GITOPS, "external": {**EVERYTHING, **EXTERNAL}}
+VARIANTS = {
+    "defaults": {},
+    "everything": EVERYTHING,
+    "gitops": GITOPS,
+    "external": {**EVERYTHING, **EXTERNAL},
+    "identity": IDENTITY,
+    "tenants": TENANTS,
+}
 
 
 def test_helm_4_is_the_version_that_the_docs_name(tool: Tool) -> None:
@@ -138,7 +145,9 @@ def test_profiles_are_read(render: Render, name: str) -> None:
     maps = [one for one in render(VARIANTS[name]) if one["kind"] == "ConfigMap" and "profile.yaml" in one["data"]]
     for one in maps:
         profile = parse_config(Profile, load_yaml(one["data"]["profile.yaml"], "profile"), source="profile")
-        assert profile.jobs.store_secret == one["metadata"]["name"]
+        assert profile.jobs.store_secret == ("" if name == "identity" else one["metadata"]["name"])
+        assert profile.jobs.service_account == ("firstsight-jobs" if name == "identity" else "")
+        assert profile.places == (profile.root, *(profile.reads or ()))
         assert profile.root == f"s3://firstsight/{one['metadata']['namespace']}"
         assert "AWS_ENDPOINT_URL_S3" in profile.jobs.store_environment
     assert maps

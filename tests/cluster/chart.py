@@ -147,6 +147,22 @@ def keys(namespace: str, secret: str) -> dict[str, str]:
     return {name: base64.b64decode(value).decode() for name, value in found["data"].items()}
 
 
+def allowed(account: str, home: str, questions: list[str], place: str) -> set[str]:
+    """Which of `verb resource` the API server allows the account in a namespace (`kubectl auth can-i` loses groups it does not know)."""
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{home}", "system:authenticated"]
+    reviews = []
+    for question in questions:
+        verb, resource = question.split()
+        name, _, group = resource.partition(".")
+        name, _, part = name.partition("/")
+        attributes = {"verb": verb, "group": group, "resource": name, "subresource": part, "namespace": place}
+        spec = {"user": f"system:serviceaccount:{home}:{account}", "groups": groups, "resourceAttributes": attributes}
+        reviews.append({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec})
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
+    answers = harness.kubectl("create", "-f", "-", "-o", 'jsonpath={.status.allowed}{"\\n"}', text=text).split()
+    return {question for question, answer in zip(questions, answers, strict=True) if answer == "true"}
+
+
 @contextlib.contextmanager
 def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
     """`kubectl port-forward` to a Service while the context lasts; the address on this machine."""

@@ -3,7 +3,6 @@
 tests/data/chart-ad127be.tar.xz is `git archive` of the chart at that commit, without its README, dashboard and tests.
 """
 
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.operate.probes import RUN_RIGHTS
 from tests.cluster import chart, harness
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.conftest import Kubectl
@@ -74,10 +74,8 @@ def test_a_new_install_keeps_runs_out_of_its_namespace(namespace: str, kubectl: 
     profile = objects(runs)["configmap/firstsight"]
     assert f"root: s3://firstsight/{runs}\n" in profile["data"]["profile.yaml"]
     assert "configmap/firstsight" not in objects(namespace)
-    account = f"system:serviceaccount:{runs}:firstsight"
-    for place, answer in ((runs, "yes"), (namespace, "no")):
-        assert _can(account, "create", "jobs.batch", place) == answer
-        assert _can(account, "get", "secrets", place) == "no"
+    for place, allowed in ((runs, {"create jobs.batch"}), (namespace, set())):
+        assert chart.allowed("firstsight", runs, ["create jobs.batch", "get secrets"], place) == allowed
     before = objects(runs)
     install(namespace, str(chart.CHART), {}, "upgrade")
     assert _identities(objects(runs)) == _identities(before)
@@ -86,10 +84,22 @@ def test_a_new_install_keeps_runs_out_of_its_namespace(namespace: str, kubectl: 
     assert f"namespace/{runs}" in kubectl("get", "namespaces", "-o", "name")
 
 
-def _can(account: str, verb: str, resource: str, namespace: str) -> str:
-    command = ["auth", "can-i", verb, resource, "-n", namespace, "--as", account]
-    done = subprocess.run([harness.programs.program("kubectl"), *command], capture_output=True, text=True, env=harness.environment())
-    return done.stdout.strip()
+def test_a_tenant_s_account_reaches_no_other_namespace(namespace: str, kubectl: Kubectl) -> None:
+    """Whatever a run of A may ask the API server for, in B's namespace and in the release's it may do none of it."""
+    others = [harness.make_namespace("fs-ten") for _ in range(2)]
+    try:
+        profiles = {f"team-{name}": {"namespaces": [place]} for name, place in zip("ab", others, strict=True)}
+        install(namespace, str(chart.CHART), {"profiles": {"firstsight": None, **profiles}})
+        own = {f"{verb} {resource}" for resource, verbs in RUN_RIGHTS.items() for verb in verbs}
+        asked = [*own, "get secrets", "get configmaps", "create pods", "create pods/exec", "create serviceaccounts/token"]
+        assert chart.allowed("team-a", others[0], asked, others[0]) == own
+        for place in (others[1], namespace):
+            assert chart.allowed("team-a", others[0], asked, place) == set()
+        keys = [chart.keys(place, f"team-{name}") for name, place in zip("ab", others, strict=True)]
+        assert len({found["AWS_SECRET_ACCESS_KEY"] for found in keys}) == 2
+    finally:
+        for place in others:
+            harness.remove_namespace(place)
 
 
 def _identities(found: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -31,6 +31,12 @@ def is_below(address: str, places: Iterable[str]) -> bool:
     return all(any(_is_in(form, place) for place in places) for form in _forms(address))
 
 
+def is_local(address: str) -> bool:
+    """Whether an address means a path, by whatever spelling."""
+    found = _SCHEME.match(address)
+    return found is None or found[0].lower() == "file:/"
+
+
 def is_plain(address: str) -> bool:
     """Whether an address can be one of the places: `s3://bucket/prefix` or an absolute path, with nothing to decode or to resolve."""
     return bool(_PLAIN.fullmatch(address))

@@ -142,6 +142,9 @@ jobs:
   {{- end }}
   {{- if $run.workloadIdentity.enabled }}
   service_account: {{ include "firstsight.jobAccount" $run }}
+  {{- with $run.workloadIdentity.audience }}
+  token_audience: {{ . | quote }}
+  {{- end }}
   {{- else }}
   store_secret: {{ $run.name }}
   {{- end }}

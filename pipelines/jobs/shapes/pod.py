@@ -19,6 +19,8 @@ STORAGE_GIB_BESIDE_CACHE = 16
 """Compiled kernels, logs and what an evaluation unpacks, beside the shards of `placement.cache_bytes`: assumed, generously."""
 STORAGE_GIB_OF_STAGING = 100
 """A plan of YFCC15M joins its lists on disk, and tars are written before they are uploaded: assumed, generously."""
+TOKEN, TOKEN_SECONDS = "/var/run/secrets/firstsight/token", 3600
+"""Of the pod's account, for who gives credentials; the kubelet renews it after four fifths of that time."""
 WRITABLE = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -71,8 +73,10 @@ def pod_template(
             ],
         },
     }
-    if settings.service_account:  # the cloud puts its own token into the pod; Kubernetes' stays out
+    if settings.service_account:  # for the cloud alone: a token for Kubernetes stays out
         template["spec"]["serviceAccountName"] = settings.service_account
+    if settings.token_audience:
+        _add_token(template["spec"], settings.token_audience)
     if settings.scheduler_name:
         template["spec"]["schedulerName"] = settings.scheduler_name
     for name, theirs in settings.templates(purpose).items():
@@ -110,6 +114,15 @@ def _bounded(
         {**one, "resources": {**one.get("resources", {}), **resources}} if one is trainer else one for one in template["spec"]["containers"]
     ]
     return {**template, "spec": {**template["spec"], "containers": containers}}
+
+
+def _add_token(spec: dict[str, Any], audience: str) -> None:
+    """Give the pod a token of its account for this audience, which the kubelet renews, and say where it is."""
+    token = {"serviceAccountToken": {"audience": audience, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN.rpartition("/")[2]}}
+    spec["volumes"].append({"name": "identity", "projected": {"sources": [token]}})
+    (container,) = spec["containers"]
+    container["volumeMounts"].append({"name": "identity", "mountPath": TOKEN.rpartition("/")[0], "readOnly": True})
+    container["env"].append({"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": TOKEN})
 
 
 def _renamed(template: Mapping[str, Any], container: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class StubApi:
     def __init__(self) -> None:
         self.refused: set[tuple[str, str]] = set()  # verb, resource
         self.kinds = {
-            "v1": "secrets configmaps serviceaccounts services persistentvolumeclaims pods",
+            "v1": "namespaces secrets configmaps serviceaccounts services persistentvolumeclaims pods",
             "apps/v1": "deployments",
             "batch/v1": "jobs",
             "rbac.authorization.k8s.io/v1": "roles rolebindings clusterroles clusterrolebindings",

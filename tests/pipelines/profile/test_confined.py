@@ -90,6 +90,22 @@ def test_a_profile_of_one_s_own_bounds_nothing() -> None:
     assert confined.VARIABLE not in job_settings(Profile(root=ROOT), Request()).store_environment
 
 
+def test_files_of_one_s_own_machine_are_no_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where jobs run beside the shell that asks for them; in a pod, and for pods, a path may be a volume that tenants share."""
+    here = dataclasses.replace(BOUNDED, backend="local")
+    for name in ("KUBERNETES_SERVICE_HOST", "KFP_POD_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    request = Request(root="/home/me/runs", pairs="/home/me/pictures", triplets="file:///home/me/nights")
+    here.check_addresses(request)
+    with pytest.raises(InputError, match="pairs: s3://b/team-b/x lies outside"):
+        here.check_addresses(Request(pairs=THEIRS))
+    with pytest.raises(InputError, match="pairs: /home/me/pictures lies outside"):
+        BOUNDED.check_addresses(request)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(InputError, match="root: /home/me/runs lies outside"):
+        here.check_addresses(request)
+
+
 def test_jobs_are_told_the_bounds() -> None:
     """Whatever their configuration names."""
     assert job_settings(BOUNDED, Request()).store_environment[confined.VARIABLE] == f"{ROOT} s3://data/public"
