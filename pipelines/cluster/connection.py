@@ -75,7 +75,7 @@ class Cluster:
     """One API server and a namespace; safe to use from several threads."""
 
     def __init__(self, api: Api) -> None:
-        self._api = api
+        self.api = api
         self.namespace = api.namespace
         self.home = api.home
         self._allowed: set[tuple[str, str]] = set()
@@ -93,14 +93,9 @@ class Cluster:
         return cls(Api.connect(namespace))
 
     @property
-    def api(self) -> Api:
-        """The connection itself."""
-        return self._api
-
-    @property
     def server(self) -> str:
         """Its address."""
-        return self._api.server
+        return self.api.server
 
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
         """The object, or None where there is none."""
@@ -280,7 +275,7 @@ class Cluster:
         query |= {"previous": "true"} if previous else {}
         query |= {"tailLines": str(tail)} if tail else {}
         try:
-            with self._api.lines(f"{POD.path(place, pod)}/log", query, LOG_SILENCE_SECONDS, stop) as lines:
+            with self.api.lines(f"{POD.path(place, pod)}/log", query, LOG_SILENCE_SECONDS, stop) as lines:
                 for line in lines:
                     yield line.decode(errors="replace")
         except Refused as refused:
@@ -289,11 +284,11 @@ class Cluster:
 
     def limit_retries(self, seconds: float) -> None:
         """From now on retry a server that does not answer for at most so many seconds: the caller is shutting down."""
-        self._api.retry_seconds = seconds
+        self.api.retry_seconds = seconds
 
     def close_streams(self) -> None:
         """Break all open watches and logs: those whose `stop` is set end, the others connect again."""
-        self._api.close_streams()
+        self.api.close_streams()
 
     def _place(self, namespace: str | None) -> str:
         return self.namespace if namespace is None else namespace
@@ -326,7 +321,7 @@ class Cluster:
         seconds = int(WATCH_SECONDS * random.uniform(0.8, 1.0))
         query = {**selectors, "watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         try:
-            with self._api.lines(kind.path(place), query, seconds + WATCH_MARGIN_SECONDS, stop) as lines:
+            with self.api.lines(kind.path(place), query, seconds + WATCH_MARGIN_SECONDS, stop) as lines:
                 for line in lines:
                     try:
                         event = json.loads(line)
@@ -345,7 +340,7 @@ class Cluster:
         began, backoff = time.monotonic(), Backoff()
         while True:
             try:
-                answer = (self._api.once if once else self._api.call)(method, path, **arguments)
+                answer = (self.api.once if once else self.api.call)(method, path, **arguments)
                 self._allowed.add((verb, kind.plural))
                 return answer
             except Refused as refused:
@@ -358,12 +353,12 @@ class Cluster:
         where = f"namespace {place}" if place else "all namespaces"
         if _is_permission(refusal):
             user = re.search(r'User "([^"]+)"', refusal.message)
-            who = user[1] if user else self._api.source
+            who = user[1] if user else self.api.source
             return InputError(f"no permission to {verb} {kind.resource} in {where} as {who} ({self.server})")
         if refusal.status == 404 and refusal.kind == "namespaces":
             return InputError(f"namespace {place} does not exist ({self.server})")
         if refusal.status == 404:
-            return missing_kind(self._api, kind)
+            return missing_kind(self.api, kind)
         line = f"{verb} {kind.resource} in {where}: refused by {self.server}: {refusal.message}"
         return (RunError if refusal.status in (403, 409) and not _is_denial(refusal) else InputError)(line)
 

@@ -63,6 +63,16 @@ def test_preflight_of_a_ready_cluster(ready: StubApi) -> None:
     assert _failed(_rendering(jobs={"gpus_per_node": 8})) == {}
 
 
+def test_preflight_of_a_namespace_that_the_chart_makes(ready: StubApi) -> None:
+    """It need not be there; the right to make it is asked for, as that of all else."""
+    made = yaml.safe_dump_all(
+        [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ml-runs"}}, _object("v1", "ConfigMap", "fs", "ml-runs", data={})]
+    )
+    assert _failed(f"{_rendering()}---\n{made}") == {}
+    ready.refused.add(("create", "namespaces"))
+    assert _failed(f"{_rendering()}---\n{made}") == {"may make Namespace": "no permission to create them"}
+
+
 NAMESPACES, CLASSES = "/api/v1/namespaces", "/apis/storage.k8s.io/v1/storageclasses"
 OLD = {"major": "1", "minor": "27", "gitVersion": "v1.27.1"}
 SERVICE = f"{NAMESPACES}/kubeflow/services/ml-pipeline"
