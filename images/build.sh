@@ -36,7 +36,7 @@ build() { # <image> <reference>
     [ -z "${PLATFORM:-}" ] || arguments+=(--platform "$PLATFORM")
     if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
         arguments+=(--build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH")
-        [ "$builder" = docker ] || arguments+=(--timestamp "$SOURCE_DATE_EPOCH") # BuildKit takes the argument itself
+        [ "$builder" = docker ] || arguments+=(--timestamp "$SOURCE_DATE_EPOCH") # BuildKit reads the argument, and leaves files as they are
     fi
     if [ "$1" = minio ]; then
         [ -z "${GO_BASE:-}" ] || arguments+=(--build-arg "BUILD=$GO_BASE")

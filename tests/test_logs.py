@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.jobs.loglines import Progress
 from pipelines.jobs.monitor import last_line
+from pipelines.steps import running
 from tests.logged import records
 from tests.run import build
 from trainer import logs
@@ -145,6 +146,20 @@ def test_the_launcher_reads_records(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Progress("a job", print).take("2026-11-30T12:00:00Z", step)
     assert json.loads((tmp_path / "progress").read_text())["done"] == 30
     assert last_line({"message": f"{step}\n{last}\n"}) == "trainer train: it is wrong"
+
+
+@pytest.mark.usefixtures("as_json")
+def test_a_job_s_records_are_passed_on_as_they_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where jobs run at once, whose other lines begin with their name."""
+    with logs.speaking("trainer"):
+        print("from a pod")
+    record = capfd.readouterr().out.strip()
+    with logs.speaking("launcher"), running._log(str(tmp_path), stored=False, speaker="random-seed0") as log:
+        log(record)
+        log("a remark")
+    first, second = capfd.readouterr().out.splitlines()
+    assert first == record
+    assert (records(second)[0]["component"], records(second)[0]["message"]) == ("launcher", "random-seed0: a remark")
 
 
 def test_a_trainer_logs_records_alone(tmp_path: Path) -> None:
