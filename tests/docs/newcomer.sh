@@ -34,6 +34,6 @@ ARM = Arm(
 )
 ARM
 step "add an arm, and run it" make pipeline-run RECIPE=smoke ARMS=random,permuted-instance
-step "test" make test ARGS="-k arms"
+step "test the room that it lies in" make test ARGS="tests/arms tests/pipelines/planning/test_arms.py"
 step "build the documents" make docs
 grep -q permuted-instance runs/experiments/smoke/report/results.json
