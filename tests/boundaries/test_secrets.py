@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main as pipelines
-from pipelines.jobs.local import LocalBackend
 from pipelines.profile.settings import JobSettings
 from tests.boundaries import canaries
 from tests.boundaries.canaries import ENVIRONMENT, FILE, URL_PASSWORD, URL_SIGNATURE, echo_server, found_in, set_free
@@ -128,10 +127,6 @@ def _put_back(made: Listed) -> None:
             made.write(name, data)
 
 
-def _fails(status: int) -> Callable[[list[str]], int]:
-    return lambda arguments: status
-
-
 @pytest.mark.parametrize("fault", ["interrupted", "out of memory", "disk full", "wrong input", "killed at a step"])
 def test_a_run_that_breaks_off_tells_nobody(made: Listed, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What else the tables of docs name, as far as one process can make it."""
@@ -144,9 +139,6 @@ def test_a_run_that_breaks_off_tells_nobody(made: Listed, fault: str, monkeypatc
         "disk full": OSError(28, f"No space left on device for https://h/x?sig={URL_SIGNATURE}"),
         "wrong input": ValueError(f"of {ENVIRONMENT['KFP_TOKEN']}"),
     }  # fmt: skip
-
-    def submit(backend: LocalBackend, spec: object) -> object:
-        raise errors[fault]
 
     if fault == "killed at a step":
         with pytest.raises(RuntimeError):
@@ -278,8 +270,12 @@ def _kept(server: KubeflowServer) -> dict[str, str]:
 FAULTS: dict[str, Callable[[Scene], None]] = {
     "succeeds": lambda scene: scene.succeed(),
     "fails": lambda scene: scene.operator.end(scene.name, "Failed", "it failed"),
-    "is deleted": lambda scene: scene.api.delete(JOBS, scene.name) if hasattr(scene.api, "delete") else scene.succeed(),
+    "is deleted": lambda scene: scene.api.remove(JOBS, scene.name),
 }
+
+
+def _objects(scene: Scene) -> dict[str, str]:
+    return {str(key): json.dumps(thing, default=str) for key, thing in list(scene.api.objects.items())}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -288,12 +284,13 @@ def test_jobs_and_pods_hold_no_credential(fault: str, scene: Scene, tmp_path: Pa
     set_free(monkeypatch, tmp_path)
     settings = JobSettings(nodes=2, store_secret="firstsight", store_environment={"AWS_ENDPOINT_URL_S3": "http://minio:9000"})
     launch = scene.running(settings=settings)
+    objects = _objects(scene)
     FAULTS[fault](scene)
     if fault == "succeeds":
         launch.outcome()
     else:
         eventually(lambda: launch.job.watch() or len(scene.operator.created) > 1)
-    objects = {str(key): json.dumps(thing, default=str) for key, thing in scene.api.objects.items()}
+    objects |= {f"then {name}": thing for name, thing in _objects(scene).items()}
     files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "credentials"}
     assert any("firstsight" in thing for thing in objects.values())
     assert found_in({**objects, **files, "lines": launch.text()}) == []

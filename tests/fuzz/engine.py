@@ -68,6 +68,13 @@ def one(target: Target, data: bytes) -> str:
             signal.alarm(0)
 
 
+def warm_up(target: Target) -> None:
+    """Read what is good once, without a limit: imports take a busy machine longer than any input may."""
+    for data in target.seeds():
+        with tempfile.TemporaryDirectory() as folder:
+            target.outcome(data, Path(folder))
+
+
 def hunt(target: Target, seconds: float, seed: int, most: int = 1 << 60) -> tuple[int, dict[str, bytes]]:
     """How many inputs were tried, and the findings by what they raised.
 
@@ -76,6 +83,7 @@ def hunt(target: Target, seconds: float, seed: int, most: int = 1 << 60) -> tupl
     draw, end = random.Random(f"{target.name} {seed}"), time.monotonic() + seconds
     corpus, seen, findings, tried = target.seeds(), set[str](), dict[str, bytes](), 0
     with quietly():
+        warm_up(target)
         while time.monotonic() < end and tried < most:
             data = mutate(draw.choice(corpus), draw)
             tried += 1
@@ -118,10 +126,11 @@ def hunt_with_coverage(name: str, seconds: int, seed: int, corpus: Path) -> None
 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    warm_up(target)
     place = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     flags = [
         f"-max_total_time={seconds}", f"-seed={seed or 1}", f"-timeout={HUNG_SECONDS}", "-rss_limit_mb=4096", f"-max_len={_MOST_BYTES}",
-        f"-artifact_prefix={corpus.parent}/finding-{name.replace(' ', '-')}-", "-print_final_stats=1", "-verbosity=0",
+        f"-artifact_prefix={corpus.parent.parent}/finding-{name.replace(' ', '-')}-", "-print_final_stats=1", "-verbosity=0",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *flags, str(corpus)], read, custom_mutator=custom)
     atheris.Fuzz()

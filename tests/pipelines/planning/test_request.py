@@ -128,7 +128,7 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         (f"placement: {{watchdog_seconds: 1{'0' * 400}}}\n", ("watchdog_seconds must be a number of at most 64 bits",)),
         ("set: &x {contrastive: *x}\n", ("experiment.yaml: not YAML: found unconstructable recursive node",)),
         (f"set: {'{a: ' * 20}1{'}' * 20}\n", ("experiment.yaml: set: ", "nested too deep")),
-        ("image: $(x)\n", ("image must be the name of an image",)),
+        ("image: $(x)\n", ("image must be one line",)),
         ("image: -x\n", ("image must be the name of an image",)),
         ("null: 1\n", ("experiment.yaml: None is not a parameter",)),
         ("root: ~nobody-of-that-name/x\n", ("no such user",)),
