@@ -170,6 +170,20 @@ def test_checkpoints_have_layers_without_features(tmp_path):
     assert Path(root, "evaluation", "contrastive-final", "own_knn.json").exists()
 
 
+def test_start_and_tower_are_measured_before_all_that_is_compared_with_them(tmp_path):
+    """Also where stage 2 kept more moments than models share a pass, and what has no text comes last among the other figures."""
+    root = str(tmp_path)
+    plain = make_cell(root, RepresentationConfig(sets=("colours",), pictures=4))
+    recipe_hash = json.loads(Path(root, "contrastive", "final", "COMMITTED.json").read_text())["recipe_hash"]
+    for step in (0, 1, 2, 3):
+        build.checkpoint(f"{root}/contrastive", 5, step, True, recipe_hash)
+    config = Path(plain)
+    config.write_text(config.read_text().replace("checkpoints: ''", "checkpoints: all"))
+    found = evaluate(str(config))
+    assert found["written"] == found["wanted"]
+    assert read(root, "contrastive-0/colours_layer-output")["metrics"].keys() == {"cka_start", "cka_tower"}
+
+
 def make_config(root, asked, recipe_hash):
     """The same cell's configuration, with all checkpoints of the contrastive stage and no tower."""
     data = {path.parent.parent.name: str(path.parent) for path in Path(root, "datasets").glob("*/*/manifest.json")}

@@ -65,6 +65,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
 
     start_of_cell = Start(config)
     wanted_models = list({job.model: None for job in jobs})
+    wanted_models.sort(key=lambda model: model.stage not in ("untrained", "perceptual"))  # layers of the others are compared with theirs
     for start in range(0, len(wanted_models), MODELS_AT_ONCE):
         group = wanted_models[start : start + MODELS_AT_ONCE]
         encoders = load_encoders(config, group, device, errors)

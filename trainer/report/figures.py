@@ -240,7 +240,7 @@ def slopes(
 def _panel(title: str, x_label: str, y_label: str, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(textwrap.fill(title, 40), pad=8)
+    axes.set_title(textwrap.fill(title, 36), pad=8)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.tick_params(length=0)
