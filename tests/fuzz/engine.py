@@ -80,11 +80,12 @@ def hunt(target: Target, seconds: float, seed: int, most: int = 1 << 60) -> tupl
 
     Inputs whose answer was not seen before become ones to begin with.
     """
-    draw, end = random.Random(f"{target.name} {seed}"), time.monotonic() + seconds
+    draw = random.Random(f"{target.name} {seed}")
     corpus, seen, findings, tried = target.seeds(), set[str](), dict[str, bytes](), 0
     with quietly():
         warm_up(target)
-        while time.monotonic() < end and tried < most:
+        end = time.monotonic() + seconds
+        while not tried or (time.monotonic() < end and tried < most):
             data = mutate(draw.choice(corpus), draw)
             tried += 1
             try:
