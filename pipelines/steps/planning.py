@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from pipelines.planning.lanes import Lane, Lanes, NoLanesError, read_lanes
 from pipelines.steps.notes import note
 from pipelines.steps.running import Scene, open_scene, recorded, step
-from pipelines.steps.sealed import staged_data
 from trainer.errors import Corrupt
 from trainer.storage import layout, open_store
 from trainer.storage.manifest import as_data, require_manifest
@@ -51,7 +50,8 @@ def lanes_of(scene: Scene, name: str) -> Lanes:
     try:
         return read_lanes(scene.experiment, scene.request.id)
     except (NoLanesError, Corrupt) as error:
-        from pipelines.planning.writing import write_plan  # here: slow to import
+        from pipelines.planning.writing import write_plan  # here, like the next: slow to import
+        from pipelines.steps.sealed import staged_data
 
         staged = {what: staged_data(scene.experiment, what) for what in ("pairs", "triplets")}
         if not all(staged.values()):

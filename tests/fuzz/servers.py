@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from pipelines.cluster.connection import Kind, Object
+from pipelines.cluster.kueue import UNQUEUED, Admission, Kueue
 from tests.fuzz.registry import as_value, target
 from trainer.errors import InputError, RunError
 
@@ -29,7 +31,15 @@ def _objects(data: bytes, place: Path) -> None:
     if kind is None:
         return
     decide([job], {("team", "run"): workflow}, 1.8e9)
-    _row(kind, job, [pod], {}, 1.8e9)
+    _row(cast(Kueue, _NoKueue()), kind, job, [pod], {}, 1.8e9)
+
+
+class _NoKueue:
+    """What `status` asks about a suspended job."""
+
+    def why(self, job: Object, kind: Kind) -> Admission:
+        """Nothing is known."""
+        return UNQUEUED
 
 
 def _cluster_objects() -> Iterator[bytes]:

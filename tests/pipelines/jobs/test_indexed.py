@@ -90,7 +90,10 @@ def test_staging_takes_no_gpu_and_a_size_of_its_own():
     """Of a node with eight GPUs and 128Gi nothing is blocked by a download."""
     resources = container(rendered())["resources"]
 
-    assert resources == {"requests": {"cpu": "1", "memory": "4Gi"}, "limits": {"memory": "4Gi"}}
+    assert resources == {
+        "requests": {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "1Gi"},
+        "limits": {"memory": "4Gi", "ephemeral-storage": "100Gi"},
+    }
 
 
 def test_evaluation_takes_one_gpu_at_most():
@@ -105,7 +108,11 @@ def test_an_evaluation_is_as_large_as_its_one_gpu_needs():
     one = IndexedJobs(settings).manifest(dataclasses.replace(SPEC, purpose="evaluate"), 0)
     of_one_gpu = dataclasses.replace(settings, gpus_per_node=1)
 
-    assert container(one)["resources"]["requests"] == {"cpu": of_one_gpu.cpu_of_pod, "memory": of_one_gpu.memory_of_pod}
+    assert container(one)["resources"]["requests"] == {
+        "cpu": of_one_gpu.cpu_of_pod,
+        "memory": of_one_gpu.memory_of_pod,
+        "ephemeral-storage": "1Gi",
+    }
 
 
 def test_the_pod_is_the_trainers_under_restricted_pod_security_and_is_not_scraped():

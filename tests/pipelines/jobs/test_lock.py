@@ -130,7 +130,7 @@ def test_a_run_waits_for_the_jobs_of_one_that_was_killed(root: str, monkeypatch:
     job = int(process.stdout.readline())
     end(process)
     try:
-        with pytest.raises(RunError, match="jobs of a run that was killed still go on"), lock.exclusive(root):
+        with pytest.raises(RunError, match="jobs of a run that was killed are still running"), lock.exclusive(root):
             pass
     finally:
         os.kill(job, 9)

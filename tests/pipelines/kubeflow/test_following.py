@@ -89,7 +89,7 @@ def test_a_login_that_expires_on_the_way_says_what_to_set_and_that_the_run_goes_
 
     (line,) = capsys.readouterr().err.splitlines()
     assert "set KFP_TOKEN" in line
-    assert "the run goes on: http" in line
+    assert "the run continues: http" in line
 
 
 @pytest.mark.parametrize("request_", ["POST .*/upload_version", "GET .*/runs/", "GET .*/experiments"])

@@ -210,7 +210,7 @@ def test_a_connection_that_stays_lost_ends_the_waiting_and_says_that_the_run_goe
 
     error = capsys.readouterr().err
     assert "no healthy upstream" in error
-    assert "the run goes on: http" in error
+    assert "the run continues: http" in error
 
 
 def test_the_placeholder_of_an_image_is_that_of_the_components():

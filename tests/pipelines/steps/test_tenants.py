@@ -10,6 +10,8 @@ from pipelines.planning.runs import write_run
 from pipelines.profile.profile import PROFILE_VARIABLE
 from pipelines.steps import finish, lanes, planning, staging
 from pipelines.steps.links import POD_VARIABLE, accept
+from tests.pipelines import fake_kueue
+from tests.pipelines.fake_api import FakeApi
 from trainer.storage import confined
 
 Capture = pytest.CaptureFixture[str]
@@ -65,8 +67,13 @@ def test_the_first_step_refuses(asked: dict[str, Any], capsys: Capture, wrong: d
     assert said in line
 
 
-def test_the_first_step_takes_what_is_the_tenants(asked: dict[str, Any], tmp_path: Path) -> None:
+def test_the_first_step_takes_what_is_the_tenants(
+    asked: dict[str, Any], api_server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the processes that it starts are told the bounds."""
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig(tmp_path / "kubeconfig")))
+    fake_kueue.serve(api_server, "v1beta2")
+    fake_kueue.queue(api_server, "gpus", namespace="team-a")
     stored, _ = accept(**asked)
     assert stored.startswith(f"{tmp_path}/store/team-a/experiments/demo/requests/")
 
