@@ -255,8 +255,8 @@ def test_alert(namespace: str, long_run: str, monitoring: str) -> None:
     worker = next(name for name in pods if name.endswith("worker-1"))
 
     def signal(name: str) -> None:
-        ranks = "$(cat /proc/1/task/1/children)"
-        harness.kubectl("-n", namespace, "exec", worker, "--", "sh", "-c", f"kill -{name} {ranks}")
+        agent = "$(pgrep -o -P 1)"  # the init's child, whose children are the ranks
+        harness.kubectl("-n", namespace, "exec", worker, "--", "sh", "-c", f"pkill -{name} -P {agent}")
 
     assert "FirstsightStalled" not in _firing(monitoring, namespace)
     signal("STOP")

@@ -114,7 +114,8 @@ def test_lost_processes_cost_seconds_and_no_weight(longer_run: Run, kubectl: Kub
         kubectl("-n", namespace, "delete", "pod", longer_run.pod(index), "--force", "--grace-period=0")
 
     def kill_a_rank() -> None:
-        kubectl("-n", namespace, "exec", longer_run.pod(1), "--", "pkill", "-KILL", "-P", "1")
+        ranks = "$(pgrep -o -P 1)"  # children of the agent, which is the init's
+        kubectl("-n", namespace, "exec", longer_run.pod(1), "--", "sh", "-c", f"pkill -KILL -P {ranks}")
 
     longer_run.loses("worker-1 deleted by force", lambda: delete(1))
     longer_run.loses("worker-0 deleted by force", lambda: delete(0))

@@ -3,7 +3,8 @@
           {{- $rule := (index . 0).Values.metrics.prometheusRule }}
           labels: {{- mustMergeOverwrite (dict "severity" (index . 1)) $rule.alertLabels | toYaml | nindent 12 }}
           annotations:
-            {{- with $rule.runbookUrl }}
+            {{- /* 0.1.0's default, which nobody can open, is in the values that --reuse-values brings. */}}
+            {{- with ternary "" $rule.runbookUrl (eq $rule.runbookUrl "docs/RUNBOOK.md#") }}
             runbook_url: {{ printf "%s%s" . (index $ 2 | lower) | quote }}
             {{- else }}
             runbook: {{ printf "docs/RUNBOOK.md of firstsight, %s" (index . 2) }}

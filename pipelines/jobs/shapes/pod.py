@@ -97,7 +97,8 @@ def _bounded(
 ) -> dict[str, Any]:
     """With a limit for what the pod writes to its node, where the templates set none: a pod beyond it is evicted instead of its neighbours.
 
-    A template with an emptyDir of its own has no such limit unless the settings say one: nobody knows what is meant to go there.
+    A template with an emptyDir of its own has no such limit unless the settings say one: nobody knows what is meant to go there. Nor has
+    a job in a queue: it admits none that asks for what its quotas do not name.
     """
     (trainer,) = [one for one in template["spec"]["containers"] if one["name"] == container]
     resources = {kind: dict((trainer.get("resources") or {}).get(kind) or {}) for kind in ("requests", "limits")}
@@ -105,6 +106,8 @@ def _bounded(
         return template
     given = settings.staging_ephemeral_storage if purpose == "stage" else settings.ephemeral_storage
     volumes = [volume for volume in template["spec"].get("volumes") or [] if volume.get("name") not in ("scratch", "shared-memory")]
+    if not given and settings.labels.get(settings.queue_label):
+        return template
     if not given and any("emptyDir" in volume and (volume["emptyDir"] or {}).get("medium") != "Memory" for volume in volumes):
         return template
     cache = -(-int(placement.get("cache_bytes", Placement().cache_bytes)) // 2**30)

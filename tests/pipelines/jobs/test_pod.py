@@ -170,6 +170,13 @@ def test_what_a_pod_may_write_is_as_the_settings_say():
     assert found == dict.fromkeys(pods(SETTINGS), ("300Gi", "300Gi")) | {"stage": ("7Gi", "7Gi")}
 
 
+def test_a_job_in_a_queue_asks_for_no_storage_that_the_queue_may_not_know():
+    """Kueue admits nothing that asks for a resource which its quotas do not name; where the settings say how much, they name it."""
+    queued = dataclasses.replace(SETTINGS, labels={SETTINGS.queue_label: "gpus"})
+    assert set(storage(queued).values()) == {(None, None)}
+    assert storage(dataclasses.replace(queued, ephemeral_storage="9Gi"))["train"] == ("9Gi", "9Gi")
+
+
 def test_a_template_says_what_its_pods_may_write():
     """Its own figure wins; with an emptyDir of its own there is none unless it is said, as nobody knows what is meant to go there."""
     own = {"spec": {"containers": [{"name": "pytorch", "resources": {"limits": {"ephemeral-storage": "9Gi"}}}]}}
