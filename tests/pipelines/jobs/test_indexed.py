@@ -91,8 +91,8 @@ def test_staging_takes_no_gpu_and_a_size_of_its_own():
     resources = container(rendered())["resources"]
 
     assert resources == {
-        "requests": {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "1Gi"},
-        "limits": {"memory": "4Gi", "ephemeral-storage": "100Gi"},
+        "requests": {"cpu": "1", "memory": "4Gi"},
+        "limits": {"memory": "4Gi"},
     }
 
 
@@ -111,7 +111,6 @@ def test_an_evaluation_is_as_large_as_its_one_gpu_needs():
     assert container(one)["resources"]["requests"] == {
         "cpu": of_one_gpu.cpu_of_pod,
         "memory": of_one_gpu.memory_of_pod,
-        "ephemeral-storage": "1Gi",
     }
 
 

@@ -85,7 +85,7 @@ def test_a_cpu_node_runs_one_process():
     job = rendered(gpus_per_node=0)
 
     assert job["spec"]["nprocPerNode"] == "1"
-    assert pod(job)["spec"]["containers"][0]["resources"]["limits"] == {"memory": "128Gi", "ephemeral-storage": "48Gi"}
+    assert pod(job)["spec"]["containers"][0]["resources"]["limits"] == {"memory": "128Gi"}
 
 
 def test_a_gpu_node_is_as_large_as_its_gpus_need():
@@ -94,8 +94,8 @@ def test_a_gpu_node_is_as_large_as_its_gpus_need():
     size = dataclasses.replace(SETTINGS, cpu="", memory="", shared_memory="")
     (container,), (shared_memory, _) = pod(job)["spec"]["containers"], pod(job)["spec"]["volumes"]
 
-    assert container["resources"]["requests"] == {"cpu": size.cpu_of_pod, "memory": size.memory_of_pod, "ephemeral-storage": "1Gi"}
-    assert container["resources"]["limits"] == {"memory": size.memory_of_pod, "ephemeral-storage": "48Gi", "nvidia.com/gpu": "8"}
+    assert container["resources"]["requests"] == {"cpu": size.cpu_of_pod, "memory": size.memory_of_pod}
+    assert container["resources"]["limits"] == {"memory": size.memory_of_pod, "nvidia.com/gpu": "8"}
     assert shared_memory["emptyDir"]["sizeLimit"] == size.shared_memory_of_pod
 
 
