@@ -241,7 +241,7 @@ def test_scraped(namespace: str, long_run: str, monitoring: str) -> None:
     harness.wait_until("three targets", up, 120, every=2)
     rules = {rule["name"] for group in _ask(monitoring, "rules")["groups"] for rule in group["rules"] if group["name"] == "firstsight"}
     assert {"FirstsightStalled", "FirstsightReaperDown", "FirstsightRunFailed", "FirstsightStoreFull"} <= rules
-    phases = f"query?query=firstsight_job_phase{{run_namespace=%22{namespace}%22,stage=%22contrastive%22}}"
+    phases = f"query?query=firstsight_job_phase{{run_namespace=%22{namespace}%22,experiment=%22long%22}}"
     harness.wait_until(
         "the job in Prometheus", lambda: {one["metric"]["phase"] for one in _ask(monitoring, phases)["result"]} == {"active"}, 60
     )
