@@ -126,8 +126,8 @@ def test_lost_processes_cost_seconds_and_no_weight(longer_run: Run, kubectl: Kub
 
     longer_run.ends_with_the_same_weights()
     of_worker_1, of_worker_0, _ = longer_run.recovered()
-    assert of_worker_1 <= 20
-    assert of_worker_0 <= 60
+    assert of_worker_1 <= 60, "9 to 11 s on a quiet machine"
+    assert of_worker_0 <= 180, "12 to 14 s on a quiet machine"
 
 
 def restarts(namespace: str) -> list[int]:

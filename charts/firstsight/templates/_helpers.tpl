@@ -47,7 +47,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $repository := $image.repository -}}
 {{- /* A repository that names its registry (`registry.example.org/x`, `localhost/x`, `host:5000/x`) is whole. */ -}}
 {{- if not (regexMatch "^([^/]*[.:][^/]*|localhost)/" $repository) -}}
-{{- with $root.Values.images.registry }}{{ $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}{{ end -}}
+{{- /* Docker Hub's is left out, as in 0.1.0: the same image by a longer name would restart what an upgrade may leave alone. */ -}}
+{{- with $root.Values.images.registry }}{{ $repository = printf "%s/%s" (trimSuffix "/" . | trimPrefix "docker.io/") $repository }}{{ end -}}
 {{- end -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
