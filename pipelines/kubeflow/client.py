@@ -317,7 +317,7 @@ class Kubeflow:
             raise _Passing(
                 f"{host} cannot be reached: {reason.rpartition('>: ')[2]}{_POLICY if 'KUBERNETES_SERVICE_HOST' in os.environ else ''}"
             ) from error
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             if isinstance(error.__context__, self._api.ApiException):  # the client stumbles over its own error without a body
                 raise self._meaning(what, error.__context__) from error
             raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}") from error
