@@ -10,7 +10,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
 
 from trainer import logs
 from trainer.redaction import without_credentials
@@ -60,9 +59,9 @@ def words_of(error: BaseException) -> str:
     return " ".join(without_credentials(str(error)).split()) or type(error).__name__
 
 
-def print_traceback(file: TextIO | None = None) -> None:
-    """The traceback of the error that is being handled, without credentials, on `file` or standard error."""
-    print(without_credentials(traceback.format_exc()), end="", file=file or sys.stderr, flush=True)
+def print_traceback() -> None:
+    """The traceback of the error that is being handled, without credentials, on standard error."""
+    print(without_credentials(traceback.format_exc()), end="", file=sys.stderr, flush=True)
 
 
 def hide_credentials_in_tracebacks() -> None:

@@ -103,9 +103,9 @@ def about(**fields: Any) -> Iterator[None]:
 
 def say(line: str, level: Level = "info", error: BaseException | None = None) -> None:
     """A line on standard error; with an `error` also its traceback, which a record has in a field of its own."""
-    told = without_credentials("".join(traceback.format_exception(error))) if error is not None else ""
-    if not record(line, level, told):
-        print(told + line, file=sys.stderr, flush=True)
+    told = "".join(traceback.format_exception(error)) if error is not None else ""
+    if not record(line, level, told):  # which hides credentials itself
+        print(without_credentials(told) + line, file=sys.stderr, flush=True)
 
 
 def record(message: str, level: Level, traceback: str = "") -> bool:

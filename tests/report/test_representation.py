@@ -136,7 +136,7 @@ def test_page_and_markdown_show_it_and_the_schema_holds(report):
 
 
 def test_each_point_of_an_axis_pairs_its_own_cells(tmp_path):
-    """By arm, point and seed: on the page's own point, which is no one's recipe here, and on the other, beside the shared baseline."""
+    """By arm, point and seed: on the page's own point, which no cell's recipe has here, and on the other, beside the shared baseline."""
     uri = experiment(tmp_path, arms=("random", "perceptual"), fractions=(0.25, 0.5), checkpoints=(50,), items=20)
     results, page, text = written(uri)
 

@@ -51,6 +51,14 @@ def seen(launch: Launch) -> bool:
     return len(launch.job._incidents._uids) == 2
 
 
+def replace_pods(queued: Scene, launch: Launch) -> None:
+    """The old pods go and the queue admits the job again, until the launcher has seen the new ones."""
+    for index in (0, 1):
+        queued.api.remove("pods", queued.pod(index))
+    admit(queued)
+    eventually(lambda: seen(launch))
+
+
 def test_a_job_that_is_preempted_again_and_again_uses_up_no_incident(queued: Scene):
     """Not one is allowed. Who waits is told of each preemption at once, in Kueue's words."""
     launch = queued.running(settings=QUEUED)
@@ -76,10 +84,7 @@ def test_pods_that_go_late_are_no_incident_of_those_that_come(queued: Scene):
     eventually(lambda: "was suspended" in launch.text())
     suspend(queued.api, queued.name, suspended=False)
     eventually(lambda: not launch.job._incidents._uids)
-    for index in (0, 1):
-        queued.api.remove("pods", queued.pod(index))
-    admit(queued)
-    eventually(lambda: seen(launch))
+    replace_pods(queued, launch)
     queued.succeed()
 
     assert launch.outcome().exit_code == 0
@@ -185,10 +190,7 @@ def test_a_quota_that_shrank_under_a_job_that_ran_is_given_longer(queued: Scene)
     fake_kueue.workload(queued.api, job, EVICTED, ("QuotaReserved", "False", "Pending", NEVER))
     suspend(queued.api, queued.name)
     eventually(lambda: "maximum capacity" in launch.text())
-    for index in (0, 1):
-        queued.api.remove("pods", queued.pod(index))
-    admit(queued)
-    eventually(lambda: seen(launch))
+    replace_pods(queued, launch)
     queued.succeed()
 
     assert launch.outcome().exit_code == 0

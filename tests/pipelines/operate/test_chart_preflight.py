@@ -196,7 +196,7 @@ def test_preflight_wants_a_profile_where_kubeflow_runs(ready: StubApi) -> None:
 
 
 def test_preflight_connects_to_a_kubeflow_outside(ready: StubApi) -> None:
-    """From this machine; a login before it is all that can be told."""
+    """From this machine, which can tell no more than that a login is in the way."""
     with kubeflow_server() as server:
         text = _rendering().replace("http://ml-pipeline.kubeflow.svc:8888", server.url)
         assert _failed(text) == {}

@@ -57,7 +57,7 @@ class Reachable:
 
     @classmethod
     def parse(cls, blocks: Sequence[str], name: str) -> "Reachable":
-        """From CIDR blocks; InputError names the setting and the block that is none."""
+        """From CIDR blocks; InputError names the setting and the malformed block."""
         networks = []
         for block in filter(None, map(str.strip, blocks)):
             try:
