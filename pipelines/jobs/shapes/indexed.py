@@ -84,10 +84,10 @@ class IndexedJobs(Shape):
 
 
 def sized(settings: JobSettings, purpose: str) -> JobSettings:
-    """The settings of one pod of such a job: staging runs on CPUs, evaluation on one GPU at most."""
+    """The settings of one pod of such a job: one process, for staging on CPUs, for evaluation with one GPU at most."""
     if purpose == "stage":
-        return dataclasses.replace(settings, gpus_per_node=0, cpu=settings.staging_cpu, memory=settings.staging_memory)
-    return dataclasses.replace(settings, gpus_per_node=min(settings.gpus_per_node, 1))
+        return dataclasses.replace(settings, ranks_per_node=0, gpus_per_node=0, cpu=settings.staging_cpu, memory=settings.staging_memory)
+    return dataclasses.replace(settings, ranks_per_node=0, gpus_per_node=min(settings.gpus_per_node, 1))
 
 
 def is_of_index_0(pod: Mapping[str, Any]) -> bool:

@@ -102,6 +102,15 @@ def test_evaluation_takes_one_gpu_at_most():
     assert "nvidia.com/gpu" not in container(none)["resources"]["limits"]
 
 
+@pytest.mark.parametrize("purpose", ["stage", "evaluate"])
+def test_ranks_of_training_do_not_count_for_one_process(purpose: str):
+    """Eight ranks on eight GPUs train; staging and evaluation of the same profile are rendered as without `ranks_per_node`."""
+    settings = dataclasses.replace(SETTINGS, gpus_per_node=8)
+    with_ranks = dataclasses.replace(settings, ranks_per_node=8)
+    spec = dataclasses.replace(SPEC, purpose=purpose)
+    assert IndexedJobs(with_ranks).manifest(spec, 0) == IndexedJobs(settings).manifest(spec, 0)
+
+
 def test_an_evaluation_is_as_large_as_its_one_gpu_needs():
     """On a node of eight, unless the profile gives a size."""
     settings = dataclasses.replace(SETTINGS, cpu="", memory="")

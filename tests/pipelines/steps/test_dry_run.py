@@ -92,6 +92,16 @@ def test_the_hours_and_what_they_assume_are_said(tmp_path: Path, capsys: pytest.
     assert "note: a rank needs an estimated 9.9 GB of GPU memory, compared with nothing: set jobs.gpu_memory" in text
 
 
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_a_machine_of_one_or_eight_gpus(gpus: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """`RECIPE=paper` for this machine, as a laptop's owner asks before renting one."""
+    root = tmp_path / "r"
+    assert main(["run", "--dry-run", "--root", str(root), "--recipe", "paper", "--gpus-per-node", str(gpus)]) == 0
+    text = capsys.readouterr().out
+    assert f"ranks: 1 x {gpus} GPU{'s' * (gpus > 1)} = {gpus}" in text
+    assert not root.exists()
+
+
 def test_one_gpu_of_80_gib_takes_the_paper_through_the_gradient_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The profile's GPU by name and memory: row M's rate, three quarters of it."""
     template = {"spec": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}}
