@@ -95,7 +95,7 @@ def machines_of(settings: JobSettings, profile: Profile, request: Request, purpo
         wanted = min(len(here), 1) if request.gpus_per_node is None else request.gpus_per_node
         nodes, gpus, cores = 1, wanted, len(os.sched_getaffinity(0))
         gpu, memory = here[0] if here and wanted else (gpu, memory)
-    processes = settings.ranks_per_node or max(gpus, 1)
+    processes = settings.ranks_per_node or max(gpus, 1) if purpose == "train" else 1
     return Machines(
         nodes=nodes,
         gpus_per_node=gpus,
