@@ -80,7 +80,7 @@ class Profile:
         require("staging_slices", self.staging_slices, ">= 1", self.staging_slices >= 1)
         rule = f"between 0 and {MAX_PARALLEL_CELLS}"
         require("parallel_cells", self.parallel_cells, rule, 0 <= self.parallel_cells <= MAX_PARALLEL_CELLS)
-        rule = "s3://bucket/prefix or an absolute path, without '.', '..', '//', '%', backslashes and blanks"
+        rule = "s3://bucket/prefix or an absolute path, without '.', '..', '//', any of % * ? $, backslashes and blanks"
         for address in self.reads or ():
             require("reads", address, rule, confined.is_plain(address))
         if self.reads is not None:

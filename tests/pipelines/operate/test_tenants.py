@@ -137,6 +137,8 @@ WRITES: dict[str, Callable[[Minio, str], Any]] = {
 BUCKETS: dict[str, Callable[[Minio], Any]] = {
     "list all": lambda client: list(client.list_objects(BUCKET, recursive=True)),
     "list by half a name": lambda client: list(client.list_objects(BUCKET, "team-", recursive=True)),
+    "list by its own name, which others begin with": lambda client: list(client.list_objects(BUCKET, "team-a", recursive=True)),
+    "list folders by it": lambda client: list(client.list_objects(BUCKET, "team-a")),
     "get what lies above": lambda client: client.get_object(BUCKET, "x"),
     "make a bucket": lambda client: client.make_bucket("of-team-a"),
     "remove the bucket": lambda client: client.remove_bucket(BUCKET),
