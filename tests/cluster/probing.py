@@ -80,6 +80,13 @@ def answering(name: str, labels: Mapping[str, str], *ports: int) -> harness.Obje
     return pod(name, labels, _ANSWER, *map(str, ports))
 
 
+def tenant(name: str, labels: Mapping[str, str], account: str, secrets: Sequence[str]) -> harness.Object:
+    """A pod with an account's token, and with the keys of those of these Secrets that its namespace has."""
+    environment = [{"secretRef": {"name": secret, "optional": True}} for secret in secrets]
+    given = {"serviceAccountName": account, "automountServiceAccountToken": True, "containers": [{"name": "main", "envFrom": environment}]}
+    return strategic_merge(pod(name, labels), {"spec": given})
+
+
 def wait(namespace: str, *names: str) -> None:
     """Wait until these pods run."""
     harness.kubectl("-n", namespace, "wait", *(f"pod/{name}" for name in names), "--for=condition=Ready", "--timeout=180s")

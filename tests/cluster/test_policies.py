@@ -8,11 +8,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests import trespassing
 from tests.cluster import chart, harness, node, probing, settings
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.probing import Address
@@ -74,14 +76,14 @@ while True:
 
 @pytest.fixture(scope="module")
 def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Namespaces: of the release and its runs, which deny by default; of a stranger; of Kubeflow, with its own policy; of a DNS."""
+    """Namespaces: of the release and two teams, which deny by default; of a stranger; of Kubeflow, with its own policy; of a DNS."""
     if not harness.own_cluster():
         pytest.skip("needs a network plugin that enforces policies, and addresses of the node")
-    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow", "dns")}
+    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "other", "stranger", "kubeflow", "dns")}
     try:
         chart.store_volume(names["ml"], tmp_path_factory.mktemp("store"))
-        harness.apply(probing.DENY, names["ml"])
-        harness.apply(probing.DENY, names["team"])
+        for what in ("ml", "team", "other"):
+            harness.apply(probing.DENY, names[what])
         harness.apply(KUBEFLOWS_POLICY, names["kubeflow"])
         yield names
     finally:
@@ -110,8 +112,14 @@ def values(places: dict[str, str]) -> dict[str, Any]:
     given = chart.values()
     given["metrics"]["prometheusUrl"] = "http://prometheus-operated.monitoring.svc:9090"
     given["profileDefaults"]["namespaces"] = [places["team"]]
+    given["profiles"] = {"firstsight": {}, "other": {"namespaces": [places["other"]], "root": _root(places, "other")}}
     given["kubeflow"] = {"systemNamespace": places["kubeflow"]}
     return {**given, "networkPolicy": {"enabled": True, "dnsNamespace": places["dns"]}, "network": {"privateSources": ["192.168.77.0/24"]}}
+
+
+def _root(places: dict[str, str], team: str) -> str:
+    """Where a team's runs live; the other's name begins like the first one's."""
+    return f"s3://firstsight/{places['team']}{'-b' if team == 'other' else ''}"
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +158,9 @@ def _log() -> str:
 
 
 def test_helm_test(places: dict[str, str], release: str) -> None:
-    """The test pods reach the store, the API server and Prometheus, in both namespaces."""
+    """The test pods reach the store, the API server and Prometheus, in all three namespaces."""
     said = helm("test", release, "-n", places["ml"], "--timeout", "5m")
-    assert said.count("Succeeded") == 2
+    assert said.count("Succeeded") == 3
 
 
 def test_the_store_is_open_to_firstsight_alone(places: dict[str, str], probes: dict[str, str]) -> None:
@@ -164,6 +172,71 @@ def test_the_store_is_open_to_firstsight_alone(places: dict[str, str], probes: d
         _check(probes, name, {store: True, service: True})
     for name in ("neighbour", "stranger"):
         _check(probes, name, {store: False, service: False, api: True})
+
+
+PROFILES = {"team": "firstsight", "other": "other"}
+"""Namespaces of tenants, and what their profiles, Secrets and accounts are called."""
+
+
+def _jobs(namespace: str, secret: str) -> dict[str, tuple[str, str, Any]]:
+    """Requests of the API server that a run's account may make in its own namespace."""
+    container = {"name": "x", "image": "x", "envFrom": [{"secretRef": {"name": secret}}]}
+    spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"generateName": "x-"}, "spec": spec}
+    return {
+        f"list jobs of {namespace}": ("GET", f"/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs", None),
+        f"make a Job in {namespace}": ("POST", f"/apis/batch/v1/namespaces/{namespace}/jobs?dryRun=All", job),
+    }
+
+
+def _secrets(namespace: str, secret: str) -> dict[str, tuple[str, str, Any]]:
+    """Requests by which a Secret might be read, or an account become another; no run's may make them."""
+    token = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
+    subject = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts"}
+    binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "x"}}
+    core, bindings = f"/api/v1/namespaces/{namespace}", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings"
+    return {
+        f"get Secret {namespace}/{secret}": ("GET", f"{core}/secrets/{secret}", None),
+        f"list Secrets of {namespace}": ("GET", f"{core}/secrets", None),
+        f"list ConfigMaps of {namespace}": ("GET", f"{core}/configmaps", None),
+        f"a token of an account of {namespace}": ("POST", f"{core}/serviceaccounts/default/token?dryRun=All", token),
+        f"a role in {namespace}": ("POST", f"{bindings}?dryRun=All", {**binding, "roleRef": role, "subjects": [subject]}),
+        "list all Secrets": ("GET", "/api/v1/secrets", None),
+    }
+
+
+@pytest.mark.parametrize(("team", "victim"), [("team", "other"), ("other", "team")])
+def test_a_tenants_pod_reaches_nothing_of_another_s(places: dict[str, str], release: str, team: str, victim: str) -> None:
+    """With each account and all Secrets of its namespace, from a pod that the policies let to the store and to the API server.
+
+    Its own prefix is open to it before and after. The other's objects are not, nor to a pod without keys; and no Secret is read.
+    """
+    home, there, release_namespace = places[team], places[victim], places["ml"]
+    secrets = {one["metadata"]["name"]: chart.keys(home, one["metadata"]["name"]) for one in harness.listed("secrets", home)}
+    held = {value for keys in secrets.values() for value in keys.values()}
+    assert not held & set(chart.keys(there, PROFILES[victim]).values())
+    accounts = [one["metadata"]["name"] for one in harness.listed("serviceaccounts", home)]
+    assert sorted(accounts) == sorted({"default", PROFILES[team]})
+    for account in accounts:
+        harness.apply(probing.tenant(f"tenant-{account}", LAUNCHER, account, [*secrets, PROFILES[victim]]), home)
+    probing.wait(home, *(f"tenant-{account}" for account in accounts))
+
+    own = _jobs(home, PROFILES[team])
+    root_secret = f"{RELEASE}-firstsight-minio"
+    refused = {**_jobs(there, PROFILES[victim]), **_jobs(release_namespace, root_secret), **_secrets(release_namespace, root_secret)}
+    refused |= {**_secrets(there, PROFILES[victim]), **_secrets(home, PROFILES[team])}
+    mine, theirs = (_root(places, one).removeprefix("s3://firstsight/") for one in (team, victim))
+    asked = {"endpoint": f"http://{root_secret}.{release_namespace}.svc:9000", "bucket": "firstsight", "own": mine, "theirs": theirs}
+    command = ["python", "-c", Path(trespassing.__file__).read_text(), json.dumps({**asked, "api": {**own, **refused}})]
+    for account in accounts:
+        said = json.loads(harness.kubectl("-n", home, "exec", f"tenant-{account}", "--", *command))
+        open_to = {**trespassing.READS, **trespassing.WRITES}
+        denied = dict.fromkeys({**open_to, **trespassing.BEYOND}, trespassing.DENIED)
+        assert said["before"] == said["after"] == dict.fromkeys(open_to, trespassing.DONE)
+        assert said["theirs"] == said["anonymous"] == denied
+        answered = zip(own, (200, 201) if account == PROFILES[team] else (403, 403), strict=True)
+        assert said["api"] == {**dict(answered), **dict.fromkeys(refused, 403)}
 
 
 def test_staging_meets_the_internet_and_no_metadata(probes: dict[str, str], sink: None) -> None:
@@ -289,5 +362,5 @@ def test_uninstall(places: dict[str, str], release: str, long_run: dict[str, Any
     harness.kubectl("-n", team, "delete", "pod", "long", "--grace-period=1")
     harness.kubectl("-n", team, "delete", "pytorchjobs,jobs", "--all", "--wait=true", "--timeout=120s")
     helm("uninstall", release, "-n", ml, "--timeout", "5m")
-    left = {one["metadata"]["name"] for name in (ml, team) for one in harness.listed("networkpolicies", name)}
+    left = {one["metadata"]["name"] for name in (ml, team, places["other"]) for one in harness.listed("networkpolicies", name)}
     assert left == {"default-deny", "neighbour"}
