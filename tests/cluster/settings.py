@@ -32,6 +32,7 @@ NAMESPACE = "fs-e2e"  # network namespace, cgroup and interfaces; 8 characters a
 NODE = "fs-node"
 NODE_IP, HOST_IP = "10.97.0.1", "10.97.0.2"  # the two ends of a veth pair: inside, outside
 POD_CIDR, SERVICE_CIDR = "10.98.0.0/24", "10.96.0.0/16"
+POD_CIDR6 = "fd00:98::/112"  # pods have an address of each family; Services and the node have IPv4 alone
 API_SERVICE_IP = "10.96.0.1"
 DNS_IP = "169.254.20.10"  # as NodeLocal DNSCache has it
 POLICY_QUEUE = 100  # of the kernel, to the engine that judges new connections by the network policies

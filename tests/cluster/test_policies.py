@@ -28,8 +28,13 @@ HOOK = {**PART_OF, "app.kubernetes.io/instance": RELEASE, "app.kubernetes.io/com
 TRAINER = {**PART_OF, "app.kubernetes.io/component": "trainer"}
 STAGER = {**TRAINER, "firstsight.dev/stage": "stage-fetch"}
 LAUNCHER = {"app.kubernetes.io/part-of": "firstsight", "app.kubernetes.io/component": "launcher"}
-METADATA, PUBLIC, MIRROR, PRIVATE = "169.254.169.254", "203.0.113.7", "192.168.77.7", "192.168.78.7"
-"""Addresses of the node at which one server answers: the third is a private source, the fourth is not."""
+SINKS = {
+    "169.254.169.254": False, "203.0.113.7": True, "192.168.77.7": True, "192.168.78.7": False,
+    "fd00:ec2::254": False, "2001:db8::7": True, "fd00:77::7": True, "fd00:78::7": False,
+}  # fmt: skip
+"""Addresses of the node at which one server answers, and whether staging may fetch from them: of each family a cloud's metadata, a public
+one, a private source, and one that is private."""
+PRIVATE_SOURCES = ["192.168.77.0/24", "fd00:77::/64"]
 KUBEFLOWS_POLICY = {
     # kubeflow/manifests, common/networkpolicies/base/ml-pipeline.yaml
     "apiVersion": "networking.k8s.io/v1",
@@ -93,12 +98,12 @@ def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def sink(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server on the node, at the metadata's address and three others."""
-    addresses = [f"{address}/32" for address in (METADATA, PUBLIC, MIRROR, PRIVATE)]
+    """A server on the node, at all those addresses."""
+    addresses = [f"{address}/{128 if ':' in address else 32}" for address in SINKS]
     for address in addresses:
         subprocess.run(["ip", "-n", settings.NAMESPACE, "addr", "replace", address, "dev", "lo"], check=True)
     folder = str(tmp_path_factory.mktemp("sink"))
-    node.start("sink", sys.executable, "-m", "http.server", "80", "--bind", "0.0.0.0", "--directory", folder)
+    node.start("sink", sys.executable, "-m", "http.server", "80", "--bind", "::", "--directory", folder)
     try:
         yield
     finally:
@@ -114,7 +119,7 @@ def values(places: dict[str, str]) -> dict[str, Any]:
     given["profileDefaults"]["namespaces"] = [places["team"]]
     given["profiles"] = {"firstsight": {}, "other": {"namespaces": [places["other"]], "root": _root(places, "other")}}
     given["kubeflow"] = {"systemNamespace": places["kubeflow"]}
-    return {**given, "networkPolicy": {"enabled": True, "dnsNamespace": places["dns"]}, "network": {"privateSources": ["192.168.77.0/24"]}}
+    return {**given, "networkPolicy": {"enabled": True, "dnsNamespace": places["dns"]}, "network": {"privateSources": PRIVATE_SOURCES}}
 
 
 def _root(places: dict[str, str], team: str) -> str:
@@ -167,11 +172,12 @@ def test_the_store_is_open_to_firstsight_alone(places: dict[str, str], probes: d
     """Not to a pod of another namespace, nor to one beside the trainers that is no part of firstsight."""
     service = (f"{RELEASE}-firstsight-minio.{places['ml']}.svc", 9000, "tcp")
     (pod,) = harness.listed("pods", places["ml"], "app.kubernetes.io/component=minio")
-    store, api = (pod["status"]["podIP"], 9000, "tcp"), (settings.API_SERVICE_IP, 443, "tcp")
+    api, store = (settings.API_SERVICE_IP, 443, "tcp"), [service, *((one["ip"], 9000, "tcp") for one in pod["status"]["podIPs"])]
+    assert len(store) == 3
     for name in ("hook", "trainer", "stager", "launcher"):
-        _check(probes, name, {store: True, service: True})
+        _check(probes, name, dict.fromkeys(store, True))
     for name in ("neighbour", "stranger"):
-        _check(probes, name, {store: False, service: False, api: True})
+        _check(probes, name, {**dict.fromkeys(store, False), api: True})
 
 
 PROFILES = {"team": "firstsight", "other": "other"}
@@ -241,12 +247,12 @@ def test_a_tenants_pod_reaches_nothing_of_another_s(places: dict[str, str], rele
 
 def test_staging_meets_the_internet_and_no_metadata(probes: dict[str, str], sink: None) -> None:
     """Public addresses and the private source, but neither a cloud's metadata nor what else is private; trainers meet none of them."""
-    four = [(address, 80, "tcp") for address in (METADATA, PUBLIC, MIRROR, PRIVATE)]
-    _check(probes, "stranger", dict.fromkeys(four, True))
-    _check(probes, "stager", dict(zip(four, (False, True, True, False), strict=True)))
+    sinks = {(address, 80, "tcp"): allowed for address, allowed in SINKS.items()}
+    _check(probes, "stranger", dict.fromkeys(sinks, True))
+    _check(probes, "stager", sinks)
     dns = (settings.DNS_IP, 53, "tcp")
     for name in ("trainer", "launcher", "hook"):
-        _check(probes, name, {**dict.fromkeys(four, False), dns: True})
+        _check(probes, name, {**dict.fromkeys(sinks, False), dns: True})
 
 
 def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) -> None:
@@ -255,9 +261,10 @@ def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) 
         harness.apply(probing.answering("dns", {"k8s-app": "kube-dns"}, 5353, 5355), places[place])
     for place in ("dns", "stranger"):
         probing.wait(places[place], "dns")
-    inside, elsewhere = (probing.address_of(places[place], "dns") for place in ("dns", "stranger"))
-    asked = {(settings.DNS_IP, 53, "tcp"): True, (inside, 5353, "udp"): True, (inside, 5353, "tcp"): True}
-    refused = [(inside, 5355, "udp"), (inside, 5355, "tcp"), (elsewhere, 5353, "udp"), (elsewhere, 5353, "tcp")]
+    inside, elsewhere = (probing.addresses_of(places[place], "dns") for place in ("dns", "stranger"))
+    asked = {(settings.DNS_IP, 53, "tcp"): True, **{(address, 5353, kind): True for address in inside for kind in ("udp", "tcp")}}
+    refused = [(address, 5355, kind) for address in inside for kind in ("udp", "tcp")]
+    refused += [(address, 5353, kind) for address in elsewhere for kind in ("udp", "tcp")]
     api = (settings.API_SERVICE_IP, 443, "tcp")
     for name, talks in (("trainer", False), ("launcher", True), ("hook", True)):
         _check(probes, name, {**asked, **dict.fromkeys(refused, False), api: talks})
@@ -292,12 +299,12 @@ def test_trainers_meet_each_other_alone(probes: dict[str, str], long_run: dict[s
     """Two nodes train; their rendezvous is open to trainers, and to nobody else. Neither is their metrics' port."""
     environment = {one["name"]: one.get("value", "") for one in long_run["spec"]["containers"][0]["env"]}
     port = int(environment["PET_RDZV_ENDPOINT"].rpartition(":")[2])
-    meeting = (long_run["status"]["podIP"], port, "tcp")
-    metrics = (long_run["status"]["podIP"], 9400, "tcp")
+    own = [(one["ip"], port, "tcp") for one in long_run["status"]["podIPs"]]
+    own.append((long_run["status"]["podIP"], 9400, "tcp"))  # metrics are served over IPv4
     dns = (settings.DNS_IP, 53, "tcp")
-    _check(probes, "trainer", {meeting: True, metrics: True})
+    _check(probes, "trainer", dict.fromkeys(own, True))
     for name in ("stranger", "neighbour", "launcher"):
-        _check(probes, name, {meeting: False, metrics: False, dns: True})
+        _check(probes, name, {**dict.fromkeys(own, False), dns: True})
 
 
 def test_scraped(places: dict[str, str], long_run: dict[str, Any], monitoring: str) -> None:
@@ -345,7 +352,7 @@ def test_kubeflows_own_policy(
     helm("upgrade", release, str(chart.CHART), "-n", ml, "--wait", "--timeout", "8m", given=given)
     assert [one["display_name"] for one in server.pipelines.values()] == ["firstsight"]
 
-    api = (probing.address_of(places["kubeflow"], "ml-pipeline"), 18888, "tcp")
+    api = (probing.addresses_of(places["kubeflow"], "ml-pipeline")[0], 18888, "tcp")
     dns = (settings.DNS_IP, 53, "tcp")
     _check(probes, "hook", {api: True})
     _check(probes, "launcher", {api: False, dns: True})
