@@ -23,6 +23,7 @@ BIN = CACHE / "bin"  # built servers and tools, a stamp beside each
 IMAGES = CACHE / "images"  # docker archives, imported into containerd at start
 ROOTFS = CACHE / "rootfs"  # Debian with what CPython links to
 TESTS_LOCK = CACHE / "tests.lock"  # on what test processes share
+STAGED_LOCK = CACHE / "staged.lock"  # on the staged demo, whose references train for a minute: who needs none is not to wait
 STATE = Path(os.environ.get("FIRSTSIGHT_CLUSTER_STATE", "/var/lib/firstsight-cluster"))  # all that a running cluster writes
 KUBECONFIG = STATE / "admin.conf"
 PROVISIONED = Path("/tmp/hostpath_pv")  # where the controller manager's provisioner makes volumes; it can't be told another place
