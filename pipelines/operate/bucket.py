@@ -98,7 +98,8 @@ def read_users(path: str) -> list[User]:
         ) from error
     for user in users:
         require(f"{path}: accessKey", user.access_key, f"begin with {USER_PREFIX}", user.access_key.startswith(USER_PREFIX))
-        require(f"{path}: root of {user.access_key}", user.root, "s3://bucket/prefix", bool(re.fullmatch(r"s3://[^/]+/.+", user.root)))
+        ok = bool(re.fullmatch(r"s3://[^/]+/.+", user.root)) and is_plain(user.root)
+        require(f"{path}: root of {user.access_key}", user.root, "s3://bucket/prefix", ok)
         for place in user.reads:
             ok = is_plain(place)
             require(f"{path}: reads of {user.access_key}", place, "s3://bucket/prefix, or a path, which is no store's", ok)
@@ -180,7 +181,7 @@ def _statements(place: str, actions: list[str]) -> list[dict[str, Any]]:
     bucket, _, prefix = place.removeprefix("s3://").rstrip("/").partition("/")
     listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": [f"arn:aws:s3:::{bucket}"]}
     if prefix:
-        listing["Condition"] = {"StringLike": {"s3:prefix": [prefix, f"{prefix}/*"]}}
+        listing["Condition"] = {"StringLike": {"s3:prefix": [f"{prefix}/*"]}}  # `prefix` alone lists `prefix-of-others/` too
     below = f"{bucket}/{prefix}/*" if prefix else f"{bucket}/*"
     return [{"Effect": "Allow", "Action": actions, "Resource": [f"arn:aws:s3:::{below}"]}, listing]
 

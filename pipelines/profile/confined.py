@@ -115,8 +115,9 @@ def _addresses(path: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _begins(image: str, prefix: str) -> bool:
-    """Whether an image's name begins with a prefix that ends where a part of the name does."""
-    whole = prefix[-1] in "/:@" or image[len(prefix) : len(prefix) + 1] in ("", "/", ":", "@")
+    """Whether an image's name begins with a prefix that ends where a part of it does: a tag is one, a host's port is not."""
+    rest = image[len(prefix) :]
+    whole = prefix[-1] in "/:@" or rest[:1] in ("", "/", "@") or (rest[0] == ":" and "/" not in rest)
     return image.startswith(prefix) and whole and ".." not in image.split("/")
 
 

@@ -80,7 +80,7 @@ class Profile:
         require("staging_slices", self.staging_slices, ">= 1", self.staging_slices >= 1)
         rule = f"between 0 and {MAX_PARALLEL_CELLS}"
         require("parallel_cells", self.parallel_cells, rule, 0 <= self.parallel_cells <= MAX_PARALLEL_CELLS)
-        rule = "s3://bucket/prefix or an absolute path, without '.', '..', '//', '%', backslashes and blanks"
+        rule = "s3://bucket/prefix or an absolute path, without '.', '..', '//', any of % * ? $, backslashes and blanks"
         for address in self.reads or ():
             require("reads", address, rule, confined.is_plain(address))
         if self.reads is not None:
@@ -115,7 +115,12 @@ class Profile:
 
 def _in_pod() -> bool:
     """Whether this process runs in a pod."""
-    return any(name in os.environ for name in ("KUBERNETES_SERVICE_HOST", "KFP_POD_NAME"))
+    return "KUBERNETES_SERVICE_HOST" in os.environ or _in_step()
+
+
+def _in_step() -> bool:
+    """Whether this process is a step of a run on Kubeflow."""
+    return "KFP_POD_NAME" in os.environ
 
 
 def profile_uri() -> str:
@@ -131,7 +136,7 @@ def read_profile(uri: str = "", backend: str = "") -> Profile:
         backend: what a run asks for; empty: the profile's.
 
     Raises:
-        InputError: no such file, an unknown key, a value out of range.
+        InputError: no such file, an unknown key, a value out of range; a backend that would lead past the profile's limits.
     """
     uri = uri or profile_uri()
     profile = Profile()
@@ -147,6 +152,11 @@ def read_profile(uri: str = "", backend: str = "") -> Profile:
             require(f"{uri}: placement", "attempt", "without attempt, which the launcher alone sets", "attempt" not in profile.placement)
             parse_config(Placement, profile.placement, source=f"{uri}: placement")
     if backend:
+        if backend == "local" != profile.backend and profile.places is not None and _in_step():
+            raise InputError(
+                "backend is 'local', which is this step's own pod, beside all queues and limits of the profile: "
+                f"leave it out, and runs use {profile.backend}"
+            )
         profile = dataclasses.replace(profile, backend=backend)
     return profile
 

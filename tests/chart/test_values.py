@@ -81,6 +81,8 @@ TYPOS = {
     "jobs": ({"jobs": {"gpus": 8}}, "/jobs"),
     "quantity": ({"jobs": {"memory": "4 GB"}}, "/jobs/memory"),
     "shared place": ({"profileDefaults": {"reads": ["data/public"]}}, "/profileDefaults/reads/0"),
+    "root that leads out": ({"profiles": {"a": {"root": "s3://data/a/../b"}}}, "/profiles/a"),
+    "root that is a pattern": ({"profileDefaults": {"root": "s3://data/*"}}, "/profileDefaults/root"),
     "shared place that leads out": ({"profiles": {"a": {"reads": ["s3://data/public/../x"]}}}, "/profiles/a"),
     "limit": ({"profileDefaults": {"limits": {"node": 1}}}, "/profileDefaults/limits"),
     "limit without a sense": ({"profileDefaults": {"limits": {"gpusPerNode": 65}}}, "/profileDefaults/limits/gpusPerNode"),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tests.images import local
 from tests.locking import one_at_a_time
 
 CHART = volumes.REPOSITORY / "charts/firstsight"
+OLDER = volumes.REPOSITORY / "tests/data/chart-ad127be.tar.xz"
+"""`git archive` of the chart at that commit, without its README, dashboard and tests."""
 PIPELINES_VARIABLE = "FIRSTSIGHT_E2E_PIPELINES"
 """Image of the pipelines on a cluster given by KUBECONFIG."""
 RELEASE = "fs"
@@ -72,6 +75,13 @@ def values(**more: Any) -> dict[str, Any]:
         },
         **more,
     }
+
+
+def older(folder: Path) -> str:
+    """The chart of ad127be, unpacked into an empty folder."""
+    with tarfile.open(OLDER) as archive:
+        archive.extractall(folder, filter="data")
+    return str(folder / "charts/firstsight")
 
 
 def helm(*arguments: str, given: dict[str, Any] | None = None, binary: str = "helm", fails: bool = False) -> str:

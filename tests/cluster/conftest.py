@@ -41,7 +41,7 @@ def staged(store: Store) -> Iterator[training.Staged]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        with one_at_a_time(settings.TESTS_LOCK):
+        with one_at_a_time(settings.STAGED_LOCK):
             found = training.staged(store)
         yield found
 

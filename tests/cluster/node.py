@@ -220,9 +220,12 @@ def _make_network() -> None:
         f"ip -n {name} route add default via {settings.HOST_IP}",  # ClusterIPs need a route; the host does not forward
         f"ip route add {settings.POD_CIDR} via {settings.NODE_IP}",
         f"ip route add {settings.SERVICE_CIDR} via {settings.NODE_IP}",
-        f"nsenter --net={NETNS} sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1",
+        f"nsenter --net={NETNS} sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
+        f"nsenter --net={NETNS} sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
         f"nsenter --net={NETNS} iptables-legacy -w -A FORWARD {judged}",
         f"nsenter --net={NETNS} iptables-legacy -w -A INPUT -s {settings.POD_CIDR} {judged}",
+        f"nsenter --net={NETNS} ip6tables-legacy -w -A FORWARD {judged}",
+        f"nsenter --net={NETNS} ip6tables-legacy -w -A INPUT -s {settings.POD_CIDR6} {judged}",
     ):
         subprocess.run(line.split(), check=True)
 
@@ -245,7 +248,7 @@ def _make_cgroups() -> None:
 def _write_templates() -> None:
     values = {
         "STATE": str(STATE), "SOCKET": str(settings.CONTAINERD_SOCKET), "NODE_IP": settings.NODE_IP, "DNS_IP": settings.DNS_IP,
-        "POD_CIDR": settings.POD_CIDR, "NAMESPACE": settings.NAMESPACE,
+        "POD_CIDR": settings.POD_CIDR, "POD_CIDR6": settings.POD_CIDR6, "NAMESPACE": settings.NAMESPACE,
     }  # fmt: skip
     targets = {"cni.conflist": "cni/10.conflist"}
     for name in ("containerd.toml", "kubelet.yaml", "Corefile", "cni.conflist"):

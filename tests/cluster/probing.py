@@ -23,7 +23,7 @@ def reached(address):
     while True:
         try:
             if kind == "udp":
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as one:
                     one.settimeout(3)
                     one.sendto(b"?", (host, port))
                     return bool(one.recv(16))
@@ -41,17 +41,18 @@ _ANSWER = """
 import socket, sys, threading
 
 def udp(port):
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    one.bind(("0.0.0.0", port))
+    one = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    one.bind(("::", port))
     while True:
         one.sendto(b"!", one.recvfrom(16)[1])
 
 for port in map(int, sys.argv[1:]):
     threading.Thread(target=udp, args=(port,)).start()
-    listener = socket.create_server(("0.0.0.0", port))
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
     threading.Thread(target=lambda listener=listener: [listener.accept()[0].close() for _ in iter(int, 1)]).start()
 """
-"""Both protocols on each port."""
+"""Both protocols on each port, at addresses of both families."""
 Address = tuple[str, int, str]
 """Host, port, and tcp or udp."""
 
@@ -80,16 +81,23 @@ def answering(name: str, labels: Mapping[str, str], *ports: int) -> harness.Obje
     return pod(name, labels, _ANSWER, *map(str, ports))
 
 
+def tenant(name: str, labels: Mapping[str, str], account: str, secrets: Sequence[str]) -> harness.Object:
+    """A pod with an account's token, and with the keys of those of these Secrets that its namespace has."""
+    environment = [{"secretRef": {"name": secret, "optional": True}} for secret in secrets]
+    given = {"serviceAccountName": account, "automountServiceAccountToken": True, "containers": [{"name": "main", "envFrom": environment}]}
+    return strategic_merge(pod(name, labels), {"spec": given})
+
+
 def wait(namespace: str, *names: str) -> None:
     """Wait until these pods run."""
     harness.kubectl("-n", namespace, "wait", *(f"pod/{name}" for name in names), "--for=condition=Ready", "--timeout=180s")
 
 
-def address_of(namespace: str, name: str) -> str:
-    """The pod's own address."""
+def addresses_of(namespace: str, name: str) -> list[str]:
+    """The pod's own addresses: of IPv4, then of IPv6."""
     found = harness.get("pod", namespace, name)
     assert found, f"no pod {namespace}/{name}"
-    return str(found["status"]["podIP"])
+    return [str(one["ip"]) for one in found["status"]["podIPs"]]
 
 
 def reaches(namespace: str, name: str, wanted: Mapping[Address, bool]) -> dict[Address, bool]:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from tests.cluster.training import RECIPE
 from trainer.storage import exists, join, open_store, read_json, write_bytes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-SHORT, LONG = RECIPE.replace("epochs: 12", "epochs: 1"), RECIPE.replace("epochs: 12", "epochs: 4000")
+RECIPES = {name: RECIPE.replace("epochs: 12", f"epochs: {epochs}") for name, epochs in (("short", 1), ("medium", 60), ("long", 4000))}
 ROOT = "s3://firstsight/{namespace}"
 LANE = "lane-1-of-1"
 REPORT = f"{ROOT}/experiments/first/report/index.html"
@@ -156,10 +157,9 @@ def test_run_sees_its_root_only(namespace: str, run_store: str) -> None:
 @pytest.fixture(scope="module")
 def staged(namespace: str, release: str) -> dict[str, str]:
     """The demo's data, staged by two step pods whose jobs ran in the trainer's image; the folders of both, and the requests."""
-    recipes = {"short": SHORT, "long": LONG}
-    uris = {name: join(ROOT.format(namespace=namespace), f"{name}.yaml") for name in recipes}
+    uris = {name: join(ROOT.format(namespace=namespace), f"{name}.yaml") for name in RECIPES}
     with _as_the_run(namespace):
-        for name, text in recipes.items():
+        for name, text in RECIPES.items():
             write_bytes(uris[name], text.encode())
     uris["first"] = _accept(namespace, "first", uris["short"], "perceptual")
     for what in ("triplets", "pairs"):
@@ -205,17 +205,22 @@ def test_pipeline_steps(namespace: str, staged: dict[str, str], run_store: str) 
 @pytest.fixture(scope="module")
 def long_run(namespace: str, staged: dict[str, str]) -> str:
     """A contrastive job that goes on for as long as the tests look at it; its step pod."""
-    request = _accept(namespace, "long", staged["long"], "random")
-    chart.step(namespace, "plan-long", _plan(staged, request))
-    chart.finish(namespace, "plan-long")
-    chart.step(namespace, "long", f"lanes.work('contrastive', request='{request}', lane='{LANE}')")
-    harness.wait_until("the long run's first steps", lambda: _steps(namespace), 300, every=1)
+    _train(namespace, "long", staged)
     return "long"
 
 
-def _steps(namespace: str) -> list[int]:
-    """The steps that the long run has logged, as its launcher shows them."""
-    command = [programs.program("kubectl"), "-n", namespace, "logs", "long"]  # which fails as long as the container is being made
+def _train(namespace: str, name: str, staged: dict[str, str]) -> None:
+    """Start the contrastive job of a recipe, its step pod and experiment called like it; returns when it trains."""
+    request = _accept(namespace, name, staged[name], "random")
+    chart.step(namespace, f"plan-{name}", _plan(staged, request))
+    chart.finish(namespace, f"plan-{name}")
+    chart.step(namespace, name, f"lanes.work('contrastive', request='{request}', lane='{LANE}')")
+    harness.wait_until(f"the first steps of the {name} run", lambda: _steps(namespace, name), 300, every=1)
+
+
+def _steps(namespace: str, name: str = "long") -> list[int]:
+    """The steps that such a run has logged, as its launcher shows them."""
+    command = [programs.program("kubectl"), "-n", namespace, "logs", name]  # which fails as long as the container is being made
     log = subprocess.run(command, capture_output=True, text=True, env=harness.environment()).stdout
     return [int(number) for number in re.findall(r"step (\d+) of \d+, loss", log)]
 
@@ -251,22 +256,29 @@ def test_scraped(namespace: str, long_run: str, monitoring: str) -> None:
 
 def test_alert(namespace: str, long_run: str, monitoring: str) -> None:
     """A worker that is stopped makes the alert fire; when it goes on the alert goes, and so does the run."""
-    pods = [pod["metadata"]["name"] for pod in harness.listed("pods", namespace, "firstsight.dev/experiment=long")]
+    assert "FirstsightStalled" not in _firing(monitoring, namespace)
+    with _held(namespace, "long"):
+        harness.wait_until("the alert", lambda: "FirstsightStalled" in _firing(monitoring, namespace), 120, every=1)
+    before = max(_steps(namespace))
+    harness.wait_until("the alert's end", lambda: "FirstsightStalled" not in _firing(monitoring, namespace), 120, every=1)
+    assert harness.wait_until("further steps", lambda: max(_steps(namespace)) > before, 60)
+
+
+@contextlib.contextmanager
+def _held(namespace: str, experiment: str) -> Iterator[None]:
+    """The rank of worker 1 stands still, and so does the run, while the context lasts."""
+    pods = [pod["metadata"]["name"] for pod in harness.listed("pods", namespace, f"firstsight.dev/experiment={experiment}")]
     worker = next(name for name in pods if name.endswith("worker-1"))
 
     def signal(name: str) -> None:
         agent = "$(pgrep -o -P 1)"  # the init's child, whose children are the ranks
         harness.kubectl("-n", namespace, "exec", worker, "--", "sh", "-c", f"pkill -{name} -P {agent}")
 
-    assert "FirstsightStalled" not in _firing(monitoring, namespace)
     signal("STOP")
     try:
-        harness.wait_until("the alert", lambda: "FirstsightStalled" in _firing(monitoring, namespace), 120, every=1)
+        yield
     finally:
         signal("CONT")
-    before = max(_steps(namespace))
-    harness.wait_until("the alert's end", lambda: "FirstsightStalled" not in _firing(monitoring, namespace), 120, every=1)
-    assert harness.wait_until("further steps", lambda: max(_steps(namespace)) > before, 60)
 
 
 def test_upgrade_during_a_run(namespace: str, release: str, long_run: str, values: dict[str, Any]) -> None:
@@ -331,13 +343,39 @@ def _left(namespace: str) -> set[str]:
     return set(found)
 
 
-def test_installed_again(namespace: str, values: dict[str, Any]) -> None:
-    """Helm 3, after Helm 4, installs on the volume that was kept: new credentials, old data; and takes all but it away again."""
-    binary = "helm3"
+def test_an_older_release_is_upgraded_under_a_run(namespace: str, values: dict[str, Any], staged: dict[str, str], tmp_path: Path) -> None:
+    """The chart of ad127be, on the volume that was kept, becomes today's while its job trains: nothing restarts, and the job ends well.
+
+    All by Helm 3, after Helm 4: new credentials, old data.
+    """
+    binary, wait = "helm3", ("-n", namespace, "--wait", "--timeout", "8m")
     given = {**values, "metrics": {}}
-    helm("install", RELEASE, str(chart.CHART), "-n", namespace, "--wait", "--timeout", "8m", given=given, binary=binary)
+    given["profileDefaults"] = {name: value for name, value in values["profileDefaults"].items() if name != "inReleaseNamespace"}
+    helm("install", RELEASE, chart.older(tmp_path), *wait, given=given, binary=binary)
+    _train(namespace, "medium", staged)
+    with _held(namespace, "medium"):  # that it does not end before the upgrade does
+        before = _living(namespace, "medium")
+        assert len(before) == 4
+        helm("upgrade", RELEASE, str(chart.CHART), *wait, "--reset-then-reuse-values", binary=binary)
+        assert _living(namespace, "medium") == before
+    chart.finish(namespace, "medium")
+    (job,) = harness.listed("pytorchjobs", namespace, "firstsight.dev/experiment=medium")
+    assert job["status"]["conditions"][-1]["type"] == "Succeeded"
+    assert (steps := _steps(namespace, "medium")) == sorted(set(steps)), "a step is there twice: the run began again"
     with _as_the_run(namespace):
         assert exists(REPORT.format(namespace=namespace))
     helm("test", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
     helm("uninstall", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
     assert _left(namespace) == {f"persistentvolumeclaim/{RELEASE}-firstsight-minio"}
+
+
+def _living(namespace: str, experiment: str) -> dict[str, tuple[str, str, list[int]]]:
+    """The pods of a run, of its launcher and of the store: by name its UID, its phase, and how often its containers have restarted."""
+    pods = harness.listed("pods", namespace, f"firstsight.dev/experiment={experiment}")
+    pods += harness.listed("pods", namespace, "app.kubernetes.io/component=minio")
+    pods += [pod for pod in harness.listed("pods", namespace) if pod["metadata"]["name"] == experiment]
+    found = {}
+    for pod in pods:
+        restarts = [one["restartCount"] for one in pod["status"]["containerStatuses"]]
+        found[pod["metadata"]["name"]] = (pod["metadata"]["uid"], pod["status"]["phase"], restarts)
+    return found

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests import trespassing
 from tests.cluster import chart, harness, node, probing, settings
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.probing import Address
@@ -26,8 +28,13 @@ HOOK = {**PART_OF, "app.kubernetes.io/instance": RELEASE, "app.kubernetes.io/com
 TRAINER = {**PART_OF, "app.kubernetes.io/component": "trainer"}
 STAGER = {**TRAINER, "firstsight.dev/stage": "stage-fetch"}
 LAUNCHER = {"app.kubernetes.io/part-of": "firstsight", "app.kubernetes.io/component": "launcher"}
-METADATA, PUBLIC, MIRROR, PRIVATE = "169.254.169.254", "203.0.113.7", "192.168.77.7", "192.168.78.7"
-"""Addresses of the node at which one server answers: the third is a private source, the fourth is not."""
+SINKS = {
+    "169.254.169.254": False, "203.0.113.7": True, "192.168.77.7": True, "192.168.78.7": False,
+    "fd00:ec2::254": False, "2001:db8::7": True, "fd00:77::7": True, "fd00:78::7": False,
+}  # fmt: skip
+"""Addresses of the node at which one server answers, and whether staging may fetch from them: of each family a cloud's metadata, a public
+one, a private source, and one that is private."""
+PRIVATE_SOURCES = ["192.168.77.0/24", "fd00:77::/64"]
 KUBEFLOWS_POLICY = {
     # kubeflow/manifests, common/networkpolicies/base/ml-pipeline.yaml
     "apiVersion": "networking.k8s.io/v1",
@@ -74,14 +81,14 @@ while True:
 
 @pytest.fixture(scope="module")
 def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Namespaces: of the release and its runs, which deny by default; of a stranger; of Kubeflow, with its own policy; of a DNS."""
+    """Namespaces: of the release and two teams, which deny by default; of a stranger; of Kubeflow, with its own policy; of a DNS."""
     if not harness.own_cluster():
         pytest.skip("needs a network plugin that enforces policies, and addresses of the node")
-    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "stranger", "kubeflow", "dns")}
+    names = {what: harness.make_namespace(f"fs-{what}") for what in ("ml", "team", "other", "stranger", "kubeflow", "dns")}
     try:
         chart.store_volume(names["ml"], tmp_path_factory.mktemp("store"))
-        harness.apply(probing.DENY, names["ml"])
-        harness.apply(probing.DENY, names["team"])
+        for what in ("ml", "team", "other"):
+            harness.apply(probing.DENY, names[what])
         harness.apply(KUBEFLOWS_POLICY, names["kubeflow"])
         yield names
     finally:
@@ -91,12 +98,12 @@ def places(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def sink(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server on the node, at the metadata's address and three others."""
-    addresses = [f"{address}/32" for address in (METADATA, PUBLIC, MIRROR, PRIVATE)]
+    """A server on the node, at all those addresses."""
+    addresses = [f"{address}/{128 if ':' in address else 32}" for address in SINKS]
     for address in addresses:
         subprocess.run(["ip", "-n", settings.NAMESPACE, "addr", "replace", address, "dev", "lo"], check=True)
     folder = str(tmp_path_factory.mktemp("sink"))
-    node.start("sink", sys.executable, "-m", "http.server", "80", "--bind", "0.0.0.0", "--directory", folder)
+    node.start("sink", sys.executable, "-m", "http.server", "80", "--bind", "::", "--directory", folder)
     try:
         yield
     finally:
@@ -110,8 +117,14 @@ def values(places: dict[str, str]) -> dict[str, Any]:
     given = chart.values()
     given["metrics"]["prometheusUrl"] = "http://prometheus-operated.monitoring.svc:9090"
     given["profileDefaults"]["namespaces"] = [places["team"]]
+    given["profiles"] = {"firstsight": {}, "other": {"namespaces": [places["other"]], "root": _root(places, "other")}}
     given["kubeflow"] = {"systemNamespace": places["kubeflow"]}
-    return {**given, "networkPolicy": {"enabled": True, "dnsNamespace": places["dns"]}, "network": {"privateSources": ["192.168.77.0/24"]}}
+    return {**given, "networkPolicy": {"enabled": True, "dnsNamespace": places["dns"]}, "network": {"privateSources": PRIVATE_SOURCES}}
+
+
+def _root(places: dict[str, str], team: str) -> str:
+    """Where a team's runs live; the other's name begins like the first one's."""
+    return f"s3://firstsight/{places['team']}{'-b' if team == 'other' else ''}"
 
 
 @pytest.fixture(scope="module")
@@ -150,30 +163,96 @@ def _log() -> str:
 
 
 def test_helm_test(places: dict[str, str], release: str) -> None:
-    """The test pods reach the store, the API server and Prometheus, in both namespaces."""
+    """The test pods reach the store, the API server and Prometheus, in all three namespaces."""
     said = helm("test", release, "-n", places["ml"], "--timeout", "5m")
-    assert said.count("Succeeded") == 2
+    assert said.count("Succeeded") == 3
 
 
 def test_the_store_is_open_to_firstsight_alone(places: dict[str, str], probes: dict[str, str]) -> None:
     """Not to a pod of another namespace, nor to one beside the trainers that is no part of firstsight."""
     service = (f"{RELEASE}-firstsight-minio.{places['ml']}.svc", 9000, "tcp")
     (pod,) = harness.listed("pods", places["ml"], "app.kubernetes.io/component=minio")
-    store, api = (pod["status"]["podIP"], 9000, "tcp"), (settings.API_SERVICE_IP, 443, "tcp")
+    api, store = (settings.API_SERVICE_IP, 443, "tcp"), [service, *((one["ip"], 9000, "tcp") for one in pod["status"]["podIPs"])]
+    assert len(store) == 3
     for name in ("hook", "trainer", "stager", "launcher"):
-        _check(probes, name, {store: True, service: True})
+        _check(probes, name, dict.fromkeys(store, True))
     for name in ("neighbour", "stranger"):
-        _check(probes, name, {store: False, service: False, api: True})
+        _check(probes, name, {**dict.fromkeys(store, False), api: True})
+
+
+PROFILES = {"team": "firstsight", "other": "other"}
+"""Namespaces of tenants, and what their profiles, Secrets and accounts are called."""
+
+
+def _jobs(namespace: str, secret: str) -> dict[str, tuple[str, str, Any]]:
+    """Requests of the API server that a run's account may make in its own namespace."""
+    container = {"name": "x", "image": "x", "envFrom": [{"secretRef": {"name": secret}}]}
+    spec = {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"generateName": "x-"}, "spec": spec}
+    return {
+        f"list jobs of {namespace}": ("GET", f"/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs", None),
+        f"make a Job in {namespace}": ("POST", f"/apis/batch/v1/namespaces/{namespace}/jobs?dryRun=All", job),
+    }
+
+
+def _secrets(namespace: str, secret: str) -> dict[str, tuple[str, str, Any]]:
+    """Requests by which a Secret might be read, or an account become another; no run's may make them."""
+    token = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
+    subject = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts"}
+    binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "x"}}
+    core, bindings = f"/api/v1/namespaces/{namespace}", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings"
+    return {
+        f"get Secret {namespace}/{secret}": ("GET", f"{core}/secrets/{secret}", None),
+        f"list Secrets of {namespace}": ("GET", f"{core}/secrets", None),
+        f"list ConfigMaps of {namespace}": ("GET", f"{core}/configmaps", None),
+        f"a token of an account of {namespace}": ("POST", f"{core}/serviceaccounts/default/token?dryRun=All", token),
+        f"a role in {namespace}": ("POST", f"{bindings}?dryRun=All", {**binding, "roleRef": role, "subjects": [subject]}),
+        "list all Secrets": ("GET", "/api/v1/secrets", None),
+    }
+
+
+@pytest.mark.parametrize(("team", "victim"), [("team", "other"), ("other", "team")])
+def test_a_tenants_pod_reaches_nothing_of_another_s(places: dict[str, str], release: str, team: str, victim: str) -> None:
+    """With each account and all Secrets of its namespace, from a pod that the policies let to the store and to the API server.
+
+    Its own prefix is open to it before and after. The other's objects are not, nor to a pod without keys; and no Secret is read.
+    """
+    home, there, release_namespace = places[team], places[victim], places["ml"]
+    secrets = {one["metadata"]["name"]: chart.keys(home, one["metadata"]["name"]) for one in harness.listed("secrets", home)}
+    held = {value for keys in secrets.values() for value in keys.values()}
+    assert not held & set(chart.keys(there, PROFILES[victim]).values())
+    accounts = [one["metadata"]["name"] for one in harness.listed("serviceaccounts", home)]
+    assert sorted(accounts) == sorted({"default", PROFILES[team]})
+    for account in accounts:
+        harness.apply(probing.tenant(f"tenant-{account}", LAUNCHER, account, [*secrets, PROFILES[victim]]), home)
+    probing.wait(home, *(f"tenant-{account}" for account in accounts))
+
+    own = _jobs(home, PROFILES[team])
+    root_secret = f"{RELEASE}-firstsight-minio"
+    refused = {**_jobs(there, PROFILES[victim]), **_jobs(release_namespace, root_secret), **_secrets(release_namespace, root_secret)}
+    refused |= {**_secrets(there, PROFILES[victim]), **_secrets(home, PROFILES[team])}
+    mine, theirs = (_root(places, one).removeprefix("s3://firstsight/") for one in (team, victim))
+    asked = {"endpoint": f"http://{root_secret}.{release_namespace}.svc:9000", "bucket": "firstsight", "own": mine, "theirs": theirs}
+    command = ["python", "-c", Path(trespassing.__file__).read_text(), json.dumps({**asked, "api": {**own, **refused}})]
+    for account in accounts:
+        said = json.loads(harness.kubectl("-n", home, "exec", f"tenant-{account}", "--", *command))
+        open_to = {**trespassing.READS, **trespassing.WRITES}
+        denied = dict.fromkeys({**open_to, **trespassing.BEYOND}, trespassing.DENIED)
+        assert said["before"] == said["after"] == dict.fromkeys(open_to, trespassing.DONE)
+        assert said["theirs"] == said["anonymous"] == denied
+        answered = zip(own, (200, 201) if account == PROFILES[team] else (403, 403), strict=True)
+        assert said["api"] == {**dict(answered), **dict.fromkeys(refused, 403)}
 
 
 def test_staging_meets_the_internet_and_no_metadata(probes: dict[str, str], sink: None) -> None:
     """Public addresses and the private source, but neither a cloud's metadata nor what else is private; trainers meet none of them."""
-    four = [(address, 80, "tcp") for address in (METADATA, PUBLIC, MIRROR, PRIVATE)]
-    _check(probes, "stranger", dict.fromkeys(four, True))
-    _check(probes, "stager", dict(zip(four, (False, True, True, False), strict=True)))
+    sinks = {(address, 80, "tcp"): allowed for address, allowed in SINKS.items()}
+    _check(probes, "stranger", dict.fromkeys(sinks, True))
+    _check(probes, "stager", sinks)
     dns = (settings.DNS_IP, 53, "tcp")
     for name in ("trainer", "launcher", "hook"):
-        _check(probes, name, {**dict.fromkeys(four, False), dns: True})
+        _check(probes, name, {**dict.fromkeys(sinks, False), dns: True})
 
 
 def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) -> None:
@@ -182,9 +261,10 @@ def test_dns_and_the_api_server(places: dict[str, str], probes: dict[str, str]) 
         harness.apply(probing.answering("dns", {"k8s-app": "kube-dns"}, 5353, 5355), places[place])
     for place in ("dns", "stranger"):
         probing.wait(places[place], "dns")
-    inside, elsewhere = (probing.address_of(places[place], "dns") for place in ("dns", "stranger"))
-    asked = {(settings.DNS_IP, 53, "tcp"): True, (inside, 5353, "udp"): True, (inside, 5353, "tcp"): True}
-    refused = [(inside, 5355, "udp"), (inside, 5355, "tcp"), (elsewhere, 5353, "udp"), (elsewhere, 5353, "tcp")]
+    inside, elsewhere = (probing.addresses_of(places[place], "dns") for place in ("dns", "stranger"))
+    asked = {(settings.DNS_IP, 53, "tcp"): True, **{(address, 5353, kind): True for address in inside for kind in ("udp", "tcp")}}
+    refused = [(address, 5355, kind) for address in inside for kind in ("udp", "tcp")]
+    refused += [(address, 5353, kind) for address in elsewhere for kind in ("udp", "tcp")]
     api = (settings.API_SERVICE_IP, 443, "tcp")
     for name, talks in (("trainer", False), ("launcher", True), ("hook", True)):
         _check(probes, name, {**asked, **dict.fromkeys(refused, False), api: talks})
@@ -219,12 +299,12 @@ def test_trainers_meet_each_other_alone(probes: dict[str, str], long_run: dict[s
     """Two nodes train; their rendezvous is open to trainers, and to nobody else. Neither is their metrics' port."""
     environment = {one["name"]: one.get("value", "") for one in long_run["spec"]["containers"][0]["env"]}
     port = int(environment["PET_RDZV_ENDPOINT"].rpartition(":")[2])
-    meeting = (long_run["status"]["podIP"], port, "tcp")
-    metrics = (long_run["status"]["podIP"], 9400, "tcp")
+    own = [(one["ip"], port, "tcp") for one in long_run["status"]["podIPs"]]
+    own.append((long_run["status"]["podIP"], 9400, "tcp"))  # metrics are served over IPv4
     dns = (settings.DNS_IP, 53, "tcp")
-    _check(probes, "trainer", {meeting: True, metrics: True})
+    _check(probes, "trainer", dict.fromkeys(own, True))
     for name in ("stranger", "neighbour", "launcher"):
-        _check(probes, name, {meeting: False, metrics: False, dns: True})
+        _check(probes, name, {**dict.fromkeys(own, False), dns: True})
 
 
 def test_scraped(places: dict[str, str], long_run: dict[str, Any], monitoring: str) -> None:
@@ -272,7 +352,7 @@ def test_kubeflows_own_policy(
     helm("upgrade", release, str(chart.CHART), "-n", ml, "--wait", "--timeout", "8m", given=given)
     assert [one["display_name"] for one in server.pipelines.values()] == ["firstsight"]
 
-    api = (probing.address_of(places["kubeflow"], "ml-pipeline"), 18888, "tcp")
+    api = (probing.addresses_of(places["kubeflow"], "ml-pipeline")[0], 18888, "tcp")
     dns = (settings.DNS_IP, 53, "tcp")
     _check(probes, "hook", {api: True})
     _check(probes, "launcher", {api: False, dns: True})
@@ -289,5 +369,5 @@ def test_uninstall(places: dict[str, str], release: str, long_run: dict[str, Any
     harness.kubectl("-n", team, "delete", "pod", "long", "--grace-period=1")
     harness.kubectl("-n", team, "delete", "pytorchjobs,jobs", "--all", "--wait=true", "--timeout=120s")
     helm("uninstall", release, "-n", ml, "--timeout", "5m")
-    left = {one["metadata"]["name"] for name in (ml, team) for one in harness.listed("networkpolicies", name)}
+    left = {one["metadata"]["name"] for name in (ml, team, places["other"]) for one in harness.listed("networkpolicies", name)}
     assert left == {"default-deny", "neighbour"}

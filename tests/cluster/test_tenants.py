@@ -1,11 +1,6 @@
-"""Where the chart lets runs live, and what an upgrade leaves alone: a real API server and Helm, no image is ever started.
+"""Where the chart lets runs live, and what an upgrade leaves alone: a real API server and Helm, no image is ever started."""
 
-tests/data/chart-ad127be.tar.xz is `git archive` of the chart at that commit, without its README, dashboard and tests.
-"""
-
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +12,6 @@ from tests.cluster.conftest import Kubectl
 from trainer.configs import load_yaml
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-OLDER = Path(__file__).parents[1] / "data/chart-ad127be.tar.xz"
 KEPT = ("configmap", "secret", "serviceaccount", "role", "rolebinding", "persistentvolumeclaim", "deployment", "service")
 EXTERNAL = {"bundled": {"enabled": False}, "external": {"enabled": True, "endpoint": "https://s3.example.org", "existingSecret": "s3"}}
 LIVE = {
@@ -46,10 +40,7 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The chart of ad127be."""
-    folder = tmp_path_factory.mktemp("older")
-    with tarfile.open(OLDER) as archive:
-        archive.extractall(folder, filter="data")
-    return str(folder / "charts/firstsight")
+    return chart.older(tmp_path_factory.mktemp("older"))
 
 
 def install(namespace: str, source: str, given: dict[str, Any], verb: str = "install") -> str:

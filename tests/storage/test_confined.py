@@ -74,7 +74,22 @@ def test_a_place_is_plain(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "/", "s3://", "b/x", "s3:///x", "s3://b//x", "s3://b/../x", "/data/.", "s3://b/%41", "/a b", "gs://b/x"]
+    "address",
+    [
+        "",
+        "/",
+        "s3://",
+        "b/x",
+        "s3:///x",
+        "s3://b//x",
+        "s3://b/../x",
+        "/data/.",
+        "s3://b/%41",
+        "/a b",
+        "gs://b/x",
+        "s3://b/*",
+        "s3://b/${x}",
+    ],
 )
 def test_what_is_no_plain_place(address: str) -> None:
     assert not confined.is_plain(address)

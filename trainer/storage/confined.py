@@ -16,7 +16,7 @@ from trainer.errors import InputError
 VARIABLE = "FIRSTSIGHT_STORE_WITHIN"
 """URIs with blanks between them, below which this process may use a store; unset: all of it."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
-_PLAIN = re.compile(r"(s3:/)?(/[^/\s%\\]*[^/\s%\\.][^/\s%\\]*)+/?")
+_PLAIN = re.compile(r"(s3:/)?(/[^/\s%\\*?$]*[^/\s%\\*?$.][^/\s%\\*?$]*)+/?")
 _DECODINGS = 8
 """How often an address is decoded; one that is still encoded then lies nowhere."""
 
@@ -38,7 +38,10 @@ def is_local(address: str) -> bool:
 
 
 def is_plain(address: str) -> bool:
-    """Whether an address can be one of the places: `s3://bucket/prefix` or an absolute path, with nothing to decode or to resolve."""
+    """Whether an address can be one of the places: `s3://bucket/prefix` or an absolute path, with nothing to decode or to resolve.
+
+    Nor with what a store's access policy would take for a pattern or a variable.
+    """
     return bool(_PLAIN.fullmatch(address))
 
 

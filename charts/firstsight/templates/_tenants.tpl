@@ -67,7 +67,8 @@ Usage: {{ include "firstsight.checkCredentials" (list . $run $opens) }}, `$opens
 {{- if and $limits.gpus (gt $gpus (int64 $limits.gpus)) -}}
 {{- fail (printf "%s.jobs: nodes, gpusPerNode and parallelCells make %d GPUs at once, and %s.limits.gpus allows %d: lower the one or raise the other" $key $gpus $key (int64 $limits.gpus)) -}}
 {{- end -}}
-{{- if and $limits.queues $jobs.queue (not (has $jobs.queue $limits.queues)) -}}
-{{- fail (printf "%s.jobs.queue is %s, which %s.limits.queues does not list" $key $jobs.queue $key) -}}
+{{- $queue := default (get $jobs.labels $jobs.queueLabel) $jobs.queue -}}
+{{- if and $limits.queues $queue (not (has $queue $limits.queues)) -}}
+{{- fail (printf "%s.jobs: the queue is %s (queue, or labels.%s), which %s.limits.queues does not list: name one of those, or list it" $key $queue $jobs.queueLabel $key) -}}
 {{- end -}}
 {{- end -}}

@@ -116,7 +116,8 @@ def test_what_is_no_address_of_a_store(value: str) -> None:
     check_places("x", {"a": [value]}, (ROOT,))
 
 
-LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=("reg.example.org/ml", "firstsight/trainer:"), queues=("gpus", "nights"))
+IMAGES = ("reg.example.org/ml", "firstsight/trainer:", "own.example.org")
+LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=IMAGES, queues=("gpus", "nights"))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,10 @@ LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=("reg.example.org/ml",
         ({"image": "reg.example.org/ml-evil/trainer"}, "image is 'reg.example.org/ml-evil/trainer', and the profile takes images below"),
         ({"image": "reg.example.org/ml/../x"}, "(limits.images)"),
         ({"image": "other/trainer:1"}, "(limits.images)"),
+        ({"image": "own.example.org:5000/trainer:1"}, "(limits.images)"),
+        ({"image": "own.example.org.evil.example/trainer:1"}, "(limits.images)"),
+        ({"image": "evil/reg.example.org/ml/trainer"}, "(limits.images)"),
+        ({"image": "REG.example.org/ml/trainer"}, "(limits.images)"),
         ({"image": "firstsight/trainer-evil:1"}, "(limits.images)"),
         ({"queue": "theirs"}, "queue is 'theirs', and the profile takes gpus or nights (limits.queues): name one of them"),
         ({"queue": ""}, "queue is not given, and the profile takes gpus or nights (limits.queues)"),
@@ -150,6 +155,8 @@ def test_more_than_the_profile_allows(asked: dict[str, Any], said: str) -> None:
         {"nodes": 4, "gpus_per_node": 8, "parallel_cells": 0},  # it has two cells
         {"image": "reg.example.org/ml/trainer:1", "queue": "nights"},
         {"image": "firstsight/trainer:2"},
+        {"image": "own.example.org/trainer:2@sha256:ab"},
+        {"image": "reg.example.org/ml:2"},
         {},
     ],
 )

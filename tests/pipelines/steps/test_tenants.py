@@ -56,6 +56,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ({"nodes": "3"}, "nodes is 3, and the profile allows 2 (limits.nodes)"),
         ({"image": "registry.example.org/ml-evil/x"}, "image is 'registry.example.org/ml-evil/x'"),
         ({"queue": "theirs"}, "queue is 'theirs', and the profile takes gpus (limits.queues)"),
+        ({"queue": "theirs", "backend": "trainjob"}, "queue is 'theirs', and the profile takes gpus (limits.queues)"),
+        ({"request": "backend: local\n"}, "backend is 'local', which is this step's own pod, beside all queues and limits of the profile"),
+        ({"request": "placement: {nodes: 3}\n"}, "nodes is 3, and the profile allows 2 (limits.nodes)"),
     ],
 )
 def test_the_first_step_refuses(asked: dict[str, Any], capsys: Capture, wrong: dict[str, str], said: str) -> None:
@@ -111,6 +114,16 @@ def test_a_step_takes_no_other_tenant_s_request(asked: dict[str, Any], tmp_path:
         assert ended.value.code == 2
         assert f"request: {spelled} lies outside" in capsys.readouterr().err
     assert sorted(theirs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_takes_no_request_that_runs_in_its_own_pod(asked: dict[str, Any], tmp_path: Path, capsys: Capture, name: str) -> None:
+    """Beside every limit, queues among them."""
+    uri = write_request(Request(experiment="demo", recipe="smoke", backend="local"), f"{tmp_path}/store/team-a")
+    with pytest.raises(SystemExit) as ended:
+        STEPS[name](f"{uri}#a-run")
+    assert ended.value.code == 2
+    assert "backend is 'local', which is this step's own pod" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", STEPS)
