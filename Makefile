@@ -182,11 +182,13 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/registry_files.py
 	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
+	$(BIN)/python scripts/values_tree.py
 	$(BIN)/python scripts/states_table.py
 	$(BIN)/python scripts/notice.py
 	$(BIN)/python scripts/scale_table.py
 	$(BIN)/python scripts/tested_table.py
 	$(BIN)/python scripts/dashboard.py
+	$(BIN)/python scripts/pods_table.py
 	$(MAKE) chart-docs
 
 .PHONY: docs
