@@ -151,7 +151,7 @@ TAG ?=## default: the version of a tagged commit, else with the commit (make ver
 image_tag = $(or $(TAG),$(shell images/tag.sh))
 
 .PHONY: images
-images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs beside them; mirrors and bases: images/build.sh
+images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs and values for the chart beside them; PUSH=1, mirrors, bases: images/build.sh
 	REGISTRY="$(REGISTRY)" TAG="$(image_tag)" UV="$(BIN)/uv" \
 	SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)}" images/build.sh $(IMAGES)
 
