@@ -151,7 +151,7 @@ TAG ?=## default: the version of a tagged commit, else with the commit (make ver
 image_tag = $(or $(TAG),$(shell images/tag.sh))
 
 .PHONY: images
-images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs beside them; mirrors and bases: images/build.sh
+images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs and values for the chart beside them; PUSH=1, mirrors, bases: images/build.sh
 	REGISTRY="$(REGISTRY)" TAG="$(image_tag)" UV="$(BIN)/uv" \
 	SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)}" images/build.sh $(IMAGES)
 
@@ -182,11 +182,13 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/registry_files.py
 	$(BIN)/python scripts/request_files.py
 	$(BIN)/python scripts/placement_schema.py
+	$(BIN)/python scripts/values_tree.py
 	$(BIN)/python scripts/states_table.py
 	$(BIN)/python scripts/notice.py
 	$(BIN)/python scripts/scale_table.py
 	$(BIN)/python scripts/tested_table.py
 	$(BIN)/python scripts/dashboard.py
+	$(BIN)/python scripts/pods_table.py
 	$(MAKE) chart-docs
 
 .PHONY: docs

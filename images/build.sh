@@ -10,7 +10,8 @@
 #   TORCH_INDEX_URL  index of torch's wheels for another CUDA; they are not held to the hashes of requirements/trainer.txt
 #   PLATFORM         linux/amd64 or linux/arm64; else this machine's
 #   SOURCE_DATE_EPOCH   time of all that is in the images, so that the same source gives the same layers (make: the commit's)
-#   ARCHIVES         folder for docker archives and SBOMs (default: build/images);   SBOM=0  leaves the SBOMs out
+#   ARCHIVES         folder for docker archives, SBOMs and values.yaml (default: build/images);   SBOM=0  leaves the SBOMs out
+#   PUSH=1           push each image, and write the digest that the registry gave it into values.yaml
 #   BUILDER_OPTIONS, BUILD_OPTIONS   more for the builder, and for its build
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -59,7 +60,28 @@ save() { # <reference> <archive>
     fi
 }
 
+push() { # <reference>: what the registry has it under, sha256:…; known only after a push, since it hashes what was compressed for it
+    local file repository=${1%:*}
+    repository=${repository#docker.io/} # docker leaves it out
+    file=$(mktemp)
+    if [ "$builder" = buildah ]; then
+        buildah "${builder_options[@]}" push --quiet --digestfile "$file" "$1" >&2
+    elif [ "$(basename "$builder")" = docker ]; then
+        "$builder" "${builder_options[@]}" push --quiet "$1" >&2
+        "$builder" "${builder_options[@]}" inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$1" \
+            | sed -n "s|^\(docker.io/\)\{0,1\}$repository@||p" | sed 1q >"$file"
+    else
+        "$builder" "${builder_options[@]}" push --quiet --digestfile "$file" "$1" >&2
+    fi
+    grep -Eox 'sha256:[a-f0-9]{64}' "$file" || fail "$1 was pushed, and $builder does not say under which digest"
+    rm -f "$file"
+}
+
 mkdir -p "$archives"
+values="# Written by images/build.sh: helm … -f $archives/values.yaml, before your own
+images:
+  registry: ${REGISTRY:?}
+  tag: \"${TAG:?}\""
 for image in "$@"; do
     [ -f "images/$image/Dockerfile" ] || fail "there is no image $image; there are trainer, pipelines and minio"
     reference="${REGISTRY:?}/$image:${TAG:?}"
@@ -71,4 +93,11 @@ for image in "$@"; do
             "docker-archive:$archives/$image.tar" --output "spdx-json=$archives/$image.spdx.json"
     fi
     echo "images: $archives/$image.tar"
+    if [ "${PUSH:-0}" = 1 ]; then
+        digest=$(push "$reference")
+        values+=$'\n'"  $image: {digest: \"$digest\"}"
+        echo "images: pushed $reference as $digest"
+    fi
 done
+printf '%s\n' "$values" >"$archives/values.yaml"
+echo "images: $archives/values.yaml names them for the chart$([ "${PUSH:-0}" = 1 ] || echo '; their digests are known after a push: PUSH=1')"

@@ -21,7 +21,7 @@ _NAMES = (
     r"key|key-pair-id|policy|(?:[a-z]+[_-]?)?(?:password|passwd|pwd|secret)|credentials?|authorization|auth|sas|session(?:[_-]?id)?|hdnea|hdnts"
 )
 _VALUE = re.compile(rf"((?:[?&;]|\\u0026|%3f|%26)(?:{_NAMES})(?:=|%3d))[^\s&;#'\"<>\\,)\]}}|]+", re.IGNORECASE)
-_STORED = re.compile(
+SECRET_IN_URL = re.compile(
     r"[?&;](?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|sig|signature|(?:access|auth|security)[_-]?token|"
     r"token|api[_-]?key|awsaccesskeyid|key-pair-id|password)=[^&;#]",
     re.IGNORECASE,
@@ -60,4 +60,4 @@ def without_signatures(text: str) -> str:
 
 def holds_credentials(uri: str) -> bool:
     """Whether a text is a URI with a user's name, a signature or a token, or repeats a credential that this process was given."""
-    return bool(_USER.search(uri) or _STORED.search(uri)) or any(secret in uri for secret in _known())
+    return bool(_USER.search(uri) or SECRET_IN_URL.search(uri)) or any(secret in uri for secret in _known())

@@ -80,7 +80,8 @@ def _may_create(api: Api, api_version: str, kind: str, namespace: str) -> str:
     group = api_version.rpartition("/")[0]
     if not is_served(api, Kind(api_version, plural, kind)):
         raise InputError(f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'what brings it')}, or switch it off")
-    missing = [verb for verb in ("get", "create", "patch", "delete") if not allowed(api, verb, f"{plural}.{group}".rstrip("."), namespace)]
+    verbs = ("get", "create", "patch", "delete", *(("list",) if kind == "Role" else ()))  # the chart looks for another release's Roles
+    missing = [verb for verb in verbs if not allowed(api, verb, f"{plural}.{group}".rstrip("."), namespace)]
     if missing:
         raise InputError(f"no permission to {', '.join(missing)} them")
     return "yes"

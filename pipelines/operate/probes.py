@@ -20,7 +20,6 @@ RUN_RIGHTS: Rights = {
     "pods": (*_FOLLOW, "delete"),
     "pods/log": ("get",),
     "events": _FOLLOW,
-    "workflows.argoproj.io": ("get",),
 }
 """What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/registry_files.py."""
 QUEUE_RIGHTS: Rights = {"workloads.kueue.x-k8s.io": ("list",), "localqueues.kueue.x-k8s.io": ("get", "list")}

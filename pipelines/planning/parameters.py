@@ -22,7 +22,7 @@ DEEPEST = 8
 """Levels of a setting's key."""
 _EXPANDED = re.compile(r"\{\{|\$\(")
 """What Argo and Kubernetes put values of their own in place of."""
-_SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
+SYSTEM_FOLDERS = ("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr")
 
 
 def text(default: str, help: str, *, otherwise: str = "", rule: str = "", ok: Check | None = None, form: str = "") -> Any:
@@ -218,5 +218,5 @@ def check_root(root: str) -> None:
     """Refuse a folder of the system's, and a path that cannot be one."""
     if root and "://" not in root:
         parts = Path(absolute(root)).parts
-        system = len(parts) == 1 or (parts[1] in _SYSTEM_FOLDERS and parts[1:3] != ("usr", "local"))
+        system = len(parts) == 1 or (parts[1] in SYSTEM_FOLDERS and parts[1:3] != ("usr", "local"))
         require("root", root, "a folder for data, such as runs or /data/firstsight, not one of the system's", not system)

@@ -18,13 +18,14 @@ COMMON = CHART / "tests/values.yaml"
 HELMS = ("helm", "helm3")
 """Helm 4 and Helm 3."""
 KINDS = ("monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule", "trainer.kubeflow.org/v1alpha1/TrainingRuntime")
+PEM = "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n"
 EVERYTHING = {
     "networkPolicy": {"enabled": True},
     "reaper": {"replicas": 2},
     "rbac": {"readNodes": True},
     "trainingRuntime": {"enabled": True},
     "profiles": {"firstsight": {}, "v2": {"backend": "trainjob"}},
-    "kubeflow": {"endpoint": "https://kfp.example.org", "multiUser": True, "namespace": "team", "caBundle": "PEM", "existingSecret": "kfp"},
+    "kubeflow": {"endpoint": "https://kfp.example.org", "multiUser": True, "namespace": "team", "caBundle": PEM, "existingSecret": "kfp"},
     "metrics": {
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True, "runbookUrl": "https://git.example.org/RUNBOOK.md#"},
@@ -44,7 +45,7 @@ EXTERNAL = {
             "enabled": True,
             "endpoint": "https://s3.example.org",
             "existingSecret": "store",
-            "caBundle": "PEM",
+            "caBundle": PEM,
             "addressing": "path",
         },
     },
@@ -57,6 +58,7 @@ EXTERNAL = {
 IDENTITY = {
     **EXTERNAL,
     "profileDefaults": {"namespaces": ["team-a"], "workloadIdentity": {"enabled": True, "audience": "sts.example.org"}},
+    "jobs": {"environment": {"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/team-a"}},
 }
 """No Secret anywhere: pods have credentials by their account."""
 TENANTS = {

@@ -27,7 +27,7 @@ VARIANTS = {
     "external": {**EVERYTHING, **EXTERNAL},
     "unregister": {**ON, "kubeflow": {"endpoint": "http://ml-pipeline.kubeflow.svc:8888", "unregister": True}},
     "apart": {**ON, "profiles": {"a": {"namespaces": ["team-a"]}, "b": {"namespaces": ["team-b"]}}},
-    "labelled": {**ON, "pods": {"labels": {"app.kubernetes.io/part-of": "theirs", "app.kubernetes.io/component": "theirs"}}},
+    "labelled": {**ON, "pods": {"labels": {"team": "theirs"}}},
 }
 STAGES = {
     "train": ("perceptual", "contrastive", "posthoc"),

@@ -34,6 +34,7 @@ PACKAGES = {  # binary -> (folder below tools/, package)
         "github.com/prometheus-operator/prometheus-operator/cmd/prometheus-config-reloader",
     ),
     "actionlint": ("actionlint", "github.com/rhysd/actionlint/cmd/actionlint"),
+    "kube-score": ("kube-score", "github.com/zegl/kube-score/cmd/kube-score"),
     "kubeconform": ("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform"),
     "helm-docs": ("helm-docs", "github.com/norwoodj/helm-docs/cmd/helm-docs"),
     "helm-unittest": ("helm-unittest", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest"),

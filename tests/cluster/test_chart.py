@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from pipelines.operate.probes import REAPER_RIGHTS, RUN_RIGHTS
-from tests.cluster import chart, harness, programs
+from scripts import pods_table
+from tests.cluster import chart, harness, privileges, programs
 from tests.cluster.chart import RELEASE, helm
 from tests.cluster.training import RECIPE
 from trainer.storage import exists, join, open_store, read_json, write_bytes
@@ -317,6 +318,22 @@ def test_uninstall_is_refused_while_a_job_lives(namespace: str, release: str, lo
     assert {"minio", "reaper"} <= components
     step = max(_steps(namespace))
     harness.wait_until("further steps", lambda: max(_steps(namespace)) > step, 60, every=1)
+
+
+def test_pods_and_accounts_have_what_the_page_says(namespace: str, release: str, long_run: str) -> None:
+    """Live pods, as docs/SECURITY.md derives them from the chart: user, context, mounts, Secrets, token. Accounts: those verbs, no more."""
+    objects = privileges.installed(release, namespace)
+    seen, wrong = privileges.differing(objects, namespace)
+    assert wrong == {}
+    assert {"Deployment minio", "Deployment reaper", "training", "staging that fetches", "staging that does not"} <= seen
+    given: dict[str, set[str]] = {f"{namespace}/default": set()}
+    for (account, place, _), verbs in pods_table.rights(objects).items():
+        assert place == namespace
+        given.setdefault(account, set()).update(f"{verb} {resource}" for resource, some in verbs.items() for verb in some)
+    assert len(given) == 4
+    for account, expected in given.items():
+        assert privileges.rules(account, namespace) == expected, account
+        assert privileges.rules(account, "kube-system") == set(), account
 
 
 def test_uninstall_leaves_the_volume(namespace: str, release: str, long_run: str) -> None:

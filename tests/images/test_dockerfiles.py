@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines.jobs.shapes.pod import INIT, WRITABLE
 
@@ -219,3 +220,46 @@ def test_make_images_says_in_one_line_what_is_missing(tmp_path: Path, variables:
     assert done.returncode == 2
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+DIGEST = f"sha256:{'ab' * 32}"
+STUBS = {  # what each builder says of a push
+    "docker": f'case "$1" in inspect) echo "other/trainer@sha256:0"; echo "registry.example.org/ml/trainer@{DIGEST}";; esac',
+    "podman": f'for part; do [ "$before" != --digestfile ] || echo -n "{DIGEST}" >"$part"; before=$part; done',
+}
+
+
+@pytest.mark.parametrize("builder", STUBS)
+@pytest.mark.parametrize("pushes", [True, False])
+def test_the_values_of_a_build_name_what_was_built(tmp_path: Path, builder: str, pushes: bool):
+    """Registry and tag for the chart; after a push the digests too, since no one knows them before."""
+    stub = tmp_path / builder
+    stub.write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/calls\n[ "$1" != save ] || touch "$3"\n{STUBS[builder]}\n')
+    stub.chmod(0o755)
+    environment = {
+        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BUILDER": str(stub), "REGISTRY": "registry.example.org/ml", "TAG": "0.1.0-abc",
+        "ARCHIVES": str(tmp_path / "images"), "SBOM": "0", "PUSH": "1" if pushes else "",
+    }  # fmt: skip
+
+    done = subprocess.run([REPOSITORY / "images/build.sh", "trainer"], env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    values = yaml.safe_load((tmp_path / "images/values.yaml").read_text())
+    digest = {"trainer": {"digest": DIGEST}} if pushes else {}
+    assert values == {"images": {"registry": "registry.example.org/ml", "tag": "0.1.0-abc", **digest}}
+    assert ("push" in (tmp_path / "calls").read_text()) == pushes
+    assert ("their digests are known after a push" in done.stdout) != pushes
+
+
+def test_a_push_without_a_digest_is_an_error(tmp_path: Path):
+    """Instead of values that name nothing."""
+    stub = tmp_path / "docker"
+    stub.write_text("#!/bin/bash\nexit 0\n")
+    stub.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "BUILDER": str(stub), "REGISTRY": "r", "TAG": "t", "ARCHIVES": str(tmp_path), "SBOM": "0"}
+
+    done = subprocess.run([REPOSITORY / "images/build.sh", "minio"], env={**environment, "PUSH": "1"}, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("r/minio:t was pushed, and " + str(stub) + " does not say under which digest")
+    assert not (tmp_path / "values.yaml").exists()

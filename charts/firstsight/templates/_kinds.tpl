@@ -18,9 +18,6 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [get, list, watch]
-- apiGroups: [argoproj.io]
-  resources: [workflows]
-  verbs: [get]
 {{- end -}}
 {{- define "firstsight.queueRules" -}}
 - apiGroups: [kueue.x-k8s.io]

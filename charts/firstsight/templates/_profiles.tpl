@@ -6,11 +6,6 @@ none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Worked out
 {{- end -}}
 
 {{- define "firstsight.findRuns" -}}
-{{- range $key := list "reads" "limits" "workloadIdentity" -}}
-{{- if not (hasKey $.Values.profileDefaults $key) -}}
-{{- fail (printf "profileDefaults.%s is missing: the values are those of an earlier chart alone. Upgrade with --reset-then-reuse-values in place of --reuse-values, or with your values file" $key) -}}
-{{- end -}}
-{{- end -}}
 {{- $runs := list -}}
 {{- range $name, $profile := .Values.profiles -}}
 {{- if not (kindIs "invalid" $profile) -}}
@@ -38,11 +33,16 @@ none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Worked out
 {{- toJson $profile.namespaces -}}
 {{- else if or $profile.inReleaseNamespace $found -}}
 {{- list $release | toJson -}}
-{{- else if or (lookup "v1" "ServiceAccount" $release "default") (lookup "v1" "Namespace" "" "kube-system") -}}
+{{- else if include "firstsight.seesCluster" $root -}}
 {{- list (include "firstsight.runsNamespace" $root) | toJson -}}
 {{- else -}}
 {{- fail (printf "profiles.%s.namespaces must be named where the cluster cannot be asked which it has (helm template, GitOps): a new install takes [%s], an older one had [%s], which inReleaseNamespace=true allows" $name (include "firstsight.runsNamespace" $root) $release) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Whether the cluster can be asked, "true" or nothing: `lookup` finds nothing in `helm template`, Argo CD and --dry-run=client. */}}
+{{- define "firstsight.seesCluster" -}}
+{{- if or (lookup "v1" "ServiceAccount" .Release.Namespace "default") (lookup "v1" "Namespace" "" "kube-system") }}true{{ end -}}
 {{- end -}}
 
 {{/* Whether an earlier version of this release put a profile into the release's namespace: "true" or nothing.

@@ -37,6 +37,9 @@ FIRSTSIGHT_S3_CA: /etc/firstsight/ca.crt
 {{/* The bundled store's root password: that of the Secret on the cluster, else a new one; the same all over one rendering. */}}
 {{- define "firstsight.rootPassword" -}}
 {{- if not (hasKey .Values.objectStore.bundled "rootPassword") -}}
+{{- if not (or .Values.objectStore.bundled.unstableCredentials (include "firstsight.seesCluster" .)) -}}
+{{- fail "objectStore.bundled.existingSecret must name a Secret where the cluster cannot be asked which credentials it has (helm template, GitOps, --dry-run=client): each rendering would make others. Bring one (the chart's README: Credentials), ask the cluster by --dry-run=server, or set objectStore.bundled.unstableCredentials=true to look at what is rendered, never to apply it" -}}
+{{- end -}}
 {{- $kept := lookup "v1" "Secret" .Release.Namespace (include "firstsight.storeSecret" .) -}}
 {{- $password := dig "data" "root-password" "" $kept | b64dec | default (randAlphaNum 40) -}}
 {{- $_ := set .Values.objectStore.bundled "rootPassword" $password -}}
