@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -80,7 +79,7 @@ class Disk:
     @property
     def size(self) -> int:
         """All bytes."""
-        return self.other + sum(one.size for one in (*self.experiments.values(), *self.data_sets.values()))
+        return self.other + sum(one.size for one in self.experiments.values()) + sum(one.size for one in self.data_sets.values())
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:

@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _refuse_jobs(uri: str, name: str, namespace: str, backend: str) -> None:
-    """Refuse while a cluster has a living job that writes into the experiment; of a folder of this machine none is asked unless it is named."""
+    """Refuse while a cluster has a living job that writes there; for a folder of this machine, only a cluster that is named is asked."""
     if local_path(uri) is not None and not namespace and backend == "local":
         return
     try:
@@ -154,7 +154,7 @@ def _refuse_in_use(root: str, experiment: str) -> None:
     if open_store(root).head(join(uri, PLAN)):
         for row in survey_root(root, experiment):
             if row.state == "Running":
-                raise InputError(f"{uri}: its stage {row.stage} ({row.cell}) was running a moment ago: end its run first, or wait 5 minutes")
+                raise InputError(f"{uri}: its stage {row.stage} ({row.cell}) was running just now: end its run first, or wait 5 minutes")
     for folder in _runs_of(root, experiment):
         if any(time.time() - info.modified < 3 * LIFE_SECONDS for info in open_store(root).list(join(folder, "alive"))):
             raise InputError(f"{uri}: run {folder.rpartition('/')[2]} was alive within the last 3 minutes: end it first, or wait")

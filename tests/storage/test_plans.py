@@ -60,7 +60,12 @@ def test_a_plan_of_format_2_reads_as_format_3(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_plan_that_was_moved_reads_with_the_places_of_its_new_root(tmp_path: Path, version: int) -> None:
     """What lay below the old root lies below the new one; other places, names that begin alike and recipes stay as they are."""
-    entry = {**ENTRY, "contrastive": "s3://b/old/experiments/e/c", "perceptual": "s3://b/older/t", "evaluation": "s3://b/old/experiments/e/v"}
+    entry = {
+        **ENTRY,
+        "contrastive": "s3://b/old/experiments/e/c",
+        "perceptual": "s3://b/older/t",
+        "evaluation": "s3://b/old/experiments/e/v",
+    }
     recipe = {"name": "demo", "base": "s3://b/old/recipe.yaml"}
     value = {
         "format_version": version, "root": "s3://b/old/", "cells": [entry], "pairs": {"uri": "s3://b/old/datasets/p/1", "identity": "i"},

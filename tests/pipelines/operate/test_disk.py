@@ -22,7 +22,11 @@ def test_every_byte_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     assert found["size"] == sum(sizes.values())
     tiny = found["experiments"]["tiny"]
-    assert tiny["size"] == sum(tiny["parts"].values()) == sum(size for path, size in sizes.items() if root / "experiments/tiny" in path.parents)
+    assert (
+        tiny["size"]
+        == sum(tiny["parts"].values())
+        == sum(size for path, size in sizes.items() if root / "experiments/tiny" in path.parents)
+    )
     assert list(tiny["parts"]) == list(PARTS)
     assert tiny["parts"]["checkpoints"] == sum(size for path, size in sizes.items() if "checkpoints" in path.parts)
     assert tiny["parts"]["models"] == sum(size for path, size in sizes.items() if "final" in path.parts)
@@ -46,7 +50,7 @@ def test_an_experiment_is_shown_with_its_data_alone(whole: Whole, capsys: pytest
     assert main(["disk", "smoke", "--root", str(whole.root)]) == 0
     said = capsys.readouterr().out
     assert "begun" not in said
-    assert str(whole.root / "datasets/pairs") in said
+    assert str(whole.root / "datasets/demo-pairs") in said
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
