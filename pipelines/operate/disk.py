@@ -87,7 +87,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     disk = commands.add_parser("disk", parents=[common], help="what each experiment and data set of a root takes, and who uses which")
     disk.add_argument("experiment", nargs="?", default="", help="this one only, with the data sets that it uses")
     disk.add_argument("--root", default="", help="store URI (default: the profile's, else runs)")
-    disk.add_argument("--json", action="store_true", help="as JSON, in bytes, instead of a table")
+    shown = disk.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="as JSON, in bytes, instead of a table")
+    shown.add_argument("--uris", action="store_true", help="only where they lie, a folder a line: what a backup copies")
     disk.set_defaults(run=_run)
 
 
@@ -104,7 +106,9 @@ def _run(options: argparse.Namespace) -> int:
             experiments={name: disk.experiments[name]},
             data_sets={uri: one for uri, one in disk.data_sets.items() if name in one.used_by},
         )
-    if options.json:
+    if options.uris:
+        print(*(layout.experiment(root, name) for name in disk.experiments), *disk.data_sets, sep="\n")
+    elif options.json:
         print(json.dumps(asdict(disk) | {"size": disk.size}, indent=1))
     else:
         _print(disk)

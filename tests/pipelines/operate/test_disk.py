@@ -51,6 +51,9 @@ def test_an_experiment_is_shown_with_its_data_alone(whole: Whole, capsys: pytest
     said = capsys.readouterr().out
     assert "begun" not in said
     assert str(whole.root / "datasets/demo-pairs") in said
+    assert main(["disk", "smoke", "--root", str(whole.root), "--uris"]) == 0
+    data = [str(whole.root / "datasets" / name / "p") for name in ("demo-pairs", "demo-triplets")]
+    assert capsys.readouterr().out.splitlines() == [str(whole.folder), *data]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
