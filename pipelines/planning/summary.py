@@ -45,16 +45,24 @@ def print_summary(console: Console, experiment_uri: str) -> bool:
     return True
 
 
-def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.Experiment, list[plan.Cell]]:
+def read_beside(asked: Request) -> list[str]:
+    """The addresses in an S3 that planning a request reads beside its root."""
+    arms = (arm.source for arm in asked.all_arms)
+    return list(dict.fromkeys(uri for uri in (asked.pairs, asked.triplets, *asked.eval_sets, *arms) if uri.startswith("s3://")))
+
+
+def preview(asked: Request, root: str, *, unread: Collection[str] = ()) -> tuple[plan.Experiment, list[plan.Cell]]:
     """What a run would plan, with the data of the experiment as far as it is staged; nothing is written.
 
     Args:
         asked: resolved.
         root: store URI.
-        readable: whether this machine can look into the store.
+        unread: the root and those of `read_beside` that this machine cannot read.
     """
-    uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
-    pairs, sets = _staged(uri, "pairs") if readable else DataConfig(), plan.read_sets(",".join(asked.eval_sets))
+    uri, arms, readable = layout.experiment(root, asked.experiment), asked.all_arms, root not in unread
+    pairs = _staged(uri, "pairs") if readable else DataConfig()
+    sets = plan.read_sets(",".join(one for one in asked.eval_sets if one not in unread))
+    sets += tuple(DataConfig(uri=one) for one in asked.eval_sets if one in unread)
     at_points = Points(asked)
     experiment = plan.Experiment(
         root=root,
@@ -62,10 +70,11 @@ def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.E
         recipe=asked.load_recipe(),
         pairs=pairs,
         triplets=_staged(uri, "triplets") if readable else DataConfig(),
-        readable=readable,
-        weights=plan.weights_of(arms),
+        unread=tuple(unread),
+        weights={arm.name: "unknown" for arm in arms if arm.source}
+        | plan.weights_of(tuple(arm for arm in arms if arm.source not in unread)),
         sets=sets,
-        **(plan.represented(asked.representation, sets, pairs, complete=bool(pairs.uri)) if readable else {}),
+        **(plan.represented(asked.representation, sets, pairs, complete=bool(pairs.uri)) if not unread else {}),
         axes=asked.vary,
         points=tuple(at_points.listed()),
         declared=declaration(asked),
