@@ -63,6 +63,7 @@ def preview(asked: Request, root: str, *, unread: Collection[str] = ()) -> tuple
     pairs = _staged(uri, "pairs") if readable else DataConfig()
     sets = plan.read_sets(",".join(one for one in asked.eval_sets if one not in unread))
     sets += tuple(DataConfig(uri=one) for one in asked.eval_sets if one in unread)
+    lacking = {arm.name: "unknown" for arm in arms if arm.source in unread}
     at_points = Points(asked)
     experiment = plan.Experiment(
         root=root,
@@ -71,8 +72,7 @@ def preview(asked: Request, root: str, *, unread: Collection[str] = ()) -> tuple
         pairs=pairs,
         triplets=_staged(uri, "triplets") if readable else DataConfig(),
         unread=tuple(unread),
-        weights={arm.name: "unknown" for arm in arms if arm.source}
-        | plan.weights_of(tuple(arm for arm in arms if arm.source not in unread)),
+        weights=plan.weights_of(tuple(arm for arm in arms if arm.source not in unread)) | lacking,
         sets=sets,
         **(plan.represented(asked.representation, sets, pairs, complete=bool(pairs.uri)) if not unread else {}),
         axes=asked.vary,
