@@ -1,8 +1,11 @@
 """Every block of the operators' pages is run or rendered by a test, or says why not."""
 
+import json
+
 import pytest
 import yaml
 
+from pipelines.operate.bucket import policy
 from tests.docs.blocks import PAGES, all_blocks, count, is_chart_values, read_blocks
 
 RUN_BY = {
@@ -53,3 +56,9 @@ def test_a_mark_holds_for_the_block_right_below_it(text: str, how: str):
     (block,) = read_blocks("x.md", text + "\n")
     assert block.how == how
     assert block.text == {"rendered": "a: 1\n", "": "{}\n"}.get(how, "ls\n")
+
+
+def test_the_policy_of_a_page_is_the_one_that_the_chart_gives():
+    """docs/OPERATIONS.md's JSON for AWS and MinIO, with the bundled store's own policy beside it."""
+    (shown,) = [json.loads(block.text) for block in read_blocks("docs/OPERATIONS.md") if block.text.startswith('{"Version"')]
+    assert shown == policy("s3://BUCKET/PREFIX")
