@@ -18,7 +18,7 @@ from trainer.errors import Corrupt
 from trainer.storage import join, layout, pages, read_json
 from trainer.storage.base import MissingObject, read_field
 from trainer.storage.committed import read_final
-from trainer.storage.manifest import read_manifest
+from trainer.storage.manifest import read_manifest, where_it_lies
 
 WIDTH = 1000
 """Of a plan, wherever it is shown: a folded path can be copied by nobody."""
@@ -158,7 +158,7 @@ def _differences(recipe: Recipe, base: Recipe) -> list[str]:
 def _staged(experiment_uri: str, what: str) -> DataConfig:
     """The data set that an earlier run staged; none where its record or its manifest is damaged: the step `stage` says that."""
     try:
-        uri = read_field(join(experiment_uri, "staging", what, "result.json"), "uri")
+        uri = where_it_lies(experiment_uri, read_field(join(experiment_uri, "staging", what, "result.json"), "uri"))
         manifest = read_manifest(uri)
     except (MissingObject, Corrupt):
         return DataConfig()

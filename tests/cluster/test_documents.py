@@ -28,7 +28,8 @@ def place(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactor
     try:
         yield folder
     finally:
-        harness.remove_namespace(NAMESPACE)
+        if harness.get("namespace", "default", NAMESPACE) is not None:
+            harness.remove_namespace(NAMESPACE)
         harness.kubectl("wait", "--for=delete", f"namespace/{NAMESPACE}", "--timeout=180s")  # the next session uses the name again
 
 

@@ -15,6 +15,7 @@ import torch
 from tests import old_store
 from tests.docs.blocks import Block, checkout, read_blocks, run_script
 from tests.reference import reference_python
+from tests.servers import S3Server
 from trainer.storage import join, open_store, read_json, write_bytes
 from trainer.storage.committed import read_committed
 from trainer.storage.plans import read_plan
@@ -35,14 +36,14 @@ def script(blocks: list[Block]) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path, s3_root: str) -> tuple[Path, dict[str, str]]:
+def place(tmp_path: Path, s3_root: str, s3_server: S3Server) -> tuple[Path, dict[str, str]]:
     """A checkout with the request of the experiment, whose root lies in a bucket; and the page's variables."""
-    old = old_store.unpack(tmp_path)
+    old, root = old_store.unpack(tmp_path), f"{s3_server.make_bucket()}/team-a"
     for path in (path for path in old.rglob("*") if path.is_file()):
         data = path.read_bytes()
         if path.suffix in old_store.TEXTS:
-            data = data.replace(str(old).encode(), s3_root.encode())
-        write_bytes(join(s3_root, "team-a", str(path.relative_to(old))), data.replace(s3_root.encode(), f"{s3_root}/team-a".encode()))
+            data = data.replace(str(old).encode(), root.encode())
+        write_bytes(join(root, str(path.relative_to(old))), data)
     recipe = json.loads((old / "experiments/tiny/plan.json").read_text())["recipe"]
     shutil.rmtree(old)
     folder = checkout(tmp_path / "checkout")
@@ -52,11 +53,11 @@ def place(tmp_path: Path, s3_root: str) -> tuple[Path, dict[str, str]]:
     }  # fmt: skip
     (folder / "experiment.yaml").write_text(json.dumps(request))
     new = f"{s3_root}/moved/team-b"
-    variables = {"ROOT": f"{s3_root}/team-a", "NEW": new, "BACKUP": str(tmp_path / "backup"), "EXPERIMENT": "tiny"}
+    variables = {"ROOT": root, "NEW": new, "BACKUP": str(tmp_path / "backup"), "EXPERIMENT": "tiny"}
     return folder, variables | old_store.unfinished()["environment"]
 
 
-def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tuple[Path, dict[str, str]]):
+def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tuple[Path, dict[str, str]], s3_server: S3Server):
     """Same hashes, same figures, the same bits as a run that was never stopped; what a rule may not delete is still there."""
     folder, variables = place
     aws = reference_python(AWS).parent
@@ -70,12 +71,14 @@ def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tu
     assert "all as sealed" in done.stdout
     for info in list(open_store(variables["ROOT"]).list(variables["ROOT"])):
         open_store(variables["ROOT"]).delete(info.uri)
+    bucket = variables["ROOT"].split("/")[2]
+    s3_server.client.remove_bucket(bucket)
     done = run_script(script([BLOCKS[0], *BLOCKS[lost:removed]]), folder, variables, aws)
     assert done.returncode == 0, done.stdout
     _is_the_same_experiment(variables["NEW"], before, scores)
 
     write_bytes(join(variables["NEW"], "datasets/old-pairs/0/plan.json"), b"{}")
-    write_bytes(join(variables["ROOT"], "kept"), b"x")
+    s3_server.client.make_bucket(bucket)
     done = run_script(script([BLOCKS[0], *BLOCKS[removed:]]), folder, variables, aws)
     assert done.returncode == 0, done.stdout
     left = [info.uri.removeprefix(f"{variables['NEW']}/") for info in open_store(variables["NEW"]).list(variables["NEW"])]

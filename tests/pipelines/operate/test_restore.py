@@ -8,8 +8,10 @@ import pytest
 from pipelines.operate.disk import measure
 from pipelines.operate.experiments import survey_root
 from pipelines.operate.verify import verify
+from pipelines.steps.sealed import staged_data
 from tests.pipelines.whole import Whole, pretend
-from trainer.storage import join, open_store, read_bytes, write_bytes
+from trainer.storage import join, open_store, read_bytes, read_json, write_bytes
+from trainer.storage.manifest import where_it_lies
 from trainer.storage.plans import read_plan
 
 
@@ -71,7 +73,7 @@ def test_a_restored_experiment_is_finished_and_grows(elsewhere: Whole):
 
     jobs = elsewhere.run()
 
-    assert [job for job in jobs if not job.startswith(("stage", "report"))] == []
+    assert [job for job in jobs if not job.startswith("report")] == []
     assert hashes(str(elsewhere.root)) == before
     assert elsewhere.is_finished()
     assert elsewhere.run(arms="permuted")
@@ -80,6 +82,17 @@ def test_a_restored_experiment_is_finished_and_grows(elsewhere: Whole):
     assert plan["root"] == str(elsewhere.root)
     assert {entry["cell"] for entry in plan["cells"]} == {f"{arm}-seed0" for arm in ("random", "perceptual", "posthoc", "permuted")}
     assert all(Path(entry["contrastive"]).is_dir() for entry in plan["cells"])
+
+
+def test_the_data_that_staging_recorded_are_found_where_they_lie_now(elsewhere: Whole, whole: Whole):
+    """Without the plan, too; a data set of another root stays where it is."""
+    (elsewhere.folder / "plan.json").unlink()
+    recorded = read_json(str(elsewhere.folder / "staging/pairs/result.json"))["uri"]
+    assert recorded.startswith(f"{whole.root}/")
+
+    assert staged_data(str(elsewhere.folder), "pairs") == f"{elsewhere.root}/datasets/demo-pairs/p"
+    assert where_it_lies(str(elsewhere.folder), "s3://shared/datasets/other/p") == "s3://shared/datasets/other/p"
+    assert where_it_lies(str(elsewhere.folder), "s3://shared/datasets/demo-pairs/p") == f"{elsewhere.root}/datasets/demo-pairs/p"
 
 
 def test_cells_that_the_next_run_does_not_ask_for_are_found_too(elsewhere: Whole):
