@@ -14,6 +14,7 @@ UV_VERSION ?= 0.13.9
 VENV ?= .venv
 BIN := $(VENV)/bin
 SITE := $(VENV)-docs# the environment of make docs
+LIGHT := $(if $(wildcard $(VENV)/ready),$(VENV),$(VENV)-light)# what only asks a cluster needs no torch
 
 export KFP_ENDPOINT PYTHON UV_VERSION
 .DEFAULT_GOAL := help
@@ -117,8 +118,8 @@ CHART := charts/firstsight
 program = "$$($(BIN)/python -m tests.cluster program $(1))"# built (Go) or fetched at first use
 
 .PHONY: chart-preflight
-chart-preflight: $(VENV)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing
-	@scripts/chart_preflight.sh "$(HELM)" $(BIN)/python $(CHART) "$(NAMESPACE)" "$(VALUES)"
+chart-preflight: $(LIGHT)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing, needs no torch
+	@scripts/chart_preflight.sh "$(HELM)" $(LIGHT)/bin/python $(CHART) "$(NAMESPACE)" "$(VALUES)"
 
 .PHONY: chart-lint
 chart-lint: $(VENV)/tools ## helm lint, and a unit test for every switch
@@ -224,5 +225,7 @@ $(VENV)/ready: requirements/run.txt
 	@scripts/setup.sh $(VENV) $< ready
 $(VENV)/tools: requirements/dev.txt $(VENV)/ready
 	@scripts/setup.sh $(VENV) $< tools
+$(VENV)-light/ready: requirements/pipelines.txt
+	@scripts/setup.sh $(VENV)-light $< light && touch $@
 $(SITE)/site: requirements/docs.txt
 	@scripts/setup.sh $(SITE) $< site

@@ -21,5 +21,6 @@ apply manifests/kubeflow-pipelines
 kubectl -n kubeflow rollout status deployment/training-operator --timeout=300s
 kubectl -n kubeflow rollout status deployment/ml-pipeline --timeout=600s
 
-echo "kind-up: ready for: helm install firstsight charts/firstsight --namespace firstsight --create-namespace \\"
-echo "           --set images.registry=$registry --set images.tag=$tag"
+"$HELM" upgrade --install firstsight charts/firstsight --namespace firstsight --create-namespace --wait --timeout 10m \
+    --set images.registry="$registry" --set images.tag="$tag" --set metrics.podMonitor.enabled=true --set metrics.prometheusRule.enabled=true
+echo "kind-up: installed; next: $HELM test firstsight --namespace firstsight --timeout 5m"

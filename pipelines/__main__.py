@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from pipelines.kubeflow import submit, upload
-from pipelines.operate import bucket, cancel, check, reap, status, verify, withdraw
+from pipelines.operate import bucket, cancel, check, disk, reap, remove, status, verify, withdraw
 from pipelines.planning.flags import add_request, request_of
 from trainer.errors import exit_code, hide_credentials_in_tracebacks
 from trainer.limits import raise_descriptor_limit
@@ -51,6 +51,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     status.add_command(commands, common)
     cancel.add_command(commands, common)
     withdraw.add_command(commands, common)
+    disk.add_command(commands, common)
+    remove.add_command(commands, common)
     reap.add_command(commands, common)
     submit.add_command(commands, common)
     upload.add_command(commands, common)

@@ -20,3 +20,5 @@ echo "lock: layouts"
 compile requirements/layouts.in --output-file requirements/layouts.txt
 echo "lock: docs"
 compile requirements/docs.in --output-file requirements/docs.txt
+echo "lock: operator"
+compile requirements/operator.in --output-file requirements/operator.txt

@@ -78,3 +78,19 @@ def test_an_endpoint_is_not_run_by_make(tmp_path: Path):
     subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=60, check=True)
 
     assert not (tmp_path / "made").exists()
+
+
+def test_the_preflight_needs_no_torch(tmp_path: Path):
+    """Where no environment is, it makes a light one; the one of runs is used where it is there."""
+    command = ["make", "-n", "chart-preflight", f"VENV={tmp_path}/venv"]
+    fresh = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/ready").touch()
+    there = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert "requirements/pipelines.txt light" in fresh
+    assert "requirements/run.txt" not in fresh
+    assert f"{tmp_path}/venv-light/bin/python" in fresh
+    assert "setup.sh" not in there
+    assert f"{tmp_path}/venv/bin/python" in there
+    assert not re.search(r"^(torch|nvidia)", (REPOSITORY / "requirements/pipelines.txt").read_text(), re.MULTILINE)

@@ -35,7 +35,7 @@ from pipelines.local.progress import Display, jobs_of
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request
 from pipelines.planning.resolving import resolve
-from pipelines.planning.summary import preview, print_summary
+from pipelines.planning.summary import preview, print_summary, read_beside
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.links import CHECKED_VARIABLE
@@ -86,7 +86,7 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
 
     Args:
         merged: as flags and file give it.
-        unread_ok: whether it will do that the store of the root cannot be reached from here, which is noted.
+        unread_ok: whether it will do that the root, or another address of the request, cannot be read from here, which is noted.
 
     Raises:
         InputError: a wrong arm, seed, recipe, name, number of nodes …, `judged` where FLIP will be the judge, or a store that
@@ -101,9 +101,9 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
     root, settings = root_of_run(request.root, profile, default="runs"), job_settings(profile, request)
     if profile.backend != "local":
         require_reachable(root, settings)
-    unread = _why_unreadable(root) if unread_ok else ""
-    experiment, cells = preview(request, root, readable=not unread)
-    notes = [f"what is staged and finished is unknown: {unread}"] if unread else []
+    unread = {uri: why for uri in (root, *read_beside(request)) if (why := _why_unreadable(uri))} if unread_ok else {}
+    experiment, cells = preview(request, root, unread=unread)
+    notes = [f"{'what is staged and finished' if uri == root else f'what lies at {uri}'} is unknown: {why}" for uri, why in unread.items()]
     notes += check_experiment(experiment, cells, profile, request)
     return Prepared(request=request, root=root, profile=profile, experiment=experiment, cells=cells, notes=tuple(notes))
 
@@ -111,7 +111,7 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
 def _why_unreadable(root: str) -> str:
     """Why this machine cannot read the store, such as for want of credentials; empty where it can."""
     try:
-        open_store(root).head(join(root, "experiments"))
+        open_store(root).head(join(root, "experiments"))  # whether it is there or not
     except (InputError, RunError) as error:
         return str(error)
     return ""

@@ -5,7 +5,7 @@ run; texts (prompts and captions) are counted as a part of the pictures.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipelines.planning.cost import CORE_GFLOPS, PEAK_TFLOPS, UTILISATION, Estimate, Machines, number
@@ -180,7 +180,7 @@ def pictures_of(experiment: Experiment, request: Request) -> Pictures:
     pairs, triplets = (read_manifest(data.uri) if data.uri else None for data in (experiment.pairs, experiment.triplets))
     sets = [read_manifest(place.uri) for place in staged_sets(experiment.pairs.uri, pairs)] if pairs else []
     own = sum(_samples(manifest, "test") for manifest in sets if manifest)
-    given, all_known = _given(request.eval_sets)
+    given, all_known = _given(request.eval_sets, experiment.unread)
     of_triplets = 3 * sum(_samples(triplets, split) for split in ("val", "test")) if triplets else 0
     said, known = f"{len(sets) + len(request.eval_sets)} sets", all_known and pairs is not None and triplets is not None
     demo = is_demo(request.pairs, experiment.recipe)
@@ -194,11 +194,11 @@ def pictures_of(experiment: Experiment, request: Request) -> Pictures:
     return Pictures(sets=own + given, triplets=of_triplets, said=said, known=known)
 
 
-def _given(uris: Sequence[str]) -> tuple[int, bool]:
+def _given(uris: Sequence[str], unread: Collection[str]) -> tuple[int, bool]:
     """Pictures of evaluation sets by their URIs, and whether all were counted; one in CLIP_benchmark's layout goes by its name."""
     total, known = 0, True
     for uri in uris:
-        manifest = read_manifest(uri)
+        manifest = None if uri in unread else read_manifest(uri)
         known = known and manifest is not None
         total += _samples(manifest, "test") if manifest else _by_name(uri.rstrip("/").rpartition("/")[2])
     return total, known

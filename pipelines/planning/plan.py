@@ -88,7 +88,7 @@ class Experiment:
         idle_axes: those that change no arm.
         asked_arms: names of the request's arms, which stand beside what it declares.
         asked_seeds: its seeds, likewise.
-        readable: whether this machine can look into its store.
+        unread: the root and other addresses that this machine cannot read, where that will do: a dry run.
     """
 
     root: str
@@ -109,7 +109,12 @@ class Experiment:
     idle_axes: tuple[str, ...] = ()
     asked_arms: tuple[str, ...] = ()
     asked_seeds: tuple[int, ...] = ()
-    readable: bool = True
+    unread: tuple[str, ...] = ()
+
+    @property
+    def readable(self) -> bool:
+        """Whether this machine can look into the root."""
+        return self.root not in self.unread
 
     @property
     def uri(self) -> str:

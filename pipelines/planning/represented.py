@@ -74,7 +74,7 @@ def _known(experiment: Experiment) -> dict[str, _Set]:
     own = staged_sets(experiment.pairs.uri, pairs) if pairs else []
     found = {}
     for place in (*experiment.sets, *own):
-        manifest = read_manifest(place.uri)
+        manifest = read_manifest(place.uri) if place.uri not in experiment.unread else None
         if manifest is not None and manifest.facts.get("task") == "zeroshot_classification":
             training = manifest.split("train") or (pairs.split("train") if pairs and place in own else [])
             test, learned = (sum(shard.num_samples for shard in shards) for shards in (manifest.split("test"), training))

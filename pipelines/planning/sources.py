@@ -66,7 +66,7 @@ def is_demo(source: str, recipe: Recipe) -> bool:
     return source in ("", "demo") and recipe.contrastive.global_batch_size <= DEMO_PAIRS
 
 
-def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) -> Samples:
+def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe, *, readable: bool = True) -> Samples:
     """Samples of the training split: counted where the data are staged, else known of the source, else assumed.
 
     Args:
@@ -74,11 +74,12 @@ def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe) 
         data: the staged data; without a URI none are.
         source: as a run names it; empty: the demo's, unless the recipe's batches are larger than that.
         recipe: of the experiment.
+        readable: whether a list's description can be read from here.
     """
     manifest = read_manifest(data.uri) if data.uri else None
     if manifest is not None:
         return Samples(count=sum(shard.num_samples for shard in manifest.split("train")), said=f"staged: {manifest.name}", known=True)
-    kind = str(_description(source).get("kind", "")) if source.endswith((".yaml", ".yml")) else ""
+    kind = str(_description(source).get("kind", "")) if readable and source.endswith((".yaml", ".yml")) else ""
     if kind in LISTS:
         return Samples(count=LISTS[kind], said=f"rows of {kind}", known=True)
     if what == "triplets" and (kind == "nights" or source.endswith("nights.zip")):

@@ -18,7 +18,7 @@ from trainer.errors import Corrupt
 from trainer.storage import join, layout, pages, read_json
 from trainer.storage.base import MissingObject, read_field
 from trainer.storage.committed import read_final
-from trainer.storage.manifest import read_manifest
+from trainer.storage.manifest import read_manifest, where_it_lies
 
 WIDTH = 1000
 """Of a plan, wherever it is shown: a folded path can be copied by nobody."""
@@ -45,16 +45,25 @@ def print_summary(console: Console, experiment_uri: str) -> bool:
     return True
 
 
-def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.Experiment, list[plan.Cell]]:
+def read_beside(asked: Request) -> list[str]:
+    """The addresses in an S3 that planning a request reads beside its root."""
+    arms = (arm.source for arm in asked.all_arms)
+    return list(dict.fromkeys(uri for uri in (asked.pairs, asked.triplets, *asked.eval_sets, *arms) if uri.startswith("s3://")))
+
+
+def preview(asked: Request, root: str, *, unread: Collection[str] = ()) -> tuple[plan.Experiment, list[plan.Cell]]:
     """What a run would plan, with the data of the experiment as far as it is staged; nothing is written.
 
     Args:
         asked: resolved.
         root: store URI.
-        readable: whether this machine can look into the store.
+        unread: the root and those of `read_beside` that this machine cannot read.
     """
-    uri, arms = layout.experiment(root, asked.experiment), asked.all_arms
-    pairs, sets = _staged(uri, "pairs") if readable else DataConfig(), plan.read_sets(",".join(asked.eval_sets))
+    uri, arms, readable = layout.experiment(root, asked.experiment), asked.all_arms, root not in unread
+    pairs = _staged(uri, "pairs") if readable else DataConfig()
+    sets = plan.read_sets(",".join(one for one in asked.eval_sets if one not in unread))
+    sets += tuple(DataConfig(uri=one) for one in asked.eval_sets if one in unread)
+    lacking = {arm.name: "unknown" for arm in arms if arm.source in unread}
     at_points = Points(asked)
     experiment = plan.Experiment(
         root=root,
@@ -62,10 +71,10 @@ def preview(asked: Request, root: str, *, readable: bool = True) -> tuple[plan.E
         recipe=asked.load_recipe(),
         pairs=pairs,
         triplets=_staged(uri, "triplets") if readable else DataConfig(),
-        readable=readable,
-        weights=plan.weights_of(arms),
+        unread=tuple(unread),
+        weights=plan.weights_of(tuple(arm for arm in arms if arm.source not in unread)) | lacking,
         sets=sets,
-        **(plan.represented(asked.representation, sets, pairs, complete=bool(pairs.uri)) if readable else {}),
+        **(plan.represented(asked.representation, sets, pairs, complete=bool(pairs.uri)) if not unread else {}),
         axes=asked.vary,
         points=tuple(at_points.listed()),
         declared=declaration(asked),
@@ -149,7 +158,7 @@ def _differences(recipe: Recipe, base: Recipe) -> list[str]:
 def _staged(experiment_uri: str, what: str) -> DataConfig:
     """The data set that an earlier run staged; none where its record or its manifest is damaged: the step `stage` says that."""
     try:
-        uri = read_field(join(experiment_uri, "staging", what, "result.json"), "uri")
+        uri = where_it_lies(experiment_uri, read_field(join(experiment_uri, "staging", what, "result.json"), "uri"))
         manifest = read_manifest(uri)
     except (MissingObject, Corrupt):
         return DataConfig()

@@ -41,7 +41,7 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     profile.check_addresses(request)
     _require_queue(profile, request)
     for name, staged in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):
-        if not staged.uri:
+        if not staged.uri and getattr(request, name) not in experiment.unread:
             _check_described(profile, getattr(request, name))
             require_source(name, getattr(request, name))
     pairs, triplets = data_of(experiment, request)
@@ -76,9 +76,10 @@ def _require_queue(profile: Profile, request: Request) -> None:
 
 def data_of(experiment: Experiment, request: Request) -> tuple[Samples, Samples]:
     """Training pairs and triplets, as far as they are known."""
+    unread = experiment.unread
     return (
-        training_samples("pairs", experiment.pairs, request.pairs, experiment.recipe),
-        training_samples("triplets", experiment.triplets, request.triplets, experiment.recipe),
+        training_samples("pairs", experiment.pairs, request.pairs, experiment.recipe, readable=request.pairs not in unread),
+        training_samples("triplets", experiment.triplets, request.triplets, experiment.recipe, readable=request.triplets not in unread),
     )
 
 

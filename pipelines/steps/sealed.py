@@ -16,7 +16,7 @@ from trainer.errors import Corrupt, InputError
 from trainer.storage import checked, join, open_store
 from trainer.storage.base import MissingObject, exists, local_path, read_json
 from trainer.storage.documents import read_document, write_document
-from trainer.storage.manifest import Manifest, as_data, require_manifest, staged_sets
+from trainer.storage.manifest import Manifest, as_data, require_manifest, staged_sets, where_it_lies
 from trainer.storage.plans import is_data, read_plan
 
 NAME = "sealed.json"
@@ -45,11 +45,11 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     except Corrupt as error:
         return "", [f"{error}; looked at the source again"]
     looks = _looks(sources)
-    if record is None or not looks or (record.get("asked"), record.get("source")) != (_key(asked), looks):
+    if record is None or not looks or record.get("asked") not in _keys(asked, record) or record.get("source") != looks:
         return "", []
     if not is_data(record):
         return "", [f"{uri}: not a record of staging of firstsight; looked at the source again"]
-    found = _data(record)
+    found = _data({**record, "uri": where_it_lies(folder.rpartition("/staging/")[0], record["uri"])})
     damaged = [line for one in dict.fromkeys((found, pinned)) if one.uri for line in find_damage(one)]
     return ("" if damaged or pinned.uri not in ("", found.uri) else found.uri), damaged
 
@@ -99,13 +99,13 @@ def staged_data(experiment_uri: str, what: str) -> str:
     """The data set of an experiment, by its plan or, where that cannot be read, by what its staging jobs left; empty: not known."""
     pinned = pinned_data(experiment_uri, what)
     places = [join(experiment_uri, "staging", what, name) for name in (NAME, "seal.json", "result.json")]
-    return next((uri for uri in (pinned.uri, *map(_named_in, places)) if uri), "")
+    return next((uri for uri in (pinned.uri, *(_named_in(experiment_uri, place) for place in places)) if uri), "")
 
 
-def _named_in(uri: str) -> str:
+def _named_in(experiment_uri: str, uri: str) -> str:
     with contextlib.suppress(MissingObject, Corrupt, ValueError):
         value = read_json(uri)
-        return str(value["uri"]) if is_data(value) else ""
+        return where_it_lies(experiment_uri, str(value["uri"])) if is_data(value) else ""
     return ""
 
 
@@ -116,6 +116,12 @@ def _data(values: Mapping[str, Any]) -> DataConfig:
 
 def _key(asked: Any) -> str:
     return canonical_hash(dataclasses.asdict(asked))
+
+
+def _keys(asked: Any, record: Mapping[str, Any]) -> set[str]:
+    """What a record of the same request may have: its key here, and in the root where it was staged, if it was copied from there."""
+    root = str(record.get("uri", "")).rsplit("/", 3)[0]
+    return {_key(asked), *([_key(dataclasses.replace(asked, root=root))] if hasattr(asked, "root") else [])}
 
 
 def _has_linked_folders(uri: str) -> bool:

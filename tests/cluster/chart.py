@@ -36,10 +36,10 @@ def pipelines_image() -> str:
     return pipelines_image_name()
 
 
-def store_volume(namespace: str, folder: Path) -> None:
+def store_volume(namespace: str, folder: Path, claim: str = f"{RELEASE}-firstsight-minio") -> None:
     """A volume for the bundled store's claim, in a class of its own: what the cluster provisions only root may write."""
     folder.chmod(0o777)
-    volume, _ = volumes.local_volume(namespace, f"{RELEASE}-firstsight-minio", folder, "ReadWriteOnce")
+    volume, _ = volumes.local_volume(namespace, claim, folder, "ReadWriteOnce")
     volume["spec"]["storageClassName"] = STORAGE_CLASS
     storage_class = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": STORAGE_CLASS}}
     harness.apply([{**storage_class, "provisioner": "kubernetes.io/no-provisioner"}, volume])

@@ -26,12 +26,14 @@ PAGES = sorted(
 MAKEFILES = ("Makefile", "scripts/request.mk")
 Fault = tuple[Line, str]
 
-PROGRAMS = ("docker", "git", "helm", "kind", "kubectl", "nvidia-smi", "prlimit")
+PROGRAMS = ("aws", "docker", "git", "helm", "kind", "kubectl", "mc", "nvidia-smi", "prlimit")
 """Programs of others: what follows one of them on a line are its own flags."""
 ITS_FLAGS = {
     "docs/EVALUATION.md": {"--no_amp", "--recall_k"},  # of clip_benchmark
     "docs/OPERATIONS.md": {"--api-versions", "--logs", "--reset-then-reuse-values", "--reuse-values"},  # of helm
 }
+ITS_VARIABLES = {"docs/DAY_TWO.md": {"BACKUP", "NEW"}}
+"""Shell variables that a page sets for its own commands."""
 ROOTS = {"kfp", "nn", "torch", "urllib"}
 """Of dotted names that are other packages' modules."""
 WORDS = {"amp_bf16", "init_logit_scale", "set_priority"}
@@ -131,7 +133,7 @@ def variables(page: Document) -> Iterator[Fault]:
     """A variable of make on its command line, else of make or of the environment; ours also in prose."""
     for line, code in page.code():
         of_make = re.search(r"(?<![\w-])make [a-z]", code)
-        for name in re.findall(r"(?<![\w$.?&-])([A-Z][A-Z0-9_]*)=", code):
+        for name in set(re.findall(r"(?<![\w$.?&-])([A-Z][A-Z0-9_]*)=", code)) - ITS_VARIABLES.get(page.path, set()):
             if name not in known.make_variables() and (of_make or name not in known.environment()):
                 yield line, f"{name}=: no variable of make" + ("" if of_make else " or of the environment")
         whole = re.fullmatch(r"[A-Z][A-Z0-9_]+", code)

@@ -57,6 +57,33 @@ def test_a_plan_of_format_2_reads_as_format_3(tmp_path: Path) -> None:
     assert read_plan(put(tmp_path, value)) == {**value, "format_version": 3}
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_plan_that_was_moved_reads_with_the_places_of_its_new_root(tmp_path: Path, version: int) -> None:
+    """What lay below the old root lies below the new one; other places, names that begin alike and recipes stay as they are."""
+    entry = {
+        **ENTRY,
+        "contrastive": "s3://b/old/experiments/e/c",
+        "perceptual": "s3://b/older/t",
+        "evaluation": "s3://b/old/experiments/e/v",
+    }
+    recipe = {"name": "demo", "base": "s3://b/old/recipe.yaml"}
+    value = {
+        "format_version": version, "root": "s3://b/old/", "cells": [entry], "pairs": {"uri": "s3://b/old/datasets/p/1", "identity": "i"},
+        "sets": [{"uri": "s3://shared/old/x", "identity": "i"}], **({"recipes": {"k": recipe}} if version == 2 else {"recipe": recipe}),
+    }  # fmt: skip
+
+    plan = read_plan(put(tmp_path / "experiments" / "e", value))
+
+    assert plan is not None
+    (moved,) = plan["cells"]
+    assert (moved["contrastive"], moved["perceptual"]) == (f"{tmp_path}/experiments/e/c", "s3://b/older/t")
+    assert moved["evaluation"] == f"{tmp_path}/experiments/e/v"
+    assert plan["pairs"]["uri"] == f"{tmp_path}/datasets/p/1"
+    assert plan["sets"][0]["uri"] == "s3://shared/old/x"
+    assert list(plan["recipes"].values()) == [recipe]
+    assert plan["root"] == "s3://b/old/"
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from trainer.config import DataConfig, canonical_hash
 from trainer.errors import Corrupt, InputError
-from trainer.storage.base import join, read_bytes, write_json
+from trainer.storage.base import exists, join, read_bytes, write_json
 from trainer.storage.checked import is_files
 from trainer.storage.documents import parse_document, write_document
 from trainer.storage.protocol import MissingObject
@@ -261,6 +261,13 @@ def as_data(folder: str, identity: str = "") -> DataConfig:
     sets = [require_manifest(place.uri, place.identity) for place in staged_sets(folder, manifest)]
     pins = tuple(found.pin for found in sets) if any(found.pin for found in sets) else ()
     return DataConfig(uri=folder, identity=manifest.identity, manifest_sha256=manifest.pin, evaluation_sha256=pins)
+
+
+def where_it_lies(experiment_uri: str, uri: str) -> str:
+    """Where the data set lies that an experiment's staging recorded: with the experiment, where both were copied to another root."""
+    root, tail = experiment_uri.rpartition("/experiments/")[0], uri.rstrip("/").split("/")[-3:]
+    here = join(root, *tail)
+    return here if root and tail[0] == "datasets" and here != uri and exists(join(here, NAME)) else uri
 
 
 def staged_sets(folder: str, manifest: Manifest, pins: tuple[str, ...] = ()) -> list[DataConfig]:

@@ -3,6 +3,8 @@
 Format 3 is a document with a checksum, and pins the data sets' manifests. Format 2 had neither; format 1 (commit ad127be and
 before) had one recipe for all cells in place of `recipes`. Both are read as if they were format 3, and the next plan that is
 written is format 3. `lanes` came later: a plan without it was written by a version that had none.
+
+A plan that was copied to another root with what it names, such as one restored from a backup, is read with the places of that root.
 """
 
 from collections.abc import Mapping
@@ -23,6 +25,8 @@ _ENTRY = {
     **{"seed": int, "recipe_hashes": dict, "stage_labels": dict, "stage_arms": dict},
 }
 """What a cell's entry may hold, and of which type."""
+_PLACES = ("request", "pairs", "triplets", "sets", "cells", "lanes")
+"""Keys below which URIs stand. Those of a recipe are what somebody asked for, and hashed."""
 _LANE = {"lane": str, "slots": int, "cells": list, "owns": list}
 """What a lane holds, and of which type."""
 
@@ -56,6 +60,7 @@ def read_plan(experiment_uri: str) -> Plan | None:
     wrong = _damage_of_points(plan)
     if wrong:
         raise Corrupt(f"{uri}: not an experiment's plan: {wrong}")
+    plan = _where_it_lies(plan, experiment_uri)
     if version == 1:
         return _from_format_1(plan)
     recipes = plan.get("recipes")
@@ -115,6 +120,25 @@ def _wrong_key(entry: Any, version: int) -> str:
 def recipe_key(recipe: Mapping[str, Any]) -> str:
     """Under which name a recipe stands in `recipes`: the hash of what is written there."""
     return canonical_hash(recipe)
+
+
+def _where_it_lies(plan: Plan, experiment_uri: str) -> Plan:
+    """The plan with what lay below the root that it was written in at the same places below the root that it lies in now.
+
+    `root` stays as it was written, by which the next run sees that the plan has to be written again.
+    """
+    before, here = plan.get("root"), experiment_uri.rpartition("/experiments/")[0].rstrip("/")
+    if not isinstance(before, str) or not before.rstrip("/") or not here or before.rstrip("/") == here:
+        return plan
+    return {**plan, **{key: _moved(plan[key], f"{before.rstrip('/')}/", f"{here}/") for key in _PLACES if key in plan}}
+
+
+def _moved(value: Any, before: str, here: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(part, before, here) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_moved(part, before, here) for part in value]
+    return here + value.removeprefix(before) if isinstance(value, str) and value.startswith(before) else value
 
 
 def _from_format_1(plan: Plan) -> Plan:

@@ -94,3 +94,18 @@ def test_make_turns_every_failure_into_2_as_the_page_says(checkout: Path, code: 
 
     assert done.returncode == (2 if code else 0)
     assert "Make turns every failure into its own 2" in section("From CI")
+
+
+def test_the_documented_command_of_a_shell_runs_to_its_end(checkout: Path):
+    """`make pipeline-run KFP_ENDPOINT=…`, as the page has it but for the address."""
+    (line,) = re.findall(r"```sh\n(.*?)```", section("From a shell"), flags=re.DOTALL)
+    with kubeflow_server() as server:
+        register(Kubeflow(Endpoint(host=server.url)), NAME, "a/pipelines:1")
+        done = subprocess.run(
+            ["bash", "-ec", line.replace("https://kubeflow.example/pipeline", server.url)],
+            cwd=checkout, env=environment(), text=True, capture_output=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert len(server.runs) == 1
+    assert "run: " in done.stdout

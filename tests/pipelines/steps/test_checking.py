@@ -112,10 +112,10 @@ def test_cells_that_all_wait_for_a_queue_need_one(tmp_path: Path):
     profile = read_profile(_profile(tmp_path))
 
     with pytest.raises(InputError, match=r"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, and neither"):
-        check_experiment(*preview(ZERO, "s3://b/r", readable=False), profile, ZERO)
-    check_experiment(*preview(ZERO, "s3://b/r", readable=False), profile, dataclasses.replace(ZERO, queue="q"))
+        check_experiment(*preview(ZERO, "s3://b/r", unread=["s3://b/r"]), profile, ZERO)
+    check_experiment(*preview(ZERO, "s3://b/r", unread=["s3://b/r"]), profile, dataclasses.replace(ZERO, queue="q"))
     named = read_profile(_profile(tmp_path, "kueue.x-k8s.io/queue-name: q"))
-    check_experiment(*preview(ZERO, "s3://b/r", readable=False), named, ZERO)
+    check_experiment(*preview(ZERO, "s3://b/r", unread=["s3://b/r"]), named, ZERO)
 
 
 def test_a_profile_keeps_no_other_epochs_than_the_recipe_measures(tmp_path: Path):
@@ -178,8 +178,8 @@ def test_a_profile_that_sends_all_cells_to_a_queue_needs_one(tmp_path: Path):
     asked = dataclasses.replace(ZERO, parallel_cells=None)
 
     with pytest.raises(InputError, match="parallel_cells is 0"):
-        check_experiment(*preview(asked, "s3://b/r", readable=False), profile, asked)
-    suspended = [spec.suspended for spec in job_specs(*preview(asked, "s3://b/r", readable=False), asked, profile)]
+        check_experiment(*preview(asked, "s3://b/r", unread=["s3://b/r"]), profile, asked)
+    suspended = [spec.suspended for spec in job_specs(*preview(asked, "s3://b/r", unread=["s3://b/r"]), asked, profile)]
     assert suspended
     assert all(suspended)
     for number in (-1, 1025):

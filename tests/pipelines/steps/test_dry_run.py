@@ -263,6 +263,31 @@ def test_a_store_that_cannot_be_read_from_here_is_a_note(
     assert "note: what is staged and finished is unknown: s3://bucket/prefix: no S3 credentials" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "uri"),
+    [
+        ("pairs", "s3://other/pictures", ""),
+        ("pairs", "s3://other/list.yaml", ""),
+        ("triplets", "s3://other/nights", ""),
+        ("eval-sets", "s3://other/sets/x", ""),
+        ("arms", "random,from:s3://other/tower/final", "s3://other/tower/final"),
+    ],
+)
+@pytest.mark.parametrize("root", ["s3://bucket/prefix", ""])
+def test_whatever_a_request_names_in_a_store_that_cannot_be_read_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, value: str, uri: str, root: str
+):
+    """Beside the root, or where the root is a folder that can be read. A run itself is refused."""
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    asked = ["--root", root or str(tmp_path), "--recipe", "smoke", f"--{name}", value]
+
+    assert main(["run", "--dry-run", *asked]) == 0
+    assert f"note: what lies at {uri or value} is unknown: {uri or value}: no S3 credentials" in capsys.readouterr().out
+    if not root:
+        assert main(["run", *asked]) == 2
+
+
 def test_an_experiment_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is refused and noted is found before anything is shown, and not again."""
     seen = []
