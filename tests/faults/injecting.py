@@ -16,6 +16,7 @@ from tests.fault_proxy import Break, Fault, FlipSent, LoseAnswer, Refuse, Stall,
 from tests.faults.forked import descendants, role
 from tests.faults.places import Place
 
+_JOBS = ("stage", "train", "evaluate", "report", "rank")
 _CGROUPS = Path("/sys/fs/cgroup/memory")
 
 
@@ -41,12 +42,12 @@ class Scene:
         """A process, each role with the same chance, and its role; (0, "") where there is none.
 
         Args:
-            among: how the role must begin.
+            among: "job": the trainer's processes alone.
         """
         roles: dict[str, list[int]] = {}
         for pid in descendants(self.zygote):
             roles.setdefault(role(pid), []).append(pid)
-        names = sorted(name for name in roles if name.startswith(among) and name not in ("stepper", "python", "git", "gone", ""))
+        names = sorted(name for name in roles if name.startswith(_JOBS if among else (*_JOBS, "pipeline", "step")) and name != "stepper")
         name = self.draw.choice(names) if names else ""
         return (self.draw.choice(roles[name]), name) if name else (0, "")
 
@@ -131,7 +132,9 @@ def _continue(pid: int) -> None:
 @fault("address space limited (RLIMIT_AS)")
 def limit_memory(scene: Scene) -> str:
     """A job gets a few megabytes more than it has."""
-    pid, name = scene.victim(scene.draw.choice(("stage", "train", "evaluate", "report")))
+    pid, name = scene.victim("job")
+    if not pid:  # 0 would stand for this process
+        return ""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + scene.draw.choice((1, 4, 16, 64)) * (1 << 20)
@@ -144,7 +147,9 @@ def limit_memory(scene: Scene) -> str:
 @fault("memory limited (cgroup)")
 def limit_group(scene: Scene) -> str:
     """A job gets a few megabytes beside what it shares with others; the kernel kills it where that does not do."""
-    pid, name = scene.victim(scene.draw.choice(("stage", "train", "evaluate", "report")))
+    pid, name = scene.victim("job")
+    if not pid:  # 0 would stand for this process
+        return ""
     group = _CGROUPS / f"firstsight-{os.getpid()}-{pid}"
     try:
         group.mkdir()
