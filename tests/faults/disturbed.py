@@ -79,8 +79,8 @@ def draw_trial(seed: int, number: int, abilities: set[str]) -> Trial:
     draw = random.Random(f"{seed} {number}")
     names = [name for name, one in FAULTS.items() if one.needs in abilities]
     attempts = []
-    for place in range(draw.choice((1, 1, 2, 3))):
-        count = draw.choice((1, 2, 3, 4, 6))
+    for place in range(draw.choice((1, 2, 2, 3, 4))):
+        count = draw.choice((2, 3, 4, 6, 8))
         faults = tuple(sorted(((draw.choice(names), draw.random(), draw.randrange(1 << 30)) for _ in range(count)), key=lambda one: one[1]))
         host = f"host-{place}" if draw.random() < 0.15 else ""
         runs = draw.choice((1, 1, 1, 1, 1, 1, 2, 3))
