@@ -24,6 +24,8 @@ ATTEMPT_SECONDS = 420.0
 ORPHAN_SECONDS = 60.0
 """How long jobs may live on after their command: a trainer saves first, and is killed after 30 s."""
 PATIENCE = {"FIRSTSIGHT_S3_RETRY_SECONDS": "8", "FIRSTSIGHT_S3_TIMEOUT_SECONDS": "2"}
+Planned = tuple[str, float, int]
+"""Name of a fault, its moment as a share of the objects that are still to be written, and the seed of what it does."""
 AT_ONCE = "several runs at once"
 OTHER_HOST = "another host, its clock set wrong"
 
@@ -33,13 +35,13 @@ class Attempt:
     """One try at the experiment, disturbed.
 
     Attributes:
-        faults: (name, moment as a share of the objects that are still to be written, seed).
+        faults: by their moments; those that its end leaves over go to the next attempt.
         runs: commands that start at the same time.
         host: that they run on; empty: this machine.
         skew: seconds that its clock is ahead.
     """
 
-    faults: tuple[tuple[str, float, int], ...]
+    faults: tuple[Planned, ...]
     runs: int = 1
     host: str = ""
     skew: float = 0.0
@@ -103,7 +105,7 @@ class Laboratory:
         """Objects and outcome of a run that was left alone."""
         if ranks not in self._whole:
             self.place.clear()
-            (end,) = self._attempt(Trial(attempts=(), ranks=ranks), Attempt(faults=()), Result(), patient=True)
+            (end,) = self._attempt(Trial(attempts=(), ranks=ranks), Attempt(faults=()), Result())
             assert end.code == 0, end
             with self._store():
                 made = experiment_of(self.place)
@@ -115,14 +117,16 @@ class Laboratory:
         whole, whole_result = self.whole(trial.ranks)
         self.place.clear()
         result, ends = Result(), []
+        left: list[Planned] = []  # of an attempt that a fault ended, for the next one
         for attempt in trial.attempts:
-            ends += self._attempt(trial, attempt, result)
+            left = sorted([*left, *attempt.faults], key=lambda one: one[1])
+            ends += self._attempt(trial, attempt, result, left)
             if attempt.host and self.place.server:  # where nobody here knows that its holder has ended
                 time.sleep(STALE_SECONDS + WATCH_SECONDS)
-            if result.problems or ends[-1].code == 0:
+            if result.problems or any(end.code == 0 for end in ends):
                 break
         if not result.problems:
-            ends += self._attempt(trial, Attempt(faults=()), result, patient=True)
+            ends += self._attempt(trial, Attempt(faults=()), result)
             if ends[-1].code != 0:
                 result.problems.append(f"still exit {ends[-1].code} without faults: {ends[-1].said[-1500:]}")
         with self._store():
@@ -132,27 +136,29 @@ class Laboratory:
                 Outcome(place=self.place, content=found, result=made.outcome(), whole=whole, whole_result=whole_result, ends=ends)
             )
             if not result.problems:
-                (again,) = self._attempt(trial, Attempt(faults=()), result, patient=True)
+                (again,) = self._attempt(trial, Attempt(faults=()), result)
                 changed = sorted(name for name, data in made.content().items() if found.get(name) != data)
                 if again.code or changed:
                     result.problems.append(f"a run that finds all done: exit {again.code}, writes {', '.join(changed)}")
         return result
 
-    def _attempt(self, trial: Trial, attempt: Attempt, result: Result, *, patient: bool = False) -> list[End]:
-        seed = attempt.faults[0][2] if attempt.faults else 0
-        scene = Scene(place=self.place, zygote=self.zygote.pid, draw=random.Random(seed))
+    def _attempt(self, trial: Trial, attempt: Attempt, result: Result, waiting: list[Planned] | None = None) -> list[End]:
+        """Start the attempt's commands, inject what waits when its moment comes, and see them end; patient where nothing waits."""
+        patient, waiting = waiting is None, [] if waiting is None else waiting
+        scene = Scene(place=self.place, zygote=self.zygote.pid, draw=random.Random(0))
         names: set[str] = set()
-        if attempt.faults:
+        if not patient:
             result.faults += [(OTHER_HOST, f"{attempt.skew:.0f} s")] if attempt.host else []
             result.faults += [(AT_ONCE, str(attempt.runs))] if attempt.runs > 1 else []
         commands = [self._command(trial, attempt, patient) for _ in range(attempt.runs)]
         before = self.place.written()
-        expected = max(1, len(self._whole[trial.ranks][0]) - before) if attempt.faults else 1
-        waiting = list(attempt.faults)
+        expected = max(1, len(self._whole[trial.ranks][0]) - before) if not patient else 1
         pids: list[int] = []
         deadline = time.monotonic() + ATTEMPT_SECONDS
         try:
-            self._inject(scene, waiting, 0.03, names, result)
+            early = [one for one in waiting if one[1] < 0.05 and FAULTS[one[0]].needs]  # not of processes, of which there are none
+            self._inject(scene, early, 1.0, names, result)
+            waiting[:] = [one for one in waiting if one[1] >= 0.05 or not FAULTS[one[0]].needs]
             pids = [self.zygote.start(command) for command in commands]
             result.runs += len(pids)
             while any([self.zygote.code(pid) is None for pid in pids]) and time.monotonic() < deadline:
@@ -167,14 +173,17 @@ class Laboratory:
         self._no_orphans(result)
         return ends
 
-    def _inject(self, scene: Scene, waiting: list[tuple[str, float, int]], share: float, names: set[str], result: Result) -> None:
+    def _inject(self, scene: Scene, waiting: list[Planned], share: float, names: set[str], result: Result) -> None:
         while waiting and waiting[0][1] <= share:
-            name, _, seed = waiting.pop(0)
+            name, moment, seed = waiting.pop(0)
             scene.draw = random.Random(seed)
             hit = FAULTS[name].do(scene)
             if hit:
                 names.add(name)
                 result.faults.append((name, hit))
+            elif moment < 0.9:  # there was nothing to strike: once more a little later
+                waiting.append((name, max(moment, share) + 0.05, seed))
+                waiting.sort(key=lambda one: one[1])
 
     def _end(self, pid: int, command: Command, scene: Scene, names: set[str]) -> End:
         said = Path(command.output).read_text(errors="replace") if Path(command.output).exists() else ""

@@ -170,6 +170,21 @@ def _remove_group(group: Path) -> None:
         group.rmdir()
 
 
+# ------------------------------------------------------------------------------------------------------- source
+
+
+@fault("the source away for a while", "source's folder")
+def move_source(scene: Scene) -> str:
+    """A share that is unmounted and comes back."""
+    folder = Path(scene.place.sources, scene.draw.choice(("pairs", "triplets")))
+    away, seconds = folder.with_name(f"{folder.name}-away"), scene.draw.choice((0.1, 0.5, 3.0))
+    if not folder.exists():  # it is away already
+        return ""
+    folder.rename(away)
+    scene.after(seconds, lambda: away.rename(folder))
+    return f"{folder.name} for {seconds} s"
+
+
 # ---------------------------------------------------------------------------------------------------------- store
 
 

@@ -160,7 +160,8 @@ def right_ends(found: Outcome) -> Iterator[str]:
 
 
 def _may_refuse(end: End) -> bool:
-    return "is being run by" in end.line or ("the root's disk read-only" in end.faults and "read-only" in end.line)
+    is_away = "the source away for a while" in end.faults and "source" in end.said
+    return is_away or "is being run by" in end.line or ("the root's disk read-only" in end.faults and "read-only" in end.line)
 
 
 def experiment_of(place: Place) -> Experiment:

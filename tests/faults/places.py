@@ -47,7 +47,7 @@ class Place:
     def abilities(self) -> set[str]:
         """Which faults are possible here, as they say what they need."""
         root_disk = {"root's disk"} if self.disks and self.disks[0] != self.tmp else set()
-        return {""} | ({"store"} if self.server else set()) | root_disk | ({"disk"} if self.disks else set())
+        return {""} | ({"store"} if self.server else {"source's folder"}) | root_disk | ({"disk"} if self.disks else set())
 
     def written(self) -> int:
         """How many objects have been written since `clear`."""
