@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
                 f"{options.store} seed {options.seed} trial {number}: {len(result.faults)} faults in {result.runs} runs{shown}", flush=True
             )
         if options.trial >= 0:
-            for path in sorted(laboratory.outputs.iterdir(), key=lambda one: int(one.stem)):
+            for path in sorted(laboratory.outputs.iterdir(), key=lambda one: int(one.name.partition(".")[0])):
                 print(f"--- {path.name}\n{path.read_text(errors='replace')}")
             print(result.faults)
     return 1 if broken else 0

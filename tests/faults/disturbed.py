@@ -26,6 +26,8 @@ ORPHAN_SECONDS = 60.0
 PATIENCE = {"FIRSTSIGHT_S3_RETRY_SECONDS": "8", "FIRSTSIGHT_S3_TIMEOUT_SECONDS": "2"}
 Planned = tuple[str, float, int]
 """Name of a fault, its moment as a share of the objects that are still to be written, and the seed of what it does."""
+PART_BYTES = 5 << 20
+"""The least that S3 takes for a part."""
 AT_ONCE = "several runs at once"
 OTHER_HOST = "another host, its clock set wrong"
 
@@ -53,12 +55,19 @@ class Trial:
 
     Attributes:
         ranks: processes that train.
+        large: weights that go to a store in several parts.
         executed: the real programs in place of forks.
     """
 
     attempts: tuple[Attempt, ...]
     ranks: int = 1
+    large: bool = False
     executed: bool = False
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Of its experiment."""
+        return {**RECIPE, "model": {**RECIPE["model"], "text_width": 32}} if self.large else RECIPE  # type: ignore[dict-item]
 
 
 @dataclass(kw_only=True)
@@ -88,7 +97,8 @@ def draw_trial(seed: int, number: int, abilities: set[str]) -> Trial:
         runs = draw.choice((1, 1, 1, 1, 1, 1, 2, 3))
         attempts.append(Attempt(faults=faults, runs=runs, host=host, skew=draw.choice((-180.0, 180.0, 7200.0)) if host else 0.0))
     kind = draw.random()
-    return Trial(attempts=tuple(attempts), ranks=2 if kind < 0.03 else 1, executed=kind > 0.985)
+    large = "store" in abilities and 0.1 < kind < 0.25
+    return Trial(attempts=tuple(attempts), ranks=2 if kind < 0.03 else 1, large=large, executed=kind > 0.985)
 
 
 class Laboratory:
@@ -99,22 +109,23 @@ class Laboratory:
         self.outputs = place.folder / "outputs"
         self.outputs.mkdir()
         self._count = 0
-        self._whole: dict[int, tuple[Objects, Any]] = {}
+        self._whole: dict[tuple[int, bool], tuple[Objects, Any]] = {}
 
-    def whole(self, ranks: int) -> tuple[Objects, Any]:
-        """Objects and outcome of a run that was left alone."""
-        if ranks not in self._whole:
+    def whole(self, trial: Trial) -> tuple[Objects, Any]:
+        """Objects and outcome of a run of this trial's experiment that was left alone."""
+        key = trial.ranks, trial.large
+        if key not in self._whole:
             self.place.clear()
-            (end,) = self._attempt(Trial(attempts=(), ranks=ranks), Attempt(faults=()), Result())
+            (end,) = self._attempt(Trial(attempts=(), ranks=trial.ranks, large=trial.large), Attempt(faults=()), Result())
             assert end.code == 0, end
             with self._store():
                 made = experiment_of(self.place)
-                self._whole[ranks] = made.content(), made.outcome()
-        return self._whole[ranks]
+                self._whole[key] = made.content(), made.outcome()
+        return self._whole[key]
 
     def carry_out(self, trial: Trial) -> Result:
         """Disturb, then run once more without faults, and judge."""
-        whole, whole_result = self.whole(trial.ranks)
+        whole, whole_result = self.whole(trial)
         self.place.clear()
         result, ends = Result(), []
         left: list[Planned] = []  # of an attempt that a fault ended, for the next one
@@ -152,7 +163,7 @@ class Laboratory:
             result.faults += [(AT_ONCE, str(attempt.runs))] if attempt.runs > 1 else []
         commands = [self._command(trial, attempt, patient) for _ in range(attempt.runs)]
         before = self.place.written()
-        expected = max(1, len(self._whole[trial.ranks][0]) - before) if not patient else 1
+        expected = max(1, len(self.whole(trial)[0]) - before) if not patient else 1
         pids: list[int] = []
         deadline = time.monotonic() + ATTEMPT_SECONDS
         try:
@@ -186,8 +197,10 @@ class Laboratory:
                 waiting.sort(key=lambda one: one[1])
 
     def _end(self, pid: int, command: Command, scene: Scene, names: set[str]) -> End:
-        said = Path(command.output).read_text(errors="replace") if Path(command.output).exists() else ""
-        return End(code=self.zygote.code(pid), said=said, signals=frozenset(scene.hits.get(pid, ())), faults=frozenset(names))
+        said, steps = (
+            path.read_text(errors="replace") if path.exists() else "" for path in (Path(command.output), Path(f"{command.output}.steps"))
+        )
+        return End(code=self.zygote.code(pid), said=said, steps=steps, signals=frozenset(scene.hits.get(pid, ())), faults=frozenset(names))
 
     def _no_orphans(self, result: Result) -> None:
         deadline = time.monotonic() + ORPHAN_SECONDS
@@ -204,7 +217,7 @@ class Laboratory:
         self._count += 1
         request, output = (self.place.folder / name for name in ("request.yaml", f"outputs/{self._count}.txt"))
         asked = {
-            "recipe": RECIPE, "root": self.place.root, "experiment": NAME, "arms": ["perceptual"], "max_reject_fraction": 0.1,
+            "recipe": trial.recipe, "root": self.place.root, "experiment": NAME, "arms": ["perceptual"], "max_reject_fraction": 0.1,
             "placement": {**PLACEMENT, "processes_per_node": trial.ranks},
             "pairs": f"{self.place.sources}/pairs", "triplets": f"{self.place.sources}/triplets",
         }  # fmt: skip
@@ -213,8 +226,9 @@ class Laboratory:
         tmp.mkdir(exist_ok=True)
         environment = {**self.place.environment, "TMPDIR": str(tmp), **({} if patient else PATIENCE)}
         return Command(
-            request=str(request), output=str(output), environment=environment, skew=attempt.skew, host=attempt.host, executed=trial.executed
-        )
+            request=str(request), output=str(output), environment=environment, skew=attempt.skew, host=attempt.host,
+            part_bytes=PART_BYTES if trial.large else 0, executed=trial.executed,
+        )  # fmt: skip
 
     @contextmanager
     def _store(self) -> Iterator[None]:

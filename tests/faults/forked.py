@@ -40,10 +40,11 @@ class Command:
 
     Attributes:
         request: path of the request's file.
-        output: path of the file that gets what it prints.
+        output: path of the file that gets what it prints; what its steps print, which a person does not see, goes to `<output>.steps`.
         environment: of the process and of all that it starts.
         skew: seconds that its clock is ahead.
         host: its hostname; empty: this machine's.
+        part_bytes: of multipart uploads; 0: as firstsight has it.
         executed: start the real programs, which takes a minute of CPU.
     """
 
@@ -52,6 +53,7 @@ class Command:
     environment: dict[str, str] = field(default_factory=dict)
     skew: float = 0.0
     host: str = ""
+    part_bytes: int = 0
     executed: bool = False
 
 
@@ -179,7 +181,7 @@ def _begin(command: Command) -> int:
         os.execv(sys.executable, [sys.executable, *arguments])
     if command.host:
         _become(command.host, command.skew)
-    _pretend()
+    _pretend(command)
     from pipelines.__main__ import main
 
     return main(arguments[2:])
@@ -193,7 +195,7 @@ def _become(host: str, skew: float) -> None:
     time.time = lambda: real() + skew
 
 
-def _pretend() -> None:
+def _pretend(command: Command) -> None:
     """Fork where the real programs start one another."""
     from pipelines.jobs import lease
     from pipelines.jobs.local import LocalBackend
@@ -201,23 +203,26 @@ def _pretend() -> None:
     from pipelines.steps import cells
     from tests.faults.making import count_missing_here
     from trainer.report import figures
+    from trainer.storage import s3
 
+    s3.PART_BYTES = command.part_bytes or s3.PART_BYTES
     for name in ("HEARTBEAT_SECONDS", "STALE_SECONDS", "WATCH_SECONDS"):
         setattr(lease, name, globals()[name])
     LocalBackend.submit = _submit  # type: ignore[method-assign, assignment]
     cells.count_missing = count_missing_here
     figures._svg = lambda *arguments: "<svg/>"
-    stepper = Stepper()  # with all of that
+    stepper = Stepper(f"{command.output}.steps")  # with all of that
     run._Pipeline._run = lambda pipeline: stepper.run(pipeline._prepared)  # type: ignore[method-assign]
 
 
 class Stepper:
     """A child, made while there is one thread, that forks a process for the steps and another for the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: str) -> None:
         (asks, self._ask), (self._told, tells) = os.pipe(), os.pipe()
-        if not fork(lambda: self._serve(asks, tells), "stepper"):
-            raise AssertionError
+        printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        fork(lambda: self._serve(asks, tells), "stepper", output=printed)
+        os.close(printed)
         os.close(asks)
         os.close(tells)
 

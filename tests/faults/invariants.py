@@ -31,12 +31,14 @@ class End:
     Attributes:
         code: exit code, or minus the signal that killed it; None where it did not end.
         said: all that it printed.
+        steps: what its steps and their jobs printed, for who looks for a cause.
         signals: that it got from a fault.
         faults: names of those that were injected while it ran.
     """
 
     code: int | None
     said: str
+    steps: str = ""
     signals: frozenset[int] = frozenset()
     faults: frozenset[str] = frozenset()
 
@@ -58,6 +60,8 @@ class Outcome:
     ends: list[End] = field(default_factory=list)
 
 
+SHORT_OF_MEMORY = {"address space limited (RLIMIT_AS)"}
+"""What nothing can be foreseen of: a thread that cannot be started, a library that has no room."""
 INVARIANTS: dict[str, Callable[[Outcome], Iterator[str]]] = {}
 
 
@@ -143,8 +147,8 @@ def nothing_partial(found: Outcome) -> Iterator[str]:
 def right_ends(found: Outcome) -> Iterator[str]:
     """0, 1 with a line, 2 where another run holds the experiment or the disk is read-only, or what the signal says; no traceback."""
     for end in found.ends:
-        if "Traceback" in end.said:
-            yield f"a traceback, exit {end.code}: {end.said[-1500:]}"
+        if "Traceback" in end.said or ("Traceback" in end.steps and not end.faults & SHORT_OF_MEMORY):
+            yield f"a traceback, exit {end.code}: {(end.said + end.steps).partition('Traceback')[2][:1500]}"
         elif end.code is None:
             yield f"did not end: {end.line}"
         elif end.code == 2 and not _may_refuse(end):

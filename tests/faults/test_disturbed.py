@@ -10,7 +10,7 @@ from tests.faults.counts import table
 from tests.faults.disturbed import Laboratory, draw_trial
 from tests.faults.forked import Zygote
 from tests.faults.injecting import FAULTS
-from tests.faults.invariants import INVARIANTS, End, Outcome, right_ends
+from tests.faults.invariants import INVARIANTS, SHORT_OF_MEMORY, End, Outcome, right_ends
 from tests.faults.making import write_sources
 from tests.faults.places import Place, place
 from trainer.storage import write_bytes
@@ -52,6 +52,8 @@ REFUSED = "pipelines run: s3://b/e is being run by process 1 on pod (user x), st
         (End(code=1, said="stage pairs: s3://b/x: gave up after 8 s"), True),
         (End(code=1, said=""), False),
         (End(code=1, said="Traceback (most recent call last):\n  ValueError"), False),
+        (End(code=1, said="out of memory", steps="Traceback: no thread", faults=frozenset(SHORT_OF_MEMORY)), True),
+        (End(code=1, said="failed", steps="Traceback: no thread"), False),
         (End(code=2, said=REFUSED), True),
         (End(code=2, said="stage pairs: no such source"), False),
         (End(code=2, said="/x: the file system is read-only: a run needs", faults=frozenset({"the root's disk read-only"})), True),
