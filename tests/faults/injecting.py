@@ -57,10 +57,19 @@ class Scene:
 
     def end_faults(self, *, all_of_them: bool) -> None:
         """End the faults whose time is over."""
-        due = [one for one in self.later if all_of_them or one[0] <= time.monotonic()]
-        for one in due:
-            self.later.remove(one)
-            one[1]()
+        while due := [one for one in self.later if all_of_them or one[0] <= time.monotonic()]:
+            for one in reversed(due):
+                self.later.remove(one)
+                one[1]()
+
+    def remove(self, path: Path) -> None:
+        """Remove what fills a disk, as soon as the disk can be written."""
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        if path.exists():
+            time.sleep(0.02)
+            self.after(0.3, lambda: self.remove(path))
 
 
 @dataclass(frozen=True)
@@ -258,7 +267,7 @@ def _fill(scene: Scene, disk: Path) -> str:
             with contextlib.suppress(OSError):
                 while file.write(bytes(size)):
                     pass
-    scene.after(seconds, lambda: ballast.unlink(missing_ok=True))
+    scene.after(seconds, lambda: scene.remove(ballast))
     return f"for {seconds} s"
 
 
@@ -282,7 +291,7 @@ def use_inodes(scene: Scene) -> str:
         folder.mkdir()
         for number in range(10_000):
             (folder / str(number)).touch()
-    scene.after(seconds, lambda: shutil.rmtree(folder, ignore_errors=True))
+    scene.after(seconds, lambda: scene.remove(folder))
     return f"for {seconds} s"
 
 

@@ -134,7 +134,7 @@ def nothing_else(found: Outcome) -> Iterator[str]:
 
 
 def _anonymous(name: str) -> str:
-    return re.sub(r"run-[0-9a-f]{12}", "run-*", name)
+    return re.sub(r"run-[0-9a-f]{12}", "run-*", re.sub(r"generation-\d+", "generation-*", name))
 
 
 @invariant("no partial file, temporary folder or multipart upload")

@@ -1,6 +1,9 @@
 """A sample of the campaign of `make faults`, bounded by count; and that its invariants can be broken."""
 
 import dataclasses
+import os
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from tests.faults.counts import table
 from tests.faults.disturbed import Laboratory, draw_trial
 from tests.faults.forked import Zygote
-from tests.faults.injecting import FAULTS
+from tests.faults.injecting import FAULTS, Scene
 from tests.faults.invariants import INVARIANTS, SHORT_OF_MEMORY, End, Outcome, right_ends
 from tests.faults.making import write_sources
 from tests.faults.places import Place, place
@@ -111,3 +114,17 @@ def test_counts_are_made_from_records(tmp_path: Path) -> None:
     lines = table([record]).splitlines()
     assert "| files | 4 | 2 | 5 | 1 | trial 1: each step once |" in lines
     assert "| SIGKILL of a process | 1 | 0 | 0 |" in lines
+
+
+def test_what_fills_a_disk_goes_when_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may be full and read-only at the same time, and either may end first."""
+    scene, calls = Scene(place=_outcome(tmp_path, {}).place, zygote=0, draw=random.Random(0)), []
+    (tmp_path / "ballast").touch()
+    remove = shutil.rmtree
+    monkeypatch.setattr("tests.faults.injecting.shutil.rmtree", lambda path, **options: calls.append(path) or remove(path, **options))
+    monkeypatch.setattr(Path, "unlink", lambda path, **options: "ended" in calls and os.unlink(path))
+    scene.after(600, lambda: calls.append("ended"))
+    scene.after(600, lambda: scene.remove(tmp_path / "ballast"))
+    scene.end_faults(all_of_them=True)
+    assert not (tmp_path / "ballast").exists()
+    assert scene.later == []
