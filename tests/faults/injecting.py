@@ -129,7 +129,7 @@ def pause(scene: Scene) -> str:
     name = _send(scene, signal.SIGSTOP)
     for pid in [pid for pid, numbers in scene.hits.items() if signal.SIGSTOP in numbers]:
         scene.hits[pid].discard(signal.SIGSTOP)
-        scene.after(scene.draw.choice((0.2, 1.0, 3.0, 15.0)), lambda pid=pid: _continue(pid))
+        scene.after(scene.draw.choice((0.2, 1.0, 3.0, 10.0)), lambda pid=pid: _continue(pid))
     return name
 
 
