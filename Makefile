@@ -54,11 +54,22 @@ slow: $(VENV)/tools ## kill campaigns and other long tests
 states-campaign: $(VENV)/tools ## damage each object of a real experiment in each state, alone and in pairs (ARGS="--store minio"; an hour)
 	$(BIN)/python -m tests.faults.states_campaign $(ARGS)
 
+SEED ?= 0## of faults and faults-soak
+STORE ?= file## file, seaweedfs or minio
+HOURS ?= 8## of faults-soak
+
+.PHONY: faults faults-soak
+faults: $(VENV)/tools ## whole experiments under several faults at once, drawn by SEED, for MINUTES; invariants checked (ARGS="--trial 17")
+	$(BIN)/python -m tests.faults --seed $(SEED) --store $(STORE) --minutes $(MINUTES) $(ARGS)
+faults-soak: $(VENV)/tools ## the same for HOURS; stopped, it resumes from its record in build/faults
+	@mkdir -p build/faults
+	$(BIN)/python -m tests.faults --seed $(SEED) --store $(STORE) --minutes $$(($(HOURS) * 60)) --record build/faults/$(STORE)-$(SEED).record $(ARGS)
+
 .PHONY: campaigns
 campaigns: $(VENV)/tools ## exhaustive walks over faults, a sample of which is in test and slow (ARGS=tests/storage; an hour)
 	$(BIN)/python -m pytest -q $(side_by_side) -m campaign $(ARGS)
 
-MINUTES ?= 10## for each target of fuzz
+MINUTES ?= 10## of faults, and for each target of fuzz
 
 .PHONY: fuzz
 fuzz: $(VENV)/tools ## each reader of what others wrote, led by coverage (atheris, fetched at first use); ARGS="--target zip --seed 1"

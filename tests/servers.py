@@ -102,12 +102,12 @@ def seaweedfs(folder: Path, identities: Sequence[dict[str, Any]] = ()) -> Iterat
 
 
 @contextlib.contextmanager
-def minio(folder: Path) -> Iterator[S3Server]:
-    """A MinIO that speaks TLS with a certificate of a private CA; built at the first call, which takes minutes."""
+def minio(folder: Path, *, tls: bool = True) -> Iterator[S3Server]:
+    """A MinIO that speaks TLS with a certificate of a private CA, or plain HTTP; built at the first call, which takes minutes."""
     from tests.cluster import programs
 
     certificates = folder / "certs"
-    ca_file = make_certificates(certificates)
+    ca_file = str(make_certificates(certificates)) if tls else ""  # without certificates it speaks HTTP
     port, console = free_ports(2)
     access_key, secret_key = "firsttester", secrets.token_hex(16)
     command = [
@@ -117,7 +117,11 @@ def minio(folder: Path) -> Iterator[S3Server]:
     environment = {"MINIO_ROOT_USER": access_key, "MINIO_ROOT_PASSWORD": secret_key, "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
     with _running(command, folder, environment) as process:
         server = S3Server(
-            endpoint=f"https://127.0.0.1:{port}", access_key=access_key, secret_key=secret_key, process=process, ca_file=str(ca_file)
+            endpoint=f"{'https' if tls else 'http'}://127.0.0.1:{port}",
+            access_key=access_key,
+            secret_key=secret_key,
+            process=process,
+            ca_file=ca_file,
         )
         _await(server, folder / "server.log")
         yield server
@@ -163,7 +167,7 @@ def _running(command: list[str], folder: Path, environment: dict[str, str] | Non
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C in the terminal is for pytest, which then ends it in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
     try:
         yield process
@@ -172,7 +176,8 @@ def _running(command: list[str], folder: Path, environment: dict[str, str] | Non
         process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: SIGKILL for a child whose parent has ended."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 

@@ -15,6 +15,14 @@ from trainer import logs
 from trainer.redaction import without_credentials
 
 _LONGEST = 4000  # characters of the line, which may quote what a file holds: of a longer one the middle is left out
+_NO_MEMORY = (
+    "out of memory",
+    "can't start new thread",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+)
 
 
 class _OneLine(Exception):
@@ -59,6 +67,12 @@ def words_of(error: BaseException) -> str:
     return " ".join(without_credentials(str(error)).split()) or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's own, or what threads, torch's allocator, CUDA and C++ raise in its place."""
+    is_other = isinstance(error, RuntimeError) and not isinstance(error, RunError)
+    return isinstance(error, MemoryError) or (is_other and any(words in str(error) for words in _NO_MEMORY))
+
+
 def print_traceback() -> None:
     """The traceback of the error that is being handled, without credentials, on standard error."""
     print(without_credentials(traceback.format_exc()), end="", file=sys.stderr, flush=True)
@@ -98,11 +112,14 @@ def _exit_code(command: str, run: Callable[[], int], verbose: bool) -> int:
     shown = None
     try:
         return run()
-    except (InputError, RunError, KeyboardInterrupt, OSError, MemoryError) as error:
+    except (InputError, RunError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
+        no_memory = is_out_of_memory(error)
+        if isinstance(error, RuntimeError) and not isinstance(error, RunError) and not no_memory:
+            raise  # a fault of firstsight's own: for its developers
         shown = error if verbose else None
         # of an OSError (a full disk, a port in use) the system's own words name what and where
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        line = f"out of memory: {line}" if isinstance(error, MemoryError) else line
+        line = f"out of memory: {line}".removesuffix(": ") if no_memory else line
         code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
     line = " ".join(without_credentials(line).split())
     if len(line) > _LONGEST:

@@ -134,27 +134,11 @@ class Experiment:
 
     def _steps(self, at: Callable[[str], None]) -> int:
         self.runs += 1
-        run, code, state = f"run-{self.runs}", 0, "SUCCEEDED"
-        try:
-            text = json.dumps(self.given)
-            request, _ = links.accept(request=text, profile="", run=run)
-            at("stage")
-            triplets, pairs = (staging.stage(what, request=request) for what in ("triplets", "pairs"))  # type: ignore[arg-type]
-            at("plan")
-            ((lane,), _) = planning.make_plan(request=request, pairs=pairs, triplets=triplets)
-            for name in lanes.STEPS:
-                at(name)
-                lanes.work(name, request=request, lane=lane)
-            at("report")
-            finish.report(request=request)
-        except SystemExit as ended:
-            code, state = int(ended.code or 0), "FAILED"
+        run = f"run-{self.runs}"
+        code = take_steps(json.dumps(self.given), run, at)
         at("finish")
-        try:
-            finish.finish(run=run, request="", root=self.root, state=state)
-        except SystemExit as ended:
-            code = code or int(ended.code or 0)
-        return code
+        last = finish_run(self.root, run, code)
+        return code or last
 
     # -------------------------------------------------------------------------------------------- its objects
 
@@ -219,6 +203,39 @@ class Experiment:
             elif re.search(r"(contrastive|posthoc|towers/[^/]+)/progress\.jsonl$", name):
                 found[name] = re.findall(rb'"loss": ?[^,}]+', data)
         return found
+
+
+def take_steps(request: str, run: str, at: Callable[[str], None] = lambda step: None) -> int:
+    """Every step of a run but its last, in this process; the exit code.
+
+    Args:
+        request: as JSON.
+        run: its id.
+        at: is called before each step with its name.
+    """
+    try:
+        stored, _ = links.accept(request=request, profile="", run=run)
+        at("stage")
+        triplets, pairs = (staging.stage(what, request=stored) for what in ("triplets", "pairs"))  # type: ignore[arg-type]
+        at("plan")
+        ((lane,), _) = planning.make_plan(request=stored, pairs=pairs, triplets=triplets)
+        for name in lanes.STEPS:
+            at(name)
+            lanes.work(name, request=stored, lane=lane)
+        at("report")
+        finish.report(request=stored)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def finish_run(root: str, run: str, code: int) -> int:
+    """The last step of a run whose others ended with `code`; its own exit code."""
+    try:
+        finish.finish(run=run, request="", root=root, state="FAILED" if code else "SUCCEEDED")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
 
 
 @contextlib.contextmanager

@@ -63,13 +63,13 @@ def in_this_process() -> Iterator[pytest.MonkeyPatch]:
     """Jobs run the real trainer in this process, which has torch imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalBackend, "submit", lambda _, spec: Done(spec, main))
-        patch.setattr(cells, "count_missing", _count_missing)
+        patch.setattr(cells, "count_missing", count_missing_here)
         patch.setattr(listing, "_ALWAYS_READ_BYTES", 0)  # a large source's fingerprint is remembered
         patch.setattr(figures, "_svg", lambda *arguments: "<svg/>")  # pictures take most of the time, and show what stands in the figures
         yield patch
 
 
-def _count_missing(configs: list[str]) -> dict[str, int]:
+def count_missing_here(configs: list[str]) -> dict[str, int]:
     """As pipelines.steps.cells has it, without a process for it."""
     try:
         return {uri: one["missing"] for uri, one in count_missing(configs)["cells"].items()}

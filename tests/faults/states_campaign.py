@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,8 @@ from tests.faults.making import in_this_process, make
 from tests.faults.trials import ROTTEN, Trial, attempt, attempt_rotten, kind, trials_of
 from tests.servers import minio, seaweedfs
 from trainer.config import canonical_hash
+
+STOPS = {signal.SIGTERM, signal.SIGINT}
 
 
 def main() -> int:
@@ -38,6 +41,8 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
+    # A stop waits for the end of the trial: in the middle a step would take it for its own, and the trial count as failed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     with tempfile.TemporaryDirectory(prefix="firstsight-states-") as folder, store(options.store, Path(folder)) as root, in_this_process():
         began = time.monotonic()
         made = make(root, Path(folder) / "source")
@@ -93,6 +98,11 @@ class Record:
         elif self._path is not None:
             self._path.write_text(f"{json.dumps(asked)}\n")
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file."""
+        return self._path is not None
+
     def add(self, kind_name: str, problems: list[str]) -> None:
         """Note one more trial."""
         self.done.append((kind_name, problems))
@@ -113,6 +123,9 @@ def run(made: Experiment, trials: list[Trial], began: float, record: Record) -> 
         record.add(name, problems)
         if problems:
             print(f"FAILED {trial}: {'; '.join(problems)}", flush=True)
+        if signal.sigpending() & STOPS:
+            print("stopped; the same command resumes from its record" if record.is_kept else "stopped", flush=True)
+            return 143
         if len(record.done) % 100 == 0:
             print(f"{len(record.done)} of {len(trials)} trials, {sum(bool(bad) for _, bad in record.done)} failed", flush=True)
     counts, failed = Counter(name for name, _ in record.done), Counter(name for name, bad in record.done if bad)

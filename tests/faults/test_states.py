@@ -4,13 +4,18 @@ A few kinds are damaged in plain tests, each kind once in slow ones, each sort o
 pairs, flips that no stamp shows, and on S3, is `make states-campaign`.
 """
 
+import argparse
 import random
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.damage import flip
+from tests.faults import states_campaign
 from tests.faults.experiment import STATES, Experiment, Killed
 from tests.faults.making import in_this_process, make
 from tests.faults.trials import DAMAGES, ROTTEN, Trial, attempt, attempt_rotten, differences, kind, trials_of
@@ -178,3 +183,25 @@ def test_a_run_that_is_killed_ends_where_it_stood(made: Experiment) -> None:
         made.run(at)
     assert made.run().code == 0
     assert differences(made.result, made.outcome()) == []
+
+
+def test_a_campaign_that_is_stopped_counts_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop in the middle of a trial waits for its end: else a step takes it for its own, and fails."""
+    made = Experiment(root=str(tmp_path), source=tmp_path)
+    trials = [Trial(state="finished", damages={"runs/a.json": "missing"}, seed=seed) for seed in range(3)]
+    options = argparse.Namespace(seed=0, record=tmp_path / "record")
+
+    def stopped(made: Experiment, trial: Trial) -> list[str]:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # other threads of a test session do not block it
+        return []
+
+    monkeypatch.setattr(states_campaign, "attempt", stopped)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, states_campaign.STOPS)
+    try:
+        record = states_campaign.Record(options)
+        assert states_campaign.run(made, trials, 0.0, record) == 143
+        assert len(states_campaign.Record(options).done) == 1
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which forgets the one that waits
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
