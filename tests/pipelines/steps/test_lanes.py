@@ -186,7 +186,8 @@ def test_slots_run_cells_at_once_and_their_lines_name_them(lab: Callable[..., La
 def test_cells_of_a_lane_that_run_at_once_make_a_shared_stage_once(lab: Callable[..., Lab]):
     made = lab(arms="perceptual,random,shuffled,permuted", parallel_cells="6")  # permuted has perceptual's tower and lane
 
-    assert made.step("perceptual") == ["perceptual perceptual-seed0"]
+    (started,) = made.step("perceptual")
+    assert started in ("perceptual perceptual-seed0", "perceptual permuted-seed0")  # whichever came first
 
 
 def test_a_step_fails_where_none_of_its_cells_can_go_on(lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str]):
