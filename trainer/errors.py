@@ -59,11 +59,6 @@ def words_of(error: BaseException) -> str:
     return " ".join(without_credentials(str(error)).split()) or type(error).__name__
 
 
-def print_traceback() -> None:
-    """The traceback of the error that is being handled, without credentials, on standard error."""
-    print(without_credentials(traceback.format_exc()), end="", file=sys.stderr, flush=True)
-
-
 def hide_credentials_in_tracebacks() -> None:
     """For a program's main module: an error that nobody foresaw ends it with a traceback, which quotes whatever the error does."""
 

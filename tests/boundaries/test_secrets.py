@@ -103,7 +103,9 @@ def trials(made: Listed) -> list[tuple[str, str]]:
     return [(name, damage) for name in names.values() for damage in DAMAGES if damage != "older"]
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.slow if part < 5 else pytest.mark.campaign) for part in range(1, PARTS))]
+)
 def test_a_run_that_meets_damage_tells_nobody(made: Listed, part: int) -> None:
     """Each object of docs/RELIABILITY.md's table missing, cut short and flipped: healed or refused, and nothing leaks."""
     found = {}

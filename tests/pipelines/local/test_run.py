@@ -138,7 +138,7 @@ def test_a_killed_trainer_is_started_again_at_once(root: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.campaign)])
 def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, number: int, expected: int):
     """The trainer has time to save, and queued steps do not begin."""
     run = Run(root, "--arms", "random", "--seeds", "0,1", FAKE_SECONDS="60")
