@@ -40,7 +40,8 @@ pipeline-verify: $(VENV)/ready ## hash every sealed byte of that experiment and 
 ##@ Test
 
 WORKERS ?= 3## files of tests that run at the same time; half of what they do is wait, so one more than cores
-side_by_side = -n $(WORKERS) --dist loadfile --no-loadscope-reorder# by number of tests the longest would come last
+# By number of tests the longest would come last. For a few tests by name, workers would only collect everything once each.
+side_by_side = $(if $(filter -k%,$(ARGS)),,-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 .PHONY: test
 test: $(VENV)/tools ## unit and process tests; no root, no Go, no network

@@ -18,6 +18,8 @@ echo "lock: reference"
 compile requirements/reference.in --output-file requirements/reference.txt
 echo "lock: layouts"
 compile requirements/layouts.in --output-file requirements/layouts.txt
+echo "lock: sinks"
+compile requirements/sinks.in --constraint requirements/dev.txt --output-file requirements/sinks.txt
 echo "lock: docs"
 compile requirements/docs.in --output-file requirements/docs.txt
 echo "lock: operator"

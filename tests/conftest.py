@@ -1,7 +1,10 @@
 """Fixtures for every room."""
 
+import contextlib
 import os
 import secrets
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,36 @@ import pytest
 
 from tests.servers import S3Server, minio, seaweedfs
 from trainer.storage.s3_client import Client
+from trainer.storage.scratch import temporary_folder
 
 os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads wait in a loop: two of each of several workers take ten times the CPU
 for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
     os.environ.pop(name, None)  # of the `make test` that runs these tests; a make that a test starts would take them for its own
+# Without compiled bytecode every worker, and every process that a test starts, would compile firstsight and rewrite the tests anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+_session = pytest.StashKey[contextlib.ExitStack]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files of the session lie in one folder that goes with it; killed processes, of which there are many, tidy nothing.
+
+    pytest's own folders, which hold what failing tests left, stay where they are.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        config.stash[_session] = contextlib.ExitStack()
+        folder = config.stash[_session].enter_context(temporary_folder("tests"))
+        folder.chmod(0o1777)  # some tests run as another user
+        os.environ["TMPDIR"] = str(folder)
+        tempfile.tempdir = None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove that folder."""
+    if _session in config.stash:
+        with contextlib.suppress(OSError):  # what still writes there is not this session's to wait for
+            config.stash[_session].close()
 
 
 @pytest.fixture(scope="session")

@@ -95,10 +95,15 @@ def seaweedfs(folder: Path, identities: Sequence[dict[str, Any]] = ()) -> Iterat
         *(f"-{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-    with _running(command, folder) as process:
-        server = S3Server(endpoint=endpoint, access_key=access_key, secret_key=secret_key, process=process)
-        _await(server, folder / "server.log")
-        yield server
+    try:
+        with _running(command, folder) as process:
+            server = S3Server(endpoint=endpoint, access_key=access_key, secret_key=secret_key, process=process)
+            _await(server, folder / "server.log")
+            yield server
+    finally:
+        for port in ports.values():
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # it knows no other place for those of gRPC
+                socket_file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

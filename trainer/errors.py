@@ -73,11 +73,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (is_other and any(words in str(error) for words in _NO_MEMORY))
 
 
-def print_traceback() -> None:
-    """The traceback of the error that is being handled, without credentials, on standard error."""
-    print(without_credentials(traceback.format_exc()), end="", file=sys.stderr, flush=True)
-
-
 def hide_credentials_in_tracebacks() -> None:
     """For a program's main module: an error that nobody foresaw ends it with a traceback, which quotes whatever the error does."""
 

@@ -8,14 +8,13 @@ import argparse
 import hashlib
 import os
 import re
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.kubeflow.compiled import FOLDER
 from pipelines.kubeflow.form import GUIDE
 from trainer.config import require
+from trainer.storage.scratch import temporary_folder
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.client import Kubeflow
@@ -92,8 +91,8 @@ def register(
         if found:
             return pipeline, found, version
     version = "-".join(filter(None, [release, time.strftime("%Y-%m-%d", time.gmtime()), content]))
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "firstsight.yaml"  # the server looks at the ending
+    with temporary_folder("upload") as folder:
+        package = folder / "firstsight.yaml"  # the server looks at the ending
         package.write_text(text)
         return server.upload(name, version, package, content, GUIDE)
 

@@ -23,7 +23,8 @@ from pipelines.steps import artifacts, cells, page
 from pipelines.steps.notes import as_text, note
 from pipelines.steps.planning import lanes_of
 from pipelines.steps.running import CallerGone, Scene, check_caller, one_line_of, open_scene, recorded, step
-from trainer.errors import InputError, RunError, print_traceback
+from trainer import logs
+from trainer.errors import InputError, RunError
 
 STEPS = (*STAGES, "evaluate")
 WAIT_SECONDS = 5.0
@@ -157,7 +158,7 @@ class _Worker:
             raise
         except Exception as error:
             if not isinstance(error, InputError | RunError | OSError):
-                print_traceback()  # a fault of firstsight's own: for its developers
+                logs.say(f"{stage} {cell}: failed by a fault of firstsight's own", "error", error)
             self.failed[cell] = CellFailure(cell=cell, stage=stage, exit_code=getattr(error, "exit_code", 1), line=one_line_of(error))
             try:
                 self.scene.run.fail(self.failed[cell])

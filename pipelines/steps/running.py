@@ -29,9 +29,8 @@ from pipelines.profile.profile import Profile, job_settings, parallel_cells_of, 
 from pipelines.profile.settings import JobSettings
 from pipelines.steps.notes import FAILED, note
 from trainer import logs
-from trainer.errors import Corrupt, InputError, RunError
+from trainer.errors import Corrupt, InputError, RunError, words_of
 from trainer.progress import STOP_VARIABLE, check_stop
-from trainer.redaction import without_credentials
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import absolute, local_path
 from trainer.storage.failures import read_failure, write_failure
@@ -324,8 +323,8 @@ def recorded(folder: str, name: str) -> Iterator[None]:
 
 def one_line_of(error: Exception) -> str:
     """The cause in one line; of an error that nobody foresaw also its type."""
-    line = " ".join(without_credentials(str(error)).split())
-    return line if line and isinstance(error, InputError | RunError | OSError) else f"{type(error).__name__}: {line}"
+    line, kind = words_of(error), type(error).__name__
+    return line if line == kind or isinstance(error, InputError | RunError | OSError) else f"{kind}: {line}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

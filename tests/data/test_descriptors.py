@@ -1,5 +1,6 @@
 """Descriptors: two ranks hold as many shards as YFCC15M has, at the limit that many systems begin with."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -42,16 +43,25 @@ def test_held_shards_take_no_descriptors(tmp_path: Path, monkeypatch: pytest.Mon
     many_shards(tmp_path / "bucket", 200)
     bucket = Bucket(tmp_path / "bucket")
     monkeypatch.setattr(fetch, "open_store", lambda uri: bucket)
-    before = len(os.listdir("/proc/self/fd"))
+    before = opened_below(tmp_path)
     ranks = [prefetcher(bucket, tmp_path / "cache", rank=rank, world_size=2, processes=2, shards=10**6) for rank in (0, 1)]
     views = Views(200)
     for shard in range(200):
         views.view(ranks[1].file(0, 0, shard, 0))
         ranks[0].file(0, 0, shard, 0)
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert (len(before), len(opened_below(tmp_path))) == (0, 2)
     for rank in ranks:
         rank.close()
     assert len(bucket.streamed) == 200
+
+
+def opened_below(folder: Path) -> list[str]:
+    """Files below `folder` that this process has open, one for each descriptor."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # another thread's, or the listing's own
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return [name for name in found if name.startswith(f"{folder}/")]
 
 
 @pytest.mark.slow

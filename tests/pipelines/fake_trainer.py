@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         folder = seal(options["--root"], "pairs" if arguments[1] == "pairs" else "triplets", judge="FLIP")
         write_json(options["--result"], {"uri": folder, "identity": require_manifest(folder).identity})
     elif arguments[0] in ("train", "evaluate"):
-        config = yaml.safe_load(read_bytes(options["--config"]))
+        config = yaml.load(read_bytes(options["--config"]), Loader=yaml.CSafeLoader)
         cell = f"{config.get('stage', 'evaluate')} {config['arm']}-seed{config['seed']}"
         code = _fail(cell) or (_train(config, cell) if arguments[0] == "train" else _evaluate(config))
     elif arguments[0] == "report":

@@ -46,6 +46,13 @@ def large(three_seeds: str) -> Written:
     return page_after(three_seeds)
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but not drawn, which takes half of the time of a page: `small`, `large` and tests of figures draw them."""
+    if request.path.name not in ("test_figures.py", "test_write.py"):
+        monkeypatch.setattr("trainer.report.figures._svg", lambda figure, name: "<svg></svg>")
+
+
 def page_after(uri: str) -> Written:
     """Write the report; its page and its results."""
     results: dict[str, Any] = read_json(write_report(uri, [])["results"])

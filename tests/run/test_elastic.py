@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.run.toy import toy_config
 from trainer.errors import InputError, RunError, Stopped
 from trainer.run.elastic import run_agent
 from trainer.run.failure import write_failure
+from trainer.storage.writers import has_mark
 
 COUNT = "import os, pathlib, sys, time; started = pathlib.Path(sys.argv[1]) / f'{os.environ[\"RANK\"]}-{time.time_ns()}'; started.touch(); "
 
@@ -36,7 +38,8 @@ def test_a_rank_that_finds_its_input_wrong_is_never_started_again(tmp_path: Path
 def test_a_rank_that_failed_is_started_again_with_its_peers(tmp_path: Path) -> None:
     """In place, up to max_restarts."""
     config = toy_config(tmp_path, processes_per_node=2, max_restarts=1)
-    run_agent(config, rank(tmp_path, "sys.exit(int(os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'))"))
+    both = "[time.sleep(0.01) for _ in iter(lambda: len(list(started.parent.glob('[0-9]*-*'))) < 2, False)]; "
+    run_agent(config, rank(tmp_path, both + "sys.exit(int(os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'))"))
     assert starts(tmp_path) == 4
 
 
@@ -54,6 +57,16 @@ def test_when_restarts_are_used_up_the_line_says_how_a_rank_ended(tmp_path: Path
     with pytest.raises(RunError, match="rank 0 of this machine was killed by signal 9"):
         run_agent(config, rank(tmp_path, "os.kill(os.getpid(), 9)"))
     assert starts(tmp_path) == 2
+
+
+def test_an_agent_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ranks' logs lie in a folder that goes with it; one that was killed has its mark on it, by which the next sweeps it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = toy_config(tmp_path, processes_per_node=1)
+    run_agent(config, rank(tmp_path, "(started.parent / 'seen').write_text(str(list(started.parent.glob('*ranks*'))))"))
+    assert has_mark((tmp_path / "seen").read_text())
+    assert not list(tmp_path.glob("*ranks*"))
+    assert not list(tmp_path.glob("torchelastic_*"))
 
 
 def test_the_line_of_the_rank_reaches_the_caller(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def without_key_biases(name: str, weights: np.ndarray) -> np.ndarray:
     [
         (1, tuple(VARIANTS)),
         (2, ("cache and buckets",)),
-        pytest.param(2, tuple(VARIANTS), marks=pytest.mark.slow),
+        pytest.param(2, tuple(VARIANTS), marks=pytest.mark.campaign),
         pytest.param(4, tuple(VARIANTS), marks=pytest.mark.slow),
     ],
 )

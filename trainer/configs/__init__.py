@@ -4,8 +4,10 @@ Defaults come from trainer/config.py, then a recipe's `base:`, then what it says
 unknown is refused by name.
 """
 
+import copy
 import dataclasses
 import difflib
+import functools
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -190,9 +192,15 @@ def _load(text: str, source: str) -> Any:
     if len(text) > MAX_YAML_BYTES:
         raise InputError(f"{source}: {len(text):,} characters of YAML, at most {MAX_YAML_BYTES:,} are read")
     try:
-        return yaml.load(text, Loader=_YamlLoader)
+        return copy.deepcopy(_values_of(text))  # who asks may change them
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _values_of(text: str) -> Any:
+    """Kept, since a step reads the same few recipes and configurations again and again, and PyYAML takes tens of milliseconds for each."""
+    return yaml.load(text, Loader=_YamlLoader)
 
 
 def _parsed(kind: type[ConfigT], values: Mapping[str, Any], overrides: Overrides, source: str, *, stored: bool) -> ConfigT:

@@ -4,6 +4,7 @@
 """
 
 import csv
+import functools
 import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -116,7 +117,24 @@ def panels(experiment: Experiment, scores: Scores, document: dict[str, Any]) -> 
 
 def render(template: str, document: dict[str, Any], drawn: dict[str, Any], examples: dict[str, Any]) -> str:
     """A template of this package with the figures of `document`."""
-    html = template.endswith(".html")
+    return (
+        _environment(template.endswith(".html"))
+        .get_template(template)
+        .render(
+            r=document,
+            panels=drawn,
+            examples=examples,
+            baseline=BASELINE,
+            recalls=per_item.RECALLS,
+            stages=_SHORT_STAGES,
+            **views(document),
+        )
+    )
+
+
+@functools.cache
+def _environment(html: bool) -> jinja2.Environment:
+    """Made once: it keeps the templates that it has compiled."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer.report", "."),
         autoescape=html,
@@ -143,9 +161,7 @@ def render(template: str, document: dict[str, Any], drawn: dict[str, Any], examp
         beside=lambda found: "; ".join(f"{name} {100 * value:.1f} %" for name, value in found.items()) or "–",
         svg=lambda panel: Markup(panel.svg),
     )
-    return environment.get_template(template).render(
-        r=document, panels=drawn, examples=examples, baseline=BASELINE, recalls=per_item.RECALLS, stages=_SHORT_STAGES, **views(document)
-    )
+    return environment
 
 
 def as_csv(document: dict[str, Any]) -> str:

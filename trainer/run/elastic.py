@@ -20,6 +20,7 @@ from trainer.config import StageConfig
 from trainer.errors import InputError, RunError, Stopped
 from trainer.storage import layout
 from trainer.storage.failures import read_failure
+from trainer.storage.scratch import temporary_folder
 
 SHUTDOWN_SECONDS = 150
 """How long ranks may take to save after SIGTERM; pods have 180 s of grace."""
@@ -53,10 +54,11 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
     # The agent's own store would serve every round, and a rank find in it the address of a peer that died in the round before,
     # for which it waits until the group's time-out (pytorch #135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    agent = Agent(spec=spec, logs_specs=DefaultLogsSpecs(), start_method="spawn", shutdown_timeout=SHUTDOWN_SECONDS)
     close = True
     try:
-        result = agent.run()
+        with temporary_folder("ranks") as folder:  # what a killed agent leaves there, the next one sweeps
+            logs = DefaultLogsSpecs(log_dir=str(folder))
+            result = Agent(spec=spec, logs_specs=logs, start_method="spawn", shutdown_timeout=SHUTDOWN_SECONDS).run()
     except SignalException as error:
         close = False  # closing it would end the rendezvous for the other machines too
         raise Stopped(f"{layout.stage_title(config)}: stopped by signal {error.sigval}; ranks were told to save") from error

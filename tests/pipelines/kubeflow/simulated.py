@@ -26,7 +26,7 @@ Order = Callable[["Simulated", Pod], str]
 
 def compiled() -> list[dict[str, Any]]:
     """The pipeline as it is shipped."""
-    return list(yaml.safe_load_all((FOLDER / "firstsight.yaml").read_text()))
+    return list(yaml.load_all((FOLDER / "firstsight.yaml").read_text(), Loader=yaml.CSafeLoader))
 
 
 class Simulated:

@@ -1,8 +1,10 @@
 """The compiled pipeline: golden, and shaped as Kubeflow needs it. UPDATE_GOLDEN=1 rewrites the golden file."""
 
+import importlib
 import inspect
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -13,7 +15,6 @@ import yaml
 from pipelines.kubeflow import components, links_component
 from pipelines.kubeflow.compiled import FOLDER, compile_pipeline
 from pipelines.kubeflow.components import IMAGE
-from pipelines.kubeflow.definition import ANNOTATIONS, LABELS, PROFILE_FOLDER, USER, firstsight
 from pipelines.kubeflow.nodes import POD
 from pipelines.profile.profile import MOUNTED
 from pipelines.steps import artifacts, finish, lanes, links, planning, staging
@@ -57,7 +58,14 @@ class _Given:
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def definition() -> Any:
+    """The module, imported by a thread: for each setting of a pod kfp reads the source of the whole stack, and pytest's is deep."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(importlib.import_module, "pipelines.kubeflow.definition").result()
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory, definition: Any) -> list[dict[str, Any]]:
     """The pipeline's specification and what kfp-kubernetes adds to it, compiled now."""
     path = tmp_path_factory.mktemp("compiled") / "firstsight.yaml"
     compile_pipeline(path)
@@ -126,13 +134,13 @@ def test_a_run_begins_with_the_links_and_nothing_is_staged_before_them(compiled:
     assert tasks["stage-triplets"]["dependentTasks"] == tasks["stage-pairs"]["dependentTasks"] == ["links"]
 
 
-def test_every_parameter_is_typed_has_a_default_and_is_explained(compiled: dict[str, Any]):
+def test_every_parameter_is_typed_has_a_default_and_is_explained(compiled: dict[str, Any], definition: Any):
     """What the form in Kubeflow's UI shows; a person may press Run at once."""
     parameters = compiled["root"]["inputDefinitions"]["parameters"]
 
     assert {name: (value["defaultValue"], value["parameterType"]) for name, value in parameters.items()} == PARAMETERS
     assert all(parameter["description"] for parameter in parameters.values())
-    assert sorted(inspect.signature(firstsight.pipeline_func).parameters) == list(PARAMETERS)
+    assert sorted(inspect.signature(definition.firstsight.pipeline_func).parameters) == list(PARAMETERS)
 
 
 def test_the_ui_shows_links_first_and_page_tables_and_figures_at_the_end(compiled: dict[str, Any]):
@@ -153,23 +161,28 @@ def test_the_ui_shows_links_first_and_page_tables_and_figures_at_the_end(compile
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_every_pod_is_what_the_real_back_end_must_be_told(compiled: dict[str, Any], platform: dict[str, Any], name: str):
+def test_every_pod_is_what_the_real_back_end_must_be_told(compiled: dict[str, Any], platform: dict[str, Any], definition: Any, name: str):
     """Restricted Pod Security, the profile's ConfigMap and Secret by the run's parameter, no eviction, no sidecar, limits."""
     settings = platform[f"exec-{name}"]
     parameter = "jobs_profile" if name == "finish" else "pipelinechannel--jobs_profile"
     container = compiled["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
+    user = str(definition.USER)
 
-    assert settings["securityContext"] == {"runAsUser": str(USER), "runAsGroup": str(USER), "runAsNonRoot": True}
+    assert settings["securityContext"] == {"runAsUser": user, "runAsGroup": user, "runAsNonRoot": True}
     (mounted,) = settings["configMapAsVolume"]
-    assert mounted == {"configMapNameParameter": {"componentInputParameter": parameter}, "mountPath": PROFILE_FOLDER, "optional": True}
-    assert f"{PROFILE_FOLDER}/profile.yaml" == MOUNTED
+    assert mounted == {
+        "configMapNameParameter": {"componentInputParameter": parameter},
+        "mountPath": definition.PROFILE_FOLDER,
+        "optional": True,
+    }
+    assert f"{definition.PROFILE_FOLDER}/profile.yaml" == MOUNTED
     (secret,) = settings["secretAsEnv"]
     assert secret["secretNameParameter"] == {"componentInputParameter": parameter}
     assert secret["optional"] is True
     assert [entry["envVar"] for entry in secret["keyToEnv"]] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     assert settings["podMetadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
     assert settings["podMetadata"]["labels"]["app.kubernetes.io/part-of"] == "firstsight"
-    assert POD == f"metadata-{len(ANNOTATIONS)}-{len(LABELS)}-system-container-impl"
+    assert POD == f"metadata-{len(definition.ANNOTATIONS)}-{len(definition.LABELS)}-system-container-impl"
     assert container["resources"]["resourceCpuRequest"] == "100m"
     assert container["resources"]["resourceMemoryLimit"] == ("4Gi" if name in ("evaluate", "report", "finish") else "1Gi")
 

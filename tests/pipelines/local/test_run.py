@@ -88,6 +88,7 @@ def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
     assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
     """Wrong input is not tried twice; exit code and line are the cell's."""
     run = Run(root, FAKE_FAIL="contrastive random-seed0:2")
@@ -136,7 +137,8 @@ def test_a_killed_trainer_is_started_again_at_once(root: Path):
     assert len(run.starts()) == 2
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.campaign)])
 def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, number: int, expected: int):
     """The trainer has time to save, and queued steps do not begin."""
     run = Run(root, "--arms", "random", "--seeds", "0,1", FAKE_SECONDS="60")

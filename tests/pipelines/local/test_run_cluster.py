@@ -127,6 +127,7 @@ def test_an_experiment_runs_on_a_cluster_from_a_shell(api: FakeApi, tmp_path: Pa
     assert not [key for job in jobs for key in job["metadata"]["annotations"] if key.startswith(HELD_BY)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_on_the_cluster(api: FakeApi, tmp_path: Path):
     """But what has ended, and stays for its TTL."""
     kubelet = Kubelet(api, FAKE_SECONDS="60")
@@ -147,6 +148,7 @@ def test_ctrl_c_leaves_nothing_on_the_cluster(api: FakeApi, tmp_path: Path):
     assert not [key for key in api.objects if key[0] == "pods" and key[2].startswith(name)]
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_fails_the_run_with_its_reason(api: FakeApi, tmp_path: Path):
     """Wrong input is exit code 2, through the job's pods and two processes."""
     Kubelet(api, FAKE_FAIL="contrastive random-seed0:2")

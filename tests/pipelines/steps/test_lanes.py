@@ -15,6 +15,7 @@ from pipelines.steps.planning import make_plan
 from tests.pipelines import fake_trainer
 from tests.pipelines.data import ask, commit, seal
 from tests.pipelines.operator import eventually
+from trainer import logs
 from trainer.progress import STOP_VARIABLE
 from trainer.storage import layout, write_json
 from trainer.storage.documents import write_document
@@ -186,7 +187,23 @@ def test_slots_run_cells_at_once_and_their_lines_name_them(lab: Callable[..., La
 def test_cells_of_a_lane_that_run_at_once_make_a_shared_stage_once(lab: Callable[..., Lab]):
     made = lab(arms="perceptual,random,shuffled,permuted", parallel_cells="6")  # permuted has perceptual's tower and lane
 
-    assert made.step("perceptual") == ["perceptual perceptual-seed0"]
+    (started,) = made.step("perceptual")
+    assert started in ("perceptual perceptual-seed0", "perceptual permuted-seed0")  # whichever came first
+
+
+def test_a_fault_of_firstsights_own_is_one_record_with_its_traceback(
+    lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    made = lab(arms="random")
+    monkeypatch.setattr(cells, "train", lambda *_, **__: {}["x"])
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "json")
+    with logs.speaking("launcher"), pytest.raises(SystemExit):
+        made.step("contrastive")
+
+    said = [record for line in capfd.readouterr().err.splitlines() if (record := logs.record_of(line))]
+    (fault,) = [record for record in said if "KeyError: 'x'" in str(record.get("traceback"))]
+    assert fault["message"] == "contrastive random-seed0: failed by a fault of firstsight's own"
+    assert not [record for record in said if "Traceback" in str(record["message"])]
 
 
 def test_a_step_fails_where_none_of_its_cells_can_go_on(lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str]):
