@@ -3,6 +3,9 @@
 import json
 import sys
 import threading
+from collections import UserDict
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,3 +114,15 @@ def test_no_traceback_quotes_one(capfd: pytest.CaptureFixture[str], monkeypatch:
     assert said.count("RuntimeError: of https://***@h/x") == 2
     assert "OSError: https://h/x?sig=***" in said
     assert SECRET not in said
+
+
+def test_a_variable_that_another_thread_takes_away_meanwhile_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error is told in whatever thread it happens."""
+
+    class Vanishing(UserDict[str, str]):
+        def __iter__(self) -> Iterator[str]:
+            return iter(["AWS_SECRET_ACCESS_KEY", "AN_API_KEY"])
+
+    monkeypatch.setattr(redaction, "os", SimpleNamespace(environ=Vanishing({"AWS_SECRET_ACCESS_KEY": SECRET})))
+
+    assert without_credentials(f"x {SECRET}") == "x ***"

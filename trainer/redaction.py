@@ -47,7 +47,8 @@ def without_credentials(text: str) -> str:
 
 def _known() -> set[str]:
     """The credentials of this process."""
-    known = {value for name, value in os.environ.items() if names_secret(name) and not name.upper().endswith("_ID")} | _given
+    names = [name for name in os.environ if names_secret(name) and not name.upper().endswith("_ID")]
+    known = {os.environ.get(name, "") for name in names} | _given  # another thread may take one away meanwhile
     return {secret for secret in known if len(secret) >= _LEAST}
 
 

@@ -41,6 +41,7 @@ class Kind:
         kind: as in manifests.
         source: who brings it, for the message where the cluster does not have it.
         pod_label: of a kind of job, the label of its pods that holds its name; set by its controller.
+        remakes: of a kind of job, whether its controller makes what a job owned anew while the job is being deleted.
     """
 
     api_version: str
@@ -48,6 +49,7 @@ class Kind:
     kind: str
     source: str = ""
     pod_label: str = ""
+    remakes: bool = False
 
     @property
     def resource(self) -> str:

@@ -1,5 +1,6 @@
 """How a job is ended by whoever ends it (a launcher, `cancel`, the reaper): its pods first, with little grace, then the job."""
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -25,6 +26,9 @@ def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, r
     The pods come first: a kubelet that has begun to wait for 180 s does not hear of less (seen with 1.34 and containerd
     1.6), and once the job is deleted its garbage collector asks for just that.
 
+    Kubeflow Trainer (2.0.0 and 2.3.0) makes the JobSet of a TrainJob anew when it goes before the TrainJob does: its pods would
+    begin after the job is gone, so such a job is suspended.
+
     Raises:
         Conflict: the job has another version than the one given.
     """
@@ -34,7 +38,17 @@ def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, r
             raise Conflict(f"{kind.resource} {name} has changed since it was looked at")
     shorten_grace(cluster, kind, name, namespace)
     cluster.delete(kind, name, namespace=namespace, resource_version=resource_version)
+    if kind.remakes:
+        _suspend_going(cluster, kind, name, namespace)
     shorten_grace(cluster, kind, name, namespace)  # those that its controller made meanwhile
+
+
+def _suspend_going(cluster: Cluster, kind: Kind, name: str, namespace: str | None) -> None:
+    """Suspend the job that is being deleted: what its controller still makes for it has no pods."""
+    job = cluster.get(kind, name, namespace)
+    if job is not None and "deletionTimestamp" in job["metadata"]:
+        with contextlib.suppress(Conflict):  # by now another job has the name
+            cluster.patch(kind, name, {"metadata": {"uid": job["metadata"]["uid"]}, "spec": {"suspend": True}}, namespace)
 
 
 def shorten_grace(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, *, only_going: bool = False) -> None:

@@ -24,7 +24,7 @@ from tests.cluster.training import RECIPE
 from trainer.storage import exists, join, open_store, read_json, write_bytes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-RECIPES = {name: RECIPE.replace("epochs: 12", f"epochs: {epochs}") for name, epochs in (("short", 1), ("medium", 60), ("long", 4000))}
+RECIPES = {name: RECIPE.replace("epochs: 12", f"epochs: {epochs}") for name, epochs in (("short", 1), ("medium", 10), ("long", 4000))}
 ROOT = "s3://firstsight/{namespace}"
 LANE = "lane-1-of-1"
 REPORT = f"{ROOT}/experiments/first/report/index.html"

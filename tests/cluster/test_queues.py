@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.__main__ import main
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.kueue import Kueue
 from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
@@ -114,7 +115,7 @@ def test_three_cells_at_once_are_admitted_one_by_one(staged: Staged, queue: Queu
     lanes = [f"lane-{number}-of-3" for number in (1, 2, 3)]
     with contextlib.ExitStack() as stack:
         launchers = [stack.enter_context(training.launcher(cell, profile, tmp_path, lane)) for cell, lane in zip(cells, lanes, strict=True)]
-        harness.wait_until("all jobs to be submitted", lambda: len(jobs(queue)) == 3, 120)
+        harness.wait_until("all jobs to be submitted", lambda: len(jobs(queue)) == 3, 300)
         waiting = harness.wait_until("two to wait", lambda: (rows := queued(queue)) and len(rows) == 2 and rows, 120, every=1)
         assert all("it waits in queue gpus: couldn't assign flavors" in one["why"] for one in waiting)
         most = 0
@@ -233,8 +234,11 @@ def test_a_kind_of_job_that_kueue_does_not_manage_is_said_to_be_one(staged: Stag
 
 
 @pytest.mark.kueue
-def test_cancel_leaves_nothing_of_a_job_that_runs_and_of_one_that_waits(staged: Staged, queue: Queue, profile: str, tmp_path: Path) -> None:
+def test_cancel_leaves_nothing_of_a_job_that_runs_and_of_one_that_waits(
+    staged: Staged, queue: Queue, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor a Workload, which holds quota; and what waited for that quota is admitted."""
+    monkeypatch.setenv("KUBECONFIG", harness.environment()["KUBECONFIG"])
     running, waiting, last = training.plan(staged, recipe="long.yaml"), training.plan(staged), training.plan(staged)
     with training.launcher(running, profile, tmp_path) as first:
         running.wait_for_commit(CHECKPOINT_EVERY)
@@ -242,7 +246,7 @@ def test_cancel_leaves_nothing_of_a_job_that_runs_and_of_one_that_waits(staged: 
             harness.wait_until("two to wait", lambda: len(queued(queue)) == 2, 120, every=1)
             for experiment, launcher in ((waiting, second), (running, first)):
                 began = time.monotonic()
-                pipelines("cancel", experiment.name, "--namespace", queue.namespace)
+                assert main(["cancel", experiment.name, "--namespace", queue.namespace]) == 0
                 assert time.monotonic() - began < 30
                 assert harness.get("pytorchjob", queue.namespace, experiment.identity.name) is None
                 assert launcher.wait(60) == 1, launcher.tail()

@@ -22,7 +22,9 @@ from pipelines.jobs.shapes.pytorchjob import ENVIRONMENT, placed
 from pipelines.profile.settings import JobSettings
 from trainer.errors import InputError
 
-TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer v2", "jobset.sigs.k8s.io/jobset-name")
+TRAINJOB = Kind(
+    "trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob", "Kubeflow Trainer v2", "jobset.sigs.k8s.io/jobset-name", remakes=True
+)
 RUNTIME = "firstsight"
 CONTAINER = "node"
 RENDEZVOUS_PORT = 29400
