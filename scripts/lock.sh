@@ -20,3 +20,5 @@ echo "lock: layouts"
 compile requirements/layouts.in --output-file requirements/layouts.txt
 echo "lock: docs"
 compile requirements/docs.in --output-file requirements/docs.txt
+echo "lock: scan"
+compile requirements/scan.in --output-file requirements/scan.txt

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make a virtual environment with exactly the hashed requirements of one file: setup.sh <folder> <requirements> <mark>
-# The mark is a file that is left in the folder: `ready` where runs work, `tools` where tests do as well, `site` where the site can be built.
+# The mark is a file that is left in the folder: `ready` where runs work, `tools` where tests do as well, `site` where the site can be built, `scan` where the chart can be scanned.
 set -euo pipefail
 folder=$1 requirements=$2 mark=$3
 
@@ -20,6 +20,7 @@ started=$SECONDS
 case $mark in
     ready) what="what runs need (some 6 GB, minutes)" ;;
     site) what="what the site is built with" ;;
+    scan) what="what scans the chart" ;;
     *) what="the tools of tests" ;;
 esac
 printf 'setup: %s with %s, once: %s ... ' "$folder" "$("$PYTHON" -V)" "$what"
