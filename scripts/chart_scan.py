@@ -30,6 +30,10 @@ NAMES = {
     frozenset(HOOKS): "hooks",
     frozenset(TESTS): "tests",
     frozenset(JOBS): "jobs",
+    frozenset((*TESTS, *JOBS)): "tests and jobs",
+    frozenset(("Deployment minio", "Job bucket", *TESTS[::2], *JOBS)): "the store, the bucket hook, tests of runs, jobs",
+    frozenset(("Deployment reaper", "Job uninstall", *TESTS)): "the reaper, the uninstall hook, tests",
+    frozenset(("Deployment minio", *JOBS)): "the store, jobs",
     frozenset(CHART): "every pod of the chart",
     frozenset((*CHART, *JOBS)): "every pod",
 }
