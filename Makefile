@@ -15,6 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SITE := $(VENV)-docs# the environment of make docs
 LIGHT := $(if $(wildcard $(VENV)/ready),$(VENV),$(VENV)-light)# what only asks a cluster needs no torch
+SCAN := $(VENV)-scan# and of make chart-scan
 
 export KFP_ENDPOINT PYTHON UV_VERSION
 .DEFAULT_GOAL := help
@@ -142,6 +143,10 @@ chart-lint: $(VENV)/tools ## helm lint, and a unit test for every switch
 chart-test: $(VENV)/tools ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/chart $(ARGS)
 
+.PHONY: chart-scan
+chart-scan: $(VENV)/tools $(SCAN)/scan ## checkov and kube-score: each finding has its reason in docs/SECURITY.md, or this fails
+	$(BIN)/python scripts/chart_scan.py $(SCAN)/bin/checkov
+
 .PHONY: chart-docs
 chart-docs: $(VENV)/tools ## the chart's README from values.yaml
 	$(call program,helm-docs) --chart-search-root $(CHART)
@@ -159,13 +164,14 @@ kind-down: ## take it away
 ##@ Images
 
 IMAGES ?= trainer pipelines minio## which of the three are built
+PUSH ?=## 1: push them, and write the digests that the registry gave them into build/images/values.yaml
 REGISTRY ?= docker.io/firstsight## images are $REGISTRY/<image>:$TAG; the chart's images.registry
 TAG ?=## default: the version of a tagged commit, else with the commit (make version); the chart's images.tag
 image_tag = $(or $(TAG),$(shell images/tag.sh))
 
 .PHONY: images
-images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs and values for the chart beside them; PUSH=1, mirrors, bases: images/build.sh
-	REGISTRY="$(REGISTRY)" TAG="$(image_tag)" UV="$(BIN)/uv" \
+images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs and values for the chart beside them; mirrors and bases: images/build.sh
+	REGISTRY="$(REGISTRY)" TAG="$(image_tag)" UV="$(BIN)/uv" PUSH="$(PUSH)" \
 	SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)}" images/build.sh $(IMAGES)
 
 ##@ Measure
@@ -202,6 +208,7 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(BIN)/python scripts/tested_table.py
 	$(BIN)/python scripts/dashboard.py
 	$(BIN)/python scripts/pods_table.py
+	$(BIN)/python scripts/chart_scan.py --table
 	$(MAKE) chart-docs
 
 .PHONY: docs
@@ -241,3 +248,5 @@ $(VENV)-light/ready: requirements/pipelines.txt
 	@scripts/setup.sh $(VENV)-light $< light && touch $@
 $(SITE)/site: requirements/docs.txt
 	@scripts/setup.sh $(SITE) $< site
+$(SCAN)/scan: requirements/scan.txt
+	@scripts/setup.sh $(SCAN) $< scan

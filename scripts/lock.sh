@@ -24,3 +24,5 @@ echo "lock: docs"
 compile requirements/docs.in --output-file requirements/docs.txt
 echo "lock: operator"
 compile requirements/operator.in --output-file requirements/operator.txt
+echo "lock: scan"
+compile requirements/scan.in --output-file requirements/scan.txt

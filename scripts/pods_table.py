@@ -35,6 +35,7 @@ RELEASE = "fs"
 PLACES = {"192.0.2.1/32": "the API server", "192.0.2.2/32": "the store", "192.0.2.3/32": "sources", "192.0.2.4/32": "Kubeflow"}
 """Ranges that stand in the values below for what a policy lets a pod reach."""
 VALUES: dict[str, Any] = {
+    "images": {name: {"digest": f"sha256:{'0' * 64}"} for name in ("pipelines", "trainer", "minio")},
     "objectStore": {"bundled": {"unstableCredentials": True}},
     "profileDefaults": {"namespaces": ["runs"]},
     "profiles": {"firstsight": {"jobs": {"queue": "gpus"}}, "v2": {"backend": "trainjob"}},
@@ -329,7 +330,9 @@ def tables(objects: Iterable[Object]) -> str:
             places = asked.setdefault((role, resource, verbs), [])
             places += [] if where[place] in places else [where[place]]
     for (role, resource, verbs), places in asked.items():
-        lines.append(f"| {whose[role]} | {', '.join(places)} | {resource}: {' '.join(verbs)} | {WHY_RIGHT[(role, resource)]} |")
+        name, _, group = resource.partition(".")
+        what = f"{name.replace('/', ': ')} of {group or 'the core'}: {' '.join(verbs)}"
+        lines.append(f"| {whose[role]} | {', '.join(places)} | {what} | {WHY_RIGHT[(role, resource)]} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make a virtual environment with exactly the hashed requirements of one file: setup.sh <folder> <requirements> <mark>
-# The mark is a file that is left in the folder: `ready` where runs work, `tools` where tests do as well, `site` where the site
-# can be built, `light` where clusters and stores can be asked.
+# The mark is a file that is left in the folder: `ready` if runs work, `tools` if tests work as well, `site` if the site can be
+# built, `light` if clusters and stores can be queried, `scan` if the chart can be scanned.
 set -euo pipefail
 folder=$1 requirements=$2 mark=$3
 
@@ -22,6 +22,7 @@ case $mark in
     ready) what="what runs need (some 6 GB, minutes)" ;;
     site) what="what the site is built with" ;;
     light) what="what asks clusters and stores (some 400 MB)" ;;
+    scan) what="what scans the chart" ;;
     *) what="the tools of tests" ;;
 esac
 printf 'setup: %s with %s, once: %s ... ' "$folder" "$("$PYTHON" -V)" "$what"

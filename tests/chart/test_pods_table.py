@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from scripts import pods_table
+from scripts import chart_scan, pods_table
 from tests.chart.conftest import Objects
 from tests.cluster import programs
 
@@ -65,3 +65,28 @@ def test_a_live_pods_token_is_the_one_that_is_mounted(objects: Objects) -> None:
     live["volumes"].append({"name": "kube-api-access-x", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}})
     live["containers"][0]["volumeMounts"].append({"name": "kube-api-access-x", "mountPath": path})
     assert pods_table.facts(live) == pods_table.facts(pod.spec)
+
+
+def test_the_page_has_the_reasons_of_findings() -> None:
+    """As `make generate` writes them."""
+    page = pods_table.PAGE.read_text()
+    assert chart_scan.page(page) == page
+
+
+def test_a_finding_without_a_reason_fails_the_scan_and_so_does_a_reason_without_a_finding() -> None:
+    """By its rule and object."""
+    found = {rule: set(where) for rule, (where, _) in chart_scan.EXPLAINED.items()}
+    assert chart_scan.unexplained(found) == []
+    assert chart_scan.unexplained({**found, "checkov CKV_K8S_16": {"Job new"}}) == [
+        "checkov CKV_K8S_16: Job new has no reason in scripts/chart_scan.py"
+    ]
+    found.pop("kube-score deployment-strategy")
+    assert chart_scan.unexplained(found) == [
+        "kube-score deployment-strategy: not found any more at Deployment minio; take it out of scripts/chart_scan.py"
+    ]
+
+
+def test_every_kind_of_job_is_scanned(objects: Objects) -> None:
+    """Beside what Helm makes."""
+    names = {f"Pod {one['metadata']['name']}" for one in chart_scan.scanned(objects)}
+    assert set(chart_scan.JOBS) <= names

@@ -101,6 +101,14 @@ def test_missing_kind_is_refused_before_anything_is_made(namespace: str, values:
     assert harness.listed("deployments", namespace) == []
 
 
+def test_a_second_release_is_refused(namespace: str, release: str, values: dict[str, Any]) -> None:
+    """With the reason, before anything is made; also where other profiles would live beside the first release's."""
+    other = {**values, "profiles": {"firstsight": None, "other": {}}}
+    said = helm("install", "second", str(chart.CHART), "-n", namespace, given=other, fails=True)
+    assert f"namespace {namespace} belongs to release {release} of firstsight already" in said
+    assert helm("list", "-n", namespace, "-q").split() == [release]
+
+
 def test_helm_test(namespace: str, release: str) -> None:
     """`helm test` passes: store, rights, kinds, Prometheus, a line each."""
     said = helm("test", release, "-n", namespace, "--logs", "--timeout", "5m")

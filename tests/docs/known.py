@@ -189,7 +189,8 @@ def unknown_values(value: Any, rule: Mapping[str, Any], path: str = "") -> Itera
         if key in properties:
             yield from unknown_values(below, properties[key], f"{path}{key}.")
         elif others is False:
-            yield f"{path}{key}"
+            if not any(re.search(pattern, key) for pattern in rule.get("patternProperties", ())):
+                yield f"{path}{key}"
         elif isinstance(others, dict):
             yield from unknown_values(below, others, f"{path}{key}.")
 

@@ -39,7 +39,7 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- end -}}
 {{- end -}}
 {{- range $name, $_ := .Values.pods.env -}}
-{{- if regexMatch "^(HOME|FIRSTSIGHT_PROFILE|KFP_.*|KF_PIPELINES_.*|MINIO_.*|AWS_.*|FIRSTSIGHT_S3_(CA|ADDRESSING))$" $name -}}
+{{- if regexMatch "^(HOME|FIRSTSIGHT_(PROFILE|S3_CA|S3_ADDRESSING)|KFP_(ENDPOINT|NAMESPACE|CA)|KF_PIPELINES_SA_TOKEN_PATH|AWS_(ENDPOINT_URL_S3|REGION|ACCESS_KEY_ID|SECRET_ACCESS_KEY|WEB_IDENTITY_TOKEN_FILE))$" $name -}}
 {{- fail (printf "pods.env must not set %s: the chart sets it itself, from objectStore, kubeflow and the Secrets; leave it out" $name) -}}
 {{- end -}}
 {{- end -}}
