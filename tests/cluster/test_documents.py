@@ -1,14 +1,17 @@
 """The blocks of the operators' pages that need a cluster, as they stand and in the order of the pages: install, label, quota, keys."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import old_store
 from tests.cluster import chart, harness, settings
-from tests.docs.blocks import Block, all_blocks, checkout, count, run_script
+from tests.docs.blocks import Block, all_blocks, checkout, count, read_blocks, run_script
+from tests.reference import reference_python
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 NAMESPACE = "ml"
@@ -65,6 +68,30 @@ def test_the_pages_install_the_chart_and_rotate_its_keys(place: Path):
         with pytest.raises(AssertionError, match="refused"):
             _may_list(address, before)
     print(f"blocks of the operators' pages: {count(all_blocks())}")
+
+
+def test_day_two_on_the_bundled_store(place: Path, tmp_path: Path):
+    """Its commands with the run's own keys, but for the run and for the rule that MinIO has not: back up, lose, restore, verify, remove."""
+    old = old_store.unpack(tmp_path)
+    blocks = [block for block in read_blocks("docs/DAY_TWO.md") if block.how == "run"]
+    blocks = [block for block in blocks if "pipelines run" not in block.text and "lifecycle" not in block.text]
+    lost = next(number for number, block in enumerate(blocks) if 'sync "$BACKUP" "$NEW"' in block.text)
+    root, new = (f"s3://firstsight/{NAMESPACE}/{name}" for name in ("one", "two"))
+    aws = reference_python(Path(__file__).parents[2] / "requirements" / "operator.txt").parent
+    with chart.forwarded(NAMESPACE, "svc/firstsight-minio", 9000) as address:
+        environment = {
+            **harness.environment(), **chart.keys(NAMESPACE, "firstsight"), "AWS_ENDPOINT_URL_S3": f"http://{address}",
+            "ROOT": root, "NEW": new, "EXPERIMENT": "tiny", "BACKUP": str(tmp_path / "backup"),
+        }  # fmt: skip
+        start = f'aws s3 sync "{old}" "$ROOT" --no-progress --quiet\n'
+        done = run_script(start + "".join(block.text for block in blocks[:lost]), place, environment, aws)
+        assert done.returncode == 0, done.stdout
+        shutil.rmtree(old)
+        start = f'{blocks[0].text}aws s3 rm --recursive --quiet "$ROOT"\n'
+        done = run_script(start + "".join(block.text for block in blocks[lost:]), place, environment, aws)
+        assert done.returncode == 0, done.stdout
+    assert "all as sealed" in done.stdout
+    assert f"deleted {new}/experiments/tiny" in done.stdout
 
 
 def _may_list(address: str, keys: dict[str, str]) -> None:

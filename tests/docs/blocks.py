@@ -20,7 +20,7 @@ import yaml
 from tests.docs import known
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("docs/OPERATIONS.md", "docs/KUBEFLOW.md", "docs/RUNBOOK.md", "docs/DAY_TWO.md", "manifests/README.md")
+PAGES = ("docs/OPERATIONS.md", "docs/KUBEFLOW.md", "manifests/README.md", "docs/RUNBOOK.md", "docs/DAY_TWO.md")
 SHELLS, YAML = ("sh", "shell", "bash", "console"), ("yaml", "yml")
 _MARK = r"(?:^[ \t]*<!-- (?P<mark>(?:not )?run: [^>]*?) -->\n)?"
 _BLOCK = re.compile(

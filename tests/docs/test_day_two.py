@@ -82,7 +82,7 @@ def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tu
     done = run_script(script([BLOCKS[0], *BLOCKS[removed:]]), folder, variables, aws)
     assert done.returncode == 0, done.stdout
     left = [info.uri.removeprefix(f"{variables['NEW']}/") for info in open_store(variables["NEW"]).list(variables["NEW"])]
-    assert any(name.startswith("datasets/shapes/") for name in left), left
+    assert sum(name.startswith("datasets/") and name.endswith("/manifest.json") for name in left) >= 4, left
     assert not [name for name in left if name.startswith(("experiments/", "runs/", "datasets/old-pairs/"))]
 
 
