@@ -61,11 +61,11 @@ STORE ?= file## file, seaweedfs or minio
 HOURS ?= 8## of faults-soak
 
 .PHONY: faults faults-soak
-faults: $(VENV)/tools ## whole experiments under several faults at once, drawn by SEED, for MINUTES; invariants checked (ARGS="--trial 17")
-	$(BIN)/python -m tests.faults --seed $(SEED) --store $(STORE) --minutes $(MINUTES) $(ARGS)
-faults-soak: $(VENV)/tools ## the same for HOURS; stopped, it resumes from its record in build/faults
+faults: $(VENV)/tools ## whole experiments under several faults at once, for MINUTES; a record in build/faults says where to go on (ARGS="--trial 17")
 	@mkdir -p build/faults
-	$(BIN)/python -m tests.faults --seed $(SEED) --store $(STORE) --minutes $$(($(HOURS) * 60)) --record build/faults/$(STORE)-$(SEED).record $(ARGS)
+	$(BIN)/python -m tests.faults --seed $(SEED) --store $(STORE) --minutes $(MINUTES) --record build/faults/$(STORE)-$(SEED).record $(ARGS)
+faults-soak: ## the same for HOURS
+	@$(MAKE) faults MINUTES=$$(($(HOURS) * 60))
 
 .PHONY: campaigns
 campaigns: $(VENV)/tools ## exhaustive walks over faults, a sample of which is in test and slow (ARGS=tests/storage; an hour)

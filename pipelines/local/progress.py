@@ -183,7 +183,16 @@ class Display:
             data = stream.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return [record for line in complete.splitlines() if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A record; None where its line was cut short, as on a full disk, or the next one was appended to such a line."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _bars(steps: Sequence[tuple[str, Step]]) -> Table:

@@ -126,7 +126,8 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
         display = Display(scratch / "progress.jsonl", console, verbose=verbose, jobs=jobs_of(prepared.cells))
         variables = _variables(scratch, held.jobs if held else None)
         variables[CHECKED_VARIABLE] = layout.request(prepared.uri, prepared.asked.id)
-        with _environment(variables), _signals(Path(variables[STOP_VARIABLE]), display) as received, display:
+        marker = StopMarker(Path(variables[STOP_VARIABLE]))
+        with _environment(variables), _signals(marker, display) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
@@ -142,7 +143,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
                 pipeline.join(POLL_SECONDS)
                 display.poll()
                 if held and held.lost():
-                    Path(variables[STOP_VARIABLE]).write_text(STOP_AT_ONCE)
+                    marker.leave(at_once=True)
     if held and held.lost():
         print(f"the experiment's lock was lost, so this run and its jobs were ended: {held.lost()}", file=sys.stderr)
         return 1
@@ -197,11 +198,11 @@ class _Pipeline(threading.Thread):
         self._display = display
 
     def run(self) -> None:
-        with (self._scratch / "kfp.log").open("w") as log, contextlib.redirect_stdout(_Lines(self._display) if self._display else log):
-            try:
+        try:
+            with (self._scratch / "kfp.log").open("w") as log, contextlib.redirect_stdout(_Lines(self._display) if self._display else log):
                 self._run()
-            except Exception as error:  # kfp's own words say which task; the steps' failure.json say why
-                self.error = _COLOURS.sub("", " ".join(str(error).split()))
+        except Exception as error:  # kfp's own words say which task; the steps' failure.json say why
+            self.error = _COLOURS.sub("", " ".join(str(error).split())) or type(error).__name__
 
     def _run(self) -> None:
         with warnings.catch_warnings():
@@ -290,14 +291,30 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+class StopMarker:
+    """The file by which steps are asked to stop: written when the run begins, and later only renamed, for which a full disk has room."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ready = {at_once: path.with_suffix(f".{at_once}") for at_once in (False, True)}
+        for at_once, ready in self._ready.items():
+            ready.write_text(STOP_AT_ONCE if at_once else "")
+
+    def leave(self, *, at_once: bool = False) -> None:
+        """Ask the steps to stop; at once: jobs must not save either."""
+        if at_once or not self._path.exists():
+            with contextlib.suppress(FileNotFoundError):  # it was left before
+                self._ready[at_once].rename(self._path)
+
+
 @contextlib.contextmanager
-def _signals(stop: Path, display: Display) -> Iterator[list[int]]:
+def _signals(marker: StopMarker, display: Display) -> Iterator[list[int]]:
     """Leave the stop marker on Ctrl-C and SIGTERM, and say so at once; yields the list of signals that came."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        stop.touch()
+        marker.leave()
         if len(received) == 1:
             display.say("stopping… (running jobs save what they have, which may take a minute; queued ones do not begin)")
 

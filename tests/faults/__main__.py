@@ -62,7 +62,8 @@ def run(options: argparse.Namespace, folder: Path) -> int:
                 result = laboratory.carry_out(trial)
             except (OSError, RuntimeError, ValueError, AssertionError) as error:
                 result = Result(problems=[f"{type(error).__name__}: {error}"])
-            record.add(number, result, time.monotonic() - began)
+            if options.trial < 0:
+                record.add(number, result, time.monotonic() - began)
             broken += bool(result.problems)
             shown = "".join(f"\n    {problem}" for problem in result.problems)
             print(

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -88,17 +90,18 @@ class Result:
 def draw_trial(seed: int, number: int, abilities: set[str]) -> Trial:
     """The trial of this number, the same for the same seed and the same abilities of the place."""
     draw = random.Random(f"{seed} {number}")
+    kind = draw.random()
+    executed = kind > 0.985
     names = [name for name, one in FAULTS.items() if one.needs in abilities]
     attempts = []
     for place in range(draw.choice((1, 2, 2, 3, 4))):
         count = draw.choice((2, 3, 4, 6, 8))
         faults = tuple(sorted(((draw.choice(names), draw.random(), draw.randrange(1 << 30)) for _ in range(count)), key=lambda one: one[1]))
-        host = f"host-{place}" if draw.random() < 0.15 else ""
+        host = f"host-{place}" if draw.random() < 0.15 and not executed else ""  # real programs wait longer for a lost host
         runs = draw.choice((1, 1, 1, 1, 1, 1, 2, 3))
         attempts.append(Attempt(faults=faults, runs=runs, host=host, skew=draw.choice((-180.0, 180.0, 7200.0)) if host else 0.0))
-    kind = draw.random()
     large = "store" in abilities and 0.1 < kind < 0.25
-    return Trial(attempts=tuple(attempts), ranks=2 if kind < 0.03 else 1, large=large, executed=kind > 0.985)
+    return Trial(attempts=tuple(attempts), ranks=2 if kind < 0.03 else 1, large=large, executed=executed)
 
 
 class Laboratory:
@@ -115,9 +118,13 @@ class Laboratory:
         """Objects and outcome of a run of this trial's experiment that was left alone."""
         key = trial.ranks, trial.large
         if key not in self._whole:
-            self.place.clear()
-            (end,) = self._attempt(Trial(attempts=(), ranks=trial.ranks, large=trial.large), Attempt(faults=()), Result())
-            assert end.code == 0, end
+            for _ in range(3):  # a machine that is busy enough loses a lock without a fault
+                self.place.clear()
+                (end,) = self._attempt(Trial(attempts=(), ranks=trial.ranks, large=trial.large), Attempt(faults=()), Result())
+                if end.code == 0:
+                    break
+            else:
+                sys.exit(f"a run that is left alone ends with {end.code}: {end.said}")  # counts for no trial
             with self._store():
                 made = experiment_of(self.place)
                 self._whole[key] = made.content(), made.outcome()
@@ -132,8 +139,9 @@ class Laboratory:
         for attempt in trial.attempts:
             left = sorted([*left, *attempt.faults], key=lambda one: one[1])
             ends += self._attempt(trial, attempt, result, left)
-            if attempt.host and self.place.server:  # where nobody here knows that its holder has ended
-                time.sleep(STALE_SECONDS + WATCH_SECONDS)
+            if attempt.host:  # it is lost, and nobody here knows that the lock's holder has ended
+                shutil.rmtree(self.place.tmp / attempt.host, ignore_errors=True)
+                time.sleep(STALE_SECONDS + WATCH_SECONDS if self.place.server else 0)
             if result.problems or any(end.code == 0 for end in ends):
                 break
         if not result.problems:

@@ -30,7 +30,7 @@ from typing import Any
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _CLONE_NEWUTS = 0x04000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
-HEARTBEAT_SECONDS, STALE_SECONDS, WATCH_SECONDS = 2.0, 40.0, 3.0
+HEARTBEAT_SECONDS, STALE_SECONDS, WATCH_SECONDS = 6.0, 60.0, 9.0
 """Of the lock in the store: in place of minutes."""
 
 

@@ -103,7 +103,9 @@ class Server:
         self._process.wait()
 
     def start(self) -> None:
-        """With the same data, on the same ports; returns at once."""
+        """With the same data, on the same ports, where it does not run; returns at once."""
+        if self._process.poll() is None:
+            return
         with open(self._folder / "server.log", "ab") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             options: dict[str, Any] = {"start_new_session": True, "preexec_fn": die_with_parent, "cwd": self._folder}

@@ -4,6 +4,8 @@ import dataclasses
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,30 @@ def test_what_fills_a_disk_goes_when_it_can_be_written(tmp_path: Path, monkeypat
     scene.end_faults(all_of_them=True)
     assert not (tmp_path / "ballast").exists()
     assert scene.later == []
+
+
+def test_a_fault_without_a_victim_strikes_nobody(tmp_path: Path) -> None:
+    """Least of all the campaign: the process 0 that is nobody's would be its own."""
+    scene = Scene(place=_outcome(tmp_path, {}).place, zygote=os.getpid(), draw=random.Random(0))
+    assert [one.do(scene) for one in FAULTS.values() if not one.needs] == [""] * sum(not one.needs for one in FAULTS.values())
+    assert (scene.hits, scene.later) == ({}, [])
+
+
+def test_a_fault_strikes_jobs_steps_and_commands(tmp_path: Path) -> None:
+    """Found by the names that forks give themselves; what only serves the campaign is left alone."""
+    code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, sys.argv[1].encode()); print(flush=True); sys.stdin.read()"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    names = ("stepper", "train contrastive")
+    children = [subprocess.Popen([sys.executable, "-c", code, name], **pipes) for name in names]
+    try:
+        for child in children:
+            child.stdout.readline()
+        scene = Scene(place=_outcome(tmp_path, {}).place, zygote=os.getpid(), draw=random.Random(0))
+        assert FAULTS["SIGKILL of a process"].do(scene) == "train contrasti"
+        assert children[1].wait() == -9
+        assert scene.hits == {children[1].pid: {9}}
+        assert children[0].poll() is None
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()

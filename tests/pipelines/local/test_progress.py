@@ -117,6 +117,16 @@ def test_a_half_written_record_waits_for_its_end(tmp_path: Path, monkeypatch: py
     assert output.getvalue().count("1/2 samples") >= 1
 
 
+def test_a_line_that_a_full_disk_cut_short_is_passed_over(tmp_path: Path):
+    """And the one that was appended to it; the next ones count."""
+    path, output = tmp_path / "p", io.StringIO()
+    whole = json.dumps(record(10, 50)).encode() + b"\n"
+    path.write_bytes(whole[:30] + whole + b"\n17\n" + json.dumps({**record(11, 1), "total": 2}).encode() + b"\n")
+    with Display(path, Console(file=output, width=200)):
+        pass
+    assert [line.split("  ")[-1] for line in output.getvalue().splitlines()] == ["1/2 samples"]
+
+
 def test_a_terminal_gets_bars(tmp_path: Path):
     """Redrawn in place, with the amount beside them."""
     path, output = tmp_path / "p", io.StringIO()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local.run import _Lines, _signals
+from pipelines.local.run import StopMarker, _Lines, _Pipeline, _signals
 from tests.staging.conftest import photo_folder
+from trainer.progress import STOP_AT_ONCE
 
 REPOSITORY = Path(__file__).parents[3]
 FAKE = Path(__file__).parent / "fake"
@@ -158,13 +159,35 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
 def test_a_signal_is_answered_at_once_and_once(tmp_path: Path):
     """By the handler itself, whatever the run waits for; the marker is there when it has spoken."""
     display = Said()
-    with _signals(tmp_path / "stop", display) as received:  # type: ignore[arg-type]
+    with _signals(StopMarker(tmp_path / "stop"), display) as received:  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     assert received == [signal.SIGINT, signal.SIGINT]
     assert [line.split()[0] for line in display.lines] == ["stopping…"]
     assert (tmp_path / "stop").exists()
+
+
+def test_a_stop_needs_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is to be told was written when the run began; a stop at once stays one, whatever signal follows."""
+    marker, stop = StopMarker(tmp_path / "stop"), tmp_path / "stop"
+    monkeypatch.setattr(Path, "write_text", None)
+    monkeypatch.setattr(Path, "touch", None)
+    assert not stop.exists()
+    marker.leave()
+    assert stop.read_text() == ""
+    marker.leave()
+    marker.leave(at_once=True)
+    marker.leave()
+    assert stop.read_text() == STOP_AT_ONCE
+
+
+def test_a_pipeline_without_room_for_its_log_has_failed(tmp_path: Path):
+    """Its thread ends before the first step; a run that took that for the end of all steps would exit 0."""
+    pipeline = _Pipeline(None, tmp_path / "none", None)  # type: ignore[arg-type]
+    pipeline.start()
+    pipeline.join()
+    assert "kfp.log" in pipeline.error
 
 
 class Said:
