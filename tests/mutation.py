@@ -95,9 +95,13 @@ def try_module(module: Path, draw: random.Random, most: int, seconds: int) -> No
 def main() -> None:
     """As the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("seed", 0), ("modules", 20), ("mutants", 8), ("seconds", 60)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--module", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modules", type=int, default=20, help="how many, drawn by the seed")
+    parser.add_argument("--mutants", type=int, default=8, help="changes of each module")
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="that the tests of a module may take; modules whose tests take longer are left out"
+    )
+    parser.add_argument("--module", type=Path, help="this one alone")
     options = parser.parse_args()
     for name in HEAVY:
         importlib.import_module(name)  # once for all, since it takes longer than most tests
