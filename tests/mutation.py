@@ -98,9 +98,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", type=int, default=20, help="how many, drawn by the seed")
     parser.add_argument("--mutants", type=int, default=8, help="changes of each module")
-    parser.add_argument(
-        "--seconds", type=int, default=60, help="that the tests of a module may take; modules whose tests take longer are left out"
-    )
+    parser.add_argument("--seconds", type=int, default=60, help="that the tests of a module may take, else it is left out")
     parser.add_argument("--module", type=Path, help="this one alone")
     options = parser.parse_args()
     for name in HEAVY:
