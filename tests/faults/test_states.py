@@ -22,7 +22,7 @@ from tests.faults.trials import DAMAGES, ROTTEN, Trial, attempt, attempt_rotten,
 from trainer.storage.states import KINDS
 
 pytestmark = pytest.mark.timeout(1800)  # many trials in one test; a machine under load takes ten times as long
-PLAIN = ("data set's manifest", "shard", "experiment's plan", "stage's lineage", "file of a final model", "checkpoint's seal", "figures")
+PLAIN = ("shard", "experiment's plan", "file of a final model", "figures")
 """Kinds that each heal in a way of their own."""
 ELSEWHERE = {
     "declaration": "tests/pipelines/planning/test_varied.py",

@@ -225,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
         message = BytesParser().parsebytes(b"Content-Type: " + self.headers["content-type"].encode() + b"\r\n\r\n" + self.body)
         (part,) = message.get_payload()  # type: ignore[misc]
         assert str(part.get_filename()).endswith(".yaml")  # type: ignore[union-attr]
-        documents = list(yaml.safe_load_all(part.get_payload(decode=True)))  # type: ignore[union-attr]
+        documents = list(yaml.load_all(part.get_payload(decode=True), Loader=yaml.CSafeLoader))  # type: ignore[union-attr]
         specification = {"pipeline_spec": documents[0], "platform_spec": documents[1]} if len(documents) > 1 else documents[0]
         version = {
             "pipeline_id": pipeline,

@@ -1,13 +1,16 @@
 """The elastic agent, over ranks that are a line of Python each."""
 
+import inspect
 import os
 import signal
 import tempfile
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
 from tests.run.toy import toy_config
 from trainer.errors import InputError, RunError, Stopped
@@ -16,6 +19,12 @@ from trainer.run.failure import write_failure
 from trainer.storage.writers import has_mark
 
 COUNT = "import os, pathlib, sys, time; started = pathlib.Path(sys.argv[1]) / f'{os.environ[\"RANK\"]}-{time.time_ns()}'; started.touch(); "
+
+
+@pytest.fixture(autouse=True)
+def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each look the rendezvous reads the source of the whole stack to log its caller, and pytest's is deep: without the source."""
+    monkeypatch.setattr(dynamic_rendezvous, "inspect", types.SimpleNamespace(stack=lambda: inspect.stack(0)))
 
 
 def rank(folder: Path, code: str) -> list[str]:

@@ -46,6 +46,10 @@ def test_null_removes_a_key_and_delete_an_entry():
     assert merged["spec"]["volumes"] == []
 
 
+def test_null_in_a_mapping_that_replaces_a_list_removes_its_key_too():
+    assert strategic_merge({"args": [1]}, {"args": {"a": None, "b": 1}}) == {"args": {"b": 1}}
+
+
 def test_the_base_is_left_as_it_was():
     """One template serves every job."""
     strategic_merge(POD, {"spec": {"containers": [{"name": "pytorch", "image": "b"}], "schedulerName": None}})

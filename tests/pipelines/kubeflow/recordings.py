@@ -46,4 +46,4 @@ def workflow(name: str) -> dict[str, Any]:
 def pipeline(name: str) -> list[dict[str, Any]]:
     """The compiled pipeline of a recorded run, as the documents of its YAML."""
     run = answer(f"{name}/run.v1beta1.http.gz").json()
-    return list(yaml.safe_load_all(run.get("run", run)["pipeline_spec"]["pipeline_manifest"]))
+    return list(yaml.load_all(run.get("run", run)["pipeline_spec"]["pipeline_manifest"], Loader=yaml.CSafeLoader))

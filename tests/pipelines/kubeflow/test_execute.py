@@ -48,6 +48,16 @@ def test_what_a_component_returns_is_where_kfp_looks_for_it(tmp_path: Path, monk
     assert (tmp_path / "lanes").read_text() == "page"
 
 
+@pytest.mark.parametrize("missing", ["--function_to_execute", "--executor_input"])
+def test_an_argument_that_is_missing_is_named(missing: str, capsys: pytest.CaptureFixture[str]):
+    given = {"--function_to_execute": "plan", "--executor_input": "{}"}
+    del given[missing]
+    with pytest.raises(SystemExit, match="2"):
+        execute.main(["x", *(part for pair in given.items() for part in pair)])
+
+    assert f"the following arguments are required: {missing}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["links", "evaluate"])
 def test_a_failed_step_s_log_is_its_own_and_not_the_executor_s_input(tmp_path: Path, name: str):
     """In a process of its own, as in a pod; `links` lies in a module of its own."""

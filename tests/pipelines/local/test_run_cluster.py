@@ -113,6 +113,7 @@ def contrastive(tmp_path: Path) -> str:
     return Identity(root=root, output=output, experiment="smoke", cell=cell, arm="random", seed=0, stage="contrastive").name
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_on_a_cluster_from_a_shell(api: FakeApi, tmp_path: Path):
     """Its jobs have ended, stay to be looked at, and nobody holds them."""
     kubelet = Kubelet(api)
