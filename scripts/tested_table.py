@@ -32,7 +32,7 @@ SERVERS = {  # module -> (what it is, which target runs it)
     "github.com/minio/minio": ("MinIO", f"{E2E}, `make slow`"),
     "helm.sh/helm/v3": ("Helm 3", "`make chart-test`"),
 }
-CHECKERS = frozenset({"actionlint", "helm-docs", "helm-unittest", "kubeconform"})
+CHECKERS = frozenset({"actionlint", "helm-docs", "helm-unittest", "kube-score", "kubeconform"})
 """Tools that look at files: no run meets them."""
 LEAST_DRIVER = {"13": "580"}
 """Of NVIDIA's, by the major version of CUDA."""
