@@ -29,7 +29,7 @@ WORDS = {
 
 def table() -> str:
     """One row a kind of object: its place, who writes it, and what happens for each damage."""
-    lines = ["| object | place | written by | where it is damaged |", "|---|---|---|---|"]
+    lines = ["| object | place | written by | what happens if it is damaged |", "|---|---|---|---|"]
     lines += [f"| {kind.name} | `{place(kind)}` | `{kind.writer}` | {'<br>'.join(outcomes(kind))} |" for kind in KINDS]
     return "\n".join([*lines, ""])
 

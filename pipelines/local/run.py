@@ -144,7 +144,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
                 if held and held.lost():
                     Path(variables[STOP_VARIABLE]).write_text(STOP_AT_ONCE)
     if held and held.lost():
-        print(f"the experiment's lock was lost, so this run and its jobs were ended: {held.lost()}", file=sys.stderr)
+        print(f"the experiment's lock was lost, so this run and its jobs were stopped: {held.lost()}", file=sys.stderr)
         return 1
     if received:
         print("stopped; run the same command again to resume", file=sys.stderr)
@@ -299,7 +299,7 @@ def _signals(stop: Path, display: Display) -> Iterator[list[int]]:
         received.append(number)
         stop.touch()
         if len(received) == 1:
-            display.say("stopping… (running jobs save what they have, which may take a minute; queued ones do not begin)")
+            display.say("stopping… (running jobs are saving their state, which may take a minute; queued ones will not start)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

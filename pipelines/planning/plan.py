@@ -156,7 +156,7 @@ def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
     for arm in arms:
         refusal = named_labels(arm.labels).refusal(judge, recipe.staging) if arm.labels else ""
         if refusal:
-            raise InputError(f"arms has {arm.name!r}, whose labels {refusal}")
+            raise InputError(f"arms has {arm.name!r}, but its labels {refusal}")
 
 
 def weights_of(arms: tuple[Arm, ...]) -> dict[str, str]:
@@ -188,7 +188,7 @@ def read_sets(text: str) -> tuple[DataConfig, ...]:
     manifests = [(uri, read_manifest(uri)) for uri in uris]
     for uri, manifest in manifests:
         if manifest is None and not exists(join(uri, "test", "nshards.txt")):
-            raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt lies there")
+            raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt exists there")
     return tuple(as_data(uri) if manifest else DataConfig(uri=uri) for uri, manifest in manifests)
 
 

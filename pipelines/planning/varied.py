@@ -31,7 +31,7 @@ def varied(experiment: Experiment, earlier: Plan) -> dict[str, Any]:
         before = axes.get(axis, fields)
         if list(before) != list(fields):
             raise InputError(
-                f"vary: axis {axis!r} of experiment {experiment.name} varied {', '.join(before)}, and now {', '.join(fields)}: "
+                f"vary: axis {axis!r} of experiment {experiment.name} varied {', '.join(before)} before, but now varies {', '.join(fields)}: "
                 "give the axis another name"
             )
         axes[axis] = {

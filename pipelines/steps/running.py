@@ -183,7 +183,7 @@ def root_of_run(root: str, profile: Profile, default: str = "") -> str:
     """
     root = root or profile.root or default
     if not root:
-        raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
+        raise InputError("root must be a store URI such as s3://bucket/prefix if the profile sets none, got ''")
     check_root(root)
     profile.check_root("root", absolute(root))
     return absolute(root)

@@ -174,7 +174,7 @@ class _YamlLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", node.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} appears twice", node.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -188,7 +188,7 @@ _YamlLoader.add_implicit_resolver(
 
 def _load(text: str, source: str) -> Any:
     if len(text) > MAX_YAML_BYTES:
-        raise InputError(f"{source}: {len(text):,} characters of YAML, at most {MAX_YAML_BYTES:,} are read")
+        raise InputError(f"{source}: {len(text):,} characters of YAML, but at most {MAX_YAML_BYTES:,} are read")
     try:
         return yaml.load(text, Loader=_YamlLoader)
     except yaml.YAMLError as error:
@@ -232,7 +232,7 @@ def _written(recipe: str | Mapping[str, Any], read: Read | None, source: str) ->
     else:
         near = difflib.get_close_matches(recipe, RECIPES, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        raise InputError(f"recipe {recipe!r} is not shipped: one of {', '.join(RECIPES)}, or a URI that ends in .yaml{meant}")
+        raise InputError(f"recipe {recipe!r} is not a built-in recipe: use one of {', '.join(RECIPES)}, or a URI that ends in .yaml{meant}")
     values = load_yaml(text, f"recipe {recipe}")
     values.setdefault("name", recipe.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))
     return f"recipe {recipe}", values

@@ -136,7 +136,7 @@ def load_state(optimizer: Adam, module: nn.Module, tensors: Mapping[str, Tensor]
         found.setdefault(name, {})[quantity] = value
     if found and found.keys() != trained.keys():
         first = sorted(found.keys() ^ trained.keys())[0]
-        raise InputError(f"the checkpoint's optimiser does not fit the model: {first} is in one and not in the other")
+        raise InputError(f"the checkpoint's optimiser state does not match the model: {first} is in one but not in the other")
     for name, quantities in found.items():
         p = trained[name]
         optimizer.state[p] = {quantity: value.to(p.device) for quantity, value in quantities.items()}

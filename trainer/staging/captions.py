@@ -113,7 +113,7 @@ def caption_of(label: str, where: str) -> str:
         BadCaptionError: it is a number.
     """
     if label.isdecimal():
-        raise BadCaptionError("class is a number", f"{where}: {shown(label)} is no caption: write the name of the class")
+        raise BadCaptionError("class is a number", f"{where}: {shown(label)} is not a caption: use the name of the class")
     return as_words(label)
 
 
@@ -131,7 +131,7 @@ def parse_text(data: bytes, where: str) -> tuple[str, ...]:
         raise BadCaptionError("caption not UTF-8", f"{where} {error}") from error
     found = clean_captions(split_lines(text), where)
     if found and all(map(_BOX.fullmatch, found)):
-        raise BadCaptionError("boxes, not captions", f"{where}: {shown(found[0])}, as YOLO's labels are")
+        raise BadCaptionError("boxes, not captions", f"{where}: {shown(found[0])}, like YOLO labels")
     return found
 
 
@@ -165,7 +165,7 @@ def facts_of(value: Mapping[str, Any], where: str) -> Facts:
     facts = Facts(label=label, split=split, family=family)
     if value and not any(key in value for key in CAPTION_KEYS):
         found = ", ".join(list(value)[:_SHOWN_KEYS])
-        raise NoCaptionError("empty caption", f"{where}: has {found}, and none of {', '.join(CAPTION_KEYS)}", facts)
+        raise NoCaptionError("empty caption", f"{where}: has {found}, but none of {', '.join(CAPTION_KEYS)}", facts)
     try:
         return replace(facts, captions=first_captions((value.get(key) for key in CAPTION_KEYS), where))
     except NoCaptionError as error:

@@ -155,9 +155,9 @@ def read_plan(folder: str) -> Plan | None:
     plan = from_json(Plan, {"files": {}, **value}, 2, uri)
     rules = plan.options.get("rules", 1)
     if not all(split in SPLITS for split in plan.splits) or plan.shard_samples < 1 or type(rules) is not int or rules < 1:
-        raise Corrupt(f"{uri}: names a split, a number of samples or a version of the rules that is unknown: damaged or changed by hand")
+        raise Corrupt(f"{uri}: contains an unknown split, number of samples or version of the rules: it was damaged or edited by hand")
     if rules > PAIRS_RULES:
-        raise InputError(f"{uri}: made by version {rules} of the rules, this firstsight knows them up to {PAIRS_RULES}: use a newer one")
+        raise InputError(f"{uri}: made by version {rules} of the rules, this firstsight only knows versions up to {PAIRS_RULES}: use a newer firstsight")
     if "fingerprint" not in plan.source or plan.plan_id != stored:
         raise Corrupt(f"{uri}: plan id {stored} is not that of its source and options: it was damaged or changed by hand")
     return plan

@@ -119,7 +119,7 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
             try:
                 _make_slice(folder, plan, number, len(rows), _samples(plan, rows, client, threads, makers, settings), tokenize)
             except BrokenExecutor as error:
-                raise RunError("a decoding process died, as it does when memory runs out: use fewer --processes") from error
+                raise RunError("a decoding process died, probably out of memory: use fewer --processes") from error
             made += 1
             print(f"{folder}: slice {number} of {len(plan.splits)} done", file=sys.stderr)
     return {"slices": len(mine), "made": made}

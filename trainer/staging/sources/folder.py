@@ -36,7 +36,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
         what = f"no pictures among {len(files)} files{_found(files)}{_advice(files)}"
         raise InputError(f"{uri}: {what}; looked for {', '.join(kinds.READ)}, lists ({NAME} and others) and .tar")
     if uri.endswith(f"/{images[0].name}"):
-        raise InputError(f"{uri}: is one picture: a source is a folder of pictures, a list of them, or a tar")
+        raise InputError(f"{uri} is a single picture: a source must be a folder of pictures, a list of them, or a tar")
     check_unique((_stem(file.name) for file in images), uri)
     names = [file.name for file in images]
     beside = _bring_together(names, beside)
@@ -71,7 +71,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
             )
         )
     for _, orphans in sorted(beside.items()):
-        rejects += (Reject(file.name, "caption without picture", "no picture of this name", counts=False) for file in orphans.values())
+        rejects += (Reject(file.name, "caption without picture", "no picture with this name", counts=False) for file in orphans.values())
     return Rows(rows=rows, rejects=rejects)
 
 
@@ -171,7 +171,7 @@ def _to_begin(uri: str, names: Sequence[str]) -> str:
         header = r"file\tcaption\tlabel\n"
     else:
         begun, header, row = "a list", r"file\tcaption\n", r"sed 's/$/\ta caption/'"
-    return f"to begin {begun}: cd {place} && (printf '{header}'; find * -name '*{kind}' | {row}) > captions.tsv"
+    return f"to start {begun}: cd {place} && (printf '{header}'; find * -name '*{kind}' | {row}) > captions.tsv"
 
 
 def _advice(files: Sequence[SourceFile]) -> str:
