@@ -39,10 +39,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     run = commands.add_parser("run", parents=[common], help="run the whole experiment from this machine")
     add_request(run)
-    run.add_argument("--dry-run", action="store_true", help="print every manifest and the resources it needs; touch no cluster, write nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print every manifest and the resources it needs; touch no cluster, write nothing"
+    )
     run.set_defaults(run=_run)
 
-    plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and how much of that is already done; write nothing")
+    plan = commands.add_parser(
+        "plan", parents=[common], help="say what a run would do, and how much of that is already done; write nothing"
+    )
     add_request(plan)
     plan.set_defaults(run=_plan)
     verify.add_command(commands, common)

@@ -61,8 +61,15 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         whole.add_argument("--source", default="demo", help="`demo`, or the URI of a folder or of WebDataset tars")
         whole.add_argument("--from-pairs", default="", help="make triplets from this pairs source, judged by FLIP")
         whole.add_argument("--recipe", default="demo", help="shipped recipe, or the URI of a YAML file")
-        whole.add_argument("--max-reject-fraction", type=float, default=0.01, help="staging stops if more than this fraction of the samples is bad (default .01)")
-        whole.add_argument("--for-stages", default="", help="training stages, comma-separated: refuse data too small to fill one batch of any of them")
+        whole.add_argument(
+            "--max-reject-fraction",
+            type=float,
+            default=0.01,
+            help="staging stops if more than this fraction of the samples is bad (default .01)",
+        )
+        whole.add_argument(
+            "--for-stages", default="", help="training stages, comma-separated: refuse data too small to fill one batch of any of them"
+        )
         whole.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
         whole.set_defaults(run=_stage)
     add_remote_commands(staged, common)
@@ -75,17 +82,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="measure the models of one cell")
     evaluate.add_argument("--config", required=True, nargs="+", help="URI of the cell's resolved evaluation/config.yaml")
-    evaluate.add_argument("--dry-run", action="store_true", help="print how many results of these cells are missing, without measuring anything")
+    evaluate.add_argument(
+        "--dry-run", action="store_true", help="print how many results of these cells are missing, without measuring anything"
+    )
     evaluate.add_argument("--watch", action="store_true", help="evaluate checkpoints as they appear, until every stage has its final model")
     evaluate.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", parents=[common], help="compare arms, write report/index.html and results.json")
     report.add_argument("--experiment", default="", help="URI of the experiment's folder (optional with --compare)")
     report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="further experiments to show beside it")
-    report.add_argument("--made-from", default="", metavar="HASH", help="hash of everything that the page is made from, by which a later run recognises that it is current")
+    report.add_argument(
+        "--made-from",
+        default="",
+        metavar="HASH",
+        help="hash of everything that the page is made from, by which a later run recognises that it is current",
+    )
     report.set_defaults(run=_report)
 
-    inspect = commands.add_parser("inspect", parents=[common], help="show show what a data set contains, or how a run went")
+    inspect = commands.add_parser("inspect", parents=[common], help="show what a data set contains, or how a run went")
     inspect.add_argument("uri", help="a data set's or a stage's folder")
     inspect.add_argument("--output", default="", help="folder for the contact sheet (default: none is written)")
     inspect.set_defaults(run=_inspect)

@@ -66,7 +66,7 @@ class ModelConfig:
         """Check what can be checked without torch."""
         if self.text_tower == "mean_pooled_unmasked":
             raise InputError(
-                "model.text_tower mean_pooled_unmasked, the follow-up code's tower, is not supported: it attends to padding, so captions could "
+                "model.text_tower mean_pooled_unmasked, the follow-on code's tower, is not supported: it attends to padding, so captions could "
                 "not be cut to their length exactly, and open_clip could not load the model; use clip_causal_eot"
             )
         at_least(1, "model", self, *_SIZES)
@@ -102,7 +102,9 @@ class OptimizerConfig:
         "cosine", "as coded", "After warm-up: cosine to 0 at the horizon (`contrastive.schedule_horizon`), or constant at the peak."
     )
     clip_norm: float = recipe(
-        0.0, "as coded", "Gradient norm is clipped to this; 0: never. The code's JSON has 3 for stage 2, but its Trainer is not passed the value."
+        0.0,
+        "as coded",
+        "Gradient norm is clipped to this; 0: never. The code's JSON has 3 for stage 2, but its Trainer is not passed the value.",
     )
     no_decay: Literal["gains_and_biases", "gains_biases_and_positions"] = recipe(
         "gains_and_biases",
@@ -168,12 +170,16 @@ class ContrastiveConfig:
     optimizer: OptimizerConfig = recipe(
         OptimizerConfig(warmup_steps=2500, no_decay="gains_biases_and_positions", clip_norm=3.0), "as coded", ""
     )
-    global_batch_size: int = recipe(4096, "unknown", "As in the published YFCC15M baselines; the code's 1024 per GPU x 6 leaves the number of GPUs open.")
+    global_batch_size: int = recipe(
+        4096, "unknown", "As in the published YFCC15M baselines; the code's 1024 per GPU x 6 leaves the number of GPUs open."
+    )
     contrast_batch_size: int = recipe(4096, "unknown", "Number of pairs that are contrasted with each other; the same at any world size.")
     accumulation: Literal["gradcache", "independent"] = recipe("gradcache", "ours", "How a batch that does not fit is split.")
     epochs: int = recipe(32, "as coded", "")
     schedule_horizon: Literal["optimizer_steps", "as_coded"] = recipe(
-        "optimizer_steps", "ours", "In the follow-on code the horizon ignores the accumulation of 6, so the rate stays above 93 % of its peak."
+        "optimizer_steps",
+        "ours",
+        "In the follow-on code the horizon ignores the accumulation of 6, so the rate stays above 93 % of its peak.",
     )
     augmentation: Literal["moco_v2", "crop", "none"] = recipe("moco_v2", "as coded", "As DeCLIP.")
     crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop, as a fraction of the picture.")
@@ -232,7 +238,9 @@ class PosthocConfig:
 class StagingConfig:
     """What the shards hold. All of it is part of a data set's plan id."""
 
-    image_policy: Literal["original", "short256"] = recipe("original", "known", "original: bytes unchanged; short256: short side 256 at quality 90.")
+    image_policy: Literal["original", "short256"] = recipe(
+        "original", "known", "original: bytes unchanged; short256: short side 256 at quality 90."
+    )
     triplet_side: int = recipe(224, "known", "Triplets are resized to this side without keeping the aspect ratio, stored losslessly.")
     demo_side: int = recipe(64, "ours", "Side to which the demo's pictures are rendered.")
     demo_triplets: int = recipe(6000, "ours", "Triplets made from the demo's pictures and judged by FLIP.")

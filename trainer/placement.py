@@ -13,7 +13,9 @@ class Placement:
 
     nodes: int = placement(1, "Machines (pods) of the job.")
     processes_per_node: int = placement(1, "Ranks on each machine; one per GPU.")
-    threads: int = placement(0, "CPU threads per rank; 0: cores / ranks, or 1 with a GPU. Recorded, since the order of summation depends on it.")
+    threads: int = placement(
+        0, "CPU threads per rank; 0: cores / ranks, or 1 with a GPU. Recorded, since the order of summation depends on it."
+    )
     device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda if there is a GPU.")
     local_batch_size: int | Literal["auto"] = placement(
         "auto",
@@ -27,14 +29,18 @@ class Placement:
     cache_bytes: int = placement(32 << 30, "Bytes of shards kept in cache_dir, over all ranks of a node.")
     checkpoint_every_steps: int = placement(0, "Save every this many steps; 0: only by time.")
     checkpoint_every_minutes: float = placement(10.0, "Save at least this often.")
-    checkpoint_every_epochs: int = placement(0, "Keep the weights only (no optimiser state) every this many epochs, for curves over training.")
+    checkpoint_every_epochs: int = placement(
+        0, "Keep the weights only (no optimiser state) every this many epochs, for curves over training."
+    )
     trajectory: bool = placement(False, "Also keep the weights at epochs 0, 1, 2, 4, 8 ….")
     keep_last: int = placement(2, "Committed checkpoints kept; weights kept per epoch are not counted.")
     resume: str = placement("auto", "auto | never | the URI of a checkpoint.")
     attempt: int = placement(0, "Fences off a writer that is still running: a commit by an older attempt is refused. 0: unfenced.")
     max_restarts: int = placement(0, "How many times the elastic agent restarts the group in place.")
     max_nonfinite_steps: int = placement(10, "Number of steps with a non-finite gradient to skip before the run stops.")
-    watchdog_seconds: float = placement(1800.0, "A step that takes longer ends the run and leaves stacks in hung/; 600 is enough if steps are short.")
+    watchdog_seconds: float = placement(
+        1800.0, "A step that takes longer ends the run and leaves stacks in hung/; 600 is enough if steps are short."
+    )
     metrics_port: int = placement(0, "Port of local rank 0's Prometheus endpoint; 0: none.")
     preflight: bool = placement(False, "Measure the network and the store before step 1 and report what is too slow for the recipe.")
     log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")

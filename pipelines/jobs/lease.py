@@ -80,7 +80,9 @@ class Lease:
                 self._last = time.monotonic()
                 self._store.replace(self._uri, self._content(), found[0].stamp)
             # whether that succeeded, the next look says: an answer can get lost
-        raise RunError(f"{self._uri}: the lock could not be acquired: it changed {_TRIES} times in the meantime; run the same command again")
+        raise RunError(
+            f"{self._uri}: the lock could not be acquired: it changed {_TRIES} times in the meantime; run the same command again"
+        )
 
     def beat(self) -> None:
         """Send a heartbeat. A lock object that is missing or damaged is written again.

@@ -215,7 +215,7 @@ def release(
                 end(cluster, kind, name, resource_version=version)
                 return True, []
             if holder.holds(job):
-                cluster.patch(kind, name, {"metadata": holder.disclaim(metadata)}, resource_version=version)
+                cluster.patch(kind, name, {"metadata": holder.unclaim(metadata)}, resource_version=version)
             return False, others
         except Conflict:
             continue

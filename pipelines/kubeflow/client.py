@@ -77,7 +77,7 @@ class Kubeflow:
         host = self.endpoint.host
         try:
             health = self._ask("healthz", self._api.HealthzServiceApi(self._client).healthz_service_get_healthz)
-        except NotThere as error:
+        except NotFound as error:
             raise InputError(f"{host} has no API v2beta1, which Kubeflow Pipelines 2 serves: {error}") from error
         if health.multi_user is None:
             raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}")
@@ -92,7 +92,7 @@ class Kubeflow:
             namespace: the namespace that owns it; empty: look for the shared pipeline.
 
         Raises:
-            NotThere: there is no pipeline with this name.
+            NotFound: there is no pipeline with this name.
         """
         get, where = self._pipelines.pipeline_service_get_pipeline_by_name, {"namespace": namespace} if namespace else {}
         return str(self._ask(f"pipeline {name!r}", get, name, **where).pipeline_id)
@@ -102,7 +102,7 @@ class Kubeflow:
         for namespace in dict.fromkeys((self.endpoint.namespace, "")):
             try:
                 yield self.find_pipeline(name, namespace)
-            except NotThere:
+            except NotFound:
                 continue
 
     def find_version(self, pipeline: str, content: str) -> tuple[str, str]:
@@ -123,7 +123,7 @@ class Kubeflow:
         owner = self.endpoint.namespace
         try:
             pipeline = self.find_pipeline(name, owner)
-        except NotThere:
+        except NotFound:
             created = self._pipelines.pipeline_service_create_pipeline
             body = self._api.V2beta1Pipeline(display_name=name, name=name, description=description, namespace=owner or None)
             self._make(f"pipeline {name!r}", lambda: self._ask(f"pipeline {name!r}", created, body))
@@ -135,7 +135,7 @@ class Kubeflow:
         return pipeline, *self.find_version(pipeline, content)
 
     def version(self, pipeline: str, version: str) -> Any:
-        """A version (kfp_server_api.V2beta1PipelineVersion), without which the UI shows no page of its runs. NotThere: it was deleted."""
+        """A version (kfp_server_api.V2beta1PipelineVersion), without which the UI shows no page of its runs. NotFound: it was deleted."""
         get = self._pipelines.pipeline_service_get_pipeline_version
         return self._ask(f"version {version} of pipeline {pipeline}", get, pipeline, version)
 
@@ -145,7 +145,7 @@ class Kubeflow:
         The user is the one the steps' pods run as, or `none` if the version leaves it to the cluster.
 
         Raises:
-            NotThere: no pipeline of this name, or one without versions.
+            NotFound: no pipeline of this name, or one without versions.
         """
         for pipeline in self.usable_pipelines(name):
             versions = sorted(self._versions(pipeline), key=lambda version: str(version.created_at))
@@ -153,7 +153,7 @@ class Kubeflow:
             image, user = re.search(r'"image": "([^"]+)"', text), re.search(r'"runAsUser": "(\d+)"', text)
             if image:
                 return image[1], user[1] if user else "none"
-        raise NotThere(f"{self.endpoint.host} has no version of pipeline {name!r}")
+        raise NotFound(f"{self.endpoint.host} has no version of pipeline {name!r}")
 
     def delete_pipeline(self, name: str) -> bool:
         """Delete a pipeline and its versions; returns whether it existed. Its runs remain, without their pages in the UI."""
@@ -163,7 +163,7 @@ class Kubeflow:
                 delete = self._pipelines.pipeline_service_delete_pipeline_version
                 self._ask(f"version {version.display_name!r}", delete, pipeline, version.pipeline_version_id)
             self._ask(f"pipeline {name!r}", self._pipelines.pipeline_service_delete_pipeline, pipeline)
-        except NotThere:
+        except NotFound:
             return False
         return True
 
@@ -191,7 +191,7 @@ class Kubeflow:
         while True:
             try:
                 return str(self._once(f"run {name!r}", self._runs.run_service_create_run, body).run_id)
-            except _Passing as error:
+            except _Transient as error:
                 retries.wait(str(error))
                 started = self._find_run(name, experiment)
                 if started:
@@ -201,7 +201,7 @@ class Kubeflow:
         """The run as it stands now (kfp_server_api.V2beta1Run).
 
         Raises:
-            NotThere: it was deleted.
+            NotFound: it was deleted.
         """
         found = self._ask(f"run {run}", self._runs.run_service_get_run, run)
         if not _is_run(found):
@@ -299,7 +299,7 @@ class Kubeflow:
         while True:
             try:
                 return self._once(what, function, *args, **options)
-            except _Passing as error:
+            except _Transient as error:
                 retries.wait(str(error))
 
     def _once(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
@@ -314,7 +314,7 @@ class Kubeflow:
             reason = str(getattr(error, "reason", error))
             if "CERTIFICATE" in reason.upper():
                 raise InputError(f"{host}: its certificate is not trusted ({reason}): set KFP_CA to its CA") from error
-            raise _Passing(
+            raise _Transient(
                 f"{host} cannot be reached: {reason.rpartition('>: ')[2]}{_POLICY if 'KUBERNETES_SERVICE_HOST' in os.environ else ''}"
             ) from error
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -331,11 +331,11 @@ class Kubeflow:
         if "CERTIFICATE" in said.upper():
             return InputError(f"{host}: its certificate is not trusted ({said}): give its CA as KFP_CA")
         if status == 500 and _NO_VERSION.search(said):
-            return NotThere(f"{host} has no such pipeline version, {what}: {said}")
+            return NotFound(f"{host} has no such pipeline version, {what}: {said}")
         if status == 500 and _TOO_LONG in said:
             return InputError(f"{host} refuses {what}, whose name is too long: {said}")
         if status == 0 or status in PASSING_STATUSES:
-            return _Exists(said) if _is_taken(said) else _Passing(f"{host} answers {status} to {what}: {said}")
+            return _Exists(said) if _is_taken(said) else _Transient(f"{host} answers {status} to {what}: {said}")
         if status == 409 or (status == 400 and _is_taken(said)):
             return _Exists(said)
         if status in (401, 403):
@@ -344,7 +344,7 @@ class Kubeflow:
         if 300 <= status < 400:
             return InputError(f"{host} redirects us ({status}), probably to a login: {LOGIN}, or use the address it redirects to")
         if status == 404:
-            return NotThere(f"{host} has no {what}: {said}")
+            return NotFound(f"{host} has no {what}: {said}")
         return InputError(f"{host} refuses {what} ({status}): {said}")
 
     def _read_token(self, configuration: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from pipelines.kubeflow.client import Kubeflow, NotThere
+from pipelines.kubeflow.client import Kubeflow, NotFound
 from pipelines.kubeflow.nodes import BEFORE, Step, steps
 from pipelines.kubeflow.runninglogs import RunningLogs
 from pipelines.kubeflow.steplog import StepLog
@@ -109,7 +109,7 @@ class RunFollower:
     def _ask(self) -> Any:
         try:
             return self._server.run(self._run)
-        except NotThere as error:
+        except NotFound as error:
             raise RunLost(
                 f"Kubeflow no longer knows run {self._run}: it was deleted; submit the same experiment again to resume"
             ) from error

@@ -40,8 +40,10 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     parser = commands.add_parser("submit", parents=[common], help="run the experiment on a Kubeflow server, and wait for it")
     add_connection(parser, namespace="namespace of the run, for multi-user Kubeflow (KFP_NAMESPACE)")
     add_request(parser)
-    parser.add_argument("--pipelines-image", default="", help="image image in which the steps run (default: the registered pipeline's)")
-    parser.add_argument("--service-account", default=os.environ.get("KFP_SERVICE_ACCOUNT", ""), help="service account of the steps (KFP_SERVICE_ACCOUNT)")
+    parser.add_argument("--pipelines-image", default="", help="image in which the steps run (default: the registered pipeline's)")
+    parser.add_argument(
+        "--service-account", default=os.environ.get("KFP_SERVICE_ACCOUNT", ""), help="service account of the steps (KFP_SERVICE_ACCOUNT)"
+    )
     parser.add_argument("--no-wait", action="store_true", help="exit once the run is submitted")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end; progress goes to stderr")
     parser.set_defaults(run=_submit)
@@ -128,11 +130,11 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
         image: the pipelines image; empty: that of the version that was registered last.
         service_account: of the steps' pods; empty: the server's default.
     """
-    from pipelines.kubeflow.client import NotThere
+    from pipelines.kubeflow.client import NotFound
 
     try:
         registered, user = server.newest(NAME)
-    except NotThere as error:
+    except NotFound as error:
         if not image:
             raise InputError(f"{error}: install the chart, which registers one, or set the image with --pipelines-image") from error
         registered, user = image, USER

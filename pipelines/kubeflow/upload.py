@@ -56,7 +56,10 @@ def add_connection(parser: argparse.ArgumentParser, *, namespace: str) -> None:
     parser.add_argument("--namespace", default=get("KFP_NAMESPACE", ""), metavar="NAME", help=namespace)
     parser.add_argument("--ca", default=get("KFP_CA", ""), metavar="FILE", help="CA certificates to trust for TLS (KFP_CA)")
     parser.add_argument(
-        "--ui", default=get("KFP_UI", ""), metavar="URL", help="address URL of the UI, for links (KFP_UI; default: the endpoint, if it is a UI)"
+        "--ui",
+        default=get("KFP_UI", ""),
+        metavar="URL",
+        help="URL of the UI, for links (KFP_UI; default: the endpoint, if it is a UI)",
     )
 
 

@@ -79,7 +79,9 @@ def _may_create(api: Api, api_version: str, kind: str, namespace: str) -> str:
     plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
     group = api_version.rpartition("/")[0]
     if not is_served(api, Kind(api_version, plural, kind)):
-        raise InputError(f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'the component that provides it')}, or disable it")
+        raise InputError(
+            f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'the component that provides it')}, or disable it"
+        )
     missing = [verb for verb in ("get", "create", "patch", "delete") if not allowed(api, verb, f"{plural}.{group}".rstrip("."), namespace)]
     if missing:
         raise InputError(f"no permission to {', '.join(missing)} them")

@@ -33,7 +33,9 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add `check`."""
     parser = commands.add_parser("check", parents=[common], help="check that a cluster has what runs need")
     checks = parser.add_subparsers(dest="what", required=True)
-    run = checks.add_parser("run", parents=[common], help="check the store, rights and kinds that the profile needs, with this pod's service account")
+    run = checks.add_parser(
+        "run", parents=[common], help="check the store, rights and kinds that the profile needs, with this pod's service account"
+    )
     run.add_argument("--nodes", action="store_true", help="also check that nodes are readable")
     run.add_argument("--kubeflow", default="", metavar="URL", help="API of Kubeflow Pipelines that must be healthy")
     run.add_argument("--prometheus", default="", metavar="URL", help="Prometheus that must be ready")
@@ -43,7 +45,9 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     for one in (reaper, idle):
         one.add_argument("--namespace", action="append", required=True, help="a namespace to check; may be repeated")
     reaper.set_defaults(run=_reaper)
-    idle.add_argument("--sweep", default="", metavar="NAMESPACE/RELEASE", help="if no job is running, remove what failed hooks and tests left behind")
+    idle.add_argument(
+        "--sweep", default="", metavar="NAMESPACE/RELEASE", help="if no job is running, remove what failed hooks and tests left behind"
+    )
     idle.set_defaults(run=_idle)
     preflight = checks.add_parser("preflight", parents=[common], help="list what the cluster lacks for a rendered chart, read from stdin")
     preflight.set_defaults(run=_preflight)
@@ -89,7 +93,8 @@ def _reaper(options: argparse.Namespace) -> int:
     api = Api.connect()
     pairs = [(namespace, resource, verbs) for namespace in options.namespace for resource, verbs in REAPER_RIGHTS.items()]
     return run_checks(
-        (f"permission for {resource} in {namespace}", partial(_rights, api, resource, verbs, namespace)) for namespace, resource, verbs in pairs
+        (f"permission for {resource} in {namespace}", partial(_rights, api, resource, verbs, namespace))
+        for namespace, resource, verbs in pairs
     )
 
 

@@ -61,7 +61,9 @@ def check_axes(axes: Any, source: str = "vary") -> None:
     for axis, fields in axes.items():
         where = f"{source}: axis {axis!r}"
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis) or len(axis) > MOST_LETTERS // 2:
-            raise InputError(f"{where} must have a name of at most {MOST_LETTERS // 2} characters from a-z, 0-9 and '-', starting with a letter")
+            raise InputError(
+                f"{where} must have a name of at most {MOST_LETTERS // 2} characters from a-z, 0-9 and '-', starting with a letter"
+            )
         require(where, fields, "a mapping of a recipe's fields, each with its values", isinstance(fields, Mapping) and bool(fields))
         for field, values in fields.items():
             _check_field(where, str(field))

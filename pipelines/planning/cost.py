@@ -336,7 +336,9 @@ def _rate(stage: StageConfig, machines: Machines, local: int, compiled: bool) ->
         return Rate(rate=machines.cores * CORE_GFLOPS * 1e9 / flops, measured=False, said=said)
     found = (_fed(stage, machines, local) if compiled else None) or _from_peak(flops, machines)
     if stage.stage == "contrastive" and local < sizes.whole_batch_size(stage, machines.ranks):
-        found = Rate(rate=found.rate * CACHE_SHARE, measured=False, said=f"{found.said} x 3/4: the gradient cache runs the forward pass twice")
+        found = Rate(
+            rate=found.rate * CACHE_SHARE, measured=False, said=f"{found.said} x 3/4: the gradient cache runs the forward pass twice"
+        )
     if not compiled:
         found = Rate(rate=found.rate * UNCOMPILED_SHARE, measured=False, said=f"{found.said} x {UNCOMPILED_SHARE:.2f}: not compiled")
     share = settings(stage).global_batch_size // machines.ranks

@@ -91,7 +91,10 @@ class Request:
     )
     root: str = text("", "store URI for everything a run keeps: a folder, or s3://bucket/prefix", otherwise="the profile's, else runs")
     experiment: str = text(
-        "", "runs with the same name share work and are compared", otherwise="the recipe's name, or one made from the data", form="study_name"
+        "",
+        "runs with the same name share work and are compared",
+        otherwise="the recipe's name, or one made from the data",
+        form="study_name",
     )
     profile: str = text(
         "",
@@ -339,7 +342,9 @@ def _with_own_parameters(values: dict[str, Any]) -> Request:
         if key in placement and key != "processes_per_node":
             value = parse(FIELDS[name], placement.pop(key), f"placement.{key}")
             if name in values and values[name] != value:
-                raise InputError(f"{name} is {values[name]}, and placement.{key} is {value}: they mean the same thing: give only one of them")
+                raise InputError(
+                    f"{name} is {values[name]}, and placement.{key} is {value}: they mean the same thing: give only one of them"
+                )
             values = {**values, name: value}
     gpus, processes = values.get("gpus_per_node"), placement.get("processes_per_node")
     if gpus and processes is not None and processes != gpus:

@@ -215,7 +215,9 @@ def _refuse_other_manifests(experiment: Experiment, earlier: Plan) -> None:
 
 def _refuse(what: str, differing: list[str]) -> None:
     if differing:
-        raise InputError(f"{what} was planned with a different recipe or different data: {shown(differing)}: give the experiment another name")
+        raise InputError(
+            f"{what} was planned with a different recipe or different data: {shown(differing)}: give the experiment another name"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- cells of earlier runs
@@ -321,7 +323,9 @@ def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageCo
         if before is not None:
             return before
         if next(recorded_fields(stage.output), None) is not None:
-            raise InputError(f"{why}; and the other contents of {stage.output} belong to a different recipe: give the experiment another name")
+            raise InputError(
+                f"{why}; and the other contents of {stage.output} belong to a different recipe: give the experiment another name"
+            )
     said.append(f"{why}; written again as planned")
     return None
 

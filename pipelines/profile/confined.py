@@ -68,7 +68,9 @@ class Limits:
         _most(f"{path}: GPUs at once", nodes[1] * gpus_per_node[1] * cells[1], "gpus", self.gpus)
         if image and self.images and not any(_begins(image, one) for one in self.images):
             allowed = ", ".join(self.images)
-            raise InputError(f"image is {image!r}, but the profile only allows images under {allowed} (limits.images): use one of those, or none")
+            raise InputError(
+                f"image is {image!r}, but the profile only allows images under {allowed} (limits.images): use one of those, or none"
+            )
         if self.queues and queue not in self.queues:
             named = f"is {queue!r}" if queue else "is not given"
             raise InputError(f"queue {named}, but the profile only allows {' or '.join(self.queues)} (limits.queues): use one of them")

@@ -130,7 +130,9 @@ class Views:
             if view is None or view.damaged:
                 self._views.pop(file.path, None)
                 while self._views and (len(self._views) >= self._capacity or not os.path.exists(next(iter(self._views)))):
-                    self._views.popitem(last=False)  # unmapped when its last user releases it; a removed file occupies disk space until then
+                    self._views.popitem(
+                        last=False
+                    )  # unmapped when its last user releases it; a removed file occupies disk space until then
                 view = self._views[file.path] = ShardView(file)
             self._views.move_to_end(file.path)
             return view

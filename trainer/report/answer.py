@@ -72,7 +72,7 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
     seeds = f"over {max(len(row['seeds']) for row in every)} seeds"
     if found["one seed"]:
         return "one seed", f"One seed cannot say whether it helps; {_one_run(subject, found['one seed'], judge)}."
-    corrected = f" once corrected for {len(every)} endpoints" if any(_leaves_out_0(row) for row in found["not shown"]) else ""
+    corrected = f" once corrected for {len(every)} endpoints" if any(_excludes_zero(row) for row in found["not shown"]) else ""
     rest = (
         f"; no difference is shown{corrected} on {_list([_place(row, judge) for row in found['not shown']])}" if found["not shown"] else ""
     )
@@ -90,9 +90,9 @@ def _one_run(subject: str, rows: Sequence[dict[str, Any]], judge: str) -> str:
     """What one run shows: a difference counts only where its interval excludes 0, whatever the sign of the others."""
     clear: dict[str, list[dict[str, Any]]] = {"above": [], "below": []}
     for row in rows:
-        if _leaves_out_0(row):
+        if _excludes_zero(row):
             clear["above" if row["mean"] > 0 else "below"].append(row)
-    rest = [row for row in rows if not _leaves_out_0(row)]
+    rest = [row for row in rows if not _excludes_zero(row)]
     listed = _list([_figure(row, judge, first=n == 0) for n, row in enumerate([*clear["above"], *clear["below"], *rest])])
     only = "the intervals cover the sampling of test items only"
     if not clear["above"] and not clear["below"]:

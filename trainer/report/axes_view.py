@@ -100,7 +100,7 @@ def tests_table(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 **row,
                 "what": f"{test['arm']} − {test['against']} over {test['axis']} at {', '.join(f'{x:g}' for x in test['x'])}{beside}",
-                "sides": told,
+                "sides": sides,
                 "per": per,
                 "when": f"{when}{', changed' if row['changed'] else ''}",
                 "slope": "–" if row["mean"] is None else f"{points(row['mean'])} {per}",

@@ -64,7 +64,10 @@ def _anchor(experiment: Experiment, scores: Scores, sets: Sequence[TestSet]) -> 
     main = next((one for one in sets if one.dataset in IMAGENET and one.task == "zeroshot_classification"), None)
     values = [] if main is None else _scores_of(scores, main)
     if main is None or not values:
-        return [row | {"found": "ImageNet was not measured", "follows": "There is nothing yet to show whether the pipeline and the data are sound."}]
+        return [
+            row
+            | {"found": "ImageNet was not measured", "follows": "There is nothing yet to show whether the pipeline and the data are sound."}
+        ]
     value = sum(values) / len(values)
     found = f"{100 * value:.1f} %, mean over {counted(len(values), 'seed')}"
     return [row | {"found": found, "follows": _what_follows(value, _deviations(experiment))}]

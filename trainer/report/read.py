@@ -42,10 +42,10 @@ def read_experiment(uri: str) -> Experiment:
             cell = _read_cell(experiment, entry)
         except (InputError, RunError) as error:
             failed = _failure(experiment, entry)
-            experiment.lose(entry["cell"], failed or str(error), damaged=not failed and isinstance(error, RunError))
+            experiment.mark_missing(entry["cell"], failed or str(error), damaged=not failed and isinstance(error, RunError))
             continue
         if experiment.cell(cell.arm, cell.seed, cell.point):
-            experiment.lose(entry["cell"], f"its configuration duplicates that of {cell.arm}, seed {cell.seed}")
+            experiment.mark_missing(entry["cell"], f"its configuration duplicates that of {cell.arm}, seed {cell.seed}")
             continue
         if cell.declared != cell.arm:
             experiment.exclude(

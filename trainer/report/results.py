@@ -101,7 +101,9 @@ def require_comparable(experiment: Experiment, others: Sequence[Experiment]) -> 
                 rule = "runs on different data are not compared"
                 raise InputError(f"{other.uri}: its {what} are {theirs[:12]}, but those of {experiment.name} are {ours[:12]}: {rule}")
         if experiment.version and other.version and experiment.version != other.version:
-            raise InputError(f"{other.uri}: evaluation version {other.version}, but {experiment.name} has {experiment.version}: not compared")
+            raise InputError(
+                f"{other.uri}: evaluation version {other.version}, but {experiment.name} has {experiment.version}: not compared"
+            )
         identities = _identities(experiment)
         for key, identity in _identities(other).items():
             if identities.get(key, identity) != identity:
@@ -365,7 +367,9 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     if plain:
         said.append(f"Plain prompts were used on {', '.join(plain)}: these figures are not comparable with published ones.")
     if results["sets"]:
-        said.append("Intervals for individual sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm).")
+        said.append(
+            "Intervals for individual sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm)."
+        )
     shares = [row["stage_1_share_of_flops"] for row in results["efficiency"] if row["stage_1_share_of_flops"] is not None]
     extra = f" ({100 * max(shares):.1f} % of its arm's training FLOPs)" if shares else ""
     if counts:

@@ -138,6 +138,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def _check_types(place: str, value: dict[str, Any], types: dict[str, Any]) -> None:
     """Files written by older versions have no checksum; check at least that every value has the right type."""
-    for key, kind in kinds.items():
+    for key, kind in types.items():
         if not isinstance(value.get(key), kind):
             raise Corrupt(f"{place}: {key} is {value[key]!r}")

@@ -157,7 +157,9 @@ def read_plan(folder: str) -> Plan | None:
     if not all(split in SPLITS for split in plan.splits) or plan.shard_samples < 1 or type(rules) is not int or rules < 1:
         raise Corrupt(f"{uri}: contains an unknown split, number of samples or version of the rules: it was damaged or edited by hand")
     if rules > PAIRS_RULES:
-        raise InputError(f"{uri}: made by version {rules} of the rules, this firstsight only knows versions up to {PAIRS_RULES}: use a newer firstsight")
+        raise InputError(
+            f"{uri}: made by version {rules} of the rules, this firstsight only knows versions up to {PAIRS_RULES}: use a newer firstsight"
+        )
     if "fingerprint" not in plan.source or plan.plan_id != stored:
         raise Corrupt(f"{uri}: plan id {stored} is not that of its source and options: it was damaged or changed by hand")
     return plan

@@ -64,7 +64,9 @@ def make_again(folder: str, numbers: Sequence[int]) -> None:
         open_store(folder).delete(join(folder, record_name(number)))
     if numbers:
         named = ", ".join(map(str, numbers[:20]))
-        print(f"{folder}: another version of firstsight read this source differently, so these slices are rebuilt: {named}", file=sys.stderr)
+        print(
+            f"{folder}: another version of firstsight read this source differently, so these slices are rebuilt: {named}", file=sys.stderr
+        )
 
 
 def _says_the_same(folder: str, record: SliceRecord, rows: Sequence[RowT], said: Callable[[RowT], Mapping[str, Any]]) -> bool:

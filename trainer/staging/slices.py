@@ -279,7 +279,9 @@ class Attempt:
             return
         _, unfit = find_whole(self._target, record.plan_id, {self._number: record.split})
         if unfit and fits:
-            raise RunError(f"{unfit[self._number]}: slice {self._number} was changed while it was being written; run the same command again")
+            raise RunError(
+                f"{unfit[self._number]}: slice {self._number} was changed while it was being written; run the same command again"
+            )
         if unfit:
             raise RunError(
                 f"{unfit[self._number]}; slice {self._number} was rebuilt, but its source no longer yields the sealed bytes: restore the "

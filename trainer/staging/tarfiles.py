@@ -87,7 +87,9 @@ def _check_beginning(stream: BinaryIO, where: str) -> None:
     stream.seek(0)
     packer = next((name for magic, name in _PACKED if beginning.startswith(magic)), "")
     if packer:
-        raise InputError(f"{where}: compressed with {packer}, judging by its first bytes: decompress it first ({packer} -dc < PACKED > PLAIN.tar)")
+        raise InputError(
+            f"{where}: compressed with {packer}, judging by its first bytes: decompress it first ({packer} -dc < PACKED > PLAIN.tar)"
+        )
     if beginning.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         raise InputError(f"{where}: a zip file, judging by its first bytes: unzip it first, and stage the folder")
 
@@ -101,7 +103,9 @@ def _check_member(info: tarfile.TarInfo, size: int, where: str) -> None:
     if info.issparse():
         raise InputError(f"{where}: {info.name} is a sparse file: a tar of samples must contain plain files (create it without --sparse)")
     if info.type == _VOLUME:
-        raise InputError(f"{where}: is one volume of a multi-volume tar, starting with the rest of {info.name}: a tar of samples must be complete")
+        raise InputError(
+            f"{where}: is one volume of a multi-volume tar, starting with the rest of {info.name}: a tar of samples must be complete"
+        )
     end = info.offset_data + info.size
     if not 0 <= info.size <= end or (info.isreg() and end > size):
         raise InputError(f"{where}: truncated: {info.name} should end at byte {end}, but the tar has only {size} bytes")

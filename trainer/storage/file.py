@@ -43,7 +43,9 @@ class FileStore:
                 left = None if left is None else left - len(piece)
                 yield piece
             if left:
-                raise RunError(f"{uri}: {length} bytes from {start} were requested, but the file ends {left} bytes earlier: it was truncated")
+                raise RunError(
+                    f"{uri}: {length} bytes from {start} were requested, but the file ends {left} bytes earlier: it was truncated"
+                )
 
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""

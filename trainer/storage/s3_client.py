@@ -122,7 +122,7 @@ class Client(Minio):
 
     def __init__(self, settings: S3Settings) -> None:
         scheme, _, host = settings.endpoint.partition("://")
-        self.settings, self.connections, self._keys = settings, _JudgedConnections(settings), provider(settings)
+        self.settings, self.connections, self._keys = settings, _CheckedConnections(settings), provider(settings)
         super().__init__(host, secure=scheme == "https", region=settings.region, credentials=self._keys, http_client=self.connections)
         if settings.addressing:
             style = self.enable_virtual_style_endpoint if settings.addressing == "virtual" else self.disable_virtual_style_endpoint

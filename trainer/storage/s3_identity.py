@@ -95,7 +95,9 @@ class _Asking(Connections):
         line = f"credentials of this pod's account: {self.where} answers {response.status} {said}".rstrip()
         if response.status >= 500 or response.status == 429 or code in _PASSING_CODES:
             raise RunError(line)
-        raise InputError(f"{line}: check the role's trust policy and the service account's annotation (docs/OPERATIONS.md, Workload identity)")
+        raise InputError(
+            f"{line}: check the role's trust policy and the service account's annotation (docs/OPERATIONS.md, Workload identity)"
+        )
 
 
 def _error_of(body: bytes) -> tuple[str, str]:

@@ -47,7 +47,9 @@ class IndexedJobs(Shape):
                 "completions": spec.slices,
                 "parallelism": spec.slices,
                 "backoffLimitPerIndex": RETRIES,
-                "maxFailedIndexes": max(1, spec.slices // 10),  # a few slices may be unlucky; if more fail, something is wrong with all of them
+                "maxFailedIndexes": max(
+                    1, spec.slices // 10
+                ),  # a few slices may be unlucky; if more fail, something is wrong with all of them
                 "podFailurePolicy": {
                     "rules": [
                         {

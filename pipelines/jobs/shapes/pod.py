@@ -147,7 +147,9 @@ def _container(settings: JobSettings, name: str, arguments: Sequence[str], envir
         "name": name,
         "image": settings.image,
         "command": [*INIT, "python", "-m", "trainer"],
-        "args": [argument.replace("$(", "$$(") for argument in arguments],  # otherwise the kubelet expands variables, including the store's key
+        "args": [
+            argument.replace("$(", "$$(") for argument in arguments
+        ],  # otherwise the kubelet expands variables, including the store's key
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "resources": {"requests": {"cpu": settings.cpu_of_pod, "memory": settings.memory_of_pod}, "limits": limits},
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -122,7 +122,7 @@ class TrainJobs(Shape):
         """
         assert spec.identity is not None
         settings, name, labels = self._settings, spec.identity.name, spec.identity.labels()
-        _refuse_what_it_cannot_say(settings, self.form)
+        _reject_unsupported(settings, self.form)
         placement = placed(settings, spec.placement, attempt, spec.resume)
         arguments = [*spec.arguments, *placement_arguments(placement)]
         environment = {**ENVIRONMENT, **_rendezvous(name, int(placement["max_restarts"])), **spec.environment}

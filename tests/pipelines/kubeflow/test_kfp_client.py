@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.kubeflow import upload
-from pipelines.kubeflow.client import Kubeflow, NotThere
+from pipelines.kubeflow.client import Kubeflow, NotFound
 from pipelines.kubeflow.endpoint import Endpoint
 from pipelines.kubeflow.form import GUIDE
 from pipelines.kubeflow.nodes import steps
@@ -274,7 +274,7 @@ def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
 
 def test_a_missing_run_is_not_waited_for(server: KubeflowServer):
     """404."""
-    with pytest.raises(NotThere, match=r"has no run 0: .* not found"):
+    with pytest.raises(NotFound, match=r"has no run 0: .* not found"):
         connect(server).run("0")
 
 
@@ -351,7 +351,7 @@ def test_a_version_that_is_missing_is_named_though_the_server_says_500(server: K
     """Waiting does not bring it back."""
     client = connect(server)
     pipeline, _, _ = register(client, "firstsight", "a/pipelines:1")
-    with pytest.raises(NotThere, match="pipeline version"):
+    with pytest.raises(NotFound, match="pipeline version"):
         client.start("demo-1", experiment=client.experiment("demo"), pipeline=pipeline, version="0000", parameters={})
 
 

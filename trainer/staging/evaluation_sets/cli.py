@@ -12,7 +12,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "eval", parents=[common], help="turn a local copy of a published set into an evaluation set", epilog=f"sets: {names}"
     )
     parser.add_argument("name", help="name of the set; `list` prints a table of all sets")
-    parser.add_argument("--source", default="", metavar="URI", help="folder of the local copy: the original files of the set, or CLIP_benchmark's layout")
+    parser.add_argument(
+        "--source", default="", metavar="URI", help="folder of the local copy: the original files of the set, or CLIP_benchmark's layout"
+    )
     parser.add_argument("--root", default="", help="store URI; the data set goes into datasets/ below it")
     parser.add_argument("--prompts", default="", metavar="URI", help="folder of CLIP_benchmark's en_classnames.json and templates")
     parser.add_argument("--only", default="", metavar="URI", help="text file that names the test pictures, one per line (default: all)")

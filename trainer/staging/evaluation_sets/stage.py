@@ -121,7 +121,9 @@ def _training(facts: EvaluationSetFacts, copy: Copy, wanted: set[str]) -> Iterab
     if facts.name not in _UNSPLIT or sorted_out:
         return _convert(facts, copy, "train").rows
     if not wanted:
-        raise InputError(f"{copy.uri}: {facts.name} comes without a split: list its test pictures with --only, and --train will use the others")
+        raise InputError(
+            f"{copy.uri}: {facts.name} comes without a split: list its test pictures with --only, and --train will use the others"
+        )
     return (row for row in _convert(facts, copy).rows if not _names(row) & wanted)
 
 

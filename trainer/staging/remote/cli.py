@@ -21,7 +21,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plan.add_argument("--images", default="", metavar="URI", help="http(s), s3 or local base address of YFCC's pictures")
     plan.add_argument("--captions", default="as-is", help="title | description | both | slip | as-is (default)")
     plan.add_argument("--heldout-fraction", type=float, default=0.0, help="fraction of the rows that becomes the split `test` (default 0)")
-    plan.add_argument("--memory-mb", type=int, default=1024, help="memory limit of the join and the sort; beyond it they use disk (default 1024)")
+    plan.add_argument(
+        "--memory-mb", type=int, default=1024, help="memory limit of the join and the sort; beyond it they use disk (default 1024)"
+    )
     plan.add_argument("--scratch", default="", help="local folder for what goes to disk (default: the system's temporary folder)")
     plan.add_argument("--recipe", default="paper", help="shipped recipe, or the URI of a YAML file (default paper)")
     plan.add_argument("--contact", default="", help="e-mail address or URL sent to servers as contact")
@@ -31,7 +33,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     fetch = commands.add_parser("fetch", parents=[common], help="fetch pictures and write the shards of some or all slices")
     fetch.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
     fetch.add_argument(
-        "--slice", default="0/1", metavar="I/N", help="every N-th slice, starting with the I-th (default 0/1: all); `index` for I takes the pod's own index"
+        "--slice",
+        default="0/1",
+        metavar="I/N",
+        help="every N-th slice, starting with the I-th (default 0/1: all); `index` for I takes the pod's own index",
     )
     fetch.add_argument("--images", default="", metavar="URI", help="a different base URI for the pictures, such as a mirror")
     fetch.add_argument("--contact", default="", help="e-mail address or URL sent to servers as contact")
@@ -47,11 +52,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     seal = commands.add_parser("seal", parents=[common], help="check that all slices are done and write the manifest")
     seal.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
-    seal.add_argument("--max-reject-fraction", type=float, default=0.01, help="sealing is refused if more than this fraction of the rows is bad (default .01)")
+    seal.add_argument(
+        "--max-reject-fraction",
+        type=float,
+        default=0.01,
+        help="sealing is refused if more than this fraction of the rows is bad (default .01)",
+    )
     seal.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
     seal.set_defaults(run=_seal)
 
-    download = commands.add_parser("download", parents=[common], help="download NIGHTS, resuming an interrupted download; run `stage triplets` next")
+    download = commands.add_parser(
+        "download", parents=[common], help="download NIGHTS, resuming an interrupted download; run `stage triplets` next"
+    )
     download.add_argument("--source", required=True, metavar="URI", help="nights.zip, or the folder of its chunks")
     download.add_argument("--table", default="", metavar="URI", help="data.csv, which the chunks do not contain")
     download.add_argument("--folder", required=True, help="local folder, which will have the NIGHTS layout")
@@ -66,7 +78,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     refetch = commands.add_parser("refetch", parents=[common], help="plan a second attempt for rows that could not be fetched")
     refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
-    refetch.add_argument("--causes", default=_PASSING, help=f"causes to retry, comma-separated, spelled as in the rejects (default: {_PASSING})")
+    refetch.add_argument(
+        "--causes", default=_PASSING, help=f"causes to retry, comma-separated, spelled as in the rejects (default: {_PASSING})"
+    )
     refetch.set_defaults(run=_refetch)
 
 

@@ -230,7 +230,9 @@ def files_of(file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, pla
                 "a decompression bomb"
             )
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{archive}: member {info.filename!r} must be stored or deflated, but it is compressed with method {info.compress_type}")
+            raise InputError(
+                f"{archive}: member {info.filename!r} must be stored or deflated, but it is compressed with method {info.compress_type}"
+            )
         if info.flag_bits & 1:
             raise InputError(f"{archive}: member {info.filename!r} is encrypted")
         yield info, layout_name(archive, info, place)

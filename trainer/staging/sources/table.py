@@ -168,7 +168,9 @@ def _settle(uri: str, lists: list[Listed]) -> list[Listed]:
     for number, part in enumerate(parts):
         if part in parts[:number]:
             first = lists[parts.index(part)]
-            raise InputError(f"{uri}: found {first} and {lists[number]}, and either could be the list: keep only one, or rename the right one to {NAME}")
+            raise InputError(
+                f"{uri}: found {first} and {lists[number]}, and either could be the list: keep only one, or rename the right one to {NAME}"
+            )
     return lists
 
 
