@@ -1,6 +1,6 @@
 """Write the chart's Grafana dashboard (charts/firstsight/dashboards/firstsight.json), which Helm can only ship as a file.
 
-python scripts/dashboard.py [FILE]: without FILE, writes the chart's dashboard. The panels are the table `ROWS`; each says why it may be empty.
+python scripts/dashboard.py [FILE]: without FILE, writes the chart's. The panels are the table `ROWS`; each says why it may be empty.
 """
 
 import itertools
@@ -143,13 +143,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Learning": (
-        Panel(title="Loss", about="Loss of the last logged step, over all ranks.", queries=(Query(latest("loss", more=" > 0")),), least=None),
+        Panel(title="Loss", about="At the last logged step, over all ranks.", queries=(Query(latest("loss", more=" > 0")),), least=None),
         Panel(title="Gradient norm", about="Before clipping.", queries=(Query(latest("grad_norm", more=" > 0")),)),
         Panel(
             title="Logit scale", about="Exponential of the logit scale; 100 is the limit.", least=None,
             queries=(Query(latest("logit_scale", more=" > 0")),), empty=f"The perceptual stage has no logit scale. {TRAINING}",
         ),
-        Panel(title="Learning rate", unit="sci", about="Learning rate of the last logged step.", queries=(Query(latest("learning_rate", more=" > 0")),)),
+        Panel(title="Learning rate", unit="sci", about="At the last logged step.", queries=(Query(latest("learning_rate", more=" > 0")),)),
     ),
     "Health": (
         Panel(
@@ -157,7 +157,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             queries=(Query(f"time() - {latest('last_step_timestamp_seconds', more=' > 0')}"),),
         ),
         Panel(
-            title="Since the last checkpoint", unit="s", about="What would be lost now; for a run that never saved, the time since it started.",
+            title="Since the last checkpoint", unit="s", about="What would be lost now; before the first save, the time since the start.",
             queries=(Query(f"time() - ({CHECKPOINT})"),),
         ),
         Panel(
@@ -197,9 +197,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             title="Reaper up", most=1, about="Whether it responds to Prometheus. While it is down, terminated runs keep their GPUs.",
             queries=(Query(f'max by ({BY_POD}) (up{{job="firstsight", container="reaper"}})', LEGEND_OF_POD),), empty=REAPER,
         ),
-        Panel(title="Jobs watched", about="Jobs that the reaper is tracking.", queries=(Query(of_reaper("jobs"), LEGEND_OF_POD),), empty=REAPER),
+        Panel(title="Jobs watched", about="Jobs that it watches.", queries=(Query(of_reaper("jobs"), LEGEND_OF_POD),), empty=REAPER),
         Panel(
-            title="Freed", about="Holds removed from jobs, and jobs deleted when their last hold was removed, per five minutes.", empty=REAPER,
+            title="Freed", about="Holds removed from jobs, and jobs deleted with their last hold, per five minutes.", empty=REAPER,
             queries=(
                 Query(f"increase({of_reaper('released_total')}[5m])", f"{LEGEND_OF_POD} holds"),
                 Query(f"increase({of_reaper('deleted_jobs_total')}[5m])", f"{LEGEND_OF_POD} jobs"),
@@ -228,7 +228,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             title="Tensor cores", unit="percentunit", most=1, queries=(Query(of_gpu("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"), GPU),),
-            about="Share of cycles in which tensor cores were active; the closest thing to MFU that the device itself measures.", empty=DCGM,
+            about="Share of cycles in which tensor cores were active; the closest to MFU that the device itself measures.", empty=DCGM,
         ),
         Panel(
             title="GPU memory", unit="mbytes", about="In use; DCGM counts in MiB.",

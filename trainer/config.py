@@ -47,8 +47,8 @@ class ModelConfig:
     vision_init: Literal["published", "paper", "open_clip"] = recipe(
         "paper",
         "as coded",
-        "published: tensor by tensor as the follow-on code initialises it; paper: an earlier interpretation of that code, with biases 0 and positions as in open_clip; "
-        "open_clip: PyTorch's defaults.",
+        "published: tensor by tensor as the follow-on code initialises it; paper: an earlier interpretation of that code, with biases 0 "
+        "and positions as in open_clip; open_clip: PyTorch's defaults.",
     )
     text_init: Literal["published", "clip"] = recipe(
         "clip",
@@ -66,8 +66,8 @@ class ModelConfig:
         """Check what can be checked without torch."""
         if self.text_tower == "mean_pooled_unmasked":
             raise InputError(
-                "model.text_tower mean_pooled_unmasked, the follow-on code's tower, is not supported: it attends to padding, so captions could "
-                "not be cut to their length exactly, and open_clip could not load the model; use clip_causal_eot"
+                "model.text_tower mean_pooled_unmasked, the follow-on code's tower, is not supported: it attends to padding, so captions "
+                "could not be cut to their length exactly, and open_clip could not load the model; use clip_causal_eot"
             )
         at_least(1, "model", self, *_SIZES)
         require("model.context_length", self.context_length, "between 8 and 77", 8 <= self.context_length <= 77)
@@ -188,8 +188,8 @@ class ContrastiveConfig:
     logit_scale_clamp: Literal["parameter", "forward"] = recipe(
         "parameter",
         "as coded",
-        "parameter: clamped after each step, as open_clip does; forward: clamped only in the loss, as coded, so that above the maximum it has "
-        "no gradient.",
+        "parameter: clamped after each step, as open_clip does; forward: clamped only in the loss, as coded, so that above the maximum it "
+        "has no gradient.",
         since="0.2.0",
         introduced="parameter",
     )

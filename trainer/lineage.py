@@ -178,7 +178,7 @@ def _parse(uri: str, data: bytes) -> Weights:
 
 
 def _git(*arguments: str) -> str | None:
-    """git's output; None if it is missing, fails, or takes too long."""
+    """Output of git; None if it is missing, fails, or takes too long."""
     command = ["git", "--no-optional-locks", *arguments]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, timeout=GIT_SECONDS, check=False)

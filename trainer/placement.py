@@ -19,8 +19,8 @@ class Placement:
     device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda if there is a GPU.")
     local_batch_size: int | Literal["auto"] = placement(
         "auto",
-        "The most pairs or triplets that a rank processes at once; the loss is the same (gradient cache, accumulation). 0: its whole share. "
-        "auto: the whole share; on CUDA, as much of it as is estimated to fit in memory.",
+        "The most pairs or triplets that a rank processes at once; the loss is the same (gradient cache, accumulation). 0: its whole "
+        "share. auto: the whole share; on CUDA, as much of it as is estimated to fit in memory.",
     )
     loader_workers: int | Literal["auto"] = placement(
         "auto", "Decoding processes per rank; 0: threads in the rank instead. auto: 0; on CUDA, the rank's cores minus one, at most 16."
@@ -93,7 +93,7 @@ def profiled_steps(text: str) -> tuple[int, int]:
 
 
 def unless_auto(value: int | Literal["auto"]) -> int:
-    """A number of the placement; an `auto` that no run has resolved (in an evaluation, or in a loader used on its own) is 0, as on a CPU."""
+    """A number of the placement; an `auto` that no run has resolved (in an evaluation, or a loader used on its own) is 0, as on a CPU."""
     return 0 if isinstance(value, str) else value
 
 

@@ -11,7 +11,8 @@ from trainer.config import canonical_hash
 
 MAX_NAME = 46
 """Chosen so that every kind of job can have this name. The pods of a TrainJob's JobSet are called `<name>-node-0-<rank>-<5 letters>`,
-at most 63 characters, which leaves 46 for up to 100 nodes. A PyTorchJob could have 54: at 55 it reports Running, but its Services are never created."""
+at most 63 characters, which leaves 46 for up to 100 nodes. A PyTorchJob could have 54: at 55 it reports Running, but its Services are
+never created."""
 MAX_LABEL = 63
 DOMAIN = "firstsight.dev"
 
@@ -81,7 +82,7 @@ class Identity:
 
 
 def label_value(text: str) -> str:
-    """The text itself where it can be a label's value; otherwise as much of it as possible, plus a hash that distinguishes it from others."""
+    """The text itself if it can be a label's value; otherwise as much of it as possible, plus a hash that tells it from others."""
     if len(text) <= MAX_LABEL and re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?", text):
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]

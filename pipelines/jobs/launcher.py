@@ -161,7 +161,7 @@ class Launcher:
         annotations = job["metadata"].get("annotations") or {}
         where = f"--- {self.shape.kind.kind} {job['metadata']['namespace']}/{job['metadata']['name']} is already running: adopted"
         if annotations.get(SPEC_HASH) != spec_hash(self.shape, spec):
-            where += ", unchanged: it was submitted with different settings (image, nodes, queue …); the current ones take effect once it has ended"
+            where += ", unchanged: it was submitted with different settings (image, nodes, queue …); yours take effect once it has ended"
         say(where)
 
     def _require_queue(self) -> None:

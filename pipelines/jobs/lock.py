@@ -1,8 +1,8 @@
 """One run per experiment: a second run of the same experiment is rejected, naming the first one's process.
 
-On a file root the lock is a flock in the experiment's folder, which disappears with its process however that ends. On S3, and on file systems
-without flock, it is a lease (pipelines/jobs/lease.py); flocks in this machine's temporary folder then show at once if its holder
-was killed on this machine. A second flock is held by every job, so that a run which follows a killed one begins when the killed one's jobs
+On a file root the lock is a flock in the experiment's folder, which disappears with its process however that ends. On S3, and on file
+systems without flock, it is a lease (pipelines/jobs/lease.py); flocks in this machine's temporary folder then show at once if its
+holder was killed on this machine. A second flock is held by every job, so that a run which follows a killed one begins when the killed one's jobs
 are gone. A thread keeps the lock; a run that has lost it is told, and must end.
 """
 
@@ -135,7 +135,7 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
 
 @contextlib.contextmanager
 def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A folder of this machine whose flocks tell others here that this process and its jobs are alive; yields it and the facts to put into the lock."""
+    """A folder whose flocks show others on this machine that this process and its jobs are alive; yields it and the lock's facts."""
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)  # other users need to read it

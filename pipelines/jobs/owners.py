@@ -1,4 +1,4 @@
-"""How this run holds the jobs that it waits for, so that the last run to leave deletes them. For other holders of a job, see pipelines/jobs/holds.py.
+"""How this run holds the jobs that it waits for, so that the last run to leave deletes them. Other holders: pipelines/jobs/holds.py.
 
 A run in Kubeflow holds a job by an ownerReference to its Workflow, one from a shell by an annotation with the time of its
 last heartbeat. A finished job is released but not deleted: it is kept for its TTL so that it can be inspected.
@@ -32,7 +32,8 @@ POD_VARIABLE = "KFP_POD_NAME"
 HEARTBEAT_SECONDS = 60.0
 MAX_ID = 63 - len("held-by.")
 FOLLOWED_BY, GIVEN_UP = f"{DOMAIN}/followed-by.", f"{DOMAIN}/given-up."
-"""Prefixes of the launchers' annotations: the first is followed by run and launcher and holds the time of the last sign of life; the second is followed by the run and holds the reason."""
+"""Prefixes of the launchers' annotations: the first is followed by run and launcher and holds the time of the last sign of
+life; the second is followed by the run and holds the reason."""
 SILENT_SECONDS = 300.0
 """A launcher that gives no sign for this long is considered dead."""
 
@@ -140,7 +141,8 @@ def find_holder(cluster: Cluster) -> Holder:
         raise InputError(f"pod {namespace}/{pod_name} belongs to no Workflow, so it cannot be determined which run this is")
     if namespace != cluster.namespace:
         raise InputError(
-            f"jobs.namespace must be {namespace}, the run's namespace, got {cluster.namespace}: a Workflow can hold jobs only in its own namespace"
+            f"jobs.namespace must be {namespace}, the run's namespace, got {cluster.namespace}: a Workflow can hold jobs only in its own "
+            "namespace"
         )
     reference = {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
     return Holder(reference=reference, launcher=hashlib.sha256(pod_name.encode()).hexdigest()[:10])

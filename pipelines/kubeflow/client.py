@@ -24,8 +24,8 @@ LOG_SECONDS = 10.0
 """The same for a log."""
 Answer = TypeVar("Answer")
 _POLICY = (
-    "; Kubeflow's own NetworkPolicy only admits traffic from its own namespace and those labelled app.kubernetes.io/part-of=kubeflow-profile "
-    "(docs/OPERATIONS.md)"
+    "; Kubeflow's own NetworkPolicy only admits traffic from its own namespace and those labelled "
+    "app.kubernetes.io/part-of=kubeflow-profile (docs/OPERATIONS.md)"
 )
 """Hint for when no response arrives, which may mean that packets were dropped."""
 _NO_VERSION = re.compile(r"error retrieving pipeline version|retrieve pipeline version")
@@ -140,7 +140,7 @@ class Kubeflow:
         return self._ask(f"version {version} of pipeline {pipeline}", get, pipeline, version)
 
     def newest(self, name: str) -> tuple[str, str]:
-        """Image and user of the newest version of a pipeline: for an installed chart, these are what this cluster can pull and allows to run.
+        """Image and user of a pipeline's newest version: for an installed chart, these are what this cluster can pull and allows to run.
 
         The user is the one the steps' pods run as, or `none` if the version leaves it to the cluster.
 

@@ -1,7 +1,7 @@
 """The pipeline: links -> triplets, pairs -> plan -> one flat loop over lanes -> report; `finish` always runs last, however the run ended.
 
 The loop has no parallelism limit: with one, Kubeflow's Retry hangs forever. The lanes' steps decide how many cells run at once
-(pipelines/steps/lanes.py). The lanes' steps keep their inputs and sources short, since they are repeated in six nodes of the Workflow per lane.
+(pipelines/steps/lanes.py). The lanes' steps keep their inputs and sources short, since they are repeated in six Workflow nodes per lane.
 """
 
 import inspect
@@ -20,7 +20,7 @@ PROFILE_FOLDER = "/etc/firstsight"
 USER = 10001
 """User ID of the pipelines image; restricted Pod Security requires it to be set in each pod."""
 SCRATCH = "4Gi"
-"""Size limit of /tmp, where everything a step writes goes. kfp-kubernetes can neither make the root read-only nor limit ephemeral storage."""
+"""Size limit of /tmp, where all that a step writes goes. kfp-kubernetes can neither make the root read-only nor limit ephemeral storage."""
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 LABELS = {
     "app.kubernetes.io/part-of": NAME,
@@ -33,7 +33,7 @@ ANNOTATIONS = {
 
 
 def _as_launcher(task: dsl.PipelineTask, profile: str, tolerations: list[dict[str, str]]) -> None:
-    """Configure a task as every pod of the pipeline runs on a cluster: never cached, small, restricted, with the profile's files and credentials.
+    """Configure a task like every pod of the pipeline: never cached, small, restricted, with the profile's files and credentials.
 
     kfp.local ignores all of this. An environment variable would apply there too and override the shell's, so none is set: the
     profile is found where it is mounted. ConfigMap and Secret are optional, so that the first step can say that they

@@ -1,4 +1,4 @@
-"""Runs one component: `python3 -m pipelines.kubeflow.execute kfp.dsl.executor_main`, with the arguments that KFP passes to its own executor.
+"""Runs one component: `python3 -m pipelines.kubeflow.execute kfp.dsl.executor_main`, with the arguments that KFP gives its own executor.
 
 KFP's executor loads a component's source from the command line, which would put it into six nodes of the Workflow per step; ours is in
 the image. It also logs all of its input before the step logs anything. kfp.local runs only commands that name it, so ours does.

@@ -12,7 +12,8 @@ from typing import Any
 MOST_LANES = 64
 """Number of loop iterations to look for: the current pipeline makes at most three, earlier ones one per cell."""
 POD = "metadata-1-3-system-container-impl"
-"""The template of a step's own pod: Argo calls the pod `<workflow>-<template>-<number>`. 1 and 3 are the numbers of annotations and labels on our steps."""
+"""The template of a step's own pod: Argo calls the pod `<workflow>-<template>-<number>`. 1 and 3 are the
+numbers of annotations and labels on our steps."""
 _EXPERIMENT = "(0).root(0).exit-handler-1"
 _LANE = f"{_EXPERIMENT}(0).for-loop-2(0).iteration-iterations({{0}}:{{0}})(0).iteration-item(0)."
 BEFORE = ("links", "stage-triplets", "stage-pairs", "plan")

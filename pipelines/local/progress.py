@@ -160,7 +160,7 @@ class Display:
         self._reasons.add(reason)
 
     def _job(self, name: str) -> str:
-        """`job 3 of 9`, in the order in which they begin; empty for anything that is not a job. Staging also logs under the names of its parts."""
+        """`job 3 of 9`, in the order in which they begin; empty for anything else. Staging also logs under the names of its parts."""
         part = re.match(r"(?:stage|judge|plan|fetch) .*?\b(pairs|triplets)\b", name)
         job = f"stage {part[1]}" if part else name
         if job not in self._jobs:

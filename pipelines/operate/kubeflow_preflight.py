@@ -14,7 +14,10 @@ from trainer.errors import InputError, RunError
 Object = dict[str, Any]
 Labels = Mapping[str, str]
 HEALTH = "/apis/v2beta1/healthz"
-LET_IN = "its NetworkPolicy admits traffic only from its own namespace and those labelled app.kubernetes.io/part-of=kubeflow-profile (docs/OPERATIONS.md)"
+LET_IN = (
+    "its NetworkPolicy admits traffic only from its own namespace and those labelled app.kubernetes.io/part-of=kubeflow-profile "
+    "(docs/OPERATIONS.md)"
+)
 """Where an answer that never comes may be a packet that was dropped."""
 _SECONDS = 10.0
 _IN_CLUSTER = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)(\.svc(\.[a-z0-9.-]+)?)?")

@@ -285,8 +285,8 @@ def side_by_side(runs: Sequence[Estimate]) -> str:
         return ""
     nodes, share = machines.nodes // at_once, settings(first.stage).global_batch_size // machines.ranks
     return (
-        f"advice: {at_once} at a time on {nodes} node{'s' * (nodes > 1)} each: {number(best)} hours for these {count}, one after another on "
-        f"{machines.nodes} nodes {number(in_turn)}: a share of {share} {first.what} leaves a GPU waiting for its host"
+        f"advice: {at_once} at a time on {nodes} node{'s' * (nodes > 1)} each: {number(best)} hours for these {count}, one after another "
+        f"on {machines.nodes} nodes {number(in_turn)}: a share of {share} {first.what} leaves a GPU waiting for its host"
     )
 
 

@@ -99,7 +99,9 @@ def save_stall_on_a_gpu(folder: Path) -> Measured:
     reference = wall_seconds(lambda: torch.save({"model": model.state_dict(), "optimizer": built.state_dict()}, folder / "reference.pt"))
     measured = interleaved(reference, saver.stall, rounds=3)
     saver.writer.close()
-    note = f"1.82 GB into pinned memory; torch.save stalled training for {measured.reference:.2f} s; commit after {saver.writer.last_seconds:.1f} s"
+    note = (
+        f"1.82 GB into pinned memory; torch.save stalled it for {measured.reference:.2f} s; commit after {saver.writer.last_seconds:.1f} s"
+    )
     return Measured(reference=0.1, ours=measured.ours, note=note)
 
 

@@ -139,7 +139,7 @@ class Views:
 
 
 def looks_whole(file: ShardFile) -> bool:
-    """Whether the tar has the right size and the index is right: all that can be checked without reading the tar, whose members are verified later."""
+    """Whether the tar's size and the index are right: all that can be checked without reading the tar, whose members are verified later."""
     try:
         with open(file.index, "rb") as stream:
             whole = os.path.isfile(file.path) and os.stat(file.path).st_size == file.shard.size

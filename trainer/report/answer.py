@@ -1,4 +1,4 @@
-"""The first sentence of the page: did it help, by how much, and how sure we are. It claims only what the paired test over seeds supports."""
+"""The first sentence of the page: did it help, by how much, and how sure we are. It claims only what the paired test over seeds shows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -77,13 +77,13 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
         f"; no difference is shown{corrected} on {_list([_place(row, judge) for row in found['not shown']])}" if found["not shown"] else ""
     )
     if found["better"] and found["worse"]:
-        return "mixed", f"Mixed: {seeds}, {subject} beats {BASELINE} and loses to it: {said['better']}, but {said['worse']}{rest}."
+        return "mixed", f"Mixed; {seeds}, {subject} beats {BASELINE} and loses to it: {said['better']}, but {said['worse']}{rest}."
     if found["better"]:
         where = f"on {len(found['better'])} of {len(every)} endpoints" if rest else "on every endpoint"
-        return "helped", f"Yes, {where}: {seeds}, {subject} beats {BASELINE}: {said['better']}{rest}."
+        return "helped", f"Yes, {where}; {seeds}, {subject} beats {BASELINE}: {said['better']}{rest}."
     if found["worse"]:
-        return "hurt", f"No, it hurt: {seeds}, {subject} does worse than {BASELINE}: {said['worse']}{rest}."
-    return "not shown", f"Not shown: {seeds}, {subject} does not beat {BASELINE} beyond chance{corrected}: {said['not shown']}."
+        return "hurt", f"No, it hurt; {seeds}, {subject} does worse than {BASELINE}: {said['worse']}{rest}."
+    return "not shown", f"Not shown; {seeds}, {subject} does not beat {BASELINE} beyond chance{corrected}: {said['not shown']}."
 
 
 def _one_run(subject: str, rows: Sequence[dict[str, Any]], judge: str) -> str:

@@ -216,7 +216,7 @@ def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint, *, item
 
     Returns:
         JSON: seeds, differences, mean, low, high, over (`seeds`: t-interval; `items`: bootstrap, one seed), no_interval (why
-        there is none), p, and under "items" the bootstrap interval, regardless of the number of seeds (None where the items cannot be paired).
+        there is none), p, and under "items" the bootstrap interval, whatever the number of seeds (None if the items cannot be paired).
     """
     pairs = []
     for seed in sorted(set(scores.seeds(arm)) & set(scores.seeds(against))):

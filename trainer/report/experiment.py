@@ -144,7 +144,7 @@ class Experiment:
         return self.pairs is not None and source not in ("", "demo") and not self.pairs.name.startswith("yfcc15m")
 
     def cell(self, arm: str, seed: int, point: str | None = None) -> Cell | None:
-        """The finished cell of an arm and a seed, by the point in its name; None: whichever there is, for experiments with a single point."""
+        """The finished cell of an arm and a seed at a point; None: at whichever there is, for experiments with a single point."""
         found = (cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
         return next((cell for cell in found if point in (None, cell.point)), None)
 

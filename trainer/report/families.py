@@ -19,7 +19,7 @@ Rows = list[dict[str, Any]]
 
 
 def families(scores: Scores, sets: Sequence[TestSet]) -> Rows:
-    """For each family, each arm against the baseline: the mean over the measured sets, paired by seed, and on how many sets the arm is above the baseline.
+    """For each family, each arm against the baseline: the mean over the measured sets, paired by seed, and the number of sets it wins.
 
     The last row of a pair counts all sets. Descriptive: sets are correlated. Empty where none of the 29 was measured.
     """
@@ -82,7 +82,8 @@ def _what_follows(value: float, deviations: list[str]) -> str:
     where = "Below" if value < USUAL[0] else "Above"
     return (
         f"{where} the {low} to {high} % that such models are reported to reach: the pipeline or the data differ from theirs. Check the "
-        "list of pairs and what was lost from it, the prompts and preprocessing (2 to 8 points) and the training before interpreting any difference."
+        "list of pairs and what was lost from it, the prompts and preprocessing (2 to 8 points) and the training before interpreting any "
+        "difference."
     )
 
 

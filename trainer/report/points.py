@@ -25,7 +25,7 @@ def at_points(whole: Experiment, shown: Point, endpoints: Sequence[Endpoint]) ->
         endpoints: declared.
 
     Returns:
-        [{point, at, through_time, trajectory, representation}]; the last three have the same form as for the page's own point. Weights that an arm
+        [{point, at, through_time, trajectory, representation}]; the last three as for the page's own point. Weights that an arm
         lacks are named where its cell is first shown.
     """
     rows: Rows = []

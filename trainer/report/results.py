@@ -116,7 +116,7 @@ def require_comparable(experiment: Experiment, others: Sequence[Experiment]) -> 
 
 
 def _meaning(experiment: Experiment, arm: str) -> str:
-    """What an arm is, in words; an arm that starts from a foreign tower names that tower; for one unknown to this version, what can be derived."""
+    """What an arm is, in words; one that starts from a foreign tower names it; for one unknown to this version, what can be derived."""
     if arm in registered():
         return registered()[arm].meaning
     stages = next(cell for cell in experiment.cells if cell.arm == arm).stages
@@ -150,7 +150,7 @@ def _endpoint(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, A
 
 
 def _beside(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, Any]:
-    """What is needed to interpret an endpoint: its sample sizes, the highest score any model can reach, and baselines that need no training."""
+    """What is needed to interpret an endpoint: sample sizes, the highest score any model can reach, baselines that need no training."""
     return {"n": endpoint.counted, "ceiling": scores.ceiling(endpoint), "baselines": scores.baselines(endpoint)}
 
 
@@ -349,8 +349,9 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
         )
     elif counts:
         said.append(
-            f"{max(counts)} seeds: the intervals over seeds cover what changes from seed to seed on these test items; those over items cover the "
-            "sampling of items for these models. Neither covers both. A few seeds can show only large effects: 'not shown' is not 'absent'."
+            f"{max(counts)} seeds: the intervals over seeds cover what changes from seed to seed on these test items; those over items "
+            "cover the sampling of items for these models. Neither covers both. A few seeds can show only large effects: 'not shown' is "
+            "not 'absent'."
         )
     if experiment.triplets and experiment.triplets.judge == "FLIP":
         said.append(
@@ -374,7 +375,8 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     extra = f" ({100 * max(shares):.1f} % of its arm's training FLOPs)" if shares else ""
     if counts:
         said.append(
-            f"The arms share their hyperparameters, which were tuned for none of them; stage 1 is extra compute{extra} that the baseline does not get."
+            f"The arms share their hyperparameters, which were tuned for none of them; stage 1 is extra compute{extra} that the baseline "
+            "does not get."
         )
     if experiment.missing:
         number = len(experiment.missing)

@@ -1,4 +1,4 @@
-"""The stages of a cell as the report reads them: seal, configuration, lineage and course, each exactly as it was written, or not read at all.
+"""The stages of a cell as the report reads them: seal, configuration, lineage and course, each exactly as written, or not at all.
 
 Files named by a stage's seal (format 2) are checked against its checksums. For older stages, the course must reach the sealed step.
 """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 LEVEL = 0.95
 REPLICATES = 2000
 MIN_CLUSTERS = 6
-"""Fewer pictures or references get no interval: even if all of them favoured one side, chance alone would produce that more than 5 times in 100."""
+"""Fewer pictures or references get no interval: even if all favoured one side, chance would produce that more than 5 times in 100."""
 _DRAWS_AT_ONCE = 4_000_000
 
 

@@ -62,7 +62,7 @@ def epoch_of(cell: Cell, step: int | None) -> float:
 
 
 def _differences(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> Rows:
-    """Every pair of arms on every endpoint at every moment that both have, with its 95 % interval: over seeds, or, with a single seed, over items."""
+    """Every pair of arms on every endpoint at each moment that both have, with a 95 % interval over seeds, or with one seed, over items."""
     rows: Rows = []
     moments: dict[int, compare.Scores] = {}
     epochs: dict[int, float] = {}
@@ -105,7 +105,7 @@ def onset(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows: of one pair and endpoint, by samples seen: mean, low and high of the difference, epoch, samples.
 
     Returns:
-        "epoch" and "samples" of it, None: not reached; "after": epoch of the preceding moment, at which it was not yet; "low" and "high", an
+        "epoch" and "samples" of it, None: not reached; "after": epoch of the moment before, at which it was not yet; "low" and "high", an
         interval of the epoch: the earliest from which the upper end of the difference's interval stays above 0, and the earliest from which
         on the lower end is; None: not reached.
     """
@@ -212,7 +212,7 @@ def _survival(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], fol
 
 
 def retained(accuracy: float | None, untrained: float | None, tower: float | None) -> float | None:
-    """The share of what stage 1 added to the untrained tower's 2AFC that a model still shows; None if stage 1 added nothing, or it is unknown."""
+    """The share of what stage 1 added to the untrained tower's 2AFC that a model still shows; None if it added nothing, or is unknown."""
     if accuracy is None or untrained is None or tower is None or tower <= untrained:
         return None
     return (accuracy - untrained) / (tower - untrained)

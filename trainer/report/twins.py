@@ -9,7 +9,7 @@ from trainer.report.experiment import Experiment
 
 
 def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
-    """For each data set, what staging (for the pairs) or otherwise evaluation found about captions and pictures that nobody can tell apart."""
+    """For each data set, what staging (of the pairs) or evaluation found of captions and pictures that nobody can tell apart."""
     rows: dict[str, dict[str, Any]] = {}
     found = experiment.pairs.facts.get("twins") if experiment.pairs else None
     if experiment.pairs and isinstance(found, dict):
@@ -26,7 +26,8 @@ def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str
                 if found["identical_pictures"]
                 else "",
             ]
-            says = f"{test_set.dataset}: {' and '.join(filter(None, parts))}, so no model can score 100 % if only one of them counts as correct."
+            said = " and ".join(filter(None, parts))
+            says = f"{test_set.dataset}: {said}, so no model can score 100 % if only one of them counts as correct."
             rows[test_set.dataset] = {"found": found, "says": says}
     return rows
 

@@ -69,7 +69,8 @@ def read_rdm(uri: str, sha256: str = "") -> Rdm:
     found = hashlib.sha256(data).hexdigest()
     if sha256 and found != sha256:
         raise InputError(
-            f"RDM {uri}: not the RDM that the experiment was planned with (SHA-256 {found[:12]}, not {sha256[:12]}): plan the experiment again"
+            f"RDM {uri}: not the RDM that the experiment was planned with (SHA-256 {found[:12]}, not {sha256[:12]}): plan the experiment "
+            "again"
         )
     _check(uri, names, values)
     return Rdm(name=stem.rpartition("/")[2], names=tuple(names), values=values, sha256=found)

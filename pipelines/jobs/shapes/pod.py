@@ -16,11 +16,11 @@ INIT = ["/usr/bin/catatonit", "--"]
 """Process 1 of each pod: it reaps orphaned processes and forwards SIGTERM, even to a process that is still starting."""
 STORAGE, STORAGE_REQUEST = "ephemeral-storage", "1Gi"
 STORAGE_GIB_BESIDE_CACHE = 16
-"""Compiled kernels, logs and what an evaluation unpacks, in addition to the shards counted by `placement.cache_bytes`: a generous assumption."""
+"""Compiled kernels, logs and what an evaluation unpacks, beyond the shards counted by `placement.cache_bytes`: a generous assumption."""
 STORAGE_GIB_OF_STAGING = 100
 """A plan of YFCC15M joins its lists on disk, and tars are written before they are uploaded: a generous assumption."""
 TOKEN, TOKEN_SECONDS = "/var/run/secrets/firstsight/token", 3600
-"""Path and lifetime of the pod's service-account token, for whoever issues credentials; the kubelet renews it after four fifths of that time."""
+"""Path and lifetime of the pod's service-account token, for whoever issues credentials; the kubelet renews it after 80 % of that time."""
 WRITABLE = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -95,10 +95,10 @@ def _security(user: int | None) -> dict[str, Any]:
 def _bounded(
     template: dict[str, Any], container: str, settings: JobSettings, purpose: Purpose, placement: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The template with a limit on what the pod writes to its node, if the templates set none: a pod that exceeds it is evicted instead of its neighbours.
+    """The template with a limit on what the pod writes to its node, if it sets none: a pod over it is evicted instead of its neighbours.
 
-    A template with an emptyDir of its own gets no such limit unless the settings give one, since nobody knows what is meant to go there. Neither does
-    a job in a queue, since the queue admits no job that requests resources not named in its quotas.
+    A template with an emptyDir of its own gets no such limit unless the settings give one, since nobody knows what is meant to go there.
+    Neither does a job in a queue, since the queue admits no job that requests resources not named in its quotas.
     """
     (trainer,) = [one for one in template["spec"]["containers"] if one["name"] == container]
     resources = {kind: dict((trainer.get("resources") or {}).get(kind) or {}) for kind in ("requests", "limits")}

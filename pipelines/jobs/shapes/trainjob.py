@@ -37,7 +37,7 @@ POD_IN = {
     "podTemplateOverrides": ("spec",),
     "runtimePatches": ("trainingRuntimeSpec", "template", "spec", "replicatedJobs", "template", "spec", "template", "spec"),
 }
-"""The field with which a TrainJob customises its pods in Trainer 2.0, in 2.1, and in 2.2 and 2.3, and the path to the pod spec inside it."""
+"""The field with which a TrainJob customises its pods in Trainer 2.0, in 2.1, and in 2.2 and 2.3, and the pod spec's path inside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

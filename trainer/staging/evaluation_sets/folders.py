@@ -33,8 +33,8 @@ def imagenet(copy: Copy, split: Split = "test") -> Converted:
     converted = class_folders(copy, split)
     if len(converted.classnames) != 1000:
         raise InputError(
-            f"{copy.uri}: {len(converted.classnames)} class folders, but ImageNet has 1000; the validation pictures must be sorted into one "
-            "folder per class (n01440764/…)"
+            f"{copy.uri}: {len(converted.classnames)} class folders, but ImageNet has 1000; the validation pictures must be sorted into "
+            "one folder per class (n01440764/…)"
         )
     return Converted(rows=converted.rows)
 

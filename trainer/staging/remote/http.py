@@ -329,8 +329,8 @@ def base_of(option: str, uri: str) -> str:
     """A URI that paths are put after, whole; InputError where none can be, or where it carries credentials."""
     if is_web(uri) and (holds_credentials(uri) or "?" in uri or "#" in uri):
         raise InputError(
-            f"{option} {uri}: must be a base URI to which paths can be appended, without user, query or signature: fetch through a mirror, or "
-            "list complete URLs"
+            f"{option} {uri}: must be a base URI to which paths can be appended, without user, query or signature: fetch through a mirror, "
+            "or list complete URLs"
         )
     return absolute(uri) if uri else ""
 
