@@ -2,8 +2,8 @@
 
 On a file root the lock is a flock in the experiment's folder, which disappears with its process however that ends. On S3, and on file
 systems without flock, it is a lease (pipelines/jobs/lease.py); flocks in this machine's temporary folder then show at once if its
-holder was killed on this machine. A second flock is held by every job, so that a run which follows a killed one begins when the killed one's jobs
-are gone. A thread keeps the lock; a run that has lost it is told, and must end.
+holder was killed on this machine. A second flock is held by every job, so that a run which follows a killed one begins when the killed
+one's jobs are gone. A thread keeps the lock; a run that has lost it is told, and must end.
 """
 
 import contextlib

@@ -368,9 +368,7 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     if plain:
         said.append(f"Plain prompts were used on {', '.join(plain)}: these figures are not comparable with published ones.")
     if results["sets"]:
-        said.append(
-            "Intervals for individual sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm)."
-        )
+        said.append("Intervals for single sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm).")
     shares = [row["stage_1_share_of_flops"] for row in results["efficiency"] if row["stage_1_share_of_flops"] is not None]
     extra = f" ({100 * max(shares):.1f} % of its arm's training FLOPs)" if shares else ""
     if counts:

@@ -11,6 +11,25 @@ _PASSING = "timeout,connect,dns,cut short,http 429,http 500,http 502,http 503,ht
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the commands to `stage`'s."""
+    _add_plan(commands, common)
+    _add_fetch(commands, common)
+    _add_sources(commands, common)
+
+    seal = commands.add_parser("seal", parents=[common], help="check that all slices are done and write the manifest")
+    seal.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
+    help_text = "sealing is refused if more than this fraction of the rows is bad (default .01)"
+    seal.add_argument("--max-reject-fraction", type=float, default=0.01, help=help_text)
+    seal.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
+    seal.set_defaults(run=_seal)
+
+    refetch = commands.add_parser("refetch", parents=[common], help="plan a second attempt for rows that could not be fetched")
+    refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
+    help_text = f"causes to retry, comma-separated, spelled as in the rejects (default: {_PASSING})"
+    refetch.add_argument("--causes", default=_PASSING, help=help_text)
+    refetch.set_defaults(run=_refetch)
+
+
+def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     plan = commands.add_parser("plan", parents=[common], help="turn a list of remote pictures into slices of rows")
     plan.add_argument("kind", choices=["urls", "yfcc15m-openai", "yfcc15m-slip", "yfcc15m-declip", "yfcc15m-rwkv", "nights"])
     plan.add_argument("--root", required=True, help="store URI; the data set goes into datasets/ below it")
@@ -30,6 +49,8 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     plan.add_argument("--result", default="", help="also write {uri, slices, rows} as JSON to this URI")
     plan.set_defaults(run=_plan)
 
+
+def _add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     fetch = commands.add_parser("fetch", parents=[common], help="fetch pictures and write the shards of some or all slices")
     fetch.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
     fetch.add_argument(
@@ -50,20 +71,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     fetch.add_argument("--max-image-mb", type=int, default=32, help="larger responses are rejected (default 32)")
     fetch.set_defaults(run=_fetch)
 
-    seal = commands.add_parser("seal", parents=[common], help="check that all slices are done and write the manifest")
-    seal.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
-    seal.add_argument(
-        "--max-reject-fraction",
-        type=float,
-        default=0.01,
-        help="sealing is refused if more than this fraction of the rows is bad (default .01)",
-    )
-    seal.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
-    seal.set_defaults(run=_seal)
 
-    download = commands.add_parser(
-        "download", parents=[common], help="download NIGHTS, resuming an interrupted download; run `stage triplets` next"
-    )
+def _add_sources(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    help_text = "download NIGHTS, resuming an interrupted download; run `stage triplets` next"
+    download = commands.add_parser("download", parents=[common], help=help_text)
     download.add_argument("--source", required=True, metavar="URI", help="nights.zip, or the folder of its chunks")
     download.add_argument("--table", default="", metavar="URI", help="data.csv, which the chunks do not contain")
     download.add_argument("--folder", required=True, help="local folder, which will have the NIGHTS layout")
@@ -75,13 +86,6 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     unpack.add_argument("--source", required=True, metavar="URI", help="folder of .parquet files")
     unpack.add_argument("--folder", required=True, metavar="URI", help="where the tars go")
     unpack.set_defaults(run=_unpack)
-
-    refetch = commands.add_parser("refetch", parents=[common], help="plan a second attempt for rows that could not be fetched")
-    refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
-    refetch.add_argument(
-        "--causes", default=_PASSING, help=f"causes to retry, comma-separated, spelled as in the rejects (default: {_PASSING})"
-    )
-    refetch.set_defaults(run=_refetch)
 
 
 def _plan(options: argparse.Namespace) -> dict[str, str | int]:
