@@ -300,7 +300,7 @@ def test_uninstall_is_refused_while_a_job_lives(namespace: str, release: str, lo
     """Nothing is taken away, and the hook's log says which job it is and what to do."""
     helm("uninstall", release, "-n", namespace, "--timeout", "3m", fails=True)
     log = harness.kubectl("-n", namespace, "logs", f"job/{RELEASE}-firstsight-uninstall")
-    assert re.search(r"PyTorchJob contrastive-random-s0-\w+ still run: .*uninstall.force", log), log
+    assert re.search(r"PyTorchJob contrastive-random-s0-\w+ still running: .*uninstall.force", log), log
     components = {pod["metadata"].get("labels", {}).get("app.kubernetes.io/component") for pod in harness.listed("pods", namespace)}
     assert {"minio", "reaper"} <= components
     step = max(_steps(namespace))

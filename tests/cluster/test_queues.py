@@ -170,7 +170,7 @@ def test_queues_that_admit_nothing_are_refused_before_a_run_and_said_in_one(
     queue.stop("None")
     harness.wait_until("the queue to go on", lambda: not refusal(staged, named, monkeypatch), 60)
     nowhere = training.write_profile(tmp_path, queue.namespace, staged, labels={QUEUE_LABEL: "lost"})
-    assert "of ClusterQueue nowhere takes no jobs: Can't submit new workloads" in refusal(staged, nowhere, monkeypatch)
+    assert "of ClusterQueue nowhere accepts no jobs: Can't submit new workloads" in refusal(staged, nowhere, monkeypatch)
 
 
 def refusal(staged: Staged, profile: str, patch: pytest.MonkeyPatch) -> str:

@@ -44,7 +44,8 @@ def running_pods(namespace: str) -> list[str]:
     [
         pytest.param({"cpu": "1000"}, 1, "Insufficient cpu", id="more CPU than any node has"),
         pytest.param({"gpus_per_node": 1}, 2, "jobs.gpus_per_node", id="a GPU where there is none"),
-        pytest.param({"gpus_per_node": 1, "gpu_resource": "nvidia.com/mig-1g.10gb"}, 2, "the largest node has of nvidia.com/mig-1g.10gb",
+        pytest.param({"gpus_per_node": 1, "gpu_resource": "nvidia.com/mig-1g.10gb"}, 2,
+                     "the nvidia.com/mig-1g.10gb count of the largest node",
                      id="a MIG slice where there is none"),
         pytest.param({"training_pod_template": {"spec": {"tolerationz": [{"operator": "Exists"}]}}}, 2,
                      'strict decoding error: unknown field "spec.pytorchReplicaSpecs', id="a typo in a template"),

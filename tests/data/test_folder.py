@@ -250,7 +250,7 @@ def test_only_caches_are_swept_beside_a_named_folder(tmp_path: Path) -> None:
 def test_a_default_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the system's temporary folder anybody may have made it first."""
     monkeypatch.setattr(folders.os, "getuid", lambda: 4242)
-    with pytest.raises(InputError, match=r"belongs to another user: name a folder of your own in placement\.cache_dir"):
+    with pytest.raises(InputError, match=r"belongs to another user: set placement\.cache_dir to a folder of your own"):
         join_cache(tmp_path / "cache", "0", [], named=False)
 
 

@@ -80,7 +80,7 @@ def test_what_frames_the_jobs_is_what_the_code_says() -> None:
     for words, source in (
         ("once: what runs need (some 6 GB, minutes)", "scripts/setup.sh"), (": sealed", "pipelines/steps/staging.py"),
         ("One seed cannot say whether it helps", "trainer/report/answer.py"),
-        ("2AFC of what needs no training: ", "trainer/report/results.py"),
+        ("2AFC of baselines without training: ", "trainer/report/results.py"),
     ):  # fmt: skip
         assert any(words in line for line in last), words
         text = (REPOSITORY / source).read_text(encoding="utf-8")

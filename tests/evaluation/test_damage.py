@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
     damage(tmp_path / "contrastive" / "trajectory" / "step-000000010" / what, how, 0)
     assert evaluate(config)["written"] == 2
     assert sorted(path.name for path in (tmp_path / "evaluation").glob("contrastive-*")) == ["contrastive-20", "contrastive-final"]
-    assert (what, how) == ("COMMITTED.json", "missing") or "passed over" in capsys.readouterr().out
+    assert (what, how) == ("COMMITTED.json", "missing") or "skipped" in capsys.readouterr().out
 
 
 def test_figures_without_a_checksum_count_while_their_items_are_whole(cell: tuple[Path, str]) -> None:

@@ -22,7 +22,7 @@ PLAIN = ("data set's manifest", "shard", "experiment's plan", "stage's lineage",
 ELSEWHERE = {
     "declaration": "tests/pipelines/planning/test_varied.py",
     "rows of a slice": "tests/staging/remote",
-    "write under way": "tests/storage: it is never listed",
+    "write in progress": "tests/storage: it is never listed",
     "record of a failed cell": "tests/pipelines/planning/test_runs.py: another run never reads it",
     "seal of kept weights": "tests/evaluation/test_damage.py",
     "kept weights": "tests/evaluation/test_damage.py",

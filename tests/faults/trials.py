@@ -18,8 +18,8 @@ RUN = "run's record"
 ROTTEN = "rotten"
 """A bit flipped without a trace in the stamp, as bit rot does: found when the object is loaded, or by `pipelines verify`."""
 TOLD = (
-    "data set's manifest", "shard", "index of a shard", "number of an evaluation set's shards", "text file of an evaluation set",
-    "stage's configuration", "stage's lineage", "stage's figures by step", "final model's seal", "file of a final model", "figures",
+    "data set's manifest", "shard", "index of a shard", "shard count of an evaluation set", "text file of an evaluation set",
+    "stage's configuration", "stage's lineage", "stage's metrics by step", "final model's seal", "file of a final model", "figures",
     "items of figures",
 )  # fmt: skip
 """Kinds whose repair is reported to the user; nothing is reported for data kept only to save work."""

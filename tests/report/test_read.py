@@ -74,7 +74,7 @@ def test_a_name_that_lies_is_corrected(fresh: str) -> None:
         change_figures(file, firstsight__arm="wonder")
     experiment = read_experiment(fresh)
     assert experiment.arms == ["random", "perceptual"]
-    assert "by its configuration it is 'random'" in experiment.excluded[0]["why"]
+    assert "its configuration says 'random'" in experiment.excluded[0]["why"]
 
 
 def test_no_plan_is_refused(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_changed_configuration_is_refused(older: str) -> None:
     file = path(older, "random-seed0", "contrastive", "config.yaml")
     change(path(older, "random-seed0", "contrastive", "lineage.json"), recipe=recipe_fields(read_stage(str(file))))
     file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
-    line = "the plan says another recipe than config.yaml: contrastive.optimizer.learning_rate: 0.001 -> 0.002: refused"
+    line = "the plan names a different recipe from config.yaml: contrastive.optimizer.learning_rate: 0.001 -> 0.002: rejected"
     assert line in missing(older)["random-seed0"]
 
 
@@ -283,4 +283,4 @@ def test_a_name_of_ours_over_unknown_labels_is_corrected(tmp_path: Path) -> None
     experiment = read_experiment(uri)
 
     assert experiment.arms == ["random", "tower ranks"]
-    assert "by its configuration it is 'tower ranks'" in experiment.excluded[0]["why"]
+    assert "its configuration says 'tower ranks'" in experiment.excluded[0]["why"]

@@ -121,7 +121,7 @@ def test_the_fields_sets_are_counted(small: Written) -> None:
     """The demo measures none of the 29 sets that the paper counts, and the page names them."""
     page, results = small
     assert results["field_sets"]["counted"] == len(results["field_sets"]["not_staged"]) == 29
-    assert "0 of the 29 zero-shot sets that the paper counts were measured" in page
+    assert "0 of the 29 zero-shot sets that the paper reports were measured" in page
 
 
 def test_the_pairs_are_the_same_seeds_difference(small: Written) -> None:

@@ -60,10 +60,10 @@ def test_what_the_file_system_keeps_otherwise_is_not_sealed(
         return put(store, uri, io.BytesIO(harm(stream.read())) if uri.endswith((name, "model.safetensors")) else stream)
 
     monkeypatch.setattr(FileStore, "put_stream", keep_otherwise)
-    with pytest.raises(Corrupt, match=f"{name}: the file system does not give back"):
+    with pytest.raises(Corrupt, match=f"{name}: the file system did not return"):
         final(root, folder)
     assert read_final(root) == (None, {})
-    with pytest.raises(Corrupt, match="does not give back"):
+    with pytest.raises(Corrupt, match="did not return"):
         saved(join(root, "other"), 1)
     assert read_committed(layout.checkpoint(join(root, "other"), 1)) is None
 

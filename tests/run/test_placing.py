@@ -81,8 +81,8 @@ def test_what_does_not_fit_is_split_and_said(tmp_path: Path, caplog: pytest.LogC
     part = settle(config, small).local_batch_size
     assert recipe.contrastive.contrast_batch_size % part == 0
     assert caplog.messages == [
-        f"placement.local_batch_size auto: {part} of a rank's {recipe.contrastive.contrast_batch_size} pairs at a time, all that "
-        "NVIDIA H200 (24 GB) holds by estimate; the gradient cache keeps the loss the same"
+        f"placement.local_batch_size auto: {part} of a rank's {recipe.contrastive.contrast_batch_size} pairs at a time, the most that "
+        "NVIDIA H200 (24 GB) is estimated to hold; the gradient cache keeps the loss the same"
     ]
 
 
@@ -94,7 +94,7 @@ def test_triplets_that_do_not_fit_are_accumulated(
     caplog.set_level("INFO", "trainer")
     assert settle(build.perceptual(tmp_path), H200).local_batch_size == 4
     assert caplog.messages == [
-        "placement.local_batch_size auto: 4 of a rank's 6 triplets at a time, all that NVIDIA H200 (150 GB) holds by estimate; "
+        "placement.local_batch_size auto: 4 of a rank's 6 triplets at a time, the most that NVIDIA H200 (150 GB) is estimated to hold; "
         "accumulated gradients keep the loss the same"
     ]
 
@@ -180,7 +180,7 @@ def test_other_conditions_choose_anew_and_say_so(tmp_path: Path, caplog: pytest.
     machine = dataclasses.replace(H200, conditions=dataclasses.replace(CONDITIONS, **other), cores=4)
     assert settle(config, machine).loader_workers == 3
     assert caplog.messages == [
-        f"contrastive random-seed0: placement chosen anew for {machine.conditions}; it was {CONDITIONS}: "
+        f"contrastive random-seed0: placement recomputed for {machine.conditions}; it was {CONDITIONS}: "
         "the loss stays the same, the bits do not"
     ]
     assert settle(config, H200) == first
@@ -194,7 +194,7 @@ def test_a_value_given_later_wins_over_the_record_and_is_recorded(tmp_path: Path
     caplog.set_level("INFO", "trainer")
     assert not settle(automatic(config, compile=False), H200).compile
     assert len(caplog.messages) == 1
-    assert "placement.compile is False, so far it was True: the loss stays the same" in caplog.messages[0]
+    assert "placement.compile is now False, previously True: the loss stays the same" in caplog.messages[0]
     assert not settle(config, H200).compile
     assert len(recorded(config)) == 1
 
@@ -220,7 +220,7 @@ DAMAGED: dict[str, str] = {
     "a value of another type": json.dumps(
         {"format_version": 1, "runs": [{**dataclasses.asdict(CONDITIONS), "compile": 1, "loader_workers": 0, "local_batch_size": 0}]}
     ),
-    "a number below 0": json.dumps(
+    "a negative number": json.dumps(
         {"format_version": 1, "runs": [{**dataclasses.asdict(CONDITIONS), "compile": True, "loader_workers": -4, "local_batch_size": 0}]}
     ),
 }

@@ -163,7 +163,7 @@ def test_a_source_that_gives_other_bytes_is_refused(
         patch.setattr("trainer.staging.stage.Tokenizer", lambda: lambda captions: [[1, 2]] * len(captions))
         for path in (shard.with_suffix(".index"), shard):
             hurt(path, "missing")
-            with pytest.raises(RunError, match=rf"{path.name}: missing; slice 0 was made again, but its source no longer gives the sealed"):
+            with pytest.raises(RunError, match=rf"{path.name}: missing; slice 0 was rebuilt, but its source no longer yields the sealed"):
                 run()
             assert not path.exists()
             path.write_bytes(whole[path])

@@ -74,7 +74,7 @@ BAD = {
     "columns in another order": (csv_of(columns=["dog", "cat", "house", "tree"]), "in the same order: column 'dog' meets row 'cat'"),
     "too few columns": (csv_of(columns=NAMES[:3]), "in the same order: 3 columns and 4 rows"),
     "a row too short": (csv_of().rpartition(",")[0], "row 'tree' has 3 numbers, not 4"),
-    "a word among the numbers": (csv_of().replace("6.0", "far", 1), "only numbers may stand in the matrix"),
+    "a word among the numbers": (csv_of().replace("6.0", "far", 1), "the matrix may contain only numbers"),
     "too few pictures": (csv_of(SQUARE[:3, :3], NAMES[:3]), "must compare 4 to 5,000 pictures, got 3"),
     "nothing": ("", "must compare 4 to 5,000 pictures, got 0"),
     "not text": (b"\xff\xfe\x00", "not CSV in UTF-8"),
@@ -97,9 +97,9 @@ BAD_MATRICES = {
     "not square": (SQUARE[:, :3], NAMES, "must be square, got 4 x 3"),
     "condensed": (SQUARE[np.triu_indices(4, 1)], NAMES, "must be a square matrix of numbers, got float64 of shape (6,)"),
     "text": (np.array([["a", "b"]]), NAMES, "must be a square matrix of numbers, got <U1"),
-    "one name too few": (SQUARE, NAMES[:3], "4 rows and 3 names: each row needs the name of its picture"),
+    "one name too few": (SQUARE, NAMES[:3], "4 rows but 3 names: each row needs the name of its picture"),
     "no names": (SQUARE, None, "V1.txt: no such file, which names the rows of the .npy file"),
-    "no matrix": (b"not numpy", NAMES, "not an array of numpy"),
+    "no matrix": (b"not numpy", NAMES, "not a NumPy array"),
 }
 
 

@@ -117,7 +117,7 @@ def test_damage_at_rest_is_named(s3_root: str, proxy: FaultProxy) -> None:
     assert new_store(uri).get(uri) == DATA
     assert not left
     left += [1] * 100
-    with pytest.raises(Corrupt, match=f"^{uri}: .*it was damaged there"):
+    with pytest.raises(Corrupt, match=f"^{uri}: .*it was damaged in the store"):
         new_store(uri).get(uri)
 
 

@@ -256,7 +256,7 @@ def test_a_seal_that_the_store_does_not_give_back_is_no_seal(tmp_path: Path, mon
     """What was written is read again before anyone relies on it."""
     seal = Committed(recipe_hash="r", attempt=0, step=7, files={}, facts={})
     monkeypatch.setattr(committed, "write_document", lambda uri, value: write_document(uri, {**value, "step": 6}))
-    with pytest.raises(Corrupt, match="does not give back the seal"):
+    with pytest.raises(Corrupt, match="did not return the seal"):
         write_committed(str(tmp_path), seal)
 
 

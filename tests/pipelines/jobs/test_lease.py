@@ -264,7 +264,7 @@ def test_a_store_without_conditions_keeps_the_lock_by_claims(
         won[0].beat()
     after[0].release()
     assert list(open_store(unconditional).list(unconditional)) == []
-    assert "checks no conditions of writes" in caplog.text
+    assert "does not support conditional writes" in caplog.text
 
 
 def _take_at_once(leases: list[Lease]) -> list[Lease]:

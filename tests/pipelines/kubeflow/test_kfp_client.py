@@ -165,7 +165,7 @@ def test_tokens_are_sent_and_refusals_say_what_to_set(server: KubeflowServer, tm
     client.check(runs=True)
     server.token = "second"
 
-    with pytest.raises(InputError, match=r"does not know us \(401.*KFP_TOKEN"):
+    with pytest.raises(InputError, match=r"rejected our credentials \(401.*KFP_TOKEN"):
         client.check(runs=True)
 
     file.write_text("second\n")
@@ -176,14 +176,14 @@ def test_a_cookie_is_sent_and_a_login_page_is_known_for_what_it_is(server: Kubef
     """A gateway answers a request without a session with its login page."""
     server.cookie = "authservice_session=abc"
     connect(server, cookie="authservice_session=abc").check(runs=True)
-    with pytest.raises(InputError, match=r"does not let us \(403"):
+    with pytest.raises(InputError, match=r"denied permission \(403"):
         connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(200, "<html>Log in to your account</html>")]}
 
     with pytest.raises(InputError, match="not as Kubeflow Pipelines does; behind a login set KFP_TOKEN"):
         connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(302, "")]}
-    with pytest.raises(InputError, match=r"sends us elsewhere \(302\), as before a login: set KFP_TOKEN"):
+    with pytest.raises(InputError, match=r"redirects us \(302\), probably to a login: set KFP_TOKEN"):
         connect(server).check(runs=True)
 
 

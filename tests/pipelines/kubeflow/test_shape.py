@@ -86,7 +86,7 @@ def test_a_failed_cell_is_passed_over_in_its_run_and_tried_by_the_next_one(
     """The same request submitted again while the first run lives joins it: it makes what failed, and what is done stays done."""
     run.broken = {"contrastive permuted-seed0"}
     run.argo.go()
-    assert "evaluate permuted-seed0: passed over: contrastive failed in this run" in capsys.readouterr().out
+    assert "evaluate permuted-seed0: skipped: contrastive failed in this run" in capsys.readouterr().out
 
     other = Simulated(tmp_path / "root", monkeypatch, "b-run")
     other.well = run.well

@@ -82,8 +82,8 @@ def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
     code, out, error = Run(root, "--arms", "random,posthoc", PYTHONPATH=path).end()
 
     assert (code, error) == (0, "")
-    assert "stage pairs: sealed before" in out
-    assert "contrastive random-seed0: done before" in out
+    assert "stage pairs: already sealed" in out
+    assert "contrastive random-seed0: already done" in out
     assert "A fake answer." in out
     assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == 1
 
@@ -232,7 +232,7 @@ def test_a_killed_run_takes_its_jobs_along_and_the_next_one_finishes(root: Path)
     code, out, _ = Run(root, "--arms", "perceptual,random").end()
 
     assert code == 0
-    assert "contrastive perceptual-seed0: done before" in out
+    assert "contrastive perceptual-seed0: already done" in out
     assert len(run.starts("contrastive", "perceptual-seed0")) == 1
     assert len(run.starts()) == 2
 
@@ -262,7 +262,7 @@ def test_a_run_whose_lock_another_one_took_ends_without_saving(root: Path):
         code, _, error = run.end()
 
     assert code == 1
-    assert error.startswith(f"the experiment's lock was lost, so this run and its jobs were ended: {folder} is being run by")
+    assert error.startswith(f"the experiment's lock was lost, so this run and its jobs were stopped: {folder} is being run by")
     assert len(error.splitlines()) == 1
     assert is_gone(trainer)
     assert "saved" not in (folder / "random-seed0/contrastive/log.txt").read_text()

@@ -163,11 +163,11 @@ def test_each_line_can_be_checked_by_hand():
     data, ranks, placement, memory, rate, time, disk = found.lines()
 
     assert "14,829,396 pairs (YFCC15M) // 4,096 = 3,620 steps x 32 epochs = 115,840 steps, 474,480,640 pairs; warm-up 2,500" in data
-    assert ranks == "ranks: 1 x 8 GPUs = 8; 4,096 / 8 = 512 pairs a rank"
-    assert placement == "placement: compile on, loader_workers 7 (of 8 cores a rank), local_batch_size 512 (the whole share)"
-    assert "2.72 + 512 pairs x 21.1 MB + share and loss 0.17 + CUDA 1.61 = 15.3 GB a rank, 18% of 85.9 GB" in memory
+    assert ranks == "ranks: 1 x 8 GPUs = 8; 4,096 / 8 = 512 pairs per rank"
+    assert placement == "placement: compile on, loader_workers 7 (of 8 cores per rank), local_batch_size 512 (the whole share)"
+    assert "2.72 + 512 pairs x 21.1 MB + share and loss 0.17 + CUDA 1.61 = 15.3 GB per rank, 18% of 85.9 GB" in memory
     assert 2.72 + 512 * 0.0211 + 0.17 + 1.61 == pytest.approx(15.3, abs=0.1)
-    assert "rate: 8,388 pairs/s a GPU x 8 = 67,107 pairs/s [assumed: 46.6% of an H100's 798 TFLOP/s / 44.3 GFLOP]" in rate
+    assert "rate: 8,388 pairs/s per GPU x 8 = 67,107 pairs/s [assumed: 46.6% of an H100's 798 TFLOP/s / 44.3 GFLOP]" in rate
     assert "time: 474,480,640 / 67,107 / 3600 = 1.96 hours; x 8 = 15.7 GPU-hours [assumed]" in time
     assert disk == "disk: 3 checkpoints x 1.82 GB + final 0.61 GB = 6.1 GB"
 

@@ -104,7 +104,7 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         ("nodes: 2\nplacement: {nodes: 3}\n", ("nodes is 2, and placement.nodes is 3", "give one of them")),
         ("resume: never\nplacement: {resume: auto}\n", ("resume is never", "placement.resume is auto")),
         ("gpus_per_node: 2\nplacement: {processes_per_node: 3}\n", ("one process for each GPU",)),
-        ("placement: {attempt: 3}\n", ("placement.attempt is set by the launcher alone",)),
+        ("placement: {attempt: 3}\n", ("placement.attempt is set only by the launcher",)),
         ("placement: {compil: true}\n", ("experiment.yaml: placement: ", "compil", "compile")),
         ("set: {contrastive: {epoch: 3}}\n", ("experiment.yaml: set: ", "contrastive.epoch", "contrastive.epochs")),
         ("recipe: {base: smoke, contrastive: {epoch: 3}}\n", ("experiment.yaml: recipe: ", "contrastive.epochs")),

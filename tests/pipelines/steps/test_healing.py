@@ -144,7 +144,7 @@ def test_a_damaged_plan_beside_other_data_is_refused(whole: Whole, capsys: pytes
             whole.run("permuted")
 
     assert ended.value.code == 2
-    assert "(cell random-seed0) was planned with another recipe or other data: pairs: " in capsys.readouterr().err
+    assert "(cell random-seed0) was planned with a different recipe or different data: pairs: " in capsys.readouterr().err
 
 
 def _seal_others(root: str, kind: str, **given: str) -> str:

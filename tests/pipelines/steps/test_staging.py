@@ -210,7 +210,7 @@ def test_a_description_holds_no_credentials(tmp_path: Path, key: str):
     """They would stand in the arguments of jobs."""
     value = "https://user:c4n4ry@lists.example/list.tsv" if key != "list" else "https://lists.example/list.csv?sig=c4n4ry"
     lines = {"kind": "urls", "list": "s3://b/list.csv", key: value}
-    with pytest.raises(InputError, match=rf"list\.yaml: {key} must not hold credentials") as refused:
+    with pytest.raises(InputError, match=rf"list\.yaml: {key} must not contain credentials") as refused:
         remote_list("pairs", described(tmp_path, "".join(f"{name}: {text}\n" for name, text in lines.items())))
     assert "c4n4ry" not in str(refused.value)
 

@@ -251,7 +251,7 @@ def test_refetch(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["1001"]["image"] == picture(1)
     assert found["1000"]["image"] == picture(0)
     assert main(["stage", "refetch", "--plan", first, "--causes", "bad luck"]) == 2
-    assert "causes there: 'bad redirect' (1)" in capsys.readouterr().err
+    assert "causes present: 'bad redirect' (1)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
