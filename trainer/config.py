@@ -128,7 +128,7 @@ def _fraction(what: str) -> Any:
 
 
 def _samples_seen(what: str) -> Any:
-    said = f"Total {what} seen, in whole batches, however many there are in the data; 0: set by `epochs`."
+    said = f"{what} seen in total, in whole batches, however many there are in the data; 0: set by `epochs`."
     return recipe(0, "ours", said, since="0.2.0", introduced=0)
 
 

@@ -81,7 +81,7 @@ def test_the_controls_tell_perception_from_warm_up() -> None:
     said = answer(rows, "perceptual", "people")["controls"]
     assert said == (
         "Against the controls: it beats permuted on mean_zero_shot; it does worse than judged on mean_zero_shot; "
-        "no difference from instance or shuffled is shown."
+        "it shows no difference from instance or shuffled."
     )
     single = [{**row, "against": name, "finding": "one seed"} for name in ("permuted", "instance") for row in rows_of(equal)]
     assert answer(rows_of(apart) + single, "perceptual", "people")["controls"].endswith(
