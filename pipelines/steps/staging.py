@@ -9,7 +9,7 @@ A list is named by a URL, or by a YAML file that says what it is:
     captions: slip
     contact: me@example.org
 
-On a cluster `fetch` is an Indexed Job: each pod takes every N-th slice, and a pod that fails is made again alone. How many
+On a cluster `fetch` is an Indexed Job: each pod takes every N-th slice, and a failed pod is recreated on its own. How many
 there are changes no byte of the data set.
 """
 

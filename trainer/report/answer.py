@@ -77,7 +77,8 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
         f"; no difference is shown{corrected} on {_list([_place(row, judge) for row in found['not shown']])}" if found["not shown"] else ""
     )
     if found["better"] and found["worse"]:
-        return "mixed", f"Mixed; {seeds}, {subject} beats {BASELINE} and loses to it: {said['better']}, but {said['worse']}{rest}."
+        both = f"{subject} beats {BASELINE} on some endpoints and loses to it on others"
+        return "mixed", f"Mixed; {seeds}, {both}: {said['better']}, but {said['worse']}{rest}."
     if found["better"]:
         where = f"on {len(found['better'])} of {len(every)} endpoints" if rest else "on every endpoint"
         return "helped", f"Yes, {where}; {seeds}, {subject} beats {BASELINE}: {said['better']}{rest}."

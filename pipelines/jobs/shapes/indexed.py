@@ -1,4 +1,4 @@
-"""Staging and evaluation as an Indexed Job (batch/v1): as many pods as slices, and a pod that fails is recreated by itself."""
+"""Staging and evaluation as an Indexed Job (batch/v1): as many pods as slices, and a failed pod is recreated on its own."""
 
 import dataclasses
 from collections.abc import Mapping
