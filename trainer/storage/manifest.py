@@ -135,7 +135,7 @@ def describe_rows(rows: Mapping[str, Any], folder: str) -> str:
         causes = ", ".join(f"{count:,} x {cause}" for cause, count in sorted(lost.items()))
         words += f", {sum(lost.values()):,} left out: {causes}; listed in {join(folder, 'rejects')}"
     if notes:
-        words += "; read without it: " + ", ".join(f"{count:,} x {what}" for what, count in sorted(notes.items()))
+        words += "; read despite: " + ", ".join(f"{count:,} x {what}" for what, count in sorted(notes.items()))
     return words
 
 
