@@ -80,7 +80,7 @@ def host_bytes(run: Estimate) -> float:
 
 
 def page(current: str) -> str:
-    """The page with its table written anew."""
+    """The page with its table rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
 

@@ -105,7 +105,7 @@ def pinned(group: str, name: str) -> str:
 
 
 def page(current: str) -> str:
-    """The page with its table written anew."""
+    """The page with its table rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
 

@@ -140,7 +140,7 @@ def test_json_within_the_bounds_is_read() -> None:
 
 
 def test_gzip_is_unpacked_within_a_bound() -> None:
-    """All its parts; a bomb, a cut and a flipped byte are refused by name."""
+    """All its parts; a bomb, a cut and a flipped byte are refused, naming the source."""
     data = gzip.compress(b"a" * 1000) + gzip.compress(b"b")
     assert gunzip(data, "x", 1001) == b"a" * 1000 + b"b"
     assert gunzip(data + bytes(512), "x", 1001) == b"a" * 1000 + b"b"

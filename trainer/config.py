@@ -275,7 +275,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the numbers of an experiment, but for data, arm and seed."""
+    """All that decides the numbers of an experiment, except data, arm and seed."""
 
     name: str = placement("", "A label; the fields decide the hash.")
     model: ModelConfig = recipe(ModelConfig(), "known", "")

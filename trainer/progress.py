@@ -33,7 +33,7 @@ def progress(step: str, done: int, total: int, unit: str, **figures: float | str
 
 
 def tell(step: str, note: str, *, detail: bool = False) -> None:
-    """Say one thing about `step` to the person who waits, such as what is made again; a detail is shown with -v only. Never fails."""
+    """Say one thing about `step` to the person who waits, such as what is rebuilt; a detail is shown with -v only. Never fails."""
     _append(step, {"note": note, "detail": detail})
 
 

@@ -109,7 +109,7 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
 
 
 def _why_unreadable(root: str) -> str:
-    """Why this machine cannot read the store, such as for want of credentials; empty where it can."""
+    """Why this machine cannot read the store, such as missing credentials; empty where it can."""
     try:
         open_store(root).head(join(root, "experiments"))
     except (InputError, RunError) as error:
@@ -237,7 +237,7 @@ def _keep_inputs_of_loops() -> None:
 
 
 class _Lines:
-    """A text stream whose lines go above the bars, but for what kfp's executor says of itself: its imports, and its input as JSON."""
+    """A text stream whose lines go above the bars, except what kfp's executor says of itself: its imports, and its input as JSON."""
 
     def __init__(self, display: Display) -> None:
         self._display = display

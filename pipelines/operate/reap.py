@@ -230,7 +230,7 @@ class Reaper:
             else:
                 ending.shorten_grace(self._cluster, kind, name, namespace, only_going=metadata["uid"] in self._departed)
         except Conflict:
-            return True  # its newer version is on the way here, and decided on anew
+            return True  # its newer version is on the way here, and decided on again
         except (InputError, RunError) as error:
             self._complain(error)
             return False

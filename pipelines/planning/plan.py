@@ -43,7 +43,7 @@ class Cell:
         arm: the arm's name.
         point: which variation of the recipe it is; empty where the experiment has one recipe.
         seed: the seed.
-        recipe: all that decides its numbers but for data, arm and seed.
+        recipe: all that decides its numbers except data, arm and seed.
         perceptual: stage 1, shared with other cells; None where the arm has none.
         contrastive: stage 2; of `posthoc` that of its base arm.
         posthoc: fine-tuning after it; None where the arm has none.
@@ -72,7 +72,7 @@ class Experiment:
     Attributes:
         root: store URI.
         name: of the experiment.
-        recipe: all that decides its numbers but for data, arm and seed.
+        recipe: all that decides its numbers except data, arm and seed.
         pairs: the sealed pairs.
         triplets: the sealed triplets.
         placement: where and how each stage runs unless its job says otherwise.

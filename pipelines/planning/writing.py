@@ -331,7 +331,7 @@ def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageCo
 
 
 def _written_evaluation(config: EvaluateConfig, said: list[str]) -> EvaluateConfig | None:
-    """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
+    """As `_written`; one that cannot be read is rewritten, since nothing was made from it that would be lost."""
     try:
         return _written(config)
     except (InputError, Corrupt) as error:
@@ -363,7 +363,7 @@ def _says_more(before: ConfigT | None, config: ConfigT) -> bool:
 
 
 def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration is neither for people nor, as placement is, said anew by each job's arguments; as JSON has it."""
+    """What of a configuration is neither for people nor, as placement is, given again by each job's arguments; as JSON has it."""
     kept = {key: value for key, value in values.items() if key not in (*_FOR_PEOPLE, "placement")}
     placement = values.get("placement")
     by_epoch = {"checkpoint_every_epochs": 0, "trajectory": False}

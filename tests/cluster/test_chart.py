@@ -117,7 +117,7 @@ def test_hooks_leave_nothing(namespace: str, release: str) -> None:
 
 
 def test_notes(namespace: str, release: str, tmp_path: Any) -> None:
-    """Each command of NOTES works as it stands, pasted into a shell (but for those that go on for ever or need a checkout)."""
+    """Each command of NOTES works as it stands, pasted into a shell (except those that never end or need a checkout)."""
     notes = helm("get", "notes", release, "-n", namespace)
     commands = [line.strip() for line in notes.splitlines() if line.startswith("    ")]
     pasted = [line for line in commands if not re.search(r"port-forward|python -m|^make |create secret", line)]

@@ -49,7 +49,7 @@ def running_pods(namespace: str) -> list[str]:
                      id="a MIG slice where there is none"),
         pytest.param({"training_pod_template": {"spec": {"tolerationz": [{"operator": "Exists"}]}}}, 2,
                      'strict decoding error: unknown field "spec.pytorchReplicaSpecs', id="a typo in a template"),
-        pytest.param({"image": "registry.invalid/firstsight:none"}, 1, "registry.invalid/firstsight:none", id="an image not to be had"),
+        pytest.param({"image": "registry.invalid/firstsight:none"}, 1, "registry.invalid/firstsight:none", id="an unavailable image"),
         pytest.param({"store_secret": "elsewhere"}, 1, 'secret "elsewhere" not found', id="a missing secret"),
         pytest.param({"pod_template": {"spec": {"volumes": [{"name": "x", "persistentVolumeClaim": {"claimName": "none"}}]}}}, 1,
                      'persistentvolumeclaim "none" not found', id="a missing volume"),

@@ -45,7 +45,7 @@ def test_it_is_a_whole_run() -> None:
 
 
 def test_every_line_of_a_job_is_what_the_display_prints(tmp_path: Path) -> None:
-    """The same job, amount and figures through today's display give the same line but for numbers; jobs count as they begin."""
+    """The same job, amount and figures through today's display give the same line except for numbers; jobs count as they begin."""
     experiment = plan.Experiment(
         root="/r", name="smoke", recipe=load_recipe("smoke"), pairs=DataConfig(uri="p"), triplets=DataConfig(uri="t")
     )

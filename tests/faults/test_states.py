@@ -128,7 +128,7 @@ def test_a_flipped_bit_that_no_stamp_shows(made: Experiment, state: str, pattern
 
 @pytest.mark.parametrize("damage", ["flipped", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("missing", "truncated"))])
 def test_a_request_damaged_while_its_run_goes_on(made: Experiment, damage: str) -> None:
-    """The next step refuses it by name, and a new run writes it anew."""
+    """The next step refuses it, naming it, and a new run rewrites it."""
     made.put_back("finished", checked=True)
     (name,) = (name for name in made.states["finished"] if re.search("/requests/[^/]+$", name))
     made.delete(next(name for name in made.states["finished"] if name.endswith("report/made.json")))

@@ -23,7 +23,7 @@ from trainer.storage.plans import read_plan, write_plan
 
 Figures = dict[tuple[Any, ...], Any]
 KEYS = ("arm", "against", "seed", "stage", "step", "epoch", "endpoint", "label", "dataset", "task", "metric", "uri", "what")
-"""By which a row of results.json is known; all else in it is figures."""
+"""By which a row of results.json is known; everything else in it is figures."""
 
 
 def figures_of(uri: str) -> tuple[Figures, list[str]]:
@@ -235,7 +235,7 @@ PAGE = ("index.html", "results.json", "results.csv", "report.md")
 
 
 def test_results_are_a_document(whole: tuple[str, Figures], capsys: pytest.CaptureFixture[str]) -> None:
-    """With a checksum that others can compute; the report's own damaged outputs are made again."""
+    """With a checksum that others can compute; the report's own damaged outputs are rebuilt."""
     uri, _ = whole
     assert lines_of(uri, capsys)[0] == 0
     before = {file: file.read_bytes() for file in files(path(uri, "report")) if file.name in PAGE and file.parent.name == "report"}

@@ -239,7 +239,7 @@ def test_a_damaged_record_is_named_and_replaced(
     chosen = settle(config, H200)
     assert len(caplog.messages) == 1
     assert str(path) in caplog.messages[0]
-    assert caplog.messages[0].endswith("values are chosen anew: the loss stays the same, the bits may not")
+    assert caplog.messages[0].endswith("values are chosen again: the loss stays the same, the bits may not")
     assert settle(config, H200) == chosen
     assert len(caplog.messages) == 1
     assert json.loads(told.read_text())["note"] == caplog.messages[0]
@@ -313,7 +313,7 @@ def test_a_run_from_before_the_record_takes_what_its_configuration_says(tmp_path
         run_toy(config, after=at_step(7))
     (tmp_path / "stage" / "placement.json").unlink()
     assert run_toy(config).served.served[0] == 6
-    assert "chosen anew" not in (tmp_path / "stage" / "log.txt").read_text()
+    assert "chosen again" not in (tmp_path / "stage" / "log.txt").read_text()
 
 
 def run_stage(config: StageConfig, monkeypatch: pytest.MonkeyPatch, machine: Machine, die_at: int = 0) -> tuple[dict[str, Any], set[int]]:
@@ -363,7 +363,7 @@ def test_kill_and_resume_end_in_the_same_bits_with_the_recorded_values(
 
 
 def test_other_conditions_keep_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: Callable[[Estimate], None]) -> None:
-    """Resumed on another GPU with room for 3: other chunks, the same weights but for rounding."""
+    """Resumed on another GPU with room for 3: other chunks, the same weights except for rounding."""
     on_gpu = dataclasses.replace(H200, compiler=False, cores=1)
     other = dataclasses.replace(on_gpu, conditions=dataclasses.replace(CONDITIONS, device="NVIDIA L4"))
     fitting(lambda *_: 5)

@@ -53,7 +53,7 @@ def stage_again(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callabl
 
 
 def objects(root: Path) -> dict[Path, bytes]:
-    """All that lies under a root, but for what may differ from run to run."""
+    """Everything under a root, except what may differ from run to run."""
     return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file() and path.name != "CHECKED.json"}
 
 
@@ -220,7 +220,7 @@ def test_every_object_of_a_set_of_format_1_is_given_back(
         after = objects(root / "datasets")
         assert after.keys() == whole.keys(), path
         changed = {other for other in whole if after[other] != whole[other]}
-        assert all(other == path or other.parent.name == "slices" for other in changed), path  # a slice made again has today's record
+        assert all(other == path or other.parent.name == "slices" for other in changed), path  # a rebuilt slice has today's record
         if path.name == "manifest.json":
             assert after[path] == data
         for other in changed:

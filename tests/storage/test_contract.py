@@ -233,7 +233,7 @@ def test_forked_children_have_connections_of_their_own(root: str) -> None:
 
 
 def test_unknown_scheme() -> None:
-    """A scheme that no store serves is refused by name."""
+    """A scheme that no store serves is refused, naming it."""
     with pytest.raises(InputError, match="gs://bucket/x: unsupported scheme"):
         open_store("gs://bucket/x")
 

@@ -287,7 +287,7 @@ def test_both_clocks_are_named(s3_root: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_wait_longer_than_a_signature_holds(s3_root: str, proxy: FaultProxy) -> None:
-    """Each try is signed anew, so that a wait of an hour does not end in a refusal of its date."""
+    """Each try is signed again, so that a wait of an hour does not end in a refusal of its date."""
     uri, seen = join(s3_root, "x"), []
     write_bytes(uri, DATA)
     store = new_store(uri)

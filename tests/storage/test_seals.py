@@ -207,7 +207,7 @@ def test_other_identity(tmp_path: object) -> None:
     ],
 )
 def test_what_is_no_seal(tmp_path: object, name: str, read: object, value: object, kind: type[Exception], rule: str) -> None:
-    """A newer format is refused by name, anything else in one line."""
+    """A newer format is refused with its number, anything else in one line."""
     uri = join(str(tmp_path), name)
     write_json(uri, value)
     with pytest.raises(kind, match=rule) as raised:

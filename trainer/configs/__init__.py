@@ -1,7 +1,7 @@
 """The shipped recipes (smoke, demo, paper, paper-3m, paper-as-coded) and how YAML becomes a configuration.
 
 Defaults come from trainer/config.py, then a recipe's `base:`, then what it says itself, then dotted overrides; anything
-unknown is refused by name.
+unknown is refused, naming it.
 """
 
 import dataclasses

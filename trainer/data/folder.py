@@ -82,7 +82,7 @@ class CacheFolder:
                 raise
 
     def heal(self, file: ShardFile, rows: range | None, fetch: Callable[[], object], stopped: Callable[[], bool]) -> None:
-        """Fetch a file that is held anew where its bytes are wrong. Those who have mapped the old one keep it."""
+        """Fetch a held file again if its bytes are wrong. Those who have mapped the old one keep it."""
 
         def check() -> None:
             damage = find_damage(file, rows)

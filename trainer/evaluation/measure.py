@@ -91,7 +91,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
 def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:
     """The models that can be loaded; what is wrong with another is printed and added to `errors`.
 
-    A damaged checkpoint counts as if it were not there: it is printed and no error, since nothing makes it again.
+    A damaged checkpoint counts as if it were not there: it is printed and no error, since nothing rebuilds it.
     """
     encoders = {}
     for at in group:

@@ -46,7 +46,7 @@ class Adam:
     """AdamW, or Adam, by torch's fused kernels.
 
     The same steps as torch.optim's, to the bit. Its classes import torch._dynamo at their first call, two CPU-seconds in each
-    process, and sort all parameters anew in each step.
+    process, and sort all parameters again in each step.
 
     Attributes:
         param_groups: dictionaries of `params`, `lr` and `weight_decay`; the loop sets `lr`.

@@ -1,7 +1,7 @@
 """What each `auto` of the placement becomes on this machine, and placement.json, by which a resumed run takes the same again.
 
 Values are recorded for each world size, device and version: where all three are as before, a run that was killed ends in the
-same bits, whatever the rules here say by then. Anything else chooses anew, which keeps the loss, not the bits. What the
+same bits, whatever the rules here say by then. Anything else chooses again, which keeps the loss, not the bits. What the
 configuration states wins always. Torch is imported only to look at the device.
 """
 
@@ -206,7 +206,7 @@ def _read(config: StageConfig) -> dict[Conditions, Chosen]:
         return {} if value is None else dict(_parse(uri, run) for run in value["runs"])
     except (Corrupt, KeyError, TypeError) as error:
         why = str(error) if isinstance(error, Corrupt) else f"{uri}: not a record of placement: {type(error).__name__}: {error}"
-        warn(config, f"{why}; values are chosen anew: the loss stays the same, the bits may not")
+        warn(config, f"{why}; values are chosen again: the loss stays the same, the bits may not")
         return {}
 
 

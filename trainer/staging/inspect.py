@@ -150,7 +150,7 @@ def _print_stage(console: Console, uri: str) -> bool:
 
 
 def _progress_lines(uri: str) -> Iterator[dict[str, Any]]:
-    """The figures of progress.jsonl, but for lines that cannot be read."""
+    """The figures of progress.jsonl, except lines that cannot be read."""
     try:
         data = read_bytes(layout.progress(uri))
     except MissingObject:

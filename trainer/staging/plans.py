@@ -27,7 +27,7 @@ PLAN_REJECTS = "rejects/plan.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be staged: all of it decides the bytes, but for `source["uri"]`, which is for people.
+    """What will be staged: all of it decides the bytes, except `source["uri"]`, which is for people.
 
     Attributes:
         kind: of the data set.

@@ -224,7 +224,7 @@ def _publish_found(folder: str, files: Files) -> None:
 
 
 def to_make(folder: str, plan_id: str, splits: Mapping[int, str]) -> Iterator[int]:
-    """The slices that are still to be made, or to be made again, each as late as it can be said."""
+    """The slices that are still to be made, or to be rebuilt, each as late as it can be said."""
     whole, unfit = find_whole(folder, plan_id, splits)
     for number in splits:
         if number in whole:
@@ -285,7 +285,7 @@ class Attempt:
         if unfit:
             raise RunError(
                 f"{unfit[self._number]}; slice {self._number} was rebuilt, but its source no longer yields the sealed bytes: restore the "
-                f"file back from a copy, or delete {self._target} to stage it anew, as another data set"
+                f"file back from a copy, or delete {self._target} to stage it from scratch as a different data set"
             )
 
     def _choose(self, record: SliceRecord) -> bool:

@@ -255,7 +255,7 @@ def gather(folder: str, plan: Plan) -> Account:
         named = ", ".join(map(str, list(unfit)[:20]))
         reasons = "".join(f"; {reason}" for reason in [reason for reason in unfit.values() if reason][:3])
         raise RunError(
-            f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; run the command that makes them again"
+            f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; run the command that makes them once more"
         )
     lost, bad, examples = Counter(plan.lost), Counter(plan.bad), dict(plan.examples)
     files: Files = {}

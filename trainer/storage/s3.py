@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class S3Store:
-    """Objects in the buckets of one endpoint. One client a process, made again after a fork."""
+    """Objects in the buckets of one endpoint. One client per process, recreated after a fork."""
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings

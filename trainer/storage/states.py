@@ -1,7 +1,7 @@
 """Every object that may lie under a root: who writes it, who reads it, and what happens where it is damaged.
 
 Damage is one of four: the object is missing, cut short, has a flipped bit, or an older version of itself stands in its place. What
-happens then is *healed* (made again or put back by the same command, which says so), *refused* (named, with what to do, because
+happens then is *healed* (rebuilt or restored by the same command, which says so), *refused* (named, with what to do, because
 nothing intact can give it back) or *harmless* (nothing is decided or computed by it).
 """
 
@@ -70,8 +70,8 @@ def _kind(name: str, pattern: str, writer: str, reader: str, *damage: str) -> St
     )
 
 
-_REMADE = "healed: the stage is made again from its newest intact checkpoint"
-_RECORD = "healed: put back from the copy in final/; where that is damaged too, the stage is made again"
+_REMADE = "healed: the stage is rebuilt from its newest intact checkpoint"
+_RECORD = "healed: restored from the copy in final/; if that is damaged too, the stage is rebuilt"
 _RESTAGED = "healed: staged again from its source; refused, naming the file, if the source no longer gives the same bytes"
 _PASSED_OVER = "healed: skipped in favour of the one before it; if none is left, the stage begins again; its folder may be deleted"
 _NOT_KEPT = "harmless: the epoch counts as not kept; what was measured of it before stays"
@@ -92,12 +92,12 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("index of a shard", "{dataset}/{name}.index", "trainer.staging.slices", "trainer.storage.samples.read_index",
           _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
     _kind("record of a slice", "{dataset}/slices/{name}.json", "trainer.staging.slices", "trainer.staging.slices.read_record",
-          "healed: the slice is made again while the data set is not sealed; harmless afterwards"),
+          "healed: the slice is rebuilt while the data set is not sealed; harmless afterwards"),
     _kind("rows of a slice", "{dataset}/rows/{name}.parquet", "trainer.staging.remote.rows", "trainer.staging.remote.rows.read_rows",
           "healed: planned again from the list while the data set is not sealed; harmless afterwards"),
     _kind("rejected rows", "{dataset}/rejects/{name}.jsonl", "trainer.staging.slices", "", _LOG),
     _kind("attempt at a slice", "{dataset}/attempts/{rest}", "trainer.staging.slices", "trainer.staging.slices.find_whole",
-          "healed: the slice is made again; what is left of attempts is removed when the data set is sealed"),
+          "healed: the slice is rebuilt; what is left of attempts is removed when the data set is sealed"),
     _kind("shard of an evaluation set", "{dataset}/test/{name}.tar", "trainer.staging.heldout", "trainer.evaluation.read_sets.read_shard",
           _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
     _kind("index of an evaluation set's shard", "{dataset}/test/{name}.index", "trainer.staging.heldout",
@@ -177,14 +177,14 @@ KINDS: tuple[StoredKind, ...] = (
           "trainer.storage.arrays.read_arrays", "healed: measured again"),
     # ------------------------------------------------------------------------------------------------ report
     _kind("record of the report", "{experiment}/report/made.json", "trainer.storage.pages", "trainer.storage.pages.read_page",
-          "healed: the report is made again"),
+          "healed: the report is rebuilt"),
     _kind("record of a check", "{experiment}/report/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged",
           _CHECKED),
     _kind("record of a check", "{experiment}/report/{name}/CHECKED.json", "trainer.storage.checked",
           "trainer.storage.checked.find_damaged", _CHECKED),
     _kind("file of a page", "{experiment}/report/{name}/{name}", "trainer.storage.pages", "pipelines.steps.page.is_current",
-          "healed: the report is made again"),
+          "healed: the report is rebuilt"),
     _kind("file of the report", "{experiment}/report/{name}", "trainer.storage.pages", "pipelines.steps.page.is_current",
-          "healed: the report is made again"),
+          "healed: the report is rebuilt"),
 )  # fmt: skip
 """The first row whose pattern fits is an object's."""

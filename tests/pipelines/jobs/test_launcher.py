@@ -104,7 +104,7 @@ def test_the_seal_of_another_recipe_does_not_count(scene: Scene):
 @pytest.mark.parametrize("name", ["COMMITTED.json", "model.bin"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_final_model_does_not_count(scene: Scene, name: str, kind: str):
-    """The trainer makes it again, so it must get a job."""
+    """The trainer rebuilds it, so it must get a job."""
     scene.seal()
     damage(Path(layout.final(scene.folder)) / name, kind)
 

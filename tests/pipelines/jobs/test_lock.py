@@ -81,7 +81,7 @@ def short_beats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems without flock, but for the temporary folder."""
+    """File systems without flock, except for the temporary folder."""
     flock = fcntl.flock
 
     def refuse(file: Any, kind: int) -> None:

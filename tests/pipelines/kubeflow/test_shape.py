@@ -101,7 +101,7 @@ def test_another_request_that_comes_while_a_run_lives_loses_none_of_its_cells(
 ) -> None:
     """The second runs from end to end while the first is about to train; both pages show what both asked for.
 
-    Where the plan is damaged meanwhile, the second writes it anew without the first one's cells, and the first one's next step adds them.
+    Where the plan is damaged meanwhile, the second rewrites it without the first one's cells, and the first one's next step adds them.
     """
     other = Simulated(tmp_path / "root", monkeypatch, "b-run", arms="random,shuffled", seeds="1")
     other.well = run.well

@@ -64,7 +64,7 @@ def test_preflight_of_a_ready_cluster(ready: StubApi) -> None:
 
 
 def test_preflight_of_a_namespace_that_the_chart_makes(ready: StubApi) -> None:
-    """It need not be there; the right to make it is asked for, as that of all else."""
+    """It need not be there; the right to make it is asked for, as for everything else."""
     made = yaml.safe_dump_all(
         [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ml-runs"}}, _object("v1", "ConfigMap", "fs", "ml-runs", data={})]
     )

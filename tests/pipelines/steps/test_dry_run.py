@@ -27,7 +27,7 @@ jobs: {nodes: 2, gpus_per_node: 8, image: "registry.example/trainer:1"}
 
 @pytest.fixture(autouse=True)
 def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Neither a kubeconfig nor, but for one root that nobody reads from, a store."""
+    """Neither a kubeconfig nor, except for one root that nobody reads from, a store."""
     for name in (PROFILE_VARIABLE, owners.HOLDER_VARIABLE):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))

@@ -111,7 +111,7 @@ def test_links_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_bombs_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An oversized member, a flipped byte, a zip cut short and a page that is no zip are refused by name, and leave nothing."""
+    """An oversized member, a flipped byte, a zip cut short and a page that is no zip are refused, naming the file, and leave nothing."""
     monkeypatch.setattr("trainer.staging.remote.download.MAX_MEMBER_BYTES", 1 << 20)
     whole = make_zip({"ref/000.png": DATA[: 1 << 19]})
     flipped = bytearray(whole)

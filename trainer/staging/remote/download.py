@@ -29,7 +29,7 @@ _PIECE_BYTES = 1 << 20
 _REDIRECTS = 5
 _HEADER_SECONDS = 60.0
 _LEAST_BYTES = 64 << 10
-"""What must come before patience begins anew: a server that drips a byte now and then sends nothing."""
+"""What must arrive before the time limit starts again: a server that drips a byte now and then sends nothing."""
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})$")
 BROKEN_ZIP = (
     zipfile.BadZipFile, EOFError, ValueError, LookupError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError,

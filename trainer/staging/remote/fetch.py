@@ -85,7 +85,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[str, int]:
-    """Make every slice whose number is `part` modulo `parts`, but for those that are done and whole.
+    """Make every slice whose number is `part` modulo `parts`, except those that are done and whole.
 
     Args:
         folder: that `stage plan` printed.

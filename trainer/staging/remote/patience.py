@@ -1,6 +1,6 @@
 """Connections to the web: none to an address that may not be fetched from, none that outlives its deadline.
 
-A read time-out alone begins anew with every byte, so that a server that drips would hold a connection for ever. Proxies that the
+A read time-out by itself starts again with every byte, so that a server that drips would hold a connection for ever. Proxies that the
 environment names are not used: behind one, the address that is reached is not known.
 """
 

@@ -66,7 +66,7 @@ def copies(plan: Plan, number: int) -> bool:
 
 
 def copy_slice(folder: str, plan: Plan, number: int) -> None:
-    """Copy the shards of a slice of the older data set, and its rejects but for those that are tried again.
+    """Copy the shards of a slice of the older data set, and its rejects except those that are tried again.
 
     Raises:
         RunError: the slice is not whole there.

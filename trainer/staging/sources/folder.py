@@ -91,7 +91,7 @@ def _captions_beside(files: Sequence[SourceFile]) -> tuple[dict[str, dict[str, S
 def _bring_together(names: Sequence[str], beside: dict[str, dict[str, SourceFile]]) -> dict[str, dict[str, SourceFile]]:
     """Files of captions under the names of their pictures, also where they lie in a folder of their own: images/x.jpg, captions/x.txt.
 
-    That is so where no captions lie beside a picture, and the names of pictures and captions are the same but for one folder in each
+    That is so where no captions lie beside a picture, and the names of pictures and captions are the same except for one folder in each
     (or in one of them). What fits in two ways, or fits less than half of the pictures, is left as it is.
     """
     pictures = {*map(_stem, names), *names}
