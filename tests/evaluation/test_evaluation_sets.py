@@ -369,7 +369,7 @@ def test_a_truncated_picture_is_named(copy, staged, few_classes):
     few_classes("eurosat", 1)
     copy("Forest/f.png", build.picture(1)[:200])
 
-    with pytest.raises(InputError, match=r"Forest/f\.png: not a picture, or cut short"):
+    with pytest.raises(InputError, match=r"Forest/f\.png: not a picture, or truncated"):
         staged("eurosat")
 
 

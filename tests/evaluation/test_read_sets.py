@@ -270,7 +270,7 @@ def joined(uri):
         ([*WHOLE, ("2.cls", b"0")], None, r"0\.tar: '2\.cls' appears twice in it"),
         (WHOLE, lambda uri: cut(uri, 4 * 1024 + 100), r"0\.tar: cut short in the header after 1\.cls, at byte 4096"),
         (WHOLE, lambda uri: cut(uri, 4 * 1024), r"0\.tar: cut short after 1\.cls: a tar ends with blocks of zeros"),
-        (WHOLE, lambda uri: cut(uri, 4 * 1024 + 515), r"0\.tar: cut short: 2\.png should end at byte 4615"),
+        (WHOLE, lambda uri: cut(uri, 4 * 1024 + 515), r"0\.tar: truncated: 2\.png should end at byte 4615"),
         (WHOLE, lambda uri: cut(uri, 0), r"0\.tar: not a whole tar file: empty file"),
         (WHOLE, joined, r"0\.tar: has data after its end mark, from byte 10240 on"),
         ([], None, r"0\.tar: has no samples"),

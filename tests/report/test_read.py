@@ -108,7 +108,7 @@ def test_a_plan_of_format_1_reads_the_same(fresh: str) -> None:
 def test_a_plan_of_a_newer_version_is_refused(fresh: str) -> None:
     """Nothing in it is guessed."""
     change(path(fresh, "plan.json"), format_version=9)
-    with pytest.raises(InputError, match=r"plan\.json: format 9 is newer than this firstsight reads"):
+    with pytest.raises(InputError, match=r"plan\.json: format 9 is newer than this firstsight can read"):
         read_experiment(fresh)
 
 
@@ -181,7 +181,7 @@ def test_other_weights_than_the_lineages_are_refused(older: str) -> None:
         ({"firstsight__seed": 7}, "which is not this cell"),
         ({"metrics": {"acc1": float("nan")}}, "acc1 is not a number"),
         ({"metrics": {}}, "no metric is not a number"),
-        ({"firstsight": None}, "not an evaluation of firstsight"),
+        ({"firstsight": None}, "not a firstsight evaluation"),
     ],
 )
 def test_a_result_that_does_not_belong_is_left_out_by_name(fresh: str, changes: dict[str, Any], words: str) -> None:
@@ -231,7 +231,7 @@ def test_items_that_cannot_be_paired_cost_the_interval_only(fresh: str, how: str
 def test_a_figure_that_is_too_large_is_excluded(fresh: str) -> None:
     """JSON holds whole numbers of any size."""
     change_figures(path(fresh, "random-seed0", "evaluation", "contrastive-final", CATEGORIES), metrics={"acc1": 10**400})
-    assert f"{CATEGORIES}: not an evaluation of firstsight: OverflowError" in excluded(fresh)
+    assert f"{CATEGORIES}: not a firstsight evaluation: OverflowError" in excluded(fresh)
 
 
 def test_unequal_seeds_are_paired_where_they_are_equal(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_a_record_of_a_newer_firstsight_is_refused(tmp_path: Path) -> None:
     path = Path(config.output) / "placement.json"
     path.parent.mkdir()
     path.write_text('{"format_version": 3}')
-    with pytest.raises(InputError, match=r"placement\.json: format 3 is newer than this firstsight reads \(2\)"):
+    with pytest.raises(InputError, match=r"placement\.json: format 3 is newer than this firstsight can read \(2\)"):
         settle(config, H200)
 
 

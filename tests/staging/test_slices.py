@@ -281,5 +281,5 @@ def test_the_plan_says_what_its_rejects_are(tmp_path: Path) -> None:
     assert find_intact(str(tmp_path)) is None
     path = tmp_path / "plan.json"
     path.write_text(path.read_text().replace("x-pairs", "y-pairs"))
-    with pytest.raises(Corrupt, match=r"plan\.json: its checksum is not that of its content"):
+    with pytest.raises(Corrupt, match=r"plan\.json: its checksum does not match its content"):
         read_plan(str(tmp_path))

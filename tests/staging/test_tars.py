@@ -65,7 +65,7 @@ TWO = [*PAIR, file("y.png"), file("y.txt", b"another")]
         (pack(TWO)[: END + 200], f"cut short in the header after x.txt, at byte {END}"),
         (pack(TWO)[:END], "cut short after x.txt: a tar ends with blocks of zeros, and this one has none"),
         (pack(PAIR)[: END + 1], "cut short after x.txt: a tar ends with blocks of zeros, and this one has none"),
-        (pack(TWO)[: END + 513], r"cut short: y\.png should end at byte"),
+        (pack(TWO)[: END + 513], r"truncated: y\.png should end at byte"),
         (pack(TWO)[: END - 100], "not a whole tar file: unexpected end of data"),
         (pack(PAIR) + pack([file("y.png")]), r"has data after its end mark, from byte 10240 on, .*cat\?"),
         (pack(PAIR)[: END + 1024] + b"x" + bytes(511), f"has data after its end mark, from byte {END + 1024} on"),

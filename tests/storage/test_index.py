@@ -107,7 +107,7 @@ def test_newer_format_is_named() -> None:
     """An index of a later firstsight is refused as such, whatever its checksum is like."""
     data = bytearray(encode_index(SMALL))
     data[8:12] = struct.pack("<I", FORMAT_VERSION + 1)
-    with pytest.raises(InputError, match=rf"format {FORMAT_VERSION + 1} is newer than this firstsight reads \({FORMAT_VERSION}\)"):
+    with pytest.raises(InputError, match=rf"format {FORMAT_VERSION + 1} is newer than this firstsight can read \({FORMAT_VERSION}\)"):
         decode_index(bytes(data), "x.index")
 
 

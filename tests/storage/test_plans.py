@@ -60,8 +60,8 @@ def test_a_plan_of_format_2_reads_as_format_3(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"format_version": 4, "cells": []}, r"plan\.json: format 4 is newer than this firstsight reads \(3\)"),
-        ({"format_version": 3, "recipes": {}, "cells": []}, "its checksum is not that of its content"),
+        ({"format_version": 4, "cells": []}, r"plan\.json: format 4 is newer than this firstsight can read \(3\)"),
+        ({"format_version": 3, "recipes": {}, "cells": []}, "its checksum does not match its content"),
         ({"format_version": 0, "cells": []}, "no format_version"),
         ({"format_version": True, "cells": []}, "no format_version"),
         ({"cells": []}, "no format_version"),

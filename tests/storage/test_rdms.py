@@ -52,7 +52,7 @@ def test_its_checksum_covers_the_names(tmp_path):
     sha256 = read_rdm(uri).sha256
     assert read_rdm(uri, sha256).sha256 == sha256
     write(tmp_path, "V1.txt", "\n".join(reversed(NAMES)))
-    with pytest.raises(InputError, match="not the one that was planned with"):
+    with pytest.raises(InputError, match="not the RDM that the experiment was planned with"):
         read_rdm(uri, sha256)
 
 

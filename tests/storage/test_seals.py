@@ -154,7 +154,7 @@ def test_a_manifest_says_size_and_checksum_of_each_file(tmp_path: Path, key: str
 
 def test_pins_of_another_number_of_evaluation_sets_are_refused() -> None:
     """In one line that names the manifest."""
-    with pytest.raises(Corrupt, match=r"d/manifest\.json: names 1 evaluation sets, and 2 were pinned"):
+    with pytest.raises(Corrupt, match=r"d/manifest\.json: names 1 evaluation sets, but 2 were pinned"):
         staged_sets("d", make_manifest(evaluation=[{"uri": "e", "identity": "i"}]), ("a", "b"))
 
 
@@ -199,9 +199,9 @@ def test_other_identity(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("value", "kind", "rule"),
     [
-        ({"format_version": 9}, InputError, r"format 9 is newer than this firstsight reads \(\d\)"),
-        ({"format_version": 1}, RunError, "not a (manifest|seal) of firstsight"),
-        ({"format_version": 1, "shards": 3}, RunError, "not a (manifest|seal) of firstsight"),
+        ({"format_version": 9}, InputError, r"format 9 is newer than this firstsight can read \(\d\)"),
+        ({"format_version": 1}, RunError, "not a firstsight (manifest|seal)"),
+        ({"format_version": 1, "shards": 3}, RunError, "not a firstsight (manifest|seal)"),
         ({"format_version": "1"}, RunError, "no format_version"),
         ([], RunError, "no format_version"),
     ],

@@ -167,7 +167,7 @@ def _result(experiment: Experiment, cell: Cell, uri: str, value: dict[str, Any])
         belongs = (facts["arm"], facts["seed"]) == (cell.declared, cell.seed)
         identity, _, _ = facts["dataset_identity"], facts["evaluation_version"], int(facts.get("num_items") or 0)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise Corrupt(f"not an evaluation of firstsight: {type(error).__name__} {error}") from error
+        raise Corrupt(f"not a firstsight evaluation: {type(error).__name__} {error}") from error
     if result.stage != "untrained" and result.stage not in cell.stages:
         raise InputError(f"this cell has no {result.stage} stage")
     if not belongs:

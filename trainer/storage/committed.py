@@ -66,9 +66,9 @@ def read_committed(folder: str) -> Committed | None:
     try:
         seal = Committed(**value)
     except TypeError as error:
-        raise Corrupt(f"{uri}: not a seal of firstsight: {error}") from error
+        raise Corrupt(f"{uri}: not a firstsight seal: {error}") from error
     if wrong := _wrong(seal):
-        raise Corrupt(f"{uri}: not a seal of firstsight: {wrong}")
+        raise Corrupt(f"{uri}: not a firstsight seal: {wrong}")
     return seal
 
 

@@ -51,7 +51,7 @@ def read_figures(uri: str) -> dict[str, Any]:
     value = read_json(uri)
     block = value.get(BLOCK) if isinstance(value, dict) else None
     if not isinstance(block, dict) or not isinstance(value.get("metrics"), dict):
-        raise Corrupt(f"{uri}: not an evaluation of firstsight")
+        raise Corrupt(f"{uri}: not a firstsight evaluation")
     version, stored = block.get("format_version", 1), block.pop(CHECKSUM, None)
     checked = stored is not None or ITEMS in block or version != 1
     if checked and stored != checksum(value):  # before the version is believed

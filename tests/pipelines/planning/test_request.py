@@ -254,7 +254,7 @@ def test_a_stored_request_that_was_edited_is_named(tmp_path: Path):
     uri = write_request(resolve(merge(FILE, {"experiment": "mine"})), str(tmp_path))
     write_json(uri, {**read_json(uri), "nodes": 3})
 
-    with pytest.raises(Corrupt, match=f"{uri}: its checksum is not that of its content"):
+    with pytest.raises(Corrupt, match=f"{uri}: its checksum does not match its content"):
         read_request(uri)
 
 
@@ -304,7 +304,7 @@ def test_a_newer_stored_request_is_refused_by_its_version(tmp_path: Path):
     uri = f"{tmp_path}/experiments/e/requests/1.json"
     write_json(uri, {"format_version": 9, "unheard_of": 1})
 
-    with pytest.raises(InputError, match="format 9 is newer than this firstsight reads"):
+    with pytest.raises(InputError, match="format 9 is newer than this firstsight can read"):
         read_request(uri)
 
 

@@ -111,7 +111,7 @@ def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, body: bytes 
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        (tar_header("0.jpg", 1 << 40), "cut short"),
+        (tar_header("0.jpg", 1 << 40), "truncated"),
         (tar_header("x", 1 << 40, tarfile.XHDTYPE), "a header asks for 1,099,511,627,776 bytes at once"),
         (tar_header("x", 30 << 20, tarfile.GNUTYPE_LONGNAME, bytes(30 << 20)), "a header asks for 31,457,280 bytes at once"),
         (tar_header("x", 20, tarfile.XHDTYPE, b"20 GNU.sparse.map=1\n") * 3000, "not a whole tar file"),

@@ -312,7 +312,7 @@ def test_a_box_larger_than_any_picture_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bomb_in_a_copy_is_refused_with_its_name() -> None:
-    with pytest.raises(InputError, match=r"1\.png: not a picture, or cut short: too many pixels: 20000x10000"):
+    with pytest.raises(InputError, match=r"1\.png: not a picture, or truncated: too many pixels: 20000x10000"):
         as_kept(bomb(), "1.png")
 
 
