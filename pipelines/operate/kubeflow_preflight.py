@@ -112,7 +112,7 @@ def _lets_in(api: Api, service: str, namespace: str, upload: Object) -> str:
         selector = api.call("GET", f"/api/v1/namespaces/{namespace}/services/{service}").get("spec", {}).get("selector") or {}
         policies = api.call("GET", f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")["items"]
     except Refused as refused:
-        return f"not looked at: {refused.refusal.message}"
+        return f"not checked: {refused.refusal.message}"
     before = [one for one in policies if "Ingress" in _types(one) and _selects(one["spec"].get("podSelector"), selector)]
     own = upload["metadata"]["namespace"]
     labels = {"kubernetes.io/metadata.name": own, **_labels_of(api, own)}

@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, place: str) -> No
         "a file where the data set's folder must be": (tmp_path, "file"),
         "read-only": (Path("/sys/firstsight"), "0"),
     }[place]
-    with pytest.raises(InputError, match=r"placement\.cache_dir must be a folder that can be written"):
+    with pytest.raises(InputError, match=r"placement\.cache_dir must be a writable folder"):
         join_cache(base, name, [], named=True)
 
 

@@ -344,7 +344,7 @@ def test_captions_end_with_their_line_and_nowhere_else(root):
 def test_captions_that_are_no_text_are_named(root):
     """Bytes that are not UTF-8."""
     uri = foreign(root, [("a.png", b"x"), ("a.txt", b"\xff\xfe")], kind="retrieval")
-    with pytest.raises(InputError, match=r"sample a: \.txt is no caption: .*must be UTF-8"):
+    with pytest.raises(InputError, match=r"sample a: \.txt is not a caption: .*must be UTF-8"):
         list(read_set(describe_set(uri)))
 
 

@@ -144,7 +144,7 @@ REFUSED = {
     "voc2007-multilabel": ({"ImageSets/Main/test.txt": "1"}, "voc2007-multilabel does not have exactly one class per picture"),
     "resisc45": ({"a/1.jpg": TEST, "b/1.jpg": TEST}, "resisc45 comes without a split: list its test pictures with --only"),
     "rendered-sst2": ({"test/a/1.jpg": TEST, "test/b/1.jpg": TEST}, "no pictures in class folders below train/"),
-    "pcam": ({"test/a/1.jpg": TEST, "test/b/1.jpg": TEST, "train/c/2.jpg": TRAIN}, "is of a class that has no test pictures"),
+    "pcam": ({"test/a/1.jpg": TEST, "test/b/1.jpg": TEST, "train/c/2.jpg": TRAIN}, "belongs to a class that has no test pictures"),
     "mnist": ({"t10k-images-idx3-ubyte": IDX3, "t10k-labels-idx1-ubyte": IDX1 + b"\1"}, "no train-images-idx3-ubyte in this copy"),
 }
 

@@ -140,7 +140,7 @@ def test_a_seed_that_lacks_a_point_takes_no_part_and_is_named(tmp_path: Path):
 def test_one_seed_has_no_test_and_one_point_no_chart(tmp_path: Path):
     uri = fabricate(tmp_path / "one", Fabrication(items=20, fractions=FRACTIONS, tests={"dose": {"axis": "triplets"}}))
     page, results = page_after(uri)
-    assert all(row["finding"] == "no test" and "it needs 2" in row["why"] and row["p"] is None for row in results["tests"])
+    assert all(row["finding"] == "no test" and "a test needs 2" in row["why"] and row["p"] is None for row in results["tests"])
     uri = fabricate(tmp_path / "two", Fabrication(items=20, fractions=(0.5,)))
     page, results = page_after(uri)
     assert results["point"]["point"] == "triplets-0.5"
@@ -161,7 +161,7 @@ def test_declared_endpoints_are_those_of_the_page(tmp_path: Path):
 
     results = changed(uri, declare)
     assert [endpoint["name"] for endpoint in results["endpoints"]] == ["2afc", "main_zero_shot"]  # of one set the same figure
-    assert {"what": "endpoint nowhere_2afc", "why": "declared, and not measured", "damaged": False} in results["excluded"]
+    assert {"what": "endpoint nowhere_2afc", "why": "declared, but not measured", "damaged": False} in results["excluded"]
 
 
 # ---------------------------------------------------------------------------------------------------- the test itself

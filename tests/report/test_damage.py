@@ -181,7 +181,7 @@ def test_a_lost_seal_is_told_from_a_stage_that_never_ran(whole: tuple[str, Figur
             file.unlink()
     (row,) = read_experiment(uri).missing
     assert row["damaged"] == (how != "never finished")
-    assert ("missing, though" in row["why"]) == row["damaged"]
+    assert ("missing, although" in row["why"]) == row["damaged"]
 
 
 def swapped(uri: str) -> Iterator[str]:

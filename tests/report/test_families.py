@@ -83,7 +83,7 @@ def test_what_follows_from_a_gap(value: float, words: str) -> None:
 
 def test_what_posthoc_tuning_is_known_to_cost_is_said(tmp_path: Path) -> None:
     """With the arm, whatever the recipe; a gain is no refutation yet."""
-    for effect, words in ((-0.3, "A loss here is what is known"), (0.4, "not yet evidence against it")):
+    for effect, words in ((-0.3, "A loss here is a known effect"), (0.4, "not yet evidence against it")):
         arms = {"arms": ("random", "posthoc"), "effects": {"posthoc": effect}}
         (row,) = results_of(experiment(tmp_path / str(effect), recipe="smoke", **arms))["expectations"]
         assert "arXiv 2410.10817" in row["expected"]

@@ -74,7 +74,7 @@ def test_what_the_file_system_keeps_otherwise_is_not_sealed(
 def test_a_file_of_a_final_model_that_changed_is_named(finished: str, name: str) -> None:
     """Of the same size; the records beside it count as much as the weights."""
     flip_a_byte(join(finished, name))
-    assert read_final(finished)[1] == {join(finished, name): "its checksum is not the sealed one"}
+    assert read_final(finished)[1] == {join(finished, name): "its checksum does not match the sealed one"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", None], ids=["empty", "cut", "missing"])
@@ -100,7 +100,7 @@ def test_a_record_whose_copies_are_both_damaged_is_not_given_to_anyone(finished:
     seal, wrong = read_final(finished)
     assert seal is not None
     assert restore_beside(finished, seal, wrong) == {}
-    with pytest.raises(Corrupt, match=r"neither it nor .* is what was sealed"):
+    with pytest.raises(Corrupt, match=r"neither it nor .* matches what was sealed"):
         read_beside(finished, seal, "lineage.json")
 
 

@@ -107,7 +107,7 @@ def test_an_older_configuration_than_the_plan_has_is_refused(tmp_path: Path) -> 
         plan = {"cells": [{**entry, "recipe_hashes": {"contrastive": planned}}], "recipes": {"r": {}}}
         write_plan(str(tmp_path / "experiments" / "toy"), plan)
         if refused:
-            with pytest.raises(InputError, match=r"not what the experiment's plan has .* run the experiment again"):
+            with pytest.raises(InputError, match=r"does not match the experiment's plan .* run the experiment again"):
                 validate(config)
         else:
             validate(config)

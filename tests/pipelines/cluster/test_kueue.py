@@ -80,7 +80,7 @@ def test_a_version_that_is_withdrawn_in_mid_run_is_asked_for_again(api_server: F
         (
             (("QuotaReserved", "True", "QuotaReserved", "x"),),
             {"admissionChecks": [{"name": "a", "state": "Ready"}, {"name": "nodes", "state": "Pending"}]},
-            Admission(text=f"{WAITS}: its quota is reserved, and it waits for admission checks nodes"),
+            Admission(text=f"{WAITS}: its quota is reserved, and it is waiting for admission checks nodes"),
         ),
         ((("QuotaReserved", "True", "QuotaReserved", "x"),), {}, Admission(text=f"{WAITS}: its quota is reserved")),
     ],
@@ -154,7 +154,7 @@ def test_who_may_not_look_is_told_so(api_server: FakeApi, api_cluster: Cluster, 
     api_server.refuse = lambda verb, resource, body: Status(403, "Forbidden", message) if fake_kueue.GROUP in resource else None
 
     assert why(api_cluster, job).text.startswith(f"{WAITS}; the reason cannot be read: no permission to list workloads.kueue.x-k8s.io")
-    assert Kueue(api_cluster).require("nights").startswith("not looked at: no permission to get localqueues.kueue.x-k8s.io")
+    assert Kueue(api_cluster).require("nights").startswith("not checked: no permission to get localqueues.kueue.x-k8s.io")
 
 
 def test_a_queue_that_is_not_there_is_refused_with_those_that_are(api_server: FakeApi, api_cluster: Cluster, job: dict[str, Any]):

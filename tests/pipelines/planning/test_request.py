@@ -101,7 +101,7 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         ("image: 'a b'\n", ("image must be the name of an image",)),
         ("resume: perhaps\n", ("resume must be auto, never or",)),
         ("experiment: Has Capitals\n", ("Has Capitals",)),
-        ("nodes: 2\nplacement: {nodes: 3}\n", ("nodes is 2, and placement.nodes is 3", "give one of them")),
+        ("nodes: 2\nplacement: {nodes: 3}\n", ("nodes is 2, and placement.nodes is 3", "give only one of them")),
         ("resume: never\nplacement: {resume: auto}\n", ("resume is never", "placement.resume is auto")),
         ("gpus_per_node: 2\nplacement: {processes_per_node: 3}\n", ("one process for each GPU",)),
         ("placement: {attempt: 3}\n", ("placement.attempt is set only by the launcher",)),

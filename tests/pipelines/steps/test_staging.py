@@ -188,7 +188,7 @@ def test_triplets_made_from_a_folder_that_no_pod_sees_are_refused_too(asked: Cal
 
 
 def test_triplets_cannot_be_made_from_a_list(asked: Callable[..., StagingRequest]):
-    with pytest.raises(InputError, match="triplets must be given where the pairs are fetched from a list"):
+    with pytest.raises(InputError, match="triplets must be given if the pairs are fetched from a list"):
         run_staging(asked(what="triplets", from_pairs="https://lists.example/list.csv"), Runner(), CLUSTER, JobSettings())
 
 

@@ -53,7 +53,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ({"triplets": "s3://data/public/../../b/team-b/x"}, "triplets: s3://data/public/../../b/team-b/x is outside"),
         ({"eval_sets": "s3://data/public/a,s3://b/team-b/set"}, "eval_sets: s3://b/team-b/set is outside"),
         ({"representation": "rdms=[s3://b/team-b/x.csv]"}, "representation.rdms: s3://b/team-b/x.csv is outside"),
-        ({"nodes": "3"}, "nodes is 3, and the profile allows 2 (limits.nodes)"),
+        ({"nodes": "3"}, "nodes is 3, but the profile allows only 2 (limits.nodes)"),
         ({"image": "registry.example.org/ml-evil/x"}, "image is 'registry.example.org/ml-evil/x'"),
         ({"queue": "theirs"}, "queue is 'theirs', but the profile only allows gpus (limits.queues)"),
     ],

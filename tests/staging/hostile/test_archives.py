@@ -75,7 +75,10 @@ def encrypted(data: bytearray, entry: int) -> None:
         (lambda: zip_of_many(60), r"60 files, at most 50 are read"),
         (lambda: zip_with(without_name), r"a member has no name"),
         (lambda: zip_with(encrypted), "is encrypted"),
-        (lambda: copies.archive({"ref/0.png": copies.PNG}, zipfile.ZIP_LZMA), "must be stored or deflated, it is packed by method 14"),
+        (
+            lambda: copies.archive({"ref/0.png": copies.PNG}, zipfile.ZIP_LZMA),
+            "must be stored or deflated, but it is compressed with method 14",
+        ),
     ],
 )
 def test_a_zip_beyond_a_bound_is_refused_whole(

@@ -343,7 +343,7 @@ def merges() -> str:
         ("a: " + "1" * 5000, "a number of 5000 characters, at most 1000 are read"),
         ("a: " + ":".join(["1"] * 2000), "a number of 3999 characters"),
         ("a: 0x" + "f" * 5000, "a number of 5002 characters"),
-        ("a: " + "x" * (1 << 20), "1,048,580 characters of YAML, at most 262,144 are read"),
+        ("a: " + "x" * (1 << 20), "1,048,580 characters of YAML, but at most 262,144 are read"),
         ("a: !!int ''", "not of type int"),
         ("a: !!bool x", "not of type bool"),
         ("a: !!timestamp x", "not of type timestamp"),
