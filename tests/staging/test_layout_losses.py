@@ -23,13 +23,13 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
             "c.svg": "kind of file not read: .svg is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format png '*.svg')",
             "a.jxl": "kind of file not read: .jxl is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format "
             "png '*.jxl') (no fault)",
-            "b.txt": "caption without picture: no picture of this name (no fault)",
+            "b.txt": "caption without picture: no picture with this name (no fault)",
         },
     ),
     "captions without pictures": (
         {"a.jpg": A, "a.txt": "A dog", "x.txt": "x", "y.json": "{}", "z.caption": "z"},
         {"a.jpg": "A dog"},
-        {name: "caption without picture: no picture of this name (no fault)" for name in ("x.txt", "y.json", "z.caption")},
+        {name: "caption without picture: no picture with this name (no fault)" for name in ("x.txt", "y.json", "z.caption")},
     ),
     "two files of captions": (
         {"a.jpg": A, "a.txt": "no", "a.TXT": "A dog"},

@@ -120,7 +120,7 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
     "captions in two folders of one shape": (
         {"images/a.jpg": A, "images/a.txt": "A dog", "captions/a.txt": "no"},
         {"images/a.jpg": "A dog"},
-        {"captions/a.txt": "caption without picture: no picture of this name (no fault)"},
+        {"captions/a.txt": "caption without picture: no picture with this name (no fault)"},
     ),
 }
 

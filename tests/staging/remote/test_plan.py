@@ -217,7 +217,7 @@ def test_bad_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: o
         (["urls"], "--list must name the list"),
         (["yfcc15m-slip", "--list", "{folder}/ok.csv", "--metadata", "m", "--captions", "slip"], "--ids"),
         (["yfcc15m-rwkv", "--list", "{folder}/pictures.parquet"], "contains the pictures themselves"),
-        (["yfcc15m-declip", "--list", "{folder}/declip.jsonl"], "--images is needed"),
+        (["yfcc15m-declip", "--list", "{folder}/declip.jsonl"], "--images is required"),
         (["nights", "--list", "{folder}"], "data.csv"),
     ],
 )
