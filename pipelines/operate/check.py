@@ -54,7 +54,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run_checks(checks: Iterable[Check]) -> int:
-    """Print a line a check, and in the end how many failed; the exit code."""
+    """Print one line per check, and at the end how many failed; the exit code."""
     failed = 0
     for name, look in checks:
         try:

@@ -28,7 +28,7 @@ CACHE_SHARE = 3 / 4
 UNCOMPILED_SHARE = 110 / 147
 """Of the rate without torch.compile: milliseconds a step in docs/PERFORMANCE_NOTES.md, "compile, a block at a time"."""
 STEP_SECONDS = 0.025
-"""A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs a GPU."""
+"""A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs per GPU."""
 _WORTH_SAYING = 1.2
 """By so much must another use of the nodes be faster: below lies what the estimate does not know."""
 CORE_GFLOPS = 50.0

@@ -30,7 +30,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 
 
 def small(recipe: Recipe) -> Recipe:
-    """Three samples a shard, so that there are several."""
+    """Three samples per shard, so that there are several."""
     return dataclasses.replace(recipe, staging=dataclasses.replace(recipe.staging, shard_samples=3))
 
 

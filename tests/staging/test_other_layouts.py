@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
         {"images.csv": f"ImageID,Subset,OriginalURL,Title\n1,train,{URLS[0]},A dog\n"},
         "{list}: a list of URLs (CSV with ImageID, Subset, OriginalURL, Title), " + PLANNED,
     ),
-    "URLs, one a line": (
+    "URLs, one per line": (
         {"urls.txt": "\n".join(URLS)},
         "{list}: a list of URLs (CSV with http://h/a.jpg) without captions: it needs columns url and caption, one row per picture",
     ),

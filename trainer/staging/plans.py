@@ -20,7 +20,7 @@ PLAN_VERSION = 2
 _ID_VERSION = 1  # of what a plan id is a hash of
 PAIRS_RULES = 2
 """Version of what staging makes of pairs; the option `rules` of a plan. It is absent in version 1, until 2026-11-29, in which .txt held
-all captions of a sample, one a line, and .json none. From 2 on .txt is the first caption and .json has the list (FORMAT.md)."""
+all captions of a sample, one per line, and .json none. From 2 on .txt is the first caption and .json has the list (FORMAT.md)."""
 PLAN = "plan.json"
 PLAN_REJECTS = "rejects/plan.jsonl"
 
@@ -34,7 +34,7 @@ class Plan:
         name: of the data set.
         source: {"uri", "fingerprint", …}.
         options: what is done to the samples.
-        shard_samples: samples a shard.
+        shard_samples: samples per shard.
         splits: the split of each slice.
         rows_read: rows of the source, those that became no sample at planning included.
         lost: rows lost at planning, by cause.

@@ -90,7 +90,7 @@ def tally(rejects: Sequence[Reject]) -> dict[str, Any]:
 
 
 def encode_rejects(rejects: Sequence[Reject]) -> bytes:
-    """A list of rejects, one a line."""
+    """A list of rejects, one per line."""
     lines = "".join(json.dumps(asdict(reject), sort_keys=True, ensure_ascii=False) + "\n" for reject in rejects)
     return lines.encode("utf-8", "backslashreplace")
 

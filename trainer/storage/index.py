@@ -73,7 +73,7 @@ _ARRAYS = (
 
 def encode_index(index: ShardIndex) -> bytes:
     """The index as bytes: prefix, JSON header, arrays (each from a multiple of 8), CRC32C of all before it."""
-    assert not any("\n" in key for key in index.keys), "keys are kept one a line"
+    assert not any("\n" in key for key in index.keys), "keys are kept one per line"
     keys = "\n".join(index.keys).encode()
     header = json.dumps(
         {

@@ -3,7 +3,7 @@
 Two forms:
 
 - `.csv`: the first row is a corner and the names, each further row a name and its numbers;
-- `.npy`: the square matrix alone, beside a `.txt` of the same name with the names, one a line.
+- `.npy`: the square matrix alone, beside a `.txt` of the same name with the names, one per line.
 """
 
 import csv

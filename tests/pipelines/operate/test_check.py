@@ -1,4 +1,4 @@
-"""`python -m pipelines check`: a line a check, exit 1 where one fails; preflight reads a rendering and asks a cluster."""
+"""`python -m pipelines check`: one line per check, exit 1 if one fails; preflight reads a rendering and asks a cluster."""
 
 from pathlib import Path
 from typing import Any

@@ -53,7 +53,7 @@ def test_the_rate_that_is_assumed_is_what_row_m_reached():
 
 
 def test_a_measured_rate_takes_the_place_of_the_assumption():
-    """Five thousand samples a second make 27 GPU-hours."""
+    """Five thousand samples per second make 27 GPU-hours."""
     found = estimate(contrastive(), YFCC15M, Machines(), measured=Rate(rate=5000, measured=True, said="seen"))
 
     assert found.gpu_hours == pytest.approx(26.4, rel=0.01)

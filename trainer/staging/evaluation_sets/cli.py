@@ -45,7 +45,7 @@ def _eval(options: argparse.Namespace) -> dict[str, str] | None:
 
 
 def table() -> str:
-    """All sets, one a line, and where the sizes were read."""
+    """All sets, one per line, and where the sizes were read."""
     lines = [f"{'name':20} {'metric':22} {'classes':>7} {'test':>7}  {'read in':8}  source; licence"]
     for known in SETS:
         counted = "" if known.counted else "  (not one of the 29)"

@@ -48,7 +48,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         root: store URI under which datasets/ goes.
         source: URI of the copy's folder.
         prompts: URI of the folder with CLIP_benchmark's class names and templates; empty: the copy's own.
-        only: URI of a text file that names the test pictures, one a line (their path, file name or stem); empty: all.
+        only: URI of a text file that names the test pictures, one per line (their path, file name or stem); empty: all.
         train: also take the training split, which probes learn from.
 
     Returns:
@@ -92,7 +92,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
 
 
 def _lines(names: Sequence[str], where: str) -> list[str]:
-    """Names as they can be written one a line; InputError where nothing is left of one.
+    """Names as they can be written one per line; InputError where nothing is left of one.
 
     A name that is empty as published (a band of clevr-dist) stays: its prompt is the template alone.
     """

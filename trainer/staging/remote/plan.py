@@ -79,7 +79,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
         root: store URI under which datasets/ lies.
         make: looks at the source and returns its rows as a query.
         options: of the plan.
-        staging: image policy and samples a shard.
+        staging: image policy and samples per shard.
     """
     root, images = absolute(root), base_of("--images", options.images)
     if not 0 <= options.heldout_fraction < 1:

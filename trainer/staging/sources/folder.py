@@ -1,4 +1,4 @@
-"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one a line) or `.json` of the same name.
+"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one per line) or `.json` of the same name.
 
 Pictures and captions may lie in two folders of one shape (images/ and captions/).
 """
