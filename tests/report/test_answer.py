@@ -146,7 +146,7 @@ def test_a_handful_of_items_has_no_interval_and_says_why(why: str) -> None:
     """Never `0.0 (0.0 to 0.0)`."""
     said = answer([one_seed_row("2AFC", 0.0, None, None, why)], "perceptual", "people")["sentence"]
     assert f"0.0 points on 2AFC (90 pictures; no interval: {why})" in said
-    assert "no difference from random stands out" in said
+    assert "no difference from random exceeds the sampling noise" in said
 
 
 def test_without_a_pair_there_is_no_answer() -> None:

@@ -96,7 +96,7 @@ def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
     assert code == 2
     assert "contrastive random-seed0: trainer train contrastive: contrastive random-seed0 was told to fail" in error
     assert "contrastive random-seed0: failed: trainer train" in out
-    assert "starting it once more" not in out
+    assert "starting it again" not in out
     assert len(run.starts("contrastive", "perceptual-seed0")) == 1
     assert (root / "experiments/smoke/report/index.html").exists()
 
@@ -120,7 +120,7 @@ def test_what_fails_on_the_way_is_started_once_more(root: Path):
     code, out, error = Run(root, "--arms", "random", FAKE_FAIL="evaluate random-seed0:1").end()
 
     assert code == 1
-    assert out.count("starting it once more") == 1
+    assert out.count("starting it again") == 1
     assert "told to fail" in error
 
 
