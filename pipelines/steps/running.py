@@ -221,7 +221,7 @@ def _run_job(scene: Scene, spec: JobSpec, attempts: int, speaker: str) -> None:
                 return
             if outcome.exit_code == 2 or attempt == attempts:
                 break
-            note(spec.name, f"{outcome.line}; starting it once more")
+            note(spec.name, f"{outcome.line}; starting it again")
             spec = dataclasses.replace(spec, resume="auto" if spec.resume == "never" else spec.resume)
     raise (InputError if outcome.exit_code == 2 else RunError)(outcome.line)
 

@@ -79,7 +79,7 @@ def test_a_job_that_succeeded_without_the_seal_is_unfinished_and_submitted_again
     scene.succeed()
 
     assert launch.outcome() == DONE
-    assert "ended without its result; starting it once more" in launch.text()
+    assert "ended without its result; starting it again" in launch.text()
 
 
 @pytest.mark.parametrize("ending", ["Failed", "deleted"])

@@ -99,7 +99,7 @@ def test_details_are_shown_when_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     note("contrastive random-seed0", "already done")
     records = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
 
-    assert shown(tmp_path / "q", records) == ["contrastive random-seed0: done before"]
+    assert shown(tmp_path / "q", records) == ["contrastive random-seed0: already done"]
     assert len(shown(tmp_path / "q", records, verbose=True)) == 2
 
 
@@ -137,6 +137,6 @@ def test_why_several_steps_failed_is_said_once(tmp_path: Path):
         display.poll()
 
     assert output.getvalue().splitlines() == [
-        "a: failed: too few", "b: failed for the same reason", "c: done before", "d: failed: no room", "e: failed for the same reason"
+        "a: failed: too few", "b: failed for the same reason", "c: already done", "d: failed: no room", "e: failed for the same reason"
     ]  # fmt: skip
     assert display.last_reasons == ["no room", "too few"]
