@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="firstsight", description="Perceptual Initialization for CLIP: runs, and what they are made of.")
+    parser = argparse.ArgumentParser(
+        prog="firstsight", description="Perceptual Initialization for CLIP: the commands to run experiments and their single steps."
+    )
     parser.add_argument("--version", action="version", version=f"firstsight {firstsight.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for engine in (pipelines_commands, trainer_commands):

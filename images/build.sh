@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Build the images with docker, podman or buildah, and write beside each what is in it: build.sh [trainer] [pipelines] [minio]
+# Build the images with docker, podman or buildah, and write an SBOM beside each: build.sh [trainer] [pipelines] [minio]
 #
 # From the environment (all but REGISTRY and TAG may be empty):
-#   REGISTRY, TAG    names are $REGISTRY/<image>:$TAG
-#   BUILDER          docker, podman or buildah; else the first that works
-#   BASE, GO_BASE    base images: a Python, and (minio) a Go
-#   PIP_INDEX_URL    mirror of Python packages;   PIP_CONF  a pip.conf with a password, which does not stay in the image
-#   GOPROXY          mirror of Go modules
-#   TORCH_INDEX_URL  index of torch's wheels for another CUDA; they are not held to the hashes of requirements/trainer.txt
-#   PLATFORM         linux/amd64 or linux/arm64; else this machine's
-#   SOURCE_DATE_EPOCH   time of all that is in the images, so that the same source gives the same layers (make: the commit's)
-#   ARCHIVES         folder for docker archives, SBOMs and values.yaml (default: build/images);   SBOM=0  leaves the SBOMs out
+#   REGISTRY, TAG    images are named $REGISTRY/<image>:$TAG
+#   BUILDER          docker, podman or buildah; default: the first that works
+#   BASE, GO_BASE    base images: one with Python and, for minio, one with Go
+#   PIP_INDEX_URL    mirror for Python packages;   PIP_CONF  a pip.conf with a password, which is not kept in the image
+#   GOPROXY          mirror for Go modules
+#   TORCH_INDEX_URL  index of torch's wheels for another CUDA; they are not checked against the hashes in requirements/trainer.txt
+#   PLATFORM         linux/amd64 or linux/arm64; default: this machine's
+#   SOURCE_DATE_EPOCH   timestamp for everything in the images, so that the same source gives the same layers (make uses the commit's)
+#   ARCHIVES         folder for docker archives, SBOMs and values.yaml (default: build/images);   SBOM=0  skips the SBOMs
 #   PUSH=1           push each image, and write the digest that the registry gave it into values.yaml
-#   BUILDER_OPTIONS, BUILD_OPTIONS   more for the builder, and for its build
+#   BUILDER_OPTIONS, BUILD_OPTIONS   extra options for the builder, and for its build command
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,9 +26,9 @@ builder=${BUILDER:-}
 for candidate in docker podman buildah; do
     [ -n "$builder" ] || { "$candidate" info >/dev/null 2>&1 && builder=$candidate; } || true
 done
-[ -n "$builder" ] || fail "none of docker, podman and buildah works here; name one with BUILDER= to see why"
+[ -n "$builder" ] || fail "none of docker, podman or buildah works here; set BUILDER= to one of them to see why"
 uv=${UV:-.venv/bin/uv}
-[ "${SBOM:-1}" = 0 ] || command -v "$uv" >/dev/null || fail "$uv is missing, which runs syft for the SBOM: make images brings it; SBOM=0 does without"
+[ "${SBOM:-1}" = 0 ] || command -v "$uv" >/dev/null || fail "$uv is missing; it runs syft for the SBOM. make images installs it; SBOM=0 skips the SBOM"
 read -ra builder_options <<<"${BUILDER_OPTIONS:-}"
 read -ra build_options <<<"${BUILD_OPTIONS:-}"
 
@@ -37,7 +37,7 @@ build() { # <image> <reference>
     [ -z "${PLATFORM:-}" ] || arguments+=(--platform "$PLATFORM")
     if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
         arguments+=(--build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH")
-        [ "$builder" = docker ] || arguments+=(--timestamp "$SOURCE_DATE_EPOCH") # BuildKit reads the argument, and leaves files as they are
+        [ "$builder" = docker ] || arguments+=(--timestamp "$SOURCE_DATE_EPOCH") # BuildKit reads the argument but does not change file timestamps
     fi
     if [ "$1" = minio ]; then
         [ -z "${GO_BASE:-}" ] || arguments+=(--build-arg "BUILD=$GO_BASE")
@@ -83,7 +83,7 @@ images:
   registry: ${REGISTRY:?}
   tag: \"${TAG:?}\""
 for image in "$@"; do
-    [ -f "images/$image/Dockerfile" ] || fail "there is no image $image; there are trainer, pipelines and minio"
+    [ -f "images/$image/Dockerfile" ] || fail "there is no image $image; choose from trainer, pipelines and minio"
     reference="${REGISTRY:?}/$image:${TAG:?}"
     echo "images: $reference with $builder"
     build "$image" "$reference"

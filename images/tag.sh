@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tag of images of this checkout: the version where its commit is tagged v<version>, else also the commit, and of what is not
-# committed a hash: another content, another tag.
+# Print the image tag for this checkout: the version; if the commit is not tagged v<version>, also the commit; and if there are uncommitted
+# changes, a hash of them, so that different content gets a different tag.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A kind cluster with all that firstsight needs, and its images: kind-up.sh <registry> <tag> <folder of image archives>
+# Create a kind cluster with everything firstsight needs, and load its images: kind-up.sh <registry> <tag> <folder of image archives>
 set -euo pipefail
 cd "$(dirname "$0")/.."
 registry=$1 tag=$2 archives=$3 cluster=${KIND_CLUSTER:-firstsight}
@@ -12,7 +12,7 @@ kubectl config use-context "kind-$cluster"
 for archive in "$archives"/*.tar; do kind load image-archive --name "$cluster" "$archive"; done
 
 apply() { kubectl apply --server-side --force-conflicts -k "$1"; }
-apply manifests/prometheus-operator # its CRDs before the Prometheus that needs them
+apply manifests/prometheus-operator # its CRDs must exist before the Prometheus object that needs them
 kubectl wait --for=condition=Established crd/prometheuses.monitoring.coreos.com --timeout=60s
 apply manifests/overlays/kind
 apply manifests/kubeflow-pipelines/cluster-scoped

@@ -1,4 +1,4 @@
-"""`python -m pipelines`: run | plan | verify | submit | status | cancel | reap | compile | upload … kfp is imported late."""
+"""`python -m pipelines`: run | plan | verify | submit | status | cancel | reap | compile | upload and others."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace, program: str) -> int:
-    """Run the command that was parsed; `program` begins the line that says why it failed."""
+    """Run the command that was parsed; `program` starts the error line that says why it failed."""
     raise_descriptor_limit()
     component = "reaper" if options.command == "reap" else ""
     return exit_code(f"{program} {options.command}", lambda: int(options.run(options)), verbose=options.verbose, component=component)
@@ -33,16 +33,20 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="also show what the steps print, and the traceback of an error")
 
-    compiled = commands.add_parser("compile", parents=[common], help="write the pipeline as the YAML that Kubeflow takes")
+    compiled = commands.add_parser("compile", parents=[common], help="write the pipeline as YAML for Kubeflow")
     compiled.add_argument("output", help="file to write")
     compiled.set_defaults(run=_compile)
 
     run = commands.add_parser("run", parents=[common], help="run the whole experiment from this machine")
     add_request(run)
-    run.add_argument("--dry-run", action="store_true", help="print every manifest and what it takes; touch no cluster, write nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print every manifest and the resources it needs; touch no cluster, write nothing"
+    )
     run.set_defaults(run=_run)
 
-    plan = commands.add_parser("plan", parents=[common], help="say what a run would do, and what of it is done; write nothing")
+    plan = commands.add_parser(
+        "plan", parents=[common], help="say what a run would do, and how much of that is already done; write nothing"
+    )
     add_request(plan)
     plan.set_defaults(run=_plan)
     verify.add_command(commands, common)

@@ -8,7 +8,7 @@ rendered=$(mktemp)
 trap 'rm -f "$rendered"' EXIT
 kinds=$("$python" -c 'from pipelines.jobs.shapes import job_kinds
 print(*(f"--api-versions {kind.api_version}/{kind.kind}" for kind in job_kinds()))')
-# Helm must not refuse for want of a kind: that is for the preflight to say, with all else that is missing.
+# Helm must not refuse because a kind is missing: the preflight says so, with everything else that is missing.
 # shellcheck disable=SC2086 # the kinds are words of their own
 "$helm" template firstsight "$chart" --namespace "$namespace" ${values:+--values "$values"} --dry-run=server \
 	--api-versions monitoring.coreos.com/v1/PodMonitor --api-versions monitoring.coreos.com/v1/PrometheusRule \

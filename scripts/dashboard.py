@@ -1,6 +1,6 @@
 """Write the chart's Grafana dashboard (charts/firstsight/dashboards/firstsight.json), which Helm can only ship as a file.
 
-python scripts/dashboard.py [FILE]: without one, the chart's. The panels are the table `ROWS`; each says why it may be empty.
+python scripts/dashboard.py [FILE]: without FILE, writes the chart's. The panels are the table `ROWS`; each says why it may be empty.
 """
 
 import itertools
@@ -25,11 +25,11 @@ JOB = ", ".join(f'{"run_namespace" if name == "namespace" else name}=~"${name}"'
 POD = ".+-s[0-9]+-[0-9a-f]{10}-.+"
 """Pods of a job: `<stage>-<arm>-s<seed>-<hash>-…` (pipelines/cluster/names.py)."""
 
-TRAINING = "No training job was scraped in this time (metrics.podMonitor.enabled), or none matches the variables above."
-REAPER = "No reaper was scraped in this time: it is off (reaper.enabled), or metrics.podMonitor.enabled is false."
-KUBE_STATE = "No pod of a job was Pending in this time, or Prometheus has no kube-state-metrics."
-VOLUME = "The kubelet measures no volume of a bundled store: the store is an external one, or the volume's driver gives no figures."
-DCGM = "No dcgm-exporter shows a GPU of these jobs: they trained on CPUs, or the exporter is not scraped."
+TRAINING = "No training job was scraped in this time range (metrics.podMonitor.enabled), or none matches the variables above."
+REAPER = "No reaper was scraped in this time range: it is off (reaper.enabled), or metrics.podMonitor.enabled is false."
+KUBE_STATE = "No job pod was Pending in this time range, or Prometheus has no kube-state-metrics."
+VOLUME = "The kubelet reports no volume of a bundled store: the store is external, or the volume's driver provides no metrics."
+DCGM = "dcgm-exporter reports no GPU for these jobs: they trained on CPUs, or the exporter is not scraped."
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Panel:
     """One panel.
 
     Attributes:
-        title: of the panel.
-        about: what it shows, for a person who hovers over it.
+        title: the panel's title.
+        about: what it shows; displayed as a tooltip.
         queries: what it draws.
-        unit: Grafana's name of it.
-        least: of the axis; None: as the data are.
-        most: of the axis; None: as the data are.
+        unit: Grafana's name for the unit.
+        least: lower limit of the axis; None: set by the data.
+        most: upper limit of the axis; None: set by the data.
         empty: shown in place of data where there are none.
-        bars: one bar a series, of the whole time that is looked at; else lines over time.
+        bars: one bar per series over the whole time range; otherwise lines over time.
     """
 
     title: str
@@ -66,17 +66,17 @@ class Panel:
 
 
 def of_run(name: str, more: str = "") -> str:
-    """The series of a metric of the trainer that the variables choose."""
+    """The series of a trainer metric that the variables select."""
     return f"firstsight_train_{name}{{{RUN}{more}}}"
 
 
 def latest(name: str, by: str = BY, more: str = "") -> str:
-    """A gauge of the trainer, one line a run; `more` follows the selector."""
+    """A trainer gauge, one line per run; `more` follows the selector."""
     return f"max by ({by}) ({of_run(name)}{more})"
 
 
 def quantile(share: float) -> str:
-    """Of the time of a step."""
+    """A quantile of the step time."""
     return f"histogram_quantile({share}, sum by (le, {BY}) (rate({of_run('step_seconds_bucket')}[$__rate_interval])))"
 
 
@@ -96,14 +96,14 @@ def of_reaper(name: str) -> str:
 
 
 def of_volume(name: str) -> str:
-    """A figure of the bundled stores' volumes."""
+    """A metric of the bundled stores' volumes."""
     return f'kubelet_volume_stats_{name}{{persistentvolumeclaim=~".*-minio"}}'
 
 
 BY_NODE, LEGEND_OF_NODE = f"{BY}, node_rank", f"{LEGEND} node {{{{node_rank}}}}"
 BY_POD, LEGEND_OF_POD = "namespace, pod", "{{namespace}} {{pod}}"
 GPU = "{{namespace}} {{pod}} GPU {{gpu}}"
-CHECKPOINT = (  # of a run that never saved: since its first process began; of runs that are there
+CHECKPOINT = (  # for a run that never saved: since its first process began; only for runs that still exist
     f"(max by ({BY}) (max_over_time({of_run('last_checkpoint_timestamp_seconds')}[4h]) > 0)"
     f" or min by ({BY}) (min_over_time({of_run('start_timestamp_seconds')}[4h])))"
     f" and max by ({BY}) ({of_run('start_timestamp_seconds')})"
@@ -119,11 +119,11 @@ DATA_WAIT = f"rate({of_run('data_wait_seconds_total')}[$__rate_interval]) / rate
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Speed": (
-        Panel(title="Throughput", about="Samples a second of all ranks.", queries=(Query(latest("samples_per_second", more=" > 0")),)),
+        Panel(title="Throughput", about="Samples per second over all ranks.", queries=(Query(latest("samples_per_second", more=" > 0")),)),
         Panel(
-            title="Model FLOPs utilisation", unit="percentunit", about="Counted model FLOPs a second over the device's peak.",
+            title="Model FLOPs utilisation", unit="percentunit", about="Counted model FLOP/s divided by the device's peak.",
             queries=(Query(f"avg by ({BY}) ({of_run('mfu_ratio')} > 0)"),),
-            empty="Nothing was trained on a GPU whose peak is known: CPUs have no MFU.",
+            empty="Nothing was trained on a GPU whose peak is known; MFU is not defined for CPUs.",
         ),
         Panel(
             title="Step time", unit="s", about="Median and 95th percentile.",
@@ -131,104 +131,104 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel(
             title="Waiting for data", unit="percentunit", most=1, queries=(Query(f"max by ({BY}) ({DATA_WAIT})"),),
-            about="Share of the steps' time; the worst node. Above 20 % an alert is sent.",
+            about="Share of the step time, on the worst node. An alert fires above 20 %.",
         ),
         Panel(
-            title="Computing, by node", unit="s", about="Of a step. A node far above the others is a straggler.",
+            title="Compute time, by node", unit="s", about="Per step. A node far above the others is a straggler.",
             queries=(Query(latest("compute_seconds", BY_NODE, " > 0"), LEGEND_OF_NODE),),
         ),
         Panel(
-            title="Communicating, by node", unit="s", queries=(Query(latest("communication_seconds", BY_NODE), LEGEND_OF_NODE),),
-            about="Of a step: computing stands still for other ranks. What overlaps with computing is not counted.",
+            title="Communication time, by node", unit="s", queries=(Query(latest("communication_seconds", BY_NODE), LEGEND_OF_NODE),),
+            about="Per step: time in which compute waits for other ranks. Communication that overlaps with compute is not counted.",
         ),
     ),
     "Learning": (
-        Panel(title="Loss", about="Of the last logged step, over all ranks.", queries=(Query(latest("loss", more=" > 0")),), least=None),
+        Panel(title="Loss", about="At the last logged step, over all ranks.", queries=(Query(latest("loss", more=" > 0")),), least=None),
         Panel(title="Gradient norm", about="Before clipping.", queries=(Query(latest("grad_norm", more=" > 0")),)),
         Panel(
             title="Logit scale", about="Exponential of the logit scale; 100 is the limit.", least=None,
             queries=(Query(latest("logit_scale", more=" > 0")),), empty=f"The perceptual stage has no logit scale. {TRAINING}",
         ),
-        Panel(title="Learning rate", unit="sci", about="Of the last logged step.", queries=(Query(latest("learning_rate", more=" > 0")),)),
+        Panel(title="Learning rate", unit="sci", about="At the last logged step.", queries=(Query(latest("learning_rate", more=" > 0")),)),
     ),
     "Health": (
         Panel(
-            title="Since the last step", unit="s", about="Rises where a run stalls.",
+            title="Since the last step", unit="s", about="Rises when a run stalls.",
             queries=(Query(f"time() - {latest('last_step_timestamp_seconds', more=' > 0')}"),),
         ),
         Panel(
-            title="Since the last checkpoint", unit="s", about="What would be lost now; of a run that never saved, since it began.",
+            title="Since the last checkpoint", unit="s", about="What would be lost now; before the first save, the time since the start.",
             queries=(Query(f"time() - ({CHECKPOINT})"),),
         ),
         Panel(
-            title="Saving a checkpoint", unit="s", about="From the start to the commit, and how long the training stood still for it.",
+            title="Saving a checkpoint", unit="s", about="Time from start to commit, and how long training was stalled for it.",
             queries=(Query(latest("checkpoint_seconds"), f"{LEGEND} save"), Query(latest("checkpoint_stall_seconds"), f"{LEGEND} stall")),
         ),
-        Panel(title="Steps", about="Step that the run has reached.", queries=(Query(latest("step", more=" > 0")),)),
+        Panel(title="Steps", about="The step that the run has reached.", queries=(Query(latest("step", more=" > 0")),)),
         Panel(title="Restarts", about="How often the run resumed from a checkpoint.", queries=(Query(latest("restarts")),)),
         Panel(
             title="Skipped steps", queries=(Query(latest("nonfinite_steps")),),
-            about="Their gradient contained NaN or Inf. More than placement.max_nonfinite_steps in one run end it.",
+            about="Their gradient contained NaN or Inf. A run with more than placement.max_nonfinite_steps of them is stopped.",
         ),
     ),
     "Jobs and cost": (
         Panel(
-            title="Jobs by phase", about="Suspended: a queue holds it. Active: it is made, starts or runs.",
+            title="Jobs by phase", about="Suspended: held by a queue. Active: created, starting or running.",
             queries=(Query(JOBS, "{{run_namespace}} {{experiment}} {{phase}}"),),
-            empty=f"There was no job in this time, or no reaper was scraped that would tell. {REAPER}",
+            empty=f"There was no job in this time range, or no reaper was scraped that would report it. {REAPER}",
         ),
         Panel(
-            title="Failed runs", about="Runs in Kubeflow, and jobs, that ended in failure and are still there to be looked at.",
+            title="Failed runs", about="Runs in Kubeflow, and jobs, that failed and have not been cleaned up yet.",
             queries=(Query(FAILED_RUNS, "{{run_namespace}} run {{run}}"), Query(FAILED_JOBS, "{{run_namespace}} job {{job_name}}")),
-            empty=f"Nothing failed in this time, or no reaper was scraped that would tell. {REAPER}",
+            empty=f"Nothing failed in this time range, or no reaper was scraped that would report it. {REAPER}",
         ),
         Panel(
-            title="Pending pods", about="Pods of jobs that do not run yet: no node has room, or the image is being pulled.",
+            title="Pending pods", about="Job pods that are not running yet: no node has room, or the image is being pulled.",
             queries=(Query(PENDING, LEGEND_OF_POD),), empty=KUBE_STATE,
         ),
         Panel(
             title="GPU-hours by experiment", unit="h", bars=True, queries=(Query(GPU_HOURS, "{{namespace}} {{experiment}}"),),
-            about="GPUs that training held, in the time looked at; staging and evaluation are not in it.",
-            empty="Training held no GPU in this time: CPUs cost no GPU-hours.",
+            about="GPU-hours held by training in this time range; staging and evaluation are not included.",
+            empty="Training held no GPU in this time range; CPU training uses no GPU-hours.",
         ),
     ),
     "Reaper": (
         Panel(
-            title="Reaper up", most=1, about="Whether it answers Prometheus. While it is down, terminated runs keep their GPUs.",
+            title="Reaper up", most=1, about="Whether it responds to Prometheus. While it is down, terminated runs keep their GPUs.",
             queries=(Query(f'max by ({BY_POD}) (up{{job="firstsight", container="reaper"}})', LEGEND_OF_POD),), empty=REAPER,
         ),
-        Panel(title="Jobs watched", about="Jobs that it knows.", queries=(Query(of_reaper("jobs"), LEGEND_OF_POD),), empty=REAPER),
+        Panel(title="Jobs watched", about="Jobs that it watches.", queries=(Query(of_reaper("jobs"), LEGEND_OF_POD),), empty=REAPER),
         Panel(
-            title="Freed", about="Holds taken off jobs, and jobs deleted with their last hold, in five minutes.", empty=REAPER,
+            title="Freed", about="Holds removed from jobs, and jobs deleted with their last hold, per five minutes.", empty=REAPER,
             queries=(
                 Query(f"increase({of_reaper('released_total')}[5m])", f"{LEGEND_OF_POD} holds"),
                 Query(f"increase({of_reaper('deleted_jobs_total')}[5m])", f"{LEGEND_OF_POD} jobs"),
             ),
         ),
         Panel(
-            title="Reaper's errors", about="Reads and actions that failed, in five minutes.", empty=REAPER,
+            title="Reaper's errors", about="Failed reads and actions per five minutes.", empty=REAPER,
             queries=(Query(f"increase({of_reaper('errors_total')}[5m])", LEGEND_OF_POD),),
         ),
     ),
     "Bundled store": (
         Panel(
             title="Volume in use", unit="percentunit", most=1, empty=VOLUME,
-            about="Of the bundled store's volume. An external store is watched by its own means.",
+            about="Used share of the bundled store's volume. An external store has its own monitoring.",
             queries=(Query(f"max by ({BY_CLAIM}) ({of_volume('used_bytes')} / {of_volume('capacity_bytes')})", LEGEND_OF_CLAIM),),
         ),
         Panel(
-            title="Volume left", unit="bytes", about="Of the bundled store's volume.", empty=VOLUME,
+            title="Volume left", unit="bytes", about="Free space on the bundled store's volume.", empty=VOLUME,
             queries=(Query(f"min by ({BY_CLAIM}) ({of_volume('available_bytes')})", LEGEND_OF_CLAIM),),
         ),
     ),
     "GPUs, where dcgm-exporter runs": (
         Panel(
-            title="GPU utilisation", unit="percent", most=100, about="Share of the time in which any kernel ran.",
+            title="GPU utilisation", unit="percent", most=100, about="Share of time during which any kernel was running.",
             queries=(Query(of_gpu("DCGM_FI_DEV_GPU_UTIL"), GPU),), empty=DCGM,
         ),
         Panel(
             title="Tensor cores", unit="percentunit", most=1, queries=(Query(of_gpu("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"), GPU),),
-            about="Share of cycles; the nearest thing to MFU that the device itself counts.", empty=DCGM,
+            about="Share of cycles in which tensor cores were active; the closest to MFU that the device itself measures.", empty=DCGM,
         ),
         Panel(
             title="GPU memory", unit="mbytes", about="In use; DCGM counts in MiB.",
@@ -239,7 +239,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
 
 
 def main(output: Path) -> None:
-    """Write the dashboard there."""
+    """Write the dashboard to `output`."""
     built = (
         dashboard.Dashboard("firstsight")
         .uid("firstsight")
@@ -265,7 +265,7 @@ def main(output: Path) -> None:
 
 
 def _variable(name: str, before: tuple[str, ...]) -> dashboard.QueryVariable:
-    """One that offers what the variables before it leave."""
+    """A variable that offers the values left by the variables before it."""
     chosen = ", ".join(f'{other}=~"${other}"' for other in before)
     query = f"label_values(firstsight_train_steps_total{f'{{{chosen}}}' if chosen else ''}, {name})"
     return (
@@ -283,10 +283,10 @@ def _variable(name: str, before: tuple[str, ...]) -> dashboard.QueryVariable:
 
 
 class _Marks(AnnotationQuery):
-    """Marks on every panel, with the words that Prometheus' own annotations have and the SDK leaves out."""
+    """Marks on every panel, with the fields of Prometheus annotations that the SDK leaves out."""
 
     def build(self) -> AnnotationQuery:
-        """Itself: it is its own builder."""
+        """Return itself: it is its own builder."""
         return self
 
     def to_json(self) -> dict[str, object]:

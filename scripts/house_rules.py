@@ -20,6 +20,12 @@ PHRASES = {
     r"has not beaten": "heartbeat expired",
     r"numbers that are not finite": "NaN or Inf",
     r"what follows here": "name it",
+    r"refused by name": "refused, naming it",
+    r"anew|made again|makes (?:it|them) again": "again, rebuilt, recreated",
+    r"to be had": "available",
+    r"all else": "everything else",
+    r"but for": "except, apart from",
+    r"for want of": "for lack of, because … is missing",
     r"Manners|hang_up|Judge\.look": "the field's own word",
 }
 """Word-for-word translations that the project once had, with what an English engineer writes."""

@@ -76,7 +76,7 @@ def placement_schema() -> dict[str, Any]:
 
 
 def written(current: str) -> str:
-    """The whole schema with its part about placement written anew."""
+    """The whole schema with its part about placement rewritten."""
     schema = json.loads(current)
     schema["definitions"]["placement"] = placement_schema()
     return json.dumps(schema, indent=2) + "\n"

@@ -54,7 +54,7 @@ def tables() -> str:
 
 
 def page(current: str) -> str:
-    """The page with its tables written anew."""
+    """The page with its tables rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + tables() + "\n" + END + rest.split(END)[1]
 

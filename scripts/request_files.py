@@ -101,7 +101,7 @@ PAGES = ("docs/REQUEST.md", "docs/KUBEFLOW.md")
 
 
 def page(text: str) -> str:
-    """A page with its tables written anew."""
+    """A page with its tables rewritten."""
     for name, table in TABLES.items():
         begin = BEGIN.format(name=name)
         if begin in text:

@@ -32,17 +32,17 @@ def table() -> str:
     names = {f"one cell on {gpus}": run for gpus, run in found.items()}
     sizes_of, ranks_of = PAIR_BYTES.values(), lambda run: run.machines.ranks
     rows = [
-        ("pairs a GPU and step", lambda run: f"{share(run):,}"),
-        ("milliseconds a step", lambda run: number(share(run) / run.rate.rate * 1e3)),
-        ("pairs/s, all", lambda run: f"{rate(run):,.0f}"),
-        ("hours of a cell; GPU-hours", lambda run: f"{number(run.hours)}; {number(run.gpu_hours)}"),
-        ("hours of eight cells, one after another", lambda run: number(8 * run.hours)),
-        ("hours of eight cells, each on 8 GPUs", lambda run: number(math.ceil(64 / run.machines.ranks) * found[8].hours)),
-        ("GB/s of originals; of short256, from the store", lambda run: "; ".join(number(rate(run) * size / 1e9) for size in sizes_of)),
-        ("connections a rank that these rates need", lambda run: "; ".join(f"{connections(run, size)}" for size in sizes_of)),
+        ("pairs per GPU and step", lambda run: f"{share(run):,}"),
+        ("milliseconds per step", lambda run: number(share(run) / run.rate.rate * 1e3)),
+        ("pairs/s in total", lambda run: f"{rate(run):,.0f}"),
+        ("hours per cell; GPU-hours", lambda run: f"{number(run.hours)}; {number(run.gpu_hours)}"),
+        ("hours for eight cells, one after another", lambda run: number(8 * run.hours)),
+        ("hours for eight cells, each on 8 GPUs", lambda run: number(math.ceil(64 / run.machines.ranks) * found[8].hours)),
+        ("GB/s from the store: originals; short256", lambda run: "; ".join(number(rate(run) * size / 1e9) for size in sizes_of)),
+        ("connections per rank that these rates need", lambda run: "; ".join(f"{connections(run, size)}" for size in sizes_of)),
         ("connections to the store", lambda run: f"{LEAST_CONNECTIONS * ranks_of(run):,} to {MOST_CONNECTIONS * ranks_of(run):,}"),
-        ("descriptors of a rank, at most", lambda run: f"{MOST_CONNECTIONS + OTHER_DESCRIPTORS + ranks_of(run)}"),
-        ("host memory of a node of eight", lambda run: f"{host_bytes(run) / 1e9:,.0f} GB"),
+        ("file descriptors per rank, at most", lambda run: f"{MOST_CONNECTIONS + OTHER_DESCRIPTORS + ranks_of(run)}"),
+        ("host memory per node of eight GPUs", lambda run: f"{host_bytes(run) / 1e9:,.0f} GB"),
     ]  # fmt: skip
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
     lines += [f"| {what} | {' | '.join(say(run) for run in names.values())} |" for what, say in rows]
@@ -80,7 +80,7 @@ def host_bytes(run: Estimate) -> float:
 
 
 def page(current: str) -> str:
-    """The page with its table written anew."""
+    """The page with its table rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
 

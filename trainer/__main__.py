@@ -1,4 +1,4 @@
-"""`python -m trainer`: stage | train | evaluate | report | inspect. Torch is imported by what needs it, late."""
+"""`python -m trainer`: stage | train | evaluate | report | inspect."""
 
 import argparse
 import json
@@ -21,9 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace, program: str) -> int:
-    """Run the command that was parsed; `program` begins the line that says why it failed."""
+    """Run the command that was parsed; `program` starts the error line that says why it failed."""
     raise_descriptor_limit()
-    if os.getpid() == 1:  # in a container: there a signal that nobody handles is lost, and ending would take the whole grace
+    if os.getpid() == 1:  # in a container, process 1 ignores unhandled signals, so stopping would take the whole grace period
         signal.signal(signal.SIGTERM, _stop)
     return exit_code(f"{program} {options.command}", lambda: _run(options), verbose=options.verbose, component="trainer")
 
@@ -55,14 +55,21 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     stage = commands.add_parser("stage", help="turn a source into a sealed data set of shards")
     staged = stage.add_subparsers(dest="what", required=True)
-    for name, text in (("triplets", "a folder in NIGHTS layout, or pictures judged by FLIP"), ("pairs", "captioned pictures")):
-        whole = staged.add_parser(name, parents=[common], help=f"plan, make and seal in one go: {text}")
-        whole.add_argument("--root", required=True, help="store URI under which datasets/ lies")
+    for name, text in (("triplets", "a folder in the NIGHTS layout, or pictures judged by FLIP"), ("pairs", "captioned pictures")):
+        whole = staged.add_parser(name, parents=[common], help=f"plan, build and seal in one step: {text}")
+        whole.add_argument("--root", required=True, help="store URI; data sets go into datasets/ below it")
         whole.add_argument("--source", default="demo", help="`demo`, or the URI of a folder or of WebDataset tars")
         whole.add_argument("--from-pairs", default="", help="make triplets from this pairs source, judged by FLIP")
         whole.add_argument("--recipe", default="demo", help="shipped recipe, or the URI of a YAML file")
-        whole.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad samples than this stop staging (default .01)")
-        whole.add_argument("--for-stages", default="", help="training stages, comma-separated: refuse less than a batch of their data")
+        whole.add_argument(
+            "--max-reject-fraction",
+            type=float,
+            default=0.01,
+            help="staging stops if more than this fraction of the samples is bad (default .01)",
+        )
+        whole.add_argument(
+            "--for-stages", default="", help="training stages, comma-separated: refuse data too small to fill one batch of any of them"
+        )
         whole.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
         whole.set_defaults(run=_stage)
     add_remote_commands(staged, common)
@@ -75,17 +82,24 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     evaluate = commands.add_parser("evaluate", parents=[common], help="measure the models of one cell")
     evaluate.add_argument("--config", required=True, nargs="+", help="URI of the cell's resolved evaluation/config.yaml")
-    evaluate.add_argument("--dry-run", action="store_true", help="say how many results of these cells are missing; measure nothing")
-    evaluate.add_argument("--watch", action="store_true", help="take checkpoints as they appear, until every stage has its final model")
+    evaluate.add_argument(
+        "--dry-run", action="store_true", help="print how many results of these cells are missing, without measuring anything"
+    )
+    evaluate.add_argument("--watch", action="store_true", help="evaluate checkpoints as they appear, until every stage has its final model")
     evaluate.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", parents=[common], help="compare arms, write report/index.html and results.json")
-    report.add_argument("--experiment", default="", help="URI of the experiment's folder (may be left out beside --compare)")
-    report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="further experiments to set beside it")
-    report.add_argument("--made-from", default="", metavar="HASH", help="of all that the page is made from, by which a later run knows it")
+    report.add_argument("--experiment", default="", help="URI of the experiment's folder (optional with --compare)")
+    report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="further experiments to show beside it")
+    report.add_argument(
+        "--made-from",
+        default="",
+        metavar="HASH",
+        help="hash of everything that the page is made from, by which a later run recognises that it is current",
+    )
     report.set_defaults(run=_report)
 
-    inspect = commands.add_parser("inspect", parents=[common], help="what a data set holds, or how a run went")
+    inspect = commands.add_parser("inspect", parents=[common], help="show what a data set contains, or how a run went")
     inspect.add_argument("uri", help="a data set's or a stage's folder")
     inspect.add_argument("--output", default="", help="folder for the contact sheet (default: none is written)")
     inspect.set_defaults(run=_inspect)
@@ -141,8 +155,8 @@ def _report(options: argparse.Namespace) -> None:
         logs.say(f"report: left out: {line}", "warning")
     if first:
         more = f" (and {len(others)} more, named above)" if others else ""
-        remedy = "run the experiment again, which makes again what can be made, or delete what is damaged"
-        raise RunError(f"{written['report']}: written without what is damaged: {first}{more}; {remedy}")
+        remedy = "run the experiment again, which rebuilds what can be rebuilt, or delete what is damaged"
+        raise RunError(f"{written['report']}: written without the damaged parts: {first}{more}; {remedy}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -147,7 +147,7 @@ def depth(value: object) -> int:
 def check_size(size: int, most: int | None, source: str, error: type[Exception] = InputError) -> None:
     """Refuse what has more bytes than are taken of its kind."""
     if most is not None and size > most:
-        raise error(f"{source}: {size:,} bytes, at most {most:,} are read")
+        raise error(f"{source}: {size:,} bytes, but at most {most:,} are read")
 
 
 def gunzip(data: bytes, source: str, most: int) -> bytes:
@@ -158,12 +158,12 @@ def gunzip(data: bytes, source: str, most: int) -> bytes:
             part = zlib.decompressobj(wbits=31)
             content += part.decompress(rest, most + 1 - len(content))
             if len(content) > most:
-                raise InputError(f"{source}: more than {most:,} bytes unpacked (it has {len(data):,} packed): a decompression bomb?")
+                raise InputError(f"{source}: more than {most:,} bytes when decompressed ({len(data):,} compressed): a decompression bomb?")
             if not part.eof:
-                raise InputError(f"{source}: not a whole gzip file: cut short")
+                raise InputError(f"{source}: truncated gzip file")
             rest = part.unused_data.lstrip(b"\0")
     except zlib.error as error:
-        raise InputError(f"{source}: not a whole gzip file: {error}") from error
+        raise InputError(f"{source}: incomplete or damaged gzip file: {error}") from error
     return bytes(content)
 
 

@@ -33,7 +33,7 @@ EVALUATION_VERSION = 2  # of new experiments (docs/EVALUATION.md); raised where 
 class ModelConfig:
     """The two towers. `open_clip_name` takes any open_clip ViT; otherwise the sizes below hold."""
 
-    open_clip_name: str = recipe("", "ours", "Any open_clip ViT by name; empty: the sizes below (defaults are ViT-B-32).")
+    open_clip_name: str = recipe("", "ours", "Any open_clip ViT, by name; if empty, the sizes below (their defaults are ViT-B-32's).")
     image_size: int = recipe(224, "known", "Input side in pixels.")
     patch_size: int = recipe(32, "known", "Side of a vision patch in pixels.")
     vision_layers: int = recipe(12, "known", "Transformer blocks of the vision tower.")
@@ -47,18 +47,18 @@ class ModelConfig:
     vision_init: Literal["published", "paper", "open_clip"] = recipe(
         "paper",
         "as coded",
-        "published: tensor by tensor as the follow-on code draws it; paper: an earlier reading of it, biases 0, positions as open_clip's; "
-        "open_clip: PyTorch's defaults.",
+        "published: tensor by tensor as the follow-on code initialises it; paper: an earlier interpretation of that code, with biases 0 "
+        "and positions as in open_clip; open_clip: PyTorch's defaults.",
     )
     text_init: Literal["published", "clip"] = recipe(
         "clip",
         "as coded",
-        "published: as the follow-on code draws it, every bias included; clip: open_clip's own, attention biases 0.",
+        "published: as the follow-on code initialises it, every bias included; clip: open_clip's own, attention biases 0.",
         since="0.2.0",
         introduced="clip",
     )
     text_tower: Literal["clip_causal_eot", "mean_pooled_unmasked"] = recipe(
-        "clip_causal_eot", "ours", "CLIP's causal tower pooled at EOT: a declared deviation, the code mean-pools without a mask."
+        "clip_causal_eot", "ours", "CLIP's causal tower pooled at EOT: a declared deviation: the code mean-pools without a mask."
     )
     logit_scale_init: Literal["100", "1/0.07"] = recipe("100", "as coded", "The code starts at ln 100, CLIP at ln(1/0.07).")
 
@@ -66,8 +66,8 @@ class ModelConfig:
         """Check what can be checked without torch."""
         if self.text_tower == "mean_pooled_unmasked":
             raise InputError(
-                "model.text_tower mean_pooled_unmasked, the follow-on code's tower, is not built: it attends to padding, so captions could "
-                "not be cut to their length exactly, and open_clip could not open the model; take clip_causal_eot"
+                "model.text_tower mean_pooled_unmasked, the follow-on code's tower, is not supported: it attends to padding, so captions "
+                "could not be cut to their length exactly, and open_clip could not load the model; use clip_causal_eot"
             )
         at_least(1, "model", self, *_SIZES)
         require("model.context_length", self.context_length, "between 8 and 77", 8 <= self.context_length <= 77)
@@ -102,12 +102,14 @@ class OptimizerConfig:
         "cosine", "as coded", "After warm-up: cosine to 0 at the horizon (`contrastive.schedule_horizon`), or constant at the peak."
     )
     clip_norm: float = recipe(
-        0.0, "as coded", "Gradient norm is clipped to this; 0: never. The code's JSON names 3 for stage 2, its Trainer is not given it."
+        0.0,
+        "as coded",
+        "Gradient norm is clipped to this; 0: never. The code's JSON has 3 for stage 2, but its Trainer is not passed the value.",
     )
     no_decay: Literal["gains_and_biases", "gains_biases_and_positions"] = recipe(
         "gains_and_biases",
         "as coded",
-        "Which parameters weight decay leaves alone; the code's one factory spares positions in every stage.",
+        "Which parameters weight decay leaves alone; the code's single optimiser factory exempts positions in every stage.",
     )
 
     def __post_init__(self) -> None:
@@ -121,12 +123,12 @@ class OptimizerConfig:
 
 def _fraction(what: str) -> Any:
     return recipe(
-        1.0, "ours", f"Part of the training {what} learnt from; smaller parts lie within larger ones.", since="0.2.0", introduced=1.0
+        1.0, "ours", f"Fraction of the training {what} used; smaller fractions are subsets of larger ones.", since="0.2.0", introduced=1.0
     )
 
 
 def _samples_seen(what: str) -> Any:
-    said = f"{what} seen in all, in whole batches, however many there are; 0: as `epochs` says."
+    said = f"{what} seen in total, in whole batches, however many there are in the data; 0: set by `epochs`."
     return recipe(0, "ours", said, since="0.2.0", introduced=0)
 
 
@@ -168,22 +170,26 @@ class ContrastiveConfig:
     optimizer: OptimizerConfig = recipe(
         OptimizerConfig(warmup_steps=2500, no_decay="gains_biases_and_positions", clip_norm=3.0), "as coded", ""
     )
-    global_batch_size: int = recipe(4096, "unknown", "The field's YFCC15M baselines; the code's 1024 a GPU x 6 leaves the GPUs open.")
-    contrast_batch_size: int = recipe(4096, "unknown", "Negatives a sample is contrasted with; canonical at any world size.")
+    global_batch_size: int = recipe(
+        4096, "unknown", "As in the published YFCC15M baselines; the code's 1024 per GPU x 6 leaves the number of GPUs open."
+    )
+    contrast_batch_size: int = recipe(4096, "unknown", "Number of pairs that are contrasted with each other; the same at any world size.")
     accumulation: Literal["gradcache", "independent"] = recipe("gradcache", "ours", "How a batch that does not fit is split.")
     epochs: int = recipe(32, "as coded", "")
     schedule_horizon: Literal["optimizer_steps", "as_coded"] = recipe(
-        "optimizer_steps", "ours", "As coded, the horizon ignores the accumulation of 6 and the rate stays above 93 % of its peak."
+        "optimizer_steps",
+        "ours",
+        "In the follow-on code the horizon ignores the accumulation of 6, so the rate stays above 93 % of its peak.",
     )
     augmentation: Literal["moco_v2", "crop", "none"] = recipe("moco_v2", "as coded", "As DeCLIP.")
-    crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop.")
+    crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop, as a fraction of the picture.")
     precision: Precision = recipe("bf16", "as coded", "Autocast; weights and optimiser stay fp32 (fp64 is for tests).")
     logit_scale_max: float = recipe(100.0, "known", "exp(logit scale) is clamped to it.")
     logit_scale_clamp: Literal["parameter", "forward"] = recipe(
         "parameter",
         "as coded",
-        "parameter: clamped after each step, as open_clip does; forward: in the loss alone, as coded, so that above the maximum it has "
-        "no gradient.",
+        "parameter: clamped after each step, as open_clip does; forward: clamped only in the loss, as coded, so that above the maximum it "
+        "has no gradient.",
         since="0.2.0",
         introduced="parameter",
     )
@@ -232,14 +238,16 @@ class PosthocConfig:
 class StagingConfig:
     """What the shards hold. All of it is part of a data set's plan id."""
 
-    image_policy: Literal["original", "short256"] = recipe("original", "known", "Bytes as they came, or short side 256 at quality 90.")
-    triplet_side: int = recipe(224, "known", "Triplets are squashed to this side, lossless.")
+    image_policy: Literal["original", "short256"] = recipe(
+        "original", "known", "original: bytes unchanged; short256: short side 256 at quality 90."
+    )
+    triplet_side: int = recipe(224, "known", "Triplets are resized to this side without keeping the aspect ratio, stored losslessly.")
     demo_side: int = recipe(64, "ours", "Side to which the demo's pictures are rendered.")
     demo_triplets: int = recipe(6000, "ours", "Triplets made from the demo's pictures and judged by FLIP.")
     flip_min_difference: float = recipe(0.03, "ours", "Triplets whose two FLIP distances differ by less are left out.")
     flip_judges_too: bool = recipe(False, "ours", "FLIP also judges triplets that people voted on: the arm `judged` needs it.")
-    shard_samples: int = recipe(1024, "ours", "Samples a shard.")
-    heldout_fraction: float = recipe(0.2, "ours", "Part of the families (or pictures) kept for evaluation.")
+    shard_samples: int = recipe(1024, "ours", "Samples per shard.")
+    heldout_fraction: float = recipe(0.2, "ours", "Fraction of the families (or pictures) held out for evaluation.")
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -257,7 +265,7 @@ class EvaluationConfig:
 
     precision: Literal["fp32", "bf16"] = recipe("fp32", "ours", "")
     decoder: Literal["fast", "exact"] = recipe("exact", "ours", "exact is PIL, as open_clip and CLIP_benchmark have it.")
-    every_epochs: int = recipe(0, "ours", "Also keep and evaluate the weights at every so many epochs of stage 2; 0: not.")
+    every_epochs: int = recipe(0, "ours", "Also keep and evaluate the weights every this many epochs of stage 2; 0: never.")
     trajectory: bool = placement(False, "Also keep and evaluate the weights at epochs 0, 1, 2, 4, 8 … of stage 2.")
 
     def __post_init__(self) -> None:
@@ -267,7 +275,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the numbers of an experiment, but for data, arm and seed."""
+    """All that decides the numbers of an experiment, except data, arm and seed."""
 
     name: str = placement("", "A label; the fields decide the hash.")
     model: ModelConfig = recipe(ModelConfig(), "known", "")

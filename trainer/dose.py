@@ -76,7 +76,7 @@ def what_helps(recipe: Recipe, stage: str, train: int) -> str:
     smoke = "" if recipe.name == "smoke" else "RECIPE=smoke"
     smaller = _smaller_batch(stage, getattr(recipe, stage), train)
     tries = [smoke, f"a smaller global_batch_size, --set '{smaller}' (with make SET=)" if smaller else ""]
-    return f"try {' or '.join(filter(None, tries))}" if any(tries) else "bring more"
+    return f"try {' or '.join(filter(None, tries))}" if any(tries) else "use more data"
 
 
 def short_of_a_batch(stage: str, settings: Settings, total: int) -> str:

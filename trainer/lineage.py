@@ -1,8 +1,8 @@
 """Where weights come from and what they are: hashes, lineage.json, and the hand-off that fails closed. No torch.
 
 A stage that starts from another's weights reads them here. Nothing is loaded unless the seal, the recipe
-hash, the file's checksum and the weights' own hash all agree; a key too many or too few is left to the strict
-load of models.py.
+hash, the file's checksum and the weights' own hash all agree; missing or extra keys are caught by the strict
+load in models.py.
 """
 
 import functools
@@ -32,12 +32,12 @@ TOWER_FILE = "vision.safetensors"
 MODEL_FILE = "open_clip_model.safetensors"
 VISION_PREFIX = "visual."
 GIT_SECONDS = 5.0
-"""Longest wait for an answer of git: the code version is worth no run."""
+"""Longest wait for git: no run is worth failing over the code version."""
 Weights = dict[str, NDArray[Any]]
 
 
 def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 (hex) over each tensor's name, dtype, shape and bytes, by name: equal weights, equal hash, whatever the file."""
+    """SHA-256 (hex) over each tensor's name, dtype, shape and bytes, sorted by name: equal weights have equal hashes, whatever the file."""
     digest = hashlib.sha256()
     for name in sorted(state):
         array = np.require(state[name], requirements="C")  # keeps 0-d arrays 0-d
@@ -52,13 +52,13 @@ def vision_weights(state: Mapping[str, NDArray[Any]]) -> Weights:
 
 
 def check_start(start: StartConfig) -> Committed | None:
-    """What can be said of a start before anything heavy: its seal is there and is the one that was planned.
+    """Check a start before any expensive work: its seal exists and is the planned one.
 
     Returns:
         The seal; None for a random start and for a bare `.safetensors` file, which has none.
 
     Raises:
-        InputError: no seal, another recipe's, or a whole model asked of a tower.
+        InputError: no seal, a seal of another recipe, or a whole model requested from a tower.
         Corrupt: the seal is damaged; the stage that must be run again is named.
     """
     if start.kind == "random" or start.uri.endswith(".safetensors"):
@@ -75,7 +75,7 @@ def check_start(start: StartConfig) -> Committed | None:
         raise InputError(f"start.recipe_hash must be that of {start.uri}{differing}")
     file = _weights_file(start.kind, seal)
     if file not in seal.files:
-        raise InputError(f"start.uri {start.uri}: start.kind {start.kind} needs {file}, its COMMITTED.json names {sorted(seal.files)}")
+        raise InputError(f"start.uri {start.uri}: start.kind {start.kind} needs {file}, but its COMMITTED.json names {sorted(seal.files)}")
     return seal
 
 
@@ -83,15 +83,15 @@ def read_start(start: StartConfig) -> tuple[Weights, str]:
     """The weights that a stage starts from, verified.
 
     Args:
-        start: its kind must not be random.
+        start: a start whose kind is not random.
 
     Returns:
         For `tower` and `permuted` the vision tower's weights (keys without `visual.`), for `model` all of them; and their
-        hash, as `weights_sha256` makes it.
+        hash, as computed by `weights_sha256`.
 
     Raises:
-        InputError: anything that is not exactly what was planned.
-        Corrupt: the model is damaged; the stage that must be run again is named, and will see that it is not whole.
+        InputError: something differs from what was planned.
+        Corrupt: the model is damaged; the stage that must be run again is named, and will detect that it is incomplete.
     """
     seal = check_start(start)
     if seal is None:
@@ -114,7 +114,7 @@ def read_start(start: StartConfig) -> tuple[Weights, str]:
 def code_facts() -> dict[str, Any]:
     """Which code this process runs, as it was at the first call: the package's version, and the commit of the image or checkout.
 
-    What git does not answer in time is unknown: `git_commit` empty, `dirty` None. Never fails.
+    What git does not report in time is unknown: `git_commit` empty, `dirty` None. Never fails.
     """
     try:
         version = metadata.version("firstsight")
@@ -123,14 +123,14 @@ def code_facts() -> dict[str, Any]:
     commit = os.environ.get("FIRSTSIGHT_GIT_COMMIT", "")
     if commit:
         return {"version": version, "git_commit": commit, "dirty": False}
-    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository that an environment lies in
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository that merely contains the environment
     commit = (_git("rev-parse", "HEAD") or "") if ours else ""
     changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
     return {"version": version, "git_commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def image_digest() -> str:
-    """The digest of the image this runs in, as the job told it; empty outside one."""
+    """The digest of the image this runs in, as passed by the job; empty outside an image."""
     return os.environ.get("FIRSTSIGHT_IMAGE_DIGEST", "")
 
 
@@ -143,19 +143,19 @@ def _stage_folder(start: StartConfig) -> str:
 
 
 def _remedy(start: StartConfig) -> str:
-    return f"run the stage in {_stage_folder(start)} again (a run of its experiment does), then this one"
+    return f"run the stage in {_stage_folder(start)} again (running its experiment does that), then this one"
 
 
 def _read_sealed(start: StartConfig, seal: Committed) -> tuple[Weights, str]:
     file = _weights_file(start.kind, seal)
     uri, data = join(start.uri, file), read_bytes(join(start.uri, file))
     if hashlib.sha256(data).hexdigest() != seal.files[file]["sha256"]:
-        raise Corrupt(f"{uri}: its SHA-256 is not the one in COMMITTED.json")
+        raise Corrupt(f"{uri}: its SHA-256 does not match COMMITTED.json")
     state = _parse(uri, data)
     digest = weights_sha256(state)
     fact = "vision_sha256" if file == TOWER_FILE else "weights_sha256"
     if digest != seal.facts.get(fact):
-        raise Corrupt(f"{uri}: hash of the weights is {digest[:12]}, COMMITTED.json says {fact} {seal.facts.get(fact)}")
+        raise Corrupt(f"{uri}: hash of the weights is {digest[:12]}, but COMMITTED.json says {fact} {seal.facts.get(fact)}")
     return state, digest
 
 
@@ -165,7 +165,7 @@ def _read_bare(start: StartConfig) -> tuple[Weights, str]:
     found = hashlib.sha256(data).hexdigest()
     if found != start.recipe_hash:
         planned = start.recipe_hash[:12]
-        raise InputError(f"{start.uri}: SHA-256 is {found[:12]}, planned was {planned}: the file was changed or cut short")
+        raise InputError(f"{start.uri}: SHA-256 is {found[:12]}, but {planned} was planned: the file was changed or cut short")
     state = _parse(start.uri, data)
     return state, weights_sha256(state)
 
@@ -178,7 +178,7 @@ def _parse(uri: str, data: bytes) -> Weights:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git answers; None where it is missing, refuses, or takes too long."""
+    """Output of git; None if it is missing, fails, or takes too long."""
     command = ["git", "--no-optional-locks", *arguments]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, timeout=GIT_SECONDS, check=False)

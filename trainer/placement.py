@@ -1,4 +1,4 @@
-"""Where and how a stage runs; nothing here enters a hash. `trainer.config` gives it out with the other configurations."""
+"""Where and how a stage runs; nothing here enters a hash. `trainer.config` re-exports it with the other configurations."""
 
 import re
 from dataclasses import dataclass
@@ -12,37 +12,43 @@ class Placement:
     """Where and how a stage runs. Nothing here changes what is learned."""
 
     nodes: int = placement(1, "Machines (pods) of the job.")
-    processes_per_node: int = placement(1, "Ranks on each; one a GPU.")
-    threads: int = placement(0, "CPU threads a rank computes with; 0: cores / ranks, beside a GPU 1. Recorded: sums depend on it.")
-    device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda where there is one.")
+    processes_per_node: int = placement(1, "Ranks on each machine; one per GPU.")
+    threads: int = placement(
+        0, "CPU threads per rank; 0: cores / ranks, or 1 with a GPU. Recorded, since the order of summation depends on it."
+    )
+    device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda if there is a GPU.")
     local_batch_size: int | Literal["auto"] = placement(
         "auto",
-        "Most pairs or triplets a rank runs at once; the loss is the same (gradient cache, accumulation). 0: its whole share. "
-        "auto: the whole share, on CUDA as much of it as its memory holds by estimate.",
+        "The most pairs or triplets that a rank processes at once; the loss is the same (gradient cache, accumulation). 0: its whole "
+        "share. auto: the whole share; on CUDA, as much of it as is estimated to fit in memory.",
     )
     loader_workers: int | Literal["auto"] = placement(
-        "auto", "Decoding processes of a rank; 0: threads of the rank instead. auto: 0, on CUDA the rank's cores but one, at most 16."
+        "auto", "Decoding processes per rank; 0: threads in the rank instead. auto: 0; on CUDA, the rank's cores minus one, at most 16."
     )
-    cache_dir: str = placement("", "Local folder for shards; empty: a folder below the system's temporary one.")
-    cache_bytes: int = placement(32 << 30, "Bytes of shards kept there, over all ranks of a node.")
-    checkpoint_every_steps: int = placement(0, "Save every so many steps; 0: by time alone.")
+    cache_dir: str = placement("", "Local folder for shards; empty: a folder in the system's temporary directory.")
+    cache_bytes: int = placement(32 << 30, "Bytes of shards kept in cache_dir, over all ranks of a node.")
+    checkpoint_every_steps: int = placement(0, "Save every this many steps; 0: only by time.")
     checkpoint_every_minutes: float = placement(10.0, "Save at least this often.")
-    checkpoint_every_epochs: int = placement(0, "Keep the weights alone at every so many epochs, for curves through time.")
-    trajectory: bool = placement(False, "Keep them at epochs 0, 1, 2, 4, 8 … too.")
-    keep_last: int = placement(2, "Committed checkpoints kept; weights kept by epoch do not count.")
+    checkpoint_every_epochs: int = placement(
+        0, "Keep the weights only (no optimiser state) every this many epochs, for curves over training."
+    )
+    trajectory: bool = placement(False, "Also keep the weights at epochs 0, 1, 2, 4, 8 ….")
+    keep_last: int = placement(2, "Committed checkpoints kept; weights kept per epoch are not counted.")
     resume: str = placement("auto", "auto | never | the URI of a checkpoint.")
-    attempt: int = placement(0, "Fences a writer that lived on: a commit of an older attempt is refused. 0: unfenced.")
-    max_restarts: int = placement(0, "How often the elastic agent restarts the group in place.")
-    max_nonfinite_steps: int = placement(10, "Steps with a non-finite gradient that are skipped before the run stops.")
-    watchdog_seconds: float = placement(1800.0, "A step that takes longer ends the run, stacks in hung/; 600 do where steps are short.")
-    metrics_port: int = placement(0, "Prometheus endpoint of local rank 0; 0: none.")
-    preflight: bool = placement(False, "Measure network and store before step 1 and say what is too slow for the recipe.")
+    attempt: int = placement(0, "Fences off a writer that is still running: a commit by an older attempt is refused. 0: unfenced.")
+    max_restarts: int = placement(0, "How many times the elastic agent restarts the group in place.")
+    max_nonfinite_steps: int = placement(10, "Number of steps with a non-finite gradient to skip before the run stops.")
+    watchdog_seconds: float = placement(
+        1800.0, "A step that takes longer ends the run and leaves stacks in hung/; 600 is enough if steps are short."
+    )
+    metrics_port: int = placement(0, "Port of local rank 0's Prometheus endpoint; 0: none.")
+    preflight: bool = placement(False, "Measure the network and the store before step 1 and report what is too slow for the recipe.")
     log_every_steps: int = placement(10, "Steps between two lines of progress.jsonl.")
     compile: bool | Literal["auto"] = placement(
-        "auto", "torch.compile the blocks of the towers. auto: on CUDA where there is a C compiler; it gains little on a CPU."
+        "auto", "torch.compile the blocks of the towers. auto: on CUDA if there is a C compiler; it gains little on a CPU."
     )
     profile_steps: str = placement("", "A:B writes a torch profiler trace of steps A to B.")
-    tensorboard_dir: str = placement("", "Also log to TensorBoard there, a folder a stage (needs the tensorboard package).")
+    tensorboard_dir: str = placement("", "Also log to TensorBoard in this folder, one subfolder per stage (needs the tensorboard package).")
     wandb_project: str = placement("", "Also log to Weights & Biases (needs the wandb package).")
 
     def __post_init__(self) -> None:
@@ -60,7 +66,7 @@ class Placement:
 
 
 def kept_epochs(epochs: int, *, trajectory: bool, every: int) -> list[int]:
-    """The epochs after which a stage of `epochs` keeps its weights, but for the last, after which they are the final model.
+    """The epochs after which a stage of `epochs` keeps its weights, except the last, whose weights are the final model.
 
     Args:
         epochs: of the stage.
@@ -87,13 +93,13 @@ def profiled_steps(text: str) -> tuple[int, int]:
 
 
 def unless_auto(value: int | Literal["auto"]) -> int:
-    """A number of the placement; an `auto` that no run has resolved (an evaluation's, a loader's by itself) is 0, as on a CPU."""
+    """A number of the placement; an `auto` that no run has resolved (in an evaluation, or a loader used on its own) is 0, as on a CPU."""
     return 0 if isinstance(value, str) else value
 
 
 def loader_workers_for(cores: int) -> int:
-    """Decoding processes of a rank beside a GPU, where placement.loader_workers is `auto`: its cores but one, which the rank needs.
+    """Decoding processes of a rank with a GPU, if placement.loader_workers is `auto`: all its cores but one, which the rank itself needs.
 
-    Fourteen decode 20,000 pairs a second and an H100 takes 7,600 (docs/BENCHMARKS.md, rows K and M): more than 16 feed no GPU faster.
+    Fourteen decode 20,000 pairs per second and an H100 consumes 7,600 (docs/BENCHMARKS.md, rows K and M): more than 16 feed no GPU faster.
     """
     return min(max(cores - 1, 0), 16)

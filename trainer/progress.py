@@ -33,7 +33,7 @@ def progress(step: str, done: int, total: int, unit: str, **figures: float | str
 
 
 def tell(step: str, note: str, *, detail: bool = False) -> None:
-    """Say one thing about `step` to the person who waits, such as what is made again; a detail is shown with -v only. Never fails."""
+    """Say one thing about `step` to the person who waits, such as what is rebuilt; a detail is shown with -v only. Never fails."""
     _append(step, {"note": note, "detail": detail})
 
 
@@ -60,13 +60,13 @@ def step_line(name: str, step: int, steps: int, loss: float, rate: float) -> str
         step: optimiser steps done.
         steps: in all.
         loss: of the last one.
-        rate: samples a second.
+        rate: samples per second.
     """
     return f"{name}: step {step} of {steps}, loss {loss:.4f}, {rate:.1f} samples/s"
 
 
 def read_step_line(line: str) -> tuple[int, int, float, float] | None:
-    """Step, steps, loss and samples a second of a line that `step_line` made; None of any other."""
+    """Step, steps, loss and samples per second of a line that `step_line` made; None of any other."""
     match = re.search(r": step (\d+) of (\d+), loss (\S+), (\S+) samples/s$", line)
     return (int(match[1]), int(match[2]), float(match[3]), float(match[4])) if match else None
 

@@ -119,7 +119,7 @@ class Api:
                 own = active["context"].get("namespace", "")
                 source += f", context {active['name']}"
         except Exception as error:  # the loader lets YAML, OS and key errors through
-            raise InputError(f"{source}: no cluster can be found by it: {' '.join(str(error).split())}") from error
+            raise InputError(f"{source}: it does not define a usable cluster: {' '.join(str(error).split())}") from error
         return cls(configuration, namespace, own or "default", source)
 
     def call(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, content: str = "") -> Any:
@@ -246,7 +246,7 @@ class Api:
             unreachable.__cause__ = refused
             return unreachable
         if refusal.status == 401:
-            return InputError(f"{self.server} does not accept the credentials of {self.source}: {refusal.message}")
+            return InputError(f"{self.server} rejected the credentials from {self.source}: {refusal.message}")
         return refused
 
     def _give_up(self, error: Unreachable, waited: float) -> None:
@@ -255,7 +255,7 @@ class Api:
             raise InputError(f"no Kubernetes API server can be reached: {error} ({self.source})") from error
         allowed = min(SERVER_ERROR_SECONDS, self.retry_seconds) if answered else self.retry_seconds
         if waited >= allowed:
-            raise RunError(f"{error} (still so after {allowed:.0f} s)") from error
+            raise RunError(f"{error} (still failing after {allowed:.0f} s)") from error
 
 
 def _refusal(status: int, data: bytes, seconds: float) -> Refusal:

@@ -1,7 +1,7 @@
 """Objects of a Kubernetes cluster as plain dictionaries: get, list, create, patch, delete, watch, logs.
 
-The only module, with pipelines/cluster/api.py below it, that talks to an API server. Whatever goes wrong is one line:
-no permission (which verb on what), a kind that the cluster does not have, a refusal in the server's own words.
+The only module, with pipelines/cluster/api.py below it, that talks to an API server. Every error is a single line:
+missing permission (which verb on what), a kind that the cluster does not have, a refusal in the server's own words.
 """
 
 import json
@@ -19,16 +19,16 @@ from trainer.errors import InputError, RunError
 from trainer.storage.retries import Backoff
 
 WATCH_SECONDS = 180
-"""How long one watch is asked for; a connection that is silent for longer than this is dead."""
+"""How long one watch is requested for; a connection that is silent for longer than this is considered dead."""
 WATCH_MARGIN_SECONDS = 20.0
 LOG_SILENCE_SECONDS = 300.0
 PAGE = 50
-"""Objects of a list at a time, where they are too large to hold all of them."""
+"""Page size for lists whose objects are too large to hold all at once."""
 Keep = Callable[[Object], Object]
 
 
 class MissingKind(InputError):
-    """The cluster has not this kind of object, or in another version: its CRD is not installed."""
+    """The cluster does not have this kind of object, or only in another version: its CRD is not installed."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Kind:
         api_version: group and version, such as kubeflow.org/v1.
         plural: as in addresses and roles.
         kind: as in manifests.
-        source: who brings it, for the message where the cluster does not have it.
-        pod_label: of a kind of job, the label of its pods that holds its name; set by its controller.
-        remakes: of a kind of job, whether its controller makes what a job owned anew while the job is being deleted.
+        source: which component provides it, for the error message if the cluster does not have it.
+        pod_label: for a kind of job, the label on its pods that holds the job's name; set by its controller.
+        remakes: for a kind of job, whether its controller recreates what a job owned while the job is being deleted.
     """
 
     api_version: str
@@ -53,12 +53,12 @@ class Kind:
 
     @property
     def resource(self) -> str:
-        """As `kubectl get` takes it, such as pytorchjobs.kubeflow.org."""
+        """The name that `kubectl get` accepts, such as pytorchjobs.kubeflow.org."""
         group = self.api_version.rpartition("/")[0]
         return f"{self.plural}.{group}" if group else self.plural
 
     def path(self, namespace: str, name: str = "") -> str:
-        """Address of one object, or of all; namespace empty: of all namespaces, or of a kind that has none."""
+        """Address of one object, or of all; an empty namespace means all namespaces, or a cluster-scoped kind."""
         prefix = f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
         middle = f"/namespaces/{namespace}" if namespace else ""
         return f"{prefix}{middle}/{self.plural}{f'/{name}' if name else ''}"
@@ -87,10 +87,10 @@ class Cluster:
         """The cluster of KUBECONFIG, of the pod's service account, or of the user's kubeconfig.
 
         Args:
-            namespace: where objects are unless a call says otherwise; empty: the pod's, or the context's.
+            namespace: where objects are unless a call says otherwise; empty: the namespace of the pod or of the context.
 
         Raises:
-            InputError: no kubeconfig, or one that cannot be read. Whether the server answers, the first call tells.
+            InputError: no kubeconfig, or one that cannot be read. Whether the server responds is known only after the first call.
         """
         return cls(Api.connect(namespace))
 
@@ -111,15 +111,15 @@ class Cluster:
             raise self._explain("get", kind, place, refused.refusal) from refused
 
     def list(self, kind: Kind, labels: str = "", namespace: str | None = None, *, once: bool = False) -> Objects:
-        """All objects with these labels; namespace "": all namespaces, and kinds that have none; `once`: as for `patch`."""
+        """All objects with these labels; namespace "": all namespaces, and cluster-scoped kinds; `once`: as for `patch`."""
         return self._list(kind, self._place(namespace), _selectors(labels, ""), once=once)[0]
 
     def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object | None:
-        """Create it in the namespace that it names; None where one of this name exists already.
+        """Create it in the namespace that it names; None if one with this name already exists.
 
         Raises:
-            InputError: refused by a schema, a webhook or for want of permission, in the server's words.
-            RunError: refused for now: a quota, a namespace that is being deleted.
+            InputError: rejected by a schema or a webhook, or for lack of permission, in the server's words.
+            RunError: rejected for now, because of a quota or a namespace that is being deleted.
         """
         place = manifest["metadata"].get("namespace") or self.namespace
         try:
@@ -147,7 +147,7 @@ class Cluster:
             name: of the object.
             body: what changes.
             namespace: None: the cluster's own.
-            resource_version: that the object must still have, since a list replaces what another may have written.
+            resource_version: version that the object must still have, since a list replaces what someone else may have written.
             once: do not wait for a server that does not answer.
 
         Raises:
@@ -178,15 +178,15 @@ class Cluster:
         propagation: str = "Foreground",
         resource_version: str = "",
     ) -> None:
-        """Ask for its deletion; that it is gone is fine. Foreground: it stays until what it owns is gone.
+        """Request its deletion; it is fine if it is already gone. Foreground: it remains until what it owns is gone.
 
         Args:
             kind: of the object.
             name: of the object.
             namespace: None: the cluster's own.
             grace_seconds: of pods, instead of their own.
-            propagation: what becomes of what it owns.
-            resource_version: that the object must still have, where its deletion follows from what it held.
+            propagation: what happens to the objects it owns.
+            resource_version: version that the object must still have, if the decision to delete it depends on its content.
 
         Raises:
             Conflict: it has another version by now.
@@ -216,24 +216,24 @@ class Cluster:
         fields: str = "",
         keep: Keep | None = None,
     ) -> Iterator[tuple[str, Object]]:
-        """What there is, as ADDED, then (SYNCED, {}), then every change; until `stop` is set.
+        """All existing objects as ADDED, then (SYNCED, {}), then every change, until `stop` is set.
 
-        It lives through restarts of the API server, half-open connections and expired versions: then it lists again, and
-        what vanished in between comes as DELETED with the last that was seen of it, what stayed as MODIFIED, and SYNCED
-        comes again. Whoever sets `stop` calls `close_streams` to end a watch that is waiting at once.
+        It survives restarts of the API server, half-open connections and expired versions: then it lists again, and
+        what vanished in between is reported as DELETED with its last known state, what remained as MODIFIED, and SYNCED
+        is sent again. Whoever sets `stop` calls `close_streams` to end immediately a watch that is waiting.
 
         Args:
             kind: of the objects.
             labels: selector.
-            name: of the only object.
+            name: of a single object to watch.
             namespace: None: the cluster's own; "": all.
             stop: ends it.
             fields: field selector, instead of a name.
-            keep: what of an object is needed (its metadata's uid and resourceVersion always are), where whole ones would fill
-                the memory; they are then listed page by page.
+            keep: selects the parts of an object that are needed (its metadata's uid and resourceVersion always are), when whole objects
+                would fill the memory; they are then listed page by page.
 
         Raises:
-            InputError: no permission, no such kind; at once at the beginning, after a minute later on.
+            InputError: no permission, or no such kind; raised at once at the beginning, and after a minute later on.
         """
         place, selectors = self._place(namespace), _selectors(labels, f"metadata.name={name}" if name else fields)
         return Watch(
@@ -262,8 +262,8 @@ class Cluster:
             since: RFC 3339 time to begin at; the server counts whole seconds.
             follow: stream until the container ends.
             timestamps: begin each line with the kubelet's time.
-            previous: of the container before its last restart.
-            tail: only so many last lines; 0: all.
+            previous: the log of the container before its last restart.
+            tail: return only this many last lines; 0: all.
             namespace: None: the cluster's own.
             stop: ends it, together with `close_streams`.
 
@@ -285,11 +285,11 @@ class Cluster:
                 raise self._explain("get", Kind("v1", "pods/log", "Pod"), place, refused.refusal) from refused
 
     def limit_retries(self, seconds: float) -> None:
-        """From now on retry a server that does not answer for at most so many seconds: the caller is shutting down."""
+        """From now on, retry an unresponsive server for at most this many seconds, because the caller is shutting down."""
         self.api.retry_seconds = seconds
 
     def close_streams(self) -> None:
-        """Break all open watches and logs: those whose `stop` is set end, the others connect again."""
+        """Break all open watches and logs: those whose `stop` is set end; the others reconnect."""
         self.api.close_streams()
 
     def _place(self, namespace: str | None) -> str:
@@ -298,7 +298,7 @@ class Cluster:
     def _list(
         self, kind: Kind, place: str, selectors: Mapping[str, str], *, once: bool = False, keep: Keep | None = None
     ) -> tuple[Objects, str]:
-        """All objects, and the version from which a watch continues. Expired where they changed too much between two pages."""
+        """All objects, and the version from which a watch can continue. Raises Expired if they changed too much between two pages."""
         head = {"apiVersion": kind.api_version, "kind": kind.kind}  # objects of a list do not repeat it
         found: Objects = []
         query = {**selectors, **({"limit": str(PAGE)} if keep else {})}
@@ -309,7 +309,7 @@ class Cluster:
                 raise self._explain("list", kind, place, refused.refusal) from refused
             listed = answer.get("items") or []
             if not isinstance(answer.get("metadata"), dict) or not isinstance(listed, list) or {type(one) for one in listed} - {dict}:
-                raise Unreachable(f"{self.server}: what answers is not a Kubernetes API server: no list of {kind.plural}")
+                raise Unreachable(f"{self.server}: this is not a Kubernetes API server: it returned no list of {kind.plural}")
             items = [{**head, **item} for item in listed]
             found += [keep(item) for item in items] if keep else items
             if not answer["metadata"].get("continue"):
@@ -319,7 +319,7 @@ class Cluster:
     def _changes(
         self, kind: Kind, place: str, selectors: Mapping[str, str], version: str, stop: threading.Event, keep: Keep | None
     ) -> Iterator[tuple[str, Object]]:
-        """One watch, bookmarks included."""
+        """The changes of one watch, including bookmarks."""
         seconds = int(WATCH_SECONDS * random.uniform(0.8, 1.0))
         query = {**selectors, "watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         try:
@@ -338,7 +338,7 @@ class Cluster:
             raise self._explain("watch", kind, place, refused.refusal) from refused
 
     def _call(self, verb: str, kind: Kind, place: str, method: str, path: str, *, once: bool = False, **arguments: Any) -> Any:
-        """A request; a refusal of what was allowed before is taken for a server that starts."""
+        """Send a request; if something that was allowed before is forbidden, assume that the server is just starting."""
         began, backoff = time.monotonic(), Backoff()
         while True:
             try:
@@ -366,7 +366,7 @@ class Cluster:
 
 
 def missing_kind(api: Api, kind: Kind) -> MissingKind:
-    """That the cluster does not have this kind at all, or in other versions only."""
+    """The error that the cluster does not have this kind at all, or only in other versions."""
     group, _, version = kind.api_version.partition("/")
     try:
         served = [entry["version"] for entry in api.call("GET", f"/apis/{group}")["versions"]]
@@ -374,7 +374,7 @@ def missing_kind(api: Api, kind: Kind) -> MissingKind:
         served = []
     if served and version not in served:
         return MissingKind(f"{api.server} serves {group} in version {', '.join(served)}, but {kind.kind} is needed in {version}")
-    need = f"install {kind.source or 'what brings it'}, or choose another backend"
+    need = f"install {kind.source or 'the component that provides it'}, or choose another backend"
     return MissingKind(f"{api.server} has no {kind.resource} ({kind.api_version}): {need}")
 
 
@@ -387,12 +387,12 @@ def _no_such_object(refusal: Refusal) -> bool:
 
 
 def _is_permission(refusal: Refusal) -> bool:
-    """Forbidden for want of a role; quotas, webhooks and dying namespaces answer 403 too."""
+    """Whether it is forbidden for lack of a role; quotas, webhooks and terminating namespaces also return 403."""
     return refusal.status == 403 and (not refusal.is_status or re.search(r"cannot \w+ resource", refusal.message) is not None)
 
 
 def _is_denial(refusal: Refusal) -> bool:
-    """A webhook or a policy looked at the object and said no."""
+    """Whether a webhook or a policy rejected the object."""
     return (
         "admission webhook" in refusal.message
         or "violates PodSecurity" in refusal.message

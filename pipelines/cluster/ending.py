@@ -76,7 +76,7 @@ def wait_until_gone(
     seconds: float = GONE_SECONDS,
     stop: threading.Event | None = None,
 ) -> None:
-    """Wait until neither the job nor a pod of it is left; one that was made anew under the name is another job.
+    """Wait until neither the job nor a pod of it is left; one that was recreated under the name is another job.
 
     Raises:
         RunError: something still is after so many seconds, or `stop` was set; the line names it.

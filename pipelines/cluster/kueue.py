@@ -72,14 +72,14 @@ class Kueue:
         except MissingKind:
             raise
         except InputError as error:
-            return f"not looked at: {error}"
+            return f"not checked: {error}"
         if found is None:
             which = f"there are {', '.join(there)}" if there else "there is none"
             raise InputError(f"queue must name a LocalQueue of namespace {place}, got {queue!r}: {which}")
         whole = f"LocalQueue {place}/{queue} of ClusterQueue {found['spec'].get('clusterQueue', '')}"
         stopped = _condition(found, "Active")
         if active and stopped.get("status") == "False":
-            raise InputError(f"{whole} takes no jobs: {_words(stopped)}: have it started, or name another queue")
+            raise InputError(f"{whole} accepts no jobs: {_words(stopped)}: have it started, or use another queue")
         return whole
 
     def why(self, job: Object, kind: Kind) -> Admission:
@@ -95,9 +95,9 @@ class Kueue:
                 return self._unseen(queue, waits, metadata["namespace"], kind)
         except MissingKind:
             self._kinds.clear()  # another version is served by now, or none
-            return Admission(text=f"{waits}, and the cluster serves no {GROUP}: install Kueue, or name no queue", cause="ignored")
+            return Admission(text=f"{waits}, but the cluster does not serve {GROUP}: install Kueue, or set no queue", cause="ignored")
         except (InputError, RunError) as error:
-            return Admission(text=f"{waits}; why cannot be read: {error}")
+            return Admission(text=f"{waits}; the reason cannot be read: {error}")
         return _of_workload(workloads[0], waits)
 
     def _unseen(self, queue: str, waits: str, namespace: str, kind: Kind) -> Admission:
@@ -108,7 +108,7 @@ class Kueue:
             return Admission(text=str(error), cause="configuration")
         framework = f"{kind.api_version.rpartition('/')[0]}/{kind.kind.lower()}"
         asked = f"is {framework} among its integrations.frameworks?"
-        return Admission(text=f"{waits}, and Kueue has made no Workload for it: {asked}", cause="ignored")
+        return Admission(text=f"{waits}, but Kueue has created no Workload for it: {asked}", cause="ignored")
 
     def _kind(self, plural: str, kind: str) -> Kind:
         """The kind in the version that the cluster prefers. MissingKind where it serves none."""
@@ -130,7 +130,7 @@ def _of_workload(workload: Object, waits: str) -> Admission:
     if reserved.get("status") == "True":
         states = workload.get("status", {}).get("admissionChecks") or []
         checks = ", ".join(entry["name"] for entry in states if entry.get("state") != "Ready")
-        parts[-1] += ": its quota is reserved" + (f", and it waits for admission checks {checks}" if checks else "")
+        parts[-1] += ": its quota is reserved" + (f", and it is waiting for admission checks {checks}" if checks else "")
         return Admission(text="; ".join(parts), preempted=preempted)
     said = str(reserved.get("message", ""))
     if said and said != evicted.get("message"):

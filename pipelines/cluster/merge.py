@@ -1,6 +1,6 @@
 """Kubernetes' strategic merge on plain data, as far as a pod template needs it.
 
-Mappings merge key by key; null removes a key; lists whose entries have a name merge by it; others are replaced.
+Mappings merge key by key; null removes a key; lists with a merge key merge by it; other lists are replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ MERGE_KEYS = {
 
 
 def strategic_merge(base: Mapping[str, Any], patch: Mapping[str, Any], source: str = "jobs.pod_template") -> dict[str, Any]:
-    """`base` with `patch` laid over it; neither is changed.
+    """`base` with `patch` merged into it; neither is changed.
 
     Args:
-        base: what there is.
-        patch: what is laid over it.
-        source: of the patch, for messages.
+        base: the original.
+        patch: what to merge into it.
+        source: origin of the patch, for error messages.
 
     Raises:
-        InputError: an entry of a list lacks what it is merged by.
+        InputError: a list entry lacks its merge key.
     """
     merged = dict(base)
     for key, value in patch.items():

@@ -1,6 +1,6 @@
 """What a job is called and what its labels say.
 
-A job's name is a function of the folder that it makes, so that a second launcher of the same work finds the first one's job.
+A job's name is a function of the folder it writes, so that a second launcher for the same work finds the first one's job.
 """
 
 import hashlib
@@ -10,23 +10,24 @@ from dataclasses import dataclass
 from trainer.config import canonical_hash
 
 MAX_NAME = 46
-"""So that every kind of job can have the name. The pods of a TrainJob's JobSet are called `<name>-node-0-<rank>-<5 letters>`,
-at most 63, which leaves 46 up to 100 nodes. A PyTorchJob could have 54: at 55 it says Running, but its Services are never made."""
+"""Chosen so that every kind of job can have this name. The pods of a TrainJob's JobSet are called `<name>-node-0-<rank>-<5 letters>`,
+at most 63 characters, which leaves 46 for up to 100 nodes. A PyTorchJob could have 54: at 55 it reports Running, but its Services are
+never created."""
 MAX_LABEL = 63
 DOMAIN = "firstsight.dev"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What makes a job the same job again (root, output, and which part of the work there it is), and whose it is, for people.
+    """What identifies a job (root, output, and which part of the work it does there) and, for people, whose it is.
 
     Attributes:
         root: store URI.
         output: URI of the folder that it makes.
         experiment: its name.
-        cell: in whose folder the output lies; empty where cells share it (a tower) or there is none (staging).
-        arm: the arm's name; of a shared tower the tower's, of staging what is staged.
-        point: of the cell, where the recipe varies; else empty.
+        cell: the cell whose folder contains the output; empty if cells share it (a tower) or there is none (staging).
+        arm: the arm's name; for a shared tower, the tower's name; for staging, what is staged.
+        point: the cell's point, if the recipe varies; otherwise empty.
         seed: the seed.
         stage: perceptual, contrastive, posthoc, evaluate, or a staging step.
     """
@@ -44,7 +45,7 @@ class Identity:
     def name(self) -> str:
         """DNS-1035, at most MAX_NAME characters: stage, cell and seed for people, a hash of root and folder for the machine.
 
-        Whatever is not the cell's own goes by its folder: who asks for a shared tower first must not show in its name.
+        Anything that does not belong to one cell is named after its folder: the name must not depend on who asks for a shared tower first.
         """
         output = self.output.rstrip("/")
         what = f"{self.arm}-{self.point}" if self.cell else output.rpartition("/")[2][:12]
@@ -52,9 +53,9 @@ class Identity:
 
     @property
     def former_name(self) -> str:
-        """The name that commit ad127be and those before it would have given: a job may be alive under it.
+        """The name that commit ad127be and those before it would have given: a job may still be running under it.
 
-        It was a hash of experiment, arm, seed and stage, so it is some other job's too where points differ: look at its annotations.
+        It was a hash of experiment, arm, seed and stage, so jobs that differ only in their point share it: check the annotations.
         """
         digest = canonical_hash([self.root.rstrip("/"), self.experiment, self.arm, self.seed, self.stage])[:10]
         words = _words(f"{self.stage}-{self.arm}-s{self.seed}")
@@ -63,7 +64,7 @@ class Identity:
         return f"{words[: MAX_NAME - len(digest) - 1].rstrip('-')}-{digest}"
 
     def labels(self) -> dict[str, str]:
-        """By which jobs are found, scraped and counted; what is empty is left out."""
+        """Labels by which jobs are found, scraped and counted; empty ones are left out."""
         ours = {
             "experiment": self.experiment,
             "cell": self.cell,
@@ -81,7 +82,7 @@ class Identity:
 
 
 def label_value(text: str) -> str:
-    """The text itself where it can be a label's value; else what can be of it, and a hash that tells it from others."""
+    """The text itself if it can be a label's value; otherwise as much of it as possible, plus a hash that tells it from others."""
     if len(text) <= MAX_LABEL and re.fullmatch(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?", text):
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -90,7 +91,7 @@ def label_value(text: str) -> str:
 
 
 def _name(words: str, seed: int, identity: list[str]) -> str:
-    tail = f"-s{seed}-{canonical_hash(identity)[:10]}"  # alerts and dashboard know our pods by this end
+    tail = f"-s{seed}-{canonical_hash(identity)[:10]}"  # alerts and the dashboard recognise our pods by this suffix
     return f"{_words(words)[: MAX_NAME - len(tail)].rstrip('-')}{tail}"
 
 

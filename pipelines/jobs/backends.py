@@ -1,4 +1,4 @@
-"""Which backend runs a job: this machine, or the cluster that the profile (pipelines/profile/profile.py) speaks of."""
+"""Which backend runs a job: this machine, or the cluster that the profile (pipelines/profile/profile.py) names."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from trainer.errors import InputError
 from trainer.storage.base import local_path
 
 ONE_NODE = ("perceptual", "posthoc")
-"""Stages over some ten thousand triplets: more machines would only wait for each other."""
+"""Stages that train on some ten thousand triplets, where more machines would only wait for each other."""
 
 
 def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Sequence[int] = ()) -> Backend:
     """The backend of one job.
 
     Args:
-        spec: of the job.
-        profile: what holds for all runs of its namespace.
+        spec: the job's spec.
+        profile: the settings for all runs of its namespace.
         request: what this run asks for.
         keep_open: file descriptors that a local job inherits.
 
     Raises:
-        InputError: an unknown backend, no cluster by this kubeconfig, or a store that pods cannot reach.
+        InputError: an unknown backend, no cluster in this kubeconfig, or a store that pods cannot reach.
     """
     require_backend(profile.backend)
     if profile.backend == LOCAL or spec.purpose == "report":
@@ -37,7 +37,7 @@ def backend_for(spec: JobSpec, profile: Profile, request: Request, keep_open: Se
     settings = stage_settings(profile, request, spec)
     assert spec.identity is not None, spec.name
     require_reachable(spec.identity.root, settings)
-    from pipelines.cluster.connection import Cluster  # here: this machine needs no client of Kubernetes
+    from pipelines.cluster.connection import Cluster  # imported here: on this machine no Kubernetes client is needed
     from pipelines.jobs.following import ClusterBackend
     from pipelines.jobs.launcher import Launcher
 
@@ -54,12 +54,12 @@ def stage_settings(profile: Profile, request: Request, spec: JobSpec) -> JobSett
 
 
 def shape_for(backend: str, spec: JobSpec, settings: JobSettings) -> Shape:
-    """How this kind of job looks on that backend."""
+    """What this kind of job looks like on that backend."""
     return by_backend()[backend](settings) if spec.purpose == "train" else IndexedJobs(settings)
 
 
 def require_reachable(root: str, settings: JobSettings) -> None:
-    """Refuse a root on this machine's disk, unless the pods of every purpose mount a volume at that very place."""
+    """Reject a root on this machine's disk unless the pods for every purpose mount a volume at exactly that path."""
     path = local_path(root)
     if path is not None and not all(is_mounted(path, settings, purpose) for purpose in OWN_TEMPLATES):
         raise InputError(
@@ -68,7 +68,7 @@ def require_reachable(root: str, settings: JobSettings) -> None:
 
 
 def is_mounted(path: Path, settings: JobSettings, purpose: str) -> bool:
-    """Whether pods of this purpose have a volume at that very place."""
+    """Whether pods for this purpose mount a volume at exactly that path."""
     specs = [template.get("spec") or {} for template in settings.templates(purpose).values()]
     containers = [container for spec in specs for container in spec.get("containers") or []]
     mounted = [str(mount.get("mountPath", "")) for container in containers for mount in container.get("volumeMounts") or []]

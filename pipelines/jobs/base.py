@@ -26,7 +26,7 @@ class JobSpec:
         final: of a training stage, URI of its final/.
         slices: of a staging or evaluation job, how many pods share the work.
         placement: of training and evaluation: fields of the trainer's Placement that the profile or the request sets.
-        resume: of a training stage: auto, never (begin anew), or the URI of a checkpoint to begin from.
+        resume: of a training stage: auto, never (start over), or the URI of a checkpoint to start from.
         suspended: on a cluster: created suspended, for a queue to admit it.
     """
 

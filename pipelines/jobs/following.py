@@ -1,4 +1,4 @@
-"""A job on a cluster from the moment it is wanted to its end: found or made, followed, submitted again, and released.
+"""A job on a cluster from the moment it is wanted to its end: found or created, followed, resubmitted and released.
 
 One supervisor thread takes all decisions (pipelines/jobs/monitor.py); the step that waits only reads
 lines and asks whether there is an outcome.
@@ -27,9 +27,9 @@ from trainer.storage import layout
 TICK_SECONDS = 1.0
 LEAVE_SECONDS = 30.0
 MOST_PODS = 8
-"""Of so many pods the last lines are said; those that failed come first."""
+"""Number of pods whose last lines are reported; failed ones come first."""
 LAST_LOG_SECONDS = 3.0
-"""How long the end of a log may be on its way when its job has ended."""
+"""How long the end of a log may take to arrive after its job has ended."""
 
 
 class ClusterBackend:
@@ -39,7 +39,7 @@ class ClusterBackend:
         self.launcher = launcher
 
     def submit(self, spec: JobSpec) -> "ClusterJob":
-        """Begin to find, adopt or create the job, in the background; what comes of it, `watch` tells."""
+        """Begin to find, adopt or create the job, in the background; `watch` reports what happens."""
         return ClusterJob(self.launcher, spec)
 
 
@@ -52,7 +52,7 @@ class ClusterJob:
         self._cluster, self._kind = launcher.cluster, launcher.shape.kind
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._acting = threading.Lock()  # held while the job is made or deleted, so that leaving cannot miss one in the making
+        self._acting = threading.Lock()  # held while the job is made or deleted, so that `leave` cannot miss a job that is being created
         self._held = False
         self._outcome: Outcome | None = None
         self._incidents = Incidents()
@@ -61,7 +61,7 @@ class ClusterJob:
         threading.Thread(target=self._supervise, name=f"job {spec.name}", daemon=True).start()
 
     def logs(self, sink: LineSink) -> None:
-        """Give every line of the leader's output, and what is remarked on the job, to `sink`, until the end."""
+        """Give every line of the leader's output, and remarks about the job, to `sink`, until the end."""
         while (line := self._lines.get()) is not None:
             sink(line)
 
@@ -70,7 +70,7 @@ class ClusterJob:
         return self._outcome
 
     def cancel(self) -> None:
-        """End the job, whoever else holds it, and wait until nothing of it is left."""
+        """Delete the job, whoever else holds it, and wait until nothing of it is left."""
         self._halt()
         with self._acting:
             job = self._launcher.find(self._spec)
@@ -79,7 +79,7 @@ class ClusterJob:
             wait_until_gone(self._cluster, self._kind, name, seconds=LEAVE_SECONDS)
 
     def leave(self) -> None:
-        """In a pod: nothing, the reaper knows more. In a shell: drop this run's hold; the last one out deletes the job."""
+        """In a pod, do nothing: the reaper knows more. In a shell, drop this run's hold; the last run to leave deletes the job."""
         self._halt()
         if self._launcher.in_pod:
             return
@@ -87,7 +87,7 @@ class ClusterJob:
             with self._acting:
                 self._release()
         except (InputError, RunError) as error:
-            raise RunError(f"{self._kind.kind} {self._name} may still run (python -m pipelines cancel ends it): {error}") from error
+            raise RunError(f"{self._kind.kind} {self._name} may still be running (python -m pipelines cancel stops it): {error}") from error
 
     def _halt(self) -> None:
         self._stop.set()
@@ -99,13 +99,13 @@ class ClusterJob:
             outcome = self._run()
         except (InputError, RunError) as error:
             outcome = self._release_unfinished(Outcome(exit_code=error.exit_code, line=str(error)))
-        except Exception as error:  # a thread that died in silence would be waited for for ever
+        except Exception as error:  # otherwise others would wait forever for a thread that died silently
             outcome = Outcome(exit_code=1, line=f"{self._kind.kind} {self._name}: {type(error).__name__}: {error}")
         self._lines.put(None)
         self._outcome = outcome
 
     def _release_unfinished(self, outcome: Outcome, verdict: str = "") -> Outcome:
-        """Release a job that did not do its work, also where it is following it that failed: then there is no `verdict` on the job."""
+        """Release a job that did not do its work, even if following it is what failed; then no `verdict` is left on the job."""
         if self._stop.is_set():
             return outcome
         self._cluster.limit_retries(LEAVE_SECONDS)
@@ -113,11 +113,11 @@ class ClusterJob:
             with self._acting:
                 self._release(verdict=verdict)
         except (InputError, RunError) as error:
-            return Outcome(exit_code=outcome.exit_code, line=f"{outcome.line}; and the job could not be deleted: {error}")
+            return Outcome(exit_code=outcome.exit_code, line=f"{outcome.line}; the job could not be deleted either: {error}")
         return outcome
 
     def _run(self) -> Outcome:
-        """Attempt after attempt, until the result is there or it is known that there will be none."""
+        """Attempt after attempt, until the result is there or it is certain that there will be none."""
         while True:
             if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")
@@ -125,14 +125,14 @@ class ClusterJob:
                 job = self._launcher.adopt_or_create(self._spec, self._say, self._stop, self._incidents.count)
                 self._held = job is not None
                 if job is not None:
-                    self._name = str(job["metadata"]["name"])  # an older version may have given it another
+                    self._name = str(job["metadata"]["name"])  # an older version may have given it a different name
             if job is None:
                 return Outcome(exit_code=1, line="stopped on request")
             self._incidents.learn(incidents_of(job))
             try:
                 return self._attempt(job)
             except Resubmit as resubmit:
-                self._say(f"--- {resubmit}; starting it once more")
+                self._say(f"--- {resubmit}; starting it again")
                 self._incidents.forget_pods()
                 if self._spec.resume != "auto" and self._launcher.has_checkpoint(self._spec, job):
                     self._spec = dataclasses.replace(self._spec, resume="auto")
@@ -163,18 +163,18 @@ class ClusterJob:
                 follower.stop()
 
     def _given_up(self, view: View) -> Outcome | None:
-        """That another launcher of this run found no hope for the job."""
+        """The outcome, if another launcher of this run gave the job up."""
         verdict = self._launcher.holder.verdict(view.job) if view.job is not None else ""
         return Outcome(exit_code=1, line=verdict) if verdict and not self._launcher.shape.is_done(self._spec) else None
 
     def _send_heartbeat(self) -> None:
         if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
             self._last_heartbeat = time.monotonic()
-            with contextlib.suppress(Unreachable):  # an operator whose webhook is away refuses every change
+            with contextlib.suppress(Unreachable):  # while an operator's webhook is down, every change is rejected
                 send_heartbeat(self._cluster, self._kind, self._name, self._launcher.holder)
 
     def _conclude(self, outcome: Outcome, view: View) -> Outcome:
-        """Release the job. One that did its work stays for its TTL; of one that did not, the other pods' last lines are said."""
+        """Release the job. A job that did its work is kept for its TTL; for one that did not, the other pods' last lines are reported."""
         shape, done = self._launcher.shape, outcome.exit_code == 0
         if not done:
             others = [pod for pod in view.pods() if not shape.is_leader(pod)]
@@ -189,16 +189,16 @@ class ClusterJob:
                 if not self._stop.is_set():
                     self._release(keep=True)
         except (InputError, RunError) as error:
-            self._say(f"--- {self._kind.kind} {self._name} could not be released, the reaper will release it: {error}")
+            self._say(f"--- {self._kind.kind} {self._name} could not be released; the reaper will release it: {error}")
         return outcome
 
     def _release(self, *, keep: bool = False, verdict: str = "") -> None:
         if not self._held:
-            return  # whatever has this name is not ours
+            return  # a job with this name is not ours
         self._held = False
         deleting, others = release(self._cluster, self._kind, self._name, self._launcher.holder, time.time(), keep, verdict)
         if others and not keep:
-            self._say(f"--- {self._kind.kind} {self._name} stays: still wanted by {', '.join(others)}")
+            self._say(f"--- {self._kind.kind} {self._name} is kept: still needed by {', '.join(others)}")
         if deleting:
             wait_until_gone(self._cluster, self._kind, self._name, seconds=LEAVE_SECONDS)
 

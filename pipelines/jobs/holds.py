@@ -150,7 +150,7 @@ def _workflow_end(reference: Mapping[str, Any], namespace: str, workflows: Workf
     if key not in workflows:
         return math.inf, ""
     workflow = workflows[key]
-    # one of the same name but another uid is a later run: Kubeflow's Retry makes a deleted Workflow anew
+    # one of the same name but another uid is a later run: Kubeflow's Retry recreates a deleted Workflow
     if workflow is None or workflow["metadata"]["uid"] != reference["uid"]:
         return _AT_ONCE, "is gone"
     if "deletionTimestamp" in workflow["metadata"]:

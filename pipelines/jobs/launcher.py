@@ -79,7 +79,7 @@ class Launcher:
             elif self.shape.phase(job).ended:
                 if self.shape.is_done(spec):  # by now: another launcher's job ended since this one was asked
                     return job
-                say(f"--- an earlier {kind.kind} {name} has ended: taking its place")
+                say(f"--- an earlier {kind.kind} {name} has ended; replacing it")
                 self._replace(job, stop)
             else:
                 self._refuse_another(job, spec)
@@ -153,15 +153,15 @@ class Launcher:
         else:
             what = differing_arguments(job, spec)
         raise InputError(
-            f"{self.shape.kind.kind} {self.cluster.namespace}/{job['metadata']['name']} runs another recipe under this name{what}: "
+            f"{self.shape.kind.kind} {self.cluster.namespace}/{job['metadata']['name']} runs a different recipe under this name{what}: "
             "give the experiment another name, or cancel that run first"
         )
 
     def _say_adopted(self, job: Object, spec: JobSpec, say: Say) -> None:
         annotations = job["metadata"].get("annotations") or {}
-        where = f"--- {self.shape.kind.kind} {job['metadata']['namespace']}/{job['metadata']['name']} runs already: adopted"
+        where = f"--- {self.shape.kind.kind} {job['metadata']['namespace']}/{job['metadata']['name']} is already running: adopted"
         if annotations.get(SPEC_HASH) != spec_hash(self.shape, spec):
-            where += ", as it is: it was submitted with other settings (image, nodes, queue …), which would count after it has ended"
+            where += ", unchanged: it was submitted with different settings (image, nodes, queue …); yours take effect once it has ended"
         say(where)
 
     def _require_queue(self) -> None:
@@ -182,7 +182,7 @@ class Launcher:
             return
         most = max((int(node.get("status", {}).get("allocatable", {}).get(resource, 0)) for node in nodes), default=0)
         if nodes and wanted > most:
-            raise InputError(f"jobs.gpus_per_node must be at most {most}, what the largest node has of {resource}, got {wanted}")
+            raise InputError(f"jobs.gpus_per_node must be at most {most}, the {resource} count of the largest node, got {wanted}")
 
 
 def incidents_of(job: Object) -> int:

@@ -80,7 +80,9 @@ class Lease:
                 self._last = time.monotonic()
                 self._store.replace(self._uri, self._content(), found[0].stamp)
             # whether that succeeded, the next look says: an answer can get lost
-        raise RunError(f"{self._uri}: the lock could not be taken: it changed {_TRIES} times meanwhile; run the same command again")
+        raise RunError(
+            f"{self._uri}: the lock could not be acquired: it changed {_TRIES} times in the meantime; run the same command again"
+        )
 
     def beat(self) -> None:
         """Send a heartbeat. A lock object that is missing or damaged is written again.
@@ -181,7 +183,7 @@ class Lease:
         finally:
             self._store.delete(probe)
         if written is None:
-            raise RunError(f"{probe}: written, and then not there: check what else writes to this folder")
+            raise RunError(f"{probe}: missing just after it was written: check what else writes to this folder")
         return written.modified - info.modified
 
 
@@ -200,11 +202,11 @@ def parse_holder(data: bytes) -> Holder:
 def who(holder: Holder) -> str:
     """A holder, as people know it."""
     if not holder:
-        return "a process that its damaged lock does not name"
+        return "a process that the damaged lock does not identify"
     told = {name: "".join(filter(str.isprintable, str(holder.get(name, "?"))))[:64] for name in ("pid", "host", "user", "started")}
     return f"process {told['pid']} on {told['host']} (user {told['user']}), started {told['started']}"
 
 
 def refusal(experiment_uri: str, holder: Holder) -> str:
     """What a run is told that wants an experiment which has this holder."""
-    return f"{experiment_uri} is being run by {who(holder)}: wait for it, or give EXPERIMENT another name"
+    return f"{experiment_uri} is being run by {who(holder)}: wait for it to finish, or choose another name for EXPERIMENT"

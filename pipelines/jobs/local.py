@@ -28,7 +28,7 @@ class LocalBackend:
         self._keep_open = tuple(keep_open)
 
     def submit(self, spec: JobSpec) -> "LocalJob":
-        """Start the command. `keep_open` file descriptors live as long as it does (pipelines/jobs/lock.py)."""
+        """Start the command. `keep_open` file descriptors stay open as long as it runs (pipelines/jobs/lock.py)."""
         placement = dict(spec.placement) | ({"resume": spec.resume} if spec.resume != "auto" else {})
         process = subprocess.Popen(
             [*self._command, *spec.arguments, *placement_arguments(placement)],
@@ -38,7 +38,7 @@ class LocalBackend:
             text=True,
             errors="replace",
             env={**os.environ, **spec.environment, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # a terminal's Ctrl-C reaches the step alone, which then asks the job to save
+            start_new_session=True,  # a terminal's Ctrl-C reaches only the step, which then asks the job to save
             preexec_fn=_die_with_parent,  # safe: the step has one thread when it starts a job
             pass_fds=self._keep_open,
         )
@@ -55,7 +55,7 @@ class LocalJob:
 
     @property
     def pid(self) -> int:
-        """Of the process, and of its group."""
+        """The ID of the process and of its group."""
         return self._process.pid
 
     def logs(self, sink: LineSink) -> None:
@@ -71,28 +71,28 @@ class LocalJob:
         code = self._process.poll()
         if code is None:
             return None
-        self._signal(signal.SIGKILL)  # what the job started and left behind
+        self._signal(signal.SIGKILL)  # kill what the job started and left behind
         if code == 0:
             return Outcome(exit_code=0, line="")
         if code < 0:
             why = " (by hand, or the machine ran out of memory)" if code == -signal.SIGKILL else ""
             return Outcome(exit_code=code, line=f"killed by {signal.Signals(-code).name}{why}")
-        return Outcome(exit_code=2 if code == 2 else 1, line=self._last_line or f"ended with exit code {code} and said nothing")
+        return Outcome(exit_code=2 if code == 2 else 1, line=self._last_line or f"ended with exit code {code} and no output")
 
     def cancel(self) -> None:
-        """SIGTERM, the grace in which a trainer saves, then SIGKILL for the whole group; SIGKILL alone where it must not save."""
+        """SIGTERM, then a grace period in which the trainer saves, then SIGKILL for the whole group; only SIGKILL if it must not save."""
         if self._process.poll() is None and not must_stop_at_once():
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
             end = time.monotonic() + self._grace_seconds
-            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not want to wait
+            with contextlib.suppress(KeyboardInterrupt):  # on a second Ctrl-C, do not wait
                 while self._process.poll() is None and time.monotonic() < end and not must_stop_at_once():
                     time.sleep(0.05)
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def leave(self) -> None:
-        """Nobody else waits for a process of this machine: the same as cancel."""
+        """Same as cancel: nobody else waits for a process on this machine."""
         self.cancel()
 
     def _signal(self, number: int) -> None:
@@ -101,5 +101,5 @@ class LocalJob:
 
 
 def _die_with_parent() -> None:
-    """In the child, before exec: get SIGTERM, and so save, when the step that watches it is killed."""
+    """In the child, before exec: ask for SIGTERM, and thus a save, when the step that watches it is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,9 +1,9 @@
-"""One run an experiment: a second one on the same experiment is refused, naming the first one's process.
+"""One run per experiment: a second run of the same experiment is rejected, naming the first one's process.
 
-On a file root the lock is a flock in the experiment's folder, gone with its process however that ends. On S3, and on file systems
-without flock, it is a lease (pipelines/jobs/lease.py); flocks in this machine's temporary folder then tell at once that its holder
-was killed here. A second flock is held by every job, so that a run which follows a killed one begins when the killed one's jobs
-are gone. A thread keeps the lock; a run that has lost it is told, and must end.
+On a file root the lock is a flock in the experiment's folder, which disappears with its process however that ends. On S3, and on file
+systems without flock, it is a lease (pipelines/jobs/lease.py); flocks in this machine's temporary folder then show at once if its
+holder was killed on this machine. A second flock is held by every job, so that a run which follows a killed one begins when the killed
+one's jobs are gone. A thread keeps the lock; a run that has lost it is told, and must end.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Held:
         self._why = ""
 
     def lost(self) -> str:
-        """Why the lock is lost; empty while it is held. A run that has lost it must write nothing more."""
+        """Why the lock was lost; empty while it is held. A run that has lost it must write nothing more."""
         return self._why
 
 
@@ -75,7 +75,7 @@ def exclusive(experiment_uri: str) -> Iterator[Held]:
 
 @contextlib.contextmanager
 def job_lock() -> Iterator[tuple[int, ...]]:
-    """Share the flock named by FIRSTSIGHT_JOBS_LOCK; yields the descriptors that a job must inherit."""
+    """Hold a shared flock on the file named by FIRSTSIGHT_JOBS_LOCK; yields the descriptors that a job must inherit."""
     path = os.environ.get(JOBS_VARIABLE)
     if not path:
         yield ()
@@ -88,7 +88,7 @@ def job_lock() -> Iterator[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _beating(held: Held, lock: _Lock) -> Iterator[None]:
-    """Keep the lock by heartbeats of a thread that nothing but the loss of the lock ends."""
+    """Keep the lock with heartbeats from a thread that only the loss of the lock stops."""
     ended = threading.Event()
 
     def keep() -> None:
@@ -100,7 +100,7 @@ def _beating(held: Held, lock: _Lock) -> Iterator[None]:
             except Lost as error:
                 held._why = str(error)
                 return
-            except Exception:  # a store that is down, or refuses: the steps report it where it matters
+            except Exception:  # the store is down or rejects the write: the steps report that where it matters
                 pause /= 4
 
     thread = threading.Thread(target=keep, name="heartbeat", daemon=True)
@@ -125,7 +125,7 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
             kept.impatient()
             yield held, kept
         finally:
-            # Where jobs go on or the store is down, the lock stays, and the folder tells this machine that the run has ended.
+            # If jobs keep running or the store is down, the lock stays, and the folder tells this machine that the run has ended.
             with contextlib.suppress(InputError, RunError):
                 _wait_for_jobs(folder / _JOBS)
                 if not held.lost():
@@ -135,10 +135,10 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
 
 @contextlib.contextmanager
 def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A folder of this machine whose flocks tell others here that this process and its jobs live; what the lock says of it."""
+    """A folder whose flocks show others on this machine that this process and its jobs are alive; yields it and the lock's facts."""
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    folder.chmod(0o755)  # other users look
+    folder.chmod(0o755)  # other users need to read it
     facts = _facts()
     with _open(folder / NAME) as stream:
         _open(folder / _JOBS).close()
@@ -154,10 +154,10 @@ def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _has_ended(holder: Holder) -> bool:
-    """Whether the holder ran on this machine and has ended, its jobs too: they are waited for. False where that is not known.
+    """Whether the holder ran on this machine and has ended, and its jobs too (waits for them). False if that is not known.
 
     Raises:
-        RunError: its process has ended, but its jobs do not.
+        RunError: its process has ended, but its jobs keep running.
     """
     boot, folder = boot_id(), holder.get("folder")
     if not boot or holder.get("boot") != boot or not isinstance(folder, str):
@@ -166,7 +166,7 @@ def _has_ended(holder: Holder) -> bool:
         with open(os.open(Path(folder) / NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             status = os.fstat(stream.fileno())
             if [status.st_dev, status.st_ino] != holder.get("file") or not _flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB):
-                return False  # another file of this name (a container's own folder), or alive
+                return False  # a different file with this name (a container's own folder), or the holder is alive
     except (OSError, ValueError, _NoFlock):
         return False
     _wait_for_jobs(Path(folder) / _JOBS)
@@ -213,7 +213,7 @@ class _FileLock:
         self._stream: BinaryIO | None = None
 
     def take(self) -> None:
-        """Take the flock on the file that lies there now."""
+        """Take the flock on the file that is there now."""
         path = self._folder / NAME
         while self._stream is None or not _is_same(self._stream, path):
             try:
@@ -228,7 +228,7 @@ class _FileLock:
                     taken = _flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except _NoFlock:
                     if _is_same(stream, path) and not path.stat().st_size:
-                        path.unlink()  # made just now; a lease has content
+                        path.unlink()  # just created; a lease would have content
                     raise
                 if not taken:
                     raise Taken(refusal(self._uri, parse_holder(stream.read(1 << 16))))
@@ -242,10 +242,10 @@ class _FileLock:
             self._stream.write(json.dumps(_facts()).encode())
             self._stream.flush()
         except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror}; run the same command again when that is put right") from error
+            raise RunError(f"{path}: cannot be written: {error.strerror}; fix that and run the same command again") from error
 
     def beat(self) -> None:
-        """Take it again where the file was deleted; Lost where another process was faster."""
+        """Take it again if the file was deleted; raises Lost if another process was faster."""
         try:
             if self._stream is None or not _is_same(self._stream, self._folder / NAME):
                 self.take()
@@ -261,12 +261,12 @@ class _FileLock:
 
 
 def _open(path: Path) -> BinaryIO:
-    """The file, made where there is none, for reading and writing; for reading alone where another user's does not allow more."""
+    """The file, created if missing, opened for reading and writing, or only for reading if another user's file allows no more."""
     for _ in range(3):
         try:
             return open(os.open(path, os.O_RDWR | os.O_CLOEXEC), "r+b")
         except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):  # another process made it meanwhile
+            with contextlib.suppress(FileExistsError):  # another process has created it in the meantime
                 return _make(path)
         except PermissionError:
             break
@@ -290,16 +290,16 @@ def _make(path: Path) -> BinaryIO:
 
 
 def _refused(path: Path, error: OSError) -> InputError | RunError:
-    """One line that names the path for whatever the file system says of it."""
+    """A one-line error that names the path, for whatever the file system reports."""
     if error.errno == errno.EROFS:
-        return InputError(f"{path}: the file system is read-only: a run needs a root that it may write")
+        return InputError(f"{path}: the file system is read-only: a run needs a root that it can write to")
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputError(f"{path}: permission denied: check who owns the folder")
     if error.errno == errno.EISDIR:
-        return InputError(f"{path}: a folder lies here, not a file: remove it")
+        return InputError(f"{path}: this is a folder, but a file is needed: remove it")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
-        return InputError(f"{path}: no folder can be made here, or no file: {error.filename or path} is something else: {error.strerror}")
-    return RunError(f"{path}: cannot be made: {error.strerror}; run the same command again when that is put right")
+        return InputError(f"{path}: cannot create a folder or file here: {error.filename or path} is neither: {error.strerror}")
+    return RunError(f"{path}: cannot be created: {error.strerror}; fix that and run the same command again")
 
 
 def _flock(stream: BinaryIO, kind: int) -> bool:
@@ -330,18 +330,18 @@ def _is_free(path: Path) -> bool:
 
 
 def _wait_for_jobs(path: Path) -> None:
-    """Until no job of an earlier run holds the flock."""
+    """Wait until no job of an earlier run holds the flock."""
     end = time.monotonic() + JOBS_WAIT_SECONDS
     with contextlib.suppress(_NoFlock):
         while not _is_free(path):
             if time.monotonic() > end:
-                raise RunError(f"{path}: jobs of a run that was killed are still running after {JOBS_WAIT_SECONDS:.0f} s: end them first")
+                raise RunError(f"{path}: jobs of a run that was killed are still running after {JOBS_WAIT_SECONDS:.0f} s: stop them first")
             time.sleep(0.2)
 
 
 def _facts() -> dict[str, Any]:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a number without a name
+    except (KeyError, OSError):  # the user ID has no name
         user = str(os.getuid())
     return {"pid": os.getpid(), "host": socket.gethostname(), "user": user, "started": time.strftime("%Y-%m-%d %H:%M:%S")}

@@ -107,7 +107,7 @@ class LogFollower:
         if restarts != self._restarts or (restarts and not self._last):
             self._continues = self._continues and restarts == self._restarts + 1
             self._read(pod, previous=True)
-            self._mark(f"{name} was started again ({restarts} times so far)")
+            self._mark(f"{name} was restarted ({restarts} times so far)")
             self._continues = False
         self._restarts = restarts
         return "waiting" not in (status.get("state") or {}) and self._drained != (uid, restarts)

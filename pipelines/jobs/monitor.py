@@ -20,10 +20,10 @@ from trainer.storage.failures import read_failure
 WRONG_INPUT = 2
 LAST_LINES = 5
 NEWS_SECONDS = 10.0
-"""What lasts so long is worth a line."""
+"""Anything that lasts this long is worth a line."""
 REMIND_SECONDS = 600.0
 ASK_SECONDS = 10.0
-"""How often Kueue is asked why a suspended job waits."""
+"""How often Kueue is asked why a suspended job is waiting."""
 
 
 class Resubmit(Exception):
@@ -55,7 +55,7 @@ class Monitor:
         """How the job ended; None: keep waiting.
 
         Raises:
-            Resubmit: the job ended unfinished, and there is budget left.
+            Resubmit: the job ended unfinished, and there is incident budget left.
             InputError: the permission to watch was withdrawn.
         """
         if not self._view.synced:
@@ -82,7 +82,7 @@ class Monitor:
         last = self._view.last
         if last is not None and last["metadata"]["uid"] == self._uid and (phase := self._shape.phase(last)).ended:
             return self._ended(phase)  # another launcher saw its end first, and is about to submit it again
-        return Outcome(exit_code=1, line=f"{self._title} was deleted before it was done, and not by this run")
+        return Outcome(exit_code=1, line=f"{self._title} was deleted by someone else before it finished")
 
     def _ended(self, phase: Phase) -> Outcome:
         done = self._shape.is_done(self._spec)
@@ -91,7 +91,7 @@ class Monitor:
         permanent = self._permanent() or self._recorded()
         if permanent is not None:
             return permanent
-        if done is None:  # its controller has tried again what it was told to
+        if done is None:  # its controller has already retried as configured
             return Outcome(exit_code=1, line=f"{self._title} failed: {phase.message}{self._last_words()}")
         self._incidents.add(time.monotonic())
         how = "ended without its result" if phase.name == "succeeded" else f"failed: {phase.message}"
@@ -101,7 +101,7 @@ class Monitor:
         return over
 
     def _permanent(self) -> Outcome | None:
-        """A container that exited 2 found its input wrong, and would again."""
+        """A container that exited with 2 found its input wrong, and would do so again."""
         for pod in self._view.pods():
             for end in terminations(pod, self._shape.container):
                 if end.get("exitCode") == WRONG_INPUT:
@@ -110,7 +110,7 @@ class Monitor:
         return None
 
     def _recorded(self) -> Outcome | None:
-        """What failure.json says, where it is the input that is wrong."""
+        """What failure.json says, if the input is what is wrong."""
         try:
             failure = read_failure(self._spec.folder)
         except RunError:
@@ -120,8 +120,8 @@ class Monitor:
         return None
 
     def _wait_for_queue(self, job: Mapping[str, Any]) -> None:
-        """A queue holds the job, or took it off its nodes: the pods that go, and those that come for them, are no incident."""
-        if not self._suspended:  # once: pods that are seen later may be those of the next admission, whose watch was faster
+        """A queue holds the job, or removed it from its nodes: the pods that disappear and those that replace them are not incidents."""
+        if not self._suspended:  # only once: pods seen later may already belong to the next admission, if their watch was faster
             self._incidents.set_aside(self._view.pods())
         if not self._suspended or time.monotonic() - self._asked >= ASK_SECONDS:
             self._asked = time.monotonic()
@@ -136,10 +136,10 @@ class Monitor:
             return None
         why = self._last_words()
         self._say(f"--- {self._title} was interrupted and resumed ({self._incidents.count} of {self._settings.max_incidents}){why}")
-        return self._over_budget(f"{self._title} broke off again")
+        return self._over_budget(f"{self._title} was interrupted again")
 
     def _ran_before(self) -> bool:
-        """As its controller remembers, where the pods are gone."""
+        """Whether it ran before according to its controller, for when the pods are gone."""
         status = (self._view.job or {}).get("status") or {}
         return any(entry["type"] == "Running" for entry in status.get("conditions") or [])
 
@@ -150,7 +150,7 @@ class Monitor:
         return Outcome(exit_code=1, line=f"{line}, {times}{self._last_words()}")
 
     def _last_words(self) -> str:
-        """Of the container that ended last."""
+        """The last line of the container that ended last."""
         ends = [(str(end.get("finishedAt", "")), end) for pod in self._view.pods() for end in terminations(pod, self._shape.container)]
         if not ends:
             return ""
@@ -187,7 +187,7 @@ def has_run(pod: Mapping[str, Any], container: str) -> bool:
 
 
 def last_lines(cluster: Cluster, pod: Mapping[str, Any], container: str) -> list[str]:
-    """What a pod said last: by its termination message, else by its log, where that can be had."""
+    """The last lines of a pod: from its termination message, otherwise from its log, if available."""
     ends = terminations(pod, container)
     said = str(ends[-1].get("message") or "") if ends else ""
     if not said and has_run(pod, container):

@@ -1,11 +1,11 @@
-"""How this run holds the jobs that it waits for, so that the last one out ends them. Who else holds a job: pipelines/jobs/holds.py.
+"""How this run holds the jobs that it waits for, so that the last run to leave deletes them. Other holders: pipelines/jobs/holds.py.
 
 A run in Kubeflow holds a job by an ownerReference to its Workflow, one from a shell by an annotation with the time of its
-last heartbeat. A finished job is released but not deleted: it stays for its TTL, to be looked at.
+last heartbeat. A finished job is released but not deleted: it is kept for its TTL so that it can be inspected.
 
 Several launchers of one run may follow one job, such as a tower that two lanes need. They share the run's hold: each leaves a mark of
-its own on the job, and only the one after whom no other live launcher of the run is left releases the job, or deletes it. One that
-finds that the job has used up its patience or its incidents says so on the job, for the others too.
+its own on the job, and only the run's last live launcher releases or deletes the job. A launcher
+that finds that the job has exhausted its patience or its incident budget records this on the job for the others.
 """
 
 import getpass
@@ -27,14 +27,15 @@ from pipelines.jobs.holds import HELD_BY, holds, posix_time
 from trainer.errors import InputError
 
 HOLDER_VARIABLE = "FIRSTSIGHT_HOLDER"
-"""Name of the shell's run; its steps, which are processes of their own, hold jobs by it."""
+"""Name of the shell's run, under which its steps, which are separate processes, hold jobs."""
 POD_VARIABLE = "KFP_POD_NAME"
 HEARTBEAT_SECONDS = 60.0
 MAX_ID = 63 - len("held-by.")
 FOLLOWED_BY, GIVEN_UP = f"{DOMAIN}/followed-by.", f"{DOMAIN}/given-up."
-"""Annotations of launchers: before run and launcher, with the time of the last sign of life; before the run, with the reason."""
+"""Prefixes of the launchers' annotations: the first is followed by run and launcher and holds the time of the last sign of
+life; the second is followed by the run and holds the reason."""
 SILENT_SECONDS = 300.0
-"""After so long without a sign a launcher is dead."""
+"""A launcher that gives no sign for this long is considered dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,9 @@ class Holder:
     """This run, as jobs know it.
 
     Attributes:
-        name: key of the annotation, of a run from a shell.
-        reference: ownerReference to the Workflow, of a run in Kubeflow.
-        launcher: this launcher among those of the run. A step that Kubeflow starts again has its pod's name again.
+        name: for a run from a shell, the key of its annotation.
+        reference: for a run in Kubeflow, the ownerReference to its Workflow.
+        launcher: identifies this launcher among those of the run. A step restarted by Kubeflow keeps its pod's name, and so its launcher.
     """
 
     name: str = ""
@@ -64,7 +65,7 @@ class Holder:
         others = [entry for entry in metadata.get("ownerReferences") or [] if entry["uid"] != self.reference["uid"]]
         return {"ownerReferences": [*others, dict(self.reference)], "annotations": annotations}
 
-    def disclaim(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    def unclaim(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """What to merge into a job's metadata so that this run does not hold it any more."""
         annotations = {key: None for key in metadata.get("annotations") or {} if key.startswith(self._marks)}
         if not self.in_pod:
@@ -87,7 +88,7 @@ class Holder:
         return sum((posix_time(value) or 0.0) + SILENT_SECONDS > now for value in marks.values())
 
     def verdict(self, job: Mapping[str, Any]) -> str:
-        """Why another launcher of this run gave the job up; empty where none has."""
+        """Why another launcher of this run gave up on the job; empty if none has."""
         return str(_annotations(job).get(self._given_up, ""))
 
     @property
@@ -114,7 +115,7 @@ class Holder:
         return f"{HELD_BY}{self.name}" in (metadata.get("annotations") or {})
 
     def others(self, job: Mapping[str, Any], now: float) -> list[str]:
-        """Names of those who hold the job too. What controllers will notice (a Workflow that is gone) counts until they do."""
+        """Names of those who hold the job too. Holders that controllers will remove (a Workflow that is gone) count until they do."""
         mine = self.reference.get("uid", "") or f"{HELD_BY}{self.name}"
         workflows = [entry for entry in job["metadata"].get("ownerReferences") or [] if entry["uid"] != mine]
         shells = [hold.holder for hold in holds(job, {}) if hold.annotation and hold.annotation != mine and hold.ends > now]
@@ -122,7 +123,7 @@ class Holder:
 
 
 def find_holder(cluster: Cluster) -> Holder:
-    """This run: the Workflow of the pod that we are in, else the shell's.
+    """This run: the Workflow of the current pod, otherwise the shell's.
 
     Raises:
         InputError: in a pod of Kubeflow that cannot be read, or has no Workflow, or has it in another namespace than the jobs.
@@ -133,14 +134,15 @@ def find_holder(cluster: Cluster) -> Holder:
     namespace = cluster.home
     pod = cluster.get(POD, pod_name, namespace)
     if pod is None:
-        raise InputError(f"pod {namespace}/{pod_name} ({POD_VARIABLE}) does not exist: which run this is cannot be told")
+        raise InputError(f"pod {namespace}/{pod_name} ({POD_VARIABLE}) does not exist, so it cannot be determined which run this is")
     owners = pod["metadata"].get("ownerReferences") or []
     workflow = next((owner for owner in owners if owner.get("controller") and owner["kind"] == "Workflow"), None)
     if workflow is None:
-        raise InputError(f"pod {namespace}/{pod_name} belongs to no Workflow: which run this is cannot be told")
+        raise InputError(f"pod {namespace}/{pod_name} belongs to no Workflow, so it cannot be determined which run this is")
     if namespace != cluster.namespace:
         raise InputError(
-            f"jobs.namespace must be {namespace}, that of the run, got {cluster.namespace}: a Workflow can hold jobs of its own alone"
+            f"jobs.namespace must be {namespace}, the run's namespace, got {cluster.namespace}: a Workflow can hold jobs only in its own "
+            "namespace"
         )
     reference = {key: workflow[key] for key in ("apiVersion", "kind", "name", "uid")}
     return Holder(reference=reference, launcher=hashlib.sha256(pod_name.encode()).hexdigest()[:10])
@@ -152,7 +154,7 @@ def is_in_pod() -> bool:
 
 
 def shell_id() -> str:
-    """A name for this process among all shells: user, host and process, in the letters that an annotation's key may have."""
+    """A name for this process among all shells: user, host and process, in the characters allowed in an annotation key."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a number without a name
@@ -163,7 +165,7 @@ def shell_id() -> str:
 
 
 def take(cluster: Cluster, kind: Kind, job: Mapping[str, Any], holder: Holder) -> dict[str, Any] | None:
-    """Hold an existing job; the job as it is then, or None where it is gone or is being deleted."""
+    """Take a hold on an existing job; returns the job as it is afterwards, or None if it is gone or being deleted."""
     current: Mapping[str, Any] | None = job
     while current is not None and "deletionTimestamp" not in current["metadata"]:
         metadata = current["metadata"]
@@ -178,14 +180,14 @@ def take(cluster: Cluster, kind: Kind, job: Mapping[str, Any], holder: Holder) -
 
 
 def send_heartbeat(cluster: Cluster, kind: Kind, name: str, holder: Holder) -> None:
-    """Say that this launcher still follows the job. Unreachable where nothing answers: the next heartbeat is soon enough."""
+    """Record that this launcher still follows the job. Raises Unreachable if nothing responds: the next heartbeat is soon enough."""
     cluster.patch(kind, name, {"metadata": holder.sign()}, once=True)
 
 
 def release(
     cluster: Cluster, kind: Kind, name: str, holder: Holder, now: float, keep: bool = False, verdict: str = "", all_steps: bool = False
 ) -> tuple[bool, list[str]]:
-    """Stop following a job; the run's last launcher releases it, and the last run out deletes it. Does not wait for its pods.
+    """Stop following a job; the run's last launcher releases it, and the last run to leave deletes it. Does not wait for its pods.
 
     Args:
         cluster: where it is.
@@ -193,12 +195,12 @@ def release(
         name: of the job.
         holder: this run.
         now: POSIX time.
-        keep: it has done its work: let it stay for its TTL, to be looked at.
-        verdict: why there is no hope for it, for the run's other launchers.
-        all_steps: no other launcher of the run counts: the run is over.
+        keep: the job has done its work: keep it for its TTL so that it can be inspected.
+        verdict: why it cannot succeed, recorded for the run's other launchers.
+        all_steps: ignore the run's other launchers, because the run is over.
 
     Returns:
-        Whether it is being deleted, and who holds it still.
+        Whether it is being deleted, and who still holds it.
     """
     while True:
         job = cluster.get(kind, name)
@@ -211,11 +213,11 @@ def release(
                 cluster.patch(kind, name, {"metadata": holder.stop_following(verdict)}, resource_version=version)
                 return False, ["another step of this run", *others]
             if not others and not keep:
-                # the hold stays on it: by that a reaper knows why the job goes, should this process die here
+                # keep the hold on it, so that a reaper knows why the job is being deleted if this process dies here
                 end(cluster, kind, name, resource_version=version)
                 return True, []
             if holder.holds(job):
-                cluster.patch(kind, name, {"metadata": holder.disclaim(metadata)}, resource_version=version)
+                cluster.patch(kind, name, {"metadata": holder.unclaim(metadata)}, resource_version=version)
             return False, others
         except Conflict:
             continue

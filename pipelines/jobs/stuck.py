@@ -1,4 +1,4 @@
-"""Why a job does not start, in the words of whoever keeps it from starting; a table of causes, each with its own patience."""
+"""Why a job does not start, in the words of whatever keeps it from starting: a table of causes, each with its own time limit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIma
 CONFIGURATION_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "ContainerCannotRun")
 VOLUME_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 NEVER = ("InvalidImageName", "ErrImageNeverPull")
-"""No time will heal these."""
+"""Waiting will not fix these."""
 
 Warnings = Callable[[str], Sequence[Mapping[str, Any]]]
 
@@ -24,7 +24,7 @@ class Stuck:
     Attributes:
         cause: a field of Patience.
         text: what and why.
-        hopeless: whether waiting makes no sense.
+        hopeless: whether waiting is pointless.
     """
 
     cause: str
@@ -33,12 +33,12 @@ class Stuck:
 
 
 def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
-    """All that keeps the job from running now, the most telling first.
+    """Everything that keeps the job from running now, most informative first.
 
     Args:
         view: the job, its pods and warnings.
         shape: how to read them.
-        has_run: whether it ran before: then what it lost may come back, and it is given longer.
+        has_run: whether it ran before; if so, what it lost may come back, and it is given more time.
     """
     job = view.job
     if job is None or shape.phase(job).ended:
@@ -58,7 +58,7 @@ def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
 
 
 class Clock:
-    """Measures for how long each cause has lasted without a break."""
+    """Measures how long each cause has lasted without a break."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -102,7 +102,7 @@ def stuck_pod(pod: Mapping[str, Any], warnings: Warnings) -> Stuck | None:
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             cause = "queued" if condition.get("reason") == "SchedulingGated" else "unschedulable"
-            return Stuck(cause, f"{name}: no node takes it: {condition.get('message', condition.get('reason', ''))}")
+            return Stuck(cause, f"{name}: no node accepts it: {condition.get('message', condition.get('reason', ''))}")
     for event in reversed(warnings(name)):
         if event.get("reason") in VOLUME_EVENTS:
             return Stuck("volumes", f"{name}: {event['reason']}: {event.get('message', '')}")
@@ -110,7 +110,7 @@ def stuck_pod(pod: Mapping[str, Any], warnings: Warnings) -> Stuck | None:
 
 
 def _pull_error(warnings: Sequence[Mapping[str, Any]], message: str) -> str:
-    """The first error's words: the back-off after it says nothing."""
+    """The text of the first error: the back-off after it carries no information."""
     for event in reversed(warnings):
         if event.get("reason") == "Failed" and "pull" in str(event.get("message", "")) and "BackOff" not in str(event.get("message", "")):
             return str(event["message"])
@@ -121,6 +121,6 @@ def _no_pods(view: View, job: Mapping[str, Any], shape: Shape, count: int) -> St
     name, wanted = job["metadata"]["name"], shape.pods_wanted(job)
     for event in reversed(view.warnings(name)):
         if str(event.get("reason", "")).startswith("FailedCreate"):
-            return Stuck("refused", f"{name}: {count} of {wanted} pods, the others are refused: {event.get('message', '')}")
+            return Stuck("refused", f"{name}: {count} of {wanted} pods were created, the others are rejected: {event.get('message', '')}")
     who = shape.kind.source or "its controller"
-    return Stuck("ignored", f"{name}: {count} of {wanted} pods were made, and nobody says why: does {who} run?")
+    return Stuck("ignored", f"{name}: {count} of {wanted} pods were created, and no reason is given: is {who} running?")

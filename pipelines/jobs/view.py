@@ -1,4 +1,4 @@
-"""What is known of one job at this moment: itself, its pods and the warnings about them, by one watch each."""
+"""What is known of one job at this moment: the job itself, its pods and the warnings about them, each through one watch."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +26,9 @@ class View:
         self.last: Object | None = None
         """The job as it was when it was deleted."""
         self.blind = ""
-        """Why warnings cannot be read, where they cannot."""
+        """Why warnings cannot be read; empty if they can."""
         self.admission = UNQUEUED
-        """Of a suspended job: what its queue said last."""
+        """For a suspended job: what its queue last reported."""
 
     def __enter__(self) -> "View":
         """Begin to watch."""
@@ -46,14 +46,14 @@ class View:
 
     @property
     def synced(self) -> bool:
-        """Whether job and pods have been listed; raises what a watch failed with."""
+        """Whether job and pods have been listed; raises the error a watch failed with."""
         with self._changed:
             if self._error is not None:
                 raise self._error
             return {"job", "pods"} <= self._synced
 
     def pods(self) -> list[Object]:
-        """All pods of the job, by name; those that are being deleted too."""
+        """All pods of the job, by name, including those being deleted."""
         with self._changed:
             return sorted(self._pods.values(), key=lambda pod: str(pod["metadata"]["name"]))
 
@@ -64,7 +64,7 @@ class View:
         return sorted(found, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
 
     def wait(self, seconds: float) -> None:
-        """Until something changed since the last call, or so long."""
+        """Wait until something has changed since the last call, or for this many seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._version != self._read, seconds)
             self._read = self._version
@@ -114,7 +114,7 @@ class View:
 
 
 def container_status(pod: Mapping[str, Any], container: str) -> Mapping[str, Any]:
-    """What the kubelet says of a container of the pod; empty where it has not said anything."""
+    """What the kubelet reports about a container of the pod; empty if it has reported nothing yet."""
     for status in pod.get("status", {}).get("containerStatuses") or []:
         if status["name"] == container:
             found: Mapping[str, Any] = status

@@ -1,7 +1,7 @@
 """What firstsight asks of a Kubeflow Pipelines server, through kfp's generated client.
 
-Not kfp.Client: its requests have no time-out, so a connection that silently broke would be waited for without end,
-and it writes into the home folder. What may pass is tried again, jittered; what is wrong is said in one line.
+Not kfp.Client: its requests have no timeout, so it would wait forever on a silently broken connection,
+and it writes to the home folder. Transient failures are retried with jitter; errors are reported in one line.
 """
 
 import json
@@ -19,33 +19,33 @@ from trainer.storage.retries import PASSING_STATUSES, Retries
 
 FIRST_CONTACT_SECONDS = 30.0
 REQUEST_SECONDS = (10.0, 60.0)
-"""To connect, and without a byte of an answer."""
+"""Connect timeout, and read timeout without a byte of a response."""
 LOG_SECONDS = 10.0
-"""Likewise, for a log."""
+"""The same for a log."""
 Answer = TypeVar("Answer")
 _POLICY = (
-    "; Kubeflow's own NetworkPolicy lets in its own namespace and those labelled app.kubernetes.io/part-of=kubeflow-profile "
-    "(docs/OPERATIONS.md)"
+    "; Kubeflow's own NetworkPolicy only admits traffic from its own namespace and those labelled "
+    "app.kubernetes.io/part-of=kubeflow-profile (docs/OPERATIONS.md)"
 )
-"""Where an answer that never comes may be a packet that was dropped."""
+"""Hint for when no response arrives, which may mean that packets were dropped."""
 _NO_VERSION = re.compile(r"error retrieving pipeline version|retrieve pipeline version")
 _TOO_LONG = "Data too long for column"
-"""Words by which a 500 is known for a request that will never succeed."""
+"""Text that identifies a 500 as a request that will never succeed."""
 
 
-class NotThere(InputError):
-    """The server has no such thing."""
+class NotFound(InputError):
+    """The requested object does not exist on the server."""
 
 
 class Kubeflow:
-    """One server. Each method raises InputError where waiting cannot help, RunError where it did not."""
+    """One server. Methods raise InputError if waiting cannot help, and RunError if waiting did not help."""
 
     def __init__(self, endpoint: Endpoint, *, retry_seconds: float = FIRST_CONTACT_SECONDS) -> None:
         """Connect lazily.
 
         Args:
-            endpoint: where, and as whom.
-            retry_seconds: how long a request is tried again.
+            endpoint: the server's address and the credentials to use.
+            retry_seconds: how long to keep retrying a request.
         """
         import kfp_server_api as api
 
@@ -54,7 +54,7 @@ class Kubeflow:
         configuration = api.Configuration()
         configuration.host = endpoint.host
         configuration.ssl_ca_cert = endpoint.ca or None
-        configuration.retries = False  # here, where each failure is looked at
+        configuration.retries = False  # retries are done here, where each failure is examined
         if endpoint.token or endpoint.token_file:
             configuration.api_key = {"authorization": endpoint.token}
             configuration.api_key_prefix = {"authorization": "Bearer"}
@@ -66,10 +66,10 @@ class Kubeflow:
         self._experiments, self._runs = api.ExperimentServiceApi(self._client), api.RunServiceApi(self._client)
 
     def check(self, *, runs: bool) -> None:
-        """That the server is there, is one, and lets us in.
+        """Check that the server exists, is Kubeflow Pipelines, and accepts our credentials.
 
         Args:
-            runs: it is asked to run something, which needs a namespace where it serves several.
+            runs: whether it will be asked to run something, which needs a namespace if it is multi-user.
 
         Raises:
             InputError: a wrong address, refused credentials, another version, or a missing namespace.
@@ -77,22 +77,22 @@ class Kubeflow:
         host = self.endpoint.host
         try:
             health = self._ask("healthz", self._api.HealthzServiceApi(self._client).healthz_service_get_healthz)
-        except NotThere as error:
+        except NotFound as error:
             raise InputError(f"{host} has no API v2beta1, which Kubeflow Pipelines 2 serves: {error}") from error
         if health.multi_user is None:
             raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}")
         if runs and health.multi_user and not self.endpoint.namespace:
-            raise InputError(f"{host} serves many namespaces: say which with KFP_NAMESPACE")
+            raise InputError(f"{host} serves several namespaces: set KFP_NAMESPACE to choose one")
 
     def find_pipeline(self, name: str, namespace: str) -> str:
         """The id of a pipeline.
 
         Args:
             name: of the pipeline.
-            namespace: that owns it; empty: of the shared one.
+            namespace: the namespace that owns it; empty: look for the shared pipeline.
 
         Raises:
-            NotThere: none of this name.
+            NotFound: there is no pipeline with this name.
         """
         get, where = self._pipelines.pipeline_service_get_pipeline_by_name, {"namespace": namespace} if namespace else {}
         return str(self._ask(f"pipeline {name!r}", get, name, **where).pipeline_id)
@@ -102,7 +102,7 @@ class Kubeflow:
         for namespace in dict.fromkeys((self.endpoint.namespace, "")):
             try:
                 yield self.find_pipeline(name, namespace)
-            except NotThere:
+            except NotFound:
                 continue
 
     def find_version(self, pipeline: str, content: str) -> tuple[str, str]:
@@ -111,19 +111,19 @@ class Kubeflow:
         return next(((str(version.pipeline_version_id), str(version.display_name)) for version in found), ("", ""))
 
     def upload(self, name: str, version: str, package: Path, content: str, description: str) -> tuple[str, str, str]:
-        """Put a version there, unless its content is there; ids of pipeline and version, and the version's name. Safe to repeat.
+        """Upload a version unless its content already exists; returns the ids of pipeline and version, and the version's name. Idempotent.
 
         Args:
-            name: the pipeline's; made where there is none: owned by our namespace, or shared where we name none.
-            version: the version's, where it is new.
+            name: the pipeline's name; if there is none, it is created, owned by our namespace, or shared if we name no namespace.
+            version: the name for the version, if it is new.
             package: the YAML file.
-            content: its hash, with which `version` ends.
+            content: hash of its content, with which `version` ends.
             description: Markdown for whoever finds it in the UI.
         """
         owner = self.endpoint.namespace
         try:
             pipeline = self.find_pipeline(name, owner)
-        except NotThere:
+        except NotFound:
             created = self._pipelines.pipeline_service_create_pipeline
             body = self._api.V2beta1Pipeline(display_name=name, name=name, description=description, namespace=owner or None)
             self._make(f"pipeline {name!r}", lambda: self._ask(f"pipeline {name!r}", created, body))
@@ -135,17 +135,17 @@ class Kubeflow:
         return pipeline, *self.find_version(pipeline, content)
 
     def version(self, pipeline: str, version: str) -> Any:
-        """A version (kfp_server_api.V2beta1PipelineVersion), without which the UI shows no page of its runs. NotThere: it was deleted."""
+        """A version (kfp_server_api.V2beta1PipelineVersion), without which the UI shows no page of its runs. NotFound: it was deleted."""
         get = self._pipelines.pipeline_service_get_pipeline_version
         return self._ask(f"version {version} of pipeline {pipeline}", get, pipeline, version)
 
     def newest(self, name: str) -> tuple[str, str]:
-        """Image and user of the newest version of a pipeline: of an installed chart, what this cluster can pull and lets run.
+        """Image and user of a pipeline's newest version: for an installed chart, these are what this cluster can pull and allows to run.
 
-        The user is that of the steps' pods, `none` where the version leaves it to the cluster.
+        The user is the one the steps' pods run as, or `none` if the version leaves it to the cluster.
 
         Raises:
-            NotThere: no pipeline of this name, or one without versions.
+            NotFound: no pipeline of this name, or one without versions.
         """
         for pipeline in self.usable_pipelines(name):
             versions = sorted(self._versions(pipeline), key=lambda version: str(version.created_at))
@@ -153,22 +153,22 @@ class Kubeflow:
             image, user = re.search(r'"image": "([^"]+)"', text), re.search(r'"runAsUser": "(\d+)"', text)
             if image:
                 return image[1], user[1] if user else "none"
-        raise NotThere(f"{self.endpoint.host} has no version of pipeline {name!r}")
+        raise NotFound(f"{self.endpoint.host} has no version of pipeline {name!r}")
 
     def delete_pipeline(self, name: str) -> bool:
-        """Take a pipeline with its versions away; whether there was one. Its runs stay, without their pages in the UI."""
+        """Delete a pipeline and its versions; returns whether it existed. Its runs remain, without their pages in the UI."""
         try:
             pipeline = self.find_pipeline(name, self.endpoint.namespace)
             for version in list(self._versions(pipeline)):
                 delete = self._pipelines.pipeline_service_delete_pipeline_version
                 self._ask(f"version {version.display_name!r}", delete, pipeline, version.pipeline_version_id)
             self._ask(f"pipeline {name!r}", self._pipelines.pipeline_service_delete_pipeline, pipeline)
-        except NotThere:
+        except NotFound:
             return False
         return True
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment of this name, made where there is none."""
+        """The id of the experiment with this name, created if it does not exist."""
         found = self._find_experiment(name)
         if not found:
             body = self._api.V2beta1Experiment(display_name=name, namespace=self.endpoint.namespace or None)
@@ -179,7 +179,7 @@ class Kubeflow:
     def start(
         self, name: str, *, experiment: str, pipeline: str, version: str, parameters: dict[str, Any], service_account: str = ""
     ) -> str:
-        """Start a run; its id. `name` must be used once: by it a run is found whose answer got lost."""
+        """Start a run and return its id. `name` must be unique: it is used to find a run whose response was lost."""
         body = self._api.V2beta1Run(
             display_name=name,
             experiment_id=experiment,
@@ -191,7 +191,7 @@ class Kubeflow:
         while True:
             try:
                 return str(self._once(f"run {name!r}", self._runs.run_service_create_run, body).run_id)
-            except _Passing as error:
+            except _Transient as error:
                 retries.wait(str(error))
                 started = self._find_run(name, experiment)
                 if started:
@@ -201,11 +201,11 @@ class Kubeflow:
         """The run as it stands now (kfp_server_api.V2beta1Run).
 
         Raises:
-            NotThere: it was deleted.
+            NotFound: it was deleted.
         """
         found = self._ask(f"run {run}", self._runs.run_service_get_run, run)
         if not _is_run(found):
-            raise InputError(f"{self.endpoint.host} answers, but not as Kubeflow Pipelines does, when asked for run {run}")
+            raise InputError(f"{self.endpoint.host} responds, but not like Kubeflow Pipelines, when asked for run {run}")
         return found
 
     def terminate(self, run: str) -> None:
@@ -213,25 +213,25 @@ class Kubeflow:
         self._ask(f"run {run}", self._runs.run_service_terminate_run, run)
 
     def retry(self, run: str) -> None:
-        """Ask the server to run again what failed in a run, and what was left out for it."""
+        """Ask the server to rerun what failed in a run, and what was skipped because of it."""
         self._ask(f"run {run}", self._runs.run_service_retry_run, run)
 
     def ended_log(self, run: str, node: str) -> str | None:
         """The whole log of a step that has ended, by its node's id; None where the server does not have it (yet).
 
-        This route alone reads the archive, answers 200 whatever it means, and refuses every step that still runs.
+        Only this route reads the archive; it always returns 200, and it rejects steps that are still running.
         """
         text = self._text(f"{self.endpoint.host}/apis/v1alpha1/runs/{run}/nodes/{node}/log")
         return None if text is None or text.startswith('{"error_message"') else text
 
     def running_log(self, run: str, pod: str) -> str | None:
-        """The log of a running step's pod so far, from the UI's own route, which cannot follow it; None where that does not give it."""
+        """The log of a running step's pod so far, from the UI's own route, which cannot follow logs; None if that does not return it."""
         query = urllib.parse.urlencode({"podname": pod, "podnamespace": self.endpoint.namespace or DEFAULT_NAMESPACE, "runid": run})
         text = self._text(f"{self.endpoint.ui or self.endpoint.host}/k8s/pod/logs?{query}")
         return None if text is None or _is_page(text) or text.startswith('{"error') else text
 
     def _text(self, url: str) -> str | None:
-        """The body of an answer that says 200, else None: a log is a convenience, the run's state is asked for elsewhere."""
+        """The body of a 200 response, otherwise None: a log is only a convenience; the run's state is queried elsewhere."""
         import urllib3
 
         pool = self._client.rest_client.pool_manager
@@ -245,7 +245,7 @@ class Kubeflow:
         return str(answer.data.decode(errors="replace")) if answer.status == 200 else None
 
     def link(self, run: str) -> str:
-        """Where a person sees the run; empty where nothing tells the UI's address: the API's own shows no page."""
+        """The URL of the run's page; empty if the UI's address is unknown, since the API's address serves no page."""
         if not self._ui:
             page = self._text(f"{self.endpoint.host}/") or "" if not self.endpoint.ui else ""
             self._ui = self.endpoint.ui or (self.endpoint.host if _is_page(page) else "")
@@ -264,7 +264,7 @@ class Kubeflow:
         found = self._pages(
             "experiments", "experiments", lambda **page: self._ask(name, listed, filter=only, **self._in_namespace(), **page)
         )
-        # An archived one would take the run, where nobody looks for it.
+        # An archived experiment would accept the run, but nobody would look for it there.
         for experiment in found:
             if experiment.display_name == name:
                 if experiment.storage_state == "ARCHIVED":
@@ -287,19 +287,19 @@ class Kubeflow:
                 return
 
     def _make(self, what: str, make: Callable[[], Any]) -> None:
-        """Make something, where that it exists by now (another was faster, or our answer got lost) is as good."""
+        """Create something; that it already exists by now (someone was faster, or our response was lost) is fine too."""
         try:
             make()
         except _Exists:
             return
 
     def _ask(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
-        """Ask until there is an answer or `retry_seconds` have passed; for what may be asked twice."""
+        """Retry until there is a response or `retry_seconds` have passed; for idempotent requests."""
         retries = Retries(self.retry_seconds)
         while True:
             try:
                 return self._once(what, function, *args, **options)
-            except _Passing as error:
+            except _Transient as error:
                 retries.wait(str(error))
 
     def _once(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
@@ -313,17 +313,17 @@ class Kubeflow:
         except (HTTPError, OSError) as error:
             reason = str(getattr(error, "reason", error))
             if "CERTIFICATE" in reason.upper():
-                raise InputError(f"{host}: its certificate is not trusted ({reason}): give its CA as KFP_CA") from error
-            raise _Passing(
+                raise InputError(f"{host}: its certificate is not trusted ({reason}): set KFP_CA to its CA") from error
+            raise _Transient(
                 f"{host} cannot be reached: {reason.rpartition('>: ')[2]}{_POLICY if 'KUBERNETES_SERVICE_HOST' in os.environ else ''}"
             ) from error
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            if isinstance(error.__context__, self._api.ApiException):  # the client stumbles over its own error without a body
+            if isinstance(error.__context__, self._api.ApiException):  # the client fails on its own error if that has no body
                 raise self._meaning(what, error.__context__) from error
-            raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}") from error
-        # A login page is read as an answer without anything in it.
+            raise InputError(f"{host} responds, but not like Kubeflow Pipelines; if it is behind a login, {LOGIN}") from error
+        # A login page would be parsed as an empty response.
         if "html" in str(self._client.last_response.getheader("content-type")):
-            raise InputError(f"{host} answers with a web page, not as Kubeflow Pipelines does; behind a login {LOGIN}")
+            raise InputError(f"{host} responds with a web page instead of the Kubeflow Pipelines API; if it is behind a login, {LOGIN}")
         return answer
 
     def _meaning(self, what: str, error: Any) -> Exception:
@@ -331,20 +331,20 @@ class Kubeflow:
         if "CERTIFICATE" in said.upper():
             return InputError(f"{host}: its certificate is not trusted ({said}): give its CA as KFP_CA")
         if status == 500 and _NO_VERSION.search(said):
-            return NotThere(f"{host} has no such pipeline version, {what}: {said}")
+            return NotFound(f"{host} has no such pipeline version, {what}: {said}")
         if status == 500 and _TOO_LONG in said:
             return InputError(f"{host} refuses {what}, whose name is too long: {said}")
         if status == 0 or status in PASSING_STATUSES:
-            return _Exists(said) if _is_taken(said) else _Passing(f"{host} answers {status} to {what}: {said}")
+            return _Exists(said) if _is_taken(said) else _Transient(f"{host} answers {status} to {what}: {said}")
         if status == 409 or (status == 400 and _is_taken(said)):
             return _Exists(said)
         if status in (401, 403):
-            refused = "does not know us" if status == 401 else "does not let us"
+            refused = "rejected our credentials" if status == 401 else "denied permission"
             return InputError(f"{host} {refused} ({status}, {what}): {said}; {LOGIN}")
         if 300 <= status < 400:
-            return InputError(f"{host} sends us elsewhere ({status}), as before a login: {LOGIN}; or give the address it redirects to")
+            return InputError(f"{host} redirects us ({status}), probably to a login: {LOGIN}, or use the address it redirects to")
         if status == 404:
-            return NotThere(f"{host} has no {what}: {said}")
+            return NotFound(f"{host} has no {what}: {said}")
         return InputError(f"{host} refuses {what} ({status}): {said}")
 
     def _read_token(self, configuration: Any) -> None:
@@ -353,16 +353,16 @@ class Kubeflow:
         configuration.api_key["authorization"] = token
 
 
-class _Passing(RunError):
-    """The server did not answer, or not for now."""
+class _Transient(RunError):
+    """The server did not respond, or temporarily cannot."""
 
 
 class _Exists(RunError):
-    """What was to be made is there."""
+    """The object to be created already exists."""
 
 
 def _is_run(found: Any) -> bool:
-    """Whether what the client made of an answer is a run whose words are words: it checks neither."""
+    """Whether the client parsed a response into a run whose string fields are strings: the client checks neither."""
     tasks = (getattr(getattr(found, "run_details", None), "task_details", None)) or []
     children = [child for task in tasks for child in task.child_tasks or []]
     words = [getattr(found, "state", 0), *(task.state for task in tasks), *(child.pod_name for child in children)]
@@ -375,12 +375,12 @@ def _is_page(text: str) -> bool:
 
 
 def _is_taken(said: str) -> bool:
-    """Whether the server's words mean that the name is in use: its codes for that differ between its versions."""
+    """Whether the server's words mean that the name is in use: the status codes for that differ between server versions."""
     return "already exist" in said.lower() or "already been used" in said.lower()
 
 
 def _words(error: Any) -> str:
-    """The server's own words, of the JSON in which it says them."""
+    """The server's own message, extracted from its JSON."""
     try:
         body = json.loads(error.body)
         text = str(body.get("message") or body.get("error") or body)

@@ -1,7 +1,7 @@
 """The components: typed, thin functions that run in the pipelines image. What they do is in pipelines/steps.
 
-Specification and command of a component stand in six nodes of the Workflow, those of a lane's steps once for each lane, and Argo keeps a
-Workflow in one object of at most 1 MiB: so the source is read from the image (execute.py), and what is said of parameters is said here,
+A component's specification and command are repeated in six nodes of the Workflow, and for a lane's steps once per lane, while Argo keeps a
+Workflow in one object of at most 1 MiB: so the source is read from the image (execute.py), and parameters are described here,
 not in docstrings. `request` is the stored request's URI with the run's id (pipelines/steps/running.py), `lane` a name that `plan`
 returned. `links`, which takes every parameter of a request, is in links_component.py, which `make generate` writes.
 """
@@ -15,11 +15,11 @@ from kfp import dsl
 from pipelines.kubeflow.execute import COMMAND
 
 IMAGE = "firstsight.invalid/python-pipelines:placeholder"
-"""Stands for the pipelines image in compiled YAML; put in at submit and at upload."""
+"""Placeholder for the pipelines image in compiled YAML; replaced on submit and upload."""
 
 
 def component(function: Callable[..., Any]) -> Any:
-    """A component of KFP; where one is run, the function itself."""
+    """Turn a function into a KFP component; when a component is being run, return the function itself."""
     if os.environ.get("_KFP_RUNTIME") == "true":
         return function
     made = dsl.component(base_image=IMAGE, install_kfp_package=False)(function)
@@ -45,7 +45,7 @@ def stage_pairs(request: str) -> str:
 
 @component
 def plan(request: str, pairs: str, triplets: str, lanes: dsl.Output[dsl.Markdown]) -> list[str]:
-    """Writes every stage's configuration; returns the lanes onto which the cells are dealt, `lane-1-of-3`."""
+    """Writes every stage's configuration; returns the lanes among which the cells are distributed, such as `lane-1-of-3`."""
     from pipelines.steps import artifacts, planning
 
     names, page = planning.make_plan(request=request, pairs=pairs, triplets=triplets)
@@ -79,7 +79,7 @@ def posthoc(request: str, lane: str, cells: dsl.Output[dsl.Markdown]) -> None:
 
 @component
 def evaluate(request: str, lane: str, cells: dsl.Output[dsl.Markdown]) -> None:
-    """Zero-shot, retrieval and 2AFC of the lane's last cell; fails where any cell failed."""
+    """Zero-shot, retrieval and 2AFC of the lane's last cell; fails if any cell failed."""
     from pipelines.steps import lanes
 
     lanes.work("evaluate", request=request, lane=lane, markdown=cells.path)
@@ -92,7 +92,7 @@ def report(
     page: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Markdown],
 ) -> None:
-    """Compares the arms, once every lane is done."""
+    """Compares the arms once every lane is done."""
     from pipelines.steps import artifacts, finish
 
     html, markdown, metrics = artifacts.read_report(finish.report(request=request))
@@ -104,7 +104,7 @@ def report(
 
 @component
 def finish(run: str, request: str, status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> None:
-    """Releases what the run holds; of a run that failed it reports the cells that finished."""
+    """Releases what the run holds; for a failed run, reports the cells that finished."""
     from pipelines.steps import artifacts, finish
 
     line, folder = finish.finish(run=run, request=request, root="", state=status.state)

@@ -1,7 +1,7 @@
-"""The pipeline: links -> triplets, pairs -> plan -> one flat loop over lanes -> report; `finish` ends it, however the run ended.
+"""The pipeline: links -> triplets, pairs -> plan -> one flat loop over lanes -> report; `finish` always runs last, however the run ended.
 
-The loop has no parallelism limit: with one, Kubeflow's Retry hangs for ever. How many cells run at once, the lanes' steps decide
-(pipelines/steps/lanes.py). Inputs and sources of the lanes' steps are short: they stand in six nodes of the Workflow for each lane.
+The loop has no parallelism limit: with one, Kubeflow's Retry hangs forever. The lanes' steps decide how many cells run at once
+(pipelines/steps/lanes.py). The lanes' steps keep their inputs and sources short, since they are repeated in six Workflow nodes per lane.
 """
 
 import inspect
@@ -18,14 +18,14 @@ NAME = "firstsight"
 PROFILE_FOLDER = "/etc/firstsight"
 """Where the profile's ConfigMap is mounted; pipelines/profile/profile.py looks there."""
 USER = 10001
-"""Of the pipelines image; restricted Pod Security wants it said in each pod."""
+"""User ID of the pipelines image; restricted Pod Security requires it to be set in each pod."""
 SCRATCH = "4Gi"
-"""Of /tmp, where all that a step writes goes. kfp-kubernetes cannot make the root read-only, nor bound ephemeral storage."""
+"""Size limit of /tmp, where all that a step writes goes. kfp-kubernetes can neither make the root read-only nor limit ephemeral storage."""
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 LABELS = {
     "app.kubernetes.io/part-of": NAME,
     "app.kubernetes.io/component": "launcher",
-    "sidecar.istio.io/inject": "false",  # the pod talks to the API server and the store alone
+    "sidecar.istio.io/inject": "false",  # the pod talks only to the API server and the store
 }
 ANNOTATIONS = {
     "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",  # KFP does not retry a step whose pod was evicted
@@ -33,9 +33,9 @@ ANNOTATIONS = {
 
 
 def _as_launcher(task: dsl.PipelineTask, profile: str, tolerations: list[dict[str, str]]) -> None:
-    """What every pod of the pipeline is on a cluster: never cached, small, restricted, with the profile's files and credentials.
+    """Configure a task like every pod of the pipeline: never cached, small, restricted, with the profile's files and credentials.
 
-    kfp.local passes all of it over. A variable would hold there too and win over the shell's, so none is set: the
+    kfp.local ignores all of this. An environment variable would apply there too and override the shell's, so none is set: the
     profile is found where it is mounted. ConfigMap and Secret are optional, so that the first step can say that they
     are missing; a pod that waits for them would say nothing in Kubeflow's UI.
     """
@@ -53,7 +53,7 @@ def _as_launcher(task: dsl.PipelineTask, profile: str, tolerations: list[dict[st
 
 
 def _parameters() -> list[inspect.Parameter]:
-    """The pipeline's parameters: those of a request as text, empty where not given, and what KFP needs to make the steps' pods."""
+    """The pipeline's parameters: those of a request as text (empty if not given), and what KFP needs to create the steps' pods."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     defaults: dict[str, tuple[Any, Any]] = {name: ("", str) for name in NAMES}
     defaults |= {"profile": (PROFILE, str), "tolerations": ([], list[dict[str, str]])}
@@ -91,7 +91,7 @@ def _wire(*values: Any) -> None:
     for task in (exit_task, linked, staged_triplets, staged_pairs, planned, *steps, report):
         _as_launcher(task, profile, tolerations)
     for task in (steps[-1], report, exit_task):
-        task.set_memory_limit("4Gi")  # they make the page, for which every item of every evaluation is read
+        task.set_memory_limit("4Gi")  # they build the page, which reads every item of every evaluation
 
 
 _wire.__signature__ = inspect.Signature(_parameters(), return_annotation=None)  # type: ignore[attr-defined]

@@ -42,7 +42,7 @@ class Endpoint:
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise InputError(f"{name} must be the http(s):// address of Kubeflow Pipelines, got {address!r}")
             if holds_credentials(address):
-                raise InputError(f"{name} must not hold credentials, since lines and links repeat it, got {address}: {LOGIN}")
+                raise InputError(f"{name} must not contain credentials, since log lines and links repeat it, got {address}: {LOGIN}")
         for name, file in (("KFP_CA", self.ca), ("KF_PIPELINES_SA_TOKEN_PATH", self.token_file)):
             if file and not Path(file).is_file():
                 raise InputError(f"{name} names {file}, which is not a file")

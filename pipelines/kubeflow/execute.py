@@ -1,7 +1,7 @@
 """Runs one component: `python3 -m pipelines.kubeflow.execute kfp.dsl.executor_main`, with the arguments that KFP gives its own executor.
 
-That one loads a component's source from the command line, where it would stand in six nodes of the Workflow for each step; ours is in
-the image. It also logs all of its input before a step says anything. kfp.local runs commands alone that name it, so ours does.
+KFP's executor loads a component's source from the command line, which would put it into six nodes of the Workflow per step; ours is in
+the image. It also logs all of its input before the step logs anything. kfp.local runs only commands that name it, so ours does.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run a component by its function's name, on KFP's description of its inputs and outputs.
 
     Args:
-        arguments: of KFP's executor; others than these are passed over, as it does.
+        arguments: those of KFP's executor; unknown ones are ignored, as KFP does.
     """
     parser = argparse.ArgumentParser(prog=" ".join(COMMAND))
     parser.add_argument("stands_for")
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--executor_input", required=True, type=json.loads)
     given, _ = parser.parse_known_args(arguments)
     raise_descriptor_limit()
-    os.environ["_KFP_RUNTIME"] = "true"  # else kfp imports its compiler and its client
+    os.environ["_KFP_RUNTIME"] = "true"  # otherwise kfp imports its compiler and its client
     from kfp.dsl.executor import Executor
 
     from pipelines.kubeflow import components, links_component

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from pipelines.kubeflow.client import Kubeflow, NotThere
+from pipelines.kubeflow.client import Kubeflow, NotFound
 from pipelines.kubeflow.nodes import BEFORE, Step, steps
 from pipelines.kubeflow.runninglogs import RunningLogs
 from pipelines.kubeflow.steplog import StepLog
@@ -109,9 +109,9 @@ class RunFollower:
     def _ask(self) -> Any:
         try:
             return self._server.run(self._run)
-        except NotThere as error:
+        except NotFound as error:
             raise RunLost(
-                f"Kubeflow no longer knows run {self._run}: somebody deleted it; submit the same experiment again to resume"
+                f"Kubeflow no longer knows run {self._run}: it was deleted; submit the same experiment again to resume"
             ) from error
 
     def _wait(self, asked: bool = True) -> None:
@@ -121,12 +121,12 @@ class RunFollower:
             time.sleep(min(left, _NAP_SECONDS))
 
     def _end(self) -> None:
-        self._say("asking Kubeflow to terminate the run; once more to not wait for its end")
+        self._say("asking Kubeflow to terminate the run; press Ctrl-C again to stop waiting for it to end")
         try:
             self._server.terminate(self._run)
             self.stopped = True
         except InputError as error:  # it ended in this moment, or is being terminated, or we may not
-            self._say(f"Kubeflow did not take it: {error}")
+            self._say(f"Kubeflow did not accept it: {error}")
 
     def _look(self, run: Any) -> list[Step]:
         """Say what has changed since the last look, and what the steps' logs say by now."""
@@ -170,7 +170,7 @@ class RunFollower:
             return
         known.complete = True
         if text is None:
-            self._say(f"{self._title(step)}: Kubeflow did not give the rest of its log")
+            self._say(f"{self._title(step)}: Kubeflow did not return the rest of its log")
         self._take(step, text, ended=True)
         self._say(f"{self._title(step)}: {step.state.lower()}{f': {known.last}' if step.state == 'FAILED' and known.last else ''}")
 

@@ -1,8 +1,8 @@
-"""Which of a run's tasks is which step: Argo numbers its nodes by their names, and the names follow from the pipeline.
+"""Maps a run's tasks to its steps: Argo derives node numbers from node names, and the names follow from the pipeline.
 
 The API gives a task a display name, which every lane's steps share, and the ids of its children, `<workflow>-<number>`; the number is
-the 32-bit FNV-1a hash of the node's full name (Argo's `NodeID`). So the ids of our steps are known before the run. Seen on Kubeflow
-Pipelines 2.17.0; a test holds this module to what was recorded there.
+the 32-bit FNV-1a hash of the node's full name (Argo's `NodeID`). So the ids of our steps are known before the run. Observed on Kubeflow
+Pipelines 2.17.0; a test checks this module against a recording from there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_LANES = 64
-"""Iterations of the loop that are looked for: today's pipeline makes three at most, earlier ones one a cell."""
+"""Number of loop iterations to look for: the current pipeline makes at most three, earlier ones one per cell."""
 POD = "metadata-1-3-system-container-impl"
-"""The template of a step's own pod: Argo calls the pod `<workflow>-<template>-<number>`. 1 and 3: annotations and labels of our steps."""
+"""The template of a step's own pod: Argo calls the pod `<workflow>-<template>-<number>`. 1 and 3 are the
+numbers of annotations and labels on our steps."""
 _EXPERIMENT = "(0).root(0).exit-handler-1"
 _LANE = f"{_EXPERIMENT}(0).for-loop-2(0).iteration-iterations({{0}}:{{0}})(0).iteration-item(0)."
 BEFORE = ("links", "stage-triplets", "stage-pairs", "plan")
@@ -27,7 +28,7 @@ class Step:
         name: as Kubeflow shows it.
         lane: number of the lane from 0; -1 for a step outside the lanes.
         state: PENDING, RUNNING, SUCCEEDED, FAILED …, as the API says.
-        node: id of its pod's node, by which the log of an ended step is asked for.
+        node: id of its pod's node, used to request the log of an ended step.
         pod: name of its pod.
     """
 
@@ -50,7 +51,7 @@ def steps(tasks: list[Any]) -> list[Step]:
 
 
 def node_id(workflow: str, name: str) -> str:
-    """The id of a node by the rest of its name after the Workflow's."""
+    """The id of a node, given its name without the Workflow's prefix."""
     number = 0x811C9DC5
     for byte in f"{workflow}{name}".encode():
         number = (number ^ byte) * 0x01000193 & 0xFFFFFFFF

@@ -1,7 +1,7 @@
-"""A step's log put together from answers that each hold it whole, as far as it was written: every line once, in order.
+"""A step's log assembled from responses that each contain everything written so far: every line once, in order.
 
-No way to a running step's log on Kubeflow follows it: it is asked for again and again. Answers may overlap, come late, or lack
-the log's beginning, which a kubelet throws away when it grows long.
+Kubeflow offers no way to follow a running step's log, so it is polled. Answers may overlap, come late, or lack
+the beginning, which the kubelet drops when the log grows too long.
 """
 
 import re
@@ -11,10 +11,10 @@ _NOISE = re.compile(
     r"|\[KFP Executor [^]]*\]: |time=\S+ level=\w+ .* argo=true"
 )
 _STATUS = re.compile(r"failed to execute component: exit status (\d+)$")
-"""Kubeflow's API knows no exit codes, but its launcher says at the end of the log what the step's process ended with."""
+"""Kubeflow's API has no exit codes, but its launcher writes the exit code of the step's process at the end of the log."""
 _CONTEXT = 20
-"""Lines by which an answer without the beginning is laid on what is known."""
-GAP = "... some lines are missing here: Kubernetes had thrown them away"
+"""Number of lines used to align a response without the beginning with what is known."""
+GAP = "... some lines are missing here: Kubernetes has discarded them"
 
 
 class StepLog:
@@ -29,14 +29,14 @@ class StepLog:
         self._lines: list[str] = []
         self._noise, self._in_json = noise, False
         self.exit_code: int | None = None
-        """Of the step, where its log has told it."""
+        """Exit code of the step, if its log contained it."""
 
     def take(self, text: str, *, ended: bool = False) -> list[str]:
-        """The lines that an answer adds.
+        """The new lines in a response.
 
         Args:
-            text: the log as this answer has it.
-            ended: nothing will follow, so a last line without its end counts.
+            text: the log as contained in this response.
+            ended: nothing will follow, so a last line without a newline is complete.
         """
         lines = text.split("\n")
         last = lines.pop()
@@ -65,7 +65,7 @@ class StepLog:
         return [GAP, *lines]
 
     def _is_ours(self, line: str) -> bool:
-        """Whether a line is the step's own: KFP prints a line, and at some of them JSON over many lines."""
+        """Whether a line is the step's own: KFP prints log lines, some of them followed by multi-line JSON."""
         if self._in_json:
             self._in_json = line != "}"
             return False

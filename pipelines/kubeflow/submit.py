@@ -38,12 +38,14 @@ CLOCK_SECONDS = 60.0
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `submit`."""
     parser = commands.add_parser("submit", parents=[common], help="run the experiment on a Kubeflow server, and wait for it")
-    add_connection(parser, namespace="of the run, where Kubeflow serves several (KFP_NAMESPACE)")
+    add_connection(parser, namespace="namespace of the run, for multi-user Kubeflow (KFP_NAMESPACE)")
     add_request(parser)
-    parser.add_argument("--pipelines-image", default="", help="in which the steps run (default: that of the registered pipeline)")
-    parser.add_argument("--service-account", default=os.environ.get("KFP_SERVICE_ACCOUNT", ""), help="of the steps (KFP_SERVICE_ACCOUNT)")
-    parser.add_argument("--no-wait", action="store_true", help="end once the run is submitted")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end; what happens goes to stderr")
+    parser.add_argument("--pipelines-image", default="", help="image in which the steps run (default: the registered pipeline's)")
+    parser.add_argument(
+        "--service-account", default=os.environ.get("KFP_SERVICE_ACCOUNT", ""), help="service account of the steps (KFP_SERVICE_ACCOUNT)"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="exit once the run is submitted")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end; progress goes to stderr")
     parser.set_defaults(run=_submit)
 
 
@@ -110,7 +112,7 @@ def _follow(server: "Kubeflow", submission: Submission, request: Request, say: C
     try:
         return result_of(follower.follow(), request)
     except KeyboardInterrupt:
-        how = "" if follower.stopped else ", and not asked to end, since Kubeflow has not answered"
+        how = "" if follower.stopped else ", and not terminated, since Kubeflow has not responded"
         return {"state": "CANCELING", "exit_code": 130, "line": f"not waited for{how}: {submission.place}"}
     except RunLost:
         raise
@@ -128,13 +130,13 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
         image: the pipelines image; empty: that of the version that was registered last.
         service_account: of the steps' pods; empty: the server's default.
     """
-    from pipelines.kubeflow.client import NotThere
+    from pipelines.kubeflow.client import NotFound
 
     try:
         registered, user = server.newest(NAME)
-    except NotThere as error:
+    except NotFound as error:
         if not image:
-            raise InputError(f"{error}: install the chart, which registers one, or name the image with --pipelines-image") from error
+            raise InputError(f"{error}: install the chart, which registers one, or set the image with --pipelines-image") from error
         registered, user = image, USER
     pipeline, version, version_name = register(server, NAME, image or registered, user=user, anywhere=True)
     parameters = {REQUEST: json.dumps(request.stored()), **({NAMES["profile"]: request.profile} if request.profile else {})}
@@ -163,18 +165,18 @@ def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
     if followed.stopped:
         return {**result, "exit_code": 130, "line": "stopped; submit the same experiment again to resume"}
     if was_terminated(run):
-        return {**result, "line": "the run was terminated by somebody; submit the same experiment again to resume"}
+        return {**result, "line": "the run was terminated; submit the same experiment again to resume"}
     try:
         failures = _failures(run, request, folder)
     except (InputError, RunError, OSError) as error:
         why = "; ".join(f"{step}: {reason}" for step, reason in followed.reasons.items())
         why = why or getattr(run.error, "message", "") or "see the log of its steps"
-        line = f"the run ended {run.state} ({why}); its failure.json cannot be read from here: {error}"
+        line = f"the run ended as {run.state} ({why}); its failure.json cannot be read from here: {error}"
         return {**result, "exit_code": _code_of(followed.exit_codes), "line": line}
     codes = [failure["exit_code"] for failure in failures] or list(followed.exit_codes)
     lines = list(by_reason(failures).values())
     lines = lines or [f"{step}: {reason}" for step, reason in followed.reasons.items()]
-    lines = lines or [f"the run ended {run.state}, and no step says why"]
+    lines = lines or [f"the run ended as {run.state}, but no step reported a reason"]
     return {**result, "exit_code": _code_of(codes), "failures": failures, "line": "; ".join(lines)}
 
 
@@ -185,7 +187,7 @@ def _code_of(codes: Sequence[int]) -> int:
 
 def _failures(run: Any, request: Request, folder: str) -> list[dict[str, Any]]:
     if not folder:
-        raise InputError("give ROOT, or a profile as FIRSTSIGHT_PROFILE")
+        raise InputError("set ROOT, or set FIRSTSIGHT_PROFILE to a profile")
     since = run.created_at.timestamp() - CLOCK_SECONDS if run.created_at else 0.0
     return failures(folder, request.cells, since)
 
@@ -211,4 +213,4 @@ def _print_report(folder: str, place: str) -> None:
     except (InputError, RunError, OSError):
         pass  # of this machine: the run itself ended well
     page = f" and at {join(layout.report(folder), 'index.html')}" if folder else ""
-    print(f"the report: with the last step of {place}{page}")
+    print(f"report: see the last step of {place}{page}")

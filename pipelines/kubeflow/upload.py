@@ -25,21 +25,21 @@ PLACEHOLDER = "firstsight.invalid/python-pipelines:placeholder"
 USER = "10001"
 """definition.USER likewise."""
 RETRY_SECONDS = 120.0
-"""A server that was installed a moment ago may still be on its way up."""
+"""A server that has just been installed may still be starting."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `upload` and `unregister`."""
     upload = commands.add_parser("upload", parents=[common], help="register the pipeline with Kubeflow; safe to repeat")
-    upload.add_argument("--image", required=True, help="the pipelines image, with tag or digest, in which its steps run")
-    upload.add_argument("--release", default="", help="version of firstsight, to begin the pipeline version's name with")
-    user = "of the steps' pods: a number, or `none` for the one that the cluster chooses, as OpenShift does (default: %(default)s)"
+    upload.add_argument("--image", required=True, help="the pipelines image, with tag or digest, in which the pipeline's steps run")
+    upload.add_argument("--release", default="", help="version of firstsight, used as prefix of the pipeline version's name")
+    user = "user ID of the steps' pods: a number, or `none` for the one that the cluster assigns, as on OpenShift (default: %(default)s)"
     upload.add_argument("--run-as-user", default=USER, metavar="UID", help=user)
-    cost = "delete the pipeline and its versions from Kubeflow: runs stay, but the UI shows the page of none of them again"
+    cost = "delete the pipeline and its versions from Kubeflow: runs stay, but the UI no longer shows any of their pages"
     unregister = commands.add_parser("unregister", parents=[common], help=cost)
     for command, run in ((upload, _upload), (unregister, _unregister)):
-        command.add_argument("--name", default=NAME, help="of the pipeline (default: %(default)s)")
-        add_connection(command, namespace="that alone sees the pipeline (KFP_NAMESPACE; default: every namespace sees it)")
+        command.add_argument("--name", default=NAME, help="name of the pipeline (default: %(default)s)")
+        add_connection(command, namespace="the only namespace that sees the pipeline (KFP_NAMESPACE; default: all namespaces see it)")
         command.set_defaults(run=run)
 
 
@@ -51,11 +51,14 @@ def add_connection(parser: argparse.ArgumentParser, *, namespace: str) -> None:
         namespace: help of the namespace, which means something else for a pipeline than for a run.
     """
     get = os.environ.get
-    parser.add_argument("--endpoint", default=get("KFP_ENDPOINT", ""), metavar="URL", help="of Kubeflow Pipelines (KFP_ENDPOINT)")
+    parser.add_argument("--endpoint", default=get("KFP_ENDPOINT", ""), metavar="URL", help="address of Kubeflow Pipelines (KFP_ENDPOINT)")
     parser.add_argument("--namespace", default=get("KFP_NAMESPACE", ""), metavar="NAME", help=namespace)
-    parser.add_argument("--ca", default=get("KFP_CA", ""), metavar="FILE", help="certificates that TLS trusts (KFP_CA)")
+    parser.add_argument("--ca", default=get("KFP_CA", ""), metavar="FILE", help="CA certificates to trust for TLS (KFP_CA)")
     parser.add_argument(
-        "--ui", default=get("KFP_UI", ""), metavar="URL", help="of the UI, for links (KFP_UI; default: the endpoint, if it is one)"
+        "--ui",
+        default=get("KFP_UI", ""),
+        metavar="URL",
+        help="URL of the UI, for links (KFP_UI; default: the endpoint, if it is a UI)",
     )
 
 

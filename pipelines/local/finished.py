@@ -1,6 +1,6 @@
-"""A run that finds all done: what the steps look at, without kfp, without a process for each step.
+"""Detect that a run has nothing left to do by making the steps' own checks, without kfp or a process per step.
 
-Each look is the one that the step itself takes first; where any of them finds something to do, or to heal, the pipeline runs.
+Each check is the one the step itself makes first; if any of them finds something to do or to repair, the pipeline runs.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from trainer.errors import InputError, RunError
 from trainer.storage import layout
 
 Note = tuple[str, str]
-"""A step, and what it says."""
+"""A step, and what it reports."""
 
 
 class _NotDone(Exception):
@@ -28,11 +28,11 @@ class _NotDone(Exception):
 
 
 def find_finished(asked: Request, profile: Profile) -> list[Note] | None:
-    """What each step of the run would say of itself, where all of them are done; None where one is not, or cannot tell.
+    """What each step of the run would report, if all are done; None if any is not done or cannot tell.
 
     Args:
-        asked: resolved, with its root.
-        profile: with the request's backend laid over it.
+        asked: the resolved request, including its root.
+        profile: the profile, with the request's backend applied.
     """
     uri = layout.experiment(asked.root, asked.experiment)
     scene = Scene(request=asked, uri=layout.request(uri, asked.id), root=asked.root, profile=profile, run=Run(asked.root, BY_HAND))
@@ -41,7 +41,7 @@ def find_finished(asked: Request, profile: Profile) -> list[Note] | None:
         _require(page.is_current(uri, page.inputs_of(uri)))
         return list(_notes(scene))
     except (InputError, RunError, OSError, _NotDone):
-        return None  # what is wrong, the step says that meets it
+        return None  # the step that hits the problem reports it
 
 
 def _notes(scene: Scene) -> Iterator[Note]:
@@ -52,7 +52,7 @@ def _notes(scene: Scene) -> Iterator[Note]:
         prepare(staging, scene.profile, scene.settings)
         found[what], damaged = find_staged(staging, scene)
         _require(bool(found[what]) and not damaged)
-        yield f"stage {what}", f"sealed before: {described(found[what])}"
+        yield f"stage {what}", f"already sealed: {described(found[what])}"
     experiment, planned_cells = planned(scene, found["pairs"], found["triplets"])
     _require(is_planned(experiment, planned_cells))
     yield from _stages(planned_cells)
@@ -66,7 +66,7 @@ def _stages(planned_cells: list[Cell]) -> Iterator[Note]:
             if stage.output not in seen:
                 seen[stage.output], damaged = cells.look(stage.output, recipe_hash(stage))
                 _require(seen[stage.output] and not damaged)
-            yield f"{stage.stage} {cell.name}", "done before"
+            yield f"{stage.stage} {cell.name}", "already done"
 
 
 def _require(done: bool) -> None:

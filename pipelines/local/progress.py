@@ -1,6 +1,6 @@
 """What a person sees of a run: steps append records to a file, and the parent draws them.
 
-On a terminal there is a bar a step with rate and time left; without one a plain line every ten seconds a step.
+On a terminal there is one bar per step with rate and time left; otherwise, one plain line per step every ten seconds.
 """
 
 import json
@@ -27,7 +27,7 @@ RATE_WINDOW_SECONDS = 20.0
 
 @dataclass(kw_only=True)
 class Step:
-    """What is known of one running step."""
+    """What is known about one running step."""
 
     name: str
     done: int = 0
@@ -41,7 +41,7 @@ class Step:
         """Take in one record of trainer.progress."""
         now, done = float(record["time"]), int(record["done"])
         if self.history and done < self.history[-1][1]:
-            self.history.clear()  # it went back to a checkpoint, or on to its next part
+            self.history.clear()  # it went back to a checkpoint, or moved on to its next part
         self.history.append((now, done))
         while len(self.history) > 2 and self.history[1][0] < now - RATE_WINDOW_SECONDS:
             self.history.popleft()
@@ -51,7 +51,7 @@ class Step:
 
     @property
     def rate(self) -> float:
-        """Units a second over the last records; 0 where there is only one."""
+        """Units per second over the last records; 0 if there is only one."""
         (first, start), (last, end) = self.history[0], self.history[-1]
         return (end - start) / (last - first) if last > first else 0.0
 
@@ -73,7 +73,7 @@ class Step:
 
 
 def jobs_of(cells: Iterable[Cell]) -> list[str]:
-    """The jobs of a run by the names under which they speak; what cells share is there once."""
+    """The jobs of a run by the names they log under; shared jobs are listed once."""
     names = ["stage pairs", "stage triplets"]
     for cell in cells:
         names += [layout.stage_title(stage) for stage in cell.stages()]
@@ -85,13 +85,13 @@ class Display:
     """Follows the file of records and draws it.
 
     Args:
-        path: of the file.
-        console: to draw on.
+        path: path of the file.
+        console: the console to draw on.
         verbose: whether details are shown.
-        jobs: of the run, by name (`jobs_of`): each of their lines says the how-many-th it is to begin, of how many.
+        jobs: of the run, by name (`jobs_of`): each of their lines shows the job's number in starting order and the total.
 
     Attributes:
-        last_reasons: why steps failed, as far as nothing else was said since.
+        last_reasons: why steps failed, unless something else has been printed since.
     """
 
     def __init__(self, path: Path, console: Console, *, verbose: bool = False, jobs: Sequence[str] = ()) -> None:
@@ -113,7 +113,7 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Draw what is left, and take the bars away."""
+        """Draw what is left and remove the bars."""
         self.poll()
         for step in self._steps.values():
             if step.shown < step.history[-1][0]:
@@ -122,21 +122,21 @@ class Display:
             self._live.stop()
 
     def poll(self) -> None:
-        """Read the records that came since the last call."""
+        """Read the records added since the last call."""
         for record in self._read():
             self._take(record)
         if self._live:
             self._live.update(_bars([(self._job(step.name), step) for step in self._steps.values()]), refresh=True)
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self.last_reasons = []
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _take(self, record: dict[str, Any]) -> None:
         name = str(record["step"])
         if "note" in record:
-            self._job(name)  # one that was done before has begun, too
+            self._job(name)  # a job that was already done counts as begun
             if self._verbose or not record.get("detail"):
                 self._note(name, str(record["note"]))
             return
@@ -149,7 +149,7 @@ class Display:
             self._say(step)
 
     def _note(self, name: str, text: str) -> None:
-        """What a step says; why several of them failed is said once."""
+        """Print what a step reports; a reason shared by several failures is printed once."""
         reason = text.removeprefix(FAILED)
         if reason == text:
             self.say(f"{name}: {text}")
@@ -160,7 +160,7 @@ class Display:
         self._reasons.add(reason)
 
     def _job(self, name: str) -> str:
-        """`job 3 of 9`, in the order in which they begin; empty for what is none. Staging speaks under the names of its parts, too."""
+        """`job 3 of 9`, in the order in which they begin; empty for anything else. Staging also logs under the names of its parts."""
         part = re.match(r"(?:stage|judge|plan|fetch) .*?\b(pairs|triplets)\b", name)
         job = f"stage {part[1]}" if part else name
         if job not in self._jobs:

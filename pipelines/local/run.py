@@ -109,7 +109,7 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
 
 
 def _why_unreadable(root: str) -> str:
-    """Why this machine cannot read the store, such as for want of credentials; empty where it can."""
+    """Why this machine cannot read the store, such as missing credentials; empty where it can."""
     try:
         open_store(root).head(join(root, "experiments"))  # whether it is there or not
     except (InputError, RunError) as error:
@@ -145,7 +145,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
                 if held and held.lost():
                     marker.leave(at_once=True)
     if held and held.lost():
-        print(f"the experiment's lock was lost, so this run and its jobs were ended: {held.lost()}", file=sys.stderr)
+        print(f"the experiment's lock was lost, so this run and its jobs were stopped: {held.lost()}", file=sys.stderr)
         return 1
     if received:
         print("stopped; run the same command again to resume", file=sys.stderr)
@@ -238,7 +238,7 @@ def _keep_inputs_of_loops() -> None:
 
 
 class _Lines:
-    """A text stream whose lines go above the bars, but for what kfp's executor says of itself: its imports, and its input as JSON."""
+    """A text stream whose lines go above the bars, except what kfp's executor says of itself: its imports, and its input as JSON."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
@@ -316,7 +316,7 @@ def _signals(marker: StopMarker, display: Display) -> Iterator[list[int]]:
         received.append(number)
         marker.leave()
         if len(received) == 1:
-            display.say("stopping… (running jobs save what they have, which may take a minute; queued ones do not begin)")
+            display.say("stopping… (running jobs are saving their state, which may take a minute; queued ones will not start)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -46,10 +46,10 @@ class User:
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add `bucket`."""
-    parser = commands.add_parser("bucket", parents=[common], help="make the bucket of all runs, and the users of the bundled store")
-    parser.add_argument("bucket", help="its name; the store is the environment's (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID …)")
-    parser.add_argument("--no-create", action="store_true", help="it must exist already")
-    parser.add_argument("--users", default="", metavar="FILE", help="JSON list of {accessKey, secretKey, root} to make on a MinIO")
+    parser = commands.add_parser("bucket", parents=[common], help="create the bucket for all runs, and the users of the bundled store")
+    parser.add_argument("bucket", help="its name; the store is taken from the environment (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID …)")
+    parser.add_argument("--no-create", action="store_true", help="do not create the bucket; it must already exist")
+    parser.add_argument("--users", default="", metavar="FILE", help="JSON list of users {accessKey, secretKey, root} to create on MinIO")
     parser.add_argument("--wait-seconds", type=float, default=WAIT_SECONDS, help="how long to wait for the store (default: %(default)s)")
     parser.set_defaults(run=_run)
 
@@ -94,7 +94,7 @@ def read_users(path: str) -> list[User]:
         raise InputError(f"--users {path}: no such file") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"--users {path}: must be a JSON list of objects with accessKey, secretKey, root, perhaps reads ({error})"
+            f"--users {path}: must be a JSON list of objects with accessKey, secretKey, root and, optionally, reads ({error})"
         ) from error
     for user in users:
         require(f"{path}: accessKey", user.access_key, f"begin with {USER_PREFIX}", user.access_key.startswith(USER_PREFIX))
@@ -102,7 +102,7 @@ def read_users(path: str) -> list[User]:
         require(f"{path}: root of {user.access_key}", user.root, "s3://bucket/prefix", ok)
         for place in user.reads:
             ok = is_plain(place)
-            require(f"{path}: reads of {user.access_key}", place, "s3://bucket/prefix, or a path, which is no store's", ok)
+            require(f"{path}: reads of {user.access_key}", place, "s3://bucket/prefix, or a local path", ok)
     return users
 
 
@@ -126,7 +126,7 @@ def ensure_bucket(settings: "S3Settings", bucket: str, *, create: bool) -> None:
         if not create:
             raise InputError(f"{where}: does not exist, and objectStore.createBucket is false")
         client.make_bucket(bucket, location=settings.region)
-        print(f"{where}: made")
+        print(f"{where}: created")
     except S3Error as error:
         if error.code in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # another hook was first, or it is a stranger's
             print(f"{where}: there")
@@ -157,13 +157,13 @@ def ensure_users(settings: "S3Settings", users: Sequence[User]) -> None:
             admin.policy_add(user.access_key, policy=policy(user.root, user.reads))
             admin.policy_set(user.access_key, user=user.access_key)
             more = f", and read below {', '.join(user.reads)}" if user.reads else ""
-            print(f"user {user.access_key}: may read and write below {user.root}{more}")
+            print(f"user {user.access_key}: may read and write under {user.root}{more}")
         for name in sorted(set(existing) - {user.access_key for user in users}):
             admin.user_remove(name)
             admin.policy_remove(name)
             print(f"user {name}: removed")
     except MinioAdminException as error:
-        raise InputError(f"users at {settings.endpoint}: refused ({error})") from error
+        raise InputError(f"users at {settings.endpoint}: access denied ({error})") from error
 
 
 def policy(root: str, reads: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`python -m pipelines cancel EXPERIMENT`: end its jobs, whoever holds them, and wait until their pods are gone."""
+"""`python -m pipelines cancel EXPERIMENT`: stop its jobs, whoever holds them, and wait until their pods are gone."""
 
 import argparse
 
@@ -12,13 +12,13 @@ from trainer.storage import layout
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `cancel`."""
-    cancel = commands.add_parser("cancel", parents=[common], help="end the jobs of an experiment on the cluster; what they saved stays")
-    cancel.add_argument("experiment", help="its name")
+    cancel = commands.add_parser("cancel", parents=[common], help="stop the jobs of an experiment on the cluster; what they saved is kept")
+    cancel.add_argument("experiment", help="name of the experiment")
     cancel.add_argument("--namespace", default="", help="where the jobs are (default: the profile's, else the context's)")
-    cancel.add_argument("--arm", default="", help="of this arm only")
-    cancel.add_argument("--point", default="", help="at this point only, where the experiment varies its recipe")
-    cancel.add_argument("--seed", type=int, default=None, help="with this seed only")
-    cancel.add_argument("--stage", default="", help="of this stage only: perceptual, contrastive, posthoc, evaluate …")
+    cancel.add_argument("--arm", default="", help="only jobs of this arm")
+    cancel.add_argument("--point", default="", help="only jobs at this point, if the experiment varies its recipe")
+    cancel.add_argument("--seed", type=int, default=None, help="only jobs with this seed")
+    cancel.add_argument("--stage", default="", help="only jobs of this stage: perceptual, contrastive, posthoc, evaluate …")
     cancel.set_defaults(run=_run)
 
 
@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace) -> int:
     jobs = find_jobs(cluster, **wanted)
     if not jobs:
         what = ", ".join(f"{name} {value}" for name, value in wanted.items() if value)
-        raise InputError(f"no job of {what} in namespace {cluster.namespace}: `python -m pipelines status` lists what there is")
+        raise InputError(f"no job of {what} in namespace {cluster.namespace}: `python -m pipelines status` lists the jobs that exist")
     for kind, job in jobs:
         end(cluster, kind, job["metadata"]["name"])
     for kind, job in jobs:

@@ -57,9 +57,9 @@ def read_objects(text: str) -> list[Object]:
     try:
         objects = [document for document in yaml.safe_load_all(text) if document]
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # of tags, or nested without end
-        raise InputError(f"preflight: stdin must be what `helm template` prints: {' '.join(str(error).split())}") from error
+        raise InputError(f"preflight: stdin must be the output of `helm template`: {' '.join(str(error).split())}") from error
     if not objects or not all(isinstance(one, dict) and "kind" in one for one in objects):
-        raise InputError("preflight: stdin must be what `helm template` prints, and holds no object")
+        raise InputError("preflight: stdin must be the output of `helm template`, but contains no objects")
     return objects
 
 
@@ -79,7 +79,9 @@ def _may_create(api: Api, api_version: str, kind: str, namespace: str) -> str:
     plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
     group = api_version.rpartition("/")[0]
     if not is_served(api, Kind(api_version, plural, kind)):
-        raise InputError(f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'what brings it')}, or switch it off")
+        raise InputError(
+            f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'the component that provides it')}, or disable it"
+        )
     verbs = ("get", "create", "patch", "delete", *(("list",) if kind == "Role" else ()))  # the chart looks for another release's Roles
     missing = [verb for verb in verbs if not allowed(api, verb, f"{plural}.{group}".rstrip("."), namespace)]
     if missing:
@@ -104,11 +106,11 @@ def _references(api: Api, objects: Sequence[Object]) -> Iterator[Check]:
     for one in objects:
         place = _namespace(one)
         for name in _secrets(_pod_spec(one)):
-            wanted[("Secret", place, name)] = f"{one['kind']} {one['metadata']['name']} reads it: bring it before the chart"
+            wanted[("Secret", place, name)] = f"{one['kind']} {one['metadata']['name']} reads it: create it before installing the chart"
         if one["kind"] == "RoleBinding":
             for subject in one["subjects"]:
                 wanted[("ServiceAccount", subject["namespace"], subject["name"])] = (
-                    "runs use it: set serviceAccount.create=true, or its right name"
+                    "runs use it: set serviceAccount.create=true, or correct its name"
                 )
     for kind, place, name in sorted(set(wanted) - made):
         path = f"/api/v1/namespaces/{place}/{kind.lower()}s/{name}"
@@ -152,17 +154,17 @@ def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Itera
 
 def _gpus(api: Api, jobs: JobSettings) -> str:
     if not allowed(api, "list", "nodes", ""):
-        return "not looked at: no permission to list nodes"
+        return "not checked: no permission to list nodes"
     gpus, resource = jobs.gpus_per_node, jobs.gpu_resource
     found = api.call("GET", "/api/v1/nodes")["items"]
     large = [node for node in found if count_of(node, resource) >= gpus]
     unfit = [reason for node in large if (reason := why_not(node))]
     if len(large) - len(unfit) < jobs.nodes:
-        most = f" (the most is {max((count_of(node, resource) for node in found), default=0)})" if len(large) < jobs.nodes else ""
-        wanted = f"jobs want {jobs.nodes} x {gpus} {resource}, and {len(large)} of the nodes have so many{most}"
+        most = f" (the maximum is {max((count_of(node, resource) for node in found), default=0)})" if len(large) < jobs.nodes else ""
+        wanted = f"jobs need {jobs.nodes} x {gpus} {resource}, but only {len(large)} of the nodes have that many{most}"
         raise InputError("; ".join([wanted, *unfit[:3]]))
     unknown = resource.startswith("nvidia.com/") and not any(map(is_labelled, large))
-    known = f"; their drivers are not known, {DRIVER} or newer is needed" if unknown else ""
+    known = f"; their drivers are unknown; {DRIVER} or newer is needed" if unknown else ""
     return f"nodes with {gpus} or more: {len(large) - len(unfit)}{known}"
 
 
@@ -182,7 +184,7 @@ def _storage_class(api: Api, name: str) -> str:
         annotations: Mapping[str, str] = found["metadata"].get("annotations") or {}
         if annotations.get("storageclass.kubernetes.io/is-default-class") == "true":
             return str(found["metadata"]["name"])
-    raise InputError("the cluster has no default: name one in objectStore.bundled.persistence.storageClass")
+    raise InputError("the cluster has no default storage class: set one in objectStore.bundled.persistence.storageClass")
 
 
 def _for_kubeflow(api: Api, objects: Sequence[Object]) -> Iterator[Check]:

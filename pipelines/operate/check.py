@@ -31,26 +31,30 @@ _HOOKS = frozenset({"check", "bucket", "pipeline"})
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add `check`."""
-    parser = commands.add_parser("check", parents=[common], help="does a cluster have what runs need?")
+    parser = commands.add_parser("check", parents=[common], help="check that a cluster has what runs need")
     checks = parser.add_subparsers(dest="what", required=True)
-    run = checks.add_parser("run", parents=[common], help="store, rights, kinds; by the profile, as the account of this pod")
-    run.add_argument("--nodes", action="store_true", help="nodes must be readable too")
+    run = checks.add_parser(
+        "run", parents=[common], help="check the store, rights and kinds that the profile needs, with this pod's service account"
+    )
+    run.add_argument("--nodes", action="store_true", help="also check that nodes are readable")
     run.add_argument("--kubeflow", default="", metavar="URL", help="API of Kubeflow Pipelines that must be healthy")
     run.add_argument("--prometheus", default="", metavar="URL", help="Prometheus that must be ready")
     run.set_defaults(run=_run)
-    reaper = checks.add_parser("reaper", parents=[common], help="the rights of the reaper, as the account of this pod")
-    idle = checks.add_parser("idle", parents=[common], help="no job lives in these namespaces")
+    reaper = checks.add_parser("reaper", parents=[common], help="check the reaper's rights, with this pod's service account")
+    idle = checks.add_parser("idle", parents=[common], help="check that no job is running in these namespaces")
     for one in (reaper, idle):
-        one.add_argument("--namespace", action="append", required=True, help="repeat for each")
+        one.add_argument("--namespace", action="append", required=True, help="a namespace to check; may be repeated")
     reaper.set_defaults(run=_reaper)
-    idle.add_argument("--sweep", default="", metavar="NAMESPACE/RELEASE", help="where none lives, remove what failed hooks and tests left")
+    idle.add_argument(
+        "--sweep", default="", metavar="NAMESPACE/RELEASE", help="if no job is running, remove what failed hooks and tests left behind"
+    )
     idle.set_defaults(run=_idle)
-    preflight = checks.add_parser("preflight", parents=[common], help="what the cluster lacks for a chart, rendered on stdin")
+    preflight = checks.add_parser("preflight", parents=[common], help="list what the cluster lacks for a rendered chart, read from stdin")
     preflight.set_defaults(run=_preflight)
 
 
 def run_checks(checks: Iterable[Check]) -> int:
-    """Print a line a check, and in the end how many failed; the exit code."""
+    """Print one line per check, and at the end how many failed; the exit code."""
     failed = 0
     for name, look in checks:
         try:
@@ -89,7 +93,8 @@ def _reaper(options: argparse.Namespace) -> int:
     api = Api.connect()
     pairs = [(namespace, resource, verbs) for namespace in options.namespace for resource, verbs in REAPER_RIGHTS.items()]
     return run_checks(
-        (f"right to {resource} in {namespace}", partial(_rights, api, resource, verbs, namespace)) for namespace, resource, verbs in pairs
+        (f"permission for {resource} in {namespace}", partial(_rights, api, resource, verbs, namespace))
+        for namespace, resource, verbs in pairs
     )
 
 
@@ -123,7 +128,7 @@ def round_trip(root: str) -> str:
     write_bytes(uri, data)
     try:
         if read_bytes(uri) != data:
-            raise RunError(f"{uri}: other bytes came back than were written")
+            raise RunError(f"{uri}: the bytes read back differ from those written")
         if [info.uri for info in store.list(folder)] != [uri]:
             raise RunError(f"{uri}: was written, but is not listed")
     finally:
@@ -162,9 +167,9 @@ def _get(url: str, path: str, ca: str) -> bytes:
     try:
         answer = pool.request("GET", whole, timeout=10.0, retries=2)
     except urllib3.exceptions.HTTPError as error:
-        raise RunError(f"{whole} does not answer: {error}") from error
+        raise RunError(f"{whole} does not respond: {error}") from error
     if answer.status != 200:
-        raise InputError(f"{whole} answers {answer.status}")
+        raise InputError(f"{whole} responded with {answer.status}")
     return bytes(answer.data)
 
 
@@ -178,7 +183,7 @@ def _no_live_job(cluster: Cluster, namespace: str) -> str:
         living += [f"{kind.kind} {job['metadata']['name']}" for job in jobs if not has_ended(job)]
     if living:
         raise InputError(
-            f"{', '.join(living)} still run: end them (python -m pipelines cancel), or set uninstall.force=true by an upgrade first"
+            f"{', '.join(living)} still running: cancel them (python -m pipelines cancel), or first set uninstall.force=true in an upgrade"
         )
     return "none lives"
 

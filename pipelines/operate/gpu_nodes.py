@@ -20,10 +20,10 @@ def why_not(node: Mapping[str, Any]) -> str:
     name, labels = metadata.get("name", "a node"), metadata.get("labels") or {}
     driver = _number(labels, "cuda.driver-version.major", "cuda.driver.major")
     if driver is not None and driver < DRIVER:
-        return f"{name} has driver {driver}, {DRIVER} or newer is needed"
+        return f"{name} has driver {driver}, but {DRIVER} or newer is needed"
     major, minor = _number(labels, "gpu.compute.major"), _number(labels, "gpu.compute.minor") or 0
     if major is not None and (major, minor) < CAPABILITY:
-        return f"{name} has GPUs of compute capability {major}.{minor}, {CAPABILITY[0]}.{CAPABILITY[1]} or newer is needed"
+        return f"{name} has GPUs of compute capability {major}.{minor}, but {CAPABILITY[0]}.{CAPABILITY[1]} or newer is needed"
     return ""
 
 

@@ -14,7 +14,10 @@ from trainer.errors import InputError, RunError
 Object = dict[str, Any]
 Labels = Mapping[str, str]
 HEALTH = "/apis/v2beta1/healthz"
-LET_IN = "its NetworkPolicy lets in its own namespace and those labelled app.kubernetes.io/part-of=kubeflow-profile (docs/OPERATIONS.md)"
+LET_IN = (
+    "its NetworkPolicy admits traffic only from its own namespace and those labelled app.kubernetes.io/part-of=kubeflow-profile "
+    "(docs/OPERATIONS.md)"
+)
 """Where an answer that never comes may be a packet that was dropped."""
 _SECONDS = 10.0
 _IN_CLUSTER = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)(\.svc(\.[a-z0-9.-]+)?)?")
@@ -67,20 +70,20 @@ def judge_health(endpoint: str, body: bytes | str, multi_user: bool | None = Non
         health = json.loads(body)
         served = bool(health["multi_user"])
     except (ValueError, TypeError, LookupError):
-        raise InputError(f"{endpoint} answers, but not as Kubeflow Pipelines 2 does: correct kubeflow.endpoint") from None
+        raise InputError(f"{endpoint} responds, but not like Kubeflow Pipelines 2: correct kubeflow.endpoint") from None
     if multi_user is not None and served != multi_user:
-        raise InputError(f"{endpoint} serves {'several users' if served else 'one user'}: set kubeflow.multiUser={str(served).lower()}")
-    return "answers, for several users" if served else "answers"
+        raise InputError(f"{endpoint} is {'multi-user' if served else 'single-user'}: set kubeflow.multiUser={str(served).lower()}")
+    return "responds (multi-user)" if served else "responds"
 
 
 def _answers_inside(api: Api, path: str, namespace: str, multi_user: bool) -> str:
     """By the API server's proxy, which connects to the Service's pods as the upload will."""
     if not allowed(api, "get", "services/proxy", namespace):
-        return "not looked at: no permission to connect by services/proxy; `helm test` will"
+        return "not checked: no permission to connect through services/proxy; `helm test` will check it"
     try:
         health = api.once("GET", path)
     except (Refused, Unreachable) as error:
-        raise InputError(f"does not answer ({error}): install Kubeflow Pipelines, or correct kubeflow.endpoint") from error
+        raise InputError(f"does not respond ({error}): install Kubeflow Pipelines, or correct kubeflow.endpoint") from error
     except ValueError:
         health = None
     return judge_health(path.partition("/proxy")[0], json.dumps(health), multi_user)
@@ -95,11 +98,11 @@ def _answers_here(endpoint: str, multi_user: bool, ca: str) -> str:
     try:
         answer = pool.request("GET", url, timeout=_SECONDS, retries=False, redirect=False)
     except urllib3.exceptions.HTTPError as error:
-        raise RunError(f"does not answer from this machine: {error}") from error
+        raise RunError(f"is not reachable from this machine: {error}") from error
     if answer.status in (301, 302, 303, 307, 308, 401, 403):
-        return f"answers {answer.status}, as before a login"
+        return f"responds with {answer.status}, which suggests a login page"
     if answer.status != 200:
-        raise InputError(f"{url} answers {answer.status}: correct kubeflow.endpoint")
+        raise InputError(f"{url} responds with {answer.status}: correct kubeflow.endpoint")
     return judge_health(endpoint, answer.data, multi_user)
 
 
@@ -109,7 +112,7 @@ def _lets_in(api: Api, service: str, namespace: str, upload: Object) -> str:
         selector = api.call("GET", f"/api/v1/namespaces/{namespace}/services/{service}").get("spec", {}).get("selector") or {}
         policies = api.call("GET", f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")["items"]
     except Refused as refused:
-        return f"not looked at: {refused.refusal.message}"
+        return f"not checked: {refused.refusal.message}"
     before = [one for one in policies if "Ingress" in _types(one) and _selects(one["spec"].get("podSelector"), selector)]
     own = upload["metadata"]["namespace"]
     labels = {"kubernetes.io/metadata.name": own, **_labels_of(api, own)}
@@ -118,7 +121,7 @@ def _lets_in(api: Api, service: str, namespace: str, upload: Object) -> str:
     if before and not any(_admits(rule, own == namespace, labels, pod) for rule in rules):
         names = ", ".join(one["metadata"]["name"] for one in before)
         raise InputError(
-            f"{names} of namespace {namespace} let nothing in from namespace {own}: "
+            f"{names} in namespace {namespace} block all traffic from namespace {own}: "
             f"kubectl label namespace {own} app.kubernetes.io/part-of=kubeflow-profile, or install the chart in {namespace}"
         )
     return "let the upload in" if before else "none before Kubeflow's API"

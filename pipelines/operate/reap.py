@@ -39,14 +39,14 @@ Object = dict[str, Any]
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `reap`."""
-    reap = commands.add_parser("reap", parents=[common], help="end the jobs of runs that were terminated, have ended or are gone")
-    reap.add_argument("--watch", action="store_true", help="run until told to stop, acting within seconds; else once")
-    reap.add_argument("--namespace", action="append", default=[], help="only there; may be given more than once (default: all)")
+    reap = commands.add_parser("reap", parents=[common], help="delete the jobs of runs that were terminated, have ended or no longer exist")
+    reap.add_argument("--watch", action="store_true", help="run until told to stop, acting within seconds; without it, run once")
+    reap.add_argument("--namespace", action="append", default=[], help="only in this namespace; may be repeated (default: all)")
     reap.add_argument(
         "--grace-seconds", type=float, default=holds.GRACE_SECONDS,
-        help="how long the jobs of a failed run wait for its Retry (default: %(default).0f)",
+        help="how long the jobs of a failed run are kept for a Retry (default: %(default).0f)",
     )  # fmt: skip
-    reap.add_argument("--port", type=int, default=8080, help="of /metrics and /healthz, with --watch (default: %(default)s)")
+    reap.add_argument("--port", type=int, default=8080, help="port of /metrics and /healthz, with --watch (default: %(default)s)")
     reap.set_defaults(run=_run)
 
 
@@ -230,7 +230,7 @@ class Reaper:
             else:
                 ending.shorten_grace(self._cluster, kind, name, namespace, only_going=metadata["uid"] in self._departed)
         except Conflict:
-            return True  # its newer version is on the way here, and decided on anew
+            return True  # its newer version is on the way here, and decided on again
         except (InputError, RunError) as error:
             self._complain(error)
             return False

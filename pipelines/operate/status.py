@@ -77,12 +77,12 @@ class Row:
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `status`."""
     status = commands.add_parser(
-        "status", parents=[common], help="what runs on the cluster or lies in a root, how far it is, and who holds it"
+        "status", parents=[common], help="show what is running on the cluster or stored in a root, its progress, and who holds it"
     )
     status.add_argument("--namespace", default="", help="where the jobs are (default: the profile's, else the context's)")
-    status.add_argument("--experiment", default="", help="of this one only")
-    status.add_argument("--root", default="", help="of runs on this machine: what lies in this store (default without a cluster: runs)")
-    status.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    status.add_argument("--experiment", default="", help="only this experiment")
+    status.add_argument("--root", default="", help="show the experiments stored in this root instead (default without a cluster: runs)")
+    status.add_argument("--json", action="store_true", help="print JSON instead of a table")
     status.set_defaults(run=_run)
 
 
@@ -114,7 +114,7 @@ def _show_root(root: str, options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(row) for row in found], indent=1))
     elif found:
-        print(f"no cluster is asked: this is what lies in {root}")
+        print(f"no cluster was queried; this is what is in {root}")
         _print_root(found)
     else:
         print(f"no experiments in {root}")

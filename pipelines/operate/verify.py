@@ -101,7 +101,7 @@ class Walk:
             uri = join(folder, name)
             digest = self.look(uri, lambda uri=uri: file_sha256(uri))  # type: ignore[misc]
             if digest is not None and digest != sealed["sha256"]:
-                self.say(uri, "its checksum is not the sealed one")
+                self.say(uri, "its checksum does not match the sealed one")
             self.size += int(sealed["size"])
 
 
@@ -213,7 +213,7 @@ def _json(uri: str) -> Any:
         and "format_version" in value
         and value[CHECKSUM] != checksum(value)
     ):
-        raise Corrupt(f"{uri}: its checksum is not that of its content")
+        raise Corrupt(f"{uri}: its checksum does not match its content")
     return value
 
 
@@ -234,7 +234,7 @@ _CHECKS: dict[str, Callable[[Walk, str], object]] = {
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add `verify` to the command line."""
     parser = commands.add_parser(
-        "verify", parents=[common], help="hash all that an experiment and its data hold; say what is not as sealed"
+        "verify", parents=[common], help="hash everything that an experiment and its data hold; report what differs from its seal"
     )
     add_request(parser)
     parser.set_defaults(run=run)
@@ -255,9 +255,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _lines(walk: Walk) -> Iterator[str]:
     yield from map(str, walk.found)
-    yield from (f"note: {uri}: firstsight writes nothing of this name" for uri in walk.unknown)
+    yield from (f"note: {uri}: firstsight writes no file with this name" for uri in walk.unknown)
     yield from (
         f"note: {folder}: no final model is sealed there: the stage is not finished, or its seal is missing" for folder in walk.unfinished
     )
     looked = f"{walk.objects} objects, {walk.size / 1e9:,.3f} GB hashed"
-    yield f"{looked}: {len(walk.found)} not as sealed" if walk.found else f"{looked}: all as sealed"
+    yield f"{looked}: {len(walk.found)} differ from what was sealed" if walk.found else f"{looked}: everything matches what was sealed"

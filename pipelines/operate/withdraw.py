@@ -20,10 +20,10 @@ from trainer.storage.plans import read_plan, write_plan
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `withdraw`."""
-    withdraw = commands.add_parser("withdraw", parents=[common], help="what an experiment's requests asked for; give one up")
-    withdraw.add_argument("experiment", help="its name")
+    withdraw = commands.add_parser("withdraw", parents=[common], help="list what an experiment's requests asked for, or withdraw one")
+    withdraw.add_argument("experiment", help="name of the experiment")
     withdraw.add_argument("--root", default="", help="store URI (default: the profile's, else runs)")
-    withdraw.add_argument("--request", action="append", default=[], metavar="ID", help="give this one up; may be repeated")
+    withdraw.add_argument("--request", action="append", default=[], metavar="ID", help="withdraw this request; may be repeated")
     withdraw.set_defaults(run=_run)
 
 
@@ -57,7 +57,7 @@ def withdraw(experiment_uri: str, requests: Collection[str]) -> list[str]:
     known = _lanes(experiment_uri)
     unknown = [request for request in requests if request not in known]
     if unknown:
-        raise InputError(f"{experiment_uri}: has no request {unknown[0]}, only {', '.join(known) or 'none'}")
+        raise InputError(f"{experiment_uri}: has no request {unknown[0]}; it has {', '.join(known) or 'none'}")
     for request in requests:
         uri = layout.request(experiment_uri, request)
         open_store(uri).delete(uri)
@@ -82,7 +82,7 @@ def withdraw(experiment_uri: str, requests: Collection[str]) -> list[str]:
 def _lanes(experiment_uri: str) -> dict[str, list[dict[str, Any]]]:
     plan = read_plan(experiment_uri)
     if plan is None:
-        raise InputError(f"{experiment_uri}: no plan.json: nothing is planned there")
+        raise InputError(f"{experiment_uri}: no plan.json: nothing has been planned here")
     found: dict[str, list[dict[str, Any]]] = plan.get("lanes", {})
     return found
 

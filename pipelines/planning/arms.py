@@ -55,11 +55,11 @@ def _arm(item: str) -> Arm:
 def _items(what: str, text: str, rule: str) -> Iterator[str]:
     for item in text.split(","):
         if not item.strip():
-            raise InputError(f"{what} must be {rule}, got an empty one in {text!r}")
+            raise InputError(f"{what} must be {rule}, got an empty item in {text!r}")
         yield item.strip()
 
 
 def _refuse_repeated(what: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{what} must differ from each other, got {name!r} {names.count(name)} times")
+            raise InputError(f"{what} must be distinct, got {name!r} {names.count(name)} times")

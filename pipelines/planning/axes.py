@@ -61,18 +61,20 @@ def check_axes(axes: Any, source: str = "vary") -> None:
     for axis, fields in axes.items():
         where = f"{source}: axis {axis!r}"
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis) or len(axis) > MOST_LETTERS // 2:
-            raise InputError(f"{where} must be called by at most {MOST_LETTERS // 2} of a-z, 0-9 and '-', a letter first")
+            raise InputError(
+                f"{where} must have a name of at most {MOST_LETTERS // 2} characters from a-z, 0-9 and '-', starting with a letter"
+            )
         require(where, fields, "a mapping of a recipe's fields, each with its values", isinstance(fields, Mapping) and bool(fields))
         for field, values in fields.items():
             _check_field(where, str(field))
             if str(field) in owners:
-                raise InputError(f"{where}: {field} is varied by axis {owners[str(field)]!r} already")
+                raise InputError(f"{where}: {field} is already varied by axis {owners[str(field)]!r}")
             owners[str(field)] = axis
             _check_values(f"{where}: {field}", values)
         lengths = {str(field): len(values) for field, values in fields.items()}
         if len(set(lengths.values())) > 1:
             said = ", ".join(f"{field} has {number}" for field, number in lengths.items())
-            raise InputError(f"{where}: fields that move together need as many values each: {said}")
+            raise InputError(f"{where}: fields that vary together need the same number of values each: {said}")
         _check_words(where, fields)
     if axes:
         _check_points(axes, source)
@@ -138,7 +140,7 @@ def _check_words(where: str, fields: Mapping[str, list[Any]]) -> None:
 def _check_points(axes: Axes, source: str) -> None:
     points = points_of(axes)
     if len(points) > MOST_POINTS:
-        raise InputError(f"{source}: its axes make {len(points):,} points, at most {MOST_POINTS} are planned")
+        raise InputError(f"{source}: its axes give {len(points):,} points, but at most {MOST_POINTS} are allowed")
     names = [name_of(axes, point) for point in points]
     for name in names:
         if len(name) > MOST_LETTERS or not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):

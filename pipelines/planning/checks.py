@@ -80,10 +80,10 @@ def _split_note(one: Estimate) -> list[str]:
     if one.memory is None or not machines.gpu_bytes or one.local_batch_size == one.whole:
         return []
     whole = sizes.training_bytes(one.stage, machines.ranks, one.whole)
-    way = "through the gradient cache, which runs forward twice" if stage == "contrastive" else "one after another"
+    way = "through the gradient cache, which runs the forward pass twice" if stage == "contrastive" else "one after another"
     return [
-        f"{stage}: {one.whole:,} samples a rank need an estimated {whole / 1e9:,.1f} GB, a GPU has {machines.gpu_bytes / 1e9:,.1f}: "
-        f"taken {one.local_batch_size:,} at a time {way}"
+        f"{stage}: {one.whole:,} samples per rank need an estimated {whole / 1e9:,.1f} GB, but a GPU has {machines.gpu_bytes / 1e9:,.1f}: "
+        f"processed {one.local_batch_size:,} at a time {way}"
     ]
 
 
@@ -91,7 +91,7 @@ def _unknown_note(found: list[Estimate]) -> list[str]:
     """That nobody compared the estimate with a GPU's memory, where nobody did."""
     unknown = [one for one in found if one.memory is not None and not one.machines.gpu_bytes]
     most = max((one.memory.total for one in unknown if one.memory is not None), default=0)
-    said = f"a rank needs an estimated {most / 1e9:,.1f} GB of GPU memory, compared with nothing: set jobs.gpu_memory (such as 80Gi)"
+    said = f"a rank needs an estimated {most / 1e9:,.1f} GB of GPU memory, which could not be checked: set jobs.gpu_memory (such as 80Gi)"
     return [f"{said} in the profile"] if unknown else []
 
 
@@ -103,5 +103,5 @@ def _slow_note(recipe: Recipe, found: list[Estimate]) -> list[str]:
     side, data = sizes.sizes(recipe.model).image_size, ", ".join(f"{one.data.count:,} {one.what}" for one in found)
     return [
         f"training at {side} px on {found[0].machines.cores} cores takes about {float(f'{hours:.2g}'):,.0f} hours ({data}; "
-        f"{CORE_GFLOPS:.0f} GFLOP/s a core assumed){'' if recipe.name == 'demo' else '; RECIPE=demo takes minutes'}"
+        f"{CORE_GFLOPS:.0f} GFLOP/s per core assumed){'' if recipe.name == 'demo' else '; RECIPE=demo takes minutes'}"
     ]

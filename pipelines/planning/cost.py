@@ -28,7 +28,7 @@ CACHE_SHARE = 3 / 4
 UNCOMPILED_SHARE = 110 / 147
 """Of the rate without torch.compile: milliseconds a step in docs/PERFORMANCE_NOTES.md, "compile, a block at a time"."""
 STEP_SECONDS = 0.025
-"""A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs a GPU."""
+"""A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs per GPU."""
 _WORTH_SAYING = 1.2
 """By so much must another use of the nodes be faster: below lies what the estimate does not know."""
 CORE_GFLOPS = 50.0
@@ -188,10 +188,10 @@ class Estimate:
         checkpoint, final = sizes.checkpoint_bytes(self.stage), sizes.final_bytes(self.stage)
         return [
             f"data: {self._data()} = {self.steps:,} steps, {self.samples:,} {what}; warm-up {recipe.optimizer.warmup_steps:,} steps",
-            f"ranks: {self.machines} = {ranks}; {batch:,} / {ranks} = {batch // ranks:,} {what} a rank",
+            f"ranks: {self.machines} = {ranks}; {batch:,} / {ranks} = {batch // ranks:,} {what} per rank",
             f"placement: {', '.join(self._placement())}",
             f"memory: {self._memory()}",
-            f"rate: {number(self.rate.rate)} {what}/s a {unit} x {ranks} = {number(together)} {what}/s [{mark}: {self.rate.said}]",
+            f"rate: {number(self.rate.rate)} {what}/s per {unit} x {ranks} = {number(together)} {what}/s [{mark}: {self.rate.said}]",
             f"time: {self.samples:,} / {number(together)} / 3600 = {number(self.hours)} hours; x {ranks} = {number(self.gpu_hours)} "
             f"{unit}-hours [{mark}]",
             f"disk: {self.checkpoints} checkpoints x {checkpoint / 1e9:,.2f} GB + {self._weights_kept()}final {final / 1e9:,.2f} GB "
@@ -227,7 +227,7 @@ class Estimate:
             return "no GPU: not estimated"
         parts = (
             f"weights, gradients, moments {memory.state / 1e9:,.2f} + {memory.samples:,} {self.what} x {memory.sample / 1e6:,.1f} MB "
-            f"+ share and loss {memory.share / 1e9:,.2f} + CUDA {memory.context / 1e9:,.2f} = {memory.total / 1e9:,.1f} GB a rank"
+            f"+ share and loss {memory.share / 1e9:,.2f} + CUDA {memory.context / 1e9:,.2f} = {memory.total / 1e9:,.1f} GB per rank"
         )
         if not gpu_bytes:
             return f"{parts} [assumed; jobs.gpu_memory is not set]"
@@ -285,8 +285,8 @@ def side_by_side(runs: Sequence[Estimate]) -> str:
         return ""
     nodes, share = machines.nodes // at_once, settings(first.stage).global_batch_size // machines.ranks
     return (
-        f"advice: {at_once} at a time, {nodes} node{'s' * (nodes > 1)} each: {number(best)} hours for these {count}, one after another on "
-        f"{machines.nodes} nodes {number(in_turn)}: a share of {share} {first.what} leaves a GPU waiting for its host"
+        f"advice: {at_once} at a time on {nodes} node{'s' * (nodes > 1)} each: {number(best)} hours for these {count}, one after another "
+        f"on {machines.nodes} nodes {number(in_turn)}: a share of {share} {first.what} leaves a GPU waiting for its host"
     )
 
 
@@ -305,7 +305,7 @@ def chosen_batch_size(stage: StageConfig, machines: Machines, asked: int | str =
     if known and needed > machines.gpu_bytes:
         raise InputError(
             f"placement.local_batch_size must fit a GPU of {machines.gpu_bytes / 1e9:,.1f} GB, got {asked}: {given:,} samples of the "
-            f"{stage.stage} stage need an estimated {needed / 1e9:,.1f} GB; auto takes what fits"
+            f"{stage.stage} stage need an estimated {needed / 1e9:,.1f} GB; `auto` picks a size that fits"
         )
     return given
 
@@ -336,7 +336,9 @@ def _rate(stage: StageConfig, machines: Machines, local: int, compiled: bool) ->
         return Rate(rate=machines.cores * CORE_GFLOPS * 1e9 / flops, measured=False, said=said)
     found = (_fed(stage, machines, local) if compiled else None) or _from_peak(flops, machines)
     if stage.stage == "contrastive" and local < sizes.whole_batch_size(stage, machines.ranks):
-        found = Rate(rate=found.rate * CACHE_SHARE, measured=False, said=f"{found.said} x 3/4: the gradient cache runs forward twice")
+        found = Rate(
+            rate=found.rate * CACHE_SHARE, measured=False, said=f"{found.said} x 3/4: the gradient cache runs the forward pass twice"
+        )
     if not compiled:
         found = Rate(rate=found.rate * UNCOMPILED_SHARE, measured=False, said=f"{found.said} x {UNCOMPILED_SHARE:.2f}: not compiled")
     share = settings(stage).global_batch_size // machines.ranks

@@ -73,7 +73,7 @@ def _points(where: str, test: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
     axis, others = test["axis"], {name for name in axes if name != test["axis"]}
     require(f"{where}: at", test["at"], "a mapping of axes with one value each", isinstance(test["at"], Mapping))
     if set(test["at"]) != others:
-        raise InputError(f"{where}: at must give one value of {', '.join(sorted(others)) or 'no other axis'}, got {dict(test['at'])}")
+        raise InputError(f"{where}: `at` must give one value of {', '.join(sorted(others)) or 'no other axis'}, got {dict(test['at'])}")
     found = []
     for point in points_of(axes):
         values = values_at(axes, point)

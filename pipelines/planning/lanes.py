@@ -55,7 +55,7 @@ class Lanes:
         for lane in self.lanes:
             if lane.name == name:
                 return lane
-        raise InputError(f"there is no lane {name!r}, only {', '.join(lane.name for lane in self.lanes)}")
+        raise InputError(f"there is no lane {name!r}; the lanes are {', '.join(lane.name for lane in self.lanes)}")
 
     def owner(self, folder: str) -> Lane | None:
         """The lane that owns a stage; None where cells of one lane alone need it."""
@@ -115,5 +115,5 @@ def read_lanes(experiment_uri: str, request_id: str) -> Lanes:
     lacking = [cell for lane in lanes for cell in lane.cells if cell not in entries]
     if not lanes or lacking:
         what = f"cell {lacking[0]!r}" if lacking else f"lanes for request {request_id}"
-        raise NoLanesError(f"{join(experiment_uri, NAME)} has no {what}: start the run again, and its step `plan` writes them")
+        raise NoLanesError(f"{join(experiment_uri, NAME)} has no {what}: start the run again; its step `plan` writes them")
     return Lanes(lanes=lanes, entries={cell: entries[cell] for lane in lanes for cell in lane.cells})

@@ -61,7 +61,7 @@ class Measuring:
         towers: models measured on triplets alone.
         pictures: that they are run on.
         machines: one GPU, or the CPU.
-        forward: pictures a second through one model, texts included.
+        forward: pictures per second through one model, texts included.
         training: device-hours of the stages that the cell trains.
         beside: what `representation` asks for of a model; probes of final models alone.
     """

@@ -209,7 +209,7 @@ def require_inert(where: str, value: Any) -> None:
         require(where, value, "text without '{{' and '$('", not _EXPANDED.search(value))
         if holds_credentials(value):
             raise InputError(
-                f"{where} must not hold credentials, which requests and jobs would show to all who may read them, got {value}: "
+                f"{where} must not contain credentials, which requests and jobs would expose to everyone who can read them, got {value}: "
                 "copy the file to the store and name it there"
             )
 

@@ -43,7 +43,7 @@ class Cell:
         arm: the arm's name.
         point: which variation of the recipe it is; empty where the experiment has one recipe.
         seed: the seed.
-        recipe: all that decides its numbers but for data, arm and seed.
+        recipe: all that decides its numbers except data, arm and seed.
         perceptual: stage 1, shared with other cells; None where the arm has none.
         contrastive: stage 2; of `posthoc` that of its base arm.
         posthoc: fine-tuning after it; None where the arm has none.
@@ -72,7 +72,7 @@ class Experiment:
     Attributes:
         root: store URI.
         name: of the experiment.
-        recipe: all that decides its numbers but for data, arm and seed.
+        recipe: all that decides its numbers except data, arm and seed.
         pairs: the sealed pairs.
         triplets: the sealed triplets.
         placement: where and how each stage runs unless its job says otherwise.
@@ -161,7 +161,7 @@ def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
     for arm in arms:
         refusal = named_labels(arm.labels).refusal(judge, recipe.staging) if arm.labels else ""
         if refusal:
-            raise InputError(f"arms has {arm.name!r}, whose labels {refusal}")
+            raise InputError(f"arms has {arm.name!r}, but its labels {refusal}")
 
 
 def weights_of(arms: tuple[Arm, ...]) -> dict[str, str]:
@@ -193,7 +193,7 @@ def read_sets(text: str) -> tuple[DataConfig, ...]:
     manifests = [(uri, read_manifest(uri)) for uri in uris]
     for uri, manifest in manifests:
         if manifest is None and not exists(join(uri, "test", "nshards.txt")):
-            raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt lies there")
+            raise InputError(f"evaluation set {uri}: neither manifest.json nor test/nshards.txt exists there")
     return tuple(as_data(uri) if manifest else DataConfig(uri=uri) for uri, manifest in manifests)
 
 

@@ -58,16 +58,16 @@ _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One run's request. A value equal to its default means the same whether it was given or not."""
+    """One run's request. A value equal to its default means the same whether or not it was given."""
 
     recipe: str | Mapping[str, Any] = parameters.recipe(
         "demo",
-        "smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file, or in a request file the recipe itself",
+        "smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file or, in a request file, the recipe itself",
         form="study_recipe",
     )
-    set: Mapping[str, Any] = settings(Recipe, "what differs from the recipe, such as contrastive.epochs=16", form="study_set")
+    set: Mapping[str, Any] = settings(Recipe, "settings to override in the recipe, such as contrastive.epochs=16", form="study_set")
     arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {_ARMS}; docs/RECIPES.md explains each", form="study_arms")
-    seeds: tuple[str, ...] = items(("0",), "whole numbers; each arm is run once with each", form="study_seeds")
+    seeds: tuple[str, ...] = items(("0",), "integers; each arm is run once per seed", form="study_seeds")
     vary: Mapping[str, Any] = parameters.mapping(
         "axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; arms x seeds x points are run",
         kind="axes",
@@ -82,20 +82,23 @@ class Request:
     triplets: str = text(
         "",
         "judged triplets: a folder in the NIGHTS layout, or a list",
-        otherwise="made from the pairs, judged by FLIP",
+        otherwise="generated from the pairs and judged by FLIP",
         form="data_triplets",
     )
     eval_sets: tuple[str, ...] = items((), "URIs of further evaluation sets", otherwise="those staged with the pairs")
     max_reject_fraction: float = number(
-        0.01, "staging stops when a larger share of the samples is bad", rule="between 0 and 1", ok=lambda value: 0 <= value <= 1
+        0.01, "staging stops if more than this fraction of the samples is bad", rule="between 0 and 1", ok=lambda value: 0 <= value <= 1
     )
     root: str = text("", "store URI for everything a run keeps: a folder, or s3://bucket/prefix", otherwise="the profile's, else runs")
     experiment: str = text(
-        "", "runs of one name share work and are compared", otherwise="the recipe's name, or one made from the data", form="study_name"
+        "",
+        "runs with the same name share work and are compared",
+        otherwise="the recipe's name, or one made from the data",
+        form="study_name",
     )
     profile: str = text(
         "",
-        "where jobs run: a YAML file; on Kubeflow the name of a ConfigMap",
+        "where jobs run: a YAML file or, on Kubeflow, the name of a ConfigMap",
         otherwise="this machine; on Kubeflow firstsight",
         form="jobs_profile",
     )
@@ -106,7 +109,7 @@ class Request:
     )
     nodes: int | None = number(
         None,
-        "machines of the contrastive job",
+        "number of machines for the contrastive job",
         otherwise="the profile's, else 1",
         rule=f"between 1 and {MAX_NODES}",
         ok=lambda value: 1 <= value <= MAX_NODES,
@@ -114,7 +117,7 @@ class Request:
     )
     gpus_per_node: int | None = number(
         None,
-        "GPUs on each machine, one process for each; 0: CPU",
+        "GPUs on each machine, with one process per GPU; 0: CPU",
         otherwise="the profile's",
         rule=f"between 0 and {MAX_GPUS_PER_NODE}",
         ok=lambda value: 0 <= value <= MAX_GPUS_PER_NODE,
@@ -135,7 +138,7 @@ class Request:
     )
     parallel_cells: int | None = number(
         None,
-        "cells that run at once; 0: all are submitted to the queue, which admits them; on this machine one at a time",
+        "cells that run at the same time; 0: all are submitted to the queue, which admits them; on this machine always one at a time",
         otherwise="the profile's, else 1",
         rule=f"between 0 and {MAX_PARALLEL_CELLS}",
         ok=lambda value: 0 <= value <= MAX_PARALLEL_CELLS,
@@ -144,7 +147,7 @@ class Request:
     )
     resume: str = text(
         "auto",
-        "auto (from the last checkpoint), never (begin anew), or the URI of a checkpoint",
+        "auto (from the last checkpoint), never (start over), or the URI of a checkpoint",
         rule="auto, never or a checkpoint's URI",
         ok=lambda value: value in ("auto", "never") or "/" in value,
     )
@@ -262,7 +265,7 @@ def read_request(uri: str) -> Request:
     """
     values = read_document(uri, "a stored request", STORED_VERSION, checked_from=2)
     if values is None:
-        raise InputError(f"request {uri}: not found: start the run again, and its first step writes it")
+        raise InputError(f"request {uri}: not found: start the run again; its first step writes the request")
     del values["format_version"]
     with located(uri):
         earlier = {name: parse(FIELDS[name], value, name) for name, value in INTRODUCED.items() if value is not None}
@@ -270,7 +273,7 @@ def read_request(uri: str) -> Request:
     if request.parallel_cells == 1 and f"/{request.id}.json" != uri[uri.rfind("/") :]:
         request = dataclasses.replace(request, parallel_cells=None)  # for a while 1 was the default, and stood for not given
     if f"/{request.id}.json" != uri[uri.rfind("/") :]:
-        raise Corrupt(f"{uri}: holds request {request.id}: it was damaged or changed by hand; start the run again, which writes it anew")
+        raise Corrupt(f"{uri}: holds request {request.id}: it was damaged or changed by hand; start the run again, which rewrites it")
     return request
 
 
@@ -334,12 +337,14 @@ def _with_own_parameters(values: dict[str, Any]) -> Request:
     placement = dict(values.get("placement", {}))
     for key in LAUNCHERS_OWN:
         if key in placement:
-            raise InputError(f"placement.{key} is set by the launcher alone: leave it out")
+            raise InputError(f"placement.{key} is set only by the launcher: remove it")
     for key, name in OWN_PARAMETER.items():
         if key in placement and key != "processes_per_node":
             value = parse(FIELDS[name], placement.pop(key), f"placement.{key}")
             if name in values and values[name] != value:
-                raise InputError(f"{name} is {values[name]}, and placement.{key} is {value}: they mean the same, give one of them")
+                raise InputError(
+                    f"{name} is {values[name]}, and placement.{key} is {value}: they mean the same thing: give only one of them"
+                )
             values = {**values, name: value}
     gpus, processes = values.get("gpus_per_node"), placement.get("processes_per_node")
     if gpus and processes is not None and processes != gpus:

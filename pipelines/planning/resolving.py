@@ -67,7 +67,7 @@ def refuse_other_epochs(placement: Mapping[str, Any], recipe: Recipe) -> None:
     for key, wanted in (("checkpoint_every_epochs", recipe.evaluation.every_epochs), ("trajectory", recipe.evaluation.trajectory)):
         kept, by = placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
         if wanted and kept != wanted:
-            raise InputError(f"placement.{key} is {kept}, and the recipe's evaluation.{by} is {wanted}: leave the first out")
+            raise InputError(f"placement.{key} is {kept}, and the recipe's evaluation.{by} is {wanted}: remove the former")
 
 
 def _refuse_local_places(request: Request) -> None:
@@ -78,7 +78,7 @@ def _refuse_local_places(request: Request) -> None:
         for uri in uris:
             if uri not in ("", "demo", "auto", "never") and "://" not in uri:
                 raise InputError(
-                    f"{name} must be a URI such as s3://bucket/prefix, since a cluster does not see this machine's files: {uri!r}"
+                    f"{name} must be a URI such as s3://bucket/prefix, since the cluster cannot access this machine's files: {uri!r}"
                 )
 
 

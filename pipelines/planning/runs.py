@@ -144,8 +144,8 @@ def read_run(root: str, run: str) -> str | None:
     if value is None:
         return None
     if value["format_version"] == 1 and value.keys() != {"format_version", "request"}:
-        raise Corrupt(f"{uri}: not a run's record of firstsight: no format_version")
+        raise Corrupt(f"{uri}: not a firstsight run record: no format_version")
     request = value.get("request")
     if not isinstance(request, str) or not request.startswith(f"{root.rstrip('/')}/experiments/"):
-        raise Corrupt(f"{uri}: names no stored request: start the run again, and its first step writes the record")
+        raise Corrupt(f"{uri}: names no stored request: start the run again; its first step writes the record")
     return request

@@ -92,11 +92,11 @@ def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe, 
     path = local_path(source)
     if what == "pairs" and source and path is not None and (pictures := _count_pictures(path)):
         return Samples(
-            count=round(pictures * (1 - recipe.staging.heldout_fraction)), said="about, by the pictures in the folder", known=False
+            count=round(pictures * (1 - recipe.staging.heldout_fraction)), said="estimated from the pictures in the folder", known=False
         )
     count, name = (LISTS["yfcc15m-openai"], "YFCC15M") if what == "pairs" else (NIGHTS, "NIGHTS")
     guessed = source not in ("", "demo")
-    said = f"none staged: taken for {name}"
+    said = f"not staged; assumed for {name}"
     return Samples(count=count, said=said, known=False, guessed=guessed, at_most=0 if source else count)
 
 

@@ -94,7 +94,7 @@ def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Seque
     for cell in cells:
         for stage in cell.stages():
             state = "done" if done[stage.output] else "to do"
-            table.add_row(cell.name, stage.stage, state, stage.output if staged else "known once the data is staged")
+            table.add_row(cell.name, stage.stage, state, stage.output if staged else "known once the data have been staged")
     for what, part in (("pairs", experiment.pairs), ("triplets", experiment.triplets)):
         console.print(f"{what}: {part.uri or 'to be staged'}", markup=False)
     console.print(table)
@@ -120,7 +120,7 @@ def outline(
         *_axes(axes),
         f"model: {size.parameters / 1e6:,.1f} M parameters (vision {size.vision.parameters / 1e6:,.1f} M, text "
         f"{size.text.parameters / 1e6:,.1f} M), forward {size.vision.flops(size.vision.tokens) / 1e9:,.3g} + "
-        f"{size.text.flops(size.text.tokens) / 1e9:,.3g} GFLOP a picture and caption",
+        f"{size.text.flops(size.text.tokens) / 1e9:,.3g} GFLOP per picture and caption",
     ]
     alike: dict[tuple[str, ...], list[Estimate]] = {}
     for estimate in estimates.values():
@@ -130,8 +130,8 @@ def outline(
         shown = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
         lines += [f"{stage}: {len(runs)} x ({shown})", *(f"  {line}" for line in (*said, side_by_side(runs)) if line)]
     left = [estimate for folder, estimate in estimates.items() if folder not in done]
-    totals = f"in all: {_total(list(estimates.values()))}" + (f"; without the {len(done)} that are done: {_total(left)}" if done else "")
-    return [*lines, f"{totals}; staging comes on top, and evaluation"]
+    totals = f"in all: {_total(list(estimates.values()))}" + (f"; excluding the {len(done)} already done: {_total(left)}" if done else "")
+    return [*lines, f"{totals}, not including staging and evaluation"]
 
 
 def _axes(axes: Axes | None) -> list[str]:
@@ -151,7 +151,7 @@ def _total(estimates: Sequence[Estimate]) -> str:
 
 def _differences(recipe: Recipe, base: Recipe) -> list[str]:
     differing = recipe_differences(recipe, base)
-    said = f"as {base.name} is shipped" if not differing else f"differs from {base.name} in"
+    said = f"the built-in {base.name}, unchanged" if not differing else f"differs from {base.name} in"
     return [f"recipe {recipe.name}: {said}", *(f"  {line}" for line in differing)]
 
 

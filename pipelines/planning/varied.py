@@ -31,8 +31,8 @@ def varied(experiment: Experiment, earlier: Plan) -> dict[str, Any]:
         before = axes.get(axis, fields)
         if list(before) != list(fields):
             raise InputError(
-                f"vary: axis {axis!r} of experiment {experiment.name} varied {', '.join(before)}, and now {', '.join(fields)}: "
-                "give the axis another name"
+                f"vary: axis {axis!r} of experiment {experiment.name} varied {', '.join(before)} before, but now varies "
+                f"{', '.join(fields)}: give the axis another name"
             )
         axes[axis] = {
             field: [*before[field], *(value for value in values if value not in before[field])] for field, values in fields.items()

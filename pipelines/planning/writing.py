@@ -209,13 +209,15 @@ def _refuse_other_manifests(experiment: Experiment, earlier: Plan) -> None:
             what = "its manifest.json is" if "manifest_sha256" in differing else "the manifest.json of an evaluation set staged with it is"
             raise Corrupt(
                 f"{data.uri}: {what} not the file that experiment {experiment.name} was planned with: it was damaged or changed by hand; "
-                "delete that file to have the data set staged again, or bring it back from a copy"
+                "delete that file to have the data set staged again, or restore it from a copy"
             )
 
 
 def _refuse(what: str, differing: list[str]) -> None:
     if differing:
-        raise InputError(f"{what} was planned with another recipe or other data: {shown(differing)}: give the experiment another name")
+        raise InputError(
+            f"{what} was planned with a different recipe or different data: {shown(differing)}: give the experiment another name"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- cells of earlier runs
@@ -282,7 +284,7 @@ def _stages_of(experiment: Experiment, name: str, configured: set[str]) -> list[
         if stage is not None
     ]
     if cells[-1].cell != name:
-        raise Corrupt(f"{layout.config(cells[-1].output)}: is of cell {cells[-1].cell}")
+        raise Corrupt(f"{layout.config(cells[-1].output)}: belongs to cell {cells[-1].cell}")
     return [*([perceptual] if perceptual else []), *cells]
 
 
@@ -321,13 +323,15 @@ def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageCo
         if before is not None:
             return before
         if next(recorded_fields(stage.output), None) is not None:
-            raise InputError(f"{why}; and what else {stage.output} holds is of another recipe: give the experiment another name")
+            raise InputError(
+                f"{why}; and the other contents of {stage.output} belong to a different recipe: give the experiment another name"
+            )
     said.append(f"{why}; written again as planned")
     return None
 
 
 def _written_evaluation(config: EvaluateConfig, said: list[str]) -> EvaluateConfig | None:
-    """As `_written`; one that cannot be read is written anew, for nothing was made from it that would be lost."""
+    """As `_written`; one that cannot be read is rewritten, since nothing was made from it that would be lost."""
     try:
         return _written(config)
     except (InputError, Corrupt) as error:
@@ -359,7 +363,7 @@ def _says_more(before: ConfigT | None, config: ConfigT) -> bool:
 
 
 def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration is neither for people nor, as placement is, said anew by each job's arguments; as JSON has it."""
+    """What of a configuration is neither for people nor, as placement is, given again by each job's arguments; as JSON has it."""
     kept = {key: value for key, value in values.items() if key not in (*_FOR_PEOPLE, "placement")}
     placement = values.get("placement")
     by_epoch = {"checkpoint_every_epochs": 0, "trajectory": False}

@@ -68,10 +68,12 @@ class Limits:
         _most(f"{path}: GPUs at once", nodes[1] * gpus_per_node[1] * cells[1], "gpus", self.gpus)
         if image and self.images and not any(_begins(image, one) for one in self.images):
             allowed = ", ".join(self.images)
-            raise InputError(f"image is {image!r}, and the profile takes images below {allowed} (limits.images): name one, or none")
+            raise InputError(
+                f"image is {image!r}, but the profile only allows images under {allowed} (limits.images): use one of those, or none"
+            )
         if self.queues and queue not in self.queues:
             named = f"is {queue!r}" if queue else "is not given"
-            raise InputError(f"queue {named}, and the profile takes {' or '.join(self.queues)} (limits.queues): name one of them")
+            raise InputError(f"queue {named}, but the profile only allows {' or '.join(self.queues)} (limits.queues): use one of them")
 
 
 def check_places(named: str, value: Any, places: tuple[str, ...], *, paths: bool = True) -> None:
@@ -123,4 +125,4 @@ def _begins(image: str, prefix: str) -> bool:
 
 def _most(path: str, value: int, limit: str, most: int) -> None:
     if most and value > most:
-        raise InputError(f"{path} is {value}, and the profile allows {most} (limits.{limit}): ask for less, or have the limit raised")
+        raise InputError(f"{path} is {value}, but the profile allows only {most} (limits.{limit}): request less, or have the limit raised")

@@ -141,7 +141,7 @@ class JobSettings:
         require("jobs.nodes", self.nodes, f"between 1 and {MAX_NODES}", 1 <= self.nodes <= MAX_NODES)
         gpus, rule = self.gpus_per_node, f"between 0 and {MAX_GPUS_PER_NODE}"
         require("jobs.gpus_per_node", gpus, rule, 0 <= gpus <= MAX_GPUS_PER_NODE)
-        rule = f"0, or gpus_per_node ({self.gpus_per_node}) where there are GPUs"
+        rule = f"0, or gpus_per_node ({self.gpus_per_node}) if there are GPUs"
         require("jobs.ranks_per_node", self.ranks_per_node, rule, self.ranks_per_node in (0, self.gpus_per_node) or not self.gpus_per_node)
         require("jobs.ranks_per_node", self.ranks_per_node, ">= 0", self.ranks_per_node >= 0)
         require("jobs.max_incidents", self.max_incidents, ">= 0", self.max_incidents >= 0)
@@ -150,7 +150,7 @@ class JobSettings:
         require("jobs.image", self.image, "the name of an image", bool(self.image.strip()))
         for variable, value in self.store_environment.items():
             ok = bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable)) and value.isprintable()
-            require("jobs.store_environment", {variable: value}, "names of variables with a line of text each", ok)
+            require("jobs.store_environment", {variable: value}, "a mapping of variable names to single-line texts", ok)
             _require_no_secret(f"jobs.store_environment: {variable}", variable, value)
         for block in self.private_sources:
             require("jobs.private_sources", block, "CIDR blocks such as 10.0.0.0/8", _is_network(block))
@@ -159,7 +159,7 @@ class JobSettings:
             _require_own_labels(name, getattr(self, name))
         rule = "the name of a node's resource, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb"
         require("jobs.gpu_resource", self.gpu_resource, rule, bool(_RESOURCE.fullmatch(self.gpu_resource)))
-        rule = f"0 or 1 where jobs.gpu_resource is {self.gpu_resource}: CUDA shows a process one MIG slice (more nodes are fine)"
+        rule = f"0 or 1 if jobs.gpu_resource is {self.gpu_resource}: CUDA exposes only one MIG slice to a process (use more nodes instead)"
         require("jobs.gpus_per_node", gpus, rule, gpus <= 1 or "/mig-" not in self.gpu_resource)
         user = self.run_as_user
         require("jobs.run_as_user", user, "between 1 and 2147483647, or null", user is None or 1 <= user < 2**31)
@@ -221,7 +221,7 @@ def _require_no_secret(where: str, variable: str, value: str) -> None:
     """Refuse a credential in a profile, which is a ConfigMap and becomes part of every job; the refusal does not repeat it."""
     if names_secret(variable) or holds_credentials(value):
         raise InputError(
-            f"{where} must not hold a credential, which all who may read profiles and jobs would see: put it into the Secret "
+            f"{where} must not contain a credential, which everyone who can read profiles and jobs would see: put it into the Secret "
             "that jobs.store_secret names, or into another one that the pod template takes it from"
         )
 
@@ -249,7 +249,7 @@ def _require_template(name: str, template: Mapping[str, Any]) -> None:
     require(f"jobs.{name}.spec.nodeSelector", selector, "a mapping", isinstance(selector, Mapping))
     containers = spec.get("containers") or []
     named = isinstance(containers, list) and all(isinstance(one, Mapping) and "name" in one for one in containers)
-    require(f"jobs.{name}.spec.containers", containers, "a list of mappings with a name each", named)
+    require(f"jobs.{name}.spec.containers", containers, "a list of mappings, each with a name", named)
     for one in containers:
         for entry in one.get("env") or []:
             if isinstance(entry, Mapping) and isinstance(entry.get("value"), str):

@@ -39,7 +39,7 @@ def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "", quiet: b
     with recorded(folder, title):
         done, damaged = look(folder, entry["recipe_hashes"][stage])
         for line in damaged:
-            note(title, f"{line}; made again")
+            note(title, f"{line}; rebuilding it")
         if done:
             open_store(folder).delete(layout.failure(folder))
             note(title, "done before", detail=quiet)

@@ -69,7 +69,7 @@ def _require_queue(profile: Profile, request: Request) -> None:
     settings = job_settings(profile, request)
     if parallel_cells_of(profile, request) == 0 and not settings.labels.get(settings.queue_label):
         raise InputError(
-            f"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, and neither the request's queue nor "
+            f"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, but neither the request's queue nor "
             f"jobs.labels ({settings.queue_label}) in the profile names one"
         )
 

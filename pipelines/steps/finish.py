@@ -47,16 +47,16 @@ def finish(*, run: str, request: str, root: str, state: str) -> tuple[str, str]:
     place = root_of_run(root_given(request, root), read_profile())
     stored = read_run(place, run)
     if stored is None:
-        return _said(f"the run ended {state} before its request was accepted: nothing to report"), ""
+        return _said(f"the run ended as {state} before its request was accepted: nothing to report"), ""
     scene = open_scene(stored)
     _release(scene)
     if not _is_planned(scene):
-        return _said(f"the run ended {state} before it was planned: nothing to report"), ""
+        return _said(f"the run ended as {state} before it was planned: nothing to report"), ""
     made = page.publish(scene)
     address = join(layout.report(scene.experiment), "index.html")
     if state in SUCCESS and not made:
         return _said(f"done; the report: {address}"), ""
-    return _said(f"the run ended {state}; the report of the cells that finished: {address}"), pages.folder_of(scene.experiment)
+    return _said(f"the run ended as {state}; the report of the cells that finished: {address}"), pages.folder_of(scene.experiment)
 
 
 def _is_planned(scene: Scene) -> bool:
@@ -82,4 +82,4 @@ def _release(scene: Scene) -> None:
         for line in release_all(scene.profile.jobs.namespace, scene.request.experiment):
             note("finish", line)
     except (InputError, RunError) as error:
-        note("finish", f"jobs that this run holds could not be released, the reaper will release them: {error}")
+        note("finish", f"jobs that this run holds could not be released; the reaper will release them: {error}")

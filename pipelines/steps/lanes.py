@@ -93,7 +93,7 @@ class _Worker:
     def work(self) -> None:
         """Bring every cell that has not failed as far as this step brings it."""
         for cell, failure in self.failed.items():
-            note(f"{self.name} {cell}", f"passed over: {failure.stage} failed in this run")
+            note(f"{self.name} {cell}", f"skipped: {failure.stage} failed in this run")
         todo = [cell for cell in self.lane.cells if cell not in self.failed]
         self.locks = {self.lanes.entries[cell].get(stage, ""): threading.Lock() for cell in todo for stage in STAGES}
         done = self._find_done(todo)
@@ -186,10 +186,10 @@ class _Worker:
                 note(title, f"taken over from {owner.name}, where {', '.join(theirs)} failed")
                 return
             if watch.is_dead():
-                note(title, f"taken over from {owner.name}, of which nothing was seen for a while")
+                note(title, f"taken over from {owner.name}, which has not been heard from for a while")
                 return
             if not said:
-                note(title, f"waiting for {owner.name}, which makes it for {', '.join(theirs)}")
+                note(title, f"waiting for {owner.name}, which is producing it for {', '.join(theirs)}")
                 said = True
             self._pause()
 
@@ -246,4 +246,4 @@ def _publish(scene: Scene) -> None:
     try:
         page.publish(scene)
     except (InputError, RunError, OSError) as error:
-        note("report", f"not brought up to date: {error}")
+        note("report", f"could not be updated: {error}")

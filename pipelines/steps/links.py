@@ -87,7 +87,8 @@ def _require_mounted(request: Request, profile: str) -> None:
     """On Kubeflow the profile is mounted into every pod by the run's parameter; a request that names another would not get it."""
     if os.environ.get(POD_VARIABLE) and request.profile not in ("", profile):
         raise InputError(
-            f"profile is {request.profile!r} in the request, and the run's parameter {_PROFILE_IN_FORM} is {profile!r}: set the parameter"
+            f"profile is {request.profile!r} in the request, but the run's parameter {_PROFILE_IN_FORM} is {profile!r}: set the parameter "
+            "to match"
         )
 
 
@@ -102,7 +103,7 @@ def _require_queue(profile: Profile, request: Request) -> None:
 def _require_profile(name: str, profile: Profile) -> None:
     """ConfigMap and Secret are mounted where there are some; a pod without them is told so here."""
     if os.environ.get(POD_VARIABLE) and profile == Profile():
-        raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` makes one")
+        raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` creates one")
 
 
 def _require_keys(name: str, root: str) -> None:
@@ -112,8 +113,8 @@ def _require_keys(name: str, root: str) -> None:
     if os.environ.get(POD_VARIABLE) and root.startswith("s3://") and not has_credentials():
         raise InputError(
             f"profile: there is no Secret {name!r} with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this namespace: "
-            "`helm install` makes one, or where secret.create is false you bring it; with workloadIdentity.enabled the cloud knows the "
-            "account of the steps, which it does not know here"
+            "`helm install` creates one, or, if secret.create is false, you provide it; with workloadIdentity.enabled the cloud identifies "
+            "the account of the steps, which it does not know here"
         )
 
 

@@ -37,7 +37,7 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> tuple[list[str], st
 
 
 def lanes_of(scene: Scene, name: str) -> Lanes:
-    """The lanes of the request. A plan that was damaged, or that another run wrote anew without them, is written from the request again.
+    """The lanes of the request. A plan that was damaged, or that another run rewrote without them, is written from the request again.
 
     Args:
         scene: of a step that comes after `plan`.

@@ -182,7 +182,7 @@ def root_of_run(root: str, profile: Profile, default: str = "") -> str:
     """
     root = root or profile.root or default
     if not root:
-        raise InputError("root must be a store URI such as s3://bucket/prefix where the profile names none, got ''")
+        raise InputError("root must be a store URI such as s3://bucket/prefix if the profile sets none, got ''")
     check_root(root)
     profile.check_root("root", absolute(root))
     return absolute(root)
@@ -220,7 +220,7 @@ def _run_job(scene: Scene, spec: JobSpec, attempts: int, speaker: str) -> None:
                 return
             if outcome.exit_code == 2 or attempt == attempts:
                 break
-            note(spec.name, f"{outcome.line}; starting it once more")
+            note(spec.name, f"{outcome.line}; starting it again")
             spec = dataclasses.replace(spec, resume="auto" if spec.resume == "never" else spec.resume)
     raise (InputError if outcome.exit_code == 2 else RunError)(outcome.line)
 

@@ -48,7 +48,7 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     if record is None or not looks or record.get("asked") not in _keys(asked, record) or record.get("source") != looks:
         return "", []
     if not is_data(record):
-        return "", [f"{uri}: not a record of staging of firstsight; looked at the source again"]
+        return "", [f"{uri}: not a firstsight staging record; looked at the source again"]
     found = _data({**record, "uri": where_it_lies(folder.rpartition("/staging/")[0], record["uri"])})
     damaged = [line for one in dict.fromkeys((found, pinned)) if one.uri for line in find_damage(one)]
     return ("" if damaged or pinned.uri not in ("", found.uri) else found.uri), damaged

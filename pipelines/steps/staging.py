@@ -9,7 +9,7 @@ A list is named by a URL, or by a YAML file that says what it is:
     captions: slip
     contact: me@example.org
 
-On a cluster `fetch` is an Indexed Job: each pod takes every N-th slice, and a pod that fails is made again alone. How many
+On a cluster `fetch` is an Indexed Job: each pod takes every N-th slice, and a failed pod is recreated on its own. How many
 there are changes no byte of the data set.
 """
 
@@ -157,7 +157,7 @@ def stage(what: What, *, request: str) -> str:
         opened = scene.settings.staging_environment
         uri = run_staging(prepared, lambda spec: run_job(scene, dataclasses.replace(spec, environment=opened), attempts=1))
         if left := sealed.find_damage(DataConfig(uri=uri)):
-            raise RunError(f"{left[0]}; staging found nothing to do: delete {uri} and run the same again")
+            raise RunError(f"{left[0]}; staging found nothing to do: delete {uri} and run the same command again")
         sealed.record_sealed(staging.folder, staging, staging.sources, uri)
         manifest = open_store(uri).head(join(uri, MANIFEST))
         note(name, f"sealed{' before' if manifest and manifest.modified < started else ''}: {described(uri)}")
@@ -216,7 +216,7 @@ def prepare(request: StagingRequest, profile: Profile, settings: JobSettings) ->
     if remote is not None:
         profile.check_address(request.source, dataclasses.asdict(remote))
     if request.from_pairs and remote_list("pairs", request.from_pairs) is not None:
-        raise InputError("triplets must be given where the pairs are fetched from a list, got none")
+        raise InputError("triplets must be given if the pairs are fetched from a list, got none")
     if on_cluster:
         request = _for_pods(request, remote is None, settings)
     return Prepared(request=request, remote=remote, on_cluster=on_cluster, most_pods=profile.staging_slices if on_cluster else 1)
@@ -265,7 +265,7 @@ def remote_list(what: What, source: str) -> RemoteList | None:
     value = load_yaml(text, source)
     missing = [item.name for item in fields(RemoteList)[:2] if not value.get(item.name)]
     if missing:
-        raise InputError(f"{what} {source}: {' and '.join(missing)} must be set: they say what is to be fetched")
+        raise InputError(f"{what} {source}: {' and '.join(missing)} must be set: they determine what is fetched")
     remote = parse_config(RemoteList, value, source=source)
     for name in (item.name for item in fields(RemoteList)):
         require_inert(f"{what} {source}: {name}", getattr(remote, name))
@@ -307,7 +307,7 @@ def _result(request: StagingRequest, name: str) -> dict[str, str]:
     uri = join(request.folder, f"{name}.json")
     result = read_json(uri)
     if not isinstance(result, dict) or not isinstance(result.get("uri"), str):
-        raise Corrupt(f"{uri}: not the result of staging: run the same again")
+        raise Corrupt(f"{uri}: not a staging result: run the same command again")
     return result
 
 
@@ -317,7 +317,7 @@ def _for_pods(request: StagingRequest, in_place: bool, settings: JobSettings) ->
         path = local_path(source)
         if source not in ("", "demo") and path is not None and not is_mounted(path, settings, "stage"):
             raise InputError(
-                f"{request.what} must be in a store that pods reach, such as s3://bucket/folder, or in a volume that jobs.pod_template "
+                f"{request.what} must be in a store that pods can reach, such as s3://bucket/folder, or in a volume that jobs.pod_template "
                 f"or jobs.staging_pod_template mounts, got {source}; or stage it on this machine with the same root and BACKEND=local"
             )
     return request

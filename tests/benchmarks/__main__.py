@@ -96,8 +96,8 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (`python -m tests.benchmarks`); never by hand. Reference and ours run in turns in one",
-        "process on the same bytes, and the medians are compared: the ratio is what counts, below 1.2x is noise.",
+        "Written by `make bench` (`python -m tests.benchmarks`); never by hand. The reference and our code take turns in one",
+        "process on the same bytes, and the medians are compared: the ratio is what counts; less than 1.2x is noise.",
         "",
         "| row | what | reference | ours | unit | ratio | target | met |",
         "|---|---|---:|---:|---|---:|---|---|",

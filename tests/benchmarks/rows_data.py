@@ -55,7 +55,7 @@ def image_path(folder: Path) -> Measured:
     apart = [(decode_image(data, SIDE, "fast").float() - decode_image(data, SIDE, "exact").float()).abs().mean() for data in pictures]
     difference = float(torch.stack(apart).mean())
     assert difference <= 0.05, f"the fast decoder is {difference} of 255 from PIL"
-    note = f"mean difference from PIL {difference:.4f} of 255; ours stays uint8, normalising is the device's"
+    note = f"mean difference from PIL {difference:.4f} of 255; our output stays uint8, and normalising is left to the device"
     return interleaved(cpu_rate(lambda: open_clip_images(pictures)), cpu_rate(lambda: our_images(pictures)), rounds=7, note=note)
 
 
@@ -66,7 +66,7 @@ def short_image_path(folder: Path) -> Measured:
     pictures = photos(PICTURES)
     short = [short256(data) for data in pictures]
     mean, less = (sum(map(len, group)) / PICTURES / 1e3 for group in (pictures, short))
-    note = f"{mean:.0f} KB against {less:.0f} KB a picture"
+    note = f"{mean:.0f} KB against {less:.0f} KB per picture"
     return interleaved(cpu_rate(lambda: open_clip_images(pictures)), cpu_rate(lambda: our_images(short)), rounds=7, note=note)
 
 
@@ -144,7 +144,7 @@ def whole_loader(folder: Path, *, short: bool) -> Measured:
             cpu_rate(lambda: our_loader(ours, BATCH, folder / f"cache-{next(runs)}")),
             rounds=3,
             note=f"{LOADED:,} samples from a local SeaweedFS, batches of 32; theirs is open_clip_train 3.3.0's own get_wds_dataset in the "
-            "reference environment; what ours decodes ahead of the last batch counts against it",
+            "reference environment; pictures that our loader decodes ahead of the last batch count against it",
         )
 
 

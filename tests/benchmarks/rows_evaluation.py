@@ -1,4 +1,4 @@
-"""Row U: evaluation against clip-benchmark, and what the fast decoder changes in the figures."""
+"""Row U: evaluation against clip-benchmark, and how the fast decoder changes the results."""
 
 import io
 import json
@@ -28,7 +28,7 @@ RATE = Path(__file__).with_name("clip_benchmark_rate.py")
 
 
 def photographs(count: int) -> list[bytes]:
-    """Crops of the photograph that matplotlib ships, turned, scaled and toned: 500 x 375 JPEGs of quality 92, as YFCC's are."""
+    """Crops of the photograph that matplotlib ships, rotated, scaled and colour-shifted: 500 x 375 JPEGs of quality 92, like YFCC's."""
     with cbook.get_sample_data("grace_hopper.jpg", asfileobj=True) as stream:
         photo = Image.open(stream).convert("RGB")
     generator = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def evaluation(root: str, model: ModelConfig, decoder: str, recipe_hash: str, pl
 
 @row("U", what="evaluation of a zero-shot set, fast decoder against clip-benchmark", unit="images / CPU-s", target=2.0)
 def zero_shot(folder: Path) -> Measured:
-    """The demo's model on 500 x 375 JPEGs, both in one thread and float32; the towers' share grows with the model."""
+    """The demo's model on 500 x 375 JPEGs, both single-threaded and in float32; the tower's share of the time grows with the model."""
     root = str(folder)
     model = load_recipe("demo").model
     recipe_hash = build.finished(f"{root}/contrastive", seed=0, model_config=model)
@@ -85,7 +85,7 @@ def zero_shot(folder: Path) -> Measured:
     rate()
     own: list[float] = []
     peer: list[float] = []
-    for _ in range(ROUNDS):  # in turns, though the peer's environment is another process
+    for _ in range(ROUNDS):  # alternating, although the peer runs in another process
         own.append(rate())
         peer += json.loads(run_reference(RATE, uri, f"{root}/contrastive/final", str(NUM_IMAGES), "1", cwd=folder).splitlines()[-1])
     exact, exact_jobs = evaluation(root, model, "exact", recipe_hash, place)
@@ -94,9 +94,9 @@ def zero_shot(folder: Path) -> Measured:
     predictions = [read_arrays(job.wanted.items_uri)["prediction"] for job in (jobs[0], exact_jobs[0])]
     agreement = float((predictions[0] == predictions[1]).mean())
     note = (
-        f"{NUM_IMAGES} JPEGs of 500 x 375, the demo's model (48 px), one thread and float32 on both sides, start-up "
-        f"and loading left out. The fast decoder's predictions agree with the exact one's on {agreement:.1%} (required: 99.5 %). "
-        "The two take turns, each in a process of its own. A ViT-B/32 on a CPU spends nearly all of its time in the tower, "
+        f"{NUM_IMAGES} JPEGs of 500 x 375, the demo's model (48 px), one thread and float32 on both sides, excluding start-up "
+        f"and loading. The fast decoder's predictions agree with the exact one's on {agreement:.1%} (required: 99.5 %). "
+        "The two alternate, each in its own process. A ViT-B/32 on a CPU spends nearly all of its time in the tower, "
         "where both run the same kernels."
     )
     assert agreement >= 0.995, f"the fast decoder changes {1 - agreement:.2%} of the predictions"

@@ -100,7 +100,7 @@ def save_stall_on_a_gpu(folder: Path) -> Measured:
     measured = interleaved(reference, saver.stall, rounds=3)
     saver.writer.close()
     note = (
-        f"1.82 GB into pinned memory; torch.save held it up for {measured.reference:.2f} s; commit after {saver.writer.last_seconds:.1f} s"
+        f"1.82 GB into pinned memory; torch.save stalled it for {measured.reference:.2f} s; commit after {saver.writer.last_seconds:.1f} s"
     )
     return Measured(reference=0.1, ours=measured.ours, note=note)
 

@@ -53,7 +53,7 @@ def summed_behind_backward(folder: Path) -> Measured:
     assert done.returncode == 0, "row O needs unshare (util-linux), ip and tc (iproute2), and the right to make a network namespace"
     seconds = json.loads(done.stdout)
     note = (
-        f"local batch {BATCH}, {training.cpu_precision()}, 605 MB of gradients, each way in processes of its own, in turns; "
+        f"local batch {BATCH}, {training.cpu_precision()}, 605 MB of gradients, each variant in separate processes, taking turns; "
         f"without a sum {seconds['none']:.1f} s, with one after backward {seconds['behind']:.1f} s"
     )
     return Measured(reference=seconds["ddp"], ours=seconds["ours"], note=note)

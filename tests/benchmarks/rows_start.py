@@ -89,7 +89,7 @@ def slow_store(folder: Path) -> Iterator[Setting]:
 NOTE = "31 MB shards behind a proxy that gives each of four connections some 30 MB/s; batch of 64 in 4 runs"
 
 
-@row("J", what="first batch, from the loader's construction, against GET of the shards it touches", unit="s", target=2.0, at_least=False)
+@row("J", what="first batch, from the loader's construction, against GETs of the shards it reads", unit="s", target=2.0, at_least=False)
 def first_batch(folder: Path) -> Measured:
     """With an empty cache; interpreter and imports are not counted."""
     reference, ours = [], []
@@ -127,7 +127,7 @@ def resume(folder: Path) -> Measured:
 
 @row(
     "R",
-    what="bytes fetched in an epoch, the most of 1, 2 and 8 ranks, against the bytes of its samples",
+    what="bytes fetched in an epoch, the maximum over 1, 2 and 8 ranks, against the bytes of its samples",
     unit="MB",
     target=1.1,
     at_least=False,

@@ -85,7 +85,7 @@ def loss_time(folder: Path) -> Measured:
         (theirs,), (ours,) = run_ranks(_loss_once, 1, "open_clip"), run_ranks(_loss_once, 1, "ours")
         pairs.append((theirs["seconds"], ours["seconds"]))
     theirs_seconds, our_seconds = (sorted(column)[ROUNDS // 2] for column in zip(*pairs, strict=True))
-    return Measured(reference=theirs_seconds, ours=our_seconds, note="one thread each, a process each")
+    return Measured(reference=theirs_seconds, ours=our_seconds, note="one thread and one process each")
 
 
 def _loss_once(dist: Distributed, side: str) -> dict[str, object]:

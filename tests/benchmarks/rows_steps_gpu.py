@@ -144,7 +144,7 @@ def largest_batch(folder: Path) -> Measured:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     memory = MEMORY_FRACTION * torch.cuda.get_device_properties(0).total_memory / 2**30
-    note = f"{memory:.0f} GiB; ours by the gradient cache, exact; {LARGEST:,} is the largest tried"
+    note = f"{memory:.0f} GiB; ours with the gradient cache, exact; {LARGEST:,} is the largest tried"
     return Measured(reference=theirs, ours=ours, note=note)
 
 

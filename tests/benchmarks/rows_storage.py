@@ -46,5 +46,5 @@ def fetching(folder: Path) -> Measured:
         def our_rate() -> float:
             return IMAGES / answer_of(ours, {"root": str(folder / f"ours-{next(numbers)}"), "list": str(folder / "list.csv")})
 
-        note = f"{IMAGES} photos of 500 x 375, start-up left out on both sides; ours with plan, tokens and seal"
+        note = f"{IMAGES} photos of 500 x 375, start-up excluded on both sides; ours includes plan, tokens and seal"
         return interleaved(reference, our_rate, rounds=3, note=note)

@@ -1,6 +1,6 @@
 """Rows W1 and W8: `python -m trainer train` from its start to its end, as a request asks for it.
 
-The recipe is a shipped one and the placement the product's default, but for the number of ranks: on a GPU `paper` at 1,024 pairs a
+The recipe is a shipped one and the placement the product's default, except for the number of ranks: on a GPU `paper` at 1,024 pairs a
 rank (its whole share at 4 GPUs), on a CPU the demo. Rates count from the step at which a run has found its pace.
 """
 

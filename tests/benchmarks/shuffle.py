@@ -108,9 +108,9 @@ def main() -> None:
         "",
         "## Cost",
         "",
-        f"One rank of 64, mean of 32 epochs, every batch asked for: {float(seconds):.2f} CPU-seconds an epoch and",
+        f"One rank of 64, mean of 32 epochs, with every batch requested: {float(seconds):.2f} CPU-seconds an epoch and",
         f"{float(megabytes):.0f} MB at most (the limits are 1 s and 100 MB). Worker processes compute no order. {made.dropped:,} samples",
-        "are left over each epoch, other ones each time.",
+        "are left over each epoch, different ones each time.",
         "",
         "## Bytes fetched in an epoch, as a multiple of the bytes of its samples",
         "",
@@ -121,15 +121,15 @@ def main() -> None:
         lines.append(f"| {world_size} | {world_size // ranks_per_node} | {fetched(world_size, ranks_per_node):.3f} |")
     lines += [
         "",
-        f"A run is read once where the number of nodes divides C = {RUNS}. With more nodes than runs, several nodes read the same",
-        "run: 64 nodes of one rank each fetch every run twice. `order_runs: 64` fixes that, and is another recipe.",
+        f"A run is read once if the number of nodes divides C = {RUNS}. With more nodes than runs, several nodes read the same",
+        "run: 64 nodes with one rank each fetch every run twice. `order_runs: 64` fixes that, but is a different recipe.",
         "",
         "## How good the shuffle is",
         "",
         "Rows are permuted once for all when staging is planned, so a shard is a fair sample of the data and no batch is biased.",
-        "A block has a price: samples of one shard meet more often than by chance, in a batch and again in the next epoch.",
+        "Shuffling in blocks has a price: samples of one shard meet more often than by chance, in a batch and again in the next epoch.",
         "",
-        "| order | shards in a batch | pairs of one shard in a batch | pairs that meet in two epochs running |",
+        "| order | shards in a batch | pairs of one shard in a batch | pairs that meet in two consecutive epochs |",
         "|---|---:|---:|---:|",
     ]
     for name, runs, block in (
@@ -138,7 +138,7 @@ def main() -> None:
     ):  # fmt: skip
         shards, same, again = quality(order(runs, block))
         lines.append(f"| {name} | {shards:.0f} | {same:.1f}x | {again:.2f}x |")
-    lines += ["", "Multiples are of what a full permutation gives in expectation."]
+    lines += ["", "Multiples are relative to the expected value for a full permutation."]
     PAGE.write_text("\n".join(lines) + "\n")
     print(PAGE.read_text())
 

@@ -31,7 +31,7 @@ ANY = "c4n4ry"
 
 
 def set_free(patch: pytest.MonkeyPatch, folder: Path, *, but: Iterable[str] = ()) -> None:
-    """Put a canary into every variable that may hold a credential, but for some, and into a credentials file."""
+    """Put a canary into every variable that may hold a credential, with some exceptions, and into a credentials file."""
     for name, value in ENVIRONMENT.items():
         if name not in but:
             patch.setenv(name, value)

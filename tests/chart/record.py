@@ -1,4 +1,4 @@
-"""Record what Prometheus would hold of real processes: `python -m tests.chart.record` writes tests/chart/recorded.json anew.
+"""Record what Prometheus would hold of real processes: `python -m tests.chart.record` rewrites tests/chart/recorded.json.
 
 The cast: a tower that cells share, then two seeds of one arm at the same time, one of which is told to stop and resumes; and a reaper
 before an API server on which a job waits, another fails, a third loses its run, and a run fails. Each /metrics is read every two

@@ -64,7 +64,7 @@ class Scene:
             minutes: of the scene's clock.
             step_seconds: of a step.
             wait: its share spent waiting for data.
-            rate: samples a second of all ranks.
+            rate: samples per second over all ranks.
             **figures: of the log lines (loss …); a list gives each node its own.
         """
         for _ in range(round(minutes * 60 / SCRAPE_SECONDS)):

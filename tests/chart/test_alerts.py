@@ -81,7 +81,7 @@ def test_words(promtool: Path, rules: Path, monkeypatch: pytest.MonkeyPatch, tmp
     scene = Scene(monkeypatch, **which)
     scene.train(5)
     scene.stand_still(12)
-    text = f"ml: contrastive of {of} in demo has made no step for 12m 0s"
+    text = f"ml: contrastive of {of} in demo has not completed a step for 12m 0s"
     named = {"cell": "perceptual-dose-10-seed0", "arm": "perceptual", "point": "dose-10", "seed": 0, **which}
     labels = {"severity": "critical", "namespace": "ml", "experiment": "demo", "stage": "contrastive"}
     labels |= {name: str(value) for name, value in named.items() if value != ""}

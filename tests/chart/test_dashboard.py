@@ -52,7 +52,7 @@ def test_queries_name_real_metrics() -> None:
 
 
 def test_no_query_mixes_what_differs() -> None:
-    """Two seeds, or two points, of one arm are two lines everywhere, each with its whole name; but for what an experiment costs."""
+    """Two seeds, or two points, of one arm are two lines everywhere, each with its whole name, except in what an experiment costs."""
     both = [(expression, legend) for panel in panels.panels() for expression, legend in panel.targets if "firstsight_train" in expression]
     both += [(one["expr"], LEGEND) for one in json.loads(panels.DASHBOARD.read_text())["annotations"]["list"]]
     ours = [(expression, legend) for expression, legend in both if "gpu_seconds" not in expression]

@@ -15,7 +15,7 @@ VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 
 
 def test_schema_is_closed() -> None:
-    """Every object in it lists its keys and takes no other, but for maps that are meant to be free."""
+    """Every object in it lists its keys and takes no other, except for maps that are meant to be free."""
     for path, schema in _objects(SCHEMA, "values"):
         if "properties" in schema:
             assert schema["additionalProperties"] is False, path

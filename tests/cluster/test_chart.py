@@ -127,7 +127,7 @@ def test_hooks_leave_nothing(namespace: str, release: str) -> None:
 
 
 def test_notes(namespace: str, release: str, tmp_path: Any) -> None:
-    """Each command of NOTES works as it stands, pasted into a shell (but for those that go on for ever or need a checkout)."""
+    """Each command of NOTES works as it stands, pasted into a shell (except those that never end or need a checkout)."""
     notes = helm("get", "notes", release, "-n", namespace)
     commands = [line.strip() for line in notes.splitlines() if line.startswith("    ")]
     pasted = [line for line in commands if not re.search(r"port-forward|python -m|^make |create secret", line)]
@@ -321,7 +321,7 @@ def test_uninstall_is_refused_while_a_job_lives(namespace: str, release: str, lo
     """Nothing is taken away, and the hook's log says which job it is and what to do."""
     helm("uninstall", release, "-n", namespace, "--timeout", "3m", fails=True)
     log = harness.kubectl("-n", namespace, "logs", f"job/{RELEASE}-firstsight-uninstall")
-    assert re.search(r"PyTorchJob contrastive-random-s0-\w+ still run: .*uninstall.force", log), log
+    assert re.search(r"PyTorchJob contrastive-random-s0-\w+ still running: .*uninstall.force", log), log
     components = {pod["metadata"].get("labels", {}).get("app.kubernetes.io/component") for pod in harness.listed("pods", namespace)}
     assert {"minio", "reaper"} <= components
     step = max(_steps(namespace))

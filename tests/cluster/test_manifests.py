@@ -19,7 +19,7 @@ ARGUMENTS = ["train", "contrastive", "--config", "s3://bucket/experiments/e/rand
 
 
 def job(namespace: str, arm: str = "random") -> dict[str, Any]:
-    """A two-node job whose image is not to be had, so that its pods stay as the operator made them."""
+    """A two-node job whose image is not available, so that its pods stay as the operator made them."""
     settings = JobSettings(namespace=namespace, nodes=2, cpu="100m", memory="128Mi", image="firstsight.invalid/trainer:none")
     output = f"s3://bucket/experiments/e/{arm}-seed0/contrastive"
     identity = Identity(root="s3://bucket", output=output, experiment="e", cell=f"{arm}-seed0", arm=arm, seed=0, stage="contrastive")

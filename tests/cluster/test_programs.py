@@ -1,4 +1,4 @@
-"""Every program that a test or a target asks for is to be had on a machine that has none, whoever asks first. No network: a fake Go."""
+"""Every program that a test or a target asks for is available on a machine that has none, whoever asks first. No network: a fake Go."""
 
 import io
 import re
@@ -119,7 +119,7 @@ def test_every_program_that_is_named_can_be_had():
 def test_nobody_looks_for_a_program_without_asking_for_it():
     """The cache's folder is known to those who fill it, and nothing is run by the bare name of a program that we bring.
 
-    But for what node.py starts: by then `up` has built it; and for who writes test data anew, by Go's own module cache.
+    Except what node.py starts, which `up` has built by then, and those who rewrite test data, by Go's own module cache.
     """
     ours = {HERE / "programs.py", HERE / "settings.py", REPOSITORY / "tests/pipelines/jobs/trainer_crds.py", Path(__file__)}
     bare = re.compile(rf"""\[\s*["']({"|".join(map(re.escape, (*OBTAINABLE, "go")))})["'],|settings\.BIN\b""")

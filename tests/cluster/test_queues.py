@@ -98,7 +98,7 @@ def test_a_job_waits_for_quota_is_preempted_while_it_trains_and_ends_with_the_sa
     assert training.final_weights(experiment) == staged.weights[experiment.recipe]
     steps = [record["step"] for record in experiment.records()]
     assert steps == list(range(1, len(steps) + 1)), "a step is missing, or there twice"
-    assert not launcher.said("broke off")
+    assert not launcher.said("was interrupted")
     job = harness.get("pytorchjob", queue.namespace, experiment.identity.name)
     assert job is not None
     assert "firstsight.dev/incidents" not in job["metadata"]["annotations"]
@@ -171,7 +171,7 @@ def test_queues_that_admit_nothing_are_refused_before_a_run_and_said_in_one(
     queue.stop("None")
     harness.wait_until("the queue to go on", lambda: not refusal(staged, named, monkeypatch), 60)
     nowhere = training.write_profile(tmp_path, queue.namespace, staged, labels={QUEUE_LABEL: "lost"})
-    assert "of ClusterQueue nowhere takes no jobs: Can't submit new workloads" in refusal(staged, nowhere, monkeypatch)
+    assert "of ClusterQueue nowhere accepts no jobs: Can't submit new workloads" in refusal(staged, nowhere, monkeypatch)
 
 
 def refusal(staged: Staged, profile: str, patch: pytest.MonkeyPatch) -> str:
@@ -215,7 +215,7 @@ def test_a_queue_that_is_drained_gives_its_job_back(staged: Staged, queue: Queue
         ended_well(experiment, launcher, queue)
 
     assert launcher.said("resumes from its last checkpoint once admitted: evicted: ")
-    assert not launcher.said("broke off")
+    assert not launcher.said("was interrupted")
     assert training.final_weights(experiment) == staged.weights[experiment.recipe]
 
 

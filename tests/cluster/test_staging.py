@@ -94,7 +94,7 @@ def identity(store_root: str) -> str:
 def test_three_pods_make_the_very_bytes_that_one_process_makes(
     listed: str, in_store: Staged, restricted_namespace: str, profile: str, tmp_path: Path
 ) -> None:
-    """One of them is deleted by force: its slice is made again alone, the others' pods are left as they are."""
+    """One of them is deleted by force: only its slice is rebuilt, the others' pods are left as they are."""
     here, there = str(tmp_path / "here"), in_store.store.make_bucket()
     with step(listed, here, "", tmp_path / "here.log") as process:
         assert process.wait(300) == 0, (tmp_path / "here.log").read_text()

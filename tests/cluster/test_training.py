@@ -107,7 +107,7 @@ def test_two_nodes_end_with_the_weights_of_two_local_ranks(run: Run) -> None:
 
 
 def test_lost_processes_cost_seconds_and_no_weight(longer_run: Run, kubectl: Kubectl) -> None:
-    """Pods deleted by force, worker-0's too, with which the rendezvous is lost; a rank killed, as the kernel does for want of memory."""
+    """Pods deleted by force, worker-0's too, with which the rendezvous is lost; a rank killed, as the kernel does for lack of memory."""
     namespace = longer_run.namespace
 
     def delete(index: int) -> None:

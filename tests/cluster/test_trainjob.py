@@ -82,7 +82,7 @@ def test_two_nodes_end_with_the_weights_of_two_local_ranks(
 def test_a_node_deleted_by_force_costs_no_committed_step(
     launched: tuple[Experiment, training.Launcher], staged: Staged, restricted_namespace: str, kubectl: Kubectl
 ) -> None:
-    """Its Job makes the pod anew under the old host name, and the group resumes from the last commit."""
+    """Its Job recreates the pod under the old host name, and the group resumes from the last commit."""
     experiment, launcher = launched
     committed, since = experiment.wait_for_commit(2 * CHECKPOINT_EVERY), time.time()
     selector = f"jobset.sigs.k8s.io/jobset-name={experiment.identity.name},batch.kubernetes.io/job-completion-index=1"
@@ -112,4 +112,4 @@ def test_cancel_frees_its_pods_within_30_seconds(
     assert job(restricted_namespace, experiment) is None
     assert harness.listed("pods", restricted_namespace, f"jobset.sigs.k8s.io/jobset-name={experiment.identity.name}") == []
     assert launcher.wait(60) == 1
-    assert launcher.said("was deleted before it was done, and not by this run")
+    assert launcher.said("was deleted by someone else before it finished")

@@ -82,7 +82,7 @@ def served_by(kubectl: Kubectl) -> set[str]:
 
 
 def accepted(kubectl: Kubectl, namespace: str, thing: dict[str, Any]) -> str:
-    """What kubectl says of creating it in earnest but for the keeping; an unknown field is a failure."""
+    """What kubectl says of creating it, in a server-side dry run; an unknown field is a failure."""
     return kubectl("-n", namespace, "create", "--dry-run=server", "--validate=strict", "-f", "-", text=yaml.safe_dump(thing))
 
 
@@ -115,7 +115,7 @@ def test_a_trainjob_is_accepted(kubectl: Kubectl, served: TrainJobs, restricted_
 
 
 def test_nothing_of_a_trainjob_is_pruned(kubectl: Kubectl, served: TrainJobs, restricted_namespace: str) -> None:
-    """What the API server keeps is what was sent, but for what it adds."""
+    """What the API server keeps is what was sent, apart from what it adds."""
     jobs = JobSettings(namespace=restricted_namespace, nodes=2, gpus_per_node=8, store_secret="store", pod_template=TEMPLATE)
     sent = TrainJobs(jobs, served.form).manifest(SPEC, 1)
     harness.apply(sent, restricted_namespace)

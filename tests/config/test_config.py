@@ -67,7 +67,7 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_key_rule_and_value(ov
 
 
 def test_an_unknown_recipe_names_the_shipped_ones() -> None:
-    with pytest.raises(InputError, match="recipe 'papr' is not shipped: one of smoke, demo, paper, paper-3m"):
+    with pytest.raises(InputError, match="recipe 'papr' is not a built-in recipe: use one of smoke, demo, paper, paper-3m"):
         load_recipe("papr")
 
 
@@ -169,8 +169,8 @@ def test_a_stages_configuration_is_refused_in_one_line(changes: dict[str, object
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("seed: 1\nseed: 2", "seed stands twice"),
-        ("contrastive: {epochs: 1, epochs: 2}", "epochs stands twice"),
+        ("seed: 1\nseed: 2", "seed appears twice"),
+        ("contrastive: {epochs: 1, epochs: 2}", "epochs appears twice"),
         ("[" * 3000, "nested deeper than 64 levels"),
         (f"seed: {'9' * 5000}", "not YAML"),
         ("- 1", "expected a mapping of settings, got list"),

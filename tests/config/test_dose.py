@@ -22,5 +22,5 @@ def test_the_settings_that_are_named_do_help(recipe: str, stage: str, train: int
 
 def test_of_nothing_no_batch_comes() -> None:
     """One pair has nothing to be told from."""
-    assert what_helps(load_recipe("smoke"), "contrastive", 1) == "bring more"
+    assert what_helps(load_recipe("smoke"), "contrastive", 1) == "use more data"
     assert what_helps(load_recipe("demo"), "contrastive", 0) == "try RECIPE=smoke"

@@ -81,7 +81,7 @@ def test_the_shipped_subset_differs_from_the_paper_in_its_epochs_alone() -> None
             {"base": "paper", "contrastive": {"epoch": 1}},
             r"x\.yaml: contrastive\.epoch is not a setting: did you mean contrastive\.epochs\?",
         ),
-        ("papr", r"recipe 'papr' is not shipped: one of .*, or a URI that ends in \.yaml \(did you mean paper\?\)"),
+        ("papr", r"recipe 'papr' is not a built-in recipe: use one of .*, or a URI that ends in \.yaml \(did you mean paper\?\)"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_refused(recipe: str | dict[str, Any], line: str) -> None:

@@ -163,7 +163,7 @@ def test_independent_accumulation_that_does_not_fit_is_refused():
 
 
 def test_a_model_larger_than_the_gpu_is_refused():
-    with pytest.raises(InputError, match=r"contrastive: even one sample at a time needs an estimated 48.4 GB, and a rank has 20.6 GB"):
+    with pytest.raises(InputError, match=r"contrastive: even one sample at a time needs an estimated 48.4 GB, but a rank has 20.6 GB"):
         sizes.largest_local_batch_size(contrastive(model=ModelConfig(open_clip_name="ViT-bigG-14")), 8, 24 * GIB)
 
 

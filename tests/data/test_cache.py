@@ -140,7 +140,7 @@ def test_a_run_on_another_data_set_sweeps_the_default_folder(bucket: Bucket, def
 def test_a_cache_dir_that_is_a_file_is_refused(bucket: Bucket, tmp_path: Path) -> None:
     """Wrong input, before anything is fetched."""
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"placement\.cache_dir must be a folder"):
+    with pytest.raises(InputError, match=r"placement\.cache_dir must be a writable folder"):
         take(loader(REMOTE, tmp_path / "file"))
 
 

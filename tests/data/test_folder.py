@@ -250,7 +250,7 @@ def test_only_caches_are_swept_beside_a_named_folder(tmp_path: Path) -> None:
 def test_a_default_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the system's temporary folder anybody may have made it first."""
     monkeypatch.setattr(folders.os, "getuid", lambda: 4242)
-    with pytest.raises(InputError, match=r"belongs to another user: name a folder of your own in placement\.cache_dir"):
+    with pytest.raises(InputError, match=r"belongs to another user: set placement\.cache_dir to a folder of your own"):
         join_cache(tmp_path / "cache", "0", [], named=False)
 
 
@@ -264,7 +264,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, place: str) -> No
         "a file where the data set's folder must be": (tmp_path, "file"),
         "read-only": (Path("/sys/firstsight"), "0"),
     }[place]
-    with pytest.raises(InputError, match=r"placement\.cache_dir must be a folder that can be written"):
+    with pytest.raises(InputError, match=r"placement\.cache_dir must be a writable folder"):
         join_cache(base, name, [], named=True)
 
 

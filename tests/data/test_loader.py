@@ -147,7 +147,7 @@ def test_a_short_tar_is_an_error_and_no_crash(tmp_path: Path) -> None:
     data = write_dataset(str(tmp_path), "pairs", pairs([12]))
     tar = tmp_path / "shard-000-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-2000])
-    with pytest.raises(RunError, match="cut short or changed"):
+    with pytest.raises(RunError, match="truncated or changed"):
         take(pairs_loader(data, runs=1, block_shards=0), 0, 1)
 
 
@@ -215,7 +215,7 @@ def test_flip_labels_are_of_the_smaller_distance(triplet_data: DataConfig) -> No
 def test_flip_labels_need_the_judgement(tmp_path: Path) -> None:
     """The fault names sample and rule."""
     data = write_dataset(str(tmp_path), "triplets", triplets([5], flip=False))
-    with pytest.raises(InputError, match=r"sample '00000.': labels are flip, but"):
+    with pytest.raises(InputError, match=r"sample '00000.': labels is flip, but"):
         list(triplets_loader(data, labels="flip").all_once())
 
 

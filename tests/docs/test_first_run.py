@@ -45,7 +45,7 @@ def test_it_is_a_whole_run() -> None:
 
 
 def test_every_line_of_a_job_is_what_the_display_prints(tmp_path: Path) -> None:
-    """The same job, amount and figures through today's display give the same line but for numbers; jobs count as they begin."""
+    """The same job, amount and figures through today's display give the same line except for numbers; jobs count as they begin."""
     experiment = plan.Experiment(
         root="/r", name="smoke", recipe=load_recipe("smoke"), pairs=DataConfig(uri="p"), triplets=DataConfig(uri="t")
     )
@@ -80,7 +80,7 @@ def test_what_frames_the_jobs_is_what_the_code_says() -> None:
     for words, source in (
         ("once: what runs need (some 6 GB, minutes)", "scripts/setup.sh"), (": sealed", "pipelines/steps/staging.py"),
         ("One seed cannot say whether it helps", "trainer/report/answer.py"),
-        ("2AFC of what needs no training: ", "trainer/report/results.py"),
+        ("2AFC of baselines without training: ", "trainer/report/results.py"),
     ):  # fmt: skip
         assert any(words in line for line in last), words
         text = (REPOSITORY / source).read_text(encoding="utf-8")

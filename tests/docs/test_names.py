@@ -339,7 +339,7 @@ def test_the_readmes_tree_is_the_tree():
 
 @pytest.mark.parametrize("package", ["firstsight", "trainer", "pipelines"])
 def test_the_architecture_names_every_room(package: str):
-    text = read("docs/ARCHITECTURE.md").text.partition("## Rooms")[2].partition("\n## ")[0]
+    text = read("docs/ARCHITECTURE.md").text.partition("## Layers")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(?:firstsight/|trainer/|pipelines/)?([\w.]+/|\w+\.py)`", text))
     assert rooms(package) - named == set()
 

@@ -33,7 +33,7 @@ def shell_lines() -> dict[str, str]:
 
 
 def _in_order(steps: list[tuple[str, bool]]) -> str:
-    """A script that stops at the first step that fails but for those that always run, and ends with its exit code."""
+    """A script that stops at the first step that fails, except for those that always run, and ends with its exit code."""
     lines = ["code=0"]
     for run, always in steps:
         lines.append(f"({run}) || code=$?" if always else f'if [ "$code" = 0 ]; then ({run}) || code=$?; fi')

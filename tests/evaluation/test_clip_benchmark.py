@@ -78,7 +78,7 @@ def ours(cell: Path, name: str, task: str) -> tuple[dict, dict]:
 
 
 def assert_same_count(own: float, peer: float, num_items: int) -> None:
-    """Equal counts, but for one item that may tie within rounding."""
+    """Equal counts, except for one item that may tie within rounding."""
     assert abs(round(own * num_items) - round(peer * num_items)) <= 1
 
 

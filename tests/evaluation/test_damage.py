@@ -1,4 +1,4 @@
-"""Every object that an evaluation reads or writes, damaged alone and in pairs: the same figures again, or refused by name."""
+"""Every object that an evaluation reads or writes, damaged alone and in pairs: the same figures again, or an error that names it."""
 
 import random
 import shutil
@@ -120,7 +120,7 @@ def test_what_is_whole_but_belongs_elsewhere_is_measured_again(cell: tuple[Path,
 
 @pytest.mark.parametrize("count", [4, pytest.param(10, marks=pytest.mark.campaign)])
 def test_inputs_are_verified_as_they_are_read(cell: tuple[Path, str], count: int) -> None:
-    """Models, seals and data sets damaged while figures are to be made: refused by name, never another figure; whole again, all is."""
+    """Models, seals and data sets damaged before figures are made: refused, naming them; once they are intact, all works again."""
     root, config = cell
     expected = figures(root)
     kept = {file: file.read_bytes() for file in files(root)}
@@ -159,7 +159,7 @@ def test_a_damaged_final_model_names_what_makes_it_again(cell: tuple[Path, str])
 @pytest.mark.parametrize("what", ["COMMITTED.json", "model.safetensors"])
 @pytest.mark.parametrize("how", KINDS)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, how: str) -> None:
-    """Nothing makes it again, so the evaluation goes on without it, and says so."""
+    """Nothing rebuilds it, so the evaluation continues without it, and says so."""
     root = str(tmp_path)
     uri, manifest = build.classification_set(root, labels=(0, 1, 2))
     recipe_hash = build.finished(f"{root}/contrastive", seed=2, step=30)
@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
     damage(tmp_path / "contrastive" / "trajectory" / "step-000000010" / what, how, 0)
     assert evaluate(config)["written"] == 2
     assert sorted(path.name for path in (tmp_path / "evaluation").glob("contrastive-*")) == ["contrastive-20", "contrastive-final"]
-    assert (what, how) == ("COMMITTED.json", "missing") or "passed over" in capsys.readouterr().out
+    assert (what, how) == ("COMMITTED.json", "missing") or "skipped" in capsys.readouterr().out
 
 
 def test_figures_without_a_checksum_count_while_their_items_are_whole(cell: tuple[Path, str]) -> None:

@@ -240,7 +240,9 @@ def test_a_model_of_another_recipe_is_refused(root, cell):
     folder = f"{root}/contrastive/final"
     write_committed(folder, dataclasses.replace(read_committed(folder), recipe_hash="f" * 64))
 
-    with pytest.raises(InputError, match=r"holds another recipe than this evaluation was planned for \(recipe hash ffffffffffff"):
+    with pytest.raises(
+        InputError, match=r"contains a different recipe from the one this evaluation was planned for \(recipe hash ffffffffffff"
+    ):
         evaluate(cell)
 
 

@@ -199,7 +199,7 @@ def test_imagenet_a_takes_the_names_of_its_200_from_the_mapping(copy, staged, fe
     few_classes("imagenet-a", 2)
     copy("n01440764/x.jpg", build.picture(1, suffix="jpg"))
     copy("n01443537/y.jpg", build.picture(2, suffix="jpg"))
-    with pytest.raises(InputError, match=r"put ImageNet's LOC_synset_mapping\.txt beside"):
+    with pytest.raises(InputError, match=r"put ImageNet's LOC_synset_mapping\.txt next to"):
         staged("imagenet-a")
     copy("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\nn9 other\n")
 
@@ -221,7 +221,7 @@ def test_a_copy_of_too_few_classes_is_refused(copy, staged):
     """ImageNet has a thousand."""
     copy("n01440764/x.jpg", build.picture(1, suffix="jpg"))
 
-    with pytest.raises(InputError, match="1 class folders, ImageNet has 1000"):
+    with pytest.raises(InputError, match="1 class folders, but ImageNet has 1000"):
         staged("imagenet-1k")
 
 
@@ -347,7 +347,7 @@ def test_cocos_own_captions_are_narrowed_down_by_a_list(copy, staged, tmp_path):
     assert [item.captions for item in staged("coco-retrieval")[1]] == [("first",), ("second",)]
     assert [item.captions for item in staged("coco-retrieval", only=str(only))[1]] == [("second",)]
     only.write_text("b\nz\n")
-    with pytest.raises(InputError, match="names 1 pictures that the copy has not, such as 'z'"):
+    with pytest.raises(InputError, match="names 1 pictures that are not in the copy, such as 'z'"):
         staged("coco-retrieval", only=str(only))
 
 
@@ -369,7 +369,7 @@ def test_a_truncated_picture_is_named(copy, staged, few_classes):
     few_classes("eurosat", 1)
     copy("Forest/f.png", build.picture(1)[:200])
 
-    with pytest.raises(InputError, match=r"Forest/f\.png: not a picture, or cut short"):
+    with pytest.raises(InputError, match=r"Forest/f\.png: not a picture, or truncated"):
         staged("eurosat")
 
 

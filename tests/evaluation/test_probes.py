@@ -2,7 +2,7 @@
 
 tests/evaluation/probe-reference.json was made once with scikit-learn 1.9.1 on `problem()`: LogisticRegression(C=1/lambda,
 solver="newton-cholesky", tol=1e-10, max_iter=1000) in double precision at each lambda, coefficients and intercepts (centred over the
-classes, which scikit-learn's are already but for the intercept's mean), and KNeighborsClassifier(20, metric="cosine", weights=lambda d:
+classes, which scikit-learn's are already except for the intercept's mean), and KNeighborsClassifier(20, metric="cosine", weights=lambda d:
 np.exp(-d / 0.07)).predict on the test pictures. `unit` holds the predictions of the same solver on `unit_problem()`, where scikit-learn's
 default, L-BFGS, is not at a minimum after its 1,000 iterations: at lambda 1e-4 and 1e-6 it is 2.6 and 7.5 points lower.
 """
@@ -64,7 +64,7 @@ def test_logistic_regression_is_scikit_learns(strength):
 
 
 def test_badly_conditioned_features_are_fitted_to_convergence():
-    """Along the sweep, predictions are those of scikit-learn's Newton solver but for one in a thousand, so within .1 point."""
+    """Along the sweep, predictions are those of scikit-learn's Newton solver except for one in a thousand, so within .1 point."""
     x, y, test, labels = unit_problem()
     model = LogisticRegression(torch.from_numpy(x), torch.from_numpy(y), 5)
     for strength in ("1.0", "0.01", "0.0001", "1e-06"):

@@ -97,7 +97,7 @@ def test_a_label_that_is_no_number_is_named(root):
     """A class name where a number belongs."""
     uri = foreign(root, [("a.png", build.picture(0)), ("a.cls", b"cat")])
 
-    with pytest.raises(InputError, match=r"sample a: \.cls is no label"):
+    with pytest.raises(InputError, match=r"sample a: \.cls is not a label"):
         list(read_set(describe_set(uri)))
 
 
@@ -134,7 +134,7 @@ def test_a_changed_byte_is_found(root):
     data[700] ^= 1
     write_bytes(f"{uri}/test/0.tar", bytes(data))
 
-    with pytest.raises(RunError, match=r"test/0\.tar: its bytes are not those that were recorded"):
+    with pytest.raises(RunError, match=r"test/0\.tar: its bytes differ from those recorded"):
         list(read_set(describe_set(uri)))
 
 
@@ -224,7 +224,7 @@ def test_a_set_that_changes_while_it_is_measured_is_refused(root):
     foreign(f"{root}/other", [("a.png", b"x"), ("a.cls", b"0")])
     Path(root, "other", "foreign", "test", "0.tar").rename(Path(uri, "test", "0.tar"))
 
-    with pytest.raises(Corrupt, match=r"test/0\.tar: its bytes are not those that were recorded"):
+    with pytest.raises(Corrupt, match=r"test/0\.tar: its bytes differ from those recorded"):
         list(read_set(described))
 
 
@@ -246,7 +246,7 @@ def test_members_that_unpack_to_more_than_the_tar_has_are_refused(root):
     with pytest.raises(InputError, match=r"0\.tar: a\.png is a sparse file"):
         list(read_set(describe_set(uri)))
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(InputError, match=r"0\.tar: packed by gzip"):
+    with pytest.raises(InputError, match=r"0\.tar: compressed with gzip"):
         list(read_set(describe_set(uri)))
 
 
@@ -267,10 +267,10 @@ def joined(uri):
     ("members", "spoil", "line"),
     [
         ([*WHOLE, ("0.png", b"x"), ("0.cls", b"1")], None, r"0\.tar: two samples are named '0'"),
-        ([*WHOLE, ("2.cls", b"0")], None, r"0\.tar: '2\.cls' is in it twice"),
+        ([*WHOLE, ("2.cls", b"0")], None, r"0\.tar: '2\.cls' appears twice in it"),
         (WHOLE, lambda uri: cut(uri, 4 * 1024 + 100), r"0\.tar: cut short in the header after 1\.cls, at byte 4096"),
         (WHOLE, lambda uri: cut(uri, 4 * 1024), r"0\.tar: cut short after 1\.cls: a tar ends with blocks of zeros"),
-        (WHOLE, lambda uri: cut(uri, 4 * 1024 + 515), r"0\.tar: cut short: 2\.png should end at byte 4615"),
+        (WHOLE, lambda uri: cut(uri, 4 * 1024 + 515), r"0\.tar: truncated: 2\.png should end at byte 4615"),
         (WHOLE, lambda uri: cut(uri, 0), r"0\.tar: not a whole tar file: empty file"),
         (WHOLE, joined, r"0\.tar: has data after its end mark, from byte 10240 on"),
         ([], None, r"0\.tar: has no samples"),
@@ -278,16 +278,20 @@ def joined(uri):
         (
             [*WHOLE, ("3.png", b"x"), ("3.cls", b"caf\xe9")],
             None,
-            r"sample 3: \.cls is no label: .* byte 0xe9 at 3, perhaps Latin-1",
+            r"sample 3: \.cls is not a label: .* byte 0xe9 at 3, perhaps Latin-1",
         ),
         (
             WHOLE,
             lambda uri: Path(uri, "classnames.txt").write_bytes(b"caf\xe9\ndog\n"),
-            r"classnames\.txt: must be UTF-8, has byte 0xe9",
+            r"classnames\.txt: must be UTF-8, but has byte 0xe9",
         ),
-        (WHOLE, lambda uri: Path(uri, "classnames.txt").write_text("cat\ndog", "utf-16"), r"classnames\.txt: must be UTF-8, is UTF-16"),
+        (
+            WHOLE,
+            lambda uri: Path(uri, "classnames.txt").write_text("cat\ndog", "utf-16"),
+            r"classnames\.txt: must be UTF-8, but its first bytes look like UTF-16",
+        ),
         (WHOLE, lambda uri: Path(uri, "test", "nshards.txt").write_text("2"), r"test/1\.tar: missing: nshards\.txt says 2 shards"),
-        (WHOLE, lambda uri: Path(uri, "test", "1.tar").write_bytes(b""), r"test/1\.tar: is there, but nshards\.txt says 1 shards"),
+        (WHOLE, lambda uri: Path(uri, "test", "1.tar").write_bytes(b""), r"test/1\.tar: exists, but nshards\.txt says 1 shards"),
         (WHOLE, lambda uri: Path(uri, "test", "nshards.txt").write_text("one"), r"nshards\.txt: must be a whole number"),
     ],
 )
@@ -340,7 +344,7 @@ def test_captions_end_with_their_line_and_nowhere_else(root):
 def test_captions_that_are_no_text_are_named(root):
     """Bytes that are not UTF-8."""
     uri = foreign(root, [("a.png", b"x"), ("a.txt", b"\xff\xfe")], kind="retrieval")
-    with pytest.raises(InputError, match=r"sample a: \.txt is no caption: .*must be UTF-8"):
+    with pytest.raises(InputError, match=r"sample a: \.txt is not a caption: .*must be UTF-8"):
         list(read_set(describe_set(uri)))
 
 
@@ -379,5 +383,5 @@ def test_a_split_without_triplets_is_named(root):
     """2AFC on nothing is no figure."""
     uri, manifest = build.triplets_set(root, splits=("val",))
 
-    with pytest.raises(InputError, match="triplets triplets have none in split test"):
+    with pytest.raises(InputError, match="data set triplets has no triplets in split test"):
         list(read_triplets(uri, manifest, "test"))

@@ -41,7 +41,7 @@ def test_the_training_split_of_a_copy_in_the_layout_is_staged_for_probes(tmp_pat
     assert outline(DataConfig(uri=source)).trains
     assert not outline(DataConfig(uri=plain)).trains
     Path(source, "train", "nshards.txt").unlink()
-    with pytest.raises(InputError, match=r"--train takes train/nshards\.txt beside test/nshards\.txt, and there is none here"):
+    with pytest.raises(InputError, match=r"--train takes train/nshards\.txt beside test/nshards\.txt, but there is none here"):
         stage_evaluation(name="eurosat", root=str(tmp_path / "root"), source=source, train=True)
 
 
@@ -137,11 +137,14 @@ def test_authors_files_give_their_training_pictures(name, tmp_path, copy, few_cl
 
 REFUSED = {
     "imagenet-a": ({"n01440764/1.jpg": TEST}, "imagenet-a has no training split: it tests what was learned on ImageNet"),
-    "flickr30k-retrieval": ({"d.json": '{"images": [{"sentences": []}]}'}, "flickr30k-retrieval has no one class a picture"),
-    "voc2007-multilabel": ({"ImageSets/Main/test.txt": "1"}, "voc2007-multilabel has no one class a picture"),
-    "resisc45": ({"a/1.jpg": TEST, "b/1.jpg": TEST}, "resisc45 comes without a split: name its test pictures by --only"),
+    "flickr30k-retrieval": (
+        {"d.json": '{"images": [{"sentences": []}]}'},
+        "flickr30k-retrieval does not have exactly one class per picture",
+    ),
+    "voc2007-multilabel": ({"ImageSets/Main/test.txt": "1"}, "voc2007-multilabel does not have exactly one class per picture"),
+    "resisc45": ({"a/1.jpg": TEST, "b/1.jpg": TEST}, "resisc45 comes without a split: list its test pictures with --only"),
     "rendered-sst2": ({"test/a/1.jpg": TEST, "test/b/1.jpg": TEST}, "no pictures in class folders below train/"),
-    "pcam": ({"test/a/1.jpg": TEST, "test/b/1.jpg": TEST, "train/c/2.jpg": TRAIN}, "is of a class that has no test pictures"),
+    "pcam": ({"test/a/1.jpg": TEST, "test/b/1.jpg": TEST, "train/c/2.jpg": TRAIN}, "belongs to a class that has no test pictures"),
     "mnist": ({"t10k-images-idx3-ubyte": IDX3, "t10k-labels-idx1-ubyte": IDX1 + b"\1"}, "no train-images-idx3-ubyte in this copy"),
 }
 

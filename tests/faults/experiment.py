@@ -52,7 +52,7 @@ STATES = ("staging", "training", "unevaluated", "finished")
 _MEASURED = re.compile(
     r"^(created|seconds|.*_seconds|samples_per_second|data_wait_fraction|.*device_hours.*|time|code|restarts|generated|compiled_at|.*_share_of_time)$"
 )
-"""Objects that a run may write anew whenever it looks."""
+"""Objects that a run may rewrite whenever it looks."""
 
 
 class Killed(BaseException):

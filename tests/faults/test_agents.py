@@ -136,7 +136,7 @@ def test_a_lost_pod_is_replaced_and_leaves_no_trace_in_the_weights(tmp_path: Pat
         wait_for_step(config, campaign._newest(config) + 20, agents)
         agents[0].kill()
         assert (agents[0].wait(180), agents[1].wait(180)) == (-signal.SIGKILL, 1)
-        assert "machines lost their meeting place (worker 0)" in (Path(config.output) / "agents.log").read_text()
+        assert "machines lost the rendezvous (worker 0)" in (Path(config.output) / "agents.log").read_text()
         agents = start_both(config, port)
         while all(agent.poll() is None for agent in agents):
             time.sleep(0.01)

@@ -186,7 +186,7 @@ def test_the_person_who_waits_is_told_of_checkpoints_that_are_passed_over(made: 
         told.unlink(missing_ok=True)
         recovers(stage, dict.fromkeys(names, "cut"), 3)
         notes = [record["note"] for record in map(json.loads, told.read_text().splitlines()) if "note" in record]
-        assert [note.startswith(f"passed over {join(stage.config.output, name)}: ") for note, name in zip(notes, names, strict=False)] == [
+        assert [note.startswith(f"skipped {join(stage.config.output, name)}: ") for note, name in zip(notes, names, strict=False)] == [
             True
         ] * len(names)
         assert [note for note in notes if "the stage begins again at step 0" in note] == notes[len(names) :]

@@ -27,7 +27,7 @@ PLAIN = ("shard", "experiment's plan", "file of a final model", "figures")
 ELSEWHERE = {
     "declaration": "tests/pipelines/planning/test_varied.py",
     "rows of a slice": "tests/staging/remote",
-    "write under way": "tests/storage: it is never listed",
+    "write in progress": "tests/storage: it is never listed",
     "record of a failed cell": "tests/pipelines/planning/test_runs.py: another run never reads it",
     "seal of kept weights": "tests/evaluation/test_damage.py",
     "kept weights": "tests/evaluation/test_damage.py",
@@ -133,7 +133,7 @@ def test_a_flipped_bit_that_no_stamp_shows(made: Experiment, state: str, pattern
 
 @pytest.mark.parametrize("damage", ["flipped", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("missing", "truncated"))])
 def test_a_request_damaged_while_its_run_goes_on(made: Experiment, damage: str) -> None:
-    """The next step refuses it by name, and a new run writes it anew."""
+    """The next step refuses it, naming it, and a new run rewrites it."""
     made.put_back("finished", checked=True)
     (name,) = (name for name in made.states["finished"] if re.search("/requests/[^/]+$", name))
     made.delete(next(name for name in made.states["finished"] if name.endswith("report/made.json")))

@@ -1,4 +1,4 @@
-"""One trial: damage objects of the experiment, run the same command, and compare with what trainer/storage/states.py says of them."""
+"""One trial: damage objects of the experiment, run the same command, and compare with what trainer/storage/states.py says about them."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -14,20 +14,20 @@ from trainer.storage.states import StoredKind, kind_of
 
 DAMAGES = ("missing", "truncated", "flipped", "older")
 RUN = "run's record"
-"""Kind of object that only the run that wrote it reads, so that it is damaged before that run's last step."""
+"""A kind of object read only by the run that wrote it, so it is damaged before that run's last step."""
 ROTTEN = "rotten"
-"""A bit flipped without a trace in the stamp, as a disk does it: found when the object is loaded, or by `pipelines verify`."""
+"""A bit flipped without a trace in the stamp, as bit rot does: found when the object is loaded, or by `pipelines verify`."""
 TOLD = (
-    "data set's manifest", "shard", "index of a shard", "number of an evaluation set's shards", "text file of an evaluation set",
-    "stage's configuration", "stage's lineage", "stage's figures by step", "final model's seal", "file of a final model", "figures",
+    "data set's manifest", "shard", "index of a shard", "shard count of an evaluation set", "text file of an evaluation set",
+    "stage's configuration", "stage's lineage", "stage's metrics by step", "final model's seal", "file of a final model", "figures",
     "items of figures",
 )  # fmt: skip
-"""Kinds whose healing a person is told of, once they are whole; of what is remembered only to save work it says nothing."""
+"""Kinds whose repair is reported to the user; nothing is reported for data kept only to save work."""
 ADVICE: dict[str, Callable[[Experiment, str], None]] = {
     "data set's manifest": lambda made, name: made.delete(name),
     RUN: lambda made, name: None,
 }
-"""What the line of a refusal says that leaves the state, by kind, beside running the same command again."""
+"""For each kind, the remedy that the error line suggests besides running the same command again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ class Trial:
     """What is damaged, in which state.
 
     Attributes:
-        state: of the experiment.
+        state: state of the experiment.
         damages: name of an object -> missing, truncated, flipped or older.
         seed: decides where an object is cut and which bit is flipped.
-        checked: whether records of earlier checks are right; else there are none.
+        checked: whether correct records of earlier checks exist; otherwise there are none.
     """
 
     state: str
@@ -47,7 +47,7 @@ class Trial:
     checked: bool = True
 
     def __str__(self) -> str:
-        """As it can be given to the campaign again."""
+        """The form in which it can be passed to the campaign again."""
         what = ", ".join(f"{name} {kind}" for name, kind in self.damages.items())
         return f"{self.state}{'' if self.checked else ', unchecked'}, seed {self.seed}: {what}"
 
@@ -58,13 +58,13 @@ def kind(made: Experiment, name: str) -> StoredKind | None:
 
 
 def outcome(row: StoredKind, damage: str) -> str:
-    """healed, refused or harmless. What is written once has no older version: what was put in its place is as a flipped bit."""
+    """healed, refused or harmless. An object that is written once has no older version: a replacement counts as a flipped bit."""
     text: str = getattr(row, damage)
     return (row.flipped if damage == "older" and "written once" in text else text).partition(":")[0]
 
 
 def damaged(made: Experiment, name: str, damage: str, draw: random.Random, data: bytes) -> bytes | None:
-    """What lies there in place of `data`; None: nothing does."""
+    """What replaces `data`; None: nothing does."""
     if damage == "missing":
         return None
     if damage == "truncated":
@@ -83,7 +83,7 @@ def trials_of(made: Experiment, state: str, name: str, *, seed: int = 0, checked
 
 
 def attempt(made: Experiment, trial: Trial) -> list[str]:
-    """Carry it out; what is not as the rows say, nothing where all is."""
+    """Carry out the trial; returns deviations from the rows, or nothing if there are none."""
     draw = random.Random(trial.seed)
     made.put_back(trial.state, checked=trial.checked)
     rows = {name: kind(made, name) for name in trial.damages}
@@ -92,7 +92,7 @@ def attempt(made: Experiment, trial: Trial) -> list[str]:
     for name, damage in trial.damages.items():
         if rows[name].name != RUN:  # type: ignore[union-attr]
             _apply(made, name, damage, draw)
-        else:  # a run that finds all done takes no step, and writes no record
+        else:  # a run that finds everything done runs no steps and writes no record
             made.delete(f"experiments/{NAME}/report/made.json")
 
     def at(step: str) -> None:
@@ -106,23 +106,23 @@ def attempt(made: Experiment, trial: Trial) -> list[str]:
     untold = [name for name, row in rows.items() if row is not None and _should_tell(trial, row) and _last(name) not in ended.told]
     found_late = _names(ended, trial.damages) if ended.code else not made.is_finished()
     if found_late and not trial.checked and not refused:
-        ended = made.run()  # of data that was never hashed sizes are compared: it was found when it was loaded
+        ended = made.run()  # for data that was never hashed only sizes are compared, so the damage was found on loading
     problems = _judge_refusal(ended, refused) if refused or ended.code else []
-    problems += [f"nobody is told of {name}" for name in untold]
+    problems += [f"nothing is reported about {name}" for name in untold]
     for name in refused:
         ADVICE[rows[name].name](made, name)  # type: ignore[union-attr]
     if refused or any(row.name == RUN for row in rows.values() if row is not None):
         ended = made.run()
     if ended.code and not problems:
-        problems.append(f"still exit {ended.code} after what the line advises: {ended.line}")
+        problems.append(f"still exit code {ended.code} after following the line's advice: {ended.line}")
     if ended.code == 0:
         problems += differences(made.result, made.outcome())
-        problems += [] if made.is_finished() else ["exit 0, and yet a run would find something to do"]
+        problems += [] if made.is_finished() else ["exit code 0, but a run would still find something to do"]
     return problems
 
 
 def attempt_rotten(made: Experiment, trial: Trial) -> list[str]:
-    """Carry out a trial whose damage no stamp shows; what is wrong.
+    """Carry out a trial whose damage no stamp reveals; returns what is wrong.
 
     A run that loads the object ends with an error that names it, and the next one heals it; where none loads it, `verify` names it.
     """
@@ -145,7 +145,7 @@ def attempt_rotten(made: Experiment, trial: Trial) -> list[str]:
 
 
 def _keep_stamp(made: Experiment, name: str) -> bool:
-    """Let the records of checks have the present stamp of an object; False where none has it."""
+    """Update the records of checks with an object's current stamp; False if none contains it."""
     found = False
     for place in [record for record in made.content() if record.endswith("/CHECKED.json")]:
         folder = place.removesuffix("CHECKED.json")
@@ -160,7 +160,7 @@ def _keep_stamp(made: Experiment, name: str) -> bool:
 
 
 def _should_tell(trial: Trial, row: StoredKind) -> bool:
-    """Whether a line is due: one object was cut short in what was whole. What is missing may never have been made."""
+    """Whether a message is expected: a single object was truncated in a complete state. A missing object may never have existed."""
     damages = list(trial.damages.values())
     return row.name in TOLD and trial.state == "finished" and trial.checked and damages == ["truncated"]
 
@@ -190,7 +190,7 @@ def _judge_refusal(ended: Ended, refused: list[str]) -> list[str]:
 
 
 def _names(ended: Ended, names: Iterable[str]) -> bool:
-    """Whether the last line names one of the objects, or the folder of its data set or model; the report does by their experiment."""
+    """Whether the last line names one of the objects, or the folder of its data set or model; the report names their experiment instead."""
     folders = (name.removeprefix(f"experiments/{NAME}/").rpartition("/")[0] for name in names)
     return any(folder.removesuffix("/final").removesuffix("/test") in ended.line for folder in folders)
 

@@ -37,6 +37,6 @@ def test_its_commands_are_commands() -> None:
 
 def test_its_table_names_all_that_is_public() -> None:
     """And nothing else."""
-    table = PAGE[PAGE.index("## What there is") :]
+    table = PAGE[PAGE.index("## Summary") :]
     named = set(re.findall(r"`([A-Za-z_]+)", table))
     assert named - {"kind"} == set(firstsight.__all__)

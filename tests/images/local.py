@@ -37,7 +37,7 @@ def pipelines_archive() -> Path:
 
 
 def trainer_runtime_archive() -> Path:
-    """The trainer image but for what pip installs, as its Dockerfile builds it; pods get torch by a volume, instead of 6 GB to import."""
+    """The trainer image without what pip installs, as its Dockerfile builds it; pods get torch by a volume, instead of 6 GB to import."""
     install_buildah()
     build_base()
     archive, before = settings.IMAGES / "trainer-runtime.tar", _image_id(TRAINER_RUNTIME)

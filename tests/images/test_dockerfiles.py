@@ -45,7 +45,7 @@ print("torch" in foreign, main(sys.argv[1:]))
 
 
 def dockerfile(image: str) -> list[str]:
-    """Its instructions, one a line, without comments."""
+    """Its instructions, one per line, without comments."""
     text = (REPOSITORY / "images" / image / "Dockerfile").read_text()
     return re.sub(r"\\\n\s*", " ", re.sub(r"(?m)^\s*#.*\n", "", text)).splitlines()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipelines.kubeflow.client import Kubeflow, NotThere
+from pipelines.kubeflow.client import Kubeflow, NotFound
 from pipelines.kubeflow.follow import RunFollower
 from pipelines.kubeflow.nodes import steps
 from pipelines.kubeflow.steplog import StepLog
@@ -239,7 +239,7 @@ class Campaign:
         try:
             found = self.world.server.version(reference.pipeline_id, reference.pipeline_version_id)
             self.see("the old run's pipeline version is there", found.display_name, True)
-        except NotThere as error:
+        except NotFound as error:
             self.see("the old run's pipeline version is there", error, False)
 
     def _submit(self, experiment: str, *arguments: str) -> Submission:

@@ -40,7 +40,7 @@ def test_building_leaves_the_global_stream_alone() -> None:
 
 
 def test_seeds_differ_in_both_towers() -> None:
-    """Another seed draws every random tensor anew."""
+    """Another seed draws every random tensor again."""
     first, second = (towers.build_model(TINY, seed) for seed in (0, 1))
     for name in ("visual.conv1.weight", "visual.class_embedding", "token_embedding.weight", "text_projection"):
         assert not torch.equal(first.state_dict()[name], second.state_dict()[name]), name

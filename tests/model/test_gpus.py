@@ -53,7 +53,7 @@ def test_a_driver_that_will_do(driver: str, cuda: str | None) -> None:
 
 def test_an_old_gpu_is_named() -> None:
     """With what it is and what is needed."""
-    with pytest.raises(InputError, match=r"^Tesla V100 is sm_70, and torch \S+ is built for sm_75 and newer"):
+    with pytest.raises(InputError, match=r"^Tesla V100 is sm_70, but torch \S+ is built for sm_75 and newer"):
         gpus.require_capability("Tesla V100", (7, 0), ["sm_120", "sm_75", "compute_75"])
     gpus.require_capability("H100", (9, 0), ["sm_75", "sm_120"])
 

@@ -62,7 +62,7 @@ def test_state_goes_back_by_name_and_gives_the_same_next_step() -> None:
 
 def test_state_of_another_model_is_refused() -> None:
     """The first name that does not fit is said."""
-    with pytest.raises(InputError, match="does not fit the model"):
+    with pytest.raises(InputError, match="does not match the model"):
         optimizer.load_state(optimizer.build(Tower(), OptimizerConfig()), Tower(), {"other/exp_avg": torch.ones(1)})
 
 

@@ -46,7 +46,7 @@ class Launch:
 
 
 class Scene:
-    """A stage, a cluster that could run it, and those who want it run."""
+    """A stage, a cluster that could run it, and the launchers waiting for it."""
 
     def __init__(self, server: FakeApi, tmp_path: Path) -> None:
         self.api, self.folder = server, f"{tmp_path}/root/experiments/e/random-seed0/contrastive"
@@ -71,7 +71,7 @@ class Scene:
         return dataclasses.replace(spec, **changes)
 
     def launch(self, settings: JobSettings | None = None, **changes: Any) -> Launch:
-        """A launcher of its own connection."""
+        """Start a launcher with its own connection."""
         settings = settings or JobSettings(nodes=2)
         backend = ClusterBackend(Launcher(Cluster.connect(), PyTorchJobs(settings), settings))
         job, lines = backend.submit(self.spec(**changes)), []
@@ -91,7 +91,7 @@ class Scene:
         commit(self.folder, RECIPE)
 
     def succeed(self) -> None:
-        """The job ends well."""
+        """The job succeeds."""
         self.seal()
         self.api.end_log(f"{self.name}-worker-0")
         self.operator.end(self.name, "Succeeded")
@@ -101,7 +101,7 @@ class Scene:
         return self.api.find(JOBS, self.name)
 
     def pod(self, index: int) -> str:
-        """A worker's name."""
+        """The name of a worker pod."""
         return f"{self.name}-worker-{index}"
 
     def clean(self) -> bool:
@@ -111,7 +111,7 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """A scene in which waits are short, from the point of view of a shell."""
+    """A scene with short waits, as seen from a shell."""
     monkeypatch.setattr(Backoff, "seconds", lambda self: 0.02)
     monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
     monkeypatch.setattr(ending, "POLL_SECONDS", 0.05)
@@ -131,7 +131,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 
 def annotations(scene: Scene) -> dict[str, str]:
-    """Of the job as it is."""
+    """The annotations of the job in its current state."""
     job = scene.job()
     assert job is not None
     found: dict[str, str] = job["metadata"]["annotations"]
@@ -139,7 +139,7 @@ def annotations(scene: Scene) -> dict[str, str]:
 
 
 def patience(**seconds: int) -> JobSettings:
-    """Settings with some patience changed; the rest as shipped."""
+    """Settings with some patience values changed; the rest as shipped."""
     return JobSettings(nodes=2, patience=Patience(**seconds))
 
 

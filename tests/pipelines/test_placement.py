@@ -179,5 +179,5 @@ def test_what_the_launcher_sets_is_refused_elsewhere(tmp_path: Path, name: str):
 
     with pytest.raises(InputError, match=name):
         read_profile(str(tmp_path / "profile.yaml"))
-    with pytest.raises(InputError, match=f"placement.{name} is set by the launcher alone"):
+    with pytest.raises(InputError, match=f"placement.{name} is set only by the launcher"):
         merge("", {"placement": f"{name}=1"})

@@ -29,7 +29,7 @@ CLASSES = 8
 
 @dataclass(kw_only=True)
 class Fabrication:
-    """What to make; `effects` adds to an arm's share of right answers, `noise` is drawn anew for every model."""
+    """What to make; `effects` adds to an arm's share of right answers, `noise` is drawn separately for every model."""
 
     arms: Sequence[str] = ("random", "perceptual")
     seeds: Sequence[int] = (0,)

@@ -44,7 +44,7 @@ def test_a_large_effect_is_claimed_with_its_interval() -> None:
     differences = 0.10 + np.random.default_rng(0).normal(0, 0.004, (4, 5))
     found = answer(rows_of(differences), "perceptual", "people")
     assert found["verdict"] == "helped"
-    assert found["sentence"].startswith("Yes, on every endpoint, over 5 seeds perceptual beats random: +")
+    assert found["sentence"].startswith("Yes, on every endpoint; over 5 seeds, perceptual beats random: +")
     assert "95 % interval" in found["sentence"]
 
 
@@ -53,15 +53,13 @@ def test_a_loss_is_said_as_plainly() -> None:
     differences = -0.10 + np.random.default_rng(0).normal(0, 0.004, (4, 5))
     found = answer(rows_of(differences), "perceptual", "people")
     assert found["verdict"] == "hurt"
-    assert found["sentence"].startswith("No, it hurt, over 5 seeds perceptual does worse than random: −")
+    assert found["sentence"].startswith("No, it hurt; over 5 seeds, perceptual does worse than random: −")
 
 
 def test_nothing_shown_is_said_as_plainly() -> None:
-    """Differences around 0 read `No, not shown`."""
+    """Differences around 0 read `Not shown`."""
     differences = np.array([[0.02, -0.03, 0.01]] * 4)
-    assert answer(rows_of(differences), "perceptual", "people")["sentence"].startswith(
-        "No, not shown, over 3 seeds perceptual does not beat"
-    )
+    assert answer(rows_of(differences), "perceptual", "people")["sentence"].startswith("Not shown; over 3 seeds, perceptual does not beat")
 
 
 def test_an_interval_that_leaves_out_0_is_no_finding_before_holm() -> None:
@@ -83,7 +81,7 @@ def test_the_controls_tell_perception_from_warm_up() -> None:
     said = answer(rows, "perceptual", "people")["controls"]
     assert said == (
         "Against the controls: it beats permuted on mean_zero_shot; it does worse than judged on mean_zero_shot; "
-        "no difference from instance or shuffled is shown."
+        "it shows no difference from instance or shuffled."
     )
     single = [{**row, "against": name, "finding": "one seed"} for name in ("permuted", "instance") for row in rows_of(equal)]
     assert answer(rows_of(apart) + single, "perceptual", "people")["controls"].endswith(
@@ -118,7 +116,7 @@ def test_one_seed_never_claims(mean: float, course: str) -> None:
     assert found["sentence"].startswith("One seed cannot say")
     assert course in found["sentence"]
     assert "the sampling of test items only" in found["sentence"]
-    assert "as FLIP judges" in found["sentence"]
+    assert "as judged by FLIP" in found["sentence"]
 
 
 def one_seed_row(name: str, mean: float, low: float | None, high: float | None, why: str = "") -> dict[str, Any]:
@@ -137,7 +135,7 @@ def test_one_seed_counts_no_sign_of_an_interval_that_includes_0() -> None:
     )
     assert " of 3" not in said
     said = answer(rows[1:], "perceptual", "people")["sentence"]
-    assert "in this one run no difference from random stands out from the sampling of test items: +2.0 points on B" in said
+    assert "in this one run no difference from random exceeds the sampling noise of the test items: +2.0 points on B" in said
     assert "above" not in said
     both = [rows[0], one_seed_row("D", -0.05, -0.09, -0.01)]
     assert "perceptual is above random on A and below random on D: +5.0" in answer(both, "perceptual", "people")["sentence"]
@@ -148,7 +146,7 @@ def test_a_handful_of_items_has_no_interval_and_says_why(why: str) -> None:
     """Never `0.0 (0.0 to 0.0)`."""
     said = answer([one_seed_row("2AFC", 0.0, None, None, why)], "perceptual", "people")["sentence"]
     assert f"0.0 points on 2AFC (90 pictures; no interval: {why})" in said
-    assert "no difference from random stands out" in said
+    assert "no difference from random exceeds the sampling noise" in said
 
 
 def test_without_a_pair_there_is_no_answer() -> None:

@@ -81,7 +81,7 @@ def test_the_declared_test_is_the_slope_over_seeds(doses: tuple[str, Written]):
     assert row["mean"] == pytest.approx(np.mean(slopes))
     assert (row["finding"], row["after_results"], row["seeds"]) == ("rising", False, [0, 1, 2])
     assert "before the first result" in page
-    assert re.search(r"a tenfold", page)
+    assert re.search(r"per tenfold", page)
 
 
 def test_holm_is_over_all_that_was_declared_at_that_time(doses: tuple[str, Written]):
@@ -131,7 +131,7 @@ def test_a_seed_that_lacks_a_point_takes_no_part_and_is_named(tmp_path: Path):
     uri = fabricate(tmp_path, Fabrication(seeds=(0, 1, 2), items=20, fractions=FRACTIONS, tests={"dose": {"axis": "triplets"}}))
     (tmp_path / "experiments/demo/perceptual-triplets-0.5-seed1/contrastive/final/COMMITTED.json").unlink()
     _, results = page_after(uri)
-    assert all(row["seeds"] == [0, 2] and row["why"] == "seeds 1 lack a point" for row in results["tests"])
+    assert all(row["seeds"] == [0, 2] and row["why"] == "seeds 1 are missing a point" for row in results["tests"])
     assert [row["seeds"] for row in results["axes"][0]["scores"] if (row["arm"], row["endpoint"]) == ("perceptual", "main_zero_shot")] == [
         [0, 1, 2], [0, 2], [0, 1, 2],
     ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_seed_that_lacks_a_point_takes_no_part_and_is_named(tmp_path: Path):
 def test_one_seed_has_no_test_and_one_point_no_chart(tmp_path: Path):
     uri = fabricate(tmp_path / "one", Fabrication(items=20, fractions=FRACTIONS, tests={"dose": {"axis": "triplets"}}))
     page, results = page_after(uri)
-    assert all(row["finding"] == "no test" and "it needs 2" in row["why"] and row["p"] is None for row in results["tests"])
+    assert all(row["finding"] == "no test" and "a test needs 2" in row["why"] and row["p"] is None for row in results["tests"])
     uri = fabricate(tmp_path / "two", Fabrication(items=20, fractions=(0.5,)))
     page, results = page_after(uri)
     assert results["point"]["point"] == "triplets-0.5"
@@ -161,7 +161,7 @@ def test_declared_endpoints_are_those_of_the_page(tmp_path: Path):
 
     results = changed(uri, declare)
     assert [endpoint["name"] for endpoint in results["endpoints"]] == ["2afc", "main_zero_shot"]  # of one set the same figure
-    assert {"what": "endpoint nowhere_2afc", "why": "declared, and not measured", "damaged": False} in results["excluded"]
+    assert {"what": "endpoint nowhere_2afc", "why": "declared, but not measured", "damaged": False} in results["excluded"]
 
 
 # ---------------------------------------------------------------------------------------------------- the test itself

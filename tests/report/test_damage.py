@@ -23,7 +23,7 @@ from trainer.storage.plans import read_plan, write_plan
 
 Figures = dict[tuple[Any, ...], Any]
 KEYS = ("arm", "against", "seed", "stage", "step", "epoch", "endpoint", "label", "dataset", "task", "metric", "uri", "what")
-"""By which a row of results.json is known; all else in it is figures."""
+"""By which a row of results.json is known; everything else in it is figures."""
 
 
 def figures_of(uri: str) -> tuple[Figures, list[str]]:
@@ -139,7 +139,7 @@ def test_a_record_that_is_damaged_has_a_copy(whole: tuple[str, Figures], capsys:
     ("text", "words"),
     [
         (None, "missing"),
-        ("", "it ends at step 0, the stage at 100"),
+        ("", "it ends at step 0, but the stage ended at 100"),
         ('{"step": 1, "loss": 9}\n', "it ends at step 1"),
         ('{"step": 1, "loss": 9}\n{"step": 100, "lo', "line 2 is not a record"),
         ('{"step": 100}\n', "it ends at step 100"),
@@ -183,7 +183,7 @@ def test_a_lost_seal_is_told_from_a_stage_that_never_ran(whole: tuple[str, Figur
             file.unlink()
     (row,) = read_experiment(uri).missing
     assert row["damaged"] == (how != "never finished")
-    assert ("missing, though" in row["why"]) == row["damaged"]
+    assert ("missing, although" in row["why"]) == row["damaged"]
 
 
 def swapped(uri: str) -> Iterator[str]:
@@ -191,7 +191,7 @@ def swapped(uri: str) -> Iterator[str]:
     folder = path(uri, "random-seed0", "evaluation", "contrastive-final")
     val, test = (folder / f"demo-triplets-{split}_2afc.json" for split in ("val", "test"))
     test.write_bytes(val.read_bytes())
-    yield "copy of what belongs to contrastive-final/demo-triplets-val_2afc.json"
+    yield "copy of a file that belongs at contrastive-final/demo-triplets-val_2afc.json"
     other = path(uri, "perceptual-seed0", "evaluation", "contrastive-final", CATEGORIES)
     (folder / CATEGORIES).write_bytes(other.read_bytes())
     yield "it measures perceptual seed 0, which is not this cell"
@@ -213,7 +213,7 @@ def test_items_of_another_version_are_not_paired(whole: tuple[str, Figures]) -> 
     arrays = dict(np.load(file))
     np.savez_compressed(file, **{**arrays, "correct": arrays["correct"][::-1]})
     _, said = figures_of(uri)
-    assert any("not those that were recorded" in line and CATEGORIES.removesuffix(".json") in line for line in said)
+    assert any("differ from those recorded" in line and CATEGORIES.removesuffix(".json") in line for line in said)
 
 
 def test_figures_that_were_never_measured_are_named_and_no_damage(whole: tuple[str, Figures]) -> None:
@@ -237,7 +237,7 @@ PAGE = ("index.html", "results.json", "results.csv", "report.md")
 
 
 def test_results_are_a_document(whole: tuple[str, Figures], capsys: pytest.CaptureFixture[str]) -> None:
-    """With a checksum that others can compute; the report's own damaged outputs are made again."""
+    """With a checksum that others can compute; the report's own damaged outputs are rebuilt."""
     uri, _ = whole
     assert lines_of(uri, capsys)[0] == 0
     before = {file: file.read_bytes() for file in files(path(uri, "report")) if file.name in PAGE and file.parent.name == "report"}

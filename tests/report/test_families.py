@@ -64,7 +64,7 @@ def test_the_baseline_stands_beside_its_anchor_in_the_papers_recipes_alone(tmp_p
 
     assert row["expected"].startswith("32.8 %: CLIP ViT-B/32 on YFCC15M, 32 epochs, batch 4,096")
     assert "mean over 2 seeds" in row["found"]
-    assert row["follows"].startswith("This run has 1 epoch, batches of 64, 8 pairs, another model, so a gap is expected")
+    assert row["follows"].startswith("This run has 1 epoch, batches of 64, 8 pairs, a different model, so a gap is expected")
     assert row["expected"] in page
     assert "Wins count sets whose mean difference is above 0; they are descriptive" in page
     assert results_of(experiment(tmp_path / "demo", recipe="demo"))["expectations"] == []
@@ -78,12 +78,12 @@ def test_what_follows_from_a_gap(value: float, words: str) -> None:
     said = families._what_follows(value, [])
 
     assert said.startswith(words)
-    assert ("before reading any difference" in said) == (value != 0.328)
+    assert ("before interpreting any difference" in said) == (value != 0.328)
 
 
 def test_what_posthoc_tuning_is_known_to_cost_is_said(tmp_path: Path) -> None:
     """With the arm, whatever the recipe; a gain is no refutation yet."""
-    for effect, words in ((-0.3, "A loss here is what is known"), (0.4, "not yet evidence against it")):
+    for effect, words in ((-0.3, "A loss here is a known effect"), (0.4, "not yet evidence against it")):
         arms = {"arms": ("random", "posthoc"), "effects": {"posthoc": effect}}
         (row,) = results_of(experiment(tmp_path / str(effect), recipe="smoke", **arms))["expectations"]
         assert "arXiv 2410.10817" in row["expected"]

@@ -35,9 +35,9 @@ def test_any_twin_is_the_endpoint_and_recall_stands_beside_it(own: Written) -> N
     ]
     assert results["test_sets"]["demo-retrieval_zeroshot_retrieval"]["ceiling"]["image_retrieval_recall@1"] == pytest.approx(0.788)
     for words in (
-        "most that can be reached", "78.8 %", "random, any twin", "40 captions of 120 stand on several pictures and 1 picture of 60",
-        "demo-pairs: 20 pictures with a caption of another one and 1 picture with the bytes of another one; among the 60 test pictures "
-        "3 with a caption of a training picture, 1 that may be copies of one (by a perceptual hash).",
+        "highest possible score", "78.8 %", "random, any twin", "40 captions of 120 belong to several pictures and 1 picture of 60",
+        "demo-pairs: 20 pictures with a caption of another and 1 picture with the bytes of another; among the 60 test pictures "
+        "3 with a caption of a training picture, 1 that may be copies of one (judged by perceptual hash).",
     ):  # fmt: skip
         assert words in page
         assert words in read_bytes(join(results["uri"], "report", "report.md")).decode()

@@ -74,7 +74,7 @@ def test_a_name_that_lies_is_corrected(fresh: str) -> None:
         change_figures(file, firstsight__arm="wonder")
     experiment = read_experiment(fresh)
     assert experiment.arms == ["random", "perceptual"]
-    assert "by its configuration it is 'random'" in experiment.excluded[0]["why"]
+    assert "its configuration says 'random'" in experiment.excluded[0]["why"]
 
 
 def test_no_plan_is_refused(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_plan_of_format_1_reads_the_same(fresh: str) -> None:
 def test_a_plan_of_a_newer_version_is_refused(fresh: str) -> None:
     """Nothing in it is guessed."""
     change(path(fresh, "plan.json"), format_version=9)
-    with pytest.raises(InputError, match=r"plan\.json: format 9 is newer than this firstsight reads"):
+    with pytest.raises(InputError, match=r"plan\.json: format 9 is newer than this firstsight can read"):
         read_experiment(fresh)
 
 
@@ -152,7 +152,7 @@ def test_a_changed_configuration_is_refused(older: str) -> None:
     file = path(older, "random-seed0", "contrastive", "config.yaml")
     change(path(older, "random-seed0", "contrastive", "lineage.json"), recipe=recipe_fields(read_stage(str(file))))
     file.write_text(file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
-    line = "the plan says another recipe than config.yaml: contrastive.optimizer.learning_rate: 0.001 -> 0.002: refused"
+    line = "the plan names a different recipe from config.yaml: contrastive.optimizer.learning_rate: 0.001 -> 0.002: rejected"
     assert line in missing(older)["random-seed0"]
 
 
@@ -168,7 +168,7 @@ def test_a_broken_configuration_is_refused(fresh: str, text: str, words: str) ->
 def test_other_weights_than_the_lineages_are_refused(older: str) -> None:
     """The sealed weights must be those that lineage.json names."""
     change(path(older, "random-seed0", "contrastive", "lineage.json"), weights_sha256="0" * 64, vision_sha256="0" * 64)
-    assert "not those that its lineage names" in missing(older)["random-seed0"]
+    assert "differ from those that its lineage names" in missing(older)["random-seed0"]
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ def test_other_weights_than_the_lineages_are_refused(older: str) -> None:
         ({"firstsight__dataset_identity": "0" * 64}, "measured on data set 000000000000"),
         ({"firstsight__evaluation_version": "9-exact-fp32"}, "evaluation version 9-exact-fp32"),
         ({"firstsight__seed": 7}, "which is not this cell"),
-        ({"metrics": {"acc1": float("nan")}}, "acc1 is not a number"),
-        ({"metrics": {}}, "no metric is not a number"),
-        ({"firstsight": None}, "not an evaluation of firstsight"),
+        ({"metrics": {"acc1": float("nan")}}, "acc1 is not a finite number"),
+        ({"metrics": {}}, "no metric is not a finite number"),
+        ({"firstsight": None}, "not a firstsight evaluation"),
     ],
 )
 def test_a_result_that_does_not_belong_is_left_out_by_name(fresh: str, changes: dict[str, Any], words: str) -> None:
@@ -231,7 +231,7 @@ def test_items_that_cannot_be_paired_cost_the_interval_only(fresh: str, how: str
 def test_a_figure_that_is_too_large_is_excluded(fresh: str) -> None:
     """JSON holds whole numbers of any size."""
     change_figures(path(fresh, "random-seed0", "evaluation", "contrastive-final", CATEGORIES), metrics={"acc1": 10**400})
-    assert f"{CATEGORIES}: not an evaluation of firstsight: OverflowError" in excluded(fresh)
+    assert f"{CATEGORIES}: not a firstsight evaluation: OverflowError" in excluded(fresh)
 
 
 def test_unequal_seeds_are_paired_where_they_are_equal(tmp_path: Path) -> None:
@@ -283,4 +283,4 @@ def test_a_name_of_ours_over_unknown_labels_is_corrected(tmp_path: Path) -> None
     experiment = read_experiment(uri)
 
     assert experiment.arms == ["random", "tower ranks"]
-    assert "by its configuration it is 'tower ranks'" in experiment.excluded[0]["why"]
+    assert "its configuration says 'tower ranks'" in experiment.excluded[0]["why"]

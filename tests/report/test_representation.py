@@ -169,7 +169,7 @@ def test_each_point_of_an_axis_pairs_its_own_cells(tmp_path):
     assert not list(faults(results, SCHEMA))
     assert page.count("<summary>At point triplets-0.25</summary>") == 2
     assert "### Representation at point triplets-0.25" in text
-    assert "### Through time at point triplets-0.25" in text
+    assert "### Over training at point triplets-0.25" in text
 
 
 def test_a_damaged_layer_costs_its_comparisons_and_is_named(tmp_path):

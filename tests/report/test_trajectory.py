@@ -117,8 +117,8 @@ def test_every_part_stands_on_the_page(followed: str) -> None:
     assert left["perceptual", 0.1]["retained"] < left["perceptual", max(epoch for _, epoch in left)]["retained"]
     for words in (
         "pairs seen in stage 2",
-        "Paired differences on the way",
-        "Onset: the first moment",
+        "Paired differences during training",
+        "Onset: the earliest moment",
         "Power law",
         "What is left of the prior",
     ):

@@ -92,7 +92,7 @@ def test_the_markdown_has_the_pages_tables(large: Written, three_seeds: str) -> 
     cells = re.findall(r"<td[^>]*>([^<]+)</td>", always_open)
     assert len(cells) > 200
     assert {html.unescape(cell) for cell in cells} <= {cell.strip().strip("`") for cell in text.replace("\n", "|").split("|")}
-    for words in ("Through time", "Retrieval", "Device-hours to the baseline's final figure", results["answer"]["controls"]):
+    for words in ("Over training", "Retrieval", "Device-hours to reach the baseline's final score", results["answer"]["controls"]):
         assert words in html.unescape(page)
         assert words in text
 
@@ -121,7 +121,7 @@ def test_the_fields_sets_are_counted(small: Written) -> None:
     """The demo measures none of the 29 sets that the paper counts, and the page names them."""
     page, results = small
     assert results["field_sets"]["counted"] == len(results["field_sets"]["not_staged"]) == 29
-    assert "0 of the 29 zero-shot sets that the paper counts were measured" in page
+    assert "0 of the 29 zero-shot sets that the paper reports were measured" in page
 
 
 def test_the_pairs_are_the_same_seeds_difference(small: Written) -> None:
@@ -221,7 +221,7 @@ def test_compare_sets_experiments_side_by_side(tmp_path: Path) -> None:
         ("random in there", "random"),
         ("perceptual in there", "perceptual"),
     }
-    assert "Set beside other experiments" in page_of(here)
+    assert "Compared with other experiments" in page_of(here)
 
 
 def test_compared_experiments_of_one_name_are_told_apart_by_their_place(tmp_path: Path) -> None:

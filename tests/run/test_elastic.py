@@ -116,5 +116,5 @@ def test_sigterm_of_the_agent_reaches_the_ranks_and_ends_in_143(tmp_path: Path) 
 
 def test_many_machines_need_to_know_where_to_meet(tmp_path: Path) -> None:
     """Outside a PyTorchJob there is no rendezvous."""
-    with pytest.raises(InputError, match=r"placement\.nodes must be 1 where no PET_RDZV_ENDPOINT says"):
+    with pytest.raises(InputError, match=r"placement\.nodes must be 1 unless PET_RDZV_ENDPOINT sets"):
         run_agent(toy_config(tmp_path, nodes=2), [])

@@ -60,10 +60,10 @@ def test_what_the_file_system_keeps_otherwise_is_not_sealed(
         return put(store, uri, io.BytesIO(harm(stream.read())) if uri.endswith((name, "model.safetensors")) else stream)
 
     monkeypatch.setattr(FileStore, "put_stream", keep_otherwise)
-    with pytest.raises(Corrupt, match=f"{name}: the file system does not give back"):
+    with pytest.raises(Corrupt, match=f"{name}: the file system did not return"):
         final(root, folder)
     assert read_final(root) == (None, {})
-    with pytest.raises(Corrupt, match="does not give back"):
+    with pytest.raises(Corrupt, match="did not return"):
         saved(join(root, "other"), 1)
     assert read_committed(layout.checkpoint(join(root, "other"), 1)) is None
 
@@ -74,7 +74,7 @@ def test_what_the_file_system_keeps_otherwise_is_not_sealed(
 def test_a_file_of_a_final_model_that_changed_is_named(finished: str, name: str) -> None:
     """Of the same size; the records beside it count as much as the weights."""
     flip_a_byte(join(finished, name))
-    assert read_final(finished)[1] == {join(finished, name): "its checksum is not the sealed one"}
+    assert read_final(finished)[1] == {join(finished, name): "its checksum does not match the sealed one"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", None], ids=["empty", "cut", "missing"])
@@ -100,7 +100,7 @@ def test_a_record_whose_copies_are_both_damaged_is_not_given_to_anyone(finished:
     seal, wrong = read_final(finished)
     assert seal is not None
     assert restore_beside(finished, seal, wrong) == {}
-    with pytest.raises(Corrupt, match=r"neither it nor .* is what was sealed"):
+    with pytest.raises(Corrupt, match=r"neither it nor .* matches what was sealed"):
         read_beside(finished, seal, "lineage.json")
 
 

@@ -246,7 +246,7 @@ def test_a_sink_that_fails_is_left_out_and_the_run_ends_well(
     run_toy(toy_config(tmp_path, wandb_project="eyes"))
     assert calls == ["log"]
     said = [line for line in caplog.messages if "continues without" in line]
-    assert said == ["placement.wandb_project failed, the run continues without it: api.wandb.ai unreachable"]
+    assert said == ["placement.wandb_project failed; the run continues without it: api.wandb.ai unreachable"]
     assert (tmp_path / "stage" / "final" / "COMMITTED.json").exists()
 
 

@@ -36,7 +36,7 @@ def test_a_finished_stage_says_so_without_torch(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "done already" in ended.stderr
+    assert "already done" in ended.stderr
 
 
 def test_wrong_input_is_found_without_torch(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
     other = dataclasses.replace(config, seed=1)
     elsewhere = tmp_path / "other.yaml"
     elsewhere.write_text(Path(build.written(other, output=str(tmp_path / "x"))).read_text().replace(str(tmp_path / "x"), config.output))
-    with pytest.raises(InputError, match="finished by another recipe, refused: seed: 0 -> 1"):
+    with pytest.raises(InputError, match="finished with a different recipe, rejected: seed: 0 -> 1"):
         launch("contrastive", str(elsewhere), [])
 
 
@@ -86,7 +86,7 @@ def test_what_a_finished_stage_was_made_by_is_named_where_its_configuration_was_
     build.written(config)
     launch("contrastive", build.written(config), [])
     other = dataclasses.replace(config, seed=1)
-    with pytest.raises(InputError, match=r"finished by another recipe, refused: seed: 0 -> 1$"):
+    with pytest.raises(InputError, match=r"finished with a different recipe, rejected: seed: 0 -> 1$"):
         launch("contrastive", build.written(other), [])
 
 
@@ -94,7 +94,7 @@ def test_a_folder_of_another_recipe_is_refused_before_it_is_finished(tmp_path: P
     """config.yaml says whose folder it is."""
     config = toy_config(tmp_path)
     build.written(config)
-    with pytest.raises(InputError, match="this folder belongs to another recipe, refused: seed: 0 -> 1"):
+    with pytest.raises(InputError, match="this folder belongs to a different recipe, rejected: seed: 0 -> 1"):
         validate(dataclasses.replace(config, seed=1))
 
 
@@ -107,7 +107,7 @@ def test_an_older_configuration_than_the_plan_has_is_refused(tmp_path: Path) -> 
         plan = {"cells": [{**entry, "recipe_hashes": {"contrastive": planned}}], "recipes": {"r": {}}}
         write_plan(str(tmp_path / "experiments" / "toy"), plan)
         if refused:
-            with pytest.raises(InputError, match=r"not what the experiment's plan has .* run the experiment again"):
+            with pytest.raises(InputError, match=r"does not match the experiment's plan .* run the experiment again"):
                 validate(config)
         else:
             validate(config)
@@ -125,7 +125,7 @@ def test_the_configuration_of_another_stage_is_not_trained(tmp_path: Path) -> No
     assert read_stage(str(path)).seed == 0
     path.write_text(foreign)
     Path(config.output, "final", "config.yaml").unlink()
-    with pytest.raises(Corrupt, match=r"it is the configuration of the stage in .*other, not of this one"):
+    with pytest.raises(Corrupt, match=r"this is the configuration of the stage in .*other, not of this stage"):
         launch("contrastive", str(path), [])
     assert json.loads(Path(config.output, "failure.json").read_text())["exit_code"] == 1
     assert not Path(other.output, "final").exists()
@@ -175,7 +175,7 @@ def test_a_final_model_that_lost_a_file_is_made_again(tmp_path: Path, capsys: py
     weights.unlink()
     launch("contrastive", build.written(config), [])
     assert weights.read_bytes() == before
-    assert "final/open_clip_model.safetensors: missing; the final model is made again" in capsys.readouterr().err
+    assert "final/open_clip_model.safetensors: missing; the final model is being recreated" in capsys.readouterr().err
 
 
 def test_what_goes_wrong_behind_the_commit_is_no_failure(
@@ -225,7 +225,7 @@ def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = dataclasses.replace(toy_config(tmp_path), placement=Placement(compile=True))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(InputError, match=r"placement\.compile must be auto or false where there is no C compiler \(CC, gcc or clang\)"):
+    with pytest.raises(InputError, match=r"placement\.compile must be auto or false if there is no C compiler \(CC, gcc or clang\)"):
         validate(config)
 
 
@@ -248,7 +248,7 @@ def test_a_dose_below_one_batch_is_refused(tmp_path: Path) -> None:
 def test_triplets_are_no_pairs(tmp_path: Path) -> None:
     """The kind of the data set fits the stage."""
     config = dataclasses.replace(toy_config(tmp_path), data=sealed_data(tmp_path / "t", kind="triplets"))
-    with pytest.raises(InputError, match=r"data\.uri must be a data set of pairs \(this one holds triplets\)"):
+    with pytest.raises(InputError, match=r"data\.uri must be a data set of pairs \(this one contains triplets\)"):
         validate(config)
 
 

@@ -23,7 +23,7 @@ TOWER = {"proj": np.arange(6, dtype=np.float32).reshape(2, 3), "gain": np.array(
 
 
 def finished(folder: str, file: str = TOWER_FILE, state: dict[str, Any] = TOWER, fact: str = "vision_sha256") -> StartConfig:
-    """A sealed final/ with these weights, and the start that asks for it."""
+    """Write a sealed final/ with these weights; returns the matching start."""
     data = save(state)
     write_bytes(join(folder, file), data)
     files = {file: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
@@ -59,7 +59,7 @@ def test_a_tower_is_handed_over_with_its_hash(tmp_path: Path) -> None:
     assert np.array_equal(state["proj"], TOWER["proj"])
 
 
-def test_a_tower_can_come_out_of_a_whole_model(tmp_path: Path) -> None:
+def test_a_tower_can_be_extracted_from_a_whole_model(tmp_path: Path) -> None:
     """from:<uri> of an open_clip final/: its vision part, keys without `visual.`."""
     model = {f"visual.{name}": array for name, array in TOWER.items()} | {"logit_scale": np.ones((), np.float32)}
     finished(str(tmp_path), MODEL_FILE, model, "weights_sha256")
@@ -68,7 +68,7 @@ def test_a_tower_can_come_out_of_a_whole_model(tmp_path: Path) -> None:
     assert digest == weights_sha256(TOWER)
 
 
-def test_a_bare_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+def test_a_bare_file_is_identified_by_its_bytes(tmp_path: Path) -> None:
     """from:<file> carries the SHA-256 of the file; keys may have the `visual.` of a whole model."""
     data = save({f"visual.{name}": array for name, array in TOWER.items()})
     write_bytes(str(tmp_path / "tower.safetensors"), data)
@@ -76,7 +76,7 @@ def test_a_bare_file_is_known_by_its_bytes(tmp_path: Path) -> None:
     assert read_start(start)[0].keys() == TOWER.keys()
 
 
-def test_no_seal_no_start(tmp_path: Path) -> None:
+def test_a_start_without_a_seal_is_rejected(tmp_path: Path) -> None:
     """A stage that was not finished hands nothing over."""
     start = finished(str(tmp_path))
     (tmp_path / "COMMITTED.json").unlink()
@@ -94,7 +94,7 @@ def test_another_recipes_tower_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [TOWER_FILE, "COMMITTED.json"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
 def test_a_damaged_tower_is_refused_and_the_stage_to_run_again_is_named(tmp_path: Path, name: str, damage: str) -> None:
-    """The file's checksum is the seal's, and the seal has its own. No record of an earlier check vouches for it any more."""
+    """The file is covered by the seal's checksum, and the seal by its own. Records of earlier checks are discarded."""
     start = finished(str(tmp_path / "final"))
     path = tmp_path / "final" / name
     data = bytearray(path.read_bytes())
@@ -129,7 +129,7 @@ def test_a_tower_cannot_start_what_needs_a_model(tmp_path: Path) -> None:
 
 @pytest.fixture
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Puts a shell script in place of git, which is not waited for longer than 0.2 s."""
+    """Replaces git with a shell script and limits the wait for it to 0.2 s."""
 
     def install(script: str) -> None:
         path = tmp_path / "bin" / "git"
@@ -146,7 +146,7 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
 
 
 def test_a_slow_git_leaves_the_code_version_unknown(git: Callable[[str], None]) -> None:
-    """It costs its time limit once, and no run."""
+    """It costs the time limit once, but never a run."""
     git("exec sleep 60")
     facts = lineage.code_facts()
     assert (facts["git_commit"], facts["dirty"]) == ("", None)
@@ -160,21 +160,21 @@ def test_a_slow_git_status_leaves_the_commit_known(git: Callable[[str], None]) -
 
 
 @pytest.mark.parametrize("script", ["exit 128", "kill -9 $$", "printf '\\377\\376'; exit 1"])
-def test_a_git_that_fails_is_no_error(git: Callable[[str], None], script: str) -> None:
+def test_a_failing_git_is_not_an_error(git: Callable[[str], None], script: str) -> None:
     """Not a checkout, an unsafe folder, a crash, output that is not text."""
     git(script)
     assert lineage.code_facts()["git_commit"] == ""
 
 
 def test_a_repository_around_the_installed_package_is_not_its_own(git: Callable[[str], None]) -> None:
-    """An environment may lie in somebody's checkout, whose commit says nothing about this code."""
+    """An environment may be inside somebody's checkout, whose commit says nothing about this code."""
     git('case "$*" in *ls-files*) exit 1 ;; *) echo abc123 ;; esac')
     facts = lineage.code_facts()
     assert (facts["git_commit"], facts["dirty"]) == ("", None)
 
 
-def test_git_is_asked_once_by_a_process(git: Callable[[str], None]) -> None:
-    """What lineage.json says at the end is the code that was loaded, whatever was checked out since."""
+def test_git_is_queried_once_per_process(git: Callable[[str], None]) -> None:
+    """What lineage.json says at the end is the code that was loaded, even if something else was checked out since."""
     git('case "$*" in *rev-parse*) echo abc123 ;; esac')
     first = lineage.code_facts()
     git("echo other")

@@ -63,7 +63,7 @@ def test_finished_stages_are_found_done(root: Path, capsys: pytest.CaptureFixtur
     assert is_done(read_stage(f"{broken['perceptual']}/config.yaml"))
     assert not is_done(read_stage(f"{broken['contrastive']}/config.yaml"))
     launch("contrastive", f"{finished['contrastive']}/config.yaml", [])
-    assert "contrastive random-seed0: done already" in capsys.readouterr().err
+    assert "contrastive random-seed0: already done" in capsys.readouterr().err
 
 
 def test_its_data_sets_are_found_sealed(root: Path) -> None:

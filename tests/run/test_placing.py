@@ -81,8 +81,8 @@ def test_what_does_not_fit_is_split_and_said(tmp_path: Path, caplog: pytest.LogC
     part = settle(config, small).local_batch_size
     assert recipe.contrastive.contrast_batch_size % part == 0
     assert caplog.messages == [
-        f"placement.local_batch_size auto: {part} of a rank's {recipe.contrastive.contrast_batch_size} pairs at a time, all that "
-        "NVIDIA H200 (24 GB) holds by estimate; the gradient cache keeps the loss the same"
+        f"placement.local_batch_size auto: {part} of a rank's {recipe.contrastive.contrast_batch_size} pairs at a time, the most that "
+        "NVIDIA H200 (24 GB) is estimated to hold; the gradient cache keeps the loss the same"
     ]
 
 
@@ -94,7 +94,7 @@ def test_triplets_that_do_not_fit_are_accumulated(
     caplog.set_level("INFO", "trainer")
     assert settle(build.perceptual(tmp_path), H200).local_batch_size == 4
     assert caplog.messages == [
-        "placement.local_batch_size auto: 4 of a rank's 6 triplets at a time, all that NVIDIA H200 (150 GB) holds by estimate; "
+        "placement.local_batch_size auto: 4 of a rank's 6 triplets at a time, the most that NVIDIA H200 (150 GB) is estimated to hold; "
         "accumulated gradients keep the loss the same"
     ]
 
@@ -180,7 +180,7 @@ def test_other_conditions_choose_anew_and_say_so(tmp_path: Path, caplog: pytest.
     machine = dataclasses.replace(H200, conditions=dataclasses.replace(CONDITIONS, **other), cores=4)
     assert settle(config, machine).loader_workers == 3
     assert caplog.messages == [
-        f"contrastive random-seed0: placement chosen anew for {machine.conditions}; it was {CONDITIONS}: "
+        f"contrastive random-seed0: placement recomputed for {machine.conditions}; it was {CONDITIONS}: "
         "the loss stays the same, the bits do not"
     ]
     assert settle(config, H200) == first
@@ -194,7 +194,7 @@ def test_a_value_given_later_wins_over_the_record_and_is_recorded(tmp_path: Path
     caplog.set_level("INFO", "trainer")
     assert not settle(automatic(config, compile=False), H200).compile
     assert len(caplog.messages) == 1
-    assert "placement.compile is False, so far it was True: the loss stays the same" in caplog.messages[0]
+    assert "placement.compile is now False, previously True: the loss stays the same" in caplog.messages[0]
     assert not settle(config, H200).compile
     assert len(recorded(config)) == 1
 
@@ -220,7 +220,7 @@ DAMAGED: dict[str, str] = {
     "a value of another type": json.dumps(
         {"format_version": 1, "runs": [{**dataclasses.asdict(CONDITIONS), "compile": 1, "loader_workers": 0, "local_batch_size": 0}]}
     ),
-    "a number below 0": json.dumps(
+    "a negative number": json.dumps(
         {"format_version": 1, "runs": [{**dataclasses.asdict(CONDITIONS), "compile": True, "loader_workers": -4, "local_batch_size": 0}]}
     ),
 }
@@ -239,7 +239,7 @@ def test_a_damaged_record_is_named_and_replaced(
     chosen = settle(config, H200)
     assert len(caplog.messages) == 1
     assert str(path) in caplog.messages[0]
-    assert caplog.messages[0].endswith("values are chosen anew: the loss stays the same, the bits may not")
+    assert caplog.messages[0].endswith("values are chosen again: the loss stays the same, the bits may not")
     assert settle(config, H200) == chosen
     assert len(caplog.messages) == 1
     assert json.loads(told.read_text())["note"] == caplog.messages[0]
@@ -251,7 +251,7 @@ def test_a_record_of_a_newer_firstsight_is_refused(tmp_path: Path) -> None:
     path = Path(config.output) / "placement.json"
     path.parent.mkdir()
     path.write_text('{"format_version": 3}')
-    with pytest.raises(InputError, match=r"placement\.json: format 3 is newer than this firstsight reads \(2\)"):
+    with pytest.raises(InputError, match=r"placement\.json: format 3 is newer than this firstsight can read \(2\)"):
         settle(config, H200)
 
 
@@ -313,7 +313,7 @@ def test_a_run_from_before_the_record_takes_what_its_configuration_says(tmp_path
         run_toy(config, after=at_step(7))
     (tmp_path / "stage" / "placement.json").unlink()
     assert run_toy(config).served.served[0] == 6
-    assert "chosen anew" not in (tmp_path / "stage" / "log.txt").read_text()
+    assert "chosen again" not in (tmp_path / "stage" / "log.txt").read_text()
 
 
 def run_stage(config: StageConfig, monkeypatch: pytest.MonkeyPatch, machine: Machine, die_at: int = 0) -> tuple[dict[str, Any], set[int]]:
@@ -363,7 +363,7 @@ def test_kill_and_resume_end_in_the_same_bits_with_the_recorded_values(
 
 
 def test_other_conditions_keep_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitting: Callable[[Estimate], None]) -> None:
-    """Resumed on another GPU with room for 3: other chunks, the same weights but for rounding."""
+    """Resumed on another GPU with room for 3: other chunks, the same weights except for rounding."""
     on_gpu = dataclasses.replace(H200, compiler=False, cores=1)
     other = dataclasses.replace(on_gpu, conditions=dataclasses.replace(CONDITIONS, device="NVIDIA L4"))
     fitting(lambda *_: 5)

@@ -37,7 +37,7 @@ def test_a_slow_store_is_named_with_its_numbers():
     slow = dataclasses.replace(GOOD, read_bytes_per_second=72e6)
 
     assert complaints(slow, NEED) == [
-        "the store is slow for this recipe: it gives 72 MB/s, and 40,000 samples/s need 1,000 MB/s",
+        "the store is slow for this recipe: it delivers 72 MB/s, but 40,000 samples/s need 1,000 MB/s",
     ]
 
 

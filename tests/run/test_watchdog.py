@@ -94,7 +94,7 @@ def test_the_limit_follows_the_slowest_step(monkeypatch: pytest.MonkeyPatch) -> 
         assert steps(1, 0.5) == 600
         assert steps(1, 40.0) == 800
         assert steps(1, 0.5) == 800
-        assert dog._reason() == "800 s, and the slowest one before it 40 s"
+        assert dog._reason() == "800 s; the slowest one before it took 40 s"
         assert steps(1, 200.0) == 1800
     finally:
         dog.close()

@@ -11,7 +11,8 @@ from scripts.house_rules import broken_rules, phrases
     "line",
     [
         "saved behind the last commit", "it goes on from there", "the launcher lets go of it", "a cluster of one's own", "to mend the key",
-        "a file that is not there", "a backend that there is not", "class Manners:",
+        "a file that is not there", "a backend that there is not", "class Manners:", "refused by name", "chosen anew", "to be had",
+        "and all else", "rows but for those", "for want of memory", "the report is made again",
     ],
 )  # fmt: skip
 def test_a_phrase_is_found_by_its_line(line: str) -> None:

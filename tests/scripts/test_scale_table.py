@@ -7,4 +7,4 @@ def test_the_page_has_the_table_as_computed() -> None:
     """`make generate` writes it."""
     page = scale_table.PAGE.read_text(encoding="utf-8")
     assert scale_table.page(page) == page
-    assert "| pairs a GPU and step | 512 | 64 | 16 |" in page
+    assert "| pairs per GPU and step | 512 | 64 | 16 |" in page

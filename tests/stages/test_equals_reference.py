@@ -123,7 +123,7 @@ def test_the_clamp_as_coded_equals_the_reference(local_batch_size: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.campaign), 4])
 def test_float32_equals_to_rounding(world_size: int) -> None:
-    """Losses to 1e-5, weights to 1e-4 but for key biases."""
+    """Losses to 1e-5, weights to 1e-4 except for key biases."""
     losses, weights = train_reference(stage_config("fp32"))
     for rank in run_ranks(train_variants, world_size, "fp32", tuple(VARIANTS)):
         for name, (our_losses, our_weights) in rank.items():

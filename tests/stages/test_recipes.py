@@ -88,5 +88,5 @@ def test_the_codes_own_arithmetic_is_a_recipe() -> None:
 
 
 def test_the_codes_text_tower_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"model\.text_tower mean_pooled_unmasked, the follow-on code's tower, is not built: it"):
+    with pytest.raises(InputError, match=r"model\.text_tower mean_pooled_unmasked, the follow-on code's tower, is not supported: it"):
         load_recipe("paper", ["model.text_tower=mean_pooled_unmasked"])

@@ -89,7 +89,7 @@ SLOW_DISK = settings(max_examples=120, deadline=None, suppress_health_check=[Hea
 @SLOW_DISK
 @given(files=st.dictionaries(NAMES, CONTENTS, max_size=9), images=st.dictionaries(NAMES, PICTURES, max_size=3), links=LINKS)
 def test_every_file_of_a_folder(files: dict[str, bytes], images: dict[str, bytes], links: list[tuple[str, str]]) -> None:
-    """Pictures, captions, links and all else, in any case, cut, empty, twice."""
+    """Pictures, captions, links and everything else, in any case, cut, empty, twice."""
     files = {**files, **{name: data for name, data in images.items() if kind(name) in map(str.lower, READ)}}
     files = {name: JPEG if kind(name) in map(str.lower, READ) and data == b"words" else data for name, data in files.items()}
     with tempfile.TemporaryDirectory() as scratch:

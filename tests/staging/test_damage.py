@@ -30,7 +30,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 
 
 def small(recipe: Recipe) -> Recipe:
-    """Three samples a shard, so that there are several."""
+    """Three samples per shard, so that there are several."""
     return dataclasses.replace(recipe, staging=dataclasses.replace(recipe.staging, shard_samples=3))
 
 
@@ -53,7 +53,7 @@ def stage_again(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callabl
 
 
 def objects(root: Path) -> dict[Path, bytes]:
-    """All that lies under a root, but for what may differ from run to run."""
+    """Everything under a root, except what may differ from run to run."""
     return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file() and path.name != "CHECKED.json"}
 
 
@@ -163,7 +163,7 @@ def test_a_source_that_gives_other_bytes_is_refused(
         patch.setattr("trainer.staging.stage.Tokenizer", lambda: lambda captions: [[1, 2]] * len(captions))
         for path in (shard.with_suffix(".index"), shard):
             hurt(path, "missing")
-            with pytest.raises(RunError, match=rf"{path.name}: missing; slice 0 was made again, but its source no longer gives the sealed"):
+            with pytest.raises(RunError, match=rf"{path.name}: missing; slice 0 was rebuilt, but its source no longer yields the sealed"):
                 run()
             assert not path.exists()
             path.write_bytes(whole[path])
@@ -220,7 +220,7 @@ def test_every_object_of_a_set_of_format_1_is_given_back(
         after = objects(root / "datasets")
         assert after.keys() == whole.keys(), path
         changed = {other for other in whole if after[other] != whole[other]}
-        assert all(other == path or other.parent.name == "slices" for other in changed), path  # a slice made again has today's record
+        assert all(other == path or other.parent.name == "slices" for other in changed), path  # a rebuilt slice has today's record
         if path.name == "manifest.json":
             assert after[path] == data
         for other in changed:

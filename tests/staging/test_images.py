@@ -190,7 +190,7 @@ def test_what_pillow_reads_is_read(kind: str) -> None:
         (b"\0\0\1\0\1\0" + bytes(40), "by its bytes .ico is not read"),
         (b"qoif" + bytes(40), "by its bytes .qoi is not read"),
         (b"DDS " + bytes(40), "by its bytes .dds is not read"),
-        (b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\4\0\0\0\5\0\x10\0\3" + bytes(200), r"by its bytes \.psd of this form is not read"),
+        (b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\4\0\0\0\5\0\x10\0\3" + bytes(200), r"by its bytes this kind of \.psd is not read"),
         (b"8BPS\0\2" + bytes(40), "by its bytes .psb is not read"),
         (b"FUJIFILMCCD-RAW" + bytes(40), "by its bytes .raf is not read"),
         (b"II*\0\x10\0\0\0CR" + bytes(40), "by its bytes .cr2 is not read"),

@@ -26,7 +26,7 @@ def test_a_data_set_is_shown_with_rejects_and_caption_lengths(
     shown = capsys.readouterr().out
     assert "20 read, 19 written" in shown
     assert "lost: empty file" in shown
-    assert "Tokens a caption: mean" in shown
+    assert "Tokens per caption: mean" in shown
     page = (tmp_path / "sheet" / "index.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == page.count("data:image/png") > 10
     with Image.open(tmp_path / "sheet" / "contact.png") as sheet:
@@ -48,7 +48,7 @@ def test_the_name_of_a_data_set_is_enough_and_paths_stay_whole(
         assert manifest.identity in shown
     (folder / "p000.txt").write_text("another caption", encoding="utf-8")
     other, _ = stage(folder)
-    with pytest.raises(InputError, match="2 data sets are sealed here, name one: ") as caught:
+    with pytest.raises(InputError, match="2 data sets are sealed here; choose one: ") as caught:
         inspect(above, "")
     assert f"{uri} (20 samples)" in str(caught.value)
     assert f"{other} (20 samples)" in str(caught.value)

@@ -23,13 +23,13 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
             "c.svg": "kind of file not read: .svg is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format png '*.svg')",
             "a.jxl": "kind of file not read: .jxl is not read: convert it to PNG or JPEG (ImageMagick: magick mogrify -format "
             "png '*.jxl') (no fault)",
-            "b.txt": "caption without picture: no picture of this name (no fault)",
+            "b.txt": "caption without picture: no picture with this name (no fault)",
         },
     ),
     "captions without pictures": (
         {"a.jpg": A, "a.txt": "A dog", "x.txt": "x", "y.json": "{}", "z.caption": "z"},
         {"a.jpg": "A dog"},
-        {name: "caption without picture: no picture of this name (no fault)" for name in ("x.txt", "y.json", "z.caption")},
+        {name: "caption without picture: no picture with this name (no fault)" for name in ("x.txt", "y.json", "z.caption")},
     ),
     "two files of captions": (
         {"a.jpg": A, "a.txt": "no", "a.TXT": "A dog"},
@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "no captions": (
         {**PICTURES, "notes.md": "x", "info.csv": "id,width\n1,2\n"},
         "{folder}: 3 pictures (such as a.jpg) and no captions: found 1 .csv (info.csv), 1 .md (notes.md); info.csv (CSV with id, width); "
-        "read are {read}; to begin a list: cd {folder} && (printf 'file\\tcaption\\n'; find * -name '*.jpg' | sed 's/$/\\ta caption/') "
+        "read are {read}; to start a list: cd {folder} && (printf 'file\\tcaption\\n'; find * -name '*.jpg' | sed 's/$/\\ta caption/') "
         "> captions.tsv",
     ),
     "no pictures": (
@@ -206,16 +206,16 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "two lists": (
         {**PICTURES, "metadata.csv": "file,caption\na.jpg,x\n", "captions.tsv": "file\tcaption\na.jpg\ty\n"},
         "{folder}: found captions.tsv (CSV separated by tabs with file, caption) and metadata.csv (CSV with file, caption), and "
-        "either may be the "
-        "list: keep one, or call it captions.csv",
+        "either could be the "
+        "list: keep only one, or rename the right one to captions.csv",
     ),
     "UTF-16": (
         {**PICTURES, "captions.csv": "file,caption\na.jpg,x\n".encode("utf-16")},
-        "{folder}/captions.csv: must be UTF-8, is UTF-16 by its first bytes: convert it with iconv -f UTF-16 -t UTF-8",
+        "{folder}/captions.csv: must be UTF-8, but its first bytes look like UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
     ),
     "Latin-1": (
         {**PICTURES, "captions.tsv": "file\tcaption\na.jpg\tcaf\u00e9\n".encode("latin-1")},
-        "{folder}/captions.tsv: must be UTF-8, line 2 has byte 0xe9 at 22, perhaps Latin-1 (Windows-1252): convert it with "
+        "{folder}/captions.tsv: must be UTF-8, but line 2 has byte 0xe9 at 22, perhaps Latin-1 (Windows-1252): convert it with "
         "iconv -f WINDOWS-1252 "
         "-t UTF-8",
     ),
@@ -227,7 +227,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
     ),
     "pictures in parquet": (
         {"captions.parquet": parquet(image=[{"bytes": b"x", "path": "a.jpg"}], text=["x"])},
-        "{folder}/captions.parquet: holds the pictures themselves, in the column 'image': turn it into tars by python -m "
+        "{folder}/captions.parquet: contains the pictures themselves, in the column 'image': convert it to tars with python -m "
         "trainer stage unpack "
         "--source FOLDER --folder TARS, then stage TARS",
     ),
@@ -245,7 +245,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
     ),
     "a split for some": (
         {**PICTURES, "captions.csv": "file,caption,split\na.jpg,x,train\nb.jpg,x,\n"},
-        "b.jpg: has no split, but other rows have one: give every row a split, or none",
+        "b.jpg: has no split, but other rows do: give a split to every row, or to none",
     ),
 }
 
@@ -278,7 +278,7 @@ def test_a_number_of_a_class_is_no_caption(tmp_path: Path, files: Files) -> None
     found, rejects = made(str(write(tmp_path / "source", {"a.jpg": A, "b.jpg": B, **files})), tmp_path)
     assert found == {"b.jpg": "cat; label=cat"}
     assert [(reject.where, reject.cause) for reject in rejects] == [("a.jpg", "class is a number")]
-    assert rejects[0].detail.endswith(": '3' is no caption: write the name of the class")
+    assert rejects[0].detail.endswith(": '3' is not a caption: use the name of the class")
 
 
 def test_brackets_are_no_caption(tmp_path: Path) -> None:

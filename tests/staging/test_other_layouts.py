@@ -101,12 +101,12 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
     "boxes": (
         {"images/a.jpg": A, "images/b.jpg": B, "labels/a.txt": "0 0.5 0.5 0.2 0.3\n1 .1 .2 .3 .4 -.5", "labels/b.txt": "0 1 2 3"},
         {"images/b.jpg": "0 1 2 3"},
-        {"images/a.jpg": "boxes, not captions: images/a.txt: '0 0.5 0.5 0.2 0.3', as YOLO's labels are"},
+        {"images/a.jpg": "boxes, not captions: images/a.txt: '0 0.5 0.5 0.2 0.3', like YOLO labels"},
     ),
     "JSON without captions": (
         {"a.jpg": A, "a.txt": "A dog", "b.jpg": B, "b.json": '{"url": "http://h/b.jpg", "key": "b", "prompt": "A cat"}'},
         {"a.jpg": "A dog"},
-        {"b.jpg": "empty caption: b.json: has url, key, prompt, and none of captions, caption, text, texts"},
+        {"b.jpg": "empty caption: b.json: has url, key, prompt, but none of captions, caption, text, texts"},
     ),
     "packed files beside pictures": (
         {"a.jpg": A, "a.txt": "A dog", "more.zip": zipped(PICTURES), "more.7z": b"7z", "sub/b.tar.gz": b"\x1f\x8b"},
@@ -120,7 +120,7 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
     "captions in two folders of one shape": (
         {"images/a.jpg": A, "images/a.txt": "A dog", "captions/a.txt": "no"},
         {"images/a.jpg": "A dog"},
-        {"captions/a.txt": "caption without picture: no picture of this name (no fault)"},
+        {"captions/a.txt": "caption without picture: no picture with this name (no fault)"},
     ),
 }
 
@@ -136,10 +136,10 @@ def test_what_is_lost(tmp_path: Path, name: str) -> None:
 
 PLANNED = "which is planned and fetched, by python -m trainer stage plan urls --list {list} or with a YAML file of kind urls as the source "
 PLANNED += "(docs/DATA.md)"
-UNPACKED = "turn it into tars by python -m trainer stage unpack --source FOLDER --folder TARS, then stage TARS"
+UNPACKED = "convert it to tars with python -m trainer stage unpack --source FOLDER --folder TARS, then stage TARS"
 BEGIN = r"cd {folder} && (printf 'file\tcaption\n'; find * -name '*.jpg' | sed 's/$/\ta caption/') > captions.tsv"
 BEGIN_FOLDERS = (
-    "to begin a list whose captions and labels are the folders of the pictures: cd {folder} && (printf 'file\\tcaption\\tlabel\\n'; "
+    "to start a list whose captions and labels are the folders of the pictures: cd {folder} && (printf 'file\\tcaption\\tlabel\\n'; "
     "find * -name '*.jpg' | awk -F/ -v OFS='\\t' '{print $0, $(NF-1), $(NF-1)}') > captions.tsv"
 )
 REFUSED: dict[str, tuple[Files, str]] = {
@@ -155,13 +155,13 @@ REFUSED: dict[str, tuple[Files, str]] = {
         {"images.csv": f"ImageID,Subset,OriginalURL,Title\n1,train,{URLS[0]},A dog\n"},
         "{list}: a list of URLs (CSV with ImageID, Subset, OriginalURL, Title), " + PLANNED,
     ),
-    "URLs, one a line": (
+    "URLs, one per line": (
         {"urls.txt": "\n".join(URLS)},
-        "{list}: a list of URLs (CSV with http://h/a.jpg) without captions: it needs columns url and caption, a row a picture",
+        "{list}: a list of URLs (CSV with http://h/a.jpg) without captions: it needs columns url and caption, one row per picture",
     ),
     "a parquet of datasets": (
         {"train-00000-of-00001.parquet": parquet(image=[{"bytes": A, "path": "a.jpg"}], text=["x"])},
-        "{list}: holds the pictures themselves, in the column 'image': " + UNPACKED,
+        "{list}: contains the pictures themselves, in the column 'image': " + UNPACKED,
     ),
     "a zip": (
         {"photos.zip": zipped({"a.jpg": A})},
@@ -181,17 +181,17 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "labels without captions": (
         {"a.jpg": A, "b.jpg": B, "labels.csv": "id,breed\na,boxer\nb,dingo\n"},
         "{folder}: 2 pictures (such as a.jpg) and no captions: found 1 .csv (labels.csv); labels.csv (CSV with id, breed); read are "
-        "{read}; to begin a list: " + BEGIN,
+        "{read}; to start a list: " + BEGIN,
     ),
     "a spreadsheet": (
         {"a.jpg": A, "captions.xlsx": b"PK"},
         "{folder}: 1 picture (such as a.jpg) and no captions: found 1 .xlsx (captions.xlsx); captions.xlsx is not read: save it as "
-        "CSV; read are {read}; to begin a list: " + BEGIN,
+        "CSV; read are {read}; to start a list: " + BEGIN,
     ),
     "LLaVA's conversations": (
         {"a.jpg": A, "chat.json": json.dumps([{"id": "a", "image": "a.jpg", "conversations": [{"from": "gpt", "value": "A dog"}]}])},
         "{folder}: 1 picture (such as a.jpg) and no captions: found 1 .json (chat.json); chat.json (JSON with id, image, "
-        "conversations); read are {read}; to begin a list: " + BEGIN,
+        "conversations); read are {read}; to start a list: " + BEGIN,
     ),
     "captions that fit in two ways": (
         {"x/a.jpg": A, "x/b.jpg": B, "x/y/a.jpg": C, "x/y/b.jpg": D, "x/z/a.txt": "A dog"},
@@ -207,7 +207,7 @@ def test_what_is_refused(tmp_path: Path, name: str) -> None:
     files, message = REFUSED[name]
     folder = write(tmp_path / "source", files)
     if not message:
-        message = "{given}: is one picture: a source is a folder of pictures, a list of them, or a tar"
+        message = "{given} is a single picture: a source must be a folder of pictures, a list of them, or a tar"
     sources = [folder, folder / next(iter(files))] if len(files) == 1 else [folder]
     for given in sources[name == "one picture" :]:
         values = {"folder": folder, "given": given, "list": folder / next(iter(files)), "read": READ, "kinds": ", ".join(kinds.READ)}
@@ -227,7 +227,7 @@ def test_the_command_that_begins_a_list_works(tmp_path: Path, name: str) -> None
     folder = write(tmp_path / "my photos", {**files, another: picture(7, (8, 6), "JPEG")})
     with pytest.raises(InputError) as caught:
         made(str(folder), tmp_path)
-    command = str(caught.value).partition("to begin a list")[2].partition(": ")[2]
+    command = str(caught.value).partition("to start a list")[2].partition(": ")[2]
     subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path)
     found, rejects = made(str(folder), tmp_path)
     assert not rejects

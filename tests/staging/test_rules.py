@@ -83,7 +83,7 @@ def test_slices_that_say_what_is_read_no_more_are_made_again(
         (Path(uri) / "plan.json").write_bytes(b"damaged")
     records = {path: path.stat().st_mtime_ns for path in Path(uri, "slices").iterdir()}
     assert stage(folder) == (uri, manifest)
-    assert "another version of firstsight read this source differently: slices made again: " in capsys.readouterr().err
+    assert "another version of firstsight read this source differently, so these slices are rebuilt: " in capsys.readouterr().err
     assert len(records) == 2
     assert len([path for path, before in records.items() if path.stat().st_mtime_ns != before]) == 1
     assert b"XIX" not in b"".join(member for members in samples(uri, manifest).values() for member in members)
@@ -95,7 +95,7 @@ def test_slices_of_triplets_are_compared_too(tmp_path: Path, stage_three: Stage,
     uri, manifest = stage_three(nights)
     read_by_another(uri, tmp_path, b'"votes": 8', b'"votes": 9')
     assert stage_three(nights) == (uri, manifest)
-    assert "slices made again: 0, 1, 2" in capsys.readouterr().err
+    assert "so these slices are rebuilt: 0, 1, 2" in capsys.readouterr().err
 
 
 def test_a_sealed_set_stays_and_the_digest_spares_reading(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,9 @@ def test_a_slice_whose_chosen_bytes_are_gone_is_made_again(root: str, monkeypatc
             end(begin(root, "dead", 4))
     for info in open_store(root).list(join(root, ATTEMPTS)):
         open_store(root).delete(info.uri)
-    with pytest.raises(RunError, match=r"1 of 1 slices are not done: 0; .*slice-00000\.jsonl: missing; run what makes them again"):
+    with pytest.raises(
+        RunError, match=r"1 of 1 slices are not done: 0; .*slice-00000\.jsonl: missing; run the command that makes them once more"
+    ):
         gather(root, PLAN)
     assert list(slices_to_make(root, PLAN)) == [0]
     one, two = begin(root, "one", 2), begin(root, "two", 3)
@@ -279,5 +281,5 @@ def test_the_plan_says_what_its_rejects_are(tmp_path: Path) -> None:
     assert find_intact(str(tmp_path)) is None
     path = tmp_path / "plan.json"
     path.write_text(path.read_text().replace("x-pairs", "y-pairs"))
-    with pytest.raises(Corrupt, match=r"plan\.json: its checksum is not that of its content"):
+    with pytest.raises(Corrupt, match=r"plan\.json: its checksum does not match its content"):
         read_plan(str(tmp_path))

@@ -191,8 +191,8 @@ def tar(*members: tuple[str, bytes], length: int | None = None) -> Callable[[Pat
         (table("file,caption", "p000.png,caf\xe9", encoding="latin-1"), "line 2 has byte 0xe9"),
         (table("file,caption", "p000.png"), "line 2 must have 2 columns"),
         (tar(("a.png", picture(1)), ("a.txt", b"x"), ("b.txt", b"x"), ("a.txt", b"x")), "two samples are named 'a'"),
-        (tar(("a.png", picture(1)), ("a.png", picture(1))), "in it twice"),
-        (tar(("a.png", picture(1)), length=700), "cut short"),
+        (tar(("a.png", picture(1)), ("a.png", picture(1))), "appears twice"),
+        (tar(("a.png", picture(1)), length=700), "truncated"),
         (lambda folder: (folder / "a.tar").write_bytes(b"not a tar" * 200), "not a whole tar"),
     ],
 )

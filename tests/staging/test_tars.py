@@ -65,22 +65,22 @@ TWO = [*PAIR, file("y.png"), file("y.txt", b"another")]
         (pack(TWO)[: END + 200], f"cut short in the header after x.txt, at byte {END}"),
         (pack(TWO)[:END], "cut short after x.txt: a tar ends with blocks of zeros, and this one has none"),
         (pack(PAIR)[: END + 1], "cut short after x.txt: a tar ends with blocks of zeros, and this one has none"),
-        (pack(TWO)[: END + 513], r"cut short: y\.png should end at byte"),
+        (pack(TWO)[: END + 513], r"truncated: y\.png should end at byte"),
         (pack(TWO)[: END - 100], "not a whole tar file: unexpected end of data"),
         (pack(PAIR) + pack([file("y.png")]), r"has data after its end mark, from byte 10240 on, .*cat\?"),
         (pack(PAIR)[: END + 1024] + b"x" + bytes(511), f"has data after its end mark, from byte {END + 1024} on"),
-        (pack(PAIR).replace(b"x.txt", b"z.txt"), r"damaged: what stands after x\.png, at byte \d+, is no header of a tar"),
+        (pack(PAIR).replace(b"x.txt", b"z.txt"), r"damaged: the data after x\.png, at byte \d+, is not a tar header"),
         (pack([file("x.png"), ("y", tarfile.GNUTYPE_SPARSE, b"", ""), *TWO]), "y is a sparse file"),
-        (pack([("x.png", b"M", b"", ""), *TWO]), r"is one of several volumes, and begins with the rest of x\.png"),
+        (pack([("x.png", b"M", b"", ""), *TWO]), r"is one volume of a multi-volume tar, starting with the rest of x\.png"),
         (b"", "not a whole tar file: empty file"),
-        (gzip.compress(pack(PAIR)), r"a\.tar: packed by gzip, by its first bytes: unpack it first \(gzip -dc < PACKED > PLAIN\.tar\)"),
-        (bz2.compress(pack(PAIR)), "packed by bzip2"),
-        (lzma.compress(pack(PAIR)), "packed by xz"),
-        (b"\x28\xb5\x2f\xfd" + bytes(20), "packed by zstd"),
-        (b"PK\x03\x04" + bytes(20), "a zip, by its first bytes: unpack it first"),
-        (pack([*PAIR, file("y.png"), file("y.PNG")]), r"'y\.PNG' is in it twice"),
+        (gzip.compress(pack(PAIR)), r"a\.tar: compressed with gzip, judging by .*: decompress it first \(gzip -dc < PACKED > PLAIN\.tar\)"),
+        (bz2.compress(pack(PAIR)), "compressed with bzip2"),
+        (lzma.compress(pack(PAIR)), "compressed with xz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(20), "compressed with zstd"),
+        (b"PK\x03\x04" + bytes(20), "a zip file, judging by its first bytes: unzip it first"),
+        (pack([*PAIR, file("y.png"), file("y.PNG")]), r"'y\.PNG' appears twice in it"),
         (pack([*TWO, file("x.cls", b"1")]), "two samples are named 'x'"),
-        (pack([*PAIR, link("x.png", "x.txt")]), r"'x\.png' is in it twice"),
+        (pack([*PAIR, link("x.png", "x.txt")]), r"'x\.png' appears twice in it"),
         (pack([]), "no pictures in its tars"),
     ],
 )  # fmt: skip
@@ -174,7 +174,7 @@ def test_what_lies_beside_tars_is_counted_or_refused(tmp_path: Path) -> None:
     assert [(reject.where, reject.cause) for reject in rows.rejects] == [
         ("loose.jpg", "picture beside tars"), ("phone.heic", "picture beside tars"),
     ]  # fmt: skip
-    with pytest.raises(InputError, match=r"more\.tar\.gz: tars that are packed are not read: unpack it first"):
+    with pytest.raises(InputError, match=r"more\.tar\.gz: compressed tars are not supported: decompress it first"):
         read(tmp_path / "tars", pack(PAIR), more__tar__gz=b"x")
 
 

@@ -42,7 +42,7 @@ def write_slice(folder: Path, number: int, count: int = 7) -> None:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, but for the note on which of them were checked."""
+    """SHA-256 of every file below a folder, except for the note on which of them were checked."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "CHECKED.json"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

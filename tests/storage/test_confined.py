@@ -119,7 +119,9 @@ def test_a_process_is_kept_to_its_places(s3_root: str, s3_server: S3Server, monk
         lambda: store.sweep(theirs),
         lambda: read_bytes(join(own, "../team-b/x")),
     ):
-        with pytest.raises(InputError, match=r"lies outside what runs of this profile may use.*s3://lists/public.*profiles.<name>.reads"):
+        with pytest.raises(
+            InputError, match=r"is outside the locations that runs of this profile may use.*s3://lists/public.*profiles.<name>.reads"
+        ):
             refused()
     assert [info.uri for info in store.list(own)] == [inside]
     monkeypatch.delenv(confined.VARIABLE)

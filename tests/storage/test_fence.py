@@ -94,7 +94,7 @@ def test_a_damaged_claim_does_not_stop_a_new_one(tmp_path: Any):
 def test_a_claim_of_an_older_firstsight_is_read(tmp_path: Any):
     """It had no format_version and no token, and an older firstsight reads the new one's number."""
     write_json(layout.attempt(str(tmp_path)), {"attempt": 4})
-    with pytest.raises(RunError, match="attempt 4 has taken over, attempt 3 must not commit any more"):
+    with pytest.raises(RunError, match="attempt 4 has taken over, attempt 3 may no longer commit"):
         Fence(str(tmp_path), 3).claim()
 
     Fence(str(tmp_path), 5).claim()

@@ -56,7 +56,7 @@ def test_what_a_version_brought_cannot_be_taken_away(uri: str, key: str) -> None
     value = read_json(uri)
     del value["firstsight"][key]
     write_json(uri, value)
-    with pytest.raises(Corrupt, match="its checksum is not that of its content"):
+    with pytest.raises(Corrupt, match="its checksum does not match its content"):
         read_figures(uri)
 
 
@@ -67,7 +67,7 @@ def test_older_figures_are_read_and_newer_ones_refused(uri: str) -> None:
     newer = copy.deepcopy(VALUE)
     newer["firstsight"]["format_version"] = 3
     write_json(uri, {**newer, "firstsight": {**newer["firstsight"], "sha256": checksum(newer)}})
-    with pytest.raises(InputError, match="format 3 is newer than this firstsight reads"):
+    with pytest.raises(InputError, match="format 3 is newer than this firstsight can read"):
         read_figures(uri)
 
 
@@ -75,5 +75,5 @@ def test_older_figures_are_read_and_newer_ones_refused(uri: str) -> None:
 def test_other_json_is_refused(uri: str, value: object) -> None:
     """Whatever lies there."""
     write_json(uri, value)
-    with pytest.raises(Corrupt, match="not an evaluation of firstsight"):
+    with pytest.raises(Corrupt, match="not a firstsight evaluation"):
         read_figures(uri)

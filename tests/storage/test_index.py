@@ -107,20 +107,20 @@ def test_newer_format_is_named() -> None:
     """An index of a later firstsight is refused as such, whatever its checksum is like."""
     data = bytearray(encode_index(SMALL))
     data[8:12] = struct.pack("<I", FORMAT_VERSION + 1)
-    with pytest.raises(InputError, match=rf"format {FORMAT_VERSION + 1} is newer than this firstsight reads \({FORMAT_VERSION}\)"):
+    with pytest.raises(InputError, match=rf"format {FORMAT_VERSION + 1} is newer than this firstsight can read \({FORMAT_VERSION}\)"):
         decode_index(bytes(data), "x.index")
 
 
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (lambda index: {"shard_size": 10}, "beyond the end"),
-        (lambda index: {"caption_ends": np.array([3, 2], np.uint32)}, "do not add up"),
-        (lambda index: {"caption_ends": np.array([2, 4], np.uint32)}, "do not add up"),
-        (lambda index: {"token_ends": np.array([3, 2, 8], np.uint32)}, "do not add up"),
-        (lambda index: {"token_ends": np.array([3, 5, 7], np.uint32)}, "do not add up"),
-        (lambda index: {"offsets": index.offsets[:1]}, r"as docs/FORMAT\.md has it"),
-        (lambda index: {"offsets": np.full_like(index.offsets, 2**64 - 1), "sizes": np.full_like(index.sizes, 2)}, "beyond the end"),
+        (lambda index: {"shard_size": 10}, "past the end"),
+        (lambda index: {"caption_ends": np.array([3, 2], np.uint32)}, "are inconsistent"),
+        (lambda index: {"caption_ends": np.array([2, 4], np.uint32)}, "are inconsistent"),
+        (lambda index: {"token_ends": np.array([3, 2, 8], np.uint32)}, "are inconsistent"),
+        (lambda index: {"token_ends": np.array([3, 5, 7], np.uint32)}, "are inconsistent"),
+        (lambda index: {"offsets": index.offsets[:1]}, r"as described in docs/FORMAT\.md"),
+        (lambda index: {"offsets": np.full_like(index.offsets, 2**64 - 1), "sizes": np.full_like(index.sizes, 2)}, "past the end"),
         (lambda index: {"shard_size": -1}, "its shard_size must be a whole number"),
         (lambda index: {"shard_size": 2**70}, "its shard_size must be a whole number"),
         (lambda index: {"shard_size": "1"}, "its shard_size must be a whole number"),

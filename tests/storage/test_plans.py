@@ -87,8 +87,8 @@ def test_a_plan_that_was_moved_reads_with_the_places_of_its_new_root(tmp_path: P
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"format_version": 4, "cells": []}, r"plan\.json: format 4 is newer than this firstsight reads \(3\)"),
-        ({"format_version": 3, "recipes": {}, "cells": []}, "its checksum is not that of its content"),
+        ({"format_version": 4, "cells": []}, r"plan\.json: format 4 is newer than this firstsight can read \(3\)"),
+        ({"format_version": 3, "recipes": {}, "cells": []}, "its checksum does not match its content"),
         ({"format_version": 0, "cells": []}, "no format_version"),
         ({"format_version": True, "cells": []}, "no format_version"),
         ({"cells": []}, "no format_version"),

@@ -1,4 +1,4 @@
-"""RDMs that people bring: both forms are read, and what is none is refused in one line that says what and where."""
+"""User-supplied RDMs: both formats are read, and anything else is rejected with one line that says what is wrong and where."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def changed(row: int, column: int, value: float) -> np.ndarray:
     return square
 
 
-def test_both_forms_say_the_same(tmp_path):
+def test_both_formats_give_the_same_rdm(tmp_path):
     """A table with names, as spreadsheets write it, and numpy's matrix beside its names."""
     table = read_rdm(write(tmp_path, "V1.csv", "\ufeff" + csv_of().replace("\n", "\r\n")))
     write(tmp_path, "IT.txt", "\n".join(NAMES) + "\n")
@@ -46,13 +46,13 @@ def test_both_forms_say_the_same(tmp_path):
 
 
 def test_its_checksum_covers_the_names(tmp_path):
-    """A plan pins matrix and names; another order of names is another RDM."""
+    """A plan pins matrix and names; a different order of names is a different RDM."""
     write(tmp_path, "V1.txt", "\n".join(NAMES))
     uri = write(tmp_path, "V1.npy", SQUARE)
     sha256 = read_rdm(uri).sha256
     assert read_rdm(uri, sha256).sha256 == sha256
     write(tmp_path, "V1.txt", "\n".join(reversed(NAMES)))
-    with pytest.raises(InputError, match="not the one that was planned with"):
+    with pytest.raises(InputError, match="not the RDM that the experiment was planned with"):
         read_rdm(uri, sha256)
 
 
@@ -74,15 +74,15 @@ BAD = {
     "columns in another order": (csv_of(columns=["dog", "cat", "house", "tree"]), "in the same order: column 'dog' meets row 'cat'"),
     "too few columns": (csv_of(columns=NAMES[:3]), "in the same order: 3 columns and 4 rows"),
     "a row too short": (csv_of().rpartition(",")[0], "row 'tree' has 3 numbers, not 4"),
-    "a word among the numbers": (csv_of().replace("6.0", "far", 1), "only numbers may stand in the matrix"),
+    "a word among the numbers": (csv_of().replace("6.0", "far", 1), "the matrix may contain only numbers"),
     "too few pictures": (csv_of(SQUARE[:3, :3], NAMES[:3]), "must compare 4 to 5,000 pictures, got 3"),
     "nothing": ("", "must compare 4 to 5,000 pictures, got 0"),
-    "no text": (b"\xff\xfe\x00", "not CSV in UTF-8"),
+    "not text": (b"\xff\xfe\x00", "not CSV in UTF-8"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_rdm_is_refused_in_one_line(tmp_path, case):
+def test_invalid_rdms_are_rejected_in_one_line(tmp_path, case):
     """The line names the file, the two pictures and the value."""
     content, line = BAD[case]
     uri = write(tmp_path, "V1.csv", content)
@@ -97,15 +97,15 @@ BAD_MATRICES = {
     "not square": (SQUARE[:, :3], NAMES, "must be square, got 4 x 3"),
     "condensed": (SQUARE[np.triu_indices(4, 1)], NAMES, "must be a square matrix of numbers, got float64 of shape (6,)"),
     "text": (np.array([["a", "b"]]), NAMES, "must be a square matrix of numbers, got <U1"),
-    "a name too few": (SQUARE, NAMES[:3], "4 rows and 3 names: each row needs the name of its picture"),
+    "one name too few": (SQUARE, NAMES[:3], "4 rows but 3 names: each row needs the name of its picture"),
     "no names": (SQUARE, None, "V1.txt: no such file, which names the rows of the .npy file"),
-    "no matrix": (b"not numpy", NAMES, "not an array of numpy"),
+    "no matrix": (b"not numpy", NAMES, "not a NumPy array"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_MATRICES)
 def test_a_matrix_that_does_not_fit_its_names_is_refused(tmp_path, case):
-    """Each in one line, whatever the file holds."""
+    """Each with one line, whatever the file contains."""
     content, names, line = BAD_MATRICES[case]
     if names is not None:
         write(tmp_path, "V1.txt", "\n".join(names))
@@ -116,14 +116,14 @@ def test_a_matrix_that_does_not_fit_its_names_is_refused(tmp_path, case):
 
 @pytest.mark.parametrize(("name", "line"), [("V1.mat", "must be a .csv file with names"), ("V2.csv", "V2.csv: no such file")])
 def test_other_files_are_refused_by_name(tmp_path, name, line):
-    """A suffix that nobody reads, and a missing file."""
+    """An unsupported suffix, and a missing file."""
     write(tmp_path, "V1.mat", b"MATLAB")
     with pytest.raises(InputError, match=line):
         read_rdm(str(tmp_path / name))
 
 
-def test_pictures_are_found_by_key_or_by_the_name_behind_stagings_counter():
-    """A name that two pictures share after their counters is none."""
+def test_pictures_are_found_by_key_or_by_the_name_after_the_staging_counter():
+    """A name that two pictures share once their counters are stripped matches neither."""
     keys = ["000000-cat", "000001-dog", "000002-cat", "house"]
     assert find_pictures(["dog", "house", "000002-cat"], keys) == ([1, 3, 2], [])
     assert find_pictures(["cat", "tree"], keys) == ([], ["cat", "tree"])

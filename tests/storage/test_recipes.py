@@ -96,7 +96,7 @@ def test_a_configuration_changed_by_hand_is_read_once_its_first_line_is_gone(tmp
     write_config_file(str(path), OLD)
     changed = path.read_text().replace("seed: 0", "seed: 7")
     path.write_text(changed)
-    with pytest.raises(Corrupt, match=r"changed by hand \(then remove that line\)"):
+    with pytest.raises(Corrupt, match=r"edited by hand \(in that case remove that line\)"):
         read_stage(str(path))
     path.write_text(changed.partition("\n")[2])
     assert read_stage(str(path)).seed == 7

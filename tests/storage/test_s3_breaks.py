@@ -1,4 +1,4 @@
-"""Answers of every kind of request, broken at any byte: tried again within the patience, never believed, never a traceback."""
+"""Answers of every kind of request, broken at any byte: retried within the time limit, never accepted, never a traceback."""
 
 import io
 import itertools
@@ -82,7 +82,7 @@ KINDS: dict[str, tuple[Callable[[S3Store, str], None], Callable[[str, str], bool
 
 
 def prepare(root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The object that the requests are about, written past the proxy."""
+    """Write the objects that the requests use, bypassing the proxy."""
     with monkeypatch.context() as direct:
         direct.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
         write_bytes(join(root, "d", "x"), DATA)
@@ -90,7 +90,7 @@ def prepare(root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(kind: str, proxy: FaultProxy, root: str, faults: list[Fault]) -> None:
-    """One request of this kind whose answers have these faults, by a store that never answered before."""
+    """One request of this kind whose answers have these faults, by a client that has had no response before."""
     work, proxy.applies = KINDS[kind]
     proxy.faults = list(faults)
     work(S3Store(settings_from_environment(root)), root)
@@ -98,7 +98,7 @@ def run(kind: str, proxy: FaultProxy, root: str, faults: list[Fault]) -> None:
 
 
 def cases() -> Iterator[object]:
-    """Every kind of request broken in every way at every place; a fifteenth of it, each kind among them, in plain tests."""
+    """Every kind of request broken in every way at every place; one fifteenth of them, covering each kind, runs in the plain tests."""
     for number, (kind, how, region, status) in enumerate(
         itertools.product(KINDS, ["cut", "reset", "hole", "delay"], ["status", "headers", "body"], [0, 503])
     ):
@@ -110,7 +110,7 @@ def cases() -> Iterator[object]:
 def test_answers_that_break(
     s3_root: str, s3_server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, kind: str, how: str, region: str, status: int
 ) -> None:
-    """An answer that ends, halts or waits inside its status line, headers or body is asked for again."""
+    """A response that ends, stalls or is delayed inside its status line, headers or body is requested again."""
     prepare(s3_root, s3_server, monkeypatch)
     silent, large = how == "hole", KINDS[kind][0] is _upload  # the least that shows silence, and time for the part on a busy machine
     monkeypatch.setenv("FIRSTSIGHT_S3_TIMEOUT_SECONDS", "8" if silent and large else "2" if silent else "60")
@@ -119,9 +119,9 @@ def test_answers_that_break(
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.campaign) for seed in range(1, 30))])
 def test_random_breaks(s3_root: str, s3_server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Breaks of any kind at any byte, two in a row: the request ends as if there were none.
+    """Breaks of any kind at any byte, two in a row: the request succeeds as if there were none.
 
-    A flip in an answer that has no checksum (a head, a listing, a date) may pass; it must then not raise anything unknown.
+    A flip in an answer that has no checksum (a head, a listing, a date) may pass; but it must not raise an unexpected error.
     """
     prepare(s3_root, s3_server, monkeypatch)
     draw = random.Random(seed)
@@ -157,14 +157,14 @@ def test_flips_in_headers(s3_root: str, s3_server: S3Server, proxy: FaultProxy, 
         except (InputError, RunError) as error:
             lines = str(error).splitlines()
         except AssertionError:
-            lines = [""] if kind in ("list", "head") else []  # what has no checksum
+            lines = [""] if kind in ("list", "head") else []  # these responses have no checksum
         except BaseException as error:
             raise AssertionError(f"{kind} with {fault}: {error!r}") from error
         assert len(lines) == 1, f"{kind} with {fault}: {lines}"
 
 
 @pytest.mark.parametrize(("size", "at"), [(1, 0.0), (70_001, 0.5), (PART_BYTES + 5, 1.0)])
-def test_flips_on_the_way_up(s3_root: str, s3_server: S3Server, proxy: FaultProxy, size: int, at: float) -> None:
+def test_bits_flipped_during_upload(s3_root: str, s3_server: S3Server, proxy: FaultProxy, size: int, at: float) -> None:
     """A bit that flips on the way to the store is not stored."""
     uri, data = join(s3_root, "x"), LONG[:size]
     proxy.applies = lambda method, path: method == "PUT"
@@ -175,7 +175,7 @@ def test_flips_on_the_way_up(s3_root: str, s3_server: S3Server, proxy: FaultProx
 
 
 def test_a_black_hole_ends_the_request(s3_root: str, s3_server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that never finishes an answer is given up after the patience, in one line."""
+    """A store that never finishes a response is given up after the time limit, with a one-line error."""
     prepare(s3_root, s3_server, monkeypatch)
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
     for kind in ("missing", "put"):

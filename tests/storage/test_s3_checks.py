@@ -117,7 +117,7 @@ def test_damage_at_rest_is_named(s3_root: str, proxy: FaultProxy) -> None:
     assert new_store(uri).get(uri) == DATA
     assert not left
     left += [1] * 100
-    with pytest.raises(Corrupt, match=f"^{uri}: .*it was damaged there"):
+    with pytest.raises(Corrupt, match=f"^{uri}: .*it was damaged in the store"):
         new_store(uri).get(uri)
 
 
@@ -287,7 +287,7 @@ def test_both_clocks_are_named(s3_root: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_wait_longer_than_a_signature_holds(s3_root: str, proxy: FaultProxy) -> None:
-    """Each try is signed anew, so that a wait of an hour does not end in a refusal of its date."""
+    """Each try is signed again, so that a wait of an hour does not end in a refusal of its date."""
     uri, seen = join(s3_root, "x"), []
     write_bytes(uri, DATA)
     store = new_store(uri)

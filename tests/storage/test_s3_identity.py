@@ -178,12 +178,12 @@ def test_an_outage_without_end_ends_the_request(pod: Cloud, s3_root: str, monkey
             403,
             "<ErrorResponse><Error><Code>AccessDenied</Code><Message>Not authorized to perform "
             "sts:AssumeRoleWithWebIdentity</Message></Error></ErrorResponse>",
-            "answers 403 AccessDenied: Not authorized to perform sts:AssumeRoleWithWebIdentity: the role or",
+            "answers 403 AccessDenied: Not authorized to perform sts:AssumeRoleWithWebIdentity: check the role",
         ),
         (400, '{"code": "InvalidToken", "message": "no\\nassociation\\u0007"}', "answers 400 InvalidToken: no association"),
         (404, "not found", "answers 404 not found"),
-        (200, "<html>login</html>", "answers none"),
-        (200, '{"AccessKeyId": 1}', "answers none"),
+        (200, "<html>login</html>", "returned none"),
+        (200, '{"AccessKeyId": 1}', "returned none"),
         (301, "", "answers 301"),
     ],
 )

@@ -72,8 +72,8 @@ def test_credentials_files(tmp_path: Path, text: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        (GOOD + "aws_secret_access_key = x\n", r"line 4: aws_secret_access_key is there twice in \[default\]"),
-        (GOOD + GOOD, r"line 4: \[default\] is there twice"),
+        (GOOD + "aws_secret_access_key = x\n", r"line 4: aws_secret_access_key appears twice in \[default\]"),
+        (GOOD + GOOD, r"line 4: \[default\] appears twice"),
         (GOOD.replace("default", "other"), r"no profile \[default\] \(it has: \[other\]\); AWS_PROFILE names"),
         ("", r"no profile \[default\] \(it has: none\)"),
         (GOOD.replace(f"aws_secret_access_key = {SECRET}", SECRET[:6]), "line 3: neither .*profile.* nor name = value"),

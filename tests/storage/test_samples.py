@@ -67,7 +67,7 @@ def test_tar_cut_short(tmp_path: object) -> None:
     shard = write_shard(root)
     index = read_index(root, shard)
     write_bytes(join(root, shard.name), read_bytes(join(root, shard.name))[:1600])
-    with pytest.raises(RunError, match=r"shard-0-0\.tar: .*cut short"):
+    with pytest.raises(RunError, match=r"shard-0-0\.tar: .*truncated"):
         read_members(root, index, 1)
 
 

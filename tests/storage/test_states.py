@@ -41,14 +41,14 @@ def test_every_place_of_the_layout_has_the_row_of_its_kind() -> None:
     experiment = layout.experiment("s3://b/r", "e")
     stage, tower = layout.stage(layout.cell(experiment, "random", 0), "contrastive"), layout.tower(experiment, "ab")
     rows = {
-        beside(f"{layout.final(stage)}/COMMITTED.json", "upload"): "write under way",
+        beside(f"{layout.final(stage)}/COMMITTED.json", "upload"): "write in progress",
         layout.kubeflow_run("s3://b/r", "x"): "run's record",
         layout.request(experiment, "x"): "stored request",
         f"{experiment}/plan.json": "experiment's plan",
         layout.config(stage): "stage's configuration",
         layout.config(tower): "stage's configuration",
         layout.lineage(stage): "stage's lineage",
-        layout.progress(tower): "stage's figures by step",
+        layout.progress(tower): "stage's metrics by step",
         layout.log(experiment): "job's log",
         layout.log(layout.report(experiment)): "job's log",
         layout.failure(f"{experiment}/random-seed0/evaluation"): "record of a failure",
@@ -66,7 +66,7 @@ def test_every_place_of_the_layout_has_the_row_of_its_kind() -> None:
         layout.request_begun(experiment, "x", stage): "record that a request began a stage",
         layout.run_failure("s3://b/r", "x", "random-seed0"): "record of a failed cell",
         layout.run_start("s3://b/r", "x", "lane-1-of-3", "evaluate"): "record of a step's start",
-        layout.run_life("s3://b/r", "x", "lane-1-of-3"): "lane's sign of life",
+        layout.run_life("s3://b/r", "x", "lane-1-of-3"): "lane's heartbeat",
     }
 
     assert {uri: getattr(kind_of("s3://b/r", uri), "name", None) for uri in rows} == rows

@@ -22,7 +22,7 @@ def test_unknown_ca(minio_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the store is refused at once, and the message says what to set."""
     monkeypatch.delenv("FIRSTSIGHT_S3_CA")
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    with pytest.raises(InputError, match=r"x: its TLS certificate is not trusted .*name its CA in FIRSTSIGHT_S3_CA"):
+    with pytest.raises(InputError, match=r"x: its TLS certificate is not trusted .*set FIRSTSIGHT_S3_CA to its CA"):
         read_bytes(join(minio_root, "x"))
 
 

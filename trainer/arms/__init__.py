@@ -56,7 +56,7 @@ def registered() -> dict[str, Arm]:
     does = [arm.does for arm in found]
     same = [arm.name for arm in found if does.count(arm.does) > 1]
     if same:
-        raise ValueError(f"arms must differ in what they start from or learn from: {', '.join(same)} do not")
+        raise ValueError(f"arms must differ in what they start from or learn from, but {', '.join(same)} do not")
     return {arm.name: arm for arm in found}
 
 

@@ -7,6 +7,6 @@ ARM = Arm(
     order=60,
     start="tower",
     labels="instance",
-    meaning="as perceptual, but on own distortion against another picture's: images without judgements",
+    meaning="as perceptual, but trained to prefer a picture's own distortion to another picture's: images without judgements",
     control="the same pictures without judgements",
 )

@@ -1,7 +1,7 @@
 """The shipped recipes (smoke, demo, paper, paper-3m, paper-as-coded) and how YAML becomes a configuration.
 
 Defaults come from trainer/config.py, then a recipe's `base:`, then what it says itself, then dotted overrides; anything
-unknown is refused by name.
+unknown is refused, naming it.
 """
 
 import copy
@@ -176,7 +176,7 @@ class _YamlLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", node.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} appears twice", node.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -190,7 +190,7 @@ _YamlLoader.add_implicit_resolver(
 
 def _load(text: str, source: str) -> Any:
     if len(text) > MAX_YAML_BYTES:
-        raise InputError(f"{source}: {len(text):,} characters of YAML, at most {MAX_YAML_BYTES:,} are read")
+        raise InputError(f"{source}: {len(text):,} characters of YAML, but at most {MAX_YAML_BYTES:,} are read")
     try:
         return copy.deepcopy(_values_of(text))  # who asks may change them
     except yaml.YAMLError as error:
@@ -240,7 +240,7 @@ def _written(recipe: str | Mapping[str, Any], read: Read | None, source: str) ->
     else:
         near = difflib.get_close_matches(recipe, RECIPES, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        raise InputError(f"recipe {recipe!r} is not shipped: one of {', '.join(RECIPES)}, or a URI that ends in .yaml{meant}")
+        raise InputError(f"recipe {recipe!r} is not a built-in recipe: use one of {', '.join(RECIPES)}, or a URI that ends in .yaml{meant}")
     values = load_yaml(text, f"recipe {recipe}")
     values.setdefault("name", recipe.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml"))
     return f"recipe {recipe}", values

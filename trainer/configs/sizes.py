@@ -114,8 +114,8 @@ def _known(name: str) -> Mapping[str, Any]:
         near = difflib.get_close_matches(name.lower(), [known.lower() for known in table], 1, 0.0)
         nearest = next((known for known in table if [known.lower()] == near), "ViT-B-32")
         raise InputError(
-            f"model.open_clip_name must be one of open_clip's {len(table)} CLIP ViTs that are exact at any number of ranks, "
-            f"got {name!r}: did you mean {nearest!r}? (trainer/configs/open_clip.json has them all)"
+            f"model.open_clip_name must be one of open_clip's {len(table)} CLIP ViTs whose training is exact at any number of ranks, "
+            f"got {name!r}: did you mean {nearest!r}? (all are listed in trainer/configs/open_clip.json)"
         )
     found: Mapping[str, Any] = table[name]
     return found
@@ -233,15 +233,15 @@ def largest_local_batch_size(config: StageConfig, ranks: int, gpu_bytes: int) ->
     holds = f"{_gigabytes(usable)} ({USABLE_FRACTION:.0%} of a GPU's {_gigabytes(gpu_bytes)})"
     if fitting < 1:
         raise InputError(
-            f"{config.stage}: even one sample at a time needs an estimated {_gigabytes(one.total)}, and a rank has {holds}: "
-            "take a larger GPU or a smaller model"
+            f"{config.stage}: even one sample at a time needs an estimated {_gigabytes(one.total)}, but a rank has {holds}: "
+            "use a larger GPU or a smaller model"
         )
     if config.contrastive is not None and config.contrastive.accumulation == "independent":
         total = config.contrastive.global_batch_size
         smaller = max(size for size in range(ranks, fitting * ranks + 1, ranks) if total % size == 0)
         raise InputError(
             f"contrastive.accumulation independent never splits a contrast batch, and contrast_batch_size / ranks = {whole} pairs need an "
-            f"estimated {_gigabytes(memory.total)}, where a rank has {holds}: take gradcache, more GPUs or contrast_batch_size {smaller}"
+            f"estimated {_gigabytes(memory.total)}, but a rank has {holds}: use gradcache, more GPUs or contrast_batch_size {smaller}"
         )
     fewest = math.ceil(whole / fitting)
     parts = next((parts for parts in range(fewest, 2 * fewest + 1) if whole % parts == 0), fewest)

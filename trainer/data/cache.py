@@ -361,7 +361,7 @@ def check_cache(uri: str, shards: list[Shard], placement: Placement, *, runs: in
     if needed > placement.cache_bytes:
         raise InputError(
             f"placement.cache_bytes must be at least {needed}: order_runs {runs} and order_block_shards {block_shards} shuffle over "
-            f"so much of {uri} on each node; got {placement.cache_bytes}"
+            f"that much of {uri} on each node; got {placement.cache_bytes}"
         )
 
 

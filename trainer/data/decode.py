@@ -93,7 +93,7 @@ def _opened(data: Buffer) -> Iterator[Image.Image]:
 def _check_size(height: int, width: int) -> None:
     """Refuse what its header says is larger than staging lets in, before a pixel of it takes memory."""
     if height * width > MAX_PIXELS:
-        raise RunError(f"a picture of {width}x{height}, at most {MAX_PIXELS // 1_000_000} megapixels are decoded")
+        raise RunError(f"a picture of {width}x{height}, but at most {MAX_PIXELS // 1_000_000} megapixels are decoded")
 
 
 def crop_and_resize(

@@ -82,7 +82,7 @@ class CacheFolder:
                 raise
 
     def heal(self, file: ShardFile, rows: range | None, fetch: Callable[[], object], stopped: Callable[[], bool]) -> None:
-        """Fetch a file that is held anew where its bytes are wrong. Those who have mapped the old one keep it."""
+        """Fetch a held file again if its bytes are wrong. Those who have mapped the old one keep it."""
 
         def check() -> None:
             damage = find_damage(file, rows)
@@ -207,7 +207,7 @@ def join_cache(base: Path, name: str, names: Sequence[str], *, named: bool) -> C
     with explained(base):
         base.mkdir(mode=0o777 if named else 0o700, parents=True, exist_ok=True)
         if not named and base.stat().st_uid != os.getuid():
-            raise InputError(f"{base}: belongs to another user: name a folder of your own in placement.cache_dir")
+            raise InputError(f"{base}: belongs to another user: set placement.cache_dir to a folder of your own")
     folder = CacheFolder(base / name, names, named=named)
     with suppress(OSError):
         for other in base.iterdir():
@@ -227,7 +227,7 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"{path}: the disk is full: lower placement.cache_bytes, or name another placement.cache_dir") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
-            raise InputError(f"{path}: {said}: placement.cache_dir must be a folder that can be written") from error
+            raise InputError(f"{path}: {said}: placement.cache_dir must be a writable folder") from error
         if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
             raise InputError(f"{path}: {said}: this file system has no locks: name another placement.cache_dir") from error
         raise RunError(f"{path}: {said}") from error

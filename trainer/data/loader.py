@@ -110,7 +110,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         self._uri, self._seed = dataset.uri, seed
         self._manifest: Manifest = require_manifest(dataset.uri, dataset.identity, dataset.manifest_sha256)
         if self._manifest.kind != kind:
-            raise InputError(f"{dataset.uri}: holds {self._manifest.kind}, where {kind} are needed")
+            raise InputError(f"{dataset.uri}: contains {self._manifest.kind}, but {kind} are needed")
         self._shards = self._manifest.split(split)
         if not self._shards:
             raise InputError(f"{dataset.uri}: has no split {split!r}")

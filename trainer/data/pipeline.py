@@ -109,7 +109,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
                 yield batch
         except BrokenProcessPool as error:
             raise RunError(
-                "a loader worker died (killed from outside, or out of memory): fewer placement.loader_workers need less"
+                "a loader worker died (killed from outside, or out of memory): fewer placement.loader_workers need less memory"
             ) from error
         finally:
             self.close()

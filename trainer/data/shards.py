@@ -1,4 +1,4 @@
-"""Reading members of a shard that lies on this machine: one mapping of the tar, one index, every checksum compared."""
+"""Read members of a shard on this machine: one mmap of the tar, one index, every checksum verified."""
 
 import mmap
 import os
@@ -23,10 +23,10 @@ class ShardFile:
     """A shard, or the part of it that a run needs, on this machine.
 
     Attributes:
-        shard: as the manifest has it.
-        path: of the tar; a part has the tar's size, and holes where nothing was fetched.
+        shard: the manifest's entry for it.
+        path: path of the tar; a partial tar is a sparse file of the full size.
         index: path of its index.
-        uri: of the shard in the store, for errors.
+        uri: URI of the shard in the store, for error messages.
     """
 
     shard: Shard
@@ -51,7 +51,7 @@ class DamagedFile(Corrupt):
         self.file = file
 
     def __reduce__(self) -> tuple[type["DamagedFile"], tuple[str, ShardFile]]:
-        """It comes back from worker processes."""
+        """Make it picklable, so that it can be returned from worker processes."""
         return DamagedFile, (str(self), self.file)
 
 
@@ -59,7 +59,7 @@ class ShardView:
     """One shard, mapped.
 
     Attributes:
-        index: of the shard.
+        index: index of the shard.
         damaged: a member's checksum was wrong; the file may have been replaced since.
     """
 
@@ -73,12 +73,12 @@ class ShardView:
             raise DamagedFile(f"{file.uri}: missing at {file.path}, though the manifest names it", file) from error
         except (Corrupt, MissingObject) as error:
             raise DamagedFile(str(error), file) from error
-        # As memoryviews, one sample's numbers are looked up without NumPy's cost for each, and without a second copy as lists.
+        # As memoryviews, one sample's numbers are looked up without NumPy's per-access overhead, and without a second copy as lists.
         self._offsets, self._sizes, self._sums = self.index.offsets.data, self.index.sizes.data, self.index.crc32c.data
         self._columns = {name: column for column, name in enumerate(self.index.members)}
 
     def column(self, name: str) -> int:
-        """Which member column `name` is. Raises RunError where the shard has none."""
+        """The column index of member `name`. Raises RunError where the shard has none."""
         if name not in self._columns:
             raise RunError(f"{self._file.uri}: has no member {name!r}, only {', '.join(self._columns)}")
         return self._columns[name]
@@ -87,7 +87,7 @@ class ShardView:
         """The bytes of one member of one sample, as they were staged.
 
         Raises:
-            DamagedFile: naming shard and sample, where they are not.
+            DamagedFile: the bytes differ from those staged; names the shard and sample.
         """
         start = self._offsets[row, column]
         data = bytes(self._bytes[start : start + self._sizes[row, column]])
@@ -99,7 +99,7 @@ class ShardView:
         return data
 
     def sample(self, row: int) -> str:
-        """The sample in words, for errors."""
+        """The sample's description, for error messages."""
         return f"{self._file.uri}: sample {self.index.keys[row]!r}"
 
 
@@ -108,15 +108,15 @@ def _mapped(file: ShardFile) -> memoryview:
     with open(file.path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size != file.shard.size:  # a mapping that is shorter than its index would kill the process when read
-            raise Corrupt(f"{file.uri}: {size} bytes at {file.path}, the manifest says {file.shard.size}: it was cut short or changed")
-        # Python's own mmap keeps a descriptor for as long as it lives: a thousand shards would use up what a process may have. The
-        # descriptor is mapped, not the path, where another process may remove or replace the file in this very moment.
+            raise Corrupt(f"{file.uri}: {size} bytes at {file.path}, but the manifest says {file.shard.size}: it was truncated or changed")
+        # Python's own mmap keeps a descriptor for as long as it lives: a thousand shards would exhaust the process's descriptor limit. The
+        # descriptor is mapped, not the path, since another process may remove or replace the file at this very moment.
         mapped = torch.from_file(f"/proc/self/fd/{stream.fileno()}", shared=False, size=size, dtype=torch.uint8)
     return mapped.numpy().data
 
 
 class Views:
-    """The last used views of a process, at most `capacity` of them. Safe for threads."""
+    """The most recently used views of a process, at most `capacity` of them. Thread-safe."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -124,20 +124,22 @@ class Views:
         self._lock = threading.Lock()
 
     def view(self, file: ShardFile) -> ShardView:
-        """The view of `file`, opened at its first use, and again after it was found damaged."""
+        """The view of `file`, opened on first use, and reopened if it was found damaged."""
         with self._lock:
             view = self._views.get(file.path)
             if view is None or view.damaged:
                 self._views.pop(file.path, None)
                 while self._views and (len(self._views) >= self._capacity or not os.path.exists(next(iter(self._views)))):
-                    self._views.popitem(last=False)  # unmapped when its last user releases it; a removed file takes disk until then
+                    self._views.popitem(
+                        last=False
+                    )  # unmapped when its last user releases it; a removed file occupies disk space until then
                 view = self._views[file.path] = ShardView(file)
             self._views.move_to_end(file.path)
             return view
 
 
 def looks_whole(file: ShardFile) -> bool:
-    """Whether the tar has its size and the index is right: what can be told without reading the tar, whose members are compared later."""
+    """Whether the tar's size and the index are right: all that can be checked without reading the tar, whose members are verified later."""
     try:
         with open(file.index, "rb") as stream:
             whole = os.path.isfile(file.path) and os.stat(file.path).st_size == file.shard.size
@@ -147,19 +149,19 @@ def looks_whole(file: ShardFile) -> bool:
 
 
 def find_damage(file: ShardFile, rows: range | None) -> str:
-    """What is wrong with a tar (or with those rows of it) and its index, all bytes read; empty where nothing is."""
+    """What is wrong with a tar (or the given rows) and its index, reading all bytes; empty if nothing is."""
     if not looks_whole(file):
-        return "missing, cut short, or with another index"
+        return "missing, truncated, or has the wrong index"
     if rows is None and _file_checksum(file.path) == file.shard.crc32c:
         return ""
     where = _damaged_member(file, range(file.shard.num_samples) if rows is None else rows)
     if where or rows is not None:
         return where
-    return "checksum is not the manifest's, though every sample's is right"  # a tar header
+    return "the checksum does not match the manifest, although every sample's checksum is right"  # a tar header
 
 
 def _damaged_member(file: ShardFile, rows: Iterable[int]) -> str:
-    """The first member of `rows` that is not as the index says, in words; empty where all are."""
+    """A description of the first member of `rows` that does not match the index; empty if all match."""
     index = file.read_index()
     offsets, sizes, sums = index.offsets.tolist(), index.sizes.tolist(), index.crc32c.tolist()
     with open(file.path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

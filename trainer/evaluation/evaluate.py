@@ -92,7 +92,7 @@ def unfinished(config: EvaluateConfig) -> list[str]:
     for asked in waiting:
         if exists(place := layout.failure(asked.uri)):
             failure = read_failure(asked.uri)
-            raise RunError(f"{place}: the {asked.stage} stage failed: {failure.line if failure else 'no line was left'}")
+            raise RunError(f"{place}: the {asked.stage} stage failed: {failure.line if failure else 'it left no error message'}")
     return [asked.stage for asked in waiting]
 
 
@@ -129,7 +129,7 @@ def _measure_missing(config: EvaluateConfig, unfinished_ok: bool) -> dict[str, i
         measured = measure(config, missing)
         written, errors = measured.written, errors + measured.errors
         if wrong := [reason for reason in why_not_done([job.wanted for job in written]) if reason]:
-            raise Corrupt(f"the store does not give back what was just written: {wrong[0]}")
+            raise Corrupt(f"the store did not return what was just written: {wrong[0]}")
     if errors:
         kind = InputError if any(isinstance(error, InputError) for error in errors) else RunError
         more = f" (and {len(errors) - 1} more, named above)" if len(errors) > 1 else ""

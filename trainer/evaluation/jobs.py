@@ -95,7 +95,7 @@ def find_models(config: EvaluateConfig, asked: ModelToEvaluate, unfinished_ok: b
         seal = read_committed(folder)
     except Corrupt as error:
         if not unfinished_ok:
-            raise Corrupt(f"{error}: run the {asked.stage} stage again, which makes its final model again") from error
+            raise Corrupt(f"{error}: run the {asked.stage} stage again, which recreates its final model") from error
         seal = None
     if seal is not None:
         _check_recipe(asked, folder, seal)
@@ -119,7 +119,7 @@ def _checkpoints(asked: ModelToEvaluate, by_epoch: bool) -> list[tuple[str, Comm
         try:
             seal = read_committed(folder)
         except Corrupt as error:
-            print(f"evaluate: {error}: passed over", flush=True)
+            print(f"evaluate: {error}: skipped", flush=True)
             continue
         if seal is not None:  # None: pruned since it was listed
             found[int(folder[-9:])] = folder, seal
@@ -151,7 +151,7 @@ def _is_kept(folder: str, seal: Committed) -> bool:
 def _check_recipe(asked: ModelToEvaluate, folder: str, seal: Committed) -> None:
     if seal.recipe_hash != asked.recipe_hash:
         differing = what_differs(asked.uri, seal.recipe_hash, asked.recipe_hash)
-        raise InputError(f"{folder}: holds another recipe than this evaluation was planned for{differing}")
+        raise InputError(f"{folder}: contains a different recipe from the one this evaluation was planned for{differing}")
 
 
 def _at_final(asked: ModelToEvaluate, folder: str, seal: Committed) -> ModelAt:
@@ -167,7 +167,7 @@ def _at_final(asked: ModelToEvaluate, folder: str, seal: Committed) -> ModelAt:
 
 def _at_checkpoint(asked: ModelToEvaluate, folder: str, seal: Committed) -> ModelAt:
     if CHECKPOINT_FILE not in seal.files:
-        raise InputError(f"{folder}: its seal names no {CHECKPOINT_FILE}, only {sorted(seal.files)}")
+        raise InputError(f"{folder}: its seal does not list {CHECKPOINT_FILE}, only {sorted(seal.files)}")
     return ModelAt(
         stage=asked.stage,
         when=str(seal.step),
@@ -191,7 +191,7 @@ def find_jobs(config: EvaluateConfig, models: Sequence[ModelAt]) -> tuple[list[J
             described = describe_set(place.uri, place.identity, manifest_sha256=place.manifest_sha256)
             other = named.setdefault((described.name, described.task), described)
             if other.uri != described.uri:
-                raise InputError(f"{described.uri}: a second {described.task} set called {described.name}, beside {other.uri}")
+                raise InputError(f"{described.uri}: a second {described.task} set called {described.name}; the other is {other.uri}")
         except (InputError, RunError) as error:
             print(f"evaluate: {error}", flush=True)
             errors.append(error)

@@ -91,7 +91,7 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
 def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:
     """The models that can be loaded; what is wrong with another is printed and added to `errors`.
 
-    A damaged checkpoint counts as if it were not there: it is printed and no error, since nothing makes it again.
+    A damaged checkpoint counts as if it were not there: it is printed and no error, since nothing rebuilds it.
     """
     encoders = {}
     for at in group:
@@ -99,7 +99,7 @@ def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torc
             encoders[at] = Encoder(at.name, load_model(config, at), config.model, device, config.evaluation.precision)
         except (InputError, RunError) as error:
             passed_over = at.checkpoint and isinstance(error, Corrupt | MissingObject)
-            print(f"evaluate: {at.name}: {error}{': passed over' if passed_over else ''}", flush=True)
+            print(f"evaluate: {at.name}: {error}{': skipped' if passed_over else ''}", flush=True)
             if not passed_over:
                 errors.append(error)
     return encoders
@@ -111,7 +111,7 @@ def load_model(config: EvaluateConfig, at: ModelAt) -> CLIP:
     if at.checkpoint:
         data = read_bytes(at.checkpoint)
         if hashlib.sha256(data).hexdigest() != at.checkpoint_sha256:
-            raise Corrupt(f"{at.checkpoint}: checksum is not the one in COMMITTED.json: the file was changed or cut short")
+            raise Corrupt(f"{at.checkpoint}: checksum does not match COMMITTED.json: the file was changed or truncated")
         try:
             tensors, source = load(data), at.checkpoint
         except SafetensorError as error:
@@ -131,7 +131,7 @@ def _device(placement: Placement) -> torch.device:
     if placement.device == "auto":
         return torch.device("cuda" if available else "cpu")
     if placement.device == "cuda" and not available:
-        raise InputError("placement.device must be cpu or auto where there is no CUDA device, got 'cuda'")
+        raise InputError("placement.device must be cpu or auto if there is no CUDA device, got 'cuda'")
     return torch.device(placement.device)
 
 

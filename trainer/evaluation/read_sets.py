@@ -202,7 +202,7 @@ def _check_shards(uri: str, num_shards: int, split: str = SPLIT) -> None:
     if missing:
         raise InputError(f"{prefix}{missing[0]}.tar: missing: nshards.txt says {num_shards} shards, and {len(missing)} are missing")
     if more:
-        raise InputError(f"{prefix}{more[0]}.tar: is there, but nshards.txt says {num_shards} shards: the set would be measured in part")
+        raise InputError(f"{prefix}{more[0]}.tar: exists, but nshards.txt says {num_shards} shards: the set would be measured only in part")
 
 
 def _prompts(uri: str, facts: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -266,14 +266,14 @@ def _item(described: EvaluationSet, where: str, key: str, image: bytes, members:
         else:
             label = int(text_of(data, "its bytes"))
     except (ValueError, Corrupt, InputError) as error:
-        raise InputError(f"{where}: sample {key}: .{suffix} is no {'caption' if suffix == 'txt' else 'label'}: {error}") from error
+        raise InputError(f"{where}: sample {key}: .{suffix} is not a {'caption' if suffix == 'txt' else 'label'}: {error}") from error
     if suffix == "txt":
         if not captions:
             raise InputError(f"{where}: sample {key} has no caption")
         return Item(key=key, image=image, captions=captions)
     if suffix == "npy":
         if targets.dtype.kind not in "biuf" or targets.shape != (num_classes,) or not np.isin(targets, (0, 1)).all():
-            raise InputError(f"{where}: sample {key}: labels must be {num_classes} of 0 and 1, got shape {targets.shape}")
+            raise InputError(f"{where}: sample {key}: labels must be {num_classes} values of 0 or 1, got shape {targets.shape}")
         return Item(key=key, image=image, targets=targets.astype(bool))
     if not 0 <= label < num_classes:
         raise InputError(f"{where}: sample {key} has label {label}, but classnames.txt names classes 0 to {num_classes - 1}")
@@ -319,7 +319,7 @@ def _read_sealed(uri: str, digest: str) -> bytes:
     """The object's bytes, which must be those whose SHA-256 is recorded."""
     data = read_bytes(uri)
     if hashlib.sha256(data).hexdigest() != digest:
-        raise Corrupt(f"{uri}: its bytes are not those that were recorded: cut short or changed")
+        raise Corrupt(f"{uri}: its bytes differ from those recorded: truncated or changed")
     return data
 
 
@@ -336,7 +336,7 @@ def read_triplets(uri: str, manifest: Manifest, split: str) -> Iterator[Triplet]
             yield _triplet(join(uri, shard.name), key, members)
             count += 1
     if not count:
-        raise InputError(f"{uri}: triplets {manifest.name} have none in split {split}")
+        raise InputError(f"{uri}: data set {manifest.name} has no triplets in split {split}")
 
 
 def _triplet(where: str, key: str, members: Mapping[str, bytes]) -> Triplet:
@@ -371,12 +371,12 @@ def _read_whole(folder: str, shard: Shard) -> Iterator[tuple[str, dict[str, byte
         index = read_index(folder, shard)
         data = _read_sealed(uri, shard.sha256)
     except MissingObject as error:
-        raise Corrupt(f"{error}: the data set is sealed, so it was there: stage it again") from error
+        raise Corrupt(f"{error}: the data set is sealed, so the file must have existed: stage it again") from error
     names = [member.lstrip(".") for member in index.members]
     starts, sizes = index.offsets.tolist(), index.sizes.tolist()
     checksums = index.crc32c.tolist()
     for row, key in enumerate(index.keys):
         members = {name: data[starts[row][m] : starts[row][m] + sizes[row][m]] for m, name in enumerate(names)}
         if [google_crc32c.value(member) for member in members.values()] != checksums[row]:
-            raise Corrupt(f"{uri}: sample {key!r}: its index does not fit it")
+            raise Corrupt(f"{uri}: sample {key!r}: its index does not match it")
         yield key, members

@@ -146,7 +146,7 @@ def _features_of(config: EvaluateConfig, job: Job, stage: str, keys: list[str]) 
     place = join(config.output, f"{stage}-final", job.wanted.items_uri.rpartition("/")[2])
     arrays = read_arrays(place, ("key", FEATURES))
     if arrays["key"].tolist() != keys:
-        raise RunError(f"{place}: holds other pictures; delete it, and the next run measures it again")
+        raise RunError(f"{place}: was made from other pictures; delete it, and the next run will measure it again")
     return arrays[FEATURES]
 
 

@@ -44,7 +44,7 @@ def take_over(config: EvaluateConfig, missing: Sequence[Job]) -> list[Job]:
         shared = [job for job in shared if id(job) not in taken]
     left = [job for job in missing if id(job) not in taken]
     if len(left) < len(missing):
-        print(f"evaluate: {counted(len(missing) - len(left), 'result')} of models that arms share taken over from other cells", flush=True)
+        print(f"evaluate: {counted(len(missing) - len(left), 'result')} of shared models reused from other cells", flush=True)
     return left
 
 

@@ -75,7 +75,7 @@ class Labels:
         Args:
             own: what is known of the triplet.
             other: likewise of the one it is paired with; of the triplet itself where `partners` names none.
-            draws: three numbers in [0, 1), anew for each sample and epoch.
+            draws: three numbers in [0, 1), new for each sample and epoch.
 
         Raises:
             InputError: the triplet was staged without what these labels need.

@@ -26,7 +26,7 @@ class Flip(Labels):
         """By the distances that staging wrote."""
         facts = own()
         if "flip_0" not in facts or "flip_1" not in facts:
-            raise InputError("labels are flip, but it was staged without FLIP's judgement (flip_0, flip_1)")
+            raise InputError("labels is flip, but this sample was staged without FLIP's judgement (flip_0, flip_1)")
         difference = facts["flip_0"] - facts["flip_1"]
         return Shown(0.5 if difference == 0 else float(difference > 0))
 

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Instance(Labels):
-    """A variant of its own and one of any other triplet's, sides and variants drawn anew each epoch."""
+    """A variant of its own and one of any other triplet's, sides and variants drawn again each epoch."""
 
     name = "instance"
-    says = "own distortion against another picture's, without judgements"
+    says = "a picture's own distortion against another picture's, without judgements"
     tower = "instance"
     min_triplets = 2
 

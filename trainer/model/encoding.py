@@ -62,7 +62,7 @@ def encode_layers(model: CLIP, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """
     visual = model.visual
     if not _read_at_class_token(visual):
-        raise InputError("representation needs a vision tower that is read at its class token, and this model's is not")
+        raise InputError("representation needs a vision tower whose output is its class token; this model's is not")
     layers: list[Tensor] = []
     tower = visual.ln_post(_class_tokens(visual, images, layers))
     return [*layers, normalize(tower @ visual.proj)], tower

@@ -82,4 +82,4 @@ def require_capability(name: str, capability: tuple[int, int], architectures: Se
     built = sorted(int(found[1]) for one in architectures if (found := re.match(r"sm_(\d+)", one)))
     own = 10 * capability[0] + capability[1]
     if built and own < built[0]:
-        raise InputError(f"{name} is sm_{own}, and torch {torch.__version__} is built for sm_{built[0]} and newer: use a newer GPU")
+        raise InputError(f"{name} is sm_{own}, but torch {torch.__version__} is built for sm_{built[0]} and newer: use a newer GPU")

@@ -46,7 +46,7 @@ class Adam:
     """AdamW, or Adam, by torch's fused kernels.
 
     The same steps as torch.optim's, to the bit. Its classes import torch._dynamo at their first call, two CPU-seconds in each
-    process, and sort all parameters anew in each step.
+    process, and sort all parameters again in each step.
 
     Attributes:
         param_groups: dictionaries of `params`, `lr` and `weight_decay`; the loop sets `lr`.
@@ -136,7 +136,7 @@ def load_state(optimizer: Adam, module: nn.Module, tensors: Mapping[str, Tensor]
         found.setdefault(name, {})[quantity] = value
     if found and found.keys() != trained.keys():
         first = sorted(found.keys() ^ trained.keys())[0]
-        raise InputError(f"the checkpoint's optimiser does not fit the model: {first} is in one and not in the other")
+        raise InputError(f"the checkpoint's optimiser state does not match the model: {first} is in one but not in the other")
     for name, quantities in found.items():
         p = trained[name]
         optimizer.state[p] = {quantity: value.to(p.device) for quantity, value in quantities.items()}

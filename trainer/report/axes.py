@@ -1,6 +1,6 @@
 """Along the axes of an experiment: scores and paired differences at every point, and the tests that requests declared.
 
-A point has one cell of each arm and seed; an arm that the point does not change has the same cell at several points, which is said.
+A point has one cell of each arm and seed; an arm that the point does not change has the same cell at several points, and the page says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ class Point:
     """One point.
 
     Attributes:
-        name: `triplets-0.1`; empty: the recipe's own values.
+        name: such as `triplets-0.1`; empty for the recipe's own values.
         at: axis -> its value there.
-        cells: arm -> the point in the name of its cell.
+        cells: arm -> the point that appears in its cell's name.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Point:
 
 
 def points_of(experiment: Experiment) -> list[Point]:
-    """Every planned point, in order; none where nothing varies."""
+    """Every planned point, in order; empty if nothing varies."""
     return [Point(name=one["point"], at=one["at"], cells=one["cells"]) for one in experiment.plan.get("points", [])]
 
 
 def reference(experiment: Experiment) -> Point:
-    """The point that all but the section on the axes is about.
+    """The point that every section except the one on the axes describes.
 
-    The recipe's own values where the plan has every arm there, else the last point; whatever is finished so far.
+    The recipe's own values if the plan has every arm there, otherwise the last point, regardless of what has finished so far.
     """
     points, own = points_of(experiment), Point(name="", at={}, cells={})
     arms = {entry["arm"] for entry in experiment.plan["cells"]}
@@ -122,7 +122,7 @@ class Along:
     def tests(self) -> list[dict[str, Any]]:
         """Every declared test on each of its endpoints, with Holm's adjusted p.
 
-        What was declared before there were results is one family, what came later another.
+        Tests declared before there were results form one family; later ones form another.
         """
         rows = [
             {**declared, **self._test(declared["test"], endpoint)}
@@ -139,7 +139,7 @@ class Along:
         return rows
 
     def _test(self, test: Mapping[str, Any], endpoint: compare.Endpoint) -> dict[str, Any]:
-        """The trend of the paired differences of one test on one endpoint; without a result it says why."""
+        """The trend of the paired differences of one test on one endpoint; if there is no result, it says why."""
         by_seed: dict[int, list[float]] = {}
         for name in test["points"]:
             scores = self.scores.get(name)
@@ -159,9 +159,9 @@ class Along:
         }
         result |= dict.fromkeys(("mean", "low", "high", "p", "p_holm", "family"))
         lacking = [seed for seed in sorted(by_seed) if seed not in whole]
-        result["why"] = f"seeds {', '.join(map(str, lacking))} lack a point" if lacking else ""
+        result["why"] = f"seeds {', '.join(map(str, lacking))} are missing a point" if lacking else ""
         if len(whole) < 2:
-            result["why"] = f"{len(whole)} seed{'s' * (len(whole) != 1)} with every point and both arms; it needs 2"
+            result["why"] = f"{len(whole)} seed{'s' * (len(whole) != 1)} with every point and both arms; a test needs 2"
             return result | {"mean": slopes[0] if slopes else None}
         found = trend(np.asarray(list(whole.values())), weights, test["sides"], endpoint.resolution)
         return result | {"mean": found.mean, "low": found.low, "high": found.high, "p": found.p}
@@ -177,11 +177,11 @@ def finding(row: Mapping[str, Any]) -> str:
 
 
 def said(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The declared tests, one line each: what each asked, and what came of it."""
+    """The declared tests, one line each: what each one tested, and what it found."""
     lines = []
     for row in rows:
         test = row["test"]
-        over = f"{test['axis']}, a tenfold" if test["scale"] == "log" else f"{test['axis']}, a unit"
+        over = f"{test['axis']}, per tenfold" if test["scale"] == "log" else f"{test['axis']}, per unit"
         what = f"{row['name']}: trend of {test['arm']} minus {test['against']} over {over}, on {row['short']}"
         if row["after_results"]:
             what += " (declared after results)"

@@ -8,15 +8,15 @@ from trainer.report.answer import points
 
 _STAGES = {"perceptual": "stage 1", "contrastive": "stage 2", "posthoc": "post-hoc"}
 LOG_SPAN = 5.0
-"""An axis whose largest value is so many times its smallest is drawn by logarithm."""
+"""An axis whose largest value is at least this many times its smallest is drawn on a logarithmic scale."""
 
 
 def axes_panels(document: Mapping[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
-    """Of every axis with two points or more: each endpoint against it, and the arms' differences from the baseline."""
+    """For every axis with at least two points: each endpoint against it, and the arms' differences from the baseline."""
     drawn = []
     for curve in document["axes"]:
         if len(curve["points"]) < 2:
-            continue  # a point of one is no chart
+            continue  # a single point makes no chart
         x = [point["value"] for point in curve["points"]]
         log = curve["numeric"] and min(x) > 0 and max(x) >= LOG_SPAN * min(x)
         for endpoint in document["endpoints"]:
@@ -43,7 +43,7 @@ def axes_panels(document: Mapping[str, Any], arms: Sequence[str]) -> list[figure
 
 
 def axes_tables(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of every axis a row for each point, arm and endpoint: steps, score, difference with its interval."""
+    """For every axis, a row for each point, arm and endpoint: steps, score, difference with its interval."""
     tables = []
     labels = {endpoint["name"]: endpoint["label"] for endpoint in document["endpoints"]}
     for curve in document["axes"]:
@@ -73,7 +73,7 @@ def axes_tables(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def steps_lines(document: Mapping[str, Any]) -> list[str]:
-    """Of every axis the stages whose steps it changes: `triplets, perceptual, stage 1: 2 steps at 0.25, 4 at 0.5`."""
+    """For every axis, the stages whose number of steps it changes: `triplets, perceptual, stage 1: 2 steps at 0.25, 4 at 0.5`."""
     lines = []
     for curve in document["axes"]:
         for stage, name in _STAGES.items():
@@ -88,19 +88,19 @@ def steps_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def tests_table(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every declared test on every endpoint of it, with figures in points."""
+    """Every declared test on each of its endpoints, with values in percentage points."""
     rows = []
     for row in document["tests"]:
         test = row["test"]
-        per = "a tenfold" if test["scale"] == "log" else "a unit"
+        per = "per tenfold" if test["scale"] == "log" else "per unit"
         beside = "".join(f", {axis} at {value}" for axis, value in test["at"].items())
-        told = {"two": "two-sided", "greater": "one-sided: rising", "less": "one-sided: falling"}[test["sides"]]
+        sides = {"two": "two-sided", "greater": "one-sided: rising", "less": "one-sided: falling"}[test["sides"]]
         when = "after results" if row["after_results"] else "beforehand"
         rows.append(
             {
                 **row,
                 "what": f"{test['arm']} − {test['against']} over {test['axis']} at {', '.join(f'{x:g}' for x in test['x'])}{beside}",
-                "sides": told,
+                "sides": sides,
                 "per": per,
                 "when": f"{when}{', changed' if row['changed'] else ''}",
                 "slope": "–" if row["mean"] is None else f"{points(row['mean'])} {per}",
@@ -119,5 +119,5 @@ def _label(curve: Mapping[str, Any]) -> str:
 
 def _title(curve: Mapping[str, Any]) -> str:
     beside = ", ".join(f"{axis} {value}" for axis, value in curve["beside"].items())
-    moved = f" (with it {', '.join(curve['fields'][1:])})" if len(curve["fields"]) > 1 else ""
+    moved = f" (together with {', '.join(curve['fields'][1:])})" if len(curve["fields"]) > 1 else ""
     return f"{curve['axis']}: {curve['fields'][0]}{moved}{f', at {beside}' if beside else ''}"

@@ -1,4 +1,4 @@
-"""Pair the arms: endpoints declared before the data, contrasts seed by seed, intervals over seeds and over items."""
+"""Pair the arms: endpoints declared before the data were seen, contrasts seed by seed, intervals over seeds and over items."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ IMAGENET = ("imagenet1k", "imagenet-1k", "imagenet")
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """One set, with the figure that stands for it."""
+    """One test set, with the metric that represents it."""
 
     dataset: str
     task: str
@@ -30,7 +30,7 @@ class TestSet:
 
     @property
     def key(self) -> Key:
-        """By which results are looked up."""
+        """The key by which results are looked up."""
         return self.dataset, self.task
 
 
@@ -45,7 +45,7 @@ class Endpoint:
 
     @property
     def counted(self) -> str:
-        """How much data the figure stands on: `380 pictures, 10 classes`."""
+        """How much data the score is based on: `380 pictures, 10 classes`."""
         total: dict[str, int] = {}
         for test_set in self.sets:
             for name, number in test_set.sizes.items():
@@ -55,12 +55,12 @@ class Endpoint:
 
     @property
     def resolution(self) -> float:
-        """How far one test item moves the figure, were each set's items moved by one independently."""
+        """How far the score moves if one item of each set changes, independently across sets."""
         return float(np.sqrt(sum(1.0 / test_set.num_items**2 for test_set in self.sets)) / len(self.sets))
 
 
 class Scores:
-    """The final models' results of one experiment, and their items read once."""
+    """The final models' results of one experiment, and their items, read only once."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -71,7 +71,7 @@ class Scores:
         self._items: dict[tuple[str, str], Items | None] = {}
 
     def without_results(self) -> "Scores":
-        """Of the same experiment, for results of another moment."""
+        """Scores of the same experiment, for results at another moment."""
         other = Scores(self.experiment)
         other.results = {}
         return other
@@ -81,7 +81,7 @@ class Scores:
         return sorted(seed for name, seed in self.results if name == arm)
 
     def value(self, arm: str, seed: int, endpoint: Endpoint) -> float | None:
-        """The endpoint of one cell; None where it lacks a set, since a mean over other sets is another figure."""
+        """The endpoint of one cell; None where it lacks a set, since a mean over different sets is a different quantity."""
         figures = []
         for test_set in endpoint.sets:
             result = self.results.get((arm, seed), {}).get(test_set.key)
@@ -96,11 +96,11 @@ class Scores:
         return self._of_sets(endpoint, per_item.chance)
 
     def ceiling(self, endpoint: Endpoint) -> float | None:
-        """The most that any model can score on the endpoint; None where that is not known of each set."""
+        """The most that any model can score on the endpoint; None if that is not known for every set."""
         return self._of_sets(endpoint, per_item.ceiling)
 
     def baselines(self, endpoint: Endpoint) -> dict[str, float]:
-        """What stands beside the endpoint, by name: the model before any training (mean over seeds), and what needs no model."""
+        """What to compare the endpoint with, by name: the model before any training (mean over seeds), and what needs no model."""
         tower = all(test_set.task == "2afc" for test_set in endpoint.sets)
         untrained: dict[int, list[float | None]] = {}
         for cell in self.experiment.cells:
@@ -119,11 +119,11 @@ class Scores:
         return sum(known) / len(known) if known and len(known) == len(figures) else None
 
     def _any_result(self, test_set: TestSet) -> Result:
-        """Of what depends on the set alone, any final model's result says the same."""
+        """Any final model's result: what depends on the set alone is the same in all of them."""
         return next(cell[test_set.key] for cell in self.results.values() if test_set.key in cell)
 
     def items(self, arm: str, seed: int, test_set: TestSet) -> Items | None:
-        """Per-item outputs of one cell on one set; None, and named on the page, where they cannot be used."""
+        """Per-item outputs of one cell on one set; None, with a note on the page, if they cannot be used."""
         result = self.results[arm, seed][test_set.key]
         if test_set.metric not in per_item.PAIRABLE:
             return None
@@ -132,14 +132,14 @@ class Scores:
             try:
                 read = per_item.read_items(result, test_set.metric)
             except (InputError, RunError) as error:
-                why = f"{str(error).removeprefix(f'{result.items_uri}: ')}; differences on this set have no interval over items"
+                why = f"{str(error).removeprefix(f'{result.items_uri}: ')}; so differences on this set have no interval over items"
                 self.experiment.exclude(result.items_uri, why, damaged=isinstance(error, RunError))
             self._items[result.items_uri, test_set.metric] = read
         return self._items[result.items_uri, test_set.metric]
 
 
 def find_sets(scores: Scores) -> list[TestSet]:
-    """Every set that a final model was measured on: classification, then retrieval, then 2AFC; probes are no endpoints."""
+    """Every set that a final model was measured on: classification, then retrieval, then 2AFC; probes are not endpoints."""
     return _find(scores, lambda task: task not in PROBES)
 
 
@@ -161,11 +161,11 @@ def _find(scores: Scores, wanted: Callable[[str], bool]) -> list[TestSet]:
 
 
 def declared_endpoints(sets: Sequence[TestSet], names: Sequence[str] = ()) -> list[Endpoint]:
-    """The endpoints that have data: those that a request declared, in its order; else the four.
+    """The endpoints that have data: those that a request declared, in its order; otherwise the four standard ones.
 
     Args:
-        sets: that final models were measured on.
-        names: as declared: of the four, or `<data set>_<task>` of one set.
+        sets: the sets that final models were measured on.
+        names: declared names, each one of the four standard ones or `<data set>_<task>` for a single set.
     """
     four, alone = _four_endpoints(sets), [set_endpoint(one) for one in sets]
     if not names:
@@ -173,14 +173,14 @@ def declared_endpoints(sets: Sequence[TestSet], names: Sequence[str] = ()) -> li
     by_name = {endpoint.name: endpoint for endpoint in (*alone, *four)}
     zero_shot = [endpoint for endpoint in four if endpoint.name == "main_zero_shot"]
     if zero_shot and "mean_zero_shot" not in by_name:
-        by_name["mean_zero_shot"] = zero_shot[0]  # of one set they are the same figure
+        by_name["mean_zero_shot"] = zero_shot[0]  # with one set, both are the same number
     return list({by_name[name].name: by_name[name] for name in names if name in by_name}.values())
 
 
 def _four_endpoints(sets: Sequence[TestSet]) -> list[Endpoint]:
     """Mean over sets, the main set, mean retrieval, 2AFC.
 
-    With one zero-shot set its mean would be the same figure twice, so it is declared once.
+    With a single zero-shot set, the mean would repeat the main set's score, so it is declared only once.
     """
     zero_shot = tuple(s for s in sets if s.task == "zeroshot_classification")
     retrieval = tuple(s for s in sets if s.task == "zeroshot_retrieval")
@@ -212,11 +212,11 @@ def set_endpoint(test_set: TestSet) -> Endpoint:
 def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint, *, items_too: bool = True) -> dict[str, Any] | None:
     """Arm minus `against`, paired by seed, on one endpoint; None where no seed has both.
 
-    Without `items_too` the interval over items, which takes longest, is made with one seed only, where it is the only one.
+    Without `items_too` the interval over items, which takes longest, is computed only if there is one seed, where it is the only interval.
 
     Returns:
         JSON: seeds, differences, mean, low, high, over (`seeds`: t-interval; `items`: bootstrap, one seed), no_interval (why
-        there is none), p, and under "items" the bootstrap interval whatever the number of seeds (None where the items cannot be paired).
+        there is none), p, and under "items" the bootstrap interval, whatever the number of seeds (None if the items cannot be paired).
     """
     pairs = []
     for seed in sorted(set(scores.seeds(arm)) & set(scores.seeds(against))):
@@ -269,7 +269,7 @@ def _item_interval(
             first = first or ours
             if not ours.identity == theirs.identity == first.identity:
                 result = scores.results[arm, seed][test_set.key]
-                scores.experiment.exclude(result.items_uri, f"its items are not those of {against}, so they cannot be paired")
+                scores.experiment.exclude(result.items_uri, f"its items differ from those of {against}, so they cannot be paired")
                 return None, ""  # said where it was left out
             differences.append(ours.values - theirs.values)
         assert first is not None, "there is at least one seed"
@@ -277,13 +277,13 @@ def _item_interval(
             return None, "too few items"
         stream = f"{test_set.dataset}/{test_set.task}/{test_set.metric}"
         replicates.append(bootstrap(np.mean(differences, axis=0), first.clusters, first.weights, stream))
-    if not np.ptp(np.mean(replicates, axis=0)):  # a resample of items without a difference has none: that is not certainty
+    if not np.ptp(np.mean(replicates, axis=0)):  # if no item differs, no resample does either, and zero width would not mean certainty
         return None, "all items alike"
     return percentile_interval(mean, np.mean(replicates, axis=0)), ""
 
 
 def pairs_of_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """Which arms are set against which: all against the baseline, and perceptual against each control."""
+    """Which arms are compared: all with the baseline, and perceptual with each control."""
     pairs = [(arm, BASELINE) for arm in arms if arm != BASELINE] if BASELINE in arms else []
     pairs.sort(key=lambda pair: pair[0] != "perceptual")
     if "perceptual" in arms:
@@ -309,7 +309,7 @@ def contrasts(scores: Scores, endpoints: Sequence[Endpoint]) -> list[dict[str, A
 
 
 def _name_unpaired(scores: Scores, arm: str, against: str) -> None:
-    """Name the seeds that only one of two arms has: they take no part in any difference."""
+    """Name the seeds that only one of two arms has: they are not used in any difference."""
     ours, theirs = set(scores.seeds(arm)), set(scores.seeds(against))
     for seed in sorted(ours ^ theirs):
         has, lacks = (arm, against) if seed in ours else (against, arm)
@@ -319,7 +319,7 @@ def _name_unpaired(scores: Scores, arm: str, against: str) -> None:
 
 
 def finding(row: dict[str, Any]) -> str:
-    """`better`, `worse` or `not shown` after Holm; `one seed` where no seed can be set against another."""
+    """`better`, `worse` or `not shown` after Holm; `one seed` if there are not two seeds to compare."""
     if row["over"] == "items":
         return "one seed"
     if row["p_holm"] is not None and row["p_holm"] <= 0.05:

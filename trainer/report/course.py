@@ -1,4 +1,4 @@
-"""How training went and what it cost: curves, throughput, 2AFC from stage to stage, figures through time, efficiency."""
+"""How training went and what it cost: curves, throughput, 2AFC by stage, scores over training, efficiency."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ STAGES = ("untrained", "perceptual", "contrastive", "posthoc")
 
 
 def own_stages(experiment: Experiment) -> list[tuple[Cell, str, StageRun]]:
-    """Every stage run once, under the first arm that has it (arms share towers, posthoc shares the baseline's model)."""
+    """Every stage run, listed once under the first arm that has it (arms share towers; posthoc shares the baseline's model)."""
     seen: set[str] = set()
     runs = []
     for cell in sorted(
@@ -30,7 +30,7 @@ def own_stages(experiment: Experiment) -> list[tuple[Cell, str, StageRun]]:
 
 
 def stage_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """Throughput and cost of every stage run: JSON, None where a run did not say."""
+    """Throughput and cost of every stage run: JSON, with None where a run recorded nothing."""
     rows = []
     for cell, name, run in own_stages(experiment):
         facts, last = run.committed.facts, run.progress[-1] if run.progress else {}
@@ -56,7 +56,7 @@ def stage_rows(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def loss_curves(experiment: Experiment, stage: str, figure: str = "loss") -> dict[str, list[Curve]]:
-    """Arm -> one curve a seed of a figure of progress.jsonl against the epoch."""
+    """Arm -> one curve per seed: a value from progress.jsonl against the epoch."""
     series: dict[str, list[Curve]] = defaultdict(list)
     for cell, name, run in own_stages(experiment):
         if name != stage:
@@ -70,7 +70,7 @@ def loss_curves(experiment: Experiment, stage: str, figure: str = "loss") -> dic
 
 
 def two_afc_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """2AFC of every final model, tower and untrained model, with what chance and pixel MSE score on the same triplets."""
+    """2AFC of every final model, tower and untrained model, with the scores of chance and pixel MSE on the same triplets."""
     rows = []
     for cell in experiment.cells:
         for result in cell.results:
@@ -126,10 +126,10 @@ def through_time(scores: Scores, endpoints: Sequence[Endpoint]) -> list[dict[str
 
 
 def efficiency(scores: Scores, endpoints: Sequence[Endpoint], course: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each arm cost, and how long it took to the baseline's final figure on the first endpoint.
+    """What each arm cost, and how long it took to reach the baseline's final score on the first endpoint.
 
-    Device-hours are wall hours times ranks, stage 1 included. Between two evaluated checkpoints nothing is
-    guessed: the first one at or above the baseline's final figure counts.
+    Device-hours are wall hours times ranks, stage 1 included. Nothing is interpolated between two evaluated
+    checkpoints: the first one at or above the baseline's final figure counts.
     """
     rows = []
     for cell in scores.experiment.cells:

@@ -19,7 +19,7 @@ class StageRun:
         config: resolved configuration.
         lineage: lineage.json.
         committed: seal of final/, or None where it never finished.
-        progress: lines of progress.jsonl, one a step, in the order of steps.
+        progress: lines of progress.jsonl, one per step, in step order.
     """
 
     uri: str
@@ -30,7 +30,7 @@ class StageRun:
 
     @property
     def epochs(self) -> float:
-        """In all; where `samples_seen` fixes the steps, as the course has them."""
+        """Total number of epochs; if `samples_seen` fixes the steps, as recorded in progress.jsonl."""
         settings = self.config.perceptual or self.config.contrastive or self.config.posthoc
         assert settings is not None, "a stage has its settings"
         last = self.progress[-1] if settings.samples_seen and self.progress else {}
@@ -48,8 +48,8 @@ class Result:
     """One model measured on one set.
 
     Attributes:
-        arm: of the model, by its meaning.
-        seed: of the model.
+        arm: the model's arm, as derived from its configuration.
+        seed: the model's seed.
         stage: untrained, perceptual, contrastive or posthoc.
         step: None for the final model, else the checkpoint's step.
         dataset: name of the set.
@@ -77,11 +77,11 @@ class Cell:
     Attributes:
         arm: what its configuration says it is.
         declared: what the plan called it.
-        seed: of every stage.
-        point: in its name, where the experiment varies its recipe; empty at the recipe's own values.
+        seed: the seed of every stage.
+        point: the point in its name, if the experiment varies its recipe; empty for the recipe's own values.
         stages: perceptual, contrastive, posthoc -> the run, where the arm has it.
         results: its evaluations that can be compared.
-        layers: what was measured of its models layer by layer, a result a layer.
+        layers: what was measured of its models layer by layer, one result per layer.
     """
 
     arm: str
@@ -106,12 +106,12 @@ class Experiment:
         uri: the experiment's folder.
         plan: plan.json.
         cells: the finished ones.
-        pairs: manifest of the pairs, or None where it is gone.
+        pairs: manifest of the pairs, or None if it is missing.
         triplets: manifest of the triplets, or None.
         evaluation_sets: dataset name -> (folder, manifest) of the sets staged with the pairs.
         missing: [{"cell", "why", "damaged"}] of planned cells that have no comparable model.
-        excluded: [{"what", "why", "damaged"}] of single files left out; damaged: they should be there and whole, and are not.
-        failures: [{"cell", "stage", "line", "exit_code", "time"}] that no later attempt made good.
+        excluded: [{"what", "why", "damaged"}] of individual files left out; damaged: they should be present and intact, but are not.
+        failures: [{"cell", "stage", "line", "exit_code", "time"}] not followed by a successful attempt.
         version: the evaluation version of every result.
     """
 
@@ -139,22 +139,22 @@ class Experiment:
 
     @property
     def has_own_pairs(self) -> bool:
-        """Whether the pairs are a person's own pictures: neither the demo's nor a set of the field."""
+        """Whether the pairs are a person's own pictures: neither the demo's nor a standard data set."""
         source = str(self.pairs.source.get("uri", "")) if self.pairs else ""
         return self.pairs is not None and source not in ("", "demo") and not self.pairs.name.startswith("yfcc15m")
 
     def cell(self, arm: str, seed: int, point: str | None = None) -> Cell | None:
-        """The finished cell of an arm and a seed, by the point in its name; None: whichever there is, as where there is one point."""
+        """The finished cell of an arm and a seed at a point; None: at whichever there is, for experiments with a single point."""
         found = (cell for cell in self.cells if (cell.arm, cell.seed) == (arm, seed))
         return next((cell for cell in found if point in (None, cell.point)), None)
 
     def at(self, cells: Mapping[str, str]) -> "Experiment":
-        """The experiment as it is at one point of its axes: with one cell an arm and seed.
+        """The experiment at one point of its axes, with one cell per arm and seed.
 
-        What is left out of either is left out of both.
+        The two share their lists of what was left out.
 
         Args:
-            cells: arm -> the point in the name of its cell; the others have their cell without one.
+            cells: arm -> the point in the name of its cell; the other arms use their cell without a point.
         """
         return replace(self, cells=[cell for cell in self.cells if cell.point == cells.get(cell.declared, "")])
 
@@ -164,11 +164,11 @@ class Experiment:
         if row not in self.excluded:
             self.excluded.append(row)
 
-    def lose(self, cell: str, why: str, damaged: bool = False) -> None:
+    def mark_missing(self, cell: str, why: str, damaged: bool = False) -> None:
         """Leave a planned cell out, and say so on the page."""
         self.missing.append({"cell": cell, "why": why, "damaged": damaged})
 
     @property
     def damaged(self) -> list[str]:
-        """What was left out because it is damaged, a line each."""
+        """What was left out because it is damaged, one line each."""
         return [f"{row.get('what') or row.get('cell')}: {row['why']}" for row in (*self.missing, *self.excluded) if row["damaged"]]

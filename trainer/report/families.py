@@ -1,4 +1,4 @@
-"""The field's zero-shot sets by the paper's families, and what is known of such runs from elsewhere, set beside this one's figures."""
+"""The standard zero-shot sets, grouped into the paper's families, and published results of such runs, compared with this run's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +14,12 @@ ANCHOR = 0.328
 """ImageNet zero-shot of CLIP ViT-B/32 on YFCC15M, 32 epochs, batch 4,096: DeCLIP's table."""
 ANCHOR_EPOCHS, ANCHOR_BATCH, ANCHOR_PAIRS = 32, 4096, 14_000_000
 USUAL = (0.31, 0.35)
-"""What plain-caption ViT-B/32 models on YFCC15M reach, by their reports."""
+"""The range that ViT-B/32 models trained on plain YFCC15M captions are reported to reach."""
 Rows = list[dict[str, Any]]
 
 
 def families(scores: Scores, sets: Sequence[TestSet]) -> Rows:
-    """Family by family each arm against the baseline: mean over the measured sets, paired by seed, and on how many sets it is above.
+    """For each family, each arm against the baseline: the mean over the measured sets, paired by seed, and the number of sets it wins.
 
     The last row of a pair counts all sets. Descriptive: sets are correlated. Empty where none of the 29 was measured.
     """
@@ -64,7 +64,10 @@ def _anchor(experiment: Experiment, scores: Scores, sets: Sequence[TestSet]) -> 
     main = next((one for one in sets if one.dataset in IMAGENET and one.task == "zeroshot_classification"), None)
     values = [] if main is None else _scores_of(scores, main)
     if main is None or not values:
-        return [row | {"found": "ImageNet was not measured", "follows": "Nothing says yet whether pipeline and data are sound."}]
+        return [
+            row
+            | {"found": "ImageNet was not measured", "follows": "There is nothing yet to show whether the pipeline and the data are sound."}
+        ]
     value = sum(values) / len(values)
     found = f"{100 * value:.1f} %, mean over {counted(len(values), 'seed')}"
     return [row | {"found": found, "follows": _what_follows(value, _deviations(experiment))}]
@@ -73,18 +76,19 @@ def _anchor(experiment: Experiment, scores: Scores, sets: Sequence[TestSet]) -> 
 def _what_follows(value: float, deviations: list[str]) -> str:
     low, high = (f"{100 * end:.0f}" for end in USUAL)
     if deviations:
-        return f"This run has {', '.join(deviations)}, so a gap is expected and says nothing by itself."
+        return f"This run has {', '.join(deviations)}, so a gap is expected and means nothing by itself."
     if USUAL[0] <= value <= USUAL[1]:
         return f"Within the {low} to {high} % that such models are reported to reach."
     where = "Below" if value < USUAL[0] else "Above"
     return (
-        f"{where} the {low} to {high} % that such models are reported to reach: the pipeline or the data differ from theirs. Look at the "
-        "list of pairs and its losses, at prompts and preprocessing (2 to 8 points) and at training before reading any difference."
+        f"{where} the {low} to {high} % that such models are reported to reach: the pipeline or the data differ from theirs. Check the "
+        "list of pairs and what was lost from it, the prompts and preprocessing (2 to 8 points) and the training before interpreting any "
+        "difference."
     )
 
 
 def _deviations(experiment: Experiment) -> list[str]:
-    """In what a run of a paper's recipe differs from the anchor's."""
+    """How a run of one of the paper's recipes differs from the anchor."""
     cell = next(cell for cell in experiment.cells if cell.arm == BASELINE)
     config = cell.stages["contrastive"].config
     assert config.contrastive is not None, "a contrastive stage has its settings"
@@ -98,7 +102,7 @@ def _deviations(experiment: Experiment) -> list[str]:
         said.append(f"{pairs:,} pairs")
     size = config.model
     if size.open_clip_name not in ("", "ViT-B-32") or (not size.open_clip_name and (size.vision_width, size.patch_size) != (768, 32)):
-        said.append("another model")
+        said.append("a different model")
     return said
 
 
@@ -115,14 +119,14 @@ def _posthoc(experiment: Experiment, scores: Scores, sets: Sequence[TestSet]) ->
         found = f"{100 * row['mean']:+.1f} points against {BASELINE}, mean of {counted(len(zero_shot), 'zero-shot set')}"
         found = found.replace("-", "−", 1) if row["mean"] < 0 else found
         follows = (
-            "A loss here is what is known of the method, not a fault of this run."
+            "A loss here is a known effect of the method, not a fault of this run."
             if row["mean"] < 0
             else "No loss here: fewer steps than in the literature, a small model, or chance; not yet evidence against it."
         )
     return [
         {
-            "about": "posthoc on natural pictures",
-            "expected": "lower zero-shot classification: tuning on NIGHTS after training is known to cost it (arXiv 2410.10817)",
+            "about": "posthoc on natural images",
+            "expected": "lower zero-shot classification: fine-tuning on NIGHTS after training is known to reduce it (arXiv 2410.10817)",
             "found": found,
             "follows": follows,
         }
@@ -136,5 +140,5 @@ def _scores_of(scores: Scores, test_set: TestSet) -> list[float]:
 
 
 def _field_name(dataset: str) -> str:
-    """The field's name of a set; ImageNet goes by several."""
+    """The usual name of a set; ImageNet goes by several."""
     return SETS[0].name if dataset in IMAGENET else dataset

@@ -1,6 +1,6 @@
-"""The page's figures: small matplotlib panels as inline SVG, each about as wide as a phone, with words for those who cannot see them.
+"""The page's figures: small matplotlib panels as inline SVG, each about as wide as a phone, with alt text for those who cannot see them.
 
-Colours are drawn as place-holders and replaced by the page's CSS variables, so one drawing serves the light and the
+Colours are drawn as placeholders and replaced by the page's CSS variables, so one drawing serves the light and the
 dark theme and print; text stays text in the page's font.
 """
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from trainer.report.answer import points
 
 WIDTH = 4.0
-"""Inches; matplotlib's SVG has 72 units an inch, and the page shows a unit as at least a CSS pixel and a quarter."""
+"""Inches; matplotlib's SVG has 72 units per inch, and the page shows one unit as at least 1.25 CSS pixels."""
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
 _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--line)"} | {f"#0a0a{n:02d}": f"var(--arm-{n})" for n in range(8)}
 _STYLE: Any = {
@@ -53,12 +53,12 @@ class Panel:
 
 
 def arm_colour(arms: Sequence[str], arm: str) -> str:
-    """The place-holder of an arm's colour; the same arm has the same one in every panel."""
+    """The placeholder for an arm's colour; an arm has the same one in every panel."""
     return f"#0a0a{list(arms).index(arm) % 8:02d}"
 
 
 def has_course(series: Mapping[str, Sequence[Curve]]) -> bool:
-    """Whether there is a line to draw: some seed has two points."""
+    """Whether there is a line to draw, that is, some seed has at least two points."""
     return any(len(x) > 1 for seeds in series.values() for x, _ in seeds)
 
 
@@ -73,7 +73,7 @@ def curves(
     doubling: bool = False,
     fits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Panel:
-    """Lines over training, one colour an arm: the mean over seeds, each seed thin beside it; `levels` are named horizontal lines.
+    """Lines over training, one colour per arm: the mean over seeds, with each seed as a thin line; `levels` are named horizontal lines.
 
     With `doubling` x counts samples, and a doubling of them is as wide everywhere. `fits` has a and b of the power law a · x^b of an
     arm, drawn dashed from its first moment after the start to its last.
@@ -103,7 +103,7 @@ def curves(
 
 
 def differences(title: str, x_label: str, series: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str]) -> Panel:
-    """Differences over training with a band of their 95 % intervals, one colour an arm; x as in `curves` with `doubling`.
+    """Differences over training with a band showing their 95 % intervals, one colour per arm; x as in `curves` with `doubling`.
 
     Args:
         title: of the panel.
@@ -140,7 +140,7 @@ def along(
     arms: Sequence[str],
     zero: bool,
 ) -> Panel:
-    """A figure along an axis of the experiment: one line an arm, a dot a seed, intervals where there are any.
+    """A figure along an axis of the experiment: one line per arm, one dot per seed, and intervals where available.
 
     Args:
         title: of the panel.
@@ -205,7 +205,7 @@ def slopes(
     arms: Sequence[str],
     levels: Mapping[str, float],
 ) -> Panel:
-    """A figure from stage to stage: one line an arm (mean over seeds) and a dot a seed.
+    """A figure from stage to stage: one line per arm (mean over seeds) and one dot per seed.
 
     Args:
         title: of the panel.
@@ -248,14 +248,14 @@ def _panel(title: str, x_label: str, y_label: str, height: float) -> tuple[Figur
 
 
 def _double(axes: Axes, samples: Sequence[float]) -> None:
-    """An x axis of samples on which 0 has a place, and from the first moment on each doubling is as wide."""
+    """An x axis of samples that can show 0 and on which, from the first moment on, every doubling has the same width."""
     moments = sorted(set(samples))
     first = next((x for x in moments if x > 0), 1.0)
     axes.set_xscale("symlog", base=2, linthresh=first, linscale=0.5)
     axes.set_xlim(0, max(moments[-1], first) * 1.06)
     shown = [x for x in moments if x in (0, moments[-1]) or (x >= first and x <= moments[-1] / 1.5)]
     spread: list[float] = []
-    for x in shown:  # as many as have room
+    for x in shown:  # as many as fit
         if not spread or x == moments[-1] or x >= 1.9 * spread[-1]:
             spread.append(x)
     axes.set_xticks(spread, [_count(x) for x in spread])
@@ -288,7 +288,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _thin(x: Sequence[float], y: Sequence[float]) -> Curve:
-    """At most some 200 points, each the mean of its neighbours: a page is no log."""
+    """At most about 200 points, each the mean of its neighbours: the page is not a log."""
     if len(x) <= _CURVE_POINTS:
         return x, y
     parts = np.array_split(np.arange(len(x)), _CURVE_POINTS)
@@ -310,7 +310,7 @@ def _span(row: Mapping[str, Any]) -> str:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element without prologue, with the page's colours, ids unique to it, and no size of its own."""
+    """The figure as an SVG element without an XML prologue, with the page's colours, unique ids, and no fixed size."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

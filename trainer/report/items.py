@@ -22,9 +22,9 @@ READ = (
     "key", "clusters", "correct", "correct5", "label", "text_image", "image_rank", "text_rank", "top", "choice", "image_rank_any_twin",
     "text_rank_any_twin",
 )  # fmt: skip
-"""The arrays that a report needs of those that an evaluation writes."""
+"""The arrays, among those an evaluation writes, that a report needs."""
 PAIRABLE = ("acc1", "acc5", "mean_per_class_recall", "accuracy", MEAN_RECALL, MEAN_RECALL_ANY_TWIN)
-"""Figures that are weighted means over items; mean average precision ranks all items at once and is none."""
+"""Figures that are weighted means over items; mean average precision ranks all items at once and is not one of them."""
 METRIC_NAMES = {
     "acc1": "accuracy", "acc5": "top-5 accuracy", "mean_per_class_recall": "mean per-class recall",
     "mean_average_precision": "mean average precision", MEAN_RECALL: "mean recall", MEAN_RECALL_ANY_TWIN: "mean recall, any twin",
@@ -33,14 +33,14 @@ METRIC_NAMES = {
 
 
 _ONE = {"triplets": "triplet", "references": "reference", "pictures": "picture", "captions": "caption", "classes": "class"}
-"""What is counted, in the order in which it is told, and one of it."""
+"""What is counted, in the order in which it is listed, with its singular."""
 _BASELINES = {"pixel_mse": "pixel MSE", "flip": "FLIP", "majority_of_judges": "judges' majority"}
 
 
 def main_metric(result: Result, own: bool = False) -> str:
-    """The figure that stands for a result: the set's own choice, else accuracy; of retrieval the mean of all recalls.
+    """The figure that stands for a result: the set's own choice, otherwise accuracy; for retrieval, the mean of all recalls.
 
-    Of retrieval on a person's own pictures (`own`) it is the mean that takes any twin for right, where there are twins.
+    For retrieval on the user's own pictures (`own`), it is the mean that accepts any twin as correct, if there are twins.
     """
     if result.task == "zeroshot_retrieval":
         twins = own and RECALLS_ANY_TWIN[0] in result.metrics and any((result.facts.get("twins") or {}).values())
@@ -64,21 +64,21 @@ def chance(result: Result, metric: str) -> float | None:
 
 
 def ceiling(result: Result, metric: str) -> float | None:
-    """The most that any model can score: by twins in retrieval, by judges who disagree in 2AFC; None where that is not known."""
+    """The most that any model can score: limited by twins in retrieval and by disagreeing judges in 2AFC; None if not known."""
     known = result.facts.get("ceiling") or {}
-    if result.task == "2afc":  # older figures have it among the baselines alone
+    if result.task == "2afc":  # older results have it only among the baselines
         known = {"accuracy": (result.facts.get("baselines") or {}).get("majority_of_judges"), **known}
     return _figure(known, metric)
 
 
 def baselines(result: Result, metric: str) -> dict[str, float]:
-    """What is worth setting beside a figure, by its name for people and in the figure's own metric."""
+    """What a score is worth comparing with, keyed by a readable name and in the score's own metric."""
     found = result.facts.get("baselines") or {}
     if result.task == "2afc":
         named = {name: found.get(key) for key, name in _BASELINES.items()} if metric == "accuracy" else {}
         if result.facts.get("judge") == "FLIP":  # it agrees with itself
             named.pop("FLIP", None)
-    elif metric == "mean_per_class_recall":  # older figures lack it: there every class is taken to have pictures
+    elif metric == "mean_per_class_recall":  # older results lack it: for them, every class is assumed to have pictures
         named = {"most frequent class": found.get("majority_class_per_class", chance(result, metric))}
     else:
         named = {"most frequent class": found.get("majority_class")} if metric == "acc1" else {}
@@ -135,12 +135,12 @@ def read_items(result: Result, metric: str) -> Items:
     try:
         items = _items(found, metric)
     except (KeyError, IndexError, ValueError, TypeError, ArithmeticError) as error:
-        raise Corrupt(f"{result.items_uri}: per-item outputs lack or misfit {error}") from error
+        raise Corrupt(f"{result.items_uri}: per-item outputs are missing or inconsistent: {error}") from error
     recorded = score(result, metric)
     if not np.isfinite(items.values).all():
         raise Corrupt(f"{result.items_uri}: NaN among the per-item outputs")
     if recorded is None or abs(items.score - recorded) > 1e-4:
-        raise Corrupt(f"{result.items_uri}: per-item outputs make {metric} {items.score:.4f}, the evaluation says {recorded}")
+        raise Corrupt(f"{result.items_uri}: per-item outputs give {metric} {items.score:.4f}, but the evaluation recorded {recorded}")
     return items
 
 
@@ -157,7 +157,7 @@ def _items(arrays: dict[str, NDArray[np.generic]], metric: str) -> Items:
 
 
 def _retrieval_items(arrays: dict[str, NDArray[np.generic]], keys: NDArray[np.str_], clusters: NDArray[np.str_], kind: str) -> Items:
-    """Captions and images side by side, weighted so that both ways count alike; both hang on the image's cluster."""
+    """Captions and images side by side, weighted so that both directions count equally; both belong to the image's cluster."""
     owner = arrays["text_image"].astype(np.int64)
     ways = [_mean_hit(arrays[f"image_rank{kind}"]), _mean_hit(arrays[f"text_rank{kind}"])]
     values, weights = np.concatenate(ways), np.concatenate([np.full(len(way), 1.0 / len(way)) for way in ways])

@@ -1,4 +1,4 @@
-"""Example pictures, read from the shards through their indexes: which ones is drawn by a fixed random choice, not by result."""
+"""Example pictures, read from the shards through their indexes: they are drawn at random with a fixed seed, not selected by result."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ EXAMPLES = 6
 _UNUSABLE = (
     InputError, RunError, LookupError, ValueError, TypeError, ArithmeticError, OSError, SyntaxError, Image.DecompressionBombError,
 )  # fmt: skip
-"""What reading samples and pictures, or picking them by per-item outputs, may raise; PIL's own among them."""
+"""What reading samples and pictures, or picking them by per-item outputs, may raise, including PIL's own errors."""
 _SIDE = 96
 
 
@@ -68,7 +68,7 @@ def retrieval_examples(scores: Scores, subject: str) -> dict[str, Any] | None:
 
 
 def triplet_examples(scores: Scores, subject: str) -> dict[str, Any] | None:
-    """Triplets of the test split: the three pictures, what the judge said, what each of two arms says.
+    """Triplets of the test split: the three pictures, the judge's choice, and the choice of each of two arms.
 
     Returns:
         {"dataset", "seed", "judge", "attribution", "triplets": [{"ref", "pictures", "judged", "arms": [{"arm", "choice"}]}]}, choices
@@ -103,7 +103,7 @@ def read_samples(folder: str, manifest: Manifest, split: str, keys: Sequence[str
 
     Raises:
         InputError: a key is in no shard of the split.
-        RunError: bytes that are not those that were staged.
+        RunError: the bytes differ from those that were staged.
     """
     wanted = set(keys)
     samples: dict[str, dict[str, bytes]] = {}

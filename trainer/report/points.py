@@ -1,4 +1,4 @@
-"""The course of stage 2 and the representation at the points of an experiment that the rest of the page is not about.
+"""The course of stage 2 and the representation at those points of an experiment that the rest of the page does not cover.
 
 At a point every arm has one cell a seed, so everything is paired by arm, point and seed.
 """
@@ -20,12 +20,12 @@ def at_points(whole: Experiment, shown: Point, endpoints: Sequence[Endpoint]) ->
     """A row for each other point at which stage 2 was followed, or the representation measured.
 
     Args:
-        whole: with the cells of every point.
+        whole: the experiment with the cells of every point.
         shown: the point that the rest of the page is about.
         endpoints: declared.
 
     Returns:
-        [{point, at, through_time, trajectory, representation}]; the last three as they are of the page's own point. Weights that an arm
+        [{point, at, through_time, trajectory, representation}]; the last three as for the page's own point. Weights that an arm
         lacks are named where its cell is first shown.
     """
     rows: Rows = []

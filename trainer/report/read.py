@@ -1,8 +1,8 @@
-"""Collect everything of an experiment from the store, and refuse by name what cannot be compared.
+"""Collect everything about an experiment from the store, and exclude, by name, what cannot be compared.
 
-What an arm *is* stands in the resolved configuration of its stages (start, labels, data), whose hash the
-lineage repeats; a folder's name says nothing. Whatever is unreadable, damaged or does not belong (another model's
-hash, another data identity, another evaluation version, a NaN) is left out and named, and what is damaged marked as that.
+What an arm *is* follows from the resolved configuration of its stages (start, labels, data), whose hash is
+also in the lineage; a folder's name proves nothing. Whatever is unreadable, damaged or does not belong (another model's
+hash, another data identity, another evaluation version, a NaN) is left out and named, and damaged items are marked as such.
 """
 
 import collections
@@ -25,14 +25,14 @@ from trainer.storage.manifest import Manifest, require_manifest, staged_sets
 from trainer.storage.plans import NAME, read_plan
 
 _BASIS = {"dataset_identity": "data set", "prompts": "class names and templates", "basis": "pictures, RDMs or training pictures"}
-"""What the figures of one set must share to be compared, beside the evaluation version."""
+"""What the results of one set must share to be comparable, besides the evaluation version."""
 
 
 def read_experiment(uri: str) -> Experiment:
-    """Everything of the experiment at `uri`.
+    """Read everything about the experiment at `uri`.
 
     Raises:
-        InputError: there is no plan.json, or it lacks something.
+        InputError: there is no plan.json, or it is incomplete.
         Corrupt: plan.json is damaged.
     """
     experiment = Experiment(uri=uri.rstrip("/"), plan=require_plan(uri))
@@ -42,14 +42,14 @@ def read_experiment(uri: str) -> Experiment:
             cell = _read_cell(experiment, entry)
         except (InputError, RunError) as error:
             failed = _failure(experiment, entry)
-            experiment.lose(entry["cell"], failed or str(error), damaged=not failed and isinstance(error, RunError))
+            experiment.mark_missing(entry["cell"], failed or str(error), damaged=not failed and isinstance(error, RunError))
             continue
         if experiment.cell(cell.arm, cell.seed, cell.point):
-            experiment.lose(entry["cell"], f"its configuration is that of {cell.arm}, seed {cell.seed}, once more")
+            experiment.mark_missing(entry["cell"], f"its configuration duplicates that of {cell.arm}, seed {cell.seed}")
             continue
         if cell.declared != cell.arm:
             experiment.exclude(
-                entry["cell"], f"called {cell.declared!r} in the plan; by its configuration it is {cell.arm!r}, and shown as that"
+                entry["cell"], f"called {cell.declared!r} in the plan; its configuration says {cell.arm!r}, and it is shown as such"
             )
         experiment.cells.append(cell)
     _one_version(experiment)
@@ -57,11 +57,11 @@ def read_experiment(uri: str) -> Experiment:
 
 
 def require_plan(uri: str) -> dict[str, Any]:
-    """plan.json of the experiment at `uri`; errors as of `read_experiment`."""
+    """plan.json of the experiment at `uri`; raises the same errors as `read_experiment`."""
     place = join(uri, NAME)
     plan = read_plan(uri)
     if plan is None:
-        raise InputError(f"{place}: no plan here, so this is no experiment's folder (or nothing was planned yet)")
+        raise InputError(f"{place}: no plan here, so this is not an experiment folder (or nothing has been planned yet)")
     lacking = [key for key in ("experiment", "root", "arms", "seeds", "pairs", "triplets") if key not in plan]
     if lacking:
         raise InputError(f"{place}: not an experiment's plan: {', '.join(lacking)} missing")
@@ -69,7 +69,7 @@ def require_plan(uri: str) -> dict[str, Any]:
 
 
 def _read_data(experiment: Experiment) -> None:
-    """The manifests that the plan names. One that is gone costs pictures and attribution, not the comparison."""
+    """The manifests that the plan names. If one is missing, the page loses pictures and attribution, but not the comparison."""
     for name in ("pairs", "triplets"):
         place = experiment.plan[name]
         setattr(experiment, name, _manifest(experiment, place["uri"], place["identity"], place.get("manifest_sha256", "")))
@@ -98,10 +98,10 @@ def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
         raise InputError("its plan has no contrastive stage")
     data = stages["contrastive"].config.data.identity
     if data != experiment.plan["pairs"]["identity"]:
-        raise InputError(f"trained on pairs {data[:12]}, the plan says {experiment.plan['pairs']['identity'][:12]}: refused")
+        raise InputError(f"trained on pairs {data[:12]}, but the plan says {experiment.plan['pairs']['identity'][:12]}: rejected")
     seeds = {run.config.seed for run in stages.values()}
     if seeds != {entry["seed"]}:
-        raise InputError(f"its stages have seeds {sorted(seeds)}, the plan says {entry['seed']}: refused")
+        raise InputError(f"its stages have seeds {sorted(seeds)}, but the plan says {entry['seed']}: rejected")
     arm, point = _arm_of(stages, entry["arm"]), entry.get("point", "")
     cell = Cell(arm=arm, declared=entry["arm"], seed=entry["seed"], point=point, stages=stages, results=[])
     below = _read_results(experiment, cell, entry["evaluation"])
@@ -116,7 +116,7 @@ def _read_cell(experiment: Experiment, entry: dict[str, Any]) -> Cell:
 def _arm_of(stages: dict[str, StageRun], declared: str) -> str:
     """What the configuration says the arm is: its start, and the labels its tower learnt from.
 
-    A combination that this version has no arm for keeps the name that the plan gives it, unless that is another arm's.
+    A combination that this version has no arm for keeps the name that the plan gives it, unless that name belongs to another arm.
     """
     finetuned = "posthoc" in stages
     last, tower = stages["posthoc" if finetuned else "contrastive"], stages.get("perceptual")
@@ -133,14 +133,14 @@ def _arm_of(stages: dict[str, StageRun], declared: str) -> str:
 
 
 def _read_results(experiment: Experiment, cell: Cell, folder: str) -> set[str]:
-    """Every evaluation below the cell's folder that belongs to its models; returns the names of all that lie there."""
+    """Every evaluation below the cell's folder that belongs to its models; returns the names of everything found there."""
     try:
         below = {info.uri.removeprefix(folder.rstrip("/") + "/") for info in open_store(folder).list(folder)}
     except MissingObject:
         below = set()
     for name in sorted(below):
         if not name.endswith(".json") or name.count("/") != 1:
-            continue  # figures lie in <stage>-<when>/; what lies beside those folders is no figure
+            continue  # results are in <stage>-<when>/; anything outside those folders is not a result
         place = join(folder, name)
         try:
             cell.results.append(_result(experiment, cell, place, read_figures(place)))
@@ -150,7 +150,7 @@ def _read_results(experiment: Experiment, cell: Cell, folder: str) -> set[str]:
 
 
 def _result(experiment: Experiment, cell: Cell, uri: str, value: dict[str, Any]) -> Result:
-    """Figures as a result of the cell. InputError: they belong to nothing that the cell has; Corrupt: not what should lie here."""
+    """Figures as a result of the cell. InputError: they match nothing in the cell; Corrupt: not what should be here."""
     facts = value["firstsight"]
     try:
         result = Result(
@@ -167,21 +167,21 @@ def _result(experiment: Experiment, cell: Cell, uri: str, value: dict[str, Any])
         belongs = (facts["arm"], facts["seed"]) == (cell.declared, cell.seed)
         identity, _, _ = facts["dataset_identity"], facts["evaluation_version"], int(facts.get("num_items") or 0)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise Corrupt(f"not an evaluation of firstsight: {type(error).__name__} {error}") from error
+        raise Corrupt(f"not a firstsight evaluation: {type(error).__name__} {error}") from error
     if result.stage != "untrained" and result.stage not in cell.stages:
         raise InputError(f"this cell has no {result.stage} stage")
     if not belongs:
         raise Corrupt(f"it measures {facts['arm']} seed {facts['seed']}, which is not this cell")
     when = "final" if result.step is None else result.step
     if not uri.endswith(own := f"/{result.stage}-{when}/{result.dataset}_{result.task}.json"):
-        raise Corrupt(f"it is a copy of what belongs to {own.removeprefix('/')}")
+        raise Corrupt(f"it is a copy of a file that belongs at {own.removeprefix('/')}")
     broken = [name for name, figure in result.metrics.items() if figure is not None and not math.isfinite(figure)]
     if broken or not any(figure is not None for figure in result.metrics.values()):
-        raise Corrupt(f"{', '.join(broken) or 'no metric'} is not a number")
+        raise Corrupt(f"{', '.join(broken) or 'no metric'} is not a finite number")
     _check_model(cell, result)
     planned = _planned_identity(experiment, result)
     if planned and identity != planned:
-        raise Corrupt(f"measured on data set {str(identity)[:12]}, the plan says {planned[:12]}")
+        raise Corrupt(f"measured on data set {str(identity)[:12]}, but the plan says {planned[:12]}")
     return result
 
 
@@ -212,7 +212,7 @@ def _planned_identity(experiment: Experiment, result: Result) -> str:
 
 
 def _name_lacking(experiment: Experiment, cell: Cell, folder: str, below: set[str]) -> None:
-    """Name the figures that the cell's models lack: its final model, and each of which some figures lie there."""
+    """Name the results missing for the cell's models: its final model, and every other model that has some results."""
     staged = [(str(entry["name"]), str(entry["task"])) for entry in (experiment.pairs.evaluation if experiment.pairs else [])]
     triplets = experiment.triplets
     staged += [(f"{triplets.name}-{split}", "2afc") for split in ("val", "test") if triplets.split(split)] if triplets else []
@@ -225,7 +225,7 @@ def _name_lacking(experiment: Experiment, cell: Cell, folder: str, below: set[st
 
 
 def _one_version(experiment: Experiment) -> None:
-    """Keep results of one evaluation version and, set by set, of one identity: the most common. Name the others."""
+    """Keep results of one evaluation version and, set by set, of one identity, whichever is most common, and name the others."""
     results = [result for cell in experiment.cells for result in cell.results]
     if not results:
         return
@@ -240,10 +240,10 @@ def _one_version(experiment: Experiment) -> None:
         good = []
         for result in cell.results:
             if str(result.facts["evaluation_version"]) != version:
-                why = f"evaluation version {result.facts['evaluation_version']}, the others have {version}"
+                why = f"evaluation version {result.facts['evaluation_version']}, but the others have {version}"
                 experiment.exclude(result.items_uri.replace(".items.npz", ".json"), why)
             elif differing := [
-                f"{words} {found[:12]}, the others have {usual[:12]}"
+                f"{words} {found[:12]}, but the others have {usual[:12]}"
                 for what, words in _BASIS.items()
                 if (found := str(result.facts.get(what, ""))) != (usual := common[result.dataset, result.task, what])
             ]:
@@ -264,7 +264,7 @@ def _failure(experiment: Experiment, entry: dict[str, Any]) -> str:
     for name in (*STAGES, "evaluation"):
         failure = read_failure(entry[name]) if entry.get(name) else None
         if failure is None or (name != "evaluation" and _is_sealed(entry[name])):
-            continue  # none, or a later attempt finished it
+            continue  # no failure, or a later attempt finished it
         record = {"cell": entry["cell"], "stage": name, "line": failure.line, "exit_code": failure.exit_code, "time": failure.time}
         if record not in experiment.failures:
             experiment.failures.append(record)
@@ -276,4 +276,4 @@ def _is_sealed(uri: str) -> bool:
     try:
         return read_committed(layout.final(uri)) is not None
     except (InputError, RunError):
-        return True  # or was: what is wrong with the seal has been said
+        return True  # or it was: the problem with the seal has already been reported

@@ -1,4 +1,4 @@
-"""Representation: how alike models are layer by layer, how they agree with given RDMs, and what probes read from them.
+"""Representation: how similar models are layer by layer, how well they agree with given RDMs, and what probes can read out of them.
 
 Evaluation keeps the features of each final model's layers; between models of two cells CKA is computed here.
 """
@@ -25,17 +25,17 @@ START, TOWER = "start", "tower"
 
 
 def representation(scores: Scores, sets: Rows) -> dict[str, Any]:
-    """All of it as JSON.
+    """All representation results as JSON.
 
     Args:
-        scores: of the experiment.
-        sets: pairs of arms on every set, beside which probes stand.
+        scores: the experiment's scores.
+        sets: pairs of arms on every set, to compare the probes with.
 
     Returns:
         similarity: [{dataset, layer, pictures, arm, to, seeds, values, mean}], CKA of an arm's final model to the start (the untrained
         model), to a stage-1 tower (`tower`, or `tower of <arm>` where the arm has none) and to other arms' final models.
         rsa: [{dataset, layer, pictures (of the RDM), rdm, model, seeds, values, mean}].
-        probes: rows as of `compare.per_set`, with those of zero-shot on the same sets before them.
+        probes: rows as in `compare.per_set`, preceded by the zero-shot rows for the same sets.
         probe_scores: [{dataset, task, metric, model, stage, seeds, score}], untrained models and towers too.
         through_time: [{dataset, layer, figure, arm, seed, epoch, samples, value}] of arms that were measured at several moments of
         stage 2: CKA to start (`cka_start`) and to the own tower (`cka_tower`), and `rsa:<rdm>`.
@@ -67,24 +67,24 @@ def _final(cell: Cell, stage: str, dataset: str, layer: str) -> Result | None:
 
 
 class _Layer:
-    """One layer of all final models on one set: reads features once, and forgets them with itself."""
+    """One layer of all final models on one set: reads features once and releases them when it is released."""
 
     def __init__(self, experiment: Experiment, dataset: str, layer: str) -> None:
         self.experiment, self.dataset, self.layer = experiment, dataset, layer
         self._read: dict[str, Features | None] = {}
 
     def result(self, arm: str, seed: int, stage: str = "") -> Result | None:
-        """Of an arm's final model, or of another stage's."""
+        """The result for an arm's final model, or for another stage's model."""
         cell = self.experiment.cell(arm, seed)
         return _final(cell, stage or cell.final_stage, self.dataset, self.layer) if cell else None
 
     def figure(self, arm: str, seed: int, metric: str) -> float | None:
-        """Of an arm's final model, as it was measured."""
+        """A metric of an arm's final model, as measured."""
         found = self.result(arm, seed)
         return found.metrics.get(metric) if found else None
 
     def cka(self, one: Result | None, other: Result | None) -> float | None:
-        """Between two models; None where one is missing, cannot be read (which is named), or was measured on other pictures."""
+        """CKA between two models; None if one is missing, cannot be read (then it is named), or was measured on other pictures."""
         found = [self._features(result) if result else None for result in (one, other)]
         if found[0] is None or found[1] is None or found[0][0] != found[1][0]:
             return None
@@ -99,7 +99,7 @@ class _Layer:
                     raise Corrupt(f"{result.items_uri}: holds no features of this layer")
                 self._read[result.items_uri] = read["key"].astype(str).tolist(), read[FEATURES]
             except (InputError, RunError) as error:
-                why = f"{str(error).removeprefix(f'{result.items_uri}: ')}; it is set beside no other model at this layer"
+                why = f"{str(error).removeprefix(f'{result.items_uri}: ')}; it is compared with no other model at this layer"
                 self.experiment.exclude(result.items_uri, why, damaged=True)
         return self._read[result.items_uri]
 
@@ -125,7 +125,7 @@ def _similarity(experiment: Experiment) -> Rows:
 
 
 def _add(rows: Rows, at: _Layer, seed: int, arm: str, to: str, value: float | None) -> None:
-    """A seed's value to its row; none where it is not known."""
+    """Add a seed's value to its row; nothing if the value is unknown."""
     result = at.result(arm, seed)
     if value is not None and result is not None:
         said = {"dataset": at.dataset, "layer": at.layer.removeprefix(LAYER), "pictures": int(result.facts.get("num_items") or 0)}
@@ -133,7 +133,7 @@ def _add(rows: Rows, at: _Layer, seed: int, arm: str, to: str, value: float | No
 
 
 def _rsa(experiment: Experiment) -> Rows:
-    """Of every final model, and once a seed of the untrained model and of each arm's tower."""
+    """RSA of every final model, and once per seed of the untrained model and of each arm's tower."""
     rows: Rows = []
     for dataset, layer in _layers(experiment):
         seen: set[tuple[int, str]] = set()
@@ -182,7 +182,7 @@ def _averaged(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probe_scores(scores: Scores) -> Rows:
-    """What each probe reads from each kind of model, means over seeds; what arms share is there once."""
+    """What each probe reads from each kind of model, means over seeds; what arms share is listed once."""
     experiment, rows = scores.experiment, list[dict[str, Any]]()
     for probe in find_probes(scores):
         seen: set[tuple[int, str]] = set()
@@ -198,10 +198,10 @@ def _probe_scores(scores: Scores) -> Rows:
 
 
 def by_layer(rows: Sequence[dict[str, Any]], *columns: str) -> Rows:
-    """Rows of one set as a table: a line a layer, a column for each combination of `columns`.
+    """Rows of one set as a table: one line per layer, one column per combination of `columns`.
 
     Returns:
-        [{"dataset", "pictures", "columns": names, "rows": [{"layer", "values"}]}], a table a set.
+        [{"dataset", "pictures", "columns": names, "rows": [{"layer", "values"}]}], one table per set.
     """
     tables = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):

@@ -19,7 +19,7 @@ from trainer.report.twins import twins
 from trainer.storage.declarations import declared_endpoints
 
 FORMAT_VERSION = 2
-"""2 is a document with a checksum (`storage.documents`), and says of what is left out whether it is damaged."""
+"""Format 2 is a document with a checksum (`storage.documents`) and records whether each left-out item is damaged."""
 
 
 def subject_of(arms: Sequence[str]) -> str:
@@ -36,7 +36,7 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
     endpoints = compare.declared_endpoints(sets, named)
     for name in named if sets else ():
         if name not in [endpoint.name for endpoint in endpoints] and not (name == "mean_zero_shot" and endpoints):
-            experiment.exclude(f"endpoint {name}", "declared, and not measured")
+            experiment.exclude(f"endpoint {name}", "declared, but not measured")
     along = axes.Along(whole, endpoints)
     contrasts = compare.contrasts(scores, endpoints)
     set_rows = compare.per_set(scores, sets)
@@ -83,13 +83,13 @@ def build(experiment: Experiment, others: Sequence[Experiment]) -> tuple[dict[st
         "lineage": _lineage(whole),
         "attributions": attributions(experiment),
     }
-    results |= {"as_of": "", "limits": limits(experiment, results)}  # when is said by whoever writes it down
+    results |= {"as_of": "", "limits": limits(experiment, results)}  # the time is filled in by whoever writes the page
     results["summary"] = summary(results)
     return results, scores
 
 
 def require_comparable(experiment: Experiment, others: Sequence[Experiment]) -> None:
-    """Refuse experiments over other data or measured otherwise.
+    """Reject experiments on different data or measured differently.
 
     Raises:
         InputError: naming what differs and where.
@@ -99,9 +99,11 @@ def require_comparable(experiment: Experiment, others: Sequence[Experiment]) -> 
             ours, theirs = experiment.plan[what]["identity"], other.plan[what]["identity"]
             if ours != theirs:
                 rule = "runs on different data are not compared"
-                raise InputError(f"{other.uri}: its {what} are {theirs[:12]}, those of {experiment.name} are {ours[:12]}: {rule}")
+                raise InputError(f"{other.uri}: its {what} are {theirs[:12]}, but those of {experiment.name} are {ours[:12]}: {rule}")
         if experiment.version and other.version and experiment.version != other.version:
-            raise InputError(f"{other.uri}: evaluation version {other.version}, {experiment.name} has {experiment.version}: not compared")
+            raise InputError(
+                f"{other.uri}: evaluation version {other.version}, but {experiment.name} has {experiment.version}: not compared"
+            )
         identities = _identities(experiment)
         for key, identity in _identities(other).items():
             if identities.get(key, identity) != identity:
@@ -114,7 +116,7 @@ def require_comparable(experiment: Experiment, others: Sequence[Experiment]) -> 
 
 
 def _meaning(experiment: Experiment, arm: str) -> str:
-    """What an arm is, in words; one that starts from a foreign tower names it, one that this version does not know says what it can."""
+    """What an arm is, in words; one that starts from a foreign tower names it; for one unknown to this version, what can be derived."""
     if arm in registered():
         return registered()[arm].meaning
     stages = next(cell for cell in experiment.cells if cell.arm == arm).stages
@@ -123,7 +125,7 @@ def _meaning(experiment: Experiment, arm: str) -> str:
         return f"fine-tuned after the contrastive stage on {_trained_on(stages['posthoc'].config.labels)}"
     if arm.startswith("from-") or "perceptual" not in stages:
         return f"the vision tower starts from {start.uri}" if start.kind == "tower" else f"starts from {start.kind} weights"
-    how = "" if start.kind == "tower" else f"; stage 2 starts from it by {start.kind!r}"
+    how = "" if start.kind == "tower" else f"; stage 2 starts from it with method {start.kind!r}"
     return f"the vision tower was first trained on {_trained_on(stages['perceptual'].config.labels)}{how}"
 
 
@@ -148,12 +150,12 @@ def _endpoint(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, A
 
 
 def _beside(scores: compare.Scores, endpoint: compare.Endpoint) -> dict[str, Any]:
-    """What an endpoint is to be read with: how much there is, the most that any model can score, what needs no training."""
+    """What is needed to interpret an endpoint: sample sizes, the highest score any model can reach, baselines that need no training."""
     return {"n": endpoint.counted, "ceiling": scores.ceiling(endpoint), "baselines": scores.baselines(endpoint)}
 
 
 def _test_sets(experiment: Experiment) -> dict[str, Any]:
-    """By `<dataset>_<task>` the same of each set, metric by metric."""
+    """The same for each set, keyed by `<dataset>_<task>` and metric."""
     found: dict[str, Any] = {}
     for result in (result for cell in experiment.cells for result in cell.results):
         sizes = per_item.sizes(result)
@@ -170,7 +172,7 @@ def _test_sets(experiment: Experiment) -> dict[str, Any]:
 
 
 def _scores(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> list[dict[str, Any]]:
-    """Every finished cell on every endpoint; a cell that lacks a set is named, since its mean would be another figure."""
+    """Every finished cell on every endpoint; a cell that lacks a set is named, since its mean would be a different quantity."""
     rows = []
     for (arm, seed), finals in scores.results.items():
         for endpoint in endpoints:
@@ -178,7 +180,7 @@ def _scores(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> li
             if value is None:
                 lacking = ", ".join(s.dataset for s in endpoint.sets if s.key not in finals)
                 scores.experiment.exclude(
-                    f"{arm}, seed {seed}: {endpoint.label}", f"no figure on {lacking}, so it takes no part in this endpoint"
+                    f"{arm}, seed {seed}: {endpoint.label}", f"no figure on {lacking}, so it is left out of this endpoint"
                 )
             else:
                 rows.append({"arm": arm, "seed": seed, "endpoint": endpoint.name, "value": value})
@@ -186,7 +188,7 @@ def _scores(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> li
 
 
 def _field_sets(sets: Sequence[compare.TestSet]) -> dict[str, Any]:
-    """Which of the 29 zero-shot sets that the paper counts were measured, and which were not staged."""
+    """Which of the 29 zero-shot sets that the paper reports were measured, and which were not staged."""
     measured = {test_set.dataset for test_set in sets}
     counted = [known for known in SETS if known.counted]
     return {
@@ -197,7 +199,7 @@ def _field_sets(sets: Sequence[compare.TestSet]) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
-    """The short table that a command line prints as it is: every finished cell on every endpoint."""
+    """The short table that the command line prints verbatim: every finished cell on every endpoint."""
     columns = ["Arm", "Seed"]
     for endpoint in results["endpoints"]:
         chance = "" if endpoint["chance"] is None else f", chance {100 * endpoint['chance']:.1f} %"
@@ -214,7 +216,7 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
         found = results["beside"][endpoint["name"]]["baselines"]
         if endpoint["name"] == "2afc" and found:
             beside = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
-            notes.append(f"2AFC of what needs no training: {beside}.")
+            notes.append(f"2AFC of baselines without training: {beside}.")
     notes += [f"Declared test {line}." for line in axes.said(results["tests"])]
     notes += [row["says"] for row in results["twins"].values() if row["says"]]
     if results["judge"] == "FLIP":
@@ -336,24 +338,25 @@ def _lineage(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
-    """What the numbers do not say, from what was and was not run."""
+    """What the numbers do not show, given what was and was not run."""
     subject = results["answer"]["subject"]
     counts = [len(row["seeds"]) for row in results["contrasts"] if row["arm"] == subject and row["against"] == BASELINE]
     said = []
     if counts and max(counts) == 1:
         said.append(
             "One seed: the intervals cover the sampling of test items only. Two runs that differ in nothing but their random start "
-            "would differ too, and one pair cannot tell that from an effect. Run SEEDS=0,1,2 for a test."
+            "would differ too, and a single pair cannot tell such a difference from an effect. Run SEEDS=0,1,2 for a test."
         )
     elif counts:
         said.append(
-            f"{max(counts)} seeds: the intervals cover what changes from seed to seed on these test items; those over items cover the "
-            "sampling of items for these models. Neither covers both. Few seeds show large effects only: 'not shown' is not 'absent'."
+            f"{max(counts)} seeds: the intervals over seeds cover what changes from seed to seed on these test items; those over items "
+            "cover the sampling of items for these models. Neither covers both. A few seeds can show only large effects: 'not shown' is "
+            "not 'absent'."
         )
     if experiment.triplets and experiment.triplets.judge == "FLIP":
         said.append(
             "The triplets were judged by FLIP, a model of human vision, and not by people. Agreement with FLIP is not agreement with "
-            "people; pixel MSE and the untrained tower stand beside every 2AFC figure because both agree with it to some degree already."
+            "people; pixel MSE and the untrained tower are given with every 2AFC score because both already agree with FLIP to some degree."
         )
     lacking = [f"{arm.name} ({arm.control})" for arm in _possible_controls(results["judge"]) if arm.name not in experiment.arms]
     if subject == "perceptual" and lacking:
@@ -365,22 +368,23 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     if plain:
         said.append(f"Plain prompts were used on {', '.join(plain)}: these figures are not comparable with published ones.")
     if results["sets"]:
-        said.append("Intervals of single sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm).")
+        said.append("Intervals for single sets are descriptive: sets are correlated, and only the declared endpoints are adjusted (Holm).")
     shares = [row["stage_1_share_of_flops"] for row in results["efficiency"] if row["stage_1_share_of_flops"] is not None]
     extra = f" ({100 * max(shares):.1f} % of its arm's training FLOPs)" if shares else ""
     if counts:
         said.append(
-            f"The arms share their hyper-parameters, tuned for none of them; stage 1 is work{extra} that the baseline does not get."
+            f"The arms share their hyperparameters, which were tuned for none of them; stage 1 is extra compute{extra} that the baseline "
+            "does not get."
         )
     if experiment.missing:
         number = len(experiment.missing)
         which = "1 planned cell is missing" if number == 1 else f"{number} planned cells are missing"
-        said.append(f"{which} (listed above); what would have been shown is not known.")
+        said.append(f"{which} (listed above); what they would have shown is not known.")
     return said
 
 
 def _possible_controls(judge: str) -> Iterator[Arm]:
-    """All but those whose labels these triplets cannot have."""
+    """All controls except those whose labels cannot be made from these triplets."""
     return (arm for arm in controls() if not arm.labels or not kinds_of_labels()[arm.labels].refusal(judge))
 
 
@@ -391,5 +395,5 @@ def _small_model(experiment: Experiment) -> list[str]:
         return []
     return [
         f"The model is small (vision width {largest.vision_width}, {largest.image_size} px; the paper's is {paper.vision_width} wide at "
-        f"{paper.image_size} px), and so are the data: what holds here need not hold for ViT-B/32 on YFCC15M, nor the reverse."
+        f"{paper.image_size} px), and so are the data: what holds here need not hold for ViT-B/32 on YFCC15M, or the reverse."
     ]

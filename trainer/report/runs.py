@@ -1,6 +1,6 @@
-"""The stages of a cell as the report reads them: seal, configuration, lineage and course, each as it was written or not at all.
+"""The stages of a cell as the report reads them: seal, configuration, lineage and course, each exactly as written, or not at all.
 
-What a stage's seal names (format 2) is compared with its checksum. Of older stages a course must be one that ran to the sealed step.
+Files named by a stage's seal (format 2) are checked against its checksums. For older stages, the course must reach the sealed step.
 """
 
 import json
@@ -27,15 +27,15 @@ _LINEAGE = dict.fromkeys(("world_size", "threads"), (int, type(None))) | {
 
 
 def read_run(experiment: Experiment, entry: dict[str, Any], name: str) -> StageRun:
-    """One finished stage of a cell. What of it is damaged and costs no figure is left out of the experiment by name.
+    """One finished stage of a cell. Damaged parts that affect no result are left out of the experiment, by name.
 
     Args:
-        experiment: takes what is left out.
-        entry: of the cell in the plan.
-        name: of the stage.
+        experiment: records what is left out.
+        entry: the cell's entry in the plan.
+        name: the stage's name.
 
     Raises:
-        InputError: the stage is not finished, or of another recipe than planned.
+        InputError: the stage is not finished, or has a recipe other than planned.
         Corrupt: something that figures depend on is damaged or gone.
     """
     uri = entry[name]
@@ -44,19 +44,19 @@ def read_run(experiment: Experiment, entry: dict[str, Any], name: str) -> StageR
         for place, why in damaged.items():
             raise Corrupt(f"{place}: {why}")
         if _was_finished(entry, name):
-            raise Corrupt(f"{join(layout.final(uri), NAME)}: missing, though the {name} stage was finished: what came after it is there")
+            raise Corrupt(f"{join(layout.final(uri), NAME)}: missing, although the {name} stage was finished: results from after it exist")
         raise InputError(f"{name} is not finished")
     _check_types(join(layout.final(uri), NAME), seal.facts, _FACTS)
     for place, why in damaged.items():
         beside = place.rpartition("/")[2] in seal.beside
-        experiment.exclude(place, f"{why}; {'its other copy' if beside else 'what was measured of this model before'} counts", damaged=True)
+        experiment.exclude(place, f"{why}; {'its other copy' if beside else 'the earlier measurement of this model'} is used", damaged=True)
     config = _config(experiment, uri)
     lineage = _lineage(uri, seal)
     _check_recipe(uri, name, entry.get("recipe_hashes", {}).get(name, ""), (config, lineage, seal))
     run = StageRun(uri=uri, config=config, lineage=lineage, committed=seal, progress=_course(experiment, uri, seal))
     recorded = {lineage[key] for key in ("weights_sha256", "vision_sha256") if lineage.get(key)}
     if run.weights and recorded and not run.weights & recorded:
-        raise Corrupt(f"{name}: the weights that were sealed are not those that its lineage names: refused")
+        raise Corrupt(f"{name}: the sealed weights differ from those that its lineage names: rejected")
     return run
 
 
@@ -73,11 +73,11 @@ def _check_recipe(uri: str, name: str, planned: str, found: tuple[StageConfig, d
     own = recipe_hash(config)
     for source, value in (("the plan", planned or own), ("lineage.json", lineage.get("recipe_hash")), ("its seal", seal.recipe_hash)):
         if value != own:
-            raise Corrupt(f"{name}: {source} says another recipe than config.yaml{what_differs(uri, str(value), config)}: refused")
+            raise Corrupt(f"{name}: {source} names a different recipe from config.yaml{what_differs(uri, str(value), config)}: rejected")
 
 
 def _config(experiment: Experiment, uri: str) -> StageConfig:
-    """The stage's configuration; its copy in final/ where it is damaged, which must still be of the sealed recipe."""
+    """The stage's configuration; if it is damaged, its copy in final/, which must still match the sealed recipe."""
     place = layout.config(uri)
     try:
         return read_stage(place)
@@ -87,7 +87,7 @@ def _config(experiment: Experiment, uri: str) -> StageConfig:
             config = read_stage(layout.config(layout.final(uri)))
         except (InputError, RunError) as second:
             raise Corrupt(f"{place}: {why}") from second
-        experiment.exclude(place, f"{why}; its other copy counts", damaged=True)
+        experiment.exclude(place, f"{why}; its other copy is used", damaged=True)
         return config
 
 
@@ -102,13 +102,13 @@ def _lineage(uri: str, seal: Committed) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"{place}: not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise Corrupt(f"{place}: not a lineage of firstsight")
+        raise Corrupt(f"{place}: not a firstsight lineage file")
     _check_types(place, value, _LINEAGE)
     return value
 
 
 def _course(experiment: Experiment, uri: str, seal: Committed) -> list[dict[str, Any]]:
-    """Records of progress.jsonl by step, [] where it is damaged, and named. A resumed run repeats steps: the last record counts."""
+    """Records of progress.jsonl by step; [] if it is damaged, which is then named. A resumed run repeats steps: the last record counts."""
     place = layout.progress(uri)
     try:
         by_step: dict[int, dict[str, Any]] = {}
@@ -118,7 +118,7 @@ def _course(experiment: Experiment, uri: str, seal: Committed) -> list[dict[str,
                 raise Corrupt(f"{place}: line {number} is not a record of a step")
             by_step[record["step"]] = record
         if max(by_step, default=0) != seal.step or "loss" not in by_step[seal.step]:
-            raise Corrupt(f"{place}: it ends at step {max(by_step, default=0)}, the stage at {seal.step}")
+            raise Corrupt(f"{place}: it ends at step {max(by_step, default=0)}, but the stage ended at {seal.step}")
     except (MissingObject, Corrupt) as error:
         why = "missing" if isinstance(error, MissingObject) else str(error).removeprefix(f"{place}: ")
         experiment.exclude(place, f"{why}; the stage is shown without its losses", damaged=True)
@@ -136,8 +136,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record
 
 
-def _check_types(place: str, value: dict[str, Any], kinds: dict[str, Any]) -> None:
-    """What older versions wrote has no checksum: at least nothing in it is of another kind."""
-    for key, kind in kinds.items():
+def _check_types(place: str, value: dict[str, Any], types: dict[str, Any]) -> None:
+    """Files written by older versions have no checksum; check at least that every value has the right type."""
+    for key, kind in types.items():
         if not isinstance(value.get(key), kind):
             raise Corrupt(f"{place}: {key} is {value[key]!r}")

@@ -1,8 +1,8 @@
-"""Paired statistics, declared before the data.
+"""Paired statistics, declared before the data were seen.
 
-Over seeds: a paired t-interval, because a percentile bootstrap of 3 seeds covers the truth in some 73 % of
-cases where 95 % are promised. Over test items: a paired bootstrap that resamples clusters (images or
-references), since captions of one picture and triplets of one reference stand or fall together. Several
+Over seeds: a paired t-interval, because a percentile bootstrap of 3 seeds covers the truth in about 73 % of
+cases instead of the nominal 95 %. Over test items: a paired bootstrap that resamples clusters (images or
+references), since captions of one picture, and triplets of one reference, are correlated. Several
 endpoints: Holm's step-down. Everything here is a pure function of arrays; the random draws are seeded.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 LEVEL = 0.95
 REPLICATES = 2000
 MIN_CLUSTERS = 6
-"""Fewer pictures or references get no interval: were all of them on one side, chance alone would do that more often than 5 times in 100."""
+"""Fewer pictures or references get no interval: even if all favoured one side, chance would produce that more than 5 times in 100."""
 _DRAWS_AT_ONCE = 4_000_000
 
 
@@ -27,7 +27,7 @@ class Interval:
         mean: the estimate, in the unit of what was given.
         low: lower end.
         high: upper end.
-        p: two-sided p of "no difference", or None where the method makes no test.
+        p: two-sided p of "no difference", or None if the method does not test.
     """
 
     mean: float
@@ -59,16 +59,16 @@ class Items:
 
 
 def paired_t(differences: Sequence[float], resolution: float = 0.0) -> Interval:
-    """The t-interval of the mean of paired differences, one a seed.
+    """The t-interval of the mean of paired differences, one per seed.
 
     Args:
         differences: at least two.
         resolution: the smallest step that a difference can take (one test item). Differences of a few seeds can
-            coincide because scores are counts; a standard deviation below this step is not believed.
+            coincide because scores are counts; a standard deviation below this step is raised to it.
     """
     values = np.asarray(differences, np.float64)
     assert len(values) >= 2, "a t-interval needs two seeds"
-    from scipy import special  # late, and not scipy.stats: with one seed nobody pays for its import
+    from scipy import special  # imported late, and not from scipy.stats, so that one-seed runs do not pay for the import
 
     mean, deviation = float(values.mean()), max(float(values.std(ddof=1)), resolution)
     if deviation == 0.0:
@@ -83,7 +83,7 @@ def trend_weights(x: Sequence[float], scale: str) -> NDArray[np.float64]:
 
     Args:
         x: (M,) values of the axis, at least two that differ.
-        scale: `log`: the slope is over a tenfold of x; `linear`: over 1.
+        scale: `log`: the slope is per tenfold increase of x; `linear`: per unit.
     """
     places = np.log10(x) if scale == "log" else np.asarray(x, np.float64)
     centred = places - places.mean()
@@ -92,16 +92,16 @@ def trend_weights(x: Sequence[float], scale: str) -> NDArray[np.float64]:
 
 
 def trend(differences: NDArray[np.float64], weights: NDArray[np.float64], sides: str, resolution: float = 0.0) -> Interval:
-    """A trend of paired differences along an axis: one slope a seed, then a t-test over seeds.
+    """A trend of paired differences along an axis: one slope per seed, then a t-test over seeds.
 
-    Points of one seed share much (the baseline's model, the test items), so they are no units of their own: whatever they share in
-    one seed, its slope is one number.
+    Points of one seed share much (the baseline's model, the test items), so they are not independent units: whatever they share
+    within a seed, that seed contributes a single slope.
 
     Args:
         differences: (seeds, points), at least two seeds.
         weights: (points,) of the linear contrast.
-        sides: `two`, `greater` (the slope is above 0) or `less`; the interval is two-sided always.
-        resolution: of one difference, as of `paired_t`.
+        sides: `two`, `greater` (the slope is above 0) or `less`; the interval is always two-sided.
+        resolution: that of one difference, as in `paired_t`.
 
     Returns:
         The mean slope with its interval, and p by `sides`.
@@ -114,14 +114,14 @@ def trend(differences: NDArray[np.float64], weights: NDArray[np.float64], sides:
 
 
 def bootstrap(values: NDArray[np.float64], clusters: NDArray[np.generic], weights: NDArray[np.float64], stream: str) -> NDArray[np.float64]:
-    """Replicates of the weighted mean of `values` when whole clusters are drawn anew.
+    """Replicates of the weighted mean of `values` when whole clusters are resampled.
 
     Clusters of equal sum and equal weight are interchangeable, so each replicate draws how often each *kind* of
     cluster comes up: the same distribution as drawing clusters, at a fraction of the work.
 
     Args:
         values: (N,) differences, item by item.
-        clusters: (N,) which items go together.
+        clusters: (N,) cluster labels saying which items belong together.
         weights: (N,) as in Items.
         stream: names the random stream; equal names give equal draws.
 
@@ -149,7 +149,7 @@ def percentile_interval(mean: float, replicates: NDArray[np.float64]) -> Interva
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p: reject where it is <= .05 and some true hypothesis falls in at most 5 % of experiments."""
+    """Holm's adjusted p: reject where it is <= .05, and any true null hypothesis is rejected in at most 5 % of experiments."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(p_values))
     running = 0.0

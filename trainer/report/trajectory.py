@@ -1,4 +1,4 @@
-"""Stage 2 through time, from the weights kept by epoch: paired differences, onset, power laws, what is left of the prior.
+"""Stage 2 over training, from the weights kept per epoch: paired differences, onset, power laws, and how much of the prior remains.
 
 Definitions are in docs/EVALUATION.md. Moments are paired by samples seen, so that arms are compared after the same work.
 """
@@ -19,16 +19,16 @@ from trainer.storage import layout
 from trainer.storage.committed import read_committed
 
 MIN_POINTS = 3
-"""Of a power law: through two any line fits."""
+"""Minimum number of points for a power law: any two points fit one exactly."""
 Rows = list[dict[str, Any]]
 
 
 def trajectory(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], followed: Rows) -> dict[str, Rows]:
-    """All that is said of moments of stage 2.
+    """Everything the report says about moments of stage 2.
 
     Args:
-        scores: of the final models.
-        endpoints: declared.
+        scores: the final models' scores.
+        endpoints: the declared endpoints.
         followed: rows of `course.through_time`.
 
     Returns:
@@ -62,7 +62,7 @@ def epoch_of(cell: Cell, step: int | None) -> float:
 
 
 def _differences(scores: compare.Scores, endpoints: Sequence[compare.Endpoint]) -> Rows:
-    """Every pair of arms on every endpoint at every moment that both have, with its 95 % interval: over seeds, with one over items."""
+    """Every pair of arms on every endpoint at each moment that both have, with a 95 % interval over seeds, or with one seed, over items."""
     rows: Rows = []
     moments: dict[int, compare.Scores] = {}
     epochs: dict[int, float] = {}
@@ -99,14 +99,14 @@ def _onsets(differences: Rows) -> Rows:
 
 
 def onset(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first moment from which on the mean difference is above 0 at every moment to the end.
+    """The earliest moment after which the mean difference stays above 0 until the end.
 
     Args:
         rows: of one pair and endpoint, by samples seen: mean, low and high of the difference, epoch, samples.
 
     Returns:
-        "epoch" and "samples" of it, None: not reached; "after": epoch of the moment before, at which it was not; "low" and "high", an
-        interval of the epoch: the first from which on the upper end of the difference's interval is above 0, and the first from which
+        "epoch" and "samples" of it, None: not reached; "after": epoch of the moment before, at which it was not yet; "low" and "high", an
+        interval of the epoch: the earliest from which the upper end of the difference's interval stays above 0, and the earliest from which
         on the lower end is; None: not reached.
     """
     at = _first_to_stay(rows, lambda row: bool(row["mean"] > 0))
@@ -122,7 +122,7 @@ def onset(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _first_to_stay(rows: Sequence[dict[str, Any]], holds: Callable[[dict[str, Any]], bool]) -> int | None:
-    """Index of the first row from which on all hold; None where the last does not."""
+    """Index of the first row from which all rows satisfy `holds`; None if the last one does not."""
     first = None
     for number in range(len(rows) - 1, -1, -1):
         if not holds(rows[number]):
@@ -135,7 +135,7 @@ def _first_to_stay(rows: Sequence[dict[str, Any]], holds: Callable[[dict[str, An
 
 
 def _power_laws(followed: Rows, endpoints: Sequence[compare.Endpoint]) -> Rows:
-    """Accuracy = a · samples^b, arm by arm; not of 2AFC, which an untrained tower has most of."""
+    """Accuracy = a · samples^b, arm by arm; not for 2AFC, most of which an untrained tower already has."""
     rows = []
     for endpoint in endpoints:
         if endpoint.name == "2afc":
@@ -190,7 +190,7 @@ def power_law(samples: Sequence[float], values: Sequence[float]) -> tuple[float,
 
 
 def _survival(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], followed: Rows) -> Rows:
-    """Cell by cell and moment by moment: 2AFC, how much of what stage 1 gained is left of it, and how like its start the tower is."""
+    """Cell by cell and moment by moment: 2AFC, how much of stage 1's gain remains, and how similar the tower is to its start."""
     endpoint = next((one for one in endpoints if one.name == "2afc"), None)
     if endpoint is None:
         return []
@@ -212,14 +212,14 @@ def _survival(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], fol
 
 
 def retained(accuracy: float | None, untrained: float | None, tower: float | None) -> float | None:
-    """What a model shows of what stage 1 added to the untrained tower's 2AFC; None where that is nothing, or not known."""
+    """The share of what stage 1 added to the untrained tower's 2AFC that a model still shows; None if it added nothing, or is unknown."""
     if accuracy is None or untrained is None or tower is None or tower <= untrained:
         return None
     return (accuracy - untrained) / (tower - untrained)
 
 
 def _mean(experiment: Experiment, cell: Cell, endpoint: compare.Endpoint, stage: str) -> float | None:
-    """The endpoint of a stage's final model; of the untrained one any cell of the seed says it."""
+    """The endpoint of a stage's final model; for the untrained model, any cell of the seed has it."""
     cells = [cell, *(other for other in experiment.cells if other.seed == cell.seed and stage == "untrained")]
     for one in cells:
         found = {(r.dataset, r.task): r for r in one.results if r.stage == stage and r.step is None}
@@ -234,7 +234,7 @@ def _mean(experiment: Experiment, cell: Cell, endpoint: compare.Endpoint, stage:
 
 
 def _lacking(experiment: Experiment) -> Rows:
-    """Epochs of finished cells whose weights the recipe asks for and that no figure is there of, and why."""
+    """Epochs of finished cells whose weights the recipe asks for but that have no results, and why."""
     rows = []
     for cell in experiment.cells:
         entry = next(

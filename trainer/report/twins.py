@@ -9,7 +9,7 @@ from trainer.report.experiment import Experiment
 
 
 def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
-    """By data set, what was found of captions and pictures that nobody can tell apart: by staging in the pairs, else by evaluation."""
+    """For each data set, what staging (of the pairs) or evaluation found of captions and pictures that nobody can tell apart."""
     rows: dict[str, dict[str, Any]] = {}
     found = experiment.pairs.facts.get("twins") if experiment.pairs else None
     if experiment.pairs and isinstance(found, dict):
@@ -19,14 +19,15 @@ def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str
         found = next((r.facts["twins"] for r in results if r.facts.get("twins")), None)
         if found and any(found.values()):
             parts = [
-                f"{per_item.counted({'captions': found['captions']})} of {test_set.sizes.get('captions', 0)} stand on several pictures"
+                f"{per_item.counted({'captions': found['captions']})} of {test_set.sizes.get('captions', 0)} belong to several pictures"
                 if found["captions"]
                 else "",
-                f"{per_item.counted({'pictures': found['identical_pictures']})} of {test_set.num_items} have the bytes of another"
+                f"{per_item.counted({'pictures': found['identical_pictures']})} of {test_set.num_items} are byte-identical to another"
                 if found["identical_pictures"]
                 else "",
             ]
-            says = f"{test_set.dataset}: {' and '.join(filter(None, parts))}, so no model can score 100 % where one of them alone is right."
+            said = " and ".join(filter(None, parts))
+            says = f"{test_set.dataset}: {said}, so no model can score 100 % if only one of them counts as correct."
             rows[test_set.dataset] = {"found": found, "says": says}
     return rows
 
@@ -35,22 +36,22 @@ def _twins_of_pairs(name: str, found: dict[str, Any]) -> str:
     """Staging's counts in a sentence or two; empty where it found nothing."""
     number = {key: int(value) for key, value in found.items()}
     parts = [
-        f"{per_item.counted({'pictures': count})} {words} another one"
+        f"{per_item.counted({'pictures': count})} {words} another"
         for count, words in ((number["captions"], "with a caption of"), (number["identical"], "with the bytes of"))
         if count
     ]
     if parts and not number["test_captions"] + number["test_identical"]:
-        parts[-1] += ", all of which stand on one side of the split"
+        parts[-1] += ", all of which are on the same side of the split"
     across = [
         f"{number[key]} {words}"
         for key, words in (
             ("test_captions", "with a caption of a training picture"),
-            ("test_identical", "with the bytes of one"),
-            ("test_alike", "that may be copies of one (by a perceptual hash)"),
+            ("test_identical", "byte-identical to one"),
+            ("test_alike", "that may be copies of one (judged by perceptual hash)"),
         )
         if number[key]
     ]
     said = [" and ".join(parts)] if parts else []
     said += [f"among the {number['test']} test pictures {', '.join(across)}"] if across else []
-    said += [f"{per_item.counted({'classes': number['unseen_labels']})} without any training picture"] if number["unseen_labels"] else []
+    said += [f"{per_item.counted({'classes': number['unseen_labels']})} with no training picture"] if number["unseen_labels"] else []
     return f"{name}: {'; '.join(said)}." if said else ""

@@ -1,4 +1,4 @@
-"""The tables of the page and of its Markdown twin, as rows made from results.json alone: seeds averaged, endpoints in order."""
+"""The tables of the page and of its Markdown twin, as rows derived from results.json alone, with seeds averaged and endpoints in order."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
     """Every table that both templates show.
 
     Args:
-        document: what results.json holds.
+        document: the content of results.json.
     """
     subject = document["answer"]["subject"]
     pairs = [row for row in document["contrasts"] if row["against"] == BASELINE]
@@ -47,7 +47,7 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def paired(document: dict[str, Any]) -> Rows:
-    """Endpoint by endpoint: the page's subject against the baseline of the same seeds, and what stands beside it."""
+    """Endpoint by endpoint: the page's subject against the baseline of the same seeds, and what it is compared with."""
     subject = document["answer"]["subject"]
     rows = []
     for endpoint in document["endpoints"]:
@@ -58,24 +58,24 @@ def paired(document: dict[str, Any]) -> Rows:
         found = document["beside"][endpoint["name"]]
         beside = dict(found["baselines"])
         if found["ceiling"] is not None and found["ceiling"] < 1:
-            beside["most that can be reached"] = found["ceiling"]
+            beside["highest possible score"] = found["ceiling"]
         rows.append({"endpoint": endpoint, "n": found["n"], "baseline": mean(alone), "arms": against, "beside": beside})
     return rows
 
 
 def metrics(document: dict[str, Any]) -> Rows:
-    """Every metric of every evaluation, with what its set says of it: n, ceiling, baselines."""
+    """Every metric of every evaluation, with what its set provides: n, ceiling, baselines."""
     return [row | of_set(document, row["dataset"], row["task"], row["metric"]) for row in document["metrics"]]
 
 
 def of_set(document: dict[str, Any], dataset: str, task: str, metric: str) -> dict[str, Any]:
-    """How much there is in a set, the most that any model can score by a metric, and what needs no model."""
+    """How large a set is, the highest score any model can reach on a metric, and the baselines that need no model."""
     found = document["test_sets"][f"{dataset}_{task}"]
     return {"n": found["n"], "ceiling": found["ceiling"].get(metric), "baselines": found["baselines"].get(metric, {})}
 
 
 def retrieval(metrics: Rows) -> Rows:
-    """Recall of the final models: for each set its chance, its ceiling and one row an arm, in the order of RECALLS."""
+    """Recall of the final models: for each set its chance, its ceiling and one row per arm, in the order of RECALLS."""
     kinds = (RECALLS, RECALLS_ANY_TWIN)
     final = [row for row in metrics if row["final"] and row["task"] == "zeroshot_retrieval"]
     tables = []
@@ -138,7 +138,7 @@ def _times(world_size: int | None) -> str:
 
 
 def reached(efficiency: Rows) -> Rows:
-    """Arm by arm, in how many seeds the baseline's final figure was reached, when, and at what cost (means of those seeds)."""
+    """For each arm, in how many seeds the baseline's final score was reached, when, and at what cost (means of those seeds)."""
     followed = [row for row in efficiency if row["followed_through_time"]]
     rows = []
     for arm in dict.fromkeys(row["arm"] for row in followed):
@@ -154,7 +154,7 @@ def reached(efficiency: Rows) -> Rows:
 
 
 def elsewhere(document: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
-    """Through time and by layer at another point of the axes: the tables of that section, and what the template reads of it itself."""
+    """Through time and by layer at another point of the axes: the tables of that section, and what the template itself reads from it."""
     there = document | one
     tables = {"course": course(there), "onsets": onsets(there), "survival": survival(there)}
     tables |= {"layers": layers(one["representation"]), "layers_course": layers_through_time(one["representation"])}
@@ -162,7 +162,7 @@ def elsewhere(document: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
 
 
 def course(document: dict[str, Any]) -> Rows:
-    """Endpoint by endpoint: the arms as columns, one row an evaluated epoch, means over seeds."""
+    """Endpoint by endpoint: the arms as columns, one row per evaluated epoch, means over seeds."""
     tables = []
     for endpoint in document["endpoints"]:
         rows = [row for row in document["through_time"] if row["endpoint"] == endpoint["name"]]

@@ -1,4 +1,4 @@
-"""Write report/: index.html (one file, no scripts), results.json, results.csv and report.md, from one set of figures.
+"""Write report/: index.html (one file, no scripts), results.json, results.csv and report.md, from one set of results.
 
 `python -m trainer report --experiment <uri> [--compare <uri> …]`
 """
@@ -32,7 +32,7 @@ _CSV_COLUMNS = ("arm", "point", "seed", "stage", "step", "dataset", "task", "met
 _ENTITIES = str.maketrans({"<": "&lt;", "[": "&#91;", "|": "&#124;", "`": "&#96;"})
 _SEEN = "pairs seen in stage 2"
 _PROBES = {"zeroshot_classification": "zero-shot", LINEAR_PROBE: "linear probe", NEIGHBOURS: "nearest neighbours"} | {
-    f"{FEW_SHOT}{shots}": f"{shots} a class" for shots in SHOTS
+    f"{FEW_SHOT}{shots}": f"{shots} per class" for shots in SHOTS
 }
 _SHORT_STAGES = {"untrained": "untrained", "perceptual": "after stage 1", "contrastive": "after stage 2", "posthoc": "after post-hoc"}
 
@@ -43,14 +43,14 @@ def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "
     Args:
         experiment_uri: the experiment's folder; empty: the first of `compare`.
         compare: further experiments to set beside it.
-        made_from: hash of all that the page is made from, by which a later run knows that it need not be made again.
+        made_from: hash of everything the page is built from, so that a later run can tell that it need not be rebuilt.
 
     Returns:
         {"report": URI of index.html, "results": URI of results.json, "answer": the page's first sentence,
-        "damaged": a line for each thing that is left out because it is damaged}.
+        "damaged": one line for each item left out because it is damaged}.
 
     Raises:
-        InputError: no plan at a URI, or experiments over other data or evaluation versions.
+        InputError: no plan at a URI, or experiments on different data or evaluation versions.
         Corrupt: a plan is damaged.
     """
     uris = [absolute(uri) for uri in (experiment_uri, *compare) if uri]
@@ -60,7 +60,7 @@ def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "
     require_plan(uris[0])
     if others:
         results.require_comparable(read_experiment(uris[0]), others)
-    claimed = pages.claim(uris[0].rstrip("/"))  # before what the page shows is read: see storage/pages.py
+    claimed = pages.claim(uris[0].rstrip("/"))  # claimed before the page's data are read: see storage/pages.py
     experiment = read_experiment(uris[0])
     document, scores = results.build(experiment, others)
     examples = {
@@ -68,7 +68,7 @@ def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "
         "triplets": pictures.triplet_examples(scores, document["answer"]["subject"]),
     }
     document["as_of"] = as_of(experiment, claimed.time)
-    document["summary"] = results.summary(document)  # what the pictures met is in it by now
+    document["summary"] = results.summary(document)  # by now it includes problems found while reading the pictures
     files = {
         "results.json": encode_document(document),
         "results.csv": as_csv(document).encode(),
@@ -83,7 +83,7 @@ def write_report(experiment_uri: str, compare: Sequence[str], made_from: str = "
 
 
 def _inert(value: Any) -> Any:
-    """A document in whose texts Markdown finds no HTML, link, code or column: names and places are what others wrote."""
+    """A copy of the document escaped so that Markdown finds no HTML, link, code or table column in it: names and URIs come from others."""
     if isinstance(value, dict):
         return {_inert(key): _inert(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -174,7 +174,7 @@ def as_csv(document: dict[str, Any]) -> str:
 
 
 def metric_name(name: str) -> str:
-    """A metric as people call it: `image R@5`, `text any-twin R@1`."""
+    """A metric's readable name: `image R@5`, `text any-twin R@1`."""
     return per_item.METRIC_NAMES.get(name) or name.replace("_retrieval_recall", " R").replace(" R_any_twin@", " any-twin R@")
 
 
@@ -192,14 +192,14 @@ def span(row: dict[str, Any] | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """A p with no more digits than it carries."""
+    """A p-value with no more digits than are meaningful."""
     if value is None:
         return "–"
     return "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0") if value < 0.1 else f"{value:.2f}".removeprefix("0")
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 48 s, 12 min, 3.4 h."""
+    """Seconds in readable form: 48 s, 12 min, 3.4 h."""
     if seconds is None:
         return "–"
     if seconds < 120:
@@ -208,14 +208,14 @@ def duration(seconds: float | None) -> str:
 
 
 def _forests(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
-    """For the page's subject one panel against the baseline (endpoints, then sets), and one of the endpoints against each other arm."""
+    """For the page's subject one panel against the baseline (endpoints, then sets), and one with the endpoints against each other arm."""
     subject = document["answer"]["subject"]
     first = [row for row in document["contrasts"] if (row["arm"], row["against"]) == (subject, BASELINE)]
     alone = {s["dataset"] for e in document["endpoints"] if len(e["sets"]) == 1 for s in e["sets"]}
     sets = [row for row in document["sets"] if (row["arm"], row["against"]) == (subject, BASELINE) and row["dataset"] not in alone]
     drawn = []
     rows = first + sets
-    if first and len(rows) > 1:  # one difference is a sentence
+    if first and len(rows) > 1:  # a single difference needs no chart: the sentence states it
         labels = [row["label"] for row in rows]
         drawn.append(
             figures.forest(f"{subject} minus {BASELINE}", rows, labels, [figures.arm_colour(arms, subject)] * len(rows), len(first))
@@ -244,7 +244,7 @@ def _two_afc(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Pane
             found.setdefault("untrained", untrained.get(seed))
             series.setdefault(arm, []).append([found.get(stage) for stage in stages])
     levels = {name: rows[0][key] for name, key in (("chance", "chance"), ("pixel MSE", "pixel_mse")) if rows[0][key] is not None}
-    if len(stages) < 2:  # the table says it
+    if len(stages) < 2:  # the table already shows it
         return []
     return [figures.slopes(f"2AFC on {dataset}", [_SHORT_STAGES[stage] for stage in stages], series, arms, levels)]
 
@@ -283,7 +283,7 @@ def _through_time(document: dict[str, Any], arms: Sequence[str]) -> list[figures
 
 
 def _differences_through_time(document: dict[str, Any], arms: Sequence[str], point: str = "") -> list[figures.Panel]:
-    """Each endpoint: every arm minus the baseline at each moment that both have; at a point which the title names."""
+    """Each endpoint: every arm minus the baseline at each moment that both have; if `point` is given, the title names it."""
     drawn = []
     rows = [row for row in document["trajectory"]["differences"] if row["against"] == BASELINE]
     for endpoint in document["endpoints"]:
@@ -296,7 +296,7 @@ def _differences_through_time(document: dict[str, Any], arms: Sequence[str], poi
 
 
 def _prior(document: dict[str, Any], arms: Sequence[str]) -> list[figures.Panel]:
-    """How like its start the vision tower is through stage 2."""
+    """How similar the vision tower stays to its start during stage 2."""
     series: dict[str, list[figures.Curve]] = {}
     rows = [row for row in document["trajectory"]["survival"] if row["start_cosine"] is not None]
     for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in rows):

@@ -241,7 +241,7 @@ def write_final(
     )
     checked.remember(output, {name: (info.stamp, sealed["sha256"]) for name, (sealed, info) in written.items()})
     for uri, why in find_damage(output, seal).items():
-        raise Corrupt(f"{uri}: {why}: it was changed while the final model was sealed: is another run at work here?")
+        raise Corrupt(f"{uri}: {why}: it was changed while the final model was being sealed: is another run active here?")
     fence.check()
     write_committed(folder, seal)
 
@@ -307,19 +307,19 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
     """
     seal = read_committed(folder)
     if seal is None:
-        raise InputError(f"{folder}: no COMMITTED.json, so this is no finished checkpoint")
+        raise InputError(f"{folder}: no COMMITTED.json, so this is not a finished checkpoint")
     missing = {STATE_FILE, MODEL_FILE, OPTIMIZER_FILE} - seal.files.keys()
     if missing:
         raise Corrupt(f"{folder}: COMMITTED.json does not name {', '.join(sorted(missing))}")
     contents = {name: _verified(join(folder, name), facts) for name, facts in seal.files.items()}
     state = _state(join(folder, STATE_FILE), contents.pop(STATE_FILE))
     if state.get("step") != seal.step:
-        raise Corrupt(f"{folder}: COMMITTED.json says step {seal.step}, {STATE_FILE} step {state.get('step')}")
+        raise Corrupt(f"{folder}: COMMITTED.json says step {seal.step}, but {STATE_FILE} says step {state.get('step')}")
     if seal.recipe_hash != recipe_hash:
         if state.get("recipe") and canonical_hash(state["recipe"]) == recipe_hash:  # format 1 has no checksum
             raise Corrupt(f"{join(folder, NAME)}: recipe_hash is not that of the recipe in {STATE_FILE}")
         differing = shown(differing_keys(state["recipe"], recipe)) if state.get("recipe") else f"{STATE_FILE} does not record which"
-        raise InputError(f"{folder}: checkpoint of another recipe, refused: {differing}")
+        raise InputError(f"{folder}: checkpoint belongs to a different recipe, rejected: {differing}")
     tensors = {name: _tensors(join(folder, name), data) for name, data in contents.items() if name.endswith(".safetensors")}
     records = {name: data for name, data in contents.items() if name not in tensors}
     return Checkpoint(uri=folder, step=seal.step, tensors=tensors, state=state, records=records)
@@ -330,7 +330,7 @@ def _seal_unless_damaged(folder: str) -> Committed | None:
     try:
         return read_committed(folder)
     except Corrupt as error:
-        log.warning("%s: this checkpoint counts as absent", error)
+        log.warning("%s: this checkpoint is ignored", error)
         return None
 
 
@@ -341,7 +341,7 @@ def _state(uri: str, data: bytes) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise Corrupt(f"{uri}: not a checkpoint's state: {type(error).__name__}: {error}") from error
     if newer:
-        raise InputError(f"{uri}: checkpoint format {state['format_version']} is newer than this firstsight reads ({FORMAT_VERSION})")
+        raise InputError(f"{uri}: checkpoint format {state['format_version']} is newer than this firstsight can read ({FORMAT_VERSION})")
     return state
 
 
@@ -355,9 +355,9 @@ def _tensors(uri: str, data: bytes) -> dict[str, Tensor]:
 def _verified(uri: str, facts: Mapping[str, Any]) -> bytes:
     data = read_bytes(uri)
     if len(data) != facts["size"]:
-        raise Corrupt(f"{uri}: {len(data)} bytes, COMMITTED.json says {facts['size']}")
+        raise Corrupt(f"{uri}: {len(data)} bytes, but COMMITTED.json says {facts['size']}")
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise Corrupt(f"{uri}: checksum is not the one in COMMITTED.json: the file was changed")
+        raise Corrupt(f"{uri}: checksum does not match COMMITTED.json: the file was changed")
     return data
 
 

@@ -63,7 +63,7 @@ def run_agent(config: StageConfig, arguments: list[str]) -> None:
         close = False  # closing it would end the rendezvous for the other machines too
         raise Stopped(f"{layout.stage_title(config)}: stopped by signal {error.sigval}; ranks were told to save") from error
     except RendezvousError as error:
-        raise RunError(f"{layout.stage_title(config)}: machines lost their meeting place (worker 0): {error}") from error
+        raise RunError(f"{layout.stage_title(config)}: machines lost the rendezvous (worker 0): {error}") from error
     finally:
         if close:
             spec.rdzv_handler.shutdown()
@@ -75,7 +75,7 @@ def _spec(config: StageConfig, arguments: list[str]) -> WorkerSpec:
     placement, environment = config.placement, os.environ
     endpoint = environment.get("PET_RDZV_ENDPOINT", "")
     if not endpoint and placement.nodes > 1:
-        raise InputError(f"placement.nodes must be 1 where no PET_RDZV_ENDPOINT says how machines meet, got {placement.nodes}")
+        raise InputError(f"placement.nodes must be 1 unless PET_RDZV_ENDPOINT sets a rendezvous endpoint, got {placement.nodes}")
     low, _, high = environment.get("PET_NNODES", str(placement.nodes)).partition(":")
     per_node = environment.get("PET_NPROC_PER_NODE", "")
     options = dict(part.split("=", 1) for part in environment.get("PET_RDZV_CONF", "").split(",") if part)

@@ -25,7 +25,7 @@ def best_effort(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.warning("%s failed, the run continues without it: %s", what, words_of(error))
+        log.warning("%s failed; the run continues without it: %s", what, words_of(error))
 
 
 def warn(config: StageConfig, line: str) -> None:

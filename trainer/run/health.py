@@ -92,7 +92,7 @@ class Watchdog:
     def _reason(self) -> str:
         if self.limit == self._seconds:
             return f"placement.watchdog_seconds {self._seconds:g}"
-        return f"{self.limit:g} s, and the slowest one before it {self._slowest:.3g} s"
+        return f"{self.limit:g} s; the slowest one before it took {self._slowest:.3g} s"
 
 
 def _stacks() -> str:

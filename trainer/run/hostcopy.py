@@ -109,7 +109,7 @@ def put_file(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], 
         described = beside.submit(checked.describe, data)
         info = store.put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
         if local_path(uri) is not None and not _are_equal(store.stream(uri), data):
-            raise Corrupt(f"{uri}: the file system does not give back what was just written")
+            raise Corrupt(f"{uri}: the file system did not return what was just written")
         return described.result(), info
 
 

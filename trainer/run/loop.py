@@ -249,10 +249,10 @@ def _tell(run: Run, wait: bool) -> None:
     for step, figures, times in run.leaving.arrived(wait=wait):
         if figures.pop(SKIPPED):
             state.nonfinite_steps += 1
-            log.warning("%s: step %d skipped, its gradient contains NaN or Inf (%d so far)", run.name, step, state.nonfinite_steps)
+            log.warning("%s: step %d skipped because its gradient contains NaN or Inf (%d so far)", run.name, step, state.nonfinite_steps)
             if state.nonfinite_steps > limit:
                 raise RunError(
-                    f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient that contains NaN or Inf, "
+                    f"{run.name}: step {step}: {state.nonfinite_steps} steps had a gradient containing NaN or Inf; "
                     f"placement.max_nonfinite_steps is {limit}"
                 )
         if times is not None:

@@ -1,7 +1,7 @@
 """What each `auto` of the placement becomes on this machine, and placement.json, by which a resumed run takes the same again.
 
 Values are recorded for each world size, device and version: where all three are as before, a run that was killed ends in the
-same bits, whatever the rules here say by then. Anything else chooses anew, which keeps the loss, not the bits. What the
+same bits, whatever the rules here say by then. Anything else chooses again, which keeps the loss, not the bits. What the
 configuration states wins always. Torch is imported only to look at the device.
 """
 
@@ -130,7 +130,7 @@ def settle(config: StageConfig, machine: Machine) -> Chosen:
     before = record.get(machine.conditions)
     if record and before is None:
         last = list(record)[-1]
-        log.info("%s: placement chosen anew for %s; it was %s: %s", layout.stage_title(config), machine.conditions, last, SAME_LOSS)
+        log.info("%s: placement recomputed for %s; it was %s: %s", layout.stage_title(config), machine.conditions, last, SAME_LOSS)
     chosen = Chosen(
         compile=_compile(config.placement, machine, before),
         loader_workers=_loader_workers(config.placement, machine, before),
@@ -140,7 +140,7 @@ def settle(config: StageConfig, machine: Machine) -> Chosen:
         for name in ("compile", "local_batch_size"):  # who decodes changes no number
             old, new = getattr(before, name), getattr(chosen, name)
             if old != new:
-                log.info("%s: placement.%s is %s, so far it was %s: %s", layout.stage_title(config), name, new, old, SAME_LOSS)
+                log.info("%s: placement.%s is now %s, previously %s: %s", layout.stage_title(config), name, new, old, SAME_LOSS)
     if chosen != before:
         record.pop(machine.conditions, None)
         record[machine.conditions] = chosen
@@ -189,7 +189,7 @@ def _local_batch_size(config: StageConfig, machine: Machine, before: Chosen | No
     samples, how = ("triplets", "accumulated gradients keep") if config.contrastive is None else ("pairs", "the gradient cache keeps")
     gpu = f"{machine.conditions.device} ({machine.gpu_bytes / 1e9:.0f} GB)"
     log.info(
-        "placement.local_batch_size auto: %d of a rank's %d %s at a time, all that %s holds by estimate; %s the loss the same",
+        "placement.local_batch_size auto: %d of a rank's %d %s at a time, the most that %s is estimated to hold; %s the loss the same",
         *(most, whole, samples, gpu, how),
     )
     return most
@@ -206,7 +206,7 @@ def _read(config: StageConfig) -> dict[Conditions, Chosen]:
         return {} if value is None else dict(_parse(uri, run) for run in value["runs"])
     except (Corrupt, KeyError, TypeError) as error:
         why = str(error) if isinstance(error, Corrupt) else f"{uri}: not a record of placement: {type(error).__name__}: {error}"
-        warn(config, f"{why}; values are chosen anew: the loss stays the same, the bits may not")
+        warn(config, f"{why}; values are chosen again: the loss stays the same, the bits may not")
         return {}
 
 
@@ -216,6 +216,6 @@ def _parse(uri: str, run: Mapping[str, Any]) -> tuple[Conditions, Chosen]:
         fields = dataclasses.fields(kind)
         wrong = next((item.name for item in fields if type(run[item.name]) is not item.type), None)
         if wrong is not None or any(isinstance(run[item.name], int) and run[item.name] < 0 for item in fields):
-            raise Corrupt(f"{uri}: not a record of placement: {wrong or 'a number below 0'}")
+            raise Corrupt(f"{uri}: not a placement record: {wrong or 'a negative number'}")
         parts.append(kind(**{item.name: run[item.name] for item in fields}))
     return parts[0], parts[1]

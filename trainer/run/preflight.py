@@ -111,7 +111,7 @@ def complaints(measured: Measured, needed: Needed) -> list[str]:
         slow.append("the store could not be read")
     elif measured.read_bytes_per_second < needed.bytes_per_second:
         slow.append(
-            f"the store is slow for this recipe: it gives {_megabytes(measured.read_bytes_per_second)}/s, and "
+            f"the store is slow for this recipe: it delivers {_megabytes(measured.read_bytes_per_second)}/s, but "
             f"{needed.samples_per_second:,.0f} samples/s need {_megabytes(needed.bytes_per_second)}/s"
         )
     return slow
@@ -191,8 +191,8 @@ def _facts(measured: Measured, needed: Needed) -> str:
     reduced = f"{_megabytes(measured.gradient_bytes)} of gradients summed over {measured.ranks} ranks in {measured.reduce_seconds:.3g} s, "
     return (
         f"{reduced if measured.ranks > 1 else ''}{_megabytes(measured.read_bytes_per_second)}/s from the store, matrix products at "
-        f"{measured.flops_per_second / 1e12:.3g} TFLOP/s; at {UTILISATION:.0%} of these a step computes for {needed.step_seconds:.3g} s "
-        f"and needs {_megabytes(needed.bytes_per_second)}/s"
+        f"{measured.flops_per_second / 1e12:.3g} TFLOP/s; at {UTILISATION:.0%} of these the compute of a step takes "
+        f"{needed.step_seconds:.3g} s and needs {_megabytes(needed.bytes_per_second)}/s"
     )
 
 

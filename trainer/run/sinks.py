@@ -28,7 +28,7 @@ _GAUGES = {
     "loss": "Loss of the last logged step, over all ranks.",
     "logit_scale": "Exponential of the logit scale.",
     "grad_norm": "Gradient norm before clipping.",
-    "mfu_ratio": "Counted model FLOPs a second over the device's peak.",
+    "mfu_ratio": "Counted model FLOP/s over the device's peak.",
     "learning_rate": "Of the last logged step.",
     "samples_per_second": "Of all ranks, over the last logged steps.",
     "checkpoint_seconds": "From the start of the last finished save to its commit.",

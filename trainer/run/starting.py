@@ -96,7 +96,7 @@ def _find_checkpoint(config: StageConfig, dist: Distributed) -> checkpoint.Check
             checkpoint.clear(config.output)
         kept[0], skipped = checkpoint.find(config.output, resume, recipe_hash=recipe_hash(config), recipe=fields)
         for reason in skipped:
-            warn(config, f"passed over {reason}")
+            warn(config, f"skipped {reason}")
         if kept[0] is None:
             if skipped:
                 warn(config, f"{config.output}: none of {len(skipped)} checkpoints is intact: the stage begins again at step 0")

@@ -46,7 +46,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
         if is_done(config):
             with best_effort(f"sweeping {config.output}"):
                 open_store(config.output).sweep(config.output)
-            logs.say(f"{layout.stage_title(config)}: done already, {layout.final(config.output)}")
+            logs.say(f"{layout.stage_title(config)}: already done, {layout.final(config.output)}")
             return
         inside = "TORCHELASTIC_RUN_ID" in os.environ
         if inside:
@@ -79,16 +79,16 @@ def is_done(config: StageConfig) -> bool:
     seal, damaged = read_final(config.output)
     if seal is not None and damaged and seal.recipe_hash != recipe_hash(config):
         uri = join(layout.final(config.output), committed.NAME)
-        damaged = {uri: "it is another recipe's and does not fit the files here", **damaged}
+        damaged = {uri: "it belongs to a different recipe and does not match the files here", **damaged}
         seal = None
     if seal is not None and seal.recipe_hash != recipe_hash(config):
         differing = what_differs(config.output, seal.recipe_hash, config)
-        raise InputError(f"{layout.final(config.output)}: finished by another recipe, refused{differing}")
+        raise InputError(f"{layout.final(config.output)}: finished with a different recipe, rejected{differing}")
     if seal is not None and damaged:
         for uri, source in restore_beside(config.output, seal, damaged).items():
             logs.say(f"{uri}: {damaged.pop(uri)}; restored from {source}")
     for uri, why in damaged.items():
-        logs.say(f"{uri}: {why}; the final model is made again")
+        logs.say(f"{uri}: {why}; the final model is being recreated")
     return seal is not None and not damaged
 
 
@@ -119,7 +119,7 @@ def _read_config(stage: str, uri: str, overrides: Sequence[str]) -> StageConfig:
 def _refuse_other_folder(config: StageConfig, folder: str) -> None:
     """A configuration in a stage's folder must be that stage's: an intact one may still have been copied from another."""
     if not is_of_folder(config, folder) and exists(layout.lineage(folder)):
-        raise Corrupt(f"{layout.config(folder)}: it is the configuration of the stage in {config.output}, not of this one")
+        raise Corrupt(f"{layout.config(folder)}: this is the configuration of the stage in {config.output}, not of this stage")
 
 
 def _finished_meanwhile(config: StageConfig) -> bool:
@@ -152,7 +152,7 @@ def validate(config: StageConfig) -> None:
         require("placement.local_batch_size", most, rule, whole)
     resume = config.placement.resume
     require("placement.resume", resume, "auto, never or a checkpoint's URI", resume in ("auto", "never") or "/" in resume)
-    rule = f"auto or false where there is {placing.NO_COMPILER}, which torch.compile needs"
+    rule = f"auto or false if there is {placing.NO_COMPILER}, which torch.compile needs"
     require("placement.compile", config.placement.compile, rule, config.placement.compile is not True or placing.has_compiler())
     _check_data(config, require_manifest(config.data.uri, config.data.identity, config.data.manifest_sha256), settings.global_batch_size)
     kinds = {"perceptual": ("random", "tower"), "contrastive": ("random", "tower", "permuted", "model"), "posthoc": ("model",)}[
@@ -186,7 +186,7 @@ def _refuse_other_recipe(config: StageConfig) -> None:
         return
     if recipe_hash(old) != recipe_hash(config):
         differing = shown(differing_keys(recipe_fields(old, complete=True), recipe_fields(config, complete=True)))
-        raise InputError(f"{config.output}: this folder belongs to another recipe, refused: {differing}")
+        raise InputError(f"{config.output}: this folder belongs to a different recipe, rejected: {differing}")
 
 
 def _refuse_unplanned(config: StageConfig) -> None:
@@ -203,14 +203,14 @@ def _refuse_unplanned(config: StageConfig) -> None:
         if entry.get(config.stage) == config.output and planned not in ("", recipe_hash(config)):
             differing = what_differs(config.output, planned, config)
             raise InputError(
-                f"{layout.config(config.output)}: not what the experiment's plan has for this stage{differing}: "
-                "run the experiment again, which writes it as planned"
+                f"{layout.config(config.output)}: does not match the experiment's plan for this stage{differing}: "
+                "run the experiment again, which rewrites it as planned"
             )
 
 
 def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int) -> None:
     kind = "pairs" if config.stage == "contrastive" else "triplets"
-    require("data.uri", config.data.uri, f"a data set of {kind} (this one holds {manifest.kind})", manifest.kind == kind)
+    require("data.uri", config.data.uri, f"a data set of {kind} (this one contains {manifest.kind})", manifest.kind == kind)
     samples = sum(shard.num_samples for shard in manifest.split("train"))
     rule = f"at most the {samples} training samples of {config.data.uri}"
     require(f"{config.stage}.global_batch_size", global_batch_size, rule, global_batch_size <= samples)
@@ -220,5 +220,5 @@ def _check_data(config: StageConfig, manifest: Manifest, global_batch_size: int)
     if refusal:
         raise InputError(f"labels {config.labels!r} {refusal}: {config.data.uri}")
     if config.perceptual is not None and config.perceptual.handoff == "best_val":
-        rule = f"last where {config.data.uri} has no val split"
+        rule = f"`last` if {config.data.uri} has no val split"
         require("perceptual.handoff", "best_val", rule, bool(manifest.split("val")))

@@ -18,7 +18,7 @@ from trainer.staging.foreign import shown
 CAPTION_KEYS = ("captions", "caption", "text", "texts")
 """Keys of a JSON object that may hold captions; the first that holds any counts."""
 CAPTION_SUFFIXES = ("txt", "caption")
-"""Files of plain captions, one a line; the first that is there and has any counts."""
+"""Files of plain captions, one per line; the first that is there and has any counts."""
 NO_CAPTION = "no caption"
 """The cause where nothing stands beside a picture that might hold one."""
 MAY_BE_LATIN_1 = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
@@ -113,7 +113,7 @@ def caption_of(label: str, where: str) -> str:
         BadCaptionError: it is a number.
     """
     if label.isdecimal():
-        raise BadCaptionError("class is a number", f"{where}: {shown(label)} is no caption: write the name of the class")
+        raise BadCaptionError("class is a number", f"{where}: {shown(label)} is not a caption: use the name of the class")
     return as_words(label)
 
 
@@ -124,14 +124,14 @@ def check_caption_size(size: int, where: str) -> None:
 
 
 def parse_text(data: bytes, where: str) -> tuple[str, ...]:
-    """Captions of a text file in UTF-8, one a line; empty lines do not count. BadCaptionError where it is not UTF-8, or holds boxes."""
+    """Captions of a text file in UTF-8, one per line; empty lines do not count. BadCaptionError where it is not UTF-8, or holds boxes."""
     try:
         text = decode(data)
     except ValueError as error:
         raise BadCaptionError("caption not UTF-8", f"{where} {error}") from error
     found = clean_captions(split_lines(text), where)
     if found and all(map(_BOX.fullmatch, found)):
-        raise BadCaptionError("boxes, not captions", f"{where}: {shown(found[0])}, as YOLO's labels are")
+        raise BadCaptionError("boxes, not captions", f"{where}: {shown(found[0])}, like YOLO labels")
     return found
 
 
@@ -165,7 +165,7 @@ def facts_of(value: Mapping[str, Any], where: str) -> Facts:
     facts = Facts(label=label, split=split, family=family)
     if value and not any(key in value for key in CAPTION_KEYS):
         found = ", ".join(list(value)[:_SHOWN_KEYS])
-        raise NoCaptionError("empty caption", f"{where}: has {found}, and none of {', '.join(CAPTION_KEYS)}", facts)
+        raise NoCaptionError("empty caption", f"{where}: has {found}, but none of {', '.join(CAPTION_KEYS)}", facts)
     try:
         return replace(facts, captions=first_captions((value.get(key) for key in CAPTION_KEYS), where))
     except NoCaptionError as error:
@@ -219,7 +219,7 @@ def clean_captions(captions: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def one_line(value: object, where: str) -> str:
-    """A name, such as a label, on one line: white space of any kind becomes a blank, so that it can be written one a line.
+    """A name, such as a label, on one line: white space of any kind becomes a blank, so that it can be written one per line.
 
     Args:
         value: text, a whole number, or nothing (null, NaN).
@@ -243,7 +243,7 @@ def one_line(value: object, where: str) -> str:
 
 
 def clean_name(text: str) -> str:
-    """Text on one line, without byte order marks: whoever reads names one a line gets back the same."""
+    """Text on one line, without byte order marks: whoever reads names one per line gets back the same."""
     return " ".join(text.replace("\ufeff", "").split())
 
 

@@ -84,13 +84,13 @@ def entry(value: object, key: str, kind: type[T], where: str) -> T:
 def text_of(data: bytes, where: str) -> str:
     """UTF-8 text, with or without a byte order mark; InputError naming the byte that is not, or the encoding that it seems to be."""
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise InputError(f"{where}: must be UTF-8, is UTF-16 by its first bytes: convert it with iconv -f UTF-16 -t UTF-8")
+        raise InputError(f"{where}: must be UTF-8, but its first bytes look like UTF-16: convert it with iconv -f UTF-16 -t UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         start = error.start + (3 if data.startswith(codecs.BOM_UTF8) else 0)
         why = "perhaps Latin-1: convert it with iconv -f WINDOWS-1252 -t UTF-8"
-        raise InputError(f"{where}: must be UTF-8, has byte {data[start]:#04x} at {start}, {why}") from error
+        raise InputError(f"{where}: must be UTF-8, but has byte {data[start]:#04x} at {start}, {why}") from error
 
 
 def lines_of(text: str) -> list[str]:

@@ -91,7 +91,8 @@ def write_folder(folder: str, rows: Sequence[PairRow], settings: StagingConfig, 
         chosen += _balanced(of_split, round(share * len(of_split)), settings.flip_min_difference)
     if not chosen:
         raise InputError(
-            f"no triplets came of {counted(len(rows), 'picture')}: FLIP differs by less than {settings.flip_min_difference} in each"
+            f"no triplets could be made from {counted(len(rows), 'picture')}: the FLIP difference is below {settings.flip_min_difference} "
+            "in each"
         )
     _write_table(Path(folder) / nights.NAME, chosen)
 

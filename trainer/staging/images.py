@@ -26,7 +26,7 @@ from trainer.staging.metadata import read_orientation, without_metadata
 RULES = 2
 """Version of the rules by which pictures are read; data sets that were begun under version 1 are finished by it. Since 2: AVIF, JPEG 2000,
 PSD, PCX, SGI and TGA are read, pictures are read without metadata that cannot be, and what unpacks to far more than it has is refused."""
-_MAX_PNG_PIXELS = 512 * 512  # a larger picture that must be encoded anew becomes a JPEG: a PNG of a photo is five times as big
+_MAX_PNG_PIXELS = 512 * 512  # a larger picture that must be re-encoded becomes a JPEG: a PNG of a photo is five times as big
 _JPEG_QUALITY = 95
 _SHORT_SIDE = 256
 _SHORT_QUALITY = 90

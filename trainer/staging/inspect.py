@@ -67,7 +67,7 @@ def _only_data_set(uri: str) -> str:
         return uri
     if len(found) > 1:
         rows = [f"{place} ({counted(manifest.rows.get('written', 0), 'sample')})" for place in found if (manifest := read_manifest(place))]
-        raise InputError(f"{uri}: {len(found)} data sets are sealed here, name one: {', '.join(rows)}")
+        raise InputError(f"{uri}: {len(found)} data sets are sealed here; choose one: {', '.join(rows)}")
     return found[0] if found else uri
 
 
@@ -108,7 +108,7 @@ def caption_lengths(uri: str, shards: Sequence[Shard]) -> NDArray[np.int64]:
 
 def _histogram(lengths: NDArray[np.int64]) -> Table:
     cut = np.mean(lengths >= _LENGTH_EDGES[-1])
-    title = f"Tokens a caption: mean {lengths.mean():.1f}, median {np.median(lengths):.0f}, {cut:.1%} as long as fits"
+    title = f"Tokens per caption: mean {lengths.mean():.1f}, median {np.median(lengths):.0f}, {cut:.1%} at the maximum length"
     table = Table("tokens", "captions", "", title=title, title_justify="left")
     counts = Counter(np.searchsorted(_LENGTH_EDGES, lengths).tolist())
     for number, edge in enumerate(_LENGTH_EDGES):
@@ -150,7 +150,7 @@ def _print_stage(console: Console, uri: str) -> bool:
 
 
 def _progress_lines(uri: str) -> Iterator[dict[str, Any]]:
-    """The figures of progress.jsonl, but for lines that cannot be read."""
+    """The figures of progress.jsonl, except lines that cannot be read."""
     try:
         data = read_bytes(layout.progress(uri))
     except MissingObject:
@@ -179,7 +179,7 @@ def _write_sheet(uri: str, manifest: Manifest, output: str) -> str:
     """index.html and contact.png with the first samples of each split, which staging's permutation makes a fair choice."""
     samples = list(_some(uri, manifest))
     if not samples:
-        raise InputError(f"{uri}: the data set is empty, there is nothing to show")
+        raise InputError(f"{uri}: the data set is empty, so there is nothing to show")
     write_bytes(join(output, "contact.png"), _png([pictures for _, pictures, _ in samples]))
     title = html.escape(manifest.name)
     judged = f"<p>Judged by {html.escape(manifest.judge)}.</p>" if manifest.judge else ""

@@ -20,21 +20,21 @@ PLAN_VERSION = 2
 _ID_VERSION = 1  # of what a plan id is a hash of
 PAIRS_RULES = 2
 """Version of what staging makes of pairs; the option `rules` of a plan. It is absent in version 1, until 2026-11-29, in which .txt held
-all captions of a sample, one a line, and .json none. From 2 on .txt is the first caption and .json has the list (FORMAT.md)."""
+all captions of a sample, one per line, and .json none. From 2 on .txt is the first caption and .json has the list (FORMAT.md)."""
 PLAN = "plan.json"
 PLAN_REJECTS = "rejects/plan.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be staged: all of it decides the bytes, but for `source["uri"]`, which is for people.
+    """What will be staged: all of it decides the bytes, except `source["uri"]`, which is for people.
 
     Attributes:
         kind: of the data set.
         name: of the data set.
         source: {"uri", "fingerprint", …}.
         options: what is done to the samples.
-        shard_samples: samples a shard.
+        shard_samples: samples per shard.
         splits: the split of each slice.
         rows_read: rows of the source, those that became no sample at planning included.
         lost: rows lost at planning, by cause.
@@ -155,9 +155,11 @@ def read_plan(folder: str) -> Plan | None:
     plan = from_json(Plan, {"files": {}, **value}, 2, uri)
     rules = plan.options.get("rules", 1)
     if not all(split in SPLITS for split in plan.splits) or plan.shard_samples < 1 or type(rules) is not int or rules < 1:
-        raise Corrupt(f"{uri}: names a split, a number of samples or a version of the rules that is unknown: damaged or changed by hand")
+        raise Corrupt(f"{uri}: contains an unknown split, number of samples or version of the rules: it was damaged or edited by hand")
     if rules > PAIRS_RULES:
-        raise InputError(f"{uri}: made by version {rules} of the rules, this firstsight knows them up to {PAIRS_RULES}: use a newer one")
+        raise InputError(
+            f"{uri}: made by version {rules} of the rules, this firstsight only knows versions up to {PAIRS_RULES}: use a newer firstsight"
+        )
     if "fingerprint" not in plan.source or plan.plan_id != stored:
         raise Corrupt(f"{uri}: plan id {stored} is not that of its source and options: it was damaged or changed by hand")
     return plan

@@ -1,7 +1,7 @@
 """Whether slices that an earlier run made go on: a data set is never of rows that were read in two ways.
 
 A plan keeps a digest of its rows. Where another version of firstsight read the same source differently, or left no digest, each slice
-that is whole is compared with the rows as they are read now; what says something else is made again.
+that is whole is compared with the rows as they are read now; a slice that differs is rebuilt.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def changed_slices(folder: str, plan: Plan, slices: Sequence[Sequence[RowT]], sa
         slices: the rows of each.
         said: what a row's sample says beside its pictures.
     """
-    if exists(join(folder, MANIFEST)):  # sealed: a slice that is made again must be the sealed one
+    if exists(join(folder, MANIFEST)):  # sealed: a slice that is rebuilt must be the sealed one
         return []
     begun = None
     with suppress(Corrupt):  # then it is written again
@@ -59,12 +59,14 @@ def changed_slices(folder: str, plan: Plan, slices: Sequence[Sequence[RowT]], sa
 
 
 def make_again(folder: str, numbers: Sequence[int]) -> None:
-    """Let slices count no longer; whoever makes the data set makes them again."""
+    """Invalidate slices; whoever makes the data set rebuilds them."""
     for number in numbers:
         open_store(folder).delete(join(folder, record_name(number)))
     if numbers:
         named = ", ".join(map(str, numbers[:20]))
-        print(f"{folder}: another version of firstsight read this source differently: slices made again: {named}", file=sys.stderr)
+        print(
+            f"{folder}: another version of firstsight read this source differently, so these slices are rebuilt: {named}", file=sys.stderr
+        )
 
 
 def _says_the_same(folder: str, record: SliceRecord, rows: Sequence[RowT], said: Callable[[RowT], Mapping[str, Any]]) -> bool:

@@ -134,7 +134,7 @@ def assign_splits(rows: Sequence[PairRow], heldout_fraction: float) -> list[Pair
     if any(row.split for row in rows):
         missing = next((row for row in rows if not row.split), None)
         if missing:
-            raise InputError(f"{missing.where}: has no split, but other rows have one: give every row a split, or none")
+            raise InputError(f"{missing.where}: has no split, but other rows do: give a split to every row, or to none")
         if {row.split for row in rows} == {"train", "val"}:
             return [replace(row, split="test" if row.split == "val" else row.split) for row in rows]
         return list(rows)

@@ -34,7 +34,7 @@ def find_intact(folder: str, identity: str = "") -> Manifest | None:
         damage = {NAME: f"{join(folder, NAME)}: data set {manifest.identity[:12]}, not {identity[:12]}, which its pairs were sealed with"}
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
-        print(f"{next(iter(damage.values()))}{more}: staged again, as far as it was damaged", file=sys.stderr)
+        print(f"{next(iter(damage.values()))}{more}: restaging the damaged parts", file=sys.stderr)
         return None
     if manifest is None or not all(find_intact(place.uri, place.identity) for place in staged_sets(folder, manifest)):
         return None

@@ -23,7 +23,7 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, tuple[bytes, ..
         index = read_index(folder, shard)
         data = read_bytes(uri)
         if len(data) != shard.size or google_crc32c.value(data) != shard.crc32c:
-            raise Corrupt(f"{uri}: size or checksum is not what was staged: run the same again, which makes it again")
+            raise Corrupt(f"{uri}: size or checksum differs from what was staged: run the same command again, which recreates it")
     except Corrupt:
         forget(folder, shard.name, shard.index_name)
         raise

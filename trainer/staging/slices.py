@@ -90,7 +90,7 @@ def tally(rejects: Sequence[Reject]) -> dict[str, Any]:
 
 
 def encode_rejects(rejects: Sequence[Reject]) -> bytes:
-    """A list of rejects, one a line."""
+    """A list of rejects, one per line."""
     lines = "".join(json.dumps(asdict(reject), sort_keys=True, ensure_ascii=False) + "\n" for reject in rejects)
     return lines.encode("utf-8", "backslashreplace")
 
@@ -106,9 +106,9 @@ def read_rejects(folder: str, number: int, record: SliceRecord) -> list[Reject]:
     except (MissingObject, ValueError, TypeError) as error:
         raise Corrupt(f"{uri}: missing, or not a list of rejects: {error}") from error
     if record.rejects and hashlib.sha256(data).hexdigest() != record.rejects["sha256"]:
-        raise Corrupt(f"{uri}: its checksum is not the one that {record_name(number)} names")
+        raise Corrupt(f"{uri}: its checksum does not match the one in {record_name(number)}")
     if tally(rejects)["lost"] != record.lost:
-        raise Corrupt(f"{uri}: does not have the rows that {record_name(number)} counts")
+        raise Corrupt(f"{uri}: does not contain the number of rows recorded in {record_name(number)}")
     return rejects
 
 
@@ -122,7 +122,7 @@ def read_record(folder: str, plan_id: str, split: str, number: int) -> SliceReco
     value = parse_document(data, uri, "a slice's record", RECORD_VERSION, checked_from=2, bare=True)
     version, shards = value["format_version"], value.get("shards")
     if not isinstance(shards, list):
-        raise Corrupt(f"{uri}: not a slice's record of firstsight: no list of shards")
+        raise Corrupt(f"{uri}: not a firstsight slice record: no list of shards")
     read = {
         **({"notes": {}} if version <= RECORD_WITHOUT_NOTES else {}),
         **value,
@@ -224,7 +224,7 @@ def _publish_found(folder: str, files: Files) -> None:
 
 
 def to_make(folder: str, plan_id: str, splits: Mapping[int, str]) -> Iterator[int]:
-    """The slices that are still to be made, or to be made again, each as late as it can be said."""
+    """The slices that are still to be made, or to be rebuilt, each as late as it can be said."""
     whole, unfit = find_whole(folder, plan_id, splits)
     for number in splits:
         if number in whole:
@@ -234,7 +234,7 @@ def to_make(folder: str, plan_id: str, splits: Mapping[int, str]) -> Iterator[in
             continue
         _, now = find_whole(folder, plan_id, {number: splits[number]})  # somebody else may have made it meanwhile
         if number in now:
-            print(f"{now[number]}: slice {number} is made again", file=sys.stderr)
+            print(f"{now[number]}: slice {number} is being rebuilt", file=sys.stderr)
             yield number
 
 
@@ -279,11 +279,13 @@ class Attempt:
             return
         _, unfit = find_whole(self._target, record.plan_id, {self._number: record.split})
         if unfit and fits:
-            raise RunError(f"{unfit[self._number]}: slice {self._number} was changed while it was made; run the same command again")
+            raise RunError(
+                f"{unfit[self._number]}: slice {self._number} was changed while it was being written; run the same command again"
+            )
         if unfit:
             raise RunError(
-                f"{unfit[self._number]}; slice {self._number} was made again, but its source no longer gives the sealed bytes: bring the "
-                f"file back from a copy, or delete {self._target} to stage it anew, as another data set"
+                f"{unfit[self._number]}; slice {self._number} was rebuilt, but its source no longer yields the sealed bytes: restore the "
+                f"file back from a copy, or delete {self._target} to stage it from scratch as a different data set"
             )
 
     def _choose(self, record: SliceRecord) -> bool:

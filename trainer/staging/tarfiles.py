@@ -87,9 +87,11 @@ def _check_beginning(stream: BinaryIO, where: str) -> None:
     stream.seek(0)
     packer = next((name for magic, name in _PACKED if beginning.startswith(magic)), "")
     if packer:
-        raise InputError(f"{where}: packed by {packer}, by its first bytes: unpack it first ({packer} -dc < PACKED > PLAIN.tar)")
+        raise InputError(
+            f"{where}: compressed with {packer}, judging by its first bytes: decompress it first ({packer} -dc < PACKED > PLAIN.tar)"
+        )
     if beginning.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        raise InputError(f"{where}: a zip, by its first bytes: unpack it first (unzip), and stage the folder")
+        raise InputError(f"{where}: a zip file, judging by its first bytes: unzip it first, and stage the folder")
 
 
 def _last(found: list[Member]) -> str:
@@ -99,12 +101,14 @@ def _last(found: list[Member]) -> str:
 
 def _check_member(info: tarfile.TarInfo, size: int, where: str) -> None:
     if info.issparse():
-        raise InputError(f"{where}: {info.name} is a sparse file: a tar of samples must hold plain ones (pack it without --sparse)")
+        raise InputError(f"{where}: {info.name} is a sparse file: a tar of samples must contain plain files (create it without --sparse)")
     if info.type == _VOLUME:
-        raise InputError(f"{where}: is one of several volumes, and begins with the rest of {info.name}: a tar of samples must be whole")
+        raise InputError(
+            f"{where}: is one volume of a multi-volume tar, starting with the rest of {info.name}: a tar of samples must be complete"
+        )
     end = info.offset_data + info.size
     if not 0 <= info.size <= end or (info.isreg() and end > size):
-        raise InputError(f"{where}: cut short: {info.name} should end at byte {end}, the tar has {size}")
+        raise InputError(f"{where}: truncated: {info.name} should end at byte {end}, but the tar has only {size} bytes")
 
 
 def _check_end(stream: BinaryIO, position: int, size: int, where: str, last: str) -> None:
@@ -116,15 +120,15 @@ def _check_end(stream: BinaryIO, position: int, size: int, where: str, last: str
             raise InputError(f"{where}: cut short in the header {last}, at byte {position}")
         raise InputError(f"{where}: cut short {last}: a tar ends with blocks of zeros, and this one has none")
     if any(block):
-        raise InputError(f"{where}: damaged: what stands {last}, at byte {position}, is no header of a tar")
+        raise InputError(f"{where}: damaged: the data {last}, at byte {position}, is not a tar header")
     while position < size:
         stream.seek(position)
         piece = stream.read(min(_PIECE, size - position))
         if any(piece):
             start = position + len(piece) - len(piece.lstrip(b"\0"))
             raise InputError(
-                f"{where}: has data after its end mark, from byte {start} on, which readers of tars do not see: of tars that were joined "
-                "by cat? Give them as files of their own, or join them with tar --concatenate"
+                f"{where}: has data after its end mark, from byte {start} on, which tar readers ignore: were tars joined "
+                "with cat? Keep them as separate files, or join them with tar --concatenate"
             )
         if not piece:
             return
@@ -185,7 +189,7 @@ def by_sample(members: list[Member], where: str) -> Iterator[tuple[str, dict[str
                 raise InputError(f"{where}: two samples are named {key!r}: a name must be unique in its tar, and its members adjacent")
             seen.add(key)
         if suffix.lower() in sample:
-            raise InputError(f"{where}: {member.name!r} is in it twice: names must be unique")
+            raise InputError(f"{where}: {member.name!r} appears twice in it: names must be unique")
         sample[suffix.lower()] = member
     if sample:
         yield current, sample

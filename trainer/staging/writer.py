@@ -201,7 +201,7 @@ class _OpenShard:
             if not header[0]:  # two empty blocks end a tar
                 return
             if header[156:157] != b"0":
-                raise RunError(f"{self.name}: member at {position} is no plain file: a key is too long for a tar header")
+                raise RunError(f"{self.name}: member at {position} is not a plain file: a key is too long for a tar header")
             length = int(header[124:135], 8)
             yield header[:100].rstrip(b"\0").decode(), (position + 512, length)
             position += 512 + (length + 511) // 512 * 512
@@ -254,7 +254,9 @@ def gather(folder: str, plan: Plan) -> Account:
     if unfit:
         named = ", ".join(map(str, list(unfit)[:20]))
         reasons = "".join(f"; {reason}" for reason in [reason for reason in unfit.values() if reason][:3])
-        raise RunError(f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; run what makes them again")
+        raise RunError(
+            f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; run the command that makes them once more"
+        )
     lost, bad, examples = Counter(plan.lost), Counter(plan.bad), dict(plan.examples)
     files: Files = {}
     notes = Counter[str]()
@@ -326,7 +328,7 @@ def seal(
     if sealed is not None and sealed.identity != manifest.identity:
         raise RunError(
             f"{join(folder, MANIFEST)}: staged again, the data set is {manifest.identity[:12]}, not the sealed {sealed.identity[:12]}: its "
-            f"source no longer gives the same; delete {folder} to stage it anew, as another data set"
+            f"source no longer yields the same data; delete {folder} to stage it from scratch as a different data set"
         )
     if sealed is not None and old:  # its bytes may be pinned
         manifest = dataclasses.replace(manifest, source=sealed.source, attribution=sealed.attribution)

@@ -52,10 +52,10 @@ def read_arrays(uri: str, names: Collection[str] | None = None, sealed: Mapping[
     store = open_store(uri)
     info = store.head(uri)
     if info is not None and info.size > MAX_PACKED_BYTES:
-        raise Corrupt(f"{uri}: {info.size:,} bytes are too many for arrays of firstsight (at most {MAX_PACKED_BYTES:,})")
+        raise Corrupt(f"{uri}: {info.size:,} bytes is too large for a firstsight array file (at most {MAX_PACKED_BYTES:,})")
     data = store.get(uri)
     if sealed is not None and (len(data), hashlib.sha256(data).hexdigest()) != (sealed["size"], sealed["sha256"]):
-        raise Corrupt(f"{uri}: its bytes are not those that were recorded: it was damaged, cut short or replaced")
+        raise Corrupt(f"{uri}: its bytes differ from those recorded: it was damaged, truncated or replaced")
     return decode_arrays(data, uri, names)
 
 
@@ -72,7 +72,7 @@ def decode_array(data: bytes | bytearray, uri: str) -> NDArray[Any]:
     magic, version = bytes(data[:6]), bytes(data[6:8])
     length = struct.Struct("<H" if version == b"\1\0" else "<I")
     if magic != b"\x93NUMPY" or version not in (b"\1\0", b"\2\0", b"\3\0") or len(data) < 8 + length.size:
-        raise Corrupt(f"{uri}: not an array of numpy")
+        raise Corrupt(f"{uri}: not a NumPy array")
     start = 8 + length.size
     end = start + length.unpack_from(data, 8)[0]
     header = _HEADER.fullmatch(data, start, end) if end <= len(data) else None
@@ -85,7 +85,7 @@ def decode_array(data: bytes | bytearray, uri: str) -> NDArray[Any]:
             raise Corrupt(f"{uri}: the header says {dtype} of shape {shape}, but {len(data) - end} bytes follow it")
         return np.ndarray(shape, dtype, buffer=data, offset=end, order="F" if header[2] == b"True" else "C")
     except (TypeError, ValueError, OverflowError) as error:
-        raise Corrupt(f"{uri}: not an array of numpy: {error}") from error
+        raise Corrupt(f"{uri}: not a NumPy array: {error}") from error
 
 
 def decode_arrays(data: bytes, uri: str, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -112,7 +112,7 @@ def decode_arrays(data: bytes, uri: str, names: Collection[str] | None = None) -
                 raise zipfile.BadZipFile(f"they take {total:,} bytes, at most {MAX_BYTES:,} are read")
             unpacked = {name: _unpack(archive, info) for name, info in wanted.items()}
     except _BROKEN as error:
-        raise Corrupt(f"{uri}: not arrays of numpy, or damaged: {words_of(error)}") from error
+        raise Corrupt(f"{uri}: not NumPy arrays, or damaged: {words_of(error)}") from error
     return {name: decode_array(raw, f"{uri}: {name}") for name, raw in unpacked.items()}
 
 

@@ -27,7 +27,7 @@ def open_store(uri: str) -> ObjectStore:
 
         return S3Store.from_environment(uri)
     if "://" in uri and not uri.startswith("file://"):
-        raise InputError(f"{uri}: no store for this scheme: use a path, file:// or s3://")
+        raise InputError(f"{uri}: unsupported scheme: use a path, file:// or s3://")
     from trainer.storage.file import FileStore
 
     return FileStore()

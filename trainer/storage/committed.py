@@ -49,7 +49,7 @@ def write_committed(folder: str, committed: Committed) -> None:
     write_document(join(folder, NAME), asdict(committed))
     stored = read_committed(folder)
     if stored is None or checksum(asdict(stored)) != checksum(asdict(committed)):
-        raise Corrupt(f"{join(folder, NAME)}: the store does not give back the seal that was just written")
+        raise Corrupt(f"{join(folder, NAME)}: the store did not return the seal that was just written")
 
 
 def read_committed(folder: str) -> Committed | None:
@@ -66,9 +66,9 @@ def read_committed(folder: str) -> Committed | None:
     try:
         seal = Committed(**value)
     except TypeError as error:
-        raise Corrupt(f"{uri}: not a seal of firstsight: {error}") from error
+        raise Corrupt(f"{uri}: not a firstsight seal: {error}") from error
     if wrong := _wrong(seal):
-        raise Corrupt(f"{uri}: not a seal of firstsight: {wrong}")
+        raise Corrupt(f"{uri}: not a firstsight seal: {wrong}")
     return seal
 
 
@@ -137,7 +137,7 @@ def _read_copy(stage_uri: str, seal: Committed, name: str) -> tuple[bytes, str]:
         if hashlib.sha256(data).hexdigest() == seal.beside[name]["sha256"]:
             return data, place
         checked.forget(stage_uri, inside)
-    raise Corrupt(f"{places[0]}: neither it nor {places[1]} is what was sealed: train this stage again")
+    raise Corrupt(f"{places[0]}: neither it nor {places[1]} matches what was sealed: train this stage again")
 
 
 def _wrong(seal: Committed) -> str:

@@ -59,8 +59,8 @@ def check(uri: str) -> None:
 def refusal(address: str, places: Iterable[str]) -> str:
     """Why an address may not be used, and what helps."""
     return (
-        f"{address} lies outside what runs of this profile may use ({', '.join(places)}): copy it below the root, or have it listed "
-        "in `reads` of the profile (the chart's value profiles.<name>.reads)"
+        f"{address} is outside the locations that runs of this profile may use ({', '.join(places)}): copy it under the root, or have it "
+        "listed in `reads` of the profile (the chart's value profiles.<name>.reads)"
     )
 
 

@@ -68,7 +68,7 @@ def damage_of(entry: Any) -> str:
     wrong = next((key for key, kind in kinds.items() if type(entry.get(key)) is not kind), "")
     if wrong:
         return f"no valid {wrong}"
-    return "" if canonical_hash({part: entry[part] for part in _PARTS}) == entry["sha256"] else "its hash is another"
+    return "" if canonical_hash({part: entry[part] for part in _PARTS}) == entry["sha256"] else "its hash differs"
 
 
 def declared_tests(declared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

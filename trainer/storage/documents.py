@@ -68,10 +68,10 @@ def parse_document(data: bytes, uri: str, what: str, newest: int, *, checked_fro
         value["format_version"] = 1
     version = value.get("format_version") if isinstance(value, dict) else None
     if type(version) is not int or version < 1:  # True is an int too
-        raise Corrupt(f"{uri}: not {what} of firstsight: no format_version")
+        raise Corrupt(f"{uri}: not {what} written by firstsight: no format_version")
     stored = value.pop(CHECKSUM, None)
     if version > newest and (right or stored is None):
-        raise InputError(f"{uri}: format {version} is newer than this firstsight reads ({newest})")
+        raise InputError(f"{uri}: format {version} is newer than this firstsight can read ({newest})")
     if not right if version >= checked_from else stored is not None:
-        raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
+        raise Corrupt(f"{uri}: its checksum does not match its content: it was damaged or edited by hand")
     return dict(value)

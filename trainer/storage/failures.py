@@ -50,7 +50,7 @@ def read_failure(folder: str) -> Failure | None:
     except MissingObject:
         return None
     except (Corrupt, InputError) as error:
-        print(f"{error}; how the job failed is unknown, its log may say it", file=sys.stderr, flush=True)
+        print(f"{error}; how the job failed is unknown; its log may tell", file=sys.stderr, flush=True)
         return None
 
 
@@ -58,5 +58,5 @@ def _parse(data: bytes, uri: str) -> Failure:
     value = parse_document(data, uri, "a record of a failure", FORMAT_VERSION, checked_from=2, bare=True)
     when, code, line = value.get("time", 0), value.get("exit_code", 1), value.get("line")
     if type(code) is not int or not isinstance(line, str):
-        raise Corrupt(f"{uri}: not a record of a failure of firstsight")
+        raise Corrupt(f"{uri}: not a firstsight failure record")
     return Failure(time=float(when) if type(when) in (int, float) else 0.0, stage=str(value.get("stage", "")), exit_code=code, line=line)

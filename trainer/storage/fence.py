@@ -118,14 +118,14 @@ class Fence:
                 return
             if known.attempt > self._claimed or (known.attempt == self._claimed and known.token):
                 raise RunError(self._refusal(known))
-            _log.warning("%s; claimed again", known.damaged or f"{layout.attempt(self._output)}: missing, or older than it was")
+            _log.warning("%s; claimed again", known.damaged or f"{layout.attempt(self._output)}: missing, or older than before")
         self.claim()
 
     def _refusal(self, known: Claim) -> str:
         uri = layout.attempt(self._output)
         if known.attempt > self.attempt > 0:
-            return f"{uri}: attempt {known.attempt} has taken over, attempt {self.attempt} must not commit any more"
-        return f"{uri}: a later start of this stage has taken over, this one must not commit any more"
+            return f"{uri}: attempt {known.attempt} has taken over, attempt {self.attempt} may no longer commit"
+        return f"{uri}: a later start of this stage has taken over, this one may no longer commit"
 
 
 def _write(output: str, known: Claim, attempt: int, token: str) -> bool:

@@ -51,13 +51,13 @@ def read_figures(uri: str) -> dict[str, Any]:
     value = read_json(uri)
     block = value.get(BLOCK) if isinstance(value, dict) else None
     if not isinstance(block, dict) or not isinstance(value.get("metrics"), dict):
-        raise Corrupt(f"{uri}: not an evaluation of firstsight")
+        raise Corrupt(f"{uri}: not a firstsight evaluation")
     version, stored = block.get("format_version", 1), block.pop(CHECKSUM, None)
     checked = stored is not None or ITEMS in block or version != 1
     if checked and stored != checksum(value):  # before the version is believed
-        raise Corrupt(f"{uri}: its checksum is not that of its content: it was damaged or changed by hand")
+        raise Corrupt(f"{uri}: its checksum does not match its content: it was damaged or edited by hand")
     if type(version) is not int or version > FORMAT_VERSION:
         raise InputError(f"{uri}: format {version!r} is newer than this firstsight reads ({FORMAT_VERSION})")
     if checked and not is_description(block.get(ITEMS)):
-        raise Corrupt(f"{uri}: not an evaluation of firstsight: it does not say what its items are")
+        raise Corrupt(f"{uri}: not a firstsight evaluation: it does not say what its items are")
     return dict(value)

@@ -43,7 +43,9 @@ class FileStore:
                 left = None if left is None else left - len(piece)
                 yield piece
             if left:
-                raise RunError(f"{uri}: {length} bytes from {start} wanted, the file ends {left} bytes earlier: it was cut short")
+                raise RunError(
+                    f"{uri}: {length} bytes from {start} were requested, but the file ends {left} bytes earlier: it was truncated"
+                )
 
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""
@@ -56,7 +58,7 @@ class FileStore:
                         file.write(piece)
                     written = file.tell()
                     if size is not None and written != size:
-                        raise RunError(f"{uri}: the stream held {written} bytes where {size} were announced; nothing was written")
+                        raise RunError(f"{uri}: the stream had {written} bytes, but {size} were announced; nothing was written")
                     file.flush()
                     os.fsync(file.fileno())
                     _move(partial, path, uri)
@@ -182,7 +184,7 @@ def _open_partial(path: Path, uri: str) -> tuple[Path, BinaryIO]:
         if os.fstat(file.fileno()).st_nlink:
             return partial, file
         file.close()  # swept away before it was locked
-    raise RunError(f"{uri}: its folder is removed again and again by another process")
+    raise RunError(f"{uri}: its folder keeps being removed by another process")
 
 
 def _move(partial: Path, path: Path, uri: str) -> None:
@@ -194,7 +196,7 @@ def _move(partial: Path, path: Path, uri: str) -> None:
                 path.rmdir()  # an empty folder is nothing, here as on S3; one that holds anything is an error
             os.replace(partial, path)
     except FileNotFoundError as error:
-        raise RunError(f"{uri}: another process removed it while it was written; run the same command again") from error
+        raise RunError(f"{uri}: another process removed it while it was being written; run the same command again") from error
 
 
 @contextmanager
@@ -245,7 +247,7 @@ def _lock_by_existence(lock: Path, uri: str) -> None:
             if _age(lock) > _LOCK_SECONDS:
                 lock.unlink(missing_ok=True)
             elif time.monotonic() > until:
-                raise RunError(f"{uri}: others hold {lock} for a minute: remove it if nobody writes here") from None
+                raise RunError(f"{uri}: others have held {lock} for a minute: remove it if nobody is writing here") from None
             else:
                 time.sleep(0.05)
 
@@ -320,7 +322,7 @@ def _make_folder(folder: Path, uri: str) -> None:
             obstacle = str(error.filename)
             if file := next((str(part) for part in (folder, *folder.parents) if part.is_file()), ""):
                 raise InputError(f"{uri}: cannot be written: {file} is a file where a folder must be") from error
-    raise InputError(f"{uri}: cannot be written: no folder can be made at {obstacle}")
+    raise InputError(f"{uri}: cannot be written: no folder can be created at {obstacle}")
 
 
 def _raise_unless_missing(error: OSError) -> None:

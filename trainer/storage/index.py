@@ -73,7 +73,7 @@ _ARRAYS = (
 
 def encode_index(index: ShardIndex) -> bytes:
     """The index as bytes: prefix, JSON header, arrays (each from a multiple of 8), CRC32C of all before it."""
-    assert not any("\n" in key for key in index.keys), "keys are kept one a line"
+    assert not any("\n" in key for key in index.keys), "keys are kept one per line"
     keys = "\n".join(index.keys).encode()
     header = json.dumps(
         {
@@ -117,16 +117,16 @@ def decode_index(data: bytes, source: str) -> ShardIndex:
     if version > FORMAT_VERSION:
         raise InputError(f"{source}: index format {version} is newer than this firstsight reads ({FORMAT_VERSION})")
     if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
-        raise Corrupt(f"{source}: checksum of the index is wrong: cut short or changed")
+        raise Corrupt(f"{source}: checksum of the index is wrong: it was truncated or changed")
     try:
         index = _decode_body(data)
     except ValueError as error:  # its checksum is right, so it was written so
-        raise Corrupt(f"{source}: not an index as docs/FORMAT.md has it: {error}") from error
+        raise Corrupt(f"{source}: not an index as described in docs/FORMAT.md: {error}") from error
     ends = (index.caption_ends, len(index.token_ends)), (index.token_ends, len(index.tokens))
     if any((len(part) and int(part[-1])) != total or (np.diff(part.astype(np.int64)) < 0).any() for part, total in ends):
-        raise Corrupt(f"{source}: its captions do not add up")
+        raise Corrupt(f"{source}: its caption counts are inconsistent")
     if (index.offsets > index.shard_size).any() or (index.sizes > index.shard_size - index.offsets).any():
-        raise Corrupt(f"{source}: a member lies beyond the end of {index.shard} ({index.shard_size} bytes)")
+        raise Corrupt(f"{source}: a member extends past the end of {index.shard} ({index.shard_size} bytes)")
     return index
 
 

@@ -135,7 +135,7 @@ def describe_rows(rows: Mapping[str, Any], folder: str) -> str:
         causes = ", ".join(f"{count:,} x {cause}" for cause, count in sorted(lost.items()))
         words += f", {sum(lost.values()):,} left out: {causes}; listed in {join(folder, 'rejects')}"
     if notes:
-        words += "; read without it: " + ", ".join(f"{count:,} x {what}" for what, count in sorted(notes.items()))
+        words += "; read despite: " + ", ".join(f"{count:,} x {what}" for what, count in sorted(notes.items()))
     return words
 
 
@@ -171,13 +171,13 @@ def read_manifest(folder: str) -> Manifest | None:
     value = parse_document(data, uri, "a manifest", FORMAT_VERSION, checked_from=2)
     identity, version = value.pop("identity", None), value["format_version"]
     if not isinstance(value.get("shards"), list):
-        raise Corrupt(f"{uri}: not a manifest of firstsight: no list of shards")
+        raise Corrupt(f"{uri}: not a firstsight manifest: no list of shards")
     shards = [shard_from_json(shard, version, uri) for shard in value["shards"]]
     manifest = from_json(Manifest, {**value, "shards": shards}, version, uri)
     if version == 1:
         manifest = dataclasses.replace(manifest, pin=hashlib.sha256(data).hexdigest())
     if identity != manifest.identity:
-        raise Corrupt(f"{uri}: its identity is not that of its content ({manifest.identity}): it was damaged or changed by hand")
+        raise Corrupt(f"{uri}: its identity does not match its content ({manifest.identity}): it was damaged or edited by hand")
     if version == 1 and sum(shard.num_samples for shard in shards) != manifest.rows.get("written"):
         raise Corrupt(f"{uri}: its shards do not have the samples that were written: it was damaged or changed by hand")
     return manifest
@@ -187,7 +187,7 @@ def shard_from_json(value: Any, version: int, uri: str) -> Shard:
     """A shard as `from_json` reads it, of a split that there is."""
     shard = from_json(Shard, value, version, uri)
     if shard.split not in _SPLITS:
-        raise Corrupt(f"{uri}: {shard.name} is of split {shard.split!r}, which is unknown: it was damaged or changed by hand")
+        raise Corrupt(f"{uri}: {shard.name} has the unknown split {shard.split!r}: it was damaged or changed by hand")
     return shard
 
 
@@ -245,7 +245,7 @@ def require_manifest(folder: str, identity: str = "", manifest_sha256: str = "")
     if manifest_sha256 and manifest.pin != manifest_sha256:
         raise Corrupt(
             f"{join(folder, NAME)}: not the file that this run was planned with (SHA-256 {manifest_sha256[:12]}): it was damaged or "
-            "changed by hand; stage the data set again, or bring the file back from a copy"
+            "changed by hand; stage the data set again, or restore the file from a copy"
         )
     return manifest
 
@@ -285,7 +285,7 @@ def staged_sets(folder: str, manifest: Manifest, pins: tuple[str, ...] = ()) -> 
     if not pins:
         return places
     if len(pins) != len(places):
-        raise Corrupt(f"{join(folder, NAME)}: names {len(places)} evaluation sets, and {len(pins)} were pinned: run the same again")
+        raise Corrupt(f"{join(folder, NAME)}: names {len(places)} evaluation sets, but {len(pins)} were pinned: run the same command again")
     return [dataclasses.replace(place, manifest_sha256=pin) for place, pin in zip(places, pins, strict=True)]
 
 

@@ -97,7 +97,7 @@ def read_rdms(config: RepresentationConfig, planned: Sequence[DataConfig] = ()) 
     found = [read_rdm(place.uri, place.identity) for place in places]
     for number, one in enumerate(found):
         if one.name in {other.name for other in found[:number]}:
-            raise InputError(f"RDM {places[number].uri}: a second one called {one.name}: give the file another name")
+            raise InputError(f"RDM {places[number].uri}: a second RDM called {one.name}: rename the file")
     return found
 
 
@@ -163,7 +163,7 @@ def sets_of(config: RepresentationConfig, rdms: Sequence[Rdm], known: Mapping[st
         if lacking[name]:
             count = len(rdm.names)
             raise InputError(
-                f"RDM {rdm.name}: {len(lacking[name])} of its {count} names are no pictures of {name}, such as {lacking[name][0]!r}; its "
+                f"RDM {rdm.name}: {len(lacking[name])} of its {count} names are not pictures in {name}, such as {lacking[name][0]!r}; its "
                 f"pictures have names such as {keys[name][0]!r}"
             )
         found[rdm.name] = name

@@ -70,7 +70,7 @@ def read_page(experiment_uri: str) -> Page:
     numbers: list[Any] = [value.get(name, none) for name in ("generation", "claimed")]
     files, inputs = value.get("files"), value.get("inputs")
     if not checked.is_files(files) or not isinstance(inputs, str) or not all(type(number) is int and number >= 0 for number in numbers):
-        raise Corrupt(f"{uri}: not a record of the report of firstsight")
+        raise Corrupt(f"{uri}: not a firstsight report record")
     return Page(generation=numbers[0], claimed=numbers[1], inputs=inputs, files=dict(files or {}))
 
 
@@ -167,4 +167,4 @@ def _write(uri: str, page: Page, stamp: str) -> bool:
 
 
 def _busy(uri: str) -> RunError:
-    return RunError(f"{uri}: changed {_TRIES} times meanwhile: the page could not be written")
+    return RunError(f"{uri}: changed {_TRIES} times in the meantime: the page could not be written")

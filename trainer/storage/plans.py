@@ -73,7 +73,7 @@ def read_plan(experiment_uri: str) -> Plan | None:
 
 
 def write_plan(experiment_uri: str, plan: Plan) -> None:
-    """Write plan.json, but for its format version and checksum given in full."""
+    """Write plan.json, given in full except for its format version and checksum."""
     write_document(join(experiment_uri, NAME), {**plan, "format_version": FORMAT_VERSION})
 
 

@@ -123,5 +123,5 @@ def local_path(uri: str) -> Path | None:
     except UnicodeEncodeError:
         possible = False
     if not possible:
-        raise InputError(f"{uri!r}: no file system takes such a name")
+        raise InputError(f"{uri!r}: no file system accepts such a name")
     return Path(path)

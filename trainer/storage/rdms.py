@@ -3,7 +3,7 @@
 Two forms:
 
 - `.csv`: the first row is a corner and the names, each further row a name and its numbers;
-- `.npy`: the square matrix alone, beside a `.txt` of the same name with the names, one a line.
+- `.npy`: the square matrix alone, beside a `.txt` of the same name with the names, one per line.
 """
 
 import csv
@@ -58,7 +58,7 @@ def read_rdm(uri: str, sha256: str = "") -> Rdm:
     """
     stem, _, suffix = uri.rpartition(".")
     if suffix not in ("csv", "npy") or not stem.rpartition("/")[2]:
-        raise InputError(f"RDM {uri}: must be a .csv file with names, or an .npy file beside a .txt file of names")
+        raise InputError(f"RDM {uri}: must be a .csv file with names, or a .npy file with a .txt file of names next to it")
     data = _read(uri)
     if suffix == "csv":
         names, values = _from_csv(uri, data)
@@ -69,7 +69,8 @@ def read_rdm(uri: str, sha256: str = "") -> Rdm:
     found = hashlib.sha256(data).hexdigest()
     if sha256 and found != sha256:
         raise InputError(
-            f"RDM {uri}: not the one that was planned with (SHA-256 {found[:12]}, not {sha256[:12]}): plan the experiment again"
+            f"RDM {uri}: not the RDM that the experiment was planned with (SHA-256 {found[:12]}, not {sha256[:12]}): plan the experiment "
+            "again"
         )
     _check(uri, names, values)
     return Rdm(name=stem.rpartition("/")[2], names=tuple(names), values=values, sha256=found)
@@ -120,7 +121,7 @@ def _from_csv(uri: str, data: bytes) -> tuple[list[str], NDArray[np.float64]]:
     try:
         return names, np.array([row[1:] for row in rows[1:]], np.float64).reshape(len(names), len(columns))
     except ValueError as error:
-        raise InputError(f"RDM {uri}: {error}: only numbers may stand in the matrix") from error
+        raise InputError(f"RDM {uri}: {error}: the matrix may contain only numbers") from error
 
 
 def _check(uri: str, names: Sequence[str], values: NDArray[np.float64]) -> None:
@@ -128,7 +129,7 @@ def _check(uri: str, names: Sequence[str], values: NDArray[np.float64]) -> None:
     if values.shape != (count, count):
         raise InputError(f"RDM {uri}: must be square, got {values.shape[0]} x {values.shape[1]}")
     if len(names) != count:
-        raise InputError(f"RDM {uri}: {count} rows and {len(names)} names: each row needs the name of its picture")
+        raise InputError(f"RDM {uri}: {count} rows but {len(names)} names: each row needs the name of its picture")
     if not MIN_NAMES <= count <= MAX_RDM_NAMES:
         raise InputError(f"RDM {uri}: must compare {MIN_NAMES} to {MAX_RDM_NAMES:,} pictures, got {count}")
     twice = next((name for number, name in enumerate(sorted(names)) if number and sorted(names)[number - 1] == name), None)

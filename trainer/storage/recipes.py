@@ -64,7 +64,8 @@ def read_config_values(uri: str) -> dict[str, Any]:
     first, _, rest = data.partition(b"\n")
     if _MARK.removeprefix(b"# ") in first and first != _checksum_line(rest):
         raise Corrupt(
-            f"{uri}: its content does not have the checksum in its first line: it was damaged, or changed by hand (then remove that line)"
+            f"{uri}: its content does not match the checksum in its first line: it was damaged, or edited by hand (in that case remove "
+            "that line)"
         )
     if not rest.strip() and (first.startswith(b"#") or not first.strip()):
         raise Corrupt(f"{uri}: it has no content: it was cut short")

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class S3Store:
-    """Objects in the buckets of one endpoint. One client a process, made again after a fork."""
+    """Objects in the buckets of one endpoint. One client per process, recreated after a fork."""
 
     def __init__(self, settings: S3Settings) -> None:
         self._settings = settings
@@ -94,7 +94,7 @@ class S3Store:
         info = self.head(target.uri)
         if info is None or info.size != source.count:
             held = f"{info.size} bytes" if info else "no object"
-            raise RunError(f"{target.uri}: {source.count} bytes were sent, the store then held {held}: a second writer?")
+            raise RunError(f"{target.uri}: {source.count} bytes were sent, but the store then had {held}: a second writer?")
         return info
 
     def create(self, uri: str, data: bytes) -> bool:
@@ -111,7 +111,7 @@ class S3Store:
             if bucket not in self._conditions:
                 self._conditions[bucket] = s3_conditions.has_conditions(client, bucket, key)
                 if not self._conditions[bucket]:
-                    _log.warning("%s checks no conditions of writes: writers use claims, which are slower", self._settings.endpoint)
+                    _log.warning("%s does not support conditional writes: writers use claims, which are slower", self._settings.endpoint)
             if self._conditions[bucket]:
                 return s3_conditions.put_if(client, uri, bucket, key, data, condition)
             return s3_conditions.put_claimed(client, bucket, key, data, allows)
@@ -226,7 +226,7 @@ class _Source:
         ends = self._size is not None and (left > 0 or self.at_end)
         if ends and (self.count != self._size or self._stream.read(1)):
             more = "more" if self.count >= (self._size or 0) else self.count
-            raise RunError(f"{self._uri}: the stream held {more} bytes where {self._size} were announced; nothing was written")
+            raise RunError(f"{self._uri}: the stream had {more} bytes, but {self._size} were announced; nothing was written")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

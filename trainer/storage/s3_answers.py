@@ -172,9 +172,9 @@ def explained(uri: str, endpoint: str) -> Iterator[None]:
     except S3Error as error:
         raise _explain_code(uri, endpoint, error) from error
     except ServerError as error:
-        raise RunError(f"{uri}: {endpoint} answers {error.status_code}") from error
+        raise RunError(f"{uri}: {endpoint} responded with {error.status_code}") from error
     except InvalidResponseError as error:
-        raise InputError(f"{uri}: what answers at {endpoint} is not an S3 store: {printable(str(error))[:200]}") from error
+        raise InputError(f"{uri}: the server at {endpoint} is not an S3 store: {printable(str(error))[:200]}") from error
     except (MinioException, ValueError) as error:
         raise InputError(f"{uri}: {printable(str(error))}") from error
 
@@ -203,9 +203,9 @@ def _explain_code(uri: str, endpoint: str, error: S3Error) -> Exception:
     if code == "PreconditionFailed":
         return ReplacedError(f"{uri}: the object was replaced while it was read")
     if code == "InvalidRange":
-        return RunError(f"{uri}: the object ends before the range that was asked for: it was cut short")
+        return RunError(f"{uri}: the object ends before the requested range: it was truncated")
     if error.response.status >= 500 and code != "NotImplemented":
-        return RunError(f"{uri}: {endpoint} fails ({text})")
+        return RunError(f"{uri}: {endpoint} failed ({text})")
     return InputError(f"{uri}: refused by {endpoint} ({text})")
 
 

@@ -1,8 +1,8 @@
-"""The `minio` client with firstsight's own care on each request: retries that sign anew, answers that are checked, proxies.
+"""The `minio` client with firstsight's own care on each request: retries that re-sign, response checks, and proxies.
 
-Everything that reaches below minio's public functions is here: `_url_open`, through which all of its requests go, is wrapped,
-so that each of them (a part, a page of a listing) is tried again for as long as is allowed, with keys, date and signature of the
-moment; and `_put_object`, which takes headers that `put_object` does not.
+Everything that uses minio's private functions is here: `_url_open`, through which all of its requests go, is wrapped,
+so that each of them (a part, a page of a listing) is retried for as long as is allowed, with the current keys, date and signature;
+ and `_put_object`, which takes headers that `put_object` does not.
 """
 
 import base64
@@ -32,16 +32,16 @@ from trainer.storage.retries import Retries
 from trainer.storage.s3_answers import EXPIRED_CODES, KEY_CODES, Damaged, Passing, Stranger, check_answer, error_of, is_known, printable
 from trainer.storage.s3_settings import Renewed, S3Settings, provider
 
-_FIRST_CONTACT_SECONDS = 30.0  # an endpoint that never answered is soon taken for a wrong one
-_ABORT_SECONDS = 5.0  # tidying up after a failure must not double the wait for it
-_MAX_BODY_BYTES = 64 << 20  # of any answer but an object: a page of a listing has some 2 MB
+_FIRST_CONTACT_SECONDS = 30.0  # an endpoint that has never responded is soon considered wrong
+_ABORT_SECONDS = 5.0  # cleaning up after a failure must not double the wait
+_MAX_BODY_BYTES = 64 << 20  # limit for any response except an object: a page of a listing is about 2 MB
 _FINE = (200, 204, 206)
 
 logging.getLogger("urllib3.connection").addFilter(lambda record: "Failed to parse headers" not in record.msg)  # with a traceback
 
 
 class Connections(PoolManager):
-    """Kept-alive connections to one endpoint, through the proxy that the settings name; each call is one try."""
+    """Keep-alive connections to one endpoint, through the proxy in the settings, if any; each call is a single attempt."""
 
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
@@ -59,13 +59,13 @@ class Connections(PoolManager):
             self._pool = ProxyManager(f"{parts.scheme}://{host}", proxy_headers=headers, **options)
             self.where += f" (through the proxy {parts.scheme}://{host} of {settings.proxy_variable})"
         self.answered = False
-        self.clock_offset = 0.0  # of the store's clock against this machine's, in seconds, by its last answer
+        self.clock_offset = 0.0  # offset of the store's clock from this machine's, in seconds, from its last response
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
-        """One request; the body is read unless it is to be streamed and the status says that it is what was asked for.
+        """One request; the body is read unless it is to be streamed and the status indicates success.
 
         Raises:
-            InputError: the endpoint's name does not exist, its TLS is not trusted, or a proxy refuses: waiting would not help.
+            InputError: the endpoint's name does not exist, its TLS is not trusted, or a proxy refuses, so that waiting would not help.
             RunError: the connection failed.
         """
         streamed = not options.pop("preload_content", True)
@@ -76,12 +76,12 @@ class Connections(PoolManager):
                 response = _read(response, method)
         except (HTTPError, OSError) as error:
             self._fail(error)
-        except ValueError:  # its text quotes the header
+        except ValueError:  # the error's text quotes the header
             raise InputError("the request has a header or a path that HTTP does not allow") from None
         if response.status == 407:
-            raise InputError(f"{self.where}: the proxy asks for another user and password: {self.settings.proxy_variable}")
+            raise InputError(f"{self.where}: the proxy requires a different user and password: {self.settings.proxy_variable}")
         self.answered = True
-        with suppress(TypeError, ValueError):  # no date, or none that can be read
+        with suppress(TypeError, ValueError):  # no date, or an unreadable one
             self.clock_offset = parsedate_to_datetime(response.headers.get("date", "")).timestamp() - time.time()
         return response
 
@@ -95,13 +95,13 @@ class Connections(PoolManager):
         cause = error.original_error if isinstance(error, ProxyError) else error
         words = _words(cause)
         if isinstance(error, ProxyError) and (refused := re.search(r"Tunnel connection failed: (4\d\d [\w ]*)", words)):
-            raise InputError(f"{self.where}: the proxy answers {refused[1].strip()}") from error
+            raise InputError(f"{self.where}: the proxy responded {refused[1].strip()}") from error
         if self._is_wrong(cause):
             raise InputError(f"{words} (endpoint {self.where})") from error
         raise UnreachableError(f"{self.where} cannot be reached: {words}", begun=not isinstance(cause, NewConnectionError)) from error
 
     def _is_wrong(self, error: Exception) -> bool:
-        """Whether no wait can help: an unknown host (unless it answered before), a certificate, https:// to a plain HTTP port."""
+        """Whether waiting cannot help: an unknown host (unless it answered before), a certificate, https:// to a plain HTTP port."""
         if isinstance(error, NameResolutionError):
             reason = error.__cause__
             return not self.answered and isinstance(reason, socket.gaierror) and reason.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
@@ -122,19 +122,19 @@ class Client(Minio):
 
     def __init__(self, settings: S3Settings) -> None:
         scheme, _, host = settings.endpoint.partition("://")
-        self.settings, self.connections, self._keys = settings, _JudgedConnections(settings), provider(settings)
+        self.settings, self.connections, self._keys = settings, _CheckedConnections(settings), provider(settings)
         super().__init__(host, secure=scheme == "https", region=settings.region, credentials=self._keys, http_client=self.connections)
         if settings.addressing:
             style = self.enable_virtual_style_endpoint if settings.addressing == "virtual" else self.disable_virtual_style_endpoint
             style()  # type: ignore[no-untyped-call]
-        self._accepted: Credentials | None = None  # keys with which the store did something
+        self._accepted: Credentials | None = None  # credentials that the store has accepted before
 
     def now(self) -> float:
-        """POSIX seconds by the store's clock, as of its last answer."""
+        """POSIX seconds by the store's clock, as of its last response."""
         return time.time() + self.connections.clock_offset
 
     def put(self, bucket: str, key: str, data: bytes, headers: Mapping[str, str] | None = None, md5: str = "") -> tuple[str, bool]:
-        """PUT an object; its ETag, and whether that is the MD5 of `data`, which the server has then received unharmed."""
+        """PUT an object; returns its ETag, and whether that equals the MD5 of `data`, which proves that the server received it intact."""
         return self._checked_put(bucket, key, data, md5, headers, None)
 
     def put_part(self, bucket: str, key: str, data: bytes, upload_id: str, number: int, md5: str) -> tuple[str, bool]:
@@ -142,7 +142,7 @@ class Client(Minio):
         return self._checked_put(bucket, key, data, md5, None, {"partNumber": str(number), "uploadId": upload_id})
 
     def begin_upload(self, bucket: str, key: str) -> str:
-        """Begin a multipart upload; its id."""
+        """Begin a multipart upload; returns its id."""
         return self._create_multipart_upload(bucket, key, {})
 
     def copy_part(self, bucket: str, key: str, headers: Mapping[str, Any], upload_id: str, number: int) -> str:
@@ -188,16 +188,16 @@ class Client(Minio):
         preload_content: bool = True,
         no_body_trace: bool = False,
     ) -> BaseHTTPResponse:
-        """One request of minio's, tried again while what stands in its way may pass.
+        """One minio request, retried as long as the failure may be transient.
 
         Raises:
             S3Error: the store refuses.
-            InputError: what answers is not a store, or cannot be reached as the settings say.
+            InputError: the endpoint is not a store, or cannot be reached with these settings.
             RunError: the time for retries has passed.
         """
         query, sent = dict(query_params or {}), dict(headers or {})
         retries = Retries(_ABORT_SECONDS if method == "DELETE" and "uploadId" in query else self.settings.retry_seconds)
-        doubted = ""  # an answer that ends it if it comes again
+        doubted = ""  # a response that ends the retries if it is received twice
         while True:
             keys = self._current_keys(retries)
             try:
@@ -223,7 +223,7 @@ class Client(Minio):
                 retries.wait(f"{self.connections.where} answers {error}{clocks}", at_least=error.pause, seconds=first)
             except Stranger as error:
                 if self._accepted is None and doubted == str(error):
-                    raise InputError(f"what answers at {self.connections.where} is not an S3 store: it says {error}") from None
+                    raise InputError(f"the server at {self.connections.where} is not an S3 store: it responded {error}") from None
                 doubted = str(error)
                 retries.wait(f"{self.connections.where} answers {error}")
             except S3Error as error:
@@ -238,7 +238,7 @@ class Client(Minio):
                 retries.wait(f"{self.connections.where} answers {passing or f'{code}: {error.message}'}")
 
     def _current_keys(self, retries: Retries) -> Credentials:
-        """The keys of the moment; who gives them is waited for as the store is."""
+        """The current keys; waits for whoever issues them just as for the store."""
         while True:
             try:
                 return self._keys.retrieve()
@@ -246,7 +246,7 @@ class Client(Minio):
                 retries.wait(str(error))
 
     def _error_of(self, method: str, region: str, bucket: str | None, key: str | None, response: BaseHTTPResponse) -> S3Error:
-        """The error that an answer stands for; a refused HEAD has no body that says why, so the object is asked for."""
+        """The error that an answer stands for; a refused HEAD has no body that says why, so the object is requested with GET."""
         try:
             return error_of(method, key, response)
         except Stranger:
@@ -260,7 +260,7 @@ class Client(Minio):
         raise Passing(f"{response.status} to HEAD, but not to GET")
 
     def _passes(self, code: str, keys: Credentials) -> str:
-        """What to wait for after this refusal of the keys, in words; empty where nothing would help."""
+        """What to wait for after this rejection of the keys, in words; empty if waiting would not help."""
         if code not in EXPIRED_CODES | KEY_CODES or not isinstance(self._keys, Renewed):
             return ""
         if code in EXPIRED_CODES or self._accepted:
@@ -279,14 +279,14 @@ class Client(Minio):
 
 
 class _AnsweredError(Exception):
-    """A status that is not of success, before minio looks at it."""
+    """A non-success status, before minio handles it."""
 
     def __init__(self, response: BaseHTTPResponse) -> None:
         super().__init__()
         self.response = response
 
 
-class _JudgedConnections(Connections):
+class _CheckedConnections(Connections):
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
         response = super().urlopen(method, url, redirect, **options)
         if response.status not in _FINE:
@@ -295,11 +295,11 @@ class _JudgedConnections(Connections):
 
 
 def _read(response: BaseHTTPResponse, method: str) -> BaseHTTPResponse:
-    """The same answer with its body in memory; a body without end is an error."""
+    """The same response with its body in memory; an endless body is an error."""
     try:
         data = response.read(_MAX_BODY_BYTES + 1)
         if len(data) > _MAX_BODY_BYTES:
-            raise ProtocolError(f"an answer of more than {_MAX_BODY_BYTES >> 20} MiB")
+            raise ProtocolError(f"a response of more than {_MAX_BODY_BYTES >> 20} MiB")
     except BaseException:
         response.close()
         raise
@@ -321,7 +321,7 @@ def _words(error: BaseException) -> str:
         return "no such host"
     reason = error.args[0] if isinstance(error, SSLError) and error.args else error.__cause__ or error
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return f"its TLS certificate is not trusted ({reason.verify_message}): name its CA in FIRSTSIGHT_S3_CA"
+        return f"its TLS certificate is not trusted ({reason.verify_message}): set FIRSTSIGHT_S3_CA to its CA"
     if getattr(reason, "reason", "") in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
         return "it does not speak TLS: use http:// or another port"
     text = str(reason or error) or type(error).__name__

@@ -74,7 +74,7 @@ class WorkloadIdentity(Renewed):
             raise InputError(f"credentials of this pod's account: {error.filename}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, SyntaxError) as error:  # minio's; their words may quote the token
             said = f": {error}" if str(error).startswith(("error in reading file ", "Host ")) or "loopback" in str(error) else ""
-            raise InputError(f"credentials of this pod's account: {self._connections.where} answers none{said}") from None
+            raise InputError(f"credentials of this pod's account: {self._connections.where} returned none{said}") from None
 
 
 def _is_due(credentials: Credentials, seconds: float) -> bool:
@@ -95,7 +95,9 @@ class _Asking(Connections):
         line = f"credentials of this pod's account: {self.where} answers {response.status} {said}".rstrip()
         if response.status >= 500 or response.status == 429 or code in _PASSING_CODES:
             raise RunError(line)
-        raise InputError(f"{line}: the role or the account's annotation lets it in (docs/OPERATIONS.md, Workload identity)")
+        raise InputError(
+            f"{line}: check the role's trust policy and the service account's annotation (docs/OPERATIONS.md, Workload identity)"
+        )
 
 
 def _error_of(body: bytes) -> tuple[str, str]:

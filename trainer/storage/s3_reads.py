@@ -78,7 +78,9 @@ def read_checked(client: Client, uri: str, bucket: str, key: str) -> bytes:
         if (etag, digest) in wrong:
             if not _has_md5_etags(client, bucket, key):
                 return data
-            raise Corrupt(f"{uri}: the store gives bytes with MD5 {digest} for an object whose ETag says {etag}: it was damaged there")
+            raise Corrupt(
+                f"{uri}: the store returned bytes with MD5 {digest} for an object whose ETag is {etag}: it was damaged in the store"
+            )
         wrong.add((etag, digest))
         retries.wait(f"{uri}: the bytes that came are not those of the ETag")
 
@@ -132,7 +134,9 @@ def _end_of(uri: str, response: BaseHTTPResponse, position: int, end: int | None
         raise Damaged(f"{length} bytes of a range of {end - position}")
     if begin != position or (end is not None and length != end - position):
         wanted = "all" if end is None else end - position
-        raise RunError(f"{uri}: {wanted} bytes from {position} wanted, the store gives {length} from {begin}: the object was cut short")
+        raise RunError(
+            f"{uri}: {wanted} bytes from {position} were requested, but the store returned {length} from {begin}: the object was truncated"
+        )
     return position + length
 
 

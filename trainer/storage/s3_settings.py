@@ -184,9 +184,9 @@ def read_credentials(file: str, profile: str) -> Credentials:
     try:
         parser.read_string(text.replace("\r\n", "\n").replace("\r", "\n"))
     except configparser.DuplicateSectionError as error:
-        raise InputError(f"{where}: line {error.lineno}: [{error.section}] is there twice") from None
+        raise InputError(f"{where}: line {error.lineno}: [{error.section}] appears twice") from None
     except configparser.DuplicateOptionError as error:
-        raise InputError(f"{where}: line {error.lineno}: {error.option} is there twice in [{error.section}]") from None
+        raise InputError(f"{where}: line {error.lineno}: {error.option} appears twice in [{error.section}]") from None
     except configparser.MissingSectionHeaderError as error:
         raise InputError(f"{where}: line {error.lineno}: a line before the first [profile]") from None
     except configparser.ParsingError as error:  # their own words quote the line

@@ -165,7 +165,7 @@ def upload(target: Target) -> Iterator[Upload]:
         return
     proven = under_way.proven and etag.lower() == under_way.composite()
     if not proven and not s3_reads.holds(target.client, target.uri, target.bucket, target.key, under_way.digests):
-        raise WrongBytesError(f"{target.uri}: {target.client.connections.where} holds other bytes than were sent: a second writer?")
+        raise WrongBytesError(f"{target.uri}: {target.client.connections.where} has different bytes from those sent: a second writer?")
 
 
 def put_parts(target: Target, first: bytes, read: Callable[[], bytes]) -> None:
@@ -197,7 +197,7 @@ def copy_whole(target: Target, source: CopySource, source_uri: str, size: int, e
     copied = copied or target.client.copy_object(target.bucket, target.key, source).etag or ""
     if copied.strip('"').lower() != etag.lower() and not _are_equal(target, source, source_uri):
         raise WrongBytesError(
-            f"{target.uri}: its bytes are not those of {source_uri}, which it was copied from; run the same command again"
+            f"{target.uri}: its bytes differ from those of {source_uri}, from which it was copied; run the same command again"
         )
 
 
@@ -238,7 +238,7 @@ def sweep(client: Client, bucket: str, prefix: str) -> None:
         for one in ids:
             client.abort_upload(bucket, key, one)
         client.remove_object(bucket, name)
-        _log.info("s3://%s/%s: removed what a writer left that was killed", bucket, key)
+        _log.info("s3://%s/%s: removed leftovers of a killed writer", bucket, key)
 
 
 def _read_record(client: Client, bucket: str, name: str) -> tuple[str, str, float]:

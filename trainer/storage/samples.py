@@ -40,7 +40,7 @@ def check_index(data: bytes, uri: str, shard: Shard) -> ShardIndex:
         Corrupt: changed, cut short, or of another tar.
     """
     if shard.index_sha256 and not is_index_of(data, shard):
-        raise Corrupt(f"{uri}: not the index that the manifest names: its checksum is another; it was cut short or changed")
+        raise Corrupt(f"{uri}: not the index that the manifest names: its checksum differs; it was truncated or changed")
     try:
         index = decode_index(data, uri)
     except InputError as error:

@@ -1,7 +1,7 @@
 """Every object that may lie under a root: who writes it, who reads it, and what happens where it is damaged.
 
 Damage is one of four: the object is missing, cut short, has a flipped bit, or an older version of itself stands in its place. What
-happens then is *healed* (made again or put back by the same command, which says so), *refused* (named, with what to do, because
+happens then is *healed* (rebuilt or restored by the same command, which says so), *refused* (named, with what to do, because
 nothing intact can give it back) or *harmless* (nothing is decided or computed by it).
 """
 
@@ -70,21 +70,21 @@ def _kind(name: str, pattern: str, writer: str, reader: str, *damage: str) -> St
     )
 
 
-_REMADE = "healed: the stage is made again from its newest intact checkpoint"
-_RECORD = "healed: put back from the copy in final/; where that is damaged too, the stage is made again"
-_RESTAGED = "healed: staged again from its source; refused by name where the source no longer gives the same bytes"
-_PASSED_OVER = "healed: passed over for the one before it, the stage begins again where none is left; its folder may be deleted"
+_REMADE = "healed: the stage is rebuilt from its newest intact checkpoint"
+_RECORD = "healed: restored from the copy in final/; if that is damaged too, the stage is rebuilt"
+_RESTAGED = "healed: staged again from its source; refused, naming the file, if the source no longer gives the same bytes"
+_PASSED_OVER = "healed: skipped in favour of the one before it; if none is left, the stage begins again; its folder may be deleted"
 _NOT_KEPT = "harmless: the epoch counts as not kept; what was measured of it before stays"
-_SCRATCH = "harmless: never listed; a writer that lives notices that it is gone, what a dead one left is swept by whoever comes next"
+_SCRATCH = "harmless: never listed; a live writer notices that it is gone; what a dead one left is removed by the next process"
 _LOG = "harmless: for people only"
 _CHECKED = "healed: the files that it names are hashed again"
-_NEVER = "harmless: written once, so that no older version of it exists"
+_NEVER = "harmless: written once, so no older version of it exists"
 
 KINDS: tuple[StoredKind, ...] = (
-    _kind("write under way", "{anywhere}.{name}.partial", "trainer.storage.writers", "", _SCRATCH),
+    _kind("write in progress", "{anywhere}.{name}.partial", "trainer.storage.writers", "", _SCRATCH),
     # ------------------------------------------------------------------------------------------------ data sets
     _kind("data set's manifest", "{dataset}/manifest.json", "trainer.staging.writer", "trainer.storage.manifest.read_manifest",
-          _RESTAGED, _RESTAGED, _RESTAGED, "refused: the experiment names its identity, of format 1 its checksum, and takes no other"),
+          _RESTAGED, _RESTAGED, _RESTAGED, "refused: the experiment names its identity (in format 1, its checksum) and accepts no other"),
     _kind("data set's plan", "{dataset}/plan.json", "trainer.staging.plans", "trainer.staging.plans.read_plan",
           "healed: planned again from the source while the data set is not sealed; harmless afterwards"),
     _kind("record of a check", "{dataset}/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged", _CHECKED),
@@ -92,17 +92,17 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("index of a shard", "{dataset}/{name}.index", "trainer.staging.slices", "trainer.storage.samples.read_index",
           _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
     _kind("record of a slice", "{dataset}/slices/{name}.json", "trainer.staging.slices", "trainer.staging.slices.read_record",
-          "healed: the slice is made again while the data set is not sealed; harmless afterwards"),
+          "healed: the slice is rebuilt while the data set is not sealed; harmless afterwards"),
     _kind("rows of a slice", "{dataset}/rows/{name}.parquet", "trainer.staging.remote.rows", "trainer.staging.remote.rows.read_rows",
           "healed: planned again from the list while the data set is not sealed; harmless afterwards"),
     _kind("rejected rows", "{dataset}/rejects/{name}.jsonl", "trainer.staging.slices", "", _LOG),
     _kind("attempt at a slice", "{dataset}/attempts/{rest}", "trainer.staging.slices", "trainer.staging.slices.find_whole",
-          "healed: the slice is made again; what is left of attempts is removed when the data set is sealed"),
+          "healed: the slice is rebuilt; what is left of attempts is removed when the data set is sealed"),
     _kind("shard of an evaluation set", "{dataset}/test/{name}.tar", "trainer.staging.heldout", "trainer.evaluation.read_sets.read_shard",
           _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
     _kind("index of an evaluation set's shard", "{dataset}/test/{name}.index", "trainer.staging.heldout",
           "trainer.storage.samples.read_index", _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
-    _kind("number of an evaluation set's shards", "{dataset}/test/nshards.txt", "trainer.staging.sealed",
+    _kind("shard count of an evaluation set", "{dataset}/test/nshards.txt", "trainer.staging.sealed",
           "trainer.evaluation.read_sets.describe_set", _RESTAGED),
     _kind("text file of an evaluation set", "{dataset}/{name}.txt", "trainer.staging.sealed", "trainer.evaluation.read_sets.describe_set",
           _RESTAGED),
@@ -114,48 +114,48 @@ KINDS: tuple[StoredKind, ...] = (
           "refused: the run's last step names it; a new run of the request writes one of its own",
           "refused: the run's last step names it; a new run of the request writes one of its own", _NEVER),
     _kind("stored request", "{experiment}/requests/{name}.json", "pipelines.planning.request", "pipelines.planning.request.read_request",
-          "healed: the first step of a run that asks for the same writes it anew; a step that meets it refuses it by name"),
+          "healed: the first step of a run with the same request rewrites it; a step that reads it damaged refuses it, naming it"),
     _kind("record of a failed cell", "runs/{name}/failed/{name}.json", "pipelines.planning.runs", "pipelines.planning.runs",
           "healed: the cell is tried again in the same run", "healed: the cell is tried again in the same run",
           "healed: the cell is tried again in the same run", _NEVER),
     _kind("record of a step's start", "runs/{name}/started/{name}.json", "pipelines.planning.runs", "",
-          "harmless: where it is missing, a step that Retry starts again passes over cells that failed before"),
-    _kind("lane's sign of life", "runs/{name}/alive/{name}.json", "pipelines.planning.runs", "",
+          "harmless: if it is missing, a step that Retry starts again skips cells that failed before"),
+    _kind("lane's heartbeat", "runs/{name}/alive/{name}.json", "pipelines.planning.runs", "",
           "harmless: it is written again within a minute"),
     _kind("record that a request began a stage", "{experiment}/requests/{name}/begun/{name}.json", "pipelines.steps.cells", "",
-          "harmless: where it is missing, `resume: never` has its effect once more"),
+          "harmless: if it is missing, `resume: never` takes effect once more"),
     _kind("experiment's plan", "{experiment}/plan.json", "pipelines.planning.writing", "trainer.storage.plans.read_plan",
           "healed: planned again from the request; cells of earlier runs are taken from the configurations of their stages"),
     _kind("declaration", "{experiment}/declared/{name}.json", "pipelines.planning.varied", "pipelines.planning.varied.find_lost",
-          "healed: written anew from the plan; where that is gone too, what a request declares counts as declared after results"),
+          "healed: rewritten from the plan; if that is gone too, what a request declares counts as declared after the results"),
     _kind("lock of an experiment", "{experiment}/{name}.lock", "pipelines.jobs.lock", "pipelines.jobs.lock.exclusive",
-          "healed: a run that finds its lock replaced ends; the next one takes it"),
+          "healed: a run that finds its lock replaced exits; the next one takes the lock"),
     # ------------------------------------------------------------------------------------------------ staging jobs
     _kind("record of staging", "{experiment}/staging/{name}/sealed.json", "pipelines.steps.sealed", "pipelines.steps.sealed.find_sealed",
           "healed: the staging job looks at the source again and finds the data set"),
     _kind("result of a staging job", "{experiment}/staging/{name}/{name}.json", "trainer.__main__", "pipelines.steps.staging.run_staging",
-          "healed: the next staging job writes it anew; a dry run takes the data for unstaged"),
+          "healed: the next staging job rewrites it; a dry run treats the data as unstaged"),
     _kind("recipe for a staging job", "{experiment}/staging/{name}/{name}.yaml", "pipelines.steps.staging",
-          "trainer.storage.recipes.read_recipe", "healed: written anew before each staging job"),
+          "trainer.storage.recipes.read_recipe", "healed: rewritten before each staging job"),
     # ------------------------------------------------------------------------------------------------ every job
     _kind("record of a failure", "{job}/failure.json", "trainer.storage.failures", "trainer.storage.failures.read_failure",
-          "harmless: how the job failed is then unknown, and said to be"),
+          "harmless: how the job failed is then reported as unknown"),
     _kind("job's log", "{job}/log.txt", "pipelines.steps.running", "", _LOG),
     # ------------------------------------------------------------------------------------------------ stages
     _kind("stage's configuration", "{stage}/config.yaml", "pipelines.planning.writing", "trainer.storage.recipes.read_stage",
-          "healed: planned again, unless what else the folder holds is of another recipe; of a finished stage put back from final/"),
+          "healed: planned again, unless the rest of the folder belongs to another recipe; for a finished stage, restored from final/"),
     _kind("stage's lineage", "{stage}/lineage.json", "trainer.run.records", "trainer.storage.committed.read_beside", _RECORD),
-    _kind("stage's figures by step", "{stage}/progress.jsonl", "trainer.run.metrics", "trainer.storage.committed.read_beside", _RECORD),
+    _kind("stage's metrics by step", "{stage}/progress.jsonl", "trainer.run.metrics", "trainer.storage.committed.read_beside", _RECORD),
     _kind("stage's placement", "{stage}/placement.json", "trainer.run.placing", "trainer.run.placing.settle",
-          "healed: values are chosen anew: the loss stays the same, the bits may not"),
+          "healed: values are chosen again: the loss stays the same, the bits may not"),
     _kind("stage's newest attempt", "{stage}/attempt.json", "trainer.storage.fence", "trainer.storage.fence.read_claim",
-          "healed: claimed anew with a higher number than any seal has; a writer that lived on is fenced off by its token"),
+          "healed: claimed again with a higher number than any seal has; a writer that is still running is fenced off by its token"),
     _kind("record of a check", "{stage}/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged", _CHECKED),
     _kind("final model's seal", "{stage}/final/COMMITTED.json", "trainer.storage.committed", "trainer.storage.committed.read_final",
           _REMADE, _REMADE, _REMADE, _NEVER),
     _kind("copy of a stage's configuration", "{stage}/final/config.yaml", "trainer.run.checkpoint",
           "trainer.storage.recipes.restore_config",
-          "harmless: read only where the stage's own is damaged, and believed by its checksum alone"),
+          "harmless: read only if the stage's own copy is damaged, and trusted only if its checksum matches"),
     _kind("file of a final model", "{stage}/final/{rest}", "trainer.run.checkpoint", "trainer.storage.committed.read_final",
           _REMADE, _REMADE, _REMADE, _REMADE),
     _kind("checkpoint's seal", "{stage}/checkpoints/{name}/COMMITTED.json", "trainer.storage.committed", "trainer.run.starting",
@@ -177,14 +177,14 @@ KINDS: tuple[StoredKind, ...] = (
           "trainer.storage.arrays.read_arrays", "healed: measured again"),
     # ------------------------------------------------------------------------------------------------ report
     _kind("record of the report", "{experiment}/report/made.json", "trainer.storage.pages", "trainer.storage.pages.read_page",
-          "healed: the report is made again"),
+          "healed: the report is rebuilt"),
     _kind("record of a check", "{experiment}/report/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged",
           _CHECKED),
     _kind("record of a check", "{experiment}/report/{name}/CHECKED.json", "trainer.storage.checked",
           "trainer.storage.checked.find_damaged", _CHECKED),
     _kind("file of a page", "{experiment}/report/{name}/{name}", "trainer.storage.pages", "pipelines.steps.page.is_current",
-          "healed: the report is made again"),
+          "healed: the report is rebuilt"),
     _kind("file of the report", "{experiment}/report/{name}", "trainer.storage.pages", "pipelines.steps.page.is_current",
-          "healed: the report is made again"),
+          "healed: the report is rebuilt"),
 )  # fmt: skip
 """The first row whose pattern fits is an object's."""

@@ -1,7 +1,7 @@
-"""Who is writing: names for what a write leaves beside its object until it ends, and whether the writer still lives.
+"""Who is writing: names for the temporary files of a write, and whether the writer is still alive.
 
-A writer's mark names the boot of its kernel, its process namespace, its process and when that began, so that nobody else ever
-has the same one. On the same machine it is known for certain whether the writer lives; of another machine's it is not.
+A writer's mark names its kernel's boot, its process namespace, its process and that process's start time, so that it is globally
+unique. On the same machine it is known for certain whether the writer is alive; for writers on other machines it is not.
 """
 
 import errno
@@ -13,22 +13,22 @@ import secrets
 from contextlib import suppress
 
 PARTIAL = ".partial"
-"""What is being written, or says so, has a name that ends like this; it is never listed."""
+"""Objects being written, and markers of a write, have names with this suffix; they are never listed."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What flock says on a file system that has none."""
+"""Errors that flock raises on a file system without locks."""
 
 _MARK = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-(\d+)")
-_MAX_NAME_BYTES = 160  # of the object's name: with all the rest no longer than the 255 that file systems take
+_MAX_NAME_BYTES = 160  # limit for the object's name, so that the full name stays within the 255 bytes that file systems allow
 
 
 def beside(key: str, kind: str) -> str:
-    """A new name, in the folder of `key`, for what belongs to a write of it and is no object itself."""
+    """A new name, in the folder of `key`, for a temporary file of a write to it."""
     return f"{beside_all(key, kind)}{mark()}-{secrets.token_hex(4)}{PARTIAL}"
 
 
 def beside_all(key: str, kind: str) -> str:
-    """How all the names begin that `beside` gives for this key and kind."""
+    """The common prefix of all names that `beside` gives for this key and kind."""
     folder, slash, name = key.rpartition("/")
     encoded = name.encode(errors="surrogateescape")
     if len(encoded) > _MAX_NAME_BYTES:
@@ -43,7 +43,7 @@ def is_partial(key: str) -> bool:
 
 
 def kind_of(key: str) -> str:
-    """The kind in a name that `beside` gave; empty for another."""
+    """The kind in a name that `beside` gave; empty for any other name."""
     found = re.search(rf"\.([a-z]+)-{_MARK.pattern}-[0-9a-f]+{re.escape(PARTIAL)}$", key)
     return found[1] if found else ""
 
@@ -54,7 +54,7 @@ def _own_mark(process: int) -> str:
 
 
 def mark() -> str:
-    """This process's."""
+    """The mark of this process."""
     return _own_mark(os.getpid())
 
 
@@ -77,7 +77,7 @@ def is_gone(key: str) -> bool | None:
 
 
 def has_mark(key: str) -> bool:
-    """Whether this name says who writes."""
+    """Whether this name contains a writer's mark."""
     return bool(_MARK.search(key))
 
 
@@ -88,7 +88,7 @@ def same_kernel(key: str) -> bool:
 
 
 def boot_id() -> str:
-    """Of the running kernel: the same in all its containers, and in no other machine; empty where it cannot be known."""
+    """Boot ID of the running kernel: the same in all its containers and on no other machine; empty if unknown."""
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
     return ""
@@ -97,7 +97,7 @@ def boot_id() -> str:
 @functools.cache
 def _boot() -> str:
     known = boot_id()
-    # where it is not known no machine has this one: nothing is known of anyone
+    # if unknown, use a random ID that no machine has, so that no writer's state can be known
     return hashlib.sha256(f"{known}\n".encode()).hexdigest()[:8] if known else secrets.token_hex(4)
 
 
@@ -109,7 +109,7 @@ def _namespace() -> str:
 
 
 def _begin(process: int) -> int | None:
-    """When the process began, in ticks since boot; 0 where it has ended and only waits for its parent, None where unknown."""
+    """When the process began, in ticks since boot; 0 if it has exited and is a zombie, None if unknown."""
     try:
         with open(f"/proc/{process}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

@@ -3,7 +3,7 @@
           {{- $rule := (index . 0).Values.metrics.prometheusRule }}
           labels: {{- mustMergeOverwrite (dict "severity" (index . 1)) $rule.alertLabels | toYaml | nindent 12 }}
           annotations:
-            {{- /* 0.1.0's default, which nobody can open, is in the values that --reuse-values brings. */}}
+            {{- /* The default of 0.1.0, a link that leads nowhere, is still in the values that --reuse-values carries over. */}}
             {{- with ternary "" $rule.runbookUrl (eq $rule.runbookUrl "docs/RUNBOOK.md#") }}
             runbook_url: {{ printf "%s%s" . (index $ 2 | lower) | quote }}
             {{- else }}

@@ -10,7 +10,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Name cut to 63 characters, kept unique by a hash where it had to be: usage {{ include "firstsight.name" (list . "a" "b") }} */}}
+{{/* Name cut to 63 characters and, if it was cut, kept unique by a hash: usage {{ include "firstsight.name" (list . "a" "b") }} */}}
 {{- define "firstsight.name" -}}
 {{- $whole := join "-" (prepend (rest .) (include "firstsight.fullname" (first .))) -}}
 {{- if gt (len $whole) 63 -}}
@@ -45,9 +45,9 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $root := first . -}}
 {{- $image := index $root.Values.images (last .) -}}
 {{- $repository := $image.repository -}}
-{{- /* A repository that names its registry (`registry.example.org/x`, `localhost/x`, `host:5000/x`) is whole. */ -}}
+{{- /* A repository that names its registry (`registry.example.org/x`, `localhost/x`, `host:5000/x`) is used as is. */ -}}
 {{- if not (regexMatch "^([^/]*[.:][^/]*|localhost)/" $repository) -}}
-{{- /* Docker Hub's is left out, as in 0.1.0: the same image by a longer name would restart what an upgrade may leave alone. */ -}}
+{{- /* Docker Hub's registry is omitted, as in 0.1.0: the same image under a longer name would restart pods that an upgrade could leave alone. */ -}}
 {{- with $root.Values.images.registry }}{{ $repository = printf "%s/%s" (trimSuffix "/" . | trimPrefix "docker.io/") $repository }}{{ end -}}
 {{- end -}}
 {{- if $image.digest -}}
@@ -87,7 +87,7 @@ schedulerName: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* Security context of a pod for a user, or, where that is null, for the one that the cluster chooses (OpenShift): usage
+{{/* Security context of a pod for a user, or, if that is null, for the one assigned by the cluster (OpenShift): usage
 {{ include "firstsight.podSecurity" .Values.pods.runAsUser | nindent 2 }} */}}
 {{- define "firstsight.podSecurity" -}}
 runAsNonRoot: true
@@ -99,8 +99,8 @@ fsGroup: {{ int64 . }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{/* Metadata of a pod: usage {{ include "firstsight.podMetadata" (list . "reaper") | nindent 6 }}. A mesh's sidecar would
-keep a hook from ending; no version, or every new chart would restart the store. */}}
+{{/* Metadata of a pod: usage {{ include "firstsight.podMetadata" (list . "reaper") | nindent 6 }}. A service-mesh sidecar would
+keep a hook from finishing; there is no version label, or every new chart would restart the store. */}}
 {{- define "firstsight.podMetadata" -}}
 {{- $root := first . -}}
 labels:
@@ -117,14 +117,14 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{/* Lines after `annotations:` of a hook: usage {{ include "firstsight.hook" (list "post-install,post-upgrade" 0) }}. A test's
-pod stays when it has succeeded, since `helm test --logs` reads it afterwards; the uninstall hook sweeps it. */}}
+pod is kept after it succeeds, since `helm test --logs` reads it afterwards; the uninstall hook deletes it. */}}
 {{- define "firstsight.hook" -}}
 helm.sh/hook: {{ first . }}
 helm.sh/hook-weight: {{ last . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation{{ if ne (first .) "test" }},hook-succeeded{{ end }}
 {{- end -}}
 
-{{/* Service and namespace of Kubeflow's API where the endpoint is one inside the cluster, as "service/namespace:port"; else empty. */}}
+{{/* Service and namespace of Kubeflow's API if the endpoint is inside the cluster, as "service/namespace:port"; else empty. */}}
 {{- define "firstsight.kubeflowService" -}}
 {{- $endpoint := .Values.kubeflow.endpoint -}}
 {{- with include "firstsight.urlNamespace" $endpoint -}}
@@ -132,12 +132,12 @@ helm.sh/hook-delete-policy: before-hook-creation{{ if ne (first .) "test" }},hoo
 {{- end -}}
 {{- end -}}
 
-{{/* Namespace in which Kubeflow asks for the right to write a pipeline: its owner's, or its own for a shared one. */}}
+{{/* Namespace in which Kubeflow checks permission to write a pipeline: the pipeline owner's, or Kubeflow's own for a shared pipeline. */}}
 {{- define "firstsight.pipelineNamespace" -}}
 {{- default .Values.kubeflow.systemNamespace .Values.kubeflow.namespace -}}
 {{- end -}}
 
-{{/* Start of a container of the pipelines image: usage {{ include "firstsight.pipelinesContainer" (list . "bucket") }} */}}
+{{/* Common fields of a container running the pipelines image: usage {{ include "firstsight.pipelinesContainer" (list . "bucket") }} */}}
 {{- define "firstsight.pipelinesContainer" -}}
 {{- $root := first . -}}
 name: {{ last . }}
@@ -148,7 +148,7 @@ securityContext: {{- include "firstsight.containerSecurity" . | nindent 2 }}
 command: [/usr/bin/catatonit, --, python, -m, pipelines]
 {{- end -}}
 
-{{/* Environment of the chart's own containers, as the values give it: usage {{ include "firstsight.env" . | nindent 12 }} */}}
+{{/* Environment of the chart's own containers, taken from the values: usage {{ include "firstsight.env" . | nindent 12 }} */}}
 {{- define "firstsight.env" -}}
 - {name: HOME, value: /tmp}
 {{- if and (eq .Values.logs.format "json") (not (hasKey .Values.pods.env "FIRSTSIGHT_LOG_FORMAT")) }}

@@ -13,7 +13,7 @@ to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
 {{- $number -}}
 {{- end -}}
 
-{{/* "true" where the first CIDR contains the second; of IPv6 only the families are compared. Usage
+{{/* "true" if the first CIDR contains the second; for IPv6, only the address families are compared. Usage
 {{ include "firstsight.contains" (list "10.0.0.0/8" "10.1.0.0/16") }} */}}
 {{- define "firstsight.contains" -}}
 {{- $outer := splitList "/" (first .) -}}{{- $inner := splitList "/" (last .) -}}
@@ -26,7 +26,7 @@ to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
 {{- end -}}
 {{- end -}}
 
-{{/* Egress to the cluster's DNS: its pods, and what nodes answer themselves. */}}
+{{/* Egress to the cluster's DNS: its pods, and the addresses at which nodes answer themselves. */}}
 {{- define "firstsight.egressDns" -}}
 {{- $policy := .Values.networkPolicy -}}
 - to:
@@ -42,12 +42,12 @@ to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
 {{- end }}
 {{- end -}}
 
-{{/* A selector of the namespace of this name; empty: of any. */}}
+{{/* A selector for the namespace with this name; empty: any namespace. */}}
 {{- define "firstsight.namespaceSelector" -}}
 {{- with . }}{matchLabels: {kubernetes.io/metadata.name: {{ . }}}}{{ else }}{}{{ end -}}
 {{- end -}}
 
-{{/* Namespace of the Service that a URL names, where it names one inside the cluster; else empty. */}}
+{{/* Namespace of the Service that a URL names, if it is inside the cluster; otherwise empty. */}}
 {{- define "firstsight.urlNamespace" -}}
 {{- $host := get (urlParse .) "host" -}}
 {{- if or (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+\\.svc(\\.|:|$)" $host) (regexMatch "^[a-z0-9-]+\\.[a-z0-9-]+:[0-9]+$" $host) -}}
@@ -100,11 +100,11 @@ from the Service's; else to its port at these CIDRs. `name.other:80` may be eith
 {{- end -}}
 {{- end -}}
 
-{{/* Egress of staging: from where lists, pictures and archives come. Empty where nothing may. */}}
+{{/* Egress for staging: where lists, pictures and archives are fetched from. Empty if nothing may be fetched. */}}
 {{- define "firstsight.egressStaging" -}}
 {{- $private := list -}}
 {{- range .Values.network.privateSources }}
-{{- /* All unique local addresses, but for the metadata of AWS and Google. */ -}}
+{{- /* All unique local addresses except the metadata addresses of AWS and Google. */ -}}
 {{- $private = append $private (ternary (dict "cidr" . "except" (list "fd00:ec2::/32" "fd20:ce::/32")) . (has (lower .) (list "fc00::/7" "fd00::/8"))) }}
 {{- end -}}
 {{- with concat .Values.networkPolicy.stagingCidrs $private -}}

@@ -1,5 +1,5 @@
 {{/* Every profile in each of its namespaces, as a JSON list of profiles with `name` and `namespace`, `unnamed` where the values name
-none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Worked out once: it asks the cluster. */}}
+none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Computed once, because it queries the cluster. */}}
 {{- define "firstsight.runs" -}}
 {{- if not (hasKey .Values "runs") }}{{ $_ := set .Values "runs" (include "firstsight.findRuns" .) }}{{ end -}}
 {{- .Values.runs -}}
@@ -27,7 +27,7 @@ none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Worked out
 {{- $release := $root.Release.Namespace -}}
 {{- $found := include "firstsight.foundInRelease" (list $root $name) -}}
 {{- if and (has $release $profile.namespaces) (not $profile.inReleaseNamespace) (not $found) -}}
-{{- fail (printf "profiles.%s.namespaces: runs may not live in the release's namespace %s: their right to make Jobs would reach the Secret of the store's root user there and the reaper's account. Name another namespace, or take the risk by profiles.%s.inReleaseNamespace=true" $name $release $name) -}}
+{{- fail (printf "profiles.%s.namespaces: runs may not live in the release's namespace %s: their permission to create Jobs would give them access to the store's root Secret and the reaper's service account there. Name another namespace, or accept the risk with profiles.%s.inReleaseNamespace=true" $name $release $name) -}}
 {{- end -}}
 {{- if $profile.namespaces -}}
 {{- toJson $profile.namespaces -}}
@@ -36,7 +36,7 @@ none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Worked out
 {{- else if include "firstsight.seesCluster" $root -}}
 {{- list (include "firstsight.runsNamespace" $root) | toJson -}}
 {{- else -}}
-{{- fail (printf "profiles.%s.namespaces must be named where the cluster cannot be asked which it has (helm template, GitOps): a new install takes [%s], an older one had [%s], which inReleaseNamespace=true allows" $name (include "firstsight.runsNamespace" $root) $release) -}}
+{{- fail (printf "profiles.%s.namespaces must be set when the cluster cannot be queried for them (helm template, GitOps): new installs use [%s]; older ones used [%s], which needs inReleaseNamespace=true" $name (include "firstsight.runsNamespace" $root) $release) -}}
 {{- end -}}
 {{- end -}}
 
@@ -55,7 +55,7 @@ Usage: {{ include "firstsight.foundInRelease" (list . $name) }} */}}
 {{- end -}}
 {{- end -}}
 
-{{/* Where runs of a new install live unless the values say otherwise. */}}
+{{/* The namespace for runs of a new install unless the values say otherwise. */}}
 {{- define "firstsight.runsNamespace" -}}
 {{- printf "%s-runs" (.Release.Namespace | trunc 58 | trimSuffix "-") -}}
 {{- end -}}
@@ -83,19 +83,19 @@ Usage: {{ include "firstsight.foundInRelease" (list . $name) }} */}}
 {{- default (printf "s3://%s/{namespace}" $root.Values.objectStore.bucket) $run.root | replace "{namespace}" $run.namespace -}}
 {{- end -}}
 
-{{/* The LocalQueue of Kueue's that a profile's jobs name; empty: none: usage {{ include "firstsight.kueue" $run }} */}}
+{{/* The Kueue LocalQueue that a profile's jobs name; empty: none: usage {{ include "firstsight.kueue" $run }} */}}
 {{- define "firstsight.kueue" -}}
 {{- $jobs := .jobs -}}
 {{- if and $jobs.queue (eq $jobs.queueLabel "kueue.x-k8s.io/queue-name") }}{{ $jobs.queue }}{{ else }}{{ get $jobs.labels "kueue.x-k8s.io/queue-name" }}{{ end -}}
 {{- end -}}
 
-{{/* A value as text, large whole numbers too: Helm holds numbers as floats, and would write 34359738368 as 3.4359738368e+10. */}}
+{{/* A value as text, including large integers: Helm holds numbers as floats and would write 34359738368 as 3.4359738368e+10. */}}
 {{- define "firstsight.number" -}}
 {{- if and (kindIs "float64" .) (eq (toString (floor .)) (toString .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
-{{/* profile.yaml (pipelines/profile/profile.py): usage {{ include "firstsight.profile" (list . $run) }}. What came after 0.1.0 is
-written only where it is not the default: a step of an older pipeline version, still running, reads this file too. */}}
+{{/* profile.yaml (pipelines/profile/profile.py): usage {{ include "firstsight.profile" (list . $run) }}. Fields added after 0.1.0 are
+written only if they differ from the default: a step of an older pipeline version, still running, reads this file too. */}}
 {{- define "firstsight.profile" -}}
 {{- $root := first . -}}{{- $run := last . -}}{{- $jobs := $run.jobs -}}
 {{- $environment := include "firstsight.storeEnvironment" $root | fromYaml -}}
@@ -176,8 +176,8 @@ jobs:
   {{- end }}
 {{- end -}}
 
-{{/* What the chart itself lays over jobs (pull Secrets, a private CA), with the values' own podTemplate over that.
-Lists are put one after the other: pipelines/cluster/merge.py merges entries of one name. */}}
+{{/* What the chart itself merges into jobs (pull Secrets, a private CA), with the podTemplate from the values on top.
+Lists are concatenated: pipelines/cluster/merge.py merges entries of one name. */}}
 {{- define "firstsight.podTemplate" -}}
 {{- $root := first . -}}{{- $run := last . -}}
 {{- $spec := dict -}}

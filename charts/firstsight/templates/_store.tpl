@@ -1,4 +1,4 @@
-{{/* The store's environment that is no secret, as YAML: usage {{ include "firstsight.storeEnvironment" . | fromYaml }} */}}
+{{/* The store's non-secret environment, as YAML: usage {{ include "firstsight.storeEnvironment" . | fromYaml }} */}}
 {{- define "firstsight.storeEnvironment" -}}
 {{- $store := .Values.objectStore -}}
 {{- if $store.bundled.enabled -}}
@@ -19,7 +19,7 @@ FIRSTSIGHT_S3_CA: /etc/firstsight/ca.crt
 {{- end -}}
 {{- end -}}
 
-{{/* Certificates that TLS to the store trusts; empty: the public ones. */}}
+{{/* CA certificates to trust for TLS to the store; empty: the public CAs. */}}
 {{- define "firstsight.storeCa" -}}
 {{- if .Values.objectStore.external.enabled }}{{ .Values.objectStore.external.caBundle }}{{ end -}}
 {{- end -}}
@@ -34,7 +34,7 @@ FIRSTSIGHT_S3_CA: /etc/firstsight/ca.crt
 {{- end -}}
 {{- end -}}
 
-{{/* The bundled store's root password: that of the Secret on the cluster, else a new one; the same all over one rendering. */}}
+{{/* The bundled store's root password: from the Secret on the cluster, otherwise a new one; the same throughout one rendering. */}}
 {{- define "firstsight.rootPassword" -}}
 {{- if not (hasKey .Values.objectStore.bundled "rootPassword") -}}
 {{- if not (or .Values.objectStore.bundled.unstableCredentials (include "firstsight.seesCluster" .)) -}}
@@ -57,7 +57,7 @@ FIRSTSIGHT_S3_CA: /etc/firstsight/ca.crt
 {{- if and .secret.create (not .workloadIdentity.enabled) }}true{{ end -}}
 {{- end -}}
 
-{{/* A run's user of the bundled store, as YAML. Its key derives from the root password, so that nothing else need be kept; and from
+{{/* A run's user of the bundled store, as YAML. Its key derives from the root password, so that nothing else has to be stored; and from
 secret.rotation, so that one profile can have another.
 Usage: {{ include "firstsight.user" (list . $run) | fromYaml }} */}}
 {{- define "firstsight.user" -}}

@@ -1,4 +1,4 @@
-"""What tells one kind of job from another: its manifest, and how its status is read. The launcher does the rest for all kinds."""
+"""What distinguishes one kind of job from another: its manifest, and how its status is read. The launcher does the rest for all kinds."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from trainer.storage.committed import read_final
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Where a job stands, as its controller says.
+    """The state of a job, as reported by its controller.
 
     Attributes:
-        name: suspended: a queue holds it; active: it is made, starts or runs; succeeded and failed: it has ended.
+        name: suspended (a queue holds it), active (it is being created, starting or running), succeeded or failed (it has ended).
         message: the controller's words about the end.
     """
 
@@ -26,7 +26,7 @@ class Phase:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether the job has reached a final state."""
         return self.name in ("succeeded", "failed")
 
 
@@ -36,10 +36,10 @@ class Shape(ABC):
     Attributes:
         kind: as the API server knows it.
         container: the pod's container whose log and exit code count.
-        backend: what a profile's `backend` says to train by it; empty: it does not train.
-        about: of one that trains, what the chart's values say of it.
-        suspended_by: where below `spec` stands whether a queue holds the job.
-        longest_name: most characters of a job's name from which its controller can make all that it makes.
+        backend: the value of a profile's `backend` that selects it for training; empty: not for training.
+        about: for kinds that train, their description in the chart's values.
+        suspended_by: path below `spec` of the field that says whether a queue holds the job.
+        longest_name: maximum length of a job's name for which its controller can create everything it needs.
     """
 
     kind: ClassVar[Kind]
@@ -54,11 +54,11 @@ class Shape(ABC):
 
     @abstractmethod
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
-        """The object to create. Of attempt 0 it is what two launchers must agree in to ask for the same."""
+        """The object to create. For attempt 0, two launchers ask for the same job only if their manifests are equal."""
 
     @abstractmethod
     def phase(self, job: Mapping[str, Any]) -> Phase:
-        """Where the job stands."""
+        """The job's state."""
 
     @abstractmethod
     def pods_wanted(self, job: Mapping[str, Any]) -> int:
@@ -69,7 +69,7 @@ class Shape(ABC):
         """Whether its log is the one to follow."""
 
     def served_by(self, api: Api) -> Self:
-        """This shape in the form that the server takes; the same where all versions that are known here take one form.
+        """This shape in the form that the server accepts; itself if all known versions accept the same form.
 
         Raises:
             InputError: the cluster does not serve the kind, or in a form that is not known here.
@@ -77,15 +77,15 @@ class Shape(ABC):
         return self
 
     def is_done(self, spec: JobSpec) -> bool | None:
-        """Whether the store holds what the job was to make; None: the job's phase decides.
+        """Whether the store holds what the job was meant to produce; None: the job's phase decides.
 
-        Of a training stage the seal says it, whatever the job's conditions are.
+        For a training stage the seal decides, whatever the job's conditions are.
         """
         return is_sealed(spec)
 
 
 def phase_of(job: Mapping[str, Any], suspended: bool, *, succeeded: str, failed: str) -> Phase:
-    """The phase by the conditions that say how it ended."""
+    """The phase, according to the conditions that say how the job ended."""
     true = {entry["type"]: entry for entry in job.get("status", {}).get("conditions") or [] if entry["status"] == "True"}
     if succeeded in true:
         return Phase(name="succeeded", message=str(true[succeeded].get("message", "")))
@@ -95,6 +95,6 @@ def phase_of(job: Mapping[str, Any], suspended: bool, *, succeeded: str, failed:
 
 
 def is_sealed(spec: JobSpec) -> bool:
-    """Whether the stage is finished by this very recipe, and all that its seal names is whole: as the trainer itself judges."""
+    """Whether the stage was finished with exactly this recipe and everything its seal names is intact, by the trainer's own criteria."""
     seal, damaged = read_final(spec.folder)
     return seal is not None and seal.recipe_hash == spec.recipe_hash and not damaged

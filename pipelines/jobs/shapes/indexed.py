@@ -1,4 +1,4 @@
-"""Staging and evaluation as an Indexed Job (batch/v1): as many pods as slices, and one that fails is made again alone."""
+"""Staging and evaluation as an Indexed Job (batch/v1): as many pods as slices, and a failed pod is recreated on its own."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from trainer.errors import InputError
 JOB = Kind("batch/v1", "jobs", "Job", pod_label="batch.kubernetes.io/job-name")
 CONTAINER = "trainer"
 RETRIES = 3
-"""Of one slice; what a pod loses with its node does not count."""
+"""Retries per slice; pods lost with their node do not count."""
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 
 class IndexedJobs(Shape):
-    """How the launcher makes and reads Indexed Jobs."""
+    """How the launcher creates and reads Indexed Jobs."""
 
     kind = JOB
     container = CONTAINER
@@ -47,7 +47,9 @@ class IndexedJobs(Shape):
                 "completions": spec.slices,
                 "parallelism": spec.slices,
                 "backoffLimitPerIndex": RETRIES,
-                "maxFailedIndexes": max(1, spec.slices // 10),  # some slices can be unlucky; more, and something is wrong with all
+                "maxFailedIndexes": max(
+                    1, spec.slices // 10
+                ),  # a few slices may be unlucky; if more fail, something is wrong with all of them
                 "podFailurePolicy": {
                     "rules": [
                         {
@@ -63,7 +65,7 @@ class IndexedJobs(Shape):
         }
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
-        """By its conditions; a failure names the slices that failed."""
+        """The phase according to its conditions; a failure names the slices that failed."""
         phase = phase_of(job, bool(job["spec"].get("suspend")), succeeded="Complete", failed="Failed")
         failed = str(job.get("status", {}).get("failedIndexes") or "")
         if phase.name != "failed" or not failed or job["spec"].get("completions") == 1:
@@ -71,7 +73,7 @@ class IndexedJobs(Shape):
         return dataclasses.replace(phase, message=f"slices {failed.replace(',', ', ')} failed: {phase.message}")
 
     def pods_wanted(self, job: Mapping[str, Any]) -> int:
-        """One a slice, less those that are done."""
+        """One per slice, minus those that are done."""
         return max(0, int(job["spec"].get("parallelism", 1)) - int(job.get("status", {}).get("succeeded") or 0))
 
     def is_leader(self, pod: Mapping[str, Any]) -> bool:
@@ -79,7 +81,7 @@ class IndexedJobs(Shape):
         return is_of_index_0(pod)
 
     def is_done(self, spec: JobSpec) -> bool | None:
-        """Its command finds out what is done already; the Job's own conditions say whether it ended well."""
+        """None: its command finds out what is already done, and the Job's own conditions say whether it succeeded."""
         return None
 
 
@@ -91,7 +93,7 @@ def sized(settings: JobSettings, purpose: str) -> JobSettings:
 
 
 def is_of_index_0(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod of an Indexed Job is of its first index."""
+    """Whether a pod belongs to the first index of an Indexed Job."""
     return bool((pod["metadata"].get("labels") or {}).get(INDEX_LABEL) == "0")
 
 

@@ -1,4 +1,4 @@
-"""The pod in which the trainer runs, whatever kind of job makes it, with the cluster's own template laid over it."""
+"""The pod in which the trainer runs, whatever kind of job creates it, with the cluster's own template merged on top."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ TEMPLATE_CONTAINER = "pytorch"
 """In `jobs.pod_template` this name means the trainer's container, whatever a kind of job has to call it."""
 GRACE_SECONDS = 180
 INIT = ["/usr/bin/catatonit", "--"]
-"""Process 1 of each pod: it reaps what others leave behind and passes SIGTERM on, to a process that is still starting too."""
+"""Process 1 of each pod: it reaps orphaned processes and forwards SIGTERM, even to a process that is still starting."""
 STORAGE, STORAGE_REQUEST = "ephemeral-storage", "1Gi"
 STORAGE_GIB_BESIDE_CACHE = 16
-"""Compiled kernels, logs and what an evaluation unpacks, beside the shards of `placement.cache_bytes`: assumed, generously."""
+"""Compiled kernels, logs and what an evaluation unpacks, beyond the shards counted by `placement.cache_bytes`: a generous assumption."""
 STORAGE_GIB_OF_STAGING = 100
-"""A plan of YFCC15M joins its lists on disk, and tars are written before they are uploaded: assumed, generously."""
+"""A plan of YFCC15M joins its lists on disk, and tars are written before they are uploaded: a generous assumption."""
 TOKEN, TOKEN_SECONDS = "/var/run/secrets/firstsight/token", 3600
-"""Of the pod's account, for who gives credentials; the kubelet renews it after four fifths of that time."""
+"""Path and lifetime of the pod's service-account token, for whoever issues credentials; the kubelet renews it after 80 % of that time."""
 WRITABLE = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -42,23 +42,23 @@ def pod_template(
     placement: Mapping[str, Any] | None = None,
     metrics: bool = True,
 ) -> dict[str, Any]:
-    """The template of a pod that runs `python -m trainer <arguments>`, good under restricted Pod Security.
+    """The template of a pod that runs `python -m trainer <arguments>`, valid under the restricted Pod Security Standard.
 
     Args:
         settings: where and with what it runs.
-        container: what the kind's controller wants the trainer's container to be called.
+        container: the name that the kind's controller requires for the trainer's container.
         arguments: of `python -m trainer`.
         labels: of the pod.
         annotations: of the pod.
         environment: variables beside those of the settings.
-        purpose: what it does; it chooses the template beside the common one.
-        placement: fields of the trainer's placement that are given, for the size of its cache.
-        metrics: whether it serves them, and is to be scraped.
+        purpose: what the pod does; selects the template to merge in addition to the common one.
+        placement: the trainer's placement fields that were set, used for the size of its cache.
+        metrics: whether the pod serves metrics and should be scraped.
 
     Raises:
-        InputError: a template of the settings takes the container away.
+        InputError: a template in the settings removes the container.
     """
-    no_sidecar = {"sidecar.istio.io/inject": "false"}  # a mesh's sidecar never ends, and the job would not either
+    no_sidecar = {"sidecar.istio.io/inject": "false"}  # a mesh sidecar never exits, so the job would never finish
     template: dict[str, Any] = {
         "metadata": {"labels": {**labels, **no_sidecar}, "annotations": {**annotations, **no_sidecar}},
         "spec": {
@@ -73,7 +73,7 @@ def pod_template(
             ],
         },
     }
-    if settings.service_account:  # for the cloud alone: a token for Kubernetes stays out
+    if settings.service_account:  # only for the cloud: no Kubernetes token is mounted
         template["spec"]["serviceAccountName"] = settings.service_account
     if settings.token_audience:
         _add_token(template["spec"], settings.token_audience)
@@ -87,7 +87,7 @@ def pod_template(
 
 
 def _security(user: int | None) -> dict[str, Any]:
-    """Restricted Pod Security's; without a user the cluster chooses one, and the group that volumes get."""
+    """The security context for the restricted Pod Security Standard; without a user, the cluster assigns one and the volumes' group."""
     fixed = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
     return {"runAsNonRoot": True, **fixed, "seccompProfile": {"type": "RuntimeDefault"}}
 
@@ -95,10 +95,10 @@ def _security(user: int | None) -> dict[str, Any]:
 def _bounded(
     template: dict[str, Any], container: str, settings: JobSettings, purpose: Purpose, placement: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """With a limit for what the pod writes to its node, where the templates set none: a pod beyond it is evicted instead of its neighbours.
+    """The template with a limit on what the pod writes to its node, if it sets none: a pod over it is evicted instead of its neighbours.
 
-    A template with an emptyDir of its own has no such limit unless the settings say one: nobody knows what is meant to go there. Nor has
-    a job in a queue: it admits none that asks for what its quotas do not name.
+    A template with an emptyDir of its own gets no such limit unless the settings give one, since nobody knows what is meant to go there.
+    Neither does a job in a queue, since the queue admits no job that requests resources not named in its quotas.
     """
     (trainer,) = [one for one in template["spec"]["containers"] if one["name"] == container]
     resources = {kind: dict((trainer.get("resources") or {}).get(kind) or {}) for kind in ("requests", "limits")}
@@ -120,7 +120,7 @@ def _bounded(
 
 
 def _add_token(spec: dict[str, Any], audience: str) -> None:
-    """Give the pod a token of its account for this audience, which the kubelet renews, and say where it is."""
+    """Mount a token of the pod's service account for this audience, renewed by the kubelet, and set the variable that says where it is."""
     token = {"serviceAccountToken": {"audience": audience, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN.rpartition("/")[2]}}
     spec["volumes"].append({"name": "identity", "projected": {"sources": [token]}})
     (container,) = spec["containers"]
@@ -129,7 +129,7 @@ def _add_token(spec: dict[str, Any], audience: str) -> None:
 
 
 def _renamed(template: Mapping[str, Any], container: str) -> dict[str, Any]:
-    """The cluster's template with the trainer's container called as this kind of job calls it."""
+    """The cluster's template with the trainer's container renamed as this kind of job requires."""
     spec = dict(template.get("spec") or {})
     if "containers" in spec:
         spec["containers"] = [
@@ -147,7 +147,9 @@ def _container(settings: JobSettings, name: str, arguments: Sequence[str], envir
         "name": name,
         "image": settings.image,
         "command": [*INIT, "python", "-m", "trainer"],
-        "args": [argument.replace("$(", "$$(") for argument in arguments],  # else the kubelet puts variables in, the store's key too
+        "args": [
+            argument.replace("$(", "$$(") for argument in arguments
+        ],  # otherwise the kubelet expands variables, including the store's key
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "resources": {"requests": {"cpu": settings.cpu_of_pod, "memory": settings.memory_of_pod}, "limits": limits},
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -1,4 +1,4 @@
-"""A training stage as a PyTorchJob of the training operator v1, in the one form that survives what clusters do.
+"""A training stage as a PyTorchJob of the training operator v1, in the one form that survives node failures, preemption and restarts.
 
 Worker-only and elastic with min = max: torchrun's agents find each other by c10d, and when a rank dies the
 group restarts in place. Success is never read from the job's conditions (with an elastic policy the first

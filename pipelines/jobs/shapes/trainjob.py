@@ -1,9 +1,9 @@
 """A training stage as a TrainJob of Kubeflow Trainer 2.0 to 2.3 (beta), with the TrainingRuntime `firstsight` that the chart ships.
 
-A TrainJob says what runs and on how many nodes; the rest of the pod (ports, scheduler) is the runtime's. Each minor version renamed
-the field by which a job sets more of its pods, under one API version, so the manifest follows the schema that the cluster serves.
-Trainer has no elastic jobs: its PET_* variables say how many nodes there are, ours beside them where they meet, and so torchrun's
-agents restart the group in place as in a PyTorchJob (pipelines/jobs/shapes/pytorchjob.py).
+A TrainJob says what runs and on how many nodes; the rest of the pod (ports, scheduler) comes from the runtime. Each minor version renamed
+the field with which a job customises its pods, all under one API version, so the manifest follows the schema that the cluster serves.
+Trainer has no elastic jobs: its PET_* variables say how many nodes there are, and ours add where they meet, so that torchrun's
+agents restart the group in place, as in a PyTorchJob (pipelines/jobs/shapes/pytorchjob.py).
 """
 
 from collections.abc import Mapping
@@ -29,26 +29,26 @@ RUNTIME = "firstsight"
 CONTAINER = "node"
 RENDEZVOUS_PORT = 29400
 SECRET_KEYS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
-"""Keys of `jobs.store_secret`, and whether each may be missing: a TrainJob cannot take a Secret whole."""
+"""Keys of `jobs.store_secret`, and whether each may be missing: a TrainJob cannot use envFrom with a Secret."""
 RUNTIMES = ("imagePullSecrets", "priorityClassName")
-"""What the chart writes into the runtime from the same values, as it does jobs.scheduler_name."""
+"""Fields that the chart writes into the runtime from the same values, as it does with jobs.scheduler_name."""
 CONTAINER_KEYS = {"name", "image", "command", "args", "env", "resources"}
-"""Of the trainer's container, what a TrainJob says beside the field for the rest of the pod."""
+"""Fields of the trainer's container that a TrainJob sets outside the field for the rest of the pod."""
 POD_IN = {
     "podSpecOverrides": (),
     "podTemplateOverrides": ("spec",),
     "runtimePatches": ("trainingRuntimeSpec", "template", "spec", "replicatedJobs", "template", "spec", "template", "spec"),
 }
-"""The field by which a TrainJob sets more of its pods in Trainer 2.0, in 2.1, and in 2.2 and 2.3; where in it a pod's spec is."""
+"""The field with which a TrainJob customises its pods in Trainer 2.0, in 2.1, and in 2.2 and 2.3, and the pod spec's path inside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What the TrainJobs of a cluster can say.
+    """What TrainJobs on a given cluster can express.
 
     Attributes:
         field: a key of POD_IN.
-        labels: whether the job has a field of its own for labels of what it makes.
+        labels: whether the job has a field for labels of the objects it creates.
         metadata: whether it can set labels and annotations of its pods.
         pod: keys of a pod's spec that it can set.
         container: keys of the trainer's container that it can set there.
@@ -71,21 +71,21 @@ NEWEST = Form(
     ),
     container=frozenset(("securityContext", "volumeMounts")),
 )
-"""Of Trainer 2.3: what a dry run shows, which asks no cluster."""
+"""The form of Trainer 2.3, which a dry run shows because it queries no cluster."""
 
 
 def form_of(schema: Schema, server: str) -> Form:
     """The form of a served schema of TrainJobs.
 
     Raises:
-        InputError: none that is known here.
+        InputError: the schema matches no known form.
     """
     spec = below(schema, "spec").get("properties", {})
     field = next((name for name in POD_IN if name in spec), "")
     pod = below(schema, "spec", field, *POD_IN.get(field, ())).get("properties", {})
     if not pod or "trainer" not in spec or "runtimeRef" not in spec:
         raise InputError(
-            f"{server} serves TrainJobs ({TRAINJOB.api_version}) of a version of Kubeflow Trainer that is not supported: their spec has "
+            f"{server} serves TrainJobs ({TRAINJOB.api_version}) of an unsupported version of Kubeflow Trainer: their spec has "
             f"{', '.join(sorted(spec)) or 'no fields'}, and with none of {', '.join(POD_IN)} (2.0 to 2.3) a job cannot have its volumes: "
             "install one of those, or choose the backend pytorchjob"
         )
@@ -100,7 +100,7 @@ def form_of(schema: Schema, server: str) -> Form:
 
 
 class TrainJobs(Shape):
-    """How the launcher makes and reads TrainJobs."""
+    """How the launcher creates and reads TrainJobs."""
 
     kind = TRAINJOB
     container = CONTAINER
@@ -113,18 +113,18 @@ class TrainJobs(Shape):
         self.form = form
 
     def served_by(self, api: Api) -> Self:
-        """In the form of the schema that the server serves."""
+        """This shape in the form of the schema that the server serves."""
         return type(self)(self._settings, form_of(served_schema(api, self.kind), api.server))
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt.
 
         Raises:
-            InputError: `jobs.pod_template` asks for what a TrainJob cannot say.
+            InputError: `jobs.pod_template` asks for something a TrainJob cannot express.
         """
         assert spec.identity is not None
         settings, name, labels = self._settings, spec.identity.name, spec.identity.labels()
-        _refuse_what_it_cannot_say(settings, self.form)
+        _reject_unsupported(settings, self.form)
         placement = placed(settings, spec.placement, attempt, spec.resume)
         arguments = [*spec.arguments, *placement_arguments(placement)]
         environment = {**ENVIRONMENT, **_rendezvous(name, int(placement["max_restarts"])), **spec.environment}
@@ -156,20 +156,20 @@ class TrainJobs(Shape):
         }
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
-        """By its conditions; a queue suspends it by a field."""
+        """The phase according to its conditions; a queue suspends it through a field."""
         return phase_of(job, bool(job["spec"].get("suspend")), succeeded="Complete", failed="Failed")
 
     def pods_wanted(self, job: Mapping[str, Any]) -> int:
-        """One a node."""
+        """One per node."""
         return int(job["spec"]["trainer"]["numNodes"])
 
     def is_leader(self, pod: Mapping[str, Any]) -> bool:
-        """Node 0 is where the others meet; rank 0 is nearly always there."""
+        """Whether it is node 0, the rendezvous point; rank 0 is nearly always there."""
         return is_of_index_0(pod)
 
 
 def _rendezvous(name: str, max_restarts: int) -> dict[str, str]:
-    """Where torchrun's agents meet: node 0, by the name that its JobSet gives it. The PET_* variables of Trainer's own say the rest."""
+    """Where torchrun's agents meet: node 0, under the name that its JobSet gives it. Trainer's own PET_* variables provide the rest."""
     return {
         "PET_RDZV_BACKEND": "c10d",
         "PET_RDZV_ENDPOINT": f"{name}-node-0-0.{name}:{RENDEZVOUS_PORT}",
@@ -189,7 +189,7 @@ def _secrets(name: str) -> list[dict[str, Any]]:
 
 
 def _patch(form: Form, labels: Mapping[str, str], template: Mapping[str, Any], container: Mapping[str, Any]) -> dict[str, Any]:
-    """What the job sets of its pods beside its trainer, as this form says it."""
+    """What the job sets on its pods besides the trainer, in this form."""
     pod = {
         **{key: template["spec"][key] for key in sorted(form.pod) if key in template["spec"]},
         "containers": [{"name": CONTAINER, **{key: container[key] for key in sorted(form.container) if key in container}}],
@@ -204,7 +204,7 @@ def _patch(form: Form, labels: Mapping[str, str], template: Mapping[str, Any], c
     return {"manager": f"{DOMAIN}/launcher", "trainingRuntimeSpec": {"template": template_of_jobset}}
 
 
-def _refuse_what_it_cannot_say(settings: JobSettings, form: Form) -> None:
+def _reject_unsupported(settings: JobSettings, form: Form) -> None:
     for name, template in settings.templates("train").items():
         unsaid = [f"metadata.{key}" for key in template.get("metadata") or {} if not (form.metadata and key in ("labels", "annotations"))]
         spec = template.get("spec") or {}
@@ -215,7 +215,7 @@ def _refuse_what_it_cannot_say(settings: JobSettings, form: Form) -> None:
             else:
                 unsaid += [f"spec.containers.{key}" for key in container if key not in CONTAINER_KEYS | form.container]
         if unsaid:
-            raise InputError(f"jobs.{name}: a TrainJob cannot set {', '.join(unsaid)}: put it into the TrainingRuntime {RUNTIME!r}")
+            raise InputError(f"jobs.{name}: a TrainJob cannot set {', '.join(unsaid)}: set it in the TrainingRuntime {RUNTIME!r}")
 
 
 SHAPE = TrainJobs

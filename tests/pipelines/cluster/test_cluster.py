@@ -206,14 +206,14 @@ def test_a_kubeconfig_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "config").write_text(text)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
 
-    with pytest.raises(InputError, match=f"kubeconfig {tmp_path}/config: no cluster can be found by it"):
+    with pytest.raises(InputError, match=f"kubeconfig {tmp_path}/config: it does not define a usable cluster"):
         Cluster.connect()
 
 
 def test_a_kubeconfig_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
 
-    with pytest.raises(InputError, match="missing: no cluster can be found by it"):
+    with pytest.raises(InputError, match="missing: it does not define a usable cluster"):
         Cluster.connect()
 
 
@@ -227,11 +227,11 @@ def test_requests_outlive_a_restart_of_the_server(cluster: Cluster, server: Fake
 
 
 def test_a_server_in_trouble_is_believed_for_a_while_and_then_quoted(cluster: Cluster, server: FakeApi, monkeypatch: pytest.MonkeyPatch):
-    """Such as an operator's webhook that does not answer."""
+    """Such as an operator's webhook that does not respond."""
     monkeypatch.setattr(api, "SERVER_ERROR_SECONDS", 0.2)
     server.refuse = lambda verb, resource, body: Status(500, "InternalError", "failed calling webhook: connection refused")
 
-    with pytest.raises(RunError, match=r"answers 500: failed calling webhook: connection refused \(still so after"):
+    with pytest.raises(RunError, match=r"answers 500: failed calling webhook: connection refused \(still failing after"):
         cluster.create(PYTORCHJOB, job())
 
 

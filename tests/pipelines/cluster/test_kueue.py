@@ -80,7 +80,7 @@ def test_a_version_that_is_withdrawn_in_mid_run_is_asked_for_again(api_server: F
         (
             (("QuotaReserved", "True", "QuotaReserved", "x"),),
             {"admissionChecks": [{"name": "a", "state": "Ready"}, {"name": "nodes", "state": "Pending"}]},
-            Admission(text=f"{WAITS}: its quota is reserved, and it waits for admission checks nodes"),
+            Admission(text=f"{WAITS}: its quota is reserved, and it is waiting for admission checks nodes"),
         ),
         ((("QuotaReserved", "True", "QuotaReserved", "x"),), {}, Admission(text=f"{WAITS}: its quota is reserved")),
     ],
@@ -119,7 +119,7 @@ def test_the_workload_of_another_job_says_nothing_of_this_one(api_server: FakeAp
 )
 def test_an_integration_that_is_switched_off(api_cluster: Cluster, job: dict[str, Any], kind: str, framework: str):
     """Then Kueue makes no Workload and says nothing."""
-    text = f"{WAITS}, and Kueue has made no Workload for it: is {framework} among its integrations.frameworks?"
+    text = f"{WAITS}, but Kueue has created no Workload for it: is {framework} among its integrations.frameworks?"
     assert why(api_cluster, job, KINDS[kind]) == Admission(text=text, cause="ignored")
 
 
@@ -141,7 +141,9 @@ def test_no_kueue(api_server: FakeApi, api_cluster: Cluster):
 
     found = why(api_cluster, job)
 
-    assert found == Admission(text=f"{WAITS}, and the cluster serves no kueue.x-k8s.io: install Kueue, or name no queue", cause="ignored")
+    assert found == Admission(
+        text=f"{WAITS}, but the cluster does not serve kueue.x-k8s.io: install Kueue, or set no queue", cause="ignored"
+    )
     with pytest.raises(MissingKind, match=r"has no localqueues.kueue.x-k8s.io: install Kueue, or name no queue"):
         Kueue(api_cluster).require("gpus")
 
@@ -151,8 +153,8 @@ def test_who_may_not_look_is_told_so(api_server: FakeApi, api_cluster: Cluster, 
     message = f'workloads is forbidden: User "ana" cannot list resource "workloads" in API group "{fake_kueue.GROUP}"'
     api_server.refuse = lambda verb, resource, body: Status(403, "Forbidden", message) if fake_kueue.GROUP in resource else None
 
-    assert why(api_cluster, job).text.startswith(f"{WAITS}; why cannot be read: no permission to list workloads.kueue.x-k8s.io")
-    assert Kueue(api_cluster).require("nights").startswith("not looked at: no permission to get localqueues.kueue.x-k8s.io")
+    assert why(api_cluster, job).text.startswith(f"{WAITS}; the reason cannot be read: no permission to list workloads.kueue.x-k8s.io")
+    assert Kueue(api_cluster).require("nights").startswith("not checked: no permission to get localqueues.kueue.x-k8s.io")
 
 
 def test_a_queue_that_is_not_there_is_refused_with_those_that_are(api_server: FakeApi, api_cluster: Cluster, job: dict[str, Any]):
@@ -169,6 +171,6 @@ def test_a_queue_that_takes_no_jobs(api_server: FakeApi, api_cluster: Cluster, j
     """Refused before a run, waited for in one."""
     fake_kueue.queue(api_server, "days", stopped=message)
 
-    with pytest.raises(InputError, match=rf"LocalQueue team/days of ClusterQueue all takes no jobs: {message}"):
+    with pytest.raises(InputError, match=rf"LocalQueue team/days of ClusterQueue all accepts no jobs: {message}"):
         Kueue(api_cluster).require("days")
     assert Kueue(api_cluster).require("days", active=False) == "LocalQueue team/days of ClusterQueue all"

@@ -60,5 +60,5 @@ def test_the_base_is_left_as_it_was():
 
 @pytest.mark.parametrize("volumes", [3, [1], [{"emptyDir": {}}], {"a": 1}])
 def test_a_list_without_what_it_is_merged_by_is_refused(volumes: object):
-    with pytest.raises(InputError, match=r"jobs\.pod_template: volumes must be a list of mappings with name each"):
+    with pytest.raises(InputError, match=r"jobs\.pod_template: volumes must be a list of mappings, each with name"):
         strategic_merge({"volumes": [{"name": "shm"}]}, {"volumes": volumes})

@@ -123,7 +123,7 @@ def test_a_step_that_is_done_imports_nothing_slow(tmp_path: Path, module: str):
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "contrastive: lane-1-of-1: random-seed0\ncontrastive random-seed0: done before\n"
+    assert done.stdout == "contrastive: lane-1-of-1: random-seed0\ncontrastive random-seed0: already done\n"
 
 
 def one_lane(request: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def test_a_job_that_cannot_start_fails_its_step_once(
     assert caught.value.code == 1
     assert "does the training operator v1 run?" in read_json(f"{scene.folder}/failure.json")["line"]
     assert len(scene.operator.created) == 1
-    assert "nobody says why" in capsys.readouterr().err.splitlines()[-1]
+    assert "no reason is given" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_end_of_a_run_lets_go_of_what_it_holds(
@@ -217,7 +217,7 @@ def test_a_report_is_made_though_the_cluster_is_gone(
     scene.api.stop()
     finish.finish(run="a-run", request="", root="", state="FAILED")
 
-    assert "could not be released, the reaper will release them: no Kubernetes API server can be reached" in capsys.readouterr().out
+    assert "could not be released; the reaper will release them: no Kubernetes API server can be reached" in capsys.readouterr().out
 
 
 def test_the_store_of_the_profile_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -255,7 +255,7 @@ def test_a_run_on_a_cluster_needs_a_store_that_pods_reach(
 def test_a_bucket_that_is_missing_is_said_before_anything_is_made(
     what: str, s3_root: str, scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """As is a store that does not answer: one line, and no request to the cluster."""
+    """As is a store that does not respond: one line, and no request to the cluster."""
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
     if what == "store":
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")

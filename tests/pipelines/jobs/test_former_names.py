@@ -36,7 +36,7 @@ def adopting(scene: Scene) -> tuple[str, Launch]:
     """The job, and a launcher that has adopted it."""
     name = put_former(scene)
     launch = scene.launch()
-    eventually(lambda: f"PyTorchJob team/{name} runs already: adopted" in launch.text())
+    eventually(lambda: f"PyTorchJob team/{name} is already running: adopted" in launch.text())
     return name, launch
 
 
@@ -58,7 +58,7 @@ def test_what_happens_to_it_is_said_of_its_own_name(scene: Scene):
     name, launch = adopting(scene)
     scene.api.remove(JOBS, name)
 
-    assert launch.outcome().line == f"PyTorchJob {name} was deleted before it was done, and not by this run"
+    assert launch.outcome().line == f"PyTorchJob {name} was deleted by someone else before it finished"
 
 
 def test_leaving_ends_it_under_its_own_name(scene: Scene):
@@ -102,7 +102,9 @@ def test_one_of_another_recipe_in_this_folder_is_refused(scene: Scene):
     outcome = scene.launch().outcome()
 
     assert outcome.exit_code == 2
-    assert f"PyTorchJob team/{name} runs another recipe under this name (recipe hash bbbbbbbbbbbb instead of aaaaaaaaaaaa" in outcome.line
+    assert (
+        f"PyTorchJob team/{name} runs a different recipe under this name (recipe hash bbbbbbbbbbbb instead of aaaaaaaaaaaa" in outcome.line
+    )
     assert scene.api.find(JOBS, name) is not None
 
 

@@ -70,7 +70,7 @@ def done(item: Object, *workflows: Object | None) -> tuple[str, float]:
         pytest.param(workflow(shutdown="Terminate"), "delete", id="shut down by argo terminate"),
         pytest.param(workflow(shutdown="Stop"), "delete", id="shut down by argo stop"),
         pytest.param(workflow(status={"phase": "Succeeded", "finishedAt": rfc3339(0)}), "delete", id="succeeded"),
-        pytest.param(workflow(uid="u2"), "delete", id="made anew under another uid"),
+        pytest.param(workflow(uid="u2"), "delete", id="recreated under another uid"),
         pytest.param(workflow(deleted=True), "delete", id="being deleted"),
         pytest.param(None, "delete", id="gone"),
         pytest.param(workflow(status=failed(599)), "", id="failed, within the grace"),
@@ -100,7 +100,7 @@ def test_a_job_that_has_ended_is_let_go_of_and_stays_to_be_looked_at(kind: Kind,
 
 
 def test_a_workflow_of_which_nothing_is_known_holds():
-    """As where its namespace cannot be read: a job is never deleted for want of knowledge."""
+    """As where its namespace cannot be read: a job is never deleted for lack of knowledge."""
     assert done(job(reference())) == ("", math.inf)
 
 

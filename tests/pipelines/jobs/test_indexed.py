@@ -63,7 +63,7 @@ def test_the_manifest_is_the_golden_one():
 
 
 def test_every_slice_has_its_pod_and_its_own_retries():
-    """One that fails is made again alone; the others' work stands."""
+    """Only the one that fails is recreated; the others' work is kept."""
     spec = rendered()["spec"]
 
     assert spec["completionMode"] == "Indexed"

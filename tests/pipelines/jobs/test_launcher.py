@@ -79,7 +79,7 @@ def test_a_job_that_succeeded_without_the_seal_is_unfinished_and_submitted_again
     scene.succeed()
 
     assert launch.outcome() == DONE
-    assert "ended without its result; starting it once more" in launch.text()
+    assert "ended without its result; starting it again" in launch.text()
 
 
 @pytest.mark.parametrize("ending", ["Failed", "deleted"])
@@ -104,7 +104,7 @@ def test_the_seal_of_another_recipe_does_not_count(scene: Scene):
 @pytest.mark.parametrize("name", ["COMMITTED.json", "model.bin"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_final_model_does_not_count(scene: Scene, name: str, kind: str):
-    """The trainer makes it again, so it must get a job."""
+    """The trainer rebuilds it, so it must get a job."""
     scene.seal()
     damage(Path(layout.final(scene.folder)) / name, kind)
 
@@ -116,12 +116,12 @@ def test_a_running_job_of_the_same_recipe_is_adopted(scene: Scene):
     """Both launchers follow it; it is created once."""
     first = scene.running()
     second = scene.launch()
-    eventually(lambda: "runs already: adopted" in second.text())
+    eventually(lambda: "is already running: adopted" in second.text())
     scene.succeed()
 
     assert (first.outcome(), second.outcome()) == (DONE, DONE)
     assert len(scene.operator.created) == 1
-    assert "other settings" not in second.text()
+    assert "different settings" not in second.text()
 
 
 def test_a_running_job_with_other_placement_is_adopted_with_a_warning(scene: Scene):
@@ -131,8 +131,8 @@ def test_a_running_job_with_other_placement_is_adopted_with_a_warning(scene: Sce
     same, other = scene.launch(), scene.launch(settings=JobSettings(nodes=4))
     eventually(lambda: "adopted" in same.text() and "adopted" in other.text())
 
-    assert "other settings" not in same.text()
-    assert "submitted with other settings (image, nodes, queue" in other.text()
+    assert "different settings" not in same.text()
+    assert "submitted with different settings (image, nodes, queue" in other.text()
 
 
 def test_a_job_that_ended_unfinished_is_replaced_when_its_pods_are_gone(scene: Scene):
@@ -190,7 +190,7 @@ def test_a_job_of_another_recipe_is_refused_and_the_keys_are_named(scene: Scene,
     outcome = second.outcome()
     second.job.leave()
     assert outcome.exit_code == 2
-    assert f"PyTorchJob team/{scene.name} runs another recipe under this name: seed: 0 -> 1: give the experiment" in outcome.line
+    assert f"PyTorchJob team/{scene.name} runs a different recipe under this name: seed: 0 -> 1: give the experiment" in outcome.line
     assert scene.job()
     assert scene.launches[0].job.watch() is None
 
@@ -251,7 +251,7 @@ def test_a_job_that_vanishes_before_it_is_watched_is_said_to_be_deleted(scene: S
     scene.api.refuse = lambda verb, resource, body: scene.api.remove(JOBS, scene.name) if (verb, resource) == ("list", JOBS) else None
 
     outcome = scene.launch().outcome()
-    assert outcome == Outcome(exit_code=1, line=f"PyTorchJob {scene.name} was deleted before it was done, and not by this run")
+    assert outcome == Outcome(exit_code=1, line=f"PyTorchJob {scene.name} was deleted by someone else before it finished")
 
 
 def test_a_job_that_another_run_replaced_is_followed(scene: Scene):

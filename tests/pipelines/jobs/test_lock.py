@@ -81,7 +81,7 @@ def short_beats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems without flock, but for the temporary folder."""
+    """File systems without flock, except for the temporary folder."""
     flock = fcntl.flock
 
     def refuse(file: Any, kind: int) -> None:
@@ -331,7 +331,7 @@ def test_without_flock_the_store_keeps_the_lock(tmp_path: Path, no_flock: None, 
     ("number", "kind", "said"),
     [
         (errno.EACCES, InputError, "permission denied"),
-        (errno.EROFS, InputError, "read-only: a run needs a root that it may write"),
+        (errno.EROFS, InputError, "read-only: a run needs a root that it can write to"),
         (errno.ENOSPC, RunError, "No space left on device"),
     ],
 )
@@ -355,5 +355,5 @@ def test_what_lies_in_the_place_of_a_lock_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"e/run\.lock: a folder lies here, not a file: remove it"), lock.exclusive(str(tmp_path / "e")):
         pass
     (tmp_path / "f").write_text("")
-    with pytest.raises(InputError, match=r"f: no folder can be made here"), lock.exclusive(str(tmp_path / "f")):
+    with pytest.raises(InputError, match=r"f: cannot create a folder or file here"), lock.exclusive(str(tmp_path / "f")):
         pass

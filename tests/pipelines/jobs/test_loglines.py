@@ -45,7 +45,7 @@ def test_a_container_that_is_started_again_has_both_its_logs_read(scene: Scene):
 
     text = [line for line in launch.lines if "PyTorchJob" not in line]
     assert text == [
-        "before", "the end", f"--- {scene.pod(0)} was started again (1 times so far); complete: {scene.folder}/log.txt", "after",
+        "before", "the end", f"--- {scene.pod(0)} was restarted (1 times so far); complete: {scene.folder}/log.txt", "after",
     ]  # fmt: skip
 
 

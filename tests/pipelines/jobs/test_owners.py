@@ -114,7 +114,7 @@ def test_leaving_while_the_api_server_is_down_says_what_may_be_left(scene: Scene
     launch = scene.running()
     scene.api.stop()
 
-    with pytest.raises(RunError, match=rf"PyTorchJob {scene.name} may still run \(python -m pipelines cancel ends it\): http"):
+    with pytest.raises(RunError, match=rf"PyTorchJob {scene.name} may still be running \(python -m pipelines cancel stops it\): http"):
         launch.job.leave()
 
 

@@ -122,7 +122,7 @@ def test_a_name_that_no_resource_has_is_refused(resource: str):
 
 
 def test_a_process_sees_one_mig_slice():
-    with pytest.raises(InputError, match=r"jobs\.gpus_per_node must be 0 or 1 where jobs\.gpu_resource is nvidia\.com/mig-1g\.10gb"):
+    with pytest.raises(InputError, match=r"jobs\.gpus_per_node must be 0 or 1 if jobs\.gpu_resource is nvidia\.com/mig-1g\.10gb"):
         JobSettings(gpu_resource="nvidia.com/mig-1g.10gb", gpus_per_node=2)
 
 

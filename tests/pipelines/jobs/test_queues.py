@@ -102,7 +102,7 @@ def test_what_happens_to_pods_after_a_preemption_counts_again(queued: Scene):
 
     outcome = launch.outcome()
     assert outcome.exit_code == 1
-    assert "broke off again, more than 0 times (jobs.max_incidents): lost its node" in outcome.line
+    assert "was interrupted again, more than 0 times (jobs.max_incidents): lost its node" in outcome.line
 
 
 def test_a_launcher_that_comes_while_the_job_is_preempted_adopts_it(queued: Scene):

@@ -41,7 +41,7 @@ def test_a_launcher_that_fails_leaves_the_job_to_the_other(scene: Scene, which: 
     _break(both[which])
 
     assert "its connection is gone" in both[which].outcome().line
-    assert "stays: still wanted by another step of this run" in both[which].text()
+    assert "is kept: still needed by another step of this run" in both[which].text()
     assert len(_marks(scene)) == 1
     scene.succeed()
     assert both[1 - which].outcome() == DONE
@@ -105,7 +105,7 @@ def test_the_patience_of_the_one_that_waited_longest_ends_the_job_for_both(scene
     first = scene.launch(patience(ignored=1))
 
     line = first.outcome().line
-    assert "nobody says why" in line
+    assert "no reason is given" in line
     assert other.outcome() == Outcome(exit_code=1, line=line)
     assert eventually(scene.clean)
 

@@ -30,7 +30,7 @@ def unscheduled(message: str, reason: str = "Unschedulable") -> dict[str, Any]:
         pytest.param(
             unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
             {"unschedulable": 0},
-            "no node takes it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+            "no node accepts it: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
             id="unschedulable",
         ),
         pytest.param(
@@ -47,7 +47,7 @@ def unscheduled(message: str, reason: str = "Unschedulable") -> dict[str, Any]:
             id="secret",
         ),
         pytest.param(waiting("ContainerCreating"), {"starting": 0}, "its container has not started", id="nothing said"),
-        pytest.param(unscheduled("gated", "SchedulingGated"), {"queued": 0}, "no node takes it: gated", id="gated"),
+        pytest.param(unscheduled("gated", "SchedulingGated"), {"queued": 0}, "no node accepts it: gated", id="gated"),
     ],
 )
 def test_a_pod_that_will_not_start(scene: Scene, status: dict[str, Any], short: dict[str, int], expected: str):
@@ -87,7 +87,7 @@ def test_pods_that_a_quota_refuses(scene: Scene):
     eventually(scene.job)
     scene.operator.warn(scene.name, "FailedCreatePod", f'Error creating: pods "{scene.pod(0)}" is forbidden: exceeded quota: gpus')
 
-    assert "0 of 2 pods, the others are refused: Error creating" in launch.outcome().line
+    assert "0 of 2 pods were created, the others are rejected: Error creating" in launch.outcome().line
     assert scene.clean()
 
 
@@ -95,7 +95,7 @@ def test_a_job_that_no_operator_looks_at(scene: Scene):
     scene.operator.phase = ""
 
     assert (
-        "0 of 2 pods were made, and nobody says why: does the training operator v1 run?"
+        "0 of 2 pods were created, and no reason is given: is the training operator v1 running?"
         in scene.launch(settings=patience(ignored=0)).outcome().line
     )
 
@@ -160,7 +160,7 @@ def test_more_gpus_than_any_node_has_are_refused_before_anything_is_made(scene: 
 
     outcome = scene.launch(settings=JobSettings(gpus_per_node=16)).outcome()
     assert outcome.exit_code == 2
-    assert outcome.line == "jobs.gpus_per_node must be at most 8, what the largest node has of nvidia.com/gpu, got 16"
+    assert outcome.line == "jobs.gpus_per_node must be at most 8, the nvidia.com/gpu count of the largest node, got 16"
     assert ("create", JOBS) not in scene.api.requests
 
 
@@ -169,7 +169,7 @@ def test_gpus_of_another_name_are_counted_by_it(scene: Scene):
     scene.api.put("nodes", {"metadata": {"name": "a", "namespace": ""}, "status": {"allocatable": allocatable}})
 
     outcome = scene.launch(settings=JobSettings(gpus_per_node=8, gpu_resource="amd.com/gpu")).outcome()
-    assert outcome.line == "jobs.gpus_per_node must be at most 4, what the largest node has of amd.com/gpu, got 8"
+    assert outcome.line == "jobs.gpus_per_node must be at most 4, the amd.com/gpu count of the largest node, got 8"
 
 
 def test_who_may_not_list_nodes_goes_on_without(scene: Scene):

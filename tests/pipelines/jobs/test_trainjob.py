@@ -143,7 +143,8 @@ def test_a_version_that_is_not_known_is_refused_with_what_it_has(tmp_path: Path,
         server.schemas["TrainJob"] = schema
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
         with pytest.raises(
-            InputError, match=r"not supported: their spec has .*templatePatches.*2\.0 to 2\.3.*choose the backend pytorchjob"
+            InputError,
+            match=r"unsupported version of Kubeflow Trainer: their spec has .*templatePatches.*2\.0 to 2\.3.*choose the backend pytorchjob",
         ):
             TrainJobs(SETTINGS).served_by(Api.connect())
 
@@ -214,7 +215,7 @@ def test_the_clusters_template_goes_where_a_trainjob_takes_it(version: str):
     ],
 )
 def test_what_a_trainjob_cannot_say_is_refused_and_not_dropped(template: dict[str, Any], named: str):
-    with pytest.raises(InputError, match=rf"jobs\.pod_template: a TrainJob cannot set {named}: put it into the TrainingRuntime"):
+    with pytest.raises(InputError, match=rf"jobs\.pod_template: a TrainJob cannot set {named}: set it in the TrainingRuntime"):
         rendered(with_template(template))
 
 

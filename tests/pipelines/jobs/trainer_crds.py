@@ -1,6 +1,6 @@
 """The schemas of Kubeflow Trainer's CRDs, version by version, and a check of objects that is as strict as an API server asked to be.
 
-`python -m tests.pipelines.jobs.trainer_crds` writes the schemas anew, without their descriptions, from the Go modules.
+`python -m tests.pipelines.jobs.trainer_crds` rewrites the schemas, without their descriptions, from the Go modules.
 """
 
 import json

@@ -10,7 +10,7 @@ The controller is one pass over the template tree that makes what may be made no
 - a task whose upstream did not succeed is Omitted, and an omitted task at a DAG's end counts as what it hangs on;
 - before a node is made, a limit of its parent (`parallelism`) is compared with the parent's running pods and DAGs;
 - Retry deletes failed pods, failed Retry nodes and omitted nodes, and sets failed DAGs and groups to Running. So a DAG whose Retry
-  node may not be made again, because it counts as active itself, waits for ever.
+  node may not be recreated, because it counts as active itself, waits for ever.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -145,7 +145,7 @@ def test_a_termination_that_comes_too_late_does_not_end_the_following(
 
     assert run() == 0
 
-    assert "Kubeflow did not take it" in capsys.readouterr().out
+    assert "Kubeflow did not accept it" in capsys.readouterr().out
     assert not follower[0].stopped
 
 
@@ -166,7 +166,7 @@ def test_a_second_ctrl_c_ends_the_waiting_for_a_server_that_is_gone(
 
     assert run() == 130
 
-    assert "not waited for, and not asked to end, since Kubeflow has not answered: http" in capsys.readouterr().err
+    assert "not waited for, and not terminated, since Kubeflow has not responded: http" in capsys.readouterr().err
 
 
 def test_only_the_last_end_of_a_run_counts_as_terminated():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.kubeflow import upload
-from pipelines.kubeflow.client import Kubeflow, NotThere
+from pipelines.kubeflow.client import Kubeflow, NotFound
 from pipelines.kubeflow.endpoint import Endpoint
 from pipelines.kubeflow.form import GUIDE
 from pipelines.kubeflow.nodes import steps
@@ -165,7 +165,7 @@ def test_tokens_are_sent_and_refusals_say_what_to_set(server: KubeflowServer, tm
     client.check(runs=True)
     server.token = "second"
 
-    with pytest.raises(InputError, match=r"does not know us \(401.*KFP_TOKEN"):
+    with pytest.raises(InputError, match=r"rejected our credentials \(401.*KFP_TOKEN"):
         client.check(runs=True)
 
     file.write_text("second\n")
@@ -176,14 +176,14 @@ def test_a_cookie_is_sent_and_a_login_page_is_known_for_what_it_is(server: Kubef
     """A gateway answers a request without a session with its login page."""
     server.cookie = "authservice_session=abc"
     connect(server, cookie="authservice_session=abc").check(runs=True)
-    with pytest.raises(InputError, match=r"does not let us \(403"):
+    with pytest.raises(InputError, match=r"denied permission \(403"):
         connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(200, "<html>Log in to your account</html>")]}
 
     with pytest.raises(InputError, match="not as Kubeflow Pipelines does; behind a login set KFP_TOKEN"):
         connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(302, "")]}
-    with pytest.raises(InputError, match=r"sends us elsewhere \(302\), as before a login: set KFP_TOKEN"):
+    with pytest.raises(InputError, match=r"redirects us \(302\), probably to a login: set KFP_TOKEN"):
         connect(server).check(runs=True)
 
 
@@ -274,7 +274,7 @@ def test_wrong_parameters_are_the_users_to_mend(server: KubeflowServer):
 
 def test_a_missing_run_is_not_waited_for(server: KubeflowServer):
     """404."""
-    with pytest.raises(NotThere, match=r"has no run 0: .* not found"):
+    with pytest.raises(NotFound, match=r"has no run 0: .* not found"):
         connect(server).run("0")
 
 
@@ -351,7 +351,7 @@ def test_a_version_that_is_missing_is_named_though_the_server_says_500(server: K
     """Waiting does not bring it back."""
     client = connect(server)
     pipeline, _, _ = register(client, "firstsight", "a/pipelines:1")
-    with pytest.raises(NotThere, match="pipeline version"):
+    with pytest.raises(NotFound, match="pipeline version"):
         client.start("demo-1", experiment=client.experiment("demo"), pipeline=pipeline, version="0000", parameters={})
 
 

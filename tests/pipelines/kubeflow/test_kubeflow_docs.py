@@ -34,7 +34,7 @@ def test_every_variable_of_the_client_is_explained():
 
 def test_every_step_is_explained():
     """With what it shows."""
-    named = re.findall(r"`([a-z-]+)`", " ".join(line.split("|")[1] for line in section("What a person sees").splitlines() if "|" in line))
+    named = re.findall(r"`([a-z-]+)`", " ".join(line.split("|")[1] for line in section("What a user sees").splitlines() if "|" in line))
 
     assert set(named) == {
         "links",

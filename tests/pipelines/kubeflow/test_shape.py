@@ -86,7 +86,7 @@ def test_a_failed_cell_is_passed_over_in_its_run_and_tried_by_the_next_one(
     """The same request submitted again while the first run lives joins it: it makes what failed, and what is done stays done."""
     run.broken = {"contrastive permuted-seed0"}
     run.argo.go()
-    assert "evaluate permuted-seed0: passed over: contrastive failed in this run" in capsys.readouterr().out
+    assert "evaluate permuted-seed0: skipped: contrastive failed in this run" in capsys.readouterr().out
 
     other = Simulated(tmp_path / "root", monkeypatch, "b-run")
     other.well = run.well
@@ -101,7 +101,7 @@ def test_another_request_that_comes_while_a_run_lives_loses_none_of_its_cells(
 ) -> None:
     """The second runs from end to end while the first is about to train; both pages show what both asked for.
 
-    Where the plan is damaged meanwhile, the second writes it anew without the first one's cells, and the first one's next step adds them.
+    Where the plan is damaged meanwhile, the second rewrites it without the first one's cells, and the first one's next step adds them.
     """
     other = Simulated(tmp_path / "root", monkeypatch, "b-run", arms="random,shuffled", seeds="1")
     other.well = run.well

@@ -141,7 +141,7 @@ def test_a_failed_run_whose_store_is_out_of_reach_says_so(server: KubeflowServer
 
     assert run() == 1
 
-    assert "cannot be read from here: give ROOT" in capsys.readouterr().err
+    assert "cannot be read from here: set ROOT" in capsys.readouterr().err
 
 
 def test_a_run_that_somebody_terminated_is_not_called_a_failure_of_a_step(
@@ -161,7 +161,7 @@ def test_a_run_that_somebody_terminated_is_not_called_a_failure_of_a_step(
     monkeypatch.setattr(follow.RunFollower, "_look", terminated_once_it_trains)
 
     assert run() == 1
-    assert "terminated by somebody" in capsys.readouterr().err
+    assert "was terminated" in capsys.readouterr().err
 
 
 def test_for_ci_there_is_one_json_object_on_stdout(

@@ -43,7 +43,7 @@ def test_a_root_that_takes_no_writes(whole: Whole, error: Exception, monkeypatch
         refuse(patch, error)
         capsys.readouterr()
         assert look(whole) == 0
-        assert "posthoc posthoc-seed0: done before" in capsys.readouterr().out
+        assert "posthoc posthoc-seed0: already done" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in whole.root.rglob("*")} == before
 
     (whole.folder / "report/index.html").unlink()

@@ -74,7 +74,7 @@ def test_jobs_are_numbered_as_they_begin(tmp_path: Path):
         {**record(0, 100), "step": name}
         for name in ("judge triplets", "stage my-pairs", "stage my-triplets", "contrastive random-seed0", "x")
     ]
-    said.append({"time": 1, "step": "evaluate random-seed0", "note": "done before", "detail": False})
+    said.append({"time": 1, "step": "evaluate random-seed0", "note": "already done", "detail": False})
     said.append({**record(0, 100), "step": "evaluate perceptual-seed0"})
     output, path = io.StringIO(), tmp_path / "p"
     path.write_text("".join(json.dumps(item) + "\n" for item in said))
@@ -96,10 +96,10 @@ def test_details_are_shown_when_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     """A step that a cell does not need is one."""
     monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "p"))
     note("perceptual random-seed0", "not needed by this arm", detail=True)
-    note("contrastive random-seed0", "done before")
+    note("contrastive random-seed0", "already done")
     records = [json.loads(line) for line in (tmp_path / "p").read_text().splitlines()]
 
-    assert shown(tmp_path / "q", records) == ["contrastive random-seed0: done before"]
+    assert shown(tmp_path / "q", records) == ["contrastive random-seed0: already done"]
     assert len(shown(tmp_path / "q", records, verbose=True)) == 2
 
 
@@ -140,13 +140,13 @@ def test_a_terminal_gets_bars(tmp_path: Path):
 
 def test_why_several_steps_failed_is_said_once(tmp_path: Path):
     """And whoever prints the reasons at the end knows which of them were the last words."""
-    said = [("a", "failed: too few"), ("b", "failed: too few"), ("c", "done before"), ("d", "failed: no room"), ("e", "failed: too few")]
+    said = [("a", "failed: too few"), ("b", "failed: too few"), ("c", "already done"), ("d", "failed: no room"), ("e", "failed: too few")]
     path, output = tmp_path / "p", io.StringIO()
     path.write_text("".join(json.dumps({"time": 1, "step": step, "note": text}) + "\n" for step, text in said))
     with Display(path, Console(file=output, width=200)) as display:
         display.poll()
 
     assert output.getvalue().splitlines() == [
-        "a: failed: too few", "b: failed for the same reason", "c: done before", "d: failed: no room", "e: failed for the same reason"
+        "a: failed: too few", "b: failed for the same reason", "c: already done", "d: failed: no room", "e: failed for the same reason"
     ]  # fmt: skip
     assert display.last_reasons == ["no room", "too few"]

@@ -83,8 +83,8 @@ def test_a_run_ends_with_the_table_and_the_path_of_the_report(root: Path):
     code, out, error = Run(root, "--arms", "random,posthoc", PYTHONPATH=path).end()
 
     assert (code, error) == (0, "")
-    assert "stage pairs: sealed before" in out
-    assert "contrastive random-seed0: done before" in out
+    assert "stage pairs: already sealed" in out
+    assert "contrastive random-seed0: already done" in out
     assert "A fake answer." in out
     assert len(run.starts()) == len(run.starts("posthoc", "posthoc-seed0")) == 1
 
@@ -98,7 +98,7 @@ def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
     assert code == 2
     assert "contrastive random-seed0: trainer train contrastive: contrastive random-seed0 was told to fail" in error
     assert "contrastive random-seed0: failed: trainer train" in out
-    assert "starting it once more" not in out
+    assert "starting it again" not in out
     assert len(run.starts("contrastive", "perceptual-seed0")) == 1
     assert (root / "experiments/smoke/report/index.html").exists()
 
@@ -122,7 +122,7 @@ def test_what_fails_on_the_way_is_started_once_more(root: Path):
     code, out, error = Run(root, "--arms", "random", FAKE_FAIL="evaluate random-seed0:1").end()
 
     assert code == 1
-    assert out.count("starting it once more") == 1
+    assert out.count("starting it again") == 1
     assert "told to fail" in error
 
 
@@ -257,7 +257,7 @@ def test_a_killed_run_takes_its_jobs_along_and_the_next_one_finishes(root: Path)
     code, out, _ = Run(root, "--arms", "perceptual,random").end()
 
     assert code == 0
-    assert "contrastive perceptual-seed0: done before" in out
+    assert "contrastive perceptual-seed0: already done" in out
     assert len(run.starts("contrastive", "perceptual-seed0")) == 1
     assert len(run.starts()) == 2
 
@@ -287,7 +287,7 @@ def test_a_run_whose_lock_another_one_took_ends_without_saving(root: Path):
         code, _, error = run.end()
 
     assert code == 1
-    assert error.startswith(f"the experiment's lock was lost, so this run and its jobs were ended: {folder} is being run by")
+    assert error.startswith(f"the experiment's lock was lost, so this run and its jobs were stopped: {folder} is being run by")
     assert len(error.splitlines()) == 1
     assert is_gone(trainer)
     assert "saved" not in (folder / "random-seed0/contrastive/log.txt").read_text()

@@ -53,7 +53,7 @@ def test_every_stage_has_said_how_far_it_is(finished: tuple[Path, str]):
 
 
 def test_the_recorded_first_run_printed_the_same(finished: tuple[Path, str]):
-    """Each line of docs/first-run.txt that ends a job or notes something is one of this run's, but for numbers."""
+    """Each line of docs/first-run.txt that ends a job or notes something is one of this run's, except for numbers."""
     ours = {shape(line) for line in finished[1].splitlines()}
     recorded = [line for line in screens()[-1][1] if any(words in line for words in ("  100 %  ", ": sealed", ": an epoch takes"))]
     assert len(recorded) >= 12
@@ -68,7 +68,7 @@ def test_a_second_run_trains_nothing(finished: tuple[Path, str]):
     result = run(folder.parents[1])
 
     assert result.returncode == 0
-    assert result.stdout.count("done before") == 5  # the posthoc cell starts from the random one's model
+    assert result.stdout.count("already done") == 5  # the posthoc cell starts from the random one's model
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("COMMITTED.json")} == seals
 
 

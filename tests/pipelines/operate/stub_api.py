@@ -1,4 +1,4 @@
-"""An API server that answers those who only ask."""
+"""A read-only stub of an API server."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pipelines.cluster.api import Api, Refusal, Refused
 
 
 class StubApi:
-    """What an API server says to those who only ask: rights, kinds, single objects."""
+    """What an API server returns for read-only queries: permissions, kinds, single objects."""
 
     namespace, home, server, source = "team", "team", "https://stub", "a test"
 

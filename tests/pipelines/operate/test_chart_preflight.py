@@ -64,7 +64,7 @@ def test_preflight_of_a_ready_cluster(ready: StubApi) -> None:
 
 
 def test_preflight_of_a_namespace_that_the_chart_makes(ready: StubApi) -> None:
-    """It need not be there; the right to make it is asked for, as that of all else."""
+    """It need not be there; the right to make it is asked for, as for everything else."""
     made = yaml.safe_dump_all(
         [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ml-runs"}}, _object("v1", "ConfigMap", "fs", "ml-runs", data={})]
     )
@@ -108,11 +108,11 @@ LACKS: dict[str, tuple[Callable[[StubApi], Any], str, str]] = {  # what is taken
         "create",
     ),
     "storage": (lambda api: api.objects.update({CLASSES: {"items": []}}), "storage class (default)", "persistence.storageClass"),
-    "Kubeflow": (lambda api: api.objects.pop(PROXY), KFP, "does not answer"),
+    "Kubeflow": (lambda api: api.objects.pop(PROXY), KFP, "does not respond"),
     "Kubeflow of several": (lambda api: api.objects.update({PROXY: {"multi_user": True}}), KFP, "set kubeflow.multiUser=true"),
-    "another server": (lambda api: api.objects.update({PROXY: {"hello": "world"}}), KFP, "not as Kubeflow Pipelines 2 does"),
+    "another server": (lambda api: api.objects.update({PROXY: {"hello": "world"}}), KFP, "not like Kubeflow Pipelines 2"),
     "a way in": (lambda api: api.objects.update({POLICIES: {"items": [POLICY]}}), BEFORE, "kubectl label namespace ml app.kubernetes"),
-    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "0 of the nodes have so many"),
+    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "only 0 of the nodes have that many"),
 }
 
 
@@ -133,7 +133,7 @@ def test_preflight_counts_gpus_by_the_name_that_jobs_ask_for(ready: StubApi, res
     ready.objects["/api/v1/nodes"] = {"items": nodes}
     failures = _failed(_rendering(jobs={"gpus_per_node": gpus, "gpu_resource": resource}))
 
-    said = {} if fits else {"GPUs for profile fs": f"jobs want 1 x 8 {resource}, and 0 of the nodes have so many (the most is 0)"}
+    said = {} if fits else {"GPUs for profile fs": f"jobs need 1 x 8 {resource}, but only 0 of the nodes have that many (the maximum is 0)"}
     assert failures == said
 
 
@@ -208,7 +208,7 @@ def test_preflight_connects_to_a_kubeflow_outside(ready: StubApi) -> None:
     ("versions", "active", "failed"),
     [
         ((), "", "has no localqueues.kueue.x-k8s.io: install Kueue"),
-        (("v1beta1",), "False", "LocalQueue ml/gpus of ClusterQueue all takes no jobs: LocalQueue is stopped"),
+        (("v1beta1",), "False", "LocalQueue ml/gpus of ClusterQueue all accepts no jobs: LocalQueue is stopped"),
         (("v1beta1",), "True", ""),
         (("v1beta2", "v1beta1"), "True", ""),
     ],

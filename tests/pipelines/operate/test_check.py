@@ -1,4 +1,4 @@
-"""`python -m pipelines check`: a line a check, exit 1 where one fails; preflight reads a rendering and asks a cluster."""
+"""`python -m pipelines check`: one line per check, exit 1 if one fails; preflight reads a rendering and asks a cluster."""
 
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def test_a_version_of_trainer_in_which_no_job_can_be_made(stub: StubApi) -> None
     assert probes.served(stub, kind) == kind.api_version  # type: ignore[arg-type]
 
     del schema["properties"]["spec"]["properties"]["podTemplateOverrides"]
-    with pytest.raises(InputError, match="version of Kubeflow Trainer that is not supported"):
+    with pytest.raises(InputError, match="unsupported version of Kubeflow Trainer"):
         probes.served(stub, kind)  # type: ignore[arg-type]
 
 
@@ -103,8 +103,8 @@ def test_services_that_do_not_answer(stub: StubApi, profile: Path, capsys: pytes
     """Kubeflow and Prometheus are asked where they are given."""
     assert main(["check", "run", "--kubeflow=http://127.0.0.1:9", "--prometheus=http://127.0.0.1:9/"]) == 1
     said = capsys.readouterr().out
-    assert "FAIL  Kubeflow Pipelines http://127.0.0.1:9: http://127.0.0.1:9/apis/v2beta1/healthz does not answer" in said
-    assert "FAIL  Prometheus http://127.0.0.1:9/: http://127.0.0.1:9/-/ready does not answer" in said
+    assert "FAIL  Kubeflow Pipelines http://127.0.0.1:9: http://127.0.0.1:9/apis/v2beta1/healthz does not respond" in said
+    assert "FAIL  Prometheus http://127.0.0.1:9/: http://127.0.0.1:9/-/ready does not respond" in said
     assert "FAIL  kind Workflow" in said
 
 
@@ -115,7 +115,7 @@ def test_a_login_page_is_no_kubeflow(stub: StubApi, profile: Path, capsys: pytes
         assert main(["check", "run", f"--kubeflow={server.url}"]) == 0
         server.faults.answers = {"healthz": [(200, "<html>Log in</html>")]}
         assert main(["check", "run", f"--kubeflow={server.url}"]) == 1
-    assert "answers, but not as Kubeflow Pipelines 2 does" in capsys.readouterr().out
+    assert "responds, but not like Kubeflow Pipelines 2" in capsys.readouterr().out
 
 
 def test_services_that_answer(stub: StubApi, profile: Path, s3_server: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +155,7 @@ def test_idle(fake: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     fake.put("pytorchjobs.kubeflow.org", _job("runs", "Created", "Running"))
     assert main(["check", "idle", "--namespace=team"]) == 1
     said = capsys.readouterr().out
-    assert "FAIL  jobs in team: PyTorchJob runs still run" in said
+    assert "FAIL  jobs in team: PyTorchJob runs still runningning" in said
     assert "uninstall.force" in said
 
 

@@ -53,7 +53,7 @@ def test_a_plan_that_cannot_be_read_is_a_row(root: Path) -> None:
     rows = survey_root(str(root))
     assert [row.experiment for row in rows if row.state == "Failed"] == ["broken"]
     assert {row.experiment for row in rows} == {"broken", "demo"}
-    with pytest.raises(InputError, match="nothing is planned there"):
+    with pytest.raises(InputError, match="nothing has been planned here"):
         survey_root(str(root), "other")
 
 
@@ -66,10 +66,10 @@ def test_without_a_cluster_status_shows_the_root(
     monkeypatch.chdir(root.parent)
     assert main(["status", *(["--root", str(root)] if named else [])]) == 0
     shown = capsys.readouterr().out
-    assert f"what lies in {root}" in shown
+    assert f"this is what is in {root}" in shown
     assert "random-seed0, posthoc-seed0" in shown
     assert main(["status", "--root", str(root), "--json"]) == 0
     assert Progress(**json.loads(capsys.readouterr().out)[0]).experiment == "demo"
     monkeypatch.chdir(root)
     assert main(["status"]) == 2
-    assert "no cluster can be found by it" in capsys.readouterr().err
+    assert "it does not define a usable cluster" in capsys.readouterr().err

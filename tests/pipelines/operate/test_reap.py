@@ -257,7 +257,7 @@ def test_a_permission_that_is_missing_is_named_and_other_namespaces_are_served(s
 
 
 def test_workflows_that_may_not_be_read_hold_their_jobs(server: FakeApi, reaper: Callable[..., list[str]]):
-    """A job is never ended for want of knowledge."""
+    """A job is never ended for lack of knowledge."""
     put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
     forbidden = Status(403, "Forbidden", 'workflows.argoproj.io is forbidden: User "reaper" cannot get resource "workflows" in API group')
     server.refuse = lambda verb, resource, body: forbidden if resource == WORKFLOWS else None

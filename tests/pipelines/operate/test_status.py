@@ -56,7 +56,7 @@ def test_a_job_whose_pods_are_ready_runs(api_server: FakeApi, api_cluster: Clust
 @pytest.mark.parametrize(
     ("pod", "state", "why"),
     [
-        (GATED, "Pending", "j-0: no node takes it: 0/3 nodes: Insufficient gpu"),
+        (GATED, "Pending", "j-0: no node accepts it: 0/3 nodes: Insufficient gpu"),
         (waiting("ErrImagePull"), "Pending", "j-0: image x:1 cannot be pulled: ErrImagePull: no such image"),
         (waiting("CrashLoopBackOff", restarts=4), "Restarting", ""),
         ({**READY, "containerStatuses": [{"name": "pytorch", "restartCount": 2, "state": {}}]}, "Running", "2 restarts of containers"),

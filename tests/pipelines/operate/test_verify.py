@@ -109,9 +109,9 @@ def test_a_line_says_what_is_wrong_and_what_to_do(sealed: Path, tmp_path: Path, 
     first, second, *_, last = capsys.readouterr().out.splitlines()
 
     assert code == 1
-    assert first.startswith(f"{path}: its checksum is not the sealed one (file of a final model); run the experiment again: ")
-    assert second == f"note: {stranger}: firstsight writes nothing of this name"
-    assert last.endswith("hashed: 1 not as sealed")
+    assert first.startswith(f"{path}: its checksum does not match the sealed one (file of a final model); run the experiment again: ")
+    assert second == f"note: {stranger}: firstsight writes no file with this name"
+    assert last.endswith("hashed: 1 differ from what was sealed")
 
 
 def test_an_experiment_as_sealed_ends_in_0_and_one_that_is_not_there_in_2(sealed: Path, capsys: pytest.CaptureFixture[str]):

@@ -40,7 +40,7 @@ def test_what_a_request_alone_asked_for_goes(tmp_path: Path, capsys: pytest.Capt
 
 def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["withdraw", "e", "--root", str(tmp_path)]) == 2
-    assert "experiments/e: no plan.json: nothing is planned there" in capsys.readouterr().err
+    assert "experiments/e: no plan.json: nothing has been planned here" in capsys.readouterr().err
     _, first, _ = _planned(tmp_path, arms="random")
     assert main(["withdraw", "e", "--root", str(tmp_path), "--request", "0123"]) == 2
     assert f"has no request 0123, only {first}\n" in capsys.readouterr().err

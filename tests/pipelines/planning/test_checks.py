@@ -62,8 +62,8 @@ def test_a_share_larger_than_the_gpu_is_said():
     (note,) = check(paper(), ONE_GPU)
 
     assert note == (
-        "contrastive: 4,096 samples a rank need an estimated 91.4 GB, a GPU has 85.9: taken 2,048 at a time "
-        "through the gradient cache, which runs forward twice"
+        "contrastive: 4,096 samples per rank need an estimated 91.4 GB, but a GPU has 85.9: processed 2,048 at a time "
+        "through the gradient cache, which runs the forward pass twice"
     )
 
 
@@ -71,7 +71,7 @@ def test_memory_that_nobody_knows_is_said_once():
     (note,) = check(paper(), Machines())
 
     assert note == (
-        "a rank needs an estimated 91.4 GB of GPU memory, compared with nothing: set jobs.gpu_memory (such as 80Gi) in the profile"
+        "a rank needs an estimated 91.4 GB of GPU memory, which could not be checked: set jobs.gpu_memory (such as 80Gi) in the profile"
     )
 
 
@@ -143,7 +143,7 @@ def test_224_px_on_two_cores_is_said():
     (note,) = check(paper(), LAPTOP, backend="local")
 
     assert note == (
-        "training at 224 px on 2 cores takes about 59,000 hours (15,941 triplets, 14,829,396 pairs; 50 GFLOP/s a core assumed); "
+        "training at 224 px on 2 cores takes about 59,000 hours (15,941 triplets, 14,829,396 pairs; 50 GFLOP/s per core assumed); "
         "RECIPE=demo takes minutes"
     )
     assert check(load_recipe("demo"), LAPTOP, 1518, 3242, backend="local") == []

@@ -1,4 +1,4 @@
-"""What stages take: the arithmetic, each factor against a figure from PERFORMANCE, docs/BENCHMARKS.md or by hand."""
+"""What stages cost: the arithmetic, each factor against a figure from PERFORMANCE, docs/BENCHMARKS.md or by hand."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def test_steps_are_whole_batches_of_all_epochs():
 
 
 def test_the_rate_that_is_assumed_is_what_row_m_reached():
-    """So that 32 epochs of YFCC15M take some 16 hours of one GPU."""
+    """At this rate, 32 epochs of YFCC15M take about 16 hours on one GPU."""
     found = estimate(contrastive(), YFCC15M, Machines())
 
     assert found.rate.rate == pytest.approx(cost.FED_RATE, rel=0.001)
@@ -53,7 +53,7 @@ def test_the_rate_that_is_assumed_is_what_row_m_reached():
 
 
 def test_a_measured_rate_takes_the_place_of_the_assumption():
-    """Five thousand samples a second make 27 GPU-hours."""
+    """Five thousand samples per second make 27 GPU-hours."""
     found = estimate(contrastive(), YFCC15M, Machines(), measured=Rate(rate=5000, measured=True, said="seen"))
 
     assert found.gpu_hours == pytest.approx(26.4, rel=0.01)
@@ -61,7 +61,7 @@ def test_a_measured_rate_takes_the_place_of_the_assumption():
 
 
 def test_row_m_is_the_measured_rate_of_an_h100():
-    """The constant is what docs/benchmarks.json holds; it counts for the same model, GPU and micro-batch alone."""
+    """The constant matches docs/benchmarks.json; it applies only to the same model, GPU and micro-batch."""
     rows = json.loads((DOCS / "benchmarks.json").read_text(encoding="utf-8"))["rows"]
     (row,) = [row for row in rows if row["row"] == "M"]
     assert (row["ours"], f"local batch {cost.FED_PAIRS}" in row["note"], "H100" in row["machine"]) == (cost.FED_RATE, True, True)
@@ -84,7 +84,7 @@ def test_row_m_is_the_measured_rate_of_an_h100():
 
 
 def test_the_host_bounds_small_shares():
-    """64 pairs a GPU: 25 ms a step, however fast the GPU; 512 pairs do not notice."""
+    """64 pairs per GPU take 25 ms per step, however fast the GPU; 512 pairs are not affected."""
     small, large = (estimate(contrastive(), YFCC15M, Machines(nodes=nodes, gpus_per_node=8)) for nodes in (8, 1))
 
     assert small.rate.rate == 64 / 0.025
@@ -92,7 +92,7 @@ def test_the_host_bounds_small_shares():
     assert large.rate.rate == pytest.approx(8390, rel=0.01)
 
 
-def test_without_compiling_three_quarters_are_left():
+def test_without_compiling_three_quarters_of_the_rate_remain():
     on, off = (estimate(contrastive(), YFCC15M, Machines(), {"compile": value}) for value in (True, False))
 
     assert off.rate.rate / on.rate.rate == pytest.approx(110 / 147)
@@ -100,7 +100,7 @@ def test_without_compiling_three_quarters_are_left():
 
 
 def test_cpu_cores_are_slow():
-    """Fifty GFLOP/s a core: one pair a second of ViT-B/32 takes one core nearly."""
+    """Fifty GFLOP/s per core: one ViT-B/32 pair per second keeps one core nearly busy."""
     found = estimate(contrastive(), YFCC15M, Machines(gpus_per_node=0, cores=2))
 
     assert found.rate.rate == pytest.approx(100 / 44.33, rel=0.01)
@@ -116,7 +116,7 @@ def test_stage_one_is_a_fraction_of_the_whole():
 
 
 def test_a_batch_larger_than_the_gpu_goes_through_the_gradient_cache():
-    """2,048 of 4,096 pairs on 80 GiB; forward runs twice, a third more work."""
+    """2,048 of 4,096 pairs on 80 GiB; the forward pass runs twice, which is a third more work."""
     found = estimate(contrastive(), YFCC15M, Machines(gpu_bytes=80 * GIB))
 
     assert (found.local_batch_size, found.whole) == (2048, 4096)
@@ -126,8 +126,8 @@ def test_a_batch_larger_than_the_gpu_goes_through_the_gradient_cache():
     assert "local_batch_size 2,048 (of 4,096, through the gradient cache)" in found.lines()[2]
 
 
-def test_what_a_run_asks_for_is_taken():
-    """A smaller micro-batch as it is; one that cannot fit is refused, with what it needs."""
+def test_requested_micro_batches_are_used():
+    """A smaller micro-batch is used as is; one that cannot fit is rejected, stating what it needs."""
     machines = Machines(gpu_bytes=80 * GIB)
 
     assert estimate(contrastive(), YFCC15M, machines, {"local_batch_size": 256}).local_batch_size == 256
@@ -137,7 +137,7 @@ def test_what_a_run_asks_for_is_taken():
         estimate(contrastive(), YFCC15M, machines, {"local_batch_size": 0})
 
 
-def test_memory_that_nobody_knows_is_not_compared():
+def test_unknown_memory_is_not_compared():
     found = estimate(contrastive(), YFCC15M, Machines())
 
     assert found.local_batch_size == 4096
@@ -145,7 +145,7 @@ def test_memory_that_nobody_knows_is_not_compared():
 
 
 def test_disk_counts_kept_checkpoints():
-    """Two kept, one being written, 0.6 GB of final; weights by epoch, without the optimiser's state, on top."""
+    """Two kept, one being written, 0.6 GB for the final model; plus weights per epoch, without the optimiser's state."""
     stage = contrastive()
     kept = dataclasses.replace(stage, placement=dataclasses.replace(stage.placement, checkpoint_every_epochs=4, trajectory=True))
 
@@ -158,16 +158,16 @@ def test_disk_counts_kept_checkpoints():
 
 
 def test_each_line_can_be_checked_by_hand():
-    """The factors that a line prints give the figure that it prints, as far as it is rounded."""
+    """The printed factors multiply to the printed result, up to rounding."""
     found = estimate(contrastive(), YFCC15M, Machines(gpus_per_node=8, gpu_bytes=80 * GIB, cores=8))
     data, ranks, placement, memory, rate, time, disk = found.lines()
 
     assert "14,829,396 pairs (YFCC15M) // 4,096 = 3,620 steps x 32 epochs = 115,840 steps, 474,480,640 pairs; warm-up 2,500" in data
-    assert ranks == "ranks: 1 x 8 GPUs = 8; 4,096 / 8 = 512 pairs a rank"
-    assert placement == "placement: compile on, loader_workers 7 (of 8 cores a rank), local_batch_size 512 (the whole share)"
-    assert "2.72 + 512 pairs x 21.1 MB + share and loss 0.17 + CUDA 1.61 = 15.3 GB a rank, 18% of 85.9 GB" in memory
+    assert ranks == "ranks: 1 x 8 GPUs = 8; 4,096 / 8 = 512 pairs per rank"
+    assert placement == "placement: compile on, loader_workers 7 (of 8 cores per rank), local_batch_size 512 (the whole share)"
+    assert "2.72 + 512 pairs x 21.1 MB + share and loss 0.17 + CUDA 1.61 = 15.3 GB per rank, 18% of 85.9 GB" in memory
     assert 2.72 + 512 * 0.0211 + 0.17 + 1.61 == pytest.approx(15.3, abs=0.1)
-    assert "rate: 8,388 pairs/s a GPU x 8 = 67,107 pairs/s [assumed: 46.6% of an H100's 798 TFLOP/s / 44.3 GFLOP]" in rate
+    assert "rate: 8,388 pairs/s per GPU x 8 = 67,107 pairs/s [assumed: 46.6% of an H100's 798 TFLOP/s / 44.3 GFLOP]" in rate
     assert "time: 474,480,640 / 67,107 / 3600 = 1.96 hours; x 8 = 15.7 GPU-hours [assumed]" in time
     assert disk == "disk: 3 checkpoints x 1.82 GB + final 0.61 GB = 6.1 GB"
 
@@ -199,7 +199,7 @@ def test_the_documented_figures_are_these(nodes: tuple[int, int]):
     ],
 )
 def test_runs_that_finish_sooner_side_by_side_are_told_so(nodes: int, count: int, said: str):
-    """Where a step is the host's part alone, more GPUs do not shorten it."""
+    """If a step is bound by the host, more GPUs do not shorten it."""
     machines = Machines(nodes=nodes, gpus_per_node=8, gpu_bytes=80 * GIB, gpu="NVIDIA-H100-80GB-HBM3")
 
     found = cost.side_by_side([estimate(contrastive(), YFCC15M, machines)] * count)
@@ -208,7 +208,7 @@ def test_runs_that_finish_sooner_side_by_side_are_told_so(nodes: int, count: int
     assert bool(found) == bool(said)
 
 
-def test_parts_that_do_not_hold_a_run_are_not_advised():
+def test_splits_that_cannot_fit_a_run_are_not_advised():
     """Half of the GPUs would need twice the memory of each."""
     machines = Machines(nodes=8, gpus_per_node=8, gpu_bytes=7 * GIB)
     whole = estimate(contrastive(accumulation="independent"), YFCC15M, machines)
@@ -217,7 +217,7 @@ def test_parts_that_do_not_hold_a_run_are_not_advised():
 
 
 def test_cpus_are_not_advised():
-    """What a CPU takes for a step is its own arithmetic."""
+    """A CPU's step time is bound by its own arithmetic."""
     assert cost.side_by_side([estimate(contrastive(), YFCC15M, Machines(nodes=8, gpus_per_node=0))] * 8) == ""
 
 
@@ -229,7 +229,7 @@ def test_sizes_of_open_clip_are_known_without_it():
 
 
 def test_steps_shrink_with_the_dose_unless_they_are_fixed():
-    """Every factor is in the line."""
+    """Every factor appears in the printed line."""
     whole = stage_of(load_recipe("paper"), "perceptual")
     assert whole.perceptual is not None
 

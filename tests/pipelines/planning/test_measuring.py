@@ -80,7 +80,7 @@ def test_more_than_a_tenth_is_said_with_what_takes_less():
 
 
 def test_decoding_bounds_the_rate_where_cores_are_few():
-    """One core decodes 150 pictures a second, once for four models."""
+    """One core decodes 150 pictures per second, once for four models."""
     one = found("random", machines=Machines(gpus_per_node=1, gpu="H100", cores=1))
 
     assert one.per_model == pytest.approx(1 / 600)

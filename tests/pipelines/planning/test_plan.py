@@ -353,7 +353,7 @@ def test_further_evaluation_sets_carry_the_identity_of_their_manifest(tmp_path: 
 
 def test_a_set_that_is_not_there_is_said_before_anything_is_trained(tmp_path: Path):
     """Not after days of training."""
-    with pytest.raises(InputError, match=r"evaluation set .*/nowhere: neither manifest\.json nor test/nshards\.txt lies there"):
+    with pytest.raises(InputError, match=r"evaluation set .*/nowhere: neither manifest\.json nor test/nshards\.txt exists there"):
         plan.read_sets(f"{tmp_path}/nowhere")
 
 

@@ -61,9 +61,9 @@ REFUSED = {
     "other names": (
         csv_of(),
         {},
-        "4 of its 4 names are no pictures of own, such as 'cat'; its pictures have names such as 'cat-1'",
+        "4 of its 4 names are not pictures in own, such as 'cat'; its pictures have names such as 'cat-1'",
     ),
-    "one other name": (csv_of(names=[*KEYS[:3], "boat"]), {}, "RDM V1: 1 of its 4 names are no pictures of own, such as 'boat'"),
+    "one other name": (csv_of(names=[*KEYS[:3], "boat"]), {}, "RDM V1: 1 of its 4 names are not pictures in own, such as 'boat'"),
     "not symmetric": (csv_of(changed(0, 2, 2.5), KEYS[:4]), {}, "not symmetric"),
     "NaN": (csv_of(changed(0, 2, float("nan")), KEYS[:4]), {}, "every entry must be a finite number"),
     "no training split": (csv_of(SQUARE, KEYS[:4]), {"probes": ["test-only"]}, "test-only cannot be probed: it has no training split"),
@@ -106,7 +106,7 @@ def test_two_rdms_of_one_name_are_refused(tmp_path):
     """The page could not tell them apart."""
     (tmp_path / "other").mkdir()
     uris = [write(folder, "V1.csv", csv_of(names=KEYS[:4])) for folder in (tmp_path, tmp_path / "other")]
-    with pytest.raises(InputError, match="a second one called V1: give the file another name"):
+    with pytest.raises(InputError, match="a second RDM called V1: rename the file"):
         represented({"sets": ["own"], "rdms": uris}, [set_at(tmp_path, "own")])
 
 

@@ -101,10 +101,10 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         ("image: 'a b'\n", ("image must be the name of an image",)),
         ("resume: perhaps\n", ("resume must be auto, never or",)),
         ("experiment: Has Capitals\n", ("Has Capitals",)),
-        ("nodes: 2\nplacement: {nodes: 3}\n", ("nodes is 2, and placement.nodes is 3", "give one of them")),
+        ("nodes: 2\nplacement: {nodes: 3}\n", ("nodes is 2, and placement.nodes is 3", "give only one of them")),
         ("resume: never\nplacement: {resume: auto}\n", ("resume is never", "placement.resume is auto")),
         ("gpus_per_node: 2\nplacement: {processes_per_node: 3}\n", ("one process for each GPU",)),
-        ("placement: {attempt: 3}\n", ("placement.attempt is set by the launcher alone",)),
+        ("placement: {attempt: 3}\n", ("placement.attempt is set only by the launcher",)),
         ("placement: {compil: true}\n", ("experiment.yaml: placement: ", "compil", "compile")),
         ("set: {contrastive: {epoch: 3}}\n", ("experiment.yaml: set: ", "contrastive.epoch", "contrastive.epochs")),
         ("recipe: {base: smoke, contrastive: {epoch: 3}}\n", ("experiment.yaml: recipe: ", "contrastive.epochs")),
@@ -254,7 +254,7 @@ def test_a_stored_request_that_was_edited_is_named(tmp_path: Path):
     uri = write_request(resolve(merge(FILE, {"experiment": "mine"})), str(tmp_path))
     write_json(uri, {**read_json(uri), "nodes": 3})
 
-    with pytest.raises(Corrupt, match=f"{uri}: its checksum is not that of its content"):
+    with pytest.raises(Corrupt, match=f"{uri}: its checksum does not match its content"):
         read_request(uri)
 
 
@@ -304,7 +304,7 @@ def test_a_newer_stored_request_is_refused_by_its_version(tmp_path: Path):
     uri = f"{tmp_path}/experiments/e/requests/1.json"
     write_json(uri, {"format_version": 9, "unheard_of": 1})
 
-    with pytest.raises(InputError, match="format 9 is newer than this firstsight reads"):
+    with pytest.raises(InputError, match="format 9 is newer than this firstsight can read"):
         read_request(uri)
 
 

@@ -90,7 +90,7 @@ def test_the_demo_is_known_and_the_paper_s_data_are_taken_for_yfcc15m():
 
     assert (demo.count, demo.known) == (DEMO_PAIRS, True)
     assert (paper.count, paper.known) == (14_829_396, False)
-    assert "taken for YFCC15M" in paper.said
+    assert "assumed for YFCC15M" in paper.said
     assert not mine.known
     assert (mine.guessed, paper.guessed) == (True, False)
 

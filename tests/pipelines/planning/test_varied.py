@@ -140,7 +140,7 @@ def test_axes_of_later_requests_stand_beside_the_earlier_ones(planning: Planning
 
 def test_an_axis_over_other_fields_than_it_had_is_refused(planning: Planning):
     planning.plan(vary=TRIPLETS)
-    with pytest.raises(InputError, match=r"axis 'triplets' .* varied perceptual.triplet_fraction, and now perceptual.margin"):
+    with pytest.raises(InputError, match=r"axis 'triplets' .* varied perceptual.triplet_fraction before, but now varies perceptual.margin"):
         planning.plan(vary={"triplets": {"perceptual.margin": [0.5]}})
 
 
@@ -158,5 +158,5 @@ def test_a_declaration_changed_by_hand_is_damage(planning: Planning):
     found = planning.plan(vary=TRIPLETS, tests=DOSE)
     found["declared"][0]["tests"]["dose"]["sides"] = "greater"
     write_document(str(planning.folder / "plan.json"), {key: value for key, value in found.items() if key != "sha256"})
-    with pytest.raises(Corrupt, match=r"declared\[0\]: its hash is another"):
+    with pytest.raises(Corrupt, match=r"declared\[0\]: its hash differs"):
         read_plan(str(planning.folder))

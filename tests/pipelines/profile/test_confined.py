@@ -43,7 +43,7 @@ def test_no_field_of_a_request_leads_out(name: str) -> None:
     for value in found:
         request = object.__new__(Request)  # past the rules of some fields, which refuse such values for reasons of their own
         request.__dict__.update({**Request().__dict__, name: value})
-        with pytest.raises(InputError, match=rf"^{name}.* lies outside what runs of this profile may use \({ROOT}"):
+        with pytest.raises(InputError, match=rf"^{name}.* is outside the locations that runs of this profile may use \({ROOT}"):
             BOUNDED.check_addresses(request)
 
 
@@ -55,7 +55,7 @@ def test_a_field_that_is_added_is_covered(monkeypatch: pytest.MonkeyPatch) -> No
         teacher: str = requests.text("", "the URI of a teacher")
 
     monkeypatch.setitem(FIELDS, "teacher", {item.name: item for item in dataclasses.fields(Later)}["teacher"])
-    with pytest.raises(InputError, match="teacher: s3://b/team-b/x lies outside"):
+    with pytest.raises(InputError, match="teacher: s3://b/team-b/x is outside"):
         BOUNDED.check_addresses(Later(teacher=THEIRS))
 
 
@@ -80,7 +80,7 @@ def test_what_a_tenant_may_name() -> None:
 
 def test_what_is_listed_for_reading_is_no_root() -> None:
     """A run writes everything below its root."""
-    with pytest.raises(InputError, match=r"^root: s3://data/public/x lies outside .* \(s3://b/team-a\)"):
+    with pytest.raises(InputError, match=r"^root: s3://data/public/x is outside .* \(s3://b/team-a\)"):
         BOUNDED.check_addresses(Request(root="s3://data/public/x"))
 
 
@@ -97,12 +97,12 @@ def test_files_of_one_s_own_machine_are_no_tenants(monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     request = Request(root="/home/me/runs", pairs="/home/me/pictures", triplets="file:///home/me/nights")
     here.check_addresses(request)
-    with pytest.raises(InputError, match="pairs: s3://b/team-b/x lies outside"):
+    with pytest.raises(InputError, match="pairs: s3://b/team-b/x is outside"):
         here.check_addresses(Request(pairs=THEIRS))
-    with pytest.raises(InputError, match="pairs: /home/me/pictures lies outside"):
+    with pytest.raises(InputError, match="pairs: /home/me/pictures is outside"):
         BOUNDED.check_addresses(request)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    with pytest.raises(InputError, match="root: /home/me/runs lies outside"):
+    with pytest.raises(InputError, match="root: /home/me/runs is outside"):
         here.check_addresses(request)
 
 
@@ -123,12 +123,18 @@ LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=IMAGES, queues=("gpus"
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"nodes": 5}, "nodes is 5, and the profile allows 4 (limits.nodes): ask for less"),
-        ({"placement": {"nodes": 5}}, "placement.nodes is 5, and the profile allows 4 (limits.nodes)"),
-        ({"gpus_per_node": 9}, "gpus_per_node is 9, and the profile allows 8 (limits.gpus_per_node)"),
+        ({"nodes": 5}, "nodes is 5, but the profile allows only 4 (limits.nodes): request less"),
+        ({"placement": {"nodes": 5}}, "placement.nodes is 5, but the profile allows only 4 (limits.nodes)"),
+        ({"gpus_per_node": 9}, "gpus_per_node is 9, but the profile allows only 8 (limits.gpus_per_node)"),
         ({"nodes": 4, "gpus_per_node": 8, "parallel_cells": 3, "seeds": ("0", "1", "2")}, "parallel_cells: GPUs at once is 96, and the"),
-        ({"nodes": 4, "gpus_per_node": 8, "parallel_cells": 0, "seeds": ("0", "1", "2")}, "GPUs at once is 192, and the profile allows 64"),
-        ({"image": "reg.example.org/ml-evil/trainer"}, "image is 'reg.example.org/ml-evil/trainer', and the profile takes images below"),
+        (
+            {"nodes": 4, "gpus_per_node": 8, "parallel_cells": 0, "seeds": ("0", "1", "2")},
+            "GPUs at once is 192, but the profile allows only 64",
+        ),
+        (
+            {"image": "reg.example.org/ml-evil/trainer"},
+            "image is 'reg.example.org/ml-evil/trainer', but the profile only allows images under",
+        ),
         ({"image": "reg.example.org/ml/../x"}, "(limits.images)"),
         ({"image": "other/trainer:1"}, "(limits.images)"),
         ({"image": "own.example.org:5000/trainer:1"}, "(limits.images)"),
@@ -136,8 +142,8 @@ LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=IMAGES, queues=("gpus"
         ({"image": "evil/reg.example.org/ml/trainer"}, "(limits.images)"),
         ({"image": "REG.example.org/ml/trainer"}, "(limits.images)"),
         ({"image": "firstsight/trainer-evil:1"}, "(limits.images)"),
-        ({"queue": "theirs"}, "queue is 'theirs', and the profile takes gpus or nights (limits.queues): name one of them"),
-        ({"queue": ""}, "queue is not given, and the profile takes gpus or nights (limits.queues)"),
+        ({"queue": "theirs"}, "queue is 'theirs', but the profile only allows gpus or nights (limits.queues): use one of them"),
+        ({"queue": ""}, "queue is not given, but the profile only allows gpus or nights (limits.queues)"),
     ],
 )
 def test_more_than_the_profile_allows(asked: dict[str, Any], said: str) -> None:

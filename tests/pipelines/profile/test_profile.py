@@ -21,9 +21,9 @@ from trainer.errors import InputError
         ("jobs: {gpus_per_node: 65}", "jobs.gpus_per_node must be between 0 and 64, got 65"),
         ("jobs: {cpu: 8Gi}", "jobs.cpu must be a number of cores such as 4 or 500m, got '8Gi'"),
         (f"jobs: {{gpu_memory: {'9' * 400}Gi}}", "jobs.gpu_memory must be a Kubernetes quantity"),
-        ("jobs: {store_environment: {'A=B': x}}", "jobs.store_environment must be names of variables"),
-        ("jobs: {store_environment: {'': x}}", "jobs.store_environment must be names of variables"),
-        ('jobs: {store_environment: {A: "x\\0y"}}', "jobs.store_environment must be names of variables"),
+        ("jobs: {store_environment: {'A=B': x}}", "jobs.store_environment must be a mapping of variable names"),
+        ("jobs: {store_environment: {'': x}}", "jobs.store_environment must be a mapping of variable names"),
+        ('jobs: {store_environment: {A: "x\\0y"}}', "jobs.store_environment must be a mapping of variable names"),
         (
             "jobs: {pod_template: {metadata: {labels: {app.kubernetes.io/component: mine}}}}",
             "jobs.pod_template.metadata.labels must be without labels by which network policies",

@@ -64,10 +64,10 @@ def test_a_staging_pod_has_no_gpus_to_be_sized_by(name: str):
 )
 def test_a_profile_holds_no_credential(variable: str):
     """By its name, in the store's environment and in the pod template; what names a file that holds one may stand there."""
-    with pytest.raises(InputError, match=f"jobs.store_environment: {variable} must not hold a credential") as raised:
+    with pytest.raises(InputError, match=f"jobs.store_environment: {variable} must not contain a credential") as raised:
         JobSettings(store_environment={variable: "c4n4ry"})
     assert "c4n4ry" not in str(raised.value)
-    with pytest.raises(InputError, match=f"env {variable} must not hold a credential"):
+    with pytest.raises(InputError, match=f"env {variable} must not contain a credential"):
         JobSettings(pod_template={"spec": {"containers": [{"name": "pytorch", "env": [{"name": variable, "value": "c4n4ry"}]}]}})
     JobSettings(store_environment={f"{variable}_FILE": "/run/secrets/x"})
     taken = {"name": variable, "valueFrom": {"secretKeyRef": {"name": "x", "key": "y"}}}
@@ -76,7 +76,7 @@ def test_a_profile_holds_no_credential(variable: str):
 
 @pytest.mark.parametrize("value", ["http://user:c4n4ry@proxy:3128", "https://h/?X-Amz-Signature=c4n4ry"])
 def test_a_profile_holds_no_credential_in_an_address(value: str):
-    with pytest.raises(InputError, match="HTTPS_PROXY must not hold a credential") as raised:
+    with pytest.raises(InputError, match="HTTPS_PROXY must not contain a credential") as raised:
         JobSettings(store_environment={"HTTPS_PROXY": value})
     assert "c4n4ry" not in str(raised.value)
 

@@ -70,7 +70,7 @@ def test_a_batch_that_one_gpu_does_not_hold_goes_through_the_gradient_cache_and_
     assert main(["plan", "--recipe", "paper", "--arms", "random", "--root", str(tmp_path / "runs")]) == 0
 
     out = capsys.readouterr().out
-    assert "note: contrastive: 4,096 samples a rank need an estimated" in out
+    assert "note: contrastive: 4,096 samples per rank need an estimated" in out
     assert "through the gradient cache" in out
     assert not (tmp_path / "runs").exists()
 
@@ -111,7 +111,7 @@ def test_cells_that_all_wait_for_a_queue_need_one(tmp_path: Path):
     """The request's, or the one that the profile gives every job."""
     profile = read_profile(_profile(tmp_path))
 
-    with pytest.raises(InputError, match=r"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, and neither"):
+    with pytest.raises(InputError, match=r"parallel_cells is 0: every cell waits, suspended, for a queue to admit it, but neither"):
         check_experiment(*preview(ZERO, "s3://b/r", unread=["s3://b/r"]), profile, ZERO)
     check_experiment(*preview(ZERO, "s3://b/r", unread=["s3://b/r"]), profile, dataclasses.replace(ZERO, queue="q"))
     named = read_profile(_profile(tmp_path, "kueue.x-k8s.io/queue-name: q"))

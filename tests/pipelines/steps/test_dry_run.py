@@ -27,7 +27,7 @@ jobs: {nodes: 2, gpus_per_node: 8, image: "registry.example/trainer:1"}
 
 @pytest.fixture(autouse=True)
 def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Neither a kubeconfig nor, but for one root that nobody reads from, a store."""
+    """Neither a kubeconfig nor, except for one root that nobody reads from, a store."""
     for name in (PROFILE_VARIABLE, owners.HOLDER_VARIABLE):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
@@ -82,14 +82,14 @@ def test_the_hours_and_what_they_assume_are_said(tmp_path: Path, capsys: pytest.
     """Of two nodes with eight GPUs each; stage 1 takes one of them, as its manifest does."""
     jobs, text = shown(capsys, tmp_path, "--recipe", "paper", "--arms", "perceptual")
 
-    assert "none staged: taken for YFCC15M" in text
+    assert "not staged; assumed for YFCC15M" in text
     assert "46.6% of an H100's 798 TFLOP/s / 44.3 GFLOP" in text
     for kind, ranks in (("contrastive", "2 x 8 GPUs = 16"), ("perceptual", "1 x 8 GPUs = 8")):
         (job,) = [job for job in jobs if job["metadata"]["labels"]["firstsight.dev/stage"] == kind]
         nodes = job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]
         assert f"ranks: {ranks}" in text[text.index(f"# {kind}: 1 x (perceptual-seed0)") :].split("memory:", 1)[0]
         assert ranks.startswith(f"{nodes} x 8")
-    assert "note: a rank needs an estimated 9.9 GB of GPU memory, compared with nothing: set jobs.gpu_memory" in text
+    assert "note: a rank needs an estimated 9.9 GB of GPU memory, which could not be checked: set jobs.gpu_memory" in text
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
@@ -113,9 +113,9 @@ def test_one_gpu_of_80_gib_takes_the_paper_through_the_gradient_cache(tmp_path: 
     text = capsys.readouterr().out
 
     assert "local_batch_size 2,048 (of 4,096, through the gradient cache)" in text
-    assert "6,292 pairs/s a GPU" in text
+    assert "6,292 pairs/s per GPU" in text
     assert "row M of docs/BENCHMARKS.md, 8,390/s on an H100 x 3/4" in text
-    assert "note: contrastive: 4,096 samples a rank need an estimated 91.4 GB, a GPU has 85.9" in text
+    assert "note: contrastive: 4,096 samples per rank need an estimated 91.4 GB, but a GPU has 85.9" in text
 
 
 def test_a_recipe_that_cannot_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -142,9 +142,9 @@ def test_a_finished_stage_s_rate_holds_for_the_others(tmp_path: Path, capsys: py
 
     assert main([*command, "--backend", "local"]) == 0
     text = capsys.readouterr().out
-    assert "rate: 500 pairs/s a process x 1 = 500 pairs/s [measured: a finished contrastive stage of this experiment on 1 rank]" in text
+    assert "rate: 500 pairs/s per process x 1 = 500 pairs/s [measured: a finished contrastive stage of this experiment on 1 rank]" in text
     assert "# contrastive: 2 x (random-seed0, random-seed1)" in text
-    assert "; without the 1 that are done: " in text
+    assert "; excluding the 1 already done: " in text
 
     assert main([*command, "--backend", "local", "--placement", "processes_per_node=2"]) == 0
     assert "x 2 = 1,000 pairs/s [assumed: a finished contrastive stage" in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_a_finished_stage_s_rate_holds_for_the_others(tmp_path: Path, capsys: py
         ("base: paper\ncontrastive: {epochs: 8}", (), "recipe mine: differs from paper in\n#   contrastive.epochs: 32 -> 8\n# model"),
         ("base: paper-3m\ncontrastive.epochs: 8", (), "recipe mine: differs from paper-3m in\n#   contrastive.epochs: 16 -> 8\n# model"),
         ("", ("--set", "contrastive.epochs=8"), "recipe paper: differs from paper in\n#   contrastive.epochs: 32 -> 8\n# model"),
-        ("", (), "recipe paper: as paper is shipped\n# model: 151.3 M parameters (vision 87.8 M, text 63.4 M)"),
+        ("", (), "recipe paper: the built-in paper, unchanged\n# model: 151.3 M parameters (vision 87.8 M, text 63.4 M)"),
     ],
     ids=["base", "another base", "set", "shipped"],
 )
@@ -198,8 +198,8 @@ def test_a_plan_shows_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(command) == 0
     text = capsys.readouterr().out
 
-    assert text.count("known once the data is staged") == 6
-    assert "recipe paper: as paper is shipped\nmodel: 151.3 M parameters" in text
+    assert text.count("known once the data have been staged") == 6
+    assert "recipe paper: the built-in paper, unchanged\nmodel: 151.3 M parameters" in text
     assert "contrastive: 4 x (random-seed0, perceptual-seed0, random-seed1, perceptual-seed1)" in text
     assert not (tmp_path / "r").exists()
 
@@ -322,7 +322,7 @@ def test_a_dose_is_a_job_of_its_own_with_its_hours(tmp_path: Path, capsys: pytes
     assert points == {"", "triplets-0.5"}
     assert len({job["metadata"]["name"] for job in jobs}) == len(jobs) == 8
     assert "axis triplets: perceptual.triplet_fraction 0.5, 1" in text
-    assert "15,941 triplets (none staged: taken for NIGHTS) x 0.5 = 7,970 // 768 = 10 steps x 32 epochs" in text
+    assert "15,941 triplets (not staged; assumed for NIGHTS) x 0.5 = 7,970 // 768 = 10 steps x 32 epochs" in text
 
 
 def test_an_axis_that_changes_no_arm_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -57,7 +57,7 @@ def test_one_damaged_object_is_made_whole_by_the_same_run(whole: Whole, name: st
     assert whole.is_finished() == (path.name == "result.json")  # nothing is decided by the result of a job that was recorded
     whole.run()
 
-    if path.name not in ("made.json", "result.json") and "generation-" not in str(path):  # a page made again has its own folder
+    if path.name not in ("made.json", "result.json") and "generation-" not in str(path):  # a rebuilt page has its own folder
         assert path.read_bytes() == before
     assert whole.is_finished()
 
@@ -110,7 +110,7 @@ def test_what_is_damaged_is_said_with_what_is_done(whole: Whole, capsys: pytest.
 
     assert re.search(rf"plan: {whole.folder}/plan\.json: (its checksum|not JSON).*; it is written again from the request", said)
     assert re.search(rf"plan: {whole.folder}/{STAGE}/config\.yaml: .*; written again as planned", said)
-    assert re.search(rf"posthoc posthoc-seed0: {whole.folder}/posthoc-seed0/posthoc/final/model\.bin: .*; made again", said)
+    assert re.search(rf"posthoc posthoc-seed0: {whole.folder}/posthoc-seed0/posthoc/final/model\.bin: .*; rebuilding it", said)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "older"])
@@ -145,7 +145,7 @@ def test_a_damaged_plan_beside_other_data_is_refused(whole: Whole, capsys: pytes
             whole.run("permuted")
 
     assert ended.value.code == 2
-    assert "(cell random-seed0) was planned with another recipe or other data: pairs: " in capsys.readouterr().err
+    assert "(cell random-seed0) was planned with a different recipe or different data: pairs: " in capsys.readouterr().err
 
 
 def _seal_others(root: str, kind: str, **given: str) -> str:

@@ -146,15 +146,15 @@ def test_a_done_lane_of_forty_cells_asks_once_what_is_measured_and_starts_nothin
 
     assert [made.step(name) for name in lanes.STEPS] == [[]] * 4
     assert asked == [39, 39, 40]
-    assert capsys.readouterr().out.count("done before") == 3 * 40 - 40  # no arm with a post-hoc stage, nor with a tower
+    assert capsys.readouterr().out.count("already done") == 3 * 40 - 40  # no arm with a post-hoc stage, nor with a tower
 
 
 def test_what_an_earlier_step_of_the_run_made_is_a_detail(lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch):
-    """A first run does not say of its own work that it was done before; a second one says it once for each."""
+    """A first run does not say of its own work that it was already done; a second one says it once for each."""
     said: list[str] = []
 
     def note(step: str, text: str, *, detail: bool = False) -> None:
-        if text == "done before" and not detail:
+        if text == "already done" and not detail:
             said.append(step)
 
     for module in (cells, lanes):
@@ -219,7 +219,7 @@ def test_a_step_fails_where_none_of_its_cells_can_go_on(lab: Callable[..., Lab],
     assert ended.value.code == 1
     said = capsys.readouterr()
     assert said.err.splitlines()[-1] == "evaluate: 1 of 2 cells failed; contrastive random-seed0: told to fail"
-    assert "evaluate random-seed0: passed over: contrastive failed in this run" in said.out
+    assert "evaluate random-seed0: skipped: contrastive failed in this run" in said.out
 
     made.broken |= {"contrastive perceptual-seed0"}
     with pytest.raises(SystemExit):
@@ -268,7 +268,7 @@ def test_another_lane_waits_for_the_owner_of_a_stage_and_takes_over_where_its_ce
     said: list[str] = []
     waiting = threading.Thread(target=_in_thread, args=(made,))
     waiting.start()
-    wanted = "contrastive posthoc-seed0: waiting for lane-1-of-3, which makes it for random-seed0"
+    wanted = "contrastive posthoc-seed0: waiting for lane-1-of-3, which is producing it for random-seed0"
     eventually(lambda: said.append(capsys.readouterr().out) or wanted in "".join(said))  # type: ignore[func-returns-value]
     assert made.jobs == []
     runs.Run(str(Path(made.folder).parents[1]), "a").fail(runs.CellFailure(cell="random-seed0", stage="perceptual", exit_code=1, line="x"))

@@ -84,7 +84,7 @@ def test_a_queue_that_admits_nothing_is_refused_before_anything_is_staged(
     fake_kueue.queue(api_server, "days", stopped="LocalQueue is stopped", namespace="team-a")
     with pytest.raises(SystemExit):
         accept(**asked, queue="days")
-    assert read_json(str(failure))["line"].endswith("takes no jobs: LocalQueue is stopped: have it started, or name another queue")
+    assert read_json(str(failure))["line"].endswith("accepts no jobs: LocalQueue is stopped: have it started, or use another queue")
     accept(**{**asked, "backend": "local", "queue": "nights"})
 
 

@@ -34,7 +34,7 @@ def test_what_was_lost_is_said_by_cause_with_the_place_of_the_list(sealed):
     )
     assert described(uri) == (
         f"300 read, 150 written, 150 left out: 148 x kind of file not read, 2 x truncated image; listed in {uri}/rejects; "
-        "read without it: 3 x unreadable EXIF"
+        "read despite: 3 x unreadable EXIF"
     )
     assert described(sealed("triplets", 9, read=9000, written=9000, lost={})) == "9,000 read, 9,000 written"
 
@@ -43,7 +43,7 @@ def test_the_remainder_of_an_epoch_is_said(sealed, capsys):
     uri = sealed("pairs", 150, read=150, written=150, lost={})
     check_size(uri, ask(recipe="smoke"), "stage pairs")
     assert capsys.readouterr().out == (
-        "stage pairs: contrastive: an epoch takes 128 of 150 pairs, in batches of 64; each epoch leaves out others\n"
+        "stage pairs: contrastive: an epoch takes 128 of 150 pairs, in batches of 64; which ones vary by epoch\n"
     )
     check_size(sealed("pairs", 128, read=150, written=150, lost={}), ask(recipe="smoke"), "stage pairs")
     assert capsys.readouterr().out == ""

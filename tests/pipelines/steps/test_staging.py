@@ -188,7 +188,7 @@ def test_triplets_made_from_a_folder_that_no_pod_sees_are_refused_too(asked: Cal
 
 
 def test_triplets_cannot_be_made_from_a_list(asked: Callable[..., StagingRequest]):
-    with pytest.raises(InputError, match="triplets must be given where the pairs are fetched from a list"):
+    with pytest.raises(InputError, match="triplets must be given if the pairs are fetched from a list"):
         run_staging(asked(what="triplets", from_pairs="https://lists.example/list.csv"), Runner(), CLUSTER, JobSettings())
 
 
@@ -210,7 +210,7 @@ def test_a_description_holds_no_credentials(tmp_path: Path, key: str):
     """They would stand in the arguments of jobs."""
     value = "https://user:c4n4ry@lists.example/list.tsv" if key != "list" else "https://lists.example/list.csv?sig=c4n4ry"
     lines = {"kind": "urls", "list": "s3://b/list.csv", key: value}
-    with pytest.raises(InputError, match=rf"list\.yaml: {key} must not hold credentials") as refused:
+    with pytest.raises(InputError, match=rf"list\.yaml: {key} must not contain credentials") as refused:
         remote_list("pairs", described(tmp_path, "".join(f"{name}: {text}\n" for name, text in lines.items())))
     assert "c4n4ry" not in str(refused.value)
 

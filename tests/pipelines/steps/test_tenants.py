@@ -41,24 +41,24 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"root": "s3://b/team-b"}, "root: s3://b/team-b lies outside"),
-        ({"request": "s3://b/team-b/experiments/x/requests/0.json"}, "request: s3://b/team-b/experiments/x/requests/0.json lies outside"),
-        ({"request": "/etc/passwd"}, "request: /etc/passwd lies outside"),
-        ({"request": "root: s3://b/team-b\n"}, "root: s3://b/team-b lies outside"),
-        ({"request": "resume: s3://b/team-b/x\n"}, "resume: s3://b/team-b/x lies outside"),
-        ({"recipe": "s3://b/team-b/recipe.yaml"}, "recipe: s3://b/team-b/recipe.yaml lies outside"),
-        ({"request": "recipe: {base: s3://b/team-b/recipe.yaml}", "recipe": ""}, "s3://b/team-b/recipe.yaml lies outside"),
-        ({"arms": "from:s3://b/team-b/tower"}, "arms: s3://b/team-b/tower lies outside"),
-        ({"pairs": "s3://data/public-evil/x"}, "pairs: s3://data/public-evil/x lies outside"),
-        ({"triplets": "s3://data/public/../../b/team-b/x"}, "triplets: s3://data/public/../../b/team-b/x lies outside"),
-        ({"eval_sets": "s3://data/public/a,s3://b/team-b/set"}, "eval_sets: s3://b/team-b/set lies outside"),
-        ({"representation": "rdms=[s3://b/team-b/x.csv]"}, "representation.rdms: s3://b/team-b/x.csv lies outside"),
-        ({"nodes": "3"}, "nodes is 3, and the profile allows 2 (limits.nodes)"),
+        ({"root": "s3://b/team-b"}, "root: s3://b/team-b is outside"),
+        ({"request": "s3://b/team-b/experiments/x/requests/0.json"}, "request: s3://b/team-b/experiments/x/requests/0.json is outside"),
+        ({"request": "/etc/passwd"}, "request: /etc/passwd is outside"),
+        ({"request": "root: s3://b/team-b\n"}, "root: s3://b/team-b is outside"),
+        ({"request": "resume: s3://b/team-b/x\n"}, "resume: s3://b/team-b/x is outside"),
+        ({"recipe": "s3://b/team-b/recipe.yaml"}, "recipe: s3://b/team-b/recipe.yaml is outside"),
+        ({"request": "recipe: {base: s3://b/team-b/recipe.yaml}", "recipe": ""}, "s3://b/team-b/recipe.yaml is outside"),
+        ({"arms": "from:s3://b/team-b/tower"}, "arms: s3://b/team-b/tower is outside"),
+        ({"pairs": "s3://data/public-evil/x"}, "pairs: s3://data/public-evil/x is outside"),
+        ({"triplets": "s3://data/public/../../b/team-b/x"}, "triplets: s3://data/public/../../b/team-b/x is outside"),
+        ({"eval_sets": "s3://data/public/a,s3://b/team-b/set"}, "eval_sets: s3://b/team-b/set is outside"),
+        ({"representation": "rdms=[s3://b/team-b/x.csv]"}, "representation.rdms: s3://b/team-b/x.csv is outside"),
+        ({"nodes": "3"}, "nodes is 3, but the profile allows only 2 (limits.nodes)"),
         ({"image": "registry.example.org/ml-evil/x"}, "image is 'registry.example.org/ml-evil/x'"),
-        ({"queue": "theirs"}, "queue is 'theirs', and the profile takes gpus (limits.queues)"),
-        ({"queue": "theirs", "backend": "trainjob"}, "queue is 'theirs', and the profile takes gpus (limits.queues)"),
+        ({"queue": "theirs"}, "queue is 'theirs', but the profile only allows gpus (limits.queues)"),
+        ({"queue": "theirs", "backend": "trainjob"}, "queue is 'theirs', but the profile only allows gpus (limits.queues)"),
         ({"request": "backend: local\n"}, "backend is 'local', which is this step's own pod, beside all queues and limits of the profile"),
-        ({"request": "placement: {nodes: 3}\n"}, "nodes is 3, and the profile allows 2 (limits.nodes)"),
+        ({"request": "placement: {nodes: 3}\n"}, "nodes is 3, but the profile allows only 2 (limits.nodes)"),
     ],
 )
 def test_the_first_step_refuses(asked: dict[str, Any], capsys: Capture, wrong: dict[str, str], said: str) -> None:
@@ -91,7 +91,7 @@ def test_a_list_s_description_leads_nowhere_else(asked: dict[str, Any], tmp_path
     with pytest.raises(SystemExit) as ended:
         accept(**{**asked, "pairs": f"file://{described}", "triplets": "https://example.org/nights.zip"})
     assert ended.value.code == 2
-    assert f"{described}.{key}: s3://b/team-b/x lies outside" in capsys.readouterr().err
+    assert f"{described}.{key}: s3://b/team-b/x is outside" in capsys.readouterr().err
 
 
 STEPS = {
@@ -112,7 +112,7 @@ def test_a_step_takes_no_other_tenant_s_request(asked: dict[str, Any], tmp_path:
         with pytest.raises(SystemExit) as ended:
             STEPS[name](f"{spelled}#a-run")
         assert ended.value.code == 2
-        assert f"request: {spelled} lies outside" in capsys.readouterr().err
+        assert f"request: {spelled} is outside" in capsys.readouterr().err
     assert sorted(theirs.rglob("*")) == before
 
 
@@ -133,7 +133,7 @@ def test_a_step_takes_no_request_that_leads_out(asked: dict[str, Any], tmp_path:
     with pytest.raises(SystemExit) as ended:
         STEPS[name](f"{uri}#a-run")
     assert ended.value.code == 2
-    assert "pairs: s3://b/team-b/pairs lies outside" in capsys.readouterr().err
+    assert "pairs: s3://b/team-b/pairs is outside" in capsys.readouterr().err
 
 
 def test_the_last_step_finds_no_other_tenant_s_run(asked: dict[str, Any], tmp_path: Path, capsys: Capture) -> None:
@@ -143,4 +143,4 @@ def test_the_last_step_finds_no_other_tenant_s_run(asked: dict[str, Any], tmp_pa
     with pytest.raises(SystemExit) as ended:
         finish.finish(run="a-run", request="", root=theirs, state="FAILED")
     assert ended.value.code == 2
-    assert f"root: {theirs} lies outside" in capsys.readouterr().err
+    assert f"root: {theirs} is outside" in capsys.readouterr().err

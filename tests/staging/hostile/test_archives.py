@@ -75,7 +75,10 @@ def encrypted(data: bytearray, entry: int) -> None:
         (lambda: zip_of_many(60), r"60 files, at most 50 are read"),
         (lambda: zip_with(without_name), r"a member has no name"),
         (lambda: zip_with(encrypted), "is encrypted"),
-        (lambda: copies.archive({"ref/0.png": copies.PNG}, zipfile.ZIP_LZMA), "must be stored or deflated, it is packed by method 14"),
+        (
+            lambda: copies.archive({"ref/0.png": copies.PNG}, zipfile.ZIP_LZMA),
+            "must be stored or deflated, but it is compressed with method 14",
+        ),
     ],
 )
 def test_a_zip_beyond_a_bound_is_refused_whole(
@@ -111,7 +114,7 @@ def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, body: bytes 
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        (tar_header("0.jpg", 1 << 40), "cut short"),
+        (tar_header("0.jpg", 1 << 40), "truncated"),
         (tar_header("x", 1 << 40, tarfile.XHDTYPE), "a header asks for 1,099,511,627,776 bytes at once"),
         (tar_header("x", 30 << 20, tarfile.GNUTYPE_LONGNAME, bytes(30 << 20)), "a header asks for 31,457,280 bytes at once"),
         (tar_header("x", 20, tarfile.XHDTYPE, b"20 GNU.sparse.map=1\n") * 3000, "not a whole tar file"),

@@ -86,13 +86,13 @@ def _only_refused(read: Callable[[], object], seed: int, value: object) -> None:
 @pytest.mark.parametrize("change", [{"splits": ["dev"]}, {"splits": [1]}, {"shard_samples": 0}, {"options": {"rules": "2"}}])
 def test_a_plan_that_says_what_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     plans.write_plan(str(tmp_path), dataclasses.replace(plan_of(3), **change))
-    with pytest.raises(Corrupt, match=r"plan\.json: names a split, a number of samples or a version of the rules that is unknown"):
+    with pytest.raises(Corrupt, match=r"plan\.json: contains an unknown split, number of samples or version of the rules"):
         read_plan(str(tmp_path))
 
 
 def test_a_plan_of_newer_rules_is_refused(tmp_path: Path) -> None:
     plans.write_plan(str(tmp_path), dataclasses.replace(plan_of(3), options={"rules": 99}))
-    with pytest.raises(InputError, match="made by version 99 of the rules, this firstsight knows them up to 2"):
+    with pytest.raises(InputError, match="made by version 99 of the rules, this firstsight only knows versions up to 2"):
         read_plan(str(tmp_path))
 
 

@@ -65,7 +65,7 @@ def test_busy_server(web: Web, tmp_path: Path) -> None:
     web.pages["/x"] = lambda count: (503, {}, b"") if count < 3 else (200, {}, b"x")
     download(f"{web.url}/x", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"x"
-    with pytest.raises(InputError, match=r"/none: the server refuses it \(404"):
+    with pytest.raises(InputError, match=r"/none: the server rejected the request \(404"):
         download(f"{web.url}/none", tmp_path / "none")
     web.pages["/y"] = lambda count: (503, {}, b"")
     with pytest.raises(RunError, match="answers 503"):
@@ -111,7 +111,7 @@ def test_links_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_bombs_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An oversized member, a flipped byte, a zip cut short and a page that is no zip are refused by name, and leave nothing."""
+    """An oversized member, a flipped byte, a zip cut short and a page that is no zip are refused, naming the file, and leave nothing."""
     monkeypatch.setattr("trainer.staging.remote.download.MAX_MEMBER_BYTES", 1 << 20)
     whole = make_zip({"ref/000.png": DATA[: 1 << 19]})
     flipped = bytearray(whole)
@@ -167,5 +167,5 @@ def test_nights_chunks(web: Web, tmp_path: Path, prefix: str) -> None:
 def test_nights_without_table(web: Web, tmp_path: Path) -> None:
     """Chunks without data.csv are not enough, and the message says what is missing."""
     web.pages["/chunks/ref/000.zip"] = web.pages["/chunks/distort/000.zip"] = make_zip({"000/000.png": b"x"})
-    with pytest.raises(InputError, match="name it by --table"):
+    with pytest.raises(InputError, match="pass it with --table"):
         fetch_nights(f"{web.url}/chunks", "", tmp_path / "nights", chunks=1)

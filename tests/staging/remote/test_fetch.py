@@ -251,7 +251,7 @@ def test_refetch(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["1001"]["image"] == picture(1)
     assert found["1000"]["image"] == picture(0)
     assert main(["stage", "refetch", "--plan", first, "--causes", "bad luck"]) == 2
-    assert "causes there: 'bad redirect' (1)" in capsys.readouterr().err
+    assert "causes present: 'bad redirect' (1)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -332,7 +332,7 @@ def test_plan_changed_by_hand(web: Web, tmp_path: Path, capsys: pytest.CaptureFi
     folder = plan_yfcc(capsys, web, tmp_path / "yfcc", str(tmp_path / "root"))
     value = read_json(join(folder, "plan.json"))
     newer = {**value, "format_version": 99}
-    for changed, rule in (({**value, "options": {}}, "changed by hand"), (newer, "newer than this firstsight")):
+    for changed, rule in (({**value, "options": {}}, "by hand"), (newer, "newer than this firstsight")):
         (Path(folder) / "plan.json").write_text(json.dumps({**changed, "sha256": checksum(newer) if changed is newer else value["sha256"]}))
         assert main(["stage", "fetch", "--plan", folder]) in (1, 2)
         assert rule in capsys.readouterr().err

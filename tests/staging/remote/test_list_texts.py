@@ -100,11 +100,11 @@ def test_a_list_without_a_header_may_have_commas_in_its_captions(tmp_path: Path,
     assert {row.images[0]: list(row.texts) for row in all_rows(folder)} == {"http://h/a": ["a dog, big, brown"], "http://h/b": ["b"]}
 
 
-UTF_16 = "{list}: must be UTF-8, is UTF-16 by its first bytes: convert it with iconv -f UTF-16 -t UTF-8"
+UTF_16 = "{list}: must be UTF-8, but its first bytes look like UTF-16: convert it with iconv -f UTF-16 -t UTF-8"
 LATIN_1 = "{list}: must be UTF-8, line %d is not: perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
 NO_URL = (
-    "{list}: has no column 'url' or 'image_url' (it has file, caption): rename one; a list of files in a folder is staged by stage pairs "
-    "--source FOLDER"
+    "{list}: has no column 'url' or 'image_url' (it has file, caption): rename a column; a list of files in a folder is staged by "
+    "stage pairs --source FOLDER"
 )
 
 

@@ -193,6 +193,6 @@ def test_a_source_that_changed_is_refused_by_name(tmp_path: Path, capsys: pytest
         assert main(["stage", "seal", "--plan", folder]) == 1
         assert victim.name in capsys.readouterr().err
         assert main(["stage", "fetch", "--plan", folder, *FETCH]) == 1
-        assert "its source no longer gives the sealed bytes" in capsys.readouterr().err
+        assert "its source no longer yields the sealed bytes" in capsys.readouterr().err
         victim.write_bytes(data)
         assert heal(capsys, web, tmp_path, folder) == identity

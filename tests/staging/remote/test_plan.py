@@ -127,7 +127,7 @@ def test_lists_on_the_web(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         remote = {name: f"{web.url}/{Path(path).name}" for name, path in files.items()}
         folder = plan(capsys, *yfcc(remote, str(tmp_path / "remote")))
         assert refused(capsys, *yfcc({**remote, "list": f"{web.url}/none.tsv"}, str(tmp_path))).endswith(
-            "the server refuses it (404 Not Found)"
+            "the server rejected the request (404 Not Found)"
         )
     assert Path(folder).name == Path(plan(capsys, *yfcc(files, str(tmp_path / "local")))).name
 
@@ -216,8 +216,8 @@ def test_bad_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: o
         (["urls", "--list", "{folder}/ok.csv", "--heldout-fraction", "1"], "--heldout-fraction"),
         (["urls"], "--list must name the list"),
         (["yfcc15m-slip", "--list", "{folder}/ok.csv", "--metadata", "m", "--captions", "slip"], "--ids"),
-        (["yfcc15m-rwkv", "--list", "{folder}/pictures.parquet"], "holds the pictures themselves"),
-        (["yfcc15m-declip", "--list", "{folder}/declip.jsonl"], "--images is needed"),
+        (["yfcc15m-rwkv", "--list", "{folder}/pictures.parquet"], "contains the pictures themselves"),
+        (["yfcc15m-declip", "--list", "{folder}/declip.jsonl"], "--images is required"),
         (["nights", "--list", "{folder}"], "data.csv"),
     ],
 )

@@ -104,7 +104,7 @@ def test_zips_that_are_none(web: Web, tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "root").exists()
     web.pages["/nights.zip"] = make_zip({"ref/000/000.png": b"x"})
     assert main(["stage", "plan", "nights", "--root", str(tmp_path), "--list", f"{web.url}/nights.zip", *SMALL]) == 2
-    assert "holds no data.csv: name it by --table" in capsys.readouterr().err
+    assert "contains no data.csv: pass it with --table" in capsys.readouterr().err
 
 
 def test_members_that_are_not_what_the_directory_says() -> None:

@@ -11,12 +11,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser(
         "eval", parents=[common], help="turn a local copy of a published set into an evaluation set", epilog=f"sets: {names}"
     )
-    parser.add_argument("name", help="of the set; `list` prints the table")
-    parser.add_argument("--source", default="", metavar="URI", help="folder of the copy: its authors' files, or CLIP_benchmark's layout")
-    parser.add_argument("--root", default="", help="store URI under which datasets/ goes")
+    parser.add_argument("name", help="name of the set; `list` prints a table of all sets")
+    parser.add_argument(
+        "--source", default="", metavar="URI", help="folder of the local copy: the original files of the set, or CLIP_benchmark's layout"
+    )
+    parser.add_argument("--root", default="", help="store URI; the data set goes into datasets/ below it")
     parser.add_argument("--prompts", default="", metavar="URI", help="folder of CLIP_benchmark's en_classnames.json and templates")
-    parser.add_argument("--only", default="", metavar="URI", help="text file that names the test pictures, one a line (default: all)")
-    parser.add_argument("--train", action="store_true", help="also take the training split, which probes learn from")
+    parser.add_argument("--only", default="", metavar="URI", help="text file that names the test pictures, one per line (default: all)")
+    parser.add_argument("--train", action="store_true", help="also stage the training split, on which probes are trained")
     parser.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
     parser.set_defaults(run=_eval)
 
@@ -43,7 +45,7 @@ def _eval(options: argparse.Namespace) -> dict[str, str] | None:
 
 
 def table() -> str:
-    """All sets, one a line, and where the sizes were read."""
+    """All sets, one per line, and where the sizes were read."""
     lines = [f"{'name':20} {'metric':22} {'classes':>7} {'test':>7}  {'read in':8}  source; licence"]
     for known in SETS:
         counted = "" if known.counted else "  (not one of the 29)"

@@ -102,7 +102,7 @@ class Copy:
     def reader(self, name: str) -> Callable[[], bytes]:
         """Reads a file of the copy later; InputError now where it is missing."""
         if name not in self._files:
-            raise InputError(f"{self.uri}: {name} is listed but not there")
+            raise InputError(f"{self.uri}: {name} is listed but missing")
         return lambda: self.read(name)
 
     def base(self, name: str, ending: str) -> str:
@@ -136,4 +136,4 @@ def as_kept(data: bytes, name: str) -> tuple[str, bytes]:
                 return KEPT_FORMATS[image.format], data
             return "png", encode_png(np.asarray(loaded(image, "RGB")))
     except BadImageError as error:
-        raise InputError(f"{name}: not a picture, or cut short: {error}") from error
+        raise InputError(f"{name}: not a picture, or truncated: {error}") from error

@@ -23,7 +23,7 @@ def class_folders(copy: Copy, split: Split = "test") -> Converted:
     names = tested if split == "test" else _training_images(copy)
     unknown = next((name for name in names if name.split("/")[-2] not in label_of), None)
     if unknown is not None:
-        raise InputError(f"{copy.uri}: {unknown} is of a class that has no test pictures")
+        raise InputError(f"{copy.uri}: {unknown} belongs to a class that has no test pictures")
     rows = [Row(name=name, image=copy.reader(name), label=label_of[name.split("/")[-2]]) for name in names]
     return Converted(rows=rows, classnames=tuple(folder.replace("_", " ") for folder in ordered))
 
@@ -33,8 +33,8 @@ def imagenet(copy: Copy, split: Split = "test") -> Converted:
     converted = class_folders(copy, split)
     if len(converted.classnames) != 1000:
         raise InputError(
-            f"{copy.uri}: {len(converted.classnames)} class folders, ImageNet has 1000; the validation pictures must be sorted into one "
-            "folder a class (n01440764/…)"
+            f"{copy.uri}: {len(converted.classnames)} class folders, but ImageNet has 1000; the validation pictures must be sorted into "
+            "one folder per class (n01440764/…)"
         )
     return Converted(rows=converted.rows)
 
@@ -47,7 +47,7 @@ def imagenet_subset(copy: Copy, split: Split = "test") -> Converted:
         raise InputError(f"{copy.uri}: class folders must be WordNet ids such as n01440764, got {wnids[0]!r}")
     found = next((name for name in map(copy.find, _SYNSETS) if name), None)
     if found is None:
-        raise InputError(f"{copy.uri}: put ImageNet's LOC_synset_mapping.txt beside the class folders: it names their classes")
+        raise InputError(f"{copy.uri}: put ImageNet's LOC_synset_mapping.txt next to the class folders: it names their classes")
     named = dict(line.split(maxsplit=1) for line in copy.lines(found.rsplit("/", 1)[-1]) if " " in line or "\t" in line)
     missing = [wnid for wnid in wnids if wnid not in named]
     if missing:

@@ -154,7 +154,7 @@ def _labelled(copy: Copy, pairs: Sequence[tuple[str, str]], classes: Sequence[st
     label_of = {folder: label for label, folder in enumerate(classes)}
     unknown = [folder for _, folder in pairs if folder not in label_of]
     if unknown:
-        raise InputError(f"{copy.uri}: a listed picture is of class {unknown[0]!r}, which the copy's list of classes has not")
+        raise InputError(f"{copy.uri}: a listed picture is of class {unknown[0]!r}, which is not in the copy's list of classes")
     return [Row(name=name, image=copy.reader(name), label=label_of[folder]) for name, folder in pairs]
 
 

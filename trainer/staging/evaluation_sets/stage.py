@@ -48,7 +48,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
         root: store URI under which datasets/ goes.
         source: URI of the copy's folder.
         prompts: URI of the folder with CLIP_benchmark's class names and templates; empty: the copy's own.
-        only: URI of a text file that names the test pictures, one a line (their path, file name or stem); empty: all.
+        only: URI of a text file that names the test pictures, one per line (their path, file name or stem); empty: all.
         train: also take the training split, which probes learn from.
 
     Returns:
@@ -92,7 +92,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
 
 
 def _lines(names: Sequence[str], where: str) -> list[str]:
-    """Names as they can be written one a line; InputError where nothing is left of one.
+    """Names as they can be written one per line; InputError where nothing is left of one.
 
     A name that is empty as published (a band of clevr-dist) stays: its prompt is the template alone.
     """
@@ -106,7 +106,7 @@ def _lines(names: Sequence[str], where: str) -> list[str]:
 def _require_training(facts: EvaluationSetFacts) -> None:
     """Refuse sets that probes cannot learn from."""
     if facts.task == "zeroshot_retrieval" or facts.metric == "mean_average_precision":
-        raise InputError(f"--train is for sets that can be probed, and {facts.name} has no one class a picture")
+        raise InputError(f"--train is for sets that can be probed, but {facts.name} does not have exactly one class per picture")
     if facts.name in FAMILIES["OOD"]:
         raise InputError(f"--train: {facts.name} has no training split: it tests what was learned on ImageNet")
 
@@ -115,13 +115,15 @@ def _training(facts: EvaluationSetFacts, copy: Copy, wanted: set[str]) -> Iterab
     """The training pictures of a copy; of one without a split those that the list of test pictures does not name."""
     if tars.is_layout(copy):
         if not tars.is_layout(copy, "train"):
-            raise InputError(f"{copy.uri}: --train takes train/nshards.txt beside test/nshards.txt, and there is none here")
+            raise InputError(f"{copy.uri}: --train takes train/nshards.txt beside test/nshards.txt, but there is none here")
         return tars.read_layout(copy, "train").rows
     sorted_out = facts.name not in CONVERTERS and folders.has_training(copy)
     if facts.name not in _UNSPLIT or sorted_out:
         return _convert(facts, copy, "train").rows
     if not wanted:
-        raise InputError(f"{copy.uri}: {facts.name} comes without a split: name its test pictures by --only, and --train takes the others")
+        raise InputError(
+            f"{copy.uri}: {facts.name} comes without a split: list its test pictures with --only, and --train will use the others"
+        )
     return (row for row in _convert(facts, copy).rows if not _names(row) & wanted)
 
 
@@ -150,7 +152,7 @@ def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
             left -= named
             yield row
     if left:
-        raise InputError(f"{where}: names {len(left)} pictures that the copy has not, such as {sorted(left)[0]!r}")
+        raise InputError(f"{where}: names {len(left)} pictures that are not in the copy, such as {sorted(left)[0]!r}")
 
 
 def _names(row: Row) -> set[str]:
@@ -186,7 +188,7 @@ def _write_slice(folder: str, plan: Plan, number: int, facts: EvaluationSetFacts
             raise InputError(f"{plan.source['uri']}: no {plan.splits[number]} pictures of {facts.name} here")
     progress(f"stage eval {facts.name}", count, count, "images")
     if test and count != facts.test_size:
-        print(f"{facts.name}: {counted(count, 'image')}; the field's usual test split has {facts.test_size}", flush=True)
+        print(f"{facts.name}: {counted(count, 'image')}; the standard test split has {facts.test_size}", flush=True)
 
 
 def _answer(facts: EvaluationSetFacts, row: Row, num_classes: int) -> tuple[str, bytes]:
@@ -198,5 +200,5 @@ def _answer(facts: EvaluationSetFacts, row: Row, num_classes: int) -> tuple[str,
         np.save(buffer, row.targets)
         return "npy", buffer.getvalue()
     if not 0 <= row.label < num_classes:
-        raise InputError(f"{facts.name}: {row.name} has label {row.label}, the set has classes 0 to {num_classes - 1}")
+        raise InputError(f"{facts.name}: {row.name} has label {row.label}, but the set has classes 0 to {num_classes - 1}")
     return "cls", str(row.label).encode()

@@ -11,63 +11,81 @@ _PASSING = "timeout,connect,dns,cut short,http 429,http 500,http 502,http 503,ht
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add the commands to `stage`'s."""
+    _add_plan(commands, common)
+    _add_fetch(commands, common)
+    _add_sources(commands, common)
+
+    seal = commands.add_parser("seal", parents=[common], help="check that all slices are done and write the manifest")
+    seal.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
+    help_text = "sealing is refused if more than this fraction of the rows is bad (default .01)"
+    seal.add_argument("--max-reject-fraction", type=float, default=0.01, help=help_text)
+    seal.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
+    seal.set_defaults(run=_seal)
+
+    refetch = commands.add_parser("refetch", parents=[common], help="plan a second attempt for rows that could not be fetched")
+    refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
+    help_text = f"causes to retry, comma-separated, spelled as in the rejects (default: {_PASSING})"
+    refetch.add_argument("--causes", default=_PASSING, help=help_text)
+    refetch.set_defaults(run=_refetch)
+
+
+def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     plan = commands.add_parser("plan", parents=[common], help="turn a list of remote pictures into slices of rows")
     plan.add_argument("kind", choices=["urls", "yfcc15m-openai", "yfcc15m-slip", "yfcc15m-declip", "yfcc15m-rwkv", "nights"])
-    plan.add_argument("--root", required=True, help="store URI under which datasets/ lies")
+    plan.add_argument("--root", required=True, help="store URI; the data set goes into datasets/ below it")
     plan.add_argument("--list", default="", metavar="URI", help="the list (CSV, TSV, JSON lines, parquet); for nights a folder or zip")
     plan.add_argument("--table", default="", metavar="URI", help="data.csv (nights): --list is then the folder of the chunk zips")
     plan.add_argument("--metadata", default="", metavar="URI", help="YFCC100M's metadata TSV (yfcc15m-openai and -slip)")
     plan.add_argument("--ids", default="", metavar="URI", help="flickr_unique_ids.npy (yfcc15m-slip)")
-    plan.add_argument("--images", default="", metavar="URI", help="http(s), s3 or local base below which YFCC's pictures lie")
+    plan.add_argument("--images", default="", metavar="URI", help="http(s), s3 or local base address of YFCC's pictures")
     plan.add_argument("--captions", default="as-is", help="title | description | both | slip | as-is (default)")
-    plan.add_argument("--heldout-fraction", type=float, default=0.0, help="part of the rows that becomes the split `test` (default 0)")
-    plan.add_argument("--memory-mb", type=int, default=1024, help="most memory of the join and the sort; more goes to disk (default 1024)")
-    plan.add_argument("--scratch", default="", help="local folder for that (default: the system's temporary one)")
+    plan.add_argument("--heldout-fraction", type=float, default=0.0, help="fraction of the rows that becomes the split `test` (default 0)")
+    plan.add_argument(
+        "--memory-mb", type=int, default=1024, help="memory limit of the join and the sort; beyond it they use disk (default 1024)"
+    )
+    plan.add_argument("--scratch", default="", help="local folder for what goes to disk (default: the system's temporary folder)")
     plan.add_argument("--recipe", default="paper", help="shipped recipe, or the URI of a YAML file (default paper)")
-    plan.add_argument("--contact", default="", help="mail or URL that servers are told")
+    plan.add_argument("--contact", default="", help="e-mail address or URL sent to servers as contact")
     plan.add_argument("--result", default="", help="also write {uri, slices, rows} as JSON to this URI")
     plan.set_defaults(run=_plan)
 
-    fetch = commands.add_parser("fetch", parents=[common], help="make the shards of the slices of one part")
+
+def _add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    fetch = commands.add_parser("fetch", parents=[common], help="fetch pictures and write the shards of some or all slices")
     fetch.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
     fetch.add_argument(
-        "--slice", default="0/1", metavar="I/N", help="every N-th slice from the I-th on (default 0/1: all); I = index: the pod's own"
+        "--slice",
+        default="0/1",
+        metavar="I/N",
+        help="every N-th slice, starting with the I-th (default 0/1: all); `index` for I takes the pod's own index",
     )
-    fetch.add_argument("--images", default="", metavar="URI", help="another base for the pictures, such as a mirror")
-    fetch.add_argument("--contact", default="", help="mail or URL that servers are told")
-    fetch.add_argument("--concurrency", type=int, default=32, help="requests at a time (default 32)")
-    fetch.add_argument("--per-host", type=int, default=16, help="of them at one host (default 16)")
-    fetch.add_argument("--tries", type=int, default=4, help="of one URL whose failure may pass (default 4)")
-    fetch.add_argument("--timeout", type=float, default=20.0, help="seconds without a byte (default 20)")
-    fetch.add_argument("--backoff", type=float, default=1.0, help="seconds of the first pause after a failure, then doubled (default 1)")
-    fetch.add_argument("--processes", type=int, default=0, help="that decode and encode (default 0: threads of this one)")
-    fetch.add_argument("--buffer-mb", type=int, default=256, help="fetched bytes that wait for their turn (default 256)")
-    fetch.add_argument("--max-image-mb", type=int, default=32, help="larger answers are rejected (default 32)")
+    fetch.add_argument("--images", default="", metavar="URI", help="a different base URI for the pictures, such as a mirror")
+    fetch.add_argument("--contact", default="", help="e-mail address or URL sent to servers as contact")
+    fetch.add_argument("--concurrency", type=int, default=32, help="concurrent requests (default 32)")
+    fetch.add_argument("--per-host", type=int, default=16, help="concurrent requests per host (default 16)")
+    fetch.add_argument("--tries", type=int, default=4, help="attempts per URL if the failure may be temporary (default 4)")
+    fetch.add_argument("--timeout", type=float, default=20.0, help="seconds without receiving a byte before a request fails (default 20)")
+    fetch.add_argument("--backoff", type=float, default=1.0, help="initial delay in seconds after a failure, doubled each time (default 1)")
+    fetch.add_argument("--processes", type=int, default=0, help="processes that decode and encode (default 0: threads in this process)")
+    fetch.add_argument("--buffer-mb", type=int, default=256, help="MB of fetched data waiting to be processed (default 256)")
+    fetch.add_argument("--max-image-mb", type=int, default=32, help="larger responses are rejected (default 32)")
     fetch.set_defaults(run=_fetch)
 
-    seal = commands.add_parser("seal", parents=[common], help="check that all slices are done and write the manifest")
-    seal.add_argument("--plan", required=True, metavar="URI", help="folder that `stage plan` printed")
-    seal.add_argument("--max-reject-fraction", type=float, default=0.01, help="more bad rows than this are refused (default .01)")
-    seal.add_argument("--result", default="", help="also write {uri, identity} as JSON to this URI")
-    seal.set_defaults(run=_seal)
 
-    download = commands.add_parser("download", parents=[common], help="bring NIGHTS here, resuming what broke off; then `stage triplets`")
+def _add_sources(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
+    help_text = "download NIGHTS, resuming an interrupted download; run `stage triplets` next"
+    download = commands.add_parser("download", parents=[common], help=help_text)
     download.add_argument("--source", required=True, metavar="URI", help="nights.zip, or the folder of its chunks")
-    download.add_argument("--table", default="", metavar="URI", help="data.csv, which the chunks do not hold")
-    download.add_argument("--folder", required=True, help="local folder, afterwards in NIGHTS layout")
+    download.add_argument("--table", default="", metavar="URI", help="data.csv, which the chunks do not contain")
+    download.add_argument("--folder", required=True, help="local folder, which will have the NIGHTS layout")
     download.add_argument("--keep-zips", action="store_true", help="do not delete a zip once it is unpacked")
-    download.add_argument("--contact", default="", help="mail or URL that servers are told")
+    download.add_argument("--contact", default="", help="e-mail address or URL sent to servers as contact")
     download.set_defaults(run=_download)
 
-    unpack = commands.add_parser("unpack", parents=[common], help="turn parquet files that hold pictures into tars; then `stage pairs`")
+    unpack = commands.add_parser("unpack", parents=[common], help="turn parquet files that hold pictures into tars; run `stage pairs` next")
     unpack.add_argument("--source", required=True, metavar="URI", help="folder of .parquet files")
     unpack.add_argument("--folder", required=True, metavar="URI", help="where the tars go")
     unpack.set_defaults(run=_unpack)
-
-    refetch = commands.add_parser("refetch", parents=[common], help="plan a second try for rows that were lost")
-    refetch.add_argument("--plan", required=True, metavar="URI", help="folder of the data set, fetched or sealed")
-    refetch.add_argument("--causes", default=_PASSING, help=f"comma-separated, as the rejects have them (default: {_PASSING})")
-    refetch.set_defaults(run=_refetch)
 
 
 def _plan(options: argparse.Namespace) -> dict[str, str | int]:

@@ -29,7 +29,7 @@ _PIECE_BYTES = 1 << 20
 _REDIRECTS = 5
 _HEADER_SECONDS = 60.0
 _LEAST_BYTES = 64 << 10
-"""What must come before patience begins anew: a server that drips a byte now and then sends nothing."""
+"""What must arrive before the time limit starts again: a server that drips a byte now and then sends nothing."""
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})$")
 BROKEN_ZIP = (
     zipfile.BadZipFile, EOFError, ValueError, LookupError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError,
@@ -69,7 +69,7 @@ def download(url: str, target: Path, *, contact: str = "", retry_seconds: float 
         except PrivateAddressError as error:
             raise InputError(f"{url}: private address: {error}") from error
         except PermissionError as error:
-            raise RunError(f"{target}: cannot be written: {error.strerror}; what came is kept") from error
+            raise RunError(f"{target}: cannot be written: {error.strerror}; the part already downloaded is kept") from error
         except (HTTPError, OSError, http.client.HTTPException, _WrongAnswerError) as error:
             words = str(error) if isinstance(error, _WrongAnswerError) else type(error).__name__
             retries.wait(f"{url}: {words} at byte {_size(partial)}")
@@ -118,7 +118,7 @@ def _resume_download(
             return -1
         length = announced_length(response)
         if length is None:
-            raise RunError(f"{url}: the server does not say how long it is")
+            raise RunError(f"{url}: the server did not report the file's size")
         if response.status == 200:
             start = 0
         else:
@@ -137,7 +137,7 @@ def _resume_download(
 def _check_range(said: str, start: int, length: int) -> None:
     found = _RANGE.match(said)
     if not found or int(found[1]) != start or int(found[2]) != start + length:
-        raise _WrongAnswerError(f"asked for all from byte {start}, the answer has {said[:100]!r}")
+        raise _WrongAnswerError(f"requested everything from byte {start}, but the response has {said[:100]!r}")
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: float) -> Iterator[bytes]:
@@ -172,7 +172,7 @@ def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries:
         elif response.status in PASSING_STATUSES or response.status >= 500:
             retries.wait(f"{url}: answers {response.status}", at_least=retry_after(response.headers.get("retry-after", ""), most=60.0))
         else:
-            raise InputError(f"{first}: the server refuses it ({response.status} {response.reason or ''}".rstrip() + ")")
+            raise InputError(f"{first}: the server rejected the request ({response.status} {response.reason or ''}".rstrip() + ")")
 
 
 def unpack(archive: Path, folder: Path, place: str = "") -> int:
@@ -204,7 +204,7 @@ def unpack(archive: Path, folder: Path, place: str = "") -> int:
     except RunError:
         raise
     except BROKEN_ZIP as error:
-        raise RunError(f"{archive}: not a whole zip: {error}; run the same command again, or fetch it anew") from error
+        raise RunError(f"{archive}: not a whole zip: {error}; run the same command again, or download it again") from error
     return count
 
 
@@ -230,7 +230,9 @@ def files_of(file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, pla
                 "a decompression bomb"
             )
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{archive}: member {info.filename!r} must be stored or deflated, it is packed by method {info.compress_type}")
+            raise InputError(
+                f"{archive}: member {info.filename!r} must be stored or deflated, but it is compressed with method {info.compress_type}"
+            )
         if info.flag_bits & 1:
             raise InputError(f"{archive}: member {info.filename!r} is encrypted")
         yield info, layout_name(archive, info, place)
@@ -301,7 +303,7 @@ def fetch_nights(source: str, table: str, folder: Path, *, contact: str = "", ke
         if fetched != folder / "data.csv":
             (folder / "data.csv").write_bytes(fetched.read_bytes())
     if not (folder / "data.csv").exists():
-        raise InputError(f"{folder}: no data.csv came with {source}: name it by --table")
+        raise InputError(f"{folder}: {source} did not contain data.csv: pass it with --table")
     return folder
 
 

@@ -85,7 +85,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[str, int]:
-    """Make every slice whose number is `part` modulo `parts`, but for those that are done and whole.
+    """Make every slice whose number is `part` modulo `parts`, except those that are done and whole.
 
     Args:
         folder: that `stage plan` printed.
@@ -119,7 +119,7 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
             try:
                 _make_slice(folder, plan, number, len(rows), _samples(plan, rows, client, threads, makers, settings), tokenize)
             except BrokenExecutor as error:
-                raise RunError("a decoding process died, as it does when memory runs out: use fewer --processes") from error
+                raise RunError("a decoding process died, probably out of memory: use fewer --processes") from error
             made += 1
             print(f"{folder}: slice {number} of {len(plan.splits)} done", file=sys.stderr)
     return {"slices": len(mine), "made": made}

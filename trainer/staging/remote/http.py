@@ -175,7 +175,7 @@ class PoliteClient:
         for attempt in range(1, self.settings.tries + 1):
             if host.dead:
                 self._failed(url, host.dead)
-                raise FetchError(host.dead, f"{url}: not asked, its host failed {_DEAD_AFTER} times in a row")
+                raise FetchError(host.dead, f"{url}: skipped, because its host failed {_DEAD_AFTER} times in a row")
             with host.slots:
                 self._pause_until(host.not_before)
                 error, passing, pause = self._once(host, url, span)
@@ -201,7 +201,7 @@ class PoliteClient:
                 if response.status in (301, 302, 303, 307, 308):
                     return response.headers.get("location", ""), False, 0.0
                 if response.status == 200 and span:
-                    return FetchError("no ranges", f"{url}: its server answers with the whole file"), False, 0.0
+                    return FetchError("no ranges", f"{url}: its server returned the whole file"), False, 0.0
                 if response.status != (206 if span else 200):
                     passing = response.status in PASSING_STATUSES or response.status >= 500
                     pause = retry_after(response.headers.get("retry-after", ""), most=60.0)
@@ -242,7 +242,7 @@ class PoliteClient:
         found = _RANGE.match(said)
         first, last, total = (int(group) if group.isdecimal() else 0 for group in found.groups()) if found else (-1, -1, 0)
         if first != start or not first <= last < start + length or (total and last >= total):
-            raise FetchError("wrong range", f"{url}: asked for {length} bytes from {start}, the answer has {said[:100]!r}")
+            raise FetchError("wrong range", f"{url}: requested {length} bytes from {start}, but the response has {said[:100]!r}")
         data = self._body(response, url)
         if len(data) != last - first + 1:
             cause = "cut short" if len(data) < last - first + 1 else "wrong range"
@@ -329,8 +329,8 @@ def base_of(option: str, uri: str) -> str:
     """A URI that paths are put after, whole; InputError where none can be, or where it carries credentials."""
     if is_web(uri) and (holds_credentials(uri) or "?" in uri or "#" in uri):
         raise InputError(
-            f"{option} {uri}: must be a base that paths are put after, without user, query or signature: fetch through a mirror, or "
-            "name whole URLs in a list"
+            f"{option} {uri}: must be a base URI to which paths can be appended, without user, query or signature: fetch through a mirror, "
+            "or list complete URLs"
         )
     return absolute(uri) if uri else ""
 

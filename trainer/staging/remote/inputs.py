@@ -72,7 +72,7 @@ def _checked(path: Path, uri: str) -> str:
                     size += len(piece)
                     if size > max(_MAX_PROBED_BYTES, packed.tell() * MAX_LIST_RATIO):
                         ratio = f"the first {packed.tell():,} bytes hold more than {size:,}"
-                        raise InputError(f"{uri}: {ratio}, at most {MAX_LIST_RATIO} times as many are read: a decompression bomb?")
+                        raise InputError(f"{uri}: {ratio}, but at most a ratio of {MAX_LIST_RATIO} is read: a decompression bomb?")
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -190,7 +190,7 @@ def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, 
     try:
         return list(database.execute(statement).fetchall())
     except duckdb.OutOfMemoryException as error:
-        raise RunError(f"the join does not fit: raise --memory-mb, or give --scratch more room: {first_line(error)}") from error
+        raise RunError(f"the join does not fit into memory: raise --memory-mb, or give --scratch more room: {first_line(error)}") from error
     except (duckdb.InternalException, duckdb.FatalException) as error:
         raise RunError(f"duckdb failed: {first_line(error)}") from error
     except (duckdb.Error, UnicodeDecodeError) as error:  # of statements that are right: what the user's file holds is not

@@ -1,6 +1,6 @@
 """Connections to the web: none to an address that may not be fetched from, none that outlives its deadline.
 
-A read time-out alone begins anew with every byte, so that a server that drips would hold a connection for ever. Proxies that the
+A read time-out by itself starts again with every byte, so that a server that drips would hold a connection for ever. Proxies that the
 environment names are not used: behind one, the address that is reached is not known.
 """
 
@@ -67,7 +67,7 @@ class _Guarded(HTTPConnection):
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except UnicodeError as error:  # of a label that is empty or too long
-            raise NewConnectionError(self, f"{host!r} is no name of a host") from error
+            raise NewConnectionError(self, f"{host!r} is not a host name") from error
         failure: Exception = NewConnectionError(self, f"{host!r} has no address")
         for address in addresses:
             self._dns_host = address  # what urllib3 resolves: an address resolves to itself alone
@@ -115,7 +115,7 @@ class _Deadline(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         left = self._end - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"not answered in full within {self._seconds:g} s")
+            raise TimeoutError(f"no complete response within {self._seconds:g} s")
         wait = min(left, self._silence)
         self._sock.settimeout(wait if wait < math.inf else None)
         return self._raw.readinto(buffer)

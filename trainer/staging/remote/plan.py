@@ -79,7 +79,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
         root: store URI under which datasets/ lies.
         make: looks at the source and returns its rows as a query.
         options: of the plan.
-        staging: image policy and samples a shard.
+        staging: image policy and samples per shard.
     """
     root, images = absolute(root), base_of("--images", options.images)
     if not 0 <= options.heldout_fraction < 1:
@@ -101,7 +101,7 @@ def plan_pairs(root: str, make: Callable[[duckdb.DuckDBPyConnection, Inputs], Ta
             run(database, f"CREATE TABLE source AS {table.query}")
             relative = "source WHERE cause = '' AND NOT starts_with(image, 'http://') AND NOT starts_with(image, 'https://')"
             if not options.images and _count(database, relative):
-                raise InputError(f"--images is needed: {table.uri} names pictures by paths, such as {_first(database, relative)!r}")
+                raise InputError(f"--images is required: {table.uri} refers to pictures by path, such as {_first(database, relative)!r}")
             lost, rejects = _find_lost(database, folder, scratch)
             slice_rows = SLICE_SHARDS * staging.shard_samples
             split_by = _READS if rules_of(decided) > 1 else "key"

@@ -39,7 +39,7 @@ def plan_refetch(folder: str, causes: list[str]) -> str:
             rows[record.split] += [row for row in read_rows(folder, plan, number) if row.key in again]
     keys = sorted(row.key for part in rows.values() for row in part)
     if not keys:
-        raise InputError(f"{folder}: no row was lost for {', '.join(map(repr, causes))}; causes there: {there}")
+        raise InputError(f"{folder}: no rows were lost because of {', '.join(map(repr, causes))}; causes present: {there}")
     options = {**plan.options, "refetch": {"causes": sorted(causes), "of": plan.plan_id, "rows": canonical_hash(keys)}}
     source = {**plan.source, "copy": {"from": folder, "slices": len(plan.splits), "causes": sorted(causes)}}
     slice_rows = SLICE_SHARDS * plan.shard_samples
@@ -66,7 +66,7 @@ def copies(plan: Plan, number: int) -> bool:
 
 
 def copy_slice(folder: str, plan: Plan, number: int) -> None:
-    """Copy the shards of a slice of the older data set, and its rejects but for those that are tried again.
+    """Copy the shards of a slice of the older data set, and its rejects except those that are tried again.
 
     Raises:
         RunError: the slice is not whole there.

@@ -90,7 +90,7 @@ def read_rows(folder: str, plan: Plan, number: int) -> list[RemoteRow]:
     try:
         data = read_bytes(uri)
         if plan.format_version > 1 and describe(data) != plan.files.get(name):
-            raise Corrupt(f"{uri}: its checksum is not the one that {plans.PLAN} names: {again}")
+            raise Corrupt(f"{uri}: its checksum does not match the one in {plans.PLAN}: {again}")
         with pq.ParquetFile(io.BytesIO(data)) as parquet:
             if not parquet.schema_arrow.equals(SCHEMA) or not 0 <= parquet.metadata.num_rows <= MAX_TABLE_ROWS:
                 raise Corrupt(f"{uri}: not the rows of a slice: other columns, or too many rows: {again}")
@@ -107,7 +107,7 @@ def _row(record: dict[str, Any], where: str) -> RemoteRow:
     """A row of the table; InputError where it has nothing in a column that must have something, or its facts are not JSON."""
     facts = parse_json(record["facts"] or "{}", f"{where}: facts")
     if not isinstance(record["key"], str) or not record["images"] or None in record["images"] or not isinstance(facts, dict):
-        raise InputError(f"{where}: has no key or no picture, or facts that are no object")
+        raise InputError(f"{where}: has no key or no picture, or its facts are not an object")
     return RemoteRow(**{**record, "texts": record["texts"] or (), "label": record["label"] or "", "facts": facts})
 
 
@@ -131,7 +131,7 @@ def is_planned(folder: str) -> bool:
     try:
         plan = plans.read_plan(folder)
     except Corrupt as error:
-        print(f"{error}: planned again", file=sys.stderr)
+        print(f"{error}: planning again", file=sys.stderr)
         return False
     if plan is None:
         return False

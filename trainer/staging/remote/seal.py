@@ -62,4 +62,6 @@ def _check_account(folder: str, plan: Plan, account: Account) -> None:
         raise RunError(f"{folder}: {plan.rows_read} rows were read, but {account.written} written and {lost} lost: slices of another plan?")
     if not account.written:
         causes = ", ".join(f"{count} x {cause} (such as {account.examples[cause]})" for cause, count in sorted(account.lost.items()))
-        raise InputError(f"{plan.source['uri']}: not one of {plan.rows_read} rows became a sample: {causes}; see {join(folder, 'rejects')}")
+        raise InputError(
+            f"{plan.source['uri']}: none of the {plan.rows_read} rows became a sample: {causes}; see {join(folder, 'rejects')}"
+        )

@@ -58,7 +58,7 @@ class Member:
                 raise ValueError("a number out of range")
             return cls(archive=archive, name=facts["member"], **numbers)
         except (LookupError, ValueError) as error:
-            raise FetchError("bad URL", f"{text[:200]!r} names no member of a zip") from error
+            raise FetchError("bad URL", f"{text[:200]!r} does not name a member of a zip") from error
 
 
 def read_range(client: PoliteClient, uri: str, start: int, length: int) -> bytes:
@@ -132,5 +132,5 @@ def unpack_member(member: Member, data: bytes, most: int) -> bytes:
     if len(content) > most:
         raise FetchError("too many bytes", f"{member.archive}: {member.name}: at most {most}")
     if zlib.crc32(content) != member.crc32:
-        raise FetchError("damaged zip", f"{member.archive}: {member.name}: its checksum is not the directory's")
+        raise FetchError("damaged zip", f"{member.archive}: {member.name}: its checksum does not match the zip directory")
     return content

@@ -40,7 +40,7 @@ def read(uri: str, files: Sequence[SourceFile], min_votes: int) -> Rows[TripletR
             row = _row(file, match, by_name)
             (rejects if isinstance(row, Reject) else rows).append(row)  # type: ignore[arg-type]
     if not rows:
-        raise InputError(f"{uri}: no judgement of BAPPS (<split>/<distortion>/judge/*.npy) that has its three pictures")
+        raise InputError(f"{uri}: no BAPPS judgement (<split>/<distortion>/judge/*.npy) with all three pictures")
     return Rows(rows=rows, rejects=rejects, judge="people")
 
 

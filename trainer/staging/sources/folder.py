@@ -1,4 +1,4 @@
-"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one a line) or `.json` of the same name.
+"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one per line) or `.json` of the same name.
 
 Pictures and captions may lie in two folders of one shape (images/ and captions/).
 """
@@ -36,7 +36,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
         what = f"no pictures among {len(files)} files{_found(files)}{_advice(files)}"
         raise InputError(f"{uri}: {what}; looked for {', '.join(kinds.READ)}, lists ({NAME} and others) and .tar")
     if uri.endswith(f"/{images[0].name}"):
-        raise InputError(f"{uri}: is one picture: a source is a folder of pictures, a list of them, or a tar")
+        raise InputError(f"{uri} is a single picture: a source must be a folder of pictures, a list of them, or a tar")
     check_unique((_stem(file.name) for file in images), uri)
     names = [file.name for file in images]
     beside = _bring_together(names, beside)
@@ -71,7 +71,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
             )
         )
     for _, orphans in sorted(beside.items()):
-        rejects += (Reject(file.name, "caption without picture", "no picture of this name", counts=False) for file in orphans.values())
+        rejects += (Reject(file.name, "caption without picture", "no picture with this name", counts=False) for file in orphans.values())
     return Rows(rows=rows, rejects=rejects)
 
 
@@ -91,7 +91,7 @@ def _captions_beside(files: Sequence[SourceFile]) -> tuple[dict[str, dict[str, S
 def _bring_together(names: Sequence[str], beside: dict[str, dict[str, SourceFile]]) -> dict[str, dict[str, SourceFile]]:
     """Files of captions under the names of their pictures, also where they lie in a folder of their own: images/x.jpg, captions/x.txt.
 
-    That is so where no captions lie beside a picture, and the names of pictures and captions are the same but for one folder in each
+    That is so where no captions lie beside a picture, and the names of pictures and captions are the same except for one folder in each
     (or in one of them). What fits in two ways, or fits less than half of the pictures, is left as it is.
     """
     pictures = {*map(_stem, names), *names}
@@ -171,7 +171,7 @@ def _to_begin(uri: str, names: Sequence[str]) -> str:
         header = r"file\tcaption\tlabel\n"
     else:
         begun, header, row = "a list", r"file\tcaption\n", r"sed 's/$/\ta caption/'"
-    return f"to begin {begun}: cd {place} && (printf '{header}'; find * -name '*{kind}' | {row}) > captions.tsv"
+    return f"to start {begun}: cd {place} && (printf '{header}'; find * -name '*{kind}' | {row}) > captions.tsv"
 
 
 def _advice(files: Sequence[SourceFile]) -> str:

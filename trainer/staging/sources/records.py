@@ -314,8 +314,8 @@ def _open_parquet(file: SourceFile) -> Listed:
     if "file" not in roles and "file" in roles_of(pictures):
         (column,) = roles_of(pictures)["file"][:1]
         raise PicturesInParquetError(
-            f"{file.uri}: holds the pictures themselves, in the column {column!r}: turn it into tars by python -m trainer stage unpack "
-            "--source FOLDER --folder TARS, then stage TARS"
+            f"{file.uri}: contains the pictures themselves, in the column {column!r}: convert it to tars with python -m trainer stage "
+            "unpack --source FOLDER --folder TARS, then stage TARS"
         )
     check_size(file.size, MAX_TABLE_BYTES, file.uri)
     if not 0 <= count <= MAX_TABLE_ROWS:

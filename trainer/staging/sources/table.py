@@ -146,7 +146,7 @@ def explain_urls(listed: Listed) -> str:
     """What to do with a list of pictures on the web."""
     uri, what = listed.file.uri, f"a list of URLs ({listed.form} with {', '.join(listed.columns[:_SHOWN_COLUMNS])})"
     if "caption" not in listed.roles and len(listed.columns) < 2:
-        return f"{uri}: {what} without captions: it needs columns url and caption, a row a picture"
+        return f"{uri}: {what} without captions: it needs columns url and caption, one row per picture"
     return f"{uri}: {what}, which {_PLANNED.format(uri=uri)}"
 
 
@@ -168,7 +168,9 @@ def _settle(uri: str, lists: list[Listed]) -> list[Listed]:
     for number, part in enumerate(parts):
         if part in parts[:number]:
             first = lists[parts.index(part)]
-            raise InputError(f"{uri}: found {first} and {lists[number]}, and either may be the list: keep one, or call it {NAME}")
+            raise InputError(
+                f"{uri}: found {first} and {lists[number]}, and either could be the list: keep only one, or rename the right one to {NAME}"
+            )
     return lists
 
 
@@ -356,7 +358,7 @@ def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]
         found = []
         for record in reader:
             if None in record or None in record.values():
-                raise InputError(f"{table.uri}: line {reader.line_num} must have {len(columns)} columns, as the first line has")
+                raise InputError(f"{table.uri}: line {reader.line_num} must have {len(columns)} columns, like the first line")
             found.append(record)
         return found
     except csv.Error as error:

@@ -49,7 +49,7 @@ def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     labelled: list[tuple[PairRow, Reject]] = []
     for file in files:
         if file.name.lower().endswith(_PACKED):
-            raise InputError(f"{file.uri}: tars that are packed are not read: unpack it first (gzip -d, xz -d, zstd -d)")
+            raise InputError(f"{file.uri}: compressed tars are not supported: decompress it first (gzip -d, xz -d, zstd -d)")
         if kinds.suffix_of(file.name) in (*kinds.READ, *kinds.NOT_READ):
             rejects.append(Reject(file.name, "picture beside tars", f"{uri} is read as tars: keep loose pictures in a folder of their own"))
         if not file.name.endswith(".tar"):

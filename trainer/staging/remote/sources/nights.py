@@ -99,7 +99,7 @@ def _look(client: PoliteClient, source: str, table_uri: str) -> tuple[str, bytes
             except FetchError as error:
                 raise error.as_failure(f"{source}: {nights.NAME}") from error
         else:
-            raise InputError(f"{source}: holds no {nights.NAME}: name it by --table")
+            raise InputError(f"{source}: contains no {nights.NAME}: pass it with --table")
         names = _named(table, table_uri or source)
         return base, table, {name: members[name] for name in names if name in members}
     table = _read_table(client, table_uri or join(source, nights.NAME))

@@ -53,8 +53,8 @@ def table(database: duckdb.DuckDBPyConnection, inputs: Inputs, *, list_uri: str,
     for names, there in ((_URL[:2], found["url"]), (_CAPTION, found["caption"])):
         if not there:
             raise InputError(
-                f"{list_uri}: has no column {' or '.join(map(repr, names))} (it has {', '.join(columns) or 'nothing'}): rename one; a list "
-                "of files in a folder is staged by stage pairs --source FOLDER"
+                f"{list_uri}: has no column {' or '.join(map(repr, names))} (it has {', '.join(columns) or 'none'}): rename a column; a "
+                "list of files in a folder is staged by stage pairs --source FOLDER"
             )
     key, label = find_columns(columns, ("id", "key")), find_columns(columns, ("label",))
     given = {name: scalar(*columns[names[0]]) if names else "''" for name, names in (("key", key), ("label", label), ("url", found["url"]))}

@@ -46,7 +46,7 @@ def _joined(database: duckdb.DuckDBPyConnection, inputs: Inputs, which: str, lis
     if not metadata_uri:
         raise InputError(f"--metadata is needed for the {which} list: YFCC100M's metadata TSV, for titles and descriptions")
     if bool(ids_uri) != (which == "slip"):
-        raise InputError("--ids (flickr_unique_ids.npy) is needed for the slip list, and for no other")
+        raise InputError("--ids (flickr_unique_ids.npy) is required for the slip list and must not be given for others")
     listed = tsv(inputs.local(list_uri), 3)
     metadata_path = inputs.local(metadata_uri)
     metadata = tsv(metadata_path, _num_columns(metadata_path, metadata_uri))
@@ -116,7 +116,7 @@ def _rwkv(database: duckdb.DuckDBPyConnection, inputs: Inputs, list_uri: str) ->
     relation = f"read_parquet({quote(inputs.local(list_uri))})"
     columns = columns_of(database, relation)
     if any(kind.startswith("STRUCT") or kind == "BLOB" for kind in columns.values()):
-        raise InputError(f"{list_uri}: holds the pictures themselves: turn it into tars by `stage unpack`, then `stage pairs`")
+        raise InputError(f"{list_uri}: contains the pictures themselves: convert it to tars with `stage unpack`, then run `stage pairs`")
     text = choose(columns, ("caption", "text", "texts", "tokens", "token_ids"), list_uri)
     kind, own = columns[text.strip('"')], "as-is"
     if kind.endswith("[]") and kind != "VARCHAR[]":
