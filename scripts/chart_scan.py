@@ -59,7 +59,7 @@ EXPLAINED: dict[str, tuple[tuple[str, ...], str]] = {
     "checkov CKV_K8S_9": ((*TESTS, *JOBS), "no readiness probe: nobody is sent to these pods"),
     "kube-score container-ephemeral-storage-request-and-limit": (
         ("Deployment minio", *JOBS),
-        "the store writes to its volume, and a change would restart it at an upgrade; jobs have limits, but for those of a queue, "
+        "the store writes to its volume, and a change would restart it at an upgrade; jobs have limits, except those of a queue, "
         "as here: it admits nothing that its quotas do not name",
     ),
     "kube-score container-image-pull-policy": (
@@ -142,7 +142,7 @@ def table() -> str:
 
 
 def page(current: str) -> str:
-    """The page with the table written anew."""
+    """The page with the table rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END, 1)[1]
 

@@ -347,7 +347,7 @@ def rendered(helm: Path | str) -> list[Object]:
 
 
 def page(current: str, objects: Iterable[Object]) -> str:
-    """The page with its tables written anew."""
+    """The page with its tables rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + tables(objects) + "\n" + END + rest.split(END, 1)[1]
 

@@ -18,7 +18,7 @@ from trainer.storage.scratch import temporary_folder
 os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads wait in a loop: two of each of several workers take ten times the CPU
 for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
     os.environ.pop(name, None)  # of the `make test` that runs these tests; a make that a test starts would take them for its own
-# Without compiled bytecode every worker, and every process that a test starts, would compile firstsight and rewrite the tests anew.
+# Without compiled bytecode every worker, and every process that a test starts, would compile firstsight and rewrite the tests again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 _session = pytest.StashKey[contextlib.ExitStack]()

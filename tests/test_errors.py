@@ -1,4 +1,4 @@
-"""What a command says that ended for want of memory, whoever found that out."""
+"""What a command says that ran out of memory, whoever noticed it."""
 
 import pytest
 

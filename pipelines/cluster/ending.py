@@ -26,7 +26,7 @@ def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, r
     The pods come first: a kubelet that has begun to wait for 180 s does not hear of less (seen with 1.34 and containerd
     1.6), and once the job is deleted its garbage collector asks for just that.
 
-    Kubeflow Trainer (2.0.0 and 2.3.0) makes the JobSet of a TrainJob anew when it goes before the TrainJob does: its pods would
+    Kubeflow Trainer (2.0.0 and 2.3.0) recreates the JobSet of a TrainJob if it is deleted before the TrainJob is: its pods would
     begin after the job is gone, so such a job is suspended.
 
     Raises:

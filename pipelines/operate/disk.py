@@ -68,7 +68,7 @@ class Disk:
         root: store URI.
         experiments: by name.
         data_sets: by URI.
-        other: bytes of all else, such as the records of runs.
+        other: bytes of everything else, such as the records of runs.
     """
 
     root: str

@@ -185,3 +185,15 @@ def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
             yield f"127.0.0.1:{found[1]}"
         finally:
             process.kill()
+
+
+def living(namespace: str, experiment: str) -> dict[str, tuple[str, str, list[int]]]:
+    """The pods of a run, of its launcher and of the store: by name its UID, its phase, and how often its containers have restarted."""
+    pods = harness.listed("pods", namespace, f"firstsight.dev/experiment={experiment}")
+    pods += harness.listed("pods", namespace, "app.kubernetes.io/component=minio")
+    pods += [pod for pod in harness.listed("pods", namespace) if pod["metadata"]["name"] == experiment]
+    found = {}
+    for pod in pods:
+        restarts = [one["restartCount"] for one in pod["status"]["containerStatuses"]]
+        found[pod["metadata"]["name"]] = (pod["metadata"]["uid"], pod["status"]["phase"], restarts)
+    return found

@@ -379,10 +379,10 @@ def test_an_older_release_is_upgraded_under_a_run(namespace: str, values: dict[s
     helm("install", RELEASE, chart.older(tmp_path), *wait, given=given, binary=binary)
     _train(namespace, "medium", staged)
     with _held(namespace, "medium"):  # that it does not end before the upgrade does
-        before = _living(namespace, "medium")
+        before = chart.living(namespace, "medium")
         assert len(before) == 4
         helm("upgrade", RELEASE, str(chart.CHART), *wait, "--reset-then-reuse-values", binary=binary)
-        assert _living(namespace, "medium") == before
+        assert chart.living(namespace, "medium") == before
     chart.finish(namespace, "medium")
     (job,) = harness.listed("pytorchjobs", namespace, "firstsight.dev/experiment=medium")
     assert job["status"]["conditions"][-1]["type"] == "Succeeded"
@@ -392,15 +392,3 @@ def test_an_older_release_is_upgraded_under_a_run(namespace: str, values: dict[s
     helm("test", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
     helm("uninstall", RELEASE, "-n", namespace, "--timeout", "5m", binary=binary)
     assert _left(namespace) == {f"persistentvolumeclaim/{RELEASE}-firstsight-minio"}
-
-
-def _living(namespace: str, experiment: str) -> dict[str, tuple[str, str, list[int]]]:
-    """The pods of a run, of its launcher and of the store: by name its UID, its phase, and how often its containers have restarted."""
-    pods = harness.listed("pods", namespace, f"firstsight.dev/experiment={experiment}")
-    pods += harness.listed("pods", namespace, "app.kubernetes.io/component=minio")
-    pods += [pod for pod in harness.listed("pods", namespace) if pod["metadata"]["name"] == experiment]
-    found = {}
-    for pod in pods:
-        restarts = [one["restartCount"] for one in pod["status"]["containerStatuses"]]
-        found[pod["metadata"]["name"]] = (pod["metadata"]["uid"], pod["status"]["phase"], restarts)
-    return found

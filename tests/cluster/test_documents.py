@@ -71,7 +71,7 @@ def test_the_pages_install_the_chart_and_rotate_its_keys(place: Path):
 
 
 def test_day_two_on_the_bundled_store(place: Path, tmp_path: Path):
-    """Its commands with the run's own keys, but for the run and for the rule that MinIO has not: back up, lose, restore, verify, remove."""
+    """Its commands with the run's own keys, except the run and the rule that MinIO lacks: back up, lose, restore, verify, remove."""
     old = old_store.unpack(tmp_path)
     blocks = [block for block in read_blocks("docs/DAY_TWO.md") if block.how == "run"]
     blocks = [block for block in blocks if "pipelines run" not in block.text and "lifecycle" not in block.text]

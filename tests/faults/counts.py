@@ -40,6 +40,6 @@ def _kinds(problems: Sequence[str]) -> list[str]:
 
 
 def page(current: str, records: Sequence[Path]) -> str:
-    """The page with its counts written anew."""
+    """The page with its counts rewritten."""
     head, rest = current.split(BEGIN)
     return head + BEGIN + "\n" + table(records) + "\n" + END + rest.split(END)[1]

@@ -285,7 +285,7 @@ def fill_tmp(scene: Scene) -> str:
 
 @fault("the root's disk out of inodes", "root's disk")
 def use_inodes(scene: Scene) -> str:
-    """There is room, but for no file more."""
+    """There is space left, but no inode for another file."""
     folder, seconds = scene.place.disks[0] / "inodes", scene.draw.choice((0.5, 3.0, 600.0))
     with contextlib.suppress(OSError):
         folder.mkdir()

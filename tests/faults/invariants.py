@@ -122,7 +122,7 @@ def verified(found: Outcome) -> Iterator[str]:
 
 @invariant("no state that a rerun does not leave")
 def nothing_else(found: Outcome) -> Iterator[str]:
-    """Objects are those of a run that was left alone, but for records of what happened."""
+    """Objects are those of an undisturbed run, except records of what happened."""
     known = {_anonymous(name) for name in found.whole}
     for name in found.content:
         kind = kind_of(found.place.root, join(found.place.root, name))

@@ -1,4 +1,4 @@
-"""How a job is ended, where its controller would make its pods anew meanwhile."""
+"""How a job is deleted while its controller would recreate its pods."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def make(cluster: Cluster, kind: Kind) -> None:
 
 @pytest.mark.parametrize(("kind", "spec"), [(TRAINJOB, {"x": 1, "suspend": True}), (PYTORCHJOB, {"x": 1}), (JOB, {"x": 1})])
 def test_a_trainjob_that_goes_is_suspended(cluster: Cluster, kind: Kind, spec: dict[str, Any]) -> None:
-    """Its controller makes the JobSet of a going TrainJob anew; the other kinds' controllers make nothing."""
+    """Its controller recreates the JobSet of a TrainJob that is being deleted; the other kinds' controllers recreate nothing."""
     make(cluster, kind)
 
     end(cluster, kind, "j")

@@ -97,7 +97,7 @@ def test_make_turns_every_failure_into_2_as_the_page_says(checkout: Path, code: 
 
 
 def test_the_documented_command_of_a_shell_runs_to_its_end(checkout: Path):
-    """`make pipeline-run KFP_ENDPOINT=…`, as the page has it but for the address."""
+    """`make pipeline-run KFP_ENDPOINT=…`, as the page has it, except the address."""
     (line,) = re.findall(r"```sh\n(.*?)```", section("From a shell"), flags=re.DOTALL)
     with kubeflow_server() as server:
         register(Kubeflow(Endpoint(host=server.url)), NAME, "a/pipelines:1")
