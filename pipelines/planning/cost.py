@@ -217,7 +217,7 @@ class Estimate:
         workers, cores = self.asked.get("loader_workers", "auto"), self.machines.cores
         if workers == "auto":
             most = loader_workers_for(cores) if self.machines.gpus_per_node else 0
-            workers = f"{most} (of {cores} core{'s' * (cores > 1)} a rank)"
+            workers = f"{most} (of {cores} core{'s' * (cores > 1)} per rank)"
         compiled = "on" if is_compiled(self.asked, self.machines) else "off"
         return [f"compile {compiled}", f"loader_workers {workers}", f"local_batch_size {self.local_batch_size:,} ({held})"]
 

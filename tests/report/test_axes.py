@@ -33,7 +33,7 @@ def test_every_point_is_shown_with_its_steps_and_what_it_shares(doses: tuple[str
     ]  # fmt: skip
     assert [point["steps"]["perceptual"] for point in curve["points"]] == [{"perceptual": 4}, {"perceptual": 20}, {"perceptual": 40}]
     assert all(point["shared"] == ["random"] for point in curve["points"])
-    assert "random (shared by points)" in page
+    assert "random (same cell at several points)" in page
     assert "stage 1 20, stage 2 100" in page
     assert "steps of perceptual, stage 1: 4 at 0.1, 20 at 0.5, 40 at 1." in page
 

@@ -132,7 +132,7 @@ def test_page_and_markdown_show_it_and_the_schema_holds(report):
     assert "RSA with V1, pictures, 12 pictures, means over seeds:" in text
     assert "| layer | perceptual and random | shuffled and random | perceptual and shuffled |" in text
     assert "linear probe" in page
-    assert "16 a class" in page
+    assert "16 per class" in page
 
 
 def test_each_point_of_an_axis_pairs_its_own_cells(tmp_path):

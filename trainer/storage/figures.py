@@ -57,7 +57,7 @@ def read_figures(uri: str) -> dict[str, Any]:
     if checked and stored != checksum(value):  # before the version is believed
         raise Corrupt(f"{uri}: its checksum does not match its content: it was damaged or edited by hand")
     if type(version) is not int or version > FORMAT_VERSION:
-        raise InputError(f"{uri}: format {version!r} is newer than this firstsight reads ({FORMAT_VERSION})")
+        raise InputError(f"{uri}: format {version!r} is newer than this firstsight can read ({FORMAT_VERSION})")
     if checked and not is_description(block.get(ITEMS)):
         raise Corrupt(f"{uri}: not a firstsight evaluation: it does not say what its items are")
     return dict(value)

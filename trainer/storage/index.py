@@ -115,7 +115,7 @@ def decode_index(data: bytes, source: str) -> ShardIndex:
         raise Corrupt(f"{source}: not a shard index (wrong magic)")
     version = _PREFIX.unpack_from(data)[1]
     if version > FORMAT_VERSION:
-        raise InputError(f"{source}: index format {version} is newer than this firstsight reads ({FORMAT_VERSION})")
+        raise InputError(f"{source}: index format {version} is newer than this firstsight can read ({FORMAT_VERSION})")
     if google_crc32c.value(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise Corrupt(f"{source}: checksum of the index is wrong: it was truncated or changed")
     try:

@@ -191,8 +191,8 @@ def test_the_documented_figures_are_these(nodes: tuple[int, int]):
 @pytest.mark.parametrize(
     ("nodes", "count", "said"),
     [
-        (8, 8, "advice: 8 at a time, 1 node each: 1.96 hours for these 8, one after another on 8 nodes 6.44: a share of 64 pairs"),
-        (8, 3, "advice: 2 at a time, 4 nodes each"),
+        (8, 8, "advice: 8 at a time on 1 node each: 1.96 hours for these 8, one after another on 8 nodes 6.44: a share of 64 pairs"),
+        (8, 3, "advice: 2 at a time on 4 nodes each"),
         (8, 1, ""),
         (1, 8, ""),
         (2, 2, ""),

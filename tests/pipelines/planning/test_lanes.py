@@ -146,7 +146,7 @@ def test_a_request_that_the_plan_does_not_know_is_refused_with_what_to_do(tmp_pa
     assert plan is not None
     with pytest.raises(InputError, match=r"has no lanes for request 0123: start the run again"):
         read_lanes(uri, "0123")
-    with pytest.raises(InputError, match=r"there is no lane 'lane-2-of-9', only lane-1-of-1"):
+    with pytest.raises(InputError, match=r"there is no lane 'lane-2-of-9'; the lanes are lane-1-of-1"):
         read_lanes(uri, request).find("lane-2-of-9")
     del plan["lanes"]
     write_plan(uri, plan)

@@ -125,7 +125,7 @@ def test_a_request_without_axes_has_the_id_that_it_had():
         ({"a": {"perceptual.margin": [0.1]}, "b": {"perceptual.margin": [0.2]}}, "perceptual.margin is already varied by axis 'a'"),
         ({"A": {"perceptual.margin": [0.1]}}, "axis 'A' must have a name of at most 20 characters from a-z"),
         ({"a": {}}, "must be a mapping of a recipe's fields"),
-        ({"a": {"perceptual.margin": [n / 1000 for n in range(1, 300)]}}, "make 299 points, at most 256"),
+        ({"a": {"perceptual.margin": [n / 1000 for n in range(1, 300)]}}, "give 299 points, but at most 256"),
         ({"a": {"contrastive.epochs": [1, 0]}}, "vary: at point a-0: recipe smoke: contrastive.epochs must be >= 1, got 0"),
         ({"a": {"perceptual.triplet_fraction": [0, 1]}}, "at point a-0: recipe smoke: perceptual.triplet_fraction must be > 0 and <= 1"),
         ({"a": {"perceptual.epochs": ["many"]}}, "at point a-many: recipe smoke: perceptual.epochs must be a whole number"),
@@ -165,7 +165,7 @@ def test_a_test_is_declared_with_all_that_it_leaves_open():
         ({"axis": "triplets", "arm": "random"}, "against must be another arm"),
         ({"axis": "triplets", "endpoint": "zero_shot"}, "endpoint must be one of mean_zero_shot"),
         ({"axis": "triplets", "kind": "anova"}, "kind must be one of trend"),
-        ({"axis": "triplets", "at": {"lr": 1}}, "at must give one value of no other axis"),
+        ({"axis": "triplets", "at": {"lr": 1}}, "`at` must give one value of no other axis"),
         ([], "must be a mapping such as {axis: triplets}"),
     ],
 )

@@ -126,7 +126,7 @@ LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=IMAGES, queues=("gpus"
         ({"nodes": 5}, "nodes is 5, but the profile allows only 4 (limits.nodes): request less"),
         ({"placement": {"nodes": 5}}, "placement.nodes is 5, but the profile allows only 4 (limits.nodes)"),
         ({"gpus_per_node": 9}, "gpus_per_node is 9, but the profile allows only 8 (limits.gpus_per_node)"),
-        ({"nodes": 4, "gpus_per_node": 8, "parallel_cells": 3, "seeds": ("0", "1", "2")}, "parallel_cells: GPUs at once is 96, and the"),
+        ({"nodes": 4, "gpus_per_node": 8, "parallel_cells": 3, "seeds": ("0", "1", "2")}, "parallel_cells: GPUs at once is 96, but the"),
         (
             {"nodes": 4, "gpus_per_node": 8, "parallel_cells": 0, "seeds": ("0", "1", "2")},
             "GPUs at once is 192, but the profile allows only 64",
