@@ -125,7 +125,7 @@ def test_processes_share_a_budget() -> None:
         ('{"a":' * 65 + "1" + "}" * 65, "x: nested deeper than 64 levels"),
         ("9" * 5000, "x: not JSON: Exceeds the limit"),
         (b"\xff\xff", "x: not JSON: "),
-        ('"' + "a" * 200 + '"', "x: 202 bytes, at most 200 are read"),
+        ('"' + "a" * 200 + '"', "x: 202 bytes, but at most 200 are read"),
     ],
 )
 def test_json_beyond_a_bound_is_refused_in_one_line(text: str | bytes, line: str) -> None:

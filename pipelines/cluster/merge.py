@@ -43,7 +43,7 @@ def strategic_merge(base: Mapping[str, Any], patch: Mapping[str, Any], source: s
             merged[key] = strategic_merge(below if isinstance(below, Mapping) else {}, value, source)
         elif key in MERGE_KEYS and isinstance(below, Sequence) and not isinstance(below, str):
             if not (isinstance(value, list) and all(isinstance(entry, Mapping) and MERGE_KEYS[key] in entry for entry in value)):
-                raise InputError(f"{source}: {key} must be a list of mappings with {MERGE_KEYS[key]} each, got {value!r}")
+                raise InputError(f"{source}: {key} must be a list of mappings, each with {MERGE_KEYS[key]}, got {value!r}")
             merged[key] = _merge_lists(below, value, MERGE_KEYS[key], source)
         else:
             merged[key] = value

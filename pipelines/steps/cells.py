@@ -42,7 +42,7 @@ def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "", quiet: b
             note(title, f"{line}; rebuilding it")
         if done:
             open_store(folder).delete(layout.failure(folder))
-            note(title, "done before", detail=quiet)
+            note(title, "already done", detail=quiet)
             return
         spec = _begun_once(scene, train_spec(scene.root, entry, stage, scene.request, scene.placement, suspended=scene.parallel_cells == 0))
         run_job(scene, spec, attempts=ATTEMPTS, speaker=speaker)

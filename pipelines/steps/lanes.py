@@ -100,7 +100,7 @@ class _Worker:
         for cell in sorted(done, key=todo.index):
             needed = self.name not in STAGES or self.lanes.entries[cell].get(self.name)
             by_contrastive = self.name in ("posthoc", "evaluate") and cell != self.lane.cells[-1]
-            note(f"{self.name} {cell}", "done before" if needed else "not needed by this arm", detail=not needed or by_contrastive)
+            note(f"{self.name} {cell}", "already done" if needed else "not needed by this arm", detail=not needed or by_contrastive)
         _at_once([cell for cell in todo if cell not in done], self.lane.slots, self._bring, self.scene.halt)
 
     def judge(self) -> None:

@@ -45,7 +45,7 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     except Corrupt as error:
         return "", [f"{error}; looked at the source again"]
     looks = _looks(sources)
-    if record is None or not looks or record.get("asked") not in _keys(asked, record) or record.get("source") != looks:
+    if record is None or not looks or str(record.get("asked")) not in _keys(asked, record) or record.get("source") != looks:
         return "", []
     if not is_data(record):
         return "", [f"{uri}: not a firstsight staging record; looked at the source again"]

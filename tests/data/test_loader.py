@@ -179,7 +179,7 @@ def test_wrong_use_is_refused(pair_data: DataConfig, changes: dict[str, object],
 
 def test_triplets_are_not_pairs(triplet_data: DataConfig) -> None:
     """The kind of a data set is checked."""
-    with pytest.raises(InputError, match="holds triplets, where pairs are needed"):
+    with pytest.raises(InputError, match="contains triplets, but pairs are needed"):
         pairs_loader(triplet_data)
 
 

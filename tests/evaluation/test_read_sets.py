@@ -356,7 +356,7 @@ def test_captions_that_are_no_text_are_named(root):
 def test_labels_that_are_no_array_are_named(root, data):
     """A shape without bytes, and what is no .npy at all."""
     uri = foreign(root, [("a.png", b"x"), ("a.npy", data)], kind="multilabel")
-    with pytest.raises(InputError, match=r"sample a: \.npy is no label"):
+    with pytest.raises(InputError, match=r"sample a: \.npy is not a label"):
         list(read_set(describe_set(uri)))
 
 

@@ -203,7 +203,7 @@ def test_the_pipelines_and_the_report_live_on_their_lock_alone(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("variables", "named"),
-    [({"BUILDER": ""}, "none of docker, podman and buildah works here"), ({"BUILDER": "true"}, "there is no image trainers")],
+    [({"BUILDER": ""}, "none of docker, podman or buildah works here"), ({"BUILDER": "true"}, "there is no image trainers")],
 )
 def test_make_images_says_in_one_line_what_is_missing(tmp_path: Path, variables: dict[str, str], named: str):
     """Exit code 2."""

@@ -144,7 +144,7 @@ def test_a_mended_failure_is_no_failure(fresh: str) -> None:
 def test_other_training_data_are_refused(fresh: str) -> None:
     """A cell trained on other pairs than planned takes no part, and is named."""
     change(path(fresh, "plan.json"), pairs__identity="f" * 64)
-    assert "the plan says ffffffffffff: refused" in missing(fresh)["random-seed0"]
+    assert "the plan says ffffffffffff: rejected" in missing(fresh)["random-seed0"]
 
 
 def test_a_changed_configuration_is_refused(older: str) -> None:

@@ -52,7 +52,7 @@ NO_TEXT = [True, False, 3.5, 0, -1, {"raw": "a dog"}, {}, [["a dog"]], [3], [{"r
         ({"txt": "café".encode("latin-1")}, "caption not UTF-8: s.txt must be UTF-8, but line 1 has byte 0xe9 at 3, perhaps Latin-1"),
         ({"txt": "a dog".encode("utf-16")}, "caption not UTF-8: s.txt must be UTF-8, but its first bytes look like UTF-16: convert"),
         ({"txt": "a dog".encode("utf-16-be")}, "caption not UTF-8: s.txt must be UTF-8, but its first bytes look like UTF-16"),
-        ({"json": '{"a": 1}'.encode("utf-32")}, "caption not JSON: s.json must be UTF-8, is UTF-32 by its first bytes"),
+        ({"json": '{"a": 1}'.encode("utf-32")}, "caption not JSON: s.json must be UTF-8, but its first bytes look like UTF-32"),
         ({"txt": b"a\n" * 1001}, "too many captions: s.txt: 1001, at most 1000"),
     ],
 )  # fmt: skip

@@ -269,7 +269,7 @@ def decode(data: bytes) -> str:
     except UnicodeDecodeError as error:
         start = error.start + (3 if data.startswith(codecs.BOM_UTF8) else 0)
         line, byte = data.count(b"\n", 0, start) + 1, f"{data[start]:#04x} at {start}"
-        raise ValueError(f"must be UTF-8, line {line} has byte {byte}, {MAY_BE_LATIN_1}") from error
+        raise ValueError(f"must be UTF-8, but line {line} has byte {byte}, {MAY_BE_LATIN_1}") from error
 
 
 def check_beginning(data: bytes) -> None:
@@ -278,7 +278,7 @@ def check_beginning(data: bytes) -> None:
     if not encoding and data[:64].count(0) >= max(1, len(data[:64]) // 4):
         encoding = "UTF-16"
     if encoding:
-        raise ValueError(f"must be UTF-8, is {encoding} by its first bytes: convert it with iconv -f {encoding} -t UTF-8")
+        raise ValueError(f"must be UTF-8, but its first bytes look like {encoding}: convert it with iconv -f {encoding} -t UTF-8")
 
 
 def _check_whole(text: str, where: str) -> None:

@@ -46,7 +46,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
             except MissingObject:
                 digest = ""
             if digest != sealed["sha256"]:
-                damaged[name] = "its checksum is not the sealed one"
+                damaged[name] = "its checksum does not match the sealed one"
                 continue
         record[name] = entry
     if record != known and any(entry["stamp"] for entry in record.values()):

@@ -178,7 +178,7 @@ def test_a_job_that_cannot_start_fails_its_step_once(
         lanes.work("contrastive", request=request, lane="lane-1-of-1")
 
     assert caught.value.code == 1
-    assert "does the training operator v1 run?" in read_json(f"{scene.folder}/failure.json")["line"]
+    assert "is the training operator v1 running?" in read_json(f"{scene.folder}/failure.json")["line"]
     assert len(scene.operator.created) == 1
     assert "no reason is given" in capsys.readouterr().err.splitlines()[-1]
 

@@ -93,7 +93,7 @@ def test_make_turns_every_failure_into_2_as_the_page_says(checkout: Path, code: 
     )
 
     assert done.returncode == (2 if code else 0)
-    assert "Make turns every failure into its own 2" in section("From CI")
+    assert "Make turns every failure into its own exit code 2" in section("From CI")
 
 
 def test_the_documented_command_of_a_shell_runs_to_its_end(checkout: Path):

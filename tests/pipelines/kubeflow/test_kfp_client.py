@@ -180,7 +180,7 @@ def test_a_cookie_is_sent_and_a_login_page_is_known_for_what_it_is(server: Kubef
         connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(200, "<html>Log in to your account</html>")]}
 
-    with pytest.raises(InputError, match="not as Kubeflow Pipelines does; behind a login set KFP_TOKEN"):
+    with pytest.raises(InputError, match="instead of the Kubeflow Pipelines API; if it is behind a login, set KFP_TOKEN"):
         connect(server).check(runs=True)
     server.faults.answers = {"healthz": [(302, "")]}
     with pytest.raises(InputError, match=r"redirects us \(302\), probably to a login: set KFP_TOKEN"):

@@ -121,7 +121,7 @@ def test_a_login_page_is_no_kubeflow(stub: StubApi, profile: Path, capsys: pytes
 def test_services_that_answer(stub: StubApi, profile: Path, s3_server: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     """An answer that is no 200 is a failure with its status."""
     assert main(["check", "run", f"--prometheus={s3_server.endpoint}"]) == 1
-    assert "/-/ready answers 403" in capsys.readouterr().out
+    assert "/-/ready responded with 403" in capsys.readouterr().out
 
 
 def test_reaper(stub: StubApi, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +155,7 @@ def test_idle(fake: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     fake.put("pytorchjobs.kubeflow.org", _job("runs", "Created", "Running"))
     assert main(["check", "idle", "--namespace=team"]) == 1
     said = capsys.readouterr().out
-    assert "FAIL  jobs in team: PyTorchJob runs still runningning" in said
+    assert "FAIL  jobs in team: PyTorchJob runs still running" in said
     assert "uninstall.force" in said
 
 

@@ -53,7 +53,7 @@ def test_a_plan_that_cannot_be_read_is_a_row(root: Path) -> None:
     rows = survey_root(str(root))
     assert [row.experiment for row in rows if row.state == "Failed"] == ["broken"]
     assert {row.experiment for row in rows} == {"broken", "demo"}
-    with pytest.raises(InputError, match="nothing has been planned here"):
+    with pytest.raises(InputError, match="nothing is planned there"):
         survey_root(str(root), "other")
 
 

@@ -43,4 +43,4 @@ def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "experiments/e: no plan.json: nothing has been planned here" in capsys.readouterr().err
     _, first, _ = _planned(tmp_path, arms="random")
     assert main(["withdraw", "e", "--root", str(tmp_path), "--request", "0123"]) == 2
-    assert f"has no request 0123, only {first}\n" in capsys.readouterr().err
+    assert f"has no request 0123; it has {first}\n" in capsys.readouterr().err

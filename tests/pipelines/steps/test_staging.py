@@ -174,7 +174,7 @@ def test_a_folder_that_no_pod_sees_is_refused_with_the_rule(asked: Callable[...,
     """Before anything is made; where a volume is mounted at that place, pods do see it."""
     run = Runner()
 
-    with pytest.raises(InputError, match=r"pairs must be in a store that pods reach.*got /home/ana/pictures"):
+    with pytest.raises(InputError, match=r"pairs must be in a store that pods can reach.*got /home/ana/pictures"):
         run_staging(asked(source="/home/ana/pictures"), run, CLUSTER, JobSettings())
     assert run.specs == []
     run_staging(asked(source="/data/pictures"), run, CLUSTER, MOUNTED)

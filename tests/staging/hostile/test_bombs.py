@@ -319,7 +319,7 @@ def test_a_bomb_in_a_copy_is_refused_with_its_name() -> None:
 def test_a_table_of_too_many_bytes_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "MAX_TABLE_BYTES", 50)
     place = write(tmp_path, copies.captions_csv())
-    with pytest.raises(InputError, match=r"captions\.csv: \d+ bytes, at most 50 are read"):
+    with pytest.raises(InputError, match=r"captions\.csv: \d+ bytes, but at most 50 are read"):
         table.read(place, list_source(place))
 
 

@@ -104,7 +104,7 @@ def test_too_many_rejects(web: Web, tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = plan_yfcc(capsys, web, tmp_path / "yfcc", str(tmp_path / "root2"))
     run(capsys, "fetch", "--plan", folder, *HASTE)
     assert main(["stage", "seal", "--plan", folder, "--max-reject-fraction", "1"]) == 2
-    assert "not one of 41 rows became a sample" in capsys.readouterr().err
+    assert "none of the 41 rows became a sample" in capsys.readouterr().err
 
 
 def test_unfinished_slices(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_a_list_without_a_header_may_have_commas_in_its_captions(tmp_path: Path,
 
 
 UTF_16 = "{list}: must be UTF-8, but its first bytes look like UTF-16: convert it with iconv -f UTF-16 -t UTF-8"
-LATIN_1 = "{list}: must be UTF-8, line %d is not: perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
+LATIN_1 = "{list}: must be UTF-8, but line %d is not: perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
 NO_URL = (
     "{list}: has no column 'url' or 'image_url' (it has file, caption): rename a column; a list of files in a folder is staged by "
     "stage pairs --source FOLDER"

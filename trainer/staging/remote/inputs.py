@@ -201,7 +201,7 @@ def run(database: duckdb.DuckDBPyConnection, statement: str) -> list[tuple[Any, 
         if "not utf-8 encoded" in text:
             place = re.search(r"Line: (\d+)", text)
             name, line = file[1].strip() if file else "list", f"line {place[1]} is not" if place else "it is not"
-            raise InputError(f"{name}: must be UTF-8, {line}: {MAY_BE_LATIN_1}") from error
+            raise InputError(f"{name}: must be UTF-8, but {line}: {MAY_BE_LATIN_1}") from error
         found = re.search(r"Line: (\d+)[\s\S]*?(Expected Number of Columns: \d+ Found: \d+)", text)
         if found:
             raise InputError(f"{file[1].strip() if file else 'list'}: line {found[1]}: {found[2].lower()}") from error
