@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests import old_store
-from tests.cluster import chart, harness, settings
+from tests.cluster import chart, harness, programs
 from tests.docs.blocks import Block, all_blocks, checkout, count, read_blocks, run_script
 from tests.reference import reference_python
 
@@ -39,7 +39,7 @@ def place(kubectl: Any, monitoring: str, tmp_path_factory: pytest.TempPathFactor
 def run(blocks: list[Block], folder: Path) -> str:
     """What they said."""
     environment = {**harness.environment(), "NEW_KEY": "new-key", "NEW_SECRET": "new-secret"}
-    done = run_script("set -v\n" + "".join(block.text for block in blocks), folder, environment, settings.BIN)
+    done = run_script("set -v\n" + "".join(block.text for block in blocks), folder, environment, programs.program("kubectl").parent)
     assert done.returncode == 0, f"{done.stdout}\n{harness.describe(NAMESPACE)}"
     return done.stdout
 
