@@ -350,6 +350,7 @@ def role(pid: int) -> str:
 if __name__ == "__main__":
     import torch
 
+    import pipelines.__main__
     import trainer.__main__
     import trainer.evaluation.evaluate
     import trainer.report.write

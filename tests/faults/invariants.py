@@ -130,11 +130,12 @@ def nothing_else(found: Outcome) -> Iterator[str]:
             yield f"{name}: no kind of object"
         elif _anonymous(name) not in known and kind.name not in MAY_STAY:
             yield f"{name}: {kind.name}"
-    yield from (f"{name}: missing" for name in {_anonymous(name) for name in found.whole} - {_anonymous(name) for name in found.content})
+    wanted = {_anonymous(name) for name in found.whole if "/checkpoints/" not in name}  # a stage that was stopped saved others
+    yield from (f"{name}: missing" for name in wanted - {_anonymous(name) for name in found.content})
 
 
 def _anonymous(name: str) -> str:
-    return re.sub(r"run-[0-9a-f]{12}", "run-*", re.sub(r"generation-\d+", "generation-*", name))
+    return re.sub(r"^runs/[^/]+?(?=/|\.json$)", "runs/*", re.sub(r"generation-\d+", "generation-*", name))
 
 
 @invariant("no partial file, temporary folder or multipart upload")
@@ -148,7 +149,7 @@ def right_ends(found: Outcome) -> Iterator[str]:
     """0, 1 with a line, 2 where another run holds the experiment or the disk is read-only, or what the signal says; no traceback."""
     for end in found.ends:
         if "Traceback" in end.said or ("Traceback" in end.steps and not end.faults & SHORT_OF_MEMORY):
-            yield f"a traceback, exit {end.code}: {(end.said + end.steps).partition('Traceback')[2][:1500]}"
+            yield f"a traceback, exit {end.code}: {(end.said + end.steps).partition('Traceback')[2][:4000]}"
         elif end.code is None:
             yield f"did not end: {end.line}"
         elif end.code == 2 and not _may_refuse(end):

@@ -352,7 +352,8 @@ def test_a_root_in_which_no_lock_can_be_made_is_refused_in_one_line(
 
 def test_what_lies_in_the_place_of_a_lock_is_named(tmp_path: Path):
     (tmp_path / "e" / "run.lock").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"e/run\.lock: this is a folder, but a file is needed: remove it"), lock.exclusive(str(tmp_path / "e")):
+    refusal = r"e/run\.lock: this is a folder, but a file is needed: remove it"
+    with pytest.raises(InputError, match=refusal), lock.exclusive(str(tmp_path / "e")):
         pass
     (tmp_path / "f").write_text("")
     with pytest.raises(InputError, match=r"f: cannot create a folder or file here"), lock.exclusive(str(tmp_path / "f")):
