@@ -350,7 +350,7 @@ def role(pid: int) -> str:
 if __name__ == "__main__":
     import torch
 
-    import pipelines.__main__
+    import pipelines.__main__  # noqa: F401
     import trainer.__main__
     import trainer.evaluation.evaluate
     import trainer.report.write
