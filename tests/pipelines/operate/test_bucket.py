@@ -24,7 +24,7 @@ def test_makes_the_bucket_once(environment: S3Server, capsys: pytest.CaptureFixt
     assert main(["bucket", "made-by-hook"]) == 0
     assert main(["bucket", "made-by-hook"]) == 0
     assert environment.client.bucket_exists("made-by-hook")
-    assert [line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()] == ["made", "there"]
+    assert [line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()] == ["created", "there"]
 
 
 def test_missing_bucket_that_must_exist(environment: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
