@@ -1,7 +1,7 @@
-"""One connection to a Kubernetes API server: who we are there, requests that outlive its restarts, errors in one line.
+"""One connection to a Kubernetes API server: our identity there, requests that survive its restarts, errors in one line.
 
-Of the `kubernetes` package only the part that reads kubeconfigs and service accounts is used (it is slow to import, so
-late); what goes over the wire is plain JSON, because its models lag behind the servers and drop fields they do not know.
+Of the `kubernetes` package only the part that reads kubeconfigs and service accounts is used (imported late, since it is
+slow to import); what goes over the wire is plain JSON, because its models lag behind the servers and drop fields they do not know.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 class Unreachable(RunError):
-    """Nothing answered, or the server said that it cannot now. Worth another try."""
+    """Nothing answered, or the server said that it cannot answer now. Another try may help."""
 
 
 class Conflict(RunError):
@@ -49,10 +49,10 @@ class Refusal:
 
     Attributes:
         status: HTTP status.
-        message: its own words.
+        message: the server's own words.
         reason: machine-readable, such as NotFound, AlreadyExists, Forbidden.
         kind: of the object that the refusal is about, such as namespaces.
-        is_status: whether it was an answer of the API (else of something before it, or no such path).
+        is_status: whether the API itself answered (else something in front of it did, or there is no such path).
         retry_after: seconds the server asks to wait; 0: none.
     """
 
@@ -65,7 +65,7 @@ class Refusal:
 
 
 class Refused(Exception):
-    """Carries a refusal to the one who knows what was asked for (pipelines/cluster/connection.py)."""
+    """Carries a refusal to the caller, which knows what was asked for (pipelines/cluster/connection.py)."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -97,7 +97,7 @@ class Api:
 
     @classmethod
     def connect(cls, namespace: str = "") -> "Api":
-        """By KUBECONFIG where it is set, else as the pod's service account, else by the user's kubeconfig.
+        """Connect with KUBECONFIG if it is set, else as the pod's service account, else with the user's kubeconfig.
 
         Raises:
             InputError: there is none, or it cannot be read.
@@ -123,7 +123,7 @@ class Api:
         return cls(configuration, namespace, own or "default", source)
 
     def call(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, content: str = "") -> Any:
-        """One request, repeated while the server is away; the JSON of its answer.
+        """Send a request, retried while the server is unavailable; return the JSON of the response.
 
         Raises:
             Refused: the server said no.
@@ -140,7 +140,7 @@ class Api:
                 time.sleep(max(backoff.seconds(), answered.refusal.retry_after if answered else 0.0))
 
     def once(self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, content: str = "") -> Any:
-        """One request without a second try; the JSON of its answer. Unreachable where another may help."""
+        """Send a request without retrying; return the JSON of the response. Raises Unreachable if a retry may help."""
         response = self._open(method, path, query, body, content, READ_SECONDS)
         try:
             data = response.read()
@@ -157,11 +157,11 @@ class Api:
         return answer
 
     def versions(self, group: str, plural: str) -> list[str]:
-        """The versions of an API group in which the server has a kind, the one that it prefers first; none: it has not."""
+        """The versions of an API group in which the server has a kind, its preferred one first; empty if it does not have the kind."""
         found = []
         try:
             for version in [entry["version"] for entry in self.call("GET", f"/apis/{group}")["versions"]]:
-                with contextlib.suppress(Refused):  # withdrawn since
+                with contextlib.suppress(Refused):  # withdrawn in the meantime
                     if any(one["name"] == plural for one in self.call("GET", f"/apis/{group}/{version}")["resources"]):
                         found.append(version)
         except Refused:
@@ -172,15 +172,15 @@ class Api:
     def lines(
         self, path: str, query: Mapping[str, str], read_seconds: float, stop: threading.Event | None = None
     ) -> Iterator[Iterator[bytes]]:
-        """The lines of a streamed answer as they come; none once `stop` is set.
+        """The lines of a streamed response as they arrive; none once `stop` is set.
 
-        A line that the connection cut short is dropped, and Unreachable raised.
+        A line that a broken connection cut short is dropped, and Unreachable is raised.
         """
         response = self._open("GET", path, query, None, "", read_seconds)
         with self._lock:
             self._streams.add(response)
         try:
-            # whoever stops sets it before close_streams, so a stream that opened too late for that is seen here
+            # whoever stops sets it before close_streams, so a stream that opened too late to be closed by it is caught here
             yield iter(()) if stop is not None and stop.is_set() else self._split(response)
         finally:
             with self._lock:
@@ -188,7 +188,7 @@ class Api:
             response.close()
 
     def close_streams(self) -> None:
-        """Break every open stream; those who read them see Unreachable and decide."""
+        """Break every open stream; their readers get Unreachable and decide what to do."""
         with self._lock:
             for response in list(self._streams):
                 with contextlib.suppress(OSError, ValueError, RuntimeError):  # it ended by itself
@@ -213,7 +213,7 @@ class Api:
         self._client.update_params_for_auth(headers, [], ["BearerToken"])
         if body is not None:
             headers["Content-Type"] = content or "application/json"
-        if method == "POST":  # else the server drops a field that it does not know without a word: a volume, a CA, a toleration
+        if method == "POST":  # else the server silently drops a field that it does not know: a volume, a CA, a toleration
             query = {"fieldValidation": "Strict", **(query or {})}
         query_string = f"?{_encode(query)}" if query else ""
         try:
@@ -284,7 +284,7 @@ def _kubeconfig() -> str:
 
 
 def _keepalive() -> list[tuple[int, int, int]]:
-    """The system notices a peer that went away without a word in half a minute."""
+    """Let the kernel notice within half a minute that a peer has silently gone away."""
     return [
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -297,7 +297,7 @@ def _keepalive() -> list[tuple[int, int, int]]:
 def _transport_errors() -> tuple[type[Exception], ...]:
     from urllib3.exceptions import HTTPError
 
-    return (HTTPError, OSError, AttributeError, ValueError)  # the last two: a reader whose socket close_streams() took away
+    return (HTTPError, OSError, AttributeError, ValueError)  # the last two: from a reader whose socket close_streams() closed
 
 
 def _words(error: Exception) -> str:

@@ -100,7 +100,7 @@ class Cluster:
         return self.api.server
 
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
-        """The object, or None where there is none."""
+        """The object, or None if there is none."""
         place = self._place(namespace)
         try:
             found: Object = self._call("get", kind, place, "GET", kind.path(place, name))
@@ -140,14 +140,14 @@ class Cluster:
         *,
         once: bool = False,
     ) -> Object | None:
-        """JSON merge patch: null removes a key, lists are replaced. None where the object is gone.
+        """JSON merge patch: null removes a key, lists are replaced. None if the object is gone.
 
         Args:
             kind: of the object.
             name: of the object.
             body: what changes.
             namespace: None: the cluster's own.
-            resource_version: version that the object must still have, since a list replaces what someone else may have written.
+            resource_version: version that the object must still have, since a list in `body` replaces what others may have written.
             once: do not wait for a server that does not answer.
 
         Raises:
@@ -227,7 +227,7 @@ class Cluster:
             labels: selector.
             name: of a single object to watch.
             namespace: None: the cluster's own; "": all.
-            stop: ends it.
+            stop: ends the watch when set.
             fields: field selector, instead of a name.
             keep: selects the parts of an object that are needed (its metadata's uid and resourceVersion always are), when whole objects
                 would fill the memory; they are then listed page by page.
@@ -254,7 +254,7 @@ class Cluster:
         namespace: str | None = None,
         stop: threading.Event | None = None,
     ) -> Iterator[str]:
-        """Lines of a container's log; none where the container has not started or the pod is gone.
+        """Lines of a container's log; none if the container has not started or the pod is gone.
 
         Args:
             pod: its name.

@@ -18,11 +18,11 @@ class JobSpec:
     Attributes:
         name: for people, unique in a run: `contrastive perceptual-seed0`.
         arguments: after `python -m trainer`.
-        folder: URI of the folder that gets the job's log.txt, and failure.json where it fails.
-        environment: variables beside those of the caller.
+        folder: URI of the folder that gets the job's log.txt, and failure.json if it fails.
+        environment: variables in addition to those of the caller.
         purpose: what it does; it chooses the backend: a report always runs in place.
         identity: what makes it the same job again; None: it can run on this machine only.
-        recipe_hash: of a training stage; what the seal of `final` must carry.
+        recipe_hash: for a training stage, the hash that the seal of `final` must carry.
         final: of a training stage, URI of its final/.
         slices: of a staging or evaluation job, how many pods share the work.
         placement: of training and evaluation: fields of the trainer's Placement that the profile or the request sets.
@@ -45,7 +45,7 @@ class JobSpec:
 
 
 def placement_arguments(placement: Mapping[str, Any]) -> list[str]:
-    """Arguments of `python -m trainer` that set fields of its placement, in the YAML that it reads them as."""
+    """Arguments of `python -m trainer` that set fields of its placement, in the YAML form in which it reads them."""
     values = {name: json.dumps(value) if not isinstance(value, str) else value for name, value in placement.items()}
     return [part for name, value in values.items() for part in ("--set", f"placement.{name}={value}")]
 
@@ -56,7 +56,7 @@ class Outcome:
 
     Attributes:
         exit_code: 0, 1 (failed on the way), 2 (wrong input), or minus the number of the signal that killed it.
-        line: the one line that says why; empty where it succeeded.
+        line: the one line that says why; empty if it succeeded.
     """
 
     exit_code: int
@@ -79,9 +79,9 @@ class Job(Protocol):
         ...
 
     def leave(self) -> None:
-        """The one who waits for it was told to stop.
+        """Whoever waits for this job was told to stop.
 
-        On this machine and from a shell it drops its hold, and the last one out ends the job. In a pod of Kubeflow
+        On this machine and from a shell the caller drops its hold, and the last one to leave ends the job. In a pod of Kubeflow
         nothing happens: there the reaper knows whether the run was stopped or only its node was drained.
         """
         ...
@@ -91,5 +91,5 @@ class Backend(Protocol):
     """Where jobs run."""
 
     def submit(self, spec: JobSpec) -> Job:
-        """Start the job, or join the one that runs."""
+        """Start the job, or join the one that is already running."""
         ...

@@ -1,4 +1,4 @@
-"""A job on a cluster from the moment it is wanted to its end: found or created, followed, resubmitted and released.
+"""A job on a cluster from the moment it is requested to its end: found or created, followed, resubmitted and released.
 
 One supervisor thread takes all decisions (pipelines/jobs/monitor.py); the step that waits only reads
 lines and asks whether there is an outcome.
@@ -117,7 +117,7 @@ class ClusterJob:
         return outcome
 
     def _run(self) -> Outcome:
-        """Attempt after attempt, until the result is there or it is certain that there will be none."""
+        """Make attempt after attempt, until there is a result or it is certain that there will be none."""
         while True:
             if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")
@@ -138,7 +138,7 @@ class ClusterJob:
                     self._spec = dataclasses.replace(self._spec, resume="auto")
 
     def _attempt(self, job: Mapping[str, Any]) -> Outcome:
-        """Follow one job to its end. Raises Resubmit where it ended unfinished."""
+        """Follow one job to its end. Raises Resubmit if it ended unfinished."""
         launcher, spec = self._launcher, self._spec
         with View(self._cluster, self._kind, self._name) as view:
             follower = LogFollower(self._cluster, launcher.shape, view, self._take_line, layout.log(spec.folder))

@@ -33,7 +33,7 @@ class Hold:
 
     Attributes:
         holder: for people: `Workflow demo-x7k2p`, `shell ana@laptop-4711`.
-        ends: POSIX time at which it ends, -inf where it has, inf where nothing says that it will.
+        ends: POSIX time at which it ends, -inf if it has ended, inf if nothing says that it will.
         why: completes a sentence about the holder: `was terminated`.
         reference: uid of the ownerReference; empty for a shell's.
         annotation: key of the annotation; empty for a Workflow's.
@@ -51,9 +51,9 @@ class Action:
     """What is to be done with one job.
 
     Attributes:
-        what: release: take holds that have ended off it; others hold it still, or the job has ended and stays for its TTL.
-            delete: its last hold has ended. shorten_grace: it is being deleted for that reason, and its pods need not take the whole
-            of their grace.
+        what: release: take ended holds off it; others still hold it, or the job has ended and stays for its TTL.
+            delete: its last hold has ended. shorten_grace: it is being deleted for that reason, and its pods need not use their whole
+            grace period.
         job: the object as it was seen.
         why: a sentence.
         ended: the holds that have ended.
@@ -67,7 +67,7 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Attributes: `actions` to take now, and the POSIX time `again` at which there may be more though no object changes (inf: none)."""
+    """Attributes: `actions` to take now, and the POSIX time `again` at which there may be more to do though nothing changes (inf: none)."""
 
     actions: tuple[Action, ...]
     again: float
@@ -94,7 +94,7 @@ def decide(jobs: Sequence[Mapping[str, Any]], workflows: Workflows, now: float, 
         if len(ended) < len(found) or foreign_owners(job) or has_ended(job):
             actions += [] if being_deleted else [Action(what="release", job=job, why=why, ended=ended)]
         else:
-            # The dead holds stay on a job that is deleted: by them a reaper that was restarted knows why it goes.
+            # Ended holds stay on a job that is being deleted: they tell a restarted reaper why it is being deleted.
             actions.append(Action(what="shorten_grace" if being_deleted else "delete", job=job, why=why, ended=ended))
             again = min(again, now + _SHORTEN_AGAIN_SECONDS)
     return Decision(actions=tuple(actions), again=again)
@@ -115,7 +115,7 @@ def workflow_references(job: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def foreign_owners(job: Mapping[str, Any]) -> bool:
-    """Whether something that is no Workflow owns the job as well: then it is not ours to delete."""
+    """Whether something other than a Workflow also owns the job: then it is not ours to delete."""
     return any(not _is_workflow(reference) for reference in job["metadata"].get("ownerReferences") or [])
 
 
@@ -125,7 +125,7 @@ def has_ended(job: Mapping[str, Any]) -> bool:
 
 
 def without(job: Mapping[str, Any], ended: Sequence[Hold]) -> dict[str, Any]:
-    """The merge patch that takes the holds off the job; to be sent with the job's resourceVersion, as it holds the whole list."""
+    """The merge patch that takes the holds off the job; to be sent with the job's resourceVersion, as the patch has the whole list."""
     uids = {hold.reference for hold in ended if hold.reference}
     metadata: dict[str, Any] = {}
     if uids:
@@ -169,13 +169,13 @@ def _workflow_end(reference: Mapping[str, Any], namespace: str, workflows: Workf
 
 def _shell_hold(key: str, value: str) -> Hold:
     heartbeat = posix_time(value)
-    # a time that cannot be read was written by no shell of ours, so no heartbeat will follow
+    # a time that cannot be parsed was not written by one of our shells, so no heartbeat will follow
     ends = _AT_ONCE if heartbeat is None else heartbeat + STALE_SECONDS
     return Hold(holder=f"shell {key.removeprefix(HELD_BY)}", ends=ends, why=f"was last heard of at {value}", annotation=key)
 
 
 def posix_time(text: object) -> float | None:
-    """RFC 3339 as seconds since 1970; None where it is none: the status of a Workflow may hold anything."""
+    """An RFC 3339 time as seconds since 1970; None if it is not one: the status of a Workflow may hold anything."""
     try:
         return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
     except (ValueError, OverflowError):

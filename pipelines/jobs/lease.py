@@ -2,7 +2,7 @@
 
 The holder is a random id, so that neither hostnames nor process numbers can be mistaken for one another. It takes the lock by
 `create`, or by `replace` of a holder that is gone, and sends heartbeats by `replace`. No two machines' clocks are compared: the
-age of a heartbeat is the difference between two times of the store's own clock, and a holder is taken over only if, in
+age of a heartbeat is the difference between two times of the store's own clock, and a holder's lock is taken over only if, in
 addition, its object does not change while this process watches it. docs/RUNBOOK.md says what that does not cover.
 """
 
@@ -44,7 +44,7 @@ class Lease:
         experiment_uri: its folder.
         facts: what the lock says about this process, for people and for `ended`.
         ended: whether this machine knows that a holder's process has ended.
-        say: gets a line where taking the lock needs time.
+        say: gets a line if taking the lock takes time.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Lease:
             elif self._ended(found[1]) or self._is_gone(*found):
                 self._last = time.monotonic()
                 self._store.replace(self._uri, self._content(), found[0].stamp)
-            # whether that succeeded, the next look says: an answer can get lost
+            # the next look tells whether that succeeded: a response can get lost
         raise RunError(
             f"{self._uri}: the lock could not be acquired: it changed {_TRIES} times in the meantime; run the same command again"
         )
@@ -102,7 +102,7 @@ class Lease:
             cause = "the object was changed by others each time"
         except Lost:
             raise
-        except Exception as error:  # whatever it is: only who holds the lock decides
+        except Exception as error:  # whatever the error is: all that matters is who holds the lock
             reached = reached or not isinstance(error, RunError)
             cause = str(error)
         # Cut off from the store altogether, this process and its jobs write nothing. The first look that succeeds decides.
@@ -121,7 +121,7 @@ class Lease:
         self._store.delete(self._uri)
 
     def impatient(self) -> None:
-        """From now on fail within a heartbeat or two: a request that is tried again for minutes would hide that the lock is lost."""
+        """From now on fail within a heartbeat or two: a request that is retried for minutes would hide that the lock is lost."""
         if self._uri.startswith("s3://"):
             from trainer.storage.s3 import S3Store
 
@@ -144,9 +144,9 @@ class Lease:
         return encode_document(value)
 
     def _look(self) -> tuple[ObjectInfo, Holder] | None:
-        """The lock object and whom it names: nobody where it is damaged; None where there is none.
+        """The lock object and its holder, who is empty if the object is damaged; None if there is no object.
 
-        The stamp is not newer than the content: who replaces it knows what it replaces.
+        The stamp is not newer than the content: whoever replaces the object by this stamp knows what is replaced.
         """
         info = self._store.head(self._uri)
         if info is None:
@@ -160,10 +160,10 @@ class Lease:
         """Whether no heartbeat has come for so long that the holder must be gone.
 
         Raises:
-            Taken: one has come lately.
+            Taken: one has come recently.
         """
         age = self._age(info)
-        # A store's clock that was set back tells nothing: then only watching does.
+        # A store clock that was set back tells us nothing: then only watching the object helps.
         seconds = WATCH_SECONDS if age >= STALE_SECONDS else STALE_SECONDS if age < -HEARTBEAT_SECONDS else 0.0
         if not seconds:
             left = min(STALE_SECONDS, STALE_SECONDS - age)
@@ -171,12 +171,12 @@ class Lease:
             raise Taken(f"{refusal(self._experiment, holder)}; {told}")
         self._say(f"{self._experiment}: the heartbeat of {who(holder)} expired: taking over in {seconds:.0f} s unless it sends one")
         time.sleep(seconds)
-        return True  # where it sent one, it cannot be replaced by this stamp any more
+        return True  # if it did send a heartbeat, its object can no longer be replaced by this stamp
 
     def _age(self, info: ObjectInfo) -> float:
         """Seconds since the object was written, by the store's clock."""
         folder, _, name = self._uri.rpartition("/")
-        probe = f"{folder}/.{name}.now-{self.id[:16]}.partial"  # never listed; swept where it is left
+        probe = f"{folder}/.{name}.now-{self.id[:16]}.partial"  # never listed; swept if it is left behind
         try:
             write_bytes(probe, self.id.encode())
             written = self._store.head(probe)
@@ -188,7 +188,7 @@ class Lease:
 
 
 def parse_holder(data: bytes) -> Holder:
-    """What a lock object says of its holder; empty where it is damaged."""
+    """What a lock object says about its holder; empty if it is damaged."""
     try:
         value = json.loads(data)
         if not isinstance(value, dict):
@@ -200,7 +200,7 @@ def parse_holder(data: bytes) -> Holder:
 
 
 def who(holder: Holder) -> str:
-    """A holder, as people know it."""
+    """A holder, described for people."""
     if not holder:
         return "a process that the damaged lock does not identify"
     told = {name: "".join(filter(str.isprintable, str(holder.get(name, "?"))))[:64] for name in ("pid", "host", "user", "started")}
@@ -208,5 +208,5 @@ def who(holder: Holder) -> str:
 
 
 def refusal(experiment_uri: str, holder: Holder) -> str:
-    """What a run is told that wants an experiment which has this holder."""
+    """What a run is told if it wants an experiment that has this holder."""
     return f"{experiment_uri} is being run by {who(holder)}: wait for it to finish, or choose another name for EXPERIMENT"

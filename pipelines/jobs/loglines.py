@@ -1,4 +1,4 @@
-"""The leader's log as it is written, once each line, whatever happens to connections, containers and pods in between."""
+"""The leader's log as it is written, each line once, whatever happens to connections, containers and pods in between."""
 
 import threading
 import time
@@ -24,24 +24,24 @@ StampedSink = Callable[[str, str], None]
 
 
 class LogFollower:
-    """Follows the log of a job's leader from one pod to the next. Lines are known by the kubelet's timestamps."""
+    """Follows the log of a job's leader from one pod to the next. Lines are identified by the kubelet's timestamps."""
 
     def __init__(self, cluster: Cluster, shape: Shape, view: View, sink: StampedSink, whole: str) -> None:
         """Nothing is read yet.
 
         Args:
             cluster: where the job is.
-            shape: which pod leads, which container speaks.
+            shape: which pod leads, and which container's log to read.
             view: of the job.
             sink: gets each line.
-            whole: where the complete log lies, for the marks of gaps.
+            whole: where the complete log is, named in the lines that mark gaps.
         """
         self._cluster, self._shape, self._view, self._sink, self._whole = cluster, shape, view, sink, whole
         self._uid, self._restarts = "", 0
         self._last, self._repeats = "", 0  # timestamp of the last line, and how many lines had it
         self._continues = False  # whether the log to be read next holds that line
         self._drained = ("", 0)  # the pod and its restarts whose log was read to the end
-        self._waited = False  # whether a moment was given to the news of a new container
+        self._waited = False  # whether we have already waited a moment for news of a new container
         self._stop, self._finish = threading.Event(), threading.Event()
 
     def start(self) -> threading.Thread:
@@ -51,15 +51,15 @@ class LogFollower:
         return thread
 
     def finish(self) -> None:
-        """Read what there is to the end of the container, and no further."""
+        """Read what there is up to the end of the container, and no further."""
         self._finish.set()
 
     def stop(self) -> None:
-        """End it; whoever calls hangs up the cluster's streams."""
+        """Stop following; the caller must close the cluster's streams."""
         self._stop.set()
 
     def run(self) -> None:
-        """Until it is stopped."""
+        """Follow until stopped."""
         backoff = Backoff(most=10.0)
         try:
             while not self._stop.is_set():
@@ -97,7 +97,7 @@ class LogFollower:
         return None
 
     def _begin(self, pod: Mapping[str, Any]) -> bool:
-        """Catch up with what happened to the pod; whether there is a container to follow now."""
+        """Catch up with what happened to the pod; return whether there is a container to follow now."""
         status = container_status(pod, self._shape.container)
         name, uid, restarts = pod["metadata"]["name"], pod["metadata"]["uid"], int(status.get("restartCount", 0))
         if uid != self._uid:
@@ -113,11 +113,11 @@ class LogFollower:
         return "waiting" not in (status.get("state") or {}) and self._drained != (uid, restarts)
 
     def _read(self, pod: Mapping[str, Any], *, follow: bool = False, previous: bool = False) -> bool:
-        """Pass on the lines after the last one that was.
+        """Pass on the lines after the last one that was passed on.
 
         Returns:
-            False, once, where that line is not in the log any more: perhaps this is the log of a container whose start has
-            not been told yet, and a moment later the end of the one before can be read.
+            False, once, if that line is not in the log any more: perhaps this is the log of a container whose start has
+            not been reported yet, and a moment later the end of the previous container's log can be read.
         """
         before, seen, found = self._last, 0, not self._continues
         lines = self._cluster.log(
@@ -126,7 +126,7 @@ class LogFollower:
         for line in lines:
             stamp, _, text = line.partition(" ")
             if _posix(stamp) is None:
-                continue  # the kubelet speaks for itself, of a log that it cannot find
+                continue  # the kubelet's own message about a log that it cannot find
             if before and stamp <= before:
                 seen += stamp == before
                 found = True
@@ -148,7 +148,7 @@ class LogFollower:
 
 
 class Progress:
-    """Reads step lines: moves the bar of a person who waits, and says one line a minute to a log."""
+    """Reads step lines: moves the progress bar for a person who waits, and writes one line a minute to a log."""
 
     def __init__(self, name: str, say: Callable[[str], None]) -> None:
         self._name, self._say = name, say
@@ -169,7 +169,7 @@ class Progress:
         step, steps, loss, rate = figures
         progress(self._name, step, steps, "steps", loss=loss, samples_per_second=rate)
         if self._steps and (step <= self._steps[-1][1] or now - self._steps[-1][0] > MINUTE):
-            self._steps.clear()  # it went back to a checkpoint, or stood still
+            self._steps.clear()  # it went back to a checkpoint, or made no progress
         self._steps.append((now, step))
         while len(self._steps) > 2 and self._steps[1][0] < now - MINUTE:
             self._steps.popleft()

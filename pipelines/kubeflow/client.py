@@ -106,7 +106,7 @@ class Kubeflow:
                 continue
 
     def find_version(self, pipeline: str, content: str) -> tuple[str, str]:
-        """Id and name of the version of a pipeline whose name ends with its content's hash; both empty where there is none."""
+        """Id and name of the version of a pipeline whose name ends with its content's hash; both empty if there is none."""
         found = (version for version in self._versions(pipeline) if str(version.display_name).endswith(content))
         return next(((str(version.pipeline_version_id), str(version.display_name)) for version in found), ("", ""))
 
@@ -217,7 +217,7 @@ class Kubeflow:
         self._ask(f"run {run}", self._runs.run_service_retry_run, run)
 
     def ended_log(self, run: str, node: str) -> str | None:
-        """The whole log of a step that has ended, by its node's id; None where the server does not have it (yet).
+        """The whole log of a step that has ended, by its node's id; None if the server does not have it (yet).
 
         Only this route reads the archive; it always returns 200, and it rejects steps that are still running.
         """
@@ -318,7 +318,7 @@ class Kubeflow:
                 f"{host} cannot be reached: {reason.rpartition('>: ')[2]}{_POLICY if 'KUBERNETES_SERVICE_HOST' in os.environ else ''}"
             ) from error
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            if isinstance(error.__context__, self._api.ApiException):  # the client fails on its own error if that has no body
+            if isinstance(error.__context__, self._api.ApiException):  # the client fails while handling its own error if that has no body
                 raise self._meaning(what, error.__context__) from error
             raise InputError(f"{host} responds, but not like Kubeflow Pipelines; if it is behind a login, {LOGIN}") from error
         # A login page would be parsed as an empty response.

@@ -1,4 +1,4 @@
-"""Where a Kubeflow Pipelines server is, and the credentials by which it knows us."""
+"""Where a Kubeflow Pipelines server is, and the credentials with which we authenticate."""
 
 import os
 import urllib.parse
@@ -15,15 +15,15 @@ LOGIN = "set KFP_TOKEN (bearer), KFP_COOKIE (of a logged-in browser) or KF_PIPEL
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where the server is and how it knows us.
+    """Where the server is, and how we authenticate to it.
 
     Attributes:
         host: URL of the API server, or of the UI that passes requests on.
         namespace: of the runs, or of the pipeline's owner, where the server has several; else empty.
         ca: file of the certificates that TLS trusts; empty: those of the system.
-        ui: URL under which a person opens the UI; empty: not told.
+        ui: URL at which a person opens the UI; empty: not given.
         token: bearer token.
-        token_file: file of a token that is renewed there, such as a pod's projected one.
+        token_file: file with a token that is renewed in place, such as a pod's projected one.
         cookie: `name=value`, as a logged-in browser sends it.
     """
 

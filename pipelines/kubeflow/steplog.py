@@ -1,6 +1,6 @@
 """A step's log assembled from responses that each contain everything written so far: every line once, in order.
 
-Kubeflow offers no way to follow a running step's log, so it is polled. Answers may overlap, come late, or lack
+Kubeflow offers no way to follow a running step's log, so it is polled. Responses may overlap, arrive late, or lack
 the beginning, which the kubelet drops when the log grows too long.
 """
 

@@ -1,4 +1,4 @@
-"""One shard, or rows of it, from the store into the cache: verified before it is published there."""
+"""Fetches a shard, or rows of it, from the store into the cache; verifies it before it is published there."""
 
 import dataclasses
 import os
@@ -26,15 +26,15 @@ def fetch_shard(file: ShardFile, rows: range | None, stopped: Callable[[], bool]
 
     Args:
         file: what to fetch, and where to.
-        rows: to fetch; None: all.
-        stopped: whether to break off.
+        rows: the rows to fetch; None: all.
+        stopped: says whether to stop early.
 
     Returns:
         Bytes read from the store.
 
     Raises:
-        Corrupt: the store's shard is not the one that was staged; the line names the sample.
-        RunError: broken off, or the store stayed down.
+        Corrupt: the store's shard is not the one that was staged; the message names the sample.
+        RunError: it was stopped, or the store stayed down.
     """
     part = dataclasses.replace(file, path=f"{file.path}{PART}", index=f"{file.index}{PART}")
     pairs = [(Path(part.index), Path(file.index)), (Path(part.path), Path(file.path))]

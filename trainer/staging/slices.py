@@ -1,9 +1,9 @@
-"""Which of several attempts at a slice counts, and whether what it made is whole.
+"""Which of several attempts at a slice counts, and whether what it wrote is complete.
 
 Whoever makes a slice writes below `attempts/<random>/`. Then `slices/slice-<i>.json` is created, which only one can do: it names
 the chosen attempt's shards, index files and rejects by checksum. They are then copied to their published names, by whoever made
-them, or by anyone who finds a record whose objects are missing: the record says what they contain, not where they lie. Losers
-remove their attempts, and sealing removes those of the dead. Nothing is mixed, however many make a slice and wherever one is killed.
+them, or by anyone who finds a record whose objects are missing: the record says what they contain, not where they lie. Losing
+attempts are removed by their processes, or by sealing if those were killed. Attempts never mix, wherever one is killed.
 """
 
 import hashlib
@@ -39,11 +39,11 @@ class SliceRecord:
         plan_id: of the plan it belongs to.
         split: of all its samples.
         shards: in order.
-        lost: rows that became no sample, by cause.
+        lost: rows that did not become a sample, by cause.
         bad: those of them that are faults of the data.
         examples: one row for each cause.
         rejects: size and sha256 of the list of these rows; empty where there are none, and in format 1.
-        notes: samples of which something was set aside, such as EXIF that cannot be read, by what it was.
+        notes: samples from which something was dropped, such as unreadable EXIF, by what it was.
         format_version: of the record.
         stored: size and sha256 of the record as it was read.
     """
@@ -65,7 +65,7 @@ class SliceRecord:
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def files(self, number: int) -> Files:
-        """All that the slice made and the record has a checksum of."""
+        """All the files of the slice of which the record has a checksum."""
         rejects = {rejects_name(number): self.rejects} if self.rejects else {}
         return {name: sealed for files in (*(shard.files for shard in self.shards), rejects) for name, sealed in files.items()}
 
@@ -96,7 +96,7 @@ def encode_rejects(rejects: Sequence[Reject]) -> bytes:
 
 
 def read_rejects(folder: str, number: int, record: SliceRecord) -> list[Reject]:
-    """The rejects of one slice; Corrupt where the list is missing, or not that of the record."""
+    """The rejects of one slice. Raises Corrupt if the list is missing, or is not the one that the record names."""
     if not record.lost:
         return []
     uri = join(folder, rejects_name(number))
@@ -113,7 +113,7 @@ def read_rejects(folder: str, number: int, record: SliceRecord) -> list[Reject]:
 
 
 def read_record(folder: str, plan_id: str, split: str, number: int) -> SliceRecord | None:
-    """The record of one slice, or None where it is not done. Corrupt where it is damaged, or of another plan."""
+    """The record of one slice, or None if it is not done. Raises Corrupt if it is damaged, or belongs to another plan."""
     uri = join(folder, record_name(number))
     try:
         data = read_bytes(uri)
@@ -150,7 +150,7 @@ def _are_sealed(shards: Sequence[Shard], number: int, manifest: Manifest) -> boo
 
 
 def find_sealed(folder: str) -> Manifest | None:
-    """The manifest of a data set, None where there is none that can be read."""
+    """The manifest of a data set, or None if there is none that can be read."""
     try:
         return read_manifest(folder)
     except Corrupt:
@@ -166,7 +166,7 @@ def find_whole(folder: str, plan_id: str, splits: Mapping[int, str]) -> tuple[di
         splits: number -> split of the slices to look at.
 
     Returns:
-        Records of those that are whole; of the others why not, empty where a slice was not made yet.
+        The records of those that are complete; for the others the reason, which is empty if a slice was not made yet.
     """
     manifest = find_sealed(folder)
     records: dict[int, SliceRecord] = {}
@@ -211,7 +211,7 @@ def _damaged_in_format_1(folder: str, number: int, record: SliceRecord) -> str:
 
 
 def _publish_found(folder: str, files: Files) -> None:
-    """Copy to their published names those of the files that lie in an attempt, of whoever it was: the checksum says which."""
+    """Copy to their published names those of the files that lie in an attempt, whosever it is: the checksum tells which."""
     store = open_store(folder)
     prefix = join(folder, ATTEMPTS) + "/"
     for info in store.list(prefix):
@@ -224,7 +224,7 @@ def _publish_found(folder: str, files: Files) -> None:
 
 
 def to_make(folder: str, plan_id: str, splits: Mapping[int, str]) -> Iterator[int]:
-    """The slices that are still to be made, or to be rebuilt, each as late as it can be said."""
+    """The slices that are still to be made or rebuilt; each is checked as late as possible."""
     whole, unfit = find_whole(folder, plan_id, splits)
     for number in splits:
         if number in whole:
@@ -243,7 +243,7 @@ class Attempt:
 
     Attributes:
         folder: where it is written.
-        may_count: whether a record may name what it made, not all of which is published: it must not be dropped then.
+        may_count: whether a record may name files of this attempt that are not all published: then it must not be dropped.
     """
 
     def __init__(self, folder: str, number: int) -> None:
@@ -262,7 +262,7 @@ class Attempt:
         self._store.sweep(join(self._target, ATTEMPTS))
 
     def settle(self, record: SliceRecord) -> None:
-        """Publish the attempt where it is the chosen one, else see to it that the chosen one is published; then drop it.
+        """Publish this attempt if it is the chosen one, else make sure that the chosen one is published; then drop this one.
 
         Raises:
             RunError: the data set is sealed with other bytes, or those of the chosen attempt are gone.
@@ -289,7 +289,7 @@ class Attempt:
             )
 
     def _choose(self, record: SliceRecord) -> bool:
-        """Make this attempt the one that counts; False where another one is."""
+        """Make this attempt the one that counts; return False if another one already is."""
         uri = join(self._target, record_name(self._number))
         data = encode_document(record.as_document())
         if self._find_chosen(record) != record:
@@ -304,7 +304,7 @@ class Attempt:
             return None
 
     def _publish(self, record: SliceRecord) -> dict[str, str]:
-        """Copy all to the published names; the checksum of each, nothing where the attempt was swept by somebody who sealed."""
+        """Copy all files to their published names; return the checksum of each, or nothing if whoever sealed has swept the attempt."""
         files = record.files(self._number)
         try:
             for name in files:
@@ -317,7 +317,7 @@ class Attempt:
 def sweep(folder: str, manifest: Manifest) -> None:
     """Remove what attempts left in a sealed data set.
 
-    A living attempt may be among them: it can only lose now, and finds what it wants published.
+    A live attempt may be among them: it can only lose now, and will find what it would have published already there.
     """
     store = open_store(folder)
     kept = {*manifest.all_files, *(shard.index_name for shard in manifest.shards)}

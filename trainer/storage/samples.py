@@ -1,4 +1,4 @@
-"""Single samples of a staged data set, by range: for pictures in a report, and for whoever looks into one shard.
+"""Reads single samples of a staged data set by byte range: for pictures in a report, and for whoever inspects one shard.
 
 Training does not read this way: its prefetcher takes whole shards (trainer/data).
 """
@@ -14,7 +14,7 @@ from trainer.storage.manifest import Shard
 
 
 def read_index(folder: str, shard: Shard) -> ShardIndex:
-    """The index of one shard of the data set in `folder`, the very one that the manifest names.
+    """The index of one shard of the data set in `folder`, checked to be the one that the manifest names.
 
     Raises:
         MissingObject: there is no such object.
@@ -26,14 +26,14 @@ def read_index(folder: str, shard: Shard) -> ShardIndex:
 
 
 def is_index_of(data: bytes, shard: Shard) -> bool:
-    """Whether these are the bytes of the index that the manifest names: a flipped one is noticed without decoding any."""
+    """Whether these are the bytes of the index that the manifest names: a flipped bit is noticed without decoding anything."""
     if shard.index_sha256:
         return hashlib.sha256(data).hexdigest() == shard.index_sha256
     return len(data) > 4 and index_checksum(data) == shard.index_crc32c == google_crc32c.value(data[:-4])
 
 
 def check_index(data: bytes, uri: str, shard: Shard) -> ShardIndex:
-    """The index of `shard` from its bytes, compared with the manifest before any of them is believed; `uri` names it in errors.
+    """The index of `shard` from its bytes, compared with the manifest before any of them are trusted; `uri` names it in errors.
 
     Raises:
         InputError: a newer format.
@@ -55,10 +55,10 @@ def check_index(data: bytes, uri: str, shard: Shard) -> ShardIndex:
 
 
 def read_members(folder: str, index: ShardIndex, sample: int) -> dict[str, bytes]:
-    """The members of one sample (its row in the index): column name -> bytes, read by one range, checksums compared.
+    """The members of one sample (its row in the index): column name -> bytes, read with one range request, checksums verified.
 
     Raises:
-        Corrupt: naming shard and sample, where the bytes are not those that were staged.
+        Corrupt: the bytes are not those that were staged; the message names shard and sample.
     """
     offsets, sizes = index.offsets[sample].tolist(), index.sizes[sample].tolist()
     spans = list(zip(offsets, sizes, strict=True))

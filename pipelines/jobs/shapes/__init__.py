@@ -1,7 +1,7 @@
 """The kinds of job, one file each: how its manifest looks and how its status is read.
 
 To add a kind that trains, write a file here that ends with `SHAPE = <a subclass of Shape>` and run `make generate`: profiles
-take its `backend`, the chart gives the rights to it, and status, cancel, the reaper and the checks know its jobs.
+accept its `backend`, the chart grants the rights to it, and status, cancel, the reaper and the checks know its jobs.
 """
 
 import functools
@@ -26,7 +26,7 @@ def registered() -> tuple[type[Shape], ...]:
 
 
 def by_backend() -> dict[str, type[Shape]]:
-    """Those that train, by what a profile's `backend` says."""
+    """The shapes that train, by the value of a profile's `backend`."""
     return {shape.backend: shape for shape in registered() if shape.backend}
 
 
@@ -39,7 +39,7 @@ def require_backend(name: str) -> None:
     """Refuse an unknown `backend`.
 
     Raises:
-        InputError: naming those that there are.
+        InputError: there is no such backend; the message names those that there are.
     """
     if name not in backends():
         raise InputError(f"backend must be one of {', '.join(sorted(backends()))}, got {name!r}")

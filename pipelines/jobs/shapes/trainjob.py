@@ -2,7 +2,7 @@
 
 A TrainJob says what runs and on how many nodes; the rest of the pod (ports, scheduler) comes from the runtime. Each minor version renamed
 the field with which a job customises its pods, all under one API version, so the manifest follows the schema that the cluster serves.
-Trainer has no elastic jobs: its PET_* variables say how many nodes there are, and ours add where they meet, so that torchrun's
+Trainer has no elastic jobs: its PET_* variables say how many nodes there are, and ours add the rendezvous address, so that torchrun's
 agents restart the group in place, as in a PyTorchJob (pipelines/jobs/shapes/pytorchjob.py).
 """
 
@@ -106,7 +106,7 @@ class TrainJobs(Shape):
     container = CONTAINER
     backend = "trainjob"
     about = "Kubeflow Trainer 2.0 to 2.3, beta"
-    longest_name = 46  # its JobSet's pods are called `<name>-node-0-<rank>-<5 letters>`, at most 63 up to 100 nodes
+    longest_name = 46  # its JobSet's pods are called `<name>-node-0-<rank>-<5 letters>`, which fits in 63 up to 100 nodes
 
     def __init__(self, settings: JobSettings, form: Form = NEWEST) -> None:
         super().__init__(settings)
