@@ -333,7 +333,7 @@ def test_pods_and_accounts_have_what_the_page_says(namespace: str, release: str,
     objects = privileges.installed(release, namespace)
     seen, wrong = privileges.differing(objects, namespace)
     assert wrong == {}
-    assert {"Deployment minio", "Deployment reaper", "training", "staging that fetches", "staging that does not"} <= seen
+    assert {"Deployment minio", "Deployment reaper", "training", "staging that does not"} <= seen
     given: dict[str, set[str]] = {f"{namespace}/default": set()}
     for (account, place, _), verbs in pods_table.rights(objects).items():
         assert place == namespace

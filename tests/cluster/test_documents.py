@@ -90,7 +90,7 @@ def test_day_two_on_the_bundled_store(place: Path, tmp_path: Path):
         start = f'{blocks[0].text}aws s3 rm --recursive --quiet "$ROOT"\n'
         done = run_script(start + "".join(block.text for block in blocks[lost:]), place, environment, aws)
         assert done.returncode == 0, done.stdout
-    assert "all as sealed" in done.stdout
+    assert "everything matches what was sealed" in done.stdout
     assert f"deleted {new}/experiments/tiny" in done.stdout
 
 

@@ -68,7 +68,7 @@ def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tu
 
     done = run_script(script(BLOCKS[:lost]), folder, variables, aws)
     assert done.returncode == 0, done.stdout
-    assert "all as sealed" in done.stdout
+    assert "everything matches what was sealed" in done.stdout
     for info in list(open_store(variables["ROOT"]).list(variables["ROOT"])):
         open_store(variables["ROOT"]).delete(info.uri)
     bucket = variables["ROOT"].split("/")[2]
