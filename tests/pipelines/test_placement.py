@@ -74,7 +74,7 @@ def by_profile(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:
 
 
 def by_chart(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:
-    (folder / "values.yaml").write_text(yaml.safe_dump({"profileDefaults": {"inReleaseNamespace": True, "placement": given}}))
+    (folder / "values.yaml").write_text(yaml.safe_dump({"profileDefaults": {"placement": given}}))
     command = [
         program(HELMS[0]),
         "template",
@@ -82,6 +82,8 @@ def by_chart(folder: Path, given: dict[str, Any]) -> tuple[Request, str]:
         str(CHART),
         "--show-only",
         "templates/profiles/profile.yaml",
+        "-f",
+        str(CHART / "tests/values.yaml"),
         "-f",
         str(folder / "values.yaml"),
     ]
