@@ -88,7 +88,8 @@ def accepted(kubectl: Kubectl, namespace: str, thing: dict[str, Any]) -> str:
 
 def charts_runtime(namespace: str) -> dict[str, Any]:
     """The TrainingRuntime that the chart makes in a run namespace."""
-    values = f"trainingRuntime.enabled=true,profileDefaults.backend=trainjob,profileDefaults.namespaces={{{namespace}}},objectStore.bundled.unstableCredentials=true"
+    values = f"trainingRuntime.enabled=true,profileDefaults.backend=trainjob,profileDefaults.namespaces={{{namespace}}}"
+    values += ",objectStore.bundled.unstableCredentials=true"
     command = [
         programs.program("helm"),
         "template",
