@@ -25,7 +25,7 @@ SEED = 21
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("store", "trials"), [("file", 4), ("seaweedfs", 4)])
+@pytest.mark.parametrize(("store", "trials"), [("file", 4), ("seaweedfs", 2)])
 def test_whole_experiments_under_faults_keep_the_invariants(store: str, trials: int, tmp_path: Path) -> None:
     """Several faults a run, then one run without: as if nothing had happened."""
     with place(store, tmp_path, lambda folder: write_sources(folder, seed=0)) as here, Zygote() as zygote:
