@@ -19,6 +19,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts import pods_table
+from scripts.marked import rewrite
 
 Findings = dict[str, set[str]]
 BEGIN, END = "<!-- written by scripts/chart_scan.py -->\n", "<!-- end of what was scanned -->\n"
@@ -143,8 +144,7 @@ def table() -> str:
 
 def page(current: str) -> str:
     """The page with the table rewritten."""
-    head, rest = current.split(BEGIN)
-    return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END, 1)[1]
+    return rewrite(current, BEGIN, END, table())
 
 
 def _main(argument: str) -> int:

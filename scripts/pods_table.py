@@ -25,6 +25,7 @@ from pipelines.jobs.shapes.indexed import IndexedJobs
 from pipelines.kubeflow.compiled import FOLDER
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
+from scripts.marked import rewrite
 from trainer.configs import load_yaml, parse_config
 
 Object = dict[str, Any]
@@ -348,8 +349,7 @@ def rendered(helm: Path | str) -> list[Object]:
 
 def page(current: str, objects: Iterable[Object]) -> str:
     """The page with its tables rewritten."""
-    head, rest = current.split(BEGIN)
-    return head + BEGIN + "\n" + tables(objects) + "\n" + END + rest.split(END, 1)[1]
+    return rewrite(current, BEGIN, END, tables(objects))
 
 
 if __name__ == "__main__":

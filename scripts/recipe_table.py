@@ -11,6 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from scripts.marked import rewrite
 from trainer.config import Recipe
 from trainer.configs import RECIPES, load_recipe
 
@@ -55,8 +56,7 @@ def tables() -> str:
 
 def page(current: str) -> str:
     """The page with its tables rewritten."""
-    head, rest = current.split(BEGIN)
-    return head + BEGIN + "\n" + tables() + "\n" + END + rest.split(END)[1]
+    return rewrite(current, BEGIN, END, tables())
 
 
 def _others() -> list[str]:

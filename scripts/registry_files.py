@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipelines.jobs.shapes import LOCAL, backends, by_backend, registered
 from pipelines.operate.probes import QUEUE_RIGHTS, REAPER_RIGHTS, RUN_RIGHTS, UNINSTALL_RIGHTS, Rights
+from scripts.marked import rewrite
 from trainer import arms, labels
 
 REPOSITORY = Path(__file__).parents[1]
@@ -90,8 +91,7 @@ def files() -> dict[Path, str]:
         text = path.read_text(encoding="utf-8")
         for name, table in tables.items():
             begin = BEGIN.format(name=name)
-            head, rest = text.split(begin)
-            text = head + begin + "\n" + table() + "\n" + END + rest.split(END, 1)[1]
+            text = rewrite(text, begin, END, table())
         written[path] = text
     return written
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipelines.kubeflow.form import IN_FORM, NAMES, described
 from pipelines.planning.parameters import default_in_words
 from pipelines.planning.request import FIELDS
+from scripts.marked import rewrite
 from trainer.config import Placement
 
 REPOSITORY = Path(__file__).parents[1]
@@ -105,8 +106,7 @@ def page(text: str) -> str:
     for name, table in TABLES.items():
         begin = BEGIN.format(name=name)
         if begin in text:
-            head, rest = text.split(begin)
-            text = head + begin + "\n" + table() + "\n" + END + rest.split(END, 1)[1]
+            text = rewrite(text, begin, END, table())
     return text
 
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipelines.planning.checks import stage_of
 from pipelines.planning.cost import Estimate, Machines, Samples, estimate, number
+from scripts.marked import rewrite
 from trainer.config import loader_workers_for
 from trainer.configs import load_recipe
 from trainer.configs.sizes import checkpoint_bytes, sizes
@@ -81,8 +82,7 @@ def host_bytes(run: Estimate) -> float:
 
 def page(current: str) -> str:
     """The page with its table rewritten."""
-    head, rest = current.split(BEGIN)
-    return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+    return rewrite(current, BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from scripts.marked import rewrite
 from trainer.storage.states import KINDS, StoredKind
 
 PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
@@ -55,8 +56,7 @@ def outcomes(kind: StoredKind) -> Iterator[str]:
 
 def page(current: str) -> str:
     """The page with its table rewritten."""
-    head, rest = current.split(BEGIN)
-    return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+    return rewrite(current, BEGIN, END, table())
 
 
 if __name__ == "__main__":

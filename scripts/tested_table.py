@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from scripts.marked import rewrite
 from tests.cluster import settings
 
 REPOSITORY = Path(__file__).parents[1]
@@ -108,8 +109,7 @@ def pinned(group: str, name: str) -> str:
 
 def page(current: str) -> str:
     """The page with its table rewritten."""
-    head, rest = current.split(BEGIN)
-    return head + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
+    return rewrite(current, BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.marked import rewrite
 from tests.faults.invariants import INVARIANTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "RELIABILITY.md"
@@ -41,5 +42,4 @@ def _kinds(problems: Sequence[str]) -> list[str]:
 
 def page(current: str, records: Sequence[Path]) -> str:
     """The page with its counts rewritten."""
-    head, rest = current.split(BEGIN)
-    return head + BEGIN + "\n" + table(records) + "\n" + END + rest.split(END)[1]
+    return rewrite(current, BEGIN, END, table(records))
