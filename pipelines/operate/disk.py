@@ -135,7 +135,7 @@ def measure(root: str) -> Disk:
         else:
             disk.other += info.size
     for name, taken in disk.experiments.items():
-        taken.data = data_of(layout.experiment(root, name))
+        taken.data = _data_of(layout.experiment(root, name))
         for uri in taken.data:
             if uri in disk.data_sets:
                 disk.data_sets[uri].used_by.append(name)
@@ -155,7 +155,7 @@ def _part(place: Sequence[str]) -> str:
     return next((folders[name] for name in place[:-1] if name in folders), "records")
 
 
-def data_of(experiment_uri: str) -> list[str]:
+def _data_of(experiment_uri: str) -> list[str]:
     """The URIs of the data sets that an experiment uses: by its plan, else by its staging, and the evaluation sets staged with them."""
     sets: list[Mapping[str, Any]] = []
     with contextlib.suppress(InputError, Corrupt):

@@ -13,7 +13,7 @@ from pipelines.jobs.finding import find_jobs
 from pipelines.jobs.lease import NAME as LOCK
 from pipelines.jobs.lock import exclusive
 from pipelines.jobs.shapes import shape_of
-from pipelines.operate.disk import Disk, amount, data_of, measure
+from pipelines.operate.disk import Disk, amount, measure
 from pipelines.operate.experiments import survey_root
 from pipelines.operate.status import connect
 from pipelines.planning.runs import LIFE_SECONDS
@@ -86,15 +86,15 @@ def remove(root: str, experiment: str, *, data: bool = False, dry_run: bool = Fa
     uri = layout.experiment(root, experiment)
     if not _objects(uri):
         raise InputError(f"{uri}: no experiment here: `python -m pipelines disk --root {root}` lists them")
-    _refuse_in_use(root, experiment)
+    runs = _runs_of(root, experiment)
+    _refuse_in_use(root, experiment, runs)
     disk = measure(root)
-    used, own = data_of(uri), []
-    for place in used:
+    taken, own = disk.experiments[experiment], []
+    for place in taken.data:
         reason = _why_kept(disk, place, experiment, data=data)
         own += [] if reason else [place]
         if reason:
             yield f"kept {place}: {reason}"
-    runs = _runs_of(root, experiment)
     would = "would delete" if dry_run else "deleted"
     if not dry_run:
         with exclusive(uri) as held:
@@ -107,7 +107,6 @@ def remove(root: str, experiment: str, *, data: bool = False, dry_run: bool = Fa
                 open_store(root).delete(place)
         for folder in (uri, *runs):
             open_store(root).sweep(folder)
-    taken = disk.experiments[experiment]
     yield f"{would} {uri}: {counted(taken.objects, 'object')}, {amount(taken.size)}"
     if runs:
         yield f"{would} the records of {counted(len(runs), 'run')} below {join(root, 'runs')}"
@@ -148,14 +147,14 @@ def _why_kept(disk: Disk, uri: str, experiment: str, *, data: bool) -> str:
     return "" if data else "no other experiment here uses it; --data deletes it too"
 
 
-def _refuse_in_use(root: str, experiment: str) -> None:
+def _refuse_in_use(root: str, experiment: str, runs: Iterable[str]) -> None:
     """Refuse where a stage is running, a step of a run is alive, or a request of another experiment names something of this one."""
     uri = layout.experiment(root, experiment)
     if open_store(root).head(join(uri, PLAN)):
         for row in survey_root(root, experiment):
             if row.state == "Running":
                 raise InputError(f"{uri}: its stage {row.stage} ({row.cell}) was running just now: end its run first, or wait 5 minutes")
-    for folder in _runs_of(root, experiment):
+    for folder in runs:
         if any(time.time() - info.modified < 3 * LIFE_SECONDS for info in open_store(root).list(join(folder, "alive"))):
             raise InputError(f"{uri}: run {folder.rpartition('/')[2]} was alive within the last 3 minutes: end it first, or wait")
     for info in open_store(root).list(join(root, "experiments")):
