@@ -117,7 +117,7 @@ class ClusterJob:
         return outcome
 
     def _run(self) -> Outcome:
-        """Make attempt after attempt, until there is a result or it is certain that there will be none."""
+        """Try again and again until there is a result, or no further attempt can give one."""
         while True:
             if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")
