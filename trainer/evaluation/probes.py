@@ -22,7 +22,10 @@ COARSE = tuple(float(exponent) for exponent in range(-6, 7, 2))
 FINEST = 0.125
 """Decades between two neighbours where it ends: 8 steps a decade."""
 VALIDATION_FRACTION = 0.2
-MAX_ITERATIONS = 1000
+MAX_EVALUATIONS = 1250
+"""Of the objective, for one fit."""
+_EVALUATIONS_AT_ONCE = 40
+"""After which it is asked whether a fit still gets anywhere: below single precision's rounding a line search can go on for ever."""
 _TOLERANCE = 1e-5
 _ROUNDING = 1e-12
 """Of sums of products in double precision, relative to the largest: no lambda below it is told from none."""
@@ -88,11 +91,14 @@ class LogisticRegression:
         bias = (self._bias / scale).requires_grad_()
         total = float(len(self._labels))
         solver = torch.optim.LBFGS(
-            [turned, bias], max_iter=MAX_ITERATIONS, history_size=20, tolerance_grad=_TOLERANCE, tolerance_change=1e-12,
-            line_search_fn="strong_wolfe",
+            [turned, bias], max_iter=_EVALUATIONS_AT_ONCE, max_eval=_EVALUATIONS_AT_ONCE, history_size=20, tolerance_grad=_TOLERANCE,
+            tolerance_change=1e-12, line_search_fn="strong_wolfe",
         )  # fmt: skip
+        evaluations = 0
 
         def loss() -> Tensor:
+            nonlocal evaluations
+            evaluations += 1
             solver.zero_grad()
             weights = inverse @ turned
             logits = torch.addmm(bias * scale, self._features, weights)
@@ -100,7 +106,16 @@ class LogisticRegression:
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        solver.step(loss)  # type: ignore[no-untyped-call]
+        least, rounding = float("inf"), torch.finfo(turned.dtype).eps
+        while evaluations < MAX_EVALUATIONS:
+            before = evaluations
+            solver.step(loss)  # type: ignore[no-untyped-call]
+            if evaluations - before < _EVALUATIONS_AT_ONCE:  # it ended by itself
+                break
+            value = loss().item()
+            if least - value <= rounding * value:
+                break
+            least = value
         self._weights, self._bias = (inverse @ turned).detach(), (bias * scale).detach()
         return self._weights, self._bias - self._mean @ self._weights
 
