@@ -22,7 +22,7 @@ def test_a_phrase_is_found_by_its_line(line: str) -> None:
 
 
 def test_english_passes() -> None:
-    text = "on the way to the store\nresumes from the last commit\nrecommend, amend and fundamental\nbehind a proxy\nthe file is not there\n"
+    text = "on the way there\nresumes from the last commit\nrecommend, amend and fundamental\nbehind a proxy\nthe file is not there\n"
     assert list(phrases("x.py", text)) == []
 
 
