@@ -212,7 +212,7 @@ generate: $(VENV)/tools ## write what is made from source: the compiled pipeline
 	$(MAKE) chart-docs
 
 .PHONY: docs
-docs: $(VENV)/ready $(SITE)/site ## the site in build/site: every page of docs/, and a reference made from code; links and anchors checked
+docs: $(VENV)/ready $(SITE)/site ## the site in build/site: every page of docs/, and a reference generated from the code; links and anchors checked
 	$(BIN)/python scripts/site_pages.py build/reference
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
 

@@ -8,7 +8,7 @@
     report = firstsight.read_report("runs/experiments/first")
 
 What this package names is stable: it changes with a new minor version at most, and only in ways that the release notes name.
-docs/LIBRARY.md is the walk through it. Errors are `InputError` (yours to fix) and `RunError` (it failed on the way), one line each.
+docs/LIBRARY.md is the walk through it. Errors are `InputError` (yours to fix) and `RunError` (it failed during the run), one line each.
 Names are imported when they are first used, so `import firstsight` costs no torch.
 """
 

@@ -11,7 +11,7 @@ from trainer.limits import raise_descriptor_limit
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 (failed on the way), 2 (wrong input) or 130 (stopped by Ctrl-C)."""
+    """Run one command; the exit code is 0, 1 (failed during the run), 2 (wrong input) or 130 (stopped by Ctrl-C)."""
     return start(_parser().parse_args(arguments), "pipelines")
 
 

@@ -11,7 +11,14 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 PHRASES = {
     r"behind (?:the (?:first|last) (?:commit|step)|backward|its own|training)": "after",
-    r"goes on from|went on from|broke off and": "resumes from, was interrupted",
+    r"goes on from|went on from": "resumes from",
+    r"br(?:eaks|oke|oken) off": "is interrupted, stopped",
+    r"(?:failed|failure|happened|lost) on the way": "failed during the run",
+    r"in mid-run": "mid-run",
+    r"cluster (?:to|can(?:not)? be) ask(?:ed)?": "without access to the cluster",
+    r"TLS trusts": "to trust for TLS",
+    r"made from (?:the )?code": "generated from the code",
+    r"the report is there": "the report was written",
     r"lets? go of": "release",
     r"one's own": "your own",
     r"mend(?:s|ed|ing)?": "fix, correct",

@@ -1,4 +1,4 @@
-"""What the site adds to mkdocs: pages made from code, and links that leave docs/.
+"""What the site adds to mkdocs: pages generated from the code, and links that leave docs/.
 
 `make docs` writes the pages first (scripts/site_pages.py). A link to a file of the repository that is no page of the site
 becomes a link into the repository that the environment's SITE_REPOSITORY names, and plain text where it names none.
@@ -20,7 +20,7 @@ _LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add what was made from code."""
+    """Add the pages that were generated from the code."""
     for page in sorted(MADE.glob("*.md")):
         files.append(File.generated(config, f"reference/{page.name}", abs_src_path=str(page)))
     return files

@@ -16,7 +16,7 @@ from trainer.staging.remote.cli import add_commands as add_remote_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 (failed on the way) or 2 (wrong input), with one line that says why."""
+    """Run one command; the exit code is 0, 1 (failed during the run) or 2 (wrong input), with one line that says why."""
     return start(_parser().parse_args(arguments), "trainer")
 
 

@@ -1,7 +1,7 @@
 """The two ways a command of firstsight fails, and the exit code of each.
 
 `InputError` is the user's to fix (exit 2): a typo in YAML, a wrong URI, unequal identities.
-`RunError` happened on the way (exit 1): a store that stayed down, a full disk, bad bytes.
+`RunError` is a failure during the run (exit 1): a store that stayed down, a full disk, bad bytes.
 Both carry one line that names what, where and the rule, without the credentials of URLs in it; the command line prints just that line.
 """
 
@@ -43,7 +43,7 @@ class InputError(_OneLine, ValueError):
 
 
 class RunError(_OneLine, RuntimeError):
-    """A failure on the way that the same command may survive when run again. Exit code 1."""
+    """A failure during the run that the same command may survive when run again. Exit code 1."""
 
     exit_code = 1
 

@@ -55,7 +55,7 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        exit_code: 0, 1 (failed on the way), 2 (wrong input), or minus the number of the signal that killed it.
+        exit_code: 0, 1 (failed during the run), 2 (wrong input), or minus the number of the signal that killed it.
         line: the one line that says why; empty if it succeeded.
     """
 

@@ -25,7 +25,7 @@ from trainer.storage.fence import newest_attempt, raise_attempt
 RECIPE_HASH, SPEC_HASH, ATTEMPT = f"{DOMAIN}/recipe-hash", f"{DOMAIN}/spec-hash", f"{DOMAIN}/attempt"
 ROOT, OUTPUT = f"{DOMAIN}/root", f"{DOMAIN}/output"
 INCIDENTS = f"{DOMAIN}/incidents"
-"""Annotation of a job: how often it broke off, with the jobs whose place it took."""
+"""Annotation of a job: how often it was interrupted, counting the jobs that it replaced."""
 Say = Callable[[str], None]
 Object = dict[str, Any]
 
@@ -137,7 +137,7 @@ class Launcher:
         return strategic_merge(manifest, {"metadata": metadata})
 
     def note_incidents(self, name: str, count: int) -> None:
-        """Write on a job how often it broke off, for launchers that will follow it later; one that is gone has none."""
+        """Write on a job how often it was interrupted, for launchers that will follow it later; one that is gone has none."""
         with contextlib.suppress(Unreachable):
             self.cluster.patch(self.shape.kind, name, {"metadata": {"annotations": {INCIDENTS: str(count)}}}, once=True)
 
@@ -186,7 +186,7 @@ class Launcher:
 
 
 def incidents_of(job: Object) -> int:
-    """How often a job broke off, as it says itself."""
+    """How often a job was interrupted, by its annotation."""
     said = str((job["metadata"].get("annotations") or {}).get(INCIDENTS, ""))
     return int(said) if said.isdecimal() else 0
 

@@ -20,7 +20,7 @@ class Endpoint:
     Attributes:
         host: URL of the API server, or of the UI that passes requests on.
         namespace: of the runs, or of the pipeline's owner, where the server has several; else empty.
-        ca: file of the certificates that TLS trusts; empty: those of the system.
+        ca: file of the CA certificates to trust for TLS; empty: those of the system.
         ui: URL at which a person opens the UI; empty: not given.
         token: bearer token.
         token_file: file with a token that is renewed in place, such as a pod's projected one.

@@ -36,7 +36,7 @@ def kubeflow_checks(api: Api, upload: Object, profiles: set[str], ca: str) -> It
         api: the cluster.
         upload: the Job that registers it.
         profiles: namespaces of the chart's run profiles.
-        ca: certificates that TLS trusts, PEM; empty: the public ones.
+        ca: CA certificates to trust for TLS, PEM; empty: the public ones.
     """
     environment = {one["name"]: one.get("value", "") for one in upload["spec"]["template"]["spec"]["containers"][0]["env"]}
     endpoint, multi_user = environment["KFP_ENDPOINT"], "KF_PIPELINES_SA_TOKEN_PATH" in environment

@@ -1,7 +1,7 @@
 """`python -m pipelines remove EXPERIMENT`: delete an experiment from the store. Data sets stay unless `--data` is given.
 
 Nothing is deleted while a run, a job or another experiment's request may need it. plan.json goes first and the seals next, so that
-what a removal that breaks off leaves behind counts as absent; the same command deletes the rest.
+what an interrupted removal leaves counts as absent; the same command deletes the rest.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def remove(root: str, experiment: str, *, data: bool = False, dry_run: bool = Fa
 
     Raises:
         InputError: there is no such experiment, a run holds it, a stage of it is running, or another experiment needs it.
-        RunError: the store failed, or the lock was lost on the way.
+        RunError: the store failed, or the lock was lost meanwhile.
     """
     uri = layout.experiment(root, experiment)
     if not _objects(uri):

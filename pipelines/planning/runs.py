@@ -30,7 +30,7 @@ class CellFailure:
     Attributes:
         cell: its name.
         stage: that failed: perceptual, contrastive, posthoc or evaluate.
-        exit_code: 1 failed on the way, 2 wrong input.
+        exit_code: 1 failed during the run, 2 wrong input.
         line: why, in one line.
     """
 

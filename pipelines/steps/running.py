@@ -44,7 +44,7 @@ BY_HAND = "by-hand"
 _RECORDED = "firstsight_recorded"
 """Set on an error whose failure.json is written: what is further out says nothing more."""
 ATTEMPTS = 2
-"""A stage that was killed or failed on the way is started once more: it resumes from its last checkpoint."""
+"""A stage that was killed or failed during the run is started once more: it resumes from its last checkpoint."""
 POLL_SECONDS = 0.1
 
 Parameters = ParamSpec("Parameters")

@@ -27,6 +27,13 @@ def test_schema_knows_every_value() -> None:
         assert set(keys) == set(known) - {"global", "claims"}, path
 
 
+def test_every_value_has_a_description() -> None:
+    """In the README's table; helm-docs drops a comment that contains a second ` --`, such as a flag's."""
+    rows = [line for line in (CHART / "README.md").read_text().splitlines() if line.startswith("| ")]
+
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
 def test_placement_is_the_trainers_own() -> None:
     """Its part of the schema is what `make generate` writes."""
     text = (CHART / "values.schema.json").read_text()

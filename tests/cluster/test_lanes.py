@@ -1,4 +1,4 @@
-"""A lane of several cells at once: a launcher's pod that follows several PyTorchJobs, loses one of them, and is replaced in mid-run."""
+"""A lane of several cells at once: a launcher's pod that follows several PyTorchJobs, loses one of them, and is replaced mid-run."""
 
 import secrets
 from pathlib import Path

@@ -133,7 +133,7 @@ def test_a_suspended_job_waits_for_its_queue_and_says_so_if_none_comes(
 
 
 def test_a_queue_that_lifts_suspend_lets_the_job_run(staged: Staged, restricted_namespace: str, tmp_path: Path, kubectl: Kubectl) -> None:
-    """Taken back in mid-run, held for a while, then admitted again: the same weights as ever."""
+    """Taken back mid-run, held for a while, then admitted again: the same weights as ever."""
     experiment = training.plan(staged)
     profile = training.write_profile(tmp_path, restricted_namespace, staged)
     with training.launcher(experiment, profile, tmp_path) as launcher:

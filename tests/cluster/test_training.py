@@ -70,7 +70,7 @@ class Run:
         return found
 
     def is_in_the_middle(self) -> bool:
-        """Whether there are steps to come, so that what was done to it was done in mid-run."""
+        """Whether there are steps to come, so that what was done to it was done mid-run."""
         return self.experiment.seal() is None
 
 

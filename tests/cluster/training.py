@@ -112,7 +112,7 @@ class Experiment:
         return found
 
     def recovery(self, since: float, until: float = math.inf) -> tuple[float, int]:
-        """Of a run that has ended, and broke off between two times: seconds from the first to its next new step, and that step's number."""
+        """For a run that was interrupted between two times: seconds from the first to its next new step, and the number of that step."""
         records = self.records()
         assert [record["step"] for record in records] == list(range(1, records[-1]["steps"] + 1)), "a step is missing, or there twice"
         later = [pair for pair in itertools.pairwise(records) if since < pair[1]["time"] <= until]

@@ -21,7 +21,7 @@ def places(nav: Any) -> list[str]:
 
 
 def test_every_page_has_one_place() -> None:
-    """Those of docs/, and those that are made from code."""
+    """Those of docs/, and those that are generated from the code."""
     written = {str(path.relative_to(REPOSITORY / "docs")) for path in (REPOSITORY / "docs").rglob("*.md")}
     made = {f"reference/{name}.md" for name in site_pages.PAGES}
     assert sorted(places(CONFIG["nav"])) == sorted(written | made)

@@ -145,7 +145,7 @@ def test_inputs_are_verified_as_they_are_read(cell: tuple[Path, str], count: int
 
 
 def test_a_damaged_final_model_names_what_makes_it_again(cell: tuple[Path, str]) -> None:
-    """It failed on the way: the same stage run again heals it, so it is no wrong input."""
+    """It failed during the run: the same stage run again heals it, so it is no wrong input."""
     root, config = cell
     shutil.rmtree(root / "evaluation" / "contrastive-final")
     damage(root / "contrastive" / "final" / "open_clip_model.safetensors", "flipped", 0)

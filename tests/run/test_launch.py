@@ -285,7 +285,7 @@ def test_a_lost_peer_never_replaces_the_reason_the_peer_gave(tmp_path: Path) -> 
 
 
 def test_wrong_input_is_the_pods_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line where the kubelet made the file; a failure on the way leaves it to the log, and elsewhere none is made."""
+    """One line where the kubelet made the file; a failure during the run leaves it to the log, and elsewhere none is made."""
     told = tmp_path / "termination-log"
     monkeypatch.setattr("trainer.run.failure.TERMINATION_LOG", str(told))
     config = toy_config(tmp_path)

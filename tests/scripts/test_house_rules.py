@@ -12,7 +12,8 @@ from scripts.house_rules import broken_rules, phrases
     [
         "saved behind the last commit", "it goes on from there", "the launcher lets go of it", "a cluster of one's own", "to mend the key",
         "a file that is not there", "a backend that there is not", "class Manners:", "refused by name", "chosen anew", "to be had",
-        "and all else", "rows but for those", "for want of memory", "the report is made again",
+        "and all else", "rows but for those", "for want of memory", "the report is made again", "reading broke off at byte 7",
+        "1 (failed on the way)", "killed in mid-run", "no cluster to ask", "certificates that TLS trusts", "pages made from code",
     ],
 )  # fmt: skip
 def test_a_phrase_is_found_by_its_line(line: str) -> None:
@@ -21,7 +22,7 @@ def test_a_phrase_is_found_by_its_line(line: str) -> None:
 
 
 def test_english_passes() -> None:
-    text = "resumes from the last commit\nrecommend, amend and fundamental\nbehind a proxy\nif the file is not there\n"
+    text = "on the way there\nresumes from the last commit\nrecommend, amend and fundamental\nbehind a proxy\nthe file is not there\n"
     assert list(phrases("x.py", text)) == []
 
 

@@ -47,7 +47,7 @@ def train(config: StageConfig) -> None:
 
     Raises:
         InputError: the input or configuration is wrong.
-        RunError: something failed on the way.
+        RunError: something failed during the run.
         Stopped: asked to stop; the checkpoint is committed.
     """
     # 1. Ranks

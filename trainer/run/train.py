@@ -37,7 +37,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
 
     Raises:
         InputError: wrong input or configuration; nothing was started.
-        RunError: a failure on the way, of this process or of a rank.
+        RunError: a failure during the run, of this process or of a rank.
     """
     config = _read_config(stage, config_uri, overrides)
     logs.bind(experiment=config.experiment, arm=config.arm, point=config.point, seed=config.seed, stage=config.stage)

@@ -23,7 +23,7 @@ class Failure:
     Attributes:
         time: when, POSIX seconds by the clock of the machine that wrote it.
         stage: what failed, for people.
-        exit_code: 1 failed on the way, 2 wrong input, or minus the number of the signal that killed it.
+        exit_code: 1 failed during the run, 2 wrong input, or minus the number of the signal that killed it.
         line: why, in one line.
     """
 

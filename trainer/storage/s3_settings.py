@@ -36,7 +36,7 @@ class S3Settings:
         credentials_file: an AWS credentials file (a mounted secret), read again whenever it changes, or empty.
         profile: the section of `credentials_file`.
         identity: who gives keys to this pod's account: the URL of an STS or of a node's agent, or empty.
-        ca_file: certificates that TLS trusts.
+        ca_file: CA certificates to trust for TLS.
         proxy: URL of the HTTP proxy on the way, with its user and password, or empty.
         proxy_variable: the environment variable that names the proxy.
         addressing: path, virtual, or empty for what the endpoint is used to.

@@ -11,7 +11,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Refuse a second release in a namespace: in the release's, or in one that has runs of another. Without a cluster to ask, Helm's
+{{/* Refuse a second release in a namespace: in the release's, or in one that has runs of another. Without access to a cluster, Helm's
 own rule holds that an object has one owner. Every release has a Role in each of its namespaces. */}}
 {{- define "firstsight.checkAlone" -}}
 {{- range $namespace := append (include "firstsight.runNamespaces" . | fromJsonArray) .Release.Namespace | uniq -}}

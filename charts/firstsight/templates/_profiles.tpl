@@ -40,7 +40,7 @@ none. Usage: {{ range include "firstsight.runs" . | fromJsonArray }}. Computed o
 {{- end -}}
 {{- end -}}
 
-{{/* Whether the cluster can be asked, "true" or nothing: `lookup` finds nothing in `helm template`, Argo CD and --dry-run=client. */}}
+{{/* Whether the chart has access to the cluster, "true" or nothing: `lookup` finds nothing in `helm template`, Argo CD and --dry-run=client. */}}
 {{- define "firstsight.seesCluster" -}}
 {{- if or (lookup "v1" "ServiceAccount" .Release.Namespace "default") (lookup "v1" "Namespace" "" "kube-system") }}true{{ end -}}
 {{- end -}}

@@ -38,7 +38,7 @@ FIRSTSIGHT_S3_CA: /etc/firstsight/ca.crt
 {{- define "firstsight.rootPassword" -}}
 {{- if not (hasKey .Values.objectStore.bundled "rootPassword") -}}
 {{- if not (or .Values.objectStore.bundled.unstableCredentials (include "firstsight.seesCluster" .)) -}}
-{{- fail "objectStore.bundled.existingSecret must name a Secret where the cluster cannot be asked which credentials it has (helm template, GitOps, --dry-run=client): each rendering would make others. Bring one (the chart's README: Credentials), ask the cluster by --dry-run=server, or set objectStore.bundled.unstableCredentials=true to look at what is rendered, never to apply it" -}}
+{{- fail "objectStore.bundled.existingSecret must name a Secret if the chart is rendered without access to the cluster (helm template, GitOps, --dry-run=client): each rendering would generate other credentials. Create one (the chart's README: Credentials), render with --dry-run=server, or set objectStore.bundled.unstableCredentials=true to view what is rendered, never to apply it" -}}
 {{- end -}}
 {{- $kept := lookup "v1" "Secret" .Release.Namespace (include "firstsight.storeSecret" .) -}}
 {{- $password := dig "data" "root-password" "" $kept | b64dec | default (randAlphaNum 40) -}}

@@ -1,4 +1,4 @@
-"""Large files over HTTP, taken up where they broke off, and zips unpacked without trust in their names and sizes."""
+"""Large files over HTTP, resumed where they were interrupted, and zips unpacked without trust in their names and sizes."""
 
 import contextlib
 import http.client
