@@ -196,18 +196,8 @@ format: $(VENV)/tools ## bring the source into the house's form
 .PHONY: generate
 generate: $(VENV)/tools ## write what is made from source: the compiled pipeline, tables, make's arguments, parts of the chart
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
-	$(BIN)/python scripts/recipe_table.py
-	$(BIN)/python scripts/open_clip_table.py
-	$(BIN)/python scripts/registry_files.py
-	$(BIN)/python scripts/request_files.py
-	$(BIN)/python scripts/placement_schema.py
-	$(BIN)/python scripts/values_tree.py
-	$(BIN)/python scripts/states_table.py
-	$(BIN)/python scripts/notice.py
-	$(BIN)/python scripts/scale_table.py
-	$(BIN)/python scripts/tested_table.py
-	$(BIN)/python scripts/dashboard.py
-	$(BIN)/python scripts/pods_table.py
+	set -e; for name in recipe_table open_clip_table registry_files request_files placement_schema values_tree states_table notice \
+	    scale_table tested_table dashboard pods_table; do $(BIN)/python scripts/$$name.py; done
 	$(BIN)/python scripts/chart_scan.py --table
 	$(MAKE) chart-docs
 

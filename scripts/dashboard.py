@@ -65,9 +65,9 @@ class Panel:
     bars: bool = False
 
 
-def of_run(name: str, more: str = "") -> str:
+def of_run(name: str) -> str:
     """The series of a trainer metric that the variables select."""
-    return f"firstsight_train_{name}{{{RUN}{more}}}"
+    return f"firstsight_train_{name}{{{RUN}}}"
 
 
 def latest(name: str, by: str = BY, more: str = "") -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.servers import S3Server, minio, seaweedfs
 from trainer.storage.s3_client import Client
 from trainer.storage.scratch import temporary_folder
@@ -64,6 +65,14 @@ def s3_root(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return f"{s3_bucket}/{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A fault-injecting proxy on the way to the store."""
+    with fault_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
 
 
 @pytest.fixture

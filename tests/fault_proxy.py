@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
+
+from tests.servers import serving
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,9 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     class Handler(_Handler):
         upstream = host
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    proxy = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}")
-    Handler.proxy = proxy
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as address:
+        Handler.proxy = FaultProxy(f"http://{address}")
+        yield Handler.proxy
 
 
 class _Handler(BaseHTTPRequestHandler):

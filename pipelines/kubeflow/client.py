@@ -4,6 +4,7 @@ Not kfp.Client: its requests have no timeout, so it would wait forever on a sile
 and it writes to the home folder. Transient failures are retried with jitter; errors are reported in one line.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -126,12 +127,11 @@ class Kubeflow:
         except NotFound:
             created = self._pipelines.pipeline_service_create_pipeline
             body = self._api.V2beta1Pipeline(display_name=name, name=name, description=description, namespace=owner or None)
-            self._make(f"pipeline {name!r}", lambda: self._ask(f"pipeline {name!r}", created, body))
+            self._make(f"pipeline {name!r}", created, body)
             pipeline = self.find_pipeline(name, owner)
         if not self.find_version(pipeline, content)[0]:
-            put, what = self._uploads.upload_pipeline_version, f"version {version!r} of pipeline {name!r}"
-            said = {"name": version, "display_name": version, "description": description}
-            self._make(what, lambda: self._ask(what, put, str(package), pipelineid=pipeline, **said))
+            put, said = self._uploads.upload_pipeline_version, {"name": version, "display_name": version, "description": description}
+            self._make(f"version {version!r} of pipeline {name!r}", put, str(package), pipelineid=pipeline, **said)
         return pipeline, *self.find_version(pipeline, content)
 
     def version(self, pipeline: str, version: str) -> Any:
@@ -172,7 +172,7 @@ class Kubeflow:
         found = self._find_experiment(name)
         if not found:
             body = self._api.V2beta1Experiment(display_name=name, namespace=self.endpoint.namespace or None)
-            self._make(f"experiment {name!r}", lambda: self._ask(name, self._experiments.experiment_service_create_experiment, body))
+            self._make(f"experiment {name!r}", self._experiments.experiment_service_create_experiment, body)
             found = self._find_experiment(name)
         return found
 
@@ -256,14 +256,12 @@ class Kubeflow:
 
     def _versions(self, pipeline: str) -> Iterator[Any]:
         listed = self._pipelines.pipeline_service_list_pipeline_versions
-        yield from self._pages("pipeline versions", "pipeline_versions", lambda **page: self._ask("versions", listed, pipeline, **page))
+        yield from self._pages("pipeline_versions", lambda **page: self._ask("versions", listed, pipeline, **page))
 
     def _find_experiment(self, name: str) -> str:
         only = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
         listed = self._experiments.experiment_service_list_experiments
-        found = self._pages(
-            "experiments", "experiments", lambda **page: self._ask(name, listed, filter=only, **self._in_namespace(), **page)
-        )
+        found = self._pages("experiments", lambda **page: self._ask(name, listed, filter=only, **self._in_namespace(), **page))
         # An archived experiment would accept the run, but nobody would look for it there.
         for experiment in found:
             if experiment.display_name == name:
@@ -277,7 +275,7 @@ class Kubeflow:
         answer = self._ask(f"run {name!r}", listed, experiment_id=experiment, page_size=50, sort_by="created_at desc")
         return next((str(run.run_id) for run in answer.runs or [] if run.display_name == name), "")
 
-    def _pages(self, what: str, key: str, ask: Callable[..., Any]) -> Iterator[Any]:
+    def _pages(self, key: str, ask: Callable[..., Any]) -> Iterator[Any]:
         token = ""
         while True:
             answer = ask(page_size=100, page_token=token)
@@ -286,12 +284,10 @@ class Kubeflow:
             if not token:
                 return
 
-    def _make(self, what: str, make: Callable[[], Any]) -> None:
+    def _make(self, what: str, function: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Create something; that it already exists by now (someone was faster, or our response was lost) is fine too."""
-        try:
-            make()
-        except _Exists:
-            return
+        with contextlib.suppress(_Exists):
+            self._ask(what, function, *args, **options)
 
     def _ask(self, what: str, function: Callable[..., Answer], *args: Any, **options: Any) -> Answer:
         """Retry until there is a response or `retry_seconds` have passed; for idempotent requests."""

@@ -3,7 +3,6 @@
 On a terminal there is one bar per step with rate and time left; otherwise, one plain line per step every ten seconds.
 """
 
-import json
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from pipelines.planning.plan import Cell
 from pipelines.steps.notes import FAILED
+from trainer.progress import read_record
 from trainer.storage import layout
 
 LINE_SECONDS = 10.0
@@ -183,16 +183,7 @@ class Display:
             data = stream.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [record for line in complete.splitlines() if (record := _record(line)) is not None]
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """A record; None where its line was cut short, as on a full disk, or the next one was appended to such a line."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        return [record for line in complete.splitlines() if (record := read_record(line)) is not None]
 
 
 def _bars(steps: Sequence[tuple[str, Step]]) -> Table:

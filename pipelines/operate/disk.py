@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.filesize import decimal
+
 from pipelines.profile.profile import read_profile, use_store_of_profile
 from pipelines.steps.running import root_of_run
 from pipelines.steps.sealed import staged_data
@@ -168,15 +170,6 @@ def _data_of(experiment_uri: str) -> list[str]:
     return list(found | dict.fromkeys(str(one["uri"]) for one in sets))
 
 
-def amount(size: float) -> str:
-    """Bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.2f} TB"
-
-
 def _print(disk: Disk) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -190,14 +183,14 @@ def _print(disk: Disk) -> None:
     for name in ("experiment", "objects", *parts, "in all"):
         table.add_column(name, overflow="fold", justify="left" if name == "experiment" else "right")
     for taken in sorted(disk.experiments.values(), key=lambda one: -one.size):
-        table.add_row(taken.experiment, f"{taken.objects:,}", *(amount(taken.parts[part]) for part in parts), amount(taken.size))
+        table.add_row(taken.experiment, f"{taken.objects:,}", *(decimal(taken.parts[part]) for part in parts), decimal(taken.size))
     console.print(table)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("data set", "objects", "in all", "used by"):
         table.add_column(name, overflow="fold", justify="right" if name in ("objects", "in all") else "left")
     for one in sorted(disk.data_sets.values(), key=lambda one: -one.size):
         users = ", ".join(one.used_by) or "no experiment here"
-        table.add_row(one.uri, f"{one.objects:,}", amount(one.size), users if one.sealed else f"{users}; not sealed")
+        table.add_row(one.uri, f"{one.objects:,}", decimal(one.size), users if one.sealed else f"{users}; not sealed")
     console.print(table)
     count = f"{counted(len(disk.experiments), 'experiment')} and {counted(len(disk.data_sets), 'data set')}"
-    print(f"{amount(disk.size)} in {disk.root}: {count}{f', and {amount(disk.other)} beside them' if disk.other else ''}")
+    print(f"{decimal(disk.size)} in {disk.root}: {count}{f', and {decimal(disk.other)} beside them' if disk.other else ''}")

@@ -1,12 +1,12 @@
 """What lies in a root, as `status` shows it where there is no cluster: the experiments, their stages, and how far each is."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import Corrupt, InputError, RunError
+from trainer.progress import read_record
 from trainer.storage import join, layout, open_store
 from trainer.storage.base import MIN_RANGE_BYTES, MissingObject
 from trainer.storage.committed import read_final
@@ -124,7 +124,7 @@ def last_record(uri: str) -> tuple[Mapping[str, Any], float]:
         if info is None or not info.size:
             return {}, 0.0
         length = min(info.size, MIN_RANGE_BYTES)
-        value = json.loads(store.get_range(uri, info.size - length, length).splitlines()[-1])
-    except (MissingObject, Corrupt, ValueError, RecursionError):
+        record = read_record(store.get_range(uri, info.size - length, length).splitlines()[-1])
+    except (InputError, Corrupt):
         return {}, 0.0
-    return (value, info.modified) if isinstance(value, dict) else ({}, 0.0)
+    return (record, info.modified) if record is not None else ({}, 0.0)

@@ -8,12 +8,14 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator
 
+from rich.filesize import decimal
+
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.finding import find_jobs
 from pipelines.jobs.lease import NAME as LOCK
 from pipelines.jobs.lock import exclusive
 from pipelines.jobs.shapes import shape_of
-from pipelines.operate.disk import Disk, amount, measure
+from pipelines.operate.disk import Disk, measure
 from pipelines.operate.experiments import survey_root
 from pipelines.operate.status import connect
 from pipelines.planning.runs import LIFE_SECONDS
@@ -107,13 +109,13 @@ def remove(root: str, experiment: str, *, data: bool = False, dry_run: bool = Fa
                 open_store(root).delete(place)
         for folder in (uri, *runs):
             open_store(root).sweep(folder)
-    yield f"{would} {uri}: {counted(taken.objects, 'object')}, {amount(taken.size)}"
+    yield f"{would} {uri}: {counted(taken.objects, 'object')}, {decimal(taken.size)}"
     if runs:
         yield f"{would} the records of {counted(len(runs), 'run')} below {join(root, 'runs')}"
     for place in own:
         if not dry_run:
             _delete_data(place)
-        yield f"{would} {place}: {counted(disk.data_sets[place].objects, 'object')}, {amount(disk.data_sets[place].size)}"
+        yield f"{would} {place}: {counted(disk.data_sets[place].objects, 'object')}, {decimal(disk.data_sets[place].size)}"
 
 
 def _objects(folder: str) -> list[ObjectInfo]:

@@ -50,16 +50,16 @@ class Point:
         return Point(places={name: place for name, place in self.places.items() if name != axis})
 
 
-def check_axes(axes: Any, source: str = "vary") -> None:
+def check_axes(axes: Any) -> None:
     """Refuse what is not axes, in one line.
 
     Raises:
         InputError: another shape, a field that the recipe has not or that cannot be compared, values that differ in nothing.
     """
-    require(source, axes, "a mapping of axes", isinstance(axes, Mapping))
+    require("vary", axes, "a mapping of axes", isinstance(axes, Mapping))
     owners: dict[str, str] = {}
     for axis, fields in axes.items():
-        where = f"{source}: axis {axis!r}"
+        where = f"vary: axis {axis!r}"
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis) or len(axis) > MOST_LETTERS // 2:
             raise InputError(
                 f"{where} must have a name of at most {MOST_LETTERS // 2} characters from a-z, 0-9 and '-', starting with a letter"
@@ -77,7 +77,7 @@ def check_axes(axes: Any, source: str = "vary") -> None:
             raise InputError(f"{where}: fields that vary together need the same number of values each: {said}")
         _check_words(where, fields)
     if axes:
-        _check_points(axes, source)
+        _check_points(axes)
 
 
 def points_of(axes: Axes) -> list[Point]:
@@ -137,16 +137,16 @@ def _check_words(where: str, fields: Mapping[str, list[Any]]) -> None:
             raise InputError(f"{where}: values of {first}, its first field, must differ, got {word!r} {words.count(word)} times")
 
 
-def _check_points(axes: Axes, source: str) -> None:
+def _check_points(axes: Axes) -> None:
     points = points_of(axes)
     if len(points) > MOST_POINTS:
-        raise InputError(f"{source}: its axes give {len(points):,} points, but at most {MOST_POINTS} are allowed")
+        raise InputError(f"vary: its axes give {len(points):,} points, but at most {MOST_POINTS} are allowed")
     names = [name_of(axes, point) for point in points]
     for name in names:
         if len(name) > MOST_LETTERS or not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
             raise InputError(
-                f"{source}: point {name!r} must have a name of at most {MOST_LETTERS} letters, digits, '.' and '-': "
+                f"vary: point {name!r} must have a name of at most {MOST_LETTERS} letters, digits, '.' and '-': "
                 "give the axis a shorter name, or a first field with shorter values"
             )
         if names.count(name) > 1:
-            raise InputError(f"{source}: two points would be called {name!r}: give the axes other names")
+            raise InputError(f"vary: two points would be called {name!r}: give the axes other names")

@@ -96,11 +96,6 @@ def remove_namespace(name: str) -> None:
     kubectl("delete", "persistentvolumes", "-l", f"{NAMESPACE_LABEL}={name}", "--wait=false")
 
 
-def pod_ready(pod: Object) -> bool:
-    """Whether its containers say that they are ready."""
-    return any(part["type"] == "Ready" and part["status"] == "True" for part in pod.get("status", {}).get("conditions", []))
-
-
 def describe(namespace: str) -> str:
     """Pods, events and the ends of logs: what a failed test shows."""
     parts = [kubectl("-n", namespace, "get", "pods,pytorchjobs", "-o", "wide")]

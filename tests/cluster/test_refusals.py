@@ -34,6 +34,16 @@ def fails(staged: Staged, namespace: str, folder: Path, code: int, /, *, placeme
         return last_line(launcher)
 
 
+def refused(staged: Staged, namespace: str, folder: Path, config: dict[str, Any]) -> str:
+    """Launch with this kubeconfig; the last line of what must be refused within a minute."""
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(json.dumps(config))
+    profile = training.write_profile(folder, namespace, staged)
+    with training.launcher(training.plan(staged), profile, folder, KUBECONFIG=str(kubeconfig)) as launcher:
+        assert launcher.wait(60) == 2, launcher.tail()
+        return last_line(launcher)
+
+
 def running_pods(namespace: str) -> list[str]:
     """Names of the pods that hold something."""
     return [pod["metadata"]["name"] for pod in harness.listed("pods", namespace) if pod["status"]["phase"] in ("Pending", "Running")]
@@ -80,27 +90,19 @@ def test_an_account_without_rights_is_told_the_verb_and_the_resource(
     token = kubectl("-n", restricted_namespace, "create", "token", "nobody").strip()
     config: dict[str, Any] = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "-o", "json"))
     config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
-    (tmp_path / "nobody.conf").write_text(json.dumps(config))
-    experiment = training.plan(staged)
-    profile = training.write_profile(tmp_path, restricted_namespace, staged)
 
-    with training.launcher(experiment, profile, tmp_path, KUBECONFIG=str(tmp_path / "nobody.conf")) as launcher:
-        assert launcher.wait(60) == 2, launcher.tail()
-        assert "pytorchjobs" in last_line(launcher)
-        assert "nobody" in last_line(launcher)
+    line = refused(staged, restricted_namespace, tmp_path, config)
+
+    assert "pytorchjobs" in line
+    assert "nobody" in line
 
 
 def test_a_server_that_does_not_answer_is_named(staged: Staged, restricted_namespace: str, tmp_path: Path, kubectl: Kubectl) -> None:
     """A kubeconfig of a cluster that is gone."""
     config: dict[str, Any] = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "-o", "json"))
     config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
-    (tmp_path / "gone.conf").write_text(json.dumps(config))
-    experiment = training.plan(staged)
-    profile = training.write_profile(tmp_path, restricted_namespace, staged)
 
-    with training.launcher(experiment, profile, tmp_path, KUBECONFIG=str(tmp_path / "gone.conf")) as launcher:
-        assert launcher.wait(60) == 2, launcher.tail()
-        assert "https://127.0.0.1:9" in last_line(launcher)
+    assert "https://127.0.0.1:9" in refused(staged, restricted_namespace, tmp_path, config)
 
 
 def test_a_kind_that_the_cluster_does_not_have_is_named(

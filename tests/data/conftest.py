@@ -6,6 +6,7 @@ import pytest
 
 from tests.data.buckets import SIZES, Bucket, loader, take
 from tests.data.datasets import pairs, write_dataset
+from trainer.config import DataConfig
 from trainer.data import fetch
 from trainer.data.loader import PairBatch
 from trainer.storage.manifest import require_manifest
@@ -17,6 +18,12 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> list[PairBatch]:
     folder = str(tmp_path_factory.mktemp("batches"))
     write_dataset(folder, "pairs", pairs(SIZES))
     return take(loader(folder, None))
+
+
+@pytest.fixture(scope="session")
+def pair_data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """57 pairs in four shards."""
+    return write_dataset(str(tmp_path_factory.mktemp("pairs")), "pairs", pairs([20, 7, 18, 12]))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import pytest
 import torch
 
 from tests.data.datasets import pairs, write_dataset
-from tests.fault_proxy import FaultProxy, Refuse, fault_proxy
+from tests.fault_proxy import FaultProxy, Refuse
 from tests.run import build
-from tests.servers import S3Server
 from trainer.config import DataConfig, Placement
 from trainer.configs import dump_yaml
 from trainer.data.loader import PairsLoader
@@ -23,14 +21,6 @@ from trainer.run.train import launch
 from trainer.storage import join, read_bytes, write_bytes
 
 SIZES = [8] * 20
-
-
-@pytest.fixture
-def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A fault-injecting proxy on the way to the store."""
-    with fault_proxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 def loader(data: DataConfig, cache: Path, cache_shards: int = 6) -> PairsLoader:

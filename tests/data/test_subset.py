@@ -19,12 +19,6 @@ KEYS = [f"key-{number}" for number in range(1000)]
 
 
 @pytest.fixture(scope="module")
-def pair_data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """57 pairs in four shards."""
-    return write_dataset(str(tmp_path_factory.mktemp("pairs")), "pairs", pairs([20, 7, 18, 12]))
-
-
-@pytest.fixture(scope="module")
 def triplet_data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """40 triplets in three shards."""
     return write_dataset(str(tmp_path_factory.mktemp("triplets")), "triplets", triplets([15, 15, 10]))
@@ -98,7 +92,7 @@ def test_a_loader_shows_no_sample_beyond_its_fraction(pair_data: DataConfig):
     assert set().union(*keys_of(pairs_loader(pair_data, fraction=0.25), 6)) < part
 
 
-def test_partners_are_found_within_the_fraction(triplet_data: DataConfig, monkeypatch: pytest.MonkeyPatch):
+def test_partners_are_found_within_the_fraction(triplet_data: DataConfig):
     """A shuffled or instance label from outside would be a larger dose than is asked for."""
     for labels in ("shuffled", "instance"):
         loader = triplets_loader(triplet_data, labels=labels, fraction=0.5)

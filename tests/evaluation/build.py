@@ -200,6 +200,12 @@ def asked(stage: str, uri: str = "", recipe_hash: str = "", checkpoints: str = "
     return ModelToEvaluate(stage=stage, uri=uri, recipe_hash=recipe_hash, checkpoints=checkpoints)
 
 
+def one_of_each(root: str) -> tuple[ModelToEvaluate, ...]:
+    """A model of each stage, to evaluate."""
+    tower, contrastive = finished(f"{root}/tower", seed=1, tower=True), finished(f"{root}/contrastive", seed=2)
+    return asked("untrained"), asked("perceptual", f"{root}/tower", tower), asked("contrastive", f"{root}/contrastive", contrastive)
+
+
 def _plan(kind: str, name: str, splits: list[str], columns: str, content: dict, judge: str = "", shard_samples: int = 5) -> Plan:
     assert columns in COLUMNS
     source = {"uri": "test", "fingerprint": content}

@@ -39,15 +39,9 @@ def make_cell(root):
     sets = [build.classification_set(root), build.retrieval_set(root)]
     pairs_uri, pairs = build.pairs_with(root, sets)
     triplets_uri, triplets = build.triplets_set(root)
-    tower = build.finished(f"{root}/tower", seed=1, tower=True)
-    contrastive = build.finished(f"{root}/contrastive", seed=2)
     return build.config_at(
         root,
-        models=(
-            build.asked("untrained"),
-            build.asked("perceptual", f"{root}/tower", tower),
-            build.asked("contrastive", f"{root}/contrastive", contrastive),
-        ),
+        models=build.one_of_each(root),
         pairs=DataConfig(uri=pairs_uri, identity=pairs.identity),
         triplets=DataConfig(uri=triplets_uri, identity=triplets.identity),
     )
@@ -336,7 +330,7 @@ def test_the_last_checkpoint_is_the_final_model_and_not_measured_twice(root, cou
     assert evaluate(course("30"))["wanted"] == 2
 
 
-def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(root, course):
+def test_a_checkpoint_that_is_not_there_is_named_with_those_that_are(course):
     """A step that was never saved, or was pruned."""
     with pytest.raises(InputError, match=r"no sealed checkpoint of step 12, there are \[10, 15, 20\]"):
         evaluate(course("12"))

@@ -206,7 +206,7 @@ def test_imagenet_a_takes_the_names_of_its_200_from_the_mapping(copy, staged, fe
     assert staged("imagenet-a")[0].classnames == ("tench", "goldfish")
 
 
-def test_class_names_are_written_one_a_line(tmp_path, copy, staged, few_classes):
+def test_class_names_are_written_one_a_line(copy, staged, few_classes):
     """White space of any kind in a folder's name becomes a blank; what can be read back as it is stays as it is."""
     few_classes("eurosat", 3)
     for number, name in enumerate(["a\u2028b\n", "c  d", "e\x85\tf"]):

@@ -40,17 +40,11 @@ def make_cell(root, asked=None, **more):
     staged = build.classification_set(root)
     pairs_uri, pairs = build.pairs_with(root, [staged, build.retrieval_set(root)], labels=(*LABELS, "unknown"))
     own_uri, own = build.classification_set(root, "own", train=[k % 3 for k in range(30)])
-    tower = build.finished(f"{root}/tower", seed=1, tower=True)
-    contrastive = build.finished(f"{root}/contrastive", seed=2)
     rdm = write_rdm(root, [f"colours-{k:04d}" for k in (7, 2, 11, 5, 0)])
     asked = asked or RepresentationConfig(sets=("colours",), pictures=8, rdms=(rdm,), probes=("colours", "own"))
     return build.config_at(
         root,
-        models=(
-            build.asked("untrained"),
-            build.asked("perceptual", f"{root}/tower", tower),
-            build.asked("contrastive", f"{root}/contrastive", contrastive),
-        ),
+        models=build.one_of_each(root),
         pairs=DataConfig(uri=pairs_uri, identity=pairs.identity),
         sets=(DataConfig(uri=own_uri, identity=own.identity),),
         representation=asked,

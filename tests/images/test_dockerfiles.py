@@ -192,7 +192,7 @@ def test_the_tag_changes_with_the_content(tmp_path: Path):
     assert all(re.fullmatch(r"1\.2\.3-[0-9a-f]{8}", one) for one in seen)
 
 
-def test_the_pipelines_and_the_report_live_on_their_lock_alone(tmp_path: Path):
+def test_the_pipelines_and_the_report_live_on_their_lock_alone():
     """Every module of pipelines, and the report that the exit task runs in place, without torch."""
     command = [sys.executable, "-W", "ignore", "-c", ONLY_THE_LOCK, str(REPOSITORY / "requirements/pipelines.txt")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)

@@ -15,10 +15,6 @@ from trainer.model import towers
 TINY = load_recipe("smoke").model
 
 
-def vision_of(model: open_clip.CLIP) -> dict[str, torch.Tensor]:
-    return {f"visual.{name}": value for name, value in towers.vision_state(model).items()}
-
-
 @pytest.mark.parametrize("vision_init", ["paper", "open_clip"])
 def test_one_seed_gives_equal_weights(vision_init: str) -> None:
     """Two builds from one seed are equal in every tensor, whatever torch drew before."""

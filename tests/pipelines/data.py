@@ -32,8 +32,3 @@ def commit(stage_uri: str, recipe_hash: str, **facts: object) -> None:
 def ask(root: str, **given: Any) -> str:
     """A stored request of the smoke recipe with one arm; its URI."""
     return write_request(resolve(merge("", {"recipe": "smoke", "arms": "random", **given})), root)
-
-
-def staging_result(experiment_uri: str, what: str) -> str:
-    """Where a staging job leaves what it made."""
-    return join(experiment_uri, "staging", what, "result.json")

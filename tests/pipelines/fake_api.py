@@ -72,9 +72,6 @@ class FakeApi:
             api = fake
 
         class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            allow_reuse_address = True
-
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that hung up is no news."""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,3 @@ def annotations(scene: Scene) -> dict[str, str]:
 def patience(**seconds: int) -> JobSettings:
     """Settings with some patience values changed; the rest as shipped."""
     return JobSettings(nodes=2, patience=Patience(**seconds))
-
-
-Prepare = Callable[[Scene], None]

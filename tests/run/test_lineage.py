@@ -145,32 +145,22 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     lineage.code_facts.cache_clear()
 
 
-def test_a_slow_git_leaves_the_code_version_unknown(git: Callable[[str], None]) -> None:
-    """It costs the time limit once, but never a run."""
-    git("exec sleep 60")
-    facts = lineage.code_facts()
-    assert (facts["git_commit"], facts["dirty"]) == ("", None)
-
-
-def test_a_slow_git_status_leaves_the_commit_known(git: Callable[[str], None]) -> None:
-    """Whether the checkout was changed is then unknown, which is not the same as clean."""
-    git('case "$*" in *status*) exec sleep 60 ;; *) echo abc123 ;; esac')
-    facts = lineage.code_facts()
-    assert (facts["git_commit"], facts["dirty"]) == ("abc123", None)
-
-
-@pytest.mark.parametrize("script", ["exit 128", "kill -9 $$", "printf '\\377\\376'; exit 1"])
-def test_a_failing_git_is_not_an_error(git: Callable[[str], None], script: str) -> None:
-    """Not a checkout, an unsafe folder, a crash, output that is not text."""
+@pytest.mark.parametrize(
+    ("script", "commit"),
+    [
+        pytest.param("exec sleep 60", "", id="too slow"),
+        pytest.param('case "$*" in *status*) exec sleep 60 ;; *) echo abc123 ;; esac', "abc123", id="status too slow: perhaps changed"),
+        pytest.param("exit 128", "", id="no checkout, or an unsafe folder"),
+        pytest.param("kill -9 $$", "", id="killed"),
+        pytest.param("printf '\\377\\376'; exit 1", "", id="not text"),
+        pytest.param('case "$*" in *ls-files*) exit 1 ;; *) echo abc123 ;; esac', "", id="a checkout around the installed package"),
+    ],
+)
+def test_what_git_does_not_tell_is_unknown(git: Callable[[str], None], script: str, commit: str) -> None:
+    """It costs the time limit once, but never a run; whether there are changes is then unknown, which is not the same as none."""
     git(script)
-    assert lineage.code_facts()["git_commit"] == ""
-
-
-def test_a_repository_around_the_installed_package_is_not_its_own(git: Callable[[str], None]) -> None:
-    """An environment may be inside somebody's checkout, whose commit says nothing about this code."""
-    git('case "$*" in *ls-files*) exit 1 ;; *) echo abc123 ;; esac')
     facts = lineage.code_facts()
-    assert (facts["git_commit"], facts["dirty"]) == ("", None)
+    assert (facts["git_commit"], facts["dirty"]) == (commit, None)
 
 
 def test_git_is_queried_once_per_process(git: Callable[[str], None]) -> None:

@@ -228,7 +228,7 @@ def run(tree: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_arm(tree: Path, tmp_path: Path):
+def test_an_arm(tree: Path):
     """It is parsed, planned on the tower that another arm shares, compared, explained, and in the table of the docs."""
     add(tree, "trainer/arms/permuted_judged.py", ARM)
     use(tree, USE_ARM)

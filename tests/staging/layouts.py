@@ -60,3 +60,11 @@ def made(source: str, root: Path) -> tuple[Made, list[Reject]]:
         assert sample.members["image"] == ("jpg", row.image.read())
         said[row.where] = "/".join(captions) + "".join(f"; {key}={getattr(row, key)}" for key in ("label", "split") if getattr(row, key))
     return said, rows.rejects
+
+
+def check_losses(root: Path, files: Files, expected: Made, lost: dict[str, str]) -> None:
+    """Of a folder with these files, `expected` is made, and what is lost is named once, with its cause word for word."""
+    found, rejects = made(str(write(root / "source", files)), root)
+    assert found == expected
+    assert {r.where: f"{r.cause}: {r.detail}{'' if r.counts else ' (no fault)'}" for r in rejects} == lost
+    assert len(rejects) == len(lost)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.staging.layouts import PICTURES, A, B, C, D, Files, Made, coco, json_lines, made, parquet, write
+from tests.staging.layouts import PICTURES, A, B, C, D, Files, Made, check_losses, coco, json_lines, made, parquet, write
 from trainer.config import Recipe
 from trainer.errors import InputError
 from trainer.staging import stage
@@ -133,11 +133,7 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
 @pytest.mark.parametrize("name", LOST)
 def test_what_is_lost_is_named(tmp_path: Path, name: str) -> None:
     """Each file and row is a sample, or lost by a cause, word for word."""
-    files, expected, lost = LOST[name]
-    found, rejects = made(str(write(tmp_path / "source", files)), tmp_path)
-    assert found == expected
-    assert {r.where: f"{r.cause}: {r.detail}{'' if r.counts else ' (no fault)'}" for r in rejects} == lost
-    assert len(rejects) == len(lost)
+    check_losses(tmp_path, *LOST[name])
 
 
 def test_links(tmp_path: Path) -> None:

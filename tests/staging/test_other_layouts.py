@@ -11,7 +11,7 @@ import pyarrow.ipc
 import pytest
 
 from tests.staging.conftest import picture
-from tests.staging.layouts import BOTH, PICTURES, A, B, C, D, Files, Made, json_lines, made, parquet, write
+from tests.staging.layouts import BOTH, PICTURES, A, B, C, D, Files, Made, check_losses, json_lines, made, parquet, write
 from trainer.errors import InputError
 from trainer.staging import kinds
 from trainer.staging.sources.table import READ
@@ -128,10 +128,7 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
 @pytest.mark.parametrize("name", LOST)
 def test_what_is_lost(tmp_path: Path, name: str) -> None:
     """By a cause, word for word."""
-    files, expected, lost = LOST[name]
-    found, rejects = made(str(write(tmp_path / "source", files)), tmp_path)
-    assert found == expected
-    assert {r.where: f"{r.cause}: {r.detail}{'' if r.counts else ' (no fault)'}" for r in rejects} == lost
+    check_losses(tmp_path, *LOST[name])
 
 
 PLANNED = "which is planned and fetched, by python -m trainer stage plan urls --list {list} or with a YAML file of kind urls as the source "

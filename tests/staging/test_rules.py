@@ -65,7 +65,7 @@ def test_what_an_older_version_began_is_resumed_by_its_rules(tmp_path: Path, sta
     _forget(uri)
     (Path(uri) / "slices" / "slice-00000.json").unlink()
     assert stage(folder) == (uri, manifest)
-    read_by_another(uri, tmp_path, b"picture number 1", b"picture number I")
+    read_by_another(uri, b"picture number 1", b"picture number I")
     other, manifest = stage(folder)
     assert other != uri
     assert manifest.options["rules"] == 2
@@ -78,7 +78,7 @@ def test_slices_that_say_what_is_read_no_more_are_made_again(
     """By the same rules, in a version that read the source differently, or whose plan is lost; the others are kept as they are."""
     folder = photo_folder(tmp_path / "photos", 20)
     uri, manifest = stage(folder)
-    read_by_another(uri, tmp_path, b"picture number 19", b"picture number XIX")
+    read_by_another(uri, b"picture number 19", b"picture number XIX")
     if damaged:
         (Path(uri) / "plan.json").write_bytes(b"damaged")
     records = {path: path.stat().st_mtime_ns for path in Path(uri, "slices").iterdir()}
@@ -93,7 +93,7 @@ def test_slices_of_triplets_are_compared_too(tmp_path: Path, stage_three: Stage,
     """Votes decide what is learned."""
     nights = nights_folder(tmp_path / "nights", [(0, 1, 8), (1, 0, 8), (2, 6, 8), (0, 1, 8), (1, 0, 8)])
     uri, manifest = stage_three(nights)
-    read_by_another(uri, tmp_path, b'"votes": 8', b'"votes": 9')
+    read_by_another(uri, b'"votes": 8', b'"votes": 9')
     assert stage_three(nights) == (uri, manifest)
     assert "so these slices are rebuilt: 0, 1, 2" in capsys.readouterr().err
 
@@ -112,7 +112,7 @@ def _forget(uri: str) -> None:
     (Path(uri) / "manifest.json").unlink()
 
 
-def read_by_another(uri: str, tmp_path: Path, now: bytes, then: bytes) -> None:
+def read_by_another(uri: str, now: bytes, then: bytes) -> None:
     """Leave the data set as a version left it that read `then` where `now` is read, and was killed before it sealed."""
     plan = plans.read_plan(uri)
     assert plan is not None

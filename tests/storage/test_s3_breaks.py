@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.fault_proxy import Break, Fault, FaultProxy, FlipSent, fault_proxy
+from tests.fault_proxy import Break, Fault, FaultProxy, FlipSent
 from tests.servers import S3Server
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_bytes, write_bytes
@@ -21,13 +21,11 @@ LONG = random.Random(1).randbytes(PART_BYTES + 70_001)
 
 
 @pytest.fixture
-def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     """A proxy on the way to the store, which breaks answers, and a client that notices silence after two seconds and long goes on."""
-    with fault_proxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "600")
-        monkeypatch.setenv("FIRSTSIGHT_S3_TIMEOUT_SECONDS", "2")
-        yield proxy
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "600")
+    monkeypatch.setenv("FIRSTSIGHT_S3_TIMEOUT_SECONDS", "2")
+    return proxy
 
 
 def _get(store: S3Store, root: str) -> None:

@@ -2,18 +2,17 @@
 
 import io
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import minio.api
 import pytest
 from minio import Minio
 
-from tests.fault_proxy import FaultProxy, Status, fault_proxy
-from tests.servers import S3Server
+from tests.fault_proxy import FaultProxy, Status
+from tests.servers import serving
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.s3 import PART_BYTES, S3Store
@@ -24,12 +23,10 @@ Headers = dict[str, str]
 
 
 @pytest.fixture
-def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     """A proxy on the way to the store that changes its answers."""
-    with fault_proxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
-        yield proxy
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
+    return proxy
 
 
 def new_store(uri: str) -> S3Store:
@@ -195,18 +192,10 @@ def portal(request: pytest.FixtureRequest, s3_root: str, monkeypatch: pytest.Mon
         "plain": {"headers_of_page": (("content-type", "text/plain"),), "page": b"ok"},
         "empty": {"headers_of_page": (), "page": b""},
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Page", (Portal,), kinds[request.param]))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "5")
-    try:
-        yield endpoint
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(type("Page", (Portal,), kinds[request.param])) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "5")
+        yield f"http://{address}"
 
 
 def test_what_is_no_store_is_not_believed(portal: str, s3_root: str) -> None:

@@ -4,11 +4,10 @@ import io
 import random
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.fault_proxy import CutAfter, Fault, FaultProxy, LoseAnswer, Refuse, ResetAfter, Slow, Stall, Status, fault_proxy
+from tests.fault_proxy import CutAfter, Fault, FaultProxy, LoseAnswer, Refuse, ResetAfter, Slow, Stall, Status
 from tests.servers import S3Server, free_ports
 from trainer.errors import InputError, RunError
 from trainer.storage import exists, join, open_store, read_bytes, write_bytes
@@ -18,13 +17,11 @@ DATA = random.Random(0).randbytes((2 << 20) + 777)
 
 
 @pytest.fixture
-def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     """A fault-injecting proxy on the way to the store, and a client of little patience."""
-    with fault_proxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
-        monkeypatch.setenv("FIRSTSIGHT_S3_TIMEOUT_SECONDS", "1")
-        yield proxy
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
+    monkeypatch.setenv("FIRSTSIGHT_S3_TIMEOUT_SECONDS", "1")
+    return proxy
 
 
 @pytest.fixture

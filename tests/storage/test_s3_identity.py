@@ -2,18 +2,17 @@
 
 import datetime
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.fault_proxy import Status, fault_proxy
-from tests.servers import S3Server
+from tests.fault_proxy import FaultProxy, Status
+from tests.servers import S3Server, serving
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_bytes, s3_identity, write_bytes
 from trainer.storage.s3 import S3Store
@@ -75,12 +74,9 @@ def cloud(s3_server: S3Server) -> Iterator[Cloud]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    found.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield found
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as address:
+        found.url = f"http://{address}"
+        yield found
 
 
 @pytest.fixture(params=["IAM roles for service accounts", "EKS pod identity"])
@@ -207,15 +203,13 @@ def test_a_token_that_is_not_there(pod: Cloud, s3_root: str, tmp_path: Path) -> 
         fresh(s3_root).head(join(s3_root, "x"))
 
 
-def test_keys_that_the_store_rejects_are_renewed(pod: Cloud, s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_the_store_rejects_are_renewed(pod: Cloud, s3_root: str, proxy: FaultProxy) -> None:
     """Where they expire before their time."""
-    with fault_proxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store, uri = fresh(s3_root), join(s3_root, "x")
-        store.create(uri, b"x")
-        before = len(pod.asked)
-        proxy.faults.append(Status(400, "ExpiredToken"))
-        assert store.get(uri) == b"x"
+    store, uri = fresh(s3_root), join(s3_root, "x")
+    store.create(uri, b"x")
+    before = len(pod.asked)
+    proxy.faults.append(Status(400, "ExpiredToken"))
+    assert store.get(uri) == b"x"
     assert len(pod.asked) == before + 1
 
 

@@ -4,14 +4,14 @@ import base64
 import os
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import urllib3
 
-from tests.fault_proxy import FaultProxy, Status, fault_proxy
-from tests.servers import S3Server
+from tests.fault_proxy import FaultProxy, Status
+from tests.servers import S3Server, serving
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.s3 import S3Store
@@ -110,17 +110,15 @@ def write_keys(file: Path, access_key: str, secret_key: str) -> None:
 
 
 @pytest.fixture
-def rotating(s3_root: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultProxy, Path]]:
+def rotating(proxy: FaultProxy, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FaultProxy, Path]:
     """A proxy on the way to the store, and the file that the keys come from."""
     file = tmp_path / "credentials"
     write_keys(file, s3_server.access_key, s3_server.secret_key)
-    with fault_proxy(s3_server.endpoint) as proxy:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "60")
-        yield proxy, file
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "60")
+    return proxy, file
 
 
 def test_rotated_keys(s3_root: str, s3_server: S3Server, rotating: tuple[FaultProxy, Path]) -> None:
@@ -245,22 +243,14 @@ class HttpProxy(BaseHTTPRequestHandler):
 def http_proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[HttpProxy], str]]:
     """A running HTTP proxy that the environment names, and its host and port."""
     handler = type("Running", (HttpProxy,), {"seen": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    host = f"127.0.0.1:{server.server_address[1]}"
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, f"http://user:{SECRET.replace('/', '%2F').replace('%(', '%25(')}@{host}")
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
-    try:
+    with serving(handler) as host:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://user:{SECRET.replace('/', '%2F').replace('%(', '%25(')}@{host}")
         yield handler, host
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_proxy(s3_root: str, s3_server: S3Server, http_proxy: tuple[type[HttpProxy], str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,22 +72,22 @@ def load_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, r
     return parse_config(Recipe, _with_base(place, values, read, (place,)), overrides, place)
 
 
-def inline_recipe(recipe: str | Mapping[str, Any], *, read: Read | None = None, source: str = "recipe") -> str | dict[str, Any]:
+def inline_recipe(recipe: str | Mapping[str, Any], *, read: Read | None = None) -> str | dict[str, Any]:
     """A recipe that needs no file: a shipped name as it is, else its values, those of files under `base:` laid under them.
 
     A base that is shipped stays a name, so that what differs from it can still be told.
     """
     if isinstance(recipe, str) and recipe in RECIPES:
         return recipe
-    place, values = _written(recipe, read, source)
+    place, values = _written(recipe, read)
     return _with_base(place, values, read, (place,), keep_shipped=True)
 
 
-def load_base(recipe: str | Mapping[str, Any], *, read: Read | None = None, source: str = "recipe") -> Recipe:
+def load_base(recipe: str | Mapping[str, Any], *, read: Read | None = None) -> Recipe:
     """What a recipe is to be compared with: itself as shipped where it is a name, else its `base:`, else `paper`."""
     if isinstance(recipe, str) and recipe in RECIPES:
         return load_recipe(recipe)
-    return load_recipe(_written(recipe, read, source)[1].get("base", "paper"), read=read)
+    return load_recipe(_written(recipe, read)[1].get("base", "paper"), read=read)
 
 
 def recipe_differences(recipe: Recipe, base: Recipe) -> list[str]:
@@ -227,7 +227,7 @@ def _overrides(kind: type[Any], overrides: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def _written(recipe: str | Mapping[str, Any], read: Read | None, source: str) -> tuple[str, dict[str, Any]]:
+def _written(recipe: str | Mapping[str, Any], read: Read | None, source: str = "recipe") -> tuple[str, dict[str, Any]]:
     """Where a recipe stands, to begin an error with, and what it says there; its base is not looked at."""
     if isinstance(recipe, Mapping):
         return source, dict(recipe)

@@ -332,23 +332,6 @@ class Prefetcher:
             self._folder.leave(self._is_whole if self._leave else lambda tar: False)
 
 
-def shard_source(
-    uri: str,
-    manifest: Manifest,
-    shards: list[Shard],
-    order: Order,
-    *,
-    rank: int,
-    world_size: int,
-    placement: Placement,
-    start_step: int,
-) -> Source:
-    """Where a loader that begins at `start_step` finds its shards."""
-    if local_path(uri) is not None:
-        return InPlace(uri, shards)
-    return Prefetcher(uri, manifest, shards, order, rank=rank, world_size=world_size, placement=placement, start_step=start_step)
-
-
 def check_cache(uri: str, shards: list[Shard], placement: Placement, *, runs: int, block_shards: int) -> None:
     """Refuse a cache that cannot hold what the order shuffles over: 2 C K shards over all nodes, or the whole split."""
     if local_path(uri) is not None:

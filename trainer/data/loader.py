@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer.config import DataConfig, Placement, stream_seed
 from trainer.data.augment import Augmentation
-from trainer.data.cache import check_cache, shard_source
+from trainer.data.cache import InPlace, Prefetcher, Source, check_cache
 from trainer.data.decode import Decoder, uniforms
 from trainer.data.decoders import DecodedPairs, DecodedTriplets, PairsDecoder, TripletsDecoder
 from trainer.data.machine import memory_for_pictures
@@ -31,6 +31,7 @@ from trainer.data.subset import SubsetOrder, read_chosen
 from trainer.data.workers import ChunkDecoder, Threads, open_workers
 from trainer.errors import InputError
 from trainer.labels import named_labels
+from trainer.storage.base import local_path
 from trainer.storage.manifest import Manifest, require_manifest
 
 if TYPE_CHECKING:
@@ -157,11 +158,6 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         """Global batches an epoch; what is left over is dropped, other samples each time."""
         return self.order.steps_per_epoch
 
-    @property
-    def samples_per_epoch(self) -> int:
-        """Samples an epoch, over all ranks."""
-        return self.steps_per_epoch * self._global_batch_size
-
     def batches(self, start_step: int) -> Iterator[BatchT]:
         """The rank's part of every global batch from `start_step` of the run on, without end.
 
@@ -190,16 +186,12 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
             slots=BATCHES_AT_ONCE * chunks,
             slot_bytes=CHUNK_SAMPLES * sample_bytes,
         )
-        source = shard_source(
-            self._uri,
-            self._manifest,
-            self._shards,
-            order,
-            rank=self._rank,
-            world_size=self._world_size,
-            placement=self._placement,
-            start_step=start_step,
-        )
+        source: Source = InPlace(self._uri, self._shards)
+        if local_path(self._uri) is None:
+            source = Prefetcher(
+                self._uri, self._manifest, self._shards, order,
+                rank=self._rank, world_size=self._world_size, placement=self._placement, start_step=start_step,
+            )  # fmt: skip
         self._running = Pipeline(
             order=order,
             source=source,

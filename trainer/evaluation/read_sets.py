@@ -111,13 +111,12 @@ class Triplet:
     facts: Mapping[str, Any]
 
 
-def describe_set(uri: str, identity: str = "", name: str = "", manifest_sha256: str = "") -> EvaluationSet:
+def describe_set(uri: str, identity: str = "", manifest_sha256: str = "") -> EvaluationSet:
     """What the set at `uri` is.
 
     Args:
         uri: its folder.
         identity: that it must have, if given.
-        name: for a set without a manifest; default: the last part of the URI.
         manifest_sha256: pinned of a manifest of format 1, if given.
 
     Raises:
@@ -126,7 +125,7 @@ def describe_set(uri: str, identity: str = "", name: str = "", manifest_sha256: 
     """
     manifest = read_manifest(uri)
     if manifest is None:
-        return _describe_foreign(uri, identity, name or uri.rstrip("/").rsplit("/", 1)[-1])
+        return _describe_foreign(uri, identity)
     manifest = require_manifest(uri, identity, manifest_sha256)
     if manifest.kind != "evaluation" or manifest.facts.get("task") not in (CLASSIFICATION, RETRIEVAL):
         raise InputError(f"{uri}: a data set of kind {manifest.kind}, task {manifest.facts.get('task')!r}: not an evaluation set")
@@ -142,7 +141,7 @@ def describe_set(uri: str, identity: str = "", name: str = "", manifest_sha256: 
     )  # fmt: skip
 
 
-def _describe_foreign(uri: str, identity: str, name: str) -> EvaluationSet:
+def _describe_foreign(uri: str, identity: str) -> EvaluationSet:
     place = join(uri, SPLIT, "nshards.txt")
     text = _text(place)
     if text is None:
@@ -159,8 +158,9 @@ def _describe_foreign(uri: str, identity: str, name: str) -> EvaluationSet:
         why = f"no manifest.json here, and by its files it is evaluation set {found[:12]}"
         raise InputError(f"{uri}: {why}, not the one this run was planned with ({identity[:12]})")
     return EvaluationSet(
-        name=name, task=RETRIEVAL if kind == "retrieval" else CLASSIFICATION, uri=uri, identity=found, classnames=classnames,
-        templates=templates, multilabel=kind == "multilabel", main_metric="", attribution="", manifest=None, digests=digests,
+        name=uri.rstrip("/").rsplit("/", 1)[-1], task=RETRIEVAL if kind == "retrieval" else CLASSIFICATION, uri=uri, identity=found,
+        classnames=classnames, templates=templates, multilabel=kind == "multilabel", main_metric="", attribution="", manifest=None,
+        digests=digests,
     )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from trainer.arms import BASELINE, controls
 _WORDS = (("better", "it beats"), ("worse", "it does worse than"))
 
 
-def points(value: float, signed: bool = True) -> str:
+def points(value: float) -> str:
     """A difference of scores in percentage points, `+2.1`, with a true minus sign."""
-    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+    text = f"{100 * value:+.1f}"
     if float(text) == 0:
         text = "0.0"
     return text.replace("-", "−")

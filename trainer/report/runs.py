@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.config import StageConfig, recipe_hash
 from trainer.errors import Corrupt, InputError, RunError
+from trainer.progress import read_record
 from trainer.report.experiment import Experiment, StageRun
 from trainer.storage import join, layout, open_store
 from trainer.storage.base import MissingObject
@@ -113,8 +114,8 @@ def _course(experiment: Experiment, uri: str, seal: Committed) -> list[dict[str,
     try:
         by_step: dict[int, dict[str, Any]] = {}
         for number, line in enumerate(read_beside(uri, seal, layout.PROGRESS).splitlines(), 1):
-            record = _record(line)
-            if record is None:
+            record = read_record(line)
+            if record is None or type(record.get("step")) is not int or not isinstance(record.get("steps"), int | None):
                 raise Corrupt(f"{place}: line {number} is not a record of a step")
             by_step[record["step"]] = record
         if max(by_step, default=0) != seal.step or "loss" not in by_step[seal.step]:
@@ -124,16 +125,6 @@ def _course(experiment: Experiment, uri: str, seal: Committed) -> list[dict[str,
         experiment.exclude(place, f"{why}; the stage is shown without its losses", damaged=True)
         return []
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("steps"), int | None):
-        return None
-    return record
 
 
 def _check_types(place: str, value: dict[str, Any], types: dict[str, Any]) -> None:

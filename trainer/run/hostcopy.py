@@ -1,10 +1,9 @@
-"""The bytes of a checkpoint's files in host memory, and a file over them that is uploaded without another copy.
+"""The bytes of a checkpoint's files in host memory, uploaded without another copy.
 
 The buffers *are* the files' bytes: safetensors' own writer would copy every tensor once more and hold the interpreter's lock
 while it writes.
 """
 
-import io
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import Corrupt
+from trainer.staging.ranges import RangeReader
 from trainer.storage import checked, join, open_store
 from trainer.storage.base import ObjectInfo, local_path
 
@@ -63,38 +63,6 @@ class FileImage:
         return self._buffer.numpy().data
 
 
-class MemoryFile(io.RawIOBase):
-    """A readable, seekable file over memory, without a copy of it."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._position = 0
-
-    def readable(self) -> bool:
-        """It can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """It can be read again."""
-        return True
-
-    def tell(self) -> int:
-        """The position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position."""
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Copy the next bytes into `buffer`."""
-        part = self._data[self._position : self._position + len(buffer)]
-        buffer[: len(part)] = part
-        self._position += len(part)
-        return len(part)
-
-
 def put_file(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], ObjectInfo]:
     """Store one file; how a seal names it, and what the store says of it.
 
@@ -107,7 +75,8 @@ def put_file(folder: str, name: str, data: memoryview) -> tuple[dict[str, Any], 
     store = open_store(uri)
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as writing
         described = beside.submit(checked.describe, data)
-        info = store.put_stream(uri, cast(BinaryIO, MemoryFile(data)), len(data))
+        stream = RangeReader(len(data), lambda start, length: data[start : start + length])  # without a copy of it
+        info = store.put_stream(uri, cast(BinaryIO, stream), len(data))
         if local_path(uri) is not None and not _are_equal(store.stream(uri), data):
             raise Corrupt(f"{uri}: the file system did not return what was just written")
         return described.result(), info

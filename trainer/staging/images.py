@@ -310,7 +310,7 @@ def _or_without_metadata(read: Callable[[bytes], T], data: bytes, rules: int) ->
             raise error from None
 
 
-def squash(data: bytes, side: int, rules: int = RULES) -> tuple[NDArray[np.uint8], str]:
+def squash(data: bytes, side: int) -> tuple[NDArray[np.uint8], str]:
     """A picture squashed to a square, bicubic, as DreamSim reads NIGHTS. Returns (side, side, 3), and a note as a Picture has one.
 
     Raises:
@@ -318,14 +318,14 @@ def squash(data: bytes, side: int, rules: int = RULES) -> tuple[NDArray[np.uint8
     """
 
     def read(data: bytes) -> tuple[NDArray[np.uint8], str]:
-        with decoding(data, rules) as source:
+        with decoding(data) as source:
             note = read_orientation(source)[1]
             image = _only_rgb(source)
             if image.size != (side, side):
                 image = image.resize((side, side), Image.Resampling.BICUBIC)
             return np.asarray(image), note
 
-    (pixels, note), bare = _or_without_metadata(read, data, rules)
+    (pixels, note), bare = _or_without_metadata(read, data, RULES)
     return pixels, bare or note
 
 

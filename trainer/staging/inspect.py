@@ -6,7 +6,6 @@ import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -14,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from trainer.errors import InputError
-from trainer.progress import counted
+from trainer.progress import counted, read_record
 from trainer.staging.samples import captions_of, picture_suffix
 from trainer.storage import join, layout, open_store, read_bytes, write_bytes
 from trainer.storage.base import MissingObject, absolute
@@ -93,7 +93,7 @@ def _print_data_set(console: Console, uri: str, manifest: Manifest) -> None:
     for split in dict.fromkeys(shard.split for shard in manifest.shards):
         shards = manifest.split(split)
         samples = sum(shard.num_samples for shard in shards)
-        sizes.add_row(split, f"{samples:,}", f"{len(shards):,}", _bytes(sum(shard.size for shard in shards)))
+        sizes.add_row(split, f"{samples:,}", f"{len(shards):,}", decimal(sum(shard.size for shard in shards)))
     console.print(sizes)
     lengths = caption_lengths(uri, manifest.shards)
     if len(lengths):
@@ -144,7 +144,7 @@ def _print_stage(console: Console, uri: str) -> bool:
     for name, value in sorted(committed.facts.items()):
         seal.add_row(name, _figure(value))
     for name, file in sorted(committed.files.items()):
-        seal.add_row(name, _bytes(file["size"]))
+        seal.add_row(name, decimal(file["size"]))
     console.print(seal)
     return True
 
@@ -156,23 +156,12 @@ def _progress_lines(uri: str) -> Iterator[dict[str, Any]]:
     except MissingObject:
         return
     for line in data.splitlines():
-        with suppress(ValueError, RecursionError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                yield value
+        if (record := read_record(line)) is not None:
+            yield record
 
 
 def _figure(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _bytes(size: int) -> str:
-    value, unit = float(size), "B"
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"
 
 
 def _write_sheet(uri: str, manifest: Manifest, output: str) -> str:

@@ -1,4 +1,4 @@
-"""What lies elsewhere as a file that can seek, read by ranges: for the standard library's readers of tars and zips."""
+"""What lies elsewhere as a file that can seek, read by ranges: for what reads from a file, such as the standard library's zipfile."""
 
 import io
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from trainer.errors import InputError
 class RangeReader(io.RawIOBase):
     """An object of `size` bytes, of which `read_range(start, length)` gives a part. Buffer it: each read is a request."""
 
-    def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
+    def __init__(self, size: int, read_range: Callable[[int, int], bytes | memoryview]) -> None:
         self._size = size
         self._read_range = read_range
         self._position = 0

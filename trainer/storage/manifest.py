@@ -250,14 +250,14 @@ def require_manifest(folder: str, identity: str = "", manifest_sha256: str = "")
     return manifest
 
 
-def as_data(folder: str, identity: str = "") -> DataConfig:
+def as_data(folder: str) -> DataConfig:
     """The sealed data set in `folder` as a configuration names it, with all that an experiment pins on first use.
 
     Raises:
-        InputError: it is not sealed, or another data set.
+        InputError: it is not sealed.
         Corrupt: the manifest, or that of an evaluation set staged with it, was damaged or changed by hand.
     """
-    manifest = require_manifest(folder, identity)
+    manifest = require_manifest(folder)
     sets = [require_manifest(place.uri, place.identity) for place in staged_sets(folder, manifest)]
     pins = tuple(found.pin for found in sets) if any(found.pin for found in sets) else ()
     return DataConfig(uri=folder, identity=manifest.identity, manifest_sha256=manifest.pin, evaluation_sha256=pins)

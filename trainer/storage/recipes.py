@@ -34,14 +34,14 @@ def read_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, s
     return load_recipe(recipe, overrides, read=_read, source=source)
 
 
-def read_inline(recipe: str | Mapping[str, Any], *, source: str = "recipe") -> str | dict[str, Any]:
+def read_inline(recipe: str | Mapping[str, Any]) -> str | dict[str, Any]:
     """`trainer.configs.inline_recipe` that reads YAML at URIs: a recipe that can be stored without the files it names."""
-    return inline_recipe(recipe, read=_read, source=source)
+    return inline_recipe(recipe, read=_read)
 
 
-def read_base(recipe: str | Mapping[str, Any], *, source: str = "recipe") -> Recipe:
+def read_base(recipe: str | Mapping[str, Any]) -> Recipe:
     """`trainer.configs.load_base` that reads YAML at URIs: what a plan compares the recipe with."""
-    return load_base(recipe, read=_read, source=source)
+    return load_base(recipe, read=_read)
 
 
 def _read(uri: str) -> str:

@@ -16,7 +16,6 @@ from pipelines.jobs.shapes.pytorchjob import PYTORCHJOB
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.fake_objects import Status
 from trainer.errors import InputError, RunError
-from trainer.storage.retries import Backoff
 
 JOBS = "pytorchjobs.kubeflow.org"
 Event = tuple[str, str]
@@ -27,26 +26,16 @@ def job(name: str = "j", **metadata: Any) -> dict[str, Any]:
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": name, "namespace": "team", **metadata}, "spec": {}}
 
 
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch):
-    """What takes seconds on a cluster takes hundredths here."""
-    monkeypatch.setattr(api, "FIRST_CONTACT_SECONDS", 0.2)
-    monkeypatch.setattr(watch, "MOST_SECONDS", 0.1)
-    monkeypatch.setattr(Backoff, "seconds", lambda self: 0.02)
-
-
 @pytest.fixture
-def server() -> Iterator[FakeApi]:
+def server(api_server: FakeApi) -> FakeApi:
     """An API server that runs."""
-    with FakeApi() as fake:
-        yield fake
+    return api_server
 
 
 @pytest.fixture
-def cluster(server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def cluster(api_cluster: Cluster) -> Cluster:
     """A connection to it by kubeconfig."""
-    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
-    return Cluster.connect()
+    return api_cluster
 
 
 @pytest.fixture

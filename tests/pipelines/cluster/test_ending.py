@@ -1,7 +1,5 @@
 """How a job is deleted while its controller would recreate its pods."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +13,16 @@ from tests.pipelines.fake_api import FakeApi
 
 
 @pytest.fixture
-def server() -> Iterator[FakeApi]:
+def server(api_server: FakeApi) -> FakeApi:
     """An API server whose deleted pods stay for a while, and with them the jobs that own them."""
-    with FakeApi() as fake:
-        fake.slow_pods = True
-        yield fake
+    api_server.slow_pods = True
+    return api_server
 
 
 @pytest.fixture
-def cluster(server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def cluster(server: FakeApi, api_cluster: Cluster) -> Cluster:
     """A connection to it."""
-    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
-    return Cluster.connect()
+    return api_cluster
 
 
 def make(cluster: Cluster, kind: Kind) -> None:

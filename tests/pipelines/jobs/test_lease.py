@@ -4,15 +4,14 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipelines.jobs import lease
 from pipelines.jobs.lease import Lease, Lost, Taken, parse_holder
-from tests.fault_proxy import Fault, FaultProxy, Refuse, Stall, Status, fault_proxy
-from tests.servers import S3Server
+from tests.fault_proxy import Fault, FaultProxy, Refuse, Stall, Status
 from trainer.errors import InputError, RunError
 from trainer.storage import ObjectInfo, join, open_store, read_bytes, write_bytes
 from trainer.storage.documents import encode_document
@@ -228,7 +227,7 @@ def test_a_stores_clock_that_was_set_back_does_not_shut_everybody_out(store: Fai
     assert clock.now >= lease.STALE_SECONDS
 
 
-def test_the_probe_of_the_stores_clock_is_removed_and_never_listed(root: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_probe_of_the_stores_clock_is_removed_and_never_listed(root: str):
     """Whether or not the lock is taken."""
     write_bytes(join(root, "run.lock"), OTHER)
     with pytest.raises(Taken):
@@ -282,13 +281,6 @@ def _take_at_once(leases: list[Lease]) -> list[Lease]:
     for thread in threads:
         thread.join()
     return won
-
-
-@pytest.fixture
-def proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with fault_proxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
 
 
 @pytest.mark.parametrize(

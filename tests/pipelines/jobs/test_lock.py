@@ -179,7 +179,7 @@ def test_a_clock_three_minutes_off_changes_nothing(s3_root: str, skew: float, mo
         assert not held.lost()
 
 
-def test_a_lock_of_an_older_firstsight_counts(s3_root: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_lock_of_an_older_firstsight_counts(s3_root: str):
     """It names host and process, and its age decides."""
     write_json(join(s3_root, "run.lock"), {"pid": 1, "host": "elsewhere", "started": "2026-01-01 00:00:00", "time": time.time() - 1000})
     with pytest.raises(InputError, match="process 1 on elsewhere"), lock.exclusive(s3_root):

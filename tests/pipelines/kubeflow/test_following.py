@@ -218,9 +218,7 @@ def test_the_report_is_named_by_its_uri_which_the_first_step_told(
     assert f"It helped.\nreport: {folder}/report/index.html" in capsys.readouterr().out
 
 
-def test_the_link_is_the_uis_and_none_where_nothing_tells_its_address(
-    server: KubeflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_link_is_the_uis_and_none_where_nothing_tells_its_address(server: KubeflowServer, capsys: pytest.CaptureFixture[str]):
     """The address of the API shows no page."""
     server.is_ui = False
     assert run("--no-wait") == 0

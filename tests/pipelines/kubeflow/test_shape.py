@@ -9,7 +9,7 @@ from tests.pipelines.kubeflow.argo_size import workflow_size
 from tests.pipelines.kubeflow.simulated import Simulated, compiled, is_whole
 
 LANE_STEPS = ("perceptual", "contrastive", "posthoc", "evaluate")
-BEFORE, AFTER = ("links", "stage-pairs", "stage-triplets", "plan"), ("report", "finish")
+BEFORE = ("links", "stage-pairs", "stage-triplets", "plan")
 PLACES = [*((step, ()) for step in BEFORE), *((step, (lane,)) for lane in range(3) for step in LANE_STEPS), ("report", ())]
 QUICK = [("plan", ()), ("contrastive", (0,)), ("evaluate", (1,)), ("posthoc", (2,)), ("report", ())]
 EACH = [pytest.param(*place, marks=() if place in QUICK else pytest.mark.slow) for place in PLACES]

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubeflowServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeflowServer]:
     """A server that the environment names, looked at without pauses; nothing of the caller's own environment."""
     for name in ("KFP_NAMESPACE", "KFP_CA", "KFP_UI", "KFP_TOKEN", "KFP_COOKIE", "KF_PIPELINES_SA_TOKEN_PATH", "FIRSTSIGHT_PROFILE"):
         monkeypatch.delenv(name, raising=False)

@@ -75,9 +75,7 @@ def cluster(folder: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_same_request_and_the_same_recipe_hashes_everywhere(
-    tmp_path: Path, request_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_same_request_and_the_same_recipe_hashes_everywhere(tmp_path: Path, request_file: Path, monkeypatch: pytest.MonkeyPatch):
     """But for the root."""
     run(tmp_path, "--request", str(request_file), "--root", str(tmp_path / "laptop"))
     with cluster(tmp_path) as profile:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.__main__ import main
-from pipelines.operate.disk import PARTS, amount, measure
+from pipelines.operate.disk import PARTS, measure
 from tests import old_store
 from tests.pipelines.whole import Whole
 
@@ -72,8 +72,3 @@ def test_a_damaged_plan_does_not_hide_what_the_experiment_takes(whole: Whole):
     after = measure(str(whole.root))
 
     assert after.experiments["smoke"].data == before.experiments["smoke"].data != []
-
-
-def test_amounts_are_for_people():
-    shown = ["0 B", "999 B", "1.0 kB", "1.5 MB", "2.0 GB", "3.00 TB"]
-    assert [amount(size) for size in (0, 999, 1000, 1_500_000, 2 * 10**9, 3 * 10**12)] == shown

@@ -94,7 +94,7 @@ def test_what_the_pipeline_wrote_is_checked_too(whole: Whole, name: str):
     assert str(path.relative_to(whole.root)) in named(whole.root, "smoke")
 
 
-def test_a_line_says_what_is_wrong_and_what_to_do(sealed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_line_says_what_is_wrong_and_what_to_do(sealed: Path, capsys: pytest.CaptureFixture[str]):
     """The last one says how much was looked at; the exit code is 1."""
     path = sorted(sealed.glob("experiments/tiny/*/contrastive/final/open_clip_model.safetensors"))[0]
     before = path.read_bytes()

@@ -229,7 +229,7 @@ def test_forty_cells_are_told_in_a_screen(tmp_path: Path, capsys: pytest.Capture
         (("--experiment", "x" * 64), "must be 1 to 63 of a-z"),
     ],
 )
-def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], named: str):
+def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], named: str):
     command = ["run", "--dry-run", "--recipe", "smoke", "--root", "s3://bucket/root", "--backend", "pytorchjob"]
 
     assert main([*command, *arguments]) == 2

@@ -222,7 +222,7 @@ def test_a_request_that_names_another_profile_is_told_the_forms_parameter(asked:
     assert "jobs_profile is 'firstsight': set the parameter" in capsys.readouterr().err
 
 
-def test_a_run_without_any_root_is_refused(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_run_without_any_root_is_refused(asked: dict[str, Any], tmp_path: Path):
     """Neither the parameter nor the profile names one."""
     (tmp_path / "profile.yaml").write_text("backend: pytorchjob\n")
 

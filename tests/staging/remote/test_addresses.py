@@ -293,7 +293,7 @@ def test_no_base_leads_inside(base: str, inside: Listener, tmp_path: Path, capsy
     assert not inside.connections
 
 
-def test_nothing_of_one_host_is_told_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_one_host_is_told_to_another() -> None:
     """A redirect to another host carries neither credentials nor cookies nor where it came from; a user in a URL is refused."""
     with web_server() as first, web_server("127.0.0.2") as second:
         first.pages["/x?token=secret"] = lambda count: (302, {"location": f"{second.url}/y", "set-cookie": "session=secret"}, b"")

@@ -6,8 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.servers import serving
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -61,23 +63,13 @@ class Web:
 @contextlib.contextmanager
 def web_server(host: str = "127.0.0.1") -> Iterator[Web]:
     """A Web on a free port of a loopback address."""
-    web = Web()
 
     class Handler(_Handler):
-        pass
+        web = Web()
 
-    Handler.web = web
-    server = ThreadingHTTPServer((host, 0), Handler)
-    server.daemon_threads = True
-    web.url = f"http://{host}:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield web
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler, host) as address:
+        Handler.web.url = f"http://{address}"
+        yield Handler.web
 
 
 class _Handler(BaseHTTPRequestHandler):
