@@ -26,7 +26,7 @@ at this local batch size. A test compares it with docs/benchmarks.json."""
 CACHE_SHARE = 3 / 4
 """Of the rate that is left with the gradient cache, which runs forward twice: 3 units of work (backward is 2) become 4."""
 UNCOMPILED_SHARE = 110 / 147
-"""Of the rate without torch.compile: milliseconds a step in docs/PERFORMANCE_NOTES.md, "compile, a block at a time"."""
+"""The rate without torch.compile as a fraction of the rate with it: ms per step in docs/PERFORMANCE_NOTES.md, "one block at a time"."""
 STEP_SECONDS = 0.025
 """A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs per GPU."""
 _WORTH_SAYING = 1.2
