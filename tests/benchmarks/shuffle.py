@@ -109,7 +109,7 @@ def main() -> None:
         "",
         "## Cost",
         "",
-        f"Computing the order of every batch takes one rank of 64 {float(seconds):.2f} CPU-seconds per epoch (mean of 32 epochs) and at most",
+        f"Computing the order of every batch takes one rank of 64 {float(seconds):.2f} CPU-seconds per epoch (mean of 32) and at most",
         f"{float(megabytes):.0f} MB (the limits are 1 s and 100 MB). Worker processes do not compute it. {made.dropped:,} samples",
         "are left over in each epoch, different ones each time.",
         "",
