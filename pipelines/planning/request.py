@@ -69,7 +69,8 @@ class Request:
     arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {_ARMS}; docs/RECIPES.md explains each", form="study_arms")
     seeds: tuple[str, ...] = items(("0",), "integers; each arm is run once per seed", form="study_seeds")
     vary: Mapping[str, Any] = parameters.mapping(
-        "axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; arms x seeds x points are run",
+        "axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; "
+        "every arm and seed runs at every point",
         kind="axes",
     )
     endpoints: tuple[str, ...] = items(
