@@ -42,7 +42,7 @@ NAMES = {
 EXPLAINED: dict[str, tuple[tuple[str, ...], str]] = {
     "checkov CKV_K8S_11": (
         (*CHART, *JOBS),
-        "no CPU limits: requests divide the CPU of a full node, and a limit would only slow a pod down on a node that is not full; memory is limited",
+        "no CPU limits: requests divide the CPU of a full node, and limits would only slow pods down on other nodes; memory is limited",
     ),
     "checkov CKV_K8S_35": (
         ("Deployment minio", "Job bucket", "Pod check-firstsight-runs", "Pod check-v2-runs", *JOBS),

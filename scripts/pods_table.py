@@ -91,7 +91,7 @@ WHY_RIGHT = {
     (
         "reaper",
         "pytorchjobs.kubeflow.org",
-    ): "to end the jobs of such runs; a patch removes a finished run from a job for which another run still waits",
+    ): "to end the jobs of such runs, or to remove a finished run from a job that another run needs",
     ("reaper", "trainjobs.trainer.kubeflow.org"): "as for PyTorchJobs",
     ("reaper", "jobs.batch"): "as for PyTorchJobs",
     ("reaper", "pods"): "to delete pods left behind by a deleted job",
