@@ -33,11 +33,11 @@ _LOCKS = (LOCK, "jobs.lock")
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `remove`."""
     remove = commands.add_parser("remove", parents=[common], help="delete an experiment from the store; data sets stay")
-    remove.add_argument("experiment", help="its name")
+    remove.add_argument("experiment", help="name of the experiment")
     remove.add_argument("--root", default="", help="store URI (default: the profile's, else runs)")
     remove.add_argument("--namespace", default="", help="where its jobs would be (default: the profile's, else the context's)")
     remove.add_argument("--data", action="store_true", help="also delete the data sets that no other experiment of the root uses")
-    remove.add_argument("--dry-run", action="store_true", help="say what would be deleted; delete nothing")
+    remove.add_argument("--dry-run", action="store_true", help="print what would be deleted; delete nothing")
     remove.set_defaults(run=_run)
 
 
