@@ -70,7 +70,7 @@ class EvaluationItem:
         key: unique in its set.
         split: test.
         image: (H, W, 3) uint8.
-        label: index into the set's `classnames`; None where there is not exactly one.
+        label: index into the set's `classnames`; None if there is not exactly one.
         targets: (classes,) bool, of a set whose pictures show several classes; else None.
         captions: of a retrieval set; else empty.
     """

@@ -26,7 +26,7 @@ class Result:
         dataset: name of the set.
         task: zeroshot_classification, zeroshot_retrieval or 2afc.
         evaluation_version: results are comparable where it is equal.
-        metrics: name to figure in [0, 1]; None where it is undefined, as acc5 below five classes.
+        metrics: name to figure in [0, 1]; None if it is undefined, as acc5 below five classes.
         chance: of the same metrics, what guessing scores.
         baselines: what others score on the same items, such as pixel_mse.
         ceiling: of the metrics where it is known, the most that any model can score on this set.

@@ -1,6 +1,6 @@
 """Scan the rendered chart with checkov and kube-score, and hold what they find against the reasons below: `make chart-scan`.
 
-    python scripts/chart_scan.py CHECKOV        scan; exit 1 where a finding has no reason, or a reason no finding
+    python scripts/chart_scan.py CHECKOV        scan; exit 1 if a finding has no reason, or a reason no finding
     python scripts/chart_scan.py --table        write the reasons into docs/SECURITY.md (`make generate`)
 
 What is scanned is the chart with every switch on and images by digest, and a pod of each kind of job that a launcher makes.

@@ -69,7 +69,7 @@ class Clock:
         return now - self._since.get(stuck.cause, now)
 
     def overdue(self, found: list[Stuck], now: float) -> str:
-        """The text of a cause that has lasted longer than its patience; empty where none has."""
+        """The text of a cause that has lasted longer than its patience; empty if none has."""
         causes = {stuck.cause for stuck in found}
         self._since = {cause: self._since.get(cause, now) for cause in causes}
         for stuck in found:
@@ -80,7 +80,7 @@ class Clock:
 
 
 def stuck_pod(pod: Mapping[str, Any], warnings: Warnings) -> Stuck | None:
-    """What keeps a pod from running now; None where it runs, or has ended.
+    """What keeps a pod from running now; None if it runs, or has ended.
 
     Args:
         pod: the pod.

@@ -187,7 +187,7 @@ class Display:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A record; None where its line was cut short, as on a full disk, or the next one was appended to such a line."""
+    """A record; None if its line was cut short, as on a full disk, or the next one was appended to such a line."""
     try:
         value = json.loads(line)
     except ValueError:

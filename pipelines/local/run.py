@@ -109,7 +109,7 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
 
 
 def _why_unreadable(root: str) -> str:
-    """Why this machine cannot read the store, such as missing credentials; empty where it can."""
+    """Why this machine cannot read the store, such as missing credentials; empty if it can."""
     try:
         open_store(root).head(join(root, "experiments"))  # whether it is there or not
     except (InputError, RunError) as error:

@@ -1,4 +1,4 @@
-"""`python -m pipelines check`: does a cluster have what runs need? One line a check; exit 1 where one fails.
+"""`python -m pipelines check`: does a cluster have what runs need? One line a check; exit 1 if one fails.
 
 check run        what a run meets, with its own account and credentials: `helm test`
 check reaper     the reaper's rights

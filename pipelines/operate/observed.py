@@ -48,7 +48,7 @@ def _labels(job: Object) -> tuple[str, ...]:
 
 
 def _failed_at(workflow: Object) -> float | None:
-    """POSIX time at which a run of ours failed; None where it did not, or was terminated by somebody."""
+    """POSIX time at which a run of ours failed; None if it did not, or was terminated by somebody."""
     spec, status = workflow.get("spec") or {}, workflow.get("status") or {}
     terminated = spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown")
     if terminated or status.get("phase") not in ("Failed", "Error") or not workflow["metadata"]["name"].startswith(WORKFLOW_PREFIX):

@@ -84,7 +84,7 @@ class Reaper:
         self._turned = time.monotonic()
 
     def once(self) -> int:
-        """One round over what there is now; the exit code is 1 where something could not be read or done."""
+        """One round over what there is now; the exit code is 1 if something could not be read or done."""
         failed = False
         for namespace in self._namespaces:
             for kind in job_kinds():
@@ -219,7 +219,7 @@ class Reaper:
         return known
 
     def _act(self, kind: Kind, action: Action) -> bool:
-        """Do it; False where it failed and is to be tried again."""
+        """Do it; False if it failed and is to be tried again."""
         metadata = action.job["metadata"]
         name, namespace, version = metadata["name"], metadata["namespace"], metadata["resourceVersion"]
         try:

@@ -80,7 +80,7 @@ class Walk:
         self.size = 0
 
     def look(self, uri: str, read: Callable[[], object]) -> Any:
-        """What `read` gives, or None where the object at `uri` is damaged."""
+        """What `read` gives, or None if the object at `uri` is damaged."""
         self.objects += 1
         try:
             return read()

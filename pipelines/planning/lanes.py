@@ -58,7 +58,7 @@ class Lanes:
         raise InputError(f"there is no lane {name!r}; the lanes are {', '.join(lane.name for lane in self.lanes)}")
 
     def owner(self, folder: str) -> Lane | None:
-        """The lane that owns a stage; None where cells of one lane alone need it."""
+        """The lane that owns a stage; None if cells of one lane alone need it."""
         return next((lane for lane in self.lanes if folder in lane.owns), None)
 
 

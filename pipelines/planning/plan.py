@@ -41,12 +41,12 @@ class Cell:
     Attributes:
         name: `<arm>-seed<k>`, or `<arm>-<point>-seed<k>`.
         arm: the arm's name.
-        point: which variation of the recipe it is; empty where the experiment has one recipe.
+        point: which variation of the recipe it is; empty if the experiment has one recipe.
         seed: the seed.
         recipe: all that decides its numbers except data, arm and seed.
-        perceptual: stage 1, shared with other cells; None where the arm has none.
+        perceptual: stage 1, shared with other cells; None if the arm has none.
         contrastive: stage 2; of `posthoc` that of its base arm.
-        posthoc: fine-tuning after it; None where the arm has none.
+        posthoc: fine-tuning after it; None if the arm has none.
         evaluation: what is measured.
     """
 

@@ -25,7 +25,7 @@ class Asked:
     Attributes:
         arm: of the cell.
         seed: of the cell.
-        point: in its name; empty where no axis changes the arm.
+        point: in its name; empty if no axis changes the arm.
         base_point: of a fine-tuned arm, the point of the cell whose model it starts from.
         recipe: with what the point changes.
     """

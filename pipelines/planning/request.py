@@ -248,7 +248,7 @@ def write_request(request: Request, root: str) -> str:
 
 
 def root_given(source: str, root: str) -> str:
-    """The root that a run names: as a parameter, else in its request; empty where it names none, or the request cannot be read."""
+    """The root that a run names: as a parameter, else in its request; empty if it names none, or the request cannot be read."""
     if root.strip() or not source.strip():
         return root.strip()
     try:

@@ -133,7 +133,7 @@ def write_run(root: str, run: str, request: str) -> None:
 
 
 def read_run(root: str, run: str) -> str | None:
-    """The URI of the request that the run stored; None where it stored none.
+    """The URI of the request that the run stored; None if it stored none.
 
     Raises:
         InputError: a newer firstsight wrote the record.

@@ -301,7 +301,7 @@ def _recipe_of(experiment: Experiment, name: str, stages: list[StageConfig]) -> 
 
 
 def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageConfig | None:
-    """The configuration that lies where `stage` belongs; None where there is none, or a damaged one, which is said.
+    """The configuration that lies where `stage` belongs; None if there is none, or a damaged one, which is said.
 
     Args:
         stage: as it is planned now.
@@ -340,7 +340,7 @@ def _written_evaluation(config: EvaluateConfig, said: list[str]) -> EvaluateConf
 
 
 def _written(config: ConfigT) -> ConfigT | None:
-    """The configuration that lies where `config` belongs; None where there is none. What says the same is not parsed, which is slow."""
+    """The configuration that lies where `config` belongs; None if there is none. What says the same is not parsed, which is slow."""
     uri = layout.config(config.output)
     try:
         values = read_config_values(uri)

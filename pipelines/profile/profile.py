@@ -199,7 +199,7 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
     jobs, placement = profile.jobs, placement_of(profile, request)
     nodes = request.nodes or placement.get("nodes")
     if profile.backend == "local":
-        require("nodes", nodes, "1 where the backend is local", nodes in (None, 1))
+        require("nodes", nodes, "1 if the backend is local", nodes in (None, 1))
     changes: dict[str, object] = {}
     if nodes:
         changes["nodes"] = nodes

@@ -79,7 +79,7 @@ def measured(entries: Iterable[Entry]) -> set[str]:
 
 
 def count_missing(configs: list[str]) -> dict[str, int]:
-    """How many results are missing, by the URI of a cell's evaluation/config.yaml; empty where that cannot be told."""
+    """How many results are missing, by the URI of a cell's evaluation/config.yaml; empty if that cannot be told."""
     command, environment = [*COMMAND, "evaluate", "--dry-run", "--config", *configs], {**os.environ, FORMAT_VARIABLE: "text"}
     looked = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     try:

@@ -117,7 +117,7 @@ def job_manifest(spec: JobSpec, backend: str, profile: Profile, request: Request
 
 
 def find_seal(stage_uri: str) -> Committed | None:
-    """The seal of a stage that is finished and whole; None where it is not."""
+    """The seal of a stage that is finished and whole; None if it is not."""
     seal, damage = read_final(stage_uri)
     return None if damage else seal
 

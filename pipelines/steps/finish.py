@@ -41,7 +41,7 @@ def finish(*, run: str, request: str, root: str, state: str) -> tuple[str, str]:
         state: how the run ended.
 
     Returns:
-        One line that says how the run ended, with the page's address; and the folder of the page, empty where the step `report`
+        One line that says how the run ended, with the page's address; and the folder of the page, empty if the step `report`
         has shown it already, or there is none.
     """
     place = root_of_run(root_given(request, root), read_profile())

@@ -28,7 +28,7 @@ _NOT_READ_NAMES = (layout.LOG, checked.NAME)
 
 
 def inputs_of(experiment_uri: str) -> str:
-    """A hash of all that the page is made from; empty where that cannot be told, and the page has to be made.
+    """A hash of all that the page is made from; empty if that cannot be told, and the page has to be made.
 
     Raises:
         RunError: the store failed.

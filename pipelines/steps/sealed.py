@@ -33,7 +33,7 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
         pinned: the data set that the experiment's plan names; without a URI it names none.
 
     Returns:
-        Its URI, empty where it has to be staged (again); and what is damaged, a line each.
+        Its URI, empty if it has to be staged (again); and what is damaged, a line each.
 
     Raises:
         InputError: a newer firstsight wrote the data set.
@@ -132,7 +132,7 @@ def _has_linked_folders(uri: str) -> bool:
 
 
 def _looks(sources: tuple[str, ...]) -> str:
-    """Differs whenever what lies at the sources may differ; empty where that cannot be told without reading them."""
+    """Differs whenever what lies at the sources may differ; empty if that cannot be told without reading them."""
     parts = []
     for source in sources:
         for uri in described_sources(source):

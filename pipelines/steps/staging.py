@@ -247,7 +247,7 @@ def run_staging(prepared: Prepared, run: Callable[[JobSpec], None]) -> str:
 
 
 def remote_list(what: What, source: str) -> RemoteList | None:
-    """The list that a source names, or None where the pictures lie in one place.
+    """The list that a source names, or None if the pictures lie in one place.
 
     Raises:
         InputError: the YAML is missing or wrong.

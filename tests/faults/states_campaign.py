@@ -28,7 +28,7 @@ STOPS = {signal.SIGTERM, signal.SIGINT}
 
 
 def main() -> int:
-    """Run the campaign; 1 where a trial failed."""
+    """Run the campaign; 1 if a trial failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed for the places of damage and for the pairs")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: each target for so many minutes, as many at once as there are cores; exit code 1 where there is a finding."""
+"""`python -m tests.fuzz`: each target for so many minutes, as many at once as there are cores; exit code 1 if there is a finding."""
 
 import argparse
 import os

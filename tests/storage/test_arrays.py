@@ -89,7 +89,7 @@ def damaged(data, seed):
 
 
 def said_of(read, data):
-    """What an archive or array is refused with; empty where it is read."""
+    """What an archive or array is refused with; empty if it is read."""
     try:
         read(data, URI)
     except Corrupt as error:

@@ -60,7 +60,7 @@ class Source(Protocol):
         ...
 
     def heal(self, file: ShardFile) -> bool:
-        """Make a file whole that was found damaged; False where there is nothing to make it from."""
+        """Make a file whole that was found damaged; False if there is nothing to make it from."""
         ...
 
     def close(self) -> None:

@@ -129,7 +129,7 @@ class CacheFolder:
             os.close(self._lock)
 
     def _join(self) -> bool:
-        """Open the lock file and say that this process is here; False where its last user was just removing it."""
+        """Open the lock file and say that this process is here; False if its last user was just removing it."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / LOCK
         if lock.is_dir():
@@ -183,7 +183,7 @@ class CacheFolder:
         return _OTHER | int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest()) if number is None else number
 
     def _set(self, kind: int, position: int) -> bool:
-        """Lock or unlock one byte, or turn a lock into another, at once; False where someone else's lock is in the way."""
+        """Lock or unlock one byte, or turn a lock into another, at once; False if someone else's lock is in the way."""
         request = struct.pack("hhqqi0q", kind, os.SEEK_SET, position, 1, 0)
         try:
             fcntl.fcntl(self._lock, fcntl.F_OFD_SETLK, request)  # unlike POSIX locks, two loaders of a process are two owners

@@ -65,7 +65,7 @@ def _at(wanted: Wanted, folder: str) -> Wanted:
 
 
 def _copy(theirs: Wanted, own: Wanted, model: str) -> bool:
-    """Items, then figures, as a measurement writes them; False where the items do not prove whole as they are read."""
+    """Items, then figures, as a measurement writes them; False if the items do not prove whole as they are read."""
     try:
         value, items = read_figures(theirs.json_uri), read_bytes(theirs.items_uri)
     except (MissingObject, Corrupt):

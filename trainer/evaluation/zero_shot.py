@@ -58,7 +58,7 @@ def rank_labels(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> 
 
 
 def accuracy(ranked: Ranked, k: int, num_classes: int) -> float | None:
-    """Share of images whose class is among the first k; None where there are fewer than k classes."""
+    """Share of images whose class is among the first k; None if there are fewer than k classes."""
     if num_classes < k:
         return None
     return float((ranked.rank < k).mean())

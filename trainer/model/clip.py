@@ -27,7 +27,7 @@ _LEFT_OUT = ("timm", "transformers")
 
 
 def model_config(name: str) -> dict[str, Any] | None:
-    """open_clip's own description of a model: embed_dim, vision_cfg, text_cfg; None where it has none of that name."""
+    """open_clip's own description of a model: embed_dim, vision_cfg, text_cfg; None if it has none of that name."""
     for file in Path(sys.modules[_PACKAGE].__path__[0], "model_configs").glob("*.json"):
         if file.stem == name:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

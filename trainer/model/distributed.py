@@ -239,7 +239,7 @@ class GradientSum:
                 p.register_post_accumulate_grad_hook(functools.partial(self._grown, index))  # type: ignore[no-untyped-call]
 
     def begin(self, passes: int) -> None:
-        """A step begins: each `.grad` is zero, and a view of its run's sum; None where there is one rank.
+        """A step begins: each `.grad` is zero, and a view of its run's sum; None if there is one rank.
 
         Args:
             passes: backward passes after which a gradient is whole; one that fewer reach, or none, is whole at `finish`.

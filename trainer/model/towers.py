@@ -263,7 +263,7 @@ def save_open_clip(folder: Path, model: CLIP, config: ModelConfig) -> None:
 
 
 def find_nonfinite(tensors: Mapping[str, Tensor]) -> str:
-    """The name of a tensor that contains NaN or Inf; empty where none does."""
+    """The name of a tensor that contains NaN or Inf; empty if none does."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             return name

@@ -33,7 +33,7 @@ def trajectory(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], fo
 
     Returns:
         JSON: "differences" (each arm minus another at each moment), "onsets", "power_laws", "survival", "lacking" (epochs whose
-        weights should have been kept and measured, and were not); each empty where there is nothing to say.
+        weights should have been kept and measured, and were not); each empty if there is nothing to say.
     """
     differences = _differences(scores, endpoints)
     return {
@@ -174,7 +174,7 @@ def _power_laws(followed: Rows, endpoints: Sequence[compare.Endpoint]) -> Rows:
 def power_law(samples: Sequence[float], values: Sequence[float]) -> tuple[float, float, float] | None:
     """A and b of value = a · samples^b, and R² of the fit: least squares on the logarithms of points where both are above 0.
 
-    None where fewer than MIN_POINTS are left.
+    None if fewer than MIN_POINTS are left.
     """
     kept = [(x, y) for x, y in zip(samples, values, strict=True) if x > 0 and y > 0]
     if len(kept) < MIN_POINTS:

@@ -33,7 +33,7 @@ def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str
 
 
 def _twins_of_pairs(name: str, found: dict[str, Any]) -> str:
-    """Staging's counts in a sentence or two; empty where it found nothing."""
+    """Staging's counts in a sentence or two; empty if it found nothing."""
     number = {key: int(value) for key, value in found.items()}
     parts = [
         f"{per_item.counted({'pictures': count})} {words} another"

@@ -274,7 +274,7 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
         recipe: the recipe fields behind the hash, to name what differs.
 
     Returns:
-        The checkpoint, or None where the run starts from the beginning; and the reason for each that was passed over.
+        The checkpoint, or None if the run starts from the beginning; and the reason for each that was passed over.
 
     Raises:
         InputError: another recipe, data set or architecture, a newer format, or a URI without a seal or with changed files.
@@ -326,7 +326,7 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
 
 
 def _seal_unless_damaged(folder: str) -> Committed | None:
-    """The seal of a checkpoint; None where it has none or a damaged one. InputError where a newer firstsight wrote it."""
+    """The seal of a checkpoint; None if it has none or a damaged one. InputError where a newer firstsight wrote it."""
     try:
         return read_committed(folder)
     except Corrupt as error:

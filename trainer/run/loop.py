@@ -301,7 +301,7 @@ class _Stops:
         self._asked, self._since, self._next = run.state.step, time.monotonic(), run.state.step + 1
 
     def asked(self) -> bool:
-        """The answer after the present step, the same on all ranks; False where they do not ask each other now."""
+        """The answer after the present step, the same on all ranks; False if they do not ask each other now."""
         run, step = self._run, self._run.state.step
         if run.dist.world_size == 1:
             return self._requested()

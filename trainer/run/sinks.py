@@ -23,7 +23,7 @@ LINGER_SECONDS = 45.0
 """Longest wait at the end for one more scrape; the usual interval is 30 s or less."""
 
 _LABELS = ("experiment", "cell", "arm", "point", "seed", "stage", "node_rank")
-"""`cell` is empty where cells share the stage: then `arm` is the tower's name. `point` is empty where no axis varies the recipe."""
+"""`cell` is empty if cells share the stage: then `arm` is the tower's name. `point` is empty if no axis varies the recipe."""
 _GAUGES = {
     "loss": "Loss of the last logged step, over all ranks.",
     "logit_scale": "Exponential of the logit scale.",

@@ -282,7 +282,7 @@ def _normalise(data: bytes, policy: str, rules: int, looks: bool) -> Picture:
 
 
 def look_of(image: Image.Image) -> int | None:
-    """A perceptual hash of 64 bits: whether each cell of a 9 x 8 grid is lighter than the next; None where there is too little to see.
+    """A perceptual hash of 64 bits: whether each cell of a 9 x 8 grid is lighter than the next; None if there is too little to see.
 
     Args:
         image: decoded, of any mode that becomes gray.

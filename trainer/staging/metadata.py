@@ -55,7 +55,7 @@ def _is_resolution(value: object) -> bool:
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """A JPEG, PNG or WebP with nothing but what makes its pixels; None where nothing can be left out, or it is none of them."""
+    """A JPEG, PNG or WebP with nothing but what makes its pixels; None if nothing can be left out, or it is none of them."""
     parts: Iterator[tuple[bytes, bool]]
     if data.startswith(b"\xff\xd8"):
         parts = _jpeg_parts(data)

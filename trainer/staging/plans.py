@@ -141,7 +141,7 @@ def write_plan(folder: str, plan: Plan, rejects: Sequence[Reject] = ()) -> Plan:
 
 
 def read_plan(folder: str) -> Plan | None:
-    """The plan in `folder`, or None where there is none.
+    """The plan in `folder`, or None if there is none.
 
     Raises:
         InputError: it was written by a newer format.

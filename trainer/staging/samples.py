@@ -135,7 +135,7 @@ def held(blob: Blob) -> Iterator[bytes]:
 
 
 def blob_digest(blob: Blob) -> bytes:
-    """A digest of 8 bytes of a picture's bytes; empty where there are too many, or none."""
+    """A digest of 8 bytes of a picture's bytes; empty if there are too many, or none."""
     try:
         with held(blob) as data:
             return hashlib.blake2b(data, digest_size=8).digest()

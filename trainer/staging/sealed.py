@@ -16,7 +16,7 @@ def find_intact(folder: str, identity: str = "") -> Manifest | None:
     """The manifest of a data set that is sealed and whole, with the evaluation sets staged with it.
 
     Returns:
-        None where it is not sealed, and, with a line that says what was found, where something is missing, damaged, or of
+        None if it is not sealed, and, with a line that says what was found, where something is missing, damaged, or of
         another identity than the given one. Staging it again then gives back what can be given back.
 
     Raises:

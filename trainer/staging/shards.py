@@ -43,7 +43,7 @@ def mse_accuracy(folder: str, shards: Sequence[Shard]) -> dict[str, float]:
 
 
 def agreement(distance_0: float, distance_1: float, target: float) -> float:
-    """2AFC score of one triplet: 1 where the nearer variant is the judge's, .5 for a tie.
+    """2AFC score of one triplet: 1 if the nearer variant is the judge's, .5 for a tie.
 
     Args:
         distance_0: of variant 0 from the reference.

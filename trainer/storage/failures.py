@@ -40,7 +40,7 @@ def write_failure(folder: str, *, stage: str, exit_code: int, line: str) -> None
 
 
 def read_failure(folder: str) -> Failure | None:
-    """How the job of `folder` ended; None where it left no record.
+    """How the job of `folder` ended; None if it left no record.
 
     Nothing is decided by a record that cannot be read: it is named on standard error and passed over.
     """

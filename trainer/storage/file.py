@@ -79,7 +79,7 @@ class FileStore:
             return True
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
-        """Write `data` over the version of the file that has this stamp; False where it has another by now."""
+        """Write `data` over the version of the file that has this stamp; False if it has another by now."""
         with self._alone(uri):
             info = self.head(uri)
             if info is None or info.stamp != stamp:
@@ -155,7 +155,7 @@ class FileStore:
             yield
 
     def head(self, uri: str) -> ObjectInfo | None:
-        """Its size and time, or None where there is no such file."""
+        """Its size and time, or None if there is no such file."""
         path = _path(uri)
         with _errors(uri):
             try:
@@ -216,7 +216,7 @@ def _locked(path: Path, uri: str) -> Iterator[None]:
 
 
 def _lock_by_kernel(lock: Path, uri: str) -> int | None:
-    """The descriptor that holds the lock; None where the file system has no locks."""
+    """The descriptor that holds the lock; None if the file system has no locks."""
     for _ in range(_TRIES):
         _make_folder(lock.parent, uri)
         try:
@@ -253,7 +253,7 @@ def _lock_by_existence(lock: Path, uri: str) -> None:
 
 
 def _age(file: Path) -> float:
-    """Seconds since the file changed, by the clock of its file system; 0 where it is gone or nothing may be written there."""
+    """Seconds since the file changed, by the clock of its file system; 0 if it is gone or nothing may be written there."""
     probe = Path(beside(str(file), "clock"))
     try:
         with open(probe, "xb") as fresh:

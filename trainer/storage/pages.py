@@ -161,7 +161,7 @@ def _read(experiment_uri: str) -> tuple[Page, str]:
 
 
 def _write(uri: str, page: Page, stamp: str) -> bool:
-    """Put made.json in the place of the version with this stamp; False where it has changed since."""
+    """Put made.json in the place of the version with this stamp; False if it has changed since."""
     data = encode_document({"format_version": FORMAT_VERSION, **asdict(page)})
     return open_store(uri).replace(uri, data, stamp) if stamp else open_store(uri).create(uri, data)
 

@@ -32,7 +32,7 @@ _LANE = {"lane": str, "slots": int, "cells": list, "owns": list}
 
 
 def read_plan(experiment_uri: str) -> Plan | None:
-    """plan.json of an experiment as format 3 has it (docs/FORMAT.md), or None where it has none.
+    """plan.json of an experiment as format 3 has it (docs/FORMAT.md), or None if it has none.
 
     Raises:
         InputError: a newer firstsight wrote it.

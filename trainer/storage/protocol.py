@@ -27,7 +27,7 @@ class ObjectInfo:
         uri: in full.
         size: in bytes.
         modified: when it changed, POSIX seconds by the store's clock.
-        stamp: differs whenever the object's bytes may differ (ETag; inode, size and time of change); empty where unknown.
+        stamp: differs whenever the object's bytes may differ (ETag; inode, size and time of change); empty if unknown.
     """
 
     uri: str
@@ -68,7 +68,7 @@ class ObjectStore(Protocol):
         ...
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
-        """Write `data` over the version of the object that has this stamp; False where it has another by now.
+        """Write `data` over the version of the object that has this stamp; False if it has another by now.
 
         Equal bytes may have equal stamps (an ETag), so what is replaced in turns should differ each time.
         """
@@ -95,7 +95,7 @@ class ObjectStore(Protocol):
         ...
 
     def head(self, uri: str) -> ObjectInfo | None:
-        """Its size and time, or None where there is no such object."""
+        """Its size and time, or None if there is no such object."""
         ...
 
     def sweep(self, prefix: str) -> None:

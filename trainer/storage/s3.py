@@ -102,7 +102,7 @@ class S3Store:
         return self._put_if(uri, data, {"If-None-Match": "*"}, lambda found: found is None)
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
-        """Write `data` over the version of the object that has this stamp; False where it has another by now."""
+        """Write `data` over the version of the object that has this stamp; False if it has another by now."""
         return self._put_if(uri, data, {"If-Match": f'"{stamp}"'}, lambda found: found is not None and found.etag == stamp)
 
     def _put_if(self, uri: str, data: bytes, condition: dict[str, str], allows: s3_conditions.Allows) -> bool:
@@ -164,7 +164,7 @@ class S3Store:
             s3_uploads.sweep(self._client, *_folder(prefix))
 
     def head(self, uri: str) -> ObjectInfo | None:
-        """Its size and time, or None where there is no such object."""
+        """Its size and time, or None if there is no such object."""
         bucket, key = _split(uri)
         try:
             with explained(uri, self._settings.endpoint):

@@ -67,7 +67,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def grace(server: FakeApi, pod: str = "j-0") -> int | None:
-    """Seconds that the pod has from its deletion on; None where it is not being deleted, -1 where it is gone."""
+    """Seconds that the pod has from its deletion on; None if it is not being deleted, -1 if it is gone."""
     found = server.find("pods", pod)
     return found["metadata"].get("deletionGracePeriodSeconds") if found else -1
 

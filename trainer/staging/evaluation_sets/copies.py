@@ -71,7 +71,7 @@ class Copy:
             self._by_file.setdefault(name.rsplit("/", 1)[-1], []).append(name)
 
     def find(self, ending: str) -> str | None:
-        """The one file whose path ends so (`.gz` may follow), the shortest path of several; None where there is none."""
+        """The one file whose path ends so (`.gz` may follow), the shortest path of several; None if there is none."""
         found = []
         for end in (ending, f"{ending}.gz"):
             found += [name for name in self._by_file.get(end.rsplit("/", 1)[-1], []) if f"/{name}".endswith(f"/{end}")]

@@ -64,7 +64,7 @@ def choose(facts: EvaluationSetFacts, converted: Converted, folder: str) -> Prom
 
 
 def _read(folder: str, file: str, name: str) -> tuple[str, ...]:
-    """What a file of CLIP_benchmark has for a set; empty where it has nothing."""
+    """What a file of CLIP_benchmark has for a set; empty if it has nothing."""
     uri = join(folder, file)
     content = parse_json(read_bytes(uri), uri, most=MAX_COPY_FILE_BYTES)
     texts = content.get(name, []) if isinstance(content, dict) else None

@@ -91,7 +91,7 @@ def _size(path: Path) -> int:
 
 
 def _version(note: Path) -> str:
-    """Of the file that an earlier try began to fetch; empty where its note is missing, damaged or no header's value."""
+    """Of the file that an earlier try began to fetch; empty if its note is missing, damaged or no header's value."""
     try:
         value = json.loads(note.read_bytes())
     except (OSError, ValueError, RecursionError):

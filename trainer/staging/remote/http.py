@@ -286,7 +286,7 @@ class PoliteClient:
 
 
 def announced_length(response: urllib3.BaseHTTPResponse) -> int | None:
-    """Content-Length; None where there is none that can be believed."""
+    """Content-Length; None if there is none that can be believed."""
     text = response.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 

@@ -180,7 +180,7 @@ def _advice(files: Sequence[SourceFile]) -> str:
 
 
 def _found(files: Sequence[SourceFile]) -> str:
-    """The kinds of files that there are, with examples; empty where there are none."""
+    """The kinds of files that there are, with examples; empty if there are none."""
     counts = Counter(kinds.suffix_of(file.name) or "no suffix" for file in files)
     parts = []
     for suffix, count in counts.most_common(5):
