@@ -29,7 +29,7 @@ def tmux(*arguments: str) -> str:
 
 
 def record(command: str) -> list[tuple[int, str]]:
-    """Seconds and text of each screen that differs from the one before; RuntimeError where the command fails."""
+    """Seconds and text of each screen that differs from the one before; RuntimeError if the command fails."""
     done = REPOSITORY / ".recorded"
     done.unlink(missing_ok=True)
     shell = f"cd {shlex.quote(os.getcwd())}; PS1='$ '; {command}; echo $? > {shlex.quote(str(done))}; sleep 5"

@@ -72,7 +72,7 @@ def read_step_line(line: str) -> tuple[int, int, float, float] | None:
 
 
 def check_stop() -> None:
-    """Raise RunError where the parent has asked its steps to stop (Ctrl-C)."""
+    """Raise RunError if the parent has asked its steps to stop (Ctrl-C)."""
     path = os.environ.get(STOP_VARIABLE)
     if path and os.path.exists(path):
         raise RunError("stopped on request; run the same command again to resume")

@@ -181,7 +181,7 @@ class Estimate:
         return "pairs" if self.stage.stage == "contrastive" else "triplets"
 
     def lines(self) -> list[str]:
-        """What it takes, a line each, every factor in it."""
+        """What it takes, one per line, every factor in it."""
         what, unit = self.what, "GPU" if self.machines.gpus_per_node else "process"
         ranks, recipe, mark = self.machines.ranks, settings(self.stage), "measured" if self.rate.measured else "assumed"
         batch, together = recipe.global_batch_size, self.rate.rate * ranks

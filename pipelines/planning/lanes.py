@@ -51,7 +51,7 @@ class Lanes:
     entries: dict[str, dict[str, Any]]
 
     def find(self, name: str) -> Lane:
-        """A lane by its name. InputError where there is none."""
+        """A lane by its name. InputError if there is none."""
         for lane in self.lanes:
             if lane.name == name:
                 return lane

@@ -114,7 +114,7 @@ class Measuring:
         return self.trajectory_hours / self.training if self.training else 0.0
 
     def basis(self) -> list[str]:
-        """What the figures stand on, a line each; the same for cells of one model on one machine."""
+        """What the figures stand on, one per line; the same for cells of one model on one machine."""
         mark = "counted" if self.pictures.known else "assumed"
         return [
             f"{self.pictures.sets:,} pictures + {self.pictures.triplets:,} of triplets a model ({self.pictures.said}) [{mark}]",

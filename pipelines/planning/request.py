@@ -171,12 +171,12 @@ class Request:
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:
-        """Its arms. Raises InputError where one is unknown or repeated."""
+        """Its arms. Raises InputError if one is unknown or repeated."""
         return parse_arms(",".join(self.arms))
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """Its seeds. Raises InputError where one is not a whole number, or repeated."""
+        """Its seeds. Raises InputError if one is not a whole number, or repeated."""
         return parse_seeds(",".join(self.seeds))
 
     @property

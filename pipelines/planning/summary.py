@@ -27,7 +27,7 @@ MOST_NAMES = 6
 
 
 def print_summary(console: Console, experiment_uri: str) -> bool:
-    """The report's sentence, its short table and its path; nothing, and False, where there is no report."""
+    """The report's sentence, its short table and its path; nothing, and False, if there is no report."""
     try:
         results: dict[str, Any] = read_json(join(pages.folder_of(experiment_uri), "results.json"))
     except MissingObject:

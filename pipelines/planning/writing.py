@@ -50,7 +50,7 @@ class Draft:
     Attributes:
         plan: content of plan.json.
         configs: of stages and evaluations, those that do not lie where they belong.
-        said: what was found damaged, and what is done about it: a line each.
+        said: what was found damaged, and what is done about it: one per line.
         earlier: checksum of the plan.json that it was drafted on.
     """
 
@@ -69,7 +69,7 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
     """Write the configurations and plan.json, beside the cells that earlier runs finished and those that other requests wait for.
 
     Returns:
-        What was found damaged, and what was done about it: a line each.
+        What was found damaged, and what was done about it: one per line.
 
     Raises:
         InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.

@@ -55,7 +55,7 @@ def evaluate(scene: Scene, entry: Entry, *, speaker: str = "") -> None:
 
 
 def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
-    """Whether the stage in `folder` is finished by this recipe, and what of it is not as it was sealed: a line each.
+    """Whether the stage in `folder` is finished by this recipe, and what of it is not as it was sealed: one per line.
 
     Raises:
         InputError: a newer firstsight sealed it.

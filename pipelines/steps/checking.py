@@ -109,7 +109,7 @@ def machines_of(settings: JobSettings, profile: Profile, request: Request, purpo
 
 @functools.cache
 def gpus_here() -> list[tuple[str, int]]:
-    """Name and memory in bytes of each GPU of this machine, as its driver says; none where there is no driver that answers."""
+    """Name and memory in bytes of each GPU of this machine, as its driver says; none if there is no driver that answers."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout

@@ -68,7 +68,7 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
 
 
 def pool_lines(settings: JobSettings, profile: Profile, estimates: Sequence[Estimate], evaluations: Sequence[Measuring]) -> list[str]:
-    """Hours by pool, a line each: the machines that one queue gives out. Stages and evaluation of a request wait in the same queue."""
+    """Hours by pool, one per line: the machines that one queue gives out. Stages and evaluation of a request wait in the same queue."""
     queue = settings.labels.get(settings.queue_label, "")
     where = "this machine" if profile.backend == "local" else f"queue {queue}" if queue else "without a queue"
     pools: dict[tuple[str, str], list[float]] = {}

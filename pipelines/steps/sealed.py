@@ -33,7 +33,7 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
         pinned: the data set that the experiment's plan names; without a URI it names none.
 
     Returns:
-        Its URI, empty if it has to be staged (again); and what is damaged, a line each.
+        Its URI, empty if it has to be staged (again); and what is damaged, one per line.
 
     Raises:
         InputError: a newer firstsight wrote the data set.
@@ -64,7 +64,7 @@ def record_sealed(folder: str, asked: Any, sources: tuple[str, ...], data: str) 
 
 
 def find_damage(data: DataConfig) -> list[str]:
-    """What of a data set, and of the evaluation sets staged with it, is not as it was sealed: a line each.
+    """What of a data set, and of the evaluation sets staged with it, is not as it was sealed: one per line.
 
     Files that changed since the whole was last hashed are hashed; of a data set that never was (no record of a check lies in its
     folder) sizes are compared, and its bytes when they are read.

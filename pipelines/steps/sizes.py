@@ -32,7 +32,7 @@ def _recipes(asked: Request) -> list[tuple[Recipe, Collection[str]]]:
 
 
 def require_rows(uri: str, kind: str, rows: int, recipe: Recipe, stages: Collection[str]) -> None:
-    """InputError where so many rows of a data set do not fill one batch of a stage that trains on it.
+    """InputError if so many rows of a data set do not fill one batch of a stage that trains on it.
 
     Args:
         uri: of the data set.

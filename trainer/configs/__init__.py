@@ -117,7 +117,7 @@ def check_keys(kind: type[Any], values: Mapping[str, Any], source: str) -> None:
 
 
 def settings_of(kind: type[Any], key: str) -> list[str]:
-    """The settings of the group that a dotted key names; none where it names a setting. InputError where there is no such key."""
+    """The settings of the group that a dotted key names; none where it names a setting. InputError if there is no such key."""
     group = group_in(hint_of(kind, key))
     return [item.name for item in dataclasses.fields(group)] if group else []
 

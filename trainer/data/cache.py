@@ -136,7 +136,7 @@ class Prefetcher:
         placement: Placement,
         start_step: int,
     ) -> None:
-        """Begin to fetch what the steps from `start_step` on need. Raises InputError where placement.cache_dir cannot be used."""
+        """Begin to fetch what the steps from `start_step` on need. Raises InputError if placement.cache_dir cannot be used."""
         self._uri, self._shards, self._order, self._rank, self._world_size = uri, shards, order, rank, world_size
         self._keep = sum(shard.size for shard in shards) <= placement.cache_bytes
         self._leave = self._keep and bool(placement.cache_dir)  # a folder that was named outlives the run
@@ -191,7 +191,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def heal(self, file: ShardFile) -> bool:
-        """Fetch a file of the cache again where it is damaged. Raises Corrupt where the store's is damaged too."""
+        """Fetch a file of the cache again where it is damaged. Raises Corrupt if the store's is damaged too."""
         with self._changed:
             cached = self._cached.get(file.path)
             if cached is None or self._stopped:

@@ -187,7 +187,7 @@ class TripletsDecoder:
         return Views(self.views_capacity)
 
     def decode(self, chunk: Chunk) -> DecodedTriplets:
-        """Decode one chunk. Raises RunError naming shard and sample, InputError where it lacks the judgement asked for."""
+        """Decode one chunk. Raises RunError naming shard and sample, InputError if it lacks the judgement asked for."""
         views = [self._views.view(file) for file in chunk.files]
         which, rows, places = chunk.which.tolist(), chunk.rows.tolist(), chunk.positions.tolist()
         keys = [views[files[0]].index.keys[row[0]] for files, row in zip(which, rows, strict=True)]

@@ -37,7 +37,7 @@ class CacheFolder:
     """One process's part in a cache folder. Safe for threads, each file being in the hands of one at a time."""
 
     def __init__(self, path: Path, names: Sequence[str] = (), *, named: bool = True) -> None:
-        """Join the folder, which is made where there is none.
+        """Join the folder, which is made if there is none.
 
         Args:
             path: of the folder.
@@ -196,7 +196,7 @@ def join_cache(base: Path, name: str, names: Sequence[str], *, named: bool) -> C
     """The folder `name` below `base`; what dead runs left in folders beside it is swept.
 
     Args:
-        base: folder of all caches, made where there is none.
+        base: folder of all caches, made if there is none.
         name: of this data set's.
         names: see CacheFolder.
         named: the user chose `base`: whole shards stay there, and only folders that certainly are caches are touched.

@@ -133,7 +133,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
 
     @cached_property
     def order(self) -> CanonicalOrder | SubsetOrder:
-        """The canonical order. Raises InputError where what is learnt from is smaller than one global batch."""
+        """The canonical order. Raises InputError if what is learnt from is smaller than one global batch."""
         if self._chosen is None:
             return CanonicalOrder(
                 self._sizes, seed=self._seed, global_batch_size=self._global_batch_size, runs=self._runs, block_shards=self._block_shards
@@ -252,7 +252,7 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
         context_length: int = 77,
         fraction: float = 1.0,
     ) -> None:
-        """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
+        """Read the manifest. Raises InputError if data set, batch, ranks or cache do not fit together."""
         super().__init__(
             dataset,
             kind="pairs",
@@ -312,7 +312,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         placement: Placement,
         fraction: float = 1.0,
     ) -> None:
-        """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
+        """Read the manifest. Raises InputError if data set, batch, ranks or cache do not fit together."""
         super().__init__(
             dataset,
             kind="triplets",

@@ -194,7 +194,7 @@ def training_part(described: EvaluationSet, pairs: DataConfig) -> EvaluationSet 
 
 
 def _check_shards(uri: str, num_shards: int, split: str = SPLIT) -> None:
-    """InputError where a tar is missing, or where there are more than nshards.txt says."""
+    """InputError if a tar is missing, or where there are more than nshards.txt says."""
     prefix = join(uri, split) + "/"
     names = {info.uri.removeprefix(prefix) for info in open_store(uri).list(prefix)}
     there = {int(name.removesuffix(".tar")) for name in names if re.fullmatch(r"\d{1,9}\.tar", name)}
@@ -303,7 +303,7 @@ def _samples(described: EvaluationSet) -> Iterator[tuple[str, str, dict[str, byt
 
 
 def _foreign_samples(uri: str, data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members by suffix of a tar that another tool wrote; InputError where it is not a whole one, or has no samples."""
+    """Key and members by suffix of a tar that another tool wrote; InputError if it is not a whole one, or has no samples."""
     count = 0
     for key, members in by_sample(read_members(io.BytesIO(data), len(data), uri, lambda name: False), uri):
         broken = next((member.fault for member in members.values() if member.fault), "")

@@ -49,7 +49,7 @@ def take_over(config: EvaluateConfig, missing: Sequence[Job]) -> list[Job]:
 
 
 def _siblings(config: EvaluateConfig) -> list[str]:
-    """Evaluation folders of the experiment's other cells of this seed; none where there is no plan beside the cells."""
+    """Evaluation folders of the experiment's other cells of this seed; none if there is no plan beside the cells."""
     own = config.output.rstrip("/")
     try:
         plan: Any = read_plan(own.rsplit("/", 2)[0])

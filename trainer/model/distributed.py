@@ -67,7 +67,7 @@ def start(placement: Placement) -> Distributed:
 
 
 def stop() -> None:
-    """Leave the group; safe where there is none."""
+    """Leave the group; safe if there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -326,7 +326,7 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
 
 
 def _seal_unless_damaged(folder: str) -> Committed | None:
-    """The seal of a checkpoint; None if it has none or a damaged one. InputError where a newer firstsight wrote it."""
+    """The seal of a checkpoint; None if it has none or a damaged one. InputError if a newer firstsight wrote it."""
     try:
         return read_committed(folder)
     except Corrupt as error:

@@ -244,7 +244,7 @@ def _step(run: Run, batch: Any) -> dict[str, Any]:
 
 
 def _tell(run: Run, wait: bool) -> None:
-    """Count and log what is known of the steps so far; `wait` for the device to know all. RunError where too many were skipped."""
+    """Count and log what is known of the steps so far; `wait` for the device to know all. RunError if too many were skipped."""
     state, limit = run.state, run.config.placement.max_nonfinite_steps
     for step, figures, times in run.leaving.arrived(wait=wait):
         if figures.pop(SKIPPED):

@@ -197,7 +197,7 @@ class WeightsAndBiases:
 
 
 def optional_sinks(config: StageConfig) -> list[Sink]:
-    """Those that the placement asks for. InputError where a package is missing."""
+    """Those that the placement asks for. InputError if a package is missing."""
     placement, sinks = config.placement, list[Sink]()
     if placement.tensorboard_dir:
         _require("tensorboard", "placement.tensorboard_dir")

@@ -98,7 +98,7 @@ class TripletStage:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """2AFC on the validation split, in [0, 1], ties one half; NaN where there is none. Every rank measures all of it: it is small."""
+        """2AFC on the validation split, in [0, 1], ties one half; NaN if there is none. Every rank measures all of it: it is small."""
         credit, count = torch.zeros((), dtype=torch.float64, device=self._dist.device), 0
         for batch in self._validation_batches():
             for images, target in self._chunks(batch):

@@ -118,13 +118,13 @@ def caption_of(label: str, where: str) -> str:
 
 
 def check_caption_size(size: int, where: str) -> None:
-    """BadCaptionError where a sample's text or facts have more bytes than are read."""
+    """BadCaptionError if a sample's text or facts have more bytes than are read."""
     if size > MAX_CAPTION_BYTES:
         raise BadCaptionError("too many bytes", f"{where}: {size:,}, at most {MAX_CAPTION_BYTES:,}")
 
 
 def parse_text(data: bytes, where: str) -> tuple[str, ...]:
-    """Captions of a text file in UTF-8, one per line; empty lines do not count. BadCaptionError where it is not UTF-8, or holds boxes."""
+    """Captions of a text file in UTF-8, one per line; empty lines do not count. BadCaptionError if it is not UTF-8, or holds boxes."""
     try:
         text = decode(data)
     except ValueError as error:

@@ -185,7 +185,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of a picture of any mode; transparency becomes white. BadImageError where it is cut short or broken."""
+    """Upright RGB of a picture of any mode; transparency becomes white. BadImageError if it is cut short or broken."""
     with _naming_damage():
         return _convert(_upright(image))
 
@@ -201,7 +201,7 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def loaded(image: Image.Image, mode: str = "") -> Image.Image:
-    """The picture with its pixels decoded, in another mode where one is named; BadImageError where it is cut short or broken."""
+    """The picture with its pixels decoded, in another mode where one is named; BadImageError if it is cut short or broken."""
     with _naming_damage():
         image.load()
         return image.convert(mode) if mode else image

@@ -126,7 +126,7 @@ _IN_FLIGHT = Budget(MAX_PICTURE_BYTES_IN_FLIGHT)
 
 @contextmanager
 def held(blob: Blob) -> Iterator[bytes]:
-    """The bytes of a picture, for as long as the block lasts, when there is room for them. BadImageError where they are too many."""
+    """The bytes of a picture, for as long as the block lasts, when there is room for them. BadImageError if they are too many."""
     size = max(blob.size, blob.length)
     if size > MAX_PICTURE_BYTES:
         raise BadImageError("too many bytes", f"{size:,}, at most {MAX_PICTURE_BYTES:,}")

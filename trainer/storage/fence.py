@@ -93,7 +93,7 @@ class Fence:
         self._claimed: int | None = None  # the number that the claim was written with
 
     def claim(self) -> None:
-        """Take the folder over. RunError where a newer attempt has claimed it."""
+        """Take the folder over. RunError if a newer attempt has claimed it."""
         for _ in range(_TRIES):
             known = read_claim(self._output)
             if self._claimed is not None and known.token == self._token:  # also where the answer to the write got lost
@@ -108,7 +108,7 @@ class Fence:
         raise RunError(f"{layout.attempt(self._output)}: changed {_TRIES} times meanwhile: attempt {self.attempt} could not claim it")
 
     def check(self) -> None:
-        """Look again, before a commit. RunError where another process has taken the folder over.
+        """Look again, before a commit. RunError if another process has taken the folder over.
 
         A claim that is missing, damaged or an older one than ours is written again: nobody took over by that.
         """

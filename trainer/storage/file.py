@@ -23,7 +23,7 @@ class FileStore:
     """Files below a folder, written whole or not at all: a partial file in the same folder, fsync, rename."""
 
     def get(self, uri: str) -> bytes:
-        """The whole file. Raises MissingObject where there is none."""
+        """The whole file. Raises MissingObject if there is none."""
         with _errors(uri), open(_path(uri), "rb") as file:
             return file.read()
 
@@ -114,7 +114,7 @@ class FileStore:
             return _info(target_uri, target.stat())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
+        """Every file below the folder `prefix`, in the order of their URIs; none if there is no such folder."""
         root = _path(prefix)
         found = []
         with _errors(prefix):

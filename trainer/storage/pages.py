@@ -56,7 +56,7 @@ class Claim:
 
 
 def read_page(experiment_uri: str) -> Page:
-    """The page that counts; an empty one where there is none.
+    """The page that counts; an empty one if there is none.
 
     Raises:
         InputError: a newer firstsight made it.

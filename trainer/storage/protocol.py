@@ -45,7 +45,7 @@ class ObjectStore(Protocol):
     """
 
     def get(self, uri: str) -> bytes:
-        """The whole object. Raises MissingObject where there is none."""
+        """The whole object. Raises MissingObject if there is none."""
         ...
 
     def get_range(self, uri: str, start: int, length: int) -> bytes:
@@ -78,7 +78,7 @@ class ObjectStore(Protocol):
         """Copy an object within the store, without moving its bytes through this process where that can be done.
 
         The target appears whole or not at all, and has the source's bytes; an object that lies there is replaced.
-        Raises MissingObject where there is no source. Files may then share their bytes on disk (a hard link).
+        Raises MissingObject if there is no source. Files may then share their bytes on disk (a hard link).
         """
         ...
 

@@ -49,7 +49,7 @@ def _read(uri: str) -> str:
 
 
 def read_stage(uri: str, overrides: Overrides = ()) -> StageConfig:
-    """A stage's config.yaml. InputError where it is not one; Corrupt where it was damaged; MissingObject where there is none."""
+    """A stage's config.yaml. InputError if it is not one; Corrupt if it was damaged; MissingObject if there is none."""
     return read_stored(StageConfig, read_config_values(uri), uri, overrides)
 
 

@@ -56,7 +56,7 @@ class S3Store:
         return S3Store(dataclasses.replace(self._settings, retry_seconds=retry, timeout_seconds=timeout))
 
     def get(self, uri: str) -> bytes:
-        """The whole object, compared with its ETag. Raises MissingObject where there is none, Corrupt where it was damaged."""
+        """The whole object, compared with its ETag. Raises MissingObject if there is none, Corrupt if it was damaged."""
         return s3_reads.read_checked(self._client, uri, *_split(uri))
 
     def get_range(self, uri: str, start: int, length: int) -> bytes:
@@ -117,7 +117,7 @@ class S3Store:
             return s3_conditions.put_claimed(client, bucket, key, data, allows)
 
     def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
-        """Copy an object within the store, by the server itself; RunError where the copy has other bytes."""
+        """Copy an object within the store, by the server itself; RunError if the copy has other bytes."""
         source = self.head(source_uri)
         if source is None:
             raise MissingObject(f"{source_uri}: no such object at {self._settings.endpoint}")

@@ -52,7 +52,7 @@ class Reachable:
 
     @classmethod
     def from_environment(cls) -> "Reachable":
-        """As FIRSTSIGHT_PRIVATE_SOURCES says; InputError where it is no list of CIDR blocks."""
+        """As FIRSTSIGHT_PRIVATE_SOURCES says; InputError if it is no list of CIDR blocks."""
         return cls.parse(os.environ.get(PRIVATE_VARIABLE, "").split(","), PRIVATE_VARIABLE)
 
     @classmethod

@@ -141,7 +141,7 @@ def _check_range(said: str, start: int, length: int) -> None:
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: float) -> Iterator[bytes]:
-    """The body as it comes; TimeoutError where less than _LEAST_BYTES come within the patience, however steadily they drip."""
+    """The body as it comes; TimeoutError if less than _LEAST_BYTES come within the patience, however steadily they drip."""
     came, since = 0, time.monotonic()
     while piece := response.read1(_PIECE_BYTES, decode_content=False):
         yield piece
@@ -154,7 +154,7 @@ def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: floa
 
 
 def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries: Retries) -> urllib3.BaseHTTPResponse:
-    """The answer to a request, redirects followed; InputError where the server refuses."""
+    """The answer to a request, redirects followed; InputError if the server refuses."""
     first, redirects = url, 0
     while True:
         response = pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
@@ -239,7 +239,7 @@ def files_of(file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, pla
 
 
 def layout_name(archive: Path | str, member: zipfile.ZipInfo, place: str) -> PurePosixPath:
-    """A member's name below the folder: no root, no `..`, no link. RunError where it would lead out of it."""
+    """A member's name below the folder: no root, no `..`, no link. RunError if it would lead out of it."""
     name = member.filename
     parts = PurePosixPath(name).parts
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000

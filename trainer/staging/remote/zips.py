@@ -49,7 +49,7 @@ class Member:
 
     @classmethod
     def parse(cls, text: str) -> "Member":
-        """The member that `str` made these words of; FetchError where it made none like them."""
+        """The member that `str` made these words of; FetchError if it made none like them."""
         archive, _, fragment = text.rpartition("#")
         try:
             facts = {name: values[0] for name, values in parse_qs(fragment, max_num_fields=10).items()}
@@ -62,7 +62,7 @@ class Member:
 
 
 def read_range(client: PoliteClient, uri: str, start: int, length: int) -> bytes:
-    """Bytes of a file at a URL or in a store; FetchError where a server fails."""
+    """Bytes of a file at a URL or in a store; FetchError if a server fails."""
     return client.get_range(uri, start, length).data if is_web(uri) else open_store(uri).get_range(uri, start, length)
 
 
