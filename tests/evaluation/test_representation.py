@@ -204,7 +204,7 @@ REFUSED = {
     "an unknown probe": ({"probes": ("cifar-10",)}, "representation.probes: no evaluation set is called 'cifar-10'"),
     "a probe of captions": (
         {"probes": ("captions",)},
-        "captions cannot be probed: it is a set for retrieval, without classes; sets that can",
+        "captions cannot be probed: it is a retrieval set, which has no classes; sets that can",
     ),
 }
 
