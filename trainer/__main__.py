@@ -155,7 +155,7 @@ def _report(options: argparse.Namespace) -> None:
         logs.say(f"report: left out: {line}", "warning")
     if first:
         more = f" (and {len(others)} more, named above)" if others else ""
-        remedy = "run the experiment again, which rebuilds what can be rebuilt, or delete what is damaged"
+        remedy = "run the experiment again to rebuild what can be rebuilt, or delete the damaged files"
         raise RunError(f"{written['report']}: written without the damaged parts: {first}{more}; {remedy}")
 
 
