@@ -76,7 +76,7 @@ def evaluate(model: Model, uri: str, *, split: str = "test", batch_size: int = 6
     else:
         described = describe_set(place)
         if not model.has_text:
-            raise InputError(f"{place}: {described.task} needs texts, and {model.uri} is a vision tower alone")
+            raise InputError(f"{place}: {described.task} needs texts, and {model.uri} is only a vision tower")
         job = Job(model=at, wanted=Wanted(folder="", dataset=described.name, task=described.task, block={}), described=described)
     threads = threads or len(os.sched_getaffinity(0))
     _, outcome = next(measure_set(config, [job], {at: model._encoder}, threads, lambda done: None))

@@ -82,7 +82,7 @@ class Model:
             InputError: it has no text tower.
         """
         if not self.has_text:
-            raise InputError(f"{self.uri}: a perceptual stage trains the vision tower alone: load the cell's contrastive stage for texts")
+            raise InputError(f"{self.uri}: a perceptual stage trains only the vision tower: load the cell's contrastive stage for texts")
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
         return torch.cat([self._encoder.texts(texts[start : start + _TEXTS_AT_ONCE]) for start in starts])
 
@@ -122,5 +122,5 @@ def _stage_config(folder: str) -> StageConfig:
     sealed = layout.config(layout.final(folder))
     place = sealed if exists(sealed) else layout.config(folder)
     if not exists(place):
-        raise InputError(f"{place}: missing: a model is loaded by the configuration of its stage")
+        raise InputError(f"{place}: missing: loading a model needs the configuration of its stage")
     return read_stored(StageConfig, read_config_values(place), join(place))

@@ -57,9 +57,7 @@ def read_report(uri: str) -> Report:
         place = join(layout.report(place), "results.json")
     document = read_document(place, "a report", FORMAT_VERSION, checked_from=_CHECKED_FROM)
     if document is None:
-        raise InputError(
-            f"{place}: no report here: name an experiment's folder, and run `firstsight report --experiment` where it has none"
-        )
+        raise InputError(f"{place}: no report here: name an experiment's folder, and run `firstsight report --experiment` if it has none")
     return Report(
         uri=place,
         experiment=document["experiment"],

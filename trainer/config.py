@@ -294,7 +294,7 @@ class Recipe:
 class DataConfig:
     """A sealed data set: its place may change, its identity may not."""
 
-    uri: str = placement("", "Folder that holds manifest.json.")
+    uri: str = placement("", "Folder that contains manifest.json.")
     identity: str = recipe("", "ours", "Hash of what the manifest says about all that is read; in format 1, about plan id and shards.")
     manifest_sha256: str = placement("", "SHA-256 of a manifest.json of format 1, as on first use; its identity does not cover all of it.")
     evaluation_sha256: tuple[str, ...] = placement((), "The same for each evaluation set that was staged with it, in their order.")
@@ -311,8 +311,8 @@ class StartConfig:
     def __post_init__(self) -> None:
         """A start that is not random needs a place and a hash."""
         if self.kind != "random":
-            require("start.uri", self.uri, f"set where start.kind is {self.kind}", bool(self.uri))
-            require("start.recipe_hash", self.recipe_hash, f"set where start.kind is {self.kind}", bool(self.recipe_hash))
+            require("start.uri", self.uri, f"set if start.kind is {self.kind}", bool(self.uri))
+            require("start.recipe_hash", self.recipe_hash, f"set if start.kind is {self.kind}", bool(self.recipe_hash))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,9 +331,9 @@ class StageConfig:
     labels: str = recipe("votes", "ours", "Which judgement a perceptual stage learns from: a kind of trainer/labels/.")
     start: StartConfig = recipe(StartConfig(), "ours", "")
     model: ModelConfig = recipe(ModelConfig(), "known", "")
-    perceptual: PerceptualConfig | None = recipe(None, "ours", "Set where stage is perceptual.")
-    contrastive: ContrastiveConfig | None = recipe(None, "ours", "Set where stage is contrastive.")
-    posthoc: PosthocConfig | None = recipe(None, "ours", "Set where stage is posthoc.")
+    perceptual: PerceptualConfig | None = recipe(None, "ours", "Set if stage is perceptual.")
+    contrastive: ContrastiveConfig | None = recipe(None, "ours", "Set if stage is contrastive.")
+    posthoc: PosthocConfig | None = recipe(None, "ours", "Set if stage is posthoc.")
     placement: Placement = placement(Placement(), "")
 
     def __post_init__(self) -> None:
@@ -387,7 +387,7 @@ class EvaluateConfig:
     sets: tuple[DataConfig, ...] = recipe((), "ours", "Further evaluation sets (`stage eval`, or CLIP_benchmark's layout).")
     evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
     representation: RepresentationConfig = recipe(
-        RepresentationConfig(), "ours", "As the request asks for it.", since="0.2.0", introduced=INTRODUCED
+        RepresentationConfig(), "ours", "As given in the request.", since="0.2.0", introduced=INTRODUCED
     )
     rdms: tuple[DataConfig, ...] = recipe(
         (), "ours", "Its RDMs as they were planned; `identity` is their SHA-256.", since="0.2.0", introduced=[]

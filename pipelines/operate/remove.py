@@ -140,7 +140,7 @@ def _delete_data(uri: str) -> None:
 def _why_kept(disk: Disk, uri: str, experiment: str, *, data: bool) -> str:
     """Why a data set stays; empty: it goes."""
     if uri not in disk.data_sets:
-        return "it does not lie in this root"
+        return "it is not in this root"
     others = [name for name in disk.data_sets[uri].used_by if name != experiment]
     if others:
         return f"{', '.join(others)} {'uses' if len(others) == 1 else 'use'} it too"

@@ -75,7 +75,7 @@ def withdraw(experiment_uri: str, requests: Collection[str]) -> list[str]:
         }  # fmt: skip
         if checksum(read_plan(experiment_uri) or {"cells": []}) == earlier:  # else a run planned meanwhile
             write_plan(experiment_uri, changed)
-            what = ", ".join(gone) or "nothing, for all its cells are finished or asked for by others"
+            what = ", ".join(gone) or "nothing, since all its cells are finished or requested by others"
             return [f"{', '.join(requests)} withdrawn; taken from the plan: {what}"]
 
 

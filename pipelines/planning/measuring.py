@@ -127,7 +127,7 @@ class Measuring:
         unit = "GPU" if self.machines.gpus_per_node else "process"
         trajectory = ""
         if self.epochs:
-            over = f" (more than {LIMIT:.0%}: fewer epochs, evaluation.every_epochs, or sets take less)" if self.share > LIMIT else ""
+            over = f" (more than {LIMIT:.0%}: use fewer epochs, evaluation.every_epochs or fewer sets)" if self.share > LIMIT else ""
             trajectory = (
                 f"trajectory: {len(self.epochs)} models at epochs {', '.join(map(str, self.epochs))} x {self.each:,} pictures "
                 f"= {number(self.trajectory_hours)} {unit}-hours, {self.share:.1%} of the {number(self.training)} of training{over}; "

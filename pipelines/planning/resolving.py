@@ -58,7 +58,7 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     check_declared(resolved)
     resolved.cells  # noqa: B018 (refuses a wrong arm or seed, and a point's value that breaks a rule)
     name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
-    require("experiment", name, "given where the recipe has no name", bool(name))
+    require("experiment", name, "given if the recipe has no name", bool(name))
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
 
 

@@ -160,7 +160,7 @@ def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:
     try:
         found = read_plan(experiment.uri)
     except Corrupt as error:
-        said.append(f"{error}; it is written again from the request and the configurations of the stages")
+        said.append(f"{error}; it is rewritten from the request and the configurations of the stages")
         found = None
     return found or {"cells": [], "recipes": {}}
 
@@ -316,7 +316,9 @@ def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageCo
         before = _written(stage)
         if before is None or recipe_hash(before) == wanted:
             return before
-        why = f"{layout.config(stage.output)}: damaged or changed by hand: it names another recipe than the plan and the folder's records"
+        why = (
+            f"{layout.config(stage.output)}: damaged or changed by hand: its recipe differs from that of the plan and the folder's records"
+        )
     except (InputError, Corrupt) as error:
         before, why = None, str(error)
     if planned != wanted and find_fields(stage.output, wanted) is None:
@@ -326,7 +328,7 @@ def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageCo
             raise InputError(
                 f"{why}; and the other contents of {stage.output} belong to a different recipe: give the experiment another name"
             )
-    said.append(f"{why}; written again as planned")
+    said.append(f"{why}; rewritten as planned")
     return None
 
 
@@ -335,7 +337,7 @@ def _written_evaluation(config: EvaluateConfig, said: list[str]) -> EvaluateConf
     try:
         return _written(config)
     except (InputError, Corrupt) as error:
-        said.append(f"{error}; written again as planned")
+        said.append(f"{error}; rewritten as planned")
         return None
 
 

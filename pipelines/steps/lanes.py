@@ -158,7 +158,7 @@ class _Worker:
             raise
         except Exception as error:
             if not isinstance(error, InputError | RunError | OSError):
-                logs.say(f"{stage} {cell}: failed by a fault of firstsight's own", "error", error)
+                logs.say(f"{stage} {cell}: failed because of a bug in firstsight", "error", error)
             self.failed[cell] = CellFailure(cell=cell, stage=stage, exit_code=getattr(error, "exit_code", 1), line=one_line_of(error))
             try:
                 self.scene.run.fail(self.failed[cell])

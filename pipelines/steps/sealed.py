@@ -43,12 +43,12 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     try:
         record = read_document(uri, "a record of staging", FORMAT_VERSION)
     except Corrupt as error:
-        return "", [f"{error}; looked at the source again"]
+        return "", [f"{error}; reading the source again"]
     looks = _looks(sources)
     if record is None or not looks or str(record.get("asked")) not in _keys(asked, record) or record.get("source") != looks:
         return "", []
     if not is_data(record):
-        return "", [f"{uri}: not a firstsight staging record; looked at the source again"]
+        return "", [f"{uri}: not a firstsight staging record; reading the source again"]
     found = _data({**record, "uri": where_it_lies(folder.rpartition("/staging/")[0], record["uri"])})
     damaged = [line for one in dict.fromkeys((found, pinned)) if one.uri for line in find_damage(one)]
     return ("" if damaged or pinned.uri not in ("", found.uri) else found.uri), damaged

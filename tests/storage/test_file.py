@@ -70,7 +70,7 @@ def test_a_folder_in_the_place_of_an_object(tmp_path: Path, holds: bool) -> None
         store.delete(uri)
         assert not exists(uri)
         if holds:
-            with pytest.raises(InputError, match=f"^{uri}: a folder lies here, not a file: remove it"):
+            with pytest.raises(InputError, match=f"^{uri}: this is a folder, not a file: remove it"):
                 write()
             (tmp_path / "x" / "inside").unlink()
             (tmp_path / "x").rmdir()

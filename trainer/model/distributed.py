@@ -271,7 +271,7 @@ class GradientSum:
     def _grown(self, index: int, p: nn.Parameter) -> None:
         """A backward pass has added to the gradient of `p`, of run `index`."""
         self._seen[p] += 1
-        assert self._seen[p] <= self._passes, f"begin() was told of {self._passes} backward passes, and another one came"
+        assert self._seen[p] <= self._passes, f"begin() announced {self._passes} backward passes, but there was another one"
         if self._seen[p] == self._passes:
             self._left[index] -= 1
             if not self._left[index]:

@@ -29,15 +29,15 @@ _GAUGES = {
     "logit_scale": "Exponential of the logit scale.",
     "grad_norm": "Gradient norm before clipping.",
     "mfu_ratio": "Counted model FLOP/s over the device's peak.",
-    "learning_rate": "Of the last logged step.",
-    "samples_per_second": "Of all ranks, over the last logged steps.",
-    "checkpoint_seconds": "From the start of the last finished save to its commit.",
-    "checkpoint_stall_seconds": "How long the last save held the training up.",
+    "learning_rate": "Learning rate of the last logged step.",
+    "samples_per_second": "Samples per second of all ranks, over the last logged steps.",
+    "checkpoint_seconds": "Seconds from the start of the last finished save to its commit.",
+    "checkpoint_stall_seconds": "Seconds for which the last save stalled training.",
     "start_timestamp_seconds": "When this process began to train.",
     "last_step_timestamp_seconds": "When the last step ended.",
     "last_checkpoint_timestamp_seconds": "When the last save began.",
-    "compute_seconds": "Of a step, mean over the last logged steps.",
-    "communication_seconds": "Of a step, in which computing stood still for other ranks; what overlaps is not counted.",
+    "compute_seconds": "Seconds of computation per step, mean over the last logged steps.",
+    "communication_seconds": "Seconds per step spent waiting for other ranks; communication that overlaps with computation is not counted.",
     "step": "Optimiser step that the run has reached.",
     "nonfinite_steps": "Steps that the run skipped because their gradient contained NaN or Inf, earlier processes included.",
     "restarts": "How often the run resumed from a checkpoint.",
@@ -91,7 +91,7 @@ class Endpoint:
         self._step_seconds = Histogram(
             f"{PREFIX}_step_seconds", "Wall time of a step.", _LABELS, registry=self._registry, buckets=_buckets()
         ).labels(*labels)
-        info = Info(PREFIX, "Which run this is.", _LABELS, registry=self._registry).labels(*labels)
+        info = Info(PREFIX, "Identity of the run.", _LABELS, registry=self._registry).labels(*labels)
         info.info({"recipe_hash": recipe_hash(config), "data": config.data.identity, "output": config.output})
         self._scrapes = _Scrapes()
         self._registry.register(self._scrapes)

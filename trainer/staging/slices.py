@@ -285,7 +285,7 @@ class Attempt:
         if unfit:
             raise RunError(
                 f"{unfit[self._number]}; slice {self._number} was rebuilt, but its source no longer yields the sealed bytes: restore the "
-                f"file back from a copy, or delete {self._target} to stage it from scratch as a different data set"
+                f"file from a copy, or delete {self._target} to stage it from scratch as a different data set"
             )
 
     def _choose(self, record: SliceRecord) -> bool:

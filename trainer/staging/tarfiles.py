@@ -149,13 +149,13 @@ def _resolve(
     for _ in range(_MAX_LINKS):
         target = by_name.get(links[at])
         if target is None:
-            return replace(found[index], fault=f"{name} is a link to {links[at]}, which is no file of this tar")
+            return replace(found[index], fault=f"{name} is a link to {links[at]}, which is not a file in this tar")
         if target not in links:
             member = found[target]
             data = _read(stream, member.offset, member.size) if is_wanted(name) and not member.data else member.data
             return replace(member, name=name, data=data)
         at = target
-    return replace(found[index], fault=f"{name} is a link that leads to itself")
+    return replace(found[index], fault=f"{name} is a link to itself")
 
 
 def _read(stream: BinaryIO, offset: int, size: int) -> bytes:

@@ -50,7 +50,7 @@ def read_failure(folder: str) -> Failure | None:
     except MissingObject:
         return None
     except (Corrupt, InputError) as error:
-        print(f"{error}; how the job failed is unknown; its log may tell", file=sys.stderr, flush=True)
+        print(f"{error}; how the job failed is unknown; its log may show why", file=sys.stderr, flush=True)
         return None
 
 

@@ -91,7 +91,7 @@ class FileStore:
         """Make `target_uri` a hard link to the source, or a copy where the file system has none; whole or not at all."""
         source, target = _path(source_uri), _path(target_uri)
         if source.is_dir():
-            raise MissingObject(f"{source_uri}: a folder lies here, not a file")
+            raise MissingObject(f"{source_uri}: this is a folder, not a file")
         partial = Path(beside(str(target), "write"))
         with _errors(target_uri):
             _make_folder(target.parent, target_uri)
@@ -280,7 +280,7 @@ def _errors(uri: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingObject(f"{uri}: no such file") from error
     except IsADirectoryError as error:
-        raise MissingObject(f"{uri}: a folder lies here, not a file: remove it") from error
+        raise MissingObject(f"{uri}: this is a folder, not a file: remove it") from error
     except PermissionError as error:
         raise InputError(f"{uri}: permission denied ({error.strerror}): check who owns the folder") from error
     except OSError as error:

@@ -58,7 +58,7 @@ def put_if(client: Client, uri: str, bucket: str, key: str, data: bytes, conditi
     """PUT under a condition that the server checks; False if it does not hold.
 
     Raises:
-        RunError: the store holds other bytes than were sent.
+        RunError: the store has different bytes from those sent.
     """
     writer = secrets.token_hex(8)
     try:
@@ -70,7 +70,7 @@ def put_if(client: Client, uri: str, bucket: str, key: str, data: bytes, conditi
         found = stat(client, bucket, key)
         return found is not None and (found.metadata or {}).get(_WRITER) == writer
     if not proven and not s3_reads.holds(client, uri, bucket, key, [(len(data), hashlib.md5(data, usedforsecurity=False).hexdigest())]):
-        raise RunError(f"{uri}: {client.connections.where} holds other bytes than were sent")
+        raise RunError(f"{uri}: {client.connections.where} has different bytes from those sent")
     return True
 
 

@@ -53,7 +53,7 @@ def read_pieces(
             except Damaged as error:
                 retries.wait(f"{uri}: {client.connections.where} gives {error}")
             except (HTTPError, OSError) as error:
-                retries.wait(f"{uri}: reading broke off at byte {position} of {end}: {type(error).__name__}")
+                retries.wait(f"{uri}: reading was interrupted at byte {position} of {end}: {type(error).__name__}")
             else:
                 response.release_conn()
 
@@ -82,7 +82,7 @@ def read_checked(client: Client, uri: str, bucket: str, key: str) -> bytes:
                 f"{uri}: the store returned bytes with MD5 {digest} for an object whose ETag is {etag}: it was damaged in the store"
             )
         wrong.add((etag, digest))
-        retries.wait(f"{uri}: the bytes that came are not those of the ETag")
+        retries.wait(f"{uri}: the received bytes do not match the ETag")
 
 
 def holds(client: Client, uri: str, bucket: str, key: str, digests: list[tuple[int, str]]) -> bool:

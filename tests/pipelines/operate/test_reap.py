@@ -279,7 +279,7 @@ def test_once_does_what_there_is_to_do_and_ends(server: FakeApi, api_cluster: Cl
     assert main(["reap", "--namespace", "team"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("reap: PyTorchJob team/j: shell ana was last heard of at ")
+    assert lines[0].startswith("reap: PyTorchJob team/j: shell ana sent its last heartbeat at ")
     assert lines[-1] == "reap: 0 jobs, nothing to do"
 
 

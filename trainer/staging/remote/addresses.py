@@ -118,5 +118,5 @@ def _refusal(address: str) -> str:
     """Why an address is refused, and what opens it."""
     bare = ipaddress.ip_address(address.partition("%")[0])
     if bare in _CREDENTIALS or _inner(bare) in _CREDENTIALS:
-        return f"it is at {address}, where a cloud hands out credentials: nothing is fetched from there"
+        return f"it is at {address}, where a cloud serves credentials: nothing is fetched from there"
     return f"it is at {address}, not on the public Internet: {PRIVATE_VARIABLE} (jobs.private_sources of a profile) must name its range"

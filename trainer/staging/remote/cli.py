@@ -113,7 +113,7 @@ def _plan_source(options: argparse.Namespace) -> str:
     if options.kind == "nights":
         return nights.plan(options.root, options.list, options.table, recipe, _http_settings(options))
     if options.table:
-        raise InputError("--table is for nights alone: its data.csv")
+        raise InputError("--table is only for nights (its data.csv)")
     if options.captions not in POLICIES:
         raise InputError(f"--captions must be one of {', '.join(POLICIES)}, got {options.captions!r}")
 

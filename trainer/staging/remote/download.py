@@ -244,9 +244,9 @@ def layout_name(archive: Path | str, member: zipfile.ZipInfo, place: str) -> Pur
     parts = PurePosixPath(name).parts
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
     if not parts:
-        raise RunError(f"{archive}: a member has no name ({name!r}): this is no archive to unpack")
+        raise RunError(f"{archive}: a member has no name ({name!r}): this archive is not safe to unpack")
     if name.startswith(("/", "\\")) or "\\" in name or ":" in name or ".." in parts or "\0" in name or is_link:
-        raise RunError(f"{archive}: member {name!r} would lead out of its folder: this is no archive to unpack")
+        raise RunError(f"{archive}: member {name!r} would lead out of its folder: this archive is not safe to unpack")
     parts = parts[1:] if parts[0] == "nights" and len(parts) > 1 else parts
     return PurePosixPath(place, *parts) if place and parts[0] != place else PurePosixPath(*parts)
 

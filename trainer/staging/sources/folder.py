@@ -84,7 +84,7 @@ def _captions_beside(files: Sequence[SourceFile]) -> tuple[dict[str, dict[str, S
         if suffix in _BESIDE:
             first = found[stem].setdefault(suffix, file)
             if first is not file:
-                rejects.append(Reject(file.name, "second file of captions", f"{first.name} is read", counts=False))
+                rejects.append(Reject(file.name, "second caption file", f"{first.name} is read", counts=False))
     return found, rejects
 
 
