@@ -1,7 +1,7 @@
 """Write the tables of docs/SECURITY.md about pods and rights from the rendered chart: `python scripts/pods_table.py`.
 
 What each pod has is read from what Helm makes with every switch on, from the jobs that a launcher makes by its profile, and from the
-compiled pipeline. Why it has that stands in `WHY` and `WHY_RIGHT`: a pod or a right without a reason ends the script. Tests hold
+compiled pipeline. Why it has that is in `WHY` and `WHY_RIGHT`: a pod or a right without a reason ends the script. Tests hold
 the page against the chart, and a real cluster's pods and accounts against the same functions.
 """
 
@@ -34,7 +34,7 @@ PAGE = REPOSITORY / "docs/SECURITY.md"
 BEGIN, END = "<!-- written by scripts/pods_table.py -->\n", "<!-- end of what is written -->\n"
 RELEASE = "fs"
 PLACES = {"192.0.2.1/32": "the API server", "192.0.2.2/32": "the store", "192.0.2.3/32": "sources", "192.0.2.4/32": "Kubeflow"}
-"""Ranges that stand in the values below for what a policy lets a pod reach."""
+"""Ranges that are in the values below for what a policy lets a pod reach."""
 VALUES: dict[str, Any] = {
     "images": {name: {"digest": f"sha256:{'0' * 64}"} for name in ("pipelines", "trainer", "minio")},
     "objectStore": {"bundled": {"unstableCredentials": True}},

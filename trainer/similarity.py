@@ -75,7 +75,7 @@ def dissimilarities(features_ND: Array) -> NDArray[np.float32]:
 
 
 def upper_triangle(square_NN: Array) -> Array:
-    """What stands above the diagonal, row by row."""
+    """What is above the diagonal, row by row."""
     return np.concatenate([square_NN[row, row + 1 :] for row in range(len(square_NN))])
 
 

@@ -66,7 +66,7 @@ def _kept(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def find_lost(experiment: Experiment, plan: Plan) -> dict[str, dict[str, Any]]:
-    """The documents of declarations that the store lacks, or has damaged, by their URIs: each stands there and in plan.json."""
+    """The documents of declarations that the store lacks, or has damaged, by their URIs: each is there and in plan.json."""
     lost = {}
     for number, entry in enumerate(plan.get("declared", [])):
         uri, document = layout.declared(experiment.uri, number, entry["sha256"]), {"format_version": FORMAT_VERSION, "declared": entry}

@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def main() -> int:
-    """Run the rows, merge their figures into what stands in docs/, and fail if one of them missed its target."""
+    """Run the rows, merge their figures into what is in docs/, and fail if one of them missed its target."""
     rows = load_rows()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", help=f"rows to run (default: all that need no GPU); known: {', '.join(rows)}")

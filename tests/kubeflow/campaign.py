@@ -109,7 +109,7 @@ class Submission:
 
     @property
     def run(self) -> str:
-        """Id of the run, which stands in the first line."""
+        """Id of the run, which is in the first line."""
         found = _RUN.search(self.lines[0]) if self.lines else None
         return found[0] if found else ""
 

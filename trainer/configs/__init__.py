@@ -61,7 +61,7 @@ def load_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, r
 
     Args:
         recipe: a shipped name, a URI that ends in .yaml, the YAML itself, or what the YAML would hold.
-        overrides: win over all that stands in it.
+        overrides: win over all that is in it.
         read: gives the text at a URI; `trainer.storage.recipes.read_recipe` brings it.
         source: which file holds the recipe where it is given by itself, to begin an error with.
 
@@ -96,7 +96,7 @@ def recipe_differences(recipe: Recipe, base: Recipe) -> list[str]:
 
 
 def parse_overrides(text: str, kind: type[Any] = Recipe) -> dict[str, Any]:
-    """Overrides in one string, `a.b=1 c.d=2`: dotted keys with their values. A value with blanks stands in quotes.
+    """Overrides in one string, `a.b=1 c.d=2`: dotted keys with their values. A value with blanks is in quotes.
 
     Raises:
         InputError: no `=`, a key twice, or an unknown key, in one line that names the nearest one.

@@ -1,7 +1,7 @@
 """How much of its start a model of stage 2 still has: the cosine between the weights of its vision tower and those it started from.
 
 For the perceptual arm the start is the tower of stage 1, for the baseline the seed's own initial weights: how far an arm without a
-prior moves stands beside it.
+prior moves is beside it.
 """
 
 from collections.abc import Mapping

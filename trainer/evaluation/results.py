@@ -1,6 +1,6 @@
 """What an evaluation wants, what of it is there, and the files that it writes (`trainer/storage/figures.py`). No torch here.
 
-What a figure depends on stands in its block `firstsight`, and a figure is done only where all of that is what is wanted now.
+What a figure depends on is in its block `firstsight`, and a figure is done only where all of that is what is wanted now.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What stands beside a picture's pixels: found out whether it can be read, and taken away where it keeps a picture from being read."""
+"""What is next to a picture's pixels: found out whether it can be read, and taken away where it keeps a picture from being read."""
 
 from collections.abc import Iterator
 

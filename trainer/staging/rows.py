@@ -98,7 +98,7 @@ class Reject:
     counts: bool = True
 
     def __post_init__(self) -> None:
-        """What is said of a URL can be read by all who read the data set: no signature stands in it."""
+        """What is said of a URL can be read by all who read the data set: no signature is in it."""
         object.__setattr__(self, "detail", without_signatures(self.detail))
 
 

@@ -30,7 +30,7 @@ class Member:
     """A file in a tar.
 
     Attributes:
-        name: as it stands there.
+        name: as it is there.
         offset: of its first byte.
         size: in bytes.
         data: its bytes, where they were asked for and are few.
@@ -136,7 +136,7 @@ def _check_end(stream: BinaryIO, position: int, size: int, where: str, last: str
 
 
 def _target(info: tarfile.TarInfo) -> str:
-    """The name that a link leads to: a hard link's as it stands there, a symbolic one's from its own folder."""
+    """The name that a link leads to: a hard link's as it is there, a symbolic one's from its own folder."""
     base = posixpath.dirname(info.name) if info.issym() else ""
     return posixpath.normpath(posixpath.join(base, info.linkname))
 

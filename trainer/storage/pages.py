@@ -2,7 +2,7 @@
 
 Each page is a folder of its own, report/generation-<n>/, and report/made.json names the generation that counts, with the checksum of
 each of its files. A writer claims its number before it reads the experiment, so that a page of a higher number knows all that was
-finished before a lower one was begun; it writes its folder, then points made.json at it unless a higher number stands there already.
+finished before a lower one was begun; it writes its folder, then points made.json at it unless a higher number is there already.
 So whoever writes last, no page is replaced by an older one, and no reader meets half of one.
 
 Copies of the files that count lie in report/ itself, for people and their bookmarks. They are written last, and may for a moment be of

@@ -118,7 +118,7 @@ def _wrong_key(entry: Any, version: int) -> str:
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:
-    """Under which name a recipe stands in `recipes`: the hash of what is written there."""
+    """Under which name a recipe is in `recipes`: the hash of what is written there."""
     return canonical_hash(recipe)
 
 

@@ -1,6 +1,6 @@
 """Where the S3 store is and with which keys and proxy it is reached, read from the environment and a credentials file.
 
-Keys never stand in a message: what is wrong with one is said of its variable or file.
+Keys are never in a message: what is wrong with one is said of its variable or file.
 """
 
 import configparser

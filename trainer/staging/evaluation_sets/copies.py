@@ -28,7 +28,7 @@ Split = Literal["test", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture: where it stands in the copy, its bytes when they are asked for, and what is right about it.
+    """One picture: where it is in the copy, its bytes when they are asked for, and what is right about it.
 
     Attributes:
         name: unique in the set.

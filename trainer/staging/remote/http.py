@@ -104,7 +104,7 @@ class HttpSettings:
 
 
 def check_contact(contact: str) -> str:
-    """`contact` if it can stand in a header; InputError if not."""
+    """`contact` if it can be in a header; InputError if not."""
     if not (contact.isascii() and contact.isprintable()):
         raise InputError(f"--contact must be printable ASCII, such as mailto:you@example.org, got {contact!r}")
     return contact

@@ -53,10 +53,10 @@ def is_list_file(uri: str, file: SourceFile) -> bool:
 
 
 def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
-    """The lists of a folder; none where captions stand beside the pictures, or in tars, or nowhere.
+    """The lists of a folder; none where captions are beside the pictures, or in tars, or nowhere.
 
     A list that was named is the list. Else captions.csv at the top is, whatever else there is; else the files called captions or
-    metadata; and where no caption stands beside a picture, one file of any name that lists pictures and captions, or pictures and
+    metadata; and where no caption is beside a picture, one file of any name that lists pictures and captions, or pictures and
     labels where the pictures do not lie in folders named after their classes.
 
     Raises:
@@ -185,7 +185,7 @@ class _Picture:
 
 
 def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None = None) -> Rows[PairRow]:
-    """Every picture of the lists; several captions stand in one field (one per line), in a list, or in rows of their own.
+    """Every picture of the lists; several captions are in one field (one per line), in a list, or in rows of their own.
 
     Args:
         uri: of the folder.

@@ -1,6 +1,6 @@
 """Pairs from WebDataset tars, img2dataset's output included.
 
-Members of one sample share a name up to its first dot. What img2dataset could not fetch stands in the table that it
+Members of one sample share a name up to its first dot. What img2dataset could not fetch is in the table that it
 leaves beside each tar: it is counted, but it is no fault of these files.
 """
 
