@@ -1,7 +1,7 @@
 """A run profile: where runs keep things and how their jobs look. One YAML file: the chart's ConfigMap, or a person's own.
 
 In a pod of the pipeline it is mounted from the ConfigMap that the parameter `profile` names; on a laptop `--profile` gives it.
-What one run asks for beside it (nodes, image, queue, placement …) is in its request and wins over the profile.
+What one run asks for beside it (nodes, image, queue, placement …) is in its request and overrides the profile.
 """
 
 import dataclasses

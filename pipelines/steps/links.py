@@ -40,7 +40,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         request: a request file's URI, or its YAML; may be empty.
         profile: name of the ConfigMap that is mounted as profile.
         run: the run's id.
-        **given: every other parameter; an empty one is not given, any other wins over the request's.
+        **given: every other parameter; an empty one is not given, any other overrides the request's.
 
     Returns:
         The URI of the stored request with the run's id, and a page of links as Markdown.

@@ -36,7 +36,7 @@ def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Over
     Args:
         kind: a dataclass of configuration.
         values: plain data; `group.key: value` stands for a key of a group.
-        overrides: win over `values`; a group that one names keeps its other values.
+        overrides: values that override `values`; a group that one names keeps its other values.
         source: file or what else said it, to begin an error with.
 
     Raises:
@@ -61,7 +61,7 @@ def load_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, r
 
     Args:
         recipe: a shipped name, a URI that ends in .yaml, the YAML itself, or what the YAML would hold.
-        overrides: win over all that is in it.
+        overrides: values that override it.
         read: gives the text at a URI; `trainer.storage.recipes.read_recipe` brings it.
         source: which file holds the recipe where it is given by itself, to begin an error with.
 
