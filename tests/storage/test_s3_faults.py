@@ -153,7 +153,7 @@ def test_failed_multipart_leaves_no_parts(s3_root: str, proxy: FaultProxy, monke
         (Status(503), r"answers 503 SlowDown \(given up after \d+ tries in \d+ s\)"),
         (Refuse(), "cannot be reached: .*(reset|closed)"),
         (Stall(1.5), "cannot be reached: .*(timed out|[Tt]imeout)"),
-        (CutAfter(0), "reading was interrupted at byte 0"),
+        (CutAfter(0), "reading stopped at byte 0"),
     ],
 )
 def test_outage_beyond_patience(s3_root: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, fault: Fault, cause: str) -> None:

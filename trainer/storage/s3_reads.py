@@ -53,7 +53,7 @@ def read_pieces(
             except Damaged as error:
                 retries.wait(f"{uri}: {client.connections.where} gives {error}")
             except (HTTPError, OSError) as error:
-                retries.wait(f"{uri}: reading was interrupted at byte {position} of {end}: {type(error).__name__}")
+                retries.wait(f"{uri}: reading stopped at byte {position} of {end}: {type(error).__name__}")
             else:
                 response.release_conn()
 
