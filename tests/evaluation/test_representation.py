@@ -199,7 +199,7 @@ def make_config(root, asked, recipe_hash):
 REFUSED = {
     "an unknown set": (
         {"sets": ("colors",)},
-        "representation.sets: no evaluation set is called 'colors'; there are own, colours, captions",
+        "representation.sets: no evaluation set is called 'colors'; known: own, colours, captions",
     ),
     "an unknown probe": ({"probes": ("cifar-10",)}, "representation.probes: no evaluation set is called 'cifar-10'"),
     "a probe of captions": (

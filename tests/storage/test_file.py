@@ -136,7 +136,7 @@ def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
 def test_writing_over_a_folder(tmp_path: Path) -> None:
     """A folder that holds anything is never replaced by a file."""
     (tmp_path / "d" / "e").mkdir(parents=True)
-    with pytest.raises(InputError, match="a folder lies here"):
+    with pytest.raises(InputError, match="this is a folder"):
         write_bytes(str(tmp_path / "d"), b"x")
 
 

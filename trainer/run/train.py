@@ -148,7 +148,7 @@ def validate(config: StageConfig) -> None:
         size = config.contrastive.contrast_batch_size
         require("contrastive.contrast_batch_size", size, rule, size % ranks == 0)
         most = unless_auto(config.placement.local_batch_size)
-        rule = f"auto, 0 or >= contrast_batch_size / ranks = {size // ranks} where contrastive.accumulation is independent"
+        rule = f"auto, 0 or >= contrast_batch_size / ranks = {size // ranks} if contrastive.accumulation is independent"
         whole = most == 0 or most >= size // ranks or config.contrastive.accumulation != "independent"
         require("placement.local_batch_size", most, rule, whole)
     resume = config.placement.resume

@@ -207,7 +207,7 @@ def test_pods_of_a_job_that_kubernetes_deleted_with_its_workflow_are_hurried_too
 
 
 def test_a_job_adopted_at_the_last_moment_is_not_deleted(server: FakeApi, api_cluster: Cluster):
-    """The deletion is bound to the version that was looked at."""
+    """The deletion is bound to the version that was read."""
     put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
     slow = Reaper(api_cluster, [""], 600, lambda line: None)
     for seen in api_cluster.list(PYTORCHJOB, namespace=""):

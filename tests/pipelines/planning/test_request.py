@@ -266,7 +266,7 @@ def test_a_stored_request_of_format_1_is_read_and_one_that_was_edited_is_named(t
     assert read_request(uri) == request
 
     write_json(uri, {"format_version": 1, **request.stored(), "nodes": 3})
-    with pytest.raises(Corrupt, match=f"{uri}: holds request"):
+    with pytest.raises(Corrupt, match=f"{uri}: contains request"):
         read_request(uri)
 
 
@@ -276,7 +276,7 @@ def test_another_request_in_a_request_s_place_is_named(tmp_path: Path):
     other = write_request(resolve(merge(FILE, {"experiment": "mine", "nodes": "3"})), str(tmp_path))
     write_json(uri, read_json(other))
 
-    with pytest.raises(Corrupt, match=f"{uri}: holds request"):
+    with pytest.raises(Corrupt, match=f"{uri}: contains request"):
         read_request(uri)
 
 
