@@ -231,7 +231,7 @@ def test_kinds_that_the_cluster_lacks_are_waited_for_without_an_error(server: Fa
     server.served.add("/apis/argoproj.io/v1alpha1/workflows")
 
     until(lambda: grace(server) == 20)
-    assert sorted(line for line in said if "waited" in line) == [
+    assert sorted(line for line in said if "waits for them" in line) == [
         "reap: the cluster has no trainjobs.trainer.kubeflow.org: the reaper waits for them",
         "reap: the cluster has no workflows.argoproj.io: the reaper waits for them",
     ]
