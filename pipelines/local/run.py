@@ -119,7 +119,7 @@ def _why_unreadable(root: str) -> str:
 
 def run(prepared: Prepared, *, verbose: bool) -> int:
     """Run the experiment; the exit code is 0, 1 (failed on the way), 2 (wrong input), 130 or 143 (stopped)."""
-    console = Console(file=sys.stdout, highlight=False)  # this stdout, since kfp's thread replaces it
+    console = Console(file=sys.stdout, highlight=False)  # this stdout: kfp's thread puts another in its place
     started = time.time()
     with contextlib.ExitStack() as stack, temporary_folder("run") as scratch:
         held, refused = _hold(prepared, stack)

@@ -29,7 +29,7 @@ class CellFailure:
 
     Attributes:
         cell: its name.
-        stage: the stage that failed: perceptual, contrastive, posthoc or evaluate.
+        stage: that failed: perceptual, contrastive, posthoc or evaluate.
         exit_code: 1 failed on the way, 2 wrong input.
         line: why, in one line.
     """
