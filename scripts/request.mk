@@ -24,7 +24,7 @@ RESUME ?=## auto (from the last checkpoint), never (start over), or the URI of a
 PLACEMENT ?=## how a stage runs, such as loader_workers=8; see docs/REQUEST.md (default: none)
 REPRESENTATION ?=## layers, RDMs and probes, such as probes=[all]; see docs/EVALUATION.md (default: none)
 
-# Taken as they stand: make would run $(shell ...) in them, and lose $x.
+# Passed on literally: otherwise make would run $(shell ...) in them, and lose $x.
 export REQUEST RECIPE SET ARMS SEEDS VARY ENDPOINTS TESTS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT REPRESENTATION
 $(foreach name,REQUEST RECIPE SET ARMS SEEDS VARY ENDPOINTS TESTS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT REPRESENTATION,$(eval override $(name) := $$(value $(name))))
 REQUEST_FLAGS = $(if $(strip $(REQUEST)),--request="$$REQUEST")
