@@ -98,7 +98,7 @@ class PairsDecoder:
         return DecodedPairs(images=images, tokens=tokens, lengths=lengths, seeds=torch.from_numpy(seeds), keys=keys)
 
     def _images(self, samples: list[tuple[ShardView, int]], places: list[tuple[int, int]], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Process each picture from bytes to its place in the batch (B, S, S, 3) before the next, which keeps its pixels in the CPU's cache."""
+        """Decode each picture into its place in the batch (B, S, S, 3) before the next, so that its pixels stay in the CPU's cache."""
         side = self.image_size
         images = np.empty((len(samples), side, side, 3), np.uint8)
         sources = [
