@@ -102,7 +102,7 @@ def read_directory(client: PoliteClient, uri: str, archive: str, place: str) -> 
     except (InputError, RunError):
         raise
     except BROKEN_ZIP as error:
-        raise InputError(f"{uri}: not a complete zip: {error}") from error
+        raise InputError(f"{uri}: not a whole zip: {error}") from error
 
 
 def _size(client: PoliteClient, uri: str) -> int:
@@ -130,7 +130,7 @@ def unpack_member(member: Member, data: bytes, most: int) -> bytes:
     except (struct.error, zlib.error, ValueError) as error:
         raise FetchError("damaged zip", f"{member.archive}: {member.name}: {error}") from error
     if len(content) > most:
-        raise FetchError("too many bytes", f"{member.archive}: {member.name}: more than {most}")
+        raise FetchError("too many bytes", f"{member.archive}: {member.name}: at most {most}")
     if zlib.crc32(content) != member.crc32:
         raise FetchError("damaged zip", f"{member.archive}: {member.name}: its checksum does not match the zip directory")
     return content
