@@ -1,7 +1,7 @@
 """Logs as JSON, one object per line with one schema for trainer, launcher and reaper, if FIRSTSIGHT_LOG_FORMAT is `json`.
 
-Standard output and error are replaced, so everything that Python prints becomes a record. An uncaught exception becomes a record with
-its traceback. Only output that a C library writes directly to the file descriptor is not converted. docs/OPERATIONS.md has the schema.
+Whatever is printed becomes a record, whoever prints it: standard output and error are replaced. An exception that nobody catches is a
+record with its traceback. Only what a C library writes to the file descriptor itself passes by. docs/OPERATIONS.md has the schema.
 """
 
 import contextlib
@@ -204,7 +204,7 @@ class _Handler(logging.Handler):
     """Log records of any library."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a library's log record as one of ours."""
+        """As one of ours."""
         told = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
         if _began:
             _began[-1].record(record.getMessage().rstrip("\n"), record.levelname.lower(), traceback=told)

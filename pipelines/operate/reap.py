@@ -28,7 +28,7 @@ from trainer.errors import InputError, RunError
 from trainer.progress import counted
 
 LOOK_AGAIN_SECONDS = 30.0
-"""Seconds until a retry for a kind that the cluster does not serve yet, a missing permission, or a failed action."""
+"""For a kind that the cluster has not yet, a permission that is missing, an action that failed."""
 DEPARTED_SECONDS = 60.0
 """Seconds for which the pods of a deleted job are still handled."""
 STUCK_SECONDS = 900.0

@@ -52,7 +52,7 @@ class Point:
 
 
 def check_axes(axes: Any, source: str = "vary") -> None:
-    """Refuse invalid axes with a one-line error.
+    """Refuse what is not axes, in one line.
 
     Raises:
         InputError: wrong structure, a field that the recipe does not have or that cannot vary, or values that are all the same.
@@ -150,4 +150,4 @@ def _check_points(axes: Axes, source: str) -> None:
                 "give the axis a shorter name, or a first field with shorter values"
             )
         if names.count(name) > 1:
-            raise InputError(f"{source}: two points would be called {name!r}: rename the axes")
+            raise InputError(f"{source}: two points would be called {name!r}: give the axes other names")

@@ -93,7 +93,7 @@ def _require_mounted(request: Request, profile: str) -> None:
 
 
 def _require_queue(profile: Profile, request: Request) -> None:
-    """Refuse a Kueue queue that admits nothing, before anything is staged; other kinds of queues cannot be checked here."""
+    """Refuse a queue of Kueue's that admits nothing, before anything is staged; other queues are not known here."""
     settings = job_settings(profile, request)
     queue = settings.labels.get(QUEUE_LABEL, "")
     if queue and profile.backend != LOCAL:

@@ -18,7 +18,7 @@ from trainer.errors import InputError
 VOCABULARY = 49408
 IMAGES_A_TRIPLET = 3
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
-"""Dense bf16 (V100: fp16) FLOP/s from the manufacturers' data sheets, for SXM if there are several versions."""
+"""Dense bf16 (V100: fp16) operations a second by the makers' data sheets, SXM where there is a choice."""
 CAPTION_TOKENS = 24.0
 """Mean tokens per caption assumed for activations, as in rows L and M of docs/BENCHMARKS.md (web captions)."""
 CONTEXT_BYTES = 3 << 29

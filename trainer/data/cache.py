@@ -343,7 +343,7 @@ def shard_source(
     placement: Placement,
     start_step: int,
 ) -> Source:
-    """The source of shards for a loader that begins at `start_step`."""
+    """Where a loader that begins at `start_step` finds its shards."""
     if local_path(uri) is not None:
         return InPlace(uri, shards)
     return Prefetcher(uri, manifest, shards, order, rank=rank, world_size=world_size, placement=placement, start_step=start_step)

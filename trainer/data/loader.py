@@ -159,7 +159,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples per epoch, over all ranks."""
+        """Samples an epoch, over all ranks."""
         return self.steps_per_epoch * self._global_batch_size
 
     def batches(self, start_step: int) -> Iterator[BatchT]:

@@ -9,7 +9,7 @@ import torch
 from trainer.errors import InputError
 
 MINIMUM_DRIVERS = {12: 525, 13: 580}
-"""Oldest NVIDIA driver for each major version of CUDA; minor versions need no newer driver."""
+"""NVIDIA's least driver by the major version of CUDA; a minor version needs no newer one."""
 DRIVER_FILES = ("/sys/module/nvidia/version", "/proc/driver/nvidia/version")
 """File with the driver's version; inside a container it is that of the node."""
 DEVICES = Path("/dev")
