@@ -1,4 +1,4 @@
-"""Opening a sealed data set and iterating over its samples, decoded."""
+"""Open a sealed data set and iterate over its decoded samples."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class Pair:
         split: train, val or test.
         image: (H, W, 3) uint8.
         captions: at least one.
-        facts: what was staged beside them: label, source …
+        facts: metadata staged with them: label, source …
     """
 
     key: str
@@ -64,15 +64,15 @@ class Triplet:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationItem:
-    """A picture of an evaluation set with what is right about it: a label, several labels, or captions.
+    """A picture of an evaluation set with its ground truth: a label, several labels, or captions.
 
     Attributes:
         key: unique in its set.
         split: test.
         image: (H, W, 3) uint8.
-        label: index into the set's `classnames`; None where there is not exactly one.
-        targets: (classes,) bool, of a set whose pictures show several classes; else None.
-        captions: of a retrieval set; else empty.
+        label: index into the set's `classnames`; None if there is not exactly one.
+        targets: (classes,) bool, in a set whose pictures show several classes; otherwise None.
+        captions: in a retrieval set; otherwise empty.
     """
 
     key: str
@@ -94,11 +94,11 @@ class DataSet(Generic[SampleT]):
     Attributes:
         uri: its folder.
         name: results are filed under it.
-        identity: what a report compares.
+        identity: identity of the data, which reports compare.
         kind: pairs, triplets or evaluation.
-        attribution: licence line, to be shown wherever the pictures are.
-        num_samples: of each split.
-        classnames: of a zero-shot set, in the order of the labels; else empty.
+        attribution: licence line, to be shown wherever the pictures are shown.
+        num_samples: number of samples in each split.
+        classnames: classes of a zero-shot set, in the order of the labels; otherwise empty.
         evaluation_sets: name to URI of the sets that were staged with pairs.
     """
 
@@ -126,7 +126,7 @@ class DataSet(Generic[SampleT]):
 
         Raises:
             InputError: there is no such split.
-            Corrupt: bytes that are not those that were staged, naming shard and sample.
+            Corrupt: the bytes differ from those that were staged; the message names shard and sample.
         """
         if split not in self.num_samples:
             raise InputError(f"{self.uri}: has no split {split!r}, only {', '.join(self.num_samples)}")
@@ -138,25 +138,25 @@ def open_dataset(uri: str, kind: type[SampleT], *, identity: str = "") -> DataSe
 @overload
 def open_dataset(uri: str, kind: None = None, *, identity: str = "") -> DataSet[Pair] | DataSet[Triplet] | DataSet[EvaluationItem]: ...
 def open_dataset(uri: str, kind: Any = None, *, identity: str = "") -> Any:
-    """Open a sealed data set; nothing but its manifest is read yet.
+    """Open a sealed data set; only its manifest is read now.
 
     Args:
         uri: its folder, `<root>/datasets/<name>/<plan id>`; of evaluation sets also one in CLIP_benchmark's layout that another tool wrote.
-        kind: the samples that it must hold: `Pair`, `Triplet` or `EvaluationItem`; None takes any.
-        identity: that it must have, if given.
+        kind: the samples that it must contain: `Pair`, `Triplet` or `EvaluationItem`; None accepts any.
+        identity: the identity that it must have, if given.
 
     Raises:
-        InputError: no sealed data set is there, or it is of another kind or identity.
+        InputError: there is no sealed data set, or it has another kind or identity.
         Corrupt: its manifest was damaged or changed by hand.
     """
     place = absolute(uri)
     manifest = read_manifest(place)
     if manifest is None and not exists(join(place, "test", "nshards.txt")):
-        raise InputError(f"{place}: no manifest.json, so no sealed data set is here: name the folder <root>/datasets/<name>/<plan id>")
+        raise InputError(f"{place}: no manifest.json, so this is not a sealed data set: give the folder <root>/datasets/<name>/<plan id>")
     found = "evaluation" if manifest is None else manifest.kind
     if kind not in (None, _KINDS[found]):
         wanted = next(name for name, samples in _KINDS.items() if samples is kind)
-        raise InputError(f"{place}: holds {found}, where {wanted} are needed")
+        raise InputError(f"{place}: contains {found}, but {wanted} are needed")
     if found == "evaluation":
         return _evaluation_set(describe_set(place, identity))
     manifest = require_manifest(place, identity)

@@ -1,4 +1,4 @@
-"""Measuring a model on a set, as `firstsight evaluate` does, without writing anything."""
+"""Measure a model on a set, as `firstsight evaluate` does, without writing anything."""
 
 import os
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ class Result:
     Attributes:
         dataset: name of the set.
         task: zeroshot_classification, zeroshot_retrieval or 2afc.
-        evaluation_version: results are comparable where it is equal.
-        metrics: name to figure in [0, 1]; None where it is undefined, as acc5 below five classes.
-        chance: of the same metrics, what guessing scores.
-        baselines: what others score on the same items, such as pixel_mse.
-        ceiling: of the metrics where it is known, the most that any model can score on this set.
-        items: an array over the items each: key, and correct or rank.
+        evaluation_version: results are comparable if this is equal.
+        metrics: name to figure in [0, 1]; None if it is undefined, as acc5 below five classes.
+        chance: score of random guessing, for the same metrics.
+        baselines: scores of baselines on the same items, such as pixel_mse.
+        ceiling: highest score that any model can reach on this set, for the metrics where it is known.
+        items: one array over the items for each of: key, and correct or rank.
         num_items: test items.
     """
 
@@ -50,15 +50,15 @@ def evaluate(model: Model, uri: str, *, split: str = "test", batch_size: int = 6
 
     Args:
         model: from `load_model`.
-        uri: of an evaluation set (`open_dataset(…).evaluation_sets`, `firstsight stage eval`, or CLIP_benchmark's layout), or of triplets.
-        split: of triplets; evaluation sets have one, `test`.
+        uri: an evaluation set (`open_dataset(…).evaluation_sets`, `firstsight stage eval`, or CLIP_benchmark's layout), or triplets.
+        split: split of the triplets; evaluation sets have only `test`.
         batch_size: pictures that are encoded at once.
-        threads: that decode pictures; 0: one a core.
+        threads: threads that decode pictures; 0: one per core.
 
     Raises:
-        InputError: no such set or split, or a vision tower on a task that needs text.
-        Corrupt: bytes of the set are not those that were staged.
-        RunError: features that contain NaN or Inf, or a picture that cannot be decoded.
+        InputError: there is no such set or split, or the model is a vision tower and the task needs text.
+        Corrupt: the bytes of the set differ from those that were staged.
+        RunError: features contain NaN or Inf, or a picture cannot be decoded.
     """
     place = absolute(uri)
     triplets = read_manifest(place)
@@ -76,7 +76,7 @@ def evaluate(model: Model, uri: str, *, split: str = "test", batch_size: int = 6
     else:
         described = describe_set(place)
         if not model.has_text:
-            raise InputError(f"{place}: {described.task} needs texts, and {model.uri} is a vision tower alone")
+            raise InputError(f"{place}: {described.task} needs texts, and {model.uri} is only a vision tower")
         job = Job(model=at, wanted=Wanted(folder="", dataset=described.name, task=described.task, block={}), described=described)
     threads = threads or len(os.sched_getaffinity(0))
     _, outcome = next(measure_set(config, [job], {at: model._encoder}, threads, lambda done: None))

@@ -1,4 +1,4 @@
-"""Loading the final model of a stage, every byte compared with its seal."""
+"""Load the final model of a stage and verify every byte against its seal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,10 +33,10 @@ class Model:
 
     Attributes:
         uri: the folder of its stage.
-        stage: perceptual (a vision tower alone), contrastive or posthoc.
-        arm: of its cell.
-        seed: of its cell.
-        recipe_hash: of the stage that made it.
+        stage: perceptual (only a vision tower), contrastive or posthoc.
+        arm: arm of its cell.
+        seed: seed of its cell.
+        recipe_hash: recipe hash of the stage that trained it.
         weights_sha256: hash of its weights.
         step: optimiser steps that it was trained for.
         clip: the towers, an `open_clip.CLIP`.
@@ -61,7 +61,7 @@ class Model:
         return self.stage != "perceptual"
 
     def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
-        """A picture as the model is evaluated on it: (H, W, 3) uint8 to (3, S, S) uint8, bicubic to the short side, then the centre."""
+        """Preprocess a picture as for evaluation: (H, W, 3) uint8 to (3, S, S) uint8, bicubic resize and centre crop."""
         return centre(image, self.image_size, "exact")
 
     def encode_images(self, images: Sequence[NDArray[np.uint8]] | Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Model:
             InputError: it has no text tower.
         """
         if not self.has_text:
-            raise InputError(f"{self.uri}: a perceptual stage trains the vision tower alone: load the cell's contrastive stage for texts")
+            raise InputError(f"{self.uri}: a perceptual stage trains only the vision tower: load the cell's contrastive stage for texts")
         starts = range(0, len(texts), _TEXTS_AT_ONCE)
         return torch.cat([self._encoder.texts(texts[start : start + _TEXTS_AT_ONCE]) for start in starts])
 
@@ -95,8 +95,8 @@ def load_model(uri: str, *, device: str = "cpu") -> Model:
         device: as torch names it, `cpu` or `cuda`.
 
     Raises:
-        InputError: no finished model is there.
-        Corrupt: its bytes are not those that were sealed.
+        InputError: there is no finished model.
+        Corrupt: its bytes differ from those that were sealed.
     """
     folder = absolute(uri).rstrip("/")
     folder = folder.removesuffix(f"/{layout.FINAL}")
@@ -118,9 +118,9 @@ def load_model(uri: str, *, device: str = "cpu") -> Model:
 
 
 def _stage_config(folder: str) -> StageConfig:
-    """Of a finished stage: the copy that was sealed with its model, else the stage's own."""
+    """The configuration of a finished stage: the copy that was sealed with its model, or else the stage's own."""
     sealed = layout.config(layout.final(folder))
     place = sealed if exists(sealed) else layout.config(folder)
     if not exists(place):
-        raise InputError(f"{place}: missing: a model is loaded by the configuration of its stage")
+        raise InputError(f"{place}: missing: loading a model needs the configuration of its stage")
     return read_stored(StageConfig, read_config_values(place), join(place))

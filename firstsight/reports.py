@@ -1,4 +1,4 @@
-"""Reading the report of an experiment."""
+"""Read the report of an experiment."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ _CHECKED_FROM = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the page of an experiment says.
+    """The results of an experiment, as shown on its report page.
 
     Attributes:
-        uri: of the results.json that was read.
-        experiment: its name.
+        uri: URI of the results.json that was read.
+        experiment: name of the experiment.
         verdict: helped, hurt, mixed, not shown, one seed, or no answer.
         sentence: the answer in words, the page's first sentence.
-        endpoints: declared before the data: `name`, `label`, `chance`, `sets` …
-        scores: of every endpoint, arm and seed.
+        endpoints: the endpoints declared before the data were seen: `name`, `label`, `chance`, `sets` …
+        scores: scores of every endpoint, arm and seed.
         contrasts: paired differences of arms with their intervals, one for each arm and endpoint.
-        data: the data sets that it stands on: `what` (pairs, triplets, evaluation set), `name`, `uri`, `identity` …
+        data: the data sets behind it: `what` (pairs, triplets, evaluation set), `name`, `uri`, `identity` …
         metrics: every metric of every evaluation, one row each: `arm`, `seed`, `stage`, `dataset`, `metric`, `value` …
         document: all of results.json, as trainer/report/results.schema.json describes it.
     """
@@ -46,20 +46,18 @@ def read_report(uri: str) -> Report:
     """The report of an experiment.
 
     Args:
-        uri: of the experiment's folder, `<root>/experiments/<name>`, or of a results.json.
+        uri: the experiment's folder, `<root>/experiments/<name>`, or a results.json.
 
     Raises:
         InputError: there is no report, or a newer firstsight wrote it.
-        Corrupt: its checksum is not that of its content.
+        Corrupt: its checksum does not match its content.
     """
     place = absolute(uri)
     if not place.endswith(".json"):
         place = join(layout.report(place), "results.json")
     document = read_document(place, "a report", FORMAT_VERSION, checked_from=_CHECKED_FROM)
     if document is None:
-        raise InputError(
-            f"{place}: no report here: name an experiment's folder, and run `firstsight report --experiment` where it has none"
-        )
+        raise InputError(f"{place}: no report here: name an experiment's folder, and run `firstsight report --experiment` if it has none")
     return Report(
         uri=place,
         experiment=document["experiment"],

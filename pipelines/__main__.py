@@ -45,7 +45,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     run.set_defaults(run=_run)
 
     plan = commands.add_parser(
-        "plan", parents=[common], help="say what a run would do, and how much of that is already done; write nothing"
+        "plan", parents=[common], help="print what a run would do, and how much of it is already done; write nothing"
     )
     add_request(plan)
     plan.set_defaults(run=_plan)

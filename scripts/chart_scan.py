@@ -1,6 +1,6 @@
 """Scan the rendered chart with checkov and kube-score, and hold what they find against the reasons below: `make chart-scan`.
 
-    python scripts/chart_scan.py CHECKOV        scan; exit 1 where a finding has no reason, or a reason no finding
+    python scripts/chart_scan.py CHECKOV        scan; exit 1 if a finding has no reason, or a reason no finding
     python scripts/chart_scan.py --table        write the reasons into docs/SECURITY.md (`make generate`)
 
 What is scanned is the chart with every switch on and images by digest, and a pod of each kind of job that a launcher makes.
@@ -42,39 +42,39 @@ NAMES = {
 EXPLAINED: dict[str, tuple[tuple[str, ...], str]] = {
     "checkov CKV_K8S_11": (
         (*CHART, *JOBS),
-        "no CPU limits: requests divide a node that is full, and a limit would slow a pod down on one that is not; memory is limited",
+        "no CPU limits: requests divide the CPU of a full node, and limits would only slow pods down on other nodes; memory is limited",
     ),
     "checkov CKV_K8S_35": (
         ("Deployment minio", "Job bucket", "Pod check-firstsight-runs", "Pod check-v2-runs", *JOBS),
-        "keys come by the environment, as S3 clients read them; one program runs in each pod, and it says no value of its environment. "
-        "With workload identity there are none",
+        "keys are passed in the environment, where S3 clients read them; each pod runs one program, which never prints its environment. "
+        "With workload identity there are no keys",
     ),
     "checkov CKV_K8S_38": (
         ("Deployment reaper", "Job uninstall", "Pod check-firstsight-runs", "Pod check-reaper", "Pod check-v2-runs"),
-        "these pods ask the API server; their accounts' rights stand in the table above",
+        "these pods query the API server; the table above lists their accounts' rights",
     ),
     "checkov CKV_K8S_8": (
         (*TESTS, *JOBS),
-        "no liveness probe: these pods end by themselves, a trainer that hangs by its watchdog",
+        "no liveness probe: these pods end by themselves, and the watchdog ends a trainer that hangs",
     ),
-    "checkov CKV_K8S_9": ((*TESTS, *JOBS), "no readiness probe: nobody is sent to these pods"),
+    "checkov CKV_K8S_9": ((*TESTS, *JOBS), "no readiness probe: no Service sends traffic to these pods"),
     "kube-score container-ephemeral-storage-request-and-limit": (
         ("Deployment minio", *JOBS),
-        "the store writes to its volume, and a change would restart it at an upgrade; jobs have limits, except those of a queue, "
-        "as here: it admits nothing that its quotas do not name",
+        "the store writes to its volume, and a change would restart it at an upgrade; jobs have limits, except in a queue, "
+        "as here: a queue admits only resources that its quotas name",
     ),
     "kube-score container-image-pull-policy": (
         (*CHART, *JOBS),
-        "images are not pulled at each start: a tag changes with its content, and a digest cannot mean another. "
+        "images need not be pulled at each start: different content has a different tag, and a digest is unique. "
         "`images.pullPolicy: Always` is for nodes whose other tenants must not use what was pulled",
     ),
     "kube-score container-resources": ((*CHART, *JOBS), "as checkov's CKV_K8S_11"),
-    "kube-score deployment-replicas": (("Deployment minio",), "one server on one volume: the bundled store is for trying things"),
+    "kube-score deployment-replicas": (("Deployment minio",), "one server on one volume: the bundled store is only for trying things out"),
     "kube-score deployment-strategy": (("Deployment minio",), "Recreate: two servers must not open one volume"),
-    "kube-score networkpolicy-targets-pod": (("NetworkPolicy steps",), "Kubeflow makes the pods that it selects"),
+    "kube-score networkpolicy-targets-pod": (("NetworkPolicy steps",), "Kubeflow creates the pods that the policy selects"),
     "kube-score pod-probes-identical": (
         ("Deployment reaper",),
-        "one question, with different patience: whether its watches are alive; nobody is sent to it but Prometheus",
+        "both probes check whether the reaper's watches are alive, with different timeouts; only Prometheus connects to the pod",
     ),
 }
 """By the scanner and its rule: where it finds something, and why that stays."""

@@ -10,6 +10,10 @@ from pathlib import Path
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 PHRASES = {
+    r"(?:None|False|True|\w*Error|Corrupt) where": "if",
+    r"a line each": "one per line",
+    r"stands? (?:there|beside)": "is there, is next to",
+    r"(the|of|to|is|and|for|with|by|chosen) \1": "the word once",
     r"behind (?:the (?:first|last) (?:commit|step)|backward|its own|training)": "after",
     r"goes on from|went on from": "resumes from",
     r"br(?:eaks|oke|oken) off": "is interrupted, stopped",

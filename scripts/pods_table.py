@@ -1,7 +1,7 @@
 """Write the tables of docs/SECURITY.md about pods and rights from the rendered chart: `python scripts/pods_table.py`.
 
 What each pod has is read from what Helm makes with every switch on, from the jobs that a launcher makes by its profile, and from the
-compiled pipeline. Why it has that stands in `WHY` and `WHY_RIGHT`: a pod or a right without a reason ends the script. Tests hold
+compiled pipeline. Why it has that is in `WHY` and `WHY_RIGHT`: a pod or a right without a reason ends the script. Tests hold
 the page against the chart, and a real cluster's pods and accounts against the same functions.
 """
 
@@ -34,7 +34,7 @@ PAGE = REPOSITORY / "docs/SECURITY.md"
 BEGIN, END = "<!-- written by scripts/pods_table.py -->\n", "<!-- end of what is written -->\n"
 RELEASE = "fs"
 PLACES = {"192.0.2.1/32": "the API server", "192.0.2.2/32": "the store", "192.0.2.3/32": "sources", "192.0.2.4/32": "Kubeflow"}
-"""Ranges that stand in the values below for what a policy lets a pod reach."""
+"""Ranges that are in the values below for what a policy lets a pod reach."""
 VALUES: dict[str, Any] = {
     "images": {name: {"digest": f"sha256:{'0' * 64}"} for name in ("pipelines", "trainer", "minio")},
     "objectStore": {"bundled": {"unstableCredentials": True}},
@@ -62,42 +62,45 @@ KUBEFLOWS = {
 }
 """What Kubeflow Pipelines 2.17 itself says of a step's container (docs/KUBEFLOW.md)."""
 WHY = {
-    "Deployment minio": "the bundled store: it alone has the volume and the root user's password",
-    "Deployment reaper": "watches runs and jobs, ends what nobody waits for; serves metrics",
-    "Job bucket": "makes the bucket and the users, so it alone of the hooks has the store's root keys",
-    "Job upload": "puts the pipeline into Kubeflow, which checks a token that is good for nothing else",
-    "Job unregister": "takes it out again, likewise",
-    "Job uninstall": "lists jobs, and refuses while one lives; removes what failed hooks and tests left",
-    "Pod check": "does what a run does, as its account with its keys, so that `helm test` sees what a run would",
-    "Pod check-reaper": "asks for the reaper's rights as its account",
-    "TrainingRuntime": "what a TrainJob's pods are made from; the job adds the store's keys to them",
-    "step": "launchers: make jobs, follow them, write records into the store",
+    "Deployment minio": "the bundled store; only this pod has the volume and the root user's password",
+    "Deployment reaper": "watches runs and jobs, ends jobs that no run is waiting for, serves metrics",
+    "Job bucket": "creates the bucket and the users; the only hook that has the store's root keys",
+    "Job upload": "registers the pipeline in Kubeflow with a token that is valid only there",
+    "Job unregister": "unregisters the pipeline, with the same kind of token",
+    "Job uninstall": "lists jobs, and refuses while any is running; removes leftover hooks and tests",
+    "Pod check": "does what a run does, with a run's service account and keys, so that `helm test` finds the same errors",
+    "Pod check-reaper": "checks the reaper's permissions, using the reaper's service account",
+    "TrainingRuntime": "template of a TrainJob's pods; the job adds the store's keys",
+    "step": "launches jobs, follows them, and writes records to the store",
     "training": "reads data, writes checkpoints; its pods talk to each other (NCCL, gloo)",
-    "evaluation": "reads weights and evaluation sets, writes results; has the policies of every job",
-    "staging that fetches": "the only pods that may reach the servers which lists name",
-    "staging that does not": "reads and writes the store alone",
+    "evaluation": "reads weights and evaluation sets, writes results; has the same network policies as every job",
+    "staging that fetches": "the only pods that may reach the servers that lists name",
+    "staging that does not": "accesses only the store",
 }
 """Why each kind of pod has what it has."""
 WHY_RIGHT = {
-    ("run", "pytorchjobs.kubeflow.org"): "training; who waits for a job is patched into it",
+    ("run", "pytorchjobs.kubeflow.org"): "training; the runs that wait for a job are recorded in it by a patch",
     ("run", "trainjobs.trainer.kubeflow.org"): "training by Kubeflow Trainer",
     ("run", "jobs.batch"): "staging and evaluation",
-    ("run", "pods"): "why a job does not start; a pod that hangs is deleted",
-    ("run", "pods/log"): "a job's lines appear in the step's log",
-    ("run", "events"): "refusals and failed pulls stand there alone",
-    ("run", "workloads.kueue.x-k8s.io"): "why a queue holds a job",
-    ("run", "localqueues.kueue.x-k8s.io"): "whether there is such a queue, before anything is staged",
-    ("reaper", "workflows.argoproj.io"): "which runs were terminated, or are gone",
-    ("reaper", "pytorchjobs.kubeflow.org"): "ends those of such runs; a patch takes a run that is over off a job that another waits for",
-    ("reaper", "trainjobs.trainer.kubeflow.org"): "likewise",
-    ("reaper", "jobs.batch"): "likewise",
-    ("reaper", "pods"): "pods that a deleted job left behind",
-    ("uninstall", "pytorchjobs.kubeflow.org"): "whether one lives",
-    ("uninstall", "trainjobs.trainer.kubeflow.org"): "whether one lives",
-    ("uninstall", "jobs.batch"): "whether one lives; hooks that failed stay for their logs, and go here",
-    ("uninstall", "pods"): "likewise those of tests",
-    ("pipeline", "pipelines.pipelines.kubeflow.org"): "asked by Kubeflow, not by the API server: who may write a pipeline",
-    ("pipeline", "pipelines/versions.pipelines.kubeflow.org"): "likewise its versions",
+    ("run", "pods"): "to report why a job does not start, and to delete a pod that hangs",
+    ("run", "pods/log"): "to copy a job's log lines into the step's log",
+    ("run", "events"): "the only place where refusals and failed image pulls are reported",
+    ("run", "workloads.kueue.x-k8s.io"): "to report why a queue holds a job",
+    ("run", "localqueues.kueue.x-k8s.io"): "to check that the queue exists before anything is staged",
+    ("reaper", "workflows.argoproj.io"): "to find runs that were terminated or deleted",
+    (
+        "reaper",
+        "pytorchjobs.kubeflow.org",
+    ): "to end the jobs of such runs, or to remove a finished run from a job that another run needs",
+    ("reaper", "trainjobs.trainer.kubeflow.org"): "as for PyTorchJobs",
+    ("reaper", "jobs.batch"): "as for PyTorchJobs",
+    ("reaper", "pods"): "to delete pods left behind by a deleted job",
+    ("uninstall", "pytorchjobs.kubeflow.org"): "to check that none is running",
+    ("uninstall", "trainjobs.trainer.kubeflow.org"): "to check that none is running",
+    ("uninstall", "jobs.batch"): "to check that none is running, and to delete failed hooks, which are kept for their logs until then",
+    ("uninstall", "pods"): "the same for the pods of tests",
+    ("pipeline", "pipelines.pipelines.kubeflow.org"): "checked by Kubeflow, not by the API server: permission to write pipelines",
+    ("pipeline", "pipelines/versions.pipelines.kubeflow.org"): "the same for its versions",
 }
 """Why each account has each right."""
 

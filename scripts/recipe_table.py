@@ -1,6 +1,6 @@
 """Write the tables of docs/RECIPES.md from the configuration itself: `python scripts/recipe_table.py`.
 
-Between two markers stands what this script writes; the rest of the page is prose. A test compares the two.
+This script writes the text between two markers; the rest of the page is prose. A test compares the two.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from trainer.configs import RECIPES, load_recipe
 PAGE = Path(__file__).parents[1] / "docs" / "RECIPES.md"
 BEGIN, END = "<!-- written by scripts/recipe_table.py -->\n", "<!-- end of what is written -->\n"
 SECTIONS = ("model", "perceptual", "contrastive", "posthoc", "staging", "evaluation")
-SENTENCES = {"known": "As published.", "as coded": "As the follow-on code has it.", "unknown": "Not known.", "ours": "A choice of ours."}
+SENTENCES = {"known": "As published.", "as coded": "As in the follow-on code.", "unknown": "Not known.", "ours": "Chosen by firstsight."}
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
-    """Every field at every depth, the recipe's name aside: dotted key, value, tag (none: it is in no hash), sentence."""
+    """Every field at every depth except the recipe's name: dotted key, value, tag (none if it is in no hash), sentence."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if item.metadata.get("kind") != "recipe":
             if not isinstance(config, Recipe):
-                yield f"{prefix}{item.name}", value, "–", f"{item.metadata['why']} In no hash: it changes nothing that is learned."
+                yield f"{prefix}{item.name}", value, "–", f"{item.metadata['why']} Not part of any hash: it does not affect training."
             continue
         if dataclasses.is_dataclass(value):
             yield from fields(value, f"{prefix}{item.name}.")
@@ -38,7 +38,7 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]
 
 
 def tables() -> str:
-    """The paper's recipe section by section, then what each other recipe changes of it."""
+    """The paper's recipe section by section, then what the other recipes change."""
     paper = load_recipe("paper")
     lines: list[str] = []
     for section in SECTIONS:

@@ -29,7 +29,7 @@ def tmux(*arguments: str) -> str:
 
 
 def record(command: str) -> list[tuple[int, str]]:
-    """Seconds and text of each screen that differs from the one before; RuntimeError where the command fails."""
+    """Seconds and text of each screen that differs from the one before; RuntimeError if the command fails."""
     done = REPOSITORY / ".recorded"
     done.unlink(missing_ok=True)
     shell = f"cd {shlex.quote(os.getcwd())}; PS1='$ '; {command}; echo $? > {shlex.quote(str(done))}; sleep 5"
@@ -57,9 +57,9 @@ def record(command: str) -> list[tuple[int, str]]:
 def main() -> None:
     """Record and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", help="what a person types")
-    parser.add_argument("--run", default="", help="what is run in its place, such as the same with another VENV")
-    parser.add_argument("--replace", nargs=2, action="append", default=[], metavar=("OLD", "NEW"), help="in what is recorded")
+    parser.add_argument("command", help="the command as a user would type it")
+    parser.add_argument("--run", default="", help="the command that is actually run, for example with another VENV")
+    parser.add_argument("--replace", nargs=2, action="append", default=[], metavar=("OLD", "NEW"), help="in the recording")
     options = parser.parse_args()
     try:
         screens = record(options.run or options.command)

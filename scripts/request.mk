@@ -4,7 +4,7 @@ RECIPE ?=## smoke, demo, paper, paper-3m, paper-as-coded, the URI of a YAML file
 SET ?=## settings to override in the recipe, such as contrastive.epochs=16 (default: none)
 ARMS ?=## any of random, perceptual, permuted, posthoc, judged, instance, shuffled, from:<uri>; docs/RECIPES.md explains each (default: random,perceptual)
 SEEDS ?=## integers; each arm is run once per seed (default: 0)
-VARY ?=## axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; arms x seeds x points are run (default: none)
+VARY ?=## axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; every arm and seed runs at every point (default: none)
 ENDPOINTS ?=## the report's endpoints, declared beforehand (default: those of docs/EVALUATION.md that have data)
 TESTS ?=## tests declared beforehand by name, such as {dose: {axis: triplets}}; docs/EVALUATION.md explains them (default: none)
 PAIRS ?=## captioned pictures: a folder, WebDataset tars, or a list of URLs (default: the demo's)
@@ -24,7 +24,7 @@ RESUME ?=## auto (from the last checkpoint), never (start over), or the URI of a
 PLACEMENT ?=## how a stage runs, such as loader_workers=8; see docs/REQUEST.md (default: none)
 REPRESENTATION ?=## layers, RDMs and probes, such as probes=[all]; see docs/EVALUATION.md (default: none)
 
-# Taken as they stand: make would run $(shell ...) in them, and lose $x.
+# Passed on literally: otherwise make would run $(shell ...) in them, and lose $x.
 export REQUEST RECIPE SET ARMS SEEDS VARY ENDPOINTS TESTS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT REPRESENTATION
 $(foreach name,REQUEST RECIPE SET ARMS SEEDS VARY ENDPOINTS TESTS PAIRS TRIPLETS EVAL_SETS MAX_REJECT_FRACTION ROOT EXPERIMENT PROFILE BACKEND NODES GPUS_PER_NODE IMAGE QUEUE PARALLEL_CELLS RESUME PLACEMENT REPRESENTATION,$(eval override $(name) := $$(value $(name))))
 REQUEST_FLAGS = $(if $(strip $(REQUEST)),--request="$$REQUEST")

@@ -1,6 +1,6 @@
-"""Write what follows from `Request`: `python scripts/request_files.py`.
+"""Write the files that are generated from `Request`: `python scripts/request_files.py`.
 
-- scripts/request.mk: make's variables and the flags that carry them
+- scripts/request.mk: make's variables and the flags that pass them on
 - pipelines/kubeflow/links_component.py: the first step, which takes every parameter
 - the tables of parameters in docs/, between two markers
 """
@@ -37,7 +37,7 @@ def links(
 {signature}
     page: dsl.Output[dsl.Markdown],
 ) -> str:
-    """Checks what was asked for before anything is made, stores it, and links to where a run can be watched."""
+    """Checks the request before anything is created, stores it, and links to the places where the run can be watched."""
     from pipelines.steps import artifacts, links
 
     stored, markdown = links.accept(
@@ -52,12 +52,12 @@ def links(
 
 
 def make_variables() -> str:
-    """A Makefile: each parameter as a variable, and REQUEST_FLAGS, the command line that carries those that are given."""
+    """A Makefile: each parameter as a variable, and REQUEST_FLAGS, the command line with those that are given."""
     lines = ["# Written by scripts/request_files.py from pipelines/planning/request.py: do not edit.", ""]
     for name, item in FIELDS.items():
         lines.append(f"{name.upper()} ?=## {item.metadata['help']} (default: {default_in_words(item)})")
     names = " ".join(name.upper() for name in FIELDS)
-    lines += ["", "# Taken as they stand: make would run $(shell ...) in them, and lose $x."]
+    lines += ["", "# Passed on literally: otherwise make would run $(shell ...) in them, and lose $x."]
     lines += [f"export REQUEST {names}", "$(foreach name,REQUEST " + names + ",$(eval override $(name) := $$(value $(name))))"]
     lines += ['REQUEST_FLAGS = $(if $(strip $(REQUEST)),--request="$$REQUEST")']
     lines += [f'REQUEST_FLAGS += $(if $(strip $({name.upper()})),--{name.replace("_", "-")}="$${name.upper()}")' for name in FIELDS]

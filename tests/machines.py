@@ -96,7 +96,7 @@ class Machine:
         self.process.stdin.flush()
 
     def line(self) -> str:
-        """The next line of its stdout; empty where it has ended."""
+        """The next line of its stdout; empty if it has ended."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 

@@ -96,10 +96,10 @@ def main() -> None:
     """As the module's docstring says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--modules", type=int, default=20, help="how many, drawn by the seed")
-    parser.add_argument("--mutants", type=int, default=8, help="changes of each module")
-    parser.add_argument("--seconds", type=int, default=60, help="that the tests of a module may take, else it is left out")
-    parser.add_argument("--module", type=Path, help="this one alone")
+    parser.add_argument("--modules", type=int, default=20, help="number of modules, drawn from the seed")
+    parser.add_argument("--mutants", type=int, default=8, help="number of changes to each module")
+    parser.add_argument("--seconds", type=int, default=60, help="time limit for the tests of a module; slower ones are left out")
+    parser.add_argument("--module", type=Path, help="only this module")
     options = parser.parse_args()
     for name in HEAVY:
         importlib.import_module(name)  # once for all, since it takes longer than most tests

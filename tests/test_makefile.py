@@ -56,7 +56,7 @@ def test_every_file_that_it_names_is_there():
 
 @pytest.mark.parametrize("where", ["argument", "environment"])
 def test_a_value_reaches_the_command_as_it_stands(tmp_path: Path, where: str):
-    """Neither make nor a shell runs what stands in one, and one that begins with a dash is no flag."""
+    """Neither make nor a shell runs what is in one, and one that begins with a dash is no flag."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     (tmp_path / "bin/python").chmod(0o755)

@@ -90,18 +90,18 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     report = commands.add_parser("report", parents=[common], help="compare arms, write report/index.html and results.json")
     report.add_argument("--experiment", default="", help="URI of the experiment's folder (optional with --compare)")
-    report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="further experiments to show beside it")
+    report.add_argument("--compare", nargs="+", default=[], metavar="URI", help="other experiments to compare it with")
     report.add_argument(
         "--made-from",
         default="",
         metavar="HASH",
-        help="hash of everything that the page is made from, by which a later run recognises that it is current",
+        help="hash of all inputs of the page, with which a later run can tell that the page is current",
     )
     report.set_defaults(run=_report)
 
     inspect = commands.add_parser("inspect", parents=[common], help="show what a data set contains, or how a run went")
     inspect.add_argument("uri", help="a data set's or a stage's folder")
-    inspect.add_argument("--output", default="", help="folder for the contact sheet (default: none is written)")
+    inspect.add_argument("--output", default="", help="folder for the contact sheet (default: no sheet is written)")
     inspect.set_defaults(run=_inspect)
 
 
@@ -155,7 +155,7 @@ def _report(options: argparse.Namespace) -> None:
         logs.say(f"report: left out: {line}", "warning")
     if first:
         more = f" (and {len(others)} more, named above)" if others else ""
-        remedy = "run the experiment again, which rebuilds what can be rebuilt, or delete what is damaged"
+        remedy = "run the experiment again to rebuild what can be rebuilt, or delete the damaged files"
         raise RunError(f"{written['report']}: written without the damaged parts: {first}{more}; {remedy}")
 
 

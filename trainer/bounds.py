@@ -151,7 +151,7 @@ def check_size(size: int, most: int | None, source: str, error: type[Exception] 
 
 
 def gunzip(data: bytes, source: str, most: int) -> bytes:
-    """The content of a gzip file, all its parts; InputError where it is damaged, cut short or more than `most` bytes."""
+    """The content of a gzip file, all its parts; InputError if it is damaged, cut short or more than `most` bytes."""
     content, rest = bytearray(), data
     try:
         while rest:

@@ -1,8 +1,8 @@
 """Configuration: frozen dataclasses, and the hash that tells one experiment from another.
 
 Every field is either *recipe* (it changes the numbers, so it is part of the recipe hash) or *placement* (where and how it runs: it
-may change between attempts of the same run). A recipe field also says how sure we are of it: `known`, `as coded` (in the follow-on
-code of the paper, arXiv 2505.14204), `unknown`, or `ours` (a choice that firstsight made), with a sentence.
+may change between attempts of the same run). A recipe field also has an explanation and a tag that says how sure we are of its value:
+`known`, `as coded` (in the follow-on code of the paper, arXiv 2505.14204), `unknown`, or `ours` (chosen by firstsight).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ EVALUATION_VERSION = 2  # of new experiments (docs/EVALUATION.md); raised where 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The two towers. `open_clip_name` takes any open_clip ViT; otherwise the sizes below hold."""
+    """The two towers. `open_clip_name` takes any open_clip ViT; otherwise the sizes below apply."""
 
     open_clip_name: str = recipe("", "ours", "Any open_clip ViT, by name; if empty, the sizes below (their defaults are ViT-B-32's).")
     image_size: int = recipe(224, "known", "Input side in pixels.")
@@ -58,7 +58,7 @@ class ModelConfig:
         introduced="clip",
     )
     text_tower: Literal["clip_causal_eot", "mean_pooled_unmasked"] = recipe(
-        "clip_causal_eot", "ours", "CLIP's causal tower pooled at EOT: a declared deviation: the code mean-pools without a mask."
+        "clip_causal_eot", "ours", "CLIP's causal tower pooled at EOT, a declared deviation: the code mean-pools without a mask."
     )
     logit_scale_init: Literal["100", "1/0.07"] = recipe("100", "as coded", "The code starts at ln 100, CLIP at ln(1/0.07).")
 
@@ -109,7 +109,7 @@ class OptimizerConfig:
     no_decay: Literal["gains_and_biases", "gains_biases_and_positions"] = recipe(
         "gains_and_biases",
         "as coded",
-        "Which parameters weight decay leaves alone; the code's single optimiser factory exempts positions in every stage.",
+        "Parameters exempt from weight decay; the code's single optimiser factory exempts positions in every stage.",
     )
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class PerceptualConfig:
     """Stage 1: the vision tower alone on triplets (ref, 0, 1)."""
 
     optimizer: OptimizerConfig = recipe(OptimizerConfig(warmup_steps=150), "as coded", "")
-    loss: Literal["hinge", "logistic"] = recipe("hinge", "known", "logistic takes fractional votes.")
+    loss: Literal["hinge", "logistic"] = recipe("hinge", "known", "logistic accepts fractional votes.")
     margin: float = recipe(0.05, "as coded", "m of mean(relu(m - y (d0 - d1))).")
     global_batch_size: int = recipe(768, "as coded", "128 on each of 6 GPUs.")
     epochs: int = recipe(32, "as coded", "")
@@ -184,7 +184,7 @@ class ContrastiveConfig:
     augmentation: Literal["moco_v2", "crop", "none"] = recipe("moco_v2", "as coded", "As DeCLIP.")
     crop_scale_min: float = recipe(0.2, "as coded", "Smallest area of a random resized crop, as a fraction of the picture.")
     precision: Precision = recipe("bf16", "as coded", "Autocast; weights and optimiser stay fp32 (fp64 is for tests).")
-    logit_scale_max: float = recipe(100.0, "known", "exp(logit scale) is clamped to it.")
+    logit_scale_max: float = recipe(100.0, "known", "exp(logit scale) is clamped to this value.")
     logit_scale_clamp: Literal["parameter", "forward"] = recipe(
         "parameter",
         "as coded",
@@ -194,13 +194,15 @@ class ContrastiveConfig:
         introduced="parameter",
     )
     decoder: Literal["fast", "exact"] = recipe("fast", "ours", "simplejpeg with torch's antialiased resize, or PIL.")
-    order_runs: int = recipe(1, "ours", "C of the canonical order: sample runs a global batch is drawn from.")
-    order_block_shards: int = recipe(0, "ours", "K of the canonical order: shards a run is shuffled over; 0: one full permutation.")
+    order_runs: int = recipe(1, "ours", "C of the canonical order: number of runs of samples from which a global batch is drawn.")
+    order_block_shards: int = recipe(
+        0, "ours", "K of the canonical order: number of shards that a run shuffles at a time; 0: a full permutation."
+    )
     pair_fraction: float = _fraction("pairs")
     samples_seen: int = _samples_seen("Pairs")
 
     def __post_init__(self) -> None:
-        """Check ranges and what contradicts."""
+        """Check ranges and reject contradictory settings."""
         at_least(2, "contrastive", self, "global_batch_size", "contrast_batch_size")
         at_least(1, "contrastive", self, "epochs")
         rule = f"a divisor of contrastive.global_batch_size {self.global_batch_size}"
@@ -214,12 +216,14 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PosthocConfig:
-    """Perceptual fine-tuning after contrastive training: only QKV of the vision tower moves."""
+    """Perceptual fine-tuning after contrastive training: only the vision tower's QKV weights are trained."""
 
     optimizer: OptimizerConfig = recipe(
         OptimizerConfig(name="adam", learning_rate=1e-5, weight_decay=0.0, beta2=0.999, schedule="constant"), "as coded", ""
     )
-    base: Literal["random", "perceptual"] = recipe("random", "ours", "The paper argues about the baseline; the code starts from PI.")
+    base: Literal["random", "perceptual"] = recipe(
+        "random", "ours", "The paper's argument concerns the baseline; the code starts from `perceptual`."
+    )
     margin: float = recipe(0.05, "as coded", "")
     global_batch_size: int = recipe(16, "as coded", "")
     epochs: int = recipe(64, "as coded", "")
@@ -236,7 +240,7 @@ class PosthocConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StagingConfig:
-    """What the shards hold. All of it is part of a data set's plan id."""
+    """What the shards contain. Every field is part of a data set's plan id."""
 
     image_policy: Literal["original", "short256"] = recipe(
         "original", "known", "original: bytes unchanged; short256: short side 256 at quality 90."
@@ -261,10 +265,10 @@ class StagingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How a model is measured; part of an evaluation's version, so that unlike is never compared."""
+    """How a model is measured; part of an evaluation's version, so that only like is compared with like."""
 
     precision: Literal["fp32", "bf16"] = recipe("fp32", "ours", "")
-    decoder: Literal["fast", "exact"] = recipe("exact", "ours", "exact is PIL, as open_clip and CLIP_benchmark have it.")
+    decoder: Literal["fast", "exact"] = recipe("exact", "ours", "exact is PIL, as in open_clip and CLIP_benchmark.")
     every_epochs: int = recipe(0, "ours", "Also keep and evaluate the weights every this many epochs of stage 2; 0: never.")
     trajectory: bool = placement(False, "Also keep and evaluate the weights at epochs 0, 1, 2, 4, 8 … of stage 2.")
 
@@ -275,7 +279,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the numbers of an experiment, except data, arm and seed."""
+    """Everything that determines the numbers of an experiment, except data, arm and seed."""
 
     name: str = placement("", "A label; the fields decide the hash.")
     model: ModelConfig = recipe(ModelConfig(), "known", "")
@@ -290,10 +294,10 @@ class Recipe:
 class DataConfig:
     """A sealed data set: its place may change, its identity may not."""
 
-    uri: str = placement("", "Folder that holds manifest.json.")
-    identity: str = recipe("", "ours", "What the manifest says of all that is read; in format 1 of plan id and shards.")
+    uri: str = placement("", "Folder that contains manifest.json.")
+    identity: str = recipe("", "ours", "Hash of what the manifest says about all that is read; in format 1, about plan id and shards.")
     manifest_sha256: str = placement("", "SHA-256 of a manifest.json of format 1, as on first use; its identity does not cover all of it.")
-    evaluation_sha256: tuple[str, ...] = placement((), "The same of each evaluation set that was staged with it, in their order.")
+    evaluation_sha256: tuple[str, ...] = placement((), "The same for each evaluation set that was staged with it, in their order.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,13 +306,13 @@ class StartConfig:
 
     kind: StartKind = recipe("random", "ours", "random; a stage-1 tower; that tower permuted within each tensor; a whole model.")
     uri: str = placement("", "Folder with COMMITTED.json (a tower's or a model's final/).")
-    recipe_hash: str = recipe("", "ours", "Recipe hash that its COMMITTED.json must carry; for from:<uri> the weights' SHA-256.")
+    recipe_hash: str = recipe("", "ours", "Recipe hash that its COMMITTED.json must contain; for from:<uri> the weights' SHA-256.")
 
     def __post_init__(self) -> None:
         """A start that is not random needs a place and a hash."""
         if self.kind != "random":
-            require("start.uri", self.uri, f"set where start.kind is {self.kind}", bool(self.uri))
-            require("start.recipe_hash", self.recipe_hash, f"set where start.kind is {self.kind}", bool(self.recipe_hash))
+            require("start.uri", self.uri, f"set if start.kind is {self.kind}", bool(self.uri))
+            require("start.recipe_hash", self.recipe_hash, f"set if start.kind is {self.kind}", bool(self.recipe_hash))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,9 +321,9 @@ class StageConfig:
 
     stage: StageName = recipe("contrastive", "ours", "")
     experiment: str = placement("", "")
-    cell: str = placement("", "The cell in whose folder it lies; empty: cells share it, and `arm` is the tower's name.")
-    arm: str = placement("", "A name for people; what the arm *is* stands in start, labels and data.")
-    point: str = placement("", "Of the cell, where the request varies its recipe; empty: it does not.")
+    cell: str = placement("", "The cell whose folder contains this stage; empty: cells share it, and `arm` is the tower's name.")
+    arm: str = placement("", "A name for people; start, labels and data define what the arm *is*.")
+    point: str = placement("", "The cell's point, if the request varies its recipe; otherwise empty.")
     seed: int = recipe(0, "ours", "Root of the named random streams.")
     output: str = placement("", "Folder of this stage: config.yaml, checkpoints/, final/.")
     request: str = placement("", "The stored request that planned it; lineage.json and the page name it.")
@@ -327,9 +331,9 @@ class StageConfig:
     labels: str = recipe("votes", "ours", "Which judgement a perceptual stage learns from: a kind of trainer/labels/.")
     start: StartConfig = recipe(StartConfig(), "ours", "")
     model: ModelConfig = recipe(ModelConfig(), "known", "")
-    perceptual: PerceptualConfig | None = recipe(None, "ours", "Set where stage is perceptual.")
-    contrastive: ContrastiveConfig | None = recipe(None, "ours", "Set where stage is contrastive.")
-    posthoc: PosthocConfig | None = recipe(None, "ours", "Set where stage is posthoc.")
+    perceptual: PerceptualConfig | None = recipe(None, "ours", "Set if stage is perceptual.")
+    contrastive: ContrastiveConfig | None = recipe(None, "ours", "Set if stage is contrastive.")
+    posthoc: PosthocConfig | None = recipe(None, "ours", "Set if stage is posthoc.")
     placement: Placement = placement(Placement(), "")
 
     def __post_init__(self) -> None:
@@ -342,12 +346,12 @@ class StageConfig:
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """The seed of a named random stream (63 bits), so that arms of one seed share all that they should."""
+    """The seed of a named random stream (63 bits): arms of one seed share every stream that should be the same."""
     return int.from_bytes(hashlib.sha256(f"firstsight:{seed}:{stream}".encode()).digest()[:8], "big") >> 1
 
 
 def recipe_hash(config: StageConfig) -> str:
-    """The identity of a stage: its recipe fields, data identity, start and seed. Placement is not in it."""
+    """The identity of a stage: its recipe fields, data identity, start and seed, but not its placement."""
     return canonical_hash(recipe_fields(config))
 
 
@@ -357,7 +361,7 @@ class ModelToEvaluate:
 
     stage: Literal["untrained", "perceptual", "contrastive", "posthoc"] = recipe("contrastive", "ours", "")
     uri: str = placement("", "The stage's folder (final/ and checkpoints/ below it); empty for untrained.")
-    recipe_hash: str = recipe("", "ours", "What its COMMITTED.json must carry; empty for untrained.")
+    recipe_hash: str = recipe("", "ours", "Recipe hash that its COMMITTED.json must contain; empty for untrained.")
     checkpoints: str = placement("", "Besides final/: empty (those kept by epoch), all, or steps with commas.")
 
     def __post_init__(self) -> None:
@@ -373,7 +377,7 @@ class EvaluateConfig:
     experiment: str = placement("", "")
     cell: str = placement("", "The cell that is measured.")
     arm: str = placement("", "")
-    point: str = placement("", "Of the cell, where the request varies its recipe.")
+    point: str = placement("", "The cell's point, if the request varies its recipe.")
     seed: int = recipe(0, "ours", "The cell's seed: the untrained model is drawn from it.")
     output: str = placement("", "The cell's folder evaluation/.")
     model: ModelConfig = recipe(ModelConfig(), "known", "")
@@ -383,7 +387,7 @@ class EvaluateConfig:
     sets: tuple[DataConfig, ...] = recipe((), "ours", "Further evaluation sets (`stage eval`, or CLIP_benchmark's layout).")
     evaluation: EvaluationConfig = recipe(EvaluationConfig(), "ours", "")
     representation: RepresentationConfig = recipe(
-        RepresentationConfig(), "ours", "As the request asks for it.", since="0.2.0", introduced=INTRODUCED
+        RepresentationConfig(), "ours", "As given in the request.", since="0.2.0", introduced=INTRODUCED
     )
     rdms: tuple[DataConfig, ...] = recipe(
         (), "ours", "Its RDMs as they were planned; `identity` is their SHA-256.", since="0.2.0", introduced=[]

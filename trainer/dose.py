@@ -51,7 +51,7 @@ def steps_in_all(settings: Settings, steps_per_epoch: int) -> int:
 
 
 def _smaller_batch(stage: str, settings: Settings, total: int) -> str:
-    """Settings with which a stage fills a batch and outlasts its warm-up, as --set takes them; empty where nothing helps.
+    """Settings with which a stage fills a batch and outlasts its warm-up, as --set takes them; empty if nothing helps.
 
     Args:
         stage: its name.
@@ -80,7 +80,7 @@ def what_helps(recipe: Recipe, stage: str, train: int) -> str:
 
 
 def short_of_a_batch(stage: str, settings: Settings, total: int) -> str:
-    """What is wrong where the samples do not fill one batch, as the rest of a line; empty where they do.
+    """What is wrong where the samples do not fill one batch, as the rest of a line; empty if they do.
 
     Args:
         stage: its name.
@@ -113,7 +113,7 @@ def warm_up_too_long(stage: str, settings: Settings, total: int) -> str:
 
 
 def within_warm_up(stage: str, settings: Settings, total: int) -> str:
-    """What is wrong where a stage on a training split of `total` samples does not outlast its warm-up; empty where it does."""
+    """What is wrong where a stage on a training split of `total` samples does not outlast its warm-up; empty if it does."""
     found, batch = dose(settings, total), settings.global_batch_size
     if settings.optimizer.warmup_steps < found.steps:
         return ""

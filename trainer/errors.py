@@ -26,7 +26,7 @@ _NO_MEMORY = (
 
 
 class _OneLine(Exception):
-    """An error whose words are one line that any terminal shows as it stands, without credentials, whatever they quote."""
+    """An error whose message is one printable line without credentials, whatever text it quotes."""
 
     def __init__(self, *words: object) -> None:
         super().__init__(*(_printable(without_credentials(word)) if isinstance(word, str) else word for word in words))
@@ -49,11 +49,11 @@ class RunError(_OneLine, RuntimeError):
 
 
 class Corrupt(RunError):
-    """What was read is not what was written: no network's fault, so the same bytes would come again."""
+    """The data read differ from the data written. The network is not the cause, so reading again would return the same bytes."""
 
 
 class PeerLost(RunError):
-    """Another rank is gone; why, it may have said itself."""
+    """Another rank is gone; it may have reported the reason itself."""
 
 
 class Stopped(RunError):
@@ -63,18 +63,18 @@ class Stopped(RunError):
 
 
 def words_of(error: BaseException) -> str:
-    """What an error says, on one line without URLs' credentials; its kind where it says nothing."""
+    """The message of an error on one line, without credentials of URLs; its type if it has no message."""
     return " ".join(without_credentials(str(error)).split()) or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's own, or what threads, torch's allocator, CUDA and C++ raise in its place."""
+    """Whether an error means out of memory: Python's own, or the errors that threads, torch's allocator, CUDA and C++ raise instead."""
     is_other = isinstance(error, RuntimeError) and not isinstance(error, RunError)
     return isinstance(error, MemoryError) or (is_other and any(words in str(error) for words in _NO_MEMORY))
 
 
 def hide_credentials_in_tracebacks() -> None:
-    """For a program's main module: an error that nobody foresaw ends it with a traceback, which quotes whatever the error does."""
+    """For a program's main module: hide credentials in the traceback of an unexpected error, which quotes whatever the error quotes."""
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
         print(without_credentials("".join(traceback.format_exception(kind, error, where))), end="", file=sys.stderr, flush=True)
@@ -84,13 +84,13 @@ def hide_credentials_in_tracebacks() -> None:
 
 
 def exit_code(command: str, run: Callable[[], int], *, verbose: bool, component: str = "") -> int:
-    """Run a command of the command line; where it fails, one line on stderr that says why, and the code of the failure.
+    """Run a command; if it fails, print one line on stderr that says why, and return the exit code of the failure.
 
     Args:
-        command: program and command, to begin the line with.
-        run: gives the exit code.
+        command: program and command, with which the line begins.
+        run: returns the exit code.
         verbose: also print the traceback of an error.
-        component: what the process is in logs; empty: its output is for people and programs, and never made into records.
+        component: name of the process in logs; empty: its output is for people and programs, and never becomes log records.
     """
     if not component:
         return _exit_code(command, run, verbose)
@@ -110,7 +110,7 @@ def _exit_code(command: str, run: Callable[[], int], verbose: bool) -> int:
     except (InputError, RunError, KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
         no_memory = is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not isinstance(error, RunError) and not no_memory:
-            raise  # a fault of firstsight's own: for its developers
+            raise  # a bug in firstsight: for its developers
         shown = error if verbose else None
         # of an OSError (a full disk, a port in use) the system's own words name what and where
         line = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)

@@ -1,12 +1,12 @@
-"""Fields of configurations: recipe or placement, how they grow, and the hash over them.
+"""Fields of configurations: recipe or placement, how new ones are added, and the hash over them.
 
-Stored hashes must hold for ever, so a recipe field added after commit ad127be carries the version it was added in and the
+Stored hashes must never change, so a recipe field added after commit ad127be declares the version that added it and the
 value that stands for its absence:
 
     ema: float = recipe(0.0, "ours", "Decay of the averaged weights; 0: none.", since="0.2.0", introduced=0.0)
 
-While the field has that value it is left out of the hash, whatever its default is by then; a stored file that lacks it is
-read with that value. `introduced` is plain data (of a group a dict, of a tuple a list), never an expression that could move.
+While the field has that value, it is left out of the hash, whatever its current default; a stored file without the field is
+read with that value. `introduced` is plain data (a dict for a group, a list for a tuple), never an expression that could change.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ from trainer.errors import InputError
 Tag = Literal["known", "as coded", "unknown", "ours"]
 _MISSING: Any = object()
 MOST_SHOWN = 200
-"""Characters of a wrong value that an error shows."""
+"""Number of characters of a wrong value shown in an error."""
 
 
 def recipe(default: Any, tag: Tag, why: str, *, since: str = "", introduced: Any = _MISSING) -> Any:
     """A field that changes the numbers; `tag` and `why` say where its value comes from.
 
     Args:
-        default: what a new recipe gets.
-        tag: how sure the value is.
-        why: a sentence on it.
-        since: version in which the field was added (all but those of ad127be have one).
-        introduced: plain data that stands for "not there yet": the value that runs before that version had in effect.
+        default: value in new recipes.
+        tag: how certain the value is.
+        why: a sentence that explains it.
+        since: version in which the field was added (required for all fields added after ad127be).
+        introduced: plain data for "not there yet": the value that was in effect in runs before that version.
     """
     metadata = {"kind": "recipe", "tag": tag, "why": why}
     if bool(since) != (introduced is not _MISSING):
@@ -46,12 +46,12 @@ def recipe(default: Any, tag: Tag, why: str, *, since: str = "", introduced: Any
 
 
 def placement(default: Any, why: str) -> Any:
-    """A field that says where and how to run; it never enters the recipe hash."""
+    """A field that says where and how to run; it is never part of the recipe hash."""
     return field(default=default, metadata={"kind": "placement", "why": why})
 
 
 def _literal(value: Any, why: str) -> Any:
-    """Plain data as JSON gives it back, so that it compares equal with what a store holds."""
+    """Plain data after a round trip through JSON, so that it compares equal to stored data."""
     try:
         return json.loads(json.dumps(value))
     except TypeError as error:
@@ -74,7 +74,7 @@ def _abridged(value: object) -> str:
     """A value for one line of an error."""
     try:
         shown = repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits
+    except ValueError:  # Python does not convert numbers of more than 4,300 digits
         return "a number of thousands of digits"
     return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
 
@@ -84,7 +84,7 @@ def recipe_fields(config: Any, *, complete: bool = False) -> dict[str, Any]:
 
     Args:
         config: a configuration dataclass.
-        complete: also give the fields that the hash leaves out; for naming differences, never for a hash.
+        complete: also return fields that the hash leaves out; for naming differences, never for a hash.
     """
     result: dict[str, Any] = {}
     for item in dataclasses.fields(config):
@@ -97,7 +97,7 @@ def recipe_fields(config: Any, *, complete: bool = False) -> dict[str, Any]:
 
 
 def added_fields(config: Any) -> dict[str, Any]:
-    """Those fields of a configuration that came after ad127be and are not as introduced: what an older hash has to be extended by."""
+    """Fields that were added after ad127be and differ from their `introduced` value, by which an older hash must be extended."""
     found = recipe_fields(config)
     return {item.name: found[item.name] for item in dataclasses.fields(config) if "since" in item.metadata and item.name in found}
 
@@ -122,7 +122,7 @@ def _canonical(value: object) -> str:
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys whose values differ, as `key: old -> new`. None exactly where the canonical hashes are equal."""
+    """Dotted keys whose values differ, as `key: old -> new`; empty exactly if the canonical hashes are equal."""
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key, _MISSING), new.get(key, _MISSING)
         if isinstance(before, Mapping) and isinstance(after, Mapping):

@@ -1,4 +1,4 @@
-"""Logs as JSON, one object a line and one schema for trainer, launcher and reaper, where FIRSTSIGHT_LOG_FORMAT is `json`.
+"""Logs as JSON, one object per line with one schema for trainer, launcher and reaper, if FIRSTSIGHT_LOG_FORMAT is `json`.
 
 Whatever is printed becomes a record, whoever prints it: standard output and error are replaced. An exception that nobody catches is a
 record with its traceback. Only what a C library writes to the file descriptor itself passes by. docs/OPERATIONS.md has the schema.
@@ -22,7 +22,7 @@ from trainer.redaction import without_credentials
 FORMAT_VARIABLE = "FIRSTSIGHT_LOG_FORMAT"
 Level = Literal["debug", "info", "warning", "error", "critical"]
 REQUIRED = ("time", "level", "component", "message")
-"""Every record has them, in this order; then those of FIELDS that are known."""
+"""Every record begins with these fields, in this order; those of FIELDS that are known follow."""
 FIELDS: dict[str, type] = {
     "experiment": str,
     "arm": str,
@@ -39,7 +39,7 @@ _began: list["_Lines"] = []
 
 
 def is_json() -> bool:
-    """Whether records are asked for.
+    """Whether logs are to be written as JSON records.
 
     Raises:
         ValueError: the variable is neither `text` nor `json`.
@@ -52,7 +52,7 @@ def is_json() -> bool:
 
 @contextlib.contextmanager
 def speaking(component: str) -> Iterator[None]:
-    """While the context lasts this process logs as `component`: as records where they are asked for, else as it always does.
+    """Within this context the process logs as `component`, in JSON if requested, otherwise in plain text.
 
     Raises:
         ValueError: as `is_json`.
@@ -73,7 +73,7 @@ def speaking(component: str) -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         yield
-    except Exception as error:  # now: where Python would print it, nothing here is left to do so
+    except Exception as error:  # now: when Python would print it, the streams have been restored
         say(f"{type(error).__name__}: {error}", "critical", error)
         raise SystemExit(1) from error
     finally:
@@ -87,13 +87,13 @@ def speaking(component: str) -> Iterator[None]:
 
 
 def bind(**fields: Any) -> None:
-    """From now on these fields stand in every record of the process; what is empty does not."""
+    """Add these fields to every later record of the process, except empty ones."""
     _process.update(fields)
 
 
 @contextlib.contextmanager
 def about(**fields: Any) -> Iterator[None]:
-    """Inside, these fields stand in the records of this thread; `level` is that of what is printed."""
+    """Within this context, add these fields to the records of this thread; `level` applies to printed text."""
     token = _here.set({**_here.get(), **fields})
     try:
         yield
@@ -102,26 +102,26 @@ def about(**fields: Any) -> Iterator[None]:
 
 
 def say(line: str, level: Level = "info", error: BaseException | None = None) -> None:
-    """A line on standard error; with an `error` also its traceback, which a record has in a field of its own."""
+    """Write a line to standard error; with an `error` also its traceback, which has its own field in a record."""
     told = "".join(traceback.format_exception(error)) if error is not None else ""
     if not record(line, level, told):  # which hides credentials itself
         print(without_credentials(told) + line, file=sys.stderr, flush=True)
 
 
 def record(message: str, level: Level, traceback: str = "") -> bool:
-    """Write one record; False, and nothing is written, where none are asked for."""
+    """Write one record. Returns False without writing anything if JSON logs are off."""
     if _began:
         _began[-1].record(message, level, traceback=traceback)
     return bool(_began)
 
 
 def handlers() -> list[logging.Handler]:
-    """What a logger needs besides the root logger's handlers to be seen on standard error."""
+    """The handlers that a logger needs, besides the root logger's, to write to standard error."""
     return [] if _began else [logging.StreamHandler()]
 
 
 def record_of(line: str) -> dict[str, Any] | None:
-    """The record that a line is; None: it is another kind of line."""
+    """The record in a line; None if the line is not a record."""
     if not line.startswith('{"time": '):
         return None
     try:
@@ -132,17 +132,17 @@ def record_of(line: str) -> dict[str, Any] | None:
 
 
 def text_of(line: str) -> str:
-    """What a line says: a record's message, or the line itself."""
+    """The text of a line: a record's message, or the line itself."""
     record = record_of(line)
     return str(record["message"]) if record else line
 
 
 class _Lines(io.TextIOBase):
-    """A stream that writes each line as a record; a line that is one already, such as a job's that is passed on, as it is."""
+    """A stream that writes each line as a record. A line that already is one, such as a forwarded line of a job, is not changed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._begun: dict[int, str] = {}  # by thread: what of its line came so far
+        self._begun: dict[int, str] = {}  # by thread: the beginning of an unfinished line
         self._lock = threading.RLock()
 
     @property
@@ -151,11 +151,11 @@ class _Lines(io.TextIOBase):
         return self._stream.encoding
 
     def fileno(self) -> int:
-        """The stream's: a child process may inherit it."""
+        """The stream's file descriptor, which a child process may inherit."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
-        """No bars and no colours."""
+        """Always False, so that libraries print no progress bars and no colours."""
         return False
 
     def writable(self) -> bool:
@@ -163,7 +163,7 @@ class _Lines(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Take text; each line that it ends is written."""
+        """Buffer text, and write each line that it completes."""
         thread = threading.get_ident()
         with self._lock:
             *lines, rest = (self._begun.pop(thread, "") + text).split("\n")
@@ -175,11 +175,11 @@ class _Lines(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what the stream holds back; a line that was only begun waits for its end."""
+        """Flush the stream; an unfinished line stays buffered."""
         self._stream.flush()
 
     def finish(self) -> None:
-        """No text follows: write the lines that were begun."""
+        """Write unfinished lines, since no more text follows."""
         with self._lock:
             for rest in self._begun.values():
                 self.record(rest, "info")
@@ -211,6 +211,6 @@ class _Handler(logging.Handler):
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):  # which ends a thread in silence, as Python has it
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):  # SystemExit ends a thread silently, as in Python itself
         name = args.thread.name if args.thread else "a thread"
         say(f"{name}: {type(args.exc_value).__name__}: {args.exc_value}", "error", args.exc_value)

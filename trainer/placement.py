@@ -1,4 +1,4 @@
-"""Where and how a stage runs; nothing here enters a hash. `trainer.config` re-exports it with the other configurations."""
+"""Where and how a stage runs. No field is part of a hash. `trainer.config` re-exports it with the other configurations."""
 
 import re
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Placement:
     device: Literal["auto", "cpu", "cuda"] = placement("auto", "auto: cuda if there is a GPU.")
     local_batch_size: int | Literal["auto"] = placement(
         "auto",
-        "The most pairs or triplets that a rank processes at once; the loss is the same (gradient cache, accumulation). 0: its whole "
-        "share. auto: the whole share; on CUDA, as much of it as is estimated to fit in memory.",
+        "Pairs or triplets that a rank processes at once, at most; the loss does not depend on it (gradient cache, accumulation). 0: the "
+        "rank's whole share of the batch. auto: the whole share or, on CUDA, as much of it as is estimated to fit in memory.",
     )
     loader_workers: int | Literal["auto"] = placement(
         "auto", "Decoding processes per rank; 0: threads in the rank instead. auto: 0; on CUDA, the rank's cores minus one, at most 16."
@@ -34,12 +34,12 @@ class Placement:
     )
     trajectory: bool = placement(False, "Also keep the weights at epochs 0, 1, 2, 4, 8 ….")
     keep_last: int = placement(2, "Committed checkpoints kept; weights kept per epoch are not counted.")
-    resume: str = placement("auto", "auto | never | the URI of a checkpoint.")
+    resume: str = placement("auto", "auto, never, or the URI of a checkpoint.")
     attempt: int = placement(0, "Fences off a writer that is still running: a commit by an older attempt is refused. 0: unfenced.")
     max_restarts: int = placement(0, "How many times the elastic agent restarts the group in place.")
     max_nonfinite_steps: int = placement(10, "Number of steps with a non-finite gradient to skip before the run stops.")
     watchdog_seconds: float = placement(
-        1800.0, "A step that takes longer ends the run and leaves stacks in hung/; 600 is enough if steps are short."
+        1800.0, "A step that takes longer ends the run and writes stack traces to hung/; 600 is enough if steps are short."
     )
     metrics_port: int = placement(0, "Port of local rank 0's Prometheus endpoint; 0: none.")
     preflight: bool = placement(False, "Measure the network and the store before step 1 and report what is too slow for the recipe.")
@@ -70,8 +70,8 @@ def kept_epochs(epochs: int, *, trajectory: bool, every: int) -> list[int]:
 
     Args:
         epochs: of the stage.
-        trajectory: at 0, before the first step, and at the powers of two.
-        every: at each multiple of it; 0: at none.
+        trajectory: also keep them at epoch 0, before the first step, and at the powers of two.
+        every: also keep them at each multiple of this; 0: never.
     """
     doubling = [0, *(1 << power for power in range(epochs.bit_length()))] if trajectory else []
     multiples = range(every, epochs, every) if every else ()
@@ -93,13 +93,13 @@ def profiled_steps(text: str) -> tuple[int, int]:
 
 
 def unless_auto(value: int | Literal["auto"]) -> int:
-    """A number of the placement; an `auto` that no run has resolved (in an evaluation, or a loader used on its own) is 0, as on a CPU."""
+    """A number of the placement. An unresolved `auto` (in an evaluation, or in a loader used on its own) is 0, as on a CPU."""
     return 0 if isinstance(value, str) else value
 
 
 def loader_workers_for(cores: int) -> int:
     """Decoding processes of a rank with a GPU, if placement.loader_workers is `auto`: all its cores but one, which the rank itself needs.
 
-    Fourteen decode 20,000 pairs per second and an H100 consumes 7,600 (docs/BENCHMARKS.md, rows K and M): more than 16 feed no GPU faster.
+    Fourteen decode 20,000 pairs per second and an H100 consumes 7,600 (docs/BENCHMARKS.md, rows K and M), so more than 16 do not help.
     """
     return min(max(cores - 1, 0), 16)

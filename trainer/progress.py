@@ -25,7 +25,7 @@ def progress(step: str, done: int, total: int, unit: str, **figures: float | str
     Args:
         step: what is running, unique in the run, such as `contrastive perceptual-seed0`.
         done: units done; equal to `total` when the step has ended.
-        total: units in all; 0 where it is not known.
+        total: units in all; 0 if it is not known.
         unit: their name in the plural: images, triplets, samples.
         **figures: shown beside the bar.
     """
@@ -81,7 +81,7 @@ def read_step_line(line: str) -> tuple[int, int, float, float] | None:
 
 
 def check_stop() -> None:
-    """Raise RunError where the parent has asked its steps to stop (Ctrl-C)."""
+    """Raise RunError if the parent has asked its steps to stop (Ctrl-C)."""
     path = os.environ.get(STOP_VARIABLE)
     if path and os.path.exists(path):
         raise RunError("stopped on request; run the same command again to resume")

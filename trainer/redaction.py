@@ -1,6 +1,6 @@
-"""Texts without credentials: those that URLs carry (users, signatures, tokens, keys), and those that this process was given.
+"""Remove credentials from texts: those in URLs (users, signatures, tokens, keys), and those that this process was given.
 
-A server may repeat in its refusal what it was sent, so the values themselves are looked for, not only the places where they belong.
+A server may repeat in its error what it was sent, so the values themselves are searched for, not only the places where they belong.
 """
 
 import os
@@ -8,7 +8,7 @@ import re
 
 HIDDEN = "***"
 SECRET_NAME = re.compile(r"secret|token|passw|credential|api_?key|access_key|private_key|cookie", re.IGNORECASE)
-"""In the name of an environment variable whose value nobody but its reader may see."""
+"""Words in the name of an environment variable whose value is secret."""
 
 _LEAST = 8  # characters of a secret: shorter ones are part of too many words
 _given: set[str] = set()
@@ -29,12 +29,12 @@ SECRET_IN_URL = re.compile(
 
 
 def names_secret(variable: str) -> bool:
-    """Whether an environment variable holds a credential, by its name; `…_FILE` and `…_PATH` name where one lies."""
+    """Whether an environment variable contains a credential, by its name; `…_FILE` and `…_PATH` contain only a path to one."""
     return bool(SECRET_NAME.search(variable)) and not variable.upper().endswith(("_FILE", "_PATH"))
 
 
 def conceal(*secrets: str) -> None:
-    """Credentials that were read from files: from now on they are left out of what this process says, as the environment's are."""
+    """Register credentials that were read from files, so that they are redacted like those in the environment."""
     _given.update(secrets)
 
 
@@ -48,17 +48,17 @@ def without_credentials(text: str) -> str:
 def _known() -> set[str]:
     """The credentials of this process."""
     names = [name for name in os.environ if names_secret(name) and not name.upper().endswith("_ID")]
-    known = {os.environ.get(name, "") for name in names} | _given  # another thread may take one away meanwhile
+    known = {os.environ.get(name, "") for name in names} | _given  # another thread may remove one meanwhile
     return {secret for secret in known if len(secret) >= _LEAST}
 
 
 def without_signatures(text: str) -> str:
-    """`text` with `***` in place of the credentials of URLs in it; for what is said a million times."""
+    """`text` with `***` in place of the credentials in its URLs only; a fast version for text that is printed very often."""
     if "://" not in text and "=" not in text:
         return text
     return _VALUE.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 
 
 def holds_credentials(uri: str) -> bool:
-    """Whether a text is a URI with a user's name, a signature or a token, or repeats a credential that this process was given."""
+    """Whether a text is a URI with a user name, a signature or a token, or contains a credential that this process was given."""
     return bool(_USER.search(uri) or SECRET_IN_URL.search(uri)) or any(secret in uri for secret in _known())

@@ -24,7 +24,7 @@ class RepresentationConfig:
     """A request's `representation`. Sets are named as the page names them, such as demo-categories."""
 
     sets: tuple[str, ...] = recipe((), "ours", "Evaluation sets whose pictures go through every layer, for CKA and RSA.")
-    pictures: int = recipe(5000, "ours", "At most so many pictures of a set go through every layer, drawn by their names.")
+    pictures: int = recipe(5000, "ours", "Largest number of pictures of a set that go through every layer, drawn by their names.")
     rdms: tuple[str, ...] = recipe((), "ours", "URIs of dissimilarity matrices of pictures of a set: .csv, or .npy beside a .txt of names.")
     probes: tuple[str, ...] = recipe((), "ours", "Zero-shot sets for linear probe, nearest neighbours and few-shot; [all]: every one.")
 
@@ -35,7 +35,7 @@ class RepresentationConfig:
         for name in ("sets", "rdms", "probes"):
             given = getattr(self, name)
             require(f"representation.{name}", given, "a list without an empty or repeated entry", len({*given, ""}) == len(given) + 1)
-        require("representation.sets", self.sets, "given where representation.rdms is", bool(self.sets or not self.rdms))
+        require("representation.sets", self.sets, "given if representation.rdms is given", bool(self.sets or not self.rdms))
         require("representation.probes", self.probes, f"names of sets, or {ALL} alone", ALL not in self.probes or len(self.probes) == 1)
 
 

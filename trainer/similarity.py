@@ -25,7 +25,7 @@ def centred(features_ND: Array) -> NDArray[np.float32]:
 
 
 def cka(features_ND: Array, others_NE: Array) -> float | None:
-    """Debiased linear CKA of two representations of the same pictures: 1 where one is the other, rotated and scaled.
+    """Debiased linear CKA of two representations of the same pictures: 1 if one is the other, rotated and scaled.
 
     HSIC is Song et al.'s unbiased estimator (2012, equation 5), as Nguyen, Raghu and Kornblith (2021) take it for CKA, here over all
     pictures at once. With linear kernels K = X X' it needs no N x N matrix, only X'Y.
@@ -35,7 +35,7 @@ def cka(features_ND: Array, others_NE: Array) -> float | None:
         others_NE: of the same pictures in the same order.
 
     Returns:
-        At most 1; about 0 where nothing is shared, a little below it by chance. None with fewer than 4 pictures, or where all
+        At most 1; about 0 if nothing is shared, a little below it by chance. None with fewer than 4 pictures, or where all
         pictures have the same features.
     """
     x, y = centred(features_ND), centred(others_NE)
@@ -75,7 +75,7 @@ def dissimilarities(features_ND: Array) -> NDArray[np.float32]:
 
 
 def upper_triangle(square_NN: Array) -> Array:
-    """What stands above the diagonal, row by row."""
+    """What is above the diagonal, row by row."""
     return np.concatenate([square_NN[row, row + 1 :] for row in range(len(square_NN))])
 
 
@@ -91,7 +91,7 @@ def ranks(values_N: Array) -> NDArray[np.float64]:
 
 
 def correlation(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> float | None:
-    """Pearson's correlation; None where one of the two does not vary, or contains NaN."""
+    """Pearson's correlation; None if one of the two does not vary, or contains NaN."""
     x, y = x_N - x_N.mean(), y_N - y_N.mean()
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale > 0 else None

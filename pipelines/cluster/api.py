@@ -151,9 +151,9 @@ class Api:
         try:
             answer = json.loads(data) if data else {}
         except (ValueError, RecursionError) as error:
-            raise Unreachable(f"{self.server}: what answers is not a Kubernetes API server, or was cut short") from error
+            raise Unreachable(f"{self.server}: the response is not that of a Kubernetes API server, or was cut short") from error
         if not isinstance(answer, dict):
-            raise Unreachable(f"{self.server}: what answers is not a Kubernetes API server")
+            raise Unreachable(f"{self.server}: the server that responds is not a Kubernetes API server")
         return answer
 
     def versions(self, group: str, plural: str) -> list[str]:

@@ -35,7 +35,7 @@ def end(cluster: Cluster, kind: Kind, name: str, namespace: str | None = None, r
     if resource_version:
         job = cluster.get(kind, name, namespace)
         if job is not None and job["metadata"]["resourceVersion"] != resource_version:
-            raise Conflict(f"{kind.resource} {name} has changed since it was looked at")
+            raise Conflict(f"{kind.resource} {name} has changed since it was read")
     shorten_grace(cluster, kind, name, namespace)
     cluster.delete(kind, name, namespace=namespace, resource_version=resource_version)
     if kind.remakes:

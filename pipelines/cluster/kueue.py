@@ -1,7 +1,7 @@
-"""What Kueue says of queues and of the jobs that wait in them, in whichever version of its API the cluster serves.
+"""The state of Kueue's queues and of the jobs that wait in them, in whichever API version the cluster serves.
 
-Kueue admits a job by lifting its suspension, and preempts it by setting it again. Its words about one job are in the
-conditions of a Workload that carries the job's uid as a label; those about a queue in the conditions of the LocalQueue.
+Kueue admits a job by lifting its suspension, and preempts it by suspending it again. Its messages about a job are in the
+conditions of a Workload that has the job's uid as a label; those about a queue are in the conditions of the LocalQueue.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from trainer.errors import InputError, RunError
 GROUP = "kueue.x-k8s.io"
 QUEUE_LABEL = f"{GROUP}/queue-name"
 JOB_LABEL = f"{GROUP}/job-uid"
-"""Of a Workload: the uid of its job."""
+"""Label of a Workload with the uid of its job."""
 _NEVER, _NOT_NOW = "> maximum capacity", "insufficient unused quota"
-"""Kueue's words for a request above a flavor's whole quota, and for one that only has to wait (flavorassigner.go)."""
+"""Kueue's messages for a request above a flavor's whole quota, and for one that only has to wait (flavorassigner.go)."""
 
 Object = Mapping[str, Any]
 
@@ -26,8 +26,8 @@ class Admission:
     """Why a suspended job does not run.
 
     Attributes:
-        text: in the words of whoever keeps it waiting.
-        cause: which field of the profile's `jobs.patience` says how long that may last.
+        text: the reason, in the words of the component that keeps it waiting.
+        cause: the field of the profile's `jobs.patience` that limits how long this may last.
         preempted: whether it was admitted before, and a job of higher priority, or another queue, took its place.
     """
 
@@ -40,12 +40,12 @@ UNQUEUED = Admission(text="it is suspended, and no queue has admitted it")
 
 
 def queue_of(job: Object) -> str:
-    """The LocalQueue that a job names; empty: none of Kueue's."""
+    """The LocalQueue that a job names; empty if it names none of Kueue's."""
     return str((job["metadata"].get("labels") or {}).get(QUEUE_LABEL, ""))
 
 
 class Kueue:
-    """Reads Kueue's objects in one cluster; asks for the version that it serves once."""
+    """Reads Kueue's objects in one cluster; queries once which version it serves."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -56,14 +56,14 @@ class Kueue:
 
         Args:
             queue: its name.
-            namespace: of the jobs; None: the cluster's own.
-            active: whether one that is stopped for now is refused, too.
+            namespace: namespace of the jobs; None: the cluster's own.
+            active: whether a queue that is stopped for now is refused, too.
 
         Returns:
-            What is known of it; that it was not looked at, where that is not permitted.
+            What is known about it, or a note that it could not be checked for lack of permission.
 
         Raises:
-            InputError: no Kueue, no such queue, or one that takes no jobs.
+            InputError: there is no Kueue or no such queue, or the queue accepts no jobs.
         """
         kind, place = self._kind("localqueues", "LocalQueue"), self._cluster.namespace if namespace is None else namespace
         try:
@@ -83,7 +83,7 @@ class Kueue:
         return whole
 
     def why(self, job: Object, kind: Kind) -> Admission:
-        """Why this suspended job does not run; never raises: who reads it waits for the job, not for Kueue."""
+        """Why this suspended job does not run. Never raises, since the caller waits for the job, not for Kueue."""
         queue, metadata = queue_of(job), job["metadata"]
         if not queue:
             return UNQUEUED
@@ -101,7 +101,7 @@ class Kueue:
         return _of_workload(workloads[0], waits)
 
     def _unseen(self, queue: str, waits: str, namespace: str, kind: Kind) -> Admission:
-        """Kueue does not know of the job: its queue is missing, or its kind is not among those that Kueue manages."""
+        """The reason if Kueue does not know the job: its queue is missing, or Kueue does not manage its kind."""
         try:
             self.require(queue, namespace, active=False)
         except InputError as error:
@@ -111,7 +111,7 @@ class Kueue:
         return Admission(text=f"{waits}, but Kueue has created no Workload for it: {asked}", cause="ignored")
 
     def _kind(self, plural: str, kind: str) -> Kind:
-        """The kind in the version that the cluster prefers. MissingKind where it serves none."""
+        """The kind in the version that the cluster prefers. MissingKind if it serves none."""
         if plural not in self._kinds:
             versions = self._cluster.api.versions(GROUP, plural)
             if not versions:

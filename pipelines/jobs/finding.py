@@ -31,6 +31,6 @@ def find_jobs(cluster: Cluster, namespace: str | None = None, **labels: str) -> 
 
 
 def identity_of(job: dict[str, Any]) -> dict[str, str]:
-    """Each of IDENTITY as labelled; empty where it is not."""
+    """Each of IDENTITY as labelled; empty if it is not."""
     labels = job["metadata"].get("labels") or {}
     return {name: str(labels.get(f"{DOMAIN}/{name}", "")) for name in IDENTITY}

@@ -61,7 +61,7 @@ class ClusterJob:
         threading.Thread(target=self._supervise, name=f"job {spec.name}", daemon=True).start()
 
     def logs(self, sink: LineSink) -> None:
-        """Give every line of the leader's output, and remarks about the job, to `sink`, until the end."""
+        """Pass every line of the leader's output, and remarks about the job, to `sink` until the job ends."""
         while (line := self._lines.get()) is not None:
             sink(line)
 
@@ -117,7 +117,7 @@ class ClusterJob:
         return outcome
 
     def _run(self) -> Outcome:
-        """Try again and again until there is a result, or no further attempt can give one."""
+        """Retry until there is a result, or no further attempt can give one."""
         while True:
             if self._launcher.shape.is_done(self._spec):
                 return Outcome(exit_code=0, line="")

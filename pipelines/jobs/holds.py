@@ -163,7 +163,7 @@ def _workflow_end(reference: Mapping[str, Any], namespace: str, workflows: Workf
     if status.get("phase") in ("Failed", "Error"):
         finished = posix_time(status.get("finishedAt") or "")
         ends = math.inf if finished is None else finished + grace_seconds
-        return ends, f"failed, and no Retry took the job on in {grace_seconds:.0f} s"
+        return ends, f"failed, and no Retry adopted the job within {grace_seconds:.0f} s"
     return math.inf, ""
 
 
@@ -171,7 +171,7 @@ def _shell_hold(key: str, value: str) -> Hold:
     heartbeat = posix_time(value)
     # a time that cannot be parsed was not written by one of our shells, so no heartbeat will follow
     ends = _AT_ONCE if heartbeat is None else heartbeat + STALE_SECONDS
-    return Hold(holder=f"shell {key.removeprefix(HELD_BY)}", ends=ends, why=f"was last heard of at {value}", annotation=key)
+    return Hold(holder=f"shell {key.removeprefix(HELD_BY)}", ends=ends, why=f"sent its last heartbeat at {value}", annotation=key)
 
 
 def posix_time(text: object) -> float | None:

@@ -51,7 +51,7 @@ class Launcher:
         return is_in_pod()
 
     def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event, incidents: int = 0) -> Object | None:
-        """The job on the cluster, held by this run unless it has done its work; None where `stop` was set before there was one.
+        """The job on the cluster, held by this run unless it has done its work; None if `stop` was set before there was one.
 
         Args:
             spec: of the job.
@@ -105,7 +105,7 @@ class Launcher:
             wait_until_gone(self.cluster, kind, metadata["name"], stop=stop)
 
     def _create(self, spec: JobSpec, say: Say, incidents: int) -> Object | None:
-        """A new attempt; None where a job of this name exists by now."""
+        """A new attempt; None if a job of this name exists by now."""
         self._require_queue()
         attempt = newest_attempt(spec.folder) + 1 if spec.final else 0
         manifest = self._rendered(spec, attempt, incidents)

@@ -303,7 +303,7 @@ def _refused(path: Path, error: OSError) -> InputError | RunError:
 
 
 def _flock(stream: BinaryIO, kind: int) -> bool:
-    """Take the flock; False where another process has it. Raises _NoFlock."""
+    """Take the flock; False if another process has it. Raises _NoFlock."""
     try:
         fcntl.flock(stream, kind)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Why a job does not start, in the words of whatever keeps it from starting: a table of causes, each with its own time limit."""
+"""Why a job does not start: a table of causes, each with its own time limit and the message of the component that blocks it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Stuck:
 
     Attributes:
         cause: a field of Patience.
-        text: what and why.
+        text: what is stuck, and why.
         hopeless: whether waiting is pointless.
     """
 
@@ -38,7 +38,7 @@ def find_stuck(view: View, shape: Shape, has_run: bool) -> list[Stuck]:
     Args:
         view: the job, its pods and warnings.
         shape: how to read them.
-        has_run: whether it ran before; if so, what it lost may come back, and it is given more time.
+        has_run: whether it ran before; if so, lost resources may come back, and it gets more time.
     """
     job = view.job
     if job is None or shape.phase(job).ended:
@@ -69,7 +69,7 @@ class Clock:
         return now - self._since.get(stuck.cause, now)
 
     def overdue(self, found: list[Stuck], now: float) -> str:
-        """The text of a cause that has lasted longer than its patience; empty where none has."""
+        """The text of a cause that has lasted longer than its patience; empty if none has."""
         causes = {stuck.cause for stuck in found}
         self._since = {cause: self._since.get(cause, now) for cause in causes}
         for stuck in found:
@@ -80,7 +80,7 @@ class Clock:
 
 
 def stuck_pod(pod: Mapping[str, Any], warnings: Warnings) -> Stuck | None:
-    """What keeps a pod from running now; None where it runs, or has ended.
+    """What currently keeps a pod from running; None if it runs or has ended.
 
     Args:
         pod: the pod.

@@ -1,4 +1,4 @@
-"""What is known of one job at this moment: the job itself, its pods and the warnings about them, each through one watch."""
+"""The current state of one job: the job itself, its pods and the warnings about them, each followed through one watch."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping

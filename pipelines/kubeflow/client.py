@@ -1,6 +1,6 @@
-"""What firstsight asks of a Kubeflow Pipelines server, through kfp's generated client.
+"""Client for a Kubeflow Pipelines server, based on kfp's generated API client.
 
-Not kfp.Client: its requests have no timeout, so it would wait forever on a silently broken connection,
+kfp.Client is not used: its requests have no timeout, so it would wait forever on a silently broken connection,
 and it writes to the home folder. Transient failures are retried with jitter; errors are reported in one line.
 """
 
@@ -70,7 +70,7 @@ class Kubeflow:
         """Check that the server exists, is Kubeflow Pipelines, and accepts our credentials.
 
         Args:
-            runs: whether it will be asked to run something, which needs a namespace if it is multi-user.
+            runs: whether runs will be started, which needs a namespace in multi-user mode.
 
         Raises:
             InputError: a wrong address, refused credentials, another version, or a missing namespace.
@@ -81,7 +81,7 @@ class Kubeflow:
         except NotFound as error:
             raise InputError(f"{host} has no API v2beta1, which Kubeflow Pipelines 2 serves: {error}") from error
         if health.multi_user is None:
-            raise InputError(f"{host} answers, but not as Kubeflow Pipelines does; behind a login {LOGIN}")
+            raise InputError(f"{host} responds, but not like Kubeflow Pipelines; if it is behind a login, {LOGIN}")
         if runs and health.multi_user and not self.endpoint.namespace:
             raise InputError(f"{host} serves several namespaces: set KFP_NAMESPACE to choose one")
 
@@ -99,7 +99,7 @@ class Kubeflow:
         return str(self._ask(f"pipeline {name!r}", get, name, **where).pipeline_id)
 
     def usable_pipelines(self, name: str) -> Iterator[str]:
-        """The ids of the pipelines of this name that runs in our namespace may use: its own, then the shared one."""
+        """The ids of the pipelines with this name that runs in our namespace may use: the namespace's own, then the shared one."""
         for namespace in dict.fromkeys((self.endpoint.namespace, "")):
             try:
                 yield self.find_pipeline(name, namespace)
@@ -198,7 +198,7 @@ class Kubeflow:
                     return started
 
     def run(self, run: str) -> Any:
-        """The run as it stands now (kfp_server_api.V2beta1Run).
+        """The current state of a run (kfp_server_api.V2beta1Run).
 
         Raises:
             NotFound: it was deleted.
@@ -209,7 +209,7 @@ class Kubeflow:
         return found
 
     def terminate(self, run: str) -> None:
-        """Ask the server to end a run. It says CANCELING, and in the end FAILED."""
+        """Ask the server to terminate a run. Its state becomes CANCELING, and finally FAILED."""
         self._ask(f"run {run}", self._runs.run_service_terminate_run, run)
 
     def retry(self, run: str) -> None:

@@ -1,7 +1,7 @@
 """The components: typed, thin functions that run in the pipelines image. What they do is in pipelines/steps.
 
 A component's specification and command are repeated in six nodes of the Workflow, and for a lane's steps once per lane, while Argo keeps a
-Workflow in one object of at most 1 MiB: so the source is read from the image (execute.py), and parameters are described here,
+Workflow in one object of at most 1 MiB. The source is therefore read from the image (execute.py), and parameters are described here,
 not in docstrings. `request` is the stored request's URI with the run's id (pipelines/steps/running.py), `lane` a name that `plan`
 returned. `links`, which takes every parameter of a request, is in links_component.py, which `make generate` writes.
 """

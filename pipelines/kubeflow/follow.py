@@ -36,7 +36,7 @@ class Followed:
         stopped: its end was asked for from here.
         reasons: of each step that failed, what its log said last.
         exit_codes: of the steps that failed, where their logs tell it.
-        experiment: URI of the experiment's folder, as the first step's log tells it; empty where it did not get so far.
+        experiment: URI of the experiment's folder, as the first step's log tells it; empty if it did not get so far.
     """
 
     run: Any

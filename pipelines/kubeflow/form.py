@@ -19,7 +19,7 @@ IN_FORM = {name: item for name, item in FIELDS.items() if item.metadata["form"]}
 ONLY_IN_REQUEST = [name for name in FIELDS if name not in IN_FORM]
 NAMES = {name: str(item.metadata["form"]) for name, item in IN_FORM.items()} | {REQUEST: REQUEST, "tolerations": TOLERATIONS}
 """Maps names in a request, and of what only Kubeflow needs, to names in the form."""
-_REQUEST_HELP = "a request file's URI, or its YAML; values given in other fields win over it."
+_REQUEST_HELP = "a request file's URI, or its YAML; values given in other fields override it."
 _TOLERATIONS_HELP = "JSON list of tolerations for the steps' own small pods; those for the jobs are in the profile."
 
 

@@ -21,7 +21,7 @@ def links(
     parallel_cells: str,
     page: dsl.Output[dsl.Markdown],
 ) -> str:
-    """Checks what was asked for before anything is made, stores it, and links to where a run can be watched."""
+    """Checks the request before anything is created, stores it, and links to the places where the run can be watched."""
     from pipelines.steps import artifacts, links
 
     stored, markdown = links.accept(

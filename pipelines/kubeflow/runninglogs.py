@@ -39,7 +39,7 @@ class RunningLogs:
         self._tries, self._read_once = 0, False
 
     def read(self, step: Step) -> str | None:
-        """The log so far, or None where it cannot be read now."""
+        """The log so far, or None if it cannot be read now."""
         text = self._from_kubernetes(step)
         if text is None and self._ui:
             text = self._server.running_log(self._run, step.pod)
@@ -56,7 +56,7 @@ class RunningLogs:
         return text
 
     def waits_for(self, step: Step) -> str:
-        """Why the step's pod does not start, as Kubernetes says; empty where it does, or we may not look."""
+        """Why the step's pod does not start, as Kubernetes says; empty if it does, or we may not look."""
         pod = self._pod(step)
         stuck = stuck_pod(pod, lambda name: ()) if pod is not None else None
         return stuck.text if stuck is not None and stuck.cause != "starting" else ""
@@ -73,7 +73,7 @@ class RunningLogs:
         return "".join(f"{line}\n" for line in lines)
 
     def _pod(self, step: Step) -> Object | None:
-        """The step's pod; None where it has not been made yet, or the kubeconfig's cluster is another one."""
+        """The step's pod; None if it has not been made yet, or the kubeconfig's cluster is another one."""
         if not self._kubernetes:
             return None
         try:

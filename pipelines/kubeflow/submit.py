@@ -56,7 +56,7 @@ class Submission:
     Attributes:
         run: its id.
         name: as people see it.
-        link: where people see it; empty where the UI's address is not known.
+        link: where people see it; empty if the UI's address is not known.
         version: of the pipeline.
         parameters: of the pipeline.
     """
@@ -193,7 +193,7 @@ def _failures(run: Any, request: Request, folder: str) -> list[dict[str, Any]]:
 
 
 def _experiment_uri(request: Request) -> str:
-    """Where the experiment lies, as far as this machine knows; empty where it does not: a cluster's profile need not be readable here."""
+    """Where the experiment lies, as far as this machine knows; empty if it does not: a cluster's profile need not be readable here."""
     try:
         return layout.experiment(root_of_run(request.root, read_profile()), request.experiment)
     except InputError:

@@ -23,7 +23,7 @@ NAME = "firstsight"
 PLACEHOLDER = "firstsight.invalid/python-pipelines:placeholder"
 """components.IMAGE; spelled again since that module needs kfp. A test holds the two together."""
 USER = "10001"
-"""definition.USER likewise."""
+"""The same as definition.USER."""
 RETRY_SECONDS = 120.0
 """A server that has just been installed may still be starting."""
 
@@ -48,7 +48,7 @@ def add_connection(parser: argparse.ArgumentParser, *, namespace: str) -> None:
 
     Args:
         parser: of the command.
-        namespace: help of the namespace, which means something else for a pipeline than for a run.
+        namespace: help text of --namespace, which has a different meaning for a pipeline than for a run.
     """
     get = os.environ.get
     parser.add_argument("--endpoint", default=get("KFP_ENDPOINT", ""), metavar="URL", help="address of Kubeflow Pipelines (KFP_ENDPOINT)")

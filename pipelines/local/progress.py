@@ -1,4 +1,4 @@
-"""What a person sees of a run: steps append records to a file, and the parent draws them.
+"""Progress of a run on the terminal: steps append records to a file, and the parent draws them.
 
 On a terminal there is one bar per step with rate and time left; otherwise, one plain line per step every ten seconds.
 """
@@ -136,7 +136,7 @@ class Display:
     def _take(self, record: dict[str, Any]) -> None:
         name = str(record["step"])
         if "note" in record:
-            self._job(name)  # a job that was already done counts as begun
+            self._job(name)  # a job that was already done counts as started
             if self._verbose or not record.get("detail"):
                 self._note(name, str(record["note"]))
             return

@@ -1,8 +1,8 @@
-"""The pipeline from this machine: kfp.local runs its steps as subprocesses while this process draws their progress.
+"""Run the pipeline from this machine: kfp.local runs its steps as subprocesses while this process draws their progress.
 
-What the steps run, runs here too, or as jobs on the cluster of the current kubeconfig: `--backend`, `--profile`.
-kfp runs in a thread of its own, so that Ctrl-C and SIGTERM are this thread's to handle: they leave the
-stop marker, on which running steps end their jobs and queued ones do not begin.
+The jobs of the steps run here too, or on the cluster of the current kubeconfig (`--backend`, `--profile`).
+kfp runs in a separate thread, so that this thread can handle Ctrl-C and SIGTERM: they create the stop marker,
+upon which running steps end their jobs and queued ones do not start.
 """
 
 import contextlib
@@ -55,12 +55,12 @@ class Prepared:
     """A request that this machine can run.
 
     Attributes:
-        request: resolved.
-        root: store URI under which everything lies.
-        profile: the request's, with its backend laid over it.
-        experiment: what would be planned, with its data as far as they are staged.
-        cells: of it.
-        notes: what a person should know before it runs.
+        request: the resolved request.
+        root: store URI under which everything is stored.
+        profile: the request's profile, with the request's backend applied.
+        experiment: the experiment that would be planned, with its data as far as they are staged.
+        cells: cells of the experiment.
+        notes: what the user should know before it runs.
     """
 
     request: Request
@@ -85,8 +85,8 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
     """Check a request before anything is written, and let this process and its steps use its profile.
 
     Args:
-        merged: as flags and file give it.
-        unread_ok: whether it will do that the root, or another address of the request, cannot be read from here, which is noted.
+        merged: the request from flags and file.
+        unread_ok: whether the root or another address of the request may be unreadable from here, which is then noted.
 
     Raises:
         InputError: a wrong arm, seed, recipe, name, number of nodes …, `judged` where FLIP will be the judge, or a store that
@@ -109,9 +109,9 @@ def prepare(merged: Request, *, unread_ok: bool = False) -> Prepared:
 
 
 def _why_unreadable(root: str) -> str:
-    """Why this machine cannot read the store, such as missing credentials; empty where it can."""
+    """Why this machine cannot read the store, such as missing credentials; empty if it can."""
     try:
-        open_store(root).head(join(root, "experiments"))  # whether it is there or not
+        open_store(root).head(join(root, "experiments"))  # whether it exists or not
     except (InputError, RunError) as error:
         return str(error)
     return ""
@@ -153,7 +153,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     failed = failures(prepared.uri, prepared.request.cells, started)
     seen = [] if print_summary(console, prepared.uri) or not _is_one_stream() else display.last_reasons
     for reason, line in by_reason(failed).items():
-        if reason not in seen:  # it is the last thing that a person sees, and is said once
+        if reason not in seen:  # printed once, as the last thing that the user sees
             print(line, file=sys.stderr)
     if failed:
         return 2 if all(failure["exit_code"] == 2 for failure in failed) else 1
@@ -164,7 +164,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
 
 
 def _is_one_stream() -> bool:
-    """Whether stdout and stderr lead to one place, such as a terminal."""
+    """Whether stdout and stderr go to the same place, such as a terminal."""
     try:
         return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     except (OSError, ValueError):
@@ -172,10 +172,10 @@ def _is_one_stream() -> bool:
 
 
 def _hold(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[Held | None, InputError | RunError | None]:
-    """Hold the experiment until the stack ends, where its jobs are this machine's; those on a cluster may be shared by several runs.
+    """Lock the experiment until the stack ends if its jobs run on this machine; jobs on a cluster may be shared by several runs.
 
     Returns:
-        The lock; and why there is none where the root takes no writes: what is finished can be looked at all the same.
+        The lock; or, if the root is not writable, the reason why there is none: finished results can be read all the same.
     """
     if prepared.profile.backend != "local":
         return None, None
@@ -188,7 +188,7 @@ def _hold(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[Held | None,
 
 
 class _Pipeline(threading.Thread):
-    """kfp.local in a thread; what it and its steps print goes to a file, or above the bars where `display` is given."""
+    """kfp.local in a thread; its output and that of its steps goes to a file, or above the bars if `display` is given."""
 
     def __init__(self, prepared: Prepared, scratch: Path, display: Display | None) -> None:
         super().__init__(name="pipeline")
@@ -201,12 +201,12 @@ class _Pipeline(threading.Thread):
         try:
             with (self._scratch / "kfp.log").open("w") as log, contextlib.redirect_stdout(_Lines(self._display) if self._display else log):
                 self._run()
-        except Exception as error:  # kfp's own words say which task; the steps' failure.json say why
+        except Exception as error:  # kfp's message says which task; the steps' failure.json files say why
             self.error = _COLOURS.sub("", " ".join(str(error).split())) or type(error).__name__
 
     def _run(self) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of images and settings that mean nothing here
+            warnings.simplefilter("ignore")  # about images and settings that have no effect here
             local = import_kfp().local
             _keep_inputs_of_loops()
             from pipelines.kubeflow.definition import firstsight
@@ -238,7 +238,7 @@ def _keep_inputs_of_loops() -> None:
 
 
 class _Lines:
-    """A text stream whose lines go above the bars, except what kfp's executor says of itself: its imports, and its input as JSON."""
+    """A text stream whose lines go above the bars, except the executor's own output: its imports, and its input as JSON."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
@@ -257,7 +257,7 @@ class _Lines:
         return len(text)
 
     def flush(self) -> None:
-        """Lines are shown when they are whole."""
+        """Show each line once it is complete."""
 
 
 def _variables(scratch: Path, jobs_lock: Path | None) -> dict[str, str]:
@@ -277,8 +277,8 @@ def _variables(scratch: Path, jobs_lock: Path | None) -> dict[str, str]:
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """The variables that steps inherit.
 
-    kfp.local puts sys.executable in place of every `python3` in a task's command, its arguments included, so
-    that a folder named python3 could not be staged. Under the name `python3`, first on PATH, nothing changes.
+    kfp.local replaces every `python3` in a task's command, including its arguments, with sys.executable, so a folder
+    named python3 could not be staged. With an executable named `python3` first on PATH, nothing changes.
     """
     before, executable = {name: os.environ.get(name) for name in variables}, sys.executable
     os.environ.update(variables)
@@ -292,7 +292,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 class StopMarker:
-    """The file by which steps are asked to stop: written when the run begins, and later only renamed, for which a full disk has room."""
+    """The file that asks steps to stop: written when the run begins, and later only renamed, which works on a full disk."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -301,15 +301,15 @@ class StopMarker:
             ready.write_text(STOP_AT_ONCE if at_once else "")
 
     def leave(self, *, at_once: bool = False) -> None:
-        """Ask the steps to stop; at once: jobs must not save either."""
+        """Ask the steps to stop. `at once`: jobs must not save either."""
         if at_once or not self._path.exists():
-            with contextlib.suppress(FileNotFoundError):  # it was left before
+            with contextlib.suppress(FileNotFoundError):  # it was created before
                 self._ready[at_once].rename(self._path)
 
 
 @contextlib.contextmanager
 def _signals(marker: StopMarker, display: Display) -> Iterator[list[int]]:
-    """Leave the stop marker on Ctrl-C and SIGTERM, and say so at once; yields the list of signals that came."""
+    """Create the stop marker on Ctrl-C and SIGTERM, and print this immediately; yields the list of signals received."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -47,7 +47,7 @@ class User:
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add `bucket`."""
     parser = commands.add_parser("bucket", parents=[common], help="create the bucket for all runs, and the users of the bundled store")
-    parser.add_argument("bucket", help="its name; the store is taken from the environment (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID …)")
+    parser.add_argument("bucket", help="name of the bucket; the environment names the store (AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID …)")
     parser.add_argument("--no-create", action="store_true", help="do not create the bucket; it must already exist")
     parser.add_argument("--users", default="", metavar="FILE", help="JSON list of users {accessKey, secretKey, root} to create on MinIO")
     parser.add_argument("--wait-seconds", type=float, default=WAIT_SECONDS, help="how long to wait for the store (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""`python -m pipelines check`: does a cluster have what runs need? One line a check; exit 1 where one fails.
+"""`python -m pipelines check`: does a cluster have what runs need? One line a check; exit 1 if one fails.
 
 check run        what a run meets, with its own account and credentials: `helm test`
 check reaper     the reaper's rights
@@ -34,19 +34,21 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("check", parents=[common], help="check that a cluster has what runs need")
     checks = parser.add_subparsers(dest="what", required=True)
     run = checks.add_parser(
-        "run", parents=[common], help="check the store, rights and kinds that the profile needs, with this pod's service account"
+        "run",
+        parents=[common],
+        help="check the store, permissions and kinds that the profile needs, with this pod's service account",
     )
     run.add_argument("--nodes", action="store_true", help="also check that nodes are readable")
     run.add_argument("--kubeflow", default="", metavar="URL", help="API of Kubeflow Pipelines that must be healthy")
     run.add_argument("--prometheus", default="", metavar="URL", help="Prometheus that must be ready")
     run.set_defaults(run=_run)
-    reaper = checks.add_parser("reaper", parents=[common], help="check the reaper's rights, with this pod's service account")
+    reaper = checks.add_parser("reaper", parents=[common], help="check the reaper's permissions, with this pod's service account")
     idle = checks.add_parser("idle", parents=[common], help="check that no job is running in these namespaces")
     for one in (reaper, idle):
         one.add_argument("--namespace", action="append", required=True, help="a namespace to check; may be repeated")
     reaper.set_defaults(run=_reaper)
     idle.add_argument(
-        "--sweep", default="", metavar="NAMESPACE/RELEASE", help="if no job is running, remove what failed hooks and tests left behind"
+        "--sweep", default="", metavar="NAMESPACE/RELEASE", help="if no job is running, remove the leftovers of failed hooks and tests"
     )
     idle.set_defaults(run=_idle)
     preflight = checks.add_parser("preflight", parents=[common], help="list what the cluster lacks for a rendered chart, read from stdin")

@@ -86,12 +86,14 @@ class Disk:
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `disk`."""
-    disk = commands.add_parser("disk", parents=[common], help="what each experiment and data set of a root takes, and who uses which")
-    disk.add_argument("experiment", nargs="?", default="", help="this one only, with the data sets that it uses")
+    disk = commands.add_parser(
+        "disk", parents=[common], help="show the space that experiments and data sets use, and which experiments use which data"
+    )
+    disk.add_argument("experiment", nargs="?", default="", help="only this experiment, with the data sets that it uses")
     disk.add_argument("--root", default="", help="store URI (default: the profile's, else runs)")
     shown = disk.add_mutually_exclusive_group()
-    shown.add_argument("--json", action="store_true", help="as JSON, in bytes, instead of a table")
-    shown.add_argument("--uris", action="store_true", help="only where they lie, a folder a line: what a backup copies")
+    shown.add_argument("--json", action="store_true", help="print JSON, with sizes in bytes, instead of a table")
+    shown.add_argument("--uris", action="store_true", help="print only the folders, one per line, as a backup needs them")
     disk.set_defaults(run=_run)
 
 

@@ -28,7 +28,7 @@ class Progress:
         stage: perceptual, contrastive, posthoc, evaluate or report.
         state: Done, Running, Stopped, Failed or To do.
         why: of a failure, its line.
-        step: optimiser steps done; None where nothing was recorded.
+        step: optimiser steps done; None if nothing was recorded.
         steps: in all.
         samples_per_second: of the last logged steps.
     """

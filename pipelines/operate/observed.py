@@ -1,4 +1,4 @@
-"""What the reaper sees of jobs and runs, as metrics: read off its objects at each scrape, so that nothing outlives its object."""
+"""The reaper's metrics about jobs and runs, computed from its objects at each scrape, so that no series outlives its object."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ Object = Mapping[str, Any]
 WORKFLOW_PREFIX = "firstsight-"
 """Kubeflow names a run's Workflow after the pipeline's own name, whatever name it was registered under."""
 JOB_LABELS = ("run_namespace", "job_name", "experiment", "cell", "arm", "point", "seed", "stage", "phase")
-"""`namespace` and `job` are not free: Prometheus gives them to what it scrapes, which is the reaper."""
+"""`namespace` and `job` are not available as labels: Prometheus sets them to those of the scraped target, the reaper."""
 
 
 class Observed(Collector):
     """`firstsight_job_phase` and `firstsight_run_failed_timestamp_seconds`."""
 
     def __init__(self, look: Callable[[], tuple[Sequence[Object], Sequence[Object]]]) -> None:
-        """`look` gives the labelled jobs and the Workflows that are known now."""
+        """`look` returns the labelled jobs and the Workflows that are currently known."""
         self._look = look
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
@@ -48,7 +48,7 @@ def _labels(job: Object) -> tuple[str, ...]:
 
 
 def _failed_at(workflow: Object) -> float | None:
-    """POSIX time at which a run of ours failed; None where it did not, or was terminated by somebody."""
+    """POSIX time at which one of our runs failed; None if it did not, or was terminated by a user."""
     spec, status = workflow.get("spec") or {}, workflow.get("status") or {}
     terminated = spec.get("activeDeadlineSeconds") == 0 or spec.get("shutdown")
     if terminated or status.get("phase") not in ("Failed", "Error") or not workflow["metadata"]["name"].startswith(WORKFLOW_PREFIX):

@@ -66,7 +66,7 @@ def is_served(api: Api, kind: Kind) -> bool:
 
 
 def served(api: Api, kind: Kind) -> str:
-    """The version in which the cluster has this kind. InputError where it has not, or in a form in which no job can be made."""
+    """The version in which the cluster has this kind. InputError if it has not, or in a form in which no job can be made."""
     if not is_served(api, kind):
         raise InputError(f"the cluster has no {kind.resource} in {kind.api_version}: install {kind.source}")
     for shape in registered():

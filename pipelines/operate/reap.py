@@ -1,8 +1,8 @@
-"""`python -m pipelines reap [--watch]`: free what no run wants any more.
+"""`python -m pipelines reap [--watch]`: delete jobs that no run needs any more.
 
-Kubeflow's Terminate leaves nothing of a run alive that could end its jobs, so someone outside watches its Workflow. Only
-labelled jobs are looked at, what to do is decided by pipelines/jobs/holds.py, and nothing is remembered: everything follows from
-objects on the API server, so a reaper that is restarted, or two of them, do the same. That a launcher died is never a reason.
+After Kubeflow's Terminate no part of a run is left that could end its jobs, so the reaper watches its Workflow from outside. It
+only handles labelled jobs, and pipelines/jobs/holds.py decides what to do. The reaper keeps no state: every decision follows from
+objects on the API server, so a restarted reaper, or two of them, do the same. A launcher's death alone is never a reason.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from trainer.progress import counted
 LOOK_AGAIN_SECONDS = 30.0
 """For a kind that the cluster has not yet, a permission that is missing, an action that failed."""
 DEPARTED_SECONDS = 60.0
-"""For so long the pods of a job that is gone already are looked after."""
+"""Seconds for which the pods of a deleted job are still handled."""
 STUCK_SECONDS = 900.0
-"""A round takes longer only where something hangs: requests give up before."""
+"""A round takes longer only if something hangs, since requests time out earlier."""
 Say = Callable[[str], None]
 Object = dict[str, Any]
 
@@ -65,26 +65,26 @@ def _run(options: argparse.Namespace) -> int:
 
 
 class Reaper:
-    """What is known of jobs and Workflows, and the loop that acts on it."""
+    """The known jobs and Workflows, and the loop that acts on them."""
 
     def __init__(self, cluster: Cluster, namespaces: Sequence[str], grace_seconds: float, say: Say) -> None:
-        """Nothing is asked of the cluster yet; a namespace "" stands for all."""
+        """Contacts the cluster only later; the namespace "" stands for all."""
         self.metrics = Metrics(self._known)
         self._cluster, self._namespaces, self._grace_seconds = cluster, namespaces, grace_seconds
         self._say = say
         self._said: set[str] = set()
         self._jobs: dict[str, tuple[Kind, Object]] = {}  # by uid
-        # Kubernetes itself deletes a job whose Workflow was deleted, at once, and its pods after it with all their grace.
+        # Kubernetes itself immediately deletes a job whose Workflow was deleted, then its pods with their full grace period.
         self._departed: dict[str, tuple[Kind, Object, float]] = {}  # by uid; until when
         self._workflows: dict[tuple[str, str], Object] = {}
         self._changed = threading.Condition()
         self._news = False
-        self._unheard: set[tuple[Kind, str]] = set()  # whose first list is still to come
+        self._unheard: set[tuple[Kind, str]] = set()  # whose first list has not arrived yet
         self._threads: list[threading.Thread] = []
         self._turned = time.monotonic()
 
     def once(self) -> int:
-        """One round over what there is now; the exit code is 1 where something could not be read or done."""
+        """One round over the current objects; the exit code is 1 if something could not be read or done."""
         failed = False
         for namespace in self._namespaces:
             for kind in job_kinds():
@@ -102,7 +102,7 @@ class Reaper:
         return 1 if failed or self.metrics.count["errors"] else 0
 
     def watch(self, stop: threading.Event) -> None:
-        """Act on every change, and when a grace ends, until `stop` is set."""
+        """Act on every change, and at the end of each grace period, until `stop` is set."""
         for namespace in self._namespaces:
             for kind in (WORKFLOW, *job_kinds()):
                 self._unheard.add((kind, namespace))
@@ -124,7 +124,7 @@ class Reaper:
         self._cluster.close_streams()
 
     def healthy(self) -> bool:
-        """Whether all its threads live and the loop turns."""
+        """Whether all threads are alive and the loop is running."""
         return all(thread.is_alive() for thread in self._threads) and time.monotonic() - self._turned < STUCK_SECONDS
 
     def _known(self) -> tuple[list[Object], list[Object]]:
@@ -141,7 +141,7 @@ class Reaper:
                     with self._changed:
                         self._take(kind, namespace, change, thing)
             except MissingKind:
-                self._say_once(f"reap: the cluster has no {kind.resource}: they are waited for")
+                self._say_once(f"reap: the cluster has no {kind.resource}: the reaper waits for them")
             except (InputError, RunError) as error:
                 self._complain(error)
             with self._changed:
@@ -167,7 +167,7 @@ class Reaper:
         self._changed.notify_all()
 
     def _forget(self, kind: Kind, namespace: str) -> None:
-        """What is not watched any more is not known any more."""
+        """Forget objects that are no longer watched."""
         self._unheard.discard((kind, namespace))
         if kind is WORKFLOW:
             self._workflows = {key: value for key, value in self._workflows.items() if namespace and key[0] != namespace}
@@ -181,7 +181,7 @@ class Reaper:
         self._changed.notify_all()
 
     def _round(self) -> float:
-        """Decide on all that is known, and act; the time at which to look again though nothing changes."""
+        """Decide on all known objects, and act. Returns the time of the next check even if nothing changes."""
         with self._changed:
             departed = list(self._departed.values())
             jobs = [*self._jobs.values(), *((kind, job) for kind, job, _ in departed)]
@@ -194,13 +194,13 @@ class Reaper:
             if not self._act(kinds[action.job["metadata"]["uid"]], action):
                 again = min(again, now + LOOK_AGAIN_SECONDS)
         with self._changed:
-            for _, job, until in departed:  # not before: the news of its Workflow may come after its own
+            for _, job, until in departed:  # not earlier: the event of its Workflow may arrive after its own
                 if now > until:
                     self._departed.pop(job["metadata"]["uid"], None)
         return again
 
     def _named_workflows(self, jobs: Sequence[tuple[Kind, Object]]) -> dict[tuple[str, str], Mapping[str, Any] | None]:
-        """The Workflows that jobs name. What the watch does not show is asked for: it may lag behind the jobs' watch."""
+        """The Workflows that jobs name. Those that the watch does not show are queried, since it may lag behind the jobs' watch."""
         known: dict[tuple[str, str], Mapping[str, Any] | None] = {}
         for _, job in jobs:
             for reference in holds.workflow_references(job):
@@ -213,13 +213,13 @@ class Reaper:
                     try:
                         known[key] = self._cluster.get(WORKFLOW, key[1], key[0])
                     except MissingKind:
-                        continue  # its watch has said so
+                        continue  # the watch has already reported it
                     except (InputError, RunError) as error:
                         self._complain(error)
         return known
 
     def _act(self, kind: Kind, action: Action) -> bool:
-        """Do it; False where it failed and is to be tried again."""
+        """Do it; False if it failed and is to be tried again."""
         metadata = action.job["metadata"]
         name, namespace, version = metadata["name"], metadata["namespace"], metadata["resourceVersion"]
         try:
@@ -230,7 +230,7 @@ class Reaper:
             else:
                 ending.shorten_grace(self._cluster, kind, name, namespace, only_going=metadata["uid"] in self._departed)
         except Conflict:
-            return True  # its newer version is on the way here, and decided on again
+            return True  # the newer version will arrive, and be decided on
         except (InputError, RunError) as error:
             self._complain(error)
             return False
@@ -254,7 +254,7 @@ class Reaper:
 
 
 def _fields(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Whose a job is, by its labels: fields of a log record."""
+    """The owner of a job from its labels, as fields of a log record."""
     labels = job["metadata"].get("labels") or {}
     found = {name: str(labels.get(f"{DOMAIN}/{name}", "")) for name in ("experiment", "arm", "point", "stage")}
     seed = str(labels.get(f"{DOMAIN}/seed", ""))
@@ -265,7 +265,7 @@ _METADATA = ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp")
 
 
 def _essence(workflow: Mapping[str, Any]) -> Object:
-    """What holds ask of a Workflow; whole ones weigh a megabyte."""
+    """The fields of a Workflow that holds need; whole Workflows can be a megabyte."""
     spec, status, metadata = workflow.get("spec") or {}, workflow.get("status") or {}, workflow["metadata"]
     return {
         "metadata": {key: metadata[key] for key in _METADATA if key in metadata},

@@ -26,7 +26,9 @@ class Metrics:
 
         self.registry = CollectorRegistry()
         self.count = {"released": 0, "deleted": 0, "errors": 0}
-        self._released = Counter("firstsight_reaper_released", "Holds taken off jobs because they had ended.", registry=self.registry)
+        self._released = Counter(
+            "firstsight_reaper_released", "Holds removed from jobs because their runs had ended.", registry=self.registry
+        )
         self._deleted = Counter("firstsight_reaper_deleted_jobs", "Jobs deleted with their last hold.", registry=self.registry)
         self._errors = Counter("firstsight_reaper_errors", "Reads and actions that failed.", registry=self.registry)
         self._jobs = Gauge("firstsight_reaper_jobs", "Labelled jobs that are watched.", registry=self.registry)

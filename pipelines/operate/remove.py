@@ -35,11 +35,11 @@ _LOCKS = (LOCK, "jobs.lock")
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `remove`."""
     remove = commands.add_parser("remove", parents=[common], help="delete an experiment from the store; data sets stay")
-    remove.add_argument("experiment", help="its name")
+    remove.add_argument("experiment", help="name of the experiment")
     remove.add_argument("--root", default="", help="store URI (default: the profile's, else runs)")
     remove.add_argument("--namespace", default="", help="where its jobs would be (default: the profile's, else the context's)")
     remove.add_argument("--data", action="store_true", help="also delete the data sets that no other experiment of the root uses")
-    remove.add_argument("--dry-run", action="store_true", help="say what would be deleted; delete nothing")
+    remove.add_argument("--dry-run", action="store_true", help="print what would be deleted; delete nothing")
     remove.set_defaults(run=_run)
 
 
@@ -142,7 +142,7 @@ def _delete_data(uri: str) -> None:
 def _why_kept(disk: Disk, uri: str, experiment: str, *, data: bool) -> str:
     """Why a data set stays; empty: it goes."""
     if uri not in disk.data_sets:
-        return "it does not lie in this root"
+        return "it is not in this root"
     others = [name for name in disk.data_sets[uri].used_by if name != experiment]
     if others:
         return f"{', '.join(others)} {'uses' if len(others) == 1 else 'use'} it too"

@@ -48,7 +48,7 @@ class Row:
         why: of a state that is not self-evident, in the words of whoever keeps it so.
         ready: pods that are ready.
         wanted: pods that run when all is well.
-        step: optimiser steps done; None where it is not known here.
+        step: optimiser steps done; None if it is not known here.
         steps: in all.
         samples_per_second: of the last logged steps.
         age_seconds: since it was created.

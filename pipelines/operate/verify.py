@@ -80,7 +80,7 @@ class Walk:
         self.size = 0
 
     def look(self, uri: str, read: Callable[[], object]) -> Any:
-        """What `read` gives, or None where the object at `uri` is damaged."""
+        """What `read` gives, or None if the object at `uri` is damaged."""
         self.objects += 1
         try:
             return read()
@@ -228,20 +228,20 @@ _CHECKS: dict[str, Callable[[Walk, str], object]] = {
     "figures": _figures,
     "record of the report": _report,
 }
-"""Kinds whose object says what others must be, or is read in a way of its own."""
+"""Kinds whose object describes other objects, or needs its own way of reading."""
 
 
 def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add `verify` to the command line."""
     parser = commands.add_parser(
-        "verify", parents=[common], help="hash everything that an experiment and its data hold; report what differs from its seal"
+        "verify", parents=[common], help="hash every file of an experiment and its data; report differences from the seals"
     )
     add_request(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify the experiment of a request; 0 where all is as it was sealed, else 1."""
+    """Verify the experiment of a request; return 0 if every file matches its seal, otherwise 1."""
     request = resolve(request_of(options))
     if request.profile:
         os.environ[PROFILE_VARIABLE] = request.profile

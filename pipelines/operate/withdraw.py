@@ -20,7 +20,7 @@ from trainer.storage.plans import read_plan, write_plan
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
     """Add `withdraw`."""
-    withdraw = commands.add_parser("withdraw", parents=[common], help="list what an experiment's requests asked for, or withdraw one")
+    withdraw = commands.add_parser("withdraw", parents=[common], help="list an experiment's requests, or withdraw some of them")
     withdraw.add_argument("experiment", help="name of the experiment")
     withdraw.add_argument("--root", default="", help="store URI (default: the profile's, else runs)")
     withdraw.add_argument("--request", action="append", default=[], metavar="ID", help="withdraw this request; may be repeated")
@@ -75,7 +75,7 @@ def withdraw(experiment_uri: str, requests: Collection[str]) -> list[str]:
         }  # fmt: skip
         if checksum(read_plan(experiment_uri) or {"cells": []}) == earlier:  # else a run planned meanwhile
             write_plan(experiment_uri, changed)
-            what = ", ".join(gone) or "nothing, for all its cells are finished or asked for by others"
+            what = ", ".join(gone) or "nothing, since all its cells are finished or requested by others"
             return [f"{', '.join(requests)} withdrawn; taken from the plan: {what}"]
 
 

@@ -1,4 +1,4 @@
-"""Which cells an experiment has: arms and seeds as a person types them, comma-separated. The arms are those of trainer/arms/."""
+"""Parse an experiment's arms and seeds, as a user types them, comma-separated. The arms are those of trainer/arms/."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from trainer.storage.base import absolute
 __all__ = ["ACCEPTED", "ARMS", "Arm", "parse_arms", "parse_seeds"]
 ARMS = registered()
 ACCEPTED = (*ARMS, "from:<uri>")
-"""What `arms` takes, for help texts and messages."""
+"""Accepted values of `arms`, for help texts and messages."""
 FROM = "from:"
-"""How an arm begins that starts from the tower at a URI."""
+"""Prefix of an arm that starts from the tower at a URI."""
 MAX_SEED = 2**31 - 1
 
 
@@ -31,7 +31,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """The seeds of `text`, such as `0,1,2`, in its order.
 
     Raises:
-        InputError: an empty item, one that is no whole number, one out of range, or a repeated one.
+        InputError: an item is empty, not a whole number, out of range, or repeated.
     """
     rule = f"whole numbers from 0 to {MAX_SEED}"
     seeds = []

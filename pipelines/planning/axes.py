@@ -1,13 +1,13 @@
-"""The axes along which a request varies its recipe, and the points that they make.
+"""The axes along which a request varies its recipe, and the resulting points.
 
     vary:
       triplets: {perceptual.triplet_fraction: [0.01, 0.1, 1]}
-      model:                                                      # fields that move together
+      model:                                                      # fields that change together
         model.open_clip_name: [ViT-B-32, ViT-B-16]
         contrastive.optimizer.learning_rate: [5e-4, 4e-4]
 
-A point takes one value of every axis; several axes make every combination. It is called by the first field of each axis:
-`triplets-0.1-model-vit-b-32`.
+A point has one value of every axis; several axes give all combinations. It is named after the axes and the values of their
+first fields: `triplets-0.1-model-vit-b-32`.
 """
 
 import itertools
@@ -20,16 +20,17 @@ from trainer.config import Recipe, require
 from trainer.errors import InputError
 
 Axes = Mapping[str, Mapping[str, list[Any]]]
-"""Axis -> dotted field of the recipe -> its values, one a place on the axis."""
+"""Axis -> dotted field of the recipe -> its values, one per place on the axis."""
 MOST_POINTS = 256
 MOST_LETTERS = 40
-"""Of a point's name, which is part of folders, labels and names of jobs."""
+"""Longest name of a point, which is part of folders, labels and names of jobs."""
 _AXIS = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 _REFUSED = {
-    "staging": "decides what the data sets hold, which all cells share: its points could not be compared; give each value an experiment",
-    "perceptual.min_votes": "decides which triplets are staged, and all cells share them: its points could not be compared; "
-    "give each value an experiment",
-    "evaluation": "decides how models are measured: its points could not be compared; give each value an experiment",
+    "staging": "decides what the data sets contain, which all cells share: its points could not be compared; "
+    "give each value its own experiment",
+    "perceptual.min_votes": "decides which triplets are staged, which all cells share: its points could not be compared; "
+    "give each value its own experiment",
+    "evaluation": "decides how models are measured: its points could not be compared; give each value its own experiment",
     "name": "is a label and changes nothing",
 }
 """Fields, and groups of fields, that no axis may vary, and why."""
@@ -54,7 +55,7 @@ def check_axes(axes: Any) -> None:
     """Refuse what is not axes, in one line.
 
     Raises:
-        InputError: another shape, a field that the recipe has not or that cannot be compared, values that differ in nothing.
+        InputError: wrong structure, a field that the recipe does not have or that cannot vary, or values that are all the same.
     """
     require("vary", axes, "a mapping of axes", isinstance(axes, Mapping))
     owners: dict[str, str] = {}
@@ -81,7 +82,7 @@ def check_axes(axes: Any) -> None:
 
 
 def points_of(axes: Axes) -> list[Point]:
-    """Every combination of the axes' values, the last axis fastest; without axes none."""
+    """Every combination of the axes' values, the last axis varying fastest; none without axes."""
     if not axes:
         return []
     places = [range(len(next(iter(fields.values())))) for fields in axes.values()]
@@ -89,17 +90,17 @@ def points_of(axes: Axes) -> list[Point]:
 
 
 def changes(axes: Axes, point: Point) -> dict[str, Any]:
-    """What a point changes of the recipe: dotted field -> value."""
+    """The recipe fields that a point changes: dotted field -> value."""
     return {field: values[place] for axis, place in point.places.items() for field, values in axes[axis].items()}
 
 
 def name_of(axes: Axes, point: Point) -> str:
-    """A point's name: `triplets-0.1`; of one that is on no axis empty."""
+    """A point's name, such as `triplets-0.1`; empty if it is on no axis."""
     return "-".join(f"{axis}-{_words(axes[axis])[place]}" for axis, place in point.places.items())
 
 
 def values_at(axes: Axes, point: Point) -> dict[str, Any]:
-    """The value by which each axis' place is known: that of its first field."""
+    """The value that identifies each place on an axis: that of its first field."""
     return {axis: next(iter(axes[axis].values()))[place] for axis, place in point.places.items()}
 
 
@@ -121,7 +122,7 @@ def _check_values(where: str, values: Any) -> None:
 
 
 def _words(fields: Mapping[str, list[Any]]) -> list[str]:
-    """The values of an axis as they stand in names: those of its first field."""
+    """The values of an axis as used in names: those of its first field."""
     return [_word(value) for value in next(iter(fields.values()))]
 
 

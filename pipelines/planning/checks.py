@@ -1,4 +1,4 @@
-"""What of a recipe cannot work, known before anything is staged: refused in one line; and what should be known of it: said."""
+"""Check a recipe before anything is staged: refuse with one line what cannot work, and return notes on what the user should know."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from trainer.errors import InputError
 
 STAGES = ("perceptual", "contrastive", "posthoc")
 SLOW_HOURS = 24.0
-"""Of one run of each stage on CPU cores: from here on the plan says it."""
+"""Hours for one run of each stage on CPU cores from which the plan mentions them."""
 
 
 def check_recipe(
@@ -24,16 +24,16 @@ def check_recipe(
     stages: Collection[str] = STAGES,
     asked: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Notes on a recipe that can run there.
+    """Notes on a recipe that can run on these machines.
 
     Args:
-        recipe: all that decides the numbers.
-        pairs: of the training split; a number that is only taken for it refuses nothing that the largest it can be would not.
-        triplets: likewise.
-        machines: of the contrastive stage; the others take one of its nodes.
-        backend: local, or that of a cluster.
-        stages: that the arms need.
-        asked: placement's fields as the run asks for them.
+        recipe: everything that determines the numbers.
+        pairs: pairs of the training split; an assumed number refuses nothing that its upper limit would not refuse.
+        triplets: triplets of the training split, in the same way.
+        machines: machines of the contrastive stage; the other stages use one of its nodes.
+        backend: local, or a cluster backend.
+        stages: stages that the arms need.
+        asked: placement fields that the run sets.
 
     Raises:
         InputError: an unknown model, ranks that do not divide a batch, a batch that does not fit the GPU or is larger than the data,
@@ -57,25 +57,25 @@ def check_recipe(
 
 
 def stage_of(recipe: Recipe, stage: str) -> StageConfig:
-    """A stage of the recipe, of no experiment."""
+    """A stage of the recipe without an experiment."""
     given = {stage: getattr(recipe, stage)}
     return StageConfig(stage=stage, output="none", model=recipe.model, **given)  # type: ignore[arg-type]
 
 
 def machines_of(machines: Machines, stage: str) -> Machines:
-    """Those that a stage takes: what learns from some ten thousand triplets runs on one node (pipelines/jobs/backends.py)."""
+    """The machines of a stage: stages that train on some ten thousand triplets run on one node (pipelines/jobs/backends.py)."""
     return machines if stage == "contrastive" else machines.one_node()
 
 
 def _require_steps(one: Estimate) -> None:
-    """Refuse less data than a batch, and a warm-up that the stage does not outlast."""
+    """Refuse less data than one batch, and a warm-up that is not shorter than the stage."""
     stage, recipe, count = one.stage.stage, settings(one.stage), one.data.count
     if wrong := short_of_a_batch(stage, recipe, count) or within_warm_up(stage, recipe, count):
         raise InputError(wrong)
 
 
 def _split_note(one: Estimate) -> list[str]:
-    """That a rank's share is larger than a GPU, where it is."""
+    """A note if a rank's share does not fit a GPU."""
     stage, machines = one.stage.stage, one.machines
     if one.memory is None or not machines.gpu_bytes or one.local_batch_size == one.whole:
         return []
@@ -88,7 +88,7 @@ def _split_note(one: Estimate) -> list[str]:
 
 
 def _unknown_note(found: list[Estimate]) -> list[str]:
-    """That nobody compared the estimate with a GPU's memory, where nobody did."""
+    """A note if the estimate could not be compared with the memory of a GPU."""
     unknown = [one for one in found if one.memory is not None and not one.machines.gpu_bytes]
     most = max((one.memory.total for one in unknown if one.memory is not None), default=0)
     said = f"a rank needs an estimated {most / 1e9:,.1f} GB of GPU memory, which could not be checked: set jobs.gpu_memory (such as 80Gi)"
@@ -96,7 +96,7 @@ def _unknown_note(found: list[Estimate]) -> list[str]:
 
 
 def _slow_note(recipe: Recipe, found: list[Estimate]) -> list[str]:
-    """What training on CPU cores takes, where that is long."""
+    """A note with the time for training on CPU cores, if it is long."""
     hours = sum(one.hours for one in found)
     if hours < SLOW_HOURS or any(one.data.guessed for one in found):
         return []

@@ -1,8 +1,8 @@
-"""What a stage takes, before anything is started: steps, memory of a GPU, rate, hours, disk; and what of it is only assumed.
+"""Estimate the cost of a stage before it starts: steps, GPU memory, rate, hours and disk, marking what is only assumed.
 
-The arithmetic is meant to be checked by hand: `Estimate.lines` prints every factor. Floating-point operations count
-multiplications and additions each, captions at their full length; backward is twice forward. A ViT-B/32 pair of 77 tokens
-comes to 44.3 GFLOP, an image of it alone to 26.5.
+The arithmetic is meant to be checked by hand: `Estimate.lines` prints every factor. Multiplications and additions count as one
+floating-point operation each, captions count at their full length, and the backward pass costs twice the forward pass. A ViT-B/32
+pair of 77 tokens takes 44.3 GFLOP, its image alone 26.5.
 """
 
 import dataclasses
@@ -17,35 +17,35 @@ from trainer.dose import Dose, dose, fraction
 from trainer.errors import InputError
 
 PEAK_TFLOPS = 798.0
-"""Of an H100 in bf16, as a matrix product reaches it (measured; the SXM data sheet says 989)."""
+"""TFLOP/s that a bf16 matrix product reaches on an H100 (measured; the SXM data sheet says 989)."""
 UTILISATION = 0.466
-"""Part of that which a step is assumed to reach: as ViT-B/32 did in row M (below). Other GPUs: in the ratio of their data sheets."""
+"""Fraction of the peak that a step is assumed to reach, as ViT-B/32 did in row M (below). Other GPUs are scaled by their data sheets."""
 FED_RATE, FED_PAIRS = 8390.0, 1024
 """Row M of docs/BENCHMARKS.md: pairs/s of ViT-B/32 on an H100, fed from JPEG shards, compiled, MoCo-v2, captions of mean 24 tokens,
 at this local batch size. A test compares it with docs/benchmarks.json."""
 CACHE_SHARE = 3 / 4
-"""Of the rate that is left with the gradient cache, which runs forward twice: 3 units of work (backward is 2) become 4."""
+"""Fraction of the rate with the gradient cache, which runs the forward pass twice: 3 units of work (backward is 2) become 4."""
 UNCOMPILED_SHARE = 110 / 147
-"""Of the rate without torch.compile: milliseconds a step in docs/PERFORMANCE_NOTES.md, "compile, a block at a time"."""
+"""The rate without torch.compile as a fraction of the rate with it: ms per step in docs/PERFORMANCE_NOTES.md, "one block at a time"."""
 STEP_SECONDS = 0.025
-"""A step's shortest time, which the host takes to start its kernels: assumed (20 to 30 ms). It counts below some 200 pairs per GPU."""
+"""Shortest time of a step, for the host to launch its kernels: assumed (20 to 30 ms). It matters below some 200 pairs per GPU."""
 _WORTH_SAYING = 1.2
-"""By so much must another use of the nodes be faster: below lies what the estimate does not know."""
+"""Factor by which another use of the nodes must be faster to be advised; smaller differences are within the estimate's error."""
 CORE_GFLOPS = 50.0
-"""Of a CPU core: assumed. The demo reached 37 to 51 on a 2-core EPYC; ViT-B/32 in bf16 there 150 (row O), on a Xeon without bf16 20."""
+"""GFLOP/s of a CPU core: assumed. On a 2-core EPYC the demo reached 37 to 51 and ViT-B/32 in bf16 150 (row O); a Xeon without bf16, 20."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """What a stage runs on.
+    """The machines on which a stage runs.
 
     Attributes:
-        nodes: machines.
-        gpus_per_node: on each, one rank a GPU; 0: CPUs.
+        nodes: number of machines.
+        gpus_per_node: GPUs on each machine, with one rank per GPU; 0: CPUs.
         processes_per_node: ranks on each node without GPUs.
         gpu_bytes: memory of one GPU; 0: not known.
-        gpu: its product's name, such as NVIDIA-H100-80GB-HBM3; empty: not known, taken for an H100.
-        cores: of a rank, or of the CPU process.
+        gpu: product name of the GPU, such as NVIDIA-H100-80GB-HBM3; empty: not known, assumed to be an H100.
+        cores: CPU cores of a rank.
     """
 
     nodes: int = 1
@@ -57,7 +57,7 @@ class Machines:
 
     @property
     def ranks(self) -> int:
-        """One a GPU, else as many as there are processes."""
+        """One per GPU; without GPUs, one per process."""
         return self.nodes * (self.gpus_per_node or self.processes_per_node)
 
     def one_node(self) -> "Machines":
@@ -74,10 +74,10 @@ class Machines:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Of a training split: how many, how that is known, and whether it is (0, or a guess, otherwise).
+    """The size of a training split, its origin, and whether it is known (if not, it is 0 or a guess).
 
-    `guessed`: nothing of the source that was named is known, so what follows from the number says nothing about it.
-    `at_most`: no more than so many, as far as that is known; 0: unknown.
+    `guessed`: nothing is known about the named source, so estimates from the number do not describe it.
+    `at_most`: upper limit, if one is known; 0: unknown.
     """
 
     count: int
@@ -89,7 +89,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Samples a second of one rank, and where the figure is from. `measured`: nothing in it is assumed."""
+    """Samples per second of one rank, and the origin of the figure. `measured`: nothing in it is assumed."""
 
     rate: float
     measured: bool
@@ -98,17 +98,17 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What one stage takes.
+    """The estimated cost of one stage.
 
     Attributes:
         stage: its resolved configuration.
-        machines: that it runs on.
-        asked: placement's fields as the run asks for them; what is missing is `auto`.
-        data: of an epoch.
+        machines: machines on which it runs.
+        asked: placement fields that the run sets; the others are `auto`.
+        data: samples of an epoch.
         local_batch_size: samples of a micro-batch.
-        whole: samples that a rank would run at once where memory sets no limit.
-        memory: of a rank's GPU; None on CPUs.
-        rate: of a rank.
+        whole: samples that a rank would run at once if memory set no limit.
+        memory: memory of a rank's GPU; None on CPUs.
+        rate: rate of a rank.
     """
 
     stage: StageConfig
@@ -122,7 +122,7 @@ class Estimate:
 
     @property
     def dose(self) -> Dose:
-        """What it takes of the training split, and its steps."""
+        """The part of the training split that it uses, and its steps."""
         return dose(settings(self.stage), self.data.count)
 
     @property
@@ -132,7 +132,7 @@ class Estimate:
 
     @property
     def epochs(self) -> int:
-        """Whole ones in all steps."""
+        """Complete epochs in all steps."""
         return self.steps // max(self.dose.steps_per_epoch, 1)
 
     @property
@@ -142,7 +142,7 @@ class Estimate:
 
     @property
     def flops(self) -> float:
-        """Of all samples, forward and backward."""
+        """Floating-point operations for all samples, forward and backward."""
         return self.samples * sample_flops(self.stage)
 
     @property
@@ -152,23 +152,23 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float:
-        """Hours times GPUs (CPU processes where there are none)."""
+        """Hours times GPUs (times CPU processes if there are no GPUs)."""
         return self.hours * self.machines.ranks
 
     @property
     def disk(self) -> int:
-        """Bytes of what is kept: checkpoints (one more while it is written), weights by epoch and the final model."""
+        """Bytes of the checkpoints (one more while it is written), the weights by epoch and the final model."""
         weights = (len(self.kept_epochs) + 1) * sizes.final_bytes(self.stage)
         return self.checkpoints * sizes.checkpoint_bytes(self.stage) + weights
 
     @property
     def checkpoints(self) -> int:
-        """The most that lie in the store at a time."""
+        """Largest number of checkpoints in the store at a time."""
         return int(self._asked("keep_last")) + 1
 
     @property
     def kept_epochs(self) -> list[int]:
-        """After which the weights alone are kept, beside the final model."""
+        """Epochs after which only the weights are kept, in addition to the final model."""
         every = int(self._asked("checkpoint_every_epochs"))
         return kept_epochs(self.epochs, trajectory=bool(self._asked("trajectory")), every=every)
 
@@ -177,11 +177,11 @@ class Estimate:
 
     @property
     def what(self) -> str:
-        """Of what the samples are."""
+        """What the samples are: pairs or triplets."""
         return "pairs" if self.stage.stage == "contrastive" else "triplets"
 
     def lines(self) -> list[str]:
-        """What it takes, a line each, every factor in it."""
+        """The estimates, one per line, with every factor."""
         what, unit = self.what, "GPU" if self.machines.gpus_per_node else "process"
         ranks, recipe, mark = self.machines.ranks, settings(self.stage), "measured" if self.rate.measured else "assumed"
         batch, together = recipe.global_batch_size, self.rate.rate * ranks
@@ -203,7 +203,7 @@ class Estimate:
         return f"weights at epochs {', '.join(map(str, kept))}: {len(kept)} x {size / 1e9:,.2f} GB + " if kept else ""
 
     def _data(self) -> str:
-        """How many steps follow from the data, every factor in it."""
+        """The number of steps that follows from the data, with every factor."""
         recipe, found, part = settings(self.stage), self.dose, fraction(settings(self.stage))
         taken = f" x {part:g} = {found.samples:,}" if part < 1 else ""
         said = f"{self.data.count:,} {self.what} ({self.data.said}){taken}"
@@ -237,14 +237,14 @@ class Estimate:
 def estimate(
     stage: StageConfig, data: Samples, machines: Machines, asked: Mapping[str, Any] | None = None, measured: Rate | None = None
 ) -> Estimate:
-    """What `stage` takes.
+    """Estimate the cost of `stage`.
 
     Args:
         stage: the resolved stage.
-        data: of its training split.
-        machines: that it runs on.
-        asked: placement's fields as the run asks for them; what is missing or `auto` is chosen here.
-        measured: what an earlier run reached there; None: the rate follows from a benchmark, or from the peak.
+        data: size of its training split.
+        machines: machines on which it runs.
+        asked: placement fields that the run sets; missing and `auto` values are chosen here.
+        measured: rate that an earlier run reached there; None: the rate follows from a benchmark, or from the peak.
 
     Raises:
         InputError: an unknown model, ranks that do not divide the batch, or a batch that does not fit.
@@ -265,7 +265,7 @@ def estimate(
 
 
 def side_by_side(runs: Sequence[Estimate]) -> str:
-    """Whether runs that take the same finish sooner on parts of the nodes at a time than on all of them in turn; empty: they do not.
+    """Advice if equal runs finish sooner side by side on parts of the nodes than one after another on all nodes; otherwise empty.
 
     Args:
         runs: estimates of stages that differ in arm or seed only.
@@ -276,10 +276,10 @@ def side_by_side(runs: Sequence[Estimate]) -> str:
     for parts in (parts for parts in range(2, count + 1) if machines.gpus_per_node and machines.nodes % parts == 0):
         try:
             part = estimate(first.stage, first.data, dataclasses.replace(machines, nodes=machines.nodes // parts), first.asked)
-        except InputError:  # fewer GPUs do not hold it
+        except InputError:  # it does not fit on fewer GPUs
             continue
         hours = part.hours * -(-count // parts)
-        if hours < best * 1.01:  # of what takes as long, the fewest GPUs for each
+        if hours < best * 1.01:  # among equally fast choices, the fewest GPUs for each run
             best, at_once = hours, parts
     if at_once == 1:
         return ""
@@ -291,10 +291,10 @@ def side_by_side(runs: Sequence[Estimate]) -> str:
 
 
 def chosen_batch_size(stage: StageConfig, machines: Machines, asked: int | str = "auto") -> int:
-    """The micro-batch: as the run asks, else the largest that fits a GPU whose memory is known, else the rank's whole share.
+    """The micro-batch: as set by the run, otherwise the largest that fits the GPU if its memory is known, otherwise the rank's whole share.
 
     Raises:
-        InputError: what is asked for, or anything at all, does not fit.
+        InputError: the requested size does not fit, or no size does.
     """
     whole = sizes.whole_batch_size(stage, machines.ranks)
     known = machines.gpus_per_node and machines.gpu_bytes
@@ -324,7 +324,7 @@ def sample_flops(stage: StageConfig) -> float:
 
 
 def is_compiled(asked: Mapping[str, Any], machines: Machines) -> bool:
-    """Whether the towers are compiled: as the run asks, else where there are GPUs."""
+    """Whether the towers are compiled: as set by the run, otherwise if there are GPUs."""
     chosen = asked.get("compile", "auto")
     return machines.gpus_per_node > 0 if chosen == "auto" else bool(chosen)
 
@@ -349,7 +349,7 @@ def _rate(stage: StageConfig, machines: Machines, local: int, compiled: bool) ->
 
 
 def _fed(stage: StageConfig, machines: Machines, local: int) -> Rate | None:
-    """The rate of row M where it is this stage's: the model, the GPU, the precision, a micro-batch as large."""
+    """The rate of row M if it applies to this stage: the same model, GPU, precision and size of micro-batch."""
     recipe = stage.contrastive
     same = recipe is not None and recipe.precision == "bf16" and sizes.sizes(stage.model) == sizes.sizes(ModelConfig())
     if not same or "H100" not in machines.gpu or local < FED_PAIRS:
@@ -366,5 +366,5 @@ def _from_peak(flops: float, machines: Machines) -> Rate:
 
 
 def number(value: float) -> str:
-    """As a person reads and checks it: whole from 100 on, three digits that count below."""
+    """A number for people to read and check: rounded to whole numbers from 100 on, to three significant digits below."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"

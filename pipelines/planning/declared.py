@@ -1,10 +1,10 @@
-"""What a request declares before there are results: endpoints and tests, checked and resolved for plan.json.
+"""A request's declarations made before there are results: endpoints and tests, checked and resolved for plan.json.
 
     endpoints: [main_zero_shot, 2afc]
     tests:
       dose: {axis: triplets, arm: perceptual, against: random, endpoint: main_zero_shot, scale: log, sides: greater}
 
-Only the axis must be given. docs/EVALUATION.md says what a test computes.
+Only the axis is required. docs/EVALUATION.md explains what a test computes.
 """
 
 import difflib
@@ -26,12 +26,12 @@ KINDS = ("trend",)
 
 
 def check_declared(request: "Request") -> None:
-    """Refuse an endpoint or a test that cannot be meant, in one line."""
+    """Refuse an impossible endpoint or test with a one-line error."""
     declaration(request)
 
 
 def declaration(request: "Request") -> dict[str, Any]:
-    """Endpoints, axes and tests of a request, with all that tests leave open filled in.
+    """Endpoints, axes and tests of a request, with the defaults of tests filled in.
 
     Raises:
         InputError: an unknown endpoint, or a test that its axis or arms cannot have.
@@ -69,7 +69,7 @@ def _test(where: str, test: Any, axes: Axes, arms: list[str]) -> dict[str, Any]:
 
 
 def _points(where: str, test: Mapping[str, Any], axes: Axes) -> dict[str, Any]:
-    """The points that a test stands on, lowest value first, and their values on its axis."""
+    """The points that a test uses, lowest value first, and their values on its axis."""
     axis, others = test["axis"], {name for name in axes if name != test["axis"]}
     require(f"{where}: at", test["at"], "a mapping of axes with one value each", isinstance(test["at"], Mapping))
     if set(test["at"]) != others:

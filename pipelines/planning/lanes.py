@@ -1,7 +1,7 @@
-"""Lanes: which cells of a run one iteration of the pipeline's loop works through, in which order, and how many of them at once.
+"""Lanes: the cells of a run that one iteration of the pipeline's loop processes, their order, and how many of them run at once.
 
 A stage that cells of several lanes share, such as a tower or the model that a post-hoc arm starts from, is owned by the first lane
-that needs it; the others wait for it. So no two lanes wait for each other, however few of them run at once.
+that needs it; the others wait for it. Two lanes therefore never wait for each other, however few of them run at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ STAGES = ("perceptual", "contrastive", "posthoc")
 
 
 class NoLanesError(InputError):
-    """The experiment's plan does not know the lanes of a request."""
+    """The experiment's plan does not contain the lanes of a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +43,22 @@ class Lanes:
     """The lanes of one request.
 
     Attributes:
-        lanes: in order.
-        entries: of their cells in plan.json, by name.
+        lanes: the lanes, in order.
+        entries: entries of their cells in plan.json, by name.
     """
 
     lanes: tuple[Lane, ...]
     entries: dict[str, dict[str, Any]]
 
     def find(self, name: str) -> Lane:
-        """A lane by its name. InputError where there is none."""
+        """A lane by its name. InputError if there is none."""
         for lane in self.lanes:
             if lane.name == name:
                 return lane
         raise InputError(f"there is no lane {name!r}; the lanes are {', '.join(lane.name for lane in self.lanes)}")
 
     def owner(self, folder: str) -> Lane | None:
-        """The lane that owns a stage; None where cells of one lane alone need it."""
+        """The lane that owns a stage; None if only cells of one lane need it."""
         return next((lane for lane in self.lanes if folder in lane.owns), None)
 
 
@@ -82,11 +82,11 @@ def deal(cells: Sequence[str], parallel: int) -> list[Lane]:
 
 
 def planned(lanes: Sequence[Lane], entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The lanes as plan.json has them, each with the shared stages that it owns.
+    """The lanes as written to plan.json, each with the shared stages that it owns.
 
     Args:
-        lanes: as dealt.
-        entries: of the cells in plan.json.
+        lanes: the lanes as dealt.
+        entries: entries of the cells in plan.json.
     """
     by_name = {entry["cell"]: entry for entry in entries}
     needed: dict[str, list[str]] = {}  # folder -> the lanes that need it, in order
@@ -100,7 +100,7 @@ def planned(lanes: Sequence[Lane], entries: Sequence[Mapping[str, Any]]) -> list
 
 
 def read_lanes(experiment_uri: str, request_id: str) -> Lanes:
-    """The lanes of a request, as its plan has them.
+    """The lanes of a request from its plan.
 
     Raises:
         NoLanesError: the experiment's plan has none for this request.

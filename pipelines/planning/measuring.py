@@ -1,7 +1,7 @@
-"""What an evaluation takes, before anything is started: pictures, models, hours; and which part of it the trajectory is.
+"""Estimate the cost of an evaluation before it starts: pictures, models and hours, and the trajectory's part of them.
 
-As in cost.py every factor is printed, and what is assumed is marked. Pictures are decoded once for a group of models, while the towers
-run; texts (prompts and captions) are counted as a part of the pictures.
+As in cost.py, every factor is printed and assumptions are marked. Pictures are decoded once for a group of models, while the towers
+run; texts (prompts and captions) are counted as a fraction of the pictures.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from trainer.storage.manifest import Manifest, read_manifest, staged_sets
 MODELS_AT_ONCE = 4
 """Models that share a pass over the pictures; a test compares it with the evaluation's own."""
 DECODED = 150.0
-"""Pictures of 500 px that a core decodes in a second with the exact decoder: assumed (row U of docs/BENCHMARKS.md: PIL, 206)."""
+"""Pictures of 500 px per second that a core decodes with the exact decoder: assumed (row U of docs/BENCHMARKS.md: PIL, 206)."""
 FP32_SHARE = 1 / 16
-"""Of a GPU's rate in bf16: in fp32 without TF32, by the data sheets of A100 and H100."""
+"""Rate of a GPU in fp32 without TF32 as a fraction of its bf16 rate, from the data sheets of A100 and H100."""
 TEXTS = 0.25
-"""Prompts and captions that are read for each picture: assumed (80,000 prompts for the 150,000 pictures of the ImageNet family)."""
+"""Prompts and captions encoded per picture: assumed (80,000 prompts for the 150,000 pictures of the ImageNet family)."""
 LIMIT = 0.10
-"""Of training's GPU-hours: a trajectory's evaluation is meant to stay below."""
+"""Fraction of training's GPU-hours below which a trajectory's evaluation is meant to stay."""
 _UNKNOWN_SET = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What each model is run on.
+    """The pictures that each model is run on.
 
     Attributes:
         sets: pictures of the zero-shot and retrieval sets.
         triplets: pictures of the held-out triplets.
-        said: where the figures are from.
+        said: the origin of the figures.
         known: whether all of them were counted.
     """
 
@@ -52,18 +52,18 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """What the evaluation of one cell takes.
+    """The estimated cost of evaluating one cell.
 
     Attributes:
-        cell: which.
-        epochs: of stage 2, at which weights are kept and measured beside the final model.
-        whole: models measured on everything: untrained and final ones.
-        towers: models measured on triplets alone.
-        pictures: that they are run on.
+        cell: name of the cell.
+        epochs: epochs of stage 2 at which weights are kept and measured in addition to the final model.
+        whole: number of models measured on everything: untrained and final ones.
+        towers: number of models measured on triplets alone.
+        pictures: pictures on which they are run.
         machines: one GPU, or the CPU.
         forward: pictures per second through one model, texts included.
         training: device-hours of the stages that the cell trains.
-        beside: what `representation` asks for of a model; probes of final models alone.
+        beside: work that `representation` requests for a model; probes only for final models.
     """
 
     cell: Cell
@@ -78,17 +78,17 @@ class Measuring:
 
     @property
     def each(self) -> int:
-        """Pictures that a model of the contrastive stage is run on."""
+        """Pictures on which a model of the contrastive stage is run."""
         return self.pictures.sets + self.pictures.triplets
 
     @property
     def per_model(self) -> float:
-        """Seconds a picture: its towers', or its part of the decoding where that takes longer."""
+        """Seconds per picture: the time of the towers, or of its part of the decoding if that is longer."""
         return max(1 / self.forward, 1 / (DECODED * self.machines.cores * MODELS_AT_ONCE))
 
     @property
     def trajectory_hours(self) -> float:
-        """Of the models at kept epochs, their layers with them."""
+        """Hours for the models at kept epochs, including their layers."""
         return len(self.epochs) * (self.each * self.per_model + self._layers) / 3600
 
     @property
@@ -99,22 +99,22 @@ class Measuring:
 
     @property
     def _layers(self) -> float:
-        """Seconds a model: its layers run, and CKA and RSA of them."""
+        """Seconds per model to run its layers and compute their CKA and RSA."""
         return self.beside.layer_pictures * self.per_model + self.beside.layer_seconds
 
     @property
     def beside_hours(self) -> float:
-        """Of representation, of all but kept epochs."""
+        """Hours for representation, without kept epochs."""
         probes = self.beside.probe_pictures * self.per_model + self.beside.probe_seconds / self.machines.cores
         return (self.whole + self.towers) * (self._layers + probes) / 3600
 
     @property
     def share(self) -> float:
-        """Of the trajectory's evaluation in the device-hours of training."""
+        """The trajectory's evaluation as a fraction of training's device-hours."""
         return self.trajectory_hours / self.training if self.training else 0.0
 
     def basis(self) -> list[str]:
-        """What the figures stand on, a line each; the same for cells of one model on one machine."""
+        """The assumptions behind the figures, one per line; the same for all cells with one model on one machine."""
         mark = "counted" if self.pictures.known else "assumed"
         return [
             f"{self.pictures.sets:,} pictures + {self.pictures.triplets:,} of triplets a model ({self.pictures.said}) [{mark}]",
@@ -123,11 +123,11 @@ class Measuring:
         ]
 
     def takes(self) -> str:
-        """What the cell's evaluation takes, every factor in it."""
+        """The cost of the cell's evaluation, with every factor."""
         unit = "GPU" if self.machines.gpus_per_node else "process"
         trajectory = ""
         if self.epochs:
-            over = f" (more than {LIMIT:.0%}: fewer epochs, evaluation.every_epochs, or sets take less)" if self.share > LIMIT else ""
+            over = f" (more than {LIMIT:.0%}: use fewer epochs, evaluation.every_epochs or fewer sets)" if self.share > LIMIT else ""
             trajectory = (
                 f"trajectory: {len(self.epochs)} models at epochs {', '.join(map(str, self.epochs))} x {self.each:,} pictures "
                 f"= {number(self.trajectory_hours)} {unit}-hours, {self.share:.1%} of the {number(self.training)} of training{over}; "
@@ -138,7 +138,7 @@ class Measuring:
         return f"{trajectory}{others}; in all {total} {unit}-hours a cell [assumed]"
 
     def _beside(self) -> str:
-        """What representation adds to a model, and to all of them but kept epochs."""
+        """The cost that representation adds to a model, and in total without kept epochs."""
         asked, parts = self.beside, []
         if asked.layer_pictures:
             parts.append(f"{asked.layer_pictures:,} pictures through the layers, CKA and RSA {number(asked.layer_seconds)} CPU-seconds")
@@ -148,14 +148,14 @@ class Measuring:
 
 
 def measuring(experiment: Experiment, request: Request, cell: Cell, estimates: Sequence[Estimate], machines: Machines) -> Measuring:
-    """What the evaluation of a cell takes.
+    """Estimate the cost of evaluating a cell.
 
     Args:
         experiment: with its data as far as they are staged.
-        request: resolved.
-        cell: of the experiment.
-        estimates: of the stages that the cell trains.
-        machines: that evaluation runs on; of a node's GPUs it takes one.
+        request: the resolved request.
+        cell: a cell of the experiment.
+        estimates: estimates of the stages that the cell trains.
+        machines: machines on which the evaluation runs; it uses one GPU of a node.
     """
     models = [asked.stage for asked in cell.evaluation.models]
     recipe = cell.recipe
@@ -176,7 +176,7 @@ def measuring(experiment: Experiment, request: Request, cell: Cell, estimates: S
 
 
 def pictures_of(experiment: Experiment, request: Request) -> Pictures:
-    """What there is to measure on: counted where it is staged, else assumed; without given sets as many as the field has."""
+    """The pictures to measure on: counted if they are staged, otherwise assumed; without given sets, those that the field uses."""
     pairs, triplets = (read_manifest(data.uri) if data.uri else None for data in (experiment.pairs, experiment.triplets))
     sets = [read_manifest(place.uri) for place in staged_sets(experiment.pairs.uri, pairs)] if pairs else []
     own = sum(_samples(manifest, "test") for manifest in sets if manifest)
@@ -195,7 +195,7 @@ def pictures_of(experiment: Experiment, request: Request) -> Pictures:
 
 
 def _given(uris: Sequence[str], unread: Collection[str]) -> tuple[int, bool]:
-    """Pictures of evaluation sets by their URIs, and whether all were counted; one in CLIP_benchmark's layout goes by its name."""
+    """Number of pictures of evaluation sets by URI, and whether all were counted; for sets in CLIP_benchmark's layout, by name."""
     total, known = 0, True
     for uri in uris:
         manifest = None if uri in unread else read_manifest(uri)
@@ -226,7 +226,7 @@ def _forward(cell: Cell, machines: Machines) -> float:
 
 
 def evaluation_lines(found: Sequence[Measuring]) -> list[str]:
-    """What the evaluations of an experiment take; what cells have in common is told once."""
+    """The cost of an experiment's evaluations; lines that cells have in common are printed once."""
     alike: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for one in found:
         alike.setdefault(tuple(one.basis()), {}).setdefault(one.takes(), []).append(one.cell.name)

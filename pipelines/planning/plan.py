@@ -1,6 +1,6 @@
-"""From arms, seeds and data to cells: every stage's configuration, resolved, and where it lies.
+"""Resolve arms, seeds and data into cells: the configuration of every stage, and its place in the store.
 
-`resolve` is a pure function; writing.py writes what it gives.
+`resolve` is a pure function; writing.py writes its result.
 """
 
 import dataclasses
@@ -41,12 +41,12 @@ class Cell:
     Attributes:
         name: `<arm>-seed<k>`, or `<arm>-<point>-seed<k>`.
         arm: the arm's name.
-        point: which variation of the recipe it is; empty where the experiment has one recipe.
+        point: which variation of the recipe it is; empty if the experiment has one recipe.
         seed: the seed.
-        recipe: all that decides its numbers except data, arm and seed.
-        perceptual: stage 1, shared with other cells; None where the arm has none.
-        contrastive: stage 2; of `posthoc` that of its base arm.
-        posthoc: fine-tuning after it; None where the arm has none.
+        recipe: everything that determines its numbers except data, arm and seed.
+        perceptual: stage 1, shared with other cells; None if the arm has none.
+        contrastive: stage 2; for `posthoc`, stage 2 of its base arm.
+        posthoc: fine-tuning after it; None if the arm has none.
         evaluation: what is measured.
     """
 
@@ -67,28 +67,28 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What one experiment is asked to be.
+    """The requested experiment.
 
     Attributes:
         root: store URI.
-        name: of the experiment.
-        recipe: all that decides its numbers except data, arm and seed.
+        name: name of the experiment.
+        recipe: everything that determines its numbers except data, arm and seed.
         pairs: the sealed pairs.
         triplets: the sealed triplets.
         placement: where and how each stage runs unless its job says otherwise.
-        weights: of each `from:` arm by its name, the SHA-256 of the tower's weights.
-        sets: evaluation sets beside those that were staged with the pairs.
-        representation: what is measured beside the figures.
+        weights: for each `from:` arm, by name, the SHA-256 of the tower's weights.
+        sets: evaluation sets in addition to those that were staged with the pairs.
+        representation: what is measured in addition to the figures.
         rdms: its RDMs, pinned.
         request: URI of the stored request that asked for it.
         parallel_cells: how many of its cells run at once; 0: all.
-        axes: along which the request varies the recipe.
-        points: of the axes, as plan.json has them.
+        axes: axes along which the request varies the recipe.
+        points: points of the axes, as in plan.json.
         declared: endpoints, axes and tests, as the request declares them (declared.py).
-        idle_axes: those that change no arm.
-        asked_arms: names of the request's arms, which stand beside what it declares.
-        asked_seeds: its seeds, likewise.
-        unread: the root and other addresses that this machine cannot read, where that will do: a dry run.
+        idle_axes: axes that change no arm.
+        asked_arms: names of the request's arms, recorded with its declarations.
+        asked_seeds: the request's seeds, recorded with its declarations.
+        unread: the root and other addresses that this machine cannot read, which is allowed in a dry run.
     """
 
     root: str
@@ -113,7 +113,7 @@ class Experiment:
 
     @property
     def readable(self) -> bool:
-        """Whether this machine can look into the root."""
+        """Whether this machine can read the root."""
         return self.root not in self.unread
 
     @property
@@ -127,10 +127,10 @@ def resolve(experiment: Experiment, arm: Arm, seed: int, point: str = "", base_p
 
     Args:
         experiment: has the recipe.
-        arm: of the cell.
-        seed: of the cell.
-        point: names the recipe where others stand beside it.
-        base_point: of a fine-tuned arm, the point of the cell whose model it starts from; None: its own.
+        arm: arm of the cell.
+        seed: seed of the cell.
+        point: names the recipe if the experiment has several.
+        base_point: for a fine-tuned arm, the point of the cell whose model it starts from; None: its own.
     """
     posthoc = None
     if arm.finetuned:
@@ -141,7 +141,7 @@ def resolve(experiment: Experiment, arm: Arm, seed: int, point: str = "", base_p
     else:
         perceptual = _tower(experiment, arm.labels, arm.tower, seed) if arm.labels else None
         contrastive = _contrastive(experiment, arm, seed, point, perceptual)
-        # The tower as it was trained says nothing of an arm that starts from its permuted weights.
+        # The tower as trained does not describe an arm that starts from its permuted weights.
         measured = [stage for stage in (perceptual if arm.start == "tower" else None, contrastive) if stage is not None]
     return Cell(
         name=layout.cell_name(arm.name, seed, point),
@@ -157,7 +157,7 @@ def resolve(experiment: Experiment, arm: Arm, seed: int, point: str = "", base_p
 
 
 def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
-    """Refuse an arm whose labels these triplets cannot have, such as FLIP's where FLIP was the judge anyway."""
+    """Refuse an arm whose labels these triplets cannot have, such as FLIP's if FLIP was the judge anyway."""
     for arm in arms:
         refusal = named_labels(arm.labels).refusal(judge, recipe.staging) if arm.labels else ""
         if refusal:
@@ -165,9 +165,9 @@ def require_judge(arms: tuple[Arm, ...], judge: str, recipe: Recipe) -> None:
 
 
 def weights_of(arms: tuple[Arm, ...]) -> dict[str, str]:
-    """Of each `from:` arm by its name, the SHA-256 by which its tower is known.
+    """For each `from:` arm, by name, the SHA-256 that identifies its tower.
 
-    A folder with COMMITTED.json says it itself; of a URI that ends in .safetensors it is the file's own.
+    A folder's COMMITTED.json contains it; for a URI that ends in .safetensors it is the file's own.
     """
     return {arm.name: _weights_sha256(arm.source) for arm in arms if arm.source}
 
@@ -184,10 +184,10 @@ def _weights_sha256(uri: str) -> str:
 
 
 def read_sets(text: str) -> tuple[DataConfig, ...]:
-    """Evaluation sets by their comma-separated URIs; one that firstsight staged carries its identity.
+    """Evaluation sets from comma-separated URIs; those that firstsight staged get their identity.
 
     Raises:
-        InputError: neither a staged set nor one of CLIP_benchmark's layout lies there: said now, not after training.
+        InputError: there is neither a staged set nor one in CLIP_benchmark's layout; raised now rather than after training.
     """
     uris = [absolute(uri.strip()) for uri in text.split(",") if uri.strip()]
     manifests = [(uri, read_manifest(uri)) for uri in uris]
@@ -201,13 +201,13 @@ def represented(asked: Mapping[str, Any], sets: tuple[DataConfig, ...], pairs: D
     """A request's `representation` as fields of an Experiment, its RDMs read and pinned.
 
     Args:
-        asked: of the request.
-        sets: evaluation sets beside those staged with the pairs.
-        pairs: of the experiment, as far as they are staged.
-        complete: whether they are; else what depends on their sets is left for the step `plan`.
+        asked: the request's `representation`.
+        sets: evaluation sets in addition to those staged with the pairs.
+        pairs: pairs of the experiment, as far as they are staged.
+        complete: whether they are staged; if not, checks that depend on their sets are left to the step `plan`.
 
     Raises:
-        InputError: an RDM that is none or whose names are no pictures of the sets, or a set that cannot be probed: before anything is
+        InputError: a file is not an RDM, its names are not pictures of the sets, or a set cannot be probed; raised before anything is
             trained.
     """
     config = parse_config(RepresentationConfig, asked, source="representation")
@@ -232,7 +232,7 @@ def _tower(experiment: Experiment, labels: str, name: str, seed: int) -> StageCo
         placement=experiment.placement,
         request=experiment.request,
     )
-    return dataclasses.replace(stage, output=layout.tower(experiment.uri, recipe_hash(stage)))  # the place is no part of the hash
+    return dataclasses.replace(stage, output=layout.tower(experiment.uri, recipe_hash(stage)))  # the place is not part of the hash
 
 
 def _contrastive(experiment: Experiment, arm: Arm, seed: int, point: str, tower: StageConfig | None) -> StageConfig:
@@ -303,12 +303,12 @@ def _evaluation(experiment: Experiment, arm: Arm, seed: int, point: str, measure
 
 
 def entry_of(cell: Cell) -> dict[str, Any]:
-    """The cell as plan.json has it."""
+    """The cell in the form of plan.json."""
     return entry(cell.name, cell.stages(), cell.recipe, cell.arm, cell.point, cell.seed)
 
 
 def entry(name: str, stages: Sequence[StageConfig], recipe: Recipe, arm: str, point: str, seed: int) -> dict[str, Any]:
-    """A cell with these stages as plan.json has it."""
+    """A cell with these stages in the form of plan.json."""
     folders = {stage.stage: stage.output for stage in stages}
     return {
         "cell": name,

@@ -1,7 +1,7 @@
-"""Arms x seeds x points become cells; points that change nothing of an arm are one cell of it.
+"""Turn arms x seeds x points into cells; points that do not change an arm share one cell.
 
-A cell is named by the axes alone on which another value than the recipe's own changes a hash of its stages. So `random` has one cell
-along an axis of stage 1, and a point with the recipe's own values is the cell that the experiment has without any axis.
+A cell's name includes only the axes on which a value other than the recipe's own changes a hash of its stages. `random` therefore has
+one cell along an axis of stage 1, and a point with the recipe's own values is the cell that the experiment has without axes.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from trainer.storage.recipes import read_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A cell that a request asks for.
+    """A requested cell.
 
     Attributes:
-        arm: of the cell.
-        seed: of the cell.
-        point: in its name; empty where no axis changes the arm.
-        base_point: of a fine-tuned arm, the point of the cell whose model it starts from.
-        recipe: with what the point changes.
+        arm: arm of the cell.
+        seed: seed of the cell.
+        point: the point in its name; empty if no axis changes the arm.
+        base_point: for a fine-tuned arm, the point of the cell whose model it starts from.
+        recipe: the recipe with the changes of the point.
     """
 
     arm: Arm
@@ -41,7 +41,7 @@ class Points:
     """The points of a request, and each arm's cells at them."""
 
     def __init__(self, request: Request) -> None:
-        """Of a request that was resolved."""
+        """The points of a resolved request."""
         self._request, self.axes = request, request.vary
         self.points = points_of(self.axes) or [Point(places={})]
         self._recipes: dict[str, Recipe] = {}
@@ -50,7 +50,7 @@ class Points:
         """The recipe at a point.
 
         Raises:
-            InputError: a value breaks a rule; the point is named.
+            InputError: a value breaks a rule; the message names the point.
         """
         name = name_of(self.axes, point)
         if name not in self._recipes:
@@ -77,7 +77,7 @@ class Points:
         return list(found.values())
 
     def recipes(self) -> dict[Recipe, set[str]]:
-        """Every recipe that cells have, with the stages that they train by it."""
+        """Every recipe of the cells, with the stages that are trained with it."""
         found: dict[Recipe, set[str]] = {}
         for cell in self.cells():
             stages = {"perceptual" if cell.arm.tower else "", "contrastive", "posthoc" if cell.arm.finetuned else ""}
@@ -92,7 +92,7 @@ class Points:
         return [axis for axis, fields in self.axes.items() if axis not in moved and len(next(iter(fields.values()))) > 1]
 
     def listed(self) -> list[dict[str, Any]]:
-        """Every point as plan.json has it: its name, its value on each axis, and the point in the name of each arm's cell there."""
+        """Every point in the form of plan.json: its name, its value on each axis, and the point in the name of each arm's cell."""
         arms = self._request.all_arms
         return [
             {
@@ -105,7 +105,7 @@ class Points:
         ]
 
     def _of_arm(self, arm: Arm, point: Point) -> Point:
-        """The point without the axes that change nothing of the arm."""
+        """The point without the axes that do not change the arm."""
         for axis in point.places:
             less = point.without(axis)
             if self._hashes(arm, less) == self._hashes(arm, point):
@@ -113,7 +113,7 @@ class Points:
         return point
 
     def _hashes(self, arm: Arm, point: Point) -> tuple[str, ...]:
-        """The recipe hashes of an arm's stages there, on no data: what they have in common with others' they have on any."""
+        """The recipe hashes of an arm's stages at the point, without data: equal hashes are equal on any data."""
         return _hashes(arm, self.recipe(point))
 
 

@@ -1,4 +1,4 @@
-"""What a run asks for, written down once: every parameter with its help, its default and its rule.
+"""The request of a run: the single definition of every parameter, with its help, default and rule.
 
 The flags of `python -m pipelines`, make's variables, the parameters of the Kubeflow pipeline and the tables in the docs are
 all generated from `Request`. An experiment is a file of the same keys:
@@ -9,7 +9,7 @@ all generated from `Request`. An experiment is a file of the same keys:
     seeds: [0, 1, 2]
     placement: {local_batch_size: 1024}
 
-What is given beside a file (a flag, a make variable, a field of Kubeflow's form) wins. The first step of a run stores the
+A flag, a make variable or a field of Kubeflow's form overrides the file. The first step of a run stores the
 merged request under the experiment; every later step is given its URI and reads it from there.
 """
 
@@ -43,14 +43,14 @@ from trainer.storage.declarations import listed
 from trainer.storage.documents import read_document, write_document
 
 FORMAT_VERSION = 1
-"""Of the file that a person writes."""
+"""Format of the file that a user writes."""
 STORED_VERSION = 2
-"""Of a stored request; format 1 had no checksum."""
+"""Format of a stored request; format 1 had no checksum."""
 MAX_NODES, MAX_GPUS_PER_NODE, MAX_PARALLEL_CELLS = 1024, 64, 1024
 LAUNCHERS_OWN = ("attempt",)
-"""Fields of the trainer's placement that the launcher alone sets."""
+"""Fields of the trainer's placement that only the launcher sets."""
 OWN_PARAMETER = {"nodes": "nodes", "processes_per_node": "gpus_per_node", "resume": "resume"}
-"""Fields of the trainer's placement that have a parameter of their own; given in `placement` they mean that parameter."""
+"""Fields of the trainer's placement that have their own request parameter; in `placement` they set that parameter."""
 _ARMS = ", ".join(ACCEPTED)
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]*"
 _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
@@ -58,7 +58,7 @@ _LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One run's request. A value equal to its default means the same whether or not it was given."""
+    """The request of one run. It makes no difference whether a default value was given explicitly."""
 
     recipe: str | Mapping[str, Any] = parameters.recipe(
         "demo",
@@ -69,7 +69,8 @@ class Request:
     arms: tuple[str, ...] = items(("random", "perceptual"), f"any of {_ARMS}; docs/RECIPES.md explains each", form="study_arms")
     seeds: tuple[str, ...] = items(("0",), "integers; each arm is run once per seed", form="study_seeds")
     vary: Mapping[str, Any] = parameters.mapping(
-        "axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; arms x seeds x points are run",
+        "axes along which the recipe varies, such as {triplets: {perceptual.triplet_fraction: [0.1, 1]}}; "
+        "every arm and seed runs at every point",
         kind="axes",
     )
     endpoints: tuple[str, ...] = items(
@@ -157,7 +158,7 @@ class Request:
     )
 
     def __post_init__(self) -> None:
-        """Every rule that needs neither a profile nor a store."""
+        """Check every rule that needs neither a profile nor a store."""
         for item in FIELDS.values():
             value = getattr(self, item.name)
             if item.metadata["ok"] is not None and value not in (None, ""):
@@ -170,17 +171,17 @@ class Request:
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:
-        """Its arms. Raises InputError where one is unknown or repeated."""
+        """Its arms. Raises InputError if one is unknown or repeated."""
         return parse_arms(",".join(self.arms))
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """Its seeds. Raises InputError where one is not a whole number, or repeated."""
+        """Its seeds. Raises InputError if one is not a whole number, or repeated."""
         return parse_seeds(",".join(self.seeds))
 
     @property
     def cells(self) -> list[str]:
-        """The names of the cells that it asks for, in the order in which they are planned; resolved where it varies its recipe."""
+        """The names of the requested cells in the order in which they are planned; needs a resolved request if it varies its recipe."""
         if not self.vary:
             return [layout.cell_name(arm.name, seed) for seed in self.all_seeds for arm in self.all_arms]
         from pipelines.planning.points import Points  # here: slow to import
@@ -188,7 +189,7 @@ class Request:
         return [layout.cell_name(one.arm.name, one.seed, one.point) for one in Points(self).cells()]
 
     def load_recipe(self) -> Recipe:
-        """The recipe with what `set` changes of it.
+        """The recipe with the changes of `set` applied.
 
         Raises:
             InputError: an unknown recipe or key, a wrong type, a broken rule.
@@ -198,7 +199,7 @@ class Request:
         return read_recipe(self.recipe, self.set)
 
     def stored(self) -> dict[str, Any]:
-        """Every parameter as a request file says it, defaults included: a default that moves later changes no stored request."""
+        """Every parameter as in a request file, including defaults, so that a later change of a default does not affect stored requests."""
         values = {name: getattr(self, name) for name in FIELDS}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {**plain, "vary": listed(self.vary)}
@@ -207,7 +208,7 @@ class Request:
     def id(self) -> str:
         """Equal for equal requests: 16 hex digits of a SHA-256 over every parameter.
 
-        One that a later version adds says in its metadata what it was introduced with, and is left out while it has that value.
+        A parameter added by a later version is left out while it has the value that its metadata gives as `introduced`.
         """
         said = {name: value for name, value in self.stored().items() if name not in INTRODUCED or value != INTRODUCED[name]}
         return canonical_hash(said)[:16]
@@ -215,11 +216,11 @@ class Request:
 
 FIELDS: dict[str, "dataclasses.Field[Any]"] = {item.name: item for item in dataclasses.fields(Request)}
 INTRODUCED = {name: item.metadata["introduced"] for name, item in FIELDS.items() if "introduced" in item.metadata}
-"""What stored requests without a parameter that was added later mean, by its name."""
+"""By name, the value of a parameter in stored requests that were written before it was added."""
 
 
 def merge(source: str, given: Mapping[str, Any]) -> Request:
-    """A request file with what is given beside it; what is given wins, and `set` and `placement` are merged key by key.
+    """A request file merged with other given parameters, which override it; `set` and `placement` are merged key by key.
 
     Args:
         source: path or URI of a YAML file, the YAML itself, or empty.
@@ -240,14 +241,14 @@ def merge(source: str, given: Mapping[str, Any]) -> Request:
 
 
 def write_request(request: Request, root: str) -> str:
-    """Store a resolved request under its experiment; its URI, from which `read_request` knows root and experiment."""
+    """Store a resolved request under its experiment. Returns its URI, from which `read_request` derives root and experiment."""
     uri = layout.request(layout.experiment(root, request.experiment), request.id)
     write_document(uri, {"format_version": STORED_VERSION, **request.stored()})
     return uri
 
 
 def root_given(source: str, root: str) -> str:
-    """The root that a run names: as a parameter, else in its request; empty where it names none, or the request cannot be read."""
+    """The root given as a parameter or else in the request; empty if there is none, or if the request cannot be read."""
     if root.strip() or not source.strip():
         return root.strip()
     try:
@@ -261,7 +262,7 @@ def read_request(uri: str) -> Request:
 
     Raises:
         InputError: there is none, or a newer firstsight wrote it.
-        Corrupt: it is not as it was written, or another request was put in its place.
+        Corrupt: it was damaged, or replaced by another request.
     """
     values = read_document(uri, "a stored request", STORED_VERSION, checked_from=2)
     if values is None:
@@ -271,9 +272,9 @@ def read_request(uri: str) -> Request:
         earlier = {name: parse(FIELDS[name], value, name) for name, value in INTRODUCED.items() if value is not None}
         request = _with_own_parameters({**earlier, **_parsed(values, uri)})
     if request.parallel_cells == 1 and f"/{request.id}.json" != uri[uri.rfind("/") :]:
-        request = dataclasses.replace(request, parallel_cells=None)  # for a while 1 was the default, and stood for not given
+        request = dataclasses.replace(request, parallel_cells=None)  # 1 was the default for a while, and meant that it was not given
     if f"/{request.id}.json" != uri[uri.rfind("/") :]:
-        raise Corrupt(f"{uri}: holds request {request.id}: it was damaged or changed by hand; start the run again, which rewrites it")
+        raise Corrupt(f"{uri}: contains request {request.id}: it was damaged or changed by hand; start the run again to rewrite it")
     return request
 
 
@@ -291,14 +292,14 @@ def _read_source(source: str) -> dict[str, Any]:
 
 
 def is_inline(source: str) -> bool:
-    """Whether a request is given as YAML, not as the place of a file."""
+    """Whether a request is given as inline YAML rather than as a path or URI."""
     return "\n" in source.strip() or bool(re.match(r"\s*([-\[{]|\w+\s*:(\s|$))", source))
 
 
 def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """What a person wrote, with every key of its recipe and settings known; a stored request was checked when it was written.
+    """A user's request after checking that its recipe and settings have only known keys; stored requests were checked when written.
 
-    Only `set` is judged later: by the recipe, which may stand elsewhere.
+    Only the values of `set` are checked later, against the recipe, which may be in another file.
     """
     from trainer.configs import check_keys, parse_config
     from trainer.storage.recipes import read_recipe
@@ -317,7 +318,7 @@ def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def _parsed(values: Any, source: str) -> dict[str, Any]:
-    """The values of a request file, each parsed; `format_version` is what a stored one begins with."""
+    """The parsed values of a request file; a stored request begins with `format_version`."""
     require(source, type(values).__name__, "a mapping of parameters", isinstance(values, dict))
     values = dict(values)
     version = values.pop("format_version", FORMAT_VERSION)
@@ -333,7 +334,7 @@ def _parsed(values: Any, source: str) -> dict[str, Any]:
 
 
 def _with_own_parameters(values: dict[str, Any]) -> Request:
-    """The request, with what `placement` says of nodes, processes and resume moved to the parameters that they mean."""
+    """The request, with nodes, processes and resume moved from `placement` to their own parameters."""
     placement = dict(values.get("placement", {}))
     for key in LAUNCHERS_OWN:
         if key in placement:

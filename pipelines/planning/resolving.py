@@ -1,4 +1,4 @@
-"""From a merged request to one that any process understands: paths absolute, the recipe's text in place of its file, all rules checked."""
+"""Resolve a merged request so that any process can use it: absolute paths, the recipe's text instead of its file, all rules checked."""
 
 import dataclasses
 import os
@@ -18,14 +18,14 @@ from trainer.storage.base import absolute, local_path
 
 
 def resolve(request: Request, *, kubeflow: bool = False) -> Request:
-    """The request as any process understands it: absolute paths, a recipe's text in place of its file, the experiment named.
+    """The request in a form that any process can use: absolute paths, the recipe's text instead of its file, the experiment named.
 
     Args:
-        request: as merged.
-        kubeflow: it runs on a Kubeflow server, which sees none of this machine's files, and `profile` names a ConfigMap.
+        request: the merged request.
+        kubeflow: whether it runs on a Kubeflow server, which cannot read this machine's files; `profile` then names a ConfigMap.
 
     Raises:
-        InputError: an unknown arm, seed, recipe or key; `judged` where FLIP judges anyway; a local path for a server.
+        InputError: an unknown arm, seed, recipe or key; `judged` although FLIP judges anyway; a local path for a server.
     """
     from pipelines.planning.plan import require_judge  # here, like the next: slow to import
     from trainer.configs import parse_config
@@ -34,7 +34,7 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     changes: dict[str, Any] = {name: _place(getattr(request, name)) for name in ("root", "pairs", "triplets")}
     changes |= {name: "" for name in ("pairs", "triplets") if getattr(request, name) == "demo"}
     changes["eval_sets"] = tuple(_place(uri) for uri in request.eval_sets)
-    # Not tidied: the arm's name, and with it the folder of its cells, is a hash of this.
+    # Not normalised: the arm's name, and so the folder of its cells, is a hash of this.
     changes["arms"] = tuple(f"{FROM}{absolute(arm.removeprefix(FROM))}" if arm.startswith(FROM) else arm for arm in request.arms)
     changes["resume"] = request.resume if request.resume in ("auto", "never") else _place(request.resume)
     changes["recipe"] = read_inline(request.recipe)
@@ -58,12 +58,12 @@ def resolve(request: Request, *, kubeflow: bool = False) -> Request:
     check_declared(resolved)
     resolved.cells  # noqa: B018 (refuses a wrong arm or seed, and a point's value that breaks a rule)
     name = resolved.experiment or default_experiment(recipe.name, resolved.pairs, resolved.triplets)
-    require("experiment", name, "given where the recipe has no name", bool(name))
+    require("experiment", name, "given if the recipe has no name", bool(name))
     return dataclasses.replace(resolved, experiment=layout.check_name("experiment", name))
 
 
 def refuse_other_epochs(placement: Mapping[str, Any], recipe: Recipe) -> None:
-    """The recipe's evaluation reads the weights that it asks for, so a placement cannot keep others."""
+    """Refuse a placement that keeps other weights than the recipe's evaluation reads."""
     for key, wanted in (("checkpoint_every_epochs", recipe.evaluation.every_epochs), ("trajectory", recipe.evaluation.trajectory)):
         kept, by = placement.get(key, wanted), "every_epochs" if key != "trajectory" else key
         if wanted and kept != wanted:
@@ -83,7 +83,7 @@ def _refuse_local_places(request: Request) -> None:
 
 
 def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
-    """The recipe's name on the demo's data; with other data a name made from it (and the recipe)."""
+    """The recipe's name for the demo's data; for other data, a name derived from the data and the recipe."""
     source = pairs or triplets
     last = (source or recipe).rstrip("/").rpartition("/")[2].lower()
     words = "".join(letter if letter in "abcdefghijklmnopqrstuvwxyz0123456789-" else "-" for letter in last)
@@ -92,7 +92,7 @@ def default_experiment(recipe: str, pairs: str, triplets: str) -> str:
 
 
 def _place(uri: str) -> str:
-    """A path made absolute and tidy, so that one folder has one name however it is spelled; other URIs as they are."""
+    """A path made absolute and normalised, so that a folder has one name however it is spelled; other URIs are unchanged."""
     path = local_path(uri) if uri else None
     if path is not None:
         return os.path.normpath(absolute(str(path)))

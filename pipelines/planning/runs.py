@@ -1,8 +1,8 @@
-"""What is known of a run by its id: which request it stored, which of its cells failed, which of its steps have started.
+"""Records of a run by its id: its stored request, its failed cells, and its started steps.
 
-runs/<run id>.json names the request: a task that can take no other task's output finds it there. Its format 1, which older versions
-wrote, has neither format_version nor checksum. What lies below runs/<run id>/ is of one run alone: a new run of the same request
-tries every cell again.
+runs/<run id>.json names the request, so that a task that cannot take another task's output finds it. Its format 1, written by older
+versions, has neither format_version nor checksum. The records below runs/<run id>/ belong to one run only: a new run of the same
+request tries every cell again.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from trainer.storage.documents import read_document, write_document
 FORMAT_VERSION = 2
 CELL_VERSION, STEP_VERSION = 1, 1
 LIFE_SECONDS = 60.0
-"""Between two signs of life of a lane's step."""
+"""Seconds between two heartbeats of a lane's step."""
 DEAD_SECONDS = 600.0
-"""After so long without one, no step of the lane runs: a queue of pods makes steps late."""
+"""Seconds without a heartbeat after which the lane is considered dead; it is long, since a queue of pods can delay steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class CellFailure:
 
 @dataclass(frozen=True)
 class Run:
-    """What the steps of one run tell each other.
+    """Records through which the steps of one run communicate.
 
     Attributes:
         root: store URI.
@@ -53,7 +53,7 @@ class Run:
     id: str
 
     def begin(self, lane: str, step: str) -> bool:
-        """Record that a step of a lane starts; whether it is its first start in this run, not one after a Retry."""
+        """Record that a step of a lane starts. Returns whether this is its first start in the run, rather than one after a Retry."""
         uri = layout.run_start(self.root, self.id, lane, step)
         first = open_store(uri).head(uri) is None
         write_document(uri, {"format_version": STEP_VERSION, "time": time.time()})
@@ -64,17 +64,17 @@ class Run:
         write_document(layout.run_failure(self.root, self.id, failure.cell), {"format_version": CELL_VERSION, **asdict(failure)})
 
     def forget(self, cells: Iterable[str]) -> None:
-        """Let these cells be tried again."""
+        """Remove the failure records of these cells, so that they are tried again."""
         for uri in self._recorded(cells).values():
             open_store(uri).delete(uri)
 
     def failed(self, cells: Iterable[str]) -> dict[str, CellFailure]:
-        """Those of the cells that failed in this run, by name. A damaged record counts as absent: the cell is tried again."""
+        """The cells that failed in this run, by name. A damaged record counts as absent, so the cell is tried again."""
         found = ((cell, _failure(uri, cell)) for cell, uri in self._recorded(cells).items())
         return {cell: failure for cell, failure in found if failure is not None}
 
     def _recorded(self, cells: Iterable[str]) -> dict[str, str]:
-        """Those of the cells that have a record of a failure, with its URI: in one request, since most have none."""
+        """The cells that have a failure record, with its URI, listed in one request, since most have none."""
         uris = {cell: layout.run_failure(self.root, self.id, cell) for cell in cells}
         folder = layout.run_failure(self.root, self.id, "").rpartition("/")[0]
         there = {info.uri for info in open_store(folder).list(folder)}
@@ -82,7 +82,7 @@ class Run:
 
     @contextlib.contextmanager
     def alive(self, lane: str) -> Iterator[None]:
-        """Give signs of life of a lane's step, from a thread; lanes that wait for it see them."""
+        """Send heartbeats of a lane's step from a thread, for lanes that wait for it."""
         stop = threading.Event()
         thread = threading.Thread(target=self._give_signs, args=(lane, stop), name=f"life of {lane}", daemon=True)
         thread.start()
@@ -93,7 +93,7 @@ class Run:
 
     def _give_signs(self, lane: str, stop: threading.Event) -> None:
         while True:
-            with contextlib.suppress(InputError, RunError, OSError):  # the next sign is soon enough
+            with contextlib.suppress(InputError, RunError, OSError):  # the next heartbeat will do
                 uri = layout.run_life(self.root, self.id, lane)
                 write_document(uri, {"format_version": STEP_VERSION, "time": time.time()})
             if stop.wait(LIFE_SECONDS):
@@ -112,14 +112,14 @@ def _failure(uri: str, cell: str) -> CellFailure | None:
 
 
 class Watch:
-    """Whether a lane's steps live, seen from another one: by changes of what it writes, not by clocks of other machines."""
+    """Whether the steps of a lane are alive, as seen by another lane: from changes to its heartbeat, not from other machines' clocks."""
 
     def __init__(self, run: Run, lane: str) -> None:
         self._uri = layout.run_life(run.root, run.id, lane)
         self._stamp, self._seen = "", time.monotonic()
 
     def is_dead(self) -> bool:
-        """Whether nothing has been seen of it for DEAD_SECONDS."""
+        """Whether there has been no heartbeat for DEAD_SECONDS."""
         info = open_store(self._uri).head(self._uri)
         stamp = f"{info.stamp} {info.modified}" if info is not None else ""
         if stamp != self._stamp:
@@ -133,7 +133,7 @@ def write_run(root: str, run: str, request: str) -> None:
 
 
 def read_run(root: str, run: str) -> str | None:
-    """The URI of the request that the run stored; None where it stored none.
+    """The URI of the request that the run stored; None if it stored none.
 
     Raises:
         InputError: a newer firstsight wrote the record.

@@ -1,4 +1,4 @@
-"""Where a run's data come from, before they are staged: whether a source is there at all, and how many samples it will give."""
+"""A run's data sources before staging: check that a source exists, and estimate how many samples it will give."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from trainer.storage.manifest import read_manifest
 
 What = Literal["pairs", "triplets"]
 LISTS = {"yfcc15m-openai": 14_829_396, "yfcc15m-slip": 14_689_580, "yfcc15m-declip": 15_388_848, "yfcc15m-rwkv": 15_061_515}
-"""Rows of the lists that are called YFCC15M."""
+"""Number of rows in the lists that are called YFCC15M."""
 NIGHTS = 15_941
 """Training triplets of NIGHTS."""
 NIGHTS_HELD_OUT = 1_958 + 2_120
@@ -25,7 +25,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 DEMO_HELD_OUT = 380
 """Pictures of each of the demo's two evaluation sets."""
 _DESCRIBED = ("list", "table", "metadata", "ids")
-"""Keys of a list's description that name files (pipelines/steps/staging.py)."""
+"""Keys in a list's description that name files (pipelines/steps/staging.py)."""
 
 
 def require_source(what: str, uri: str) -> None:
@@ -33,7 +33,7 @@ def require_source(what: str, uri: str) -> None:
 
     Args:
         what: the setting that names it, such as --pairs.
-        uri: of a folder, a file, or a YAML file that describes a list; empty or `demo`: the demo's.
+        uri: a folder, a file, or a YAML file that describes a list; empty or `demo`: the demo's.
 
     Raises:
         InputError: it, or a file that its description names, does not exist; or the store cannot be read.
@@ -52,7 +52,7 @@ def require_source(what: str, uri: str) -> None:
 
 
 def described_sources(uri: str) -> list[str]:
-    """The URIs whose objects decide what is staged: the source, and the files that a list's description names; of the demo none."""
+    """The URIs that determine what is staged: the source, and the files that a list's description names; none for the demo."""
     if uri in ("", "demo"):
         return []
     if not uri.endswith((".yaml", ".yml")):
@@ -62,18 +62,18 @@ def described_sources(uri: str) -> list[str]:
 
 
 def is_demo(source: str, recipe: Recipe) -> bool:
-    """Whether a source that a run names is the demo; a recipe whose batches are larger than it stands for data that are still to come."""
+    """Whether a run's source is the demo; if the recipe's batches are larger than the demo, the data are still to be chosen."""
     return source in ("", "demo") and recipe.contrastive.global_batch_size <= DEMO_PAIRS
 
 
 def training_samples(what: What, data: DataConfig, source: str, recipe: Recipe, *, readable: bool = True) -> Samples:
-    """Samples of the training split: counted where the data are staged, else known of the source, else assumed.
+    """Samples of the training split: counted if the data are staged, otherwise known from the source, otherwise assumed.
 
     Args:
         what: pairs or triplets.
-        data: the staged data; without a URI none are.
-        source: as a run names it; empty: the demo's, unless the recipe's batches are larger than that.
-        recipe: of the experiment.
+        data: the staged data; without a URI, nothing is staged.
+        source: the source that the run names; empty: the demo's, unless the recipe's batches are larger than that.
+        recipe: recipe of the experiment.
         readable: whether a list's description can be read from here.
     """
     manifest = read_manifest(data.uri) if data.uri else None

@@ -1,4 +1,4 @@
-"""What is printed at a run's end, and what a run would do and take."""
+"""The summary printed at the end of a run, and the plan of what a run would do and need."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -21,13 +21,13 @@ from trainer.storage.committed import read_final
 from trainer.storage.manifest import read_manifest, where_it_lies
 
 WIDTH = 1000
-"""Of a plan, wherever it is shown: a folded path can be copied by nobody."""
+"""Width of a printed plan, wherever it is shown, since a wrapped path cannot be copied."""
 MOST_NAMES = 6
-"""Of runs that take the same."""
+"""Number of names listed for runs with the same cost."""
 
 
 def print_summary(console: Console, experiment_uri: str) -> bool:
-    """The report's sentence, its short table and its path; nothing, and False, where there is no report."""
+    """The report's sentence, its short table and its path; nothing, and False, if there is no report."""
     try:
         results: dict[str, Any] = read_json(join(pages.folder_of(experiment_uri), "results.json"))
     except MissingObject:
@@ -46,16 +46,16 @@ def print_summary(console: Console, experiment_uri: str) -> bool:
 
 
 def read_beside(asked: Request) -> list[str]:
-    """The addresses in an S3 that planning a request reads beside its root."""
+    """The S3 addresses that planning a request reads in addition to its root."""
     arms = (arm.source for arm in asked.all_arms)
     return list(dict.fromkeys(uri for uri in (asked.pairs, asked.triplets, *asked.eval_sets, *arms) if uri.startswith("s3://")))
 
 
 def preview(asked: Request, root: str, *, unread: Collection[str] = ()) -> tuple[plan.Experiment, list[plan.Cell]]:
-    """What a run would plan, with the data of the experiment as far as it is staged; nothing is written.
+    """Plan a run with the experiment's data as far as they are staged, without writing anything.
 
     Args:
-        asked: resolved.
+        asked: the resolved request.
         root: store URI.
         unread: the root and those of `read_beside` that this machine cannot read.
     """
@@ -86,7 +86,7 @@ def preview(asked: Request, root: str, *, unread: Collection[str] = ()) -> tuple
 
 
 def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Sequence[str]) -> None:
-    """Every cell's stages, where they lie, which are done; then `lines`, what they take."""
+    """The stages of every cell, their folders, and which are done; then `lines` with their cost."""
     console = Console(highlight=False, soft_wrap=True, width=WIDTH)
     staged = bool(experiment.pairs.identity and experiment.triplets.identity)
     table = Table("Cell", "Stage", "State", "Folder", box=None, header_style="bold", pad_edge=False)
@@ -105,12 +105,12 @@ def print_plan(experiment: plan.Experiment, cells: list[plan.Cell], lines: Seque
 def outline(
     recipe: Recipe, estimates: Mapping[str, Estimate], base: Recipe, done: Collection[str] = (), axes: Axes | None = None
 ) -> list[str]:
-    """Recipe, model, and what each kind of run takes: every number with its factors, marked measured or assumed.
+    """Recipe, model, and the cost of each kind of run: every number with its factors, marked as measured or assumed.
 
     Args:
-        recipe: of the experiment.
-        estimates: of each stage by its folder; runs that take the same are told once.
-        base: what the recipe is compared with.
+        recipe: recipe of the experiment.
+        estimates: estimate of each stage by its folder; runs with the same cost are listed once.
+        base: the recipe to compare with.
         done: folders of the stages that are finished.
         axes: along which the recipe varies.
     """
@@ -156,7 +156,7 @@ def _differences(recipe: Recipe, base: Recipe) -> list[str]:
 
 
 def _staged(experiment_uri: str, what: str) -> DataConfig:
-    """The data set that an earlier run staged; none where its record or its manifest is damaged: the step `stage` says that."""
+    """The data set that an earlier run staged; none if its record or manifest is damaged, which the step `stage` reports."""
     try:
         uri = where_it_lies(experiment_uri, read_field(join(experiment_uri, "staging", what, "result.json"), "uri"))
         manifest = read_manifest(uri)

@@ -1,6 +1,6 @@
-"""What a plan says of an experiment that varies its recipe: axes, points, and what was declared before there were results.
+"""The parts of a plan for an experiment that varies its recipe: axes, points, and declarations made before there were results.
 
-A declaration also lies in a document of its own, declared/<number>-<hash>.json, so that a plan that is written again keeps it.
+A declaration is also stored as a separate document, declared/<number>-<hash>.json, so that a rewritten plan keeps it.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from trainer.storage.plans import Plan
 
 FORMAT_VERSION = 1
 _FIGURES = re.compile(r"[^/]+/evaluation/[^/]+/[^/]+\.json")
-"""Of what lies below an experiment's folder, a result."""
+"""Paths below an experiment's folder that are results."""
 
 
 def varied(experiment: Experiment, earlier: Plan) -> dict[str, Any]:
-    """Axes and points of this request beside those of earlier ones, and what was declared; of an experiment that has none, nothing.
+    """Axes and points of this request and of earlier ones, and the declarations; empty for an experiment without any.
 
     Raises:
-        InputError: an axis varies other fields than the axis of this name did.
+        InputError: an axis varies different fields from the earlier axis of this name.
     """
     axes = mapped(earlier.get("axes", []))
     for axis, fields in experiment.axes.items():
@@ -46,7 +46,7 @@ def varied(experiment: Experiment, earlier: Plan) -> dict[str, Any]:
 
 
 def _declared(experiment: Experiment, earlier: Plan) -> list[dict[str, Any]]:
-    """What earlier requests declared, and what this one adds to it."""
+    """The declarations of earlier requests, and those that this one adds."""
     before = list(earlier.get("declared", [])) or _kept(experiment)
     if not experiment.declared or not added_to(before, experiment.declared):
         return before
@@ -56,7 +56,7 @@ def _declared(experiment: Experiment, earlier: Plan) -> list[dict[str, Any]]:
 
 
 def _kept(experiment: Experiment) -> list[dict[str, Any]]:
-    """What was declared, from its own documents: plan.json is gone, or was damaged. One that is damaged too declares nothing."""
+    """The declarations from their own documents, if plan.json is missing or damaged. Damaged documents are ignored."""
     found = []
     for uri in sorted(info.uri for info in open_store(experiment.uri).list(layout.declared(experiment.uri))):
         with contextlib.suppress(InputError, Corrupt):
@@ -66,7 +66,7 @@ def _kept(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def find_lost(experiment: Experiment, plan: Plan) -> dict[str, dict[str, Any]]:
-    """The documents of declarations that the store lacks, or has damaged, by their URIs: each stands there and in plan.json."""
+    """The documents of declarations that are missing or damaged in the store, by URI; plan.json contains each of them too."""
     lost = {}
     for number, entry in enumerate(plan.get("declared", [])):
         uri, document = layout.declared(experiment.uri, number, entry["sha256"]), {"format_version": FORMAT_VERSION, "declared": entry}
@@ -79,6 +79,6 @@ def find_lost(experiment: Experiment, plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _has_results(experiment: Experiment) -> bool:
-    """Whether figures of any of its models lie in the store."""
+    """Whether the store contains figures of any of its models."""
     names = (info.uri.removeprefix(f"{experiment.uri}/") for info in open_store(experiment.uri).list(experiment.uri))
     return any(_FIGURES.fullmatch(name) for name in names)

@@ -1,7 +1,7 @@
-"""Writing a plan beside what the experiment holds already: each stage's config.yaml, each cell's evaluation/config.yaml, plan.json.
+"""Write a plan into an experiment: each stage's config.yaml, each cell's evaluation/config.yaml, and plan.json.
 
-Another recipe for a cell that is planned, and other data for any, are refused. What is damaged is written again: plan.json from
-the request and the configurations of the stages, a configuration where the folder's other records name the recipe that is planned.
+A different recipe for a planned cell, and different data for any cell, are refused. Damaged files are rewritten: plan.json from
+the request and the configurations of the stages, and a configuration if the folder's other records name the planned recipe.
 """
 
 import contextlib
@@ -40,18 +40,18 @@ _FOR_PEOPLE = ("cell", "point", "request")
 _IN_CELL = re.compile(
     r"(?P<cell>[^/]+)/((?P<configured>contrastive|posthoc)/config\.yaml|(contrastive|posthoc)/final/COMMITTED\.json|evaluation/[^/]+/[^/]+\.json)"
 )
-"""Of what lies below an experiment's folder, what says that a cell is there, and how far it got."""
+"""Paths below an experiment's folder which show that a cell exists, and how far it got."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """What is to be written.
+    """The files to be written.
 
     Attributes:
         plan: content of plan.json.
-        configs: of stages and evaluations, those that do not lie where they belong.
-        said: what was found damaged, and what is done about it: a line each.
-        earlier: checksum of the plan.json that it was drafted on.
+        configs: configurations of stages and evaluations that are not yet in their place.
+        said: what was found damaged, and what is done about it, one per line.
+        earlier: checksum of the plan.json on which it is based.
     """
 
     plan: Plan
@@ -61,18 +61,18 @@ class Draft:
 
     @property
     def is_written(self) -> bool:
-        """Whether plan.json says this already."""
+        """Whether plan.json already has this content."""
         return self.earlier == checksum({**self.plan, "format_version": plans.FORMAT_VERSION})
 
 
 def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
-    """Write the configurations and plan.json, beside the cells that earlier runs finished and those that other requests wait for.
+    """Write the configurations and plan.json, keeping the cells that earlier runs finished and those that other requests wait for.
 
     Returns:
-        What was found damaged, and what was done about it: a line each.
+        What was found damaged, and what was done about it: one per line.
 
     Raises:
-        InputError: one of the cells was planned with another recipe, or the experiment with other data; nothing is written.
+        InputError: one of the cells was planned with a different recipe, or the experiment with different data; nothing is written.
         Corrupt: the manifest of a data set is not the one that the experiment was planned with; nothing is written.
     """
     said: list[str] = []
@@ -85,19 +85,19 @@ def write_plan(experiment: Experiment, cells: list[Cell]) -> list[str]:
             write_document(uri, document)
         if draft.is_written and not draft.said:
             return said
-        if checksum(_read_earlier(experiment, [])) == draft.earlier:  # else another run planned meanwhile: its cells must not get lost
+        if checksum(_read_earlier(experiment, [])) == draft.earlier:  # otherwise another run planned meanwhile
             plans.write_plan(experiment.uri, draft.plan)
             return said
 
 
 def is_planned(experiment: Experiment, cells: list[Cell]) -> bool:
-    """Whether `write_plan` would find all as it would write it; errors as of `write_plan`."""
+    """Whether everything is as `write_plan` would write it; same errors as `write_plan`."""
     draft = draft_plan(experiment, cells)
     return not draft.configs and not draft.said and draft.is_written and not find_lost(experiment, draft.plan)
 
 
 def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
-    """What `write_plan` would write; errors as of `write_plan`."""
+    """The files that `write_plan` would write; same errors as `write_plan`."""
     said: list[str] = []
     earlier = _read_earlier(experiment, said)
     evaluation_version = _evaluation_version(experiment, earlier, cells)
@@ -141,7 +141,7 @@ def draft_plan(experiment: Experiment, cells: list[Cell]) -> Draft:
 
 
 def _lanes_of_others(experiment: Experiment, earlier: Plan) -> LanesByRequest:
-    """The lanes of other requests, whose runs may still be alive: all but those of a request that somebody deleted."""
+    """The lanes of other requests, whose runs may still be alive, except those of deleted requests."""
     own = layout.id_of_request(experiment.request) if experiment.request else ""
     names = {one["cell"] for one in earlier["cells"]}
     found = {key: dealt for key, dealt in earlier.get("lanes", {}).items() if all(names.issuperset(lane["cells"]) for lane in dealt)}
@@ -156,19 +156,19 @@ def _own_lanes(experiment: Experiment, cells: list[Cell], entries: list[dict[str
 
 
 def _read_earlier(experiment: Experiment, said: list[str]) -> Plan:
-    """plan.json; without cells where there is none, or a damaged one, which is said."""
+    """plan.json; without cells if it is missing or damaged (a damaged one is reported)."""
     try:
         found = read_plan(experiment.uri)
     except Corrupt as error:
-        said.append(f"{error}; it is written again from the request and the configurations of the stages")
+        said.append(f"{error}; it is rewritten from the request and the configurations of the stages")
         found = None
     return found or {"cells": [], "recipes": {}}
 
 
 def _evaluation_version(experiment: Experiment, earlier: Plan, cells: list[Cell]) -> int:
-    """Figures of one experiment are compared with each other, so it keeps the evaluation version that it was first planned with.
+    """The evaluation version with which the experiment was first planned; it never changes, since its figures are compared.
 
-    Where plan.json is gone, the cells' own configurations say it; of a new experiment it is today's.
+    If plan.json is missing, it is taken from the cells' own configurations; a new experiment gets the current version.
     """
     if earlier["cells"]:
         number = earlier.get("evaluation_version", 1)
@@ -184,7 +184,7 @@ def _evaluation_version(experiment: Experiment, earlier: Plan, cells: list[Cell]
 
 
 def _refuse_what_differs(experiment: Experiment, cells: list[Cell], earlier: Plan) -> None:
-    """What the experiment's plan says of its data and of these cells is what is asked for now; other cells may have other recipes."""
+    """Check that the plan has the requested data, and the requested recipe for these cells; other cells may have other recipes."""
     data: dict[str, str] = {what: getattr(experiment, what).identity for what in ("pairs", "triplets") if what in earlier}
     _refuse(f"experiment {experiment.name}", list(differing_keys({what: earlier[what]["identity"] for what in data}, data)))
     planned = {one["cell"]: one["recipe"] for one in earlier["cells"]}
@@ -197,7 +197,7 @@ def _refuse_what_differs(experiment: Experiment, cells: list[Cell], earlier: Pla
 
 
 def _refuse_other_manifests(experiment: Experiment, earlier: Plan) -> None:
-    """A manifest of format 1, whose identity does not cover all that it says, is the one of the first use."""
+    """Check that a manifest of format 1, whose identity does not cover all of it, is the one that was used first."""
     pins = {"manifest_sha256": "", "evaluation_sha256": []}
     before = [earlier[what] for what in ("pairs", "triplets") if what in earlier] + list(earlier.get("sets", []))
     known = {(one["uri"], one["identity"]): {name: one.get(name, none) for name, none in pins.items()} for one in before}
@@ -226,12 +226,12 @@ def _refuse(what: str, differing: list[str]) -> None:
 def _kept(
     experiment: Experiment, names: set[str], earlier: Plan, lanes_of_others: LanesByRequest, said: list[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The entries of other cells that finished or that another request asks for, and every recipe that is known.
+    """The entries of other cells that are finished or requested by other requests, and every known recipe.
 
-    plan.json lacks such a cell where it was damaged, or an older version of it was put in its place: the cell's folder gives it back.
+    plan.json lacks such a cell if it was damaged or replaced by an older version; the entry is then restored from the cell's folder.
 
     Raises:
-        InputError: plan.json is gone, and what it held has other data.
+        InputError: plan.json is missing, and its cells had different data.
     """
     finished, configured = cells_there(experiment.uri)
     finished -= names
@@ -272,7 +272,7 @@ def cells_there(experiment_uri: str) -> tuple[set[str], dict[str, set[str]]]:
 
 
 def _stages_of(experiment: Experiment, name: str, configured: set[str]) -> list[StageConfig]:
-    """The stages of a cell, in order, as their own folders have them."""
+    """The stages of a cell, in order, from the configurations in their folders."""
     posthoc = read_stage(layout.config(join(experiment.uri, name, "posthoc"))) if "posthoc" in configured else None
     base = join(experiment.uri, name, "contrastive") if posthoc is None else posthoc.start.uri.removesuffix("/final")
     contrastive = read_stage(layout.config(base))
@@ -289,7 +289,7 @@ def _stages_of(experiment: Experiment, name: str, configured: set[str]) -> list[
 
 
 def _recipe_of(experiment: Experiment, name: str, stages: list[StageConfig]) -> Recipe:
-    """The recipe of a cell as far as its stages record it; of the rest, which made none of its numbers, that of the experiment."""
+    """The recipe of a cell, as far as its stages record it; the rest, which did not affect its numbers, is that of the experiment."""
     parts: dict[str, Any] = {"model": stages[-1].model, **{stage.stage: getattr(stage, stage.stage) for stage in stages}}
     uri = layout.config(join(experiment.uri, name, "evaluation"))
     with contextlib.suppress(InputError, Corrupt):
@@ -301,22 +301,24 @@ def _recipe_of(experiment: Experiment, name: str, stages: list[StageConfig]) -> 
 
 
 def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageConfig | None:
-    """The configuration that lies where `stage` belongs; None where there is none, or a damaged one, which is said.
+    """The stored configuration of `stage`; None if it is missing or damaged (damage is reported).
 
     Args:
-        stage: as it is planned now.
+        stage: the stage as it is planned now.
         planned: the recipe hash that plan.json has for its folder; empty: none.
-        said: gets a line where the file is damaged.
+        said: gets a line if the file is damaged.
 
     Raises:
-        InputError: it is damaged, and what else the folder holds is of another recipe.
+        InputError: it is damaged, and the rest of the folder belongs to a different recipe.
     """
     wanted = recipe_hash(stage)
     try:
         before = _written(stage)
         if before is None or recipe_hash(before) == wanted:
             return before
-        why = f"{layout.config(stage.output)}: damaged or changed by hand: it names another recipe than the plan and the folder's records"
+        why = (
+            f"{layout.config(stage.output)}: damaged or changed by hand: its recipe differs from that of the plan and the folder's records"
+        )
     except (InputError, Corrupt) as error:
         before, why = None, str(error)
     if planned != wanted and find_fields(stage.output, wanted) is None:
@@ -326,21 +328,21 @@ def _written_stage(stage: StageConfig, planned: str, said: list[str]) -> StageCo
             raise InputError(
                 f"{why}; and the other contents of {stage.output} belong to a different recipe: give the experiment another name"
             )
-    said.append(f"{why}; written again as planned")
+    said.append(f"{why}; rewritten as planned")
     return None
 
 
 def _written_evaluation(config: EvaluateConfig, said: list[str]) -> EvaluateConfig | None:
-    """As `_written`; one that cannot be read is rewritten, since nothing was made from it that would be lost."""
+    """As `_written`; an unreadable configuration is rewritten, since no result depends on it."""
     try:
         return _written(config)
     except (InputError, Corrupt) as error:
-        said.append(f"{error}; written again as planned")
+        said.append(f"{error}; rewritten as planned")
         return None
 
 
 def _written(config: ConfigT) -> ConfigT | None:
-    """The configuration that lies where `config` belongs; None where there is none. What says the same is not parsed, which is slow."""
+    """The stored configuration at the place of `config`; None if there is none. An identical text is not parsed, since parsing is slow."""
     uri = layout.config(config.output)
     try:
         values = read_config_values(uri)
@@ -355,15 +357,15 @@ def _written(config: ConfigT) -> ConfigT | None:
 
 
 def _says_more(before: ConfigT | None, config: ConfigT) -> bool:
-    """Whether config.yaml has to be written, because there is none, or one that says something else.
+    """Whether config.yaml has to be written because it is missing or has a different content.
 
-    A job of an older version may still run, and reads its file again at each restart: it must not find keys that it does not know.
+    A job of an older version may still be running, and reads its file at each restart: it must not find unknown keys.
     """
     return before is None or _meaning(asdict(before)) != _meaning(asdict(config))
 
 
 def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration is neither for people nor, as placement is, given again by each job's arguments; as JSON has it."""
+    """The part of a configuration that is neither informative only nor, like placement, passed in each job's arguments; as JSON data."""
     kept = {key: value for key, value in values.items() if key not in (*_FOR_PEOPLE, "placement")}
     placement = values.get("placement")
     by_epoch = {"checkpoint_every_epochs": 0, "trajectory": False}
@@ -372,7 +374,7 @@ def _meaning(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_pins(value: Any) -> Any:
-    """Plain data without the checksums of manifests, which plan.json holds as well."""
+    """Plain data without the checksums of manifests, which are in plan.json as well."""
     if isinstance(value, dict):
         return {key: _without_pins(part) for key, part in value.items() if key not in ("manifest_sha256", "evaluation_sha256")}
     return [_without_pins(part) for part in value] if isinstance(value, list) else value

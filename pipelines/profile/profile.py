@@ -1,7 +1,7 @@
 """A run profile: where runs keep things and how their jobs look. One YAML file: the chart's ConfigMap, or a person's own.
 
 In a pod of the pipeline it is mounted from the ConfigMap that the parameter `profile` names; on a laptop `--profile` gives it.
-What one run asks for beside it (nodes, image, queue, placement …) is in its request and wins over the profile.
+What one run asks for beside it (nodes, image, queue, placement …) is in its request and overrides the profile.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ class Profile:
         for address in self.reads or ():
             require("reads", address, rule, confined.is_plain(address))
         if self.reads is not None:
-            require("root", self.root, f"{rule}, where `reads` keeps runs to it", confined.is_plain(self.root))
+            require("root", self.root, f"{rule}, if `reads` restricts runs to it", confined.is_plain(self.root))
 
     @property
     def places(self) -> tuple[str, ...] | None:
@@ -149,13 +149,13 @@ def read_profile(uri: str = "", backend: str = "") -> Profile:
             raise InputError(f"profile {uri}: no such file") from error
         profile = parse_config(Profile, load_yaml(text, uri), source=uri)
         if profile.placement:
-            require(f"{uri}: placement", "attempt", "without attempt, which the launcher alone sets", "attempt" not in profile.placement)
+            require(f"{uri}: placement", "attempt", "without attempt, which only the launcher sets", "attempt" not in profile.placement)
             parse_config(Placement, profile.placement, source=f"{uri}: placement")
     if backend:
         if backend == "local" != profile.backend and profile.places is not None and _in_step():
             raise InputError(
-                "backend is 'local', which is this step's own pod, beside all queues and limits of the profile: "
-                f"leave it out, and runs use {profile.backend}"
+                "backend is 'local', which is this step's own pod and bypasses all queues and limits of the profile: "
+                f"leave it out to use {profile.backend}"
             )
         profile = dataclasses.replace(profile, backend=backend)
     return profile
@@ -199,7 +199,7 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
     jobs, placement = profile.jobs, placement_of(profile, request)
     nodes = request.nodes or placement.get("nodes")
     if profile.backend == "local":
-        require("nodes", nodes, "1 where the backend is local", nodes in (None, 1))
+        require("nodes", nodes, "1 if the backend is local", nodes in (None, 1))
     changes: dict[str, object] = {}
     if nodes:
         changes["nodes"] = nodes
@@ -211,7 +211,7 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
         require("placement.processes_per_node", ranks, rule, not gpus or ranks == gpus)
         changes["ranks_per_node"] = ranks
     if "metrics_port" in placement and profile.backend != "local":
-        port, rule = placement["metrics_port"], "between 1024 and 65535 where jobs run on a cluster"
+        port, rule = placement["metrics_port"], "between 1024 and 65535 if jobs run on a cluster"
         require("placement.metrics_port", port, rule, 1024 <= port <= 65535)
         changes["metrics_port"] = port
     if request.image:

@@ -222,7 +222,7 @@ def _require_no_secret(where: str, variable: str, value: str) -> None:
     if names_secret(variable) or holds_credentials(value):
         raise InputError(
             f"{where} must not contain a credential, which everyone who can read profiles and jobs would see: put it into the Secret "
-            "that jobs.store_secret names, or into another one that the pod template takes it from"
+            "that jobs.store_secret names, or into another one that the pod template refers to"
         )
 
 

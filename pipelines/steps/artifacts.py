@@ -1,4 +1,4 @@
-"""What `report` and `finish` show in Kubeflow's UI: the report's page, its tables as Markdown, and figures as metrics."""
+"""The artifacts of `report` and `finish` in Kubeflow's UI: the report's page, its tables as Markdown, and figures as metrics."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,17 @@ from trainer.storage.base import MissingObject
 
 
 def read_report(folder: str) -> tuple[bytes, bytes, dict[str, float]]:
-    """A page by its folder, as HTML, as Markdown, and its figures by name."""
+    """The page in a folder as HTML and as Markdown, and its figures by name."""
     return read_bytes(f"{folder}/index.html"), read_bytes(f"{folder}/report.md"), _figures(f"{folder}/results.json")
 
 
 def write(path: str, content: bytes | str) -> None:
-    """Write an artifact where KFP takes it from."""
+    """Write an artifact to the path from which KFP reads it."""
     Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _figures(uri: str) -> dict[str, float]:
-    """Per endpoint and arm the mean score over seeds, and every difference, in percent: KFP's table shows few digits of a fraction."""
+    """The mean score over seeds for each endpoint and arm, and every difference, in percent: KFP's table shows few digits of a fraction."""
     try:
         results: dict[str, Any] = json.loads(read_bytes(uri))
     except MissingObject:

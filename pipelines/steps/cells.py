@@ -1,4 +1,4 @@
-"""One cell: its stages and its evaluation, each unless it is done."""
+"""Run the stages and the evaluation of one cell, except those that are done."""
 
 import dataclasses
 import json
@@ -22,18 +22,18 @@ Entry = Mapping[str, Any]
 """A cell's entry in plan.json."""
 BEGUN_VERSION = 1
 LOOKS_AT_ONCE = 8
-"""Cells that are looked at at the same time: what a look takes, it waits for the store."""
+"""Number of cells checked at the same time, since a check mostly waits for the store."""
 
 
 def train(scene: Scene, entry: Entry, stage: str, *, speaker: str = "", quiet: bool = False) -> None:
     """Run one stage that a cell has, unless its final model is committed.
 
     Args:
-        scene: of the step.
-        entry: of the cell.
+        scene: the step's scene.
+        entry: entry of the cell in plan.json.
         stage: perceptual, contrastive or posthoc.
-        speaker: what the job's lines begin with, where jobs run at once.
-        quiet: that the stage is done is a detail, since an earlier step of the run has said or made it.
+        speaker: prefix of the job's lines if several jobs run at once.
+        quiet: report a finished stage only as a detail, since an earlier step of the run has trained or reported it.
     """
     title, folder = f"{stage} {entry['cell']}", entry[stage]
     with recorded(folder, title):
@@ -55,7 +55,7 @@ def evaluate(scene: Scene, entry: Entry, *, speaker: str = "") -> None:
 
 
 def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
-    """Whether the stage in `folder` is finished by this recipe, and what of it is not as it was sealed: a line each.
+    """Whether the stage in `folder` is finished with this recipe, and which of its files differ from the seal, one per line.
 
     Raises:
         InputError: a newer firstsight sealed it.
@@ -67,19 +67,19 @@ def look(folder: str, recipe_hash: str) -> tuple[bool, list[str]]:
 
 
 def is_trained(entry: Entry, stages: Iterable[str]) -> bool:
-    """Whether those of the stages that the cell has are done."""
+    """Whether those of these stages that the cell has are done."""
     return all(look(entry[stage], entry["recipe_hashes"][stage])[0] for stage in stages if entry.get(stage))
 
 
 def measured(entries: Iterable[Entry]) -> set[str]:
-    """The names of those cells of which nothing is left to measure, as the trainer sees it, in one process for all."""
+    """The names of the cells that need no further evaluation, as determined by the trainer in one process for all cells."""
     configs = {layout.config(entry["evaluation"]): entry["cell"] for entry in entries}
     missing = count_missing(list(configs)) if configs else {}
     return {cell for uri, cell in configs.items() if missing.get(uri) == 0}
 
 
 def count_missing(configs: list[str]) -> dict[str, int]:
-    """How many results are missing, by the URI of a cell's evaluation/config.yaml; empty where that cannot be told."""
+    """Number of missing results by the URI of a cell's evaluation/config.yaml; empty if it cannot be determined."""
     command, environment = [*COMMAND, "evaluate", "--dry-run", "--config", *configs], {**os.environ, FORMAT_VARIABLE: "text"}
     looked = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     try:
@@ -90,7 +90,7 @@ def count_missing(configs: list[str]) -> dict[str, int]:
 
 
 def _begun_once(scene: Scene, spec: JobSpec) -> JobSpec:
-    """`resume: never`, or a checkpoint's URI, has its effect once a request: a later start resumes from what came of it."""
+    """Apply `resume: never` or a checkpoint's URI only once per request: later starts resume from the result."""
     if spec.resume == "auto":
         return spec
     uri = layout.request_begun(scene.experiment, scene.request.id, spec.folder)

@@ -1,4 +1,4 @@
-"""What a request cannot do is refused before anything is staged: its sources, its recipe on these machines."""
+"""Check a request's sources, and its recipe on these machines, before anything is staged."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from trainer.errors import InputError
 from trainer.storage import exists, read_text
 
 DRIVER_SECONDS = 10.0
-"""How long the driver is waited for: the first call after a boot loads it."""
+"""Seconds to wait for the driver, which is loaded by the first call after a boot."""
 GPU_LABELS = ("product", "product-name")
 """Ends of the node labels of NVIDIA's GPU feature discovery and of AMD's node labeller, after the resource: where a pod template
 selects by one, the GPU's name is known."""
@@ -30,10 +30,10 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
     """Notes on an experiment that can run.
 
     Args:
-        experiment: with its data as far as they are staged.
-        cells: of it.
+        experiment: the experiment, with its data as far as they are staged.
+        cells: cells of the experiment.
         profile: where jobs run.
-        request: resolved.
+        request: the resolved request.
 
     Raises:
         InputError: a missing source, an address outside what the profile allows, or what `check_recipe` refuses.
@@ -59,13 +59,13 @@ def check_experiment(experiment: Experiment, cells: list[Cell], profile: Profile
 
 
 def _check_described(profile: Profile, source: str) -> None:
-    """Refuse a list's description that names what the profile does not allow, before any of it is looked at."""
+    """Refuse a list's description that names addresses outside the profile, before reading any of them."""
     if profile.places is not None and source.endswith((".yaml", ".yml")) and exists(source):
         profile.check_address(source, load_yaml(read_text(source), source))
 
 
 def _require_queue(profile: Profile, request: Request) -> None:
-    """Refuse cells that are all submitted suspended where no queue would admit them."""
+    """Refuse to submit all cells suspended if no queue would admit them."""
     settings = job_settings(profile, request)
     if parallel_cells_of(profile, request) == 0 and not settings.labels.get(settings.queue_label):
         raise InputError(
@@ -84,11 +84,11 @@ def data_of(experiment: Experiment, request: Request) -> tuple[Samples, Samples]
 
 
 def machines_of(settings: JobSettings, profile: Profile, request: Request, purpose: str = "train") -> Machines:
-    """What jobs of this purpose with these settings run on; on this machine what a run asks for, else what is in it."""
+    """The machines for jobs of this purpose with these settings; for this machine, what the run requests or else what it has."""
     selectors = [(template.get("spec") or {}).get("nodeSelector") or {} for template in settings.templates(purpose).values()]
     labels: Mapping[str, Any] = {key: value for selector in selectors for key, value in selector.items()}
     gpu = next((str(labels[label]) for end in GPU_LABELS if (label := f"{settings.gpu_resource}.{end}") in labels), "")
-    gpu = "" if "MIG" in gpu else gpu  # a slice is named after the whole GPU, and is not as fast
+    gpu = "" if "MIG" in gpu else gpu  # a slice has the name of the whole GPU, but is slower
     nodes, gpus, cores = settings.nodes, settings.gpus_per_node, _cores(settings.cpu_of_pod)
     memory = settings.gpu_memory_bytes
     if profile.backend == "local":
@@ -109,7 +109,7 @@ def machines_of(settings: JobSettings, profile: Profile, request: Request, purpo
 
 @functools.cache
 def gpus_here() -> list[tuple[str, int]]:
-    """Name and memory in bytes of each GPU of this machine, as its driver says; none where there is no driver that answers."""
+    """Name and memory in bytes of each GPU of this machine, from its driver; none if no driver responds."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=True).stdout

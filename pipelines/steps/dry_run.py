@@ -1,4 +1,4 @@
-"""`run --dry-run`: every manifest that an experiment would submit, and what it takes; no cluster is touched, nothing is written."""
+"""`run --dry-run`: every manifest that an experiment would submit, and the resources it needs; contacts no cluster, writes nothing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from trainer.storage.recipes import read_base
 
 
 def render(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, notes: Sequence[str]) -> str:
-    """The manifests as YAML documents, then as comments what they take and `notes`; a tower that cells share is there once.
+    """The manifests as YAML documents, then their resources and `notes` as comments; a tower shared by several cells appears once.
 
     On this machine there are no manifests.
     """
@@ -37,14 +37,14 @@ def render(experiment: Experiment, cells: list[Cell], profile: Profile, request:
 
 
 def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, notes: Sequence[str]) -> list[str]:
-    """What the cells take, line by line, then `notes`.
+    """The resources that the cells need, line by line, then `notes`.
 
     Args:
-        experiment: with its data as far as they are staged.
-        cells: of it.
+        experiment: the experiment, with its data as far as they are staged.
+        cells: its cells.
         profile: where jobs run.
-        request: resolved.
-        notes: what should be known of it (`check_experiment`).
+        request: the resolved request.
+        notes: remarks about it (`check_experiment`).
     """
     pairs, triplets = data_of(experiment, request)
     stages = {
@@ -68,7 +68,7 @@ def takes(experiment: Experiment, cells: list[Cell], profile: Profile, request: 
 
 
 def pool_lines(settings: JobSettings, profile: Profile, estimates: Sequence[Estimate], evaluations: Sequence[Measuring]) -> list[str]:
-    """Hours by pool, a line each: the machines that one queue gives out. Stages and evaluation of a request wait in the same queue."""
+    """Hours by pool, one per line; a pool is the machines of one queue, in which a request's stages and evaluations wait."""
     queue = settings.labels.get(settings.queue_label, "")
     where = "this machine" if profile.backend == "local" else f"queue {queue}" if queue else "without a queue"
     pools: dict[tuple[str, str], list[float]] = {}
@@ -85,7 +85,7 @@ def pool_lines(settings: JobSettings, profile: Profile, estimates: Sequence[Esti
 def _evaluations(
     experiment: Experiment, cells: list[Cell], profile: Profile, request: Request, estimates: Mapping[str, Estimate]
 ) -> list[Measuring]:
-    """What measuring the cells takes, kept epochs apart."""
+    """The cost of evaluating the cells, with kept epochs listed separately."""
     found = []
     for cell in cells:
         spec = evaluate_spec(experiment.root, entry_of(cell), request, {})
@@ -95,7 +95,7 @@ def _evaluations(
 
 
 def job_specs(experiment: Experiment, cells: list[Cell], request: Request, profile: Profile) -> Iterator[JobSpec]:
-    """The jobs of all cells in the order in which they run. How the data are staged depends on their source: not shown."""
+    """The jobs of all cells in the order in which they run, without staging, which depends on the source of the data."""
     seen = set()
     placement, suspended = placement_of(profile, request), parallel_cells_of(profile, request) == 0
     for cell in cells:
@@ -108,7 +108,7 @@ def job_specs(experiment: Experiment, cells: list[Cell], request: Request, profi
 
 
 def job_manifest(spec: JobSpec, backend: str, profile: Profile, request: Request) -> dict[str, Any]:
-    """What would be submitted as a first attempt; the namespace is the launcher's where the profile names none."""
+    """The manifest of a first attempt; its namespace is the launcher's if the profile names none."""
     settings = stage_settings(profile, request, spec)
     manifest = annotated(shape_for(backend, spec, settings), spec, 1)
     if not manifest["metadata"].get("namespace"):
@@ -117,13 +117,13 @@ def job_manifest(spec: JobSpec, backend: str, profile: Profile, request: Request
 
 
 def find_seal(stage_uri: str) -> Committed | None:
-    """The seal of a stage that is finished and whole; None where it is not."""
+    """The seal of a stage that is finished and intact; otherwise None."""
     seal, damage = read_final(stage_uri)
     return None if damage else seal
 
 
 def _measured(committed: Committed | None, stage: StageConfig, machines: Machines) -> Rate | None:
-    """What a finished stage of this kind reached; on another number of ranks it says nothing certain of these."""
+    """The rate that a finished stage of this kind reached; on another number of ranks it is only a guess."""
     if committed is None or not committed.facts.get("samples_per_second"):
         return None
     ranks = max(int(committed.facts.get("world_size", 1)), 1)

@@ -12,12 +12,12 @@ from trainer.storage import join, layout, pages
 from trainer.storage.plans import read_plan
 
 SUCCESS = ("COMPLETE", "SUCCEEDED")
-"""How a run's state says that it ended well: Kubeflow's word, and kfp.local's."""
+"""States of a run that succeeded: Kubeflow's word and kfp.local's."""
 
 
 @step
 def report(*, request: str) -> str:
-    """Bring the report's page up to date; the folder of the page that counts.
+    """Bring the report's page up to date. Returns the folder of the current page.
 
     Args:
         request: URI of the stored request.
@@ -30,7 +30,7 @@ def report(*, request: str) -> str:
 
 @step
 def finish(*, run: str, request: str, root: str, state: str) -> tuple[str, str]:
-    """Release what the run holds; where the run failed, or the page lacks something, report the cells that finished.
+    """Release what the run holds; if the run failed or the page is incomplete, report the cells that finished.
 
     An exit task can take no output of another task, so it finds the stored request by the run's id.
 
@@ -41,8 +41,8 @@ def finish(*, run: str, request: str, root: str, state: str) -> tuple[str, str]:
         state: how the run ended.
 
     Returns:
-        One line that says how the run ended, with the page's address; and the folder of the page, empty where the step `report`
-        has shown it already, or there is none.
+        One line that says how the run ended, with the page's address; and the folder of the page, empty if the step `report`
+        has already shown it or there is no page.
     """
     place = root_of_run(root_given(request, root), read_profile())
     stored = read_run(place, run)

@@ -1,12 +1,12 @@
-"""The steps of a lane: `perceptual`, `contrastive`, `posthoc` and `evaluate`, each over the lane's cells. What is done returns at once.
+"""The steps of a lane: `perceptual`, `contrastive`, `posthoc` and `evaluate`, each over the lane's cells, skipping what is done.
 
-`perceptual` trains the towers of all cells. In `contrastive` a slot finishes a cell, its evaluation included, before it takes the next
-one, so that a run that is ended after k cells leaves k evaluated; what follows the last cell's contrastive stage is left to the steps of
-that name, so that a lane of one cell looks like four plain steps. Each step first does what an earlier one should have left done.
+`perceptual` trains the towers of all cells. In `contrastive` a slot finishes a cell, including its evaluation, before it takes the next
+one, so a run that ends after k cells has k evaluated cells. The stages after the last cell's contrastive stage are left to the later
+steps, so that a lane of one cell looks like four plain steps. Each step first completes what an earlier one should have done.
 
-A cell that fails is recorded for the run, and later steps of the run pass it over. A step that has started before in this run was
-started again by Kubeflow's Retry, and tries the lane's failed cells again. A step fails where none of its cells can continue, the last
-one where any cell failed: so Retry, which runs failed and omitted steps only, completes what is missing.
+A cell that fails is recorded for the run, and later steps of the run skip it. A step that has started before in this run was restarted
+by Kubeflow's Retry, and tries the lane's failed cells again. A step fails if none of its cells can continue, and the last step if any
+cell failed. Retry, which runs only failed and omitted steps, therefore completes what is missing.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from trainer.errors import InputError, RunError
 
 STEPS = (*STAGES, "evaluate")
 WAIT_SECONDS = 5.0
-"""Between two looks at a stage that another lane makes."""
+"""Seconds between two checks of a stage that another lane trains."""
 
 
 def work(name: str, *, request: str, lane: str, markdown: str = "") -> None:
@@ -38,17 +38,17 @@ def work(name: str, *, request: str, lane: str, markdown: str = "") -> None:
         name: perceptual, contrastive, posthoc or evaluate.
         request: URI of the stored request, with the run's id.
         lane: name of the lane in the plan.
-        markdown: file for a table that names the lane's cells and says what became of them; empty: none.
+        markdown: file for a table of the lane's cells and their outcomes; empty: none.
 
     Raises:
-        InputError: all failures that it ends with are wrong input.
-        RunError: none of its cells can continue; of `evaluate`, a cell failed.
+        InputError: none of its cells can continue (in `evaluate`: a cell failed), always because of wrong input.
+        RunError: the same for any other cause.
     """
 
     def run() -> None:
         _work(name, request, lane, markdown)
 
-    run.__name__ = name  # what the last line of a failed step begins with
+    run.__name__ = name  # the last line of a failed step begins with it
     step(run)()
 
 
@@ -72,15 +72,15 @@ def _work(name: str, request: str, lane: str, markdown: str = "") -> None:
 
 @dataclass(kw_only=True)
 class _Worker:
-    """A step at work.
+    """A running step.
 
     Attributes:
-        scene: of the step.
-        lanes: of the request.
-        lane: whose step it is.
-        name: of the step.
+        scene: the step's scene.
+        lanes: the lanes of the request.
+        lane: the lane of the step.
+        name: name of the step.
         failed: cells that failed in this run, by name.
-        locks: by the folder of a stage: two cells of this lane must not make one stage at once.
+        locks: locks by folder of a stage, since two cells of this lane must not train the same stage at once.
     """
 
     scene: Scene
@@ -91,7 +91,7 @@ class _Worker:
     locks: dict[str, threading.Lock] = field(default_factory=dict)
 
     def work(self) -> None:
-        """Bring every cell that has not failed as far as this step brings it."""
+        """Complete this step's part of every cell that has not failed."""
         for cell, failure in self.failed.items():
             note(f"{self.name} {cell}", f"skipped: {failure.stage} failed in this run")
         todo = [cell for cell in self.lane.cells if cell not in self.failed]
@@ -104,7 +104,7 @@ class _Worker:
         _at_once([cell for cell in todo if cell not in done], self.lane.slots, self._bring, self.scene.halt)
 
     def judge(self) -> None:
-        """Fail where none of the lane's cells can continue; in the last step, where any cell failed."""
+        """Fail if none of the lane's cells can continue; in the last step, if any cell failed."""
         failures = list(self.failed.values())
         if not failures or (self.name != "evaluate" and len(failures) < len(self.lane.cells)):
             return
@@ -115,7 +115,7 @@ class _Worker:
         raise (InputError if all(failure.exit_code == InputError.exit_code for failure in failures) else RunError)(said)
 
     def as_markdown(self) -> str:
-        """The lane's cells and what became of them, as Markdown."""
+        """The lane's cells and their outcomes, as Markdown."""
         rows = [f"| `{cell}` | {self._became(cell)} |" for cell in self.lane.cells]
         return "\n".join([f"`{self.name}` of {self.lane.name}", "", "| cell | |", "|---|---|", *rows, ""])
 
@@ -129,7 +129,7 @@ class _Worker:
         return "evaluated" if until == "evaluate" else f"{until} done"
 
     def _find_done(self, todo: list[str]) -> set[str]:
-        """The cells of which this step has nothing to do."""
+        """The cells for which this step has nothing to do."""
         with ThreadPoolExecutor(cells.LOOKS_AT_ONCE) as pool:
             trained = {cell for cell, done in zip(todo, pool.map(self._is_trained, todo), strict=True) if done}
         wanted = [cell for cell in trained if self._until(cell) == "evaluate"]
@@ -138,16 +138,16 @@ class _Worker:
     def _is_trained(self, cell: str) -> bool:
         try:
             return cells.is_trained(self.lanes.entries[cell], _stages(self._until(cell)))
-        except Exception:  # whatever it is, the stage that meets it says it, and only its cell fails
+        except Exception:  # the stage that hits the problem reports it, and only its cell fails
             return False
 
     def _until(self, cell: str) -> str:
-        """The stage up to which this step brings a cell."""
+        """The last stage that this step completes for a cell."""
         last = cell == self.lane.cells[-1]
         return self.name if last or self.name == "perceptual" else "evaluate"
 
     def _bring(self, cell: str) -> None:
-        """Bring a cell as far as this step brings it; a failure is recorded."""
+        """Complete this step's part of a cell, recording a failure."""
         stage = STEPS[0]
         speaker = cell if self.lane.slots > 1 else ""
         try:
@@ -158,7 +158,7 @@ class _Worker:
             raise
         except Exception as error:
             if not isinstance(error, InputError | RunError | OSError):
-                logs.say(f"{stage} {cell}: failed by a fault of firstsight's own", "error", error)
+                logs.say(f"{stage} {cell}: failed because of a bug in firstsight", "error", error)
             self.failed[cell] = CellFailure(cell=cell, stage=stage, exit_code=getattr(error, "exit_code", 1), line=one_line_of(error))
             try:
                 self.scene.run.fail(self.failed[cell])
@@ -175,7 +175,7 @@ class _Worker:
                 cells.train(self.scene, entry, stage, speaker=speaker, quiet=stage != self.name)
 
     def _await_owner(self, entry: cells.Entry, stage: str) -> None:
-        """Wait for the lane that owns a stage, until the stage is done, its cells there have failed, or nothing is seen of the lane."""
+        """Wait for the lane that owns a stage, until the stage is done, its cells have failed, or the lane's heartbeat expired."""
         folder, owner = entry[stage], self.lanes.owner(entry[stage])
         if owner is None or owner.name == self.lane.name:
             return
@@ -206,7 +206,7 @@ def _stages(until: str) -> tuple[str, ...]:
 
 
 def _at_once(names: Iterable[str], slots: int, bring: Callable[[str], None], halt: threading.Event) -> None:
-    """Bring all, so many at a time, in order; with one slot in this thread, by whose end local jobs would end."""
+    """Process all cells in order, as many at a time as there are slots; with one slot in this thread, whose end would end local jobs."""
     if slots == 1:
         for name in names:
             bring(name)
@@ -221,7 +221,7 @@ def _at_once(names: Iterable[str], slots: int, bring: Callable[[str], None], hal
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(0.2)  # so short that this thread hears of signals
+                thread.join(0.2)  # short, so that this thread handles signals
     except BaseException:
         halt.set()
         for thread in threads:
@@ -242,7 +242,7 @@ def _slot(todo: "queue.SimpleQueue[str]", bring: Callable[[str], None], errors: 
 
 
 def _publish(scene: Scene) -> None:
-    """Bring the page up to date; a failure must not keep the lane's from being said."""
+    """Bring the page up to date; a failure must not hide the lane's own result."""
     try:
         page.publish(scene)
     except (InputError, RunError, OSError) as error:

@@ -1,6 +1,6 @@
-"""The first step: refuse at once what cannot be meant, and say where to look during the run.
+"""The first step: refuse an impossible request immediately, and show where to watch the run.
 
-Kubeflow's UI shows the log of a launcher and, at the end, its artifacts; what a person wants to watch lies elsewhere.
+Kubeflow's UI shows only the log of a launcher and, at the end, its artifacts; everything else worth watching is elsewhere.
 """
 
 import os
@@ -29,24 +29,24 @@ NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 POD_VARIABLE = "KFP_POD_NAME"
 _PROFILE_IN_FORM = FIELDS["profile"].metadata["form"]
 CHECKED_VARIABLE = "FIRSTSIGHT_CHECKED"
-"""URI of the request that the run's own process has checked already, where steps run beside it."""
+"""URI of the request, if the steps run on the same machine as the run's own process, which has already checked it."""
 
 
 @step
 def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, str]:
-    """Check what a run asks for and store it.
+    """Check a run's request and store it.
 
     Args:
         request: a request file's URI, or its YAML; may be empty.
         profile: name of the ConfigMap that is mounted as profile.
         run: the run's id.
-        **given: every other parameter; an empty one is not given, any other wins over the request's.
+        **given: every other parameter; an empty one is not given, any other overrides the request's.
 
     Returns:
         The URI of the stored request with the run's id, and a page of links as Markdown.
 
     Raises:
-        InputError: what a person has to fix first; failure.json in the experiment's folder says it too.
+        InputError: what the user has to fix first; also written to failure.json in the experiment's folder.
     """
     mounted = read_profile()
     _require_profile(profile, mounted)
@@ -84,7 +84,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
 
 
 def _require_mounted(request: Request, profile: str) -> None:
-    """On Kubeflow the profile is mounted into every pod by the run's parameter; a request that names another would not get it."""
+    """Refuse a request that names another profile: on Kubeflow the run's parameter determines which profile is mounted into every pod."""
     if os.environ.get(POD_VARIABLE) and request.profile not in ("", profile):
         raise InputError(
             f"profile is {request.profile!r} in the request, but the run's parameter {_PROFILE_IN_FORM} is {profile!r}: set the parameter "
@@ -101,13 +101,13 @@ def _require_queue(profile: Profile, request: Request) -> None:
 
 
 def _require_profile(name: str, profile: Profile) -> None:
-    """ConfigMap and Secret are mounted where there are some; a pod without them is told so here."""
+    """ConfigMap and Secret are mounted only if they exist; report it here if they do not."""
     if os.environ.get(POD_VARIABLE) and profile == Profile():
         raise InputError(f"profile: there is no ConfigMap {name!r} with profile.yaml in this namespace; `helm install` creates one")
 
 
 def _require_keys(name: str, root: str) -> None:
-    """The Secret is mounted where there is one; a pod without it is told so here, and not that it should set a variable."""
+    """The Secret is mounted only if it exists; report it here if it does not, instead of asking for a variable."""
     from trainer.storage.s3_settings import has_credentials  # here: slow to import
 
     if os.environ.get(POD_VARIABLE) and root.startswith("s3://") and not has_credentials():
@@ -152,14 +152,14 @@ def _page(profile: Profile, stored: str, run: str, request: Request, namespace: 
 
 
 def _filled(address: str, **values: str) -> str:
-    """An address with `{name}` put in for each name; every other brace stays, as Grafana's own links have them (`${__from}`)."""
+    """An address with `{name}` replaced for each name; other braces stay, since Grafana's own links use them (`${__from}`)."""
     for name, value in values.items():
         address = address.replace(f"{{{name}}}", quote(value, safe=""))
     return address
 
 
 def _wrapped(command: str) -> str:
-    """A command over lines that the UI shows whole."""
+    """A command split into lines short enough for the UI."""
     return " \\\n".join(textwrap.wrap(command, 76, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
 
 

@@ -1,15 +1,15 @@
-"""What a step says to the person who waits, beside the progress of its job."""
+"""Messages of a step to the user, in addition to the progress of its job."""
 
 import re
 
 from trainer.progress import tell
 
 FAILED = "failed: "
-"""Begins what a step says when it fails; why follows."""
+"""Prefix of the message with which a step reports the cause of its failure."""
 
 
 def note(step: str, text: str, *, detail: bool = False) -> None:
-    """Say one thing about a step; a detail is shown with -v only."""
+    """Print a message about a step; a detail is shown only with -v."""
     print(f"{step}: {text}", flush=True)
     tell(step, text, detail=detail)
 

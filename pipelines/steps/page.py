@@ -1,7 +1,7 @@
-"""The report's page: made where it does not say what the experiment holds now.
+"""Rebuild the report's page if it does not match the experiment's current results.
 
-made.json names the page that counts (trainer/storage/pages.py), and has a hash over all that it was made from: what lies in the
-experiment's folder (by its stamps), the manifests of its data sets, and the code that writes the page.
+made.json names the current page (trainer/storage/pages.py), and contains a hash over its inputs: the files in the experiment's folder
+(by their stamps), the manifests of its data sets, and the code that writes the page.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from trainer.storage.plans import Plan, read_plan
 
 FILES = ("index.html", "results.json", "results.csv", "report.md")
 _NOT_READ = ("report/", "requests/", "staging/", "declared/", PLAN)
-"""Of the experiment's folder, what the page does not read, and plan.json, which is taken by its content."""
+"""Files in the experiment's folder that the page does not read, and plan.json, which is hashed by content."""
 _NOT_READ_NAMES = (layout.LOG, checked.NAME)
 
 
 def inputs_of(experiment_uri: str) -> str:
-    """A hash of all that the page is made from; empty where that cannot be told, and the page has to be made.
+    """A hash of all inputs of the page; empty if it cannot be determined, in which case the page must be rebuilt.
 
     Raises:
         RunError: the store failed.
@@ -44,7 +44,7 @@ def inputs_of(experiment_uri: str) -> str:
 
 
 def is_current(experiment_uri: str, inputs: str) -> bool:
-    """Whether the page is whole, and was made from these inputs.
+    """Whether the page is intact and was built from these inputs.
 
     Raises:
         InputError: a newer firstsight made it.
@@ -59,14 +59,14 @@ def is_current(experiment_uri: str, inputs: str) -> bool:
 
 
 def publish(scene: Scene) -> bool:
-    """Bring the page up to date; whether it had to be made."""
+    """Bring the page up to date. Returns whether it had to be rebuilt."""
     folder = layout.report(scene.experiment)
     with recorded(folder, "report"):
         inputs = inputs_of(scene.experiment)
         if is_current(scene.experiment, inputs):
             note("report", "made before", detail=True)
             return False
-        # Always in place: it needs no torch, and the jobs' machines may be gone.
+        # Always in this process: it needs no torch, and the jobs' machines may be gone.
         arguments = ("report", "--experiment", scene.experiment, *(("--made-from", inputs) if inputs else ()))
         run_job(scene, JobSpec(name="report", arguments=arguments, folder=folder), attempts=1)
         return True

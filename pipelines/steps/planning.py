@@ -1,4 +1,4 @@
-"""The step `plan`: arms, seeds and sealed data become cells with every stage's configuration."""
+"""The step `plan`: turn arms, seeds and sealed data into cells, with the configuration of every stage."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @step
 def make_plan(*, request: str, pairs: str, triplets: str) -> tuple[list[str], str]:
-    """Write the plan of the experiment; the names of the lanes onto which its cells are dealt, and a page of Markdown about them.
+    """Write the plan of the experiment. Returns the names of the lanes to which its cells are dealt, and a Markdown page about them.
 
     Args:
         request: URI of the stored request.
@@ -37,15 +37,15 @@ def make_plan(*, request: str, pairs: str, triplets: str) -> tuple[list[str], st
 
 
 def lanes_of(scene: Scene, name: str) -> Lanes:
-    """The lanes of the request. A plan that was damaged, or that another run rewrote without them, is written from the request again.
+    """The lanes of the request. A plan that was damaged, or that another run rewrote without them, is rewritten from the request.
 
     Args:
-        scene: of a step that comes after `plan`.
-        name: of the step.
+        scene: scene of a step after `plan`.
+        name: name of the step.
 
     Raises:
-        NoLanesError: the plan lacks them, and which data sets were staged is not known either.
-        Corrupt: the same of a plan that is damaged.
+        NoLanesError: the plan lacks them, and it is not known either which data sets were staged.
+        Corrupt: the plan is damaged, and it is not known either which data sets were staged.
     """
     try:
         return read_lanes(scene.experiment, scene.request.id)
@@ -69,11 +69,11 @@ def _page(lanes: tuple[Lane, ...]) -> str:
 
 
 def planned(scene: Scene, pairs: str, triplets: str) -> "tuple[plan.Experiment, list[plan.Cell]]":
-    """What the request asks for, on these sealed data sets.
+    """The experiment and cells of the request, on these sealed data sets.
 
     Raises:
-        InputError: an arm whose labels these triplets cannot have, a data set or a tower that is not sealed.
-        Corrupt: one that is damaged.
+        InputError: an arm needs labels that these triplets cannot have, or a data set or tower is not sealed.
+        Corrupt: a data set or tower is damaged.
     """
     from pipelines.planning import (  # here: reading YAML into configurations takes longer than all that the other steps import
         declared,

@@ -1,6 +1,6 @@
-"""Running a job from a step: follow it, retry it, and leave failure.json and a log where it fails.
+"""Run a job from a step: follow it, retry it, and write failure.json and a log if it fails.
 
-Whatever is slow to import stays out of this module, so that a step which is done finds that out in a fraction of a second.
+Modules that are slow to import are not imported here, so that a finished step exits within a fraction of a second.
 """
 
 import contextlib
@@ -40,9 +40,9 @@ from trainer.storage.scratch import temporary_folder
 PARENT_VARIABLE = "FIRSTSIGHT_PARENT"
 _IN_RUN = re.compile(r"(?P<uri>.*\.json)#(?P<run>[\w.-]{1,100})")
 BY_HAND = "by-hand"
-"""Stands for the run's id where a step is called by hand, with the request's URI alone."""
+"""Replaces the run's id if a step is called by hand with only the request's URI."""
 _RECORDED = "firstsight_recorded"
-"""Set on an error whose failure.json is written: what is further out says nothing more."""
+"""Set on an error whose failure.json has been written, so that outer callers do not report it again."""
 ATTEMPTS = 2
 """A stage that was killed or failed during the run is started once more: it resumes from its last checkpoint."""
 POLL_SECONDS = 0.1
@@ -56,7 +56,7 @@ class CallerGone(RunError):
 
 
 def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A step's failure is one line on its log and its exit code, never a traceback."""
+    """Report a step's failure as one line in its log and an exit code, never as a traceback."""
 
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -71,7 +71,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
                 except KeyboardInterrupt:
                     raise SystemExit(130) from None
                 except Exception as error:
-                    foreseen = isinstance(error, InputError | RunError | OSError)  # else a fault of firstsight's own: for its developers
+                    foreseen = isinstance(error, InputError | RunError | OSError)  # otherwise a bug in firstsight: for its developers
                     logs.say(f"{function.__name__}: {one_line_of(error)}", "error", None if foreseen else error)
                     raise SystemExit(getattr(error, "exit_code", 1)) from None
         finally:
@@ -82,15 +82,15 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What every step knows: the request, where the experiment lies, and the profile that it runs under.
+    """The context of every step: the request, the place of the experiment, and the profile under which it runs.
 
     Attributes:
-        request: as it was stored.
-        uri: of the stored request.
-        root: store URI under which everything lies.
-        profile: with the request's backend laid over it.
-        run: that the step belongs to.
-        halt: set where a step that runs several jobs at once is stopped: each leaves its job.
+        request: the stored request.
+        uri: URI of the stored request.
+        root: store URI under which everything is stored.
+        profile: the profile, with the request's backend applied.
+        run: the run that the step belongs to.
+        halt: set if a step that runs several jobs at once is stopped, so that each thread leaves its job.
     """
 
     request: Request
@@ -117,29 +117,29 @@ class Scene:
 
     @property
     def placement(self) -> dict[str, Any]:
-        """What profile and request say of how a stage runs."""
+        """The placement of a stage from profile and request."""
         return placement_of(self.profile, self.request)
 
 
 def in_run(request_uri: str, run_id: str) -> str:
-    """The URI of a stored request, with the id of the run that it is given to: what the steps of the run are given."""
+    """The URI of a stored request with the id of the run, as passed to the steps of the run."""
     return f"{request_uri}#{run_id}"
 
 
 def open_scene(request: str) -> Scene:
-    """What a step is given.
+    """The scene of a step.
 
     Args:
         request: URI of the stored request, with the run's id (`in_run`).
 
     Raises:
-        InputError: there is none, or it lies or asks for something outside what the profile allows.
+        InputError: there is no such request, or its place or content is outside what the profile allows.
     """
     found = _IN_RUN.fullmatch(request)
     uri, run_id = (found["uri"], found["run"]) if found else (request, BY_HAND)
     root, name = layout.of_request(uri)
     logs.bind(experiment=name)
-    read_profile().check_root("request", uri)  # before anything is read or written where another tenant's may lie
+    read_profile().check_root("request", uri)  # before anything is read or written that may belong to another tenant
     with recorded(layout.experiment(root, name), "request"):
         stored = read_request(uri)
         profile = read_profile(backend=stored.backend)
@@ -148,12 +148,12 @@ def open_scene(request: str) -> Scene:
 
 
 def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
-    """What failure.json says, since a time, in the folders of a run's steps; the report's first, which only follows from the others.
+    """The contents of failure.json in the folders of a run's steps since a time; the report's first, since it only follows from the others.
 
     Args:
         uri: the experiment's folder.
         cells: names of the run's cells.
-        since: POSIX time; what is older belongs to an earlier run.
+        since: POSIX time; older failures belong to an earlier run.
     """
     folders = [layout.report(uri), join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri]
     try:
@@ -169,16 +169,16 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
 
 
 def by_reason(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Why steps failed: each reason once, with the line that says it and which steps it ended. `found`: as `failures` gives them."""
+    """Why steps failed: each reason once, with its line and the steps that it ended. `found`: the result of `failures`."""
     lines = dict.fromkeys(str(failure["line"]) for failure in found)
     return {line: f"{', '.join(failure['stage'] for failure in found if failure['line'] == line)}: {line}" for line in lines}
 
 
 def root_of_run(root: str, profile: Profile, default: str = "") -> str:
-    """The store URI of a run: its own, else the profile's.
+    """The store URI of a run: its own, or else the profile's.
 
     Raises:
-        InputError: neither names one, and there is no default; or it cannot be one, or lies outside the profile's.
+        InputError: neither names one and there is no default, or it is invalid or outside the profile's.
     """
     root = root or profile.root or default
     if not root:
@@ -189,13 +189,13 @@ def root_of_run(root: str, profile: Profile, default: str = "") -> str:
 
 
 def run_job(scene: Scene, spec: JobSpec, *, attempts: int, speaker: str = "") -> None:
-    """Run the job, again where that may help, and leave failure.json where it does not.
+    """Run the job, retry it if that may help, and write failure.json if it fails.
 
     Args:
-        scene: of the step.
-        spec: of the job.
-        attempts: starts at most, where no launcher counts what happens to it.
-        speaker: what its lines begin with in the step's output, where jobs run at once.
+        scene: the step's scene.
+        spec: the job's spec.
+        attempts: largest number of starts, if no launcher counts incidents of the job.
+        speaker: prefix of its lines in the step's output if several jobs run at once.
     """
     whose = spec.identity
     fields = {"arm": whose.arm, "point": whose.point, "seed": whose.seed, "stage": whose.stage} if whose is not None else {}
@@ -207,7 +207,7 @@ def _run_job(scene: Scene, spec: JobSpec, attempts: int, speaker: str) -> None:
     open_store(spec.folder).delete(layout.failure(spec.folder))
     profile = scene.profile
     on_cluster = spec.purpose != "report" and profile.backend != "local"
-    attempts = 1 if on_cluster else attempts  # there the launcher counts what happens to a job
+    attempts = 1 if on_cluster else attempts  # there the launcher counts a job's incidents
     with job_lock() as descriptors, _log(spec.folder, stored=not (on_cluster and spec.purpose == "train"), speaker=speaker) as log:
         for attempt in range(1, attempts + 1):
             number = "" if on_cluster else f", attempt {attempt}"
@@ -226,14 +226,14 @@ def _run_job(scene: Scene, spec: JobSpec, attempts: int, speaker: str) -> None:
 
 
 def check_caller(halt: threading.Event) -> None:
-    """Raise CallerGone where this step, or the whole run, is being stopped."""
+    """Raise CallerGone if this step, or the whole run, is being stopped."""
     if halt.is_set() or os.path.exists(os.environ.get(STOP_VARIABLE, "")):
         raise CallerGone("stopped on request")
 
 
 def _follow(job: Job, log: Callable[[str], None], halt: threading.Event) -> Outcome:
-    """Pass on the job's output until it ends; end it where the run is stopped."""
-    about_it = contextvars.copy_context()  # whose lines they are, in the other thread too
+    """Forward the job's output until it ends; end the job if the run is stopped."""
+    about_it = contextvars.copy_context()  # so that the other thread's records have the same fields
     reader = threading.Thread(target=about_it.run, args=(job.logs, log), name="job log", daemon=True)
     reader.start()
     parent = _Parent()
@@ -249,7 +249,7 @@ def _follow(job: Job, log: Callable[[str], None], halt: threading.Event) -> Outc
             time.sleep(POLL_SECONDS)
     except BaseException:
         job.leave()
-        reader.join(timeout=2)  # what it said while it saved belongs into the log
+        reader.join(timeout=2)  # its output while it was saving belongs in the log
         raise
 
 
@@ -261,7 +261,7 @@ class _Parent:
         self._start = self._start_time()
 
     def is_gone(self) -> bool:
-        """Whether it has ended, even if its number is another's by now."""
+        """Whether it has ended, even if another process has its number now."""
         return bool(self._pid) and self._start_time() != self._start
 
     def _start_time(self) -> str:
@@ -273,12 +273,12 @@ class _Parent:
 
 @contextlib.contextmanager
 def _log(folder: str, *, stored: bool, speaker: str) -> Iterator[Callable[[str], None]]:
-    """Lines go to this step's output and, where nobody else writes it, to log.txt: at once on a file root, at the end on any other."""
+    """Write lines to this step's output and, if nothing else writes it, to log.txt: immediately on a file root, otherwise at the end."""
     prefix = f"{speaker}: " if speaker else ""
 
     def say(line: str) -> None:
-        said = line if logs.record_of(line) else f"{prefix}{line}"  # a record says itself whose it is
-        sys.stdout.write(f"{said}\n")  # in one call: lines of other threads must not come between
+        said = line if logs.record_of(line) else f"{prefix}{line}"  # a record already names its source
+        sys.stdout.write(f"{said}\n")  # in one call, so that lines of other threads do not get in between
         sys.stdout.flush()
 
     if not stored:
@@ -304,7 +304,7 @@ def _log(folder: str, *, stored: bool, speaker: str) -> Iterator[Callable[[str],
 
 @contextlib.contextmanager
 def recorded(folder: str, name: str) -> Iterator[None]:
-    """Whatever fails inside is said, here and in failure.json of the folder, where a caller finds cause and exit code; once only."""
+    """Report a failure within this context once, here and in the folder's failure.json, where a caller finds cause and exit code."""
     try:
         yield
     except CallerGone:
@@ -322,7 +322,7 @@ def recorded(folder: str, name: str) -> Iterator[None]:
 
 
 def one_line_of(error: Exception) -> str:
-    """The cause in one line; of an error that nobody foresaw also its type."""
+    """The cause in one line; for an unexpected error also its type."""
     line, kind = words_of(error), type(error).__name__
     return line if line == kind or isinstance(error, InputError | RunError | OSError) else f"{kind}: {line}"
 

@@ -1,7 +1,7 @@
-"""What was staged before, and is whole: found without a job, by the step `stage` and by a run that looks whether all is done.
+"""Find data that were staged before and are intact, without a job; used by the step `stage` and by a run that checks if all is done.
 
-sealed.json, in the folder of the staging jobs, says what was asked for, how its source looked, and which data set came of it. Where
-the same is asked for, the source looks as before and the data set is whole, there is nothing to stage.
+sealed.json, in the folder of the staging jobs, records what was requested, the state of its source, and the resulting data set. If the
+request and the source are the same and the data set is intact, there is nothing to stage.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     """The data set that an earlier run staged for the same request.
 
     Args:
-        folder: of the staging jobs.
+        folder: folder of the staging jobs.
         asked: what is to be staged, as a dataclass.
-        sources: what it is made from.
+        sources: sources from which it is built.
         pinned: the data set that the experiment's plan names; without a URI it names none.
 
     Returns:
-        Its URI, empty where it has to be staged (again); and what is damaged, a line each.
+        Its URI, empty if it has to be staged (again); and the damaged files, one per line.
 
     Raises:
         InputError: a newer firstsight wrote the data set.
@@ -43,19 +43,19 @@ def find_sealed(folder: str, asked: Any, sources: tuple[str, ...], pinned: DataC
     try:
         record = read_document(uri, "a record of staging", FORMAT_VERSION)
     except Corrupt as error:
-        return "", [f"{error}; looked at the source again"]
+        return "", [f"{error}; reading the source again"]
     looks = _looks(sources)
     if record is None or not looks or str(record.get("asked")) not in _keys(asked, record) or record.get("source") != looks:
         return "", []
     if not is_data(record):
-        return "", [f"{uri}: not a firstsight staging record; looked at the source again"]
+        return "", [f"{uri}: not a firstsight staging record; reading the source again"]
     found = _data({**record, "uri": where_it_lies(folder.rpartition("/staging/")[0], record["uri"])})
     damaged = [line for one in dict.fromkeys((found, pinned)) if one.uri for line in find_damage(one)]
     return ("" if damaged or pinned.uri not in ("", found.uri) else found.uri), damaged
 
 
 def record_sealed(folder: str, asked: Any, sources: tuple[str, ...], data: str) -> None:
-    """Record which data set was staged, unless its sources cannot be looked at without reading them."""
+    """Record which data set was staged, unless the state of its sources cannot be determined without reading them."""
     looks = _looks(sources)
     if looks:
         found = as_data(data)
@@ -64,10 +64,10 @@ def record_sealed(folder: str, asked: Any, sources: tuple[str, ...], data: str) 
 
 
 def find_damage(data: DataConfig) -> list[str]:
-    """What of a data set, and of the evaluation sets staged with it, is not as it was sealed: a line each.
+    """The files of a data set, and of the evaluation sets staged with it, that differ from the seal, one per line.
 
-    Files that changed since the whole was last hashed are hashed; of a data set that never was (no record of a check lies in its
-    folder) sizes are compared, and its bytes when they are read.
+    Files that changed since the data set was last hashed are hashed. If it was never hashed (its folder has no record of a check), only
+    sizes are compared here, and the bytes when they are read.
     """
     try:
         manifest = require_manifest(data.uri, data.identity, data.manifest_sha256)
@@ -87,7 +87,7 @@ def _files(folder: str, manifest: Manifest) -> Iterator[str]:
 
 
 def pinned_data(experiment_uri: str, what: str) -> DataConfig:
-    """The data set that the experiment's plan names; without a URI where there is no plan that can be read."""
+    """The data set that the experiment's plan names; without a URI if there is no readable plan."""
     try:
         plan = read_plan(experiment_uri) or {}
     except Corrupt:
@@ -96,7 +96,7 @@ def pinned_data(experiment_uri: str, what: str) -> DataConfig:
 
 
 def staged_data(experiment_uri: str, what: str) -> str:
-    """The data set of an experiment, by its plan or, where that cannot be read, by what its staging jobs left; empty: not known."""
+    """The data set of an experiment, from its plan or, if that is unreadable, from its staging jobs; empty: not known."""
     pinned = pinned_data(experiment_uri, what)
     places = [join(experiment_uri, "staging", what, name) for name in (NAME, "seal.json", "result.json")]
     return next((uri for uri in (pinned.uri, *(_named_in(experiment_uri, place) for place in places)) if uri), "")
@@ -119,20 +119,20 @@ def _key(asked: Any) -> str:
 
 
 def _keys(asked: Any, record: Mapping[str, Any]) -> set[str]:
-    """What a record of the same request may have: its key here, and in the root where it was staged, if it was copied from there."""
+    """Possible keys of a record of the same request: its key here, and in the root where it was staged, if it was copied from there."""
     root = str(record.get("uri", "")).rsplit("/", 3)[0]
     return {_key(asked), *([_key(dataclasses.replace(asked, root=root))] if hasattr(asked, "root") else [])}
 
 
 def _has_linked_folders(uri: str) -> bool:
-    """Whether links lead out of a source on this machine: what lies behind them is staged, but not listed by the store."""
+    """Whether links lead out of a source on this machine: their targets are staged, but not listed by the store."""
     path = local_path(uri)
     walked = os.walk(path) if path is not None else ()
     return any(os.path.islink(os.path.join(place, name)) for place, folders, _ in walked for name in folders)
 
 
 def _looks(sources: tuple[str, ...]) -> str:
-    """Differs whenever what lies at the sources may differ; empty where that cannot be told without reading them."""
+    """A value that changes whenever the sources may have changed; empty if this cannot be determined without reading them."""
     parts = []
     for source in sources:
         for uri in described_sources(source):

@@ -1,4 +1,4 @@
-"""How much a staged data set holds: said, and compared with the batches of what will train on it."""
+"""Report the size of a staged data set, and compare it with the batches of the stages that will train on it."""
 
 from collections.abc import Collection
 
@@ -11,7 +11,7 @@ from trainer.storage.manifest import describe_rows, require_manifest
 
 
 def described(uri: str) -> str:
-    """What became of the rows of a sealed data set, in words, and where those that were lost are listed."""
+    """How many rows of a sealed data set were used and lost, in words, and where the lost ones are listed."""
     return describe_rows(require_manifest(uri).rows, uri)
 
 
@@ -23,7 +23,7 @@ def training_stages(asked: Request) -> tuple[str, ...]:
 
 
 def _recipes(asked: Request) -> list[tuple[Recipe, Collection[str]]]:
-    """Every recipe of a request's cells, with the stages that train by it."""
+    """Every recipe of a request's cells, with the stages that are trained with it."""
     if not asked.vary:
         return [(asked.load_recipe(), training_stages(asked))]
     from pipelines.planning.points import Points  # here: slow to import
@@ -32,14 +32,14 @@ def _recipes(asked: Request) -> list[tuple[Recipe, Collection[str]]]:
 
 
 def require_rows(uri: str, kind: str, rows: int, recipe: Recipe, stages: Collection[str]) -> None:
-    """InputError where so many rows of a data set do not fill one batch of a stage that trains on it.
+    """InputError if so many rows of a data set do not fill one batch of a stage that trains on it.
 
     Args:
-        uri: of the data set.
+        uri: URI of the data set.
         kind: pairs or triplets.
-        rows: to train on, or of all its splits where no more is known.
-        recipe: has the batches.
-        stages: that will train.
+        rows: rows to train on, or of all its splits if no more is known.
+        recipe: the recipe, which sets the batch sizes.
+        stages: stages that will train.
     """
     for stage, batch in _batches(kind, recipe, stages):
         if rows < batch:
@@ -50,12 +50,12 @@ def require_rows(uri: str, kind: str, rows: int, recipe: Recipe, stages: Collect
 
 
 def check_size(uri: str, asked: Request, name: str) -> None:
-    """Say what of a sealed data set an epoch leaves out.
+    """Report how much of a sealed data set an epoch leaves out.
 
     Args:
-        uri: of the data set.
-        asked: has arms and recipe.
-        name: of the step that says it.
+        uri: URI of the data set.
+        asked: the request, with arms and recipe.
+        name: name of the reporting step.
 
     Raises:
         InputError: it does not fill one batch.

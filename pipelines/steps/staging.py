@@ -1,6 +1,6 @@
-"""What the step `stage` runs: one job where the pictures lie in one place, plan -> fetch -> seal where a list says where they are.
+"""The jobs of the step `stage`: one job if the pictures are in one place; plan -> fetch -> seal if a list says where they are.
 
-A list is named by a URL, or by a YAML file that says what it is:
+A list is given as a URL, or as a YAML file that describes it:
 
     kind: yfcc15m-openai          # urls, yfcc15m-openai, -slip, -declip, -rwkv; for triplets nights
     list: s3://bucket/lists/yfcc100m_subset_data.tsv
@@ -9,8 +9,8 @@ A list is named by a URL, or by a YAML file that says what it is:
     captions: slip
     contact: me@example.org
 
-On a cluster `fetch` is an Indexed Job: each pod takes every N-th slice, and a failed pod is recreated on its own. How many
-there are changes no byte of the data set.
+On a cluster `fetch` is an Indexed Job: each of N pods fetches every N-th slice, and a failed pod is recreated on its own. The number of
+pods does not change the data set.
 """
 
 import dataclasses
@@ -44,22 +44,22 @@ FETCH_OPTIONS = ("contact", "concurrency", "per_host", "processes", "buffer_mb")
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteList:
-    """A list of pictures to fetch. What is empty or 0 is left to the trainer's own default.
+    """A list of pictures to fetch. Empty fields and zeros stand for the trainer's defaults.
 
     Attributes:
-        kind: what the list is.
-        list: URI of the list; of NIGHTS the zip, or the folder of its chunks.
-        table: URI of NIGHTS' data.csv, which the chunks do not hold.
+        kind: kind of list.
+        list: URI of the list; for NIGHTS, the zip or the folder of its chunks.
+        table: URI of NIGHTS' data.csv, which the chunks do not contain.
         metadata: URI of YFCC100M's metadata.
         ids: URI of SLIP's flickr_unique_ids.npy.
-        images: base below which YFCC's pictures lie.
+        images: base URI of YFCC's pictures.
         captions: title, description, both, slip or as-is.
-        heldout_fraction: part of the rows that becomes the split `test`.
-        contact: mail or URL that servers are told.
-        concurrency: requests at a time, of each pod.
-        per_host: of them at one host.
-        processes: that decode and encode, of each pod.
-        buffer_mb: fetched bytes that wait for their turn, of each pod.
+        heldout_fraction: fraction of the rows that becomes the split `test`.
+        contact: e-mail address or URL sent to servers.
+        concurrency: concurrent requests per pod.
+        per_host: concurrent requests per pod and host.
+        processes: processes per pod that decode and encode.
+        buffer_mb: MB of fetched data per pod waiting to be processed.
     """
 
     kind: Kind
@@ -77,7 +77,7 @@ class RemoteList:
     buffer_mb: int = 0
 
     def arguments(self, names: Sequence[str]) -> Sequence[str]:
-        """Those of the fields that say something, as options of the command line."""
+        """The fields that are set, as options of the command line."""
         given = [(name, getattr(self, name)) for name in names if getattr(self, name)]
         return [part for name, value in given for part in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -91,9 +91,9 @@ class StagingRequest:
         root: store URI.
         experiment: its name.
         source: `demo`, a folder, tars, a list's URL or the YAML that describes it.
-        from_pairs: source of the pairs from which triplets are made; empty: not so.
+        from_pairs: source of the pairs from which triplets are generated; empty if they are not.
         recipe: shipped recipe, or URI of a YAML file.
-        max_reject_fraction: more bad samples than this stop it.
+        max_reject_fraction: staging stops if more than this fraction of the samples is bad.
     """
 
     what: What
@@ -106,7 +106,7 @@ class StagingRequest:
 
     @property
     def folder(self) -> str:
-        """Where its jobs leave their logs and results."""
+        """The folder for its jobs' logs and results."""
         return join(layout.experiment(self.root, self.experiment), "staging", self.what)
 
     @property
@@ -117,14 +117,14 @@ class StagingRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What can be staged, as far as it is known before anything runs.
+    """What is to be staged, as far as it is known before anything runs.
 
     Attributes:
-        request: as jobs can meet it where they run.
-        remote: the list, where the pictures do not lie in one place.
+        request: the request, in a form that jobs can use where they run.
+        remote: the list, if the pictures are not in one place.
         on_cluster: whether the jobs' pods find their part by their index.
-        most_pods: that fetch at the same time.
-        stages: that will train on it: too little for their batches is refused early.
+        most_pods: largest number of pods that fetch at the same time.
+        stages: stages that will train on it; too little data for their batches is refused early.
     """
 
     request: StagingRequest
@@ -136,7 +136,7 @@ class Prepared:
 
 @step
 def stage(what: What, *, request: str) -> str:
-    """Stage `pairs` or `triplets`, or find them sealed; the folder of the sealed data set.
+    """Stage `pairs` or `triplets`, or find them sealed. Returns the folder of the sealed data set.
 
     Args:
         what: pairs or triplets.
@@ -247,7 +247,7 @@ def run_staging(prepared: Prepared, run: Callable[[JobSpec], None]) -> str:
 
 
 def remote_list(what: What, source: str) -> RemoteList | None:
-    """The list that a source names, or None where the pictures lie in one place.
+    """The list that a source names, or None if the pictures lie in one place.
 
     Raises:
         InputError: the YAML is missing or wrong.

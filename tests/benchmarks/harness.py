@@ -34,7 +34,7 @@ HERE = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a row measured; `note` says what the reader must know beside the figures (sizes, a delay, a bound)."""
+    """What a row measured; `note` gives what the reader needs to know besides the figures (sizes, a delay, a bound)."""
 
     reference: float
     ours: float

@@ -28,7 +28,7 @@ SIDE = 224
 PICTURES = 96
 BATCH = 32
 LOADED = 4608
-"""Samples of row E: many, since our loader decodes three batches more than were asked for."""
+"""Samples of row E: many, since our loader decodes three batches more than were requested."""
 
 
 def open_clip_images(pictures: list[bytes]) -> int:
@@ -49,19 +49,19 @@ def our_images(pictures: list[bytes]) -> int:
 
 @row("A", what="JPEG 500x375 to 224 px: the fast decoder against open_clip's transform", unit="images / CPU-s", target=3.0)
 def image_path(folder: Path) -> Measured:
-    """Same bytes; the pictures must agree to .05 of 255 in the mean."""
+    """Both decode the same bytes; the pictures must agree to .05 of 255 on average."""
     torch.set_num_threads(1)
     pictures = photos(PICTURES)
     apart = [(decode_image(data, SIDE, "fast").float() - decode_image(data, SIDE, "exact").float()).abs().mean() for data in pictures]
     difference = float(torch.stack(apart).mean())
-    assert difference <= 0.05, f"the fast decoder is {difference} of 255 from PIL"
+    assert difference <= 0.05, f"the fast decoder differs from PIL by {difference} of 255"
     note = f"mean difference from PIL {difference:.4f} of 255; our output stays uint8, and normalising is left to the device"
     return interleaved(cpu_rate(lambda: open_clip_images(pictures)), cpu_rate(lambda: our_images(pictures)), rounds=7, note=note)
 
 
 @row("B", what="the same with short256 shards, against open_clip's transform on the originals", unit="images / CPU-s", target=5.0)
 def short_image_path(folder: Path) -> Measured:
-    """What the image policy short256 buys."""
+    """The gain from the image policy short256."""
     torch.set_num_threads(1)
     pictures = photos(PICTURES)
     short = [short256(data) for data in pictures]
@@ -102,7 +102,7 @@ def shard_reading(folder: Path) -> Measured:
 
 
 def our_loader(data: DataConfig, batch: int, cache: Path) -> int:
-    """One epoch of a new loader, from the store to batches, as of a data set that is too large to be kept in memory."""
+    """One epoch of a new loader, from the store to batches, without keeping pictures in memory."""
     loader = PairsLoader(
         data,
         seed=0,
@@ -162,7 +162,7 @@ def short_loader(folder: Path) -> Measured:
 
 @row("F", what="streaming shards from S3, against tarfile over minio", unit="CPU-s / GB", target=0.4, at_least=False)
 def stream(folder: Path) -> Measured:
-    """CPU of this process; the server is another."""
+    """CPU time of this process; the server is a separate one."""
     pictures = photos(64)
     with store(folder / "server") as server:
         bucket = server.make_bucket()

@@ -1,4 +1,4 @@
-"""Row M: training on a GPU fed from JPEG shards, against the same step over a batch that lies there already."""
+"""Row M: training on a GPU fed from JPEG shards, against the same step on a batch that is already on the device."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from trainer.data.loader import PairsLoader
 
 BATCH, PICTURES, SAMPLES, STEPS = 1024, 256, 8192, 18
 WARM_UP = 48
-"""Steps until they get no faster: on an H100 some forty, each of a number of tokens not seen before."""
+"""Warm-up steps: on an H100 some forty are slower, each with a number of tokens not seen before."""
 
 
 def _photo(number: int) -> bytes:
@@ -54,7 +54,7 @@ def _loader(data: DataConfig, folder: Path, workers: int) -> PairsLoader:
     gpu=True,
 )
 def fed_from_shards(folder: Path) -> Measured:
-    """The step of row L with augmentation. Decoding runs in one process a core but two, beside the trainer's own."""
+    """The step of row L with augmentation. Decoding runs in two processes fewer than there are cores, beside the trainer's."""
     data, workers = dataset(folder / "data"), max(1, len(os.sched_getaffinity(0)) - 2)
     loader = _loader(data, folder / "cache", workers)
     batches = loader.batches(0)
@@ -84,5 +84,5 @@ def fed_from_shards(folder: Path) -> Measured:
     alone = STEPS * BATCH / (time.perf_counter() - began)
     loader.close()
     return dataclasses.replace(
-        measured, note=f"local batch {BATCH}, mean 24 tokens, {workers} workers; the loader alone {alone:.0f} pairs/s"
+        measured, note=f"local batch {BATCH}, mean 24 tokens, {workers} workers; the loader alone reaches {alone:.0f} pairs/s"
     )

@@ -1,4 +1,4 @@
-"""Rows I, P and Q: what a checkpoint costs the training, and what kills cost a run."""
+"""Rows I, P and Q: how long a checkpoint stalls training, and how much of a run's progress kills cost."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def _tensors(model: Any, built: optimizer.Adam) -> dict[str, Mapping[str, Tensor
 
 
 class _Saver:
-    """Saves one state again and again, each time after the commit of the one before, as a training step or more lies between."""
+    """Saves one state repeatedly, each time after the previous commit, since in training at least one step lies between saves."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         self._tensors = tensors
@@ -49,7 +49,7 @@ class _Saver:
         self.writer = checkpoint.Writer(str(folder), recipe_hash="0" * 64, fence=fence, keep_last=1)
 
     def stall(self) -> float:
-        """Seconds for which one save holds the training up."""
+        """Seconds for which one save stalls training."""
         self.writer.wait()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -73,7 +73,7 @@ def save_stall(folder: Path) -> Measured:
 
 @row("I-step", what="save stall against one training step at batch 32, bf16", unit="s", target=0.5, at_least=False)
 def save_stall_in_steps(folder: Path) -> Measured:
-    """On a CPU a step is long and memory slow; a GPU row is P."""
+    """On a CPU a step is long and memory slow; row P is the same on a GPU."""
     model, built = _state("cpu")
     saver = _Saver(folder, _tensors(model, built))
     images, tokens = torch.randn(32, 3, 224, 224), torch.randint(1, 49405, (32, 24))
@@ -94,20 +94,24 @@ def save_stall_in_steps(folder: Path) -> Measured:
 
 @row("P", what="GPU: save stall of ViT-B/32 with AdamW against 100 ms", unit="s", target=1.0, at_least=False, gpu=True)
 def save_stall_on_a_gpu(folder: Path) -> Measured:
-    """Pinned buffers, one wait for all copies; torch.save beside it in the note."""
+    """Pinned buffers and one wait for all copies; the note gives torch.save's stall for comparison."""
     model, built = _state("cuda")
     tensors = _tensors(model, built)
     saver = _Saver(folder / "ours", tensors)
     reference = wall_seconds(lambda: torch.save(tensors, folder / "reference.pt"))
     measured = interleaved(reference, saver.stall, rounds=3)
     saver.writer.close()
-    note = (
-        f"1.82 GB into pinned memory; torch.save stalled it for {measured.reference:.2f} s; commit after {saver.writer.last_seconds:.1f} s"
-    )
+    stall = f"torch.save stalled training for {measured.reference:.2f} s"
+    note = f"1.82 GB into pinned memory; {stall}; commit after {saver.writer.last_seconds:.1f} s"
     return Measured(reference=0.1, ours=measured.ours, note=note)
 
 
-@row("Q", what=f"goodput: a SIGKILL of a rank every {KILL_EVERY_SECONDS:g} s, against the same run before it", unit="steps/s", target=0.9)
+@row(
+    "Q",
+    what=f"goodput: a SIGKILL of a rank every {KILL_EVERY_SECONDS:g} s, against the run before the kill",
+    unit="steps/s",
+    target=0.9,
+)
 def goodput_under_kills(folder: Path) -> Measured:
     """Two ranks under the elastic agent; everything counts: detection, imports, reading the checkpoint, steps done again.
 
@@ -130,7 +134,7 @@ def goodput_under_kills(folder: Path) -> Measured:
 
 
 def _long_run(folder: Path) -> "subprocess.Popen[bytes]":
-    """Training in a process of its own, without an end; its arguments' last is the configuration."""
+    """Endless training in a separate process; the last argument is the configuration."""
     settings = {"processes_per_node": 2, "checkpoint_every_steps": CHECKPOINT_EVERY, "log_every_steps": 100, "max_restarts": 9}
     config = build.written(build.contrastive(folder, epochs=10**6, **settings))
     command = [sys.executable, "-m", "trainer", "train", "contrastive", "--config", config]
@@ -138,7 +142,7 @@ def _long_run(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def _newest(run: "subprocess.Popen[bytes]") -> int:
-    """The step of the newest sealed checkpoint, 0 where there is none."""
+    """The step of the newest sealed checkpoint; 0 if there is none."""
     assert isinstance(run.args, list)
     seals = (Path(str(run.args[-1])).parent / "checkpoints").glob("step-*/COMMITTED.json")
     return max((int(seal.parent.name.removeprefix("step-")) for seal in seals), default=0)

@@ -25,7 +25,7 @@ BATCH, STEPS, RATE = 32, 2, "2gbit"
 
 
 class _Towers(nn.Module):
-    """Both towers' forward as one module, which DistributedDataParallel asks for."""
+    """The forward pass of both towers as one module, as DistributedDataParallel requires."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class _Towers(nn.Module):
 
 @row(
     "O",
-    what=f"forward, backward and sum of gradients, two ranks over {RATE}, against DistributedDataParallel",
+    what=f"forward, backward and all-reduce of gradients, two ranks over {RATE}, against DistributedDataParallel",
     unit="s",
     target=1.05,
     at_least=False,
 )
 def summed_behind_backward(folder: Path) -> Measured:
-    """ViT-B/32, 605 MB of gradients. `unshare` makes the namespace, as any user where that is allowed; it ends with its process."""
+    """ViT-B/32, 605 MB of gradients. `unshare` creates the network namespace, which ends with its process."""
     inside = f"ip link set lo up && tc qdisc add dev lo root tbf rate {RATE} burst 4mb latency 400ms && exec "
     command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", inside + shlex.join([sys.executable, "-m", __name__])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -54,13 +54,13 @@ def summed_behind_backward(folder: Path) -> Measured:
     seconds = json.loads(done.stdout)
     note = (
         f"local batch {BATCH}, {training.cpu_precision()}, 605 MB of gradients, each variant in separate processes, taking turns; "
-        f"without a sum {seconds['none']:.1f} s, with one after backward {seconds['behind']:.1f} s"
+        f"without all-reduce {seconds['none']:.1f} s, with all-reduce after the backward pass {seconds['behind']:.1f} s"
     )
     return Measured(reference=seconds["ddp"], ours=seconds["ours"], note=note)
 
 
 def _steps(dist: Distributed, way: str) -> list[float]:
-    """Seconds of STEPS steps, after the first, in which buckets and orders settle."""
+    """Seconds of STEPS steps, not counting the first, in which buckets and orders settle."""
     given, towers = training.batch(BATCH, 224), _Towers()
     run = nn.parallel.DistributedDataParallel(towers) if way == "ddp" else towers
     gradients = distributed.GradientSum(towers.parameters()) if way in ("ours", "behind") else None

@@ -1,4 +1,4 @@
-"""Rows T-folder and T-memory: what it costs to stage people's own pictures from a folder."""
+"""Rows T-folder and T-memory: time and memory for staging a user's own pictures from a folder."""
 
 import os
 import subprocess
@@ -22,12 +22,12 @@ if __name__ == "__main__":
 
 @row(
     "T-folder",
-    what=f"staging a folder of captioned photos, against commit {BEFORE}, before twins and layouts",
+    what=f"staging a folder of captioned photos, against commit {BEFORE}, which had no twins and layouts",
     unit="images / CPU-s",
     target=0.95,
 )
 def staging_a_folder(folder: Path) -> Measured:
-    """Whole processes, imports included: what a person waits for. Both read, hash, check and write the same pictures."""
+    """Whole processes including imports, since a user waits for all of it. Both read, hash, check and write the same pictures."""
     stage = stager(folder)
 
     def side(tree: Path) -> Callable[[], float]:
@@ -49,7 +49,7 @@ def memory_of_staging(folder: Path) -> Measured:
 
 
 def stager(folder: Path) -> Callable[[Path], float]:
-    """Stages photos with the trainer of a tree, in a process and a root of its own; gives the peak of its memory in MB."""
+    """Stage photos with the trainer of a source tree, in a separate process and root; return its peak memory in MB."""
     source, program, tries = folder / "photos", folder / "program.py", iter(range(1000))
     source.mkdir()
     for number, photo in enumerate(photos(PHOTOS)):

@@ -1,4 +1,4 @@
-"""Rows J and R: how soon a first batch is there, fresh and after kill -9; and what an epoch fetches at 1, 2 and 8 ranks."""
+"""Rows J and R: time to the first batch, fresh and after kill -9, and bytes fetched per epoch by 1, 2 and 8 ranks."""
 
 import os
 import statistics
@@ -39,7 +39,7 @@ with fault_proxy(sys.argv[1]) as proxy:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Photos behind a server that gives each connection some 30 MB/s, and the order that the child reads them in."""
+    """Photos behind a server that gives each connection some 30 MB/s, and the order in which the child process reads them."""
 
     server: S3Server
     uri: str
@@ -47,7 +47,7 @@ class Setting:
     order: CanonicalOrder
 
     def get_seconds(self, step: int) -> float:
-        """How long plain GETs of the shards that one batch touches take, four at a time as ours."""
+        """Seconds for plain GETs of the shards that one batch reads, four at a time as in the loader."""
         client = Minio(urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc, self.server.access_key, self.server.secret_key, secure=False)
         bucket, folder = self.uri.removeprefix("s3://").split("/")
 
@@ -103,7 +103,7 @@ def first_batch(folder: Path) -> Measured:
 
 @row("J2", what="first batch after kill -9, no sample lost or repeated, against the same GETs", unit="s", target=2.0, at_least=False)
 def resume(folder: Path) -> Measured:
-    """A process is killed in the epoch; the next goes on after the last step that it saw."""
+    """A process is killed during the epoch; the next one continues after the last step of the first."""
     reference, ours = [], []
     with slow_store(folder) as setting:
         for number in range(ROUNDS):
@@ -133,7 +133,7 @@ def resume(folder: Path) -> Measured:
     at_least=False,
 )
 def bytes_fetched(folder: Path) -> Measured:
-    """Every rank a node of its own with a cache of its own; indexes and tar headers count as fetched."""
+    """Every rank is a separate node with its own cache; indexes and tar headers count as fetched."""
     random = np.random.default_rng(0)
     sizes = random.integers(100, 141, 24).tolist()
     noise = random.bytes(60_000 * 2)
@@ -161,7 +161,7 @@ def bytes_fetched(folder: Path) -> Measured:
 
 
 def epoch_bytes(uri: str, manifest: Manifest, order: CanonicalOrder, rank: int, world_size: int, cache: Path) -> tuple[int, int]:
-    """What one rank fetches for the first epoch, and the bytes of the members that it uses."""
+    """The bytes that one rank fetches for the first epoch, and the bytes of the members that it uses."""
     placement = Placement(cache_dir=str(cache), cache_bytes=sum(shard.size for shard in manifest.shards) - 1)
     prefetcher = Prefetcher(uri, manifest, manifest.shards, order, rank=rank, world_size=world_size, placement=placement, start_step=0)
     indexes = {}

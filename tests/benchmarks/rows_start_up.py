@@ -1,4 +1,4 @@
-"""Row X: what a rank costs before its first batch."""
+"""Row X: CPU time of a rank before its first batch."""
 
 import os
 import subprocess
@@ -20,12 +20,12 @@ built = optimizer.build(module, OptimizerConfig())
 module(torch.ones(1, 2)).sum().backward()
 built.step()
 """
-"""A rank without its data: all that it imports, and an optimiser's step, which imported torch._dynamo."""
+"""A rank without data: all its imports, and an optimiser step, which used to import torch._dynamo."""
 
 
 @row("X", what=f"start of a rank: imports and a first optimiser step, against commit {BEFORE}", unit="CPU-s", target=0.5, at_least=False)
 def start_up(folder: Path) -> Measured:
-    """Most of what is left is torch itself. What the old commit's configuration parser took to import is not counted."""
+    """Most of the remaining time is torch itself. Importing the old commit's configuration parser is not counted."""
     tree_of(BEFORE, folder)
     (folder / "jsonargparse.py").write_text("ArgumentError = ArgumentParser = Namespace = object\n")
 

@@ -63,17 +63,17 @@ def whole_step(folder: Path) -> Measured:
         step()  # type: ignore[operator]
         return BATCH
 
-    note = f"ViT-B/32 at a quarter of its widths, batch {BATCH}, {precision} on both sides; theirs get normalised pictures"
+    note = f"ViT-B/32 at a quarter of its widths, batch {BATCH}, {precision} on both sides; open_clip gets normalised pictures"
     return interleaved(cpu_rate(lambda: counted(theirs)), cpu_rate(lambda: counted(ours)), rounds=ROUNDS, note=note)
 
 
 @row("H", what=f"loss of {LOSS_BATCH} pairs, peak memory above inputs and their gradients", unit="MB", target=1 / 8, at_least=False)
 def loss_memory(folder: Path) -> Measured:
-    """Each side in a fresh process, so that its peak is its own; gradients compared."""
+    """Each side runs in a fresh process, so that the peaks are independent; gradients are compared."""
     (theirs,), (ours,) = run_ranks(_loss_once, 1, "open_clip"), run_ranks(_loss_once, 1, "ours")
     for name in ("image", "text", "scale"):
         torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(theirs[name]), rtol=2e-4, atol=1e-9)
-    note = f"width {LOSS_WIDTH}, float32; sampled gradients equal to 2e-4; seconds: {theirs['seconds']:.1f} -> {ours['seconds']:.1f}"
+    note = f"width {LOSS_WIDTH}, float32; sampled gradients equal to within 2e-4; seconds: {theirs['seconds']:.1f} -> {ours['seconds']:.1f}"
     return Measured(reference=theirs["megabytes"], ours=ours["megabytes"], note=note)
 
 
@@ -89,7 +89,7 @@ def loss_time(folder: Path) -> Measured:
 
 
 def _loss_once(dist: Distributed, side: str) -> dict[str, object]:
-    """One forward and backward in this fresh process: CPU-seconds, peak above what was there before, some of the gradients."""
+    """One forward and backward in this fresh process: CPU-seconds, peak memory above the start, some of the gradients."""
     from open_clip import ClipLoss
 
     generator = torch.Generator().manual_seed(0)

@@ -18,11 +18,11 @@ from trainer.model import losses, towers
 
 BATCH = 1024
 MEMORY_FRACTION, LARGEST = 0.25, 8192
-"""Of the device, and pairs, for row S: a search over batch sizes is then quick, and says the same."""
+"""Share of the device's memory, and pairs, for row S: this makes the search over batch sizes quick, with the same result."""
 
 
 def _rate(step: Callable[[], object], size: int, steps: int = 10) -> Callable[[], float]:
-    """Samples a second of `step`, the device waited for."""
+    """Samples per second of `step`, including the wait for the device."""
 
     def measure() -> float:
         torch.cuda.synchronize()
@@ -62,7 +62,7 @@ def step(side: str) -> Callable[[], None]:
     gpu=True,
 )
 def step_at_full_length(folder: Path) -> Measured:
-    """Every caption is 77 tokens long, so nothing is gained by length."""
+    """Every caption is 77 tokens long, so shorter captions give no advantage."""
     theirs, ours = step("open_clip"), step("full")
     measured = interleaved(_rate(theirs, BATCH), _rate(ours, BATCH))
     utilisation = towers.flops_per_sample(ModelConfig(), training.CONTEXT) * measured.ours / PEAK_FLOPS["H100"]
@@ -73,7 +73,7 @@ def step_at_full_length(folder: Path) -> Measured:
 
 @row("L", what="the same step on captions of mean 24 tokens, exact, against ours at 77", unit="pairs/s", target=1.2, gpu=True)
 def step_at_own_length(folder: Path) -> Measured:
-    """Ours against ours: what exact variable-length text is worth."""
+    """The gain from exact variable-length text, firstsight against itself."""
     full, short = step("full"), step("short")
     peaks = f"peak MiB {_peak(full):.0f} -> {_peak(short):.0f}"
     mean = float(training.lengths_of_captions(BATCH).double().mean())
@@ -127,7 +127,7 @@ def loss_time(folder: Path) -> Measured:
 
     in_bf16()
     measured = interleaved(lambda: 1 / _rate(theirs, 1)(), lambda: 1 / _rate(ours, 1)())
-    note = f"float32 products, never TF32; with logits in bf16, as its trainer has them under autocast: {1 / _rate(in_bf16, 1)():.4f} s"
+    note = f"float32 matrix products without TF32; with bf16 logits, as open_clip's under autocast: {1 / _rate(in_bf16, 1)():.4f} s"
     return dataclasses.replace(measured, note=note)
 
 

@@ -20,7 +20,7 @@ IMAGES, DISTINCT = 1200, 100
     target=1.2,
 )
 def fetching(folder: Path) -> Measured:
-    """Both keep the ratio, make the short side 256 and encode at 90; ours resamples bicubic with antialiasing, img2dataset by area."""
+    """Both make the short side 256 and encode at quality 90; ours resamples bicubic with antialiasing, img2dataset by area."""
     with contextlib.ExitStack() as stack:
         web = stack.enter_context(web_server())
         pictures = photos(DISTINCT)

@@ -66,7 +66,7 @@ CPU = Setting(recipe="demo", local=128, warm_up=10, steps=30, write=lambda folde
 
 
 def stage(setting: Setting, data: DataConfig, output: Path, ranks: int = 1, threads: int = 0) -> StageConfig:
-    """The stage that a run of the recipe trains, on `ranks`, for as many epochs as it takes."""
+    """The stage that a run of the recipe trains, on `ranks`, for as many epochs as the measurement needs."""
     batch = setting.local * ranks
     settings = dataclasses.replace(setting.shipped.contrastive, global_batch_size=batch, contrast_batch_size=batch)
     held = sum(shard.num_samples for shard in require_manifest(data.uri, data.identity).split("train"))
@@ -79,7 +79,7 @@ def stage(setting: Setting, data: DataConfig, output: Path, ranks: int = 1, thre
 
 
 def trained(setting: Setting, config: StageConfig) -> float:
-    """Pairs/s of all ranks, of the run by itself; its own lines say when which step was done."""
+    """Pairs/s of all ranks of the run alone, from the times of the steps in its own log."""
     path = Path(config.output) / "config.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(dump_yaml(config))
@@ -91,7 +91,7 @@ def trained(setting: Setting, config: StageConfig) -> float:
 
 
 def step_alone(setting: Setting, config: StageConfig, cache: Path) -> Callable[[], float]:
-    """Pairs/s of the stage's step over one batch of the loader's, which lies on the device."""
+    """Pairs/s of the stage's step on one batch from the loader that stays on the device."""
     recipe, device = config.contrastive, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert recipe is not None
     loader = PairsLoader(
@@ -152,7 +152,7 @@ def _synchronize() -> None:
 
 
 def _plain_environment() -> dict[str, str]:
-    """The bench's own without its one thread."""
+    """The benchmark's environment without its limit of one thread."""
     return {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
 
 
@@ -162,7 +162,7 @@ def _outputs(folder: Path) -> Iterator[Path]:
 
 @functools.cache
 def _data(setting: Setting) -> DataConfig:
-    """Written once for the rows of one run of the bench; the system's temporary folder keeps it until then."""
+    """Written once for all rows of one benchmark run, into the system's temporary folder."""
     return setting.write(Path(tempfile.mkdtemp(prefix="firstsight-bench-whole-")))
 
 
@@ -170,7 +170,7 @@ def _against_the_step(folder: Path, setting: Setting) -> Measured:
     data, outputs = _data(setting), _outputs(folder)
     config = stage(setting, data, next(outputs))
     alone = step_alone(setting, config, folder / "cache")
-    note = f"recipe {setting.recipe}, {setting.local} pairs, placement as by default; compiling and loading models left out"
+    note = f"recipe {setting.recipe}, {setting.local} pairs, default placement; compiling and loading models excluded"
     before, ours = alone(), trained(setting, stage(setting, data, next(outputs)))
     return Measured(reference=statistics.mean((before, alone())), ours=ours, note=note)
 
@@ -188,7 +188,7 @@ def _ranks(folder: Path, setting: Setting, ranks: int, threads: int) -> Measured
     return Measured(reference=one * ranks, ours=all_of_them, note=f"{ranks} ranks, {setting.local} pairs on each")
 
 
-WHOLE = "`python -m trainer train` as a request asks for it"
+WHOLE = "`python -m trainer train` as run for a request"
 
 
 @row("W1", what=f"GPU: {WHOLE}, MoCo-v2, from shards, against its step alone", unit="pairs/s", target=0.95, gpu=True)
@@ -203,9 +203,15 @@ def whole_on_gpu_against_open_clip(folder: Path) -> Measured:
     return _against_theirs(folder, GPU)
 
 
-@row("W8", what="GPU: the same on all GPUs of the machine, against as many times one", unit="pairs/s", target=0.9, gpu=True)
+@row(
+    "W8",
+    what="GPU: the same on all GPUs of the machine, against one GPU times their number",
+    unit="pairs/s",
+    target=0.9,
+    gpu=True,
+)
 def whole_on_gpus(folder: Path) -> Measured:
-    """Eight where there are eight; with one GPU there is nothing to measure, and the ratio is 1."""
+    """All GPUs of the machine; with one GPU there is nothing to measure, and the ratio is 1."""
     return _ranks(folder, GPUS, torch.cuda.device_count(), 0)
 
 
@@ -221,7 +227,7 @@ def whole_on_cpu_against_open_clip(folder: Path) -> Measured:
     return _against_theirs(folder, CPU)
 
 
-@row("W8-cpu", what="the same on two ranks of a thread, against two times one rank of a thread", unit="pairs/s", target=0.9)
+@row("W8-cpu", what="the same on two ranks with one thread each, against twice the rate of one such rank", unit="pairs/s", target=0.9)
 def whole_on_two_ranks(folder: Path) -> Measured:
     """Two cores at least."""
     return _ranks(folder, CPU, 2, 1)

@@ -88,7 +88,7 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def accepted(name: str, value: Any) -> Request | None:
-    """The request with one parameter, as Kubeflow would resolve it; None where it is refused, in one short line."""
+    """The request with one parameter, as Kubeflow would resolve it; None if it is refused, in one short line."""
     try:
         return resolve(merge("", {"recipe": "smoke", "root": "s3://bucket/root", name: value}), kubeflow=name not in NOT_KUBEFLOW)
     except InputError as error:

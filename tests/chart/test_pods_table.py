@@ -23,7 +23,7 @@ def test_the_page_has_the_tables(objects: Objects) -> None:
 
 
 def test_every_reason_is_one_of_something(objects: Objects) -> None:
-    """No pod and no right stands in the source table that the chart does not make."""
+    """No pod and no right is in the source table that the chart does not make."""
     assert {pod.kind for pod in pods_table.pods(objects)} == set(pods_table.WHY)
     given = {(role, resource) for (_, _, role), verbs in pods_table.rights(objects).items() for resource in verbs}
     assert given == set(pods_table.WHY_RIGHT)

@@ -52,7 +52,7 @@ LINKER_FLAGS = {  # what the programs say of themselves; servers ask each other'
     f"-X {KUBERNETES_VERSION}.gitMinor={settings.KUBERNETES.split('.')[1]}",
     "prometheus": f"-X {PROMETHEUS_VERSION}.Version={settings.PROMETHEUS}",
     "prometheus-operator": f"-X {PROMETHEUS_VERSION}.Version={settings.PROMETHEUS_OPERATOR}",
-    "helm-docs": "-X main.version=1.14.2",  # it stands in the README that it writes
+    "helm-docs": "-X main.version=1.14.2",  # it is in the README that it writes
     "helm3": "-X helm.sh/helm/v3/internal/version.version=v3.19.5",
 }
 BUILD_TAGS = {"prometheus": "remove_all_sd,enable_kubernetes_sd"}  # of some thirty service discoveries the one in use
@@ -132,7 +132,7 @@ def _go(*arguments: str, folder: Path) -> str:
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     done = subprocess.run(["go", *arguments], cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"go {' '.join(arguments[:2])} … in {folder} ended with {done.returncode}; what it said stands above")
+        raise RuntimeError(f"go {' '.join(arguments[:2])} … in {folder} ended with {done.returncode}; what it said is above")
     return done.stdout
 
 

@@ -110,7 +110,7 @@ def test_a_second_release_is_refused(namespace: str, release: str, values: dict[
 
 
 def test_helm_test(namespace: str, release: str) -> None:
-    """`helm test` passes: store, rights, kinds, Prometheus, a line each."""
+    """`helm test` passes: store, rights, kinds, Prometheus, one per line."""
     said = helm("test", release, "-n", namespace, "--logs", "--timeout", "5m")
     assert said.count("Phase:") == 2
     assert said.count("Succeeded") == 2

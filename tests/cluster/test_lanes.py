@@ -16,7 +16,7 @@ LANE = "lane-1-of-3"
 
 
 def uid_of(namespace: str, cell: Experiment) -> str:
-    """Of the cell's job; empty where there is none."""
+    """Of the cell's job; empty if there is none."""
     job = harness.get("pytorchjob", namespace, cell.identity.name)
     return str(job["metadata"]["uid"]) if job else ""
 

@@ -77,7 +77,7 @@ class Workflow:
         harness.kubectl("-n", self.namespace, "delete", "pod", self.pod, "--force", "--grace-period=0")
 
     def phase(self) -> str:
-        """Of the launcher's pod; empty where it is gone."""
+        """Of the launcher's pod; empty if it is gone."""
         pod = harness.get("pod", self.namespace, self.pod)
         return str(pod["status"].get("phase", "")) if pod else ""
 

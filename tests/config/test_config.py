@@ -117,7 +117,7 @@ def test_a_stage_carries_its_own_settings_and_no_others() -> None:
 
 
 def test_a_start_that_is_not_random_needs_a_place_and_a_hash() -> None:
-    with pytest.raises(InputError, match=r"start\.uri must be set where start\.kind is tower"):
+    with pytest.raises(InputError, match=r"start\.uri must be set if start\.kind is tower"):
         StartConfig(kind="tower")
 
 

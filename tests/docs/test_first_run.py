@@ -33,7 +33,7 @@ def shape(line: str) -> str:
 
 
 def test_it_is_a_whole_run() -> None:
-    """From the command to the page, in order of time; the last screen stands in the page of docs, and no path of our machine."""
+    """From the command to the page, in order of time; the last screen is in the page of docs, and no path of our machine."""
     found = screens()
     assert len(found) > 5
     assert [seconds for seconds, _ in found] == sorted(seconds for seconds, _ in found)

@@ -193,12 +193,12 @@ def make_config(root, asked, recipe_hash):
 REFUSED = {
     "an unknown set": (
         {"sets": ("colors",)},
-        "representation.sets: no evaluation set is called 'colors'; there are own, colours, captions",
+        "representation.sets: no evaluation set is called 'colors'; known: own, colours, captions",
     ),
     "an unknown probe": ({"probes": ("cifar-10",)}, "representation.probes: no evaluation set is called 'cifar-10'"),
     "a probe of captions": (
         {"probes": ("captions",)},
-        "captions cannot be probed: it is a set for retrieval, without classes; sets that can",
+        "captions cannot be probed: it is a retrieval set, which has no classes; sets that can",
     ),
 }
 

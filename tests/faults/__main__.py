@@ -1,7 +1,7 @@
-"""Runs whole experiments under several faults at once, drawn by a seed, and checks what must hold: `python -m tests.faults --help`.
+"""Runs whole experiments under several faults at once, drawn from a seed, and checks invariants: `python -m tests.faults --help`.
 
 `make faults SEED=1 MINUTES=10`, `make faults-soak HOURS=8`. With `--record` a campaign that was stopped resumes where it stopped;
-`--trial` takes one again; `--table` prints what records say, for docs/RELIABILITY.md.
+`--trial` repeats one trial; `--table` prints the counts of records, for docs/RELIABILITY.md.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from tests.faults.places import STORES, place
 
 
 def main() -> int:
-    """Run the campaign; 1 where an invariant was broken."""
+    """Run the campaign; return 1 if an invariant was broken."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="decides all trials; where the disks cannot be made (no root), they differ")
+    parser.add_argument("--seed", type=int, default=0, help="determines all trials; without root they differ, as disks cannot be made")
     parser.add_argument("--store", choices=STORES, default="file")
-    parser.add_argument("--minutes", type=float, default=0.0, help="begin no trial after so many")
-    parser.add_argument("--trials", type=int, default=0, help="in all, those of the record included")
-    parser.add_argument("--trial", type=int, default=-1, help="this one alone, and show what it printed")
-    parser.add_argument("--record", type=Path, help="file with a line for each trial that was carried out; those in it are not repeated")
+    parser.add_argument("--minutes", type=float, default=0.0, help="start no new trial after this many minutes")
+    parser.add_argument("--trials", type=int, default=0, help="total number of trials, including those in the record")
+    parser.add_argument("--trial", type=int, default=-1, help="run only this trial, and show its output")
+    parser.add_argument("--record", type=Path, help="file with a line for each finished trial; trials in it are not repeated")
     parser.add_argument("--table", type=Path, nargs="+", metavar="RECORD", help="print the counts of these records")
     parser.add_argument("--write", action="store_true", help="with --table: write them into docs/RELIABILITY.md instead")
     options = parser.parse_args()

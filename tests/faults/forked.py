@@ -227,7 +227,7 @@ class Stepper:
         os.close(tells)
 
     def run(self, prepared: Any) -> None:
-        """All steps, as kfp.local does it. RuntimeError where one fails."""
+        """All steps, as kfp.local does it. RuntimeError if one fails."""
         asked = {"request": json.dumps(prepared.asked.stored()), "root": prepared.root, "run": f"run-{os.urandom(6).hex()}"}
         codes = [self._take({**asked, "environment": dict(os.environ), "code": 0, "last": False})]
         codes.append(self._take({**asked, "environment": dict(os.environ), "code": codes[0], "last": True}))

@@ -74,7 +74,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Known:
-    """A fault: what it needs of a place, and what does it. It returns to what it was done, or nothing where it was not possible."""
+    """A fault: what it needs of a place, and what does it. It returns to what it was done, or nothing if it was not possible."""
 
     needs: str
     do: Callable[[Scene], str]

@@ -1,4 +1,4 @@
-"""What must hold after faults: each a function that names what is broken, and nothing where nothing is."""
+"""What must hold after faults: each a function that names what is broken, and nothing if nothing is."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ class End:
     """How a command ended.
 
     Attributes:
-        code: exit code, or minus the signal that killed it; None where it did not end.
+        code: exit code, or minus the signal that killed it; None if it did not end.
         said: all that it printed.
         steps: what its steps and their jobs printed, for who looks for a cause.
         signals: that it got from a fault.

@@ -65,7 +65,7 @@ def in_this_process() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(LocalBackend, "submit", lambda _, spec: Done(spec, main))
         patch.setattr(cells, "count_missing", count_missing_here)
         patch.setattr(listing, "_ALWAYS_READ_BYTES", 0)  # a large source's fingerprint is remembered
-        patch.setattr(figures, "_svg", lambda *arguments: "<svg/>")  # pictures take most of the time, and show what stands in the figures
+        patch.setattr(figures, "_svg", lambda *arguments: "<svg/>")  # pictures take most of the time, and show what is in the figures
         yield patch
 
 

@@ -156,7 +156,7 @@ def place(store: str, folder: Path, write_sources: Callable[[Path], None]) -> It
 
 @contextlib.contextmanager
 def _mounted(folder: Path) -> Iterator[bool]:
-    """A small disk in this folder's place; False where this user may not mount."""
+    """A small disk in this folder's place; False if this user may not mount."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", _DISK, "none", str(folder)], capture_output=True, check=False).returncode == 0
     try:
         yield mounted

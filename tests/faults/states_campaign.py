@@ -1,6 +1,6 @@
 """Damages every object of a real experiment in every state, alone and in random pairs: `python -m tests.faults.states_campaign --help`.
 
-What it prints of a trial that fails, `--only` takes again. With `--record` a campaign that was stopped resumes where it stopped.
+To repeat a failed trial, pass what it prints to `--only`. With `--record` a campaign that was stopped resumes where it stopped.
 """
 
 import argparse
@@ -28,15 +28,17 @@ STOPS = {signal.SIGTERM, signal.SIGINT}
 
 
 def main() -> int:
-    """Run the campaign; 1 where a trial failed."""
+    """Run the campaign; 1 if a trial failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the places of damage, and of the pairs")
-    parser.add_argument("--trials", type=int, default=0, help="how many, drawn from all; 0: every object by every damage, and --pairs")
-    parser.add_argument("--pairs", type=int, default=200, help="random pairs of damages besides")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the places of damage and for the pairs")
+    parser.add_argument(
+        "--trials", type=int, default=0, help="number of trials, drawn from all; 0: every damage to every object, and --pairs"
+    )
+    parser.add_argument("--pairs", type=int, default=200, help="number of additional random pairs of damage")
     parser.add_argument("--store", choices=["file", "seaweedfs", "minio"], default="file")
     parser.add_argument("--states", default=",".join(STATES), help=f"some of {', '.join(STATES)}")
     parser.add_argument("--only", default="", help="part of the names of the objects to damage")
-    parser.add_argument("--record", type=Path, help="file with a line for each trial that was carried out; those in it are not repeated")
+    parser.add_argument("--record", type=Path, help="file with a line for each finished trial; trials in it are not repeated")
     options = parser.parse_args()
     import torch
 

@@ -77,14 +77,14 @@ def test_another_kind_is_refused(places: dict[str, str], tmp_path: Path, holds: 
     """In one line."""
     kinds = {"pairs": firstsight.Pair, "triplets": firstsight.Triplet, "evaluation": firstsight.EvaluationItem}
     uri = build.classification_set(str(tmp_path))[0] if holds == "evaluation" else places[holds]
-    with pytest.raises(firstsight.InputError, match=f"holds {holds}, where {wanted} are needed"):
+    with pytest.raises(firstsight.InputError, match=f"contains {holds}, but {wanted} are needed"):
         firstsight.open_dataset(uri, kinds[wanted])
 
 
 def test_what_is_no_data_set_is_refused(places: dict[str, str], tmp_path: Path) -> None:
     """A folder without a seal, another identity, another split."""
     for kind in (None, firstsight.Pair, firstsight.EvaluationItem):
-        with pytest.raises(firstsight.InputError, match="no sealed data set is here"):
+        with pytest.raises(firstsight.InputError, match="so this is not a sealed data set"):
             firstsight.open_dataset(str(tmp_path), kind)
     with pytest.raises(firstsight.InputError, match="000000000000"):
         firstsight.open_dataset(places["pairs"], firstsight.Pair, identity="0" * 64)

@@ -67,7 +67,7 @@ def test_a_tower_sees_and_does_not_read(first: Path, tmp_path: Path) -> None:
     triplets = json.loads((first / "plan.json").read_text())["triplets"]["uri"]
     result = firstsight.evaluate(model, triplets, split="val")
     assert result.metrics == figures(first, "perceptual-final")[f"{result.dataset}_2afc.json"]["metrics"]
-    with pytest.raises(firstsight.InputError, match="trains the vision tower alone"):
+    with pytest.raises(firstsight.InputError, match="trains only the vision tower"):
         model.encode_texts(["a circle"])
     with pytest.raises(firstsight.InputError, match="needs texts"):
         firstsight.evaluate(model, build.classification_set(str(tmp_path))[0])

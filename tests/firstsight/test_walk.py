@@ -24,7 +24,7 @@ def test_the_walk_runs(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for number, block in enumerate(blocks("python"), 1):
         exec(compile(block, f"docs/LIBRARY.md, block {number}", "exec"), namespace)
     printed = capsys.readouterr().out
-    assert "holds pairs, where triplets are needed" in printed
+    assert "contains pairs, but triplets are needed" in printed
     assert "perceptual 0 " in printed
 
 

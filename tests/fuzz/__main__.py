@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: each target for so many minutes, as many at once as there are cores; exit code 1 where there is a finding."""
+"""`python -m tests.fuzz`: each target for so many minutes, as many at once as there are cores; exit code 1 if there is a finding."""
 
 import argparse
 import os
@@ -14,11 +14,11 @@ FOLDER = Path("build/fuzz")
 def main() -> int:
     """Hunt in processes of their own, so that one that dies or eats memory stops no other."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="for each target (default 10)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes for each target (default 10)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", action="append", default=[], help="by name; more than once for several (default: all)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="targets at once (default: the cores)")
-    parser.add_argument("--alone", action="store_true", help="hunt in this process")
+    parser.add_argument("--target", action="append", default=[], help="name of a target; may be repeated (default: all)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of targets at once (default: number of cores)")
+    parser.add_argument("--alone", action="store_true", help="fuzz in this process")
     options = parser.parse_args()
     if options.alone:
         return _alone(options.target[0], options.minutes * 60, options.seed)

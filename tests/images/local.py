@@ -53,7 +53,7 @@ def trainer_runtime_archive() -> Path:
 
 
 def build(image: str, archives: Path, *, sbom: bool = False) -> None:
-    """Run images/build.sh for one image; CalledProcessError where it fails.
+    """Run images/build.sh for one image; CalledProcessError if it fails.
 
     Args:
         image: trainer or pipelines.

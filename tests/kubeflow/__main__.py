@@ -1,6 +1,6 @@
 """`python -m tests.kubeflow [SCENARIO …]`: the campaign on KFP_ENDPOINT, or without one against the stand-in; `make e2e-kfp`.
 
-Prints what it sees, then a table, which it also writes to build/e2e-kfp.md; exit 1 where something is not as it should be.
+Prints what it sees, then a table, which it also writes to build/e2e-kfp.md; exit 1 if something is not as it should be.
 """
 
 import os

@@ -50,7 +50,7 @@ class World(Protocol):
         """Take away the contrastive job of a cell that trains; empty, or why it cannot be done."""
 
     def jobs(self, experiment: str) -> list[str] | None:
-        """The jobs of an experiment that are there; None where that cannot be seen."""
+        """The jobs of an experiment that are there; None if that cannot be seen."""
 
     def uninstall(self) -> str:
         """Uninstall the chart; empty, or why it is not done."""
@@ -58,7 +58,7 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was looked at; `good` is None where it is only told."""
+    """One thing that was looked at; `good` is None if it is only told."""
 
     scenario: str
     what: str
@@ -109,7 +109,7 @@ class Submission:
 
     @property
     def run(self) -> str:
-        """Id of the run, which stands in the first line."""
+        """Id of the run, which is in the first line."""
         found = _RUN.search(self.lines[0]) if self.lines else None
         return found[0] if found else ""
 

@@ -23,7 +23,7 @@ def sample(key: str, number: int, members: Mapping[str, bytes]) -> dict[str, byt
 
 
 def triplet(key: str, number: int) -> dict[str, bytes]:
-    """One triplet; the judge sides with picture 1 where the number is odd."""
+    """One triplet; the judge sides with picture 1 if the number is odd."""
     facts = {"id": number, "target": float(number % 2), "split": key.split("-")[0]}
     pictures = {"ref.png": _picture(number), "0.png": _picture(number, 60), "1.png": _picture(number, 140)}
     return {"__key__": key.encode(), **pictures, "json": json.dumps(facts).encode()}

@@ -126,7 +126,7 @@ def one_seed_row(name: str, mean: float, low: float | None, high: float | None, 
 
 
 def test_one_seed_counts_no_sign_of_an_interval_that_includes_0() -> None:
-    """Two of three are above by their sign; only the one whose interval leaves out 0 is called so, and N stands beside each."""
+    """Two of three are above by their sign; only the one whose interval leaves out 0 is called so, and N is beside each."""
     rows = [one_seed_row("A", 0.05, 0.01, 0.09), one_seed_row("B", 0.02, -0.01, 0.05), one_seed_row("C", -0.01, -0.02, 0.005)]
     said = answer(rows, "perceptual", "people")["sentence"]
     assert (

@@ -36,7 +36,7 @@ def test_any_twin_is_the_endpoint_and_recall_stands_beside_it(own: Written) -> N
     assert results["test_sets"]["demo-retrieval_zeroshot_retrieval"]["ceiling"]["image_retrieval_recall@1"] == pytest.approx(0.788)
     for words in (
         "highest possible score", "78.8 %", "random, any twin", "40 captions of 120 belong to several pictures and 1 picture of 60",
-        "demo-pairs: 20 pictures with a caption of another and 1 picture with the bytes of another; among the 60 test pictures "
+        "demo-pairs: 20 pictures with the same caption as another and 1 picture with the same bytes as another; among the 60 test pictures "
         "3 with a caption of a training picture, 1 that may be copies of one (judged by perceptual hash).",
     ):  # fmt: skip
         assert words in page

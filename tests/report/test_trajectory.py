@@ -120,7 +120,7 @@ def test_every_part_stands_on_the_page(followed: str) -> None:
         "Paired differences during training",
         "Onset: the earliest moment",
         "Power law",
-        "What is left of the prior",
+        "How much of the prior remains",
     ):
         assert words in page
 

@@ -44,7 +44,7 @@ def model_of(config: StageConfig) -> dict[str, NDArray[Any]]:
 
 
 def test_stage_1_leaves_a_sealed_tower_with_its_scores(tmp_path: Path) -> None:
-    """vision.safetensors has the recorded hash; 2AFC before, at best and at the end stand in the seal."""
+    """vision.safetensors has the recorded hash; 2AFC before, at best and at the end are in the seal."""
     config = build.perceptual(tmp_path)
     facts = finished(config).facts
     assert weights_sha256(tower_of(config)) == facts["vision_sha256"]

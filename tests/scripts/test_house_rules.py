@@ -30,3 +30,18 @@ def test_sizes_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
     path.write_text("def f():\n" + "    x = 1\n" * 400)
     assert [rule.rpartition(": ")[2] for rule in broken_rules(path)] == ["401 lines, at most 400", "f has 401 lines, at most 60"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "None where there is no such job",
+        "InputError where it is damaged",
+        "captions, a line each",
+        "what stands beside it",
+        "chosen chosen by",
+    ],
+)
+def test_a_condition_a_list_and_a_doubled_word_are_found(line: str) -> None:
+    (found,) = phrases("x.py", f"None, wherever it is, and that that is\n{line}\n")
+    assert found.startswith("x.py:2: ")

@@ -1,4 +1,4 @@
-"""One place reads what stands beside a picture, for folders and tars alike."""
+"""One place reads what is next to a picture, for folders and tars alike."""
 
 import json
 import math

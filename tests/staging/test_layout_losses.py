@@ -34,7 +34,7 @@ LOST: dict[str, tuple[Files, Made, dict[str, str]]] = {
     "two files of captions": (
         {"a.jpg": A, "a.txt": "no", "a.TXT": "A dog"},
         {"a.jpg": "A dog"},
-        {"a.txt": "second file of captions: a.TXT is read (no fault)"},
+        {"a.txt": "second caption file: a.TXT is read (no fault)"},
     ),
     "one bad JSON": (
         {

@@ -155,7 +155,7 @@ LISTS: dict[str, tuple[Files, Made]] = {
     ),
     "labels in parquet": ({"metadata.parquet": parquet(file_name=["a.jpg", "b.jpg"], label=["big_dog", "cat"])}, LABELLED),
     "labels in a list of any name, separated by semicolons": ({"labels.csv": "Image;Class Name\na.jpg;big_dog\nb.jpg;cat\n"}, LABELLED),
-    "captions win over labels": (
+    "captions take precedence over labels": (
         {"captions.tsv": "file\tlabel\tcaption\na.jpg\tbig_dog\tA dog\nb.jpg\tcat\tA cat\n"},
         {"a.jpg": "A dog; label=big_dog", "b.jpg": "A cat; label=cat"},
     ),

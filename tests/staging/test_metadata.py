@@ -22,7 +22,7 @@ SHORT, TEXT, RATIONAL, SIGNED, FLOAT, UNDEFINED = 3, 2, 5, 10, 11, 7
 
 
 def tiff(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """EXIF of entries (tag, type, count, value) as they may stand there, valid or not."""
+    """EXIF of entries (tag, type, count, value) as they may be there, valid or not."""
     values, table = b"", struct.pack("<H", len(entries))
     for tag, kind, count, value in sorted(entries):
         place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", 14 + 12 * len(entries) + len(values))

@@ -53,7 +53,7 @@ def test_a_folder_with_captions_beside_the_pictures(tmp_path: Path, stage: Stage
 
 
 def test_json_captions_with_labels_make_a_zero_shot_set(tmp_path: Path, stage: Stage) -> None:
-    """Labels stand in the .json beside a picture; the held-out part has some of each."""
+    """Labels are in the .json beside a picture; the held-out part has some of each."""
     for number in range(20):
         (tmp_path / f"x{number}.jpg").write_bytes(picture(number, kind="JPEG"))
         caption = {"caption": f"a thing {number}", "label": "cat" if number % 2 else "dog"}
@@ -81,7 +81,7 @@ def test_labels_survive_being_written_one_a_line(tmp_path: Path, stage: Stage) -
 
 
 def test_captions_csv_with_its_own_splits(tmp_path: Path, stage: Stage) -> None:
-    """The split column is obeyed, several captions stand in one field."""
+    """The split column is obeyed, several captions are in one field."""
     photo_folder(tmp_path, 6)
     rows = [[f"p{n:03d}.png", f"caption {n}\nsecond {n}", "test" if n > 3 else "train"] for n in range(6)]
     uri, manifest = stage(write_csv(tmp_path, ["file", "caption", "split"], rows))

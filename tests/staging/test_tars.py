@@ -135,7 +135,7 @@ def test_where_no_sample_has_a_caption_its_class_is_one(tmp_path: Path) -> None:
     assert [(reject.where, reject.cause) for reject in rows.rejects] == [("a.tar: z", "no caption")]
     rows = read(tmp_path / "numbers", pack([file("x.png"), file("x.cls", b"1")]))
     assert rows.rows == []
-    assert rows.rejects[0].detail.endswith("; class 1 has no name: names stand in classnames.txt beside the tars, a line each")
+    assert rows.rejects[0].detail.endswith("; class 1 has no name: put names in classnames.txt next to the tars, one per line")
     rows = read(tmp_path / "mixed", pack([*PAIR, file("y.png"), file("y.cls", b"cat")]))
     assert [row.where for row in rows.rows] == ["a.tar: x"]
     assert [reject.cause for reject in rows.rejects] == ["no caption"]

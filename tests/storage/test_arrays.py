@@ -89,7 +89,7 @@ def damaged(data, seed):
 
 
 def said_of(read, data):
-    """What an archive or array is refused with; empty where it is read."""
+    """What an archive or array is refused with; empty if it is read."""
     try:
         read(data, URI)
     except Corrupt as error:
@@ -195,7 +195,7 @@ def test_bombs_are_refused_within_bounds(tmp_path, bomb):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_members_of_one_name_are_refused():
     """Which one counts would be a guess."""
-    with pytest.raises(Corrupt, match="two members of one name"):
+    with pytest.raises(Corrupt, match="two members have the same name"):
         decode_arrays(archive([("a.npy", saved(np.arange(3))), ("a.npy", saved(np.arange(4)))]), URI)
 
 

@@ -70,7 +70,7 @@ def test_a_folder_in_the_place_of_an_object(tmp_path: Path, holds: bool) -> None
         store.delete(uri)
         assert not exists(uri)
         if holds:
-            with pytest.raises(InputError, match=f"^{uri}: a folder lies here, not a file: remove it"):
+            with pytest.raises(InputError, match=f"^{uri}: this is a folder, not a file: remove it"):
                 write()
             (tmp_path / "x" / "inside").unlink()
             (tmp_path / "x").rmdir()
@@ -136,7 +136,7 @@ def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
 def test_writing_over_a_folder(tmp_path: Path) -> None:
     """A folder that holds anything is never replaced by a file."""
     (tmp_path / "d" / "e").mkdir(parents=True)
-    with pytest.raises(InputError, match="a folder lies here"):
+    with pytest.raises(InputError, match="this is a folder"):
         write_bytes(str(tmp_path / "d"), b"x")
 
 

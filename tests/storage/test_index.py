@@ -126,7 +126,7 @@ def test_newer_format_is_named() -> None:
         (lambda index: {"shard_size": "1"}, "its shard_size must be a whole number"),
         (lambda index: {"shard_crc32c": 2**32}, "its shard_crc32c must be a whole number from 0 to 4294967295"),
         (lambda index: {"shard": 5}, "its shard must be a name"),
-        (lambda index: {"members": ("image", "image")}, "two of its members have one name"),
+        (lambda index: {"members": ("image", "image")}, "two of its members have the same name"),
     ],
 )
 def test_nonsense_with_a_right_checksum(change: object, rule: str) -> None:

@@ -70,7 +70,7 @@ def test_writes_that_are_always_harmed(s3_root: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
     harm_parts(monkeypatch, lambda number: True)
     uri = join(s3_root, "x")
-    with pytest.raises(RunError, match=f"^{uri}: .*(holds|received) other bytes than were sent"):
+    with pytest.raises(RunError, match=f"^{uri}: .*(has|received) different bytes from those sent"):
         new_store(uri).put_stream(uri, io.BytesIO(random.Random(0).randbytes(size)))
 
 

@@ -302,5 +302,5 @@ def test_wrong_proxies(s3_root: str, monkeypatch: pytest.MonkeyPatch, value: str
 
 
 def test_settings_are_not_printed(s3_root: str, s3_server: S3Server) -> None:
-    """Neither keys nor the proxy's password stand in what a debugger or a log shows of the settings."""
+    """Neither keys nor the proxy's password are in what a debugger or a log shows of the settings."""
     assert s3_server.secret_key not in repr(settings_from_environment(s3_root))

@@ -36,7 +36,7 @@ def parse_config(kind: type[ConfigT], values: Mapping[str, Any], overrides: Over
     Args:
         kind: a dataclass of configuration.
         values: plain data; `group.key: value` stands for a key of a group.
-        overrides: win over `values`; a group that one names keeps its other values.
+        overrides: values that override `values`; a group that one names keeps its other values.
         source: file or what else said it, to begin an error with.
 
     Raises:
@@ -61,7 +61,7 @@ def load_recipe(recipe: str | Mapping[str, Any], overrides: Overrides = (), *, r
 
     Args:
         recipe: a shipped name, a URI that ends in .yaml, the YAML itself, or what the YAML would hold.
-        overrides: win over all that stands in it.
+        overrides: values that override it.
         read: gives the text at a URI; `trainer.storage.recipes.read_recipe` brings it.
         source: which file holds the recipe where it is given by itself, to begin an error with.
 
@@ -96,7 +96,7 @@ def recipe_differences(recipe: Recipe, base: Recipe) -> list[str]:
 
 
 def parse_overrides(text: str, kind: type[Any] = Recipe) -> dict[str, Any]:
-    """Overrides in one string, `a.b=1 c.d=2`: dotted keys with their values. A value with blanks stands in quotes.
+    """Overrides in one string, `a.b=1 c.d=2`: dotted keys with their values. A value with blanks is in quotes.
 
     Raises:
         InputError: no `=`, a key twice, or an unknown key, in one line that names the nearest one.
@@ -117,7 +117,7 @@ def check_keys(kind: type[Any], values: Mapping[str, Any], source: str) -> None:
 
 
 def settings_of(kind: type[Any], key: str) -> list[str]:
-    """The settings of the group that a dotted key names; none where it names a setting. InputError where there is no such key."""
+    """The settings of the group that a dotted key names; none where it names a setting. InputError if there is no such key."""
     group = group_in(hint_of(kind, key))
     return [item.name for item in dataclasses.fields(group)] if group else []
 

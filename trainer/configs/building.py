@@ -46,7 +46,7 @@ def laid_over(values: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, A
 
 
 def nested(kind: type[Any], values: Mapping[Any, Any], path: str = "") -> dict[Any, Any]:
-    """The mapping with every `group.key: value` put into its group. InputError where a key is given in both spellings."""
+    """The mapping with every `group.key: value` put into its group. InputError if a key is given in both spellings."""
     result: dict[Any, Any] = {}
     for key, value in values.items():
         head, dot, rest = str(key).partition(".")
@@ -66,7 +66,7 @@ def nested(kind: type[Any], values: Mapping[Any, Any], path: str = "") -> dict[A
 
 
 def hint_of(kind: type[Any], key: str) -> Any:
-    """The type of a dotted key. InputError where there is no such key; it names the nearest one."""
+    """The type of a dotted key. InputError if there is no such key; it names the nearest one."""
     hint: Any = kind
     for part in key.split("."):
         group = group_in(hint)

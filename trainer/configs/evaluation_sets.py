@@ -139,7 +139,7 @@ FAMILIES = {
 
 
 def find_set(name: str) -> EvaluationSetFacts:
-    """The set of this name; InputError naming the nearest where there is none."""
+    """The set of this name; InputError naming the nearest if there is none."""
     for known in SETS:
         if known.name == name:
             return known

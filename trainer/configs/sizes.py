@@ -1,6 +1,6 @@
-"""How large a model is and what training it takes: parameters, floating-point operations, bytes of a GPU. Needs no torch.
+"""The size of a model and the cost of training it: parameters, floating-point operations, GPU memory. Needs no torch.
 
-Sizes of open_clip's ViTs stand in open_clip.json, which `make generate` writes from the installed package.
+Sizes of open_clip's ViTs are in open_clip.json, which `make generate` writes from the installed package.
 """
 
 import difflib
@@ -20,13 +20,13 @@ IMAGES_A_TRIPLET = 3
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
 """Dense bf16 (V100: fp16) operations a second by the makers' data sheets, SXM where there is a choice."""
 CAPTION_TOKENS = 24.0
-"""Mean tokens of a caption that activations are counted for, as in rows L and M of docs/BENCHMARKS.md (web captions)."""
+"""Mean tokens per caption assumed for activations, as in rows L and M of docs/BENCHMARKS.md (web captions)."""
 CONTEXT_BYTES = 3 << 29
-"""1.5 GiB for the CUDA context, cuBLAS, NCCL and gradients on their way: assumed, since PyTorch's allocator does not count it."""
+"""1.5 GiB for the CUDA context, cuBLAS, NCCL and gradients in transit: assumed, since PyTorch's allocator does not count it."""
 TILE_BYTES = 2 * (8 << 20) * 4
 """The loss's two tiles of logits, float32: trainer/model/losses.py, TILE_ELEMENTS."""
 USABLE_FRACTION = 0.8
-"""Part of a GPU that an estimate may fill: captions longer than CAPTION_TOKENS, fragmentation and the estimate's error take the rest."""
+"""Part of a GPU that an estimate may fill; the rest is for captions longer than CAPTION_TOKENS, fragmentation and the estimate's error."""
 
 
 # --------------------------------------------------------------------------------------------------- the model
@@ -37,12 +37,12 @@ class Tower:
     """One tower.
 
     Attributes:
-        tokens: of a picture (class token included), or of the longest caption.
+        tokens: tokens of a picture (including the class token), or of the longest caption.
         layers: transformer blocks.
-        width: of a token.
-        mlp_width: inside a block's MLP.
-        parameters: of the tower, its projection into the joint space included.
-        edge_flops: forward, of one picture or caption outside the blocks: patches, projection.
+        width: width of a token.
+        mlp_width: width inside a block's MLP.
+        parameters: parameters of the tower, including its projection into the joint space.
+        edge_flops: forward operations of one picture or caption outside the blocks: patches, projection.
     """
 
     tokens: int
@@ -53,17 +53,17 @@ class Tower:
     edge_flops: float
 
     def flops(self, tokens: float) -> float:
-        """Forward, of one picture or a caption of `tokens`; a multiplication and an addition count one each."""
+        """Forward operations for one picture or a caption of `tokens`; a multiplication and an addition count as one each."""
         block = tokens * (8 * self.width**2 + 4 * self.width * self.mlp_width) + 4 * tokens**2 * self.width
         return self.layers * block + self.edge_flops
 
     def activation_bytes(self, tokens: float, element: int) -> float:
-        """What backward needs of one picture or a caption of `tokens`, `element` bytes a number.
+        """Bytes that the backward pass needs for one picture or a caption of `tokens`, with `element` bytes per number.
 
-        Of a block, per token: the residual stream twice (float32 under bf16 autocast), and in the step's precision both
-        LayerNorms' output, queries, keys, values, what attention gives, the MLP before and after its activation. Of the last
-        block only attention runs for all tokens. A test counts the same with autograd's hooks; on an H100 rows K and L of
-        docs/BENCHMARKS.md (1,024 pairs of ViT-B/32: 29,597 MiB at 77 tokens, 19,758 MiB at 23.4) lie within 10 %.
+        A block stores per token the residual stream twice (float32 under bf16 autocast), and in the step's precision both
+        LayerNorms' output, queries, keys, values, the output of attention, and the MLP before and after its activation. In the
+        last block only attention runs for all tokens. A test counts the same with autograd's hooks; measured on an H100, rows K and L
+        of docs/BENCHMARKS.md (1,024 pairs of ViT-B/32: 29,597 MiB at 77 tokens, 19,758 MiB at 23.4) differ by less than 10 %.
         """
         residual = max(element, 4)
         block = (2 * residual + 6 * element) * self.width + 2 * element * self.mlp_width
@@ -81,16 +81,16 @@ class Sizes:
 
     @property
     def parameters(self) -> int:
-        """Of both towers and the logit scale."""
+        """Parameters of both towers and the logit scale."""
         return self.vision.parameters + self.text.parameters + 1
 
     @property
     def image_bytes(self) -> int:
-        """Of one picture as it comes to the device: uint8."""
+        """Bytes of one picture as it is copied to the device: uint8."""
         return 3 * self.image_size**2
 
     def flops(self, text_tokens: float) -> float:
-        """Forward and backward (twice forward) of one picture and a caption of `text_tokens`; 0: of the picture alone."""
+        """Forward and backward (twice forward) operations for one picture and a caption of `text_tokens`; 0: for the picture alone."""
         return 3 * (self.vision.flops(self.vision.tokens) + (self.text.flops(text_tokens) if text_tokens else 0.0))
 
 
@@ -99,7 +99,7 @@ def sizes(model: ModelConfig) -> Sizes:
     """The sizes of a model, by its own fields or by its open_clip name.
 
     Raises:
-        InputError: the name is none that the trainer can build; the nearest one is named.
+        InputError: the trainer cannot build a model of this name; the message gives the nearest one.
     """
     if model.open_clip_name:
         return _sizes(**_known(model.open_clip_name))
@@ -146,7 +146,7 @@ def _sizes(
 
 def _tower(found: Mapping[str, Any], tokens: int, around: int, edge_flops: float) -> Tower:
     layers, width, mlp_width = found["layers"], found["width"], found["mlp_width"]
-    # weights of QKV, output and MLP; their biases; two LayerNorms; a scale after attention and MLP where there is one
+    # weights of QKV, output and MLP; their biases; two LayerNorms; a scale after attention and MLP if there is one
     block = 4 * width**2 + 2 * width * mlp_width + 9 * width + mlp_width + (2 * width if found.get("layer_scale") else 0)
     return Tower(tokens=tokens, layers=layers, width=width, mlp_width=mlp_width, parameters=around + layers * block, edge_flops=edge_flops)
 
@@ -156,13 +156,13 @@ def _tower(found: Mapping[str, Any], tokens: int, around: int, edge_flops: float
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What a rank's GPU holds at the peak of a step, in bytes.
+    """GPU memory of a rank at the peak of a step, in bytes.
 
     Attributes:
         state: weights, gradients and the optimiser's moments, and under autocast the weights' bf16 copies.
-        samples: of a micro-batch: pairs or triplets.
+        samples: pairs or triplets of a micro-batch.
         sample: activations of one of them.
-        share: pictures of the rank's share, and what its contrast group takes: features, their gradients, tiles of logits.
+        share: pictures of the rank's share, and features, their gradients and tiles of logits of its contrast group.
         context: CONTEXT_BYTES.
     """
 
@@ -207,13 +207,13 @@ def training_memory(config: StageConfig, ranks: int, local_batch_size: int, capt
         sample = picture + size.text.activation_bytes(words, element)
         pairs = config.contrastive.global_batch_size // ranks
         features = (4 * whole + 2 * group) * size.embed_dim * max(element, 4)
-        kept = min(element, 4) if samples < pairs else 1  # bytes of a pixel: augmented once for all chunks, else part of `picture`
+        kept = min(element, 4) if samples < pairs else 1  # bytes per pixel: augmented once for all chunks, or part of `picture`
         share = pairs * size.image_bytes * kept + features + TILE_BYTES
     return Memory(state=_state_bytes(config, size, element), samples=samples, sample=math.ceil(sample), share=share)
 
 
 def largest_local_batch_size(config: StageConfig, ranks: int, gpu_bytes: int) -> int:
-    """The largest micro-batch whose estimate fills at most USABLE_FRACTION of a GPU: the whole share, else the fewest equal parts of it.
+    """The largest micro-batch whose estimate fills at most USABLE_FRACTION of a GPU: the whole share, or as few equal parts as possible.
 
     Args:
         config: of the stage.
@@ -249,7 +249,7 @@ def largest_local_batch_size(config: StageConfig, ranks: int, gpu_bytes: int) ->
 
 
 def whole_batch_size(config: StageConfig, ranks: int) -> int:
-    """The samples that a rank runs at once where memory sets no limit: its part of a contrast group, or of a batch of triplets.
+    """The samples that a rank runs at once if memory sets no limit: its part of a contrast group, or of a batch of triplets.
 
     Raises:
         InputError: the ranks do not divide it.
@@ -264,13 +264,13 @@ def whole_batch_size(config: StageConfig, ranks: int) -> int:
 
 
 def checkpoint_bytes(config: StageConfig) -> int:
-    """One checkpoint of the stage: what it trains and holds, in float32, and two moments of what is trained. ViT-B/32: 1.82 GB."""
+    """Bytes of one checkpoint of the stage: all parameters in float32, and two moments of those that are trained. ViT-B/32: 1.82 GB."""
     size, element = sizes(config.model), 8 if _precision(config) == "fp64" else 4
     return element * (_held(config, size) + 2 * _trained(config, size))
 
 
 def final_bytes(config: StageConfig) -> int:
-    """The finished model, float32: the vision tower of a perceptual stage, else both towers."""
+    """Bytes of the finished model in float32: the vision tower for a perceptual stage, otherwise both towers."""
     return 4 * _held(config, sizes(config.model))
 
 
@@ -287,7 +287,7 @@ def _held(config: StageConfig, size: Sizes) -> int:
 
 
 def _trained(config: StageConfig, size: Sizes) -> int:
-    """Parameters with a gradient: all that are held; of a post-hoc stage only the vision tower's QKV."""
+    """Parameters with a gradient: all of them, or in a post-hoc stage only the vision tower's QKV."""
     return size.vision.layers * 3 * size.vision.width * (size.vision.width + 1) if config.stage == "posthoc" else _held(config, size)
 
 

@@ -1,8 +1,8 @@
-"""What happens to a batch of pictures on the device: MoCo-v2's augmentation, and CLIP's normalisation.
+"""Augment and normalise a batch of pictures on the device: MoCo-v2's augmentation, and CLIP's normalisation.
 
 MoCo-v2 (arXiv 2003.04297, as DeCLIP uses it): colour jitter (.4, .4, .4, .1) with probability .8 in random order,
-grayscale .2, Gaussian blur of sigma .1 to 2 with .5, mirror .5; the random resized crop was done in decoding. Every
-draw is a function of the sample's own seed, so neither batch, rank nor device changes it.
+grayscale .2, Gaussian blur of sigma .1 to 2 with .5, mirror .5; the random resized crop is part of decoding. Every
+random number is a function of the sample's own seed, so it does not depend on batch, rank or device.
 
 Suffixes: B (batch), S (side); pictures are float in [0, 1] between the steps.
 """
@@ -26,7 +26,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _FIRST_DRAW, _DRAWS = 64, 13
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL has it
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in PIL
 _BLUR_RADIUS = 6  # three of the largest sigma
 
 
@@ -58,11 +58,11 @@ def augment_on_device(images: Tensor, seeds: Tensor, augmentation: Augmentation)
 
 @dataclass(frozen=True)
 class _Change:
-    """What is made of some pictures of a batch, each by its own amount.
+    """A change of some pictures of a batch, each by its own amount.
 
     Attributes:
-        make: ((n, 3, S, S), (n, 1, 1, 1) or more amounts a picture) to the changed pictures.
-        chosen: (n,) int64, their places in the batch; never empty.
+        make: maps ((n, 3, S, S), amounts of shape (n, 1, 1, 1) or more) to the changed pictures.
+        chosen: (n,) int64, their indices in the batch; never empty.
         amounts: (n,) or (n, taps) float32.
     """
 
@@ -72,9 +72,9 @@ class _Change:
 
 
 def _plan(draws: NDArray[np.float64], height: int, width: int) -> list[_Change]:
-    """What `draws` (B, 13) do to a batch, in turn. Decided on the CPU, whole, so that the device neither waits nor decides."""
+    """The changes that `draws` (B, 13) make to a batch, in order. They are computed on the CPU, so that the device never synchronises."""
     applied = draws[:, 0] < 0.8
-    order = np.argsort(draws[:, 1:5], axis=1, kind="stable")  # (B, 4): which colour change comes at which place
+    order = np.argsort(draws[:, 1:5], axis=1, kind="stable")  # (B, 4): the order of the colour changes
     amounts = np.concatenate([0.6 + 0.8 * draws[:, 5:8], 0.2 * draws[:, 8:9] - 0.1], axis=1).astype(np.float32)
     colours = (_brightness, _contrast, _saturation, _hue)
     plan = []
@@ -95,7 +95,7 @@ def _normalise(images: Tensor) -> Tensor:
 
 @functools.cache
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """(3, 1, 1) float32 on the device, put there once: a copy from ordinary memory waits until the device's queue is empty."""
+    """(3, 1, 1) float32 on the device, copied only once, since a copy from pageable memory waits until the device's queue is empty."""
     return torch.tensor(values, device=device)[:, None, None]
 
 
@@ -114,7 +114,7 @@ def _saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue by a part of the circle (-.1 to .1) in HSV: value and chroma of every pixel stay."""
+    """Rotate the hue by a fraction of the circle (-.1 to .1) in HSV; value and chroma of every pixel stay the same."""
     red, green, blue = images.unbind(1)
     high, low = images.amax(1), images.amin(1)
     chroma = high - low
@@ -123,7 +123,7 @@ def _hue(images: Tensor, turn: Tensor) -> Tensor:
         high == red, (green - blue) / scale, torch.where(high == green, 2 + (blue - red) / scale, 4 + (red - green) / scale)
     )
     sixth = sixth + 6 * turn[:, 0]
-    # In HSV a channel is high minus the part of the chroma that its distance from its own hue takes away.
+    # In HSV a channel is the maximum minus a part of the chroma that grows with its distance from its own hue.
     offsets = _per_channel((5.0, 3.0, 1.0), images.device)
     away = torch.remainder(offsets + sixth[:, None], 6)
     return high[:, None] - chroma[:, None] * torch.minimum(away, 4 - away).clamp(0, 1)
@@ -143,7 +143,7 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _blur_weights(sigmas: NDArray[np.float64], height: int, width: int) -> NDArray[np.float32]:
-    """(B, taps), each row's sum 1: a Gaussian of each picture's own sigma, cut where a small picture ends."""
+    """(B, taps), each row with sum 1: a Gaussian with each picture's own sigma, truncated for small pictures."""
     reach = min(_BLUR_RADIUS, height - 1, width - 1)
     taps = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (taps / torch.from_numpy(sigmas)[:, None]) ** 2)

@@ -1,8 +1,8 @@
-"""Shards on this machine: in place where the root is a folder, else fetched ahead of their use into a bounded cache.
+"""Shards on this machine: used in place if the root is a folder, otherwise prefetched into a bounded cache.
 
-The ranks of a node share one folder (trainer/data/folder.py): whoever finds a file missing or damaged fetches it for all, and
-the last to release it removes it. Where the whole split fits into `placement.cache_bytes`, shards are fetched whole, nothing is
-removed before the end, and later epochs fetch nothing.
+The ranks of a node share one folder (trainer/data/folder.py): a rank that finds a file missing or damaged fetches it for all, and
+the last rank to release a file removes it. If the whole split fits into `placement.cache_bytes`, shards are fetched whole, nothing
+is removed before the end, and later epochs fetch nothing.
 """
 
 import functools
@@ -33,13 +33,13 @@ from trainer.storage.manifest import Manifest, Shard
 _CONNECTIONS = 4
 _MOST_CONNECTIONS = 16
 _SWEPT_AROUND = 64
-"""So many first reads of a bounded cache keep what an earlier run left of them."""
+"""Number of first reads for which a bounded cache keeps files left by an earlier run."""
 _CLOSE_SECONDS = 10.0
-"""How long a closed loader waits for what is just being fetched: a store that is down must not hold up the exit."""
+"""Seconds for which a closed loader waits for fetches in progress, so that a store that is down does not delay the exit."""
 
 
 class Order(Protocol):
-    """What the cache must know of an order: see CanonicalOrder."""
+    """The part of an order that the cache needs: see CanonicalOrder."""
 
     steps_per_epoch: int
 
@@ -49,18 +49,18 @@ class Order(Protocol):
 
 
 class Source(Protocol):
-    """Where a loader finds its shards."""
+    """The source of a loader's shards."""
 
     def file(self, epoch: int, run: int, shard: int, step: int) -> ShardFile:
-        """The file of a shard for a run, waited for; `step` (of all steps) needs it."""
+        """The file of a shard for a run, once it is available; `step` (of all steps) needs it."""
         ...
 
     def release(self, step: int) -> None:
-        """No step before `step` will be asked for again."""
+        """Announce that no step before `step` will be requested again."""
         ...
 
     def heal(self, file: ShardFile) -> bool:
-        """Make a file whole that was found damaged; False where there is nothing to make it from."""
+        """Repair a file that was found damaged; False if there is no source to repair it from."""
         ...
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Source(Protocol):
 
 
 class InPlace:
-    """Shards of a local folder, used where they lie."""
+    """Shards of a local folder, used in place."""
 
     def __init__(self, folder: str, shards: list[Shard]) -> None:
         self._files = [
@@ -90,7 +90,7 @@ class InPlace:
         """Nothing was taken."""
 
     def heal(self, file: ShardFile) -> bool:
-        """No: these are the only bytes that there are. The next run looks at them again, whatever their stamps say."""
+        """Always False, since there is no other copy. The next run hashes the file again, whatever its stamp says."""
         forget(file.uri.removesuffix(f"/{file.shard.name}"), file.shard.name, file.shard.index_name)
         return False
 
@@ -100,7 +100,7 @@ class InPlace:
 
 @dataclass
 class _Cached:
-    """A file of the cache that this process holds: what for, by how many reads, and when it is there."""
+    """A file of the cache that this process holds: its purpose, the number of reads that use it, and a future for its arrival."""
 
     file: ShardFile
     rows: range | None
@@ -121,7 +121,7 @@ class Prefetcher:
     """Fetches a rank's shards in the order of their first use, as far ahead as the cache allows.
 
     Attributes:
-        fetched_bytes: what was read from the store for each epoch.
+        fetched_bytes: bytes read from the store for each epoch.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Prefetcher:
         placement: Placement,
         start_step: int,
     ) -> None:
-        """Begin to fetch what the steps from `start_step` on need. Raises InputError where placement.cache_dir cannot be used."""
+        """Start to fetch the shards for the steps from `start_step` on. Raises InputError if placement.cache_dir cannot be used."""
         self._uri, self._shards, self._order, self._rank, self._world_size = uri, shards, order, rank, world_size
         self._keep = sum(shard.size for shard in shards) <= placement.cache_bytes
         self._leave = self._keep and bool(placement.cache_dir)  # a folder that was named outlives the run
@@ -162,7 +162,7 @@ class Prefetcher:
         self._thread.start()
 
     def file(self, epoch: int, run: int, shard: int, step: int) -> ShardFile:
-        """The file of a shard for a run, waited for. Raises what went wrong in fetching it."""
+        """The file of a shard for a run, once it is available. Raises the error if fetching it failed."""
         with self._changed:
             self._wanted = max(self._wanted, step)
             self._changed.notify_all()
@@ -174,11 +174,11 @@ class Prefetcher:
                 self._changed.wait()
             late = not held.cached.ready.done() and not self._queue.empty()
             if late and not self._stopped and len(self._fetchers) < _MOST_CONNECTIONS:
-                self._start_fetcher()  # the connections so far do not feed the consumer
+                self._start_fetcher()  # the current connections are too slow for the consumer
         return held.cached.ready.result()
 
     def release(self, step: int) -> None:
-        """Release what no step from `step` on needs."""
+        """Release the files that no step from `step` on needs."""
         with self._changed:
             if self._stopped:
                 return
@@ -191,7 +191,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def heal(self, file: ShardFile) -> bool:
-        """Fetch a file of the cache again where it is damaged. Raises Corrupt where the store's is damaged too."""
+        """Fetch a damaged file of the cache again. Raises Corrupt if the store's copy is damaged too."""
         with self._changed:
             cached = self._cached.get(file.path)
             if cached is None or self._stopped:
@@ -204,7 +204,7 @@ class Prefetcher:
         return True
 
     def close(self) -> None:
-        """Stop fetching, and remove what no other rank uses (unless the folder was named and holds the whole split)."""
+        """Stop fetching, and remove files that no other rank uses (unless the folder was configured and contains the whole split)."""
         with self._changed:
             if self._stopped:
                 return
@@ -259,7 +259,7 @@ class Prefetcher:
         return shard.size * (read.stop_row - read.first_row) // max(shard.num_samples, 1)
 
     def _file(self, read: ShardRead) -> tuple[ShardFile, range | None]:
-        """Where a read finds its shard, and which rows lie there; None: all, as of every shard that later epochs will read too."""
+        """The place of a read's shard, and the rows stored there; None: all rows, as for shards that later epochs will read too."""
         shard = self._shards[read.shard]
         rows = range(read.first_row, read.stop_row)
         whole = self._keep or rows == range(shard.num_samples)
@@ -268,13 +268,13 @@ class Prefetcher:
         return ShardFile(shard=shard, path=tar, index=index, uri=join(self._uri, shard.name)), None if whole else rows
 
     def _is_whole(self, tar: Path) -> bool:
-        """Whether a file of the folder has the name and size of a shard; its bytes are compared when it is taken."""
+        """Whether a file of the folder has the name and size of a shard; its bytes are checked when it is used."""
         with suppress(OSError):
             return tar.stat().st_size == self._sizes.get(tar.name)
         return False
 
     def _submit(self, epoch: int, read: ShardRead) -> _Cached:
-        """The file for a read, which a fetcher sees to unless this process holds it already. Called with the lock held."""
+        """The file for a read; a fetcher provides it unless this process already holds it. Called with the lock held."""
         file, rows = self._file(read)
         cached = self._cached.get(file.path)
         if cached is None:
@@ -320,12 +320,12 @@ class Prefetcher:
             self._folder.let_go(cached.file, remove=not self._keep)
 
     def _end_work(self) -> None:
-        """One less uses the folder; the last one leaves it."""
+        """Count one user of the folder less; the last one leaves the folder."""
         with self._changed:
             self._at_work -= 1
             if self._at_work:
                 return
-        with suppress(InputError, RunError):  # what cannot be removed now is swept by who comes next
+        with suppress(InputError, RunError):  # the next user removes what cannot be removed now
             if not self._keep:
                 for cached in self._cached.values():
                     self._let_go(cached)
@@ -333,7 +333,7 @@ class Prefetcher:
 
 
 def check_cache(uri: str, shards: list[Shard], placement: Placement, *, runs: int, block_shards: int) -> None:
-    """Refuse a cache that cannot hold what the order shuffles over: 2 C K shards over all nodes, or the whole split."""
+    """Refuse a cache too small for the shards that the order shuffles over: 2 C K shards over all nodes, or the whole split."""
     if local_path(uri) is not None:
         return
     total = sum(shard.size for shard in shards)
@@ -349,5 +349,5 @@ def check_cache(uri: str, shards: list[Shard], placement: Placement, *, runs: in
 
 
 def _file_name(name: str) -> str:
-    """A shard's name as one file's, wherever it lies below the data set's folder."""
+    """The file name in the cache for a shard, wherever the shard is below the data set's folder."""
     return quote(name, safe="")

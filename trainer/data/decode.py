@@ -56,7 +56,7 @@ def centre(pixels: NDArray[np.uint8], side: int, mode: Decoder) -> torch.Tensor:
 
 
 def decode_pixels(data: Buffer, mode: Decoder) -> NDArray[np.uint8]:
-    """All pixels of a picture as RGB: (H, W, 3). Raises RunError where the bytes are no picture, or one of too many pixels."""
+    """All pixels of a picture as RGB: (H, W, 3). Raises RunError if the bytes are no picture, or one of too many pixels."""
     if mode == "fast" and bytes(data[:2]) == b"\xff\xd8":
         try:
             _check_size(*simplejpeg.decode_jpeg_header(data)[:2])

@@ -1,4 +1,4 @@
-"""What a chunk of samples becomes: the part of loading that runs in worker processes or threads."""
+"""Decode chunks of samples: the part of loading that runs in worker processes or threads."""
 
 import contextlib
 import json
@@ -61,14 +61,14 @@ class PairsDecoder:
     """Decodes, crops and resizes pictures, and draws a caption for each.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         image_size: S.
-        augmentation: moco_v2 and crop take a random resized crop (bilinear and bicubic), none the centre.
-        crop_scale_min: smallest part of a picture's area that is cropped.
+        augmentation: moco_v2 and crop use a random resized crop (bilinear and bicubic), none the centre crop.
+        crop_scale_min: smallest fraction of a picture's area for a crop.
         mode: the decoder.
-        context_length: L; longer captions are cut, their end kept.
-        views_capacity: shards kept open.
-        keep_bytes: decoded pictures are kept while they take less than this; 0: none is.
+        context_length: L; longer captions are truncated, keeping the end token.
+        views_capacity: number of shards kept open.
+        keep_bytes: decoded pictures are kept while they take less than this; 0: none are kept.
     """
 
     seed: int
@@ -98,7 +98,7 @@ class PairsDecoder:
         return DecodedPairs(images=images, tokens=tokens, lengths=lengths, seeds=torch.from_numpy(seeds), keys=keys)
 
     def _images(self, samples: list[tuple[ShardView, int]], places: list[tuple[int, int]], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Each picture from bytes to its place in the batch (B, S, S, 3) before the next: its pixels stay in the processor's cache."""
+        """Decode each picture into its place in the batch (B, S, S, 3) before the next, so that its pixels stay in the CPU's cache."""
         side = self.image_size
         images = np.empty((len(samples), side, side, 3), np.uint8)
         sources = [
@@ -154,7 +154,7 @@ def _size(view: ShardView, row: int, source: NDArray[np.uint8] | bytes) -> tuple
 
 @contextlib.contextmanager
 def _naming(view: ShardView, row: int, *member: str) -> Iterator[None]:
-    """A RunError inside names the sample (and its member)."""
+    """Within this context, a RunError names the sample (and its member)."""
     try:
         yield
     except RunError as error:
@@ -163,12 +163,12 @@ def _naming(view: ShardView, row: int, *member: str) -> Iterator[None]:
 
 @dataclass(kw_only=True)
 class TripletsDecoder:
-    """Decodes triplets and says which side is closer, by one of the kinds of labels (trainer/labels/).
+    """Decodes triplets and determines which side is closer, by one of the kinds of labels (trainer/labels/).
 
     Attributes:
         seed: of the run.
-        image_size: S; pictures of another size are squashed to it.
-        labels: name of their kind.
+        image_size: S; pictures of another size are resized to it.
+        labels: name of the kind of labels.
         mirror: mirror a triplet's three pictures together, half of the time.
         views_capacity: shards kept open.
         keep: keep every decoded triplet.
@@ -187,7 +187,7 @@ class TripletsDecoder:
         return Views(self.views_capacity)
 
     def decode(self, chunk: Chunk) -> DecodedTriplets:
-        """Decode one chunk. Raises RunError naming shard and sample, InputError where it lacks the judgement asked for."""
+        """Decode one chunk. Raises RunError naming shard and sample, InputError if it lacks the judgement asked for."""
         views = [self._views.view(file) for file in chunk.files]
         which, rows, places = chunk.which.tolist(), chunk.rows.tolist(), chunk.positions.tolist()
         keys = [views[files[0]].index.keys[row[0]] for files, row in zip(which, rows, strict=True)]
@@ -225,7 +225,7 @@ class TripletsDecoder:
         return result
 
     def _shown(self, own: tuple[ShardView, int], other: tuple[ShardView, int], draws: list[float]) -> Shown:
-        view, row = other  # where labels read another triplet, it is that one's json that is wrong
+        view, row = other  # if labels read another triplet, the error is in the json of that one
         try:
             return named_labels(self.labels).show(partial(_facts, *own), partial(_facts, *other), draws)
         except InputError as error:

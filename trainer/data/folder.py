@@ -37,7 +37,7 @@ class CacheFolder:
     """One process's part in a cache folder. Safe for threads, each file being in the hands of one at a time."""
 
     def __init__(self, path: Path, names: Sequence[str] = (), *, named: bool = True) -> None:
-        """Join the folder, which is made where there is none.
+        """Join the folder, which is made if there is none.
 
         Args:
             path: of the folder.
@@ -129,7 +129,7 @@ class CacheFolder:
             os.close(self._lock)
 
     def _join(self) -> bool:
-        """Open the lock file and say that this process is here; False where its last user was just removing it."""
+        """Open the lock file and say that this process is here; False if its last user was just removing it."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / LOCK
         if lock.is_dir():
@@ -183,7 +183,7 @@ class CacheFolder:
         return _OTHER | int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest()) if number is None else number
 
     def _set(self, kind: int, position: int) -> bool:
-        """Lock or unlock one byte, or turn a lock into another, at once; False where someone else's lock is in the way."""
+        """Lock or unlock one byte, or turn a lock into another, at once; False if someone else's lock is in the way."""
         request = struct.pack("hhqqi0q", kind, os.SEEK_SET, position, 1, 0)
         try:
             fcntl.fcntl(self._lock, fcntl.F_OFD_SETLK, request)  # unlike POSIX locks, two loaders of a process are two owners
@@ -196,7 +196,7 @@ def join_cache(base: Path, name: str, names: Sequence[str], *, named: bool) -> C
     """The folder `name` below `base`; what dead runs left in folders beside it is swept.
 
     Args:
-        base: folder of all caches, made where there is none.
+        base: folder of all caches, made if there is none.
         name: of this data set's.
         names: see CacheFolder.
         named: the user chose `base`: whole shards stay there, and only folders that certainly are caches are touched.

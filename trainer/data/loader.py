@@ -3,8 +3,8 @@
     loader = PairsLoader(config.data, seed=0, global_batch_size=4096, rank=rank, world_size=world_size, …)
     for batch in loader.batches(start_step): …
 
-`batches(start_step)` never ends, and resumes exactly: the step is its whole state. What a batch holds is the
-same at every world size, number of workers and place of the data.
+`batches(start_step)` never ends, and resumes exactly: the step is its only state. The content of a batch does not
+depend on the world size, the number of workers or the place of the data.
 """
 
 import time
@@ -53,7 +53,7 @@ class PairBatch:
         tokens: (B, context_length) int64, 0 after each caption's end.
         lengths: (B,) int64, tokens of each caption, start and end included.
         keys: of the samples.
-        augmentation_seeds: (B,) int64, what augment_on_device draws from.
+        augmentation_seeds: (B,) int64, seeds for augment_on_device.
         step: of the whole run, from 0.
         epoch: from 0.
         data_wait_seconds: how long the consumer waited for it.
@@ -75,7 +75,7 @@ class TripletBatch:
 
     Attributes:
         images: (B, 3, 3, S, S) uint8: ref, 0, 1.
-        target: (B,) float32, the part of the judges that say image 1 is closer to ref.
+        target: (B,) float32, the fraction of judges who say that image 1 is closer to ref.
         keys: of the samples.
         step: of the whole run, from 0.
         epoch: from 0.
@@ -91,7 +91,7 @@ class TripletBatch:
 
 
 class _Loader(ABC, Generic[DecodedT, BatchT]):
-    """What both loaders share: the manifest, the order, the pool, and one running pipeline."""
+    """The common part of both loaders: the manifest, the order, the pool, and one running pipeline."""
 
     def __init__(
         self,
@@ -129,12 +129,12 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
 
     @property
     def num_samples(self) -> int:
-        """Samples of the split that are learnt from."""
+        """Number of samples of the split that are used for training."""
         return round(self._fraction * sum(self._sizes))
 
     @cached_property
     def order(self) -> CanonicalOrder | SubsetOrder:
-        """The canonical order. Raises InputError where what is learnt from is smaller than one global batch."""
+        """The canonical order. Raises InputError if the samples used for training do not fill one global batch."""
         if self._chosen is None:
             return CanonicalOrder(
                 self._sizes, seed=self._seed, global_batch_size=self._global_batch_size, runs=self._runs, block_shards=self._block_shards
@@ -150,12 +150,12 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
 
     @cached_property
     def _chosen(self) -> NDArray[np.int64] | None:
-        """Positions of the samples that are learnt from, ascending; None: all of the split."""
+        """Positions of the samples that are used for training, ascending; None: all of the split."""
         return read_chosen(self._uri, self._shards, self._seed, self._fraction) if self._fraction < 1 else None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches an epoch; what is left over is dropped, other samples each time."""
+        """Global batches per epoch; leftover samples are dropped, different ones each time."""
         return self.order.steps_per_epoch
 
     def batches(self, start_step: int) -> Iterator[BatchT]:
@@ -167,7 +167,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
         return self._run(self.order, start_step)
 
     def close(self) -> None:
-        """Stop what runs in the background. An iterator that is still open ends."""
+        """Stop background work. An iterator that is still open ends."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -211,7 +211,7 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
 
     @abstractmethod
     def _decoder(self) -> tuple[ChunkDecoder[Chunk, DecodedT], bool, int]:
-        """What decodes; whether it keeps the pictures in memory (then it runs in threads, which share them); a sample's bytes of pixels."""
+        """The decoder; whether it keeps pictures in memory (it then runs in threads, which share them); bytes of pixels per sample."""
 
     @abstractmethod
     def _assemble(self, step: int, epoch: int, chunks: list[DecodedT]) -> BatchT:
@@ -221,8 +221,8 @@ class _Loader(ABC, Generic[DecodedT, BatchT]):
 class PairsLoader(_Loader[DecodedPairs, PairBatch]):
     """Image-text pairs.
 
-    A data set whose tars take at most a tenth of the memory that pictures may have (a quarter of what is free) counts
-    as small: its pictures are decoded once and kept.
+    A data set counts as small if its tars take at most a tenth of the memory allowed for pictures, which is a quarter of
+    the free memory. Its pictures are decoded once and kept.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
         context_length: int = 77,
         fraction: float = 1.0,
     ) -> None:
-        """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
+        """Read the manifest. Raises InputError if data set, batch, ranks or cache do not fit together."""
         super().__init__(
             dataset,
             kind="pairs",
@@ -287,7 +287,7 @@ class PairsLoader(_Loader[DecodedPairs, PairBatch]):
 
 
 class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
-    """Triplets, in one full permutation an epoch. Those that fit into a quarter of the free memory are decoded once."""
+    """Triplets, in a full permutation per epoch. If they fit into a quarter of the free memory, they are decoded only once."""
 
     def __init__(
         self,
@@ -304,7 +304,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         placement: Placement,
         fraction: float = 1.0,
     ) -> None:
-        """Read the manifest. Raises InputError where data set, batch, ranks or cache do not fit together."""
+        """Read the manifest. Raises InputError if data set, batch, ranks or cache do not fit together."""
         super().__init__(
             dataset,
             kind="triplets",
@@ -352,7 +352,7 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
         own = self._bounds[part[:, 1]] + part[:, 2]
         if self._chosen is None:
             others = self._partners(own, epoch)
-        else:  # partners are found among what is learnt from: by place there, not in the split
+        else:  # partners are chosen among the samples used for training, by position there rather than in the split
             others = self._chosen[self._partners(self._chosen.searchsorted(own), epoch)]
         shards = self._bounds.searchsorted(others, side="right") - 1
         return np.stack([np.zeros_like(others), shards, others - self._bounds[shards]], axis=1)
@@ -371,14 +371,14 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts as one tensor; where there is a GPU in pinned memory, so that nothing waits for its way there."""
+    """The parts as one tensor; in pinned memory if there is a GPU, so that the copy to it does not block."""
     size = sum(len(part) for part in parts)
     joined = torch.empty((size, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=torch.cuda.is_available())
     return torch.cat(parts, out=joined)
 
 
 def _timed(batches: Iterable[BatchT]) -> Iterator[BatchT]:
-    """The batches, each with the seconds that were waited for it."""
+    """The batches, each with the seconds spent waiting for it."""
     start = time.perf_counter()
     for batch in batches:
         batch.data_wait_seconds = time.perf_counter() - start

@@ -1,17 +1,17 @@
-"""The canonical order: which samples make up global batch b of an epoch, whatever the machines.
+"""The canonical order: which samples make up global batch b of an epoch, independent of the machines.
 
 The samples of a global batch are a function of (data set, seed, epoch, b) alone. Each epoch
 
-1. permutes all shards and lays their samples end to end in one row,
-2. drops the N mod G samples at the row's end (G: global batch size) and cuts the rest into C equal runs,
+1. permutes all shards and concatenates their samples in one row,
+2. drops the N mod G samples at the row's end (G: global batch size) and splits the rest into C equal runs,
 3. shuffles each run inside a sliding block of K shards, and
 4. lets batch b take the next G/C samples of every run, listed run by run.
 
-Rank r of W takes the r-th W-th of that list, so where W divides C a rank reads C/W runs and no one else does.
+Rank r of W takes the r-th of W equal parts of that list. If W divides C, each rank thus reads C/W runs that no other rank reads.
 With C = 1 and K = 0 the epoch is one full permutation.
 
-Only the raw output of NumPy's Philox is used, which is fixed for ever, never its distributions, which may
-change between versions. docs/ARCHITECTURE.md says what depends on this order; docs/SHUFFLE.md measures how well it mixes.
+Only the raw output of NumPy's Philox is used, which never changes, and none of its distributions, which may
+change between versions. docs/ARCHITECTURE.md explains what depends on this order; docs/SHUFFLE.md measures how well it mixes.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ class CanonicalOrder:
     """The order of one split.
 
     Attributes:
-        steps_per_epoch: global batches an epoch.
-        dropped: samples left over each epoch (other ones each time).
+        steps_per_epoch: global batches per epoch.
+        dropped: samples left over in each epoch (different ones each time).
     """
 
     def __init__(self, shard_sizes: Sequence[int], *, seed: int, global_batch_size: int, runs: int, block_shards: int) -> None:
@@ -78,7 +78,7 @@ class CanonicalOrder:
         return self.part(epoch, b, 0, 1)[:, 1:]
 
     def part(self, epoch: int, b: int, rank: int, world_size: int) -> NDArray[np.int64]:
-        """What `rank` takes of global batch `b`: (G / world_size, 3) of (run, shard, row). Only the rank's own runs are shuffled."""
+        """The part of global batch `b` for `rank`: (G / world_size, 3) of (run, shard, row). Only the rank's own runs are shuffled."""
         assert 0 <= b < self.steps_per_epoch, f"batch {b} of an epoch of {self.steps_per_epoch}"
         first, stop = self._share(rank, world_size)
         per_run = self.global_batch_size // self.runs
@@ -139,7 +139,7 @@ class CanonicalOrder:
 
 
 class SinglePass:
-    """A split once, in the order of its shards, the last batch short: for validation. The same protocol as CanonicalOrder.
+    """One pass over a split in the order of its shards, with a short last batch, for validation. Same protocol as CanonicalOrder.
 
     A rank whose share of the last batch is empty gets an empty part. Every shard counts as needed from first to last,
     since a triplet may be paired with one of any other shard.
@@ -167,7 +167,7 @@ class SinglePass:
 
 
 class _Epoch:
-    """One epoch: the row of shards, and the shuffled runs that were asked for."""
+    """One epoch: the row of shards, and the shuffled runs that were requested."""
 
     def __init__(self, sizes: NDArray[np.int64], total: int, run_length: int, runs: int, block_shards: int, seed: int, epoch: int) -> None:
         self._seed, self._epoch = seed, epoch
@@ -197,8 +197,8 @@ class _Epoch:
         random = self._random(f"run {run}", self._run_length)
         if not self._block:
             return np.argsort(random, kind="stable").astype(np.int32)
-        # Every sample is thrown up to half a block forth or back, and reflected at both ends of the run, so that
-        # they are as well mixed and as dense as the middle; the order of where samples land is the shuffle.
+        # Every sample is moved forward or back by up to half a block, and reflected at both ends of the run, so that
+        # the ends are as well mixed and as dense as the middle; sorting by the new positions gives the shuffle.
         landed = np.arange(self._run_length) + ((random >> np.uint64(11)) * 2.0**-53 - 0.5) * min(self._block, self._run_length)
         landed = np.abs(landed)
         landed = self._run_length - np.abs(self._run_length - landed)

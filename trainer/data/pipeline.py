@@ -1,8 +1,8 @@
-"""From an order to decoded batches: what pairs and triplets share. The whole state is the step.
+"""Turn an order into decoded batches, for pairs and triplets alike. The only state is the step.
 
 One thread walks the steps, has each batch's samples decoded in chunks by a pool (threads of this process, or worker
-processes), and stays two batches ahead. Workers get (file, row) lists and return arrays: they never know an order,
-so their number changes nothing. Whatever fails travels to the consumer as the exception it is.
+processes), and stays two batches ahead. Workers get (file, row) lists and return arrays; they do not know the order,
+so their number does not matter. Errors are passed to the consumer as the original exception.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from trainer.data.workers import Threads
 from trainer.errors import RunError
 
 CHUNK_SAMPLES = 32
-"""Samples decoded by one task: small enough that a first batch is spread over all workers."""
+"""Samples decoded by one task: few enough that the first batch is spread over all workers."""
 
 _AHEAD = 2
 BATCHES_AT_ONCE = _AHEAD + 3
-"""Within so many batches in a row the first one's chunks have been assembled: those ahead, one waited for, one that is put, one more."""
+"""Number of consecutive batches after which the chunks of the first are assembled: those ahead, one waited for, one being put, one more."""
 _POLL_SECONDS = 0.2
 
 DecodedT = TypeVar("DecodedT")
@@ -41,11 +41,11 @@ class Chunk:
     """Samples to decode: rows[i] of files[which[i]] for each column; a sample may need others' members too.
 
     Attributes:
-        epoch: draws are made for.
-        files: the shards concerned.
+        epoch: epoch for which random numbers are drawn.
+        files: the shards of the samples.
         which: (n, columns) index into files.
         rows: (n, columns).
-        positions: (n, columns, 2) of (shard, row): names of the samples that stay the same wherever the files lie.
+        positions: (n, columns, 2) of (shard, row): names of the samples that do not depend on the place of the files.
     """
 
     epoch: int
@@ -81,16 +81,16 @@ class Pipeline(Generic[DecodedT, BatchT]):
         start_step: int,
         stop_step: int | None = None,
     ) -> None:
-        """Begin at once, in the background.
+        """Start immediately, in the background.
 
         Args:
-            order: what a batch is made of.
-            source: where the shards lie.
-            rank: of this process.
-            world_size: ranks in all.
-            workers: decode chunks.
+            order: the order, which determines the samples of a batch.
+            source: source of the shards.
+            rank: rank of this process.
+            world_size: number of ranks.
+            workers: pool that decodes chunks.
             assemble: (step, epoch, its decoded chunks) to a batch; must copy what it takes from them.
-            others: (epoch, (n, 3) part) to the (n, 3) of other samples that each one also needs, or None.
+            others: maps (epoch, (n, 3) part) to the (n, 3) of other samples that each one also needs; or None.
             start_step: first step.
             stop_step: where to end.
         """
@@ -122,7 +122,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
         self._assembler.shutdown(wait=True, cancel_futures=True)
         ended: Future[BatchT | None] = Future()
         ended.set_result(None)
-        with contextlib.suppress(queue.Full):  # full: whoever waits has something to get
+        with contextlib.suppress(queue.Full):  # full: the consumer has something to get
             self._batches.put_nowait(ended)
 
     def _produce(self, start_step: int, stop_step: int | None) -> None:
@@ -136,7 +136,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
                 if not self._put(self._assembler.submit(self._finish, step, epoch, decoded)):
                     return
             last.set_result(None)
-        except BaseException as error:  # the consumer is who can tell the user
+        except BaseException as error:  # the consumer can tell the user
             last.set_exception(error)
         self._put(last)
 
@@ -146,7 +146,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
         return batch
 
     def _whole(self, chunk: Chunk, result: Callable[[], DecodedT]) -> DecodedT:
-        """A chunk's result; where a file of the cache turns out to be damaged, it is fetched again, once."""
+        """A chunk's result; if a file of the cache turns out to be damaged, it is fetched again, once."""
         healed: set[str] = set()
         while True:
             try:
@@ -167,7 +167,7 @@ class Pipeline(Generic[DecodedT, BatchT]):
         return False
 
     def _chunks(self, step: int, epoch: int) -> Iterator[Chunk]:
-        """The rank's part of one step, its shards waited for."""
+        """The rank's part of one step, once its shards are available."""
         part = self._order.part(epoch, step % self._order.steps_per_epoch, self._rank, self._world_size)
         others = self._others(epoch, part)
         columns = np.stack([part] if others is None else [part, others], axis=1)  # (n, columns, 3)

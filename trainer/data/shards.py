@@ -35,7 +35,7 @@ class ShardFile:
     uri: str
 
     def read_index(self) -> ShardIndex:
-        """Its index, compared with the manifest. Raises Corrupt, or MissingObject where there is none."""
+        """Its index, compared with the manifest. Raises Corrupt, or MissingObject if there is none."""
         return check_index(read_bytes(self.index), self.index, self.shard)
 
 
@@ -78,7 +78,7 @@ class ShardView:
         self._columns = {name: column for column, name in enumerate(self.index.members)}
 
     def column(self, name: str) -> int:
-        """The column index of member `name`. Raises RunError where the shard has none."""
+        """The column index of member `name`. Raises RunError if the shard has none."""
         if name not in self._columns:
             raise RunError(f"{self._file.uri}: has no member {name!r}, only {', '.join(self._columns)}")
         return self._columns[name]
@@ -104,7 +104,7 @@ class ShardView:
 
 
 def _mapped(file: ShardFile) -> memoryview:
-    """All bytes of a shard's tar. Raises Corrupt where it has another size than the manifest says."""
+    """All bytes of a shard's tar. Raises Corrupt if it has another size than the manifest says."""
     with open(file.path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size != file.shard.size:  # a mapping that is shorter than its index would kill the process when read

@@ -175,7 +175,7 @@ def check_finite(encoder: Encoder, features: Tensor, names: Sequence[str], what:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp(entropy of the shares of variance): 1 where all features are one, at most D.
+    """exp(entropy of the shares of variance): 1 if all features are one, at most D.
 
     Args:
         features: (N, D).

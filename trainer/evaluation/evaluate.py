@@ -87,7 +87,7 @@ def _read(config_uri: str, overrides: Sequence[str] = ()) -> EvaluateConfig:
 
 
 def unfinished(config: EvaluateConfig) -> list[str]:
-    """The stages that have no final model yet; one with a damaged seal has none. RunError where one of them left a failure.json."""
+    """The stages that have no final model yet; one with a damaged seal has none. RunError if one of them left a failure.json."""
     waiting = [asked for asked in config.models if asked.stage != "untrained" and not _is_sealed(layout.final(asked.uri))]
     for asked in waiting:
         if exists(place := layout.failure(asked.uri)):

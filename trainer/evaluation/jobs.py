@@ -66,7 +66,7 @@ class Job:
 
     @property
     def num_items(self) -> int:
-        """Pictures to run, 0 where that is not known before."""
+        """Pictures to run, 0 if that is not known before."""
         if self.group:
             return self.count
         if self.triplets:

@@ -1,4 +1,4 @@
-"""Run models over the sets that `evaluate` found missing. Torch lives from here down."""
+"""Run models over the sets whose results `evaluate` found missing. This module and those that it imports need torch."""
 
 import hashlib
 import os
@@ -37,21 +37,21 @@ MODELS_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What running the missing jobs came to: those whose result was written, and the errors of others."""
+    """The outcome of running the missing jobs: those whose result was written, and the errors of the others."""
 
     written: list[Job]
     errors: list[Failure]
 
 
 def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
-    """Carry out `jobs`, set by set, and write each result as soon as it is there.
+    """Carry out `jobs`, set by set, and write each result as soon as it is available.
 
-    A set or a model that cannot be measured does not keep the others from it: its error is named and returned.
+    A set or a model that cannot be measured does not stop the others: its error is printed and returned.
     """
     device = _device(config.placement)
     threads = config.placement.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    total, done = sum(job.num_items for job in jobs) if all(job.num_items for job in jobs) else 0, 0  # 0: not known before it is read
+    total, done = sum(job.num_items for job in jobs) if all(job.num_items for job in jobs) else 0, 0  # 0: not known before the set is read
     written: list[Job] = []
     errors: list[Failure] = []
     cell = layout.cell_name(config.arm, config.seed, config.point)
@@ -89,9 +89,9 @@ def measure(config: EvaluateConfig, jobs: Sequence[Job]) -> Measured:
 
 
 def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torch.device, errors: list[Failure]) -> dict[ModelAt, Encoder]:
-    """The models that can be loaded; what is wrong with another is printed and added to `errors`.
+    """The models that can be loaded; errors of the others are printed and added to `errors`.
 
-    A damaged checkpoint counts as if it were not there: it is printed and no error, since nothing rebuilds it.
+    A damaged checkpoint counts as missing: it is printed but is not an error, since nothing rebuilds it.
     """
     encoders = {}
     for at in group:
@@ -106,7 +106,7 @@ def load_encoders(config: EvaluateConfig, group: Sequence[ModelAt], device: torc
 
 
 def load_model(config: EvaluateConfig, at: ModelAt) -> CLIP:
-    """The model, with every key, shape and hash verified; a perceptual stage gives its vision tower alone."""
+    """The model, with every key, shape and hash verified; for a perceptual stage, only the vision tower."""
     model = towers.build_model(config.model, config.seed)
     if at.checkpoint:
         data = read_bytes(at.checkpoint)
@@ -183,7 +183,7 @@ def measure_set(
 
 
 def _images_of_set(described: EvaluationSet, items: list[Item]) -> Iterator[bytes]:
-    """The pictures of a set; what is right about each is kept in `items`, without the picture."""
+    """The pictures of a set; the ground truth of each is kept in `items`, without the picture."""
     for item in read_set(described):
         digest = hashlib.blake2b(item.image, digest_size=16).digest()
         items.append(replace(item, image=b"", digest=digest))
@@ -191,7 +191,7 @@ def _images_of_set(described: EvaluationSet, items: list[Item]) -> Iterator[byte
 
 
 def _images_of_triplets(source: Iterator[Triplet], triplets: list[Triplet]) -> Iterator[bytes]:
-    """Reference, 0, 1 of each triplet in turn; its facts are kept in `triplets`."""
+    """The reference and variants 0 and 1 of each triplet in turn; the triplet's facts are kept in `triplets`."""
     for triplet in source:
         triplets.append(Triplet(key=triplet.key, images=(b"", b"", b""), facts=triplet.facts))
         yield from triplet.images

@@ -1,4 +1,4 @@
-"""From features to figures: what each task makes of one model's features on one set."""
+"""Compute the figures of each task from one model's features on one set."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -74,7 +74,7 @@ def zero_shot_outcome(described: EvaluationSet, items: Sequence[Item], encoder: 
 def _logits(
     features_ND: Tensor, classifier_DC: Tensor, labels: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Logits and labels in blocks of rows: 50,000 images of 1,000 classes would be 200 MB at once."""
+    """Logits and labels in blocks of rows, since 50,000 images of 1,000 classes would take 200 MB at once."""
     for start in range(0, len(features_ND), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         yield (100.0 * features_ND[rows] @ classifier_DC).numpy(), labels[rows]
@@ -83,7 +83,7 @@ def _logits(
 def retrieval_outcome(
     described: EvaluationSet, items: Sequence[Item], encoder: Encoder, features_ID: Tensor, *, twins_too: bool = True
 ) -> Outcome:
-    """Figures of retrieval both ways; with `twins_too` also those that take any twin for right (evaluation version 2)."""
+    """Figures of retrieval in both directions; with `twins_too` also those that count any twin as correct (evaluation version 2)."""
     keys = [item.key for item in items]
     check_finite(encoder, features_ID, keys, f"images of {described.name}")
     captions = [caption for item in items for caption in item.captions]
@@ -128,7 +128,7 @@ def retrieval_outcome(
 def _recalls(
     kind: str, image_rank: NDArray[np.int64], text_rank: NDArray[np.int64], right_images: NDArray[np.int64], right_texts: NDArray[np.int64]
 ) -> tuple[dict[str, float | None], dict[str, float]]:
-    """Recalls of a kind by name, and what a random order would have; `right_…` counts the right answers of each query."""
+    """Recalls of a kind by name, and those of a random order; `right_…` counts the correct answers of each query."""
     metrics: dict[str, float | None] = {}
     chance: dict[str, float] = {}
     for k in RECALL_K:
@@ -144,12 +144,12 @@ def _lengths(lists: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def two_afc_outcome(triplets: Sequence[Triplet], encoder: Encoder, features: Tensor) -> Outcome:
-    """Figures of 2AFC; pixel MSE (and FLIP, where people judged) on the same triplets beside it.
+    """Figures of 2AFC, with those of pixel MSE (and FLIP, if people judged) on the same triplets.
 
     Args:
-        triplets: N of them.
-        encoder: that made the features.
-        features: (3 N, D): reference, 0, 1 of each in turn.
+        triplets: N triplets.
+        encoder: the encoder that computed the features.
+        features: (3 N, D): reference, 0, 1 of each triplet in turn.
     """
     keys = [triplet.key for triplet in triplets]
     check_finite(encoder, features, [key for key in keys for _ in range(3)], "images of the triplets")

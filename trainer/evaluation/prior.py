@@ -1,7 +1,7 @@
 """How much of its start a model of stage 2 still has: the cosine between the weights of its vision tower and those it started from.
 
 For the perceptual arm the start is the tower of stage 1, for the baseline the seed's own initial weights: how far an arm without a
-prior moves stands beside it.
+prior moves is beside it.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Start:
         self._looked = False
 
     def cosine(self, weights: Mapping[str, Tensor]) -> float | None:
-        """Cosine of all matrices as one row of numbers, gains and biases left out; None where the start cannot be read any more.
+        """Cosine of all matrices as one row of numbers, gains and biases left out; None if the start cannot be read any more.
 
         Args:
             weights: of a vision tower, by name, on the CPU.
@@ -53,7 +53,7 @@ class Start:
 
 
 def cosine(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """Cosine of the matrices of two towers of one shape, each set taken as one row of numbers; 0 where one is 0.
+    """Cosine of the matrices of two towers of one shape, each set taken as one row of numbers; 0 if one is 0.
 
     Args:
         ours: weights by name.

@@ -53,7 +53,7 @@ class EvaluationSet:
         multilabel: whether an image may show several classes (`.npy` of 0 and 1 in place of `.cls`).
         main_metric: what the field reports of it, where its manifest says so.
         attribution: licence line of the source.
-        manifest: None where another tool wrote the set.
+        manifest: None if another tool wrote the set.
         digests: SHA-256 of each tar of the split.
         split: test; train where the pictures are those that a probe learns from.
     """
@@ -78,7 +78,7 @@ class EvaluationSet:
 
     @property
     def num_items(self) -> int:
-        """Images of the split, 0 where that is not known before they are read."""
+        """Images of the split, 0 if that is not known before they are read."""
         return sum(shard.num_samples for shard in self.manifest.split(self.split)) if self.manifest else 0
 
     @property
@@ -91,7 +91,7 @@ class EvaluationSet:
 class Item:
     """One test image with what is right about it: a label, a row of 0 and 1 over the classes, or captions.
 
-    `digest` is that of the image's bytes, by which twins are told; empty where nobody asked.
+    `digest` is that of the image's bytes, by which twins are told; empty if nobody asked.
     """
 
     key: str
@@ -169,10 +169,10 @@ def training_part(described: EvaluationSet, pairs: DataConfig) -> EvaluationSet 
 
     Args:
         described: the set.
-        pairs: of the experiment; empty where it has none.
+        pairs: of the experiment; empty if it has none.
 
     Returns:
-        None where there is neither.
+        None if there is neither.
     """
     manifest = described.manifest
     if manifest is None:
@@ -194,7 +194,7 @@ def training_part(described: EvaluationSet, pairs: DataConfig) -> EvaluationSet 
 
 
 def _check_shards(uri: str, num_shards: int, split: str = SPLIT) -> None:
-    """InputError where a tar is missing, or where there are more than nshards.txt says."""
+    """InputError if a tar is missing, or where there are more than nshards.txt says."""
     prefix = join(uri, split) + "/"
     names = {info.uri.removeprefix(prefix) for info in open_store(uri).list(prefix)}
     there = {int(name.removesuffix(".tar")) for name in names if re.fullmatch(r"\d{1,9}\.tar", name)}
@@ -281,7 +281,7 @@ def _item(described: EvaluationSet, where: str, key: str, image: bytes, members:
 
 
 def _labelled_pair(described: EvaluationSet, where: str, key: str, image: bytes, members: Mapping[str, bytes]) -> Item | None:
-    """A training pair as a picture of the set that was staged with the pairs; None where it has no label of that set."""
+    """A training pair as a picture of the set that was staged with the pairs; None if it has no label of that set."""
     try:
         label = json.loads(members["json"]).get("label")
     except (KeyError, AttributeError, ValueError, RecursionError) as error:
@@ -303,7 +303,7 @@ def _samples(described: EvaluationSet) -> Iterator[tuple[str, str, dict[str, byt
 
 
 def _foreign_samples(uri: str, data: bytes) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members by suffix of a tar that another tool wrote; InputError where it is not a whole one, or has no samples."""
+    """Key and members by suffix of a tar that another tool wrote; InputError if it is not a whole one, or has no samples."""
     count = 0
     for key, members in by_sample(read_members(io.BytesIO(data), len(data), uri, lambda name: False), uri):
         broken = next((member.fault for member in members.values() if member.fault), "")

@@ -28,7 +28,7 @@ class Task:
         name: as a result's `task`.
         group: layers or probes.
         basis: hash of all that the result depends on beside model, set and evaluation version.
-        count: pictures to run, 0 where that is not known before.
+        count: pictures to run, 0 if that is not known before.
         training: pictures that a probe learns from.
     """
 

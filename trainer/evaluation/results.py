@@ -1,6 +1,6 @@
 """What an evaluation wants, what of it is there, and the files that it writes (`trainer/storage/figures.py`). No torch here.
 
-What a figure depends on stands in its block `firstsight`, and a figure is done only where all of that is what is wanted now.
+What a figure depends on is in its block `firstsight`, and a figure is done only where all of that is what is wanted now.
 """
 
 import io
@@ -68,7 +68,7 @@ def version(config: EvaluationConfig, number: int = 1) -> str:
 
 
 def why_not_done(wanted: Sequence[Wanted]) -> list[str | None]:
-    """For each wanted result None where it is there and whole; else the reason it is (again) to be made, in words.
+    """For each wanted result None if it is there and whole; else the reason it is (again) to be made, in words.
 
     Items that were found whole before are not read again (`storage.checked`); those of format 1, which has no checksum of them, are.
 
@@ -120,7 +120,7 @@ class Outcome:
     """What a task measured on one set.
 
     Attributes:
-        metrics: name -> value in [0, 1], or None where it is not defined.
+        metrics: name -> value in [0, 1], or None if it is not defined.
         chance: the same names -> what guessing scores.
         baselines: name -> value of what is worth setting beside it.
         ceiling: names -> the most that any model can score, of those metrics whose ceiling is known.
@@ -129,7 +129,7 @@ class Outcome:
         items: arrays for `items.npz`, so that arms can be paired item by item.
         num_items: test items.
         main_metric: the metric that the field reports for this set; empty: several.
-        feature_rank: effective rank of the image features; None where there were none.
+        feature_rank: effective rank of the image features; None if there were none.
         start_cosine: of a model of stage 2, similarity of its vision tower to the one it started from (`prior`).
         about: what else is to be known of how it was measured, such as the lambda of a linear probe.
     """

@@ -49,7 +49,7 @@ def take_over(config: EvaluateConfig, missing: Sequence[Job]) -> list[Job]:
 
 
 def _siblings(config: EvaluateConfig) -> list[str]:
-    """Evaluation folders of the experiment's other cells of this seed; none where there is no plan beside the cells."""
+    """Evaluation folders of the experiment's other cells of this seed; none if there is no plan beside the cells."""
     own = config.output.rstrip("/")
     try:
         plan: Any = read_plan(own.rsplit("/", 2)[0])
@@ -65,7 +65,7 @@ def _at(wanted: Wanted, folder: str) -> Wanted:
 
 
 def _copy(theirs: Wanted, own: Wanted, model: str) -> bool:
-    """Items, then figures, as a measurement writes them; False where the items do not prove whole as they are read."""
+    """Items, then figures, as a measurement writes them; False if the items do not prove whole as they are read."""
     try:
         value, items = read_figures(theirs.json_uri), read_bytes(theirs.items_uri)
     except (MissingObject, Corrupt):

@@ -1,6 +1,6 @@
 """2AFC: of two variants, which is closer to the reference? Scored against the votes of those who judged.
 
-A triplet scores the share of votes that agree with the model: 0 or 1 where judges are unanimous or
+A triplet scores the share of votes that agree with the model: 0 or 1 if judges are unanimous or
 decided by majority (NIGHTS), a fraction where votes are kept (BAPPS); .5 where the model sees no difference.
 """
 
@@ -19,7 +19,7 @@ class Scored:
     """Each triplet's outcome.
 
     Attributes:
-        choice: (N,) float32, 1 where image 1 is closer to the reference, 0 where image 0 is, .5 at a tie.
+        choice: (N,) float32, 1 if image 1 is closer to the reference, 0 if image 0 is, .5 at a tie.
         score: (N,) float32 in [0, 1], agreement with the votes.
     """
 
@@ -51,5 +51,5 @@ def by_group(scores: NDArray[np.float32], groups: Sequence[str]) -> dict[str, fl
 
 
 def ceiling(target: NDArray[Any]) -> float:
-    """What siding with the majority of every triplet's judges would score; 1 where votes are unanimous."""
+    """What siding with the majority of every triplet's judges would score; 1 if votes are unanimous."""
     return float(np.maximum(target, 1 - np.asarray(target, np.float64)).mean())

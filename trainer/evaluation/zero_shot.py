@@ -51,14 +51,14 @@ class Ranked:
 
 
 def rank_labels(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> Ranked:
-    """Where the right class stands in each row."""
+    """Where the right class is in each row."""
     right_N1 = np.take_along_axis(logits_NC, labels_N[:, None], axis=1)
     ahead = (logits_NC > right_N1) | ((logits_NC == right_N1) & (np.arange(logits_NC.shape[1]) < labels_N[:, None]))
     return Ranked(prediction=logits_NC.argmax(axis=1).astype(np.int64), rank=ahead.sum(axis=1).astype(np.int64))
 
 
 def accuracy(ranked: Ranked, k: int, num_classes: int) -> float | None:
-    """Share of images whose class is among the first k; None where there are fewer than k classes."""
+    """Share of images whose class is among the first k; None if there are fewer than k classes."""
     if num_classes < k:
         return None
     return float((ranked.rank < k).mean())

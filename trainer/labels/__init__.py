@@ -60,7 +60,7 @@ class Labels:
         """Why triplets cannot have these labels, completing "labels that …"; empty: they can.
 
         Args:
-            judge: of the triplets: people, FLIP, or empty where it is not known.
+            judge: of the triplets: people, FLIP, or empty if it is not known.
             staging: how they are staged; None: they are staged already.
         """
         return ""

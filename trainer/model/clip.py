@@ -1,8 +1,8 @@
-"""open_clip's CLIP, from the files of its package that a plain CLIP needs.
+"""Import open_clip's CLIP from only those files of its package that a plain CLIP needs.
 
-`import open_clip` would import every model that it has, and timm, torchvision and torch._dynamo with them: three CPU-seconds in each
-process. Here its files run as a package of another name, so whoever imports open_clip itself still gets all of it. The classes
-are the same source, and the names of their weights with them.
+`import open_clip` would import all of its models, and with them timm, torchvision and torch._dynamo: three CPU-seconds in each process.
+Here its files are loaded as a package with another name, so that importing open_clip itself still works. The classes come from
+the same source, so their weights have the same names.
 """
 
 import importlib
@@ -23,11 +23,11 @@ __all__ = ["CLIP", "OPENAI_DATASET_MEAN", "OPENAI_DATASET_STD", "model_config", 
 
 _PACKAGE = "firstsight_open_clip"
 _LEFT_OUT = ("timm", "transformers")
-"""What open_clip does without where it is not installed; a plain CLIP needs neither."""
+"""Optional dependencies of open_clip; a plain CLIP needs neither."""
 
 
 def model_config(name: str) -> dict[str, Any] | None:
-    """open_clip's own description of a model: embed_dim, vision_cfg, text_cfg; None where it has none of that name."""
+    """open_clip's own configuration of a model: embed_dim, vision_cfg, text_cfg; None if it has no model of that name."""
     for file in Path(sys.modules[_PACKAGE].__path__[0], "model_configs").glob("*.json"):
         if file.stem == name:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -36,14 +36,14 @@ def model_config(name: str) -> dict[str, Any] | None:
 
 
 def simple_tokenizer(context_length: int) -> Any:
-    """open_clip's SimpleTokenizer. It reads its merges for half a second."""
+    """open_clip's SimpleTokenizer, which takes half a second to read its merges."""
     with _without_the_rest():
         return importlib.import_module(f"{_PACKAGE}.tokenizer").SimpleTokenizer(context_length=context_length)
 
 
 @contextmanager
 def _without_the_rest() -> Iterator[None]:
-    """Modules that open_clip imports for other models are missing, or empty, for as long as this lasts."""
+    """Within this context, modules that open_clip imports for other models are missing or empty."""
     misc = types.ModuleType("torchvision.ops.misc")
     setattr(misc, "FrozenBatchNorm2d", object)  # noqa: B010  of ResNets, which are refused
     stand_ins: dict[str, Any] = dict.fromkeys(_LEFT_OUT)

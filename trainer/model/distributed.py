@@ -1,8 +1,8 @@
 """Ranks: starting them, and the collectives that training needs.
 
-Every sum over ranks has a fixed layout, so a process that resumed adds in the same order as one that never
-stopped. DistributedDataParallel would not do: it rebuilds its buckets after the first iteration, and from three
-gloo ranks up a resumed run then differs by rounding (../docs/DECISIONS.md).
+Every all-reduce has a fixed layout, so a resumed process adds in the same order as one that never stopped.
+DistributedDataParallel is not suitable: it rebuilds its buckets after the first iteration, and with three or more gloo
+ranks a resumed run then differs by rounding (../docs/DECISIONS.md).
 """
 
 import functools
@@ -24,15 +24,15 @@ from trainer.errors import InputError, PeerLost, RunError
 from trainer.model import gpus
 
 BUCKET_ELEMENTS = 6 << 20
-"""Gradients are summed in runs of at least this many elements, cut in parameter order: 25 MB of float32, as DistributedDataParallel's."""
+"""Smallest number of elements in a gradient bucket, filled in parameter order: 25 MB of float32, as in DistributedDataParallel."""
 
 PATIENCE_SECONDS = 1800.0
-"""How long a rank waits for the others in a collective, until `wait_at_most` knows better: one of them may be reading a checkpoint."""
+"""Timeout of a collective until `wait_at_most` sets another; it is long, since one of the ranks may be reading a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """Who this process is among the ranks, and the device it computes on."""
+    """The rank of this process, and the device on which it computes."""
 
     rank: int
     world_size: int
@@ -41,12 +41,12 @@ class Distributed:
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, which writes what is written once."""
+        """Whether this is rank 0, which does all writing."""
         return self.rank == 0
 
 
 def start(placement: Placement) -> Distributed:
-    """Join the group that torchrun describes in the environment, or stand alone; pin threads and precision.
+    """Join the process group that torchrun describes in the environment, or run alone; set threads and precision.
 
     Raises:
         InputError: placement.device is cuda and there is none for this rank; a GPU that was given cannot be used (trainer/model/gpus.py).
@@ -55,25 +55,25 @@ def start(placement: Placement) -> Distributed:
     local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0))
     device = _device(placement, local_rank)
-    # beside a GPU the cores belong to the loader: threads that spin for small sums would take them from it
+    # with a GPU the CPU cores belong to the loader; threads spinning on small sums would take them away
     torch.set_num_threads(placement.threads or (1 if device.type == "cuda" else max(1, cores // local_world_size)))
-    torch.set_float32_matmul_precision("highest")  # TF32 keeps 10 bits of mantissa: never behind the user's back
+    torch.set_float32_matmul_precision("highest")  # TF32 has 10 bits of mantissa: never without the user's knowledge
     torch.backends.cudnn.allow_tf32 = False
     if world_size > 1 and not dist.is_initialized():
-        # gloo for what lies on the host (flags, losses), nccl for what lies on the device
+        # gloo for tensors on the host (flags, losses), nccl for tensors on the device
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_SECONDS))
     return Distributed(rank, world_size, local_rank, device)
 
 
 def stop() -> None:
-    """Leave the group; safe where there is none."""
+    """Leave the group; safe if there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def wait_at_most(seconds: float) -> None:
-    """From now on a rank waits so long for the others in a collective; then its group fails."""
+    """Set the timeout of collectives, after which the process group fails."""
     if dist.is_initialized():
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         set_timeout(timedelta(seconds=seconds))
@@ -91,7 +91,7 @@ def share(key: str, total: int, world_size: int) -> int:
 
 @contextmanager
 def peers_named(name: str) -> Iterator[None]:
-    """Say in one line that another rank is gone; gloo and nccl say it in their own words, with a page of C++ frames."""
+    """Report in one line that another rank is gone, instead of gloo's or nccl's message with a page of C++ frames."""
     try:
         yield
     except RuntimeError as error:
@@ -143,7 +143,7 @@ def gather(features: Tensor) -> Tensor:
         features: (n, D), n equal on all ranks.
 
     Returns:
-        (W * n, D), listed rank by rank. In backward each rank gets the sum over ranks of its rows' gradients.
+        (W * n, D), rank by rank. In the backward pass each rank gets the gradients of its rows, summed over ranks.
     """
     if not dist.is_initialized():
         return features
@@ -170,7 +170,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Clock:
-    """Seconds in which computing stood still for collectives; on a GPU between events of its queue, for which nobody waits."""
+    """Seconds in which computation waited for collectives; on a GPU measured between events of its queue, without synchronisation."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -178,7 +178,7 @@ class _Clock:
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
-        """What is inside waits for a collective, on the host or on the device's queue."""
+        """Count the time within this context as waiting for a collective, on the host or in the device's queue."""
         if device.type == "cuda":
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             began.record()
@@ -191,7 +191,7 @@ class _Clock:
             self._seconds += time.perf_counter() - start
 
     def take(self) -> float:
-        """Those since the last call, as far as they have passed."""
+        """The seconds since the last call, as far as their events have completed."""
         while self._pending and self._pending[0][1].query():  # type: ignore[no-untyped-call]
             began, ended = self._pending.popleft()
             self._seconds += began.elapsed_time(ended) / 1000
@@ -203,27 +203,27 @@ _clock = _Clock()
 
 
 def communication_seconds() -> float:
-    """Seconds since the last call in which this rank's computing stood still for the sums and gathers of this module.
+    """Seconds since the last call in which this rank's computation waited for the collectives of this module.
 
-    What a rank waits for a slower one is among them; what overlaps with computing is not.
+    Waiting for a slower rank is included; communication that overlaps with computation is not.
     """
     return _clock.take()
 
 
 class GradientSum:
-    """Sums `.grad` over ranks in runs of parameters, each sent while backward still works on the others.
+    """Sums `.grad` over ranks in buckets of parameters, each sent while the backward pass still computes the others.
 
-    Where runs are cut, and so the order in which numbers are added, depends on the model alone. The order in which they are sent
-    changes no number, but must be the same on all ranks: the first step sends them after backward, and from then on every
-    rank sends in the order in which rank 0's were complete then.
+    The buckets, and so the order in which numbers are added, depend only on the model. The order in which they are sent does not
+    change the result, but must be the same on all ranks: the first step sends them after the backward pass, and from then on every
+    rank sends them in the order in which those of rank 0 were complete in the first step.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Of those of these parameters that require a gradient now."""
+        """For those of these parameters that currently require a gradient."""
         self._parameters = [p for p in parameters if p.requires_grad]
         self._runs = _runs(self._parameters) if dist.is_initialized() else []
         self._sums = [torch.empty(sum(p.numel() for p in run), dtype=run[0].dtype, device=run[0].device) for run in self._runs]
-        self._parts = {  # of each sum, a view a parameter
+        self._parts = {  # for each bucket, one view per parameter
             p: part.view_as(p)
             for run, total in zip(self._runs, self._sums, strict=True)
             for p, part in zip(run, torch.split(total, [p.numel() for p in run]), strict=True)
@@ -239,10 +239,10 @@ class GradientSum:
                 p.register_post_accumulate_grad_hook(functools.partial(self._grown, index))  # type: ignore[no-untyped-call]
 
     def begin(self, passes: int) -> None:
-        """A step begins: each `.grad` is zero, and a view of its run's sum; None where there is one rank.
+        """Begin a step: set each `.grad` to zero, as a view of its bucket; with one rank, set it to None.
 
         Args:
-            passes: backward passes after which a gradient is whole; one that fewer reach, or none, is whole at `finish`.
+            passes: backward passes after which a gradient is complete; gradients with fewer passes are complete at `finish`.
         """
         for total in self._sums:
             total.zero_()
@@ -254,7 +254,7 @@ class GradientSum:
         self._complete.clear()
 
     def finish(self) -> None:
-        """Send what is left and wait for all; afterwards each `.grad` is the sum over ranks."""
+        """Send the remaining buckets and wait for all; afterwards each `.grad` is the sum over ranks."""
         if not self._runs:
             return
         if not self._order:
@@ -269,9 +269,9 @@ class GradientSum:
         self._sent.clear()
 
     def _grown(self, index: int, p: nn.Parameter) -> None:
-        """A backward pass has added to the gradient of `p`, of run `index`."""
+        """Called when a backward pass has added to the gradient of `p`, in bucket `index`."""
         self._seen[p] += 1
-        assert self._seen[p] <= self._passes, f"begin() was told of {self._passes} backward passes, and another one came"
+        assert self._seen[p] <= self._passes, f"begin() announced {self._passes} backward passes, but there was another one"
         if self._seen[p] == self._passes:
             self._left[index] -= 1
             if not self._left[index]:
@@ -284,7 +284,7 @@ class GradientSum:
 
 
 def _runs(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters in order, cut wherever a run has reached BUCKET_ELEMENTS or the dtype changes."""
+    """Parameters in order, split wherever a bucket has reached BUCKET_ELEMENTS or the dtype changes."""
     runs: list[list[nn.Parameter]] = []
     size = 0
     for p in parameters:

@@ -1,8 +1,8 @@
-"""The towers forward: pictures and captions to unit features, with open_clip's modules and weights.
+"""Forward passes of the towers: pictures and captions to unit features, with open_clip's modules and weights.
 
-What differs from open_clip's own forward is the work, not the function. Captions run at about their own length, the last
-block runs for the one token that is read afterwards, patches are cut by a view and multiplied instead of convolved,
-and attention gets no mask tensor. So that the matrix products are few and large, tokens of all sequences lie end to end.
+The result is the same as with open_clip's own forward, for less work. Captions are padded only to about their own length, the last
+block runs only for the token that is read afterwards, patches are extracted with a view and multiplied instead of convolved,
+and attention gets no mask tensor. Tokens of all sequences are packed end to end, so that matrix products are few and large.
 
 Shapes: B batch, L tokens of a sequence, T tokens of all sequences, D joint width, W tower width.
 """
@@ -20,16 +20,16 @@ from trainer.errors import InputError
 from trainer.model.clip import CLIP
 
 TEXT_BUCKETS = (12, 16, 24, 32, 48, 77)
-"""Lengths at which captions run: each joins the shortest bucket that holds it. Six edges save nearly what packing would."""
+"""Bucket lengths: each caption goes into the shortest bucket that fits it. Six buckets save nearly as much as packing would."""
 
 SHORT = 96
 """Sequences up to this length attend fastest with torch's memory-efficient kernel (H100, bf16: a quarter less than cuDNN's at 50)."""
 
 _MOST_SHAPES = 16
-"""A post-hoc stage has seven: first block and others, with and without gradients, and sizes; torch gives up after 8 by default."""
+"""Recompilation limit: a post-hoc stage needs seven (first block and others, with and without gradients, sizes); torch's default is 8."""
 
 Shapes = tuple[tuple[int, int], ...]
-"""How sequences lie in T, run by run: (number of sequences, their length)."""
+"""The layout of sequences in T, bucket by bucket: (number of sequences, their length)."""
 
 
 def encode_image(model: CLIP, images: Tensor, *, compiled: bool = False) -> Tensor:
@@ -50,15 +50,15 @@ def encode_image(model: CLIP, images: Tensor, *, compiled: bool = False) -> Tens
 
 
 def encode_layers(model: CLIP, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What each layer of the vision tower makes of images.
+    """Features of images after each layer of the vision tower.
 
     Args:
         model: the towers.
         images: (B, 3, S, S), normalised with CLIP's mean and deviation.
 
     Returns:
-        The class token after each block, (B, W) each, then the image features as `encode_image` gives them, (B, D); and what a linear
-        probe reads, the last class token after its LayerNorm and before the projection, (B, W).
+        The class token after each block, (B, W) each, then the image features as returned by `encode_image`, (B, D); and the input of a
+        linear probe, the last class token after its LayerNorm and before the projection, (B, W).
     """
     visual = model.visual
     if not _read_at_class_token(visual):
@@ -73,7 +73,7 @@ def _read_at_class_token(visual: Any) -> bool:
 
 
 def _class_tokens(visual: Any, images: Tensor, layers: list[Tensor] | None = None, *, compiled: bool = False) -> Tensor:
-    """The class token of each image after the last block, (B, W); `layers` gets that after each block, the last one too."""
+    """The class token of each image after the last block, (B, W); `layers` gets the one after each block, including the last."""
     x = _embed_patches(visual, images)
     count, length = x.shape[:2]
     places = torch.arange(0, count * length, length, device=x.device)
@@ -91,17 +91,18 @@ def _class_tokens(visual: Any, images: Tensor, layers: list[Tensor] | None = Non
 
 
 def encode_text(model: CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[int] = TEXT_BUCKETS, *, compiled: bool = False) -> Tensor:
-    """Text features, each caption run at the shortest bucket that holds it; at just its own length where a kernel can.
+    """Text features; each caption is padded to the shortest bucket that fits it, or not at all if a kernel supports that.
 
-    Exact: the tower is causal and pools at the first EOT, so what follows a caption's last token changes nothing.
+    This is exact: the tower is causal and pools at the first EOT, so tokens after a caption's end have no effect.
 
     Args:
         model: the towers.
         tokens: (B, L) int64, zero after each caption.
-        lengths: (B,) int64 on the CPU, tokens of each caption with start and end; the split is made there, without a wait.
-        buckets: rising lengths; a caption longer than the last runs at L. Empty: all run at L.
-        compiled: run the blocks through torch.compile where captions run at their own lengths; buckets of ever new
-            sizes would be compiled again and again.
+        lengths: (B,) int64 on the CPU, tokens of each caption including start and end; the split into buckets is done on the CPU,
+            without synchronisation.
+        buckets: increasing lengths; captions longer than the last are padded to L. Empty: all are padded to L.
+        compiled: run the blocks through torch.compile if captions run at their own lengths; buckets, whose sizes always change,
+            would be recompiled again and again.
 
     Returns:
         (B, D), L2-normalised, float32 (float64 where the weights are).
@@ -118,13 +119,13 @@ def encode_text(model: CLIP, tokens: Tensor, lengths: Tensor, buckets: Sequence[
     lengths = lengths[order]
     ends = lengths.cumsum(0)
     begins = ends - lengths
-    # where each of the T tokens lies in `tokens`, and at which place of its caption
+    # the index of each of the T tokens in `tokens`, and its position in its caption
     place = torch.arange(int(ends[-1])) - begins.repeat_interleave(lengths)
     where = (order * width).repeat_interleave(lengths) + place
     starts = F.pad(ends.to(torch.int32), (1, 0))
-    # by one copy, and sorted back by what the CPU knows already
+    # with one copy, and sorted back with indices that the CPU already has
     begins, place, where, order, back, starts = sent([begins, place, where, order, torch.argsort(order), starts], device)
-    # one look-up for all captions: its gradient is the size of the vocabulary, however few tokens come in
+    # one look-up for all captions, since its gradient has the size of the vocabulary, however few tokens there are
     x = model.token_embedding(tokens.flatten()[where]) + F.embedding(place, model.positional_embedding)
     end_of_text = begins + tokens[order].argmax(dim=-1)
     blocks = model.transformer.resblocks
@@ -164,10 +165,10 @@ def _packed_text_block(block: Any, x: Tensor, starts: Tensor, longest: int, read
 
 
 def _block(block: Any, x: Tensor, attend: Callable[[Tensor], Tensor], read: Tensor | None) -> Tensor:
-    """Tokens (T, W) through a block; where `read` (B,) is given only its tokens come out, (B, W).
+    """Tokens (T, W) through a block; if `read` (B,) is given, only those tokens are returned, (B, W).
 
-    What the other tokens would become in the last block is read by nobody: its output projection and MLP run for one
-    token a sequence, nearly a twelfth of the tower's work for nothing.
+    The outputs of other tokens in the last block are never read, so its output projection and MLP run for one token per
+    sequence, which saves nearly a twelfth of the tower's work.
     """
     attended = attend(F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias))
     if read is not None:
@@ -177,7 +178,7 @@ def _block(block: Any, x: Tensor, attend: Callable[[Tensor], Tensor], read: Tens
 
 
 def _attend_by_run(qkv: Tensor, heads: int, shapes: Shapes, *, causal: bool) -> Tensor:
-    """Queries, keys and values (T, 3 W) -> (T, W), a run of equal sequences at a time; unmasked or causal, so that fused kernels apply."""
+    """Queries, keys and values (T, 3 W) -> (T, W), one group of equally long sequences at a time; unmasked or causal, for fused kernels."""
     parts = []
     for (count, length), part in zip(shapes, qkv.split([count * length for count, length in shapes]), strict=True):  # type: ignore[no-untyped-call]
         query, key, value = part.view(count, length, 3, heads, -1).unbind(2)
@@ -205,8 +206,8 @@ def _attend_efficiently(
 ) -> Tensor:
     """(b, l, heads, d) each -> (b, l, heads, d), by the kernel behind scaled_dot_product_attention's memory-efficient back end.
 
-    Called by its own name because the public function takes no `starts`, and because choosing a back end there
-    (sdpa_kernel) changes the choice of whoever comes after.
+    The kernel is called directly because the public function has no argument for `starts`, and because choosing a back end
+    there (sdpa_kernel) also affects later calls.
     """
     attend = torch.ops.aten._efficient_attention_forward
     found = attend(query, key, value, None, starts, starts, longest, longest, 0.0, int(causal), query.requires_grad)
@@ -225,11 +226,11 @@ def _kernel_for_any_length(device: torch.device) -> bool:
 
 @functools.cache
 def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's function compiled, once for all blocks of a tower.
+    """A block's compiled function, shared by all blocks of a tower.
 
-    Text's T changes with each batch, so it stays a symbol; images have few shapes (chunks, the last one, those of validation), each
-    compiled for itself. Left to itself torch makes a symbol of whatever has changed once, so a resumed process, which sees shapes
-    in another order, would run other kernels.
+    T of text changes with each batch, so it is a dynamic dimension; images have few shapes (chunks, the last chunk, validation), each
+    compiled separately. By default torch makes every dimension dynamic that has changed once, so a resumed process, which sees shapes
+    in a different order, would run different kernels.
     """
     compiled: Callable[..., Tensor] = torch.compile(  # type: ignore[call-overload]  # its stubs lack recompile_limit
         block, dynamic=block is _packed_text_block, recompile_limit=_MOST_SHAPES
@@ -238,13 +239,13 @@ def _compiled(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _plain(transformer: Any) -> bool:
-    """Whether all blocks are open_clip's default ones, whose forward we know; the package is there under two names."""
+    """Whether all blocks are open_clip's default blocks, whose forward we replace; the package is loaded under two names."""
     names = {(type(block).__module__.rpartition(".")[2], type(block).__name__) for block in transformer.resblocks}
     return names == {("transformer", "ResidualAttentionBlock")}
 
 
 def _embed_patches(visual: Any, images: Tensor) -> Tensor:
-    """(B, 3, S, S) -> class token and patches, (B, L, W). A convolution whose stride is its kernel is a product."""
+    """(B, 3, S, S) -> class token and patches, (B, L, W). A convolution whose stride equals its kernel size is a matrix product."""
     weight, (height, width) = visual.conv1.weight, visual.conv1.kernel_size
     count, channels, *sides = images.shape
     cut = images.reshape(count, channels, sides[0] // height, height, sides[1] // width, width).permute(0, 2, 4, 1, 3, 5)

@@ -1,4 +1,4 @@
-"""Whether this machine's driver and GPUs can run the torch that is installed; said in one line before anything else goes wrong."""
+"""Check that this machine's driver and GPUs can run the installed torch, and report a problem in one line before anything else fails."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from trainer.errors import InputError
 MINIMUM_DRIVERS = {12: 525, 13: 580}
 """NVIDIA's least driver by the major version of CUDA; a minor version needs no newer one."""
 DRIVER_FILES = ("/sys/module/nvidia/version", "/proc/driver/nvidia/version")
-"""The driver's own word, the node's also inside a container."""
+"""File with the driver's version; inside a container it is that of the node."""
 DEVICES = Path("/dev")
 _REMEDY = "update the driver, use an image with another CUDA, or train without the GPU by placement.device=cpu"
 
@@ -20,10 +20,10 @@ def usable(device: str) -> bool:
     """Whether ranks may compute on GPUs here.
 
     Args:
-        device: placement.device; with `cpu` nothing is looked at.
+        device: placement.device; with `cpu` nothing is checked.
 
     Raises:
-        InputError: a GPU was given to this machine, and torch cannot use it: to go on without would cost days, not an error.
+        InputError: this machine was given a GPU that torch cannot use; continuing without it would take days instead of failing.
     """
     if device == "cpu":
         return False
@@ -37,7 +37,7 @@ def usable(device: str) -> bool:
 
 
 def driver_version() -> str:
-    """The version of NVIDIA's driver; empty: there is none here."""
+    """The version of NVIDIA's driver; empty if there is none."""
     for name in DRIVER_FILES:
         try:
             text = Path(name).read_text()
@@ -49,7 +49,7 @@ def driver_version() -> str:
 
 
 def has_devices() -> bool:
-    """Whether a GPU was given to this machine or container."""
+    """Whether this machine or container was given a GPU."""
     return any(re.fullmatch(r"nvidia\d+", entry.name) for entry in DEVICES.glob("nvidia*"))
 
 
@@ -57,11 +57,11 @@ def require_driver(driver: str, cuda: str | None) -> None:
     """Refuse a driver that is too old for torch's CUDA.
 
     Args:
-        driver: as `driver_version` gives it.
-        cuda: torch.version.cuda; None: torch was built without.
+        driver: the result of `driver_version`.
+        cuda: torch.version.cuda; None: torch was built without CUDA.
 
     Raises:
-        InputError: with both versions, and the one that is needed.
+        InputError: the message gives both versions, and the one that is needed.
     """
     least = MINIMUM_DRIVERS.get(int((cuda or "0").partition(".")[0]), 0)
     if driver and int(driver.partition(".")[0]) < least:
@@ -72,12 +72,12 @@ def require_capability(name: str, capability: tuple[int, int], architectures: Se
     """Refuse a GPU that is older than any that torch was built for.
 
     Args:
-        name: of the GPU.
+        name: name of the GPU.
         capability: its compute capability.
         architectures: torch.cuda.get_arch_list().
 
     Raises:
-        InputError: with both.
+        InputError: the message gives both architectures.
     """
     built = sorted(int(found[1]) for one in architectures if (found := re.match(r"sm_(\d+)", one)))
     own = 10 * capability[0] + capability[1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.model.distributed import concatenate, gather
 
 TILE_ELEMENTS = 8 << 20
-"""Logits held at once, twice over: 32 MB of float32 each. Fixed, so that sums never depend on free memory."""
+"""Logits in a tile, of which two are held at once: 32 MB of float32 each. Fixed, so that sums never depend on free memory."""
 
 
 # ----------------------------------------------------------------------------------------------- contrastive
@@ -22,19 +22,19 @@ TILE_ELEMENTS = 8 << 20
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
     """This rank's part of the symmetric InfoNCE loss (CLIP, arXiv 2103.00020) over the pairs of all ranks.
 
-    Each rank holds the logits of its images against all texts, a tile at a time. That block alone gives its images'
-    gradient in full, and its part of every text's; of the softmax over images a rank only tells the others one
-    log-sum-exp a text. So images are never gathered, and the logits are computed twice in all (forward, backward)
-    where a loss that keeps two local blocks of logits multiplies half as much again.
+    Each rank computes the logits of its images against all texts, one tile at a time. This block is enough for the
+    complete gradient of its images and for its part of the gradient of every text; for the softmax over images, ranks
+    exchange only one log-sum-exp per text. Images are therefore never gathered, and the logits are computed twice in
+    all (forward, backward). A loss with two local blocks of logits needs half as many products again.
 
     Args:
         image_features: (n, D), L2-normalised, float32 or float64.
-        text_features: (n, D), likewise; n equal on all ranks.
+        text_features: (n, D), L2-normalised, of the same dtype; n is equal on all ranks.
         scale: (), the exponential of the logit scale.
 
     Returns:
-        (), whose sum over ranks is the loss. Gradients are those of that sum: every rank must call backward with
-        the same weight, and gradients of what all ranks share must then be summed over ranks.
+        (); the sum over ranks is the loss. Gradients are those of the sum: every rank must call backward with the same
+        weight, and gradients of parameters that all ranks share must then be summed over ranks.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     all_text_features = gather(text_features)
@@ -44,10 +44,10 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
 
 
 class _TiledInfoNCE(torch.autograd.Function):
-    """The loss's part of image rows `offset` to `offset + n` against all N texts.
+    """The part of the loss from image rows `offset` to `offset + n` against all N texts.
 
-    log_softmax and softmax stand for what takes several passes over a tile otherwise: a row's log-sum-exp is any of its
-    logits less the log-softmax there.
+    log_softmax and softmax replace several passes over a tile: a row's log-sum-exp is any of its logits minus the
+    log-softmax at the same place.
     """
 
     @staticmethod
@@ -86,12 +86,12 @@ class _TiledInfoNCE(torch.autograd.Function):
             text_gradient.addmm_(tile.T, image[start:stop])
         image_gradient *= weight
         text_gradient *= weight
-        # logit = scale * (image . text), so the scale's slope is each image's features along their own gradient
+        # logit = scale * (image . text), so the scale's gradient is the dot product of image features and their gradient
         return image_gradient, text_gradient, (image * image_gradient).sum() / scale, None
 
 
 def _tiles(n: int, total: int) -> list[tuple[int, int]]:
-    """Rows cut so that a tile of full width holds about TILE_ELEMENTS."""
+    """Split rows so that a tile of full width has about TILE_ELEMENTS."""
     rows = max(1, TILE_ELEMENTS // total)
     return [(start, min(start + rows, n)) for start in range(0, n, rows)]
 
@@ -123,9 +123,9 @@ def hinge(d0: Tensor, d1: Tensor, target: Tensor, margin: float) -> Tensor:
     Args:
         d0: (B,), distance of image 0 from the reference.
         d1: (B,), distance of image 1.
-        target: (B,), in [0, 1]: the part of the votes that say image 1 is closer. y is the sign of target - 1/2, so
+        target: (B,), in [0, 1]: the fraction of votes that say image 1 is closer. y is the sign of target - 1/2, so
             a split vote has y = 0, a constant loss and no gradient.
-        margin: by how much the winner must be closer.
+        margin: how much closer the preferred image must be.
 
     Returns:
         (B,), a loss for each triplet; divide their sum by the global batch.
@@ -134,17 +134,17 @@ def hinge(d0: Tensor, d1: Tensor, target: Tensor, margin: float) -> Tensor:
 
 
 def logistic(d0: Tensor, d1: Tensor, target: Tensor, margin: float) -> Tensor:
-    """Cross entropy between the votes' fractions and sigmoid((d0 - d1) / margin).
+    """Cross entropy between the fractions of votes and sigmoid((d0 - d1) / margin).
 
-    Args and result are those of `hinge`; here a split vote pulls the distances together.
+    Arguments and result are those of `hinge`; unlike there, a split vote pulls the distances together.
     """
     return F.binary_cross_entropy_with_logits((d0 - d1) / margin, target.to(d0.dtype), reduction="none")
 
 
 def two_afc(d0: Tensor, d1: Tensor, target: Tensor) -> Tensor:
-    """Credit for each triplet: the part of the votes that agree with the distances; equal distances get 1/2.
+    """The score of each triplet: the fraction of votes that agree with the distances; equal distances get 1/2.
 
-    Args and shapes are those of `hinge`; the result is (B,) in [0, 1].
+    Arguments and shapes are those of `hinge`; the result is (B,) in [0, 1].
     """
     says_1 = 0.5 * (1 + torch.sign(d0 - d1))
     return says_1 * target + (1 - says_1) * (1 - target)

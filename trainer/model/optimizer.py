@@ -1,6 +1,6 @@
 """The optimiser: which parameters decay, the learning rate of each step, and its state by parameter name.
 
-State is named, not numbered, so that a checkpoint says what it holds and a changed model is refused.
+State is stored by name, not by number, so that a checkpoint is self-describing and a changed model is refused.
 """
 
 import math
@@ -16,14 +16,14 @@ from trainer.config import OptimizerConfig
 from trainer.errors import InputError
 
 AS_CODED_ACCUMULATION = 6
-"""As coded, the cosine's horizon counts micro-batches, six to a step: it is six times too long (docs/RECIPES.md)."""
+"""With `as_coded`, the cosine's horizon counts micro-batches, six per step, so it is six times too long (docs/RECIPES.md)."""
 
 
 def learning_rate(config: OptimizerConfig, step: int, horizon: int) -> float:
-    """The rate of the step after `step` done ones, as open_clip has it: linear warm-up, then cosine to 0 or constant.
+    """The learning rate after `step` finished steps, as in open_clip: linear warm-up, then cosine to 0 or constant.
 
     Args:
-        config: peak, warm-up and form.
+        config: peak, warm-up and schedule.
         step: optimiser steps done before this one.
         horizon: steps after which the cosine is 0.
     """
@@ -36,17 +36,17 @@ def learning_rate(config: OptimizerConfig, step: int, horizon: int) -> float:
 
 
 def decays(name: str, parameter: Tensor, config: OptimizerConfig) -> bool:
-    """Whether weight decay pulls at a parameter: never at gains, biases and the logit scale, by choice not at positions."""
+    """Whether weight decay applies to a parameter: never to gains, biases and the logit scale; to positions depending on `no_decay`."""
     if parameter.ndim < 2:
         return False
     return not (config.no_decay == "gains_biases_and_positions" and name.endswith("positional_embedding"))
 
 
 class Adam:
-    """AdamW, or Adam, by torch's fused kernels.
+    """AdamW or Adam with torch's fused kernels.
 
-    The same steps as torch.optim's, to the bit. Its classes import torch._dynamo at their first call, two CPU-seconds in each
-    process, and sort all parameters again in each step.
+    The steps are bitwise equal to those of torch.optim. Its classes are not used because they import torch._dynamo at their first call
+    (two CPU-seconds in each process) and sort all parameters again in each step.
 
     Attributes:
         param_groups: dictionaries of `params`, `lr` and `weight_decay`; the loop sets `lr`.
@@ -60,10 +60,10 @@ class Adam:
 
     @torch.no_grad()
     def step(self, unless: Tensor | None = None) -> None:
-        """Move each parameter that has a gradient.
+        """Update each parameter that has a gradient.
 
         Args:
-            unless: a boolean on the parameters' device; where it holds nothing changes, and nobody waits to know it.
+            unless: a boolean on the parameters' device; if it is true nothing changes, and the host does not wait to know it.
         """
         config, found = self._config, None if unless is None else unless.float()
         for group in self.param_groups:
@@ -124,10 +124,10 @@ def state(optimizer: Adam, module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(optimizer: Adam, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `state` gave.
+    """Load what `state` returned.
 
     Raises:
-        InputError: the names are not those of the parameters that are trained.
+        InputError: the names differ from those of the trained parameters.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     found: dict[str, dict[str, Tensor]] = {}

@@ -1,7 +1,7 @@
 """The two towers: open_clip's CLIP, built from the recipe with named random streams.
 
-The modules and their key names are open_clip's, so that what is trained here opens there. Ours are the
-initialisation and the strict loading of a tower; trainer/model/encoding.py runs them.
+The modules and their key names are open_clip's, so that open_clip can load the trained models. This module adds the
+initialisation and the strict loading of a tower; trainer/model/encoding.py runs the towers.
 """
 
 import json
@@ -28,7 +28,7 @@ LOGIT_SCALES = {"100": math.log(100), "1/0.07": math.log(1 / 0.07)}
 def build_model(config: ModelConfig, seed: int) -> CLIP:
     """A CLIP in float32 on the CPU, initialised from the streams `vision_init` and `text_init` of `seed`.
 
-    The streams are apart, so a tower's initial weights do not depend on what else was drawn: arms of one seed share them.
+    The streams are separate, so a tower's initial weights do not depend on other random draws: all arms of a seed share them.
 
     Raises:
         InputError: config names no open_clip ViT that this trainer keeps exact (see `open_clip_config`).
@@ -45,7 +45,7 @@ def build_model(config: ModelConfig, seed: int) -> CLIP:
 
 
 def open_clip_config(config: ModelConfig) -> dict[str, Any]:
-    """The model as open_clip writes it: embed_dim, vision_cfg, text_cfg.
+    """The model in open_clip's configuration format: embed_dim, vision_cfg, text_cfg.
 
     Raises:
         InputError: open_clip knows no such name, or it is not CLIP's ViT with a causal text tower over CLIP's vocabulary:
@@ -98,7 +98,7 @@ def _refuse_inexact(name: str, found: Mapping[str, Any]) -> None:
 
 
 def resolve(config: ModelConfig) -> dict[str, int]:
-    """The sizes that hold, also where they come from an open_clip name: the size fields of ModelConfig."""
+    """The effective sizes, also if they come from an open_clip name: the size fields of ModelConfig."""
     found = open_clip_config(config)
     vision, text = found["vision_cfg"], found["text_cfg"]
     return {
@@ -118,7 +118,7 @@ def resolve(config: ModelConfig) -> dict[str, int]:
 def flops_per_sample(config: ModelConfig, text_tokens: float) -> float:
     """Floating-point operations of one image and one caption of `text_tokens`, forward and backward.
 
-    Multiplications and additions count each; backward is twice forward. 0 tokens: the vision tower alone.
+    Multiplications and additions count as one each; backward costs twice forward. 0 tokens: only the vision tower.
     """
     return sizes(config).flops(text_tokens)
 
@@ -131,7 +131,7 @@ def _generator(seed: int, stream: str) -> torch.Generator:
 
 
 def _init_blocks(blocks: nn.Module, width: int, layers: int, generator: torch.Generator) -> None:
-    """Normal weights; what is added to the residual stream is scaled by (2 layers)^-1/2."""
+    """Normal weights; those of layers that add to the residual stream are scaled by (2 layers)^-1/2."""
     residual_std = width**-0.5 * (2 * layers) ** -0.5
     for name, parameter in blocks.named_parameters():
         if name.endswith(("out_proj.weight", "c_proj.weight")):
@@ -143,7 +143,7 @@ def _init_blocks(blocks: nn.Module, width: int, layers: int, generator: torch.Ge
 
 
 def _init_biases(blocks: nn.Module, endings: tuple[str, ...], generator: torch.Generator) -> None:
-    """Biases of linear maps whose names end so: uniform within fan_in^-1/2, PyTorch's default for nn.Linear; LayerNorms keep theirs."""
+    """Biases of linear layers with these name endings: uniform within fan_in^-1/2, nn.Linear's default. LayerNorms keep theirs."""
     parameters = dict(blocks.named_parameters())
     for name in [name for name in parameters if name.endswith(endings)]:
         weight = parameters[name.removesuffix("bias") + "weight"]
@@ -156,9 +156,10 @@ def _init_biases(blocks: nn.Module, endings: tuple[str, ...], generator: torch.G
 def _init_vision(visual: Any, published: bool, generator: torch.Generator) -> None:
     """Residual-scaled normal blocks and a class token of std 1; patches and LayerNorms as open_clip draws them.
 
-    Published is as the follow-on code's `initialize_parameters` leaves the tower (docs/RECIPES.md, "Initialisation"): positions .01,
-    projection width^-1/2, biases as nn.Linear draws them, those of queries, keys, values and attention outputs too. Otherwise an
-    earlier reading of the same code, kept for finished experiments: biases 0, positions and projection as open_clip draws them.
+    With `published`, the tower is initialised as by the follow-on code's `initialize_parameters` (docs/RECIPES.md, "Initialisation"):
+    positions .01, projection width^-1/2, and all biases as in nn.Linear, including those of queries, keys, values and attention
+    outputs. Otherwise an earlier interpretation of the same code is used, kept for finished experiments: biases 0, positions and
+    projection as in open_clip.
     """
     width, layers = visual.conv1.out_channels, len(visual.transformer.resblocks)
     _init_blocks(visual.transformer, width, layers, generator)
@@ -175,7 +176,7 @@ def _init_vision(visual: Any, published: bool, generator: torch.Generator) -> No
 
 @torch.no_grad()
 def _init_text(model: CLIP, published: bool, generator: torch.Generator) -> None:
-    """CLIP's own initialisation of the text tower, from our stream. Published, attention has nn.Linear's biases in place of 0."""
+    """CLIP's own initialisation of the text tower, from our stream. With `published`, attention has nn.Linear's biases instead of 0."""
     width, layers = model.positional_embedding.shape[1], len(model.transformer.resblocks)
     model.token_embedding.weight.normal_(std=0.02, generator=generator)
     model.positional_embedding.normal_(std=0.01, generator=generator)
@@ -227,7 +228,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         if value.shape != expected[name].shape:
             raise InputError(f"{source} does not fit the model: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
         if value.is_floating_point() != expected[name].is_floating_point():
-            raise InputError(f"{source} does not fit the model: {name} holds {value.dtype}, not {expected[name].dtype}")
+            raise InputError(f"{source} does not fit the model: {name} has dtype {value.dtype}, not {expected[name].dtype}")
     if broken := find_nonfinite(state):
         raise InputError(f"{source}: {broken} contains NaN or Inf")
     module.load_state_dict(dict(state), strict=True)
@@ -238,7 +239,7 @@ def _first(keys: Sequence[str]) -> str:
 
 
 def permute_within(state: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Each tensor's own numbers in random places (stream `permute`): the same norms and distribution, no structure."""
+    """Permute the numbers within each tensor at random (stream `permute`): the same norms and distribution, but no structure."""
     generator = _generator(seed, "permute")
     return {
         name: value.flatten()[torch.randperm(value.numel(), generator=generator)].view_as(value) for name, value in sorted(state.items())
@@ -263,7 +264,7 @@ def save_open_clip(folder: Path, model: CLIP, config: ModelConfig) -> None:
 
 
 def find_nonfinite(tensors: Mapping[str, Tensor]) -> str:
-    """The name of a tensor that contains NaN or Inf; empty where none does."""
+    """The name of a tensor that contains NaN or Inf; empty if none does."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             return name

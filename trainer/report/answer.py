@@ -43,7 +43,7 @@ def answer(contrasts: Sequence[dict[str, Any]], subject: str, judge: str) -> dic
 
 
 def against_controls(contrasts: Sequence[dict[str, Any]], subject: str) -> str:
-    """What is left of the answer when the baseline is another warm-up, in one sentence; empty where no control was run."""
+    """One sentence on whether the answer still holds when the baseline is another kind of warm-up; empty if no control was run."""
     said: list[str] = []
     alike: list[str] = []
     single: list[str] = []
@@ -88,7 +88,7 @@ def _words(subject: str, found: dict[str, list[dict[str, Any]]], judge: str) -> 
 
 
 def _one_run(subject: str, rows: Sequence[dict[str, Any]], judge: str) -> str:
-    """What one run shows: a difference counts only where its interval excludes 0, whatever the sign of the others."""
+    """What one run shows: a difference counts only if its interval excludes 0, whatever the sign of the others."""
     clear: dict[str, list[dict[str, Any]]] = {"above": [], "below": []}
     for row in rows:
         if _excludes_zero(row):

@@ -1,4 +1,4 @@
-"""The section of the page on the axes of an experiment: its panels and tables, made from results.json alone."""
+"""The page's section on the axes of an experiment: its panels and tables, built from results.json alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

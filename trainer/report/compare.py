@@ -81,7 +81,7 @@ class Scores:
         return sorted(seed for name, seed in self.results if name == arm)
 
     def value(self, arm: str, seed: int, endpoint: Endpoint) -> float | None:
-        """The endpoint of one cell; None where it lacks a set, since a mean over different sets is a different quantity."""
+        """The endpoint of one cell; None if it lacks a set, since a mean over different sets is a different quantity."""
         figures = []
         for test_set in endpoint.sets:
             result = self.results.get((arm, seed), {}).get(test_set.key)
@@ -210,7 +210,7 @@ def set_endpoint(test_set: TestSet) -> Endpoint:
 
 
 def contrast(scores: Scores, arm: str, against: str, endpoint: Endpoint, *, items_too: bool = True) -> dict[str, Any] | None:
-    """Arm minus `against`, paired by seed, on one endpoint; None where no seed has both.
+    """Arm minus `against`, paired by seed, on one endpoint; None if no seed has both.
 
     Without `items_too` the interval over items, which takes longest, is computed only if there is one seed, where it is the only interval.
 

@@ -30,7 +30,7 @@ def own_stages(experiment: Experiment) -> list[tuple[Cell, str, StageRun]]:
 
 
 def stage_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """Throughput and cost of every stage run: JSON, with None where a run recorded nothing."""
+    """Throughput and cost of every stage run: JSON, with None if a run recorded nothing."""
     rows = []
     for cell, name, run in own_stages(experiment):
         facts, last = run.committed.facts, run.progress[-1] if run.progress else {}

@@ -18,7 +18,7 @@ class StageRun:
         uri: the stage's folder.
         config: resolved configuration.
         lineage: lineage.json.
-        committed: seal of final/, or None where it never finished.
+        committed: seal of final/, or None if it never finished.
         progress: lines of progress.jsonl, one per step, in step order.
     """
 
@@ -54,7 +54,7 @@ class Result:
         step: None for the final model, else the checkpoint's step.
         dataset: name of the set.
         task: zeroshot_classification, zeroshot_retrieval or 2afc; a probe, or a layer (`trainer/representation.py`).
-        metrics: name -> figure in [0, 1], None where undefined.
+        metrics: name -> figure in [0, 1], None if undefined.
         facts: the file's `firstsight` block.
         items_uri: the per-item outputs.
     """

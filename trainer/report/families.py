@@ -66,7 +66,7 @@ def _anchor(experiment: Experiment, scores: Scores, sets: Sequence[TestSet]) -> 
     if main is None or not values:
         return [
             row
-            | {"found": "ImageNet was not measured", "follows": "There is nothing yet to show whether the pipeline and the data are sound."}
+            | {"found": "ImageNet was not measured", "follows": "There is no evidence yet on whether the pipeline and the data are sound."}
         ]
     value = sum(values) / len(values)
     found = f"{100 * value:.1f} %, mean over {counted(len(values), 'seed')}"

@@ -32,7 +32,7 @@ def retrieval_examples(scores: Scores, subject: str) -> dict[str, Any] | None:
     Returns:
         {"dataset", "seed", "attribution", "images", "queries": [{"caption", "right": picture, "arms": [{"arm", "rank",
         "top": [{"picture", "right"}]}]}]},
-        or None where there is nothing to show.
+        or None if there is nothing to show.
     """
     experiment = scores.experiment
     found = _two_arms(scores, subject, "zeroshot_retrieval")
@@ -72,7 +72,7 @@ def triplet_examples(scores: Scores, subject: str) -> dict[str, Any] | None:
 
     Returns:
         {"dataset", "seed", "judge", "attribution", "triplets": [{"ref", "pictures", "judged", "arms": [{"arm", "choice"}]}]}, choices
-        0, 1 or None (no difference seen); or None where there is nothing to show.
+        0, 1 or None (no difference seen); or None if there is nothing to show.
     """
     experiment = scores.experiment
     found, manifest = _two_arms(scores, subject, "2afc"), experiment.triplets

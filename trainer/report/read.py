@@ -260,7 +260,7 @@ def _most_common(values: list[str]) -> str:
 
 
 def _failure(experiment: Experiment, entry: dict[str, Any]) -> str:
-    """The failure that a missing cell's stages left, which is listed too; empty where there is none."""
+    """The failure that a missing cell's stages left, which is listed too; empty if there is none."""
     for name in (*STAGES, "evaluation"):
         failure = read_failure(entry[name]) if entry.get(name) else None
         if failure is None or (name != "evaluation" and _is_sealed(entry[name])):

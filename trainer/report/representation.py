@@ -96,10 +96,10 @@ class _Layer:
             try:
                 read = arrays.read_arrays(result.items_uri, ("key", FEATURES), result.facts.get("items"))
                 if not {"key", FEATURES} <= read.keys() or read[FEATURES].ndim != 2 or len(read["key"]) != len(read[FEATURES]):
-                    raise Corrupt(f"{result.items_uri}: holds no features of this layer")
+                    raise Corrupt(f"{result.items_uri}: contains no features of this layer")
                 self._read[result.items_uri] = read["key"].astype(str).tolist(), read[FEATURES]
             except (InputError, RunError) as error:
-                why = f"{str(error).removeprefix(f'{result.items_uri}: ')}; it is compared with no other model at this layer"
+                why = f"{str(error).removeprefix(f'{result.items_uri}: ')}; so the model is not compared with others at this layer"
                 self.experiment.exclude(result.items_uri, why, damaged=True)
         return self._read[result.items_uri]
 

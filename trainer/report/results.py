@@ -344,12 +344,12 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     said = []
     if counts and max(counts) == 1:
         said.append(
-            "One seed: the intervals cover the sampling of test items only. Two runs that differ in nothing but their random start "
+            "One seed: the intervals cover the sampling of test items only. Two runs that differ only in their random start "
             "would differ too, and a single pair cannot tell such a difference from an effect. Run SEEDS=0,1,2 for a test."
         )
     elif counts:
         said.append(
-            f"{max(counts)} seeds: the intervals over seeds cover what changes from seed to seed on these test items; those over items "
+            f"{max(counts)} seeds: the intervals over seeds cover the variation between seeds on these test items; those over items "
             "cover the sampling of items for these models. Neither covers both. A few seeds can show only large effects: 'not shown' is "
             "not 'absent'."
         )
@@ -373,13 +373,13 @@ def limits(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     extra = f" ({100 * max(shares):.1f} % of its arm's training FLOPs)" if shares else ""
     if counts:
         said.append(
-            f"The arms share their hyperparameters, which were tuned for none of them; stage 1 is extra compute{extra} that the baseline "
+            f"The arms share their hyperparameters, which were tuned for none of them. Stage 1 is extra compute{extra} that the baseline "
             "does not get."
         )
     if experiment.missing:
         number = len(experiment.missing)
         which = "1 planned cell is missing" if number == 1 else f"{number} planned cells are missing"
-        said.append(f"{which} (listed above); what they would have shown is not known.")
+        said.append(f"{which} (listed above); their results are unknown.")
     return said
 
 
@@ -395,5 +395,5 @@ def _small_model(experiment: Experiment) -> list[str]:
         return []
     return [
         f"The model is small (vision width {largest.vision_width}, {largest.image_size} px; the paper's is {paper.vision_width} wide at "
-        f"{paper.image_size} px), and so are the data: what holds here need not hold for ViT-B/32 on YFCC15M, or the reverse."
+        f"{paper.image_size} px), and so are the data: these results need not hold for ViT-B/32 on YFCC15M, nor the reverse."
     ]

@@ -45,7 +45,7 @@ def read_run(experiment: Experiment, entry: dict[str, Any], name: str) -> StageR
         for place, why in damaged.items():
             raise Corrupt(f"{place}: {why}")
         if _was_finished(entry, name):
-            raise Corrupt(f"{join(layout.final(uri), NAME)}: missing, although the {name} stage was finished: results from after it exist")
+            raise Corrupt(f"{join(layout.final(uri), NAME)}: missing, although the {name} stage was finished: later results exist")
         raise InputError(f"{name} is not finished")
     _check_types(join(layout.final(uri), NAME), seal.facts, _FACTS)
     for place, why in damaged.items():
@@ -57,7 +57,7 @@ def read_run(experiment: Experiment, entry: dict[str, Any], name: str) -> StageR
     run = StageRun(uri=uri, config=config, lineage=lineage, committed=seal, progress=_course(experiment, uri, seal))
     recorded = {lineage[key] for key in ("weights_sha256", "vision_sha256") if lineage.get(key)}
     if run.weights and recorded and not run.weights & recorded:
-        raise Corrupt(f"{name}: the sealed weights differ from those that its lineage names: rejected")
+        raise Corrupt(f"{name}: the sealed weights differ from those that its lineage names; rejected")
     return run
 
 

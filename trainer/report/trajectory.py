@@ -33,7 +33,7 @@ def trajectory(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], fo
 
     Returns:
         JSON: "differences" (each arm minus another at each moment), "onsets", "power_laws", "survival", "lacking" (epochs whose
-        weights should have been kept and measured, and were not); each empty where there is nothing to say.
+        weights should have been kept and measured, and were not); each empty if there is nothing to say.
     """
     differences = _differences(scores, endpoints)
     return {
@@ -102,12 +102,12 @@ def onset(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The earliest moment after which the mean difference stays above 0 until the end.
 
     Args:
-        rows: of one pair and endpoint, by samples seen: mean, low and high of the difference, epoch, samples.
+        rows: rows of one pair and endpoint, by samples seen: mean, low and high of the difference, epoch, samples.
 
     Returns:
-        "epoch" and "samples" of it, None: not reached; "after": epoch of the moment before, at which it was not yet; "low" and "high", an
-        interval of the epoch: the earliest from which the upper end of the difference's interval stays above 0, and the earliest from which
-        on the lower end is; None: not reached.
+        Its "epoch" and "samples" (None: not reached); "after": epoch of the preceding moment, at which it was not reached; "low" and
+        "high": the interval of the epoch, from the earliest at which the upper end of the difference's interval stays above 0 to the
+        earliest at which its lower end does (None: not reached).
     """
     at = _first_to_stay(rows, lambda row: bool(row["mean"] > 0))
     low = _first_to_stay(rows, lambda row: row["high"] is None or row["high"] > 0)
@@ -135,7 +135,7 @@ def _first_to_stay(rows: Sequence[dict[str, Any]], holds: Callable[[dict[str, An
 
 
 def _power_laws(followed: Rows, endpoints: Sequence[compare.Endpoint]) -> Rows:
-    """Accuracy = a · samples^b, arm by arm; not for 2AFC, most of which an untrained tower already has."""
+    """Accuracy = a · samples^b, by arm; not for 2AFC, where an untrained tower already scores high."""
     rows = []
     for endpoint in endpoints:
         if endpoint.name == "2afc":
@@ -174,7 +174,7 @@ def _power_laws(followed: Rows, endpoints: Sequence[compare.Endpoint]) -> Rows:
 def power_law(samples: Sequence[float], values: Sequence[float]) -> tuple[float, float, float] | None:
     """A and b of value = a · samples^b, and R² of the fit: least squares on the logarithms of points where both are above 0.
 
-    None where fewer than MIN_POINTS are left.
+    None if fewer than MIN_POINTS are left.
     """
     kept = [(x, y) for x, y in zip(samples, values, strict=True) if x > 0 and y > 0]
     if len(kept) < MIN_POINTS:
@@ -212,7 +212,7 @@ def _survival(scores: compare.Scores, endpoints: Sequence[compare.Endpoint], fol
 
 
 def retained(accuracy: float | None, untrained: float | None, tower: float | None) -> float | None:
-    """The share of what stage 1 added to the untrained tower's 2AFC that a model still shows; None if it added nothing, or is unknown."""
+    """The share of stage 1's gain in 2AFC over the untrained tower that a model retains; None if there was no gain, or it is unknown."""
     if accuracy is None or untrained is None or tower is None or tower <= untrained:
         return None
     return (accuracy - untrained) / (tower - untrained)
@@ -234,7 +234,7 @@ def _mean(experiment: Experiment, cell: Cell, endpoint: compare.Endpoint, stage:
 
 
 def _lacking(experiment: Experiment) -> Rows:
-    """Epochs of finished cells whose weights the recipe asks for but that have no results, and why."""
+    """Epochs of finished cells whose weights the recipe requests but that have no results, and why."""
     rows = []
     for cell in experiment.cells:
         entry = next(
@@ -245,10 +245,10 @@ def _lacking(experiment: Experiment) -> Rows:
         recipe = (experiment.plan.get("recipes") or {}).get((entry or {}).get("recipe"), {})
         asked = recipe.get("evaluation", {})
         fixed = run.config.contrastive is not None and run.config.contrastive.samples_seen
-        if cell.final_stage != "contrastive" or (fixed and not run.progress):  # then nothing says how long an epoch was
+        if cell.final_stage != "contrastive" or (fixed and not run.progress):  # the length of an epoch is then unknown
             continue
         per_epoch = max(round(run.committed.step / run.epochs), 1)
-        epochs = run.committed.step // per_epoch  # whole ones, as training counts them
+        epochs = run.committed.step // per_epoch  # complete epochs, as training counts them
         measured = {result.step for result in cell.results if result.stage == "contrastive"}
         why: dict[str, list[int]] = defaultdict(list)
         for epoch in kept_epochs(epochs, trajectory=bool(asked.get("trajectory")), every=int(asked.get("every_epochs") or 0)):

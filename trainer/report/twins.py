@@ -1,4 +1,4 @@
-"""What the page says of twins: captions and pictures that nobody can tell apart, as staging and evaluation counted them."""
+"""The page's sentences about twins (indistinguishable captions and pictures), as counted by staging and evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from trainer.report.experiment import Experiment
 
 
 def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
-    """For each data set, what staging (of the pairs) or evaluation found of captions and pictures that nobody can tell apart."""
+    """For each data set, the indistinguishable captions and pictures that staging (for the pairs) or evaluation found."""
     rows: dict[str, dict[str, Any]] = {}
     found = experiment.pairs.facts.get("twins") if experiment.pairs else None
     if experiment.pairs and isinstance(found, dict):
@@ -33,11 +33,11 @@ def twins(experiment: Experiment, sets: Sequence[TestSet]) -> dict[str, dict[str
 
 
 def _twins_of_pairs(name: str, found: dict[str, Any]) -> str:
-    """Staging's counts in a sentence or two; empty where it found nothing."""
+    """Staging's counts in a sentence or two; empty if it found nothing."""
     number = {key: int(value) for key, value in found.items()}
     parts = [
         f"{per_item.counted({'pictures': count})} {words} another"
-        for count, words in ((number["captions"], "with a caption of"), (number["identical"], "with the bytes of"))
+        for count, words in ((number["captions"], "with the same caption as"), (number["identical"], "with the same bytes as"))
         if count
     ]
     if parts and not number["test_captions"] + number["test_identical"]:

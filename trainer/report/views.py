@@ -47,7 +47,7 @@ def views(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def paired(document: dict[str, Any]) -> Rows:
-    """Endpoint by endpoint: the page's subject against the baseline of the same seeds, and what it is compared with."""
+    """For each endpoint, the page's subject against the baseline of the same seeds, with chance, ceiling and other reference scores."""
     subject = document["answer"]["subject"]
     rows = []
     for endpoint in document["endpoints"]:
@@ -154,7 +154,7 @@ def reached(efficiency: Rows) -> Rows:
 
 
 def elsewhere(document: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
-    """Through time and by layer at another point of the axes: the tables of that section, and what the template itself reads from it."""
+    """Over training and by layer at another point of the axes: the tables of that section, and the values that the template reads."""
     there = document | one
     tables = {"course": course(there), "onsets": onsets(there), "survival": survival(there)}
     tables |= {"layers": layers(one["representation"]), "layers_course": layers_through_time(one["representation"])}
@@ -198,7 +198,7 @@ def _onset_interval(row: dict[str, Any]) -> str:
 
 
 def survival(document: dict[str, Any]) -> Rows:
-    """What is left of the prior at each moment, arm by arm, means over seeds."""
+    """How much of the prior remains at each moment, by arm, means over seeds."""
     rows = document["trajectory"]["survival"]
     averaged = ("accuracy", "untrained", "tower", "start_cosine")
     table = []
@@ -211,7 +211,7 @@ def survival(document: dict[str, Any]) -> Rows:
 
 
 def layers(representation: dict[str, Any]) -> Rows:
-    """Tables by layer: CKA to start and tower, CKA between arms, RSA; those that there are."""
+    """Tables by layer: CKA to start and tower, CKA between arms, and RSA, as far as they were measured."""
     alike, rsa = representation["similarity"], representation["rsa"]
     start = [row for row in alike if row["to"] == START or row["to"].startswith(TOWER)]
     arms = [row for row in alike if row not in start]
@@ -226,7 +226,7 @@ def layers(representation: dict[str, Any]) -> Rows:
 
 
 def layers_through_time(representation: dict[str, Any]) -> Rows:
-    """Of each set a table of the output's figures: a row an epoch, a column an arm and figure, means over seeds."""
+    """For each set, a table of the figures of the layer `output`: one row per epoch, one column per arm and figure, means over seeds."""
     tables = []
     rows = [row for row in representation["through_time"] if row["layer"] == "output"]
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
@@ -248,6 +248,6 @@ def layers_through_time(representation: dict[str, Any]) -> Rows:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is known; None where nothing is."""
+    """Mean of the known values; None if there are none."""
     known: Sequence[float] = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -92,7 +92,7 @@ def _inert(value: Any) -> Any:
 
 
 def as_of(experiment: Experiment, now: float) -> str:
-    """`as of 2026-11-30 04:10 UTC, 2 of 4 cells` where cells of the plan are missing; empty where none is."""
+    """`as of 2026-11-30 04:10 UTC, 2 of 4 cells` where cells of the plan are missing; empty if none is."""
     planned = len(experiment.plan["cells"])
     if len(experiment.cells) >= planned:
         return ""

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON, copied to host memory at once and stored by a background thread.
+"""Checkpoints: safetensors and JSON, copied to host memory immediately and stored by a background thread.
 
-Only the copy into reused host buffers holds the training up. The thread then stores the files, reads the attempt fence
-again, and writes COMMITTED.json last, so a reader sees a whole checkpoint or none. One with a damaged seal or file counts as
-none too: it is passed over, and pruned like one that was never sealed.
+Only the copy into reused host buffers stalls training. The thread then stores the files, reads the attempt fence again,
+and writes COMMITTED.json last, so a reader sees a complete checkpoint or none. A checkpoint with a damaged seal or file also
+counts as none: it is skipped, and pruned like one that was never sealed.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Checkpoint:
         step: optimiser steps done.
         tensors: file name -> tensor name -> tensor on the CPU.
         state: what else a run needs to resume (state.json).
-        records: file name -> text of the stage's folder as it was at this step; empty in a checkpoint of format 1.
+        records: file name -> text of a file in the stage's folder at this step; empty in a checkpoint of format 1.
     """
 
     uri: str
@@ -90,8 +90,8 @@ class Writer:
             tensors: file name -> tensors, on any device.
             state: goes to state.json.
             facts: go to COMMITTED.json.
-            beside: text of the stage's folder as it is at this step, sealed with the checkpoint; progress.jsonl is also
-                written to that folder, where people look.
+            beside: text of files in the stage's folder at this step, sealed with the checkpoint; progress.jsonl is also
+                written to that folder, where people look for it.
             keep: also keep the weights alone, as `keep` does.
 
         Raises:
@@ -101,7 +101,7 @@ class Writer:
         content = json.dumps({"format_version": FORMAT_VERSION, "step": step, **state}, indent=1, sort_keys=True).encode()
 
         def store() -> float:
-            if keep:  # first: no run resumes from a checkpoint whose step is to be kept and is not
+            if keep:  # first, so that no run resumes from a checkpoint whose weights should have been kept but were not
                 self._store_kept(step, facts)
             self._store(step, content, facts, beside)
             return time.monotonic() - began
@@ -109,7 +109,7 @@ class Writer:
         self._pending = self._thread.submit(store)
 
     def keep(self, step: int, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Copy the weights to host memory and return; in the background they are stored and sealed, and never deleted.
+        """Copy the weights to host memory and return; they are stored and sealed in the background, and never deleted.
 
         Args:
             step: optimiser steps done.
@@ -128,7 +128,7 @@ class Writer:
         self._pending = self._thread.submit(store)
 
     def wait(self) -> None:
-        """Wait until the last save is committed; raise what went wrong in it."""
+        """Wait until the last save is committed; raise its error if it failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self.last_seconds = pending.result()
@@ -141,7 +141,7 @@ class Writer:
             self._thread.shutdown()
 
     def _copy(self, tensors: TensorFiles) -> float:
-        """Bring `tensors` to host memory once the last save is through; the time when this began."""
+        """Copy `tensors` to host memory once the last save is finished; returns the time when the copy began."""
         self.wait()
         began = time.monotonic()
         for name, part in tensors.items():
@@ -167,7 +167,7 @@ class Writer:
         self._seal(folder, step, self._put_all(folder, {MODEL_FILE: self._images[MODEL_FILE]}, {}), facts)
 
     def _put_all(self, folder: str, images: Mapping[str, FileImage], others: Mapping[str, memoryview]) -> dict[str, dict[str, Any]]:
-        """Store the files of a folder, whose seal is to follow: name -> what the seal says of each."""
+        """Store the files of a folder before its seal is written. Returns name -> facts about the file for the seal."""
         open_store(folder).delete(join(folder, NAME))  # an earlier run's seal must not vouch for our files
         for name, image in images.items():
             if broken := find_nonfinite(image.views):
@@ -188,7 +188,7 @@ class Writer:
             folder = layout.checkpoint(self._output, known)
             try:
                 seal = _seal_unless_damaged(folder) if join(folder, NAME) in found[known] else None
-            except InputError as error:  # of a newer firstsight: not ours to judge
+            except InputError as error:  # written by a newer firstsight: leave it alone
                 log.warning("%s: kept", error)
                 continue
             if seal is not None and len(newest) < self._keep_last:
@@ -208,20 +208,20 @@ def write_final(
     beside: Mapping[str, bytes],
     copies: Mapping[str, bytes],
 ) -> None:
-    """Store the files of `local` as final/, check what the store holds now, and seal it.
+    """Store the files of `local` as final/, check what the store now contains, and seal it.
 
     Args:
         output: the stage's folder.
         local: folder with the files.
-        recipe_hash: of the stage.
+        recipe_hash: recipe hash of the stage.
         step: optimiser steps done.
-        fence: nothing is sealed where a newer attempt has claimed the folder.
+        fence: nothing is sealed if a newer attempt has claimed the folder.
         facts: go to the seal.
         beside: records of the stage's folder that belong to the model: written there, copied into final/ and sealed.
         copies: further files of final/, which the seal does not cover.
 
     Raises:
-        Corrupt: the store does not hold what was written.
+        Corrupt: the store does not contain what was written.
     """
     folder = layout.final(output)
     open_store(folder).delete(join(folder, NAME))
@@ -270,11 +270,11 @@ def find(output: str, resume: str, *, recipe_hash: str, recipe: Mapping[str, Any
     Args:
         output: the stage's folder.
         resume: auto (newest that is intact), never, or a checkpoint's URI.
-        recipe_hash: of this run; a checkpoint of any other is refused.
-        recipe: the recipe fields behind the hash, to name what differs.
+        recipe_hash: recipe hash of this run; a checkpoint with a different one is refused.
+        recipe: the recipe fields behind the hash, to name the differences.
 
     Returns:
-        The checkpoint, or None where the run starts from the beginning; and the reason for each that was passed over.
+        The checkpoint, or None if the run starts from the beginning; and the reason for each that was skipped.
 
     Raises:
         InputError: another recipe, data set or architecture, a newer format, or a URI without a seal or with changed files.
@@ -302,8 +302,8 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
     """Read one checkpoint, every file verified against the seal.
 
     Raises:
-        InputError: no seal, a newer format, or another recipe's.
-        Corrupt: a file is missing in the seal, its size or checksum is not the sealed one, or it is not what it should be.
+        InputError: there is no seal, or the checkpoint has a newer format or a different recipe.
+        Corrupt: a file is missing in the seal, its size or checksum differs from the sealed one, or its content is invalid.
     """
     seal = read_committed(folder)
     if seal is None:
@@ -326,7 +326,7 @@ def read(folder: str, *, recipe_hash: str, recipe: Mapping[str, Any]) -> Checkpo
 
 
 def _seal_unless_damaged(folder: str) -> Committed | None:
-    """The seal of a checkpoint; None where it has none or a damaged one. InputError where a newer firstsight wrote it."""
+    """The seal of a checkpoint; None if it has none or a damaged one. InputError if a newer firstsight wrote it."""
     try:
         return read_committed(folder)
     except Corrupt as error:
@@ -379,7 +379,7 @@ def _listed(output: str, folder: str = CHECKPOINTS) -> dict[int, list[str]]:
 
 
 def _delete(uris: list[str]) -> None:
-    """The seal first: a reader must not find a seal over files that are gone."""
+    """Delete the seal first, so that a reader never finds a seal whose files are gone."""
     for uri in sorted(uris, key=lambda uri: not uri.endswith(f"/{NAME}")):
         with suppress(MissingObject):
             open_store(uri).delete(uri)

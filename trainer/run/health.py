@@ -27,7 +27,7 @@ _STORE_SECONDS = 300.0
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What the device could do at most; None where no data sheet is known (CPUs among them), and then no MFU is told."""
+    """What the device could do at most; None if no data sheet is known (CPUs among them), and then no MFU is told."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,6 +1,7 @@
-"""The one training loop, for every stage. Torch is imported here and below; trainer/run/train.py decides whether to come here.
+"""The training loop of all stages. This module needs torch; trainer/run/train.py imports it only if there is something to train.
 
-Read `train` first: it is the table of contents. trainer/run/starting.py says where a run starts, trainer/run/records.py what it writes.
+Read `train` first: it is the table of contents. trainer/run/starting.py decides where a run starts, trainer/run/records.py what it
+writes.
 """
 
 import dataclasses
@@ -34,16 +35,16 @@ from trainer.storage.fence import Fence
 from trainer.storage.manifest import require_manifest
 
 SKIPPED = "skipped"
-"""Figure of a step: whether it changed nothing, since its gradient contains NaN or Inf."""
+"""Metric of a step: whether it was skipped because its gradient contains NaN or Inf."""
 _ASK_SECONDS, _MOST_STEPS_UNASKED = 1.0, 100
-"""How long a request to stop may wait for the ranks to ask each other; should steps suddenly get slow, so many of them."""
+"""Ranks agree on requests to stop after this many seconds, but at the latest after this many steps, should steps suddenly get slow."""
 _AFTER_WATCHDOG_SECONDS = 120.0
-"""The group's time-out comes later: a rank that it ended could not say what it was doing."""
+"""The process group's timeout is longer, since a rank that it ends could not write its stack traces."""
 log = logging.getLogger("trainer")
 
 
 def train(config: StageConfig) -> None:
-    """Run one stage to its end, from wherever it stands; returns when final/ is committed.
+    """Run one stage to its end, from wherever it stopped; returns when final/ is committed.
 
     Raises:
         InputError: the input or configuration is wrong.
@@ -101,7 +102,7 @@ def train(config: StageConfig) -> None:
 
 
 def _endpoint(config: StageConfig, dist: Distributed, totals: Mapping[str, float]) -> Endpoint | None:
-    """/metrics of this machine, on its local rank 0, where a port is given."""
+    """/metrics of this machine, on its local rank 0, if a port is given."""
     placement = config.placement
     if dist.local_rank != 0 or not placement.metrics_port:
         return None
@@ -138,7 +139,7 @@ class _Cadence:
         self._kept = {epoch * per_epoch for epoch in epochs}
 
     def steps_to_log(self, stop: bool) -> int:
-        """Steps since the last line of the log where one is due, else 0."""
+        """Steps since the last log line if one is due, otherwise 0."""
         step = self._run.state.step
         since = step - self._logged
         if not (stop or since >= self._placement.log_every_steps or step % self._run.steps_per_epoch == 0):
@@ -147,7 +148,7 @@ class _Cadence:
         return since
 
     def save(self, stop: bool) -> bool:
-        """Whether a checkpoint is due; never after the last step, where the final model is written."""
+        """Whether a checkpoint is due; never after the last step, when the final model is written."""
         step, placement = self._run.state.step, self._placement
         due = placement.checkpoint_every_steps > 0 and step % placement.checkpoint_every_steps == 0
         due = due or stop or time.monotonic() - self._saved >= placement.checkpoint_every_minutes * 60
@@ -162,7 +163,7 @@ class _Cadence:
 
 
 def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
-    """From the present step to the last. Every rank takes the same decisions at the same step."""
+    """Train from the current step to the last. Every rank makes the same decisions at the same step."""
     state, placement = run.state, run.config.placement
     if run.lines is not None:
         run.lines.keep_until(state.step)
@@ -174,7 +175,7 @@ def _steps(run: Run, loader: Any, stop_requested: Callable[[], bool]) -> None:
     batches = loader.batches(state.step)
     run.stage.module.train()
     records.say(run, {})
-    if state.step == 0 and cadence.keep():  # of later epochs a resumed run has them: they are sealed before any later checkpoint
+    if state.step == 0 and cadence.keep():  # a resumed run has those of later epochs: they are sealed before any later checkpoint
         records.keep_weights(run)
     distributed.communication_seconds()  # what came before the first step does not count
     with _watched(run) as beat:
@@ -221,13 +222,13 @@ def _stop(run: Run) -> None:
 
 
 def _step(run: Run, batch: Any) -> dict[str, Any]:
-    """One optimiser step. A gradient that contains NaN or Inf is skipped and counted; the count may not pass the limit."""
+    """One optimiser step. A step whose gradient contains NaN or Inf is skipped and counted; the count must not exceed the limit."""
     config, state = run.config, run.state
     settings: OptimizerConfig = stage_settings(config).optimizer
     rate = optimizer.learning_rate(settings, state.step, _horizon(run))
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    # what is drawn in a step is a function of the step, so a checkpoint need not hold a generator's state
+    # random numbers are a function of the step, so a checkpoint need not contain the state of a generator
     torch.manual_seed(stream_seed(config.seed, f"step:{state.step}:rank:{run.dist.rank}"))
     figures = dict(run.stage.forward_backward(batch, state.step))
     trained = [p for p in run.stage.module.parameters() if p.grad is not None]
@@ -244,7 +245,7 @@ def _step(run: Run, batch: Any) -> dict[str, Any]:
 
 
 def _tell(run: Run, wait: bool) -> None:
-    """Count and log what is known of the steps so far; `wait` for the device to know all. RunError where too many were skipped."""
+    """Count and log the finished steps; `wait`: until the device has finished all of them. RunError if too many were skipped."""
     state, limit = run.state, run.config.placement.max_nonfinite_steps
     for step, figures, times in run.leaving.arrived(wait=wait):
         if figures.pop(SKIPPED):
@@ -271,7 +272,7 @@ def stage_settings(config: StageConfig) -> Any:
 
 @contextmanager
 def _watched(run: Run) -> Iterator[Callable[[], None]]:
-    """A watchdog over the steps inside; the result is to be called after each. The group's time-out follows its limit."""
+    """Watch the steps within this context; call the result after each step. The process group's timeout follows the limit."""
 
     def say(line: str, stacks: str) -> None:
         uri = layout.hung(run.config.output, run.state.step, run.dist.rank)
@@ -294,14 +295,14 @@ def _watched(run: Run) -> Iterator[Callable[[], None]]:
 
 
 class _Stops:
-    """Whether any rank was asked to stop: they ask each other once in as many steps as fit into a second, by the slowest's clock."""
+    """Whether any rank was asked to stop. Ranks agree on this about once a second, at a number of steps set by the slowest rank."""
 
     def __init__(self, run: Run, requested: Callable[[], bool]) -> None:
         self._run, self._requested = run, requested
         self._asked, self._since, self._next = run.state.step, time.monotonic(), run.state.step + 1
 
     def asked(self) -> bool:
-        """The answer after the present step, the same on all ranks; False where they do not ask each other now."""
+        """The answer after the current step, the same on all ranks; False if this step is not one at which they agree."""
         run, step = self._run, self._run.state.step
         if run.dist.world_size == 1:
             return self._requested()
@@ -316,7 +317,7 @@ class _Stops:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, Ctrl-C and the parent's stop marker into a question that the loop asks every step."""
+    """Record SIGTERM, Ctrl-C and the parent's stop marker, which the loop checks at every step."""
     asked: list[int] = []
 
     def handle(number: int, _frame: object) -> None:

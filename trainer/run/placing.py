@@ -199,7 +199,7 @@ def _local_batch_size(config: StageConfig, machine: Machine, before: Chosen | No
 
 
 def _read(config: StageConfig) -> dict[Conditions, Chosen]:
-    """What is recorded, oldest first; nothing where the record is damaged, which is said."""
+    """What is recorded, oldest first; nothing if the record is damaged, which is said."""
     uri = layout.placement(config.output)
     try:
         value = read_document(uri, "a record of placement", FORMAT_VERSION, checked_from=2)

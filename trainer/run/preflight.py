@@ -44,7 +44,7 @@ class Measured:
         ranks: how many took part.
         gradient_bytes: of one step.
         reduce_seconds: to sum them over ranks; the slowest rank's time, 0 at one rank.
-        read_bytes_per_second: from the store, all ranks together; 0 where it could not be read.
+        read_bytes_per_second: from the store, all ranks together; 0 if it could not be read.
         flops_per_second: of a matrix product in the recipe's precision, all ranks together at the slowest one's rate.
     """
 
@@ -153,7 +153,7 @@ def _reduce_seconds(dist: Distributed, gradient_bytes: int) -> float:
 
 
 def _read_rate(dist: Distributed, uri: str, shards: list[Shard]) -> float:
-    """Bytes a second that this rank reads from the beginnings of some shards; 0 where it cannot."""
+    """Bytes a second that this rank reads from the beginnings of some shards; 0 if it cannot."""
     chosen = [shards[(dist.rank * READ_CONNECTIONS + k) % len(shards)] for k in range(READ_CONNECTIONS)]
     began = time.perf_counter()
 

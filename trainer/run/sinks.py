@@ -23,21 +23,21 @@ LINGER_SECONDS = 45.0
 """Longest wait at the end for one more scrape; the usual interval is 30 s or less."""
 
 _LABELS = ("experiment", "cell", "arm", "point", "seed", "stage", "node_rank")
-"""`cell` is empty where cells share the stage: then `arm` is the tower's name. `point` is empty where no axis varies the recipe."""
+"""`cell` is empty if cells share the stage: then `arm` is the tower's name. `point` is empty if no axis varies the recipe."""
 _GAUGES = {
     "loss": "Loss of the last logged step, over all ranks.",
     "logit_scale": "Exponential of the logit scale.",
     "grad_norm": "Gradient norm before clipping.",
     "mfu_ratio": "Counted model FLOP/s over the device's peak.",
-    "learning_rate": "Of the last logged step.",
-    "samples_per_second": "Of all ranks, over the last logged steps.",
-    "checkpoint_seconds": "From the start of the last finished save to its commit.",
-    "checkpoint_stall_seconds": "How long the last save held the training up.",
+    "learning_rate": "Learning rate of the last logged step.",
+    "samples_per_second": "Samples per second of all ranks, over the last logged steps.",
+    "checkpoint_seconds": "Seconds from the start of the last finished save to its commit.",
+    "checkpoint_stall_seconds": "Seconds for which the last save stalled training.",
     "start_timestamp_seconds": "When this process began to train.",
     "last_step_timestamp_seconds": "When the last step ended.",
     "last_checkpoint_timestamp_seconds": "When the last save began.",
-    "compute_seconds": "Of a step, mean over the last logged steps.",
-    "communication_seconds": "Of a step, in which computing stood still for other ranks; what overlaps is not counted.",
+    "compute_seconds": "Seconds of computation per step, mean over the last logged steps.",
+    "communication_seconds": "Seconds per step spent waiting for other ranks; communication that overlaps with computation is not counted.",
     "step": "Optimiser step that the run has reached.",
     "nonfinite_steps": "Steps that the run skipped because their gradient contained NaN or Inf, earlier processes included.",
     "restarts": "How often the run resumed from a checkpoint.",
@@ -91,7 +91,7 @@ class Endpoint:
         self._step_seconds = Histogram(
             f"{PREFIX}_step_seconds", "Wall time of a step.", _LABELS, registry=self._registry, buckets=_buckets()
         ).labels(*labels)
-        info = Info(PREFIX, "Which run this is.", _LABELS, registry=self._registry).labels(*labels)
+        info = Info(PREFIX, "Identity of the run.", _LABELS, registry=self._registry).labels(*labels)
         info.info({"recipe_hash": recipe_hash(config), "data": config.data.identity, "output": config.output})
         self._scrapes = _Scrapes()
         self._registry.register(self._scrapes)
@@ -197,7 +197,7 @@ class WeightsAndBiases:
 
 
 def optional_sinks(config: StageConfig) -> list[Sink]:
-    """Those that the placement asks for. InputError where a package is missing."""
+    """Those that the placement asks for. InputError if a package is missing."""
     placement, sinks = config.placement, list[Sink]()
     if placement.tensorboard_dir:
         _require("tensorboard", "placement.tensorboard_dir")

@@ -1,8 +1,9 @@
-"""`python -m trainer train`: is it done, is the input right, one process or many? Torch comes only after that.
+"""`python -m trainer train`: check whether the stage is done and the input is valid, then start one or many processes.
 
     python -m trainer train perceptual --config <stage folder>/config.yaml
 
-A stage that is finished finds that out in a fraction of a second; wrong input ends the run before any rank starts.
+Torch is imported only after these checks: a finished stage exits within a fraction of a second, and invalid input ends the run
+before any rank starts.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
-    """Run one stage of one cell, or say that it is done.
+    """Run one stage of one cell, or report that it is already done.
 
     Args:
         stage: perceptual, contrastive or posthoc; must be what the configuration says.
@@ -51,7 +52,7 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
         inside = "TORCHELASTIC_RUN_ID" in os.environ
         if inside:
             _die_with_parent()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a step to save: Python's handler waits for the ranks to meet
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is a step to save: Python's handler would wait for the rendezvous
         else:
             validate(config)
         if inside or not _wants_agent(config):
@@ -71,10 +72,10 @@ def launch(stage: str, config_uri: str, overrides: Sequence[str]) -> None:
 
 
 def is_done(config: StageConfig) -> bool:
-    """Whether final/ is committed by this very recipe, and all that its seal names is intact; a record with an intact copy is restored.
+    """Whether final/ is committed with this recipe, and every file in its seal is intact; a record with an intact copy is restored.
 
     Raises:
-        InputError: it is committed by another recipe; what differs is named.
+        InputError: it is committed with a different recipe; the message names the differences.
     """
     seal, damaged = read_final(config.output)
     if seal is not None and damaged and seal.recipe_hash != recipe_hash(config):
@@ -93,7 +94,7 @@ def is_done(config: StageConfig) -> bool:
 
 
 def _read_config(stage: str, uri: str, overrides: Sequence[str]) -> StageConfig:
-    """The stage's configuration; where its file is damaged, gone or another stage's, it is first restored from a copy.
+    """The stage's configuration; if its file is damaged, missing or another stage's, it is first restored from a copy.
 
     Raises:
         InputError, Corrupt: there is no such copy; failure.json says so too.
@@ -117,13 +118,13 @@ def _read_config(stage: str, uri: str, overrides: Sequence[str]) -> StageConfig:
 
 
 def _refuse_other_folder(config: StageConfig, folder: str) -> None:
-    """A configuration in a stage's folder must be that stage's: an intact one may still have been copied from another."""
+    """Check that the configuration in a stage's folder belongs to that stage; an intact file may have been copied from another stage."""
     if not is_of_folder(config, folder) and exists(layout.lineage(folder)):
         raise Corrupt(f"{layout.config(folder)}: this is the configuration of the stage in {config.output}, not of this stage")
 
 
 def _finished_meanwhile(config: StageConfig) -> bool:
-    """Whether what ended this process came after the commit of the final model."""
+    """Whether the error that ended this process came after the commit of the final model."""
     try:
         return is_done(config)
     except (InputError, RunError):
@@ -131,7 +132,7 @@ def _finished_meanwhile(config: StageConfig) -> bool:
 
 
 def validate(config: StageConfig) -> None:
-    """Everything that can be known to be wrong before torch is imported and ranks start.
+    """Check everything that can be checked before torch is imported and ranks start.
 
     Raises:
         InputError: one line that names key, rule and value.
@@ -147,7 +148,7 @@ def validate(config: StageConfig) -> None:
         size = config.contrastive.contrast_batch_size
         require("contrastive.contrast_batch_size", size, rule, size % ranks == 0)
         most = unless_auto(config.placement.local_batch_size)
-        rule = f"auto, 0 or >= contrast_batch_size / ranks = {size // ranks} where contrastive.accumulation is independent"
+        rule = f"auto, 0 or >= contrast_batch_size / ranks = {size // ranks} if contrastive.accumulation is independent"
         whole = most == 0 or most >= size // ranks or config.contrastive.accumulation != "independent"
         require("placement.local_batch_size", most, rule, whole)
     resume = config.placement.resume
@@ -163,24 +164,24 @@ def validate(config: StageConfig) -> None:
 
 
 def _die_with_parent() -> None:
-    """A rank must not outlive its agent: the agent gives it a session of its own, so no signal to a group reaches it."""
+    """A rank must not outlive its agent, which starts it in a separate session that signals to the process group do not reach."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wants_agent(config: StageConfig) -> bool:
-    """More than one rank, restarts in place, or a job that says how its pods find each other (PET_*, torchrun's variables)."""
+    """Whether there are several ranks, restarts in place, or a job with a rendezvous for its pods (PET_*, torchrun's variables)."""
     placement = config.placement
     return placement.nodes * placement.processes_per_node > 1 or placement.max_restarts > 0 or "PET_RDZV_ENDPOINT" in os.environ
 
 
 def _refuse_other_recipe(config: StageConfig) -> None:
-    """A folder belongs to one recipe, also before anything in it is finished."""
+    """Check that the folder belongs to this recipe, even if nothing in it is finished yet."""
     uri = layout.config(config.output)
     if not exists(uri):
         return
     try:
         old = read_stage(uri)
-    except Corrupt as error:  # not the file that this run was given; its checkpoints have a recipe hash of their own
+    except Corrupt as error:  # not the file that this run was given; its checkpoints have their own recipe hash
         logs.say(f"{error}; written again")
         open_store(uri).delete(uri)
         return
@@ -190,14 +191,14 @@ def _refuse_other_recipe(config: StageConfig) -> None:
 
 
 def _refuse_unplanned(config: StageConfig) -> None:
-    """An intact config.yaml may still be an older one, or another folder's: the experiment's plan knows the recipe of each stage."""
+    """Check config.yaml against the experiment's plan, since an intact file may be an older version, or that of another folder."""
     root, found, _ = config.output.partition(f"/experiments/{config.experiment}/")
     if not config.experiment or not found:
         return
     try:
         plan = read_plan(layout.experiment(root, config.experiment)) or {"cells": []}
     except (InputError, RunError):
-        return  # a run of the experiment says so, and writes it again
+        return  # a run of the experiment reports this and rewrites it
     for entry in plan["cells"]:
         planned = entry.get("recipe_hashes", {}).get(config.stage, "")
         if entry.get(config.stage) == config.output and planned not in ("", recipe_hash(config)):

@@ -1,4 +1,4 @@
-"""The two stages of Perceptual Initialization, and what either gives the one training loop (trainer/run/loop.py)."""
+"""The two stages of Perceptual Initialization, and their interface to the training loop (trainer/run/loop.py)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ class Stage(Protocol):
     Attributes:
         module: everything that is trained or saved; parameters that stay fixed have requires_grad False.
         model: the open_clip CLIP that `module` is, or is part of; the hand-off loads weights into it.
-        memory: further tensors that a checkpoint must hold (best weights so far, …); replaced in place on resume.
+        memory: further tensors that a checkpoint must contain (best weights so far, …); replaced in place on resume.
     """
 
     module: nn.Module
@@ -28,17 +28,17 @@ class Stage(Protocol):
         """One batch forward and backward; afterwards `.grad` holds the global batch's gradient on every rank.
 
         Returns:
-            Figures of the step over all ranks, `loss` among them; tensors are scalars, left on the device so that
-            nothing waits for them but the loop's log. Where present: `flops` (this rank's part of the step), `logit_scale`.
+            Metrics of the step over all ranks, including `loss`. They are scalar tensors, left on the device so that only
+            the loop's log waits for them. Optional: `flops` (this rank's part of the step), `logit_scale`.
         """
         ...
 
     def after_optimizer(self) -> None:
-        """What follows the optimiser's step: clamps."""
+        """Called after the optimiser's step, for clamping."""
         ...
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Figures after the last step of an epoch; called on all ranks."""
+        """Metrics after the last step of an epoch; called on all ranks."""
         ...
 
     def save_final(self, folder: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Stage 2: both towers, contrastively, on image-text pairs (CLIP, arXiv 2103.00020).
+"""Stage 2: contrastive training of both towers on image-text pairs (CLIP, arXiv 2103.00020).
 
-The samples of a global batch and the pairs each is contrasted with are canonical: neither the number of ranks nor
-the memory of one changes the loss. With M = global_batch_size / contrast_batch_size, contrast group k is every M-th
-pair of the batch from pair k on, so each rank holds an equal part of each group. Groups run one after the other. A
-group that a rank cannot hold at once goes through the gradient cache (arXiv 2101.06983): features first, without a
-graph; the loss and its gradient at the features; then each chunk again, with a graph, taking its features' gradient
-backward. The towers draw nothing at random, so the second pass computes what the first did.
+The samples of a global batch, and the pairs with which each is contrasted, are canonical: neither the number of ranks
+nor their memory changes the loss. A batch has M = global_batch_size / contrast_batch_size contrast groups; group k is
+every M-th pair of the batch, starting at pair k, so each rank has an equal part of each group. Groups run one after
+the other. If a rank's part does not fit in memory, it goes through the gradient cache (arXiv 2101.06983): first all
+features without a graph, then the loss and its gradient at the features, then each chunk again with a graph, whose
+backward pass starts from the gradient of its features. The towers use no random numbers, so both passes are equal.
 """
 
 import math
@@ -46,7 +46,7 @@ class ContrastiveStage:
     """The stage that the loop trains; see `trainer.stages.Stage`.
 
     Attributes:
-        text_buckets: lengths at which captions run; empty: all at the full context, which gives the same numbers slower.
+        text_buckets: lengths to which captions are padded; empty: all to the full context, with the same result but slower.
     """
 
     module: nn.Module
@@ -95,8 +95,8 @@ class ContrastiveStage:
             step: not used; nothing here depends on it.
 
         Returns:
-            loss (mean over the global batch), logit_scale (exponential, as the loss uses it), flops (of this rank, counted at the
-            captions' own lengths and without the gradient cache's second forward).
+            loss (mean over the global batch), logit_scale (exponential, as used in the loss), flops (of this rank, at the captions'
+            own lengths and without the gradient cache's second forward pass).
         """
         self._gradients.begin(passes=self._groups * math.ceil(self._share // self._groups / self._chunk))
         pairs = _Pairs(self._augmented(batch), batch.tokens.to(self._device, non_blocking=True), batch.lengths)
@@ -112,10 +112,10 @@ class ContrastiveStage:
         }
 
     def _augmented(self, batch: PairBatch) -> Tensor:
-        """The share's pictures, (B, 3, S, S), augmented and normalised: once a step, however often the gradient cache runs them.
+        """The pictures of the share, (B, 3, S, S), augmented and normalised once per step, however often the gradient cache runs them.
 
-        They come to the device and are augmented a chunk at a time into their place, so the share is held once. Kept in the
-        precision of the tower's first product, to which autocast would round them there.
+        They are copied to the device and augmented in place, one chunk at a time, so the share is held only once. They are kept in
+        the precision of the tower's first matrix product, to which autocast would round them anyway.
         """
         dtype = torch.bfloat16 if self._recipe.precision == "bf16" else torch.float32
         images, seeds = batch.images, batch.augmentation_seeds
@@ -142,7 +142,7 @@ class ContrastiveStage:
             features = [self._encode(chunk) for chunk in chunks]
         image, text = (torch.cat(part).requires_grad_() for part in zip(*features, strict=True))
         loss = contrastive_loss(image, text, self._scale()) / self._groups
-        loss.backward()  # type: ignore[no-untyped-call]  # the logit scale has its whole gradient now, once
+        loss.backward()  # type: ignore[no-untyped-call]  # the logit scale's gradient is complete now, and counted once
         assert image.grad is not None, "the loss has a gradient at the image features"
         assert text.grad is not None, "the loss has a gradient at the text features"
         for chunk, *gradients in zip(chunks, torch.split(image.grad, self._chunk), torch.split(text.grad, self._chunk), strict=True):
@@ -159,7 +159,7 @@ class ContrastiveStage:
         images = pairs.images.double() if self._recipe.precision == "fp64" else pairs.images
         compiled = self._config.placement.compile is True
         with self._autocast():
-            # text second, so that backward has the embedding's gradient, the largest, while it is still at the pictures
+            # text second, so that the embedding's gradient, the largest, is complete while backward still runs the vision tower
             image = encoding.encode_image(self.model, images, compiled=compiled)
             return image, encoding.encode_text(self.model, pairs.tokens, pairs.lengths, self.text_buckets, compiled=compiled)
 
@@ -174,11 +174,11 @@ class ContrastiveStage:
         self.model.logit_scale.clamp_(0.0, math.log(self._recipe.logit_scale_max))
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Nothing is measured between epochs here."""
+        """Nothing: this stage measures nothing between epochs."""
         return {}
 
     def save_final(self, folder: Path) -> dict[str, Any]:
-        """The model as open_clip opens it; facts are the hashes of all weights and of the vision tower's."""
+        """Write the model in open_clip's format; the facts are the hashes of all weights and of the vision tower's weights."""
         towers.save_open_clip(folder, self.model, self._config.model)
         return {
             "weights_sha256": weights_sha256({name: value.numpy() for name, value in towers.model_state(self.model).items()}),

@@ -28,7 +28,7 @@ LOSSES = {"hinge": losses.hinge, "logistic": losses.logistic}
 
 
 class TripletStage:
-    """What stage 1 and the post-hoc stage share: triplets in, distances out, 2AFC on the validation split."""
+    """The common part of stage 1 and the post-hoc stage: triplets in, distances out, 2AFC on the validation split."""
 
     def __init__(self, config: StageConfig, settings: PerceptualConfig | PosthocConfig, dist: Distributed) -> None:
         self.model = towers.build_model(config.model, config.seed)
@@ -64,8 +64,8 @@ class TripletStage:
         """One batch, in chunks of at most placement.local_batch_size; the gradient is that of the global mean.
 
         Args:
-            batch: images (B, 3, 3, S, S) uint8, reference, 0 and 1 of each triplet; target (B,) in [0, 1], the part
-                of the votes that say 1.
+            batch: images (B, 3, 3, S, S) uint8: reference, 0 and 1 of each triplet; target (B,) in [0, 1]: the fraction
+                of votes for image 1.
             step: unused: nothing here depends on it.
 
         Returns:
@@ -85,7 +85,7 @@ class TripletStage:
         return {"loss": loss, "accuracy": accuracy, "flops": self._flops * len(batch.images)}
 
     def after_optimizer(self) -> None:
-        """Nothing is clamped here."""
+        """Nothing: this stage clamps nothing."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """2AFC on the validation split; remembers the best."""
@@ -98,7 +98,7 @@ class TripletStage:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """2AFC on the validation split, in [0, 1], ties one half; NaN where there is none. Every rank measures all of it: it is small."""
+        """2AFC on the validation split, in [0, 1], ties one half; NaN without a validation split. Every rank measures all of it."""
         credit, count = torch.zeros((), dtype=torch.float64, device=self._dist.device), 0
         for batch in self._validation_batches():
             for images, target in self._chunks(batch):

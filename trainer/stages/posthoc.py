@@ -1,4 +1,4 @@
-"""Perceptual fine-tuning after contrastive training: only QKV of the vision tower moves, everything else keeps its bits.
+"""Perceptual fine-tuning after contrastive training: only the vision tower's QKV weights are trained; all others stay bitwise the same.
 
 python -m trainer train posthoc --config <stage folder>/config.yaml
 """
@@ -18,7 +18,7 @@ TRAINED = ("attn.in_proj_weight", "attn.in_proj_bias")
 
 
 class PosthocStage(TripletStage):
-    """Starts from a whole model; final/ holds a whole model again."""
+    """Starts from a whole model; final/ contains a whole model again."""
 
     def __init__(self, config: StageConfig, dist: Distributed, device: torch.device) -> None:
         assert config.posthoc is not None
@@ -28,7 +28,7 @@ class PosthocStage(TripletStage):
             parameter.requires_grad_(name.startswith("visual.") and name.endswith(TRAINED))
 
     def save_final(self, folder: Path) -> dict[str, Any]:
-        """Write the model as open_clip opens it."""
+        """Write the model in open_clip's format."""
         towers.save_open_clip(folder, self.model, self._config.model)
         weights = {name: value.numpy() for name, value in towers.model_state(self.model).items()}
         return {"weights_sha256": weights_sha256(weights), "vision_sha256": weights_sha256(vision_weights(weights)), **self.facts()}

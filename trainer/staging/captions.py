@@ -20,7 +20,7 @@ CAPTION_KEYS = ("captions", "caption", "text", "texts")
 CAPTION_SUFFIXES = ("txt", "caption")
 """Files of plain captions, one per line; the first that is there and has any counts."""
 NO_CAPTION = "no caption"
-"""The cause where nothing stands beside a picture that might hold one."""
+"""The cause where nothing is next to a picture that might hold one."""
 MAY_BE_LATIN_1 = "perhaps Latin-1 (Windows-1252): convert it with iconv -f WINDOWS-1252 -t UTF-8"
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
@@ -50,7 +50,7 @@ class NoCaptionError(BadCaptionError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What stands beside a picture.
+    """What is next to a picture.
 
     Attributes:
         captions: none empty; there may be none.
@@ -118,13 +118,13 @@ def caption_of(label: str, where: str) -> str:
 
 
 def check_caption_size(size: int, where: str) -> None:
-    """BadCaptionError where a sample's text or facts have more bytes than are read."""
+    """BadCaptionError if a sample's text or facts have more bytes than are read."""
     if size > MAX_CAPTION_BYTES:
         raise BadCaptionError("too many bytes", f"{where}: {size:,}, at most {MAX_CAPTION_BYTES:,}")
 
 
 def parse_text(data: bytes, where: str) -> tuple[str, ...]:
-    """Captions of a text file in UTF-8, one per line; empty lines do not count. BadCaptionError where it is not UTF-8, or holds boxes."""
+    """Captions of a text file in UTF-8, one per line; empty lines do not count. BadCaptionError if it is not UTF-8, or holds boxes."""
     try:
         text = decode(data)
     except ValueError as error:

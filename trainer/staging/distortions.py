@@ -1,4 +1,4 @@
-"""Kinds of distortion, as different as people find them: a variant of a picture is one kind at a random strength.
+"""Kinds of distortion that look different to people: a variant of a picture is one kind at a random strength.
 
 Each takes an RGB picture as (S, S, 3) uint8 and a generator, and returns another of that shape.
 """
@@ -21,7 +21,7 @@ def blur(pixels: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def noise(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """Gaussian noise, of each colour on its own or of brightness."""
+    """Gaussian noise, per colour channel or of brightness."""
     channels = 3 if random.random() < 0.5 else 1
     grain = random.normal(0, random.uniform(0.04, 0.25), (*pixels.shape[:2], channels))
     return _to_bytes(pixels / 255 + grain)
@@ -35,7 +35,7 @@ def jpeg(pixels: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def colour(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """Each channel gains or loses up to 40 %, and hues turn."""
+    """Scale each channel by up to 40 %, and rotate hues."""
     hue = np.asarray(Image.fromarray(pixels).convert("HSV")).copy()
     hue[..., 0] += random.integers(-40, 41).astype(np.int16).astype(np.uint8)
     turned = np.asarray(Image.fromarray(hue, "HSV").convert("RGB"))
@@ -43,13 +43,13 @@ def colour(pixels: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def contrast(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """Contrast around the mean falls, and brightness moves."""
+    """Reduce contrast around the mean, and shift brightness."""
     mean = pixels.mean(axis=(0, 1), keepdims=True)
     return _to_bytes((mean + (pixels - mean) * random.uniform(0.3, 0.9)) / 255 + random.uniform(-0.15, 0.15))
 
 
 def move(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """Shifted, turned and scaled a little, as a whole."""
+    """Shift, rotate and scale the whole picture a little."""
     side = len(pixels)
     angle, scale = np.deg2rad(random.uniform(-15, 15)), random.uniform(0.85, 1.15)
     shift = random.uniform(-0.1, 0.1, 2) * side
@@ -65,7 +65,7 @@ def move(pixels: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def warp(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """Rows and columns bend in waves."""
+    """Bend rows and columns in waves."""
     side = len(pixels)
     line = np.arange(side)
     bends = []
@@ -78,7 +78,7 @@ def warp(pixels: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def erase(pixels: Pixels, random: np.random.Generator) -> Pixels:
-    """A rectangle of 3 to 15 % of the picture takes one colour of the picture."""
+    """Fill a rectangle of 3 to 15 % of the picture with one of its colours."""
     side = len(pixels)
     area, ratio = random.uniform(0.03, 0.15), random.uniform(0.5, 2)
     height, width = (min(side, max(1, round(side * float(np.sqrt(part))))) for part in (area * ratio, area / ratio))

@@ -105,7 +105,7 @@ def without_surrogates(text: str) -> str:
 
 
 def parse_xml(data: bytes, source: str) -> ElementTree.Element:
-    """An annotation in XML; InputError where it is too large, not XML, or declares entities (an annotation has none)."""
+    """An annotation in XML; InputError if it is too large, not XML, or declares entities (an annotation has none)."""
     check_size(len(data), MAX_CAPTION_BYTES, source)
     if b"<!" in data.replace(b"<!--", b""):
         raise InputError(f"{source}: has a document type or entities, which an annotation does not need")
@@ -116,7 +116,7 @@ def parse_xml(data: bytes, source: str) -> ElementTree.Element:
 
 
 def read_npy(data: bytes, source: str) -> NDArray[Any]:
-    """The array of a .npy file of numbers; InputError where its header does not describe exactly the bytes that follow."""
+    """The array of a .npy file of numbers; InputError if its header does not describe exactly the bytes that follow."""
     dtype, shape, fortran, start = npy_header(io.BytesIO(data), len(data), source)
     return np.ndarray(shape, dtype, buffer=data, offset=start, order="F" if fortran else "C")
 

@@ -185,7 +185,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of a picture of any mode; transparency becomes white. BadImageError where it is cut short or broken."""
+    """Upright RGB of a picture of any mode; transparency becomes white. BadImageError if it is cut short or broken."""
     with _naming_damage():
         return _convert(_upright(image))
 
@@ -201,7 +201,7 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def loaded(image: Image.Image, mode: str = "") -> Image.Image:
-    """The picture with its pixels decoded, in another mode where one is named; BadImageError where it is cut short or broken."""
+    """The picture with its pixels decoded, in another mode where one is named; BadImageError if it is cut short or broken."""
     with _naming_damage():
         image.load()
         return image.convert(mode) if mode else image
@@ -282,7 +282,7 @@ def _normalise(data: bytes, policy: str, rules: int, looks: bool) -> Picture:
 
 
 def look_of(image: Image.Image) -> int | None:
-    """A perceptual hash of 64 bits: whether each cell of a 9 x 8 grid is lighter than the next; None where there is too little to see.
+    """A perceptual hash of 64 bits: whether each cell of a 9 x 8 grid is lighter than the next; None if there is too little to see.
 
     Args:
         image: decoded, of any mode that becomes gray.

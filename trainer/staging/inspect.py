@@ -119,7 +119,7 @@ def _histogram(lengths: NDArray[np.int64]) -> Table:
 
 
 def _print_stage(console: Console, uri: str) -> bool:
-    """Figures of a stage's folder; False where it is none."""
+    """Figures of a stage's folder; False if it is none."""
     lines = list(_progress_lines(uri))
     committed = read_committed(layout.final(uri)) or read_committed(uri)
     if not lines and committed is None:

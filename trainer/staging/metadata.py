@@ -1,4 +1,4 @@
-"""What stands beside a picture's pixels: found out whether it can be read, and taken away where it keeps a picture from being read."""
+"""What is next to a picture's pixels: found out whether it can be read, and taken away where it keeps a picture from being read."""
 
 from collections.abc import Iterator
 
@@ -55,7 +55,7 @@ def _is_resolution(value: object) -> bool:
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """A JPEG, PNG or WebP with nothing but what makes its pixels; None where nothing can be left out, or it is none of them."""
+    """A JPEG, PNG or WebP with nothing but what makes its pixels; None if nothing can be left out, or it is none of them."""
     parts: Iterator[tuple[bytes, bool]]
     if data.startswith(b"\xff\xd8"):
         parts = _jpeg_parts(data)

@@ -38,7 +38,7 @@ def read_parquet(data: bytes, source: str, columns: Sequence[str]) -> Iterator[d
 
 
 def read_batches(parquet: pq.ParquetFile, source: str | Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of an open file, a batch of them in memory. InputError where a batch takes more than is read at once."""
+    """The rows of an open file, a batch of them in memory. InputError if a batch takes more than is read at once."""
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
         if batch.nbytes > _MAX_BATCH_BYTES:
             raise InputError(f"{source}: {batch.num_rows} rows take {batch.nbytes:,} bytes, at most {_MAX_BATCH_BYTES:,} are read at once")

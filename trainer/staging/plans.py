@@ -96,7 +96,7 @@ def rules_of(options: Mapping[str, Any]) -> int:
 
 
 def refuse(folder: str, uri: str, what: str, rejects: Sequence[Reject]) -> NoReturn:
-    """InputError where too few rows of a source are left: causes, counted, with an example each, and where all are listed.
+    """InputError if too few rows of a source are left: causes, counted, with an example each, and where all are listed.
 
     Args:
         folder: of the data set.
@@ -141,7 +141,7 @@ def write_plan(folder: str, plan: Plan, rejects: Sequence[Reject] = ()) -> Plan:
 
 
 def read_plan(folder: str) -> Plan | None:
-    """The plan in `folder`, or None where there is none.
+    """The plan in `folder`, or None if there is none.
 
     Raises:
         InputError: it was written by a newer format.

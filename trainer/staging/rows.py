@@ -40,7 +40,7 @@ class PairRow:
         image: its bytes.
         captions: at least one, none empty.
         label: class name, or empty.
-        split: train, val, test, or empty where the source does not say.
+        split: train, val, test, or empty if the source does not say.
         family: pictures of one family share a split.
     """
 
@@ -65,7 +65,7 @@ class TripletRow:
         right: variant 1.
         left_vote: votes (or part of them) for variant 0.
         right_vote: for variant 1.
-        votes: how many people voted; 1 where a model judged.
+        votes: how many people voted; 1 if a model judged.
         split: train, val or test.
         is_imagenet: whether the reference is of an ImageNet class.
         prompt: what NIGHTS' variants were generated from.
@@ -98,7 +98,7 @@ class Reject:
     counts: bool = True
 
     def __post_init__(self) -> None:
-        """What is said of a URL can be read by all who read the data set: no signature stands in it."""
+        """What is said of a URL can be read by all who read the data set: no signature is in it."""
         object.__setattr__(self, "detail", without_signatures(self.detail))
 
 

@@ -1,4 +1,4 @@
-"""Rows become samples: the bytes of each member of a shard. Runs in threads, one row at a time, without a model."""
+"""Turn rows into samples, the bytes of each member of a shard. Runs in threads, one row at a time, without a model."""
 
 import hashlib
 import json
@@ -30,9 +30,9 @@ class Sample:
     Attributes:
         key: unique in its data set.
         members: by column (suffix, bytes).
-        captions: those that are still to become tokens.
-        look: of the picture (images.look_of).
-        note: what was set aside, in a few words.
+        captions: captions that still have to be tokenised.
+        look: perceptual features of the picture (images.look_of).
+        note: what was ignored about the row, in a few words.
     """
 
     key: str
@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PairMaker:
-    """Makes samples of pairs under an image policy and a version of the rules (plans.PAIRS_RULES), with their looks where wanted."""
+    """Makes samples of pairs under an image policy and a version of the rules (plans.PAIRS_RULES), with their looks if requested."""
 
     image_policy: str
     rules: int = PAIRS_RULES
@@ -69,7 +69,7 @@ class PairMaker:
         return Sample(row.key, members, _on_lines(row), look=picture.look, note=picture.note)
 
     def said(self, row: PairRow) -> dict[str, Any]:
-        """What the sample says beside its picture: facts, and under `txt` the text."""
+        """The metadata of the sample: facts, and the text under `txt`."""
         captions = _on_lines(row)
         facts: dict[str, Any] = {"source": row.where, **({"label": row.label} if row.label else {})}
         if self.rules > 1:
@@ -79,7 +79,7 @@ class PairMaker:
 
 @dataclass(frozen=True, slots=True)
 class TripletMaker:
-    """Makes samples of triplets, squashed to `side` and lossless; with `flip`, FLIP judges those that it has not."""
+    """Makes samples of triplets, resized to `side` and stored losslessly; with `flip`, FLIP judges triplets that have no judgement."""
 
     side: int
     flip: bool = False
@@ -102,7 +102,7 @@ class TripletMaker:
         return Sample(row.key, {**members, "json": ("json", as_json(facts))}, note=note)
 
     def said(self, row: TripletRow) -> dict[str, Any]:
-        """What the sample says beside its pictures and their distances."""
+        """The metadata of the sample, apart from its pictures and their distances."""
         return {
             "id": row.where, "reference": row.reference or row.where,
             "left_vote": row.left_vote, "right_vote": row.right_vote, "votes": row.votes,
@@ -111,7 +111,7 @@ class TripletMaker:
         }  # fmt: skip
 
     def _squash(self, blob: Blob) -> tuple[NDArray[np.uint8], bytes, str]:
-        """Pixels, PNG, and what was set aside. A plain PNG of the right side, as our own generator writes them, is not encoded again."""
+        """Pixels, PNG, and what was ignored. A plain PNG of the right size, as our own generator writes, is not encoded again."""
         try:
             with held(blob) as data:
                 pixels, note = squash(data, self.side)
@@ -126,7 +126,7 @@ _IN_FLIGHT = Budget(MAX_PICTURE_BYTES_IN_FLIGHT)
 
 @contextmanager
 def held(blob: Blob) -> Iterator[bytes]:
-    """The bytes of a picture, for as long as the block lasts, when there is room for them. BadImageError where they are too many."""
+    """The bytes of a picture for the duration of the block, once there is memory for them. BadImageError if they are too many."""
     size = max(blob.size, blob.length)
     if size > MAX_PICTURE_BYTES:
         raise BadImageError("too many bytes", f"{size:,}, at most {MAX_PICTURE_BYTES:,}")
@@ -135,7 +135,7 @@ def held(blob: Blob) -> Iterator[bytes]:
 
 
 def blob_digest(blob: Blob) -> bytes:
-    """A digest of 8 bytes of a picture's bytes; empty where there are too many, or none."""
+    """An 8-byte digest of a picture; empty if the picture is too large or has no bytes."""
     try:
         with held(blob) as data:
             return hashlib.blake2b(data, digest_size=8).digest()
@@ -144,23 +144,23 @@ def blob_digest(blob: Blob) -> bytes:
 
 
 def pixel_mse(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Mean squared difference of two pictures of one size, on the scale 0 to 1."""
+    """Mean squared difference of two pictures of the same size, on a scale from 0 to 1."""
     difference = a.astype(np.float64) - b
     return float(np.mean(difference * difference)) / 255**2
 
 
 def picture_suffix(data: bytes) -> str:
-    """`jpg` or `png`, by the bytes of a staged picture."""
+    """`jpg` or `png`, from the bytes of a staged picture."""
     return "jpg" if data[:2] == b"\xff\xd8" else "png"
 
 
 def captions_of(text: bytes, facts: Mapping[str, Any]) -> list[str]:
-    """The captions of a staged pair, from its .txt and .json, by whichever rules it was staged."""
+    """The captions of a staged pair, from its .txt and .json, whatever rules it was staged with."""
     return list(facts["captions"]) if "captions" in facts else text.decode().split("\n")
 
 
 def said_by(members: Sequence[bytes]) -> dict[str, Any]:
-    """What a staged pair or triplet says beside its pictures, as its maker's `said` has it. `members`: those of its index."""
+    """The metadata of a staged pair or triplet, in the form of its maker's `said`. `members`: the members listed in its index."""
     facts: dict[str, Any] = {name: value for name, value in json.loads(members[-1]).items() if name not in _OF_PICTURES}
     return facts if len(members) > 3 else {**facts, _TEXT: members[1].decode()}
 

@@ -1,4 +1,4 @@
-"""Whether a sealed data set is whole: what staging looks at before it uses one as it is."""
+"""Check whether a sealed data set is intact, before staging reuses it."""
 
 import sys
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from trainer.storage.manifest import NAME, Files, Manifest, read_manifest, stage
 
 
 def find_intact(folder: str, identity: str = "") -> Manifest | None:
-    """The manifest of a data set that is sealed and whole, with the evaluation sets staged with it.
+    """The manifest of a data set that is sealed and intact, as are the evaluation sets staged with it.
 
     Returns:
-        None where it is not sealed, and, with a line that says what was found, where something is missing, damaged, or of
-        another identity than the given one. Staging it again then gives back what can be given back.
+        None if it is not sealed. Also None, after printing one line about the finding, if something is missing, damaged, or has
+        a different identity from the given one; staging it again then restores what can be restored.
 
     Raises:
-        InputError: it was written by a newer format.
+        InputError: it has a newer format.
         RunError: the store failed.
     """
     try:
@@ -31,7 +31,7 @@ def find_intact(folder: str, identity: str = "") -> Manifest | None:
     if identity and manifest is None and not damage:
         damage = {NAME: f"{join(folder, NAME)}: missing"}
     if manifest and identity not in ("", manifest.identity):
-        damage = {NAME: f"{join(folder, NAME)}: data set {manifest.identity[:12]}, not {identity[:12]}, which its pairs were sealed with"}
+        damage = {NAME: f"{join(folder, NAME)}: data set {manifest.identity[:12]}, not {identity[:12]}, with which its pairs were sealed"}
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
         print(f"{next(iter(damage.values()))}{more}: restaging the damaged parts", file=sys.stderr)
@@ -44,7 +44,7 @@ def find_intact(folder: str, identity: str = "") -> Manifest | None:
 
 
 def _find_damage(folder: str, manifest: Manifest) -> dict[str, str]:
-    """Name -> a line on what is wrong with it."""
+    """Name -> one line that describes its damage."""
     plan = read_plan(folder)
     if plan is None:
         return {PLAN: f"{join(folder, PLAN)}: missing"}
@@ -54,7 +54,7 @@ def _find_damage(folder: str, manifest: Manifest) -> dict[str, str]:
 
 
 def _find_damage_in_format_1(folder: str, manifest: Manifest, plan: Plan) -> dict[str, str]:
-    """What the identity of format 1 does not cover, as far as the plan and the slices' records say the same."""
+    """Check what the identity of format 1 does not cover against the plan and the records of slices."""
     whole, unfit = find_whole(folder, plan.plan_id, dict(enumerate(plan.splits)))
     if unfit:
         return {str(number): reason for number, reason in unfit.items()}
@@ -62,7 +62,7 @@ def _find_damage_in_format_1(folder: str, manifest: Manifest, plan: Plan) -> dic
     shards = [shard.name for _, record in sorted(whole.items()) for shard in record.shards]
     sealed = (manifest.kind, manifest.name, manifest.plan_id, manifest.options, manifest.judge)
     if planned != sealed or shards != [shard.name for shard in manifest.shards]:
-        return {NAME: f"{join(folder, NAME)}: does not say what {PLAN} and the slices' records say: damaged or changed by hand"}
+        return {NAME: f"{join(folder, NAME)}: contradicts {PLAN} and the slices' records: damaged or changed by hand"}
     if manifest.kind == "evaluation":
         for name, data in layout_files(len(shards), manifest.facts).items():
             if _text(join(folder, name)) != data.decode().strip():
@@ -78,20 +78,20 @@ def _text(uri: str) -> str:
 
 
 def write_files(folder: str, files: Mapping[str, bytes]) -> Files:
-    """Write further files of a data set; their sizes and checksums, for its manifest."""
+    """Write further files of a data set. Returns their sizes and checksums for its manifest."""
     for name, data in files.items():
         write_bytes(join(folder, name), data)
     return {name: describe(data) for name, data in files.items()}
 
 
 def layout_files(num_shards: int, facts: Mapping[str, Any], end: str = "", training_shards: int = 0) -> dict[str, bytes]:
-    """The text files by which CLIP_benchmark knows an evaluation set.
+    """The text files by which CLIP_benchmark recognises an evaluation set.
 
     Args:
-        num_shards: of the set's test split.
-        facts: of its manifest: task, class names, templates.
-        end: of each of them but nshards.txt.
-        training_shards: of its training split; 0: it has none.
+        num_shards: number of shards of the set's test split.
+        facts: facts from its manifest: task, class names, templates.
+        end: text at the end of each file except nshards.txt.
+        training_shards: number of shards of its training split; 0: it has none.
     """
     texts = {}
     if facts["task"] == "zeroshot_retrieval":

@@ -1,4 +1,4 @@
-"""Staged shards read back by their index, for the evaluation sets, for figures over a whole data set, and to inspect."""
+"""Read staged shards back by their index, for evaluation sets, for statistics over a whole data set, and for `inspect`."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, tuple[bytes, ..
     """Key and members (in the order of the index's columns) of every sample.
 
     Raises:
-        Corrupt: the shard or its index is not what was staged; the next look makes its slice again.
+        Corrupt: the shard or its index differs from what was staged; the next run of staging rebuilds its slice.
     """
     uri = join(folder, shard.name)
     try:
@@ -33,7 +33,7 @@ def read_shard(folder: str, shard: Shard) -> Iterator[tuple[str, tuple[bytes, ..
 
 
 def mse_accuracy(folder: str, shards: Sequence[Shard]) -> dict[str, float]:
-    """How often pixel MSE sides with the judge, by split: what a network has to beat. Ties of either count one half."""
+    """How often pixel MSE agrees with the judge, by split: the baseline for a network. Ties of either count one half."""
     right: dict[str, list[float]] = {}
     for shard in shards:
         for _, members in read_shard(folder, shard):
@@ -43,12 +43,12 @@ def mse_accuracy(folder: str, shards: Sequence[Shard]) -> dict[str, float]:
 
 
 def agreement(distance_0: float, distance_1: float, target: float) -> float:
-    """2AFC score of one triplet: 1 where the nearer variant is the judge's, .5 for a tie.
+    """2AFC score of one triplet: 1 if the nearer variant is the judge's choice, .5 for a tie.
 
     Args:
-        distance_0: of variant 0 from the reference.
-        distance_1: of variant 1.
-        target: fraction of the votes that says variant 1 is closer; the score is the part of the votes agreed with.
+        distance_0: distance of variant 0 from the reference.
+        distance_1: distance of variant 1 from the reference.
+        target: fraction of the votes for variant 1; the score is the fraction of votes that agree with the nearer variant.
     """
     if distance_0 == distance_1:
         return 0.5

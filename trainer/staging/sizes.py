@@ -1,4 +1,4 @@
-"""Whether a source has enough for a recipe: said before a picture is decoded, judged by FLIP or trained on."""
+"""Check whether a source has enough samples for a recipe, before pictures are decoded, judged by FLIP or trained on."""
 
 import math
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from trainer.dose import what_helps
 from trainer.errors import InputError
 
 STAGES_OF = {"pairs": ("contrastive",), "triplets": ("perceptual", "posthoc")}
-"""What trains on a data set, by its kind."""
+"""The stages that train on a data set, by its kind."""
 
 
 def require_enough(source: str, kind: str, train: int, total: int, recipe: Recipe, stages: Collection[str]) -> None:
@@ -19,11 +19,11 @@ def require_enough(source: str, kind: str, train: int, total: int, recipe: Recip
         kind: pairs or triplets.
         train: samples of the training split, or how many there can be at most.
         total: samples of all splits.
-        recipe: has the batches.
-        stages: that will train; none: nothing is refused.
+        recipe: the recipe, which sets the batch sizes.
+        stages: stages that will train; none: nothing is refused.
 
     Raises:
-        InputError: with the number of samples that are needed, and what else can be changed.
+        InputError: too few samples; the message gives the number that is needed, and what else can be changed.
     """
     batches = {stage: int(getattr(recipe, stage).global_batch_size) for stage in STAGES_OF[kind] if stage in stages}
     if not batches or train >= max(batches.values()):

@@ -42,7 +42,7 @@ class SliceRecord:
         lost: rows that did not become a sample, by cause.
         bad: those of them that are faults of the data.
         examples: one row for each cause.
-        rejects: size and sha256 of the list of these rows; empty where there are none, and in format 1.
+        rejects: size and sha256 of the list of these rows; empty if there are none, and in format 1.
         notes: samples from which something was dropped, such as unreadable EXIF, by what it was.
         format_version: of the record.
         stored: size and sha256 of the record as it was read.
@@ -285,7 +285,7 @@ class Attempt:
         if unfit:
             raise RunError(
                 f"{unfit[self._number]}; slice {self._number} was rebuilt, but its source no longer yields the sealed bytes: restore the "
-                f"file back from a copy, or delete {self._target} to stage it from scratch as a different data set"
+                f"file from a copy, or delete {self._target} to stage it from scratch as a different data set"
             )
 
     def _choose(self, record: SliceRecord) -> bool:

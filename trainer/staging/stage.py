@@ -67,7 +67,7 @@ class _Source:
         fingerprint: of its contents.
         files: in it.
         lost: what lies in it and cannot be read as a file.
-        list_name: the list in it that was given as the source; empty where the folder was.
+        list_name: the list in it that was given as the source; empty if the folder was.
     """
 
     name: str

@@ -30,7 +30,7 @@ class Member:
     """A file in a tar.
 
     Attributes:
-        name: as it stands there.
+        name: as it is there.
         offset: of its first byte.
         size: in bytes.
         data: its bytes, where they were asked for and are few.
@@ -136,7 +136,7 @@ def _check_end(stream: BinaryIO, position: int, size: int, where: str, last: str
 
 
 def _target(info: tarfile.TarInfo) -> str:
-    """The name that a link leads to: a hard link's as it stands there, a symbolic one's from its own folder."""
+    """The name that a link leads to: a hard link's as it is there, a symbolic one's from its own folder."""
     base = posixpath.dirname(info.name) if info.issym() else ""
     return posixpath.normpath(posixpath.join(base, info.linkname))
 
@@ -149,13 +149,13 @@ def _resolve(
     for _ in range(_MAX_LINKS):
         target = by_name.get(links[at])
         if target is None:
-            return replace(found[index], fault=f"{name} is a link to {links[at]}, which is no file of this tar")
+            return replace(found[index], fault=f"{name} is a link to {links[at]}, which is not a file in this tar")
         if target not in links:
             member = found[target]
             data = _read(stream, member.offset, member.size) if is_wanted(name) and not member.data else member.data
             return replace(member, name=name, data=data)
         at = target
-    return replace(found[index], fault=f"{name} is a link that leads to itself")
+    return replace(found[index], fault=f"{name} is a link to itself")
 
 
 def _read(stream: BinaryIO, offset: int, size: int) -> bytes:

@@ -38,7 +38,7 @@ class Tokenizer:
         return str(encoder.decode(ids))
 
     def text_of_words(self, text: str) -> str:
-        """The same of ids in words, separated by blanks; empty where one of them is no number."""
+        """The same of ids in words, separated by blanks; empty if one of them is no number."""
         words = text.split()
         return self.text([int(word) for word in words]) if all(word.isdecimal() and len(word) <= 9 for word in words) else ""
 

@@ -95,7 +95,7 @@ def split_pairs(rows: Sequence[PairRow], heldout_fraction: float, keep_twins: bo
         keep_twins: whether twins share a split. Where all pictures hang together, so that none could be held out, they do not.
 
     Returns:
-        The rows, and what was found of twins; nothing where nobody looked.
+        The rows, and what was found of twins; nothing if nobody looked.
     """
     if not keep_twins:
         return assign_splits(rows, heldout_fraction), {}

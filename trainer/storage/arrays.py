@@ -105,7 +105,7 @@ def decode_arrays(data: bytes, uri: str, names: Collection[str] | None = None) -
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(members) != len(archive.infolist()):
-                raise zipfile.BadZipFile("two members of one name")
+                raise zipfile.BadZipFile("two members have the same name")
             wanted = {name: info for name, info in members.items() if names is None or name in names}
             total = sum(info.file_size for info in wanted.values())
             if total > MAX_BYTES:

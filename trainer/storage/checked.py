@@ -27,7 +27,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
         files: name relative to the folder -> {"size": bytes, "sha256": hex}, as sealed.
 
     Returns:
-        name -> what is wrong, in words that follow its URI; empty where all is whole.
+        name -> what is wrong, in words that follow its URI; empty if all is whole.
 
     Raises:
         RunError: the store failed.
@@ -123,7 +123,7 @@ def _write_record(folder: str, record: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def _read_record(folder: str) -> dict[str, Any]:
-    """Name -> stamp and checksum, of an earlier full check; empty where there is none that can be read."""
+    """Name -> stamp and checksum, of an earlier full check; empty if there is none that can be read."""
     try:
         record = read_document(join(folder, NAME), "a record of a check", FORMAT_VERSION)
     except (Corrupt, InputError):

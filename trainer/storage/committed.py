@@ -53,7 +53,7 @@ def write_committed(folder: str, committed: Committed) -> None:
 
 
 def read_committed(folder: str) -> Committed | None:
-    """The seal of `folder`, or None where it has none.
+    """The seal of `folder`, or None if it has none.
 
     Raises:
         InputError: it was written by a newer format.
@@ -79,7 +79,7 @@ def read_final(stage_uri: str) -> tuple[Committed | None, dict[str, str]]:
     since are not read again (trainer/storage/checked.py).
 
     Returns:
-        The seal, None where there is none or a damaged one; and URI -> what is wrong, in words that follow it.
+        The seal, None if there is none or a damaged one; and URI -> what is wrong, in words that follow it.
 
     Raises:
         InputError: a newer firstsight wrote the seal.
@@ -141,7 +141,7 @@ def _read_copy(stage_uri: str, seal: Committed, name: str) -> tuple[bytes, str]:
 
 
 def _wrong(seal: Committed) -> str:
-    """What is not of the kind that it should be; empty where all is."""
+    """What is not of the kind that it should be; empty if all is."""
     kinds = {"recipe_hash": str, "attempt": int, "step": int, "files": dict, "facts": dict, "beside": dict}
     for name, kind in kinds.items():
         if not isinstance(getattr(seal, name), kind):

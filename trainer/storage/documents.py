@@ -37,7 +37,7 @@ def write_document(uri: str, value: Mapping[str, Any]) -> ObjectInfo:
 
 
 def read_document(uri: str, what: str, newest: int, *, checked_from: int = 1, bare: bool = False) -> dict[str, Any] | None:
-    """The document at `uri` without its checksum, or None where there is no such object.
+    """The document at `uri` without its checksum, or None if there is no such object.
 
     Args:
         uri: of the object.

@@ -40,7 +40,7 @@ def write_failure(folder: str, *, stage: str, exit_code: int, line: str) -> None
 
 
 def read_failure(folder: str) -> Failure | None:
-    """How the job of `folder` ended; None where it left no record.
+    """How the job of `folder` ended; None if it left no record.
 
     Nothing is decided by a record that cannot be read: it is named on standard error and passed over.
     """
@@ -50,7 +50,7 @@ def read_failure(folder: str) -> Failure | None:
     except MissingObject:
         return None
     except (Corrupt, InputError) as error:
-        print(f"{error}; how the job failed is unknown; its log may tell", file=sys.stderr, flush=True)
+        print(f"{error}; how the job failed is unknown; its log may show why", file=sys.stderr, flush=True)
         return None
 
 

@@ -29,9 +29,9 @@ class Claim:
 
     Attributes:
         attempt: number of the newest attempt.
-        token: of the process that claimed the folder last; empty where none has yet.
-        stamp: of the object; empty where there is none.
-        damaged: why it says nothing; empty where it does.
+        token: of the process that claimed the folder last; empty if none has yet.
+        stamp: of the object; empty if there is none.
+        damaged: why it says nothing; empty if it does.
     """
 
     attempt: int = 0
@@ -41,7 +41,7 @@ class Claim:
 
 
 def read_claim(output: str) -> Claim:
-    """The newest claim of a stage's folder; attempt 0 where there is none, or a damaged one."""
+    """The newest claim of a stage's folder; attempt 0 if there is none, or a damaged one."""
     uri = layout.attempt(output)
     info = open_store(uri).head(uri)  # before its content: a claim made meanwhile then has another stamp
     if info is None:
@@ -93,7 +93,7 @@ class Fence:
         self._claimed: int | None = None  # the number that the claim was written with
 
     def claim(self) -> None:
-        """Take the folder over. RunError where a newer attempt has claimed it."""
+        """Take the folder over. RunError if a newer attempt has claimed it."""
         for _ in range(_TRIES):
             known = read_claim(self._output)
             if self._claimed is not None and known.token == self._token:  # also where the answer to the write got lost
@@ -108,7 +108,7 @@ class Fence:
         raise RunError(f"{layout.attempt(self._output)}: changed {_TRIES} times meanwhile: attempt {self.attempt} could not claim it")
 
     def check(self) -> None:
-        """Look again, before a commit. RunError where another process has taken the folder over.
+        """Look again, before a commit. RunError if another process has taken the folder over.
 
         A claim that is missing, damaged or an older one than ours is written again: nobody took over by that.
         """
@@ -129,7 +129,7 @@ class Fence:
 
 
 def _write(output: str, known: Claim, attempt: int, token: str) -> bool:
-    """Put a claim in the place of the `known` one; False where it has changed since."""
+    """Put a claim in the place of the `known` one; False if it has changed since."""
     uri = layout.attempt(output)
     data = encode_document({"format_version": FORMAT_VERSION, "attempt": attempt, "token": token})
     return open_store(uri).replace(uri, data, known.stamp) if known.stamp else open_store(uri).create(uri, data)

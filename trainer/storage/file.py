@@ -23,7 +23,7 @@ class FileStore:
     """Files below a folder, written whole or not at all: a partial file in the same folder, fsync, rename."""
 
     def get(self, uri: str) -> bytes:
-        """The whole file. Raises MissingObject where there is none."""
+        """The whole file. Raises MissingObject if there is none."""
         with _errors(uri), open(_path(uri), "rb") as file:
             return file.read()
 
@@ -79,7 +79,7 @@ class FileStore:
             return True
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
-        """Write `data` over the version of the file that has this stamp; False where it has another by now."""
+        """Write `data` over the version of the file that has this stamp; False if it has another by now."""
         with self._alone(uri):
             info = self.head(uri)
             if info is None or info.stamp != stamp:
@@ -91,7 +91,7 @@ class FileStore:
         """Make `target_uri` a hard link to the source, or a copy where the file system has none; whole or not at all."""
         source, target = _path(source_uri), _path(target_uri)
         if source.is_dir():
-            raise MissingObject(f"{source_uri}: a folder lies here, not a file")
+            raise MissingObject(f"{source_uri}: this is a folder, not a file")
         partial = Path(beside(str(target), "write"))
         with _errors(target_uri):
             _make_folder(target.parent, target_uri)
@@ -114,7 +114,7 @@ class FileStore:
             return _info(target_uri, target.stat())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every file below the folder `prefix`, in the order of their URIs; none where there is no such folder."""
+        """Every file below the folder `prefix`, in the order of their URIs; none if there is no such folder."""
         root = _path(prefix)
         found = []
         with _errors(prefix):
@@ -155,7 +155,7 @@ class FileStore:
             yield
 
     def head(self, uri: str) -> ObjectInfo | None:
-        """Its size and time, or None where there is no such file."""
+        """Its size and time, or None if there is no such file."""
         path = _path(uri)
         with _errors(uri):
             try:
@@ -216,7 +216,7 @@ def _locked(path: Path, uri: str) -> Iterator[None]:
 
 
 def _lock_by_kernel(lock: Path, uri: str) -> int | None:
-    """The descriptor that holds the lock; None where the file system has no locks."""
+    """The descriptor that holds the lock; None if the file system has no locks."""
     for _ in range(_TRIES):
         _make_folder(lock.parent, uri)
         try:
@@ -253,7 +253,7 @@ def _lock_by_existence(lock: Path, uri: str) -> None:
 
 
 def _age(file: Path) -> float:
-    """Seconds since the file changed, by the clock of its file system; 0 where it is gone or nothing may be written there."""
+    """Seconds since the file changed, by the clock of its file system; 0 if it is gone or nothing may be written there."""
     probe = Path(beside(str(file), "clock"))
     try:
         with open(probe, "xb") as fresh:
@@ -280,7 +280,7 @@ def _errors(uri: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingObject(f"{uri}: no such file") from error
     except IsADirectoryError as error:
-        raise MissingObject(f"{uri}: a folder lies here, not a file: remove it") from error
+        raise MissingObject(f"{uri}: this is a folder, not a file: remove it") from error
     except PermissionError as error:
         raise InputError(f"{uri}: permission denied ({error.strerror}): check who owns the folder") from error
     except OSError as error:

@@ -134,7 +134,7 @@ def _decode_header(data: bytes) -> dict[str, Any]:
     """The header, where every value is of its type and no count is larger than the file. ValueError says which is not."""
     header = parse_json(data, "its header", ValueError)
     if not isinstance(header, dict):
-        raise ValueError(f"its header is no object but {type(header).__name__}")
+        raise ValueError(f"its header must be an object, but is {type(header).__name__}")
     bounds = {
         "shard_size": _MAX_OFFSET, "shard_crc32c": (1 << 32) - 1,
         **dict.fromkeys(("num_samples", "num_captions", "num_tokens", "key_bytes"), _MAX_OFFSET),
@@ -146,7 +146,7 @@ def _decode_header(data: bytes) -> dict[str, Any]:
     if not isinstance(header.get("shard"), str) or not isinstance(members, list) or not all(isinstance(name, str) for name in members):
         raise ValueError("its shard must be a name, and its members a list of names")
     if len(set(members)) != len(members):
-        raise ValueError("two of its members have one name")
+        raise ValueError("two of its members have the same name")
     return header
 
 

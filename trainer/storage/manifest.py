@@ -157,7 +157,7 @@ def as_format_1(shard: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: str) -> Manifest | None:
-    """The manifest of `folder`, or None where the data set is not sealed.
+    """The manifest of `folder`, or None if the data set is not sealed.
 
     Raises:
         InputError: it was written by a newer format.
@@ -231,7 +231,7 @@ def require_manifest(folder: str, identity: str = "", manifest_sha256: str = "")
     Args:
         folder: of the data set.
         identity: that it must have.
-        manifest_sha256: `pin` of the manifest when the experiment first used it; empty where it was of format 2, or not yet pinned.
+        manifest_sha256: `pin` of the manifest when the experiment first used it; empty if it was of format 2, or not yet pinned.
 
     Raises:
         InputError: it is not sealed, or another data set.

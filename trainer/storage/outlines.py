@@ -1,6 +1,6 @@
-"""What of its evaluation sets an experiment can use for representation: known from their manifests and indexes, without a picture.
+"""The evaluation sets that an experiment can use for representation, from their manifests and indexes, without reading pictures.
 
-A plan asks before anything is trained, an evaluation once more before it measures; both refuse in the same words.
+The plan checks this before anything is trained, and an evaluation again before it measures; both raise the same errors.
 """
 
 import io
@@ -22,14 +22,14 @@ CLASSIFICATION = "zeroshot_classification"
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """An evaluation set as far as it can be known without a picture.
+    """What is known about an evaluation set without reading its pictures.
 
     Attributes:
-        name: as figures are filed under it.
+        name: name under which figures are filed.
         uri: its folder.
         task: zeroshot_classification or zeroshot_retrieval.
         multilabel: whether a picture may show several classes.
-        trains: whether it has training pictures: a split of its own, or those of the pairs that it was staged with.
+        trains: whether it has training pictures, either its own split or the pairs with which it was staged.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Outline:
 
 
 def outline(place: DataConfig, *, with_pairs: bool = False) -> Outline:
-    """What the set at a place is; `with_pairs`: it was staged with the pairs, whose training pictures have its labels."""
+    """Describe the set at a place; `with_pairs`: it was staged with the pairs, whose training pictures have its labels."""
     manifest = read_manifest(place.uri)
     if manifest is not None:
         task = str(manifest.facts.get("task", ""))
@@ -65,7 +65,7 @@ def outline(place: DataConfig, *, with_pairs: bool = False) -> Outline:
 
 
 def outlines(sets: Sequence[DataConfig], pairs: DataConfig) -> dict[str, Outline]:
-    """By name every set of an experiment: the further ones, and those staged with its pairs as far as these are staged."""
+    """Every set of an experiment by name: the further sets, and those staged with its pairs once the pairs are staged."""
     found = [outline(place) for place in sets]
     if pairs.uri:
         manifest = require_manifest(pairs.uri, pairs.identity, pairs.manifest_sha256)
@@ -88,16 +88,16 @@ def keys_of(one: Outline) -> list[str]:
 
 
 def read_rdms(config: RepresentationConfig, planned: Sequence[DataConfig] = ()) -> list[Rdm]:
-    """The RDMs that are asked for, or as they were planned.
+    """The RDMs that are requested, or as they were planned.
 
     Raises:
-        InputError: as of `read_rdm`; or two of them have one name, by which the page would show both.
+        InputError: as in `read_rdm`; or two of them have the same name, under which the page would show both.
     """
     places = planned or [DataConfig(uri=uri) for uri in config.rdms]
     found = [read_rdm(place.uri, place.identity) for place in places]
     for number, one in enumerate(found):
         if one.name in {other.name for other in found[:number]}:
-            raise InputError(f"RDM {places[number].uri}: a second RDM called {one.name}: rename the file")
+            raise InputError(f"RDM {places[number].uri}: there is already an RDM called {one.name}: rename the file")
     return found
 
 
@@ -105,19 +105,19 @@ def check_representation(config: RepresentationConfig, rdms: Sequence[Rdm], know
     """Refuse what cannot be measured.
 
     Args:
-        config: of the request.
-        rdms: that it names.
+        config: the request's configuration.
+        rdms: the RDMs that it names.
         known: `outlines` of the experiment.
-        complete: whether these are all of its sets; else the pairs are not staged yet, and what is not known is left for later.
+        complete: whether these are all of its sets; otherwise the pairs are not staged yet, and unknown sets are checked later.
 
     Raises:
-        InputError: an unknown set, a probe of a set that is not classified one class a picture or has no training
+        InputError: an unknown set, a probe of a set that does not have exactly one class per picture or has no training
             pictures, or an RDM whose names are not pictures of one of the sets.
     """
     for name in ("sets", "probes"):
         for asked in getattr(config, name):
             if asked not in known and asked != ALL and complete:
-                raise InputError(f"representation.{name}: no evaluation set is called {asked!r}; there are {', '.join(known) or 'none'}")
+                raise InputError(f"representation.{name}: no evaluation set is called {asked!r}; known: {', '.join(known) or 'none'}")
     for one in probed(config, known):
         require_probe(one, known)
     if config.probes and complete and not probed(config, known):
@@ -127,16 +127,16 @@ def check_representation(config: RepresentationConfig, rdms: Sequence[Rdm], know
 
 
 def probed(config: RepresentationConfig, known: Mapping[str, Outline]) -> list[Outline]:
-    """The sets that probes are asked for on, as far as they are known; `all`: every zero-shot set."""
+    """The sets on which probes are requested, as far as they are known; `all`: every zero-shot set."""
     if config.probes == (ALL,):
         return [one for one in known.values() if one.task == CLASSIFICATION]
     return [known[name] for name in config.probes if name in known]
 
 
 def require_probe(one: Outline, known: Mapping[str, Outline]) -> None:
-    """Refuse a set that no probe can be trained on, naming those that one can."""
+    """Refuse a set on which no probe can be trained, naming the sets on which one can."""
     why = (
-        "it is a set for retrieval, without classes"
+        "it is a retrieval set, which has no classes"
         if one.task != CLASSIFICATION
         else "its pictures show several classes each"
         if one.multilabel
@@ -150,7 +150,7 @@ def require_probe(one: Outline, known: Mapping[str, Outline]) -> None:
 
 
 def sets_of(config: RepresentationConfig, rdms: Sequence[Rdm], known: Mapping[str, Outline]) -> dict[str, str]:
-    """Which of the sets holds the pictures of each RDM, by the RDM's name; the first that holds all.
+    """The set that contains the pictures of each RDM, by the RDM's name; the first one that contains all of them.
 
     Raises:
         InputError: none of them does.
@@ -171,5 +171,5 @@ def sets_of(config: RepresentationConfig, rdms: Sequence[Rdm], known: Mapping[st
 
 
 def planned_rdms(config: RepresentationConfig, rdms: Sequence[Rdm]) -> tuple[DataConfig, ...]:
-    """The RDMs as a plan pins them: place and SHA-256."""
+    """The RDMs as recorded in a plan: place and SHA-256."""
     return tuple(DataConfig(uri=uri, identity=rdm.sha256) for uri, rdm in zip(config.rdms, rdms, strict=True))

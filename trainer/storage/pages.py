@@ -2,7 +2,7 @@
 
 Each page is a folder of its own, report/generation-<n>/, and report/made.json names the generation that counts, with the checksum of
 each of its files. A writer claims its number before it reads the experiment, so that a page of a higher number knows all that was
-finished before a lower one was begun; it writes its folder, then points made.json at it unless a higher number stands there already.
+finished before a lower one was begun; it writes its folder, then points made.json at it unless a higher number is there already.
 So whoever writes last, no page is replaced by an older one, and no reader meets half of one.
 
 Copies of the files that count lie in report/ itself, for people and their bookmarks. They are written last, and may for a moment be of
@@ -56,7 +56,7 @@ class Claim:
 
 
 def read_page(experiment_uri: str) -> Page:
-    """The page that counts; an empty one where there is none.
+    """The page that counts; an empty one if there is none.
 
     Raises:
         InputError: a newer firstsight made it.
@@ -161,7 +161,7 @@ def _read(experiment_uri: str) -> tuple[Page, str]:
 
 
 def _write(uri: str, page: Page, stamp: str) -> bool:
-    """Put made.json in the place of the version with this stamp; False where it has changed since."""
+    """Put made.json in the place of the version with this stamp; False if it has changed since."""
     data = encode_document({"format_version": FORMAT_VERSION, **asdict(page)})
     return open_store(uri).replace(uri, data, stamp) if stamp else open_store(uri).create(uri, data)
 

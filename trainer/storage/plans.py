@@ -32,7 +32,7 @@ _LANE = {"lane": str, "slots": int, "cells": list, "owns": list}
 
 
 def read_plan(experiment_uri: str) -> Plan | None:
-    """plan.json of an experiment as format 3 has it (docs/FORMAT.md), or None where it has none.
+    """plan.json of an experiment as format 3 has it (docs/FORMAT.md), or None if it has none.
 
     Raises:
         InputError: a newer firstsight wrote it.
@@ -118,7 +118,7 @@ def _wrong_key(entry: Any, version: int) -> str:
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:
-    """Under which name a recipe stands in `recipes`: the hash of what is written there."""
+    """Under which name a recipe is in `recipes`: the hash of what is written there."""
     return canonical_hash(recipe)
 
 

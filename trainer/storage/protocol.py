@@ -27,7 +27,7 @@ class ObjectInfo:
         uri: in full.
         size: in bytes.
         modified: when it changed, POSIX seconds by the store's clock.
-        stamp: differs whenever the object's bytes may differ (ETag; inode, size and time of change); empty where unknown.
+        stamp: differs whenever the object's bytes may differ (ETag; inode, size and time of change); empty if unknown.
     """
 
     uri: str
@@ -45,7 +45,7 @@ class ObjectStore(Protocol):
     """
 
     def get(self, uri: str) -> bytes:
-        """The whole object. Raises MissingObject where there is none."""
+        """The whole object. Raises MissingObject if there is none."""
         ...
 
     def get_range(self, uri: str, start: int, length: int) -> bytes:
@@ -68,7 +68,7 @@ class ObjectStore(Protocol):
         ...
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
-        """Write `data` over the version of the object that has this stamp; False where it has another by now.
+        """Write `data` over the version of the object that has this stamp; False if it has another by now.
 
         Equal bytes may have equal stamps (an ETag), so what is replaced in turns should differ each time.
         """
@@ -78,7 +78,7 @@ class ObjectStore(Protocol):
         """Copy an object within the store, without moving its bytes through this process where that can be done.
 
         The target appears whole or not at all, and has the source's bytes; an object that lies there is replaced.
-        Raises MissingObject where there is no source. Files may then share their bytes on disk (a hard link).
+        Raises MissingObject if there is no source. Files may then share their bytes on disk (a hard link).
         """
         ...
 
@@ -95,7 +95,7 @@ class ObjectStore(Protocol):
         ...
 
     def head(self, uri: str) -> ObjectInfo | None:
-        """Its size and time, or None where there is no such object."""
+        """Its size and time, or None if there is no such object."""
         ...
 
     def sweep(self, prefix: str) -> None:

@@ -158,7 +158,7 @@ def _check(uri: str, names: Sequence[str], values: NDArray[np.float64]) -> None:
 
 
 def find_pictures(names: Sequence[str], keys: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Where the pictures of an RDM stand in a set.
+    """Where the pictures of an RDM are in a set.
 
     A name is a picture's key, or its key without the counter that staging puts before a name, where that is one picture's alone.
 

@@ -49,7 +49,7 @@ def _read(uri: str) -> str:
 
 
 def read_stage(uri: str, overrides: Overrides = ()) -> StageConfig:
-    """A stage's config.yaml. InputError where it is not one; Corrupt where it was damaged; MissingObject where there is none."""
+    """A stage's config.yaml. InputError if it is not one; Corrupt if it was damaged; MissingObject if there is none."""
     return read_stored(StageConfig, read_config_values(uri), uri, overrides)
 
 
@@ -87,7 +87,7 @@ def restore_config(folder: str) -> str:
     """Put the config.yaml of a stage back from the copy in its final model or its newest checkpoint.
 
     Returns:
-        The URI of the copy; empty where there is none that is intact, and nothing was written.
+        The URI of the copy; empty if there is none that is intact, and nothing was written.
     """
     checkpoints = [info.uri for info in open_store(folder).list(join(folder, "checkpoints"))]
     kept = sorted((uri for uri in checkpoints if uri.endswith(f"/{layout.CONFIG}")), reverse=True)
@@ -145,7 +145,7 @@ def shown(differing: Iterator[str] | list[str]) -> str:
 
 
 def find_fields(folder: str, wanted: str) -> dict[str, Any] | None:
-    """The recipe fields with this hash, as the stage's folder records them; None where it does not.
+    """The recipe fields with this hash, as the stage's folder records them; None if it does not.
 
     Nothing is taken for its place: fields count only where they have the hash.
     """

@@ -56,5 +56,5 @@ class Retries:
 
 
 def retry_after(header: str, most: float = math.inf) -> float:
-    """The seconds that a Retry-After header asks for, at most `most`; 0 where it names none."""
+    """The seconds that a Retry-After header asks for, at most `most`; 0 if it names none."""
     return min(float(header), most) if header.isdecimal() else 0.0

@@ -56,7 +56,7 @@ class S3Store:
         return S3Store(dataclasses.replace(self._settings, retry_seconds=retry, timeout_seconds=timeout))
 
     def get(self, uri: str) -> bytes:
-        """The whole object, compared with its ETag. Raises MissingObject where there is none, Corrupt where it was damaged."""
+        """The whole object, compared with its ETag. Raises MissingObject if there is none, Corrupt if it was damaged."""
         return s3_reads.read_checked(self._client, uri, *_split(uri))
 
     def get_range(self, uri: str, start: int, length: int) -> bytes:
@@ -102,7 +102,7 @@ class S3Store:
         return self._put_if(uri, data, {"If-None-Match": "*"}, lambda found: found is None)
 
     def replace(self, uri: str, data: bytes, stamp: str) -> bool:
-        """Write `data` over the version of the object that has this stamp; False where it has another by now."""
+        """Write `data` over the version of the object that has this stamp; False if it has another by now."""
         return self._put_if(uri, data, {"If-Match": f'"{stamp}"'}, lambda found: found is not None and found.etag == stamp)
 
     def _put_if(self, uri: str, data: bytes, condition: dict[str, str], allows: s3_conditions.Allows) -> bool:
@@ -117,7 +117,7 @@ class S3Store:
             return s3_conditions.put_claimed(client, bucket, key, data, allows)
 
     def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
-        """Copy an object within the store, by the server itself; RunError where the copy has other bytes."""
+        """Copy an object within the store, by the server itself; RunError if the copy has other bytes."""
         source = self.head(source_uri)
         if source is None:
             raise MissingObject(f"{source_uri}: no such object at {self._settings.endpoint}")
@@ -164,7 +164,7 @@ class S3Store:
             s3_uploads.sweep(self._client, *_folder(prefix))
 
     def head(self, uri: str) -> ObjectInfo | None:
-        """Its size and time, or None where there is no such object."""
+        """Its size and time, or None if there is no such object."""
         bucket, key = _split(uri)
         try:
             with explained(uri, self._settings.endpoint):

@@ -32,7 +32,7 @@ Allows = Callable[[Object | None], bool]
 
 
 def stat(client: Client, bucket: str, key: str) -> Object | None:
-    """What the server says of the object; None where there is none."""
+    """What the server says of the object; None if there is none."""
     try:
         return client.stat_object(bucket, key)
     except S3Error as error:
@@ -55,10 +55,10 @@ def has_conditions(client: Client, bucket: str, key: str) -> bool:
 
 
 def put_if(client: Client, uri: str, bucket: str, key: str, data: bytes, condition: dict[str, str]) -> bool:
-    """PUT under a condition that the server checks; False where it does not hold.
+    """PUT under a condition that the server checks; False if it does not hold.
 
     Raises:
-        RunError: the store holds other bytes than were sent.
+        RunError: the store has different bytes from those sent.
     """
     writer = secrets.token_hex(8)
     try:
@@ -70,7 +70,7 @@ def put_if(client: Client, uri: str, bucket: str, key: str, data: bytes, conditi
         found = stat(client, bucket, key)
         return found is not None and (found.metadata or {}).get(_WRITER) == writer
     if not proven and not s3_reads.holds(client, uri, bucket, key, [(len(data), hashlib.md5(data, usedforsecurity=False).hexdigest())]):
-        raise RunError(f"{uri}: {client.connections.where} holds other bytes than were sent")
+        raise RunError(f"{uri}: {client.connections.where} has different bytes from those sent")
     return True
 
 

@@ -84,7 +84,7 @@ def _is_due(credentials: Credentials, seconds: float) -> bool:
 
 
 class _Asking(Connections):
-    """Connections to who gives keys; a refusal is an error in one line, without the token that stands in its URL."""
+    """Connections to who gives keys; a refusal is an error in one line, without the token that is in its URL."""
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:  # type: ignore[override]
         response = super().urlopen(method, url, redirect, **options)

@@ -82,7 +82,7 @@ def read_checked(client: Client, uri: str, bucket: str, key: str) -> bytes:
                 f"{uri}: the store returned bytes with MD5 {digest} for an object whose ETag is {etag}: it was damaged in the store"
             )
         wrong.add((etag, digest))
-        retries.wait(f"{uri}: the bytes that came are not those of the ETag")
+        retries.wait(f"{uri}: the received bytes do not match the ETag")
 
 
 def holds(client: Client, uri: str, bucket: str, key: str, digests: list[tuple[int, str]]) -> bool:
@@ -141,7 +141,7 @@ def _end_of(uri: str, response: BaseHTTPResponse, position: int, end: int | None
 
 
 def _md5_of(response: BaseHTTPResponse) -> str:
-    """The MD5 of the object's bytes as its ETag says it; empty where the ETag is something else (parts, a customer's or KMS key)."""
+    """The MD5 of the object's bytes as its ETag says it; empty if the ETag is something else (parts, a customer's or KMS key)."""
     encrypted = "kms" in response.headers.get("x-amz-server-side-encryption", "") or any(name in response.headers for name in _ENCRYPTION)
     found = re.fullmatch(r'"?([0-9a-fA-F]{32})"?', response.headers.get("etag", ""))
     return found[1].lower() if found and not encrypted else ""

@@ -1,6 +1,6 @@
 """Where the S3 store is and with which keys and proxy it is reached, read from the environment and a credentials file.
 
-Keys never stand in a message: what is wrong with one is said of its variable or file.
+Keys are never in a message: what is wrong with one is said of its variable or file.
 """
 
 import configparser
@@ -30,7 +30,7 @@ class S3Settings:
     Attributes:
         endpoint: URL without a path.
         region: that requests are signed for.
-        access_key: empty where the keys come from `credentials_file`.
+        access_key: empty if the keys come from `credentials_file`.
         secret_key: likewise.
         session_token: of temporary keys, or empty.
         credentials_file: an AWS credentials file (a mounted secret), read again whenever it changes, or empty.
@@ -265,7 +265,7 @@ def _endpoint(uri: str, text: str, variable: str = "AWS_ENDPOINT_URL") -> str:
 
 
 def _proxy(uri: str, endpoint: str) -> tuple[str, str]:
-    """URL of the proxy for the endpoint and the variable that names it; both empty where the way is direct."""
+    """URL of the proxy for the endpoint and the variable that names it; both empty if the way is direct."""
     parts, proxies = urlsplit(endpoint), getproxies_environment()
     url = proxies.get(parts.scheme) or proxies.get("all") or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -285,7 +285,7 @@ def _proxy(uri: str, endpoint: str) -> tuple[str, str]:
 
 
 def _wrong_key(value: str) -> str:
-    """What no key can have, since it goes into a header; empty where all is well."""
+    """What no key can have, since it goes into a header; empty if all is well."""
     if re.fullmatch(r"[!-~]*", value):
         return ""
     ends = value != value.strip() and re.fullmatch(r"[!-~]*", value.strip())

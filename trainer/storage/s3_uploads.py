@@ -62,7 +62,7 @@ def put_whole(target: Target, data: bytes) -> str:
         if proven or s3_reads.holds(client, target.uri, bucket, key, [(len(data), digest)]):
             return etag
         try:
-            retries.wait(f"{target.uri}: {client.connections.where} holds other bytes than were sent")
+            retries.wait(f"{target.uri}: {client.connections.where} has different bytes from those sent")
         except RunError as error:
             raise WrongBytesError(str(error)) from error
 
@@ -97,7 +97,7 @@ class Upload:
             if proven:
                 break
             if attempt + 1 < _PART_TRIES:  # the ETag may be no MD5 here; then the whole object is read back
-                retries.wait(f"{target.uri}: {client.connections.where} received other bytes than were sent")
+                retries.wait(f"{target.uri}: {client.connections.where} received different bytes from those sent")
         self._append(etag, len(data), digest, proven=proven)
 
     def copy(self, source: CopySource, begin: int, size: int) -> None:

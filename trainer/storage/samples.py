@@ -50,7 +50,7 @@ def check_index(data: bytes, uri: str, shard: Shard) -> ShardIndex:
     if (index.shard, index.shard_size, index.shard_crc32c) != (shard.name, shard.size, shard.crc32c):
         raise Corrupt(f"{uri}: belongs to another tar ({index.shard}, {index.shard_size} bytes), not to {shard.name} of the manifest")
     if index_checksum(data) != shard.index_crc32c or index.num_samples != shard.num_samples:
-        raise Corrupt(f"{uri}: not the index that the manifest names: its checksum is another")
+        raise Corrupt(f"{uri}: not the index that the manifest names: its checksum differs")
     return index
 
 

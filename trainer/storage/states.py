@@ -1,8 +1,8 @@
-"""Every object that may lie under a root: who writes it, who reads it, and what happens where it is damaged.
+"""Every object that may exist under a root: who writes it, who reads it, and what happens if it is damaged.
 
-Damage is one of four: the object is missing, cut short, has a flipped bit, or an older version of itself stands in its place. What
-happens then is *healed* (rebuilt or restored by the same command, which says so), *refused* (named, with what to do, because
-nothing intact can give it back) or *harmless* (nothing is decided or computed by it).
+There are four kinds of damage: the object is missing, is truncated, has a flipped bit, or was replaced by an older version of itself.
+The outcome is *healed* (the same command rebuilds or restores it and says so), *refused* (there is no intact copy; the error names
+the object and how to recover) or *harmless* (no decision and no number depends on it).
 """
 
 import functools
@@ -20,11 +20,11 @@ class StoredKind:
         name: for people.
         pattern: its place below the root; see `_PARTS`.
         writer: which module writes it.
-        reader: which function reads it and finds the damage; empty where nothing is decided by it.
-        missing: what happens where it is missing: one of OUTCOMES, and how.
-        truncated: where it was cut short.
-        flipped: where a bit was flipped.
-        older: where an older version of it was put in its place.
+        reader: which function reads it and finds the damage; empty if no decision depends on it.
+        missing: what happens if it is missing: one of OUTCOMES, and how.
+        truncated: what happens if it was truncated.
+        flipped: what happens if a bit was flipped.
+        older: what happens if it was replaced by an older version.
     """
 
     name: str
@@ -38,7 +38,7 @@ class StoredKind:
 
 
 def kind_of(root: str, uri: str) -> StoredKind | None:
-    """Which kind of object lies at `uri`; None where firstsight writes nothing of that name."""
+    """The kind of object at `uri`; None if firstsight writes nothing with that name."""
     name = uri.removeprefix(f"{root.rstrip('/')}/")
     return next((kind for kind in KINDS if _regex(kind.pattern).fullmatch(name)), None)
 
@@ -53,7 +53,7 @@ _PARTS = {
     "stage": r"experiments/[^/]+/(?:towers/[^/]+|[^/]+/(?:contrastive|posthoc))",
     "job": r"experiments/[^/]+(?:/(?:towers/[^/]+|staging/[^/]+|report|[^/]+/(?:contrastive|posthoc|evaluation)))?",
 }
-"""What the words in braces stand for; of an experiment's folder, `stage` is one that trains, `job` any that a job leaves its log in."""
+"""What the words in braces stand for: `stage` is the folder of a training stage, and `job` any folder to which a job writes its log."""
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def _kind(name: str, pattern: str, writer: str, reader: str, *damage: str) -> StoredKind:
-    """A row; one damage given stands for all four, two for missing and for the three others."""
+    """A row. One outcome applies to all four kinds of damage; of two, the first applies to a missing object, the second to the others."""
     missing, truncated, flipped, older = damage * 4 if len(damage) == 1 else (damage[0], *damage[1:] * 3) if len(damage) == 2 else damage
     return StoredKind(
         name=name, pattern=pattern, writer=writer, reader=reader, missing=missing, truncated=truncated, flipped=flipped, older=older
@@ -74,8 +74,8 @@ _REMADE = "healed: the stage is rebuilt from its newest intact checkpoint"
 _RECORD = "healed: restored from the copy in final/; if that is damaged too, the stage is rebuilt"
 _RESTAGED = "healed: staged again from its source; refused, naming the file, if the source no longer gives the same bytes"
 _PASSED_OVER = "healed: skipped in favour of the one before it; if none is left, the stage begins again; its folder may be deleted"
-_NOT_KEPT = "harmless: the epoch counts as not kept; what was measured of it before stays"
-_SCRATCH = "harmless: never listed; a live writer notices that it is gone; what a dead one left is removed by the next process"
+_NOT_KEPT = "harmless: the epoch counts as not kept; figures measured from it before are kept"
+_SCRATCH = "harmless: never listed; a running writer notices that it is gone; leftovers of a dead writer are removed by the next process"
 _LOG = "harmless: for people only"
 _CHECKED = "healed: the files that it names are hashed again"
 _NEVER = "harmless: written once, so no older version of it exists"
@@ -97,7 +97,7 @@ KINDS: tuple[StoredKind, ...] = (
           "healed: planned again from the list while the data set is not sealed; harmless afterwards"),
     _kind("rejected rows", "{dataset}/rejects/{name}.jsonl", "trainer.staging.slices", "", _LOG),
     _kind("attempt at a slice", "{dataset}/attempts/{rest}", "trainer.staging.slices", "trainer.staging.slices.find_whole",
-          "healed: the slice is rebuilt; what is left of attempts is removed when the data set is sealed"),
+          "healed: the slice is rebuilt; leftover attempts are removed when the data set is sealed"),
     _kind("shard of an evaluation set", "{dataset}/test/{name}.tar", "trainer.staging.heldout", "trainer.evaluation.read_sets.read_shard",
           _RESTAGED, _RESTAGED, _RESTAGED, _NEVER),
     _kind("index of an evaluation set's shard", "{dataset}/test/{name}.index", "trainer.staging.heldout",
@@ -111,15 +111,15 @@ KINDS: tuple[StoredKind, ...] = (
     # ------------------------------------------------------------------------------------------------ what was asked for
     _kind("run's record", "runs/{name}.json", "pipelines.planning.runs", "pipelines.planning.runs.read_run",
           "harmless: the run's last step says that there is nothing to report; a new run of the request reports it",
-          "refused: the run's last step names it; a new run of the request writes one of its own",
-          "refused: the run's last step names it; a new run of the request writes one of its own", _NEVER),
+          "refused: the run's last step names it; a new run of the request writes its own record",
+          "refused: the run's last step names it; a new run of the request writes its own record", _NEVER),
     _kind("stored request", "{experiment}/requests/{name}.json", "pipelines.planning.request", "pipelines.planning.request.read_request",
-          "healed: the first step of a run with the same request rewrites it; a step that reads it damaged refuses it, naming it"),
+          "healed: the first step of a run with the same request rewrites it; until then, a step that reads it refuses it, naming it"),
     _kind("record of a failed cell", "runs/{name}/failed/{name}.json", "pipelines.planning.runs", "pipelines.planning.runs",
           "healed: the cell is tried again in the same run", "healed: the cell is tried again in the same run",
           "healed: the cell is tried again in the same run", _NEVER),
     _kind("record of a step's start", "runs/{name}/started/{name}.json", "pipelines.planning.runs", "",
-          "harmless: if it is missing, a step that Retry starts again skips cells that failed before"),
+          "harmless: if it is missing, a step restarted with Kubeflow's Retry skips cells that failed before"),
     _kind("lane's heartbeat", "runs/{name}/alive/{name}.json", "pipelines.planning.runs", "",
           "harmless: it is written again within a minute"),
     _kind("record that a request began a stage", "{experiment}/requests/{name}/begun/{name}.json", "pipelines.steps.cells", "",
@@ -127,12 +127,12 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("experiment's plan", "{experiment}/plan.json", "pipelines.planning.writing", "trainer.storage.plans.read_plan",
           "healed: planned again from the request; cells of earlier runs are taken from the configurations of their stages"),
     _kind("declaration", "{experiment}/declared/{name}.json", "pipelines.planning.varied", "pipelines.planning.varied.find_lost",
-          "healed: rewritten from the plan; if that is gone too, what a request declares counts as declared after the results"),
+          "healed: rewritten from the plan; if the plan is gone too, what a request declares counts as declared after the results"),
     _kind("lock of an experiment", "{experiment}/{name}.lock", "pipelines.jobs.lock", "pipelines.jobs.lock.exclusive",
           "healed: a run that finds its lock replaced exits; the next one takes the lock"),
     # ------------------------------------------------------------------------------------------------ staging jobs
     _kind("record of staging", "{experiment}/staging/{name}/sealed.json", "pipelines.steps.sealed", "pipelines.steps.sealed.find_sealed",
-          "healed: the staging job looks at the source again and finds the data set"),
+          "healed: the staging job reads the source again and finds the data set"),
     _kind("result of a staging job", "{experiment}/staging/{name}/{name}.json", "trainer.__main__", "pipelines.steps.staging.run_staging",
           "healed: the next staging job rewrites it; a dry run treats the data as unstaged"),
     _kind("recipe for a staging job", "{experiment}/staging/{name}/{name}.yaml", "pipelines.steps.staging",
@@ -149,7 +149,7 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("stage's placement", "{stage}/placement.json", "trainer.run.placing", "trainer.run.placing.settle",
           "healed: values are chosen again: the loss stays the same, the bits may not"),
     _kind("stage's newest attempt", "{stage}/attempt.json", "trainer.storage.fence", "trainer.storage.fence.read_claim",
-          "healed: claimed again with a higher number than any seal has; a writer that is still running is fenced off by its token"),
+          "healed: claimed again with a number higher than that of any seal; a writer that is still running is fenced off by its token"),
     _kind("record of a check", "{stage}/CHECKED.json", "trainer.storage.checked", "trainer.storage.checked.find_damaged", _CHECKED),
     _kind("final model's seal", "{stage}/final/COMMITTED.json", "trainer.storage.committed", "trainer.storage.committed.read_final",
           _REMADE, _REMADE, _REMADE, _NEVER),
@@ -187,4 +187,4 @@ KINDS: tuple[StoredKind, ...] = (
     _kind("file of the report", "{experiment}/report/{name}", "trainer.storage.pages", "pipelines.steps.page.is_current",
           "healed: the report is rebuilt"),
 )  # fmt: skip
-"""The first row whose pattern fits is an object's."""
+"""An object belongs to the first row whose pattern matches."""

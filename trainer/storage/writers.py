@@ -59,7 +59,7 @@ def mark() -> str:
 
 
 def is_gone(key: str) -> bool | None:
-    """Whether the writer whose mark is in this name has ended; None where this machine cannot know."""
+    """Whether the writer whose mark is in this name has ended; None if this machine cannot know."""
     found = _MARK.search(key)
     if not found or found[1] != _boot() or found[2] != _namespace():
         return None

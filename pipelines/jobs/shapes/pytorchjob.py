@@ -2,8 +2,8 @@
 
 Worker-only and elastic with min = max: torchrun's agents find each other by c10d, and when a rank dies the
 group restarts in place. Success is never read from the job's conditions (with an elastic policy the first
-worker that ends makes it Succeeded) but from COMMITTED.json. Plain data; tests hold it against
-kubeflow-training's models and the operator's CRD, and free of fields that differ between its versions.
+worker that ends makes it Succeeded) but from COMMITTED.json. The job is plain data; tests check it against
+kubeflow-training's models and the operator's CRD, and that it has no fields that differ between versions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from pipelines.profile.settings import JobSettings
 from trainer.config import canonical_hash
 
 PYTORCHJOB = Kind("kubeflow.org/v1", "pytorchjobs", "PyTorchJob", "the training operator v1", "training.kubeflow.org/job-name")
-CONTAINER = "pytorch"  # the operator's webhook wants this name
+CONTAINER = "pytorch"  # the operator's webhook requires this name
 MAX_RESTARTS = 10
 ENVIRONMENT = {
     # Without it a replaced pod stalls the group for a minute and then restarts every container.
@@ -27,14 +27,14 @@ ENVIRONMENT = {
 
 
 class PyTorchJobs(Shape):
-    """How the launcher makes and reads PyTorchJobs."""
+    """How the launcher creates and reads PyTorchJobs."""
 
     kind = PYTORCHJOB
     container = CONTAINER
     backend = "pytorchjob"
     about = "training operator v1"
     suspended_by = ("runPolicy", "suspend")
-    longest_name = 54  # at 55 it says Running, but its Services are never made
+    longest_name = 54  # at 55 the job is reported as Running, but its Services are never created
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt."""
@@ -43,7 +43,7 @@ class PyTorchJobs(Shape):
         return manifest(spec.identity, self._settings, spec.arguments, spec.recipe_hash, spec.environment, placement)
 
     def phase(self, job: Mapping[str, Any]) -> Phase:
-        """By its conditions; a queue suspends it by a field."""
+        """From the job's conditions; a queue suspends it with a field."""
         return phase_of(job, bool(job["spec"].get("runPolicy", {}).get("suspend")), succeeded="Succeeded", failed="Failed")
 
     def pods_wanted(self, job: Mapping[str, Any]) -> int:
@@ -51,7 +51,7 @@ class PyTorchJobs(Shape):
         return int(job["spec"]["pytorchReplicaSpecs"]["Worker"].get("replicas", 1))
 
     def is_leader(self, pod: Mapping[str, Any]) -> bool:
-        """Worker 0 is where the others meet; rank 0 is nearly always there."""
+        """Worker 0 hosts the rendezvous; rank 0 is nearly always there."""
         return bool(pod["metadata"].get("labels", {}).get("training.kubeflow.org/replica-index") == "0")
 
 
@@ -67,14 +67,14 @@ def manifest(
 
     Args:
         identity: gives the name and the labels.
-        settings: where and with what it runs.
-        arguments: of `python -m trainer`.
-        recipe_hash: of the stage, kept in an annotation: another one under this name is refused.
-        environment: variables beside those of the settings.
+        settings: where and with what resources it runs.
+        arguments: arguments of `python -m trainer`.
+        recipe_hash: hash of the stage, kept in an annotation; a job of this name with another hash is refused.
+        environment: variables in addition to those of the settings.
         placement: fields of the trainer's placement, as `placed` gives them; None: those of a first attempt.
 
     Raises:
-        InputError: a setting that would change that form.
+        InputError: a setting would change this form.
     """
     placement = placed(settings, {}, 0, "auto") if placement is None else placement
     max_restarts = int(placement["max_restarts"])
@@ -83,7 +83,7 @@ def manifest(
         "runPolicy": {
             "cleanPodPolicy": "Running",
             "ttlSecondsAfterFinished": settings.ttl_seconds,
-            "backoffLimit": max_restarts * settings.nodes,  # a fuse only: one restart of the group counts once a pod
+            "backoffLimit": max_restarts * settings.nodes,  # only a safety limit: one restart of the group counts once per pod
         },
         "elasticPolicy": {
             "minReplicas": settings.nodes,
@@ -118,7 +118,7 @@ def manifest(
 
 
 def placed(settings: JobSettings, given: Mapping[str, Any], attempt: int, resume: str) -> dict[str, Any]:
-    """The trainer's placement: a job's defaults, then what profile and request say, then what the launcher alone knows."""
+    """The trainer's placement: a job's defaults, overridden by profile and request, then by values that only the launcher knows."""
     return {
         "max_restarts": MAX_RESTARTS,
         "preflight": True,

@@ -163,7 +163,7 @@ def test_releasing_takes_off_what_has_ended_and_nothing_else():
             "annotations": {"firstsight.dev/held-by.ana": None},
         }
     }
-    assert action.why == f"Workflow run is gone; shell ana was last heard of at {rfc3339(700)}"
+    assert action.why == f"Workflow run is gone; shell ana sent its last heartbeat at {rfc3339(700)}"
 
 
 def test_one_decision_covers_all_jobs_and_waits_for_the_soonest():

@@ -205,7 +205,7 @@ def test_a_job_of_another_recipe_is_refused_and_the_keys_are_named(scene: Scene,
     ],
 )
 def test_what_a_staging_or_evaluation_job_does_otherwise_is_named(scene: Scene, purpose: Any, arguments: tuple[str, ...], line: str):
-    """Its recipe hash is over its arguments, so those are its keys: they stand in the job, whichever version made it."""
+    """Its recipe hash is over its arguments, so those are its keys: they are in the job, whichever version made it."""
     shape = IndexedJobs(JobSettings())
     theirs = shape.manifest(scene.spec(purpose="stage", arguments=("stage", "fetch", "--pages", "3")), 0)
     assert differing_arguments(theirs, scene.spec(purpose=purpose, arguments=arguments)) == line

@@ -67,7 +67,7 @@ def _let_in_everybody(folder: Path) -> None:
 
 
 def _as_nobody(root: str) -> str:
-    """Which process holds it, as user 65534 is told; empty where that user may run it."""
+    """Which process holds it, as user 65534 is told; empty if that user may run it."""
     import _strptime  # noqa: F401 - as below
 
     exists(f"{root}/nothing")  # imports all that the store needs: that user may not be able to read the interpreter's folder

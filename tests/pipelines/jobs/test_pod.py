@@ -49,7 +49,7 @@ def documented_templates() -> dict[str, Any]:
 
 
 def with_keys(settings: JobSettings, *keys: str) -> dict[str, Any]:
-    """What stands below these keys, by purpose; those without it are left out."""
+    """What is below these keys, by purpose; those without it are left out."""
     found: dict[str, Any] = pods(settings)
     for key in keys:
         found = {purpose: part[key] for purpose, part in found.items() if key in part}

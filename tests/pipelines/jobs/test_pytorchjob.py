@@ -147,7 +147,7 @@ def test_a_replaced_pod_does_not_stall_the_group():
 
 
 def test_the_trainer_gets_its_configuration_and_its_placement():
-    """The recipe stands in the configuration; where it runs stands in the arguments."""
+    """The recipe is in the configuration; where it runs is in the arguments."""
     (container,) = pod(rendered())["spec"]["containers"]
 
     assert container["args"][: len(ARGUMENTS)] == ARGUMENTS

@@ -150,7 +150,7 @@ class Workflow:
         return tuple((node.name, node.phase) for node in self.nodes.values())
 
     def _retry_node(self, name: str, template: Template, boundary: str, iterations: tuple[int, ...]) -> Node | None:
-        """Make or go on with the Retry node of a template; None where a limit does not let it be made."""
+        """Make or go on with the Retry node of a template; None if a limit does not let it be made."""
         node = self.nodes.get(name)
         if node is None:
             if self._at_limit(boundary):

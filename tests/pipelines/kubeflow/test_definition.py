@@ -33,7 +33,7 @@ PARAMETERS = {
     "study_seeds": ("", "STRING"),
     "study_set": ("", "STRING"),
 }
-"""Empty means not given: the form always sends its defaults, and the request's value must win over those."""
+"""Empty means not given: the form always sends its defaults, and the request's value must override those."""
 STEPS = {
     "contrastive": lanes.work,
     "evaluate": lanes.work,

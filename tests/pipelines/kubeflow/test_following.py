@@ -236,7 +236,7 @@ def test_the_link_is_the_uis_and_none_where_nothing_tells_its_address(server: Ku
 def test_a_pod_that_cannot_start_is_said_once_with_kubernetes_reason(
     server: KubeflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The reason stands in no log, since there is none."""
+    """The reason is in no log, since there is none."""
     waiting = {"reason": "ImagePullBackOff", "message": "not found"}
     status = {"phase": "Pending", "containerStatuses": [{"image": "a/pipelines:1", "state": {"waiting": waiting}}]}
     monkeypatch.setattr(runninglogs.RunningLogs, "_pod", lambda self, step: {"metadata": {"name": step.pod}, "status": status})

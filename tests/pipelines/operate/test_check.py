@@ -28,7 +28,7 @@ def profile(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_all_is_well(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Store, rights and kinds, a line each; nothing is left in the store."""
+    """Store, rights and kinds, one per line; nothing is left in the store."""
     assert main(["check", "run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(check.RUN_RIGHTS) + 1 + 1

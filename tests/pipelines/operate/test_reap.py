@@ -67,7 +67,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def grace(server: FakeApi, pod: str = "j-0") -> int | None:
-    """Seconds that the pod has from its deletion on; None where it is not being deleted, -1 where it is gone."""
+    """Seconds that the pod has from its deletion on; None if it is not being deleted, -1 if it is gone."""
     found = server.find("pods", pod)
     return found["metadata"].get("deletionGracePeriodSeconds") if found else -1
 
@@ -207,7 +207,7 @@ def test_pods_of_a_job_that_kubernetes_deleted_with_its_workflow_are_hurried_too
 
 
 def test_a_job_adopted_at_the_last_moment_is_not_deleted(server: FakeApi, api_cluster: Cluster):
-    """The deletion is bound to the version that was looked at."""
+    """The deletion is bound to the version that was read."""
     put_job(server, put_workflow(server, spec={"activeDeadlineSeconds": 0}))
     slow = Reaper(api_cluster, [""], 600, lambda line: None)
     for seen in api_cluster.list(PYTORCHJOB, namespace=""):
@@ -231,9 +231,9 @@ def test_kinds_that_the_cluster_lacks_are_waited_for_without_an_error(server: Fa
     server.served.add("/apis/argoproj.io/v1alpha1/workflows")
 
     until(lambda: grace(server) == 20)
-    assert sorted(line for line in said if "waited" in line) == [
-        "reap: the cluster has no trainjobs.trainer.kubeflow.org: they are waited for",
-        "reap: the cluster has no workflows.argoproj.io: they are waited for",
+    assert sorted(line for line in said if "waits for them" in line) == [
+        "reap: the cluster has no trainjobs.trainer.kubeflow.org: the reaper waits for them",
+        "reap: the cluster has no workflows.argoproj.io: the reaper waits for them",
     ]
 
 
@@ -279,7 +279,7 @@ def test_once_does_what_there_is_to_do_and_ends(server: FakeApi, api_cluster: Cl
     assert main(["reap", "--namespace", "team"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("reap: PyTorchJob team/j: shell ana was last heard of at ")
+    assert lines[0].startswith("reap: PyTorchJob team/j: shell ana sent its last heartbeat at ")
     assert lines[-1] == "reap: 0 jobs, nothing to do"
 
 

@@ -148,7 +148,7 @@ def test_a_shell_that_fell_silent_is_shown_as_such(api_server: FakeApi, api_clus
 
 
 def test_the_table_is_of_one_experiment_where_one_is_named(api_server: FakeApi, capsys: pytest.CaptureFixture[str]):
-    """Sorted by arm, seed and stage; what is not ours is not there; reasons stand below it."""
+    """Sorted by arm, seed and stage; what is not ours is not there; reasons are below it."""
     api_server.served.discard("/apis/trainer.kubeflow.org/v1alpha1/trainjobs")
     put_job(
         api_server, name="b", labels=identity(arm="random"), spec={"runPolicy": {"suspend": True}, "pytorchReplicaSpecs": {"Worker": {}}}

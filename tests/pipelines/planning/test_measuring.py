@@ -76,7 +76,7 @@ def test_more_than_a_tenth_is_said_with_what_takes_less():
     """A run that is as short as the smoke recipe's, on all of the field's sets."""
     one = dataclasses.replace(found("random"), training=1.0)
 
-    assert "(more than 10%: fewer epochs, evaluation.every_epochs, or sets take less)" in one.takes()
+    assert "(more than 10%: use fewer epochs, evaluation.every_epochs or fewer sets)" in one.takes()
 
 
 def test_decoding_bounds_the_rate_where_cores_are_few():

@@ -171,7 +171,7 @@ def test_another_recipe_for_a_stage_that_was_begun_is_refused(tmp_path: Path):
 
 
 def test_another_cell_may_have_another_recipe(tmp_path: Path):
-    """Each cell names its own, and each recipe stands in the plan once."""
+    """Each cell names its own, and each recipe is in the plan once."""
     first = experiment_of(str(tmp_path))
     finished = [plan.resolve(first, arm, 0) for arm in parse_arms("random,perceptual")]
     write_plan(first, finished)

@@ -110,7 +110,7 @@ def test_a_request_without_axes_has_the_id_that_it_had():
 @pytest.mark.parametrize(
     ("vary", "line"),
     [
-        ({"a": {"staging.triplet_side": [32, 64]}}, "axis 'a' cannot vary staging.triplet_side, which decides what the data sets hold"),
+        ({"a": {"staging.triplet_side": [32, 64]}}, "axis 'a' cannot vary staging.triplet_side, which decides what the data sets contain"),
         ({"a": {"staging.heldout_fraction": [0.1]}}, "cannot vary staging.heldout_fraction"),
         ({"a": {"perceptual.min_votes": [0, 6]}}, "cannot vary perceptual.min_votes, which decides which triplets are staged"),
         ({"a": {"evaluation.decoder": ["fast", "exact"]}}, "cannot vary evaluation.decoder, which decides how models are measured"),

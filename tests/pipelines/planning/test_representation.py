@@ -72,9 +72,9 @@ REFUSED = {
         {"probes": ["all"]},
         "test-only cannot be probed: it has no training split",
     ),
-    "captions": (csv_of(SQUARE, KEYS[:4]), {"probes": ["captions"]}, "captions cannot be probed: it is a set for retrieval"),
+    "captions": (csv_of(SQUARE, KEYS[:4]), {"probes": ["captions"]}, "captions cannot be probed: it is a retrieval set"),
     "several classes": (csv_of(SQUARE, KEYS[:4]), {"probes": ["several"]}, "several cannot be probed: its pictures show several classes"),
-    "no such set": (csv_of(SQUARE, KEYS[:4]), {"sets": ["owm"]}, "no evaluation set is called 'owm'; there are own, test-only"),
+    "no such set": (csv_of(SQUARE, KEYS[:4]), {"sets": ["owm"]}, "no evaluation set is called 'owm'; known: own, test-only"),
 }
 
 
@@ -94,7 +94,7 @@ def test_what_the_pairs_will_bring_is_left_for_the_step_plan(tmp_path):
     """Before they are staged nobody knows the sets that are staged with them; the RDM itself is checked at once."""
     good = write(tmp_path, "V1.csv", csv_of())
     assert represented({"sets": ["demo-categories"], "rdms": [good], "probes": ["demo-categories"]}, [], complete=False)
-    with pytest.raises(InputError, match="no evaluation set is called 'demo-categories'; there are none"):
+    with pytest.raises(InputError, match="no evaluation set is called 'demo-categories'; known: none"):
         represented({"sets": ["demo-categories"]}, [])
     with pytest.raises(InputError, match="every entry must be a finite number"):
         represented(
@@ -106,7 +106,7 @@ def test_two_rdms_of_one_name_are_refused(tmp_path):
     """The page could not tell them apart."""
     (tmp_path / "other").mkdir()
     uris = [write(folder, "V1.csv", csv_of(names=KEYS[:4])) for folder in (tmp_path, tmp_path / "other")]
-    with pytest.raises(InputError, match="a second RDM called V1: rename the file"):
+    with pytest.raises(InputError, match="there is already an RDM called V1: rename the file"):
         represented({"sets": ["own"], "rdms": uris}, [set_at(tmp_path, "own")])
 
 

@@ -80,7 +80,7 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         ("representation: {probes: a}\n", ("representation: probes must be a list", "'a'")),
         ("representation: {probes: [all, a]}\n", ("representation.probes", "names of sets, or all alone")),
         ("representation: {sets: [a, a]}\n", ("representation.sets", "a list without an empty or repeated entry")),
-        ("representation: {rdms: [V1.csv]}\n", ("representation.sets", "given where representation.rdms is")),
+        ("representation: {rdms: [V1.csv]}\n", ("representation.sets", "given if representation.rdms is given")),
         ("representation: {sets: [a], pictures: 3}\n", ("representation.pictures", ">= 4")),
         ("recipee: x\n", ("recipee is not a parameter", "did you mean recipe?")),
         ("nodes: 2\nnodes: 3\n", ("nodes", "twice")),
@@ -134,7 +134,7 @@ def test_every_parameter_means_the_same_as_text_and_in_a_file(name: str):
         ("root: ~nobody-of-that-name/x\n", ("no such user",)),
         ("root: 's3:/bucket/x'\n", ("a URI is file:///folder or s3://bucket/prefix",)),
         ("root: 's3://'\n", ("a URI is file:///folder or s3://bucket/prefix",)),
-        ("recipe: {contrastive: {epochs: 3}}\n", ("experiment must be given where the recipe has no name",)),
+        ("recipe: {contrastive: {epochs: 3}}\n", ("experiment must be given if the recipe has no name",)),
         (f"recipe: smoke\npairs: {'x' * 5000}\n", ("the name is too long",)),
         ("format_version: 0\n", ("format_version must be a whole number from 1",)),
         ("format_version: '1'\n", ("format_version must be a whole number from 1",)),
@@ -266,7 +266,7 @@ def test_a_stored_request_of_format_1_is_read_and_one_that_was_edited_is_named(t
     assert read_request(uri) == request
 
     write_json(uri, {"format_version": 1, **request.stored(), "nodes": 3})
-    with pytest.raises(Corrupt, match=f"{uri}: holds request"):
+    with pytest.raises(Corrupt, match=f"{uri}: contains request"):
         read_request(uri)
 
 
@@ -276,7 +276,7 @@ def test_another_request_in_a_request_s_place_is_named(tmp_path: Path):
     other = write_request(resolve(merge(FILE, {"experiment": "mine", "nodes": "3"})), str(tmp_path))
     write_json(uri, read_json(other))
 
-    with pytest.raises(Corrupt, match=f"{uri}: holds request"):
+    with pytest.raises(Corrupt, match=f"{uri}: contains request"):
         read_request(uri)
 
 

@@ -63,7 +63,7 @@ def test_a_staging_pod_has_no_gpus_to_be_sized_by(name: str):
     "variable", ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "WANDB_API_KEY", "DB_PASSWORD", "x_token"]
 )
 def test_a_profile_holds_no_credential(variable: str):
-    """By its name, in the store's environment and in the pod template; what names a file that holds one may stand there."""
+    """By its name, in the store's environment and in the pod template; what names a file that holds one may be there."""
     with pytest.raises(InputError, match=f"jobs.store_environment: {variable} must not contain a credential") as raised:
         JobSettings(store_environment={variable: "c4n4ry"})
     assert "c4n4ry" not in str(raised.value)

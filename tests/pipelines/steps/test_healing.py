@@ -108,8 +108,8 @@ def test_what_is_damaged_is_said_with_what_is_done(whole: Whole, capsys: pytest.
     whole.run()
     said = capsys.readouterr().out
 
-    assert re.search(rf"plan: {whole.folder}/plan\.json: (its checksum|not JSON).*; it is written again from the request", said)
-    assert re.search(rf"plan: {whole.folder}/{STAGE}/config\.yaml: .*; written again as planned", said)
+    assert re.search(rf"plan: {whole.folder}/plan\.json: (its checksum|not JSON).*; it is rewritten from the request", said)
+    assert re.search(rf"plan: {whole.folder}/{STAGE}/config\.yaml: .*; rewritten as planned", said)
     assert re.search(rf"posthoc posthoc-seed0: {whole.folder}/posthoc-seed0/posthoc/final/model\.bin: .*; rebuilding it", said)
 
 

@@ -202,7 +202,7 @@ def test_a_fault_of_firstsights_own_is_one_record_with_its_traceback(
 
     said = [record for line in capfd.readouterr().err.splitlines() if (record := logs.record_of(line))]
     (fault,) = [record for record in said if "KeyError: 'x'" in str(record.get("traceback"))]
-    assert fault["message"] == "contrastive random-seed0: failed by a fault of firstsight's own"
+    assert fault["message"] == "contrastive random-seed0: failed because of a bug in firstsight"
     assert not [record for record in said if "Traceback" in str(record["message"])]
 
 

@@ -207,7 +207,7 @@ def test_a_recipe_that_no_image_ships_goes_into_the_store_where_pods_find_it(tmp
 
 @pytest.mark.parametrize("key", ["list", "metadata", "images", "contact"])
 def test_a_description_holds_no_credentials(tmp_path: Path, key: str):
-    """They would stand in the arguments of jobs."""
+    """They would be in the arguments of jobs."""
     value = "https://user:c4n4ry@lists.example/list.tsv" if key != "list" else "https://lists.example/list.csv?sig=c4n4ry"
     lines = {"kind": "urls", "list": "s3://b/list.csv", key: value}
     with pytest.raises(InputError, match=rf"list\.yaml: {key} must not contain credentials") as refused:

@@ -57,7 +57,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ({"image": "registry.example.org/ml-evil/x"}, "image is 'registry.example.org/ml-evil/x'"),
         ({"queue": "theirs"}, "queue is 'theirs', but the profile only allows gpus (limits.queues)"),
         ({"queue": "theirs", "backend": "trainjob"}, "queue is 'theirs', but the profile only allows gpus (limits.queues)"),
-        ({"request": "backend: local\n"}, "backend is 'local', which is this step's own pod, beside all queues and limits of the profile"),
+        (
+            {"request": "backend: local\n"},
+            "backend is 'local', which is this step's own pod and bypasses all queues and limits of the profile",
+        ),
         ({"request": "placement: {nodes: 3}\n"}, "nodes is 3, but the profile allows only 2 (limits.nodes)"),
     ],
 )

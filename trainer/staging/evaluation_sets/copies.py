@@ -28,7 +28,7 @@ Split = Literal["test", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture: where it stands in the copy, its bytes when they are asked for, and what is right about it.
+    """One picture: where it is in the copy, its bytes when they are asked for, and what is right about it.
 
     Attributes:
         name: unique in the set.
@@ -71,7 +71,7 @@ class Copy:
             self._by_file.setdefault(name.rsplit("/", 1)[-1], []).append(name)
 
     def find(self, ending: str) -> str | None:
-        """The one file whose path ends so (`.gz` may follow), the shortest path of several; None where there is none."""
+        """The one file whose path ends so (`.gz` may follow), the shortest path of several; None if there is none."""
         found = []
         for end in (ending, f"{ending}.gz"):
             found += [name for name in self._by_file.get(end.rsplit("/", 1)[-1], []) if f"/{name}".endswith(f"/{end}")]
@@ -85,7 +85,7 @@ class Copy:
         return found
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, unpacked if it ends in `.gz`. InputError where they are more than is read, or damaged."""
+        """The bytes of a file, unpacked if it ends in `.gz`. InputError if they are more than is read, or damaged."""
         check_size(self._files[name].size, MAX_COPY_FILE_BYTES, f"{self.uri}/{name}")
         data = read_bytes(self._files[name].uri)
         return gunzip(data, f"{self.uri}/{name}", MAX_UNPACKED_BYTES) if name.endswith(".gz") else data
@@ -95,7 +95,7 @@ class Copy:
         return self._files[name]
 
     def lines(self, ending: str) -> list[str]:
-        """The non-empty lines of a text file; InputError where it is not UTF-8."""
+        """The non-empty lines of a text file; InputError if it is not UTF-8."""
         name = self.require(ending)
         return [line.strip() for line in lines_of(text_of(self.read(name), f"{self.uri}/{name}")) if line.strip()]
 

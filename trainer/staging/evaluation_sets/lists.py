@@ -159,7 +159,7 @@ def _labelled(copy: Copy, pairs: Sequence[tuple[str, str]], classes: Sequence[st
 
 
 def _columns(copy: Copy, name: str, lines: Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
-    """The first columns of each line; InputError where a line has fewer."""
+    """The first columns of each line; InputError if a line has fewer."""
     short = next((number for number, parts in enumerate(lines, start=1) if len(parts) < count), None)
     if short is not None:
         raise InputError(f"{copy.uri}/{name}: line {short} must have {count} columns, got {shown(' '.join(lines[short - 1]))}")

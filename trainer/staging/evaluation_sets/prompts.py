@@ -1,9 +1,9 @@
-"""Class names and templates of a set.
+"""Class names and prompt templates of an evaluation set.
 
-Figures move by 2 to 8 points with them, so the field's own are wanted: CLIP_benchmark keeps them in two JSON files of
+Results change by 2 to 8 points with them, so the standard ones should be used: CLIP_benchmark keeps them in two JSON files of
 its package (clip_benchmark/datasets/en_classnames.json and en_zeroshot_classification_templates.json), and
 `--prompts <that folder>` reads them. Without it the copy's own names and plain templates are used, and the manifest
-says so: such figures are comparable among the arms of an experiment, not with published ones.
+says so: such figures are comparable between the arms of an experiment, but not with published ones.
 """
 
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ def choose(facts: EvaluationSetFacts, converted: Converted, folder: str) -> Prom
     """The prompts of a classification set.
 
     Args:
-        facts: of the set.
+        facts: description of the set.
         converted: names and templates of the copy, if it has any.
-        folder: of the two JSON files; empty for none.
+        folder: folder of the two JSON files; empty for none.
 
     Raises:
-        InputError: no names anywhere, or another number of them than the copy has classes.
+        InputError: no names were found, or their number differs from the copy's number of classes.
     """
     names, templates, origin = converted.classnames, converted.templates, "copy" if converted.templates else "plain"
     if folder:
@@ -57,14 +57,14 @@ def choose(facts: EvaluationSetFacts, converted: Converted, folder: str) -> Prom
             f"{facts.name}: its copy names no classes; give --prompts the folder of CLIP_benchmark's {NAMES_FILE} and {TEMPLATES_FILE}"
         )
     if len(templates) > MAX_TEMPLATES:
-        raise InputError(f"{facts.name}: {len(templates)} templates from {origin}, at most {MAX_TEMPLATES} are read")
+        raise InputError(f"{facts.name}: {len(templates)} templates from {origin}, but at most {MAX_TEMPLATES} are read")
     if len(names) != facts.classes:
-        raise InputError(f"{facts.name}: {len(names)} class names from {origin}, the set has {facts.classes} classes")
+        raise InputError(f"{facts.name}: {len(names)} class names from {origin}, but the set has {facts.classes} classes")
     return Prompts(classnames=names, templates=templates or PLAIN, origin=origin)
 
 
 def _read(folder: str, file: str, name: str) -> tuple[str, ...]:
-    """What a file of CLIP_benchmark has for a set; empty where it has nothing."""
+    """The entry of a set in a file of CLIP_benchmark; empty if there is none."""
     uri = join(folder, file)
     content = parse_json(read_bytes(uri), uri, most=MAX_COPY_FILE_BYTES)
     texts = content.get(name, []) if isinstance(content, dict) else None

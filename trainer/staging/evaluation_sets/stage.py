@@ -92,7 +92,7 @@ def stage_evaluation(*, name: str, root: str, source: str, prompts: str = "", on
 
 
 def _lines(names: Sequence[str], where: str) -> list[str]:
-    """Names as they can be written one per line; InputError where nothing is left of one.
+    """Names as they can be written one per line; InputError if nothing is left of one.
 
     A name that is empty as published (a band of clevr-dist) stays: its prompt is the template alone.
     """
@@ -141,7 +141,7 @@ def _only(uri: str) -> set[str]:
 
 
 def _select(rows: Iterable[Row], wanted: set[str], where: str) -> Iterator[Row]:
-    """The rows that a list names; InputError where it names an unknown one."""
+    """The rows that a list names; InputError if it names an unknown one."""
     if not wanted:
         yield from rows
         return

@@ -52,7 +52,7 @@ class Reachable:
 
     @classmethod
     def from_environment(cls) -> "Reachable":
-        """As FIRSTSIGHT_PRIVATE_SOURCES says; InputError where it is no list of CIDR blocks."""
+        """As FIRSTSIGHT_PRIVATE_SOURCES says; InputError if it is no list of CIDR blocks."""
         return cls.parse(os.environ.get(PRIVATE_VARIABLE, "").split(","), PRIVATE_VARIABLE)
 
     @classmethod
@@ -118,5 +118,5 @@ def _refusal(address: str) -> str:
     """Why an address is refused, and what opens it."""
     bare = ipaddress.ip_address(address.partition("%")[0])
     if bare in _CREDENTIALS or _inner(bare) in _CREDENTIALS:
-        return f"it is at {address}, where a cloud hands out credentials: nothing is fetched from there"
+        return f"it is at {address}, where a cloud serves credentials: nothing is fetched from there"
     return f"it is at {address}, not on the public Internet: {PRIVATE_VARIABLE} (jobs.private_sources of a profile) must name its range"

@@ -1,4 +1,4 @@
-"""The commands `stage plan | fetch | seal | refetch | download | unpack`. What is heavy is imported when a command runs."""
+"""The commands `stage plan | fetch | seal | refetch | download | unpack`. Heavy modules are imported only when a command runs."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ def _add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", c
     plan.add_argument(
         "--memory-mb", type=int, default=1024, help="memory limit of the join and the sort; beyond it they use disk (default 1024)"
     )
-    plan.add_argument("--scratch", default="", help="local folder for what goes to disk (default: the system's temporary folder)")
+    plan.add_argument("--scratch", default="", help="local folder for files of the join and the sort (default: the system's)")
     plan.add_argument("--recipe", default="paper", help="shipped recipe, or the URI of a YAML file (default paper)")
     plan.add_argument("--contact", default="", help="e-mail address or URL sent to servers as contact")
     plan.add_argument("--result", default="", help="also write {uri, slices, rows} as JSON to this URI")
@@ -82,7 +82,7 @@ def _add_sources(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     download.add_argument("--contact", default="", help="e-mail address or URL sent to servers as contact")
     download.set_defaults(run=_download)
 
-    unpack = commands.add_parser("unpack", parents=[common], help="turn parquet files that hold pictures into tars; run `stage pairs` next")
+    unpack = commands.add_parser("unpack", parents=[common], help="turn parquet files with pictures into tars; run `stage pairs` next")
     unpack.add_argument("--source", required=True, metavar="URI", help="folder of .parquet files")
     unpack.add_argument("--folder", required=True, metavar="URI", help="where the tars go")
     unpack.set_defaults(run=_unpack)
@@ -113,7 +113,7 @@ def _plan_source(options: argparse.Namespace) -> str:
     if options.kind == "nights":
         return nights.plan(options.root, options.list, options.table, recipe, _http_settings(options))
     if options.table:
-        raise InputError("--table is for nights alone: its data.csv")
+        raise InputError("--table is only for nights (its data.csv)")
     if options.captions not in POLICIES:
         raise InputError(f"--captions must be one of {', '.join(POLICIES)}, got {options.captions!r}")
 

@@ -91,7 +91,7 @@ def _size(path: Path) -> int:
 
 
 def _version(note: Path) -> str:
-    """Of the file that an earlier try began to fetch; empty where its note is missing, damaged or no header's value."""
+    """Of the file that an earlier try began to fetch; empty if its note is missing, damaged or no header's value."""
     try:
         value = json.loads(note.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -141,7 +141,7 @@ def _check_range(said: str, start: int, length: int) -> None:
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: float) -> Iterator[bytes]:
-    """The body as it comes; TimeoutError where less than _LEAST_BYTES come within the patience, however steadily they drip."""
+    """The body as it comes; TimeoutError if less than _LEAST_BYTES come within the patience, however steadily they drip."""
     came, since = 0, time.monotonic()
     while piece := response.read1(_PIECE_BYTES, decode_content=False):
         yield piece
@@ -154,7 +154,7 @@ def _pieces(response: urllib3.BaseHTTPResponse, retries: Retries, patience: floa
 
 
 def _open(pool: urllib3.PoolManager, url: str, headers: dict[str, str], retries: Retries) -> urllib3.BaseHTTPResponse:
-    """The answer to a request, redirects followed; InputError where the server refuses."""
+    """The answer to a request, redirects followed; InputError if the server refuses."""
     first, redirects = url, 0
     while True:
         response = pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
@@ -239,14 +239,14 @@ def files_of(file: zipfile.ZipFile, archive: Path | str, archive_bytes: int, pla
 
 
 def layout_name(archive: Path | str, member: zipfile.ZipInfo, place: str) -> PurePosixPath:
-    """A member's name below the folder: no root, no `..`, no link. RunError where it would lead out of it."""
+    """A member's name below the folder: no root, no `..`, no link. RunError if it would lead out of it."""
     name = member.filename
     parts = PurePosixPath(name).parts
     is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
     if not parts:
-        raise RunError(f"{archive}: a member has no name ({name!r}): this is no archive to unpack")
+        raise RunError(f"{archive}: a member has no name ({name!r}): this archive is not safe to unpack")
     if name.startswith(("/", "\\")) or "\\" in name or ":" in name or ".." in parts or "\0" in name or is_link:
-        raise RunError(f"{archive}: member {name!r} would lead out of its folder: this is no archive to unpack")
+        raise RunError(f"{archive}: member {name!r} would lead out of its folder: this archive is not safe to unpack")
     parts = parts[1:] if parts[0] == "nights" and len(parts) > 1 else parts
     return PurePosixPath(place, *parts) if place and parts[0] != place else PurePosixPath(*parts)
 

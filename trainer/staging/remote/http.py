@@ -104,7 +104,7 @@ class HttpSettings:
 
 
 def check_contact(contact: str) -> str:
-    """`contact` if it can stand in a header; InputError if not."""
+    """`contact` if it can be in a header; InputError if not."""
     if not (contact.isascii() and contact.isprintable()):
         raise InputError(f"--contact must be printable ASCII, such as mailto:you@example.org, got {contact!r}")
     return contact
@@ -286,7 +286,7 @@ class PoliteClient:
 
 
 def announced_length(response: urllib3.BaseHTTPResponse) -> int | None:
-    """Content-Length; None where there is none that can be believed."""
+    """Content-Length; None if there is none that can be believed."""
     text = response.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
@@ -326,7 +326,7 @@ def is_web(uri: str) -> bool:
 
 
 def base_of(option: str, uri: str) -> str:
-    """A URI that paths are put after, whole; InputError where none can be, or where it carries credentials."""
+    """A URI that paths are put after, whole; InputError if none can be, or where it carries credentials."""
     if is_web(uri) and (holds_credentials(uri) or "?" in uri or "#" in uri):
         raise InputError(
             f"{option} {uri}: must be a base URI to which paths can be appended, without user, query or signature: fetch through a mirror, "
@@ -336,7 +336,7 @@ def base_of(option: str, uri: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """Host and port of a URL in lower case; FetchError where it is no address on the web, or holds a user's name."""
+    """Host and port of a URL in lower case; FetchError if it is no address on the web, or holds a user's name."""
     place = _WEB.match(url)
     if not place:
         raise FetchError("bad URL", repr(without_signatures(url)[:200]))
@@ -344,7 +344,7 @@ def host_of(url: str) -> str:
 
 
 def follow(url: str, location: str) -> str:
-    """Where a redirect of `url` leads; FetchError where that is not the web. The next connection judges its address."""
+    """Where a redirect of `url` leads; FetchError if that is not the web. The next connection judges its address."""
     try:
         target = urljoin(url, location)
         allowed = bool(_WEB.match(target))

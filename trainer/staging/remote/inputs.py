@@ -56,7 +56,7 @@ _MAX_PROBED_BYTES = MAX_LIST_RATIO << 20
 
 
 def _checked(path: Path, uri: str) -> str:
-    """The path of a list; InputError where its beginning is UTF-16, or is packed and holds far more than text does."""
+    """The path of a list; InputError if its beginning is UTF-16, or is packed and holds far more than text does."""
     codec = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
     if not codec and path.suffix not in (".parquet", ".npy"):
         with open(path, "rb") as file:
@@ -173,7 +173,7 @@ def find_columns(columns: Iterable[str], wanted: Sequence[str]) -> list[str]:
 
 
 def choose(columns: dict[str, str], wanted: Sequence[str], uri: str) -> str:
-    """The first of the wanted columns (whatever its case), as an SQL identifier; InputError where there is none."""
+    """The first of the wanted columns (whatever its case), as an SQL identifier; InputError if there is none."""
     found = find_columns(columns, wanted)
     if not found:
         raise InputError(f"{uri}: has no column {' or '.join(map(repr, wanted))} (it has {', '.join(columns)})")

@@ -23,7 +23,7 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs headers that it 
 
 
 def patient_pool(seconds: float, *, whole: bool = True, **options: Any) -> urllib3.PoolManager:
-    """A pool whose answers take at most so long, from the end of the request on; PrivateAddressError where a URL leads inside.
+    """A pool whose answers take at most so long, from the end of the request on; PrivateAddressError if a URL leads inside.
 
     Args:
         seconds: for an answer.

@@ -84,7 +84,7 @@ def as_table(rows: Sequence[RemoteRow]) -> pa.Table:
 
 
 def read_rows(folder: str, plan: Plan, number: int) -> list[RemoteRow]:
-    """The rows of one slice, in the order in which they are staged; Corrupt where they are missing or damaged."""
+    """The rows of one slice, in the order in which they are staged; Corrupt if they are missing or damaged."""
     name = slice_rows_name(number)
     uri, again = join(folder, name), "run `stage plan` again"
     try:
@@ -104,7 +104,7 @@ def read_rows(folder: str, plan: Plan, number: int) -> list[RemoteRow]:
 
 
 def _row(record: dict[str, Any], where: str) -> RemoteRow:
-    """A row of the table; InputError where it has nothing in a column that must have something, or its facts are not JSON."""
+    """A row of the table; InputError if it has nothing in a column that must have something, or its facts are not JSON."""
     facts = parse_json(record["facts"] or "{}", f"{where}: facts")
     if not isinstance(record["key"], str) or not record["images"] or None in record["images"] or not isinstance(facts, dict):
         raise InputError(f"{where}: has no key or no picture, or its facts are not an object")

@@ -1,7 +1,7 @@
-"""Members of zips that lie elsewhere, each read by a range of its own: a zip of 58 GB need not be brought here.
+"""Members of remote zips, each read with its own range request, so that a zip of 58 GB need not be downloaded.
 
-When planning, `read_directory` lists a zip's members; a row then names each of its pictures as a `Member` in words, and
-fetching asks for those bytes alone. Neither names, sizes nor checksums of a zip are trusted.
+When planning, `read_directory` lists a zip's members. A row then names each of its pictures as a `Member` in text form, and
+fetching requests only those bytes. Neither names, sizes nor checksums of a zip are trusted.
 """
 
 import struct
@@ -18,21 +18,21 @@ from trainer.staging.remote.http import FetchError, PoliteClient, is_web
 from trainer.storage import open_store
 
 _HEADER = struct.Struct("<4s5H3I2H")  # a member's local header, up to the lengths of its name and extra field
-_EXTRA_BYTES = 1024  # more than the extra field of any local header that is met
-_TAIL_BYTES = 1 << 16  # read at once from a zip's end, where its directory lies
+_EXTRA_BYTES = 1024  # more than the extra field of any local header found in practice
+_TAIL_BYTES = 1 << 16  # read in one request from a zip's end, where its directory is
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Where a member lies in its zip: what a row keeps of it.
+    """The place of a member in its zip, as stored in a row.
 
     Attributes:
         archive: path of the zip below the plan's image base.
-        name: of the member in NIGHTS' layout.
+        name: name of the member in NIGHTS' layout.
         start: first byte of its local header.
-        length: of the range that holds header and data.
-        packed: bytes of the data as it lies there.
-        crc32: of the member.
+        length: bytes of the range that contains header and data.
+        packed: compressed size of the data in bytes.
+        crc32: CRC-32 of the member.
     """
 
     archive: str
@@ -43,13 +43,13 @@ class Member:
     crc32: int
 
     def __str__(self) -> str:
-        """As it stands among the images of a row."""
+        """The text form used among the images of a row."""
         facts = {"member": self.name, "start": self.start, "length": self.length, "packed": self.packed, "crc32": self.crc32}
         return f"{self.archive}#{urlencode(facts)}"
 
     @classmethod
     def parse(cls, text: str) -> "Member":
-        """The member that `str` made these words of; FetchError where it made none like them."""
+        """The member whose text form this is; FetchError if it is not a valid text form."""
         archive, _, fragment = text.rpartition("#")
         try:
             facts = {name: values[0] for name, values in parse_qs(fragment, max_num_fields=10).items()}
@@ -62,7 +62,7 @@ class Member:
 
 
 def read_range(client: PoliteClient, uri: str, start: int, length: int) -> bytes:
-    """Bytes of a file at a URL or in a store; FetchError where a server fails."""
+    """Bytes of a file at a URL or in a store; FetchError if a server fails."""
     return client.get_range(uri, start, length).data if is_web(uri) else open_store(uri).get_range(uri, start, length)
 
 
@@ -70,13 +70,13 @@ def read_directory(client: PoliteClient, uri: str, archive: str, place: str) -> 
     """The files in a zip.
 
     Args:
-        client: for a zip on the web.
-        uri: of the zip.
+        client: client for a zip on the web.
+        uri: URI of the zip.
         archive: its path below the image base.
-        place: `ref` or `distort`, where its members' names may not say so.
+        place: `ref` or `distort`, in case its members' names do not contain it.
 
     Raises:
-        InputError: there is none, it is no zip, one that is cut short, or beyond the bounds on zips.
+        InputError: there is no such file, or it is not a zip, is truncated, or exceeds the limits on zips.
         RunError: a name leads out of the folder, or the server failed.
     """
     try:
@@ -115,10 +115,10 @@ def _size(client: PoliteClient, uri: str) -> int:
 
 
 def unpack_member(member: Member, data: bytes, most: int) -> bytes:
-    """A member's bytes, from the range that holds it.
+    """A member's bytes, from the range that contains it.
 
     Raises:
-        FetchError: the range holds something else than the directory said, or more than `most` bytes.
+        FetchError: the range contains something other than the directory says, or more than `most` bytes.
     """
     try:
         signature, _, _, method, *_, name_bytes, extra_bytes = _HEADER.unpack_from(data)

@@ -1,6 +1,6 @@
 """Triplets from BAPPS 2AFC (Zhang et al., 2018): <split>/<distortion>/{ref,p0,p1}/<n>.png, judge/<n>.npy.
 
-judge holds the part of the people that found p1 closer. BAPPS has no test split of its own: its `val` is what results
+judge holds the share of human votes that found p1 closer. BAPPS has no test split of its own: its `val` is what results
 are reported on, so it becomes `test`, and a twentieth of `train` becomes `val`.
 """
 
@@ -53,7 +53,7 @@ def _row(file: SourceFile, match: re.Match[str], by_name: dict[str, SourceFile])
     try:
         check_size(file.size, _MAX_JUDGE_BYTES, file.name)
         judged = read_npy(Blob(file.uri).read(), file.name).reshape(-1)
-        part = number(judged[0] if len(judged) else None, f"{file.name}: the part of the people", 0, 1)
+        part = number(judged[0] if len(judged) else None, f"{file.name}: the share of human votes", 0, 1)
     except InputError as error:
         return Reject(file.name, "broken judgement", str(error))
     name = f"{match['split']}/{match['distortion']}/{match['number']}"

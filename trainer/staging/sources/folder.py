@@ -1,6 +1,6 @@
-"""Pairs from a folder: each picture beside a `.txt` or `.caption` (captions, one per line) or `.json` of the same name.
+"""Pairs from a folder: each picture has a `.txt` or `.caption` (captions, one per line) or `.json` file of the same name.
 
-Pictures and captions may lie in two folders of one shape (images/ and captions/).
+Pictures and captions may also be in two folders with the same structure (images/ and captions/).
 """
 
 import shlex
@@ -23,11 +23,11 @@ _SHOWN = 3
 def read(uri: str, files: Sequence[SourceFile]) -> Rows[PairRow]:
     """Every picture of the folder and of those below it.
 
-    Folders train, val and test that hold all pictures are splits. Where all pictures lie one folder deep (below those), and no JSON
-    names a label, the folders are labels; where there is no caption at all, a label is the caption.
+    If the folders train, val and test contain all pictures, they are splits. If all pictures are one folder deep (below those) and no
+    JSON names a label, the folders are labels; if there are no captions at all, the labels are used as captions.
 
     Raises:
-        InputError: there is no picture or no caption, two pictures have one name, or a split is none.
+        InputError: there is no picture or no caption, two pictures have the same name, or a split is empty.
     """
     images = [file for file in files if kinds.suffix_of(file.name) in kinds.READ]
     beside, rejects = _captions_beside(files)
@@ -84,15 +84,15 @@ def _captions_beside(files: Sequence[SourceFile]) -> tuple[dict[str, dict[str, S
         if suffix in _BESIDE:
             first = found[stem].setdefault(suffix, file)
             if first is not file:
-                rejects.append(Reject(file.name, "second file of captions", f"{first.name} is read", counts=False))
+                rejects.append(Reject(file.name, "second caption file", f"{first.name} is read", counts=False))
     return found, rejects
 
 
 def _bring_together(names: Sequence[str], beside: dict[str, dict[str, SourceFile]]) -> dict[str, dict[str, SourceFile]]:
-    """Files of captions under the names of their pictures, also where they lie in a folder of their own: images/x.jpg, captions/x.txt.
+    """Caption files under the names of their pictures, also if they are in a separate folder: images/x.jpg, captions/x.txt.
 
-    That is so where no captions lie beside a picture, and the names of pictures and captions are the same except for one folder in each
-    (or in one of them). What fits in two ways, or fits less than half of the pictures, is left as it is.
+    This applies if no captions are next to a picture, and the names of pictures and captions are the same except for one folder in each
+    (or in one of them). If captions match in two ways, or match less than half of the pictures, the names stay unchanged.
     """
     pictures = {*map(_stem, names), *names}
     if not beside or not pictures.isdisjoint(beside):
@@ -114,7 +114,7 @@ def _bring_together(names: Sequence[str], beside: dict[str, dict[str, SourceFile
 
 
 def _shared_folders(stems: Collection[str]) -> list[tuple[int, str]]:
-    """The folders that most of the files lie in, with how deep each is; and none."""
+    """The folders that contain most of the files, with the depth of each, and the empty folder."""
     counts = Counter(part for stem in stems for part in enumerate(stem.split("/")[:-1]))
     return [(0, ""), *(part for part, count in counts.items() if 2 * count > len(stems))]
 
@@ -125,7 +125,7 @@ def _without(stem: str, at: int, folder: str) -> str:
 
 
 def _unread(files: Sequence[SourceFile], stems: set[str]) -> list[Reject]:
-    """Pictures of kinds that are not read. One that also lies there as a kind that is read is no loss."""
+    """Pictures in formats that are not read, except those that also exist in a format that is read."""
     unread = [file for file in files if kinds.suffix_of(file.name) in kinds.NOT_READ]
     return [
         Reject(file.name, kinds.UNREAD_CAUSE, kinds.explain_unread(kinds.suffix_of(file.name)), counts=_stem(file.name) not in stems)
@@ -160,7 +160,7 @@ def _explain_no_captions(uri: str, names: Sequence[str], files: Sequence[SourceF
 
 
 def _to_begin(uri: str, names: Sequence[str]) -> str:
-    """A command that begins a list: of pictures in folders the folder is caption and label."""
+    """A command that starts a list of pictures; for pictures in folders, the folder is caption and label."""
     (kind, _), *_ = Counter(f".{name.rpartition('.')[2]}" for name in names).most_common(1)
     place = shlex.quote(str(local_path(uri) or "FOLDER"))
     if all("/" in name for name in names) and len({name.rpartition("/")[0] for name in names}) > 1:
@@ -180,7 +180,7 @@ def _advice(files: Sequence[SourceFile]) -> str:
 
 
 def _found(files: Sequence[SourceFile]) -> str:
-    """The kinds of files that there are, with examples; empty where there are none."""
+    """The kinds of files that were found, with examples; empty if there are none."""
     counts = Counter(kinds.suffix_of(file.name) or "no suffix" for file in files)
     parts = []
     for suffix, count in counts.most_common(5):

@@ -332,7 +332,7 @@ def _open_parquet(file: SourceFile) -> Listed:
 
 @contextmanager
 def _parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
-    """A parquet file, of which what is needed is read; InputError where it is not a whole one."""
+    """A parquet file, of which what is needed is read; InputError if it is not a whole one."""
     store = open_store(file.uri)
     ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
     try:

@@ -53,10 +53,10 @@ def is_list_file(uri: str, file: SourceFile) -> bool:
 
 
 def find(uri: str, files: Sequence[SourceFile], name: str = "") -> list[Listed]:
-    """The lists of a folder; none where captions stand beside the pictures, or in tars, or nowhere.
+    """The lists of a folder; none where captions are beside the pictures, or in tars, or nowhere.
 
     A list that was named is the list. Else captions.csv at the top is, whatever else there is; else the files called captions or
-    metadata; and where no caption stands beside a picture, one file of any name that lists pictures and captions, or pictures and
+    metadata; and where no caption is beside a picture, one file of any name that lists pictures and captions, or pictures and
     labels where the pictures do not lie in folders named after their classes.
 
     Raises:
@@ -129,7 +129,7 @@ def _find_quietly(places: Places, name: str) -> SourceFile | None:
 
 
 def _require_list(listed: Listed, has_pictures: bool, labels_do: bool = True) -> Listed:
-    """InputError where a list lacks a column, or names what lies on the web: what was found, what is read, and how to convert it."""
+    """InputError if a list lacks a column, or names what lies on the web: what was found, what is read, and how to convert it."""
     if listed.has_urls and ("file" not in listed.roles or not has_pictures):
         raise InputError(explain_urls(listed))
     if listed.is_list or (listed.of_labels and labels_do):
@@ -185,7 +185,7 @@ class _Picture:
 
 
 def read(uri: str, files: Sequence[SourceFile], lists: Sequence[Listed] | None = None) -> Rows[PairRow]:
-    """Every picture of the lists; several captions stand in one field (a line each), in a list, or in rows of their own.
+    """Every picture of the lists; several captions are in one field (one per line), in a list, or in rows of their own.
 
     Args:
         uri: of the folder.
@@ -298,7 +298,7 @@ class _Taker:
 
 
 def _cell(value: object) -> object:
-    """What a field of a CSV file holds: captions, a line each, or a list of them as JSON or Python writes it."""
+    """What a field of a CSV file holds: captions, one per line, or a list of them as JSON or Python writes it."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -341,7 +341,7 @@ def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
 
 
 def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file by column name; InputError where it is no UTF-8 or lacks a column."""
+    """The rows of a CSV file by column name; InputError if it is no UTF-8 or lacks a column."""
     check_size(table.size, MAX_TABLE_BYTES, table.uri)
     try:
         text = decode(Blob(table.uri).read())

@@ -1,6 +1,6 @@
 """Pairs from WebDataset tars, img2dataset's output included.
 
-Members of one sample share a name up to its first dot. What img2dataset could not fetch stands in the table that it
+Members of one sample share a name up to its first dot. What img2dataset could not fetch is in the table that it
 leaves beside each tar: it is counted, but it is no fault of these files.
 """
 
@@ -137,7 +137,7 @@ def _row(
         facts = read_facts({suffix: member.data for suffix, member in small.items()}, where)
     except BadCaptionError as error:
         others = "" if small else f" (only {', '.join(sorted(members))})"
-        unnamed = f"; class {label} has no name: names stand in {_CLASS_NAMES} beside the tars, a line each" if label.isdecimal() else ""
+        unnamed = f"; class {label} has no name: put names in {_CLASS_NAMES} next to the tars, one per line" if label.isdecimal() else ""
         reject = Reject(where, error.cause, f"{error.detail}{others}{unnamed}")
         facts = error.facts if isinstance(error, NoCaptionError) else facts
         label = label or facts.label

@@ -117,7 +117,7 @@ def _look(client: PoliteClient, source: str, table_uri: str) -> tuple[str, bytes
 
 
 def _named(table: bytes, uri: str) -> list[str]:
-    """The paths that data.csv names; InputError where one leads out of its folder."""
+    """The paths that data.csv names; InputError if one leads out of its folder."""
     with _as_file(table) as file:
         names = sorted({record[column] for record in read_csv(file, _PATHS) for column in _PATHS})
     bad = next((name for name in names if name.startswith(("/", "\\")) or ".." in name.split("/") or "://" in name), None)

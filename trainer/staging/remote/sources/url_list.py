@@ -1,7 +1,7 @@
 """Any list of URLs with captions: CSV of any separator, JSON lines, JSON or parquet.
 
 Columns, by the first name that is there: url, image_url, img_url; caption(s), text(s), alt_text, title, of which the first that holds
-text counts, row by row (several captions of one picture stand in one field, a line each, or in a list); optional label; optional
+text counts, row by row (several captions of one picture are in one field, one per line, or in a list); optional label; optional
 id or key (else the URL's MD5 is the key). CSV of two columns of which the first line has a URL has no header, as CC3M and CC12M have none.
 """
 
