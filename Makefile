@@ -224,7 +224,7 @@ update: $(VENV)/ready ## resolve every Python and Go pin to the newest that fits
 
 .PHONY: version
 version: ## of the project, its images and its chart
-	@echo $(image_tag)
+	@$(if $(TAG),echo $(TAG),images/tag.sh)
 
 .PHONY: lock
 lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements

@@ -159,6 +159,16 @@ def test_a_slow_git_status_leaves_the_commit_known(git: Callable[[str], None]) -
     assert (facts["git_commit"], facts["dirty"]) == ("abc123", None)
 
 
+@pytest.mark.parametrize(("revision", "dirty"), [("abc123", False), ("abc123-dirty", True)])
+def test_an_image_says_whether_it_was_built_from_its_commit_alone(
+    git: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, revision: str, dirty: bool
+) -> None:
+    """As images/build.sh found it."""
+    monkeypatch.setenv("FIRSTSIGHT_GIT_COMMIT", revision)
+    facts = lineage.code_facts()
+    assert (facts["git_commit"], facts["dirty"]) == ("abc123", dirty)
+
+
 @pytest.mark.parametrize("script", ["exit 128", "kill -9 $$", "printf '\\377\\376'; exit 1"])
 def test_a_failing_git_is_not_an_error(git: Callable[[str], None], script: str) -> None:
     """Not a checkout, an unsafe folder, a crash, output that is not text."""
