@@ -75,7 +75,7 @@ def test_the_base_is_exact_and_can_be_another(image: str):
     """A mirror, or a digest."""
     for line in [line for line in dockerfile(image) if re.match(r"ARG (BASE|BUILD)=", line)]:
         assert re.search(r"=(scratch|\S+:\d+\.\d+\.\d+\S*)$", line), line
-    assert all("${B" in line or " AS " not in line for line in dockerfile(image) if line.startswith("FROM"))
+    assert all(re.match(r"FROM (\$\{B(ASE|UILD)\}|runtime)( AS |$)", line) for line in dockerfile(image) if line.startswith("FROM"))
 
 
 @pytest.mark.parametrize("image", LOCKS)
@@ -86,7 +86,7 @@ def test_hashed_requirements_are_installed_before_the_source_comes(image: str):
     source = next(index for index, line in enumerate(lines) if line.startswith("COPY trainer"))
 
     assert installed < source
-    assert lines[installed].count("pip install") == lines[installed].count("--require-hashes --no-deps") == 2
+    assert lines[installed].count("pip install") == lines[installed].count("--require-hashes --no-deps") >= 2
     assert f"/requirements/{LOCKS[image]}" in lines[installed]
 
 
@@ -96,10 +96,13 @@ def test_only_the_trainer_has_a_compiler_and_it_comes_before_all_that_changes():
     begins = [index for index, line in enumerate(lines) if line.startswith("FROM ")]
     (installed,) = [index for index, line in enumerate(lines) if "apt-get" in line]
     compiled = next(index for index, line in enumerate(lines) if "torch.compile" in line)
+    fetched = next(line for line in lines if "pip install" in line)
 
     assert lines[begins[0]].endswith(" AS runtime")
     assert begins[0] < installed < begins[1]
     assert lines[begins[-1]] == "FROM runtime"
+    assert lines[begins[1]] == "FROM runtime AS packages"  # which builds what has no wheel for arm64, and leaves none of its tools
+    assert locked("sources.txt") - locked("trainer.txt") <= set(fetched.rpartition("uninstall --yes ")[2].split())
     assert all(
         word in lines[installed] for word in ("--no-install-recommends", " gcc ", " g++ ", " libc6-dev ", "rm -rf /var/lib/apt/lists")
     )
