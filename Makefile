@@ -126,6 +126,7 @@ e2e-trainjob: $(VENV)/tools ## TrainJobs on the real controllers of Kubeflow Tra
 
 VALUES ?=## values file of the chart
 NAMESPACE ?= firstsight## namespace that the chart is or will be installed in
+RELEASE ?= firstsight## of chart-preflight: the release's name there
 HELM ?=## Helm 3 or 4 (default: helm of PATH, else one that is fetched)
 CUDA ?=## of chart-preflight: the trainer image's CUDA, such as 12.6, if it was built with another than the pinned one
 CHART := charts/firstsight
@@ -133,7 +134,7 @@ program = "$$($(BIN)/python -m tests.cluster program $(1))"# built (Go) or fetch
 
 .PHONY: chart-preflight
 chart-preflight: $(LIGHT)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing, needs no torch
-	@scripts/chart_preflight.sh "$(HELM)" $(LIGHT)/bin/python $(CHART) "$(NAMESPACE)" "$(VALUES)" "$(CUDA)"
+	@scripts/chart_preflight.sh "$(HELM)" $(LIGHT)/bin/python $(CHART) "$(NAMESPACE)" "$(VALUES)" "$(CUDA)" "$(RELEASE)"
 
 .PHONY: chart-lint
 chart-lint: $(VENV)/tools ## helm lint, and a unit test for every switch
