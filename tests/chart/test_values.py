@@ -23,7 +23,7 @@ def test_schema_is_closed() -> None:
 
 
 def test_schema_knows_every_value() -> None:
-    """Schema and values.yaml have the same keys, all the way down, but for what a parent chart may give."""
+    """Schema and values.yaml have the same keys, all the way down, apart from what a parent chart may give."""
     for path, keys, known in _pairs(VALUES, SCHEMA, ""):
         assert set(keys) == set(known) - ({"claims"} if path else {"global", "enabled"}), path
 
