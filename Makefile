@@ -126,13 +126,15 @@ e2e-trainjob: $(VENV)/tools ## TrainJobs on the real controllers of Kubeflow Tra
 
 VALUES ?=## values file of the chart
 NAMESPACE ?= firstsight## namespace that the chart is or will be installed in
+RELEASE ?= firstsight## of chart-preflight: the release's name there
 HELM ?=## Helm 3 or 4 (default: helm of PATH, else one that is fetched)
+CUDA ?=## of chart-preflight: the trainer image's CUDA, such as 12.6, if it was built with another than the pinned one
 CHART := charts/firstsight
 program = "$$($(BIN)/python -m tests.cluster program $(1))"# built (Go) or fetched at first use
 
 .PHONY: chart-preflight
 chart-preflight: $(LIGHT)/ready ## what the cluster of your kubeconfig lacks for the chart with VALUES; changes nothing, needs no torch
-	@scripts/chart_preflight.sh "$(HELM)" $(LIGHT)/bin/python $(CHART) "$(NAMESPACE)" "$(VALUES)"
+	@scripts/chart_preflight.sh "$(HELM)" $(LIGHT)/bin/python $(CHART) "$(NAMESPACE)" "$(VALUES)" "$(CUDA)" "$(RELEASE)"
 
 .PHONY: chart-lint
 chart-lint: $(VENV)/tools ## helm lint, and a unit test for every switch
@@ -214,7 +216,7 @@ update: $(VENV)/ready ## resolve every Python and Go pin to the newest that fits
 
 .PHONY: version
 version: ## of the project, its images and its chart
-	@echo $(image_tag)
+	@$(if $(TAG),echo $(TAG),images/tag.sh)
 
 .PHONY: lock
 lock: $(VENV)/ready ## resolve pyproject.toml's groups into hashed requirements

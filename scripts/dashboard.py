@@ -28,7 +28,10 @@ POD = ".+-s[0-9]+-[0-9a-f]{10}-.+"
 TRAINING = "No training job was scraped in this time range (metrics.podMonitor.enabled), or none matches the variables above."
 REAPER = "No reaper was scraped in this time range: it is off (reaper.enabled), or metrics.podMonitor.enabled is false."
 KUBE_STATE = "No job pod was Pending in this time range, or Prometheus has no kube-state-metrics."
-VOLUME = "The kubelet reports no volume of a bundled store: the store is external, or the volume's driver provides no metrics."
+VOLUME = (
+    "The kubelet reports no volume of a bundled store: the store is external, its claim is one of yours (persistence.existingClaim), "
+    "or the volume's driver provides no metrics."
+)
 DCGM = "dcgm-exporter reports no GPU for these jobs: they trained on CPUs, or the exporter is not scraped."
 
 
@@ -73,6 +76,11 @@ def of_run(name: str) -> str:
 def latest(name: str, by: str = BY, more: str = "") -> str:
     """A trainer gauge, one line per run; `more` follows the selector."""
     return f"max by ({by}) ({of_run(name)}{more})"
+
+
+def logged(name: str) -> str:
+    """A figure of the log lines, which may be 0; a process that has logged none yet shows 0 too."""
+    return f"{latest(name)} and {latest('samples_per_second', more=' > 0')}"
 
 
 def quantile(share: float) -> str:
@@ -143,13 +151,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Learning": (
-        Panel(title="Loss", about="At the last logged step, over all ranks.", queries=(Query(latest("loss", more=" > 0")),), least=None),
-        Panel(title="Gradient norm", about="Before clipping.", queries=(Query(latest("grad_norm", more=" > 0")),)),
+        Panel(title="Loss", about="At the last logged step, over all ranks.", queries=(Query(logged("loss")),), least=None),
+        Panel(title="Gradient norm", about="Before clipping.", queries=(Query(logged("grad_norm")),)),
         Panel(
             title="Logit scale", about="Exponential of the logit scale; 100 is the limit.", least=None,
             queries=(Query(latest("logit_scale", more=" > 0")),), empty=f"The perceptual stage has no logit scale. {TRAINING}",
         ),
-        Panel(title="Learning rate", unit="sci", about="At the last logged step.", queries=(Query(latest("learning_rate", more=" > 0")),)),
+        Panel(title="Learning rate", unit="sci", about="At the last logged step.", queries=(Query(logged("learning_rate")),)),
     ),
     "Health": (
         Panel(

@@ -14,6 +14,8 @@ for group in run trainer pipelines; do
 done
 echo "lock: build"
 compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt
+echo "lock: sources"
+compile --group sources --constraint requirements/dev.txt --output-file requirements/sources.txt
 echo "lock: reference"
 compile requirements/reference.in --output-file requirements/reference.txt
 echo "lock: layouts"

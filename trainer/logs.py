@@ -1,7 +1,8 @@
 """Logs as JSON, one object per line with one schema for trainer, launcher and reaper, if FIRSTSIGHT_LOG_FORMAT is `json`.
 
-Whatever is printed becomes a record, whoever prints it: standard output and error are replaced. An exception that nobody catches is a
-record with its traceback. Only what a C library writes to the file descriptor itself passes by. docs/OPERATIONS.md has the schema.
+Whatever is printed becomes a record, whoever prints it: standard output and error are replaced, also in worker processes. An exception
+that nobody catches is a record with its traceback. Only what a C library writes to the file descriptor itself passes by.
+docs/OPERATIONS.md has the schema.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ FIELDS: dict[str, type] = {
     "step": int,
     "traceback": str,
 }
+_TOLD = "told_by_firstsight"
+"""Attribute of a logger's record that was written."""
 _process: dict[str, Any] = {}
 _here: ContextVar[dict[str, Any]] = ContextVar("firstsight_log_fields", default={})  # noqa: B039 - never changed in place
 _began: list["_Lines"] = []
@@ -60,17 +63,8 @@ def speaking(component: str) -> Iterator[None]:
     if not is_json() or _began:
         yield
         return
-    _process.clear()
-    bind(component=component)
-    if os.environ.get("RANK", "").isdigit():
-        bind(rank=int(os.environ["RANK"]))
-    streams, hook = (sys.stdout, sys.stderr), threading.excepthook
-    sys.stdout, sys.stderr = (cast(TextIO, _Lines(stream)) for stream in streams)
-    _began.append(cast(_Lines, sys.stderr))
-    threading.excepthook = _uncaught_in_thread
-    handler = _Handler()
-    logging.getLogger().addHandler(handler)
-    logging.captureWarnings(True)
+    streams, hook, emit = (sys.stdout, sys.stderr), threading.excepthook, logging.StreamHandler.emit
+    handler = _begin(component)
     try:
         yield
     except Exception as error:  # now: when Python would print it, the streams have been restored
@@ -79,11 +73,49 @@ def speaking(component: str) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         logging.getLogger().removeHandler(handler)
+        logging.StreamHandler.emit = emit  # type: ignore[method-assign]
         for stream in (sys.stdout, sys.stderr):
             cast(_Lines, stream).finish()
         sys.stdout, sys.stderr = streams
         threading.excepthook = hook
         _began.clear()
+
+
+def _begin(component: str) -> logging.Handler:
+    """Make records of all that this process says; returns what was added to the root logger."""
+    _process.clear()
+    bind(component=component)
+    if os.environ.get("RANK", "").isdigit():
+        bind(rank=int(os.environ["RANK"]))
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Lines(stream)) for stream in streams)
+    _began.append(cast(_Lines, sys.stderr))
+    threading.excepthook = _uncaught_in_thread
+    handler, emit, shown = _Handler(), logging.StreamHandler.emit, {*map(id, (*streams, sys.stdout, sys.stderr))}
+
+    def emit_record(self: "logging.StreamHandler[Any]", record: logging.LogRecord) -> None:
+        """Of a library's own handler: its text would lose the level, or pass by where it holds the stream of before."""
+        if id(self.stream) in shown:
+            handler.emit(record)
+        else:
+            emit(self, record)
+
+    logging.StreamHandler.emit = emit_record  # type: ignore[method-assign, assignment]
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
+    return handler
+
+
+def spoken() -> dict[str, Any]:
+    """What a worker process takes to `speak_as`; empty where this process makes no records."""
+    return {**_process, **_here.get()} if _began else {}
+
+
+def speak_as(fields: dict[str, Any]) -> None:
+    """In a worker process that multiprocessing started: make records as its parent does, until its end."""
+    if fields and not _began:
+        _begin(fields["component"])
+        bind(**fields)
 
 
 def bind(**fields: Any) -> None:
@@ -170,8 +202,9 @@ class _Lines(io.TextIOBase):
             if rest:
                 self._begun[thread] = rest
             for line in lines:
-                if line.strip():
-                    self.record(line.rstrip("\r"), "info")
+                shown = line.rstrip("\r").rpartition("\r")[2]  # of a bar that is drawn over itself the last
+                if shown.strip():
+                    self.record(shown, "info")
         return len(text)
 
     def flush(self) -> None:
@@ -204,10 +237,24 @@ class _Handler(logging.Handler):
     """Log records of any library."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As one of ours."""
-        told = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
-        if _began:
-            _began[-1].record(record.getMessage().rstrip("\n"), record.levelname.lower(), traceback=told)
+        """As one of ours, once, whichever handlers it passes."""
+        if not _began or hasattr(record, _TOLD):
+            return
+        setattr(record, _TOLD, True)
+        error = record.exc_info[1] if record.exc_info else None
+        try:
+            message = record.getMessage().rstrip("\n")
+        except Exception as wrong:  # arguments that do not fit: a mistake of the library's, which Python only reports
+            message, error = f"{record.msg} {record.args}", error or wrong
+        told = "".join(traceback.format_exception(error)) if error is not None else record.exc_text or record.stack_info or ""
+        _began[-1].record(message, _level(record.levelno), traceback=told)
+
+
+def _level(number: int) -> Level:
+    """The level of the schema for one of a logger's, which libraries may add to."""
+    if number >= logging.ERROR:
+        return "critical" if number >= logging.CRITICAL else "error"
+    return "warning" if number >= logging.WARNING else "info" if number >= logging.INFO else "debug"
 
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:

@@ -14,12 +14,13 @@ import yaml
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import Cluster, Kind
 from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
-from pipelines.operate.gpu_nodes import DRIVER, count_of, is_labelled, why_not
+from pipelines.operate.gpu_nodes import count_of, is_labelled, major_of, why_not
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
 from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
 from trainer.configs import load_yaml, parse_config
+from trainer.configs.sizes import MINIMUM_DRIVERS
 from trainer.errors import InputError
 
 Object = dict[str, Any]
@@ -30,12 +31,17 @@ _CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
 _SOURCES = {"monitoring.coreos.com": "the Prometheus operator", "trainer.kubeflow.org": "Kubeflow Trainer v2"}
 
 
-def preflight(text: str = "") -> Iterator[Check]:
+def preflight(text: str = "", cuda: str = "") -> Iterator[Check]:
     """The checks for the rendered chart in `text`; empty: on stdin.
+
+    Args:
+        text: what Helm rendered.
+        cuda: the trainer image's CUDA; empty: the pinned torch's.
 
     Raises:
         InputError: it is no rendering of the chart, or no cluster can be found.
     """
+    major = major_of(cuda)
     objects = read_objects(text or sys.stdin.read())
     api = Api.connect()
     yield "Kubernetes", partial(_version, api)
@@ -47,7 +53,7 @@ def preflight(text: str = "") -> Iterator[Check]:
         yield f"may make {kind}{where}", partial(_may_create, api, api_version, kind, namespace)
     yield from _references(api, objects)
     for name, namespace, profile in _profiles(objects):
-        yield from _for_profile(api, name, namespace, profile)
+        yield from _for_profile(api, name, namespace, profile, major)
     yield from _for_claims(api, objects)
     yield from _for_kubeflow(api, objects)
 
@@ -142,29 +148,29 @@ def _profiles(objects: Iterable[Object]) -> Iterator[tuple[str, str, Profile]]:
             yield name, namespace, parse_config(Profile, load_yaml(one["data"]["profile.yaml"], source), source=source)
 
 
-def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Iterator[Check]:
+def _for_profile(api: Api, name: str, namespace: str, profile: Profile, cuda: int) -> Iterator[Check]:
     for kind in needed_kinds(profile, kubeflow=False):
         yield f"kind {kind.kind} for profile {name}", partial(served, api, kind)
     if profile.jobs.gpus_per_node:
-        yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs)
+        yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs, cuda)
     queue = profile.jobs.labels.get(QUEUE_LABEL)
     if queue:
         yield f"queue {namespace}/{queue} for profile {name}", partial(Kueue(Cluster(api)).require, queue, namespace)
 
 
-def _gpus(api: Api, jobs: JobSettings) -> str:
+def _gpus(api: Api, jobs: JobSettings, cuda: int) -> str:
     if not allowed(api, "list", "nodes", ""):
         return "not checked: no permission to list nodes"
     gpus, resource = jobs.gpus_per_node, jobs.gpu_resource
     found = api.call("GET", "/api/v1/nodes")["items"]
     large = [node for node in found if count_of(node, resource) >= gpus]
-    unfit = [reason for node in large if (reason := why_not(node))]
+    unfit = [reason for node in large if (reason := why_not(node, cuda))]
     if len(large) - len(unfit) < jobs.nodes:
         most = f" (the maximum is {max((count_of(node, resource) for node in found), default=0)})" if len(large) < jobs.nodes else ""
         wanted = f"jobs need {jobs.nodes} x {gpus} {resource}, but only {len(large)} of the nodes have that many{most}"
         raise InputError("; ".join([wanted, *unfit[:3]]))
     unknown = resource.startswith("nvidia.com/") and not any(map(is_labelled, large))
-    known = f"; their drivers are unknown; {DRIVER} or newer is needed" if unknown else ""
+    known = f"; their drivers are unknown; {MINIMUM_DRIVERS[cuda]} or newer is needed" if unknown else ""
     return f"nodes with {gpus} or more: {len(large) - len(unfit)}{known}"
 
 

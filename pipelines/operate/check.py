@@ -52,6 +52,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     idle.set_defaults(run=_idle)
     preflight = checks.add_parser("preflight", parents=[common], help="list what the cluster lacks for a rendered chart, read from stdin")
+    preflight.add_argument("--cuda", default="", help="CUDA of the trainer image, such as 12.6, if it is not the pinned torch's")
     preflight.set_defaults(run=_preflight)
 
 
@@ -111,7 +112,7 @@ def _idle(options: argparse.Namespace) -> int:
 
 
 def _preflight(options: argparse.Namespace) -> int:
-    return run_checks(preflight())
+    return run_checks(preflight(cuda=options.cuda))
 
 
 def round_trip(root: str) -> str:

@@ -66,7 +66,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
                 try:
                     check_stop()
                     use_store_of_profile()
-                    stack.enter_context(logs.speaking("launcher"))
+                    stack.enter_context(_speaking())
                     return function(*args, **kwargs)
                 except KeyboardInterrupt:
                     raise SystemExit(130) from None
@@ -78,6 +78,15 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
             signal.signal(signal.SIGTERM, before)
 
     return run
+
+
+def _speaking() -> contextlib.AbstractContextManager[None]:
+    """The step's log, in the form that the profile or the pod asks for."""
+    try:
+        logs.is_json()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return logs.speaking("launcher")
 
 
 @dataclass(frozen=True, kw_only=True)

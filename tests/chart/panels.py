@@ -4,6 +4,7 @@ python -m tests.chart.panels OUTPUT.png [PROMETHEUS_URL [NAMESPACE]]: without a 
 """
 
 import contextlib
+import hashlib
 import json
 import re
 import subprocess
@@ -24,6 +25,8 @@ from tests.cluster import programs
 from tests.servers import free_ports
 
 DASHBOARD = CHART / "dashboards/firstsight.json"
+DRAWN_FROM = "firstsight dashboard"
+"""Entry of a picture that says of which dashboard it is."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ def rows() -> dict[str, list[Panel]]:
             Panel(panel["title"], about, defaults["unit"], defaults["noValue"], defaults.get("min"), bars, targets)
         )
     return found
+
+
+def fingerprint() -> str:
+    """The dashboard and the recorded series, as a hash."""
+    return hashlib.sha256(DASHBOARD.read_bytes() + recorded.FILE.read_bytes()).hexdigest()
 
 
 def panels() -> list[Panel]:
@@ -107,7 +115,7 @@ def draw(url: str, picture: Path, begin: float, end: float, namespace: str = ".*
                 lines += [(named(legend, one["metric"]), one["values"]) for one in query_range(url, asked, begin, end, step)]
             counts[panel.title] = len(lines)
             _draw(axes, panel, lines, begin, 2.5 * max(step, scrape))
-    figure.savefig(picture, dpi=72)
+    figure.savefig(picture, dpi=72, metadata={DRAWN_FROM: fingerprint()})
     return counts
 
 

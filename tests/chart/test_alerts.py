@@ -261,6 +261,44 @@ def test_healthy(promtool: Path, rules: Path, scene: Scene, tmp_path: Path) -> N
     assert fire(promtool, rules, scene, tmp_path) == set()
 
 
+def paused(scene: Scene) -> None:
+    """By a queue, for longer than a checkpoint may be old; it saved before, and goes on."""
+    scene.train(30)
+    scene.save()
+    scene.go(minutes=150)
+    scene.restart()
+    scene.train(20)
+
+
+def resumed_slowly(scene: Scene) -> None:
+    """What it resumed from is there, and its first step takes long."""
+    scene.train(30)
+    scene.restart()
+    scene.stand_still(12)
+
+
+@pytest.mark.parametrize(("story", "alerts"), [(paused, set()), (resumed_slowly, {"FirstsightNotStarted"})])
+def test_a_resumed_run_is_judged_by_what_it_does_now(
+    promtool: Path, rules: Path, scene: Scene, tmp_path: Path, story: Callable[[Scene], None], alerts: set[str]
+) -> None:
+    """Neither a pause nor a slow beginning is a fault of another kind."""
+    story(scene)
+    assert fire(promtool, rules, scene, tmp_path) == alerts
+
+
+@pytest.mark.parametrize("pod", ["-6d8f9c7b5-x2x9k", "-6d8f9c7b56x2x9k"])
+def test_a_reaper_is_known_by_its_pod_however_long_its_name(
+    promtool: Path, render: Callable[..., Objects], scene: Scene, tmp_path: Path, pod: str
+) -> None:
+    """Of a name's 63 characters Kubernetes keeps five for its own, and leaves out the dash before them where there is no room."""
+    name = "f" * 40
+    (rule,) = (one for one in render({**EVERYTHING, "fullnameOverride": name}) if one["kind"] == "PrometheusRule")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+    scene.reaper_pod = f"{name}-reaper{pod}"
+    scene.train(17)
+    assert fire(promtool, tmp_path / "rules.yaml", scene, tmp_path) == set()
+
+
 @pytest.mark.parametrize("story", [never_saved, saved_long_before_a_restart])
 def test_a_checkpoint_is_missed_across_restarts(
     promtool: Path, rules: Path, scene: Scene, tmp_path: Path, story: Callable[[Scene], None]

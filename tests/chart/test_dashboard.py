@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from pipelines.operate.reaper_server import Metrics
 from tests.chart import panels, recorded
@@ -65,6 +66,12 @@ def test_no_query_mixes_what_differs() -> None:
 def test_every_panel_says_what_it_shows_and_why_it_may_be_empty() -> None:
     """An empty panel must not look like a broken one."""
     assert [panel.title for panel in panels.panels() if not panel.about or len(panel.empty) < 30] == []
+
+
+def test_the_picture_in_the_documents_is_of_this_dashboard() -> None:
+    """After a change of either: `python -m tests.chart.panels docs/dashboard.png`."""
+    with Image.open(panels.CHART.parents[1] / "docs/dashboard.png") as picture:
+        assert picture.info[panels.DRAWN_FROM] == panels.fingerprint()
 
 
 @pytest.mark.slow

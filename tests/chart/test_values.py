@@ -1,6 +1,7 @@
 """values.yaml and its schema: closed, complete, and refusing with the key's name. No Helm is needed for that."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -22,9 +23,14 @@ def test_schema_is_closed() -> None:
 
 
 def test_schema_knows_every_value() -> None:
-    """Schema and values.yaml have the same keys, all the way down."""
+    """Schema and values.yaml have the same keys, all the way down, apart from what a parent chart may give."""
     for path, keys, known in _pairs(VALUES, SCHEMA, ""):
-        assert set(keys) == set(known) - {"global", "claims"}, path
+        assert set(keys) == set(known) - ({"claims"} if path else {"global", "enabled"}), path
+
+
+def test_every_value_is_described() -> None:
+    """helm-docs drops, without a word, a description in which `--` stands after a space."""
+    assert re.findall(r"^\| (\S+) \|.*\|  \|$", (CHART / "README.md").read_text(), re.MULTILINE) == []
 
 
 def test_every_value_has_a_description() -> None:

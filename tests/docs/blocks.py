@@ -21,7 +21,7 @@ from tests.docs import known
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ("docs/OPERATIONS.md", "docs/KUBEFLOW.md", "manifests/README.md", "docs/RUNBOOK.md", "docs/DAY_TWO.md")
-SHELLS, YAML = ("sh", "shell", "bash", "console"), ("yaml", "yml")
+SHELLS, YAML, DATA = ("sh", "shell", "bash", "console"), ("yaml", "yml"), ("json",)
 _MARK = r"(?:^[ \t]*<!-- (?P<mark>(?:not )?run: [^>]*?) -->\n)?"
 _BLOCK = re.compile(
     _MARK + r"^(?P<indent>[ \t]*)```(?P<language>\w*)\n(?P<text>.*?)^[ \t]*```$",
@@ -49,11 +49,11 @@ class Block:
 
     @property
     def how(self) -> str:
-        """`rendered`, `run`, `cluster`, `excused`, or empty for text that is no command, such as JSON or a picture of letters."""
+        """`rendered`, `run`, `cluster`, `excused`, empty for data, or `unknown`, which may be commands of another name or of none."""
         if self.language in YAML:
             return "rendered"
         if self.language not in SHELLS:
-            return ""
+            return "" if self.language in DATA else "unknown"
         return {"": "run", "run: cluster": "cluster"}.get(self.mark, "excused" if self.mark.startswith("not run: ") else "unknown")
 
 
@@ -67,6 +67,8 @@ def read_blocks(page: str, text: str | None = None) -> list[Block]:
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         line = whole.count("\n", 0, match.start("text")) + 1
         found.append(Block(page, line, match["language"], "\n".join(lines) + "\n", match["mark"] or ""))
+    fences = re.findall(r"^[ \t]*(?:`{3,}|~{3,}).*$", whole, re.MULTILINE)
+    assert len(fences) == 2 * len(found), f"{page}: a fence that is not read: {fences}"
     return found
 
 

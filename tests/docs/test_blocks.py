@@ -1,12 +1,16 @@
 """Every block of the operators' pages is run or rendered by a test, or says why not."""
 
 import json
+import shlex
+import subprocess
 
 import pytest
 import yaml
 
 from pipelines.operate.bucket import policy
-from tests.docs.blocks import PAGES, all_blocks, count, is_chart_values, read_blocks
+from tests.cluster import programs
+from tests.docs.blocks import PAGES, REPOSITORY, all_blocks, count, is_chart_values, read_blocks
+from tests.docs.reading import Document
 
 RUN_BY = {
     "docs/DAY_TWO.md": "tests/docs/test_day_two.py",
@@ -21,7 +25,7 @@ def test_every_block_is_tested_or_says_why_not(capsys: pytest.CaptureFixture[str
     with capsys.disabled():
         print(f"\nblocks of the operators' pages: {count(blocks)}")
     wrong = [f"{block.page}:{block.line}: {block.mark or block.language}" for block in blocks if block.how == "unknown"]
-    assert not wrong, "a mark is `run: cluster` or `not run: <reason>`"
+    assert not wrong, "a block's language is sh, console, yaml or json, and a mark `run: cluster` or `not run: <reason>`"
     assert {block.page for block in blocks if block.how == "run"} == set(RUN_BY)
     assert sum(block.how == "excused" for block in blocks) <= 4
 
@@ -50,12 +54,40 @@ def test_each_yaml_is_what_a_reader_takes():
         ("<!-- run: someday -->\n```sh\nls\n```", "unknown"),
         ("- x\n  ```yaml\n  a: 1\n  ```", "rendered"),
         ("```json\n{}\n```", ""),
+        ("```\nls\n```", "unknown"),
+        ("```zsh\nls\n```", "unknown"),
     ],
 )
 def test_a_mark_holds_for_the_block_right_below_it(text: str, how: str):
     (block,) = read_blocks("x.md", text + "\n")
     assert block.how == how
     assert block.text == {"rendered": "a: 1\n", "": "{}\n"}.get(how, "ls\n")
+
+
+@pytest.mark.parametrize("text", ["~~~sh\nls\n~~~", "```sh {title}\nls\n```", "````sh\nls\n````", "```sh\nls\n"])
+def test_a_fence_that_is_not_read_is_told(text: str):
+    """Not left out."""
+    with pytest.raises(AssertionError, match=r"^x\.md: a fence that is not read"):
+        read_blocks("x.md", text + "\n")
+
+
+@pytest.mark.slow
+def test_kubectl_takes_each_command_that_a_page_gives_within_a_sentence():
+    """As RUNBOOK does: verbs, flags and their values, as the program reads them before it asks a cluster; JSON in them is JSON."""
+    kubectl, wrong, seen = str(programs.program("kubectl")), {}, 0
+    for page in PAGES:
+        for line, code in Document(page, (REPOSITORY / page).read_text()).inline():
+            if code.startswith("kubectl "):
+                words = shlex.split(code)[1:]
+                end = words.index("--") if "--" in words else len(words)
+                done = subprocess.run([kubectl, *words[:end], "--help", *words[end:]], capture_output=True, text=True)
+                if done.returncode or "Usage:" not in done.stdout:
+                    wrong[f"{page}:{line}"] = done.stderr
+                for word in (word for word in words if word.startswith("{")):
+                    json.loads(word)
+                seen += 1
+    assert wrong == {}
+    assert seen > 12
 
 
 def test_the_policy_of_a_page_is_the_one_that_the_chart_gives():

@@ -35,10 +35,19 @@ def script(blocks: list[Block]) -> str:
     return "set -v\n" + "".join(block.text for block in blocks)
 
 
+@pytest.fixture(params=["s3_server", "minio_server"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """SeaweedFS, and MinIO behind TLS, whose certificate the CLI takes by a variable that firstsight reads too."""
+    found: S3Server = request.getfixturevalue(request.param)
+    for name, value in {**found.environment, "AWS_CA_BUNDLE": found.ca_file}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    return found
+
+
 @pytest.fixture
-def place(tmp_path: Path, s3_root: str, s3_server: S3Server) -> tuple[Path, dict[str, str]]:
+def place(tmp_path: Path, server: S3Server) -> tuple[Path, dict[str, str]]:
     """A checkout with the request of the experiment, whose root lies in a bucket; and the page's variables."""
-    old, root = old_store.unpack(tmp_path), f"{s3_server.make_bucket()}/team-a"
+    old, root = old_store.unpack(tmp_path), f"{server.make_bucket()}/team-a"
     for path in (path for path in old.rglob("*") if path.is_file()):
         data = path.read_bytes()
         if path.suffix in old_store.TEXTS:
@@ -52,13 +61,16 @@ def place(tmp_path: Path, s3_root: str, s3_server: S3Server) -> tuple[Path, dict
         "placement": {"threads": 1, "log_every_steps": 40, "device": "cpu"},
     }  # fmt: skip
     (folder / "experiment.yaml").write_text(json.dumps(request))
-    new = f"{s3_root}/moved/team-b"
+    new = f"{server.make_bucket()}/moved/team-b"
     variables = {"ROOT": root, "NEW": new, "BACKUP": str(tmp_path / "backup"), "EXPERIMENT": "tiny"}
     return folder, variables | old_store.unfinished()["environment"]
 
 
-def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tuple[Path, dict[str, str]], s3_server: S3Server):
-    """Same hashes, same figures, the same bits as a run that was never stopped; what a rule may not delete is still there."""
+def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tuple[Path, dict[str, str]], server: S3Server):
+    """Same hashes, same figures, the same bits as a run that was never stopped; what a rule may not delete is still there.
+
+    On MinIO without the lifecycle rule, which it lacks, as the page says.
+    """
     folder, variables = place
     aws = reference_python(AWS).parent
     before = read_plan(f"{variables['ROOT']}/experiments/tiny")
@@ -72,14 +84,15 @@ def test_an_experiment_is_backed_up_lost_restored_finished_and_removed(place: tu
     for info in list(open_store(variables["ROOT"]).list(variables["ROOT"])):
         open_store(variables["ROOT"]).delete(info.uri)
     bucket = variables["ROOT"].split("/")[2]
-    s3_server.client.remove_bucket(bucket)
+    server.client.remove_bucket(bucket)
     done = run_script(script([BLOCKS[0], *BLOCKS[lost:removed]]), folder, variables, aws)
     assert done.returncode == 0, done.stdout
     _is_the_same_experiment(variables["NEW"], before, scores)
 
     write_bytes(join(variables["NEW"], "datasets/old-pairs/0/plan.json"), b"{}")
-    s3_server.client.make_bucket(bucket)
-    done = run_script(script([BLOCKS[0], *BLOCKS[removed:]]), folder, variables, aws)
+    server.client.make_bucket(bucket)
+    last = [block for block in BLOCKS[removed:] if not (server.ca_file and "lifecycle" in block.text)]
+    done = run_script(script([BLOCKS[0], *last]), folder, variables, aws)
     assert done.returncode == 0, done.stdout
     left = [info.uri.removeprefix(f"{variables['NEW']}/") for info in open_store(variables["NEW"]).list(variables["NEW"])]
     assert sum(name.startswith("datasets/") and name.endswith("/manifest.json") for name in left) >= 4, left

@@ -1,5 +1,6 @@
 """A driver or a GPU that is too old is told in one line, and nobody trains on a CPU beside a GPU that does not work."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,13 @@ FILE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 0
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with a GPU whose driver is old: torch finds no CUDA."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def is_available() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(gpus, "DRIVER_FILES", (str(tmp_path / "none"), str(tmp_path / "driver")))
     monkeypatch.setattr(gpus, "DEVICES", tmp_path)
@@ -34,6 +41,28 @@ def test_an_old_driver_ends_training_and_evaluation_at_once(node: Path, device: 
     for choose in (lambda: distributed._device(placement, 0), lambda: measure._device(placement)):
         with pytest.raises(InputError, match=said):
             choose()
+
+
+def test_a_gpu_that_does_not_work_ends_them_too(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver is new enough, and CUDA says what is wrong; a torch without CUDA asks for no GPU."""
+
+    def init() -> None:
+        raise RuntimeError("CUDA driver initialization failed,\nyou might not have a CUDA gpu.")
+
+    (node / "driver").write_text(FILE.replace("535.104.05", "580.65.06"))
+    monkeypatch.setattr(torch.cuda, "init", init)
+    for choose in (lambda: distributed._device(Placement(), 0), lambda: measure._device(Placement())):
+        with pytest.raises(InputError, match=r"driver 580\.65\.06, but torch cannot use it: CUDA driver initialization failed, you might"):
+            choose()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert measure._device(Placement()).type == "cpu"
+
+
+@pytest.mark.parametrize("value", ["", "-1"])
+def test_a_gpu_that_somebody_hides_is_none(node: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """However old its driver is."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert measure._device(Placement()).type == "cpu"
 
 
 def test_whoever_asks_for_a_cpu_gets_one(node: Path) -> None:
@@ -60,6 +89,6 @@ def test_an_old_gpu_is_named() -> None:
 
 def test_the_chart_s_preflight_asks_what_this_torch_needs() -> None:
     """It cannot import torch, so it has the numbers of the pinned one."""
-    assert gpus.MINIMUM_DRIVERS[int(str(torch.version.cuda).partition(".")[0])] == gpu_nodes.DRIVER
+    assert int(str(torch.version.cuda).partition(".")[0]) == gpu_nodes.CUDA
     oldest = min(int(one[3:]) for one in torch.cuda.get_arch_list() if one.startswith("sm_"))
     assert divmod(oldest, 10) == gpu_nodes.CAPABILITY

@@ -145,6 +145,16 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     lineage.code_facts.cache_clear()
 
 
+@pytest.mark.parametrize(("revision", "dirty"), [("abc123", False), ("abc123-dirty", True)])
+def test_an_image_says_whether_it_was_built_from_its_commit_alone(
+    git: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, revision: str, dirty: bool
+) -> None:
+    """As images/build.sh found it."""
+    monkeypatch.setenv("FIRSTSIGHT_GIT_COMMIT", revision)
+    facts = lineage.code_facts()
+    assert (facts["git_commit"], facts["dirty"]) == ("abc123", dirty)
+
+
 @pytest.mark.parametrize(
     ("script", "commit"),
     [

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_notice_names_every_package_of_the_images() -> None:
     """`make generate` would change nothing."""
     assert (REPOSITORY / "NOTICE").read_text() == notice.text()
     assert "  torch 2." in notice.text()
+
+
+def test_notice_gives_each_licence_in_words() -> None:
+    """Whole, and none as what happens to stand in the first line of a text."""
+    said = dict(re.findall(r"^  (\S+) \S+: (.*)$", (REPOSITORY / "NOTICE").read_text(), re.MULTILINE))
+    assert set(said) >= set(notice.pinned())
+    assert {name: words for name, words in said.items() if not re.fullmatch(r"[A-Za-z0-9][\w .,'()&+-]*[\w)]", words)} == {}
+    assert said["torch"].endswith(" AND Zlib")
+
+
+def test_the_cuda_libraries_bring_their_licences() -> None:
+    """As NOTICE says: each in a folder of its own."""
+    for name in (name for name in notice.pinned() if name.startswith("nvidia-")):
+        assert [file for file in metadata.files(name) or () if "licen" in str(file).lower()], name
 
 
 def test_one_version_everywhere() -> None:

@@ -19,6 +19,8 @@ VOCABULARY = 49408
 IMAGES_A_TRIPLET = 3
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
 """Dense bf16 (V100: fp16) operations a second by the makers' data sheets, SXM where there is a choice."""
+MINIMUM_DRIVERS = {12: 525, 13: 580}
+"""NVIDIA's least driver by the major version of CUDA; a minor version needs no newer one."""
 CAPTION_TOKENS = 24.0
 """Mean tokens per caption assumed for activations, as in rows L and M of docs/BENCHMARKS.md (web captions)."""
 CONTEXT_BYTES = 3 << 29

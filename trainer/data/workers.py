@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from trainer import logs
 from trainer.config import Placement, unless_auto
 from trainer.data.machine import available_cores
 
@@ -71,7 +72,7 @@ class Processes(Threads[DecodedT]):
         context = multiprocessing.get_context("forkserver")  # a fork of a process with threads and a GPU may hang
         context.set_forkserver_preload(["trainer.data.loader"])
         self._file, self._decoder = file, copy.copy(decoder)  # workers that start later get one that has opened nothing
-        begin = functools.partial(_begin_worker, decoder, _Descriptor(file), slots, slot_bytes)
+        begin = functools.partial(_begin_worker, decoder, _Descriptor(file), slots, slot_bytes, logs.spoken())
         self._pool = ProcessPoolExecutor(workers, context, begin)
 
     def submit(self, chunk: Any) -> Callable[[], DecodedT]:
@@ -129,9 +130,10 @@ def _received(duplicate: Any) -> int:
 _worker: tuple[ChunkDecoder[Any, Any], Tensor] | None = None
 
 
-def _begin_worker(decoder: ChunkDecoder[Any, Any], file: Any, slots: int, slot_bytes: int) -> None:
-    """Set up a worker process: one thread, Ctrl-C left to the parent, and an end when the parent has ended."""
+def _begin_worker(decoder: ChunkDecoder[Any, Any], file: Any, slots: int, slot_bytes: int, spoken: dict[str, Any]) -> None:
+    """Set up a worker process: one thread, logs as its parent's, Ctrl-C left to the parent, and an end when the parent has ended."""
     global _worker
+    logs.speak_as(spoken)
     _worker = decoder, _mapped(file, slots, slot_bytes)
     os.close(file)
     torch.set_num_threads(1)

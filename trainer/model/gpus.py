@@ -1,19 +1,22 @@
 """Check that this machine's driver and GPUs can run the installed torch, and report a problem in one line before anything else fails."""
 
+import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from trainer.configs.sizes import MINIMUM_DRIVERS
 from trainer.errors import InputError
 
-MINIMUM_DRIVERS = {12: 525, 13: 580}
-"""NVIDIA's least driver by the major version of CUDA; a minor version needs no newer one."""
 DRIVER_FILES = ("/sys/module/nvidia/version", "/proc/driver/nvidia/version")
 """File with the driver's version; inside a container it is that of the node."""
 DEVICES = Path("/dev")
-_REMEDY = "update the driver, use an image with another CUDA, or train without the GPU by placement.device=cpu"
+HIDING = ("", "-1")
+"""What CUDA_VISIBLE_DEVICES says where somebody wants no GPU to be seen."""
+_REMEDY = "update or restart the driver, use an image with another CUDA, or train without the GPU by placement.device=cpu"
 
 
 def usable(device: str) -> bool:
@@ -27,9 +30,13 @@ def usable(device: str) -> bool:
     """
     if device == "cpu":
         return False
-    if not torch.cuda.is_available():
-        if has_devices():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch warns of is said below, in one line
+        available = torch.cuda.is_available()
+    if not available:
+        if has_devices() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in HIDING:
             require_driver(driver_version(), torch.version.cuda)
+            require_cuda(driver_version(), torch.version.cuda)
         return False
     for number in range(torch.cuda.device_count()):
         require_capability(torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number), torch.cuda.get_arch_list())
@@ -66,6 +73,26 @@ def require_driver(driver: str, cuda: str | None) -> None:
     least = MINIMUM_DRIVERS.get(int((cuda or "0").partition(".")[0]), 0)
     if driver and int(driver.partition(".")[0]) < least:
         raise InputError(f"NVIDIA driver {driver} is too old: torch {torch.__version__} with CUDA {cuda} needs {least} or newer; {_REMEDY}")
+
+
+def require_cuda(driver: str, cuda: str | None) -> None:
+    """Refuse GPUs that torch does not find although their driver is new enough: one that does not work, or waits for a restart.
+
+    Args:
+        driver: as `driver_version` gives it; empty: nothing is known.
+        cuda: torch.version.cuda; None: torch was built without, and asks for none.
+
+    Raises:
+        InputError: with what CUDA says.
+    """
+    if not driver or not cuda:
+        return
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        reason = "it counts none"
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+    raise InputError(f"a GPU was given to this machine, with NVIDIA driver {driver}, but torch cannot use it: {reason}; {_REMEDY}")
 
 
 def require_capability(name: str, capability: tuple[int, int], architectures: Sequence[str]) -> None:

@@ -16,10 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from trainer import logs
+from trainer.bounds import Budget
 from trainer.config import StagingConfig
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, counted, progress
@@ -132,7 +135,7 @@ def _judge_all(
     context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
     try:
         workers, budget = min(os.cpu_count() or 1, _MAX_WORKERS), shared_budget(context)
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=use_budget, initargs=(budget,)) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_judge, initargs=(budget, logs.spoken())) as pool:
             sides = itertools.repeat(settings.triplet_side)
             for count, judged in enumerate(pool.map(_judge, itertools.repeat(folder), rows, names, sides, chunksize=8), start=1):
                 if isinstance(judged, Reject):
@@ -146,6 +149,12 @@ def _judge_all(
     except BrokenProcessPool as error:
         raise RunError(f"a process that distorts pictures ended early (out of memory?): {error}") from error
     return references
+
+
+def _begin_judge(budget: Budget, spoken: dict[str, Any]) -> None:
+    """A judging process shares its parent's budget and logs as it does."""
+    use_budget(budget)
+    logs.speak_as(spoken)
 
 
 def _judge(folder: str, row: PairRow, split: str, side: int) -> _Reference | Reject:

@@ -19,8 +19,10 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- range default (list) $found.items -}}
 {{- $labels := default (dict) .metadata.labels -}}
 {{- $other := get $labels "app.kubernetes.io/instance" -}}
-{{- if and (eq (default "" (get $labels "app.kubernetes.io/part-of")) "firstsight") $other (ne $other $.Release.Name) -}}
-{{- fail (printf "namespace %s belongs to release %s of firstsight already: two reapers would end each other's jobs there, and neither release could be uninstalled while the other's jobs live. Install %s into a namespace of its own and name others in profiles.<name>.namespaces, or give %s a further profile" $namespace $other $.Release.Name $other) -}}
+{{- $home := dig "metadata" "annotations" "meta.helm.sh/release-namespace" $.Release.Namespace . -}}
+{{- $same := and (eq (toString $other) $.Release.Name) (eq $home $.Release.Namespace) -}}
+{{- if and (eq (default "" (get $labels "app.kubernetes.io/part-of")) "firstsight") $other (not $same) -}}
+{{- fail (printf "namespace %s belongs to release %s of firstsight%s already: two reapers would end each other's jobs there, and neither release could be uninstalled while the other's jobs live. Install %s into a namespace of its own and name others in profiles.<name>.namespaces, or give %s a further profile" $namespace $other (ternary "" (printf " in %s" $home) (eq $home $.Release.Namespace)) $.Release.Name $other) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

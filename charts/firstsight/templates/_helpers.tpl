@@ -23,7 +23,7 @@
 {{/* Labels by which a component's pods are selected: usage {{ include "firstsight.selector" (list . "reaper") }} */}}
 {{- define "firstsight.selector" -}}
 app.kubernetes.io/name: firstsight
-app.kubernetes.io/instance: {{ (first .).Release.Name }}
+app.kubernetes.io/instance: {{ (first .).Release.Name | quote }}
 app.kubernetes.io/component: {{ last . }}
 {{- end -}}
 

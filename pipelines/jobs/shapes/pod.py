@@ -28,6 +28,8 @@ WRITABLE = {
     "TRITON_CACHE_DIR": "/tmp/triton",
 }
 """Where libraries write under a read-only root: in the pod's scratch volume, whatever the image's own environment says."""
+DIGEST_VARIABLE = "FIRSTSIGHT_IMAGE_DIGEST"
+"""Read by trainer/lineage.py."""
 
 
 def pod_template(
@@ -83,6 +85,7 @@ def pod_template(
         template = strategic_merge(template, _renamed(theirs, container), f"jobs.{name}")
         if container not in [entry["name"] for entry in template["spec"]["containers"]]:
             raise InputError(f"jobs.{name} must keep the container {TEMPLATE_CONTAINER!r}: no kind of job runs without it")
+    _name_digest(template, container)
     return _bounded(template, container, settings, purpose, placement or {})
 
 
@@ -117,6 +120,14 @@ def _bounded(
         {**one, "resources": {**one.get("resources", {}), **resources}} if one is trainer else one for one in template["spec"]["containers"]
     ]
     return {**template, "spec": {**template["spec"], "containers": containers}}
+
+
+def _name_digest(template: dict[str, Any], container: str) -> None:
+    """Tell the trainer the digest of its image, if the image is given by one: a process cannot find it out, and a run records it."""
+    (trainer,) = [one for one in template["spec"]["containers"] if one["name"] == container]
+    digest = str(trainer.get("image") or "").partition("@")[2]
+    if digest and DIGEST_VARIABLE not in [variable.get("name") for variable in trainer["env"]]:
+        trainer["env"] = [*trainer["env"], {"name": DIGEST_VARIABLE, "value": digest}]
 
 
 def _add_token(spec: dict[str, Any], audience: str) -> None:

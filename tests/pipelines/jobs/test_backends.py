@@ -239,6 +239,21 @@ def test_the_store_of_the_profile_is_that_of_the_steps(tmp_path: Path, monkeypat
     assert seen == {"AWS_REGION": "mine", "AWS_ENDPOINT_URL_S3": "http://minio"}
 
 
+def test_a_step_refuses_a_form_of_logs_that_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In one line, with the exit code of wrong input, whoever asks for it."""
+    (tmp_path / "profile.yaml").write_text("jobs: {store_environment: {FIRSTSIGHT_LOG_FORMAT: logfmt}}")
+    monkeypatch.setenv(PROFILE_VARIABLE, str(tmp_path / "profile.yaml"))
+    monkeypatch.setenv("FIRSTSIGHT_LOG_FORMAT", "")
+    monkeypatch.delenv("FIRSTSIGHT_LOG_FORMAT")
+
+    with pytest.raises(SystemExit, match="2"):
+        running.step(lambda: None)()
+
+    assert capsys.readouterr().err == "<lambda>: FIRSTSIGHT_LOG_FORMAT must be text or json, got 'logfmt'\n"
+
+
 def test_a_run_on_a_cluster_needs_a_store_that_pods_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -9,12 +9,14 @@ import yaml
 
 from pipelines.jobs.base import JobSpec
 from pipelines.jobs.shapes.indexed import IndexedJobs
+from pipelines.jobs.shapes.pod import DIGEST_VARIABLE
 from pipelines.jobs.shapes.pytorchjob import PyTorchJobs
 from pipelines.jobs.shapes.trainjob import TrainJobs
 from pipelines.profile.settings import JobSettings
 from tests.docs.reading import Document
 from tests.pipelines.jobs import test_indexed, test_pytorchjob
 from tests.pipelines.jobs.test_trainjob import SPEC, of_pods
+from trainer import lineage
 from trainer.config import Placement
 from trainer.errors import InputError
 
@@ -140,6 +142,26 @@ def test_the_user_is_the_images_unless_another_is_named():
 def test_root_and_users_that_cannot_be_are_refused(user: int):
     with pytest.raises(InputError, match=r"jobs\.run_as_user must be between 1 and 2147483647, or null"):
         JobSettings(run_as_user=user)
+
+
+@pytest.mark.parametrize(
+    ("image", "patch", "digest"),
+    [
+        ("r/trainer:1", {}, ""),
+        (f"r/trainer@sha256:{'ab' * 32}", {}, f"sha256:{'ab' * 32}"),
+        (f"r/trainer:1@sha256:{'ab' * 32}", {}, f"sha256:{'ab' * 32}"),
+        (f"r/trainer@sha256:{'ab' * 32}", {"image": f"r/mine@sha256:{'cd' * 32}"}, f"sha256:{'cd' * 32}"),
+        (f"r/trainer@sha256:{'ab' * 32}", {"image": "r/mine:2"}, ""),
+    ],
+)
+def test_a_run_records_the_digest_of_its_image(monkeypatch: pytest.MonkeyPatch, image: str, patch: dict[str, str], digest: str):
+    """Where the image is given by one, in every kind of job; a template's own image is the one that counts."""
+    template = {"spec": {"containers": [{"name": "pytorch", **patch}]}}
+    settings = dataclasses.replace(SETTINGS, image=image, pod_template=template)
+    for purpose, variables in with_keys(settings, "container", "env").items():
+        told = {one["name"]: one["value"] for one in variables if "value" in one}
+        monkeypatch.setenv(DIGEST_VARIABLE, told.get(DIGEST_VARIABLE, ""))
+        assert lineage.image_digest() == digest, purpose
 
 
 def test_an_init_is_process_1_of_every_pod():

@@ -1,5 +1,6 @@
 """`python -m pipelines check preflight` reads a rendering of the chart and asks a cluster."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,19 @@ def test_preflight_reads_what_gpu_nodes_can_run(ready: StubApi, node: dict[str, 
     assert said in failures.get("GPUs for profile fs", "")
     ready.objects["/api/v1/nodes"] = {"items": [node, _gpu_node("good", cuda_driver_major="590")]}
     assert _failed(_rendering(jobs={"gpus_per_node": 8})) == {}
+
+
+def test_preflight_of_an_image_with_another_cuda(ready: StubApi) -> None:
+    """Asks for that CUDA's driver, and nothing of GPUs that its torch may be built for; a CUDA that is not known is refused."""
+    rendering = _rendering(jobs={"gpus_per_node": 8})
+    for version, driver, good in (("12.6", "535", True), ("cu128", "525", True), ("12", "470", False), ("13.0", "535", False)):
+        ready.objects["/api/v1/nodes"] = {"items": [_gpu_node("one", cuda_driver_major=driver, gpu_compute_major="6")]}
+        (look,) = (look for name, look in preflight(rendering, version) if name.startswith("GPUs"))
+        with contextlib.nullcontext() if good else pytest.raises(InputError, match="one has driver"):
+            look()
+    for wrong in ("11.8", "cu", "x"):
+        with pytest.raises(InputError, match=r"^--cuda must be the trainer image's CUDA, 12 or 13"):
+            next(preflight(rendering, wrong))
 
 
 @pytest.mark.parametrize(

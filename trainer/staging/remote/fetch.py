@@ -14,7 +14,9 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
+from trainer import logs
 from trainer.bounds import Budget
 from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
@@ -148,7 +150,7 @@ def _pool(stack: ExitStack, pool: Executor) -> Executor:
 def _make_makers(processes: int) -> Executor:
     if processes:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(processes, context, initializer=_begin_maker, initargs=(shared_budget(context),))
+        return ProcessPoolExecutor(processes, context, initializer=_begin_maker, initargs=(shared_budget(context), logs.spoken()))
     return ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # PIL releases the GIL while it works
 
 
@@ -290,9 +292,10 @@ class _Maker:
         return self._triplets(TripletRow(key=row.key, where=facts.pop("id"), ref=ref, left=left, right=right, **facts))
 
 
-def _begin_maker(budget: Budget) -> None:
-    """A decoding process shares its parent's budget, and ends when its parent was killed: nobody would send it anything any more."""
+def _begin_maker(budget: Budget, spoken: dict[str, Any]) -> None:
+    """A decoding process shares its parent's budget, logs as it does, and ends when it was killed: nobody would send it anything more."""
     use_budget(budget)
+    logs.speak_as(spoken)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
