@@ -48,7 +48,7 @@ def _append(step: str, record: dict[str, Any]) -> None:
 
 
 def read_record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line; None where its line was cut short, as on a full disk, or the next one was appended to such a line."""
+    """The record in a line; None if its line was cut short, as on a full disk, or the next one was appended to such a line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
