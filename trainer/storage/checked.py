@@ -33,7 +33,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
         RunError: the store failed.
     """
     known, found = _read_record(folder), _listed(folder)
-    damaged = _by_size(found, files)
+    damaged = _by_size(folder, found, files)
     record: dict[str, dict[str, str]] = {name: entry for name, entry in known.items() if name in found and name not in files}
     for name, sealed in files.items():
         if name in damaged:
@@ -56,7 +56,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 def find_missized(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """As `find_damaged`, of files that nobody has hashed yet: those that are missing or have another size. Nothing is read."""
-    return _by_size(_listed(folder), files)
+    return _by_size(folder, _listed(folder), files)
 
 
 def describe(data: bytes | memoryview) -> dict[str, Any]:
@@ -109,12 +109,19 @@ def _listed(folder: str) -> dict[str, ObjectInfo]:
     return {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info for info in open_store(folder).list(folder)}
 
 
-def _by_size(found: Mapping[str, ObjectInfo], files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {
-        name: "missing" if name not in found else f"{found[name].size} bytes, sealed were {sealed['size']}"
-        for name, sealed in files.items()
-        if name not in found or found[name].size != sealed["size"]
-    }
+def _by_size(folder: str, found: dict[str, ObjectInfo], files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Files that are missing or have another size; each is asked for by itself first, since a listing may be damaged on the way."""
+    damaged: dict[str, str] = {}
+    for name, sealed in files.items():
+        if name not in found or found[name].size != sealed["size"]:
+            info = open_store(folder).head(join(folder, name))
+            if info is None:
+                damaged[name] = "missing"
+            elif info.size != sealed["size"]:
+                damaged[name] = f"{info.size} bytes, sealed were {sealed['size']}"
+            else:
+                found[name] = info
+    return damaged
 
 
 def _write_record(folder: str, record: Mapping[str, Mapping[str, str]]) -> None:

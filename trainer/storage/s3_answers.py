@@ -210,7 +210,9 @@ def _explain_code(uri: str, endpoint: str, error: S3Error) -> Exception:
 
 
 def _error_of_head(key: str | None, response: BaseHTTPResponse) -> S3Error | None:
-    """HEAD has no body: its status is all there is."""
+    """HEAD has no body: its status is all there is. None where a 404 may be that of something else than a store, such as an ingress."""
+    if response.status == 404 and key and not any(name.lower().startswith("x-amz-") for name in response.headers):
+        return None
     missing = "NoSuchKey" if key else "NoSuchBucket"
     code = {301: "PermanentRedirect", 404: missing, 412: "PreconditionFailed", 416: "InvalidRange"}.get(response.status)
     code = "AccessDenied" if response.status == 403 and not key else code
@@ -237,6 +239,8 @@ def _check_fields(element: ElementTree.Element, query: Mapping[str, object]) -> 
     try:
         if _name(element) == "ListBucketResult":
             _check_listing(element, fields, str(query.get("prefix", "")))
+            if fields["IsTruncated"] == "true" and fields["NextContinuationToken"] == query.get("continuation-token"):
+                raise ValueError("itself for its next page")
         elif _name(element) in ("InitiateMultipartUploadResult", "CompleteMultipartUploadResult", "CopyObjectResult", "CopyPartResult"):
             if not fields["UploadId" if _name(element).startswith("Initiate") else "ETag"].strip():
                 raise ValueError("an empty field")
