@@ -70,6 +70,20 @@ class S3Store:
         """
         return s3_reads.read_pieces(self._client, uri, *_split(uri), start, length)
 
+    def get_unsealed(self, uri: str, start: int, length: int) -> bytes:
+        """As `get_range`, of bytes that no checksum is known of: over plain HTTP they are read until two readings agree.
+
+        Raises:
+            Corrupt: no two of several did.
+        """
+        if self._settings.endpoint.startswith("https://"):
+            return self.get_range(uri, start, length)
+        return s3_reads.read_agreeing(uri, lambda: self.get_range(uri, start, length))
+
+    def stream_unsealed(self, uri: str) -> Iterator[bytes]:
+        """As `stream`, of an object that no checksum is known of. Raises Corrupt at its end where its ETag is the MD5 of other bytes."""
+        return s3_reads.read_hashed(self._client, uri, *_split(uri))
+
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`, in parts where it is longer than one; a failed upload leaves no part behind."""
         target = self._target(uri)

@@ -80,7 +80,7 @@ def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str], str
         if path is None:
             path = scratch / "file.parquet"
             with naming_full_disk(uri), open(path, "wb") as file:
-                for piece in open_store(uri).stream(uri):
+                for piece in open_store(uri).stream_unsealed(uri):
                     file.write(piece)
         try:
             with pq.ParquetFile(path) as parquet:
