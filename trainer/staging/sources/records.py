@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.bounds import MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, parse_json
+from trainer.bounds import MAX_HEADER_CHARS, MAX_ROW_CHARS, MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, parse_json
 from trainer.errors import InputError, RunError
 from trainer.staging.captions import decode
 from trainer.staging.foreign import shown
@@ -143,6 +143,8 @@ def _is_list(columns: Iterable[str]) -> bool:
 def _open_table(file: SourceFile, text: str, is_picture: Callable[[str], bool]) -> Listed:
     """Text in columns. The separator is the one with which the first line names picture and caption."""
     first = text[: text.find("\n")] if "\n" in text else text
+    if len(first) > MAX_HEADER_CHARS:
+        raise InputError(f"{file.uri}: its first line has {len(first):,} characters, but at most {MAX_HEADER_CHARS:,} name columns")
     headers = {separator: _fields(first, separator) for separator in _SEPARATORS}
     ordered = sorted(headers, key=lambda separator: -len(headers[separator]))
     of_urls = (one for one in ordered if any(map(is_url, headers[one])))
@@ -195,11 +197,26 @@ def _table_rows(file: SourceFile, body: str, separator: str, width: int) -> Iter
             yield from ([_unquoted(field) for field in line.split(separator)] for line in lines if line)
             return
         if '"' not in body:
+            if max(map(len, lines)) > MAX_ROW_CHARS:
+                raise InputError(f"{file.uri}: a row of more than {MAX_ROW_CHARS:,} characters")
             yield from (line.split(separator) for line in lines if line)
             return
-    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
+    taken = 0
+
+    def some() -> Iterator[str]:
+        nonlocal taken
+        for line in io.StringIO(body, newline=""):
+            taken += len(line)
+            if taken > MAX_ROW_CHARS:
+                raise InputError(f"{file.uri}: line {reader.line_num + 2}: a row of more than {MAX_ROW_CHARS:,} characters")
+            yield line
+
+    reader = csv.reader(some(), delimiter=separator, strict=True)
     try:
-        yield from (fields for fields in reader if fields)
+        for fields in reader:
+            taken = 0
+            if fields:
+                yield fields
     except csv.Error as error:
         raise InputError(f"{file.uri}: line {reader.line_num + 1}: not CSV: {error}") from error
 
@@ -334,7 +351,7 @@ def _open_parquet(file: SourceFile) -> Listed:
 def _parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
     """A parquet file, of which what is needed is read; InputError where it is not a whole one."""
     store = open_store(file.uri)
-    ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
+    ranges = RangeReader(file.size, lambda start, length: store.get_unsealed(file.uri, start, length))
     try:
         with pq.ParquetFile(io.BufferedReader(ranges, _BLOCK_BYTES)) as parquet:
             yield parquet

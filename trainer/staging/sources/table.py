@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.bounds import MAX_CAPTIONS, MAX_TABLE_BYTES, check_size
+from trainer.bounds import MAX_CAPTIONS, MAX_DEPTH, MAX_TABLE_BYTES, check_size, depth
 from trainer.errors import InputError
 from trainer.staging import kinds
 from trainer.staging.captions import BadCaptionError, caption_of, decode, first_captions, one_line, split_lines
@@ -266,6 +266,8 @@ class _Taker:
             if text and known and text != known:
                 return f"{role} {text!r} of {name}, but {known!r} in {picture.place}"
             picture.facts[role] = known or text
+        if len(picture.captions) > MAX_CAPTIONS:  # it is lost: its further rows are not compared with all before them
+            return None
         new = [caption for caption in dict.fromkeys(captions) if caption not in picture.captions]
         picture.captions += new
         return None if new else Reject(name, "duplicate", f"{where}: says what {picture.place} says", counts=False)
@@ -304,13 +306,21 @@ def _cell(value: object) -> object:
     text = value.strip()
     if text[:1] != "[" and "\n" not in text and "\r" not in text:
         return text
-    if text[:1] == "[" and text[-1:] == "]" and len(text) <= _MAX_LISTED_CHARS:
-        for parse in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-                found = parse(text)
-                if isinstance(found, list):  # of whatever: what in it is text is a caption, and its brackets are none
-                    return found
+    if text[:1] == "[" and text[-1:] == "]" and len(text) <= _MAX_LISTED_CHARS and (found := _list_in(text)) is not None:
+        if depth(found) > MAX_DEPTH:
+            raise BadCaptionError("caption not JSON", f"nested deeper than {MAX_DEPTH} levels")
+        return found
     return split_lines(text)
+
+
+def _list_in(text: str) -> list[object] | None:
+    """The list that a text is, of whatever: what in it is text is a caption, and its brackets are none."""
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            found = parse(text)
+            if isinstance(found, list):
+                return found
+    return None
 
 
 def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
@@ -324,7 +334,7 @@ def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
             splits = folder_splits(pictures)
     for name, picture in pictures.items():
         if len(picture.captions) > MAX_CAPTIONS:
-            rejects.append(Reject(name, "too many captions", f"{picture.place}: {len(picture.captions)}, at most {MAX_CAPTIONS}"))
+            rejects.append(Reject(name, "too many captions", f"{picture.place}: more than {MAX_CAPTIONS}"))
             continue
         rows.append(
             PairRow(

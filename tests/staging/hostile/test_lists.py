@@ -1,0 +1,84 @@
+"""Lists made to hurt: columns, fields, values and captions without number are refused in one line, within seconds and little memory."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.staging.hostile import copies
+from tests.staging.hostile.copies import write
+from trainer.staging.sources import table
+from trainer.staging.sources.listing import list_source
+
+PEAK = """
+import sys, time
+from tests.peak import peak_bytes
+from trainer.errors import InputError
+from trainer.staging.sources import table, tars
+from trainer.staging.sources.listing import list_source
+files, read = list_source(sys.argv[1]), {"table": table, "tars": tars}[sys.argv[2]].read
+before, began = peak_bytes(), time.process_time()
+try:
+    found = read(sys.argv[1], files)
+    print([(reject.cause, reject.detail) for reject in found.rejects][:3])
+except InputError as error:
+    print(error)
+print(time.process_time() - began)
+print(peak_bytes() - before >> 20)
+"""
+
+
+def refused(place: str, how: str) -> tuple[str, float, int]:
+    """What reading a source in a process of its own says, the CPU seconds and the megabytes that it takes."""
+    command = [sys.executable, "-c", PEAK, place, how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
+    said, seconds, megabytes = done.stdout.splitlines()
+    return said, float(seconds), int(megabytes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("captions.csv", b"file,caption" + b"," * (20 << 20) + b"\n", "its first line has 20,971,532 characters, but at most 65,536"),
+        ("captions.csv", b"file,caption\na.png,x\n" + b"," * (20 << 20), "line 3: a row of more than 4,194,304 characters"),
+        ("captions.csv", b"file,caption\na.png,x\n" + b'"\n",' * (5 << 20), "line [0-9]+: a row of more than 4,194,304 characters"),
+        ("captions.tsv", b"file\tcaption\na.png\tx\n" + b"\t" * (20 << 20), "a row of more than 4,194,304 characters"),
+        ("captions.json", b"[" + b"[]," * (26 << 20) + b"[]]", "more than 50,000,000 commas and brackets"),
+        ("captions.json", b"[" + b"{}," * (26 << 20) + b"{}]", "more than 50,000,000 commas and brackets"),
+        (
+            "captions.csv",
+            b"file,caption\n" + b"".join(b"a.png,caption %d\n" % number for number in range(150_000)),
+            "'too many captions', 'row 2 of captions.csv: more than 1000'",
+        ),
+    ],
+)
+def test_a_list_that_unfolds_is_refused(tmp_path: Path, name: str, content: bytes, line: str) -> None:
+    """Columns, fields, values and captions without number: in one line, within seconds, and within 300 MB beside the file itself."""
+    place = write(tmp_path, {"a.png": copies.PNG, name: content})
+    said, seconds, megabytes = refused(place, "table")
+    assert re.search(rf"{name}.*{line}|{line}", said)
+    assert seconds < 2
+    assert megabytes < 300
+
+
+@pytest.mark.parametrize(
+    ("cell", "cause"),
+    [
+        (b"[" * 900 + b"]" * 900, "caption not JSON"),
+        (b"[" * 150 + b"]" * 150, "caption not JSON"),
+        (b"[0x" + b"f" * 60_000 + b"]", "caption is not text"),
+        (b"[[0x" + b"f" * 60_000 + b"]]", "caption is not text"),
+        (b"[" + b"9" * 4_200 + b"]", "caption is not text"),
+        (b"[" + b"-" * 30_000 + b"1]", ""),
+        (b"['" + b"(" * 30_000 + b"']", ""),
+    ],
+)
+def test_a_cell_that_is_a_list_of_anything_is_a_caption_or_a_reject(tmp_path: Path, cell: bytes, cause: str) -> None:
+    """Deep lists, and numbers that Python does not write out."""
+    place = write(tmp_path, {"a.png": copies.PNG, "b.png": copies.PNG, "captions.csv": b"file,caption\nb.png,fine\na.png," + cell + b"\n"})
+    found = table.read(place, list_source(place))
+    assert [reject.cause for reject in found.rejects] == [cause] * bool(cause)
+    assert len(found.rows) == 1 + (not cause)
