@@ -1,15 +1,20 @@
 """Lists made to hurt: columns, fields, values and captions without number are refused in one line, within seconds and little memory."""
 
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.staging.hostile import copies
 from tests.staging.hostile.copies import write
+from trainer.errors import InputError
+from trainer.staging.remote.unpack import unpack_parquet
 from trainer.staging.sources import table
 from trainer.staging.sources.listing import list_source
 
@@ -82,3 +87,38 @@ def test_a_cell_that_is_a_list_of_anything_is_a_caption_or_a_reject(tmp_path: Pa
     found = table.read(place, list_source(place))
     assert [reject.cause for reject in found.rejects] == [cause] * bool(cause)
     assert len(found.rows) == 1 + (not cause)
+
+
+def repeated(size: int, rows: int) -> bytes:
+    """A parquet file of one long caption that stands in every row, of 2 kB."""
+    stream = io.BytesIO()
+    caption = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), pa.array(["x" * size]))
+    pq.write_table(pa.table({"file": pa.array(["a.png"] * rows), "caption": caption}), stream, compression="zstd")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "line"),
+    [
+        (8 << 20, 3_000, "256 rows take 2,147,[0-9]{3},[0-9]{3} bytes, at most 268,435,456 are read at once"),
+        (900_000, 3_000, "1,1[0-9]{2},[0-9]{3},[0-9]{3} bytes, but at most 1,073,741,824 are read"),
+    ],
+)
+def test_a_value_that_stands_in_every_row_is_counted_before_it_is_copied(tmp_path: Path, size: int, rows: int, line: str) -> None:
+    """Parquet stores it once, and reading a batch of rows would make hundreds of it."""
+    place = write(tmp_path, {"a.png": copies.PNG, "captions.parquet": repeated(size, rows)})
+    said, seconds, megabytes = refused(place, "table")
+    assert re.search(rf"captions\.parquet: {line}", said)
+    assert seconds < 3
+    assert megabytes < 400
+
+
+def test_a_picture_that_stands_in_every_row_is_counted_too(tmp_path: Path) -> None:
+    """As `stage unpack` reads it, also where it lies in a struct as Hugging Face's do."""
+    pictures = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int8()), pa.array([bytes(1 << 20)])).dictionary_decode()
+    for number, column in enumerate([pictures, pa.StructArray.from_arrays([pictures], ["bytes"])]):
+        place = tmp_path / str(number)
+        place.mkdir()
+        pq.write_table(pa.table({"image": column, "text": ["x"] * 600}), place / "train.parquet", compression="zstd")
+        with pytest.raises(InputError, match=r"train\.parquet: 256 rows take 268,[0-9]{3},[0-9]{3} bytes, at most 268,435,456 are read"):
+            unpack_parquet(str(place), str(tmp_path / "out"))

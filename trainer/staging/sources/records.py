@@ -20,7 +20,7 @@ from trainer.errors import InputError, RunError
 from trainer.staging.captions import decode
 from trainer.staging.foreign import shown
 from trainer.staging.kinds import suffix_of
-from trainer.staging.parquet import BROKEN, first_line, read_batches
+from trainer.staging.parquet import BROKEN, first_line, folded, read_batches
 from trainer.staging.ranges import RangeReader
 from trainer.staging.rows import Blob
 from trainer.staging.sources.listing import SourceFile
@@ -340,20 +340,20 @@ def _open_parquet(file: SourceFile) -> Listed:
     wanted = [name for names in roles.values() for name in names]
 
     def rows() -> Iterator[tuple[str, Record | str]]:
-        with _parquet(file) as parquet:
-            for number, row in enumerate(read_batches(parquet, file.uri, wanted), start=1):
+        with _parquet(file, folded) as parquet:
+            for number, row in enumerate(read_batches(parquet, file.uri, wanted, MAX_TABLE_BYTES), start=1):
                 yield f"row {number}", row
 
     return Listed(file=file, form="parquet", columns=schema.names, roles=roles, rows=rows)
 
 
 @contextmanager
-def _parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
+def _parquet(file: SourceFile, opened: Callable[[Any], pq.ParquetFile] = pq.ParquetFile) -> Iterator[pq.ParquetFile]:
     """A parquet file, of which what is needed is read; InputError where it is not a whole one."""
     store = open_store(file.uri)
     ranges = RangeReader(file.size, lambda start, length: store.get_unsealed(file.uri, start, length))
     try:
-        with pq.ParquetFile(io.BufferedReader(ranges, _BLOCK_BYTES)) as parquet:
+        with opened(io.BufferedReader(ranges, _BLOCK_BYTES)) as parquet:
             yield parquet
     except (InputError, RunError):
         raise
