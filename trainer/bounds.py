@@ -57,6 +57,8 @@ MAX_JSON_PARTS = 50_000_000
 """Commas and brackets of a JSON file, each of which makes a value of 50 bytes or more: five million captions have so many."""
 MAX_COPY_FILE_BYTES = 1 << 30
 """Of one file of an evaluation set's copy that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
+MAX_CELLS = 1_000_000
+"""Cells and fields of a MATLAB file, each of which becomes an object; Stanford Cars has 50,000."""
 MAX_UNPACKED_BYTES = 128 << 20
 """Of a gzip file of an evaluation set; MNIST's has 8 MB."""
 MAX_RDM_NAMES = 5000
