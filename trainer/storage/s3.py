@@ -128,7 +128,7 @@ class S3Store:
                     _log.warning("%s does not support conditional writes: writers use claims, which are slower", self._settings.endpoint)
             if self._conditions[bucket]:
                 return s3_conditions.put_if(client, uri, bucket, key, data, condition)
-            return s3_conditions.put_claimed(client, bucket, key, data, allows)
+            return s3_conditions.put_claimed(client, uri, bucket, key, data, allows)
 
     def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
         """Copy an object within the store, by the server itself; RunError where the copy has other bytes."""
