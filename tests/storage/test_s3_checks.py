@@ -14,7 +14,7 @@ from tests.fault_proxy import FaultProxy, Status, fault_proxy
 from tests.servers import S3Server
 from trainer.errors import Corrupt, RunError
 from trainer.storage import join, read_bytes, write_bytes
-from trainer.storage.checked import describe, find_damaged, find_missized
+from trainer.storage.checked import describe, find_damaged, find_missized, forget, read_hashed
 from trainer.storage.s3 import PART_BYTES, S3Store
 from trainer.storage.s3_settings import settings_from_environment
 
@@ -152,6 +152,32 @@ def test_bytes_of_a_source_are_compared(s3_root: str, proxy: FaultProxy) -> None
     with pytest.raises(Corrupt, match=f"^{uri}: its bytes came with MD5 .* run the same command again"):
         list(store.stream_unsealed(uri))
     assert b"".join(store.stream_unsealed(uri)) == DATA
+
+
+def test_a_flip_on_the_way_is_no_damage_at_rest(s3_root: str, proxy: FaultProxy) -> None:
+    """An object of several parts has an ETag that is no MD5. What differs from its seal is read again before a stage is trained again."""
+    uri, data = join(s3_root, "d", "x"), random.Random(4).randbytes(PART_BYTES + 5)
+    write_bytes(uri, data)
+    sealed, harmed = describe(data), [0]
+
+    def harm(method: str, path: str, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+        if method == "GET" and path.endswith("/x") and harmed[0]:
+            harmed[0] -= 1
+            return headers, flip(body)
+        return headers, body
+
+    proxy.rewrite = harm
+    for look in (
+        lambda: find_damaged(join(s3_root, "d"), {"x": sealed}) == {},
+        lambda: read_hashed(uri, sealed["sha256"]) == (data, sealed["sha256"]),
+    ):
+        forget(join(s3_root, "d"))
+        harmed[0] = 1
+        assert look()
+        assert harmed == [0]
+    forget(join(s3_root, "d"))
+    harmed[0] = 2
+    assert list(find_damaged(join(s3_root, "d"), {"x": sealed})) == ["x"]
 
 
 @pytest.mark.parametrize(

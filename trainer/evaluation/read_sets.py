@@ -6,7 +6,6 @@ dataset_type.txt) is read by `webdataset`; its identity is the hash of its bytes
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -26,7 +25,7 @@ from trainer.staging.foreign import lines_of, text_of, whole
 from trainer.storage import join, open_store, read_bytes
 from trainer.storage.arrays import decode_array
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import file_sha256, forget
+from trainer.storage.checked import file_sha256, forget, read_hashed
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest
 from trainer.storage.samples import read_index
 from trainer.storage.tarfiles import by_sample, read_members
@@ -318,8 +317,8 @@ def _foreign_samples(uri: str, data: bytes) -> Iterator[tuple[str, dict[str, byt
 
 def _read_sealed(uri: str, digest: str) -> bytes:
     """The object's bytes, which must be those whose SHA-256 is recorded."""
-    data = read_bytes(uri)
-    if hashlib.sha256(data).hexdigest() != digest:
+    data, found = read_hashed(uri, digest)
+    if found != digest:
         raise Corrupt(f"{uri}: its bytes differ from those recorded: truncated or changed")
     return data
 

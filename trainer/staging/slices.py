@@ -218,7 +218,7 @@ def _publish_found(folder: str, files: Files) -> None:
         name = info.uri.removeprefix(prefix).partition("/")[2]
         if name in files and info.size == files[name]["size"]:
             with suppress(MissingObject):  # published and removed by its maker meanwhile
-                if file_sha256(info.uri) == files[name]["sha256"]:
+                if file_sha256(info.uri, files[name]["sha256"]) == files[name]["sha256"]:
                     store.copy(info.uri, join(folder, name))
                     files = {other: sealed for other, sealed in files.items() if other != name}
 

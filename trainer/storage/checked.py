@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from trainer.errors import Corrupt, InputError, RunError
-from trainer.storage.base import join, open_store
+from trainer.storage.base import join, open_store, read_bytes
 from trainer.storage.documents import read_document, write_document
 from trainer.storage.protocol import MissingObject, ObjectInfo
 
@@ -42,7 +42,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
         entry = {"stamp": info.stamp, "sha256": str(sealed["sha256"])}
         if not info.stamp or known.get(name) != entry:
             try:
-                digest = file_sha256(info.uri)
+                digest = file_sha256(info.uri, entry["sha256"])
             except MissingObject:
                 digest = ""
             if digest != sealed["sha256"]:
@@ -97,12 +97,23 @@ def forget(folder: str, *names: str) -> None:
     _write_record(folder, {name: entry for name, entry in known.items() if name not in names})
 
 
-def file_sha256(uri: str) -> str:
-    """SHA-256 (hex) of the object's bytes, read in pieces."""
+def file_sha256(uri: str, sealed: str = "") -> str:
+    """SHA-256 (hex) of the object's bytes, read in pieces; once more where it is not `sealed`, since a bit may flip on the way."""
     digest = hashlib.sha256()
     for piece in open_store(uri).stream(uri):
         digest.update(piece)
-    return digest.hexdigest()
+    found = digest.hexdigest()
+    return found if sealed in ("", found) else file_sha256(uri)
+
+
+def read_hashed(uri: str, sealed: str) -> tuple[bytes, str]:
+    """The object's bytes and their SHA-256 (hex); read once more where it is not `sealed`, since a bit may flip on the way."""
+    data = read_bytes(uri)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sealed:
+        data = read_bytes(uri)
+        found = hashlib.sha256(data).hexdigest()
+    return data, found
 
 
 def _listed(folder: str) -> dict[str, ObjectInfo]:
