@@ -4,9 +4,11 @@ A bound lies far above what any real source holds, and far below what stops a po
 Whoever meets one says which file, which bound and what was found, in one line.
 """
 
+import csv
 import errno
 import json
 import os
+import re
 import tempfile
 import threading
 import zlib
@@ -156,6 +158,41 @@ def depth(value: object) -> int:
         deepest += bool(containers)
         level = [inner for part in containers for inner in (part.values() if isinstance(part, dict) else part)]
     return deepest
+
+
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|[\r\n])|[^\r\n]+")
+
+
+def csv_rows(text: str, source: str, first: int = 1, **options: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows of CSV of others that have any field, each with the number of the line in which it ends.
+
+    Args:
+        text: all of it.
+        source: names it in errors.
+        first: number of its first line.
+        options: of csv.reader.
+
+    Raises:
+        InputError: not CSV, or a row of more than MAX_ROW_CHARS, however many lines it has.
+    """
+    taken = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        for line in _LINE.finditer(text):  # io.StringIO would take four bytes for each character
+            taken += line.end() - line.start()
+            if taken > MAX_ROW_CHARS:
+                raise InputError(f"{source}: line {first + reader.line_num}: a row of more than {MAX_ROW_CHARS:,} characters")
+            yield line[0]
+
+    reader = csv.reader(lines(), **options)
+    try:
+        for fields in reader:
+            taken = 0
+            if fields:
+                yield first + reader.line_num - 1, fields
+    except csv.Error as error:
+        raise InputError(f"{source}: line {first + reader.line_num - 1}: not CSV: {error}") from error
 
 
 def check_size(size: int, most: int | None, source: str, error: type[Exception] = InputError) -> None:

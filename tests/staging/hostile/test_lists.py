@@ -14,9 +14,12 @@ import pytest
 from tests.staging.hostile import copies
 from tests.staging.hostile.copies import write
 from trainer.errors import InputError
+from trainer.staging.evaluation_sets.copies import Copy
+from trainer.staging.evaluation_sets.stage import CONVERTERS
 from trainer.staging.remote.unpack import unpack_parquet
-from trainer.staging.sources import table
+from trainer.staging.sources import nights, table
 from trainer.staging.sources.listing import list_source
+from trainer.storage.rdms import read_rdm
 
 PEAK = """
 import sys, time
@@ -67,6 +70,28 @@ def test_a_list_that_unfolds_is_refused(tmp_path: Path, name: str, content: byte
     assert re.search(rf"{name}.*{line}|{line}", said)
     assert seconds < 2
     assert megabytes < 300
+
+
+def test_rows_without_end_are_refused_by_every_reader_of_csv(tmp_path: Path) -> None:
+    """The table of triplets, that of an evaluation set, and a dissimilarity matrix; a file of many lines is not copied four times."""
+    endless = b"," * (5 << 20) + b"\n"
+    place = write(tmp_path / "nights", {**copies.nights(), "data.csv": endless})
+    with pytest.raises(InputError, match=r"data\.csv: line 1: a row of more than 4,194,304 characters"):
+        nights.read(place, list_source(place), 0)
+    place = write(
+        tmp_path / "gtsrb", {**copies.copies()["gtsrb"], "GT-final_test.csv": b"Filename;ClassId\n" + endless.replace(b",", b";")}
+    )
+    with pytest.raises(InputError, match=r"GT-final_test\.csv: line 2: a row of more than 4,194,304 characters"):
+        CONVERTERS["gtsrb"](Copy(place, list_source(place)))
+    for text, line in ((endless, 1), (b"," * 6000 + b"\n", 1), (b"a,b\n" + b"x,1\n" * 6000, 5002)):
+        with pytest.raises(InputError, match=rf"x\.csv: line {line}: "):
+            read_rdm(write(tmp_path, {"x.csv": text}) + "/x.csv")
+    said, seconds, megabytes = refused(write(tmp_path / "quoted", {"a.png": copies.PNG, "captions.csv": QUOTED}), "table")
+    assert re.search(r"captions\.csv: line 2: ", said)
+    assert (seconds < 2, megabytes < 250) == (True, True)
+
+
+QUOTED = b'file,caption\na.png,"' + b"x" * (60 << 20) + b'"\n'
 
 
 @pytest.mark.parametrize(

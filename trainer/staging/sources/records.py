@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.bounds import MAX_HEADER_CHARS, MAX_ROW_CHARS, MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, parse_json
+from trainer.bounds import MAX_HEADER_CHARS, MAX_ROW_CHARS, MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, csv_rows, parse_json
 from trainer.errors import InputError, RunError
 from trainer.staging.captions import decode
 from trainer.staging.foreign import shown
@@ -162,7 +162,7 @@ def _open_table(file: SourceFile, text: str, is_picture: Callable[[str], bool]) 
     numbered = first_row == 1
 
     def rows() -> Iterator[tuple[str, Record | str]]:
-        for number, fields in enumerate(_table_rows(file, body, separator, len(columns)), start=first_row):
+        for number, fields in enumerate(_table_rows(file, body, first_row, separator, len(columns)), start=first_row):
             if len(fields) != len(columns):
                 yield f"row {number}", f"line {number} must have {len(columns)} columns, as the first line has, and has {len(fields)}"
                 continue
@@ -185,7 +185,7 @@ def _without_number(name: str) -> str:
     return re.sub(r"#\d+$", "", name)
 
 
-def _table_rows(file: SourceFile, body: str, separator: str, width: int) -> Iterator[list[str]]:
+def _table_rows(file: SourceFile, body: str, first: int, separator: str, width: int) -> Iterator[list[str]]:
     """The fields of each row that has any.
 
     Between commas and semicolons quotes are CSV's. Between tabs and bars many write quotes as they are: there a field is unquoted
@@ -201,24 +201,7 @@ def _table_rows(file: SourceFile, body: str, separator: str, width: int) -> Iter
                 raise InputError(f"{file.uri}: a row of more than {MAX_ROW_CHARS:,} characters")
             yield from (line.split(separator) for line in lines if line)
             return
-    taken = 0
-
-    def some() -> Iterator[str]:
-        nonlocal taken
-        for line in io.StringIO(body, newline=""):
-            taken += len(line)
-            if taken > MAX_ROW_CHARS:
-                raise InputError(f"{file.uri}: line {reader.line_num + 2}: a row of more than {MAX_ROW_CHARS:,} characters")
-            yield line
-
-    reader = csv.reader(some(), delimiter=separator, strict=True)
-    try:
-        for fields in reader:
-            taken = 0
-            if fields:
-                yield fields
-    except csv.Error as error:
-        raise InputError(f"{file.uri}: line {reader.line_num + 1}: not CSV: {error}") from error
+    yield from (fields for _, fields in csv_rows(body, file.uri, first, delimiter=separator, strict=True))
 
 
 def _unquoted(field: str) -> str:

@@ -4,15 +4,13 @@ Which files are lists, in which forms and under which names of columns, is told 
 """
 
 import ast
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.bounds import MAX_CAPTIONS, MAX_DEPTH, MAX_TABLE_BYTES, check_size, depth
+from trainer.bounds import MAX_CAPTIONS, MAX_DEPTH, MAX_TABLE_BYTES, check_size, csv_rows, depth
 from trainer.errors import InputError
 from trainer.staging import kinds
 from trainer.staging.captions import BadCaptionError, caption_of, decode, first_captions, one_line, split_lines
@@ -357,19 +355,15 @@ def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]
         text = decode(Blob(table.uri).read())
     except ValueError as error:
         raise InputError(f"{table.uri}: {error}") from error
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        missing = [column for column in required if column not in columns]
-        if missing:
-            has = ", ".join(columns) or "nothing"
-            raise InputError(f"{table.uri}: has no column {' and no column '.join(map(repr, missing))} (its first line: {has})")
-        reader.fieldnames = columns
-        found = []
-        for record in reader:
-            if None in record or None in record.values():
-                raise InputError(f"{table.uri}: line {reader.line_num} must have {len(columns)} columns, like the first line")
-            found.append(record)
-        return found
-    except csv.Error as error:
-        raise InputError(f"{table.uri}: not CSV: {error}") from error
+    rows = csv_rows(text, table.uri, strict=True)
+    columns = [column.strip() for column in next(rows, (0, []))[1]]
+    missing = [column for column in required if column not in columns]
+    if missing:
+        has = ", ".join(columns) or "nothing"
+        raise InputError(f"{table.uri}: has no column {' and no column '.join(map(repr, missing))} (its first line: {has})")
+    found = []
+    for line, fields in rows:
+        if len(fields) != len(columns):
+            raise InputError(f"{table.uri}: line {line} must have {len(columns)} columns, like the first line")
+        found.append(dict(zip(columns, fields, strict=True)))
+    return found
