@@ -249,6 +249,7 @@ def test_a_damaged_listing_is_no_damage_of_files(s3_root: str, proxy: FaultProxy
 PASSING_4XX = [
     (400, "RequestTimeout"), (403, "RequestTimeTooSkewed"), (409, "OperationAborted"), (409, "SomethingElse"), (400, "BadDigest"),
     (400, "IncompleteBody"), (400, "SlowDown"), (400, "InternalError"), (403, "Throttling"),
+    (400, "KMS.ThrottlingException"), (403, "QpsLimitExceeded"),
 ]  # fmt: skip
 
 

@@ -24,6 +24,9 @@ PASSING_CODES = frozenset({
 })  # fmt: skip
 """S3 errors after which the same request may succeed, whatever their status: load, damage on the way, a clock being set."""
 
+_LOAD = re.compile("Throttl|SlowDown|RateLimit|QpsLimit|TooManyRequests|Timeout|TimedOut|Unavailable")
+"""In the codes of other stores, and of what stands behind one (KMS.ThrottlingException), with which they say the same."""
+
 EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidTokenId", "TokenRefreshRequired"})
 """Keys that were good once: a credentials file may be about to bring new ones."""
 
@@ -113,7 +116,12 @@ def error_of(method: str, key: str | None, response: BaseHTTPResponse) -> S3Erro
     """
     error = error_in(response) if method != "HEAD" else _error_of_head(key, response)
     code = error.code if error else ""
-    if code in PASSING_CODES or response.status in PASSING_STATUSES | {307} or (response.status == 409 and code not in _FINAL_CODES):
+    if (
+        code in PASSING_CODES
+        or _LOAD.search(code)
+        or response.status in PASSING_STATUSES | {307}
+        or (response.status == 409 and code not in _FINAL_CODES)
+    ):
         pause = retry_after(response.headers.get("retry-after", ""), most=30.0)
         raise Passing(f"{response.status} {code or printable(response.reason or '')}".strip(), pause)
     if error is None:
