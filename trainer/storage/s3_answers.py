@@ -115,7 +115,7 @@ def error_of(method: str, key: str | None, response: BaseHTTPResponse) -> S3Erro
         Passing, Damaged, Stranger: see there.
     """
     error = error_in(response) if method != "HEAD" else _error_of_head(key, response)
-    code = error.code if error else ""
+    code = (error.code or "") if error else ""
     if (
         code in PASSING_CODES
         or _LOAD.search(code)
