@@ -4,9 +4,11 @@ A bound lies far above what any real source holds, and far below what stops a po
 Whoever meets one says which file, which bound and what was found, in one line.
 """
 
+import csv
 import errno
 import json
 import os
+import re
 import tempfile
 import threading
 import zlib
@@ -43,12 +45,22 @@ MAX_CAPTION_BYTES = 1 << 20
 """Of a sample's .txt, .caption, .json or .cls, and of an annotation in XML; Flickr's longest descriptions have 64 kB."""
 MAX_CAPTIONS = 1000
 """Of one sample; the sets in use have up to 20."""
+MAX_SET_SHARDS = 100_000
+"""Of a split of an evaluation set; CLIP_benchmark writes up to a few hundred."""
 MAX_TEMPLATES = 1000
 """Of an evaluation set, each filled with every class name; CLIP_benchmark's have up to 80."""
 MAX_TABLE_BYTES = 1 << 30
 """Of captions.csv and data.csv, which are read whole: ten million rows."""
+MAX_HEADER_CHARS = 64 << 10
+"""Of the first line of a list, which names its columns."""
+MAX_ROW_CHARS = 4 << 20
+"""Of a row of a CSV file, however many lines and fields it has."""
+MAX_JSON_PARTS = 50_000_000
+"""Commas and brackets of a JSON file, each of which makes a value of 50 bytes or more: five million captions have so many."""
 MAX_COPY_FILE_BYTES = 1 << 30
 """Of one file of an evaluation set's copy that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
+MAX_CELLS = 1_000_000
+"""Cells and fields of a MATLAB file, each of which becomes an object; Stanford Cars has 50,000."""
 MAX_UNPACKED_BYTES = 128 << 20
 """Of a gzip file of an evaluation set; MNIST's has 8 MB."""
 MAX_RDM_NAMES = 5000
@@ -57,6 +69,8 @@ MAX_RDM_BYTES = 1 << 30
 """Of a dissimilarity matrix as .csv or .npy, which is read whole: 5,000 pictures in double precision have 200 MB as .npy."""
 MAX_ARCHIVE_READ_BYTES = 16 << 20
 """Of one read of a tar's or zip's own headers: the directory of nights.zip has 7 MB, and a bomb may declare any size."""
+MAX_TAR_READ_BYTES = 1 << 20
+"""Of one read of a tar's headers: a name has up to 4 kB, and tarfile makes an object of each value of an extended header."""
 MAX_ARCHIVE_MEMBERS = 250_000
 """Files of one zip; nights.zip has 60,000."""
 MAX_MEMBER_BYTES = 64 << 20
@@ -113,25 +127,27 @@ def parse_json(data: bytes | str, source: str, error: type[Exception] = InputErr
         most: bytes (characters) that are taken.
 
     Raises:
-        error: not JSON, nested deeper than MAX_DEPTH, a whole number of thousands of digits, or longer than `most`.
+        error: not JSON, nested deeper than MAX_DEPTH, a whole number of thousands of digits, of more than MAX_JSON_PARTS, or longer
+            than `most`.
     """
     check_size(len(data), most, source, error)
+    brackets = _count(data, "[{")
+    if brackets + _count(data, ",") > MAX_JSON_PARTS:
+        raise error(f"{source}: more than {MAX_JSON_PARTS:,} commas and brackets, as many as are read")
     try:
         value = json.loads(data)
     except RecursionError as cause:
         raise error(f"{source}: nested deeper than {MAX_DEPTH} levels") from cause
     except ValueError as cause:  # json's own, UnicodeDecodeError, and int's of too many digits
         raise error(f"{source}: not JSON: {cause}") from cause
-    if _may_be_deep(data) and depth(value) > MAX_DEPTH:
+    if brackets > MAX_DEPTH and depth(value) > MAX_DEPTH:  # to count brackets is much faster than to walk the value
         raise error(f"{source}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
-def _may_be_deep(data: bytes | str) -> bool:
-    """Whether JSON has brackets enough: to count them is much faster than to walk the value."""
-    if isinstance(data, str):
-        return data.count("[") + data.count("{") > MAX_DEPTH
-    return data.count(b"[") + data.count(b"{") > MAX_DEPTH
+def _count(data: bytes | str, letters: str) -> int:
+    """How many of the letters there are."""
+    return sum(data.count(letter) if isinstance(data, str) else data.count(letter.encode()) for letter in letters)
 
 
 def depth(value: object) -> int:
@@ -142,6 +158,41 @@ def depth(value: object) -> int:
         deepest += bool(containers)
         level = [inner for part in containers for inner in (part.values() if isinstance(part, dict) else part)]
     return deepest
+
+
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|[\r\n])|[^\r\n]+")
+
+
+def csv_rows(text: str, source: str, first: int = 1, **options: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows of CSV of others that have any field, each with the number of the line in which it ends.
+
+    Args:
+        text: all of it.
+        source: names it in errors.
+        first: number of its first line.
+        options: of csv.reader.
+
+    Raises:
+        InputError: not CSV, or a row of more than MAX_ROW_CHARS, however many lines it has.
+    """
+    taken = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        for line in _LINE.finditer(text):  # io.StringIO would take four bytes for each character
+            taken += line.end() - line.start()
+            if taken > MAX_ROW_CHARS:
+                raise InputError(f"{source}: line {first + reader.line_num}: a row of more than {MAX_ROW_CHARS:,} characters")
+            yield line[0]
+
+    reader = csv.reader(lines(), **options)
+    try:
+        for fields in reader:
+            taken = 0
+            if fields:
+                yield first + reader.line_num - 1, fields
+    except csv.Error as error:
+        raise InputError(f"{source}: line {first + reader.line_num - 1}: not CSV: {error}") from error
 
 
 def check_size(size: int, most: int | None, source: str, error: type[Exception] = InputError) -> None:

@@ -21,9 +21,9 @@ from safetensors.numpy import load
 
 from trainer.config import StartConfig, StartKind
 from trainer.errors import Corrupt, InputError
-from trainer.storage import join, read_bytes
+from trainer.storage import join
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import forget
+from trainer.storage.checked import forget, read_hashed
 from trainer.storage.committed import Committed, read_committed
 from trainer.storage.recipes import what_differs
 
@@ -148,8 +148,9 @@ def _remedy(start: StartConfig) -> str:
 
 def _read_sealed(start: StartConfig, seal: Committed) -> tuple[Weights, str]:
     file = _weights_file(start.kind, seal)
-    uri, data = join(start.uri, file), read_bytes(join(start.uri, file))
-    if hashlib.sha256(data).hexdigest() != seal.files[file]["sha256"]:
+    uri = join(start.uri, file)
+    data, found = read_hashed(uri, seal.files[file]["sha256"])
+    if found != seal.files[file]["sha256"]:
         raise Corrupt(f"{uri}: its SHA-256 does not match COMMITTED.json")
     state = _parse(uri, data)
     digest = weights_sha256(state)
@@ -161,8 +162,7 @@ def _read_sealed(start: StartConfig, seal: Committed) -> tuple[Weights, str]:
 
 def _read_bare(start: StartConfig) -> tuple[Weights, str]:
     """A `.safetensors` file without a seal: the hash in the configuration is its bytes' SHA-256."""
-    data = read_bytes(start.uri)
-    found = hashlib.sha256(data).hexdigest()
+    data, found = read_hashed(start.uri, start.recipe_hash)
     if found != start.recipe_hash:
         planned = start.recipe_hash[:12]
         raise InputError(f"{start.uri}: SHA-256 is {found[:12]}, but {planned} was planned: the file was changed or cut short")

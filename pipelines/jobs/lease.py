@@ -15,6 +15,7 @@ from typing import Any
 from trainer.errors import InputError, RunError
 from trainer.storage import MissingObject, ObjectInfo, join, open_store, write_bytes
 from trainer.storage.documents import CHECKSUM, checksum, encode_document
+from trainer.storage.writers import beside
 
 NAME = "run.lock"
 FORMAT_VERSION = 2
@@ -175,8 +176,7 @@ class Lease:
 
     def _age(self, info: ObjectInfo) -> float:
         """Seconds since the object was written, by the store's clock."""
-        folder, _, name = self._uri.rpartition("/")
-        probe = f"{folder}/.{name}.now-{self.id[:16]}.partial"  # never listed; swept if it is left behind
+        probe = beside(self._uri, "clock")  # never listed; swept if it is left behind
         try:
             write_bytes(probe, self.id.encode())
             written = self._store.head(probe)

@@ -99,7 +99,7 @@ class Walk:
         """Compare files of a folder with what was sealed."""
         for name, sealed in files.items():
             uri = join(folder, name)
-            digest = self.look(uri, lambda uri=uri: file_sha256(uri))  # type: ignore[misc]
+            digest = self.look(uri, lambda uri=uri, sealed=sealed: file_sha256(uri, sealed["sha256"]))  # type: ignore[misc]
             if digest is not None and digest != sealed["sha256"]:
                 self.say(uri, "its checksum does not match the sealed one")
             self.size += int(sealed["size"])

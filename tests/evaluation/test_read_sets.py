@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from tests.evaluation import build
+from trainer.config import DataConfig
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.evaluation.read_sets import _triplet, describe_set, read_set, read_triplets
 from trainer.storage import read_bytes, write_bytes
+from trainer.storage.outlines import keys_of, outline
 
 
 @pytest.fixture
@@ -138,13 +140,24 @@ def test_a_changed_byte_is_found(root):
         list(read_set(describe_set(uri)))
 
 
-@pytest.mark.parametrize("nshards", ["0", "two"])
+@pytest.mark.parametrize("nshards", ["0", "two", "9007199254740991", "9" * 5000])
 def test_a_set_without_images_is_refused(root, nshards):
-    """No shards, or no number of them."""
+    """No shards, no number of them, or one that no set has: a list of so many would take all memory."""
     uri = foreign(root, [], nshards=nshards)
+    for look in (describe_set, lambda uri: keys_of(outline(DataConfig(uri=uri))))[: 1 + (nshards != "0")]:
+        with pytest.raises(InputError, match=r"nshards\.txt"):
+            look(uri)
 
-    with pytest.raises(InputError, match=r"nshards\.txt"):
-        describe_set(uri)
+
+@pytest.mark.parametrize("tar", [b"", b"no tar" * 200, gzip.compress(bytes(10240))])
+def test_a_set_whose_tar_is_none_is_refused_before_anything_is_trained(root, tar):
+    """An experiment that compares it with dissimilarities asks for its keys when it is planned."""
+    uri = foreign(root, [("a.png", b"x"), ("b/c.d.png", b"x")])
+    assert keys_of(outline(DataConfig(uri=uri))) == ["a", "b/c"]
+    Path(uri, "test", "0.tar").write_bytes(tar)
+
+    with pytest.raises(InputError, match=r"test/0\.tar: "):
+        keys_of(outline(DataConfig(uri=uri)))
 
 
 def test_a_template_without_its_place_is_named(root):

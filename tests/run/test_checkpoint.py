@@ -197,7 +197,7 @@ def test_a_store_that_fails_is_no_bad_checkpoint(tmp_path: Path, monkeypatch: py
     def fails(uri: str) -> bytes:
         raise RunError(f"{uri}: 503")
 
-    monkeypatch.setattr(checkpoint, "read_bytes", fails)
+    monkeypatch.setattr("trainer.storage.checked.read_bytes", fails)
     with pytest.raises(RunError, match="503") as raised:
         found(str(tmp_path))
     assert not isinstance(raised.value, Corrupt)

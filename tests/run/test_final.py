@@ -42,7 +42,7 @@ def finished(root: str, tmp_path: Path) -> str:
 
 def test_a_second_look_at_a_final_model_reads_no_file(finished: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its writer has checked it and left a record."""
-    monkeypatch.setattr(checked, "file_sha256", lambda uri: pytest.fail(f"{uri} was read"))
+    monkeypatch.setattr(checked, "file_sha256", lambda uri, *_: pytest.fail(f"{uri} was read"))
     assert read_final(finished)[1] == {}
 
 

@@ -140,7 +140,7 @@ def test_only_what_is_damaged_is_made_again(
     from trainer.storage import checked
 
     original = checked.file_sha256
-    monkeypatch.setattr(checked, "file_sha256", lambda uri: read.append(uri.rsplit("/", 1)[-1]) or original(uri))
+    monkeypatch.setattr(checked, "file_sha256", lambda uri, *rest: read.append(uri.rsplit("/", 1)[-1]) or original(uri, *rest))
     (Path(sealed[0]) / "manifest.json").unlink()
     run()
     assert made == []

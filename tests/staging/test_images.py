@@ -241,3 +241,12 @@ def test_looks_are_made_where_they_are_wanted_alone() -> None:
         plain, looked = normalise(data, policy), normalise(data, policy, looks=True)
         assert (plain.look, plain.data) == (None, looked.data)
         assert looked.look is not None
+
+
+def test_a_progressive_jpeg_is_counted_with_its_coefficients() -> None:
+    """All of them are in memory until the last scan, which measures 9 bytes a pixel, not 4."""
+    for progressive, needed in ((False, 4), (True, 10)):
+        with images.decoding(picture(1, (64, 48), "JPEG", progressive=progressive)) as image:
+            assert images._InFlight.budget._used.value == needed * image.width * image.height
+    with images.decoding(picture(1, (64, 48), "JPEG", mode="L", progressive=True)) as image:
+        assert images._InFlight.budget._used.value == 10 * image.width * image.height

@@ -137,6 +137,30 @@ def test_a_damaged_record_is_replaced_once(tmp_path: Path) -> None:
     assert sealed_by(root) == "two"
 
 
+def test_what_another_published_meanwhile_is_not_noted_as_ones_own(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was chosen before its record was damaged publishes late, over the next one's files: none is taken for whole unread."""
+    write_plan(root, PLAN)
+    end(begin(root, "one", 2))
+    names = ("shard-00000-00000.tar", "shard-00000-00000.index", "rejects/slice-00000.jsonl")
+    late = {name: read_bytes(join(root, name)) for name in names}
+    write_bytes(join(root, record_name(0)), read_bytes(join(root, record_name(0))).replace(b"train", b"trbin"))
+    drop = Attempt.drop
+
+    def publish_late(attempt: Attempt) -> None:
+        drop(attempt)
+        for name, data in late.items():
+            write_bytes(join(root, name), data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attempt, "drop", publish_late)
+        end(begin(root, "two", 2))
+    with pytest.raises(RunError, match=r"1 of 1 slices are not done: 0; .*its checksum does not match"):
+        gather(root, PLAN)
+    assert list(slices_to_make(root, PLAN)) == [0]
+    end(begin(root, "six", 2))
+    assert sealed_by(root) == "six"
+
+
 def test_a_slice_made_while_another_sealed_does_not_touch_it(tmp_path: Path) -> None:
     """It was begun when the slice was damaged; by its end the data set is whole and sealed with other bytes."""
     root = str(tmp_path)

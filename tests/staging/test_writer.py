@@ -196,3 +196,20 @@ def test_tar_members_carry_no_trace_of_the_machine(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "shard-00000-00000.tar").read_bytes())) as tar:
         assert {(member.mtime, member.uid, member.uname, member.mode) for member in tar} == {(0, 0, "firstsight", 0o444)}
     assert json.loads((tmp_path / "slices" / "slice-00000.json").read_text(encoding="utf-8"))["plan_id"] == PLAN.plan_id
+
+
+def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the disk fills up with the first sample or with the last: shard, folder and remedy in one line."""
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "w+b"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def write(count: int, size: int) -> None:
+        with SliceWriter(str(tmp_path / "set"), PLAN, 0) as writer:
+            for row in range(count):
+                members = {"image": ("jpg", bytes(size)), "txt": ("txt", b"x"), "json": ("json", b"{}")}
+                writer.add(f"0-{row}", members, [[49406, 49407]])
+
+    for count, size in ((1, 1), (1, 1 << 20), (3, 1 << 20)):
+        with pytest.raises(RunError, match=rf"shard-00000-00000\.tar: cannot be written: No space left in {tmp_path}: .* set TMPDIR"):
+            write(count, size)
+    assert not list((tmp_path / "set").rglob("*.*"))

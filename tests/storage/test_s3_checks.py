@@ -3,8 +3,7 @@
 import io
 import random
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
+from collections.abc import Callable
 from typing import Any
 
 import minio.api
@@ -12,9 +11,9 @@ import pytest
 from minio import Minio
 
 from tests.fault_proxy import FaultProxy, Status
-from tests.servers import serving
-from trainer.errors import Corrupt, InputError, RunError
+from trainer.errors import Corrupt, RunError
 from trainer.storage import join, read_bytes, write_bytes
+from trainer.storage.checked import describe, find_damaged, find_missized, forget, read_hashed
 from trainer.storage.s3 import PART_BYTES, S3Store
 from trainer.storage.s3_settings import settings_from_environment
 
@@ -126,6 +125,58 @@ def test_streams_are_not_hashed(s3_root: str, proxy: FaultProxy) -> None:
     assert b"".join(new_store(uri).stream(uri)) == flip(DATA)
 
 
+def test_bytes_of_a_source_are_compared(s3_root: str, proxy: FaultProxy) -> None:
+    """Nobody knows the checksums of a source: a whole one is compared with its ETag, and a range is read until two readings agree."""
+    uri, harmed = join(s3_root, "x"), [0]
+    write_bytes(uri, DATA)
+
+    def harm(method: str, path: str, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+        if method != "GET" or not body or not harmed[0]:
+            return headers, body
+        harmed[0] -= 1
+        return headers, body[: harmed[0]] + bytes([body[harmed[0]] ^ 1]) + body[harmed[0] + 1 :]  # another byte each time
+
+    proxy.rewrite = harm
+    store = new_store(uri)
+    for readings in range(4):
+        harmed[0] = readings
+        assert store.get_unsealed(uri, 5, 100) == DATA[5:105]
+        assert harmed == [0]
+    harmed[0] = 100
+    with pytest.raises(Corrupt, match=f"^{uri}: 5 readings of one range all differ"):
+        store.get_unsealed(uri, 5, 100)
+    harmed[0] = 1
+    with pytest.raises(Corrupt, match=f"^{uri}: its bytes came with MD5 .* run the same command again"):
+        list(store.stream_unsealed(uri))
+    assert b"".join(store.stream_unsealed(uri)) == DATA
+
+
+def test_a_flip_on_the_way_is_no_damage_at_rest(s3_root: str, proxy: FaultProxy) -> None:
+    """An object of several parts has an ETag that is no MD5. What differs from its seal is read again before a stage is trained again."""
+    uri, data = join(s3_root, "d", "x"), random.Random(4).randbytes(PART_BYTES + 5)
+    write_bytes(uri, data)
+    sealed, harmed = describe(data), [0]
+
+    def harm(method: str, path: str, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+        if method == "GET" and path.endswith("/x") and harmed[0]:
+            harmed[0] -= 1
+            return headers, flip(body)
+        return headers, body
+
+    proxy.rewrite = harm
+    for look in (
+        lambda: find_damaged(join(s3_root, "d"), {"x": sealed}) == {},
+        lambda: read_hashed(uri, sealed["sha256"]) == (data, sealed["sha256"]),
+    ):
+        forget(join(s3_root, "d"))
+        harmed[0] = 1
+        assert look()
+        assert harmed == [0]
+    forget(join(s3_root, "d"))
+    harmed[0] = 2
+    assert list(find_damaged(join(s3_root, "d"), {"x": sealed})) == ["x"]
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -157,74 +208,45 @@ def test_listings_that_contradict_themselves(s3_root: str, proxy: FaultProxy, be
     assert left == []
 
 
-class Portal(BaseHTTPRequestHandler):
-    """Says 200 and the same page to everything."""
+def test_a_listing_without_end_is_not_followed(s3_root: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that gives the same page to every request would lead on and on."""
+    write_bytes(join(s3_root, "d", "x"), b"x")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
+    pages: list[bytes] = []
 
-    protocol_version = "HTTP/1.1"
-    headers_of_page: tuple[tuple[str, str], ...] = (("content-type", "text/html"),)
-    page = b"<html><title>Hotel\r\n Wi-Fi</title>Please log in</html>"
+    def repeat(method: str, path: str, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+        pages.append(body)
+        assert len(pages) < 100
+        more = b"<NextContinuationToken>again</NextContinuationToken><IsTruncated>true"
+        return headers, body.replace(b"<IsTruncated>false", more)
 
-    def do_GET(self) -> None:
-        """Any request."""
-        self.rfile.read(int(self.headers.get("content-length", "0")))
-        self.send_response(200)
-        for name, value in self.headers_of_page:
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(self.page)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(self.page)
-
-    do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
+    proxy.rewrite = repeat
+    with pytest.raises(RunError, match=r"ListBucketResult with itself for its next page.*given up after"):
+        list(new_store(s3_root).list(join(s3_root, "d")))
 
 
-@pytest.fixture(params=["page", "static file", "plain", "empty"])
-def portal(request: pytest.FixtureRequest, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The endpoint of something that answers 200 and is no store."""
-    kinds: dict[str, dict[str, object]] = {
-        "page": {},
-        "static file": {
-            "headers_of_page": (("content-type", "text/html"), ("etag", '"65f-2aa"'), ("last-modified", "Mon, 02 Nov 2026 00:00:00 GMT"))
-        },
-        "plain": {"headers_of_page": (("content-type", "text/plain"),), "page": b"ok"},
-        "empty": {"headers_of_page": (), "page": b""},
-    }
-    with serving(type("Page", (Portal,), kinds[request.param])) as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
-        monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "5")
-        yield f"http://{address}"
+@pytest.mark.parametrize(("before", "after"), [(b"<Size>7", b"<Size>6"), (b"/d/x<", b"/d/y<")])
+def test_a_damaged_listing_is_no_damage_of_files(s3_root: str, proxy: FaultProxy, before: bytes, after: bytes) -> None:
+    """A flipped digit or letter of a listing would have a finished stage trained again: the object is asked for by itself."""
+    uri, sealed = join(s3_root, "d", "x"), {"x": describe(DATA)}
+    write_bytes(uri, DATA)
 
+    def harm(method: str, path: str, headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+        return headers, body.replace(before, after) if "list-type" in path else body
 
-def test_what_is_no_store_is_not_believed(portal: str, s3_root: str) -> None:
-    """A login page, a web server or a health check in the store's place: each kind of request says so, with what it heard."""
-    uri = join(s3_root, "x")
-    works: list[Callable[[S3Store], object]] = [
-        lambda store: store.get(uri),
-        lambda store: store.get_range(uri, 0, 10),
-        lambda store: store.put_stream(uri, io.BytesIO(b"x")),
-        lambda store: store.put_stream(uri, io.BytesIO(bytes(PART_BYTES + 5))),
-        lambda store: store.delete(uri),
-        lambda store: store.head(uri),
-        lambda store: list(store.list(s3_root)),
-        lambda store: store.holds(s3_root),
-        lambda store: store.create(uri, b"x"),
-        lambda store: store.sweep(s3_root),
-    ]
-    for work in works:
-        with pytest.raises(InputError) as raised:
-            work(new_store(uri))
-        message = str(raised.value)
-        assert portal in message
-        assert message.isprintable()
-        assert "200" in message
+    proxy.rewrite = harm
+    assert find_missized(join(s3_root, "d"), sealed) == {}
+    assert find_damaged(join(s3_root, "d"), sealed) == {}
+    S3Store.from_environment(uri).delete(uri)
+    assert find_damaged(join(s3_root, "d"), sealed) == {"x": "missing"}
+    write_bytes(uri, DATA[:-1])
+    assert find_missized(join(s3_root, "d"), sealed) == {"x": f"{len(DATA) - 1} bytes, sealed were {len(DATA)}"}
 
 
 PASSING_4XX = [
     (400, "RequestTimeout"), (403, "RequestTimeTooSkewed"), (409, "OperationAborted"), (409, "SomethingElse"), (400, "BadDigest"),
     (400, "IncompleteBody"), (400, "SlowDown"), (400, "InternalError"), (403, "Throttling"),
+    (400, "KMS.ThrottlingException"), (403, "QpsLimitExceeded"),
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import pytest
+from minio import Minio
 
 from tests.servers import S3Server
 from trainer.errors import RunError
@@ -87,3 +88,18 @@ def test_lost_answer_to_a_conditional_write(s3_root: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(Client, "put", lambda self, bucket, key, *rest: (twice if key.endswith("/x") else put)(self, bucket, key, *rest))
     assert store.create(uri, b"1")
     assert not store.create(uri, b"1")
+
+
+def test_a_harmed_write_by_claims_is_found(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one by the server's own conditions is: what the store holds then is compared with what was sent."""
+    put = Minio._put_object
+
+    def harm(self: Minio, bucket: str, key: str, data: bytes, headers: Any = None, query: Any = None) -> Any:
+        if not key.endswith("/x"):
+            return put(self, bucket, key, data, headers, query)
+        return put(self, bucket, key, data[:-1] + b"?", {name: value for name, value in headers.items() if name != "Content-MD5"}, query)
+
+    monkeypatch.setattr(Minio, "_put_object", harm)
+    monkeypatch.setattr(conditions, "SETTLE_SECONDS", 0.2)
+    with pytest.raises(RunError, match=r"x: .* holds other bytes than were sent"):
+        new_store(unconditional).create(join(unconditional, "x"), b"data")

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import urllib3
 from minio import Minio
+from minio.error import S3Error
 
+from pipelines.jobs.lease import Lease, Taken
 from tests.servers import S3Server
-from trainer.storage import join, open_store, read_bytes, s3_uploads, writers
+from trainer.storage import join, open_store, read_bytes, s3_uploads, write_bytes, writers
 from trainer.storage.s3 import PART_BYTES, S3Store
 from trainer.storage.s3_client import Client
 from trainer.storage.s3_settings import settings_from_environment
@@ -177,3 +180,39 @@ def test_old_claims_are_swept(folder: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Client, "now", lambda self: now(self) + s3_uploads._CLAIM_STALE_SECONDS + 30)
     store.sweep(folder)
     assert left(folder)[0] == [f"{key}/.x.partial", f"{key}/x.partial"]
+
+
+def test_leftovers_that_may_not_be_removed_stop_nobody(
+    folder: str, writer: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Keys without the right to end uploads (s3:AbortMultipartUpload): a line says so, the record stays, and the next one may."""
+    writer.kill()
+    writer.wait()
+    response = urllib3.HTTPResponse(status=403)
+    refused = S3Error(response, "AccessDenied", "", None, None, None)
+
+    def refuse(*arguments: object) -> None:
+        raise refused
+
+    with monkeypatch.context() as weak:
+        weak.setattr(Client, "abort_upload", refuse)
+        open_store(folder).sweep(folder)
+    assert "cannot be removed: AccessDenied" in caplog.text
+    assert tuple(map(len, left(folder))) == (1, 1)
+    open_store(folder).sweep(folder)
+    assert left(folder) == ([], [])
+
+
+def test_the_probe_of_a_killed_locker_is_swept(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the lock writes to ask for the store's clock, where it could not remove it."""
+    write_bytes(join(folder, "run.lock"), b"{}")
+    with monkeypatch.context() as killed:
+        killed.setattr(S3Store, "delete", lambda self, uri: None)
+        killed.setattr(writers, "mark", lambda: "00000000-00000000-1-1")
+        with pytest.raises(Taken):
+            Lease(folder, {}, ended=lambda holder: False, say=print).take()
+    assert len(left(folder)[0]) == 2
+    store, now = S3Store(settings_from_environment(folder)), Client.now
+    monkeypatch.setattr(Client, "now", lambda self: now(self) + 700)
+    store.sweep(folder)
+    assert [name.rpartition("/")[2] for name in left(folder)[0]] == ["run.lock"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.errors import RunError
 from trainer.storage import scratch, writers
 from trainer.storage.scratch import temporary_folder
 
@@ -24,6 +25,14 @@ def test_it_is_gone_with_the_block(base: Path) -> None:
     with temporary_folder("demo") as folder:
         (folder / "x").write_text("x")
         assert folder.parent == base
+    assert list(base.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_named(base: Path) -> None:
+    """Python's own error of a write has no file's name."""
+    with pytest.raises(RunError, match=rf"temporary files \(demo\): cannot be written: No space left in {base}: .* set TMPDIR"):
+        with temporary_folder("demo"):
+            Path("/dev/full").write_bytes(b"x")
     assert list(base.iterdir()) == []
 
 

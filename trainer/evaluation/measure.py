@@ -26,8 +26,9 @@ from trainer.evaluation.results import Outcome, write_result
 from trainer.model import gpus, towers
 from trainer.model.clip import CLIP
 from trainer.progress import check_stop, progress
-from trainer.storage import layout, read_bytes
+from trainer.storage import layout
 from trainer.storage.base import MissingObject
+from trainer.storage.checked import read_hashed
 
 Failure = InputError | RunError
 
@@ -109,8 +110,8 @@ def load_model(config: EvaluateConfig, at: ModelAt) -> CLIP:
     """The model, with every key, shape and hash verified; for a perceptual stage, only the vision tower."""
     model = towers.build_model(config.model, config.seed)
     if at.checkpoint:
-        data = read_bytes(at.checkpoint)
-        if hashlib.sha256(data).hexdigest() != at.checkpoint_sha256:
+        data, found = read_hashed(at.checkpoint, at.checkpoint_sha256)
+        if found != at.checkpoint_sha256:
             raise Corrupt(f"{at.checkpoint}: checksum does not match COMMITTED.json: the file was changed or truncated")
         try:
             tensors, source = load(data), at.checkpoint

@@ -6,7 +6,6 @@ dataset_type.txt) is read by `webdataset`; its identity is the hash of its bytes
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -19,16 +18,17 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.bounds import MAX_SET_SHARDS
 from trainer.config import DataConfig, canonical_hash
 from trainer.errors import Corrupt, InputError
 from trainer.staging.foreign import lines_of, text_of, whole
-from trainer.staging.tarfiles import by_sample, read_members
 from trainer.storage import join, open_store, read_bytes
 from trainer.storage.arrays import decode_array
 from trainer.storage.base import MissingObject
-from trainer.storage.checked import file_sha256, forget
+from trainer.storage.checked import file_sha256, forget, read_hashed
 from trainer.storage.manifest import Manifest, Shard, read_manifest, require_manifest
 from trainer.storage.samples import read_index
+from trainer.storage.tarfiles import by_sample, read_members
 
 CLASSIFICATION = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
@@ -146,7 +146,7 @@ def _describe_foreign(uri: str, identity: str) -> EvaluationSet:
     text = _text(place)
     if text is None:
         raise InputError(f"{uri}: no evaluation set here: neither manifest.json nor {SPLIT}/nshards.txt")
-    num_shards = whole(text, place)
+    num_shards = whole(text, place, 0, MAX_SET_SHARDS)
     if num_shards < 1:
         raise InputError(f"{uri}: {SPLIT}/nshards.txt says {num_shards} shards: no test images")
     _check_shards(uri, num_shards)
@@ -179,7 +179,7 @@ def training_part(described: EvaluationSet, pairs: DataConfig) -> EvaluationSet 
         text = _text(join(described.uri, TRAIN, "nshards.txt"))
         if text is None:
             return None
-        num_shards = whole(text, join(described.uri, TRAIN, "nshards.txt"))
+        num_shards = whole(text, join(described.uri, TRAIN, "nshards.txt"), 0, MAX_SET_SHARDS)
         _check_shards(described.uri, num_shards, TRAIN)
         digests = tuple(file_sha256(join(described.uri, TRAIN, f"{k}.tar")) for k in range(num_shards))
         return dataclasses.replace(described, digests=digests, split=TRAIN)
@@ -317,8 +317,8 @@ def _foreign_samples(uri: str, data: bytes) -> Iterator[tuple[str, dict[str, byt
 
 def _read_sealed(uri: str, digest: str) -> bytes:
     """The object's bytes, which must be those whose SHA-256 is recorded."""
-    data = read_bytes(uri)
-    if hashlib.sha256(data).hexdigest() != digest:
+    data, found = read_hashed(uri, digest)
+    if found != digest:
         raise Corrupt(f"{uri}: its bytes differ from those recorded: truncated or changed")
     return data
 

@@ -5,7 +5,6 @@ and writes COMMITTED.json last, so a reader sees a complete checkpoint or none. 
 counts as none: it is skipped, and pruned like one that was never sealed.
 """
 
-import hashlib
 import json
 import logging
 import mmap
@@ -27,7 +26,7 @@ from trainer.config import canonical_hash, differing_keys
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.model.towers import find_nonfinite
 from trainer.run.hostcopy import FileImage, put_file
-from trainer.storage import checked, join, layout, open_store, read_bytes, write_bytes
+from trainer.storage import checked, join, layout, open_store, write_bytes
 from trainer.storage.base import MissingObject
 from trainer.storage.committed import NAME, Committed, find_damage, read_committed, write_committed
 from trainer.storage.fence import Fence
@@ -353,10 +352,10 @@ def _tensors(uri: str, data: bytes) -> dict[str, Tensor]:
 
 
 def _verified(uri: str, facts: Mapping[str, Any]) -> bytes:
-    data = read_bytes(uri)
+    data, digest = checked.read_hashed(uri, facts["sha256"])
     if len(data) != facts["size"]:
         raise Corrupt(f"{uri}: {len(data)} bytes, but COMMITTED.json says {facts['size']}")
-    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+    if digest != facts["sha256"]:
         raise Corrupt(f"{uri}: checksum does not match COMMITTED.json: the file was changed")
     return data
 

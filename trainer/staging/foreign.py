@@ -33,7 +33,10 @@ def shown(value: object, most: int = 80) -> str:
     """A value in an error: what is long is cut, and no number is too long to be written."""
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
         return f"a whole number of {value.bit_length()} bits"
-    text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
+    try:
+        text = repr(value[: most + 1] if isinstance(value, str | bytes | list) else value)
+    except (ValueError, RecursionError):  # of a number of thousands of digits, or of lists too deep inside each other
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= most else f"{text[:most]}…"
 
 

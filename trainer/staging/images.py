@@ -168,7 +168,8 @@ def _bytes_needed(image: Image.Image) -> int:
     """Memory that it takes to decode the picture and make it upright RGB, about."""
     may_turn = image.format == "TIFF" or ("exif" in image.info and read_orientation(image)[0] != 1)
     converted = 0 if image.mode == "RGB" and not may_turn else 4
-    return image.width * image.height * (_DECODED_BYTES.get(image.format or "", 4) + converted)
+    coefficients = 2 * len(image.getbands()) if image.info.get("progressive") else 0  # kept until the last scan has been read
+    return image.width * image.height * (_DECODED_BYTES.get(image.format or "", 4) + converted + coefficients)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.bounds import MAX_TABLE_ROWS
+from trainer.bounds import MAX_COPY_FILE_BYTES, MAX_TABLE_ROWS, check_size
 from trainer.errors import InputError, RunError
 from trainer.staging.foreign import shown
 
@@ -19,6 +20,18 @@ BROKEN = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 """What pyarrow raises on bytes that are no parquet file, by kind of damage."""
 
 
+def folded(file: Any) -> pq.ParquetFile:
+    """A parquet file to read batches of: a text or picture that stands in many rows takes memory once, until `read_batches` has counted.
+
+    Args:
+        file: that can seek, or its path; `schema_arrow` has dictionaries in place of texts.
+    """
+    metadata = pq.read_metadata(file)
+    columns = [metadata.schema.column(number) for number in range(len(metadata.schema))]
+    names = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    return pq.ParquetFile(file, metadata=metadata, read_dictionary=names)
+
+
 def read_parquet(data: bytes, source: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of a small parquet file; none where it lacks one of the columns.
 
@@ -26,23 +39,40 @@ def read_parquet(data: bytes, source: str, columns: Sequence[str]) -> Iterator[d
         InputError: not a whole parquet file, or one of more than MAX_TABLE_ROWS rows.
     """
     try:
-        with pq.ParquetFile(io.BytesIO(data)) as parquet:
+        with folded(io.BytesIO(data)) as parquet:
             if set(columns) <= set(parquet.schema_arrow.names):
                 if not 0 <= parquet.metadata.num_rows <= MAX_TABLE_ROWS:
                     raise InputError(f"{source}: {shown(parquet.metadata.num_rows)} rows, at most {MAX_TABLE_ROWS:,} are read")
-                yield from read_batches(parquet, source, columns)
+                yield from read_batches(parquet, source, columns, MAX_COPY_FILE_BYTES)
     except (InputError, RunError):
         raise
     except BROKEN as error:
         raise InputError(f"{source}: not a whole parquet file: {first_line(error)}") from error
 
 
-def read_batches(parquet: pq.ParquetFile, source: str | Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of an open file, a batch of them in memory. InputError if a batch takes more than is read at once."""
+def read_batches(parquet: pq.ParquetFile, source: str | Path, columns: Sequence[str], most: int | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of an open file, a batch of them in memory. InputError if a batch, or all of them, take more than is read."""
+    total = 0
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(columns)):
-        if batch.nbytes > _MAX_BATCH_BYTES:
-            raise InputError(f"{source}: {batch.num_rows} rows take {batch.nbytes:,} bytes, at most {_MAX_BATCH_BYTES:,} are read at once")
+        size = sum(map(_unfolded_bytes, batch.columns))
+        if size > _MAX_BATCH_BYTES:
+            raise InputError(f"{source}: {batch.num_rows} rows take {size:,} bytes, at most {_MAX_BATCH_BYTES:,} are read at once")
+        total += size
+        check_size(total, most, str(source))
         yield from batch.to_pylist()
+
+
+def _unfolded_bytes(column: pa.Array) -> int:
+    """Bytes of a column once each row has its own copy of its value."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _unfolded_bytes(column.flatten())
+    if pa.types.is_struct(column.type):
+        return sum(map(_unfolded_bytes, column.flatten()))
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    values, counts = column.indices.drop_null().value_counts().flatten()
+    lengths = pc.cast(pc.binary_length(column.dictionary.take(values)), pa.int64())
+    return int(pc.sum(pc.multiply(lengths, counts)).as_py() or 0)
 
 
 def first_line(error: BaseException) -> str:

@@ -218,7 +218,7 @@ def _publish_found(folder: str, files: Files) -> None:
         name = info.uri.removeprefix(prefix).partition("/")[2]
         if name in files and info.size == files[name]["size"]:
             with suppress(MissingObject):  # published and removed by its maker meanwhile
-                if file_sha256(info.uri) == files[name]["sha256"]:
+                if file_sha256(info.uri, files[name]["sha256"]) == files[name]["sha256"]:
                     store.copy(info.uri, join(folder, name))
                     files = {other: sealed for other, sealed in files.items() if other != name}
 
@@ -268,14 +268,15 @@ class Attempt:
             RunError: the data set is sealed with other bytes, or those of the chosen attempt are gone.
         """
         manifest = find_sealed(self._target)
-        fits = manifest is None or _are_sealed(record.shards, self._number, manifest)
+        fits, files = manifest is None or _are_sealed(record.shards, self._number, manifest), record.files(self._number)
         self.may_count = fits
         published = self._publish(record) if fits and self._choose(record) else {}
         self.may_count = False
         self.drop()
         if published:
             now = {name: self._store.head(join(self._target, name)) for name in published}
-            remember(self._target, {name: (info.stamp, published[name]) for name, info in now.items() if info})
+            ours = {name: info.stamp for name, info in now.items() if info and _content_of(info.stamp) == published[name]}
+            remember(self._target, {name: (stamp, str(files[name]["sha256"])) for name, stamp in ours.items()})
             return
         _, unfit = find_whole(self._target, record.plan_id, {self._number: record.split})
         if unfit and fits:
@@ -304,14 +305,24 @@ class Attempt:
             return None
 
     def _publish(self, record: SliceRecord) -> dict[str, str]:
-        """Copy all files to their published names; return the checksum of each, or nothing if whoever sealed has swept the attempt."""
-        files = record.files(self._number)
+        """Copy all files to their published names; return what the content of each is known by, or nothing if a sealer has swept them.
+
+        Another attempt, chosen before, may still be publishing under the same names: what lies there in the end may be its files.
+        """
+        published = {}
         try:
-            for name in files:
+            for name in record.files(self._number):
+                source = self._store.head(join(self.folder, name))
                 self._store.copy(join(self.folder, name), join(self._target, name))
+                published[name] = _content_of(source.stamp) if source else ""
         except MissingObject:
             return {}
-        return {name: str(sealed["sha256"]) for name, sealed in files.items()}
+        return published
+
+
+def _content_of(stamp: str) -> str:
+    """What of a stamp a copy has too: the inode of a link, the ETag of an object."""
+    return stamp.partition("-")[0]
 
 
 def sweep(folder: str, manifest: Manifest) -> None:

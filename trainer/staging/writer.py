@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, cast
 import google_crc32c
 import numpy as np
 
+from trainer.bounds import naming_full_disk
 from trainer.errors import InputError, RunError
 from trainer.staging.plans import Plan
 from trainer.staging.rows import Reject
@@ -86,9 +87,10 @@ class SliceWriter:
         """
         if note:
             self._notes[note] += 1
-        if self._open is None:
-            self._open = _OpenShard(self._shard_name(len(self._shards)), COLUMNS[self._plan.columns])
-        self._open.add(key, members, captions)
+        with naming_full_disk(self._shard_name(len(self._shards))):
+            if self._open is None:
+                self._open = _OpenShard(self._shard_name(len(self._shards)), COLUMNS[self._plan.columns])
+            self._open.add(key, members, captions)
         if len(self._open.keys) == self._plan.shard_samples:
             self._close_shard()
 
@@ -139,7 +141,8 @@ class SliceWriter:
     def _close_shard(self) -> None:
         if self._open is not None:
             try:
-                self._shards.append(self._open.upload(self._attempt.folder, self._split))
+                with naming_full_disk(self._open.name):
+                    self._shards.append(self._open.upload(self._attempt.folder, self._split))
             finally:
                 self._open.discard()
                 self._open = None
@@ -169,8 +172,10 @@ class _OpenShard:
         self._captions.append(captions)
 
     def discard(self) -> None:
-        self._tar.close()  # before its stream: tarfile would write its end into a closed one, and complain
-        self.stream.close()
+        with suppress(OSError):  # where the disk is full, so it is for the tar's end
+            self._tar.close()  # before its stream: tarfile would write its end into a closed one, and complain
+        with suppress(OSError):
+            self.stream.close()
 
     def upload(self, folder: str, split: str) -> Shard:
         self._tar.close()

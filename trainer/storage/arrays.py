@@ -26,7 +26,7 @@ MAX_PACKED_BYTES = 64 << 20
 MAX_BYTES = 128 << 20
 """Of the arrays that are taken from an archive at once."""
 _MAX_MEMBERS = 256
-_SHAPE = rb"\((|[0-9]{1,15},|[0-9]{1,15}(?:, [0-9]{1,15})+)\)"
+_SHAPE = rb"\((|[0-9]{1,15},|[0-9]{1,15}(?:, [0-9]{1,15}){1,63})\)"  # NumPy's arrays have up to 64 sides
 _HEADER = re.compile(rb"\{'descr': '([<>|=][biufSU][0-9]{1,9})', 'fortran_order': (False|True), 'shape': " + _SHAPE + rb", \} *\n")
 _DIRECTORY_END = struct.Struct("<4s4H2LH")
 _DIRECTORY_ENTRY_BYTES = 46

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from trainer.errors import Corrupt, InputError, RunError
-from trainer.storage.base import join, open_store
+from trainer.storage.base import join, open_store, read_bytes
 from trainer.storage.documents import read_document, write_document
 from trainer.storage.protocol import MissingObject, ObjectInfo
 
@@ -33,7 +33,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
         RunError: the store failed.
     """
     known, found = _read_record(folder), _listed(folder)
-    damaged = _by_size(found, files)
+    damaged = _by_size(folder, found, files)
     record: dict[str, dict[str, str]] = {name: entry for name, entry in known.items() if name in found and name not in files}
     for name, sealed in files.items():
         if name in damaged:
@@ -42,7 +42,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
         entry = {"stamp": info.stamp, "sha256": str(sealed["sha256"])}
         if not info.stamp or known.get(name) != entry:
             try:
-                digest = file_sha256(info.uri)
+                digest = file_sha256(info.uri, entry["sha256"])
             except MissingObject:
                 digest = ""
             if digest != sealed["sha256"]:
@@ -56,7 +56,7 @@ def find_damaged(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 def find_missized(folder: str, files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """As `find_damaged`, of files that nobody has hashed yet: those that are missing or have another size. Nothing is read."""
-    return _by_size(_listed(folder), files)
+    return _by_size(folder, _listed(folder), files)
 
 
 def describe(data: bytes | memoryview) -> dict[str, Any]:
@@ -97,24 +97,42 @@ def forget(folder: str, *names: str) -> None:
     _write_record(folder, {name: entry for name, entry in known.items() if name not in names})
 
 
-def file_sha256(uri: str) -> str:
-    """SHA-256 (hex) of the object's bytes, read in pieces."""
+def file_sha256(uri: str, sealed: str = "") -> str:
+    """SHA-256 (hex) of the object's bytes, read in pieces; once more where it is not `sealed`, since a bit may flip on the way."""
     digest = hashlib.sha256()
     for piece in open_store(uri).stream(uri):
         digest.update(piece)
-    return digest.hexdigest()
+    found = digest.hexdigest()
+    return found if sealed in ("", found) else file_sha256(uri)
+
+
+def read_hashed(uri: str, sealed: str) -> tuple[bytes, str]:
+    """The object's bytes and their SHA-256 (hex); read once more where it is not `sealed`, since a bit may flip on the way."""
+    data = read_bytes(uri)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sealed:
+        data = read_bytes(uri)
+        found = hashlib.sha256(data).hexdigest()
+    return data, found
 
 
 def _listed(folder: str) -> dict[str, ObjectInfo]:
     return {info.uri.removeprefix(f"{folder.rstrip('/')}/"): info for info in open_store(folder).list(folder)}
 
 
-def _by_size(found: Mapping[str, ObjectInfo], files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return {
-        name: "missing" if name not in found else f"{found[name].size} bytes, sealed were {sealed['size']}"
-        for name, sealed in files.items()
-        if name not in found or found[name].size != sealed["size"]
-    }
+def _by_size(folder: str, found: dict[str, ObjectInfo], files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Files that are missing or have another size; each is asked for by itself first, since a listing may be damaged on the way."""
+    damaged: dict[str, str] = {}
+    for name, sealed in files.items():
+        if name not in found or found[name].size != sealed["size"]:
+            info = open_store(folder).head(join(folder, name))
+            if info is None:
+                damaged[name] = "missing"
+            elif info.size != sealed["size"]:
+                damaged[name] = f"{info.size} bytes, sealed were {sealed['size']}"
+            else:
+                found[name] = info
+    return damaged
 
 
 def _write_record(folder: str, record: Mapping[str, Mapping[str, str]]) -> None:

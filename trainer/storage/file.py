@@ -47,6 +47,8 @@ class FileStore:
                     f"{uri}: {length} bytes from {start} were requested, but the file ends {left} bytes earlier: it was truncated"
                 )
 
+    get_unsealed, stream_unsealed = get_range, stream  # no wire damages them
+
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`; a `size` that it does not have is a RunError, and the old file stays."""
         path = _path(uri)

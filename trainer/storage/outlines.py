@@ -4,10 +4,11 @@ The plan checks this before anything is trained, and an evaluation again before 
 """
 
 import io
-import tarfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.bounds import MAX_SET_SHARDS
 from trainer.config import DataConfig
 from trainer.errors import InputError
 from trainer.representation import ALL, RepresentationConfig
@@ -16,6 +17,7 @@ from trainer.storage.manifest import read_manifest, require_manifest, staged_set
 from trainer.storage.protocol import MissingObject
 from trainer.storage.rdms import Rdm, find_pictures, read_rdm
 from trainer.storage.samples import read_index
+from trainer.storage.tarfiles import by_sample, read_members
 
 CLASSIFICATION = "zeroshot_classification"
 
@@ -78,13 +80,19 @@ def keys_of(one: Outline) -> list[str]:
     manifest = read_manifest(one.uri)
     if manifest is not None:
         return [key for shard in manifest.split("test") for key in read_index(one.uri, shard).keys]
-    keys: dict[str, None] = {}
-    for number in range(int(read_text(join(one.uri, "test", "nshards.txt")))):
-        with tarfile.open(fileobj=io.BytesIO(read_bytes(join(one.uri, "test", f"{number}.tar")))) as tar:
-            for member in tar:
-                folder, _, file = member.name.rpartition("/")
-                keys[join(folder, file.partition(".")[0]) if folder else file.partition(".")[0]] = None
-    return list(keys)
+    keys: list[str] = []
+    for number in range(_num_shards(join(one.uri, "test", "nshards.txt"))):
+        uri = join(one.uri, "test", f"{number}.tar")
+        data = read_bytes(uri)
+        keys += (key for key, _ in by_sample(read_members(io.BytesIO(data), len(data), uri, lambda name: False), uri))
+    return keys
+
+
+def _num_shards(uri: str) -> int:
+    text = read_text(uri).strip()
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > MAX_SET_SHARDS:
+        raise InputError(f"{uri}: must be a number of shards up to {MAX_SET_SHARDS:,}, got {text[:80]!r}")
+    return int(text)
 
 
 def read_rdms(config: RepresentationConfig, planned: Sequence[DataConfig] = ()) -> list[Rdm]:

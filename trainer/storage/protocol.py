@@ -56,6 +56,14 @@ class ObjectStore(Protocol):
         """The object, or `length` bytes of it from `start`, in pieces of 1 MiB; fewer in it is a RunError."""
         ...
 
+    def get_unsealed(self, uri: str, start: int, length: int) -> bytes:
+        """As `get_range`, of bytes that no checksum is known of: over plain HTTP they are read until two readings agree."""
+        ...
+
+    def stream_unsealed(self, uri: str) -> Iterator[bytes]:
+        """As `stream`, of an object that no checksum is known of: at its end it is compared with its ETag, where that is an MD5."""
+        ...
+
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream` as one object; where `size` is given and wrong, RunError and the old object stays."""
         ...

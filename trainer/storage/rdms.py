@@ -6,9 +6,7 @@ Two forms:
 - `.npy`: the square matrix alone, beside a `.txt` of the same name with the names, one per line.
 """
 
-import csv
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.bounds import MAX_RDM_BYTES, MAX_RDM_NAMES
+from trainer.bounds import MAX_RDM_BYTES, MAX_RDM_NAMES, csv_rows
 from trainer.errors import Corrupt, InputError
 from trainer.storage.arrays import decode_array
 from trainer.storage.base import MissingObject, open_store
@@ -106,9 +104,14 @@ def _from_npy(uri: str, data: bytes) -> NDArray[np.float64]:
 
 def _from_csv(uri: str, data: bytes) -> tuple[list[str], NDArray[np.float64]]:
     try:
-        rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise InputError(f"RDM {uri}: not CSV in UTF-8: {error}") from error
+    rows: list[list[str]] = []
+    for line, row in csv_rows(text, f"RDM {uri}", strict=True):
+        if max(len(row), len(rows) + 1) > MAX_RDM_NAMES + 1:
+            raise InputError(f"RDM {uri}: line {line}: must compare {MIN_NAMES} to {MAX_RDM_NAMES:,} pictures, and has more")
+        rows.append(row)
     columns = [name.strip() for name in rows[0][1:]] if rows else []
     names = [row[0].strip() for row in rows[1:]]
     if columns != names:

@@ -70,6 +70,20 @@ class S3Store:
         """
         return s3_reads.read_pieces(self._client, uri, *_split(uri), start, length)
 
+    def get_unsealed(self, uri: str, start: int, length: int) -> bytes:
+        """As `get_range`, of bytes that no checksum is known of: over plain HTTP they are read until two readings agree.
+
+        Raises:
+            Corrupt: no two of several did.
+        """
+        if self._settings.endpoint.startswith("https://"):
+            return self.get_range(uri, start, length)
+        return s3_reads.read_agreeing(uri, lambda: self.get_range(uri, start, length))
+
+    def stream_unsealed(self, uri: str) -> Iterator[bytes]:
+        """As `stream`, of an object that no checksum is known of. Raises Corrupt at its end where its ETag is the MD5 of other bytes."""
+        return s3_reads.read_hashed(self._client, uri, *_split(uri))
+
     def put_stream(self, uri: str, stream: BinaryIO, size: int | None = None) -> ObjectInfo:
         """Write all of `stream`, in parts where it is longer than one; a failed upload leaves no part behind."""
         target = self._target(uri)
@@ -114,7 +128,7 @@ class S3Store:
                     _log.warning("%s does not support conditional writes: writers use claims, which are slower", self._settings.endpoint)
             if self._conditions[bucket]:
                 return s3_conditions.put_if(client, uri, bucket, key, data, condition)
-            return s3_conditions.put_claimed(client, bucket, key, data, allows)
+            return s3_conditions.put_claimed(client, uri, bucket, key, data, allows)
 
     def copy(self, source_uri: str, target_uri: str) -> ObjectInfo:
         """Copy an object within the store, by the server itself; RunError if the copy has other bytes."""

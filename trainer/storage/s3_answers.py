@@ -24,6 +24,9 @@ PASSING_CODES = frozenset({
 })  # fmt: skip
 """S3 errors after which the same request may succeed, whatever their status: load, damage on the way, a clock being set."""
 
+_LOAD = re.compile("Throttl|SlowDown|RateLimit|QpsLimit|TooManyRequests|Timeout|TimedOut|Unavailable")
+"""In the codes of other stores, and of what stands behind one (KMS.ThrottlingException), with which they say the same."""
+
 EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidTokenId", "TokenRefreshRequired"})
 """Keys that were good once: a credentials file may be about to bring new ones."""
 
@@ -112,8 +115,13 @@ def error_of(method: str, key: str | None, response: BaseHTTPResponse) -> S3Erro
         Passing, Damaged, Stranger: see there.
     """
     error = error_in(response) if method != "HEAD" else _error_of_head(key, response)
-    code = error.code if error else ""
-    if code in PASSING_CODES or response.status in PASSING_STATUSES | {307} or (response.status == 409 and code not in _FINAL_CODES):
+    code = (error.code or "") if error else ""
+    if (
+        code in PASSING_CODES
+        or _LOAD.search(code)
+        or response.status in PASSING_STATUSES | {307}
+        or (response.status == 409 and code not in _FINAL_CODES)
+    ):
         pause = retry_after(response.headers.get("retry-after", ""), most=30.0)
         raise Passing(f"{response.status} {code or printable(response.reason or '')}".strip(), pause)
     if error is None:
@@ -210,7 +218,9 @@ def _explain_code(uri: str, endpoint: str, error: S3Error) -> Exception:
 
 
 def _error_of_head(key: str | None, response: BaseHTTPResponse) -> S3Error | None:
-    """HEAD has no body: its status is all there is."""
+    """HEAD has no body: its status is all there is. None if a 404 may be that of something else than a store, such as an ingress."""
+    if response.status == 404 and key and not any(name.lower().startswith("x-amz-") for name in response.headers):
+        return None
     missing = "NoSuchKey" if key else "NoSuchBucket"
     code = {301: "PermanentRedirect", 404: missing, 412: "PreconditionFailed", 416: "InvalidRange"}.get(response.status)
     code = "AccessDenied" if response.status == 403 and not key else code
@@ -237,6 +247,8 @@ def _check_fields(element: ElementTree.Element, query: Mapping[str, object]) -> 
     try:
         if _name(element) == "ListBucketResult":
             _check_listing(element, fields, str(query.get("prefix", "")))
+            if fields["IsTruncated"] == "true" and fields["NextContinuationToken"] == query.get("continuation-token"):
+                raise ValueError("itself for its next page")
         elif _name(element) in ("InitiateMultipartUploadResult", "CompleteMultipartUploadResult", "CopyObjectResult", "CopyPartResult"):
             if not fields["UploadId" if _name(element).startswith("Initiate") else "ETag"].strip():
                 raise ValueError("an empty field")

@@ -246,7 +246,7 @@ class Client(Minio):
                 retries.wait(str(error))
 
     def _error_of(self, method: str, region: str, bucket: str | None, key: str | None, response: BaseHTTPResponse) -> S3Error:
-        """The error that an answer stands for; a refused HEAD has no body that says why, so the object is requested with GET."""
+        """The error that an answer stands for; a HEAD has no body that says who refused it and why, so the object is requested with GET."""
         try:
             return error_of(method, key, response)
         except Stranger:
@@ -255,7 +255,7 @@ class Client(Minio):
         try:
             self._url_open("GET", region, bucket, key, headers={"Range": "bytes=0-0"})
         except S3Error as error:
-            if error.code not in ("InvalidRange", "NoSuchKey"):
+            if error.code not in ("InvalidRange", "NoSuchKey") or (error.code == "NoSuchKey" and response.status == 404):
                 return error
         raise Passing(f"{response.status} to HEAD, but not to GET")
 

@@ -62,23 +62,28 @@ def put_if(client: Client, uri: str, bucket: str, key: str, data: bytes, conditi
     """
     writer = secrets.token_hex(8)
     try:
-        _, proven = client.put(bucket, key, data, {**condition, _WRITER: writer})
+        _put_proven(client, uri, bucket, key, data, {**condition, _WRITER: writer})
+        return True
     except S3Error as error:
         if error.code not in ("PreconditionFailed", "NoSuchKey"):
             raise
         # an answer that got lost makes the next try fail on the object that the first one wrote
         found = stat(client, bucket, key)
         return found is not None and (found.metadata or {}).get(_WRITER) == writer
+
+
+def _put_proven(client: Client, uri: str, bucket: str, key: str, data: bytes, headers: dict[str, str]) -> None:
+    """PUT; RunError if the store then has different bytes from those sent."""
+    _, proven = client.put(bucket, key, data, headers)
     if not proven and not s3_reads.holds(client, uri, bucket, key, [(len(data), hashlib.md5(data, usedforsecurity=False).hexdigest())]):
         raise RunError(f"{uri}: {client.connections.where} has different bytes from those sent")
-    return True
 
 
-def put_claimed(client: Client, bucket: str, key: str, data: bytes, allows: Allows) -> bool:
+def put_claimed(client: Client, uri: str, bucket: str, key: str, data: bytes, allows: Allows) -> bool:
     """PUT where `allows` says so, alone among all who write this key by claims.
 
     Raises:
-        RunError: other writers kept the key claimed.
+        RunError: other writers kept the key claimed, or the store holds other bytes than were sent.
     """
     claim = beside(key, "claim")
     client.put(bucket, claim, b"")
@@ -91,7 +96,7 @@ def put_claimed(client: Client, bucket: str, key: str, data: bytes, allows: Allo
             if _oldest_claim(client, bucket, key) == claim:
                 allowed = allows(stat(client, bucket, key))
                 if allowed:
-                    client.put(bucket, key, data)
+                    _put_proven(client, uri, bucket, key, data, {})
                 return allowed
         raise RunError("other writers kept it claimed; run the same command again")
     finally:

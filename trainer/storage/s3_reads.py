@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from minio.error import S3Error
@@ -16,6 +16,7 @@ from trainer.storage.s3_answers import Damaged, ReplacedError, explained
 from trainer.storage.s3_client import Client
 from trainer.storage.writers import beside
 
+_READINGS = 5
 _ENCRYPTION = ("x-amz-server-side-encryption-customer-algorithm", "x-amz-server-side-encryption-aws-kms-key-id")
 
 
@@ -83,6 +84,38 @@ def read_checked(client: Client, uri: str, bucket: str, key: str) -> bytes:
             )
         wrong.add((etag, digest))
         retries.wait(f"{uri}: the received bytes do not match the ETag")
+
+
+def read_hashed(client: Client, uri: str, bucket: str, key: str) -> Iterator[bytes]:
+    """The whole object in pieces, compared at its end with its ETag, where that is the MD5 of its bytes.
+
+    Raises:
+        Corrupt: it is the MD5 of other bytes. They may have been damaged on the way: another reading may be whole.
+    """
+    seen: dict[str, str] = {}
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in read_pieces(client, uri, bucket, key, seen=seen):
+        digest.update(piece)
+        yield piece
+    etag = seen.get("md5", "")
+    if etag not in ("", digest.hexdigest()) and _has_md5_etags(client, bucket, key):
+        raise Corrupt(f"{uri}: its bytes came with MD5 {digest.hexdigest()}, but its ETag is {etag}: run the same command again")
+
+
+def read_agreeing(uri: str, read: Callable[[], bytes]) -> bytes:
+    """What `read` gives twice: a bit that flips on the way flips in one reading.
+
+    Raises:
+        Corrupt: each reading of several differs from all others.
+    """
+    seen: set[bytes] = set()
+    for _ in range(_READINGS):
+        data = read()
+        digest = hashlib.sha256(data).digest()
+        if digest in seen:
+            return data
+        seen.add(digest)
+    raise Corrupt(f"{uri}: {_READINGS} readings of one range all differ: the network damages them; use https")
 
 
 def holds(client: Client, uri: str, bucket: str, key: str, digests: list[tuple[int, str]]) -> bool:

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+from urllib.request import getproxies_environment
 
 import certifi
 from minio.credentials.credentials import Credentials
@@ -205,20 +205,25 @@ def read_credentials(file: str, profile: str) -> Credentials:
 
 
 def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
-    """Whether NO_PROXY names this host: `*`, a name or suffix, `name:port`, an address, or a network such as 10.0.0.0/8."""
-    if proxy_bypass_environment(f"{host}:{port}", {"no": no_proxy}):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    for entry in no_proxy.split(","):
-        try:
-            if address in ipaddress.ip_network(entry.strip().strip("[]"), strict=False):
-                return True
-        except ValueError:  # a name
-            continue
+    """Whether NO_PROXY names this host: `*`, a name or suffix, an address, or a network such as 10.0.0.0/8; each with or without a port.
+
+    Entries stand between commas or spaces, and a suffix begins with `.`, `*.` or neither, as other programs read them.
+    """
+    host = host.lower().removesuffix(".")
+    for entry in re.split(r"[,\s]+", no_proxy.lower()):
+        name, _, wanted = entry.rpartition(":") if re.search(r"(^[^:]*|\]):[0-9]+$", entry) else (entry, "", "")
+        name = name.removeprefix("*").lstrip(".").removesuffix(".")
+        if entry == "*" or (name and wanted in ("", str(port)) and (f".{host}".endswith(f".{name}") or _is_in(host, name))):
+            return True
     return False
+
+
+def _is_in(host: str, network: str) -> bool:
+    """Whether a host is an address in a network, or the address that is named instead of one."""
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network.replace("[", "").replace("]", ""), strict=False)
+    except ValueError:  # one of them is a name
+        return False
 
 
 def has_credentials() -> bool:

@@ -229,16 +229,27 @@ def sweep(client: Client, bucket: str, prefix: str) -> None:
             else:
                 kept.add(key)
         elif kind and (gone or (gone is None and age > _CLAIM_STALE_SECONDS)):
-            client.remove_object(bucket, name)
+            with _leaving(bucket, name):
+                client.remove_object(bucket, name)
     for name, key, upload_id in dead:
         ids = [upload_id] if upload_id else []
         if key and not upload_id and key not in kept:  # killed between record and upload: it may be any of this key's
             with suppress(S3Error):  # listing them needs a right of its own
                 ids = client.list_uploads(bucket, key)
-        for one in ids:
-            client.abort_upload(bucket, key, one)
-        client.remove_object(bucket, name)
-        _log.info("s3://%s/%s: removed leftovers of a killed writer", bucket, key)
+        with _leaving(bucket, name):
+            for one in ids:
+                client.abort_upload(bucket, key, one)
+            client.remove_object(bucket, name)
+            _log.info("s3://%s/%s: removed leftovers of a killed writer", bucket, key)
+
+
+@contextmanager
+def _leaving(bucket: str, name: str) -> Iterator[None]:
+    """What these keys may not remove stays, with its record, and stops nobody's work."""
+    try:
+        yield
+    except S3Error as error:
+        _log.warning("s3://%s/%s: leftovers of a killed writer cannot be removed: %s", bucket, name, error.code)
 
 
 def _read_record(client: Client, bucket: str, name: str) -> tuple[str, str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trainer.bounds import naming_full_disk
 from trainer.storage.writers import is_gone, mark
 
 _PREFIX = "firstsight-"
@@ -22,7 +23,10 @@ def temporary_folder(kind: str, place: str = "") -> Iterator[Path]:
     """
     base = Path(place or tempfile.gettempdir())
     _sweep(base)
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{kind}-{mark()}-", dir=base) as folder:
+    with (
+        naming_full_disk(f"temporary files ({kind})", base if place else None),
+        tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{kind}-{mark()}-", dir=base) as folder,
+    ):
         yield Path(folder)
 
 

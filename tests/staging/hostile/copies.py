@@ -7,6 +7,7 @@ import json
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,32 @@ def matlab(**variables: object) -> bytes:
     stream = io.BytesIO()
     savemat(stream, variables, do_compression=True)
     return stream.getvalue()
+
+
+def _element(kind: int, data: bytes) -> bytes:
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def matrix(kind: int, sides: Sequence[int], content: bytes = b"", name: bytes = b"") -> bytes:
+    """A matrix as a MATLAB file has it: 1 of cells, 2 a struct, 6 of numbers."""
+    head = _element(6, struct.pack("<II", kind, 0)) + _element(5, struct.pack(f"<{len(sides)}i", *sides)) + _element(1, name)
+    return _element(14, head + content)
+
+
+def nested_cells(depth: int) -> bytes:
+    """A cell in a cell in a cell."""
+    inner, head = matrix(6, (1, 1), _element(9, bytes(8))), matrix(1, (1, 1))[8:]
+    sizes = [len(inner) + level * (len(head) + 8) for level in range(depth)]
+    return b"".join(struct.pack("<II", 14, len(head) + size) + head for size in reversed(sizes)) + inner
+
+
+def matlab_of(content: bytes, *, packed: bool = False) -> bytes:
+    """A MATLAB file of version 5 with one variable, `class_names`: one cell that holds `content`."""
+    variable = matrix(1, (1, 1), content, b"class_names")
+    if packed:
+        deflated = zlib.compress(variable)
+        variable = struct.pack("<II", 15, len(deflated)) + deflated
+    return b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM" + variable
 
 
 def lines(rows: Sequence[Sequence[object]], delimiter: str = ",") -> bytes:

@@ -111,6 +111,11 @@ def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, body: bytes 
     return info.tobuf(tarfile.GNU_FORMAT) + body.ljust(-(-len(body) // 512) * 512, b"\0")
 
 
+def pax_keywords(size: int) -> bytes:
+    """An extended header of keywords without a value, each of which would become an object."""
+    return b"".join(b"13 %06x=xx\n" % number for number in range(size // 13 + 1))[:size]
+
+
 @pytest.mark.parametrize(
     ("data", "line"),
     [
@@ -118,6 +123,8 @@ def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, body: bytes 
         (tar_header("x", 1 << 40, tarfile.XHDTYPE), "a header asks for 1,099,511,627,776 bytes at once"),
         (tar_header("x", 30 << 20, tarfile.GNUTYPE_LONGNAME, bytes(30 << 20)), "a header asks for 31,457,280 bytes at once"),
         (tar_header("x", 20, tarfile.XHDTYPE, b"20 GNU.sparse.map=1\n") * 3000, "not a whole tar file"),
+        (tar_header("x", 8 << 20, tarfile.XHDTYPE, pax_keywords(8 << 20)), "a header asks for 8,388,608 bytes at once, at most 1,048,576"),
+        (tar_header("x", 8 << 20, tarfile.XGLTYPE, pax_keywords(8 << 20)), "a header asks for 8,388,608 bytes at once, at most 1,048,576"),
         (tar_header("0.txt", 0, tarfile.GNUTYPE_SPARSE) + bytes(1024), "sparse|no pictures"),
         (b"\x1f\x8b" + bytes(1000), "compressed with gzip"),
     ],

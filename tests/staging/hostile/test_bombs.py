@@ -294,6 +294,14 @@ def test_xml_that_is_more_than_an_annotation_is_refused(text: str) -> None:
         ("flickr30k-retrieval", {"dataset_flickr30k.json": b"[" * 5000}, "nested deeper than 64 levels"),
         ("pets", {"annotations/test.txt": b"cat_1\n"}, r"test\.txt: line 1 must have 2 columns, got 'cat_1'"),
         ("gtsrb", {"GT-final_test.csv": b"Filename;ClassId\n0.ppm;\xff\n"}, "must be UTF-8, but has byte 0xff at 23"),
+        ("cars", {"cars_meta.mat": copies.matlab_of(copies.nested_cells(20_000))}, "cells or fields more than 64 levels inside each other"),
+        ("cars", {"cars_meta.mat": copies.matlab_of(copies.matrix(1, (1 << 30, 1)))}, "more than 1,000,000 cells and fields"),
+        ("cars", {"cars_meta.mat": copies.matlab_of(copies.matrix(2, (1 << 30, 1)), packed=True)}, "more than 1,000,000 cells and fields"),
+        (
+            "cars",
+            {"cars_meta.mat": copies.matlab_of(copies.matrix(1, (1, 1), copies.matrix(1, (1 << 30, 1))))},
+            "more than 1,000,000 cells",
+        ),
         ("cars", {"cars_meta.mat": b"no"}, r"cars_meta\.mat: not a MATLAB file"),
     ],
 )

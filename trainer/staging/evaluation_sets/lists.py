@@ -1,9 +1,8 @@
 """Sets that come as a list of test pictures beside a folder of all."""
 
-import csv
-import io
 from collections.abc import Sequence
 
+from trainer.bounds import csv_rows
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row, Split
 from trainer.staging.evaluation_sets.matlab import read_mat
@@ -125,15 +124,15 @@ def gtsrb(copy: Copy, split: Split = "test") -> Converted:
         return _gtsrb_training(copy)
     listing = copy.require("GT-final_test.csv")
     where = f"{copy.uri}/{listing}"
+    table = csv_rows(text_of(copy.read(listing), where), where, delimiter=";")
+    _, columns = next(table, (0, []))
     rows = []
-    try:
-        for entry in csv.DictReader(io.StringIO(text_of(copy.read(listing), where), newline=""), delimiter=";"):
-            if entry.get("ClassId") is None or entry.get("Filename") is None:
-                raise InputError(f"{where}: no column Filename or ClassId; take the file with labels (GTSRB_Final_Test_GT.zip)")
-            name = copy.require(f"Images/{entry['Filename']}")
-            rows.append(Row(name=name, image=copy.reader(name), label=whole(entry["ClassId"], f"{where}: ClassId")))
-    except csv.Error as error:
-        raise InputError(f"{where}: not CSV: {error}") from error
+    for _, fields in table:
+        entry = dict(zip(columns, fields, strict=False))
+        if "ClassId" not in entry or "Filename" not in entry:
+            raise InputError(f"{where}: no column Filename or ClassId; take the file with labels (GTSRB_Final_Test_GT.zip)")
+        name = copy.require(f"Images/{entry['Filename']}")
+        rows.append(Row(name=name, image=copy.reader(name), label=whole(entry["ClassId"], f"{where}: ClassId")))
     return Converted(rows=rows)
 
 

@@ -1,17 +1,22 @@
 """MATLAB files of version 5, within bounds: scipy's reader takes what they declare at its word."""
 
 import io
+import itertools
+import math
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.bounds import MAX_COPY_FILE_BYTES
+from trainer.bounds import MAX_CELLS, MAX_COPY_FILE_BYTES, MAX_DEPTH
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Copy
 
-_COMPRESSED = 15  # type of an element that holds others, deflated
+_Order = Literal["big", "little"]
+_COMPRESSED, _MATRIX = 15, 14  # types of elements that hold others; the first one deflated
+_HOLDERS = (1, 2, 3, 16, 17)  # classes of matrices that hold matrices: cells, structs, objects
 _PIECE = 1 << 16  # holds at most 64 MiB
 _BROKEN = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError, RuntimeError, MemoryError, AssertionError,
@@ -48,15 +53,54 @@ def read_mat(copy: Copy, ending: str, *names: str, squeeze: bool = True) -> list
 
 
 def _check_unpacked(data: bytes, where: str) -> None:
-    """Refuse a file whose deflated elements hold more than is read."""
-    order = "big" if data[126:128] == b"MI" else "little"
-    position, total = 128, 0
-    while position + 8 <= len(data):
-        kind, size = (int.from_bytes(data[start : start + 4], order) for start in (position, position + 4))  # type: ignore[arg-type]
+    """Refuse a file whose elements hold more than is read once they are unpacked, or what scipy would take too much memory or stack for."""
+    order: _Order = "big" if data[126:128] == b"MI" else "little"
+    total = cells = 0
+    for kind, start, end in _elements(data, 128, len(data), order):
         if kind == _COMPRESSED:
-            unpacker = zlib.decompressobj()
-            for start in range(position + 8, min(position + 8 + size, len(data)), _PIECE):
-                total += len(unpacker.decompress(data[start : min(start + _PIECE, position + 8 + size)]))
-                if total > MAX_COPY_FILE_BYTES:
+            unpacker, parts = zlib.decompressobj(), bytearray()
+            for begin in range(start, end, _PIECE):
+                parts += unpacker.decompress(data[begin : min(begin + _PIECE, end)])
+                if total + len(parts) > MAX_COPY_FILE_BYTES:
                     raise InputError(f"{where}: more than {MAX_COPY_FILE_BYTES:,} bytes unpacked: a decompression bomb?")
-        position += 8 + size
+            total += len(parts)
+            cells += _count_cells(parts, 0, len(parts), order, where)
+        elif kind == _MATRIX:
+            cells += _count_cells(data, start - 8, end, order, where)
+        if cells > MAX_CELLS:
+            raise InputError(f"{where}: more than {MAX_CELLS:,} cells and fields: a decompression bomb?")
+
+
+def _elements(data: bytes | bytearray, start: int, end: int, order: _Order) -> Iterator[tuple[int, int, int]]:
+    """Type, begin and end of each element that lies between two places."""
+    while start + 8 <= end:
+        kind, size = (int.from_bytes(data[place : place + 4], order) for place in (start, start + 4))
+        small = kind >> 16  # of at most four bytes, which stand in the tag itself
+        begin, size = (start + 4, small) if small else (start + 8, size)
+        yield kind & 0xFFFF, begin, min(begin + size, end)
+        start = start + 8 if small else begin + size + (-size % 8 if kind != _COMPRESSED else 0)
+
+
+def _count_cells(data: bytes | bytearray, start: int, end: int, order: _Order, where: str) -> int:
+    """Matrices between two places, inside each other too, and how many more they declare; InputError if they lie too deep."""
+    count, waiting = 0, [(start, end, 1)]
+    while waiting:
+        start, end, depth = waiting.pop()
+        for kind, begin, stop in _elements(data, start, end, order):
+            if count > MAX_CELLS:
+                return count
+            if kind == _MATRIX:
+                count += 1 + _declared_cells(data, begin, stop, order)
+                waiting.append((begin, stop, depth + 1))
+        if depth > MAX_DEPTH and waiting:
+            raise InputError(f"{where}: cells or fields more than {MAX_DEPTH} levels inside each other")
+    return count
+
+
+def _declared_cells(data: bytes | bytearray, start: int, end: int, order: _Order) -> int:
+    """How many matrices a matrix says that it holds; 0 where it holds numbers or text."""
+    parts = [(begin, stop) for _, begin, stop in itertools.islice(_elements(data, start, end, order), 2)]
+    if len(parts) < 2 or int.from_bytes(data[parts[0][0] : parts[0][0] + 4], order) & 0xFF not in _HOLDERS:
+        return 0
+    begin, stop = parts[1]
+    return math.prod(int.from_bytes(data[place : place + 4], order) for place in range(begin, min(stop, begin + 128), 4))

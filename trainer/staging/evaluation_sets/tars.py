@@ -5,17 +5,16 @@ from functools import partial
 
 import numpy as np
 
-from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS, MAX_PICTURE_BYTES, check_size
+from trainer.bounds import MAX_CAPTION_BYTES, MAX_CAPTIONS, MAX_PICTURE_BYTES, MAX_SET_SHARDS, check_size
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Converted, Copy, Row
 from trainer.staging.foreign import lines_of, read_npy, shown, text_of, whole
 from trainer.staging.rows import Blob
 from trainer.staging.sources.listing import SourceFile
 from trainer.staging.sources.tars import walk
-from trainer.staging.tarfiles import Member, by_sample
+from trainer.storage.tarfiles import Member, by_sample
 
 SUFFIXES = ("webp", "png", "jpg", "jpeg")
-_MAX_SHARDS = 100_000  # of a set; CLIP_benchmark writes up to a few hundred
 
 
 def is_layout(copy: Copy, split: str = "test") -> bool:
@@ -26,7 +25,7 @@ def is_layout(copy: Copy, split: str = "test") -> bool:
 def read_layout(copy: Copy, split: str = "test") -> Converted:
     """Rows of a split in the order of its shards; class names and templates are the copy's own."""
     listed = f"{split}/nshards.txt"
-    num_shards = whole(_first_line(copy, listed), f"{copy.uri}/{listed}", 0, _MAX_SHARDS)
+    num_shards = whole(_first_line(copy, listed), f"{copy.uri}/{listed}", 0, MAX_SET_SHARDS)
     kind = _first_line(copy, "dataset_type.txt").lower() if "dataset_type.txt" in copy.names else "classification"
     label = {"retrieval": "txt", "multilabel": "npy"}.get(kind, "cls")
     texts = [_text(copy, name) for name in ("classnames.txt", "zeroshot_classification_templates.txt")]

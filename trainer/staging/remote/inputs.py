@@ -46,7 +46,7 @@ class Inputs:
         if path is not None:
             return _checked(path, uri)
         with naming_full_disk(uri, self._scratch), open(copy, "wb") as file:
-            for piece in open_store(uri).stream(uri):
+            for piece in open_store(uri).stream_unsealed(uri):
                 file.write(piece)
         return _checked(copy, uri)
 

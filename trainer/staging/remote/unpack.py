@@ -18,7 +18,7 @@ from trainer.errors import InputError, RunError
 from trainer.progress import check_stop, progress
 from trainer.staging.captions import as_line, clean_name, texts_in
 from trainer.staging.foreign import shown
-from trainer.staging.parquet import BROKEN, first_line, read_batches
+from trainer.staging.parquet import BROKEN, first_line, folded, read_batches
 from trainer.staging.samples import as_json, picture_suffix
 from trainer.staging.sources.listing import list_source
 from trainer.staging.sources.places import split_in, split_of, tell_splits
@@ -80,12 +80,13 @@ def _rows(uri: str, tokenize: Tokenizer) -> Iterator[tuple[bytes, list[str], str
         if path is None:
             path = scratch / "file.parquet"
             with naming_full_disk(uri), open(path, "wb") as file:
-                for piece in open_store(uri).stream(uri):
+                for piece in open_store(uri).stream_unsealed(uri):
                     file.write(piece)
         try:
-            with pq.ParquetFile(path) as parquet:
-                image, text, label = _columns(uri, parquet.schema_arrow)
-                names = _label_names(parquet.schema_arrow, label)
+            schema = pq.read_schema(path)
+            image, text, label = _columns(uri, schema)
+            names = _label_names(schema, label)
+            with folded(path) as parquet:
                 for number, row in enumerate(read_batches(parquet, uri, [name for name in (image, text, label) if name])):
                     picture = row[image]
                     data = picture.get("bytes") if isinstance(picture, dict) else picture

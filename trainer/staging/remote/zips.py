@@ -82,11 +82,11 @@ def read_directory(client: PoliteClient, uri: str, archive: str, place: str) -> 
     try:
         size = _size(client, uri)
         tail_start = max(size - _TAIL_BYTES, 0)
-        tail = read_range(client, uri, tail_start, size - tail_start) if size else b""
+        tail = _read_unsealed(client, uri, tail_start, size - tail_start) if size else b""
 
         def read(start: int, length: int) -> bytes:
             inside = start - tail_start
-            return tail[inside : inside + length] if inside >= 0 else read_range(client, uri, start, length)
+            return tail[inside : inside + length] if inside >= 0 else _read_unsealed(client, uri, start, length)
 
         with zipfile.ZipFile(BoundedReader(RangeReader(size, read), 1 << 20, uri)) as file:
             for info, name in files_of(file, uri, size, place):
@@ -103,6 +103,11 @@ def read_directory(client: PoliteClient, uri: str, archive: str, place: str) -> 
         raise
     except BROKEN_ZIP as error:
         raise InputError(f"{uri}: not a whole zip: {error}") from error
+
+
+def _read_unsealed(client: PoliteClient, uri: str, start: int, length: int) -> bytes:
+    """As `read_range`, of the directory, which has no checksum."""
+    return read_range(client, uri, start, length) if is_web(uri) else open_store(uri).get_unsealed(uri, start, length)
 
 
 def _size(client: PoliteClient, uri: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic
 
 from trainer.config import canonical_hash
-from trainer.errors import Corrupt, InputError
+from trainer.errors import Corrupt, InputError, RunError
 from trainer.staging import kinds
 from trainer.staging.rows import Reject, RowT
 from trainer.storage import join, open_store
@@ -143,7 +143,10 @@ def _content_hash(files: Sequence[SourceFile]) -> str:
 
 
 def _file_hash(file: SourceFile) -> str:
-    sha256 = hashlib.sha256()
-    for piece in open_store(file.uri).stream(file.uri):
+    sha256, size = hashlib.sha256(), 0
+    for piece in open_store(file.uri).stream_unsealed(file.uri):
         sha256.update(piece)
+        size += len(piece)
+    if size != file.size:
+        raise RunError(f"{file.uri}: it was listed with {file.size:,} bytes, but has {size:,}: is it still being written? Run again")
     return sha256.hexdigest()

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.bounds import MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, parse_json
+from trainer.bounds import MAX_HEADER_CHARS, MAX_ROW_CHARS, MAX_TABLE_BYTES, MAX_TABLE_ROWS, check_size, csv_rows, parse_json
 from trainer.errors import InputError, RunError
 from trainer.staging.captions import decode
 from trainer.staging.foreign import shown
 from trainer.staging.kinds import suffix_of
-from trainer.staging.parquet import BROKEN, first_line, read_batches
+from trainer.staging.parquet import BROKEN, first_line, folded, read_batches
 from trainer.staging.ranges import RangeReader
 from trainer.staging.rows import Blob
 from trainer.staging.sources.listing import SourceFile
@@ -143,6 +143,8 @@ def _is_list(columns: Iterable[str]) -> bool:
 def _open_table(file: SourceFile, text: str, is_picture: Callable[[str], bool]) -> Listed:
     """Text in columns. The separator is the one with which the first line names picture and caption."""
     first = text[: text.find("\n")] if "\n" in text else text
+    if len(first) > MAX_HEADER_CHARS:
+        raise InputError(f"{file.uri}: its first line has {len(first):,} characters, but at most {MAX_HEADER_CHARS:,} name columns")
     headers = {separator: _fields(first, separator) for separator in _SEPARATORS}
     ordered = sorted(headers, key=lambda separator: -len(headers[separator]))
     of_urls = (one for one in ordered if any(map(is_url, headers[one])))
@@ -160,7 +162,7 @@ def _open_table(file: SourceFile, text: str, is_picture: Callable[[str], bool]) 
     numbered = first_row == 1
 
     def rows() -> Iterator[tuple[str, Record | str]]:
-        for number, fields in enumerate(_table_rows(file, body, separator, len(columns)), start=first_row):
+        for number, fields in enumerate(_table_rows(file, body, first_row, separator, len(columns)), start=first_row):
             if len(fields) != len(columns):
                 yield f"row {number}", f"line {number} must have {len(columns)} columns, as the first line has, and has {len(fields)}"
                 continue
@@ -183,7 +185,7 @@ def _without_number(name: str) -> str:
     return re.sub(r"#\d+$", "", name)
 
 
-def _table_rows(file: SourceFile, body: str, separator: str, width: int) -> Iterator[list[str]]:
+def _table_rows(file: SourceFile, body: str, first: int, separator: str, width: int) -> Iterator[list[str]]:
     """The fields of each row that has any.
 
     Between commas and semicolons quotes are CSV's. Between tabs and bars many write quotes as they are: there a field is unquoted
@@ -195,13 +197,11 @@ def _table_rows(file: SourceFile, body: str, separator: str, width: int) -> Iter
             yield from ([_unquoted(field) for field in line.split(separator)] for line in lines if line)
             return
         if '"' not in body:
+            if max(map(len, lines)) > MAX_ROW_CHARS:
+                raise InputError(f"{file.uri}: a row of more than {MAX_ROW_CHARS:,} characters")
             yield from (line.split(separator) for line in lines if line)
             return
-    reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True)
-    try:
-        yield from (fields for fields in reader if fields)
-    except csv.Error as error:
-        raise InputError(f"{file.uri}: line {reader.line_num + 1}: not CSV: {error}") from error
+    yield from (fields for _, fields in csv_rows(body, file.uri, first, delimiter=separator, strict=True))
 
 
 def _unquoted(field: str) -> str:
@@ -323,20 +323,20 @@ def _open_parquet(file: SourceFile) -> Listed:
     wanted = [name for names in roles.values() for name in names]
 
     def rows() -> Iterator[tuple[str, Record | str]]:
-        with _parquet(file) as parquet:
-            for number, row in enumerate(read_batches(parquet, file.uri, wanted), start=1):
+        with _parquet(file, folded) as parquet:
+            for number, row in enumerate(read_batches(parquet, file.uri, wanted, MAX_TABLE_BYTES), start=1):
                 yield f"row {number}", row
 
     return Listed(file=file, form="parquet", columns=schema.names, roles=roles, rows=rows)
 
 
 @contextmanager
-def _parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
+def _parquet(file: SourceFile, opened: Callable[[Any], pq.ParquetFile] = pq.ParquetFile) -> Iterator[pq.ParquetFile]:
     """A parquet file, of which what is needed is read; InputError if it is not a whole one."""
     store = open_store(file.uri)
-    ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
+    ranges = RangeReader(file.size, lambda start, length: store.get_unsealed(file.uri, start, length))
     try:
-        with pq.ParquetFile(io.BufferedReader(ranges, _BLOCK_BYTES)) as parquet:
+        with opened(io.BufferedReader(ranges, _BLOCK_BYTES)) as parquet:
             yield parquet
     except (InputError, RunError):
         raise

@@ -4,15 +4,13 @@ Which files are lists, in which forms and under which names of columns, is told 
 """
 
 import ast
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.bounds import MAX_CAPTIONS, MAX_TABLE_BYTES, check_size
+from trainer.bounds import MAX_CAPTIONS, MAX_DEPTH, MAX_TABLE_BYTES, check_size, csv_rows, depth
 from trainer.errors import InputError
 from trainer.staging import kinds
 from trainer.staging.captions import BadCaptionError, caption_of, decode, first_captions, one_line, split_lines
@@ -266,6 +264,8 @@ class _Taker:
             if text and known and text != known:
                 return f"{role} {text!r} of {name}, but {known!r} in {picture.place}"
             picture.facts[role] = known or text
+        if len(picture.captions) > MAX_CAPTIONS:  # it is lost: its further rows are not compared with all before them
+            return None
         new = [caption for caption in dict.fromkeys(captions) if caption not in picture.captions]
         picture.captions += new
         return None if new else Reject(name, "duplicate", f"{where}: says what {picture.place} says", counts=False)
@@ -304,13 +304,21 @@ def _cell(value: object) -> object:
     text = value.strip()
     if text[:1] != "[" and "\n" not in text and "\r" not in text:
         return text
-    if text[:1] == "[" and text[-1:] == "]" and len(text) <= _MAX_LISTED_CHARS:
-        for parse in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-                found = parse(text)
-                if isinstance(found, list):  # of whatever: what in it is text is a caption, and its brackets are none
-                    return found
+    if text[:1] == "[" and text[-1:] == "]" and len(text) <= _MAX_LISTED_CHARS and (found := _list_in(text)) is not None:
+        if depth(found) > MAX_DEPTH:
+            raise BadCaptionError("caption not JSON", f"nested deeper than {MAX_DEPTH} levels")
+        return found
     return split_lines(text)
+
+
+def _list_in(text: str) -> list[object] | None:
+    """The list that a text is, of whatever: what in it is text is a caption, and its brackets are none."""
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            found = parse(text)
+            if isinstance(found, list):
+                return found
+    return None
 
 
 def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
@@ -324,7 +332,7 @@ def _rows(pictures: dict[str, _Picture]) -> tuple[list[PairRow], list[Reject]]:
             splits = folder_splits(pictures)
     for name, picture in pictures.items():
         if len(picture.captions) > MAX_CAPTIONS:
-            rejects.append(Reject(name, "too many captions", f"{picture.place}: {len(picture.captions)}, at most {MAX_CAPTIONS}"))
+            rejects.append(Reject(name, "too many captions", f"{picture.place}: more than {MAX_CAPTIONS}"))
             continue
         rows.append(
             PairRow(
@@ -347,19 +355,15 @@ def read_csv(table: SourceFile, required: Sequence[str]) -> list[dict[str, str]]
         text = decode(Blob(table.uri).read())
     except ValueError as error:
         raise InputError(f"{table.uri}: {error}") from error
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        missing = [column for column in required if column not in columns]
-        if missing:
-            has = ", ".join(columns) or "nothing"
-            raise InputError(f"{table.uri}: has no column {' and no column '.join(map(repr, missing))} (its first line: {has})")
-        reader.fieldnames = columns
-        found = []
-        for record in reader:
-            if None in record or None in record.values():
-                raise InputError(f"{table.uri}: line {reader.line_num} must have {len(columns)} columns, like the first line")
-            found.append(record)
-        return found
-    except csv.Error as error:
-        raise InputError(f"{table.uri}: not CSV: {error}") from error
+    rows = csv_rows(text, table.uri, strict=True)
+    columns = [column.strip() for column in next(rows, (0, []))[1]]
+    missing = [column for column in required if column not in columns]
+    if missing:
+        has = ", ".join(columns) or "nothing"
+        raise InputError(f"{table.uri}: has no column {' and no column '.join(map(repr, missing))} (its first line: {has})")
+    found = []
+    for line, fields in rows:
+        if len(fields) != len(columns):
+            raise InputError(f"{table.uri}: line {line} must have {len(columns)} columns, like the first line")
+        found.append(dict(zip(columns, fields, strict=True)))
+    return found

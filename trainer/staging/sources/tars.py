@@ -26,8 +26,8 @@ from trainer.staging.parquet import read_parquet
 from trainer.staging.ranges import BoundedReader, RangeReader
 from trainer.staging.rows import Blob, PairRow, Reject, check_split, safe_key
 from trainer.staging.sources.listing import Rows, SourceFile
-from trainer.staging.tarfiles import Member, by_sample, read_members
 from trainer.storage import open_store
+from trainer.storage.tarfiles import Member, by_sample, read_members
 
 _BLOCK_BYTES = 4 << 20
 _SMALL = ("txt", "caption", "json", "cls")
@@ -107,7 +107,7 @@ def _not_fetched(tar: SourceFile, table: SourceFile, keys: set[str]) -> Iterator
 def walk(file: SourceFile) -> list[Member]:
     """The members of a tar in a store; captions, facts and classes with their bytes."""
     store = open_store(file.uri)
-    ranges = RangeReader(file.size, lambda start, length: store.get_range(file.uri, start, length))
+    ranges = RangeReader(file.size, lambda start, length: store.get_unsealed(file.uri, start, length))
     return read_members(BoundedReader(ranges, _BLOCK_BYTES, file.uri), file.size, file.uri, _is_small)
 
 

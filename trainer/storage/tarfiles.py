@@ -8,9 +8,9 @@ import posixpath
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from trainer.bounds import MAX_CAPTION_BYTES
+from trainer.bounds import MAX_CAPTION_BYTES, MAX_TAR_READ_BYTES
 from trainer.errors import InputError
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -60,7 +60,7 @@ def read_members(stream: BinaryIO, size: int, where: str, is_wanted: Callable[[s
     links: dict[int, str] = {}  # index in `found` -> the name that the link leads to
     _check_beginning(stream, where)
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
+        with tarfile.open(fileobj=cast(BinaryIO, _Bounded(stream, where)), mode="r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else each header is kept
                 _check_member(info, size, where)
@@ -79,6 +79,19 @@ def read_members(stream: BinaryIO, size: int, where: str, is_wanted: Callable[[s
     for index in links:
         found[index] = _resolve(index, found, links, by_name, stream, is_wanted)
     return found
+
+
+class _Bounded:
+    """The stream as tarfile reads headers from it: an extended one may ask for any number of bytes, and be made of empty values."""
+
+    def __init__(self, stream: BinaryIO, where: str) -> None:
+        self._stream, self._where = stream, where
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_TAR_READ_BYTES:
+            raise InputError(f"{self._where}: a header asks for {size:,} bytes at once, at most {MAX_TAR_READ_BYTES:,} are read")
+        return self._stream.read(size)
 
 
 def _check_beginning(stream: BinaryIO, where: str) -> None:
