@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+
+from tests.loopback import Handler, serving
 
 
 @dataclass(frozen=True)
@@ -140,29 +141,15 @@ class FaultProxy:
 @contextlib.contextmanager
 def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     """A proxy before the server at `upstream` (http://host:port), on a free loopback port."""
-    host = urlsplit(upstream).netloc
-
-    class Handler(_Handler):
-        upstream = host
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    proxy = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}")
-    Handler.proxy = proxy
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    handler = type("Before", (_Handler,), {"upstream": urlsplit(upstream).netloc})
+    with serving(handler) as server:
+        handler.proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")
+        yield handler.proxy
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     proxy: FaultProxy
     upstream = ""
-    protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
@@ -274,9 +261,6 @@ class _Handler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             super().finish()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: the proxy's own log is `FaultProxy.log`."""
 
 
 def _flipped(data: bytes, place: int, bit: int) -> bytes:

@@ -7,12 +7,12 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import quote
 
 import pytest
+
+from tests.loopback import Handler, serving
 
 ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "c4n4ry-aws-secret-1",
@@ -62,9 +62,7 @@ def _parts(thing: bytes | str) -> Iterator[bytes]:
 def echo_server(status: int) -> Iterator[str]:
     """A server that refuses everything and repeats in its refusal all that it was sent; its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Echo(Handler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length") or 0))
             sent = f"{self.path} {json.dumps(dict(self.headers))}"
@@ -81,16 +79,5 @@ def echo_server(status: int) -> Iterator[str]:
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Echo) as server:
+        yield f"http://127.0.0.1:{server.server_port}"

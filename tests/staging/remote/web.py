@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.loopback import Handler, serving
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -63,26 +64,13 @@ def web_server(host: str = "127.0.0.1") -> Iterator[Web]:
     """A Web on a free port of a loopback address."""
     web = Web()
 
-    class Handler(_Handler):
-        pass
-
-    Handler.web = web
-    server = ThreadingHTTPServer((host, 0), Handler)
-    server.daemon_threads = True
-    web.url = f"http://{host}:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with serving(type("OfWeb", (_Handler,), {"web": web}), host) as server:
+        web.url = f"http://{host}:{server.server_port}"
         yield web
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     web: Web
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.web.headers[self.path] = {name.lower(): value for name, value in self.headers.items()}
@@ -120,6 +108,3 @@ class _Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # the client went away
             super().handle()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
