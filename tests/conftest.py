@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import socketserver
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.servers import S3Server, minio, seaweedfs
+from trainer.storage import retries
 from trainer.storage.s3_client import Client
 from trainer.storage.scratch import temporary_folder
 
@@ -21,6 +23,8 @@ for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
 # Without compiled bytecode every worker, and every process that a test starts, would compile firstsight and rewrite the tests again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+retries.FIRST_SECONDS = 0.01  # what tests let fail is there again at once; processes that they start keep the product's pauses
+socketserver.BaseServer.serve_forever.__defaults__ = (0.01,)  # `shutdown` waits for as long, else half a second
 _session = pytest.StashKey[contextlib.ExitStack]()
 
 

@@ -2,10 +2,8 @@
 
 import io
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import minio.api
@@ -13,6 +11,7 @@ import pytest
 from minio import Minio
 
 from tests.fault_proxy import FaultProxy, Status, fault_proxy
+from tests.loopback import Handler, serving
 from tests.servers import S3Server
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import join, read_bytes, write_bytes
@@ -70,7 +69,7 @@ def test_harmed_writes_are_sent_again(s3_root: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("size", [70_001, PART_BYTES + 5])
 def test_writes_that_are_always_harmed(s3_root: str, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """They end the command with the URI, and are not taken for written."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0")
     harm_parts(monkeypatch, lambda number: True)
     uri = join(s3_root, "x")
     with pytest.raises(RunError, match=f"^{uri}: .*(holds|received) other bytes than were sent"):
@@ -160,10 +159,9 @@ def test_listings_that_contradict_themselves(s3_root: str, proxy: FaultProxy, be
     assert left == []
 
 
-class Portal(BaseHTTPRequestHandler):
+class Portal(Handler):
     """Says 200 and the same page to everything."""
 
-    protocol_version = "HTTP/1.1"
     headers_of_page: tuple[tuple[str, str], ...] = (("content-type", "text/html"),)
     page = b"<html><title>Hotel\r\n Wi-Fi</title>Please log in</html>"
 
@@ -180,9 +178,6 @@ class Portal(BaseHTTPRequestHandler):
 
     do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
-
 
 @pytest.fixture(params=["page", "static file", "plain", "empty"])
 def portal(request: pytest.FixtureRequest, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
@@ -195,18 +190,11 @@ def portal(request: pytest.FixtureRequest, s3_root: str, monkeypatch: pytest.Mon
         "plain": {"headers_of_page": (("content-type", "text/plain"),), "page": b"ok"},
         "empty": {"headers_of_page": (), "page": b""},
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Page", (Portal,), kinds[request.param]))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "5")
-    try:
+    with serving(type("Page", (Portal,), kinds[request.param])) as server:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         yield endpoint
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_what_is_no_store_is_not_believed(portal: str, s3_root: str) -> None:
@@ -258,7 +246,7 @@ def test_errors_that_pass_whatever_their_status(
         proxy.faults = [Status(status, code)]
         work(new_store(uri))
         assert proxy.faults == []
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.1")
     proxy.always = Status(status, code)
     for work in works:
         with pytest.raises(RunError, match="given up after"):
@@ -278,7 +266,7 @@ def test_errors_after_a_completion_has_begun(s3_root: str, proxy: FaultProxy, st
 
 def test_both_clocks_are_named(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose clock is wrong learns it from the store's refusal, for each kind of request, and may be run again."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.1")
     utcnow, uri = minio.api.time.utcnow, join(s3_root, "x")
     monkeypatch.setattr(minio.api.time, "utcnow", lambda: utcnow().replace(year=utcnow().year + 1))
     for work in (lambda store: store.get(uri), lambda store: store.head(uri), lambda store: store.put_stream(uri, io.BytesIO(b"x"))):
