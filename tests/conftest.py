@@ -1,12 +1,13 @@
 """Fixtures for every room."""
 
 import contextlib
+import gc
 import os
 import secrets
 import socketserver
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 retries.FIRST_SECONDS = 0.01  # what tests let fail is there again at once; processes that they start keep the product's pauses
+os.fsync = lambda fd, /: None  # no test cuts the power, and every small file would wait for the disk
 socketserver.BaseServer.serve_forever.__defaults__ = (0.01,)  # `shutdown` waits for as long, else half a second
 _session = pytest.StashKey[contextlib.ExitStack]()
 
@@ -42,8 +44,28 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.tempdir = None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """See tests/scheduling.py."""
+    from tests.scheduling import scheduler
+
+    return scheduler(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """No garbage is looked for while everything is imported, nor later among what was: half of the time to the first test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that folder."""
+    gc.unfreeze()  # libraries in C++ complain of what Python has not let go of at its end
     if _session in config.stash:
         with contextlib.suppress(OSError):  # what still writes there is not this session's to wait for
             config.stash[_session].close()
