@@ -293,7 +293,7 @@ def _submit_in_a_process(server: KubeflowServer) -> "subprocess.Popen[str]":
     often = (
         "from pipelines.kubeflow import follow; follow.POLL_SECONDS = 0.1; from pipelines.__main__ import main; raise SystemExit(main())"
     )
-    return subprocess.Popen([sys.executable, "-c", fast, *arguments], text=True, env=environment, start_new_session=True, **pipes)
+    return subprocess.Popen([sys.executable, "-c", often, *arguments], text=True, env=environment, start_new_session=True, **pipes)
 
 
 def _wait_until(condition: Any) -> None:
