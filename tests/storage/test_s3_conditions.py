@@ -1,6 +1,7 @@
 """Creating and replacing objects on a server that takes conditions of writes for granted: claims decide instead."""
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -52,15 +53,23 @@ def test_claim_of_a_killed_writer_is_passed_over(unconditional: str, monkeypatch
     """A claim that nobody took back counts until it is old by the server's clock, then no longer."""
     uri, store = join(unconditional, "d", "x"), new_store(unconditional)
     _, _, bucket, key = uri.split("/", 3)
-    store._client.put(bucket, f"{beside_all(key, 'claim')}00000000-00000000-1-1-0000.partial", b"")
+    claim, probe = f"{beside_all(key, 'claim')}00000000-00000000-1-1-0000.partial", f"{key}-probe"
+
+    def written(key: str) -> float:
+        """Write it now; when that was by the server's clock, in whole seconds."""
+        store._client.put(bucket, key, b"")
+        return store._client.stat_object(bucket, key).last_modified.timestamp()
+
+    made = written(claim)
     monkeypatch.setattr(conditions, "SETTLE_SECONDS", 0.2)
     monkeypatch.setattr(conditions, "STALE_SECONDS", 0.3)
-    client, ahead, now = store._client, 0.0, Client.now
-    monkeypatch.setattr(client, "now", lambda: now(client) - 3600 + ahead)
+    monkeypatch.setattr(store._client, "now", lambda: made)
     with pytest.raises(RunError, match="x: other writers kept it claimed"):
         store.create(uri, b"1")
-    ahead = 3600.0
-    monkeypatch.setattr(conditions, "STALE_SECONDS", 3.0)
+    while written(probe) == made:
+        time.sleep(0.05)
+    monkeypatch.setattr(conditions, "STALE_SECONDS", 60.0)
+    monkeypatch.setattr(store._client, "now", lambda: made + 60.5)  # too late for that claim, and not for one that is made now
     assert store.create(uri, b"2")
     assert read_bytes(uri) == b"2"
 
