@@ -54,7 +54,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """No garbage is looked for while everything is imported, nor later among what was: half of the time to the first test."""
+    """No garbage collection while everything is imported, nor of it later: it took half of the time until the first test."""
     gc.disable()
     try:
         return (yield)
@@ -65,7 +65,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that folder."""
-    gc.unfreeze()  # libraries in C++ complain of what Python has not let go of at its end
+    gc.unfreeze()  # at exit, libraries in C++ report every object that Python has not released as a leak
     if _session in config.stash:
         with contextlib.suppress(OSError):  # what still writes there is not this session's to wait for
             config.stash[_session].close()

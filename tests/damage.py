@@ -13,7 +13,7 @@ def flip(data: bytes, bit: int) -> bytes:
 
 
 def rewrite(path: Path, data: bytes) -> None:
-    """Write the file anew: ext4 waits for the disk where one is overwritten, which thousands of times takes minutes."""
+    """Replace the file's bytes through a new file: ext4 waits for the disk whenever one is overwritten in place."""
     path.unlink()
     path.write_bytes(data)
 

@@ -1,4 +1,4 @@
-"""What one worker of `make test` takes at a time: a file, or files that share what takes long to make, which then is made once."""
+"""What one worker of `make test` takes at a time: a test file, or several that share an expensive fixture, which is then made once."""
 
 import pytest
 from xdist.remote import Producer
@@ -11,11 +11,11 @@ TOGETHER = {
         "tests/run/test_waits.py", "tests/stages/test_equals_reference.py",
     ),
 }  # fmt: skip
-"""Reports that many files read, and the server that forks ranks: it imports torch and open_clip first."""
+"""Reports that many files read; the server that forks ranks, which first imports torch and open_clip."""
 
 
 class BySharedFixtures(LoadFileScheduling):
-    """`--dist loadfile`, but for the files above."""
+    """`--dist loadfile`, except that the files above are scheduled together."""
 
     def _split_scope(self, nodeid: str) -> str:
         return next((name for name, places in TOGETHER.items() if nodeid.startswith(places)), super()._split_scope(nodeid))

@@ -12,7 +12,7 @@ PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP answers after which the same request may succeed."""
 
 FIRST_SECONDS = 0.2
-"""Of the pauses after which something is tried again, the first."""
+"""The first pause before another try."""
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Backoff:
 
     def __init__(self, first: float | None = None, most: float = 20.0) -> None:
         self._first, self._most = FIRST_SECONDS if first is None else first, most
-        self.reset()
+        self._next = self._first
 
     def seconds(self) -> float:
         """The next pause."""
