@@ -1,11 +1,13 @@
 """Fixtures for every room."""
 
 import contextlib
+import gc
 import os
 import secrets
+import socketserver
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.servers import S3Server, minio, seaweedfs
+from trainer.storage import retries
 from trainer.storage.s3_client import Client
 from trainer.storage.scratch import temporary_folder
 
@@ -22,6 +25,9 @@ for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
 # Without compiled bytecode every worker, and every process that a test starts, would compile firstsight and rewrite the tests again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+retries.FIRST_SECONDS = 0.01  # what tests let fail is there again at once; processes that they start keep the product's pauses
+os.fsync = lambda fd, /: None  # no test cuts the power, and every small file would wait for the disk
+socketserver.BaseServer.serve_forever.__defaults__ = (0.01,)  # `shutdown` waits for as long, else half a second
 _session = pytest.StashKey[contextlib.ExitStack]()
 
 
@@ -39,8 +45,28 @@ def pytest_configure(config: pytest.Config) -> None:
         tempfile.tempdir = None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """See tests/scheduling.py."""
+    from tests.scheduling import scheduler
+
+    return scheduler(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """No garbage collection while everything is imported, nor of it later: it took half of the time until the first test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that folder."""
+    gc.unfreeze()  # at exit, libraries in C++ report every object that Python has not released as a leak
     if _session in config.stash:
         with contextlib.suppress(OSError):  # what still writes there is not this session's to wait for
             config.stash[_session].close()

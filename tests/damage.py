@@ -12,6 +12,12 @@ def flip(data: bytes, bit: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1 << bit % 8]) + data[place + 1 :]
 
 
+def rewrite(path: Path, data: bytes) -> None:
+    """Replace the file's bytes through a new file: ext4 waits for the disk whenever one is overwritten in place."""
+    path.unlink()
+    path.write_bytes(data)
+
+
 def damage(path: Path, kind: str, seed: int | None = None) -> None:
     """Remove the file, cut it short, or flip one of its bits: in its middle, or where the seed says."""
     data = path.read_bytes()

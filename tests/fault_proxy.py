@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
-from tests.servers import serving
+from tests.loopback import Handler, serving
 
 
 @dataclass(frozen=True)
@@ -142,20 +141,15 @@ class FaultProxy:
 @contextlib.contextmanager
 def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     """A proxy before the server at `upstream` (http://host:port), on a free loopback port."""
-    host = urlsplit(upstream).netloc
-
-    class Handler(_Handler):
-        upstream = host
-
-    with serving(Handler) as address:
-        Handler.proxy = FaultProxy(f"http://{address}")
-        yield Handler.proxy
+    handler = type("Before", (_Handler,), {"upstream": urlsplit(upstream).netloc})
+    with serving(handler) as server:
+        handler.proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")
+        yield handler.proxy
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     proxy: FaultProxy
     upstream = ""
-    protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", "0")))
@@ -267,9 +261,6 @@ class _Handler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             super().finish()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: the proxy's own log is `FaultProxy.log`."""
 
 
 def _flipped(data: bytes, place: int, bit: int) -> bytes:

@@ -16,13 +16,12 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 from cryptography import x509
@@ -79,20 +78,6 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def serving(handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1") -> Iterator[str]:
-    """A server with this handler in a thread; its host and port."""
-    server = ThreadingHTTPServer((host, 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"{host}:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@contextlib.contextmanager
 def seaweedfs(folder: Path, identities: Sequence[dict[str, Any]] = ()) -> Iterator[S3Server]:
     """A SeaweedFS with its data and log below `folder`, which must exist; with these identities (`-s3.config`) beside its own."""
     names = ("master", "volume", "filer", "s3")
@@ -107,7 +92,7 @@ def seaweedfs(folder: Path, identities: Sequence[dict[str, Any]] = ()) -> Iterat
     command = [
         str(weed), "-logtostderr", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}",
         "-s3.iam=false", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty",
-        "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=200", "-volume.minFreeSpace=1",
+        "-master.telemetry=false", "-master.peers=none", "-master.volumeSizeLimitMB=64", "-volume.max=200", "-volume.minFreeSpace=1",
         *(f"-{name}={port}" for name, port in ports.items()),
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
@@ -205,13 +190,14 @@ def die_with_parent() -> None:
 def _await(server: S3Server, log: Path) -> None:
     """Wait until the server takes a bucket and an object; the end of its log where it does not."""
     deadline = time.monotonic() + START_SECONDS
-    cause = ""
+    cause, address = "", urlsplit(server.endpoint)
     while time.monotonic() < deadline and server.process.poll() is None:
         try:
+            socket.create_connection((address.hostname, address.port)).close()  # Minio's client would come back after seconds only
             bucket = server.make_bucket().removeprefix("s3://")
             server.client.put_object(bucket, "ready", io.BytesIO(b"ready"), 5)
             return
         except Exception as error:
             cause = str(error)
-            time.sleep(0.2)
+            time.sleep(0.05)
     raise RuntimeError(f"the server did not come up ({cause}):\n" + log.read_text(errors="replace")[-3000:])

@@ -235,6 +235,7 @@ def test_a_job_s_records_are_passed_on_as_they_are(tmp_path: Path, capfd: pytest
     assert (records(second)[0]["component"], records(second)[0]["message"]) == ("launcher", "random-seed0: a remark")
 
 
+@pytest.mark.slow
 def test_a_trainer_logs_records_alone(tmp_path: Path) -> None:
     """From the agent, from both ranks, to the end; then of a configuration that is refused."""
     config = build.contrastive(tmp_path, processes_per_node=2, local_batch_size=0)

@@ -29,6 +29,8 @@ from trainer.progress import counted
 
 LOOK_AGAIN_SECONDS = 30.0
 """For a kind that the cluster has not yet, a permission that is missing, an action that failed."""
+TURN_SECONDS = 1.0
+"""After which the loop sees at the latest that it is to stop."""
 DEPARTED_SECONDS = 60.0
 """Seconds for which the pods of a deleted job are still handled."""
 STUCK_SECONDS = 900.0
@@ -116,7 +118,7 @@ class Reaper:
         again = math.inf
         while not stop.is_set():
             with self._changed:
-                self._changed.wait_for(lambda: self._news, timeout=min(1.0, max(0.0, again - time.time())))
+                self._changed.wait_for(lambda: self._news, timeout=min(TURN_SECONDS, max(0.0, again - time.time())))
                 turn, self._news = (self._news or time.time() >= again) and not self._unheard, False
             if turn:
                 again = self._round()

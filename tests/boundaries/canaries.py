@@ -7,13 +7,12 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from tests.servers import serving
+from tests.loopback import Handler, serving
 
 ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "c4n4ry-aws-secret-1",
@@ -63,9 +62,7 @@ def _parts(thing: bytes | str) -> Iterator[bytes]:
 def echo_server(status: int) -> Iterator[str]:
     """A server that refuses everything and repeats in its refusal all that it was sent; its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Echo(Handler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length") or 0))
             sent = f"{self.path} {json.dumps(dict(self.headers))}"
@@ -82,8 +79,5 @@ def echo_server(status: int) -> Iterator[str]:
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Nothing."""
-
-    with serving(Handler) as address:
-        yield f"http://{address}"
+    with serving(Echo) as server:
+        yield f"http://127.0.0.1:{server.server_port}"

@@ -130,3 +130,9 @@ def test_too_many_pixels_are_refused_by_the_header(encoding: str, mode: Decoder)
         decode_pixels(bomb, mode)
     with pytest.raises(RunError, match="a picture of 60000x60000"):
         picture_size(bomb)
+
+
+def test_draws_are_those_of_splitmix64() -> None:
+    """Its published first outputs for seed 0, so that no release changes what a sample looks like."""
+    known = np.array([0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F], dtype=np.uint64)
+    assert np.array_equal(uniforms(np.array([0]), 0, 3)[0], (known >> np.uint64(11)) * 2.0**-53)

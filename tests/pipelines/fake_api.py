@@ -16,13 +16,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pipelines.cluster.connection import EVENT, NODE, POD, WORKFLOW
 from pipelines.jobs.shapes import job_kinds
+from tests.loopback import Handler, Listener
 from tests.pipelines.fake_objects import Key, Object, Status, is_selected, merge_patch
 from tests.pipelines.jobs import trainer_crds
 
@@ -54,7 +54,7 @@ class FakeApi:
         self._version = 0
         self._changed = threading.Condition(threading.RLock())
         self._connections: set[socket.socket] = set()
-        self._server: ThreadingHTTPServer | None = None
+        self._server: Listener | None = None
         self.silent = False  # streams stay open and say nothing more
 
     def __enter__(self) -> "FakeApi":
@@ -66,18 +66,9 @@ class FakeApi:
 
     def start(self) -> None:
         """Listen, on the port it had before."""
-        fake = self
-
-        class Handler(_Handler):
-            api = fake
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that hung up is no news."""
-
-        self._server = Server(("127.0.0.1", self.port), Handler)
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        self._server = Listener(("127.0.0.1", self.port), type("OfApi", (_Handler,), {"api": self}))
+        self.port = self._server.server_port
+        self._server.start()
 
     def stop(self) -> None:
         """Refuse connections and break those that are open, as a server that is killed."""
@@ -213,9 +204,8 @@ class FakeApi:
                 self._record("DELETED", key, thing)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     api: FakeApi
-    protocol_version = "HTTP/1.1"
 
     def setup(self) -> None:
         super().setup()
@@ -225,9 +215,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.api._connections.discard(self.connection)
         with contextlib.suppress(OSError):
             super().finish()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Tests say what they expect."""
 
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

@@ -8,18 +8,17 @@ import contextlib
 import json
 import re
 import ssl
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from tests.loopback import Handler, serving
 from tests.pipelines.kubeflow import recordings
 from tests.pipelines.kubeflow.argo import SUCCEEDED, Pod
 from tests.pipelines.kubeflow.refusals import Denied, Faults, Refused, take
@@ -67,38 +66,19 @@ class KubeflowServer:
 def kubeflow_server(certificates: Path | None = None) -> Iterator[KubeflowServer]:
     """Serve on a loopback port, with TLS where a folder with public.crt and private.key is given."""
     server = KubeflowServer()
-    handler = type("Handler", (_Handler,), {"state": server})
-    with _Listener(("127.0.0.1", 0), handler) as listener:
-        scheme = "http"
-        if certificates:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificates / "public.crt", certificates / "private.key")
-            listener.socket = context.wrap_socket(listener.socket, server_side=True)
-            scheme = "https"
-        server.url = f"{scheme}://127.0.0.1:{listener.server_port}"
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificates else None
+    if tls and certificates:
+        tls.load_cert_chain(certificates / "public.crt", certificates / "private.key")
+    with serving(type("OfServer", (_Handler,), {"state": server}), tls=tls) as listener:
+        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.server_port}"
         try:
             yield server
         finally:
             server.ended.set()
-            listener.shutdown()
-            thread.join()
 
 
-class _Listener(ThreadingHTTPServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client may go away in the middle of an answer."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: KubeflowServer
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
 
     def do_GET(self) -> None:
         self._serve("GET")

@@ -11,7 +11,7 @@ import pytest
 from pipelines.cluster import ending, watch
 from pipelines.cluster.connection import Cluster
 from pipelines.cluster.names import Identity
-from pipelines.jobs import following, monitor, owners
+from pipelines.jobs import following, loglines, monitor, owners
 from pipelines.jobs.base import JobSpec, Outcome
 from pipelines.jobs.following import ClusterBackend, ClusterJob
 from pipelines.jobs.launcher import Launcher
@@ -118,6 +118,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setattr(following, "TICK_SECONDS", 0.05)
     monkeypatch.setattr(following, "LAST_LOG_SECONDS", 0.2)
     monkeypatch.setattr(monitor, "NEWS_SECONDS", 0.1)
+    monkeypatch.setattr(loglines, "NEWS_SECONDS", 0.1)
     monkeypatch.delenv(owners.POD_VARIABLE, raising=False)
     monkeypatch.setenv(owners.HOLDER_VARIABLE, "ana")
     with FakeApi() as server:

@@ -26,7 +26,7 @@ def rows_of(differences: NDArray[np.float64], resolution: float = 0.0) -> list[d
     return rows
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_without_an_effect_the_sentence_rarely_claims_one(seeds: int) -> None:
     """In at most 5 % of 2,000 simulated experiments (four endpoints, correlated through the model) plus what 2,000 draws can err."""
     generator = np.random.default_rng(seeds)

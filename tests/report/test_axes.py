@@ -167,7 +167,7 @@ def test_declared_endpoints_are_those_of_the_page(tmp_path: Path):
 # ---------------------------------------------------------------------------------------------------- the test itself
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["alike", "unlike", "drifting", "counts"])
 def test_the_trend_s_interval_covers_and_its_test_is_honest(seeds: int, kind: str):
     """4,000 experiments: 93 to 97 % of intervals hold the true slope, at most 6 % of tests find one if there is none.

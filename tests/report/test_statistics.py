@@ -61,6 +61,7 @@ def test_bootstrap_agrees_with_scipys() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.008)
 
 
+@pytest.mark.slow
 def test_bootstrap_covers_the_truth() -> None:
     """Intervals over items cover the true difference of two models in 95 % +- 2 of 1,000 drawn test sets."""
     generator = np.random.default_rng(3)

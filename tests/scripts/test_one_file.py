@@ -261,6 +261,7 @@ def test_a_kind_of_job(tree: Path):
     assert "| `volcano.py` | `volcano` | Job |" in (tree / "docs/ARCHITECTURE.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_parameter(tree: Path):
     """A line in planning/request.py becomes a flag, a make variable, a field of Kubeflow's form, and a row of the tables."""
     path = tree / "pipelines/planning/request.py"

@@ -91,8 +91,9 @@ def without_key_biases(name: str, weights: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("world_size", "names"),
     [
-        (1, tuple(VARIANTS)),
+        (1, ("plain",)),
         (2, ("cache and buckets",)),
+        pytest.param(1, tuple(VARIANTS), marks=pytest.mark.slow),
         pytest.param(2, tuple(VARIANTS), marks=pytest.mark.campaign),
         pytest.param(4, tuple(VARIANTS), marks=pytest.mark.slow),
     ],

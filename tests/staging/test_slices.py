@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.damage import rewrite
 from tests.staging.conftest import photo_folder
 from tests.staging.test_writer import tree
 from trainer.config import Recipe
@@ -206,7 +207,7 @@ def test_a_changed_byte_of_a_record_is_found_or_changes_nothing(tmp_path: Path) 
     found = 0
     for at in range(len(data)):
         for mask in (1, 64)[at % 2 :: 2]:
-            path.write_bytes(bytes([*data[:at], data[at] ^ mask, *data[at + 1 :]]))
+            rewrite(path, bytes([*data[:at], data[at] ^ mask, *data[at + 1 :]]))
             records, unfit = find_whole(root, PLAN.plan_id, {0: "train"})
             assert bool(records) != bool(unfit)
             assert records in ({}, whole)

@@ -178,7 +178,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("bomb", [pytest.param(bomb, marks=pytest.mark.slow) if "bzip2" in bomb else bomb for bomb in BOMBS])
 def test_bombs_are_refused_within_bounds(tmp_path, bomb):
     """Small files that unpack to much more: one line, and less than 300 MB of memory."""
     path = tmp_path / "bomb.npz"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.damage import flip
+from tests.damage import flip, rewrite
 from trainer.storage import layout, write_json
 from trainer.storage.failures import read_failure, write_failure
 
@@ -38,7 +38,7 @@ def test_no_flipped_bit_becomes_another_failure(tmp_path: Path, capsys: pytest.C
     path = tmp_path / "failure.json"
     written, data = read_failure(str(tmp_path)), path.read_bytes()
     for bit in range(0, 8 * len(data), stride):
-        path.write_bytes(flip(data, bit))
+        rewrite(path, flip(data, bit))
         assert read_failure(str(tmp_path)) in (None, written)
     said = capsys.readouterr().err.splitlines()
 

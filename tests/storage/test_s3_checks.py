@@ -66,7 +66,7 @@ def test_harmed_writes_are_sent_again(s3_root: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("size", [70_001, PART_BYTES + 5])
 def test_writes_that_are_always_harmed(s3_root: str, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """They end the command with the URI, and are not taken for written."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0")
     harm_parts(monkeypatch, lambda number: True)
     uri = join(s3_root, "x")
     with pytest.raises(RunError, match=f"^{uri}: .*(has|received) different bytes from those sent"):
@@ -269,7 +269,7 @@ def test_errors_that_pass_whatever_their_status(
         proxy.faults = [Status(status, code)]
         work(new_store(uri))
         assert proxy.faults == []
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.1")
     proxy.always = Status(status, code)
     for work in works:
         with pytest.raises(RunError, match="given up after"):
@@ -289,7 +289,7 @@ def test_errors_after_a_completion_has_begun(s3_root: str, proxy: FaultProxy, st
 
 def test_both_clocks_are_named(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose clock is wrong learns it from the store's refusal, for each kind of request, and may be run again."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.1")
     utcnow, uri = minio.api.time.utcnow, join(s3_root, "x")
     monkeypatch.setattr(minio.api.time, "utcnow", lambda: utcnow().replace(year=utcnow().year + 1))
     for work in (lambda store: store.get(uri), lambda store: store.head(uri), lambda store: store.put_stream(uri, io.BytesIO(b"x"))):

@@ -1,6 +1,7 @@
 """Creating and replacing objects on a server that takes conditions of writes for granted: claims decide instead."""
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ def new_store(root: str) -> S3Store:
 
 
 @pytest.mark.parametrize("kind", ["create", "replace"])
-def test_one_of_many_claims_it(unconditional: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_of_many_claims_it(unconditional: str, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of stores that write at once one succeeds; no claim and no probe stays; the log says how it was decided."""
+    monkeypatch.setattr(conditions, "SETTLE_SECONDS", 1.2)  # on one machine; claims are ordered by whole seconds
     uri, wins = join(unconditional, "d", "x"), []
     stamp = write_bytes(uri, b"old").stamp if kind == "replace" else ""
     barrier = threading.Barrier(6)
@@ -52,15 +54,23 @@ def test_claim_of_a_killed_writer_is_passed_over(unconditional: str, monkeypatch
     """A claim that nobody took back counts until it is old by the server's clock, then no longer."""
     uri, store = join(unconditional, "d", "x"), new_store(unconditional)
     _, _, bucket, key = uri.split("/", 3)
-    store._client.put(bucket, f"{beside_all(key, 'claim')}00000000-00000000-1-1-0000.partial", b"")
+    claim, probe = f"{beside_all(key, 'claim')}00000000-00000000-1-1-0000.partial", f"{key}-probe"
+
+    def written(key: str) -> float:
+        """Write it now; when that was by the server's clock, in whole seconds."""
+        store._client.put(bucket, key, b"")
+        return store._client.stat_object(bucket, key).last_modified.timestamp()
+
+    made = written(claim)
     monkeypatch.setattr(conditions, "SETTLE_SECONDS", 0.2)
-    monkeypatch.setattr(conditions, "STALE_SECONDS", 1.0)
-    client, ahead, now = store._client, 0.0, Client.now
-    monkeypatch.setattr(client, "now", lambda: now(client) - 3600 + ahead)
+    monkeypatch.setattr(conditions, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(store._client, "now", lambda: made)
     with pytest.raises(RunError, match="x: other writers kept it claimed"):
         store.create(uri, b"1")
-    ahead = 3600.0
-    monkeypatch.setattr(conditions, "STALE_SECONDS", 3.0)
+    while written(probe) == made:
+        time.sleep(0.05)
+    monkeypatch.setattr(conditions, "STALE_SECONDS", 60.0)
+    monkeypatch.setattr(store._client, "now", lambda: made + 60.5)  # too late for that claim, and not for one that is made now
     assert store.create(uri, b"2")
     assert read_bytes(uri) == b"2"
 

@@ -4,7 +4,6 @@ import datetime
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.fault_proxy import FaultProxy, Status
-from tests.servers import S3Server, serving
+from tests.loopback import Handler, serving
+from tests.servers import S3Server
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_bytes, s3_identity, write_bytes
 from trainer.storage.s3 import S3Store
@@ -61,7 +61,9 @@ def cloud(s3_server: S3Server) -> Iterator[Cloud]:
     """It gives the real store's keys; without a session token, which that store would not know."""
     found = Cloud(keys=(s3_server.access_key, s3_server.secret_key, ""))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answering(Handler):
+        protocol_version = "HTTP/1.0"
+
         def _do(self) -> None:
             status, body = found.answer(self.command, self.path, dict(self.headers))
             self.send_response(status)
@@ -71,11 +73,8 @@ def cloud(s3_server: S3Server) -> Iterator[Cloud]:
 
         do_GET = do_POST = do_PUT = _do
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with serving(Handler) as address:
-        found.url = f"http://{address}"
+    with serving(Answering) as server:
+        found.url = f"http://127.0.0.1:{server.server_port}"
         yield found
 
 

@@ -4,14 +4,14 @@ import base64
 import os
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import urllib3
 
 from tests.fault_proxy import FaultProxy, Status
-from tests.servers import S3Server, serving
+from tests.loopback import Handler, serving
+from tests.servers import S3Server
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.s3 import S3Store
@@ -128,9 +128,9 @@ def test_rotated_keys(s3_root: str, s3_server: S3Server, rotating: tuple[FaultPr
     write_bytes(uri, b"x")
     write_keys(file, "old", "dropped")
     steps = [
-        threading.Timer(0.5, file.unlink),
-        threading.Timer(1.0, lambda: file.write_text("[default]\naws_access")),
-        threading.Timer(2.0, lambda: write_keys(file, s3_server.access_key, s3_server.secret_key)),
+        threading.Timer(0.1, file.unlink),
+        threading.Timer(0.2, lambda: file.write_text("[default]\naws_access")),
+        threading.Timer(0.4, lambda: write_keys(file, s3_server.access_key, s3_server.secret_key)),
     ]
     for step in steps:
         step.start()
@@ -152,7 +152,7 @@ def test_expired_tokens(
     store = S3Store(settings_from_environment(uri))
     proxy.faults = [Status(400, code), Status(400, code)]  # the answer to HEAD has no code: the object is asked for
     assert store.head(uri) is not None
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.1")
     proxy.always = Status(400, code)
     with pytest.raises(RunError, match=f"{code}; waiting for new keys in .*credentials"):
         read_bytes(uri)
@@ -209,10 +209,9 @@ def test_no_proxy(host: str, port: int, no_proxy: str, bypasses: bool) -> None:
     assert bypasses_proxy(host, port, no_proxy) is bypasses
 
 
-class HttpProxy(BaseHTTPRequestHandler):
+class HttpProxy(Handler):
     """An HTTP proxy that asks for a user and password, and answers what it was told to."""
 
-    protocol_version = "HTTP/1.1"
     seen: list[str]
     status = 0
     keys = "Basic " + base64.b64encode(f"user:{SECRET}".encode()).decode()
@@ -249,9 +248,6 @@ class HttpProxy(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
-
 
 @pytest.fixture
 def http_proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[type[HttpProxy], str]]:
@@ -260,8 +256,9 @@ def http_proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
-    with serving(handler) as host:
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.1")
+    with serving(handler) as server:
+        host = f"127.0.0.1:{server.server_port}"
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(name, f"http://user:{SECRET.replace('/', '%2F').replace('%(', '%25(')}@{host}")
         yield handler, host

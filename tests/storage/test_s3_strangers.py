@@ -2,14 +2,12 @@
 
 import io
 import random
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.fault_proxy import FaultProxy, Status, fault_proxy
-from tests.servers import S3Server
+from tests.fault_proxy import FaultProxy, Status
+from tests.loopback import Handler, serving
 from trainer.errors import InputError, RunError
 from trainer.storage import join, write_bytes
 from trainer.storage.s3 import PART_BYTES, S3Store
@@ -19,12 +17,10 @@ DATA = random.Random(0).randbytes(70_001)
 
 
 @pytest.fixture
-def proxy(s3_root: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     """A proxy on the way to the store that changes its answers."""
-    with fault_proxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
-        yield proxy
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
+    return proxy
 
 
 def new_store(uri: str) -> S3Store:
@@ -70,10 +66,9 @@ def test_a_head_of_what_is_missing_is_believed_after_a_get(s3_root: str, proxy: 
         new_store(s3_root).head("s3://no-such-bucket-anywhere/x")
 
 
-class Portal(BaseHTTPRequestHandler):
+class Portal(Handler):
     """Says 200 and the same page to everything."""
 
-    protocol_version = "HTTP/1.1"
     headers_of_page: tuple[tuple[str, str], ...] = (("content-type", "text/html"),)
     page = b"<html><title>Hotel\r\n Wi-Fi</title>Please log in</html>"
 
@@ -90,9 +85,6 @@ class Portal(BaseHTTPRequestHandler):
 
     do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
-
 
 @pytest.fixture(params=["page", "static file", "plain", "empty"])
 def portal(request: pytest.FixtureRequest, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
@@ -105,18 +97,11 @@ def portal(request: pytest.FixtureRequest, s3_root: str, monkeypatch: pytest.Mon
         "plain": {"headers_of_page": (("content-type", "text/plain"),), "page": b"ok"},
         "empty": {"headers_of_page": (), "page": b""},
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Page", (Portal,), kinds[request.param]))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "5")
-    try:
+    with serving(type("Page", (Portal,), kinds[request.param])) as server:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         yield endpoint
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_what_is_no_store_is_not_believed(portal: str, s3_root: str) -> None:

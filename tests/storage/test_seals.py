@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import old_store
+from tests.damage import rewrite
 from trainer.errors import Corrupt, InputError, RunError
 from trainer.storage import committed, exists, join, layout, read_bytes, read_json, write_bytes, write_json
 from trainer.storage.committed import Committed, read_committed, write_committed
@@ -103,7 +104,7 @@ def test_a_changed_byte_of_a_manifest_is_refused_or_changes_nothing(tmp_path: Pa
     data = read_bytes(str(tmp_path / "manifest.json"))
     refused = 0
     for changed in itertools.islice(flips(data), 0, None, stride):
-        (tmp_path / "manifest.json").write_bytes(changed)
+        rewrite(tmp_path / "manifest.json", changed)
         try:
             assert read_manifest(str(tmp_path)) == manifest
         except Corrupt:
@@ -121,7 +122,7 @@ def test_a_changed_byte_of_a_pinned_manifest_of_format_1_is_refused(tmp_path: Pa
     assert pinned.manifest_sha256
     assert require_manifest(root, pinned.identity, pinned.manifest_sha256) == manifest
     for changed in itertools.islice(flips(data), 0, None, stride):
-        (tmp_path / "manifest.json").write_bytes(changed)
+        rewrite(tmp_path / "manifest.json", changed)
         with pytest.raises((Corrupt, InputError)):
             require_manifest(root, pinned.identity, pinned.manifest_sha256)
     (tmp_path / "manifest.json").write_bytes(data.replace(b"FLIP", b"FLAP"))
@@ -244,7 +245,7 @@ def test_no_flipped_bit_of_a_seal_is_read_as_another_value(tmp_path: Path, strid
     for position, bit in itertools.islice(itertools.product(range(len(whole)), range(8)), 0, None, stride):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << bit
-        path.write_bytes(damaged)
+        rewrite(path, damaged)
         try:
             found = read_committed(str(tmp_path))
         except Corrupt:

@@ -118,6 +118,8 @@ class Pipeline(Generic[DecodedT, BatchT]):
         """Stop, and release the shards."""
         self._stopped.set()
         self._source.close()
+        with contextlib.suppress(queue.Empty):
+            self._batches.get_nowait()  # the thread may be waiting for room
         self._thread.join()
         self._assembler.shutdown(wait=True, cancel_futures=True)
         ended: Future[BatchT | None] = Future()

@@ -11,14 +11,18 @@ from trainer.redaction import without_credentials
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP answers after which the same request may succeed."""
 
+FIRST_SECONDS = 0.2
+"""The first pause before another try."""
+
 _log = logging.getLogger(__name__)
 
 
 class Backoff:
     """Pauses that double, with jitter, so that those whom one outage cut off do not all come back at once."""
 
-    def __init__(self, first: float = 0.2, most: float = 20.0) -> None:
-        self._first, self._most, self._next = first, most, first
+    def __init__(self, first: float | None = None, most: float = 20.0) -> None:
+        self._first, self._most = FIRST_SECONDS if first is None else first, most
+        self._next = self._first
 
     def seconds(self) -> float:
         """The next pause."""

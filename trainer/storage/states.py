@@ -63,8 +63,8 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def _kind(name: str, pattern: str, writer: str, reader: str, *damage: str) -> StoredKind:
-    """A row. One outcome applies to all four kinds of damage; of two, the first applies to a missing object, the second to the others."""
-    missing, truncated, flipped, older = damage * 4 if len(damage) == 1 else (damage[0], *damage[1:] * 3) if len(damage) == 2 else damage
+    """A row; one damage given stands for all four."""
+    missing, truncated, flipped, older = damage * 4 if len(damage) == 1 else damage
     return StoredKind(
         name=name, pattern=pattern, writer=writer, reader=reader, missing=missing, truncated=truncated, flipped=flipped, older=older
     )

@@ -86,6 +86,14 @@ def test_the_former_name_is_what_commit_ad127be_gave(identity: Identity, name: s
     assert identity.former_name == name
 
 
+def test_a_long_former_name_was_cut_to_46_characters():
+    """Today's are too, or the pods of a TrainJob would have names that are too long."""
+    former = dataclasses.replace(CELL, arm="x" * 60).former_name
+
+    assert re.fullmatch(f"contrastive-{'x' * 23}-[0-9a-f]{{10}}", former)
+    assert MAX_NAME == len(former) == 46
+
+
 def test_labels_say_whose_a_job_is_and_leave_out_what_is_empty():
     """A tower is of no single cell."""
     ours = {name.removeprefix("firstsight.dev/"): value for name, value in CELL.labels().items() if name.startswith("firstsight.dev/")}

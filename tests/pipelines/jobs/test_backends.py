@@ -271,7 +271,7 @@ def test_a_bucket_that_is_missing_is_said_before_anything_is_made(
     what: str, s3_root: str, scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """As is a store that does not respond: one line, and no request to the cluster."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "1")
+    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.1")
     if what == "store":
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as caught:

@@ -62,7 +62,7 @@ def test_watching_costs_the_api_server_one_watch_each_and_no_polling(scene: Scen
     eventually(lambda: "hello" in launch.lines and sum(verb == "watch" for verb, _ in list(scene.api.requests)) == 3)
     before = len(scene.api.requests)
     with pytest.raises(AssertionError):
-        eventually(launch.job.watch, seconds=1.0)
+        eventually(launch.job.watch, seconds=0.5)
 
     assert len(scene.api.requests) == before
     watches = [what for verb, what in scene.api.requests if verb == "watch"]

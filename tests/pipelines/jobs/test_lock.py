@@ -173,7 +173,7 @@ def test_a_clock_three_minutes_off_changes_nothing(s3_root: str, skew: float, mo
     with pytest.raises(InputError, match=r"process 7 on .* if it was killed, try again in 1\d\d s"), lock.exclusive(s3_root):
         pass
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
-    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
 
     with lock.exclusive(s3_root) as held:
         assert not held.lost()
@@ -224,7 +224,7 @@ def test_a_damaged_lock_is_refused_in_one_line_while_it_is_fresh(s3_root: str, n
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 1000
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
-    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
 
     with lock.exclusive(s3_root) as held:
         assert not held.lost()
@@ -260,7 +260,7 @@ def test_a_lock_file_deleted_while_it_is_held_is_made_again(tmp_path: Path, shor
 
 def test_a_run_whose_lock_another_one_has_by_now_is_told(root: str, monkeypatch: pytest.MonkeyPatch):
     """Somebody deleted the lock, and another run began: the end of the first one must not free the second one's lock."""
-    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.3)
     with contextlib.ExitStack() as stack:
         first = contextlib.ExitStack()
         held = stack.enter_context(first).enter_context(lock.exclusive(root))
@@ -305,7 +305,7 @@ def test_a_run_that_was_stopped_for_long_is_told_when_it_goes_on(s3_root: str, m
     process = hold(s3_root)
     process.send_signal(signal.SIGSTOP)
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
-    monkeypatch.setattr(lease, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.2)
 
     with lock.exclusive(s3_root):
         process.send_signal(signal.SIGCONT)

@@ -121,9 +121,9 @@ def test_the_log_of_a_container_that_ended_is_read_once(scene: Scene):
     scene.operator.status(scene.pod(0), containerStatuses=[ended])
     eventually(lambda: "the end" in launch.lines and ("watch", "events") in scene.api.requests)
     with pytest.raises(AssertionError):
-        eventually(launch.job.watch, seconds=0.5)
+        eventually(launch.job.watch, seconds=0.2)
     before = len(scene.api.requests)
     with pytest.raises(AssertionError):
-        eventually(launch.job.watch, seconds=1.0)
+        eventually(launch.job.watch, seconds=0.5)
 
     assert len(scene.api.requests) == before

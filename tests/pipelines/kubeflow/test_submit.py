@@ -290,7 +290,10 @@ def _submit_in_a_process(server: KubeflowServer) -> "subprocess.Popen[str]":
     arguments = ["submit", "--endpoint", server.url, "--recipe", "smoke", "--arms", "random", "--pipelines-image", "a/pipelines:1"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-m", "pipelines", *arguments], text=True, env=environment, start_new_session=True, **pipes)
+    often = (
+        "from pipelines.kubeflow import follow; follow.POLL_SECONDS = 0.1; from pipelines.__main__ import main; raise SystemExit(main())"
+    )
+    return subprocess.Popen([sys.executable, "-c", often, *arguments], text=True, env=environment, start_new_session=True, **pipes)
 
 
 def _wait_until(condition: Any) -> None:

@@ -103,6 +103,7 @@ def test_a_failed_cell_does_not_keep_the_others_from_the_report(root: Path):
     assert (root / "experiments/smoke/report/index.html").exists()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_reason_is_said_once(root: Path):
     """The real staging of too few pictures, of which both steps find the same; stdout and stderr lead to one place."""
     photos = photo_folder(root.parent / "photos", 10)

@@ -29,6 +29,7 @@ Object = dict[str, Any]
 def _short_waits(monkeypatch: pytest.MonkeyPatch):
     """What takes half a minute on a cluster takes a tenth of a second here."""
     monkeypatch.setattr(reap, "LOOK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(reap, "TURN_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def client_of(total_seconds: float) -> Iterator[PoliteClient]:
 
 @pytest.fixture
 def client() -> Iterator[PoliteClient]:
-    with client_of(2.0) as client:
+    with client_of(1.0) as client:
         yield client
 
 
@@ -149,7 +149,7 @@ def test_a_fault_that_passes_is_tried_again(client: PoliteClient, fault: str) ->
     """Whatever it was, the second try brings the bytes; where it stays, it is one reject after all tries."""
     with raw_server(once(PASSING[fault], say(OK))) as url:
         assert client.get(url) == DATA
-    with raw_server(PASSING[fault]) as url, client_of(0.4) as impatient, pytest.raises(FetchError) as caught:
+    with raw_server(PASSING[fault]) as url, client_of(0.15) as impatient, pytest.raises(FetchError) as caught:
         impatient.get(url)
     assert caught.value.cause in ("cut short", "timeout", "http 503", "http 429", "http 500", "connect")
     assert "\n" not in str(caught.value)

@@ -6,10 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.servers import serving
+from tests.loopback import Handler, serving
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -63,18 +62,14 @@ class Web:
 @contextlib.contextmanager
 def web_server(host: str = "127.0.0.1") -> Iterator[Web]:
     """A Web on a free port of a loopback address."""
-
-    class Handler(_Handler):
-        web = Web()
-
-    with serving(Handler, host) as address:
-        Handler.web.url = f"http://{address}"
-        yield Handler.web
+    web = Web()
+    with serving(type("OfWeb", (_Handler,), {"web": web}), host) as server:
+        web.url = f"http://{host}:{server.server_port}"
+        yield web
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     web: Web
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.web.headers[self.path] = {name.lower(): value for name, value in self.headers.items()}
@@ -112,6 +107,3 @@ class _Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # the client went away
             super().handle()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
