@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from pipelines.cluster.api import Api, Refused
-from pipelines.cluster.connection import Cluster, Kind
-from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.kueue import Kueue
 from pipelines.operate.gpu_nodes import DRIVER, count_of, is_labelled, why_not
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
-from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
+from pipelines.operate.probes import Check, allowed, kueues, needed_kinds, served
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
 from trainer.configs import load_yaml, parse_config
@@ -78,7 +78,7 @@ def _namespace(one: Object) -> str:
 def _may_create(api: Api, api_version: str, kind: str, namespace: str) -> str:
     plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
     group = api_version.rpartition("/")[0]
-    if not is_served(api, Kind(api_version, plural, kind)):
+    if not api.serves(api_version, plural):
         raise InputError(
             f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'the component that provides it')}, or disable it"
         )
@@ -144,11 +144,10 @@ def _profiles(objects: Iterable[Object]) -> Iterator[tuple[str, str, Profile]]:
 
 def _for_profile(api: Api, name: str, namespace: str, profile: Profile) -> Iterator[Check]:
     for kind in needed_kinds(profile, kubeflow=False):
-        yield f"kind {kind.kind} for profile {name}", partial(served, api, kind)
+        yield f"kind {kind.kind} for profile {name}", partial(served, api, kind, profile.jobs)
     if profile.jobs.gpus_per_node:
         yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs)
-    queue = profile.jobs.labels.get(QUEUE_LABEL)
-    if queue:
+    for queue in kueues(profile):
         yield f"queue {namespace}/{queue} for profile {name}", partial(Kueue(Cluster(api)).require, queue, namespace)
 
 
