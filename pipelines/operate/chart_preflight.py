@@ -21,6 +21,7 @@ from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
 from trainer.configs import load_yaml, parse_config
 from trainer.errors import InputError
+from trainer.progress import counted
 
 Object = dict[str, Any]
 
@@ -158,13 +159,14 @@ def _gpus(api: Api, jobs: JobSettings) -> str:
     found = api.call("GET", "/api/v1/nodes")["items"]
     large = [node for node in found if count_of(node, resource) >= gpus]
     unfit = [reason for node in large if (reason := why_not(node))]
-    if len(large) - len(unfit) < jobs.nodes:
-        most = f" (the maximum is {max((count_of(node, resource) for node in found), default=0)})" if len(large) < jobs.nodes else ""
-        wanted = f"jobs need {jobs.nodes} x {gpus} {resource}, but only {len(large)} of the nodes have that many{most}"
+    room = sum(count_of(node, resource) // gpus for node in large if not why_not(node))
+    if room < jobs.nodes:
+        most = max((count_of(node, resource) for node in found), default=0)
+        wanted = f"jobs need {counted(jobs.nodes, 'pod')} with {gpus} {resource}, but nodes have room for {room} (the largest has {most})"
         raise InputError("; ".join([wanted, *unfit[:3]]))
     unknown = resource.startswith("nvidia.com/") and not any(map(is_labelled, large))
     known = f"; their drivers are unknown; {DRIVER} or newer is needed" if unknown else ""
-    return f"nodes with {gpus} or more: {len(large) - len(unfit)}{known}"
+    return f"pods with {gpus} that nodes have room for: {room}{known}"
 
 
 def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:
