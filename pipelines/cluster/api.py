@@ -157,16 +157,26 @@ class Api:
         return answer
 
     def versions(self, group: str, plural: str) -> list[str]:
-        """The versions of an API group in which the server has a kind, its preferred one first; empty if it does not have the kind."""
-        found = []
+        """The versions of an API group in which the server has a kind, its preferred one first; empty if it does not have the kind.
+
+        Raises:
+            InputError: the server does not tell.
+        """
+        found = [str(entry["version"]) for entry in self._discovered(f"/apis/{group}", "versions")]
+        return [version for version in found if self.serves(f"{group}/{version}", plural)]
+
+    def serves(self, api_version: str, plural: str) -> bool:
+        """Whether the server has a kind in a version, such as jobs in batch/v1. Raises InputError if it does not tell."""
+        path = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+        return any(one["name"] == plural for one in self._discovered(path, "resources"))
+
+    def _discovered(self, path: str, what: str) -> list[Any]:
         try:
-            for version in [entry["version"] for entry in self.call("GET", f"/apis/{group}")["versions"]]:
-                with contextlib.suppress(Refused):  # withdrawn in the meantime
-                    if any(one["name"] == plural for one in self.call("GET", f"/apis/{group}/{version}")["resources"]):
-                        found.append(version)
-        except Refused:
-            return []
-        return found
+            return list(self.call("GET", path).get(what) or ())
+        except Refused as refused:
+            if refused.refusal.status == 404:  # no such group, or no longer in this version
+                return []
+            raise InputError(f"{self.server} does not say what it serves ({path}): {refused.refusal.message} ({self.source})") from refused
 
     @contextlib.contextmanager
     def lines(

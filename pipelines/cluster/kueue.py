@@ -65,8 +65,9 @@ class Kueue:
         Raises:
             InputError: there is no Kueue or no such queue, or the queue accepts no jobs.
         """
-        kind, place = self._kind("localqueues", "LocalQueue"), self._cluster.namespace if namespace is None else namespace
+        place = self._cluster.namespace if namespace is None else namespace
         try:
+            kind = self._kind("localqueues", "LocalQueue")
             found = self._cluster.get(kind, queue, namespace)
             there = [] if found else sorted(one["metadata"]["name"] for one in self._cluster.list(kind, namespace=namespace))
         except MissingKind:

@@ -12,16 +12,17 @@ from typing import Any
 import yaml
 
 from pipelines.cluster.api import Api, Refused
-from pipelines.cluster.connection import Cluster, Kind
-from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
+from pipelines.cluster.connection import Cluster
+from pipelines.cluster.kueue import Kueue
 from pipelines.operate.gpu_nodes import count_of, is_labelled, major_of, why_not
 from pipelines.operate.kubeflow_preflight import kubeflow_checks
-from pipelines.operate.probes import Check, allowed, is_served, needed_kinds, served
+from pipelines.operate.probes import Check, allowed, kueues, needed_kinds, served
 from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
 from trainer.configs import load_yaml, parse_config
 from trainer.configs.sizes import MINIMUM_DRIVERS
 from trainer.errors import InputError
+from trainer.progress import counted
 
 Object = dict[str, Any]
 
@@ -84,7 +85,7 @@ def _namespace(one: Object) -> str:
 def _may_create(api: Api, api_version: str, kind: str, namespace: str) -> str:
     plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
     group = api_version.rpartition("/")[0]
-    if not is_served(api, Kind(api_version, plural, kind)):
+    if not api.serves(api_version, plural):
         raise InputError(
             f"the cluster has no {kind} in {api_version}: install {_SOURCES.get(group, 'the component that provides it')}, or disable it"
         )
@@ -150,11 +151,10 @@ def _profiles(objects: Iterable[Object]) -> Iterator[tuple[str, str, Profile]]:
 
 def _for_profile(api: Api, name: str, namespace: str, profile: Profile, cuda: int) -> Iterator[Check]:
     for kind in needed_kinds(profile, kubeflow=False):
-        yield f"kind {kind.kind} for profile {name}", partial(served, api, kind)
+        yield f"kind {kind.kind} for profile {name}", partial(served, api, kind, profile.jobs)
     if profile.jobs.gpus_per_node:
         yield f"GPUs for profile {name}", partial(_gpus, api, profile.jobs, cuda)
-    queue = profile.jobs.labels.get(QUEUE_LABEL)
-    if queue:
+    for queue in kueues(profile):
         yield f"queue {namespace}/{queue} for profile {name}", partial(Kueue(Cluster(api)).require, queue, namespace)
 
 
@@ -165,13 +165,14 @@ def _gpus(api: Api, jobs: JobSettings, cuda: int) -> str:
     found = api.call("GET", "/api/v1/nodes")["items"]
     large = [node for node in found if count_of(node, resource) >= gpus]
     unfit = [reason for node in large if (reason := why_not(node, cuda))]
-    if len(large) - len(unfit) < jobs.nodes:
-        most = f" (the maximum is {max((count_of(node, resource) for node in found), default=0)})" if len(large) < jobs.nodes else ""
-        wanted = f"jobs need {jobs.nodes} x {gpus} {resource}, but only {len(large)} of the nodes have that many{most}"
+    room = sum(count_of(node, resource) // gpus for node in large if not why_not(node, cuda))
+    if room < jobs.nodes:
+        most = max((count_of(node, resource) for node in found), default=0)
+        wanted = f"jobs need {counted(jobs.nodes, 'pod')} with {gpus} {resource}, but nodes have room for {room} (the largest has {most})"
         raise InputError("; ".join([wanted, *unfit[:3]]))
     unknown = resource.startswith("nvidia.com/") and not any(map(is_labelled, large))
     known = f"; their drivers are unknown; {MINIMUM_DRIVERS[cuda]} or newer is needed" if unknown else ""
-    return f"nodes with {gpus} or more: {len(large) - len(unfit)}{known}"
+    return f"pods with {gpus} that nodes have room for: {room}{known}"
 
 
 def _for_claims(api: Api, objects: Iterable[Object]) -> Iterator[Check]:

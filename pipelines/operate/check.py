@@ -16,13 +16,13 @@ from typing import Any
 
 from pipelines.cluster.api import Api, Refused
 from pipelines.cluster.connection import POD, Cluster, MissingKind
-from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
+from pipelines.cluster.kueue import Kueue
 from pipelines.jobs.holds import has_ended
 from pipelines.jobs.shapes import job_kinds
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.operate.chart_preflight import preflight
 from pipelines.operate.kubeflow_preflight import HEALTH, LET_IN, judge_health
-from pipelines.operate.probes import QUEUE_RIGHTS, REAPER_RIGHTS, RUN_RIGHTS, Check, allowed, needed_kinds, served
+from pipelines.operate.probes import QUEUE_RIGHTS, REAPER_RIGHTS, RUN_RIGHTS, Check, allowed, kueues, needed_kinds, served
 from trainer.errors import InputError, RunError
 
 LIVING = "app.kubernetes.io/part-of=firstsight,app.kubernetes.io/component=trainer"
@@ -77,14 +77,14 @@ def _run(options: argparse.Namespace) -> int:
         os.environ.setdefault(name, value)
     api = Api.connect(profile.jobs.namespace)
     checks: list[Check] = [(f"store {profile.root}", partial(round_trip, profile.root))]
-    queue = profile.jobs.labels.get(QUEUE_LABEL)
-    rights = {**RUN_RIGHTS, **(QUEUE_RIGHTS if queue else {})}
+    queues = kueues(profile)
+    rights = {**RUN_RIGHTS, **(QUEUE_RIGHTS if queues else {})}
     checks += [(f"right to {resource}", partial(_rights, api, resource, verbs, api.namespace)) for resource, verbs in rights.items()]
-    if queue:
-        checks.append((f"queue {queue}", partial(Kueue(Cluster(api)).require, queue, active=False)))
+    checks += [(f"queue {queue}", partial(Kueue(Cluster(api)).require, queue, active=False)) for queue in queues]
     if options.nodes:
         checks.append(("right to nodes", partial(_rights, api, "nodes", ("get", "list"), "")))
-    checks += [(f"kind {kind.kind}", partial(served, api, kind)) for kind in needed_kinds(profile, kubeflow=bool(options.kubeflow))]
+    kinds = needed_kinds(profile, kubeflow=bool(options.kubeflow))
+    checks += [(f"kind {kind.kind}", partial(served, api, kind, profile.jobs)) for kind in kinds]
     if options.kubeflow:
         checks.append((f"Kubeflow Pipelines {options.kubeflow}", partial(_kubeflow, options.kubeflow)))
     if options.prometheus:

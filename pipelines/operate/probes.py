@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pipelines.cluster.api import Api, Refused
+from pipelines.cluster.api import Api
 from pipelines.cluster.connection import WORKFLOW, Kind
+from pipelines.cluster.kueue import QUEUE_LABEL
 from pipelines.jobs.shapes import by_backend, job_kinds, registered, require_backend
 from pipelines.jobs.shapes.indexed import JOB
 from pipelines.profile.profile import Profile
@@ -23,7 +24,7 @@ RUN_RIGHTS: Rights = {
 }
 """What the steps of a pipeline may do in their namespace. The chart's Roles are made from these tables by scripts/registry_files.py."""
 QUEUE_RIGHTS: Rights = {"workloads.kueue.x-k8s.io": ("list",), "localqueues.kueue.x-k8s.io": ("get", "list")}
-"""Likewise what they may do beside it where the profile names a queue of Kueue's: whoever installs the chart must hold what it grants."""
+"""Likewise what they may do beside it where the profile names queues of Kueue's: whoever installs the chart must hold what it grants."""
 REAPER_RIGHTS: Rights = {
     "workflows.argoproj.io": _FOLLOW,
     **{kind.resource: (*_FOLLOW, "patch", "delete") for kind in job_kinds()},
@@ -46,6 +47,12 @@ def needed_kinds(profile: Profile, *, kubeflow: bool) -> list[Kind]:
     return [*kinds, WORKFLOW] if kubeflow else kinds
 
 
+def kueues(profile: Profile) -> list[str]:
+    """The queues of Kueue's that runs with this profile may name: its own, and those of `limits.queues`."""
+    listed = profile.limits.queues if profile.jobs.queue_label == QUEUE_LABEL else ()
+    return [name for name in dict.fromkeys((profile.jobs.labels.get(QUEUE_LABEL, ""), *listed)) if name]
+
+
 def allowed(api: Api, verb: str, resource: str, namespace: str) -> bool:
     """Whether this account may; `resource` as `kubectl auth can-i` takes it, such as jobs.batch or pods/log."""
     name, _, group = resource.partition(".")
@@ -56,20 +63,11 @@ def allowed(api: Api, verb: str, resource: str, namespace: str) -> bool:
     return bool(answer["status"].get("allowed"))
 
 
-def is_served(api: Api, kind: Kind) -> bool:
-    """Whether the cluster has this kind in this version."""
-    try:
-        resources = api.call("GET", f"/apis/{kind.api_version}" if "/" in kind.api_version else f"/api/{kind.api_version}")["resources"]
-    except Refused:
-        return False
-    return any(resource["name"] == kind.plural for resource in resources)
-
-
-def served(api: Api, kind: Kind) -> str:
-    """The version in which the cluster has this kind. InputError if it has not, or in a form in which no job can be made."""
-    if not is_served(api, kind):
+def served(api: Api, kind: Kind, settings: JobSettings) -> str:
+    """The version in which the cluster has this kind. InputError if it has not, or in a form in which no job like this can be made."""
+    if not api.serves(kind.api_version, kind.plural):
         raise InputError(f"the cluster has no {kind.resource} in {kind.api_version}: install {kind.source}")
     for shape in registered():
         if shape.kind == kind:
-            shape(JobSettings()).served_by(api)
+            shape(settings).served_by(api)
     return kind.api_version

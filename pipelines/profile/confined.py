@@ -117,9 +117,13 @@ def _addresses(path: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _begins(image: str, prefix: str) -> bool:
-    """Whether an image's name begins with a prefix that ends where a part of it does: a tag is one, a host's port is not."""
-    rest = image[len(prefix) :]
-    whole = prefix[-1] in "/:@" or rest[:1] in ("", "/", "@") or (rest[0] == ":" and "/" not in rest)
+    """Whether an image's name begins with a prefix that ends where a part of it does: a tag is one, a host's port is not.
+
+    After a tag no digest may follow: it would win, and mean any image of the repository.
+    """
+    rest, tagged = image[len(prefix) :], ":" in prefix.rpartition("/")[2]
+    ends = ("", "/") if tagged else ("", "/", "@")
+    whole = prefix[-1] in "/:@" or rest[:1] in ends or (rest[0] == ":" and "/" not in rest)
     return image.startswith(prefix) and whole and ".." not in image.split("/")
 
 

@@ -230,7 +230,8 @@ def _check_limits(profile: Profile, request: Request, settings: JobSettings) -> 
     cells = parallel_cells_of(profile, request)
     if profile.limits.gpus and cells != 1:
         cells = min(cells or len(request.cells), len(request.cells))
-    named = "nodes" if request.nodes else "placement.nodes" if "nodes" in request.placement else "jobs.nodes of the profile"
+    named = "nodes" if request.nodes else "placement.nodes" if "nodes" in request.placement else ""
+    named = named or f"{'placement' if 'nodes' in profile.placement else 'jobs'}.nodes of the profile"
     profile.limits.check(
         nodes=(named, settings.nodes),
         gpus_per_node=("jobs.gpus_per_node of the profile" if request.gpus_per_node is None else "gpus_per_node", settings.gpus_per_node),

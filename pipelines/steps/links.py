@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from urllib.parse import quote
 
-from pipelines.cluster.connection import Cluster
+from pipelines.cluster.connection import Cluster, missing_kind
 from pipelines.cluster.kueue import QUEUE_LABEL, Kueue
 from pipelines.cluster.names import DOMAIN
 from pipelines.jobs.shapes import LOCAL, by_backend, require_backend
@@ -67,7 +67,7 @@ def accept(*, request: str, profile: str, run: str, **given: str) -> tuple[str, 
         require_backend(known.backend)
         checked = os.environ.get(CHECKED_VARIABLE) == layout.request(layout.experiment(root, asked.experiment), asked.id)
         notes = [] if checked else check_experiment(*preview(asked, root), known, asked)
-        _require_queue(known, asked)
+        _require_cluster(known, asked)
     except (InputError, RunError):
         if named:
             with recorded(layout.experiment(root, named), "links"):
@@ -92,12 +92,21 @@ def _require_mounted(request: Request, profile: str) -> None:
         )
 
 
-def _require_queue(profile: Profile, request: Request) -> None:
-    """Refuse a queue of Kueue's that admits nothing, before anything is staged; other queues are not known here."""
+def _require_cluster(profile: Profile, request: Request) -> None:
+    """Refuse what would otherwise fail after hours of staging.
+
+    That is a kind of job that the cluster does not serve, or in no form that can express the profile's pod templates, and a queue
+    of Kueue's that admits nothing. Other queues are not known here.
+    """
+    if profile.backend == LOCAL:
+        return
     settings = job_settings(profile, request)
-    queue = settings.labels.get(QUEUE_LABEL, "")
-    if queue and profile.backend != LOCAL:
-        Kueue(Cluster.connect(settings.namespace)).require(queue)
+    cluster, shape = Cluster.connect(settings.namespace), by_backend()[profile.backend](settings)
+    if not cluster.api.serves(shape.kind.api_version, shape.kind.plural):
+        raise missing_kind(cluster.api, shape.kind)
+    shape.served_by(cluster.api)
+    if queue := settings.labels.get(QUEUE_LABEL, ""):
+        Kueue(cluster).require(queue)
 
 
 def _require_profile(name: str, profile: Profile) -> None:

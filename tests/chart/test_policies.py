@@ -1,5 +1,6 @@
 """Every pod of ours is selected by a network policy, both ways: the chart's, those that its hooks and tests make, steps and jobs."""
 
+import copy
 import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from pipelines.profile.profile import Profile
 from pipelines.profile.settings import JobSettings
 from tests.chart.conftest import CHART, EVERYTHING, EXTERNAL, Objects
 from trainer.configs import load_yaml, parse_config
+from trainer.staging.remote.addresses import _CREDENTIALS
 
 pytestmark = pytest.mark.slow
 Render = Callable[..., Objects]
@@ -101,13 +103,29 @@ def test_staging_reaches_the_public_internet(render: Render) -> None:
         **dict.fromkeys(REACHED, True),
         **dict.fromkeys(NOT_REACHED, False),
     }
-    opened = ("10.1.2.3", "fd12::1")
-    blocks = _staging_blocks(render({**ON, "network": {"privateSources": ["10.1.0.0/16", "fc00::/7"]}}))
+    opened = ("10.1.2.3", "fd12::1", "64:ff9b::a01:203")
+    sources = ["10.1.0.0/16", "fc00::/7", "100.64.0.0/10", "192.0.0.0/16", "168.63.0.0/16", "64:ff9b::/96"]
+    blocks = _staging_blocks(render({**ON, "network": {"privateSources": sources}}))
     closed = [address for address in NOT_REACHED if address not in opened]
     assert {address: _open(blocks, address) for address in (*opened, *closed)} == {
         **dict.fromkeys(opened, True),
         **dict.fromkeys(closed, False),
     }
+
+
+def test_no_default_opens_what_hands_out_credentials(render: Render) -> None:
+    """To anyone, at a store or a Kubeflow that plain HTTP reaches outside the cluster; the API server's own ports are no metadata's."""
+    values: dict[str, Any] = copy.deepcopy({**EVERYTHING, **EXTERNAL, "kubeflow": {"endpoint": "http://kfp.example.org"}})
+    values["objectStore"]["external"]["endpoint"] = "http://s3.example.org"
+    seen = set()
+    for policy in (one for one in render(values) if one["kind"] == "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            blocks = [peer["ipBlock"] for peer in rule.get("to", []) if "ipBlock" in peer]
+            if blocks and 80 in [port["port"] for port in rule["ports"]]:
+                seen.add(policy["metadata"]["name"].removeprefix("fs-firstsight-"))
+                assert not [address for address in map(str, _CREDENTIALS) if _open(blocks, address)], policy["metadata"]["name"]
+                assert _open(blocks, "8.8.8.8")
+    assert seen >= {"jobs", "steps", "staging", "chart"}
 
 
 def test_exceptions_are_parts_of_their_ranges(render: Render) -> None:

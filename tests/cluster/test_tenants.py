@@ -24,6 +24,11 @@ LIVE = {
                         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}]}}}}},
 }  # fmt: skip
 
+TAKES_ITS_NODE = {
+    "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "takes-its-node"},
+    "spec": {"hostPID": True, "containers": [{"name": "a", "image": "none/none:0", "securityContext": {"privileged": True}}]},
+}  # fmt: skip
+
 
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[str]:
@@ -58,7 +63,7 @@ def objects(namespace: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_new_install_keeps_runs_out_of_its_namespace(namespace: str, kubectl: Kubectl) -> None:
-    """The namespace is made, a run's account may make Jobs there and nowhere else, and an upgrade stays there."""
+    """The namespace is made, a run's account may make Jobs there and nowhere else, no pod takes its node, and an upgrade stays there."""
     runs = f"{namespace}-runs"
     said = install(namespace, str(chart.CHART), {})
     assert f"Profile firstsight in namespace {runs}" in said
@@ -67,6 +72,8 @@ def test_a_new_install_keeps_runs_out_of_its_namespace(namespace: str, kubectl: 
     assert "configmap/firstsight" not in objects(namespace)
     for place, allowed in ((runs, {"create jobs.batch"}), (namespace, set())):
         assert chart.allowed("firstsight", runs, ["create jobs.batch", "get secrets"], place) == allowed
+    with pytest.raises(AssertionError, match="violates PodSecurity"):
+        harness.apply(TAKES_ITS_NODE, runs)
     before = objects(runs)
     install(namespace, str(chart.CHART), {}, "upgrade")
     assert _identities(objects(runs)) == _identities(before)

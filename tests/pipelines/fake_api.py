@@ -234,6 +234,8 @@ class _Handler(Handler):
     def _answer(self, body: Object | None) -> Object | Iterator[bytes]:
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query))
+        if url.path.startswith("/apis/") and url.path.count("/") in (2, 3) and (refusal := self.api.refuse("discover", url.path, None)):
+            raise refusal
         if (group := url.path.removeprefix("/apis/")) and "/" not in group:
             versions = sorted({served.split("/")[3] for served in self.api.served if served.startswith(f"/apis/{group}/")}, reverse=True)
             if not versions:
@@ -252,8 +254,7 @@ class _Handler(Handler):
         namespace, name = match["namespace"] or "", match["name"] or ""
         verb = self._verb(name, query)
         self.api.requests.append((verb, resource + (match["log"] or "")))
-        refusal = self.api.refuse(verb, resource + (match["log"] or ""), body)
-        if refusal is not None:
+        if refusal := self.api.refuse(verb, resource + (match["log"] or ""), body):
             raise refusal
         if match["log"]:
             return self._log(name, query)

@@ -6,24 +6,38 @@ to: {{ include "firstsight.peers" .Values.networkPolicy.storeCidrs }} */}}
 {{- toJson $peers -}}
 {{- end -}}
 
-{{/* An IPv4 address as a number. */}}
-{{- define "firstsight.ipv4" -}}
-{{- $number := 0 -}}
-{{- range splitList "." . }}{{ $number = add (mul $number 256) (atoi .) }}{{ end -}}
-{{- $number -}}
+{{/* The bits of an address as text, 32 or 128: usage {{ include "firstsight.bits" "fd00::1" }} */}}
+{{- define "firstsight.bits" -}}
+{{- if contains ":" . -}}
+{{- $address := . -}}
+{{- with regexFind "[0-9.]+[.][0-9]+$" . -}}
+{{- $parts := splitList "." . -}}
+{{- $groups := printf "%02x%02x:%02x%02x" (atoi (index $parts 0)) (atoi (index $parts 1)) (atoi (index $parts 2)) (atoi (index $parts 3)) -}}
+{{- $address = printf "%s%s" (trimSuffix . $address) $groups -}}
+{{- end -}}
+{{- $halves := splitn "::" 2 $address -}}
+{{- $first := splitList ":" $halves._0 | compact -}}{{- $last := splitList ":" (default "" $halves._1) | compact -}}
+{{- range $first }}{{ printf "%016b" (int64 (printf "0x%s" .)) }}{{ end -}}
+{{- range until (int (sub 8 (add (len $first) (len $last)))) }}{{ repeat 16 "0" }}{{ end -}}
+{{- range $last }}{{ printf "%016b" (int64 (printf "0x%s" .)) }}{{ end -}}
+{{- else -}}
+{{- range splitList "." . }}{{ printf "%08b" (atoi .) }}{{ end -}}
+{{- end -}}
 {{- end -}}
 
-{{/* "true" if the first CIDR contains the second; for IPv6, only the address families are compared. Usage
+{{/* "true" if the first CIDR contains the second, which may be the same: usage
 {{ include "firstsight.contains" (list "10.0.0.0/8" "10.1.0.0/16") }} */}}
 {{- define "firstsight.contains" -}}
 {{- $outer := splitList "/" (first .) -}}{{- $inner := splitList "/" (last .) -}}
-{{- if or (contains ":" (first .)) (contains ":" (last .)) -}}
-{{- if and (contains ":" (first .)) (contains ":" (last .)) }}true{{ end -}}
-{{- else if ge (atoi (last $inner)) (atoi (last $outer)) -}}
-{{- $size := 1 -}}
-{{- range until (int (sub 32 (atoi (last $outer)))) }}{{ $size = mul $size 2 }}{{ end -}}
-{{- if eq (div (include "firstsight.ipv4" (first $outer) | int64) $size) (div (include "firstsight.ipv4" (first $inner) | int64) $size) }}true{{ end -}}
+{{- $whole := include "firstsight.bits" (first $outer) -}}{{- $part := include "firstsight.bits" (first $inner) -}}
+{{- $length := atoi (last $outer) -}}
+{{- if and (eq (len $whole) (len $part)) (ge (atoi (last $inner)) $length) (eq (trunc $length $whole) (trunc $length $part)) }}true{{ end -}}
 {{- end -}}
+
+{{/* Where clouds hand out credentials, beside the link-local ranges, as a JSON list: Alibaba, Oracle, Azure, AWS, Google, and AWS behind
+NAT64. No private source opens them (trainer/staging/remote/addresses.py). */}}
+{{- define "firstsight.metadataRanges" -}}
+["100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32", "fd00:ec2::/32", "fd20:ce::/32", "64:ff9b::a9fe:0/112"]
 {{- end -}}
 
 {{/* Egress to the cluster's DNS: its pods, and the addresses at which nodes answer themselves. */}}
@@ -103,9 +117,10 @@ from the Service's; else to its port at these CIDRs. `name.other:80` may be eith
 {{/* Egress for staging: where lists, pictures and archives are fetched from. Empty if nothing may be fetched. */}}
 {{- define "firstsight.egressStaging" -}}
 {{- $private := list -}}
-{{- range .Values.network.privateSources }}
-{{- /* All unique local addresses except the metadata addresses of AWS and Google. */ -}}
-{{- $private = append $private (ternary (dict "cidr" . "except" (list "fd00:ec2::/32" "fd20:ce::/32")) . (has (lower .) (list "fc00::/7" "fd00::/8"))) }}
+{{- range $cidr := .Values.network.privateSources }}
+{{- $closed := list -}}
+{{- range include "firstsight.metadataRanges" $ | fromJsonArray }}{{ if include "firstsight.contains" (list $cidr .) }}{{ $closed = append $closed . }}{{ end }}{{ end -}}
+{{- $private = append $private (ternary (dict "cidr" $cidr "except" $closed) $cidr (gt (len $closed) 0)) }}
 {{- end -}}
 {{- with concat .Values.networkPolicy.stagingCidrs $private -}}
 - to: {{ include "firstsight.peers" . }}

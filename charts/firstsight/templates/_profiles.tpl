@@ -89,6 +89,20 @@ Usage: {{ include "firstsight.foundInRelease" (list . $name) }} */}}
 {{- if and $jobs.queue (eq $jobs.queueLabel "kueue.x-k8s.io/queue-name") }}{{ $jobs.queue }}{{ else }}{{ get $jobs.labels "kueue.x-k8s.io/queue-name" }}{{ end -}}
 {{- end -}}
 
+{{/* The Kueue LocalQueues that a profile's jobs may name, as a JSON list: its own, and those of `limits.queues`, of which a run names one:
+usage {{ include "firstsight.kueues" $run | fromJsonArray }} */}}
+{{- define "firstsight.kueues" -}}
+{{- $queues := list -}}
+{{- with include "firstsight.kueue" . }}{{ $queues = append $queues . }}{{ end -}}
+{{- if eq .jobs.queueLabel "kueue.x-k8s.io/queue-name" }}{{ $queues = concat $queues .limits.queues }}{{ end -}}
+{{- $queues | uniq | toJson -}}
+{{- end -}}
+
+{{/* The port at which a profile's jobs serve metrics: usage {{ include "firstsight.metricsPort" $run }} */}}
+{{- define "firstsight.metricsPort" -}}
+{{- int64 (default .jobs.metricsPort (get .placement "metrics_port")) -}}
+{{- end -}}
+
 {{/* A value as text, including large integers: Helm holds numbers as floats and would write 34359738368 as 3.4359738368e+10. */}}
 {{- define "firstsight.number" -}}
 {{- if and (kindIs "float64" .) (eq (toString (floor .)) (toString .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
@@ -197,4 +211,15 @@ Lists are concatenated: pipelines/cluster/merge.py merges entries of one name. *
 {{- end }}
 {{- $template := ternary (dict "spec" $spec) (dict) (gt (len $spec) 0) -}}
 {{- mustMergeOverwrite (deepCopy $run.jobs.podTemplate) $template | toYaml -}}
+{{- end -}}
+
+{{/* The pull Secrets of a profile's training pods, as a JSON list: Trainer 2.0 takes them from the TrainingRuntime alone. Usage
+{{ include "firstsight.runtimePullSecrets" (list . $run) }} */}}
+{{- define "firstsight.runtimePullSecrets" -}}
+{{- $secrets := list -}}
+{{- range (first .).Values.images.pullSecrets }}{{ $secrets = append $secrets (dict "name" .) }}{{ end -}}
+{{- range $template := list (last .).jobs.podTemplate (last .).jobs.trainingPodTemplate -}}
+{{- $secrets = concat $secrets (default (list) (dig "spec" "imagePullSecrets" (list) $template)) -}}
+{{- end -}}
+{{- $secrets | uniq | toJson -}}
 {{- end -}}

@@ -58,14 +58,17 @@ Usage: {{ include "firstsight.checkCredentials" (list . $run $opens) }}, `$opens
 {{/* Reject a profile whose own jobs exceed its limits: usage {{ include "firstsight.checkLimits" $run }} */}}
 {{- define "firstsight.checkLimits" -}}
 {{- $key := printf "profiles.%s" .name -}}{{- $jobs := .jobs -}}{{- $limits := .limits -}}
-{{- range $name := list "nodes" "gpusPerNode" -}}
-{{- if and (get $limits $name) (gt (int64 (get $jobs $name)) (int64 (get $limits $name))) -}}
-{{- fail (printf "%s.jobs.%s is %d, but %s.limits.%s allows only %d: lower one or raise the other" $key $name (int64 (get $jobs $name)) $key $name (int64 (get $limits $name))) -}}
+{{- $nodes := list "jobs.nodes" (int64 $jobs.nodes) -}}
+{{- with get .placement "nodes" }}{{ $nodes = list "placement.nodes" (int64 .) }}{{ end -}}
+{{- range $asked := list (append $nodes "nodes") (list "jobs.gpusPerNode" (int64 $jobs.gpusPerNode) "gpusPerNode") -}}
+{{- $limit := int64 (get $limits (index $asked 2)) -}}
+{{- if and $limit (gt (index $asked 1) $limit) -}}
+{{- fail (printf "%s.%s is %d, but %s.limits.%s allows only %d: lower one or raise the other" $key (index $asked 0) (index $asked 1) $key (index $asked 2) $limit) -}}
 {{- end -}}
 {{- end -}}
-{{- $gpus := mul (int64 $jobs.nodes) (int64 $jobs.gpusPerNode) (max 1 (int64 .parallelCells)) -}}
+{{- $gpus := mul (last $nodes) (int64 $jobs.gpusPerNode) (max 1 (int64 .parallelCells)) -}}
 {{- if and $limits.gpus (gt $gpus (int64 $limits.gpus)) -}}
-{{- fail (printf "%s.jobs: nodes, gpusPerNode and parallelCells add up to %d GPUs at once, but %s.limits.gpus allows only %d: lower one or raise the other" $key $gpus $key (int64 $limits.gpus)) -}}
+{{- fail (printf "%s.%s, jobs.gpusPerNode and parallelCells add up to %d GPUs at once, but %s.limits.gpus allows only %d: lower one or raise the other" $key (first $nodes) $gpus $key (int64 $limits.gpus)) -}}
 {{- end -}}
 {{- $queue := default (get $jobs.labels $jobs.queueLabel) $jobs.queue -}}
 {{- if and $limits.queues $queue (not (has $queue $limits.queues)) -}}

@@ -113,8 +113,14 @@ class TrainJobs(Shape):
         self.form = form
 
     def served_by(self, api: Api) -> Self:
-        """This shape in the form of the schema that the server serves."""
-        return type(self)(self._settings, form_of(served_schema(api, self.kind), api.server))
+        """This shape in the form of the schema that the server serves.
+
+        Raises:
+            InputError: it is not known here, or cannot express what a pod template asks for.
+        """
+        form = form_of(served_schema(api, self.kind), api.server)
+        _reject_unsupported(self._settings, form)
+        return type(self)(self._settings, form)
 
     def manifest(self, spec: JobSpec, attempt: int) -> dict[str, Any]:
         """The job of one attempt.

@@ -45,6 +45,17 @@ def test_the_version_is_the_one_that_the_cluster_serves(api_server: FakeApi, api
     assert why(api_cluster, job) == Admission(text=f"{WAITS}: {NO_ROOM}")
 
 
+def test_a_cluster_that_does_not_say_what_it_serves_has_not_said_that_it_has_no_kueue(api_server: FakeApi, api_cluster: Cluster):
+    """The run goes on, as where the queue itself may not be read."""
+    fake_kueue.serve(api_server, "v1beta2")
+    api_server.refuse = lambda verb, resource, body: Status(403, "Forbidden", "no discovery") if verb == "discover" else None
+    job = put_job(api_server, labels={QUEUE_LABEL: "gpus"})
+    said = f"{api_cluster.server} does not say what it serves (/apis/kueue.x-k8s.io): no discovery"
+
+    assert Kueue(api_cluster).require("gpus").startswith(f"not checked: {said}")
+    assert why(api_cluster, job).text.startswith(f"{WAITS}; the reason cannot be read: {said}")
+
+
 def test_a_version_that_is_withdrawn_in_mid_run_is_asked_for_again(api_server: FakeApi, api_cluster: Cluster, job: dict[str, Any]):
     """Kueue was upgraded."""
     kueue = Kueue(api_cluster)
@@ -151,7 +162,8 @@ def test_no_kueue(api_server: FakeApi, api_cluster: Cluster):
 def test_who_may_not_look_is_told_so(api_server: FakeApi, api_cluster: Cluster, job: dict[str, Any]):
     """The Role of an older chart: the job waits all the same, and no queue is refused for it."""
     message = f'workloads is forbidden: User "ana" cannot list resource "workloads" in API group "{fake_kueue.GROUP}"'
-    api_server.refuse = lambda verb, resource, body: Status(403, "Forbidden", message) if fake_kueue.GROUP in resource else None
+    objects = (fake_kueue.WORKLOADS, fake_kueue.QUEUES)
+    api_server.refuse = lambda verb, resource, body: Status(403, "Forbidden", message) if resource in objects else None
 
     assert why(api_cluster, job).text.startswith(f"{WAITS}; the reason cannot be read: no permission to list workloads.kueue.x-k8s.io")
     assert Kueue(api_cluster).require("nights").startswith("not checked: no permission to get localqueues.kueue.x-k8s.io")

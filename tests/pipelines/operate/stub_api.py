@@ -42,4 +42,4 @@ class StubApi:
         raise Refused(Refusal(status=404, message=f"{path} not found", reason="NotFound"))
 
     once = call
-    versions = Api.versions
+    versions, serves, _discovered = Api.versions, Api.serves, Api._discovered

@@ -113,7 +113,7 @@ LACKS: dict[str, tuple[Callable[[StubApi], Any], str, str]] = {  # what is taken
     "Kubeflow of several": (lambda api: api.objects.update({PROXY: {"multi_user": True}}), KFP, "set kubeflow.multiUser=true"),
     "another server": (lambda api: api.objects.update({PROXY: {"hello": "world"}}), KFP, "not like Kubeflow Pipelines 2"),
     "a way in": (lambda api: api.objects.update({POLICIES: {"items": [POLICY]}}), BEFORE, "kubectl label namespace ml app.kubernetes"),
-    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "only 0 of the nodes have that many"),
+    "GPUs": (lambda api: api.objects.update({"/api/v1/nodes": {"items": []}}), "GPUs for profile fs", "but nodes have room for 0"),
 }
 
 
@@ -134,8 +134,17 @@ def test_preflight_counts_gpus_by_the_name_that_jobs_ask_for(ready: StubApi, res
     ready.objects["/api/v1/nodes"] = {"items": nodes}
     failures = _failed(_rendering(jobs={"gpus_per_node": gpus, "gpu_resource": resource}))
 
-    said = {} if fits else {"GPUs for profile fs": f"jobs need 1 x 8 {resource}, but only 0 of the nodes have that many (the maximum is 0)"}
-    assert failures == said
+    said = f"jobs need 1 pod with 8 {resource}, but nodes have room for 0 (the largest has 0)"
+    assert failures == ({} if fits else {"GPUs for profile fs": said})
+
+
+@pytest.mark.parametrize(("pods", "fits"), [(7, True), (8, False)])
+def test_preflight_counts_the_pods_of_one_node(ready: StubApi, pods: int, fits: bool) -> None:
+    """A process sees one slice, so jobs of slices have more nodes, of which one machine takes several."""
+    ready.objects["/api/v1/nodes"] = {"items": [{"status": {"allocatable": {"nvidia.com/mig-1g.10gb": "7"}}}]}
+    failures = _failed(_rendering(jobs={"nodes": pods, "gpus_per_node": 1, "gpu_resource": "nvidia.com/mig-1g.10gb"}))
+    said = "jobs need 8 pods with 1 nvidia.com/mig-1g.10gb, but nodes have room for 7 (the largest has 7)"
+    assert failures == ({} if fits else {"GPUs for profile fs": said})
 
 
 def _gpu_node(name: str, **labels: str) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import pytest
 import yaml
 
 from pipelines.__main__ import main
+from pipelines.cluster.api import Refusal, Refused
 from pipelines.jobs.shapes.trainjob import TRAINJOB
 from pipelines.operate import check, probes
+from pipelines.profile.settings import JobSettings
 from tests.pipelines.fake_api import FakeApi
 from tests.pipelines.jobs import trainer_crds
 from tests.pipelines.kubeflow_server import kubeflow_server
@@ -56,6 +58,16 @@ def test_a_profile_with_a_queue_is_checked_for_it(stub: StubApi, profile: Path, 
     assert "ok    queue gpus: LocalQueue team/gpus of ClusterQueue all" in capsys.readouterr().out
 
 
+def test_the_queues_that_runs_may_name_are_checked_too(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A profile that lists queues has none of its own: each run names one."""
+    profile.write_text(yaml.safe_dump({**yaml.safe_load(profile.read_text()), "limits": {"queues": ["days", "nights"]}}))
+    stub.refused = {("get", "localqueues.kueue.x-k8s.io")}
+    assert main(["check", "run"]) == 1
+    said = capsys.readouterr().out
+    assert "FAIL  right to localqueues.kueue.x-k8s.io: no permission to get in namespace team" in said
+    assert all(f"FAIL  queue {name}: https://stub has no localqueues.kueue.x-k8s.io" in said for name in ("days", "nights"))
+
+
 def test_missing_right(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each verb is asked for, and what is missing is named; the other checks go on."""
     stub.refused = {("patch", "pytorchjobs.kubeflow.org"), ("get", "pods/log")}
@@ -76,18 +88,36 @@ def test_missing_kind(stub: StubApi, profile: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_version_of_trainer_in_which_no_job_can_be_made(stub: StubApi) -> None:
-    """Is found before a run meets it; one that is known passes."""
+    """Is found before a run meets it, as is a template that its jobs cannot express; one that is known passes."""
     kind, path = TRAINJOB, f"/openapi/v3/apis/{TRAINJOB.api_version}"
     stub.kinds[kind.api_version] = kind.plural
     schema = trainer_crds.schemas("v2.1.0")["TrainJob"]
     known = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "kind": "TrainJob"}
     stub.objects[path] = {"components": {"schemas": {"x": {**schema, "x-kubernetes-group-version-kind": [known]}}}}
 
-    assert probes.served(stub, kind) == kind.api_version  # type: ignore[arg-type]
+    assert probes.served(stub, kind, JobSettings()) == kind.api_version  # type: ignore[arg-type]
+
+    hosts = JobSettings(pod_template={"spec": {"hostNetwork": True}})
+    with pytest.raises(InputError, match=r"jobs\.pod_template: a TrainJob cannot set spec\.hostNetwork"):
+        probes.served(stub, kind, hosts)  # type: ignore[arg-type]
 
     del schema["properties"]["spec"]["properties"]["podTemplateOverrides"]
     with pytest.raises(InputError, match="unsupported version of Kubeflow Trainer"):
-        probes.served(stub, kind)  # type: ignore[arg-type]
+        probes.served(stub, kind, JobSettings())  # type: ignore[arg-type]
+
+
+def test_a_cluster_that_does_not_say_what_it_serves(stub: StubApi, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Has not told that it lacks anything."""
+
+    def call(method: str, path: str, query: object = None, body: Any = None) -> Any:
+        if path == "/apis/kubeflow.org/v1":
+            raise Refused(Refusal(status=403, message="nobody may look", reason="Forbidden"))
+        return StubApi.call(stub, method, path, query, body)
+
+    stub.call = call  # type: ignore[method-assign]
+    assert main(["check", "run"]) == 1
+    said = "FAIL  kind PyTorchJob: https://stub does not say what it serves (/apis/kubeflow.org/v1): nobody may look (a test)"
+    assert said in capsys.readouterr().out
 
 
 def test_store_that_refuses(stub: StubApi, profile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

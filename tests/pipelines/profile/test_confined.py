@@ -116,7 +116,7 @@ def test_what_is_no_address_of_a_store(value: str) -> None:
     check_places("x", {"a": [value]}, (ROOT,))
 
 
-IMAGES = ("reg.example.org/ml", "firstsight/trainer:", "own.example.org")
+IMAGES = ("reg.example.org/ml", "firstsight/trainer:", "own.example.org", "tagged/trainer:1")
 LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=IMAGES, queues=("gpus", "nights"))
 
 
@@ -142,6 +142,8 @@ LIMITS = Limits(nodes=4, gpus_per_node=8, gpus=64, images=IMAGES, queues=("gpus"
         ({"image": "evil/reg.example.org/ml/trainer"}, "(limits.images)"),
         ({"image": "REG.example.org/ml/trainer"}, "(limits.images)"),
         ({"image": "firstsight/trainer-evil:1"}, "(limits.images)"),
+        ({"image": "tagged/trainer:1.2"}, "(limits.images)"),
+        ({"image": "tagged/trainer:1@sha256:ab"}, "(limits.images)"),  # which may be any image of the repository
         ({"queue": "theirs"}, "queue is 'theirs', but the profile only allows gpus or nights (limits.queues): use one of them"),
         ({"queue": ""}, "queue is not given, but the profile only allows gpus or nights (limits.queues)"),
     ],
@@ -161,6 +163,7 @@ def test_more_than_the_profile_allows(asked: dict[str, Any], said: str) -> None:
         {"nodes": 4, "gpus_per_node": 8, "parallel_cells": 0},  # it has two cells
         {"image": "reg.example.org/ml/trainer:1", "queue": "nights"},
         {"image": "firstsight/trainer:2"},
+        {"image": "tagged/trainer:1"},
         {"image": "own.example.org/trainer:2@sha256:ab"},
         {"image": "reg.example.org/ml:2"},
         {},

@@ -13,6 +13,7 @@ from pipelines.steps.links import POD_VARIABLE, accept
 from tests.logged import records
 from tests.pipelines import fake_kueue
 from tests.pipelines.fake_api import FakeApi
+from tests.pipelines.jobs import trainer_crds
 from trainer.logs import FORMAT_VARIABLE
 from trainer.storage import join, read_json
 
@@ -28,8 +29,9 @@ links:
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def asked(api_server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The pipeline's defaults, in a pod whose profile says root and cluster."""
+    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig(tmp_path / "kubeconfig")))
     profile = tmp_path / "profile.yaml"
     profile.write_text(PROFILE.format(root=tmp_path / "store"))
     monkeypatch.setenv(PROFILE_VARIABLE, str(profile))
@@ -66,11 +68,8 @@ def test_the_page_links_to_dashboard_bucket_and_what_to_type(asked: dict[str, An
     assert "python -m pipelines cancel demo --namespace team-a" in page
 
 
-def test_a_queue_that_admits_nothing_is_refused_before_anything_is_staged(
-    asked: dict[str, Any], api_server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_queue_that_admits_nothing_is_refused_before_anything_is_staged(asked: dict[str, Any], api_server: FakeApi, tmp_path: Path):
     """The run's own queue, or the profile's; on this machine there is none."""
-    monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig(tmp_path / "kubeconfig")))
     fake_kueue.serve(api_server, "v1beta2")
     fake_kueue.queue(api_server, "days", namespace="team-a")
     failure = tmp_path / "store" / "experiments" / "demo" / "failure.json"
@@ -86,6 +85,40 @@ def test_a_queue_that_admits_nothing_is_refused_before_anything_is_staged(
         accept(**asked, queue="days")
     assert read_json(str(failure))["line"].endswith("accepts no jobs: LocalQueue is stopped: have it started, or use another queue")
     accept(**{**asked, "backend": "local", "queue": "nights"})
+
+
+def _without(api: FakeApi, group: str) -> None:
+    api.served -= {path for path in api.served if f"/{group}/" in path}
+
+
+@pytest.mark.parametrize(
+    ("backend", "template", "version", "line"),
+    [
+        ("pytorchjob", {}, "", "has no pytorchjobs.kubeflow.org (kubeflow.org/v1): install the training operator v1"),
+        ("trainjob", {}, "", "has no trainjobs.trainer.kubeflow.org (trainer.kubeflow.org/v1alpha1): install Kubeflow Trainer v2"),
+        ("trainjob", {}, "unknown", "serves TrainJobs (trainer.kubeflow.org/v1alpha1) of an unsupported version of Kubeflow Trainer"),
+        ("trainjob", {"spec": {"hostNetwork": True}}, "v2.3.0", "jobs.pod_template: a TrainJob cannot set spec.hostNetwork"),
+        ("trainjob", {"spec": {"affinity": {}}}, "v2.0.0", "jobs.pod_template: a TrainJob cannot set spec.affinity"),
+    ],
+)
+def test_jobs_that_the_cluster_cannot_make_are_refused_before_anything_is_staged(
+    asked: dict[str, Any], api_server: FakeApi, tmp_path: Path, backend: str, template: dict[str, Any], version: str, line: str
+):
+    """Staging takes hours, and the first job that trains comes after it."""
+    if not version:
+        _without(api_server, "kubeflow.org" if backend == "pytorchjob" else "trainer.kubeflow.org")
+    else:
+        api_server.schemas["TrainJob"] = trainer_crds.schemas(version)["TrainJob"] if version != "unknown" else {"properties": {}}
+    profile = tmp_path / "profile.yaml"
+    jobs = {"namespace": "team-a", "pod_template": template}
+    profile.write_text(yaml.safe_dump({"root": str(tmp_path / "store"), "backend": backend, "jobs": jobs}))
+    with pytest.raises(SystemExit) as ended:
+        accept(**asked)
+
+    assert ended.value.code == 2
+    assert line in read_json(str(tmp_path / "store/experiments/demo/failure.json"))["line"]
+    assert not (tmp_path / "store/experiments/demo/requests").exists()
+    accept(**{**asked, "backend": "local"})
 
 
 @pytest.mark.parametrize(
