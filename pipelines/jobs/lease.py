@@ -19,7 +19,7 @@ from trainer.storage.writers import beside
 
 NAME = "run.lock"
 FORMAT_VERSION = 2
-"""Version 1 had no format_version, id or checksum, and `time`, the holder's clock, which an older firstsight still reads."""
+"""Version 1 had no format_version, id or checksum. `time`, the holder's clock, is kept because an older firstsight reads it."""
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 120.0
 """A holder whose last heartbeat is this old may be taken over, after `WATCH_SECONDS`."""

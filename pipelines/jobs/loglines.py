@@ -18,9 +18,9 @@ from trainer.storage.retries import Backoff
 
 MINUTE = 60.0
 NEWS_SECONDS = 2.0
-"""Until the kubelet has told that it started a container again."""
+"""How long to wait for the kubelet to report that it has restarted a container."""
 StampedSink = Callable[[str, str], None]
-"""Gets the kubelet's time (empty for a remark of ours) and the line."""
+"""Gets the kubelet's time (empty for our own remarks) and the line."""
 
 
 class LogFollower:

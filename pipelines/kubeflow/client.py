@@ -135,7 +135,7 @@ class Kubeflow:
         return pipeline, *self.find_version(pipeline, content)
 
     def version(self, pipeline: str, version: str) -> Any:
-        """A version (kfp_server_api.V2beta1PipelineVersion), without which the UI shows no page of its runs. NotFound: it was deleted."""
+        """A version (kfp_server_api.V2beta1PipelineVersion). NotFound: it was deleted, and the UI no longer shows pages of its runs."""
         get = self._pipelines.pipeline_service_get_pipeline_version
         return self._ask(f"version {version} of pipeline {pipeline}", get, pipeline, version)
 

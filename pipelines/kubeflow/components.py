@@ -55,7 +55,7 @@ def plan(request: str, pairs: str, triplets: str, lanes: dsl.Output[dsl.Markdown
 
 @component
 def perceptual(request: str, lane: str, cells: dsl.Output[dsl.Markdown]) -> None:
-    """Stage 1 of all cells of a lane: the vision towers on human judgements."""
+    """Stage 1 of all cells of a lane: trains the vision towers on human judgements."""
     from pipelines.steps import lanes
 
     lanes.work("perceptual", request=request, lane=lane, markdown=cells.path)

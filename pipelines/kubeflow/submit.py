@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from pipelines.kubeflow.follow import Followed
 
 CONTACT_SECONDS = 30.0
-"""How long a server is waited for before there is a run."""
+"""How long to wait for a server that does not respond, before there is a run."""
 LOST_SECONDS = 600.0
-"""How long a lost connection is waited for while the run continues on the server."""
+"""How long to wait for a lost connection to return, while the run continues on the server."""
 CLOCK_SECONDS = 60.0
-"""Between the clocks of server and steps."""
+"""Allowed difference between the clocks of the server and the steps."""
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser) -> None:
@@ -112,8 +112,8 @@ def _follow(server: "Kubeflow", submission: Submission, request: Request, say: C
     try:
         return result_of(follower.follow(), request)
     except KeyboardInterrupt:
-        how = "" if follower.stopped else ", and not terminated, since Kubeflow has not responded"
-        return {"state": "CANCELING", "exit_code": 130, "line": f"not waited for{how}: {submission.place}"}
+        how = "" if follower.stopped else ", which was not terminated, since Kubeflow has not responded"
+        return {"state": "CANCELING", "exit_code": 130, "line": f"no longer waiting for the run{how}: {submission.place}"}
     except RunLost:
         raise
     except (InputError, RunError) as error:
@@ -126,7 +126,7 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
 
     Args:
         server: where.
-        request: resolved, as a server can meet it.
+        request: resolved with `kubeflow=True`.
         image: the pipelines image; empty: that of the version that was registered last.
         service_account: of the steps' pods; empty: the server's default.
     """
@@ -150,11 +150,11 @@ def submit(server: "Kubeflow", request: Request, *, image: str, service_account:
 def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
     """How a run ended: state, exit_code, failures, line, folder.
 
-    Kubeflow knows no exit codes: they are read from the store, or where that is out of reach from the steps' logs.
+    Kubeflow has no exit codes: they are read from the store or, if it cannot be reached, from the steps' logs.
 
     Args:
         followed: the run that has ended, and what the logs of its steps say.
-        request: that it runs.
+        request: the one that the run was started with.
     """
     from pipelines.kubeflow.follow import was_terminated
 
@@ -181,7 +181,7 @@ def result_of(followed: "Followed", request: Request) -> dict[str, Any]:
 
 
 def _code_of(codes: Sequence[int]) -> int:
-    """2 where every step that failed was given wrong input, else 1."""
+    """2 if every failed step was given wrong input, else 1."""
     return InputError.exit_code if codes and set(codes) == {InputError.exit_code} else RunError.exit_code
 
 
@@ -211,6 +211,6 @@ def _print_report(folder: str, place: str) -> None:
             print_summary(Console(file=sys.stdout, highlight=False), folder)
             return
     except (InputError, RunError, OSError):
-        pass  # of this machine: the run itself ended well
+        pass  # only this machine cannot read the store: the run itself ended well
     page = f" and at {join(layout.report(folder), 'index.html')}" if folder else ""
     print(f"report: see the last step of {place}{page}")

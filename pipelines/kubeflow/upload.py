@@ -1,6 +1,6 @@
 """`python -m pipelines upload | unregister`: put the pipeline into Kubeflow, or take it out. The chart's hooks call these.
 
-A version is known by its content, so that an upload can be repeated; its name also says, for people, which release of firstsight
+A version is identified by its content, so that an upload can be repeated; its name also says, for people, which release of firstsight
 it came with and when.
 """
 
@@ -63,7 +63,7 @@ def add_connection(parser: argparse.ArgumentParser, *, namespace: str) -> None:
 
 
 def connect(options: argparse.Namespace, *, retry_seconds: float, runs: bool) -> "Kubeflow":
-    """The server of the command line, looked at once; `runs`: to run something there."""
+    """The server that the command line names, after checking it; `runs`: whether runs will be started there."""
     from pipelines.kubeflow.client import Kubeflow
     from pipelines.kubeflow.endpoint import Endpoint
 
@@ -84,7 +84,7 @@ def register(
         image: the pipelines image.
         release: version of firstsight, for the name of a new version; may be empty.
         user: of the steps' pods: a number, or `none`.
-        anywhere: the version may be one of the shared pipeline too.
+        anywhere: also accept a version of the shared pipeline.
     """
     require("image", image, "the name of an image", bool(image.strip()) and not set(image) & set(" \t\n'\"{}"))
     text = run_as((FOLDER / "firstsight.yaml").read_text().replace(PLACEHOLDER, image), user)
@@ -95,13 +95,13 @@ def register(
             return pipeline, found, version
     version = "-".join(filter(None, [release, time.strftime("%Y-%m-%d", time.gmtime()), content]))
     with temporary_folder("upload") as folder:
-        package = folder / "firstsight.yaml"  # the server looks at the ending
+        package = folder / "firstsight.yaml"  # the server looks at the file extension
         package.write_text(text)
         return server.upload(name, version, package, content, GUIDE)
 
 
 def run_as(text: str, user: str) -> str:
-    """The compiled pipeline with another user and group for the steps' pods, or without one: their image names one itself.
+    """The compiled pipeline with another user and group for the steps' pods, or with none, since their image names its own.
 
     Raises:
         InputError: neither a number nor `none`.

@@ -100,7 +100,7 @@ class Request:
     profile: str = text(
         "",
         "where jobs run: a YAML file or, on Kubeflow, the name of a ConfigMap",
-        otherwise="this machine; on Kubeflow firstsight",
+        otherwise="this machine; on Kubeflow, the ConfigMap firstsight",
         form="jobs_profile",
     )
     backend: str = text(
@@ -139,7 +139,7 @@ class Request:
     )
     parallel_cells: int | None = number(
         None,
-        "cells that run at the same time; 0: all are submitted to the queue, which admits them; on this machine always one at a time",
+        "cells that run at the same time; 0: all are submitted to the queue, which admits them; with backend local, always one at a time",
         otherwise="the profile's, else 1",
         rule=f"between 0 and {MAX_PARALLEL_CELLS}",
         ok=lambda value: 0 <= value <= MAX_PARALLEL_CELLS,

@@ -74,7 +74,7 @@ def check_size(uri: str, asked: Request, name: str) -> None:
             taken = round(fraction(settings) * train)
             if taken % batch:
                 used = f"{taken - taken % batch:,} of {taken:,} {manifest.kind}, in batches of {batch:,}"
-                said[f"{stage}: an epoch takes {used}; which ones vary by epoch"] = None
+                said[f"{stage}: an epoch takes {used}; the subset varies by epoch"] = None
     for line in said:
         note(name, line)
 

@@ -149,7 +149,7 @@ def test_a_set_without_images_is_refused(root, nshards):
             look(uri)
 
 
-@pytest.mark.parametrize("tar", [b"", b"no tar" * 200, gzip.compress(bytes(10240))])
+@pytest.mark.parametrize("tar", [b"", b"no tar" * 200, gzip.compress(bytes(10240))], ids=["empty", "text", "gzip"])
 def test_a_set_whose_tar_is_none_is_refused_before_anything_is_trained(root, tar):
     """An experiment that compares it with dissimilarities asks for its keys when it is planned."""
     uri = foreign(root, [("a.png", b"x"), ("b/c.d.png", b"x")])

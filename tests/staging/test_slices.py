@@ -113,9 +113,7 @@ def test_a_slice_whose_chosen_bytes_are_gone_is_made_again(root: str, monkeypatc
             end(begin(root, "dead", 4))
     for info in open_store(root).list(join(root, ATTEMPTS)):
         open_store(root).delete(info.uri)
-    with pytest.raises(
-        RunError, match=r"1 of 1 slices are not done: 0; .*slice-00000\.jsonl: missing; run the command that makes them once more"
-    ):
+    with pytest.raises(RunError, match=r"1 of 1 slices are not done: 0; .*slice-00000\.jsonl: missing; rerun the command that makes them"):
         gather(root, PLAN)
     assert list(slices_to_make(root, PLAN)) == [0]
     one, two = begin(root, "one", 2), begin(root, "two", 3)

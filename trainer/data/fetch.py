@@ -17,8 +17,8 @@ from trainer.storage.protocol import MissingObject
 from trainer.storage.samples import is_index_of
 
 _TRIES = 3
-"""Wrong bytes are read again, since the network may have changed them; where the same ones come twice, the store has them so."""
-_IN_STORE = "the store's copy was changed or is damaged: run the experiment again, which stages it again from its source"
+"""Wrong bytes are read again, since the network may have changed them; if the same ones arrive twice, they are wrong in the store."""
+_IN_STORE = "the store's copy was changed or is damaged: run the experiment again: that stages the data again from its source"
 
 
 def fetch_shard(file: ShardFile, rows: range | None, stopped: Callable[[], bool]) -> int:

@@ -22,7 +22,7 @@ EXAMPLES = 6
 _UNUSABLE = (
     InputError, RunError, LookupError, ValueError, TypeError, ArithmeticError, OSError, SyntaxError, Image.DecompressionBombError,
 )  # fmt: skip
-"""What reading samples and pictures, or picking them by per-item outputs, may raise, including PIL's own errors."""
+"""Errors, including PIL's own, from reading samples and pictures or from picking them by per-item outputs."""
 _SIDE = 96
 
 

@@ -62,7 +62,7 @@ def read_run(experiment: Experiment, entry: dict[str, Any], name: str) -> StageR
 
 
 def _was_finished(entry: dict[str, Any], name: str) -> bool:
-    """Whether there is what only a finished stage leaves: figures of its final model, or a later stage's seal."""
+    """Whether something exists that only a finished stage leaves: figures of its final model, or a later stage's seal."""
     if entry.get("evaluation") and open_store(entry["evaluation"]).holds(join(entry["evaluation"], f"{name}-final")):
         return True
     later = STAGES[STAGES.index(name) + 1 :]

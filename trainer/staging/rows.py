@@ -55,7 +55,7 @@ class PairRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TripletRow:
-    """A reference and two variants, with the judgement which of the two is closer.
+    """A reference and two variants, with a judgement of which of the two is closer.
 
     Attributes:
         key: unique in the data set.

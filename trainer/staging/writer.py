@@ -2,8 +2,8 @@
 
 A *slice* is a run of rows of one split that one process makes, alone or as one index of an Indexed Job. It uploads its
 shards as an attempt, and the record `slices/slice-<i>.json` makes one attempt count (slices.py); `gather` checks that every slice
-of the plan is whole, and `seal` writes the manifest. All bytes are a function of plan and source: killed anywhere and run again,
-the same comes out.
+of the plan is whole, and `seal` writes the manifest. All bytes are a function of plan and source: a run
+that was killed at any point and is started again writes the same ones.
 
     plan = Plan(...); write_plan(folder, plan)                        # once
     for number in slices_to_make(folder, plan):                       # anywhere, by any number of processes
@@ -83,7 +83,7 @@ class SliceWriter:
             key: unique in the data set.
             members: for each column its suffix in the tar (without the first dot) and its bytes.
             captions: token ids of each caption.
-            note: what of it was set aside, in a few words that such samples are counted by.
+            note: what was dropped from it, such as unreadable EXIF, in a few words; samples are counted by note.
         """
         if note:
             self._notes[note] += 1
@@ -106,7 +106,7 @@ class SliceWriter:
         self._shards.append(dataclasses.replace(shard, index_size=index["size"], index_sha256=index["sha256"]))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Upload the last shard and let the attempt count, if no other does."""
+        """Upload the last shard, and make this the attempt that counts, unless another one already does."""
         try:
             if error is None:
                 self._close_shard()
@@ -172,8 +172,8 @@ class _OpenShard:
         self._captions.append(captions)
 
     def discard(self) -> None:
-        with suppress(OSError):  # where the disk is full, so it is for the tar's end
-            self._tar.close()  # before its stream: tarfile would write its end into a closed one, and complain
+        with suppress(OSError):  # a full disk has no room for the tar's end marker either
+            self._tar.close()  # before its stream: tarfile writes an end marker, which fails on a closed stream
         with suppress(OSError):
             self.stream.close()
 
@@ -237,8 +237,8 @@ class Account:
     Attributes:
         shards: of all slices, in order.
         written: samples in them.
-        lost: rows that became none, by cause.
-        bad: those of them that are faults of the data.
+        lost: rows that became no sample, by cause.
+        bad: those of the lost rows whose cause is a fault in the data.
         examples: one row for each cause.
         files: the slices' records and rejects.
         notes: samples of which something was set aside, by what it was.
@@ -260,7 +260,7 @@ def gather(folder: str, plan: Plan) -> Account:
         named = ", ".join(map(str, list(unfit)[:20]))
         reasons = "".join(f"; {reason}" for reason in [reason for reason in unfit.values() if reason][:3])
         raise RunError(
-            f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; run the command that makes them once more"
+            f"{folder}: {len(unfit)} of {len(plan.splits)} slices are not done: {named}{reasons}; rerun the command that makes them"
         )
     lost, bad, examples = Counter(plan.lost), Counter(plan.bad), dict(plan.examples)
     files: Files = {}
@@ -277,7 +277,7 @@ def gather(folder: str, plan: Plan) -> Account:
 
 
 def check_rejects(folder: str, source: str, account: Account, max_reject_fraction: float) -> None:
-    """InputError, with the causes counted, where more samples of a source are bad than is allowed; `folder` is of the data set."""
+    """InputError, with the causes counted, where more samples of a source are bad than is allowed; `folder` is the data set's."""
     num_bad = sum(account.bad.values())
     causes = "; ".join(f"{count} x {cause} (such as {account.examples[cause]})" for cause, count in sorted(account.bad.items()))
     candidates = account.written + num_bad
@@ -297,12 +297,12 @@ def seal(
     facts: Mapping[str, Any] | None = None,
     files: Files | None = None,
 ) -> Manifest:
-    """Write the manifest: from now on the data set counts. One that is sealed already keeps its identity, or RunError.
+    """Write the manifest, which makes the data set valid. RunError if it is already sealed with a different identity.
 
     Args:
-        folder: of the data set.
-        plan: of it.
-        account: of its slices, which are whole.
+        folder: the data set's.
+        plan: its plan.
+        account: what became of its rows; all its slices are whole.
         evaluation: evaluation sets staged with it.
         facts: see Manifest.
         files: further files that belong to it.

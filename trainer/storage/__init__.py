@@ -1,8 +1,8 @@
 """Objects by URI: `file://` (or a plain path) and `s3://`, behind one protocol. Never imports torch.
 
 `open_store(uri)` gives the store that serves a URI; `base` holds the protocol and the small helpers
-that every room uses; `layout` says where things lie under one root; `index`, `manifest` and
-`committed` are the codecs of what lies there.
+that all modules here use; `layout` says where objects are under one root; `index`, `manifest` and
+`committed` encode and decode them.
 """
 
 from trainer.storage.base import (

@@ -166,7 +166,7 @@ def test_a_second_ctrl_c_ends_the_waiting_for_a_server_that_is_gone(
 
     assert run() == 130
 
-    assert "not waited for, and not terminated, since Kubeflow has not responded: http" in capsys.readouterr().err
+    assert "no longer waiting for the run, which was not terminated, since Kubeflow has not responded: http" in capsys.readouterr().err
 
 
 def test_only_the_last_end_of_a_run_counts_as_terminated():

@@ -282,7 +282,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_end(server: KubeflowServer):
     _, error = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert "not waited for" in error or "stopped" in error
+    assert "no longer waiting" in error or "stopped" in error
     assert "http" in error or "stopped" in error
 
 

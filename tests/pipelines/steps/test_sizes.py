@@ -43,7 +43,7 @@ def test_the_remainder_of_an_epoch_is_said(sealed, capsys):
     uri = sealed("pairs", 150, read=150, written=150, lost={})
     check_size(uri, ask(recipe="smoke"), "stage pairs")
     assert capsys.readouterr().out == (
-        "stage pairs: contrastive: an epoch takes 128 of 150 pairs, in batches of 64; which ones vary by epoch\n"
+        "stage pairs: contrastive: an epoch takes 128 of 150 pairs, in batches of 64; the subset varies by epoch\n"
     )
     check_size(sealed("pairs", 128, read=150, written=150, lost={}), ask(recipe="smoke"), "stage pairs")
     assert capsys.readouterr().out == ""
