@@ -111,5 +111,5 @@ def test_a_harmed_write_by_claims_is_found(unconditional: str, monkeypatch: pyte
 
     monkeypatch.setattr(Minio, "_put_object", harm)
     monkeypatch.setattr(conditions, "SETTLE_SECONDS", 0.2)
-    with pytest.raises(RunError, match=r"x: .* holds other bytes than were sent"):
+    with pytest.raises(RunError, match=r"x: .* has different bytes from those sent"):
         new_store(unconditional).create(join(unconditional, "x"), b"data")

@@ -83,7 +83,7 @@ def put_claimed(client: Client, uri: str, bucket: str, key: str, data: bytes, al
     """PUT where `allows` says so, alone among all who write this key by claims.
 
     Raises:
-        RunError: other writers kept the key claimed, or the store holds other bytes than were sent.
+        RunError: other writers kept the key claimed, or the store has different bytes from those sent.
     """
     claim = beside(key, "claim")
     client.put(bucket, claim, b"")
