@@ -30,6 +30,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from minio import Minio
 
+from trainer.storage.s3 import S3Store
+from trainer.storage.s3_settings import settings_from_environment
+
 START_SECONDS = 60.0  # for a server to come up on a busy machine
 
 
@@ -75,6 +78,11 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def new_store(uri: str) -> S3Store:
+    """A store of its own for the server of `uri`, as another process has it: it has had no answer yet."""
+    return S3Store(settings_from_environment(uri))
 
 
 @contextlib.contextmanager

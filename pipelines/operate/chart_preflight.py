@@ -164,8 +164,9 @@ def _gpus(api: Api, jobs: JobSettings, cuda: int) -> str:
     gpus, resource = jobs.gpus_per_node, jobs.gpu_resource
     found = api.call("GET", "/api/v1/nodes")["items"]
     large = [node for node in found if count_of(node, resource) >= gpus]
-    unfit = [reason for node in large if (reason := why_not(node, cuda))]
-    room = sum(count_of(node, resource) // gpus for node in large if not why_not(node, cuda))
+    reasons = [(node, why_not(node, cuda)) for node in large]
+    unfit = [reason for _, reason in reasons if reason]
+    room = sum(count_of(node, resource) // gpus for node, reason in reasons if not reason)
     if room < jobs.nodes:
         most = max((count_of(node, resource) for node in found), default=0)
         wanted = f"jobs need {counted(jobs.nodes, 'pod')} with {gpus} {resource}, but nodes have room for {room} (the largest has {most})"

@@ -11,26 +11,14 @@ import pytest
 from minio import Minio
 
 from tests.fault_proxy import FaultProxy, Status
+from tests.servers import new_store
 from trainer.errors import Corrupt, RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage.checked import describe, find_damaged, find_missized, forget, read_hashed
 from trainer.storage.s3 import PART_BYTES, S3Store
-from trainer.storage.s3_settings import settings_from_environment
 
 DATA = random.Random(0).randbytes(70_001)
 Headers = dict[str, str]
-
-
-@pytest.fixture
-def proxy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """A proxy on the way to the store that changes its answers."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
-    return proxy
-
-
-def new_store(uri: str) -> S3Store:
-    """A store that never had an answer."""
-    return S3Store(settings_from_environment(uri))
 
 
 def flip(data: bytes) -> bytes:

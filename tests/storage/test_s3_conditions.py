@@ -7,19 +7,12 @@ from typing import Any
 import pytest
 from minio import Minio
 
-from tests.servers import S3Server
+from tests.servers import S3Server, new_store
 from trainer.errors import RunError
 from trainer.storage import join, read_bytes, write_bytes
 from trainer.storage import s3_conditions as conditions
-from trainer.storage.s3 import S3Store
 from trainer.storage.s3_client import Client
-from trainer.storage.s3_settings import settings_from_environment
 from trainer.storage.writers import beside_all
-
-
-def new_store(root: str) -> S3Store:
-    """A store of its own, as another process has it."""
-    return S3Store(settings_from_environment(root))
 
 
 @pytest.mark.parametrize("kind", ["create", "replace"])

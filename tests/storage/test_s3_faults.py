@@ -18,8 +18,7 @@ DATA = random.Random(0).randbytes((2 << 20) + 777)
 
 @pytest.fixture
 def proxy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """A fault-injecting proxy on the way to the store, and a client of little patience."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
+    """The proxy, and a client for which a connection that is silent for a second is broken."""
     monkeypatch.setenv("FIRSTSIGHT_S3_TIMEOUT_SECONDS", "1")
     return proxy
 

@@ -12,10 +12,9 @@ import pytest
 
 from tests.fault_proxy import FaultProxy, Status
 from tests.loopback import Handler, serving
-from tests.servers import S3Server
+from tests.servers import S3Server, new_store
 from trainer.errors import InputError, RunError
 from trainer.storage import join, read_bytes, s3_identity, write_bytes
-from trainer.storage.s3 import S3Store
 from trainer.storage.s3_settings import has_credentials, provider, settings_from_environment
 
 ROLE = "arn:aws:iam::123456789012:role/team-a"
@@ -95,11 +94,6 @@ def pod(request: pytest.FixtureRequest, cloud: Cloud, s3_root: str, tmp_path: Pa
     return cloud
 
 
-def fresh(uri: str) -> S3Store:
-    """A store of its own, which has asked nobody yet."""
-    return S3Store(settings_from_environment(uri))
-
-
 def test_a_pod_without_keys_reads_and_writes(pod: Cloud, s3_root: str) -> None:
     """Its token is changed for keys, once, and shown to nobody else."""
     assert has_credentials()
@@ -123,7 +117,7 @@ def test_a_session_token_is_part_of_the_keys(pod: Cloud, s3_root: str) -> None:
 def test_keys_are_renewed_before_they_expire(pod: Cloud, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the token as the kubelet has rotated it; while they last for long nobody is asked."""
     monkeypatch.setattr(s3_identity, "_PAUSE_SECONDS", 0.0)
-    store, uri = fresh(s3_root), join(s3_root, "x")
+    store, uri = new_store(s3_root), join(s3_root, "x")
     pod.seconds = s3_identity.RENEW_SECONDS / 2
     store.create(uri, TOKEN.encode())
     (tmp_path / "token").write_text("rotated")
@@ -153,7 +147,7 @@ def test_an_outage_is_survived_by_keys_that_are_still_good(pod: Cloud, s3_root: 
 def test_an_outage_before_there_are_keys_is_waited_for(pod: Cloud, s3_root: str) -> None:
     """As one of the store is."""
     pod.refusals = [(503, "busy"), (429, "{}"), (400, "<Error><Code>IDPCommunicationError</Code><Message>no</Message></Error>")]
-    store = fresh(s3_root)
+    store = new_store(s3_root)
     assert store.head(join(s3_root, "none")) is None
     assert len(pod.asked) == 4
 
@@ -163,7 +157,7 @@ def test_an_outage_without_end_ends_the_request(pod: Cloud, s3_root: str, monkey
     monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "0.2")
     pod.refusals = [(500, "")] * 50
     with pytest.raises(RunError, match=f"{pod.url} answers 500"):
-        fresh(s3_root).head(join(s3_root, "x"))
+        new_store(s3_root).head(join(s3_root, "x"))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +180,7 @@ def test_a_refusal_is_one_line_without_the_token(pod: Cloud, s3_root: str, statu
     """At once, naming who refuses and why."""
     pod.refusals = [(status, body)] * 3
     with pytest.raises(InputError) as raised:
-        fresh(s3_root).head(join(s3_root, "x"))
+        new_store(s3_root).head(join(s3_root, "x"))
     line = str(raised.value)
     assert said in line
     assert pod.url in line
@@ -199,12 +193,12 @@ def test_a_token_that_is_not_there(pod: Cloud, s3_root: str, tmp_path: Path) -> 
     """The file is named."""
     (tmp_path / "token").unlink()
     with pytest.raises(InputError, match=f"{tmp_path}/token"):
-        fresh(s3_root).head(join(s3_root, "x"))
+        new_store(s3_root).head(join(s3_root, "x"))
 
 
 def test_keys_that_the_store_rejects_are_renewed(pod: Cloud, s3_root: str, proxy: FaultProxy) -> None:
     """Where they expire before their time."""
-    store, uri = fresh(s3_root), join(s3_root, "x")
+    store, uri = new_store(s3_root), join(s3_root, "x")
     store.create(uri, b"x")
     before = len(pod.asked)
     proxy.faults.append(Status(400, "ExpiredToken"))
@@ -236,7 +230,7 @@ def test_keys_win_over_an_identity(cloud: Cloud, s3_root: str, tmp_path: Path, m
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_ROLE_ARN", ROLE)
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", cloud.url)
-    assert fresh(s3_root).head(join(s3_root, "none")) is None
+    assert new_store(s3_root).head(join(s3_root, "none")) is None
     assert cloud.asked == []
 
 

@@ -8,24 +8,12 @@ import pytest
 
 from tests.fault_proxy import FaultProxy, Status
 from tests.loopback import Handler, serving
+from tests.servers import new_store
 from trainer.errors import InputError, RunError
 from trainer.storage import join, write_bytes
 from trainer.storage.s3 import PART_BYTES, S3Store
-from trainer.storage.s3_settings import settings_from_environment
 
 DATA = random.Random(0).randbytes(70_001)
-
-
-@pytest.fixture
-def proxy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """A proxy on the way to the store that changes its answers."""
-    monkeypatch.setenv("FIRSTSIGHT_S3_RETRY_SECONDS", "20")
-    return proxy
-
-
-def new_store(uri: str) -> S3Store:
-    """A store that never had an answer."""
-    return S3Store(settings_from_environment(uri))
 
 
 BACKEND = Status(404, headers=(("content-type", "text/html"),), body=b"<html>default backend - 404</html>")

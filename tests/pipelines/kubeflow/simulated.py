@@ -50,7 +50,7 @@ class Simulated:
         self.ended: list[tuple[str, tuple[int, ...], str]] = []
         self.request, self.data, self.lanes = "", {}, []  # type: ignore[var-annotated]
         self.argo = Workflow(compiled(), self._outcome, lambda loop, iterations: len(self.lanes))
-        patch.setattr(links, "_require_cluster", lambda *_: None)  # there is no API server behind it
+        patch.setattr(links, "_require_cluster", lambda *_: None)  # it has no API server to ask
         patch.setattr(running, "backend_for", lambda *_: self)
         patch.setattr(runs, "DEAD_SECONDS", -1.0)  # lanes run one after another: one that is waited for has ended
         patch.setattr(finish, "_release", lambda scene: None)
