@@ -254,15 +254,22 @@ def test_a_job_that_vanishes_before_it_is_watched_is_said_to_be_deleted(scene: S
     assert outcome == Outcome(exit_code=1, line=f"PyTorchJob {scene.name} was deleted by someone else before it finished")
 
 
-def test_a_job_that_another_run_replaced_is_followed(scene: Scene):
-    """Both saw it end unfinished; one of them was faster."""
+@pytest.mark.parametrize("seen", ["each change", "the last"])
+def test_a_job_that_another_run_replaced_is_followed(scene: Scene, seen: str):
+    """Both saw it end unfinished; one of them was faster. What a watch saw of it depends on when it was connected."""
     first = scene.running()
     job = scene.job()
     assert job is not None
+    if seen == "the last":
+        scene.api.stop()
     with scene.api._changed:
+        scene.operator.end(scene.name, "Failed", "a node was lost")
         scene.api.remove(JOBS, scene.name)
         job["metadata"].pop("uid")
         scene.api.put(JOBS, job)
+    if seen == "the last":
+        scene.api.compact()
+        scene.api.start()
     eventually(lambda: scene.api.find("pods", scene.pod(1)))
     scene.succeed()
 
