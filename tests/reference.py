@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.locking import one_at_a_time
@@ -28,15 +29,15 @@ def reference_python(requirements: Path = REQUIREMENTS) -> Path:
     return python
 
 
-def run_reference(*arguments: str | Path, cwd: Path, requirements: Path = REQUIREMENTS) -> str:
+def run_reference(*arguments: str | Path, cwd: Path, requirements: Path = REQUIREMENTS, environment: Mapping[str, str] = os.environ) -> str:
     """Run `python <arguments>` there, offline, and give its output; a failure shows it.
 
     Raises:
         AssertionError: it exited non-zero.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    offline = {**environment, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     done = subprocess.run(
-        [reference_python(requirements), *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [reference_python(requirements), *arguments], cwd=cwd, env=offline, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

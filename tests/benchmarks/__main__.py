@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="begin no row after so long; those left out are named (default: none, with --gpu 5)")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of benchmarks.json and BENCHMARKS.md")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a row then ends the processes that it started
     unknown = [name for name in options.rows if name not in rows]
     if unknown:
         parser.error(f"no such row: {', '.join(unknown)}; known: {', '.join(rows)}")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.datasets import pairs, triplets, write_dataset
+from tests.pipelines.operator import eventually
 from tests.servers import S3Server
 from trainer.config import DataConfig, Placement
 from trainer.data.loader import PairBatch, PairsLoader, TripletBatch, TripletsLoader
@@ -99,6 +101,28 @@ def test_worker_processes_change_no_bit(pair_data: DataConfig, monkeypatch: pyte
     monkeypatch.setattr("trainer.data.machine.available_memory", lambda: 0)
     processes = take(pairs_loader(pair_data, placement=Placement(loader_workers=2)), 3, 6)
     assert all(same(ours, theirs) for ours, theirs in zip(threads, processes, strict=True))
+
+
+def test_loading_starts_no_openmp_threads(tmp_path: Path) -> None:
+    """With more of them than cores, OpenMP lets the threads that compute a step on the CPU sleep between two kernels."""
+    data = write_dataset(str(tmp_path), "pairs", pairs([64], side=40))
+    loader = pairs_loader(data, global_batch_size=64, image_size=32, runs=1, block_shards=0)  # large enough for torch to use threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.ones(1 << 20).add_(1)  # this thread has its own
+        before = other_threads()
+        batches = loader.batches(0)
+        next(batches), next(batches)
+        eventually(lambda: other_threads() <= before)  # a thread that is just starting is not yet among Python's
+    finally:
+        loader.close()
+        torch.set_num_threads(threads)
+
+
+def other_threads() -> int:
+    """Number of threads of this process that Python did not start."""
+    return len(os.listdir("/proc/self/task")) - threading.active_count()
 
 
 def test_epochs_crop_and_caption_differently(pair_data: DataConfig) -> None:

@@ -1,5 +1,6 @@
 """Each collective on two and three gloo ranks, against the same thing in one process."""
 
+import resource
 import time
 
 import numpy as np
@@ -22,6 +23,19 @@ def test_alone_there_is_one_rank_and_nothing_to_do() -> None:
     assert torch.equal(distributed.concatenate(value), value[None])
     assert torch.equal(distributed.sum_over_ranks(value), value)
     assert distributed.largest(0.0, 2.5) == [0.0, 2.5]
+
+
+def test_memory_of_freed_tensors_is_used_again() -> None:
+    """Without the kernel, which would have to clear each of its pages again."""
+    distributed.keep_freed_memory()
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages()
+    assert min(pages() for _ in range(3)) < (64 << 20) / resource.getpagesize() / 10
 
 
 def test_share_refuses_what_the_ranks_do_not_divide() -> None:

@@ -180,7 +180,7 @@ class TripletsDecoder:
     mirror: bool
     views_capacity: int
     keep: bool
-    _kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _kept: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
 
     @cached_property
     def _views(self) -> Views:
@@ -192,7 +192,7 @@ class TripletsDecoder:
         which, rows, places = chunk.which.tolist(), chunk.rows.tolist(), chunk.positions.tolist()
         keys = [views[files[0]].index.keys[row[0]] for files, row in zip(which, rows, strict=True)]
         draws = uniforms(sample_seeds(self.seed, chunk.epoch, keys), 0, 4).tolist()
-        images = torch.empty((len(keys), 3, 3, self.image_size, self.image_size), dtype=torch.uint8)
+        images = np.empty((len(keys), 3, 3, self.image_size, self.image_size), np.uint8)
         target = torch.empty(len(keys))
         for i, (files, row, place) in enumerate(zip(which, rows, places, strict=True)):
             own, other = (views[files[0]], row[0]), (views[files[-1]], row[-1])
@@ -206,11 +206,11 @@ class TripletsDecoder:
                 for number, (whose, picture) in enumerate(shown.pictures):
                     images[i, number] = pictures[whose][picture]
             if self.mirror and draws[i][0] < 0.5:
-                images[i] = images[i].flip(-1)
-        return DecodedTriplets(images=images, target=target, keys=keys)
+                images[i] = images[i, ..., ::-1]
+        return DecodedTriplets(images=torch.from_numpy(images), target=target, keys=keys)
 
-    def _pictures(self, view: ShardView, row: int, place: list[int]) -> Tensor:
-        """(3, 3, S, S) uint8."""
+    def _pictures(self, view: ShardView, row: int, place: list[int]) -> NDArray[np.uint8]:
+        """(3, 3, S, S)."""
         name = (place[0], place[1])
         if (kept := self._kept.get(name)) is not None:
             return kept
@@ -218,8 +218,8 @@ class TripletsDecoder:
         for member in _TRIPLET_MEMBERS:
             data = view.member(row, view.column(member))
             with _naming(view, row, member):
-                pictures.append(decode_image(data, self.image_size, "exact", squash=True))
-        result = torch.stack(pictures)
+                pictures.append(decode_image(data, self.image_size, "exact", squash=True).numpy())
+        result = np.stack(pictures)
         if self.keep:
             self._kept[name] = result
         return result

@@ -371,9 +371,15 @@ class TripletsLoader(_Loader[DecodedTriplets, TripletBatch]):
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts as one tensor; in pinned memory if there is a GPU, so that the copy to it does not block."""
+    """The parts as one tensor; in pinned memory if there is a GPU, so that the copy to it does not block.
+
+    Without a GPU, NumPy copies them: torch would start OpenMP threads for it, and as soon as OpenMP has more threads than there are
+    cores, those that compute the step sleep between two kernels instead of spinning.
+    """
+    if not torch.cuda.is_available():
+        return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
     size = sum(len(part) for part in parts)
-    joined = torch.empty((size, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=torch.cuda.is_available())
+    joined = torch.empty((size, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
     return torch.cat(parts, out=joined)
 
 

@@ -5,12 +5,13 @@ DistributedDataParallel is not suitable: it rebuilds its buckets after the first
 ranks a resumed run then differs by rounding (../docs/DECISIONS.md).
 """
 
+import contextlib
+import ctypes
 import functools
 import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,9 @@ BUCKET_ELEMENTS = 6 << 20
 
 PATIENCE_SECONDS = 1800.0
 """Timeout of a collective until `wait_at_most` sets another; it is long, since one of the ranks may be reading a checkpoint."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt, as numbered in glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ def start(placement: Placement) -> Distributed:
     device = _device(placement, local_rank)
     # with a GPU the CPU cores belong to the loader; threads spinning on small sums would take them away
     torch.set_num_threads(placement.threads or (1 if device.type == "cuda" else max(1, cores // local_world_size)))
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.set_float32_matmul_precision("highest")  # TF32 has 10 bits of mantissa: never without the user's knowledge
     torch.backends.cudnn.allow_tf32 = False
     if world_size > 1 and not dist.is_initialized():
@@ -64,6 +70,18 @@ def start(placement: Placement) -> Distributed:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=PATIENCE_SECONDS))
     return Distributed(rank, world_size, local_rank, device)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc reuse the memory of freed tensors for those of the next step, whatever their size.
+
+    By default it returns large blocks to the kernel, which clears every page again at its next use: a tenth of the demo's step
+    (https://man7.org/linux/man-pages/man3/mallopt.3.html). Other C libraries have no such setting.
+    """
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        if mallopt(_M_MMAP_THRESHOLD, 1 << 30):  # refused before glibc 2.35; the other alone would make every block a mapping
+            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def stop() -> None:
@@ -89,7 +107,7 @@ def share(key: str, total: int, world_size: int) -> int:
     return total // world_size
 
 
-@contextmanager
+@contextlib.contextmanager
 def peers_named(name: str) -> Iterator[None]:
     """Report in one line that another rank is gone, instead of gloo's or nccl's message with a page of C++ frames."""
     try:
@@ -176,7 +194,7 @@ class _Clock:
         self._seconds = 0.0
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
-    @contextmanager
+    @contextlib.contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
         """Count the time within this context as waiting for a collective, on the host or in the device's queue."""
         if device.type == "cuda":
