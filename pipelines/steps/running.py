@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import logging
 import os
 import re
 import signal
@@ -60,6 +61,7 @@ def step(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]
 
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        _interrupts.clear()
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             with contextlib.ExitStack() as stack:
@@ -236,6 +238,8 @@ def _run_job(scene: Scene, spec: JobSpec, attempts: int, speaker: str) -> None:
 
 def check_caller(halt: threading.Event) -> None:
     """Raise CallerGone if this step, or the whole run, is being stopped."""
+    if _interrupts and threading.current_thread() is threading.main_thread():  # lanes are stopped by `halt`
+        raise KeyboardInterrupt
     if halt.is_set() or os.path.exists(os.environ.get(STOP_VARIABLE, "")):
         raise CallerGone("stopped on request")
 
@@ -336,5 +340,11 @@ def one_line_of(error: Exception) -> str:
     return line if line == kind or isinstance(error, InputError | RunError | OSError) else f"{kind}: {line}"
 
 
+_interrupts: list[int] = []
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    """End the step; if the signal arrives in a hook of logging, whose exceptions os.fork swallows, when the job is next looked at."""
+    _interrupts.append(number)
+    if frame is None or frame.f_code.co_filename != logging.__file__:
+        raise KeyboardInterrupt

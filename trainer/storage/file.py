@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from trainer.errors import InputError, RunError
+from trainer.errors import InputError, RunError, reason_of
 from trainer.storage.protocol import PIECE_BYTES, MissingObject, ObjectInfo, local_path
 from trainer.storage.writers import NO_LOCKS, PARTIAL, beside, beside_all, has_mark, is_gone, same_kernel
 
@@ -286,13 +286,11 @@ def _errors(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{uri}: permission denied ({error.strerror}): check who owns the folder") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(f"{uri}: the disk is full ({error.strerror}); make room and run the same command again") from error
         if error.errno == errno.EROFS:
             raise InputError(f"{uri}: the file system is read-only") from error
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{uri}: the name is too long for this file system") from error
-        raise RunError(f"{uri}: {error.strerror or error}") from error
+        raise RunError(f"{uri}: {reason_of(error)}") from error
 
 
 def _remove_unless_written(partial: Path) -> None:
