@@ -1,5 +1,6 @@
 """Fixtures for every room."""
 
+import atexit
 import contextlib
 import gc
 import os
@@ -66,7 +67,8 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove that folder."""
-    gc.unfreeze()  # at exit, libraries in C++ report every object that Python has not released as a leak
+    # Libraries in C++ report every object that Python has not released at exit as a leak; until then pytest collects garbage twice more.
+    atexit.register(gc.unfreeze)
     if _session in config.stash:
         with contextlib.suppress(OSError):  # what still writes there is not this session's to wait for
             config.stash[_session].close()

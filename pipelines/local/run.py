@@ -35,6 +35,7 @@ from pipelines.local.progress import Display, jobs_of
 from pipelines.planning.plan import Cell, Experiment
 from pipelines.planning.request import Request
 from pipelines.planning.resolving import resolve
+from pipelines.planning.runs import sweep_leftovers
 from pipelines.planning.summary import preview, print_summary, read_beside
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment
@@ -123,6 +124,8 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     started = time.time()
     with contextlib.ExitStack() as stack, temporary_folder("run") as scratch:
         held, refused = _hold(prepared, stack)
+        if held:
+            sweep_leftovers(prepared.root, prepared.uri)
         display = Display(scratch / "progress.jsonl", console, verbose=verbose, jobs=jobs_of(prepared.cells))
         variables = _variables(scratch, held.jobs if held else None)
         variables[CHECKED_VARIABLE] = layout.request(prepared.uri, prepared.asked.id)

@@ -158,6 +158,25 @@ def test_what_killed_runs_left_in_the_temporary_folder_is_swept(s3_root: str, tm
     assert sorted(tmp_path.iterdir()) == [new, used]
 
 
+@pytest.mark.parametrize("killed", ["while it holds the lock", "before it has it"])
+def test_the_next_run_leaves_nothing_of_one_that_was_killed(s3_root: str, killed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that held the lock is remembered until somebody has taken it over, since only its folder tells that it has ended."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process = hold(s3_root, env={**os.environ, "TMPDIR": str(tmp_path)})
+    (folder,) = tmp_path.iterdir()
+    if killed == "before it has it":
+        (folder / lock._TAKEN).unlink()
+    end(process)
+    with lock.exclusive(join(s3_root, "another")):
+        assert folder.exists() == (killed == "while it holds the lock")
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
+    with lock.exclusive(s3_root):
+        pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def elsewhere(**facts: Any) -> dict[str, Any]:
     """A holder on another machine."""
     return {"format_version": 2, "id": "1" * 32, "beats": 1, "pid": 7, "host": "elsewhere", "boot": "another", **facts}

@@ -1,6 +1,7 @@
 """A finished experiment whose root takes no writes: `run` shows it; what is not finished is refused as before."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from pipelines.planning.request import merge
 from tests.pipelines.whole import ARMS, Whole
 from trainer.errors import InputError, RunError
 from trainer.storage.file import FileStore
+from trainer.storage.writers import _begin, _boot, _namespace
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -57,3 +59,17 @@ def test_another_run_at_work_is_named_though_all_is_finished(whole: Whole, monke
     refuse(monkeypatch, Taken("is being run by process 7"))
     with pytest.raises(Taken, match="process 7"):
         look(whole)
+
+
+def test_what_killed_writers_left_is_swept_though_all_is_finished(whole: Whole):
+    """Beside any object of the experiment, and beside records that experiments share."""
+    whole.run()
+    mark = f"{_boot()}-{_namespace()}-999999999-1-0123abcd"
+    left = [whole.folder / f"report/.results.csv.write-{mark}.partial", whole.root / f"runs/.run.json.write-{mark}.partial"]
+    ours = (
+        whole.folder / f".plan.json.write-{mark.replace('999999999', str(os.getpid())).replace('-1-', f'-{_begin(os.getpid())}-')}.partial"
+    )
+    for path in (*left, ours):
+        path.write_bytes(b"half")
+    assert look(whole) == 0
+    assert [path.exists() for path in (*left, ours)] == [False, False, True]
