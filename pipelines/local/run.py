@@ -130,7 +130,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
         variables = _variables(scratch, held.jobs if held else None)
         variables[CHECKED_VARIABLE] = layout.request(prepared.uri, prepared.asked.id)
         marker = StopMarker(Path(variables[STOP_VARIABLE]))
-        with _environment(variables), _signals(marker, display) as received, display:
+        with _environment(variables), _signals(marker) as received, display:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
@@ -142,8 +142,12 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
             pipeline = _Pipeline(prepared, scratch, display if verbose else None)
             if finished is None:
                 pipeline.start()
+            stopping = False
             while pipeline.is_alive():
                 pipeline.join(POLL_SECONDS)
+                if received and not stopping:
+                    stopping = True
+                    display.say("stopping… (running jobs are saving their state, which may take a minute; queued ones will not start)")
                 display.poll()
                 if held and held.lost():
                     marker.leave(at_once=True)
@@ -311,15 +315,16 @@ class StopMarker:
 
 
 @contextlib.contextmanager
-def _signals(marker: StopMarker, display: Display) -> Iterator[list[int]]:
-    """Create the stop marker on Ctrl-C and SIGTERM, and print this immediately; yields the list of signals received."""
+def _signals(marker: StopMarker) -> Iterator[list[int]]:
+    """Create the stop marker on Ctrl-C and SIGTERM; yields the list of signals received.
+
+    A handler prints nothing: it may interrupt this very process while it prints, or while it imports what prints.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         marker.leave()
-        if len(received) == 1:
-            display.say("stopping… (running jobs are saving their state, which may take a minute; queued ones will not start)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -157,16 +157,15 @@ def test_a_stopped_run_leaves_no_process_and_the_next_one_goes_on(root: Path, nu
     assert Run(root, "--arms", "random", "--seeds", "0,1").end()[0] == 0
 
 
-def test_a_signal_is_answered_at_once_and_once(tmp_path: Path):
-    """By the handler itself, whatever the run waits for; the marker is there when it has spoken."""
-    display = Said()
-    with _signals(StopMarker(tmp_path / "stop"), display) as received:  # type: ignore[arg-type]
+def test_a_signal_leaves_the_marker_at_once_and_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """It may arrive while this process prints, or imports what prints: the loop that waits for the pipeline says that it stops."""
+    with _signals(StopMarker(tmp_path / "stop")) as received:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     assert received == [signal.SIGINT, signal.SIGINT]
-    assert [line.split()[0] for line in display.lines] == ["stopping…"]
     assert (tmp_path / "stop").exists()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_stop_needs_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
