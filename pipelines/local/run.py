@@ -40,7 +40,7 @@ from pipelines.planning.summary import preview, print_summary, read_beside
 from pipelines.profile.profile import PROFILE_VARIABLE, Profile, job_settings, read_profile, use_store_of_profile
 from pipelines.steps.checking import check_experiment
 from pipelines.steps.links import CHECKED_VARIABLE
-from pipelines.steps.running import PARENT_VARIABLE, by_reason, failures, root_of_run
+from pipelines.steps.running import PARENT_VARIABLE, by_reason, failures, forget_failures, root_of_run
 from trainer.errors import InputError, RunError
 from trainer.progress import PROGRESS_VARIABLE, STOP_AT_ONCE, STOP_VARIABLE
 from trainer.storage import join, layout, open_store
@@ -134,7 +134,10 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
             display.say(f"experiment {prepared.request.experiment} in {prepared.uri}: {', '.join(prepared.request.cells)}")
             for line in prepared.notes:
                 display.say(f"note: {line}")
+            known = failures(prepared.uri, prepared.request.cells, started)  # of an earlier run, on a machine whose clock was ahead
             finished = find_finished(prepared.asked, prepared.profile)
+            if finished is not None and held:
+                forget_failures(prepared.uri, prepared.request.cells)
             if finished is None and refused:
                 raise refused
             for step, said in finished or ():
@@ -157,7 +160,7 @@ def run(prepared: Prepared, *, verbose: bool) -> int:
     if received:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + received[0]
-    failed = failures(prepared.uri, prepared.request.cells, started)
+    failed = [failure for failure in failures(prepared.uri, prepared.request.cells, started) if failure not in known]
     seen = [] if print_summary(console, prepared.uri) or not _is_one_stream() else display.last_reasons
     for reason, line in by_reason(failed).items():
         if reason not in seen:  # printed once, as the last thing that the user sees

@@ -166,6 +166,17 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
         cells: names of the run's cells.
         since: POSIX time; older failures belong to an earlier run.
     """
+    found = [read_failure(folder) for folder in _folders_of_steps(uri, cells)]
+    return [dataclasses.asdict(failure) for failure in found if failure is not None and failure.time >= since]
+
+
+def forget_failures(uri: str, cells: list[str]) -> None:
+    """Remove them: everything that a run of these cells does has been done since."""
+    for folder in _folders_of_steps(uri, cells):
+        open_store(folder).delete(layout.failure(folder))
+
+
+def _folders_of_steps(uri: str, cells: list[str]) -> list[str]:
     folders = [layout.report(uri), join(uri, "staging", "triplets"), join(uri, "staging", "pairs"), uri]
     try:
         entries = (read_plan(uri) or {"cells": []})["cells"]
@@ -175,8 +186,7 @@ def failures(uri: str, cells: list[str], since: float) -> list[dict[str, Any]]:
     for entry in entries:
         if entry["cell"] in cells:
             folders += [entry[name] for name in ("perceptual", "contrastive", "posthoc", "evaluation") if entry[name]]
-    found = [read_failure(folder) for folder in dict.fromkeys(folders)]
-    return [dataclasses.asdict(failure) for failure in found if failure is not None and failure.time >= since]
+    return list(dict.fromkeys(folders))
 
 
 def by_reason(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:

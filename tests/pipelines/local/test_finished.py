@@ -11,6 +11,7 @@ from pipelines.local import run
 from pipelines.planning.request import merge
 from tests.pipelines.whole import ARMS, Whole
 from trainer.errors import InputError, RunError
+from trainer.storage.failures import write_failure
 from trainer.storage.file import FileStore
 from trainer.storage.writers import _begin, _boot, _namespace
 
@@ -73,3 +74,16 @@ def test_what_killed_writers_left_is_swept_though_all_is_finished(whole: Whole):
         path.write_bytes(b"half")
     assert look(whole) == 0
     assert [path.exists() for path in (*left, ours)] == [False, False, True]
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_failure_of_a_machine_whose_clock_was_ahead_is_not_this_runs(whole: Whole, writable: bool, monkeypatch: pytest.MonkeyPatch):
+    """A run that finds everything done ends with 0, and removes the record if it may."""
+    whole.run()
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: 4e9)
+        write_failure(str(whole.folder / "staging/triplets"), stage="stage triplets", exit_code=2, line="no such folder")
+    if not writable:
+        refuse(monkeypatch, InputError("run.lock: the file system is read-only"))
+    assert look(whole) == 0
+    assert (whole.folder / "staging/triplets/failure.json").exists() == (not writable)
