@@ -50,7 +50,7 @@ class Launcher:
         """Whether this is a step of Kubeflow; asks no server."""
         return is_in_pod()
 
-    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event, incidents: int = 0) -> Object | None:
+    def adopt_or_create(self, spec: JobSpec, say: Say, stop: threading.Event, incidents: int) -> Object | None:
         """The job on the cluster, held by this run unless it has done its work; None if `stop` was set before there was one.
 
         Args:

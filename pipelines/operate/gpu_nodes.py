@@ -28,7 +28,7 @@ def count_of(node: Mapping[str, Any], resource: str) -> int:
     return int(node["status"].get("allocatable", {}).get(resource, 0))
 
 
-def why_not(node: Mapping[str, Any], cuda: int = CUDA) -> str:
+def why_not(node: Mapping[str, Any], cuda: int) -> str:
     """Why an image with this CUDA cannot run on the node's GPUs; empty: it can, or nothing is known."""
     metadata = node.get("metadata") or {}
     name, labels = metadata.get("name", "a node"), metadata.get("labels") or {}

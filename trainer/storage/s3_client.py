@@ -112,7 +112,7 @@ class Connections(PoolManager):
 class UnreachableError(RunError):
     """The connection could not be made (`begun` is False) or broke."""
 
-    def __init__(self, message: str, *, begun: bool = False) -> None:
+    def __init__(self, message: str, *, begun: bool) -> None:
         super().__init__(message)
         self.begun = begun
 

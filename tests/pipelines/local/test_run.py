@@ -40,13 +40,13 @@ class Run:
         path = self.root / "experiments" / "smoke" / cell / stage / "starts.txt"
         return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_for_start(self, count: int = 1) -> int:
-        """Until the contrastive stage of the random arm has begun so many times; its process."""
+    def wait_for_start(self) -> int:
+        """Until the contrastive stage of the random arm has begun; its process."""
         end = time.monotonic() + 240
-        while len(self.starts()) < count:
+        while not self.starts():
             assert time.monotonic() < end, "the stage has not begun"
             time.sleep(0.02)
-        return self.starts()[count - 1]
+        return self.starts()[0]
 
 
 @pytest.fixture
