@@ -93,7 +93,7 @@ def fetch(folder: str, part: int, parts: int, settings: FetchSettings) -> dict[s
         folder: the folder that `stage plan` printed.
         part: number of this machine, from 0.
         parts: number of machines; it never changes a byte.
-        settings: see Settings.
+        settings: see FetchSettings.
 
     Returns:
         Number of slices of this part, and how many of them were made now.
