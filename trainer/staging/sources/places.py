@@ -19,9 +19,9 @@ class AmbiguousNameError(ValueError):
 class Places:
     """Finds the files of a folder by their names in lists.
 
-    A name is relative to the list's folder or to the source. These readings are tried in turn, until one matches exactly one file:
+    A name is relative to the list's folder or to the source. These readings are tried until one matches; it must match one file only:
     as written; with backslashes; with ./ or ..; absolute, below the source or (from another machine) by the longest trailing part
-    that matches a file; below a folder that the list omits; without its suffix; in another case or Unicode form.
+    that matches a file; below a folder that the list omits; in another case or Unicode form, or without its suffix.
     """
 
     def __init__(self, uri: str, files: Sequence[SourceFile]) -> None:
