@@ -1,4 +1,4 @@
-"""Fixtures for every room."""
+"""Fixtures for all tests."""
 
 import atexit
 import contextlib
@@ -33,7 +33,7 @@ _session = pytest.StashKey[contextlib.ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Temporary files of the session lie in one folder that goes with it; killed processes, of which there are many, tidy nothing.
+    """Put the session's temporary files in one folder that is removed with it: the many killed processes do not clean up.
 
     pytest's own folders, which hold what failing tests left, stay where they are.
     """
@@ -137,7 +137,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A slow test may first have to build a server or an environment: it is given longer before it counts as hung."""
+    """Give slow tests a longer time limit: they may first have to build a server or an environment."""
     for item in items:
         if (item.get_closest_marker("slow") or item.get_closest_marker("campaign")) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1800))
