@@ -122,7 +122,7 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
     with _liveness() as (folder, facts):
         kept = Lease(experiment_uri, facts, ended=_has_ended, say=logs.say)
         kept.take()
-        (folder / _TAKEN).touch()
+        (folder / mark()).rename(folder / _TAKEN)  # which a full disk does not prevent
         for holder in kept.replaced:
             _forget(holder)
         held = Held(folder / _JOBS)
@@ -144,7 +144,7 @@ def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
     _sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)  # other users need to read it
-    (folder / mark()).touch()
+    _open(folder / mark()).close()
     facts = _facts()
     with _open(folder / NAME) as stream:
         _open(folder / _JOBS).close()
