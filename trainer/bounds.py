@@ -55,8 +55,16 @@ MAX_HEADER_CHARS = 64 << 10
 """Of the first line of a list, which names its columns."""
 MAX_ROW_CHARS = 4 << 20
 """Of a row of a CSV file, however many lines and fields it has."""
-MAX_JSON_PARTS = 50_000_000
-"""Commas and brackets of a JSON file, each of which makes a value of 50 bytes or more: five million captions have so many."""
+MAX_REJECTED_ROWS = 100_000
+"""Of a source's lists, while fewer rows are usable: each is kept with its cause, 350 bytes for a row that may have three. Of ten million
+rows, as many as MAX_TABLE_BYTES hold, --max-reject-fraction allows as many unless it is raised."""
+MAX_JSON_PARTS = 20_000_000
+"""Commas and brackets of a JSON file, each of which makes a value of 50 bytes or more: three million pictures with a caption have 13
+million, COCO's captions 4 million. As many as are read take about 1 GB, but only of a file of 160 MB and more: MIN_JSON_PART_BYTES."""
+MIN_JSON_PART_BYTES = 8
+"""Bytes of a JSON file over its commas and brackets, where these are more than MAX_DENSE_JSON_PARTS: captions have 20 to 30, `{},` 1.5."""
+MAX_DENSE_JSON_PARTS = 2_000_000
+"""Commas and brackets of a JSON file, however close to each other: at most 150 MB."""
 MAX_COPY_FILE_BYTES = 1 << 30
 """Of one file of an evaluation set's copy that is read whole; the largest, STL-10's test_X.bin, has 221 MB."""
 MAX_CELLS = 1_000_000
@@ -127,13 +135,14 @@ def parse_json(data: bytes | str, source: str, error: type[Exception] = InputErr
         most: bytes (characters) that are taken.
 
     Raises:
-        error: not JSON, nested deeper than MAX_DEPTH, a whole number of thousands of digits, of more than MAX_JSON_PARTS, or longer
-            than `most`.
+        error: not JSON, nested deeper than MAX_DEPTH, a whole number of thousands of digits, of more parts than MAX_JSON_PARTS and
+            MIN_JSON_PART_BYTES allow, or longer than `most`.
     """
     check_size(len(data), most, source, error)
     brackets = _count(data, "[{")
-    if brackets + _count(data, ",") > MAX_JSON_PARTS:
-        raise error(f"{source}: more than {MAX_JSON_PARTS:,} commas and brackets, as many as are read")
+    most_parts = min(MAX_JSON_PARTS, max(MAX_DENSE_JSON_PARTS, len(data) // MIN_JSON_PART_BYTES))
+    if brackets + _count(data, ",") > most_parts:
+        raise error(f"{source}: more than {most_parts:,} commas and brackets, as many as are read of {len(data):,} bytes")
     try:
         value = json.loads(data)
     except RecursionError as cause:
