@@ -118,9 +118,10 @@ def check_rejected(rejects: Sequence[Reject], usable: int, uri: str) -> None:
         return
     (cause, count), *_ = Counter(reject.cause for reject in rejects).most_common(1)
     first = next(reject for reject in rejects if reject.cause == cause)
+    example = f"{first.where[:_SHOWN_CHARS]}: {first.detail[:_SHOWN_CHARS]}"
     raise InputError(
-        f"{uri}: so far {len(rejects):,} rows cannot be used and {usable:,} can: {count:,} x {cause} (such as {first.where[:_SHOWN_CHARS]}: "
-        f"{first.detail[:_SHOWN_CHARS]}): reading stopped, remove such rows from the list"
+        f"{uri}: so far {len(rejects):,} rows cannot be used and {usable:,} can: {count:,} x {cause} (such as {example}): remove such rows "
+        "from the list"
     )
 
 

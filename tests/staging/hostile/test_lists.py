@@ -139,7 +139,8 @@ def test_unusable_rows_of_triplets_and_beside_tars_are_refused(tmp_path: Path) -
     stream, count = io.BytesIO(), 1_000_000
     columns = {"key": ["1"] * count, "status": ["failed"] * count, "error_message": ["404"] * count}
     pq.write_table(pa.table(columns), stream, compression="zstd")
-    place = write(tmp_path / "tars", {"00000.tar": copies.tar([("a.png", copies.PNG), ("a.txt", b"x")]), "00000.parquet": stream.getvalue()})
+    tar = copies.tar([("a.png", copies.PNG), ("a.txt", b"x")])
+    place = write(tmp_path / "tars", {"00000.tar": tar, "00000.parquet": stream.getvalue()})
     said, seconds, megabytes = refused(place, "tars")
     assert re.search(r"00000\.parquet: so far 100,001 rows cannot be used and 1 can: 100,001 x not fetched by its maker", said)
     assert (seconds < 3, megabytes < 300) == (True, True)
