@@ -62,7 +62,8 @@ MAX_JSON_PARTS = 20_000_000
 """Commas and brackets of a JSON file, each of which makes a value of 50 bytes or more: three million pictures with a caption have 13
 million, COCO's captions 4 million. As many as are read take about 1 GB, but only of a file of 160 MB and more: MIN_JSON_PART_BYTES."""
 MIN_JSON_PART_BYTES = 8
-"""Bytes of a JSON file over its commas and brackets, where these are more than MAX_DENSE_JSON_PARTS: captions have 20 to 30, `{},` 1.5."""
+"""Bytes of a JSON file over its commas and brackets, where these are more than MAX_DENSE_JSON_PARTS: lists of captions have 20 to 30,
+Karpathy's with each word 12, `{},` 1.5."""
 MAX_DENSE_JSON_PARTS = 2_000_000
 """Commas and brackets of a JSON file, however close to each other: at most 150 MB."""
 MAX_COPY_FILE_BYTES = 1 << 30

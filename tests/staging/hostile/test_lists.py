@@ -1,6 +1,7 @@
 """Lists made to hurt: columns, fields, values and captions without number are refused in one line, within seconds and little memory."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from tests.staging.hostile import copies
 from tests.staging.hostile.copies import write
+from trainer.bounds import parse_json
 from trainer.errors import InputError
 from trainer.staging.evaluation_sets.copies import Copy
 from trainer.staging.evaluation_sets.stage import CONVERTERS
@@ -96,6 +98,13 @@ def test_rows_without_end_are_refused_by_every_reader_of_csv(tmp_path: Path) -> 
 
 
 QUOTED = b'file,caption\na.png,"' + b"x" * (60 << 20) + b'"\n'
+
+
+def test_json_that_lists_each_word_is_read() -> None:
+    """The densest list in use, Karpathy's of COCO, is longer than what may be as dense as it likes."""
+    words = "a man on a horse in the rain at night"
+    sentence = json.dumps({"tokens": words.split(), "raw": words, "imgid": 1}, separators=(",", ":"))
+    assert len(parse_json(f"[{','.join([sentence] * 160_000)}]", "dataset_coco.json")) == 160_000
 
 
 UNUSABLE = [
