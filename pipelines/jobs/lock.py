@@ -122,8 +122,7 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
     with _liveness() as (folder, facts):
         kept = Lease(experiment_uri, facts, ended=_has_ended, say=logs.say)
         kept.take()
-        with contextlib.suppress(OSError):  # a full disk
-            (folder / _TAKEN).touch()
+        (folder / mark()).rename(folder / _TAKEN)  # which a full disk does not prevent
         for holder in kept.replaced:
             _forget(holder)
         _sweep()  # not before: a process that lost the answer to its request, or was killed then, may hold this very lock
@@ -145,7 +144,7 @@ def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
     """A folder whose flocks show others on this machine that this process and its jobs are alive; yields it and the lock's facts."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)  # other users need to read it
-    (folder / mark()).touch()
+    _open(folder / mark()).close()
     facts = _facts()
     with _open(folder / NAME) as stream:
         _open(folder / _JOBS).close()

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.jobs import lease, lock
 from trainer.errors import InputError, RunError
-from trainer.storage import join, open_store, read_bytes, write_bytes, write_json
+from trainer.storage import join, open_store, read_bytes, write_bytes, write_json, writers
 from trainer.storage.documents import encode_document
 from trainer.storage.writers import boot_id
 
@@ -165,7 +165,7 @@ def test_the_next_run_leaves_nothing_of_one_that_was_killed(s3_root: str, killed
     process = hold(s3_root, env={**os.environ, "TMPDIR": str(tmp_path)})
     (folder,) = tmp_path.iterdir()
     if killed == "before it has it":
-        (folder / lock._TAKEN).unlink()
+        (folder / lock._TAKEN).rename(folder / f"{writers._boot()}-{writers._namespace()}-{process.pid}-1")
     end(process)
     with lock.exclusive(join(s3_root, "another")):
         assert folder.exists() == (killed == "while it holds the lock")
