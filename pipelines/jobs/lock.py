@@ -125,6 +125,7 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
         (folder / mark()).rename(folder / _TAKEN)  # which a full disk does not prevent
         for holder in kept.replaced:
             _forget(holder)
+        _sweep()  # not before: a process that lost the answer to its request, or was killed then, may hold this very lock
         held = Held(folder / _JOBS)
         try:
             kept.impatient()
@@ -141,7 +142,6 @@ def _leased(experiment_uri: str) -> Iterator[tuple[Held, Lease]]:
 @contextlib.contextmanager
 def _liveness() -> Iterator[tuple[Path, dict[str, Any]]]:
     """A folder whose flocks show others on this machine that this process and its jobs are alive; yields it and the lock's facts."""
-    _sweep()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o755)  # other users need to read it
     _open(folder / mark()).close()

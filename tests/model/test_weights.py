@@ -109,3 +109,9 @@ def test_the_saved_configuration_names_every_size(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "open_clip_config.json").read_text())
     assert content["model_cfg"]["vision_cfg"] == {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
     assert content["preprocess_cfg"]["size"] == [32, 32]
+
+
+def test_a_full_disk_is_named():
+    """Safetensors says it in an error of its own, which would end a run with a traceback."""
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        towers.write_tensors(Path("/dev/full"), {"weight": torch.zeros(4)})

@@ -6,11 +6,14 @@ initialisation and the strict loading of a tower; trainer/model/encoding.py runs
 
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -260,7 +263,18 @@ def save_open_clip(folder: Path, model: CLIP, config: ModelConfig) -> None:
     }
     content = {"model_cfg": open_clip_config(config), "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(model_state(model), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "open_clip_model.safetensors", model_state(model))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file. OSError names it if the operating system refuses, which safetensors reports as an error of its own."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
 
 
 def find_nonfinite(tensors: Mapping[str, Tensor]) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.config import OptimizerConfig, PerceptualConfig, PosthocConfig, StageConfig, unless_auto
@@ -191,7 +190,7 @@ class PerceptualStage(TripletStage):
             best = {name.removeprefix(BEST_PREFIX): value for name, value in self.memory.items() if name.startswith(BEST_PREFIX)}
             self.module.load_state_dict(best, strict=True)
         weights = towers.vision_state(self.model)
-        save_file(weights, folder / TOWER_FILE, metadata={"format": "pt"})
+        towers.write_tensors(folder / TOWER_FILE, weights)
         return {"vision_sha256": weights_sha256({name: value.numpy() for name, value in weights.items()}), **self.facts()}
 
     def _remember_best(self) -> None:

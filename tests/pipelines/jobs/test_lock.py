@@ -177,6 +177,21 @@ def test_the_next_run_leaves_nothing_of_one_that_was_killed(s3_root: str, killed
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_did_not_learn_that_it_has_the_lock_leaves_the_experiment_free_at_once(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The store's answer was lost, and then the process ended."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    process = hold(s3_root, env={**os.environ, "TMPDIR": str(tmp_path)})
+    (folder,) = tmp_path.iterdir()
+    (folder / lock._TAKEN).unlink()
+    end(process)
+    with lock.exclusive(s3_root) as held:
+        assert not held.lost()
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def elsewhere(**facts: Any) -> dict[str, Any]:
     """A holder on another machine."""
     return {"format_version": 2, "id": "1" * 32, "beats": 1, "pid": 7, "host": "elsewhere", "boot": "another", **facts}
