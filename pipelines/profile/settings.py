@@ -173,6 +173,11 @@ class JobSettings:
         """What is laid over a pod of this purpose (train, stage, evaluate), one after the other, by the names of the settings."""
         return {name: getattr(self, name) for name in ("pod_template", OWN_TEMPLATES[purpose])}
 
+    def node_selector(self, purpose: str) -> dict[str, Any]:
+        """Labels of the nodes that a pod of this purpose may run on, by its templates."""
+        selectors = ((template.get("spec") or {}).get("nodeSelector") or {} for template in self.templates(purpose).values())
+        return {key: value for selector in selectors for key, value in selector.items()}
+
     @property
     def staging_environment(self) -> dict[str, str]:
         """Variables of staging alone."""
