@@ -210,10 +210,8 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
         rule = f"gpus_per_node {gpus}: there is one process for each GPU"
         require("placement.processes_per_node", ranks, rule, not gpus or ranks == gpus)
         changes["ranks_per_node"] = ranks
-    if "metrics_port" in placement and profile.backend != "local":
-        port, rule = placement["metrics_port"], "between 1024 and 65535 if jobs run on a cluster"
-        require("placement.metrics_port", port, rule, 1024 <= port <= 65535)
-        changes["metrics_port"] = port
+    if profile.backend != "local":
+        changes["metrics_port"] = _metrics_port(profile, request)
     if request.image:
         changes["image"] = request.image
     if request.queue:
@@ -223,6 +221,19 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
     if profile.backend != "local":
         _check_limits(profile, request, settings)
     return settings
+
+
+def _metrics_port(profile: Profile, request: Request) -> int:
+    """The profile's port, which is the one that network policies open to Prometheus: a run cannot choose another."""
+    port, rule = profile.placement.get("metrics_port", profile.jobs.metrics_port), "between 1024 and 65535 if jobs run on a cluster"
+    require("placement.metrics_port", port, rule, 1024 <= port <= 65535)
+    asked = request.placement.get("metrics_port", port)
+    if asked != port:
+        raise InputError(
+            f"placement.metrics_port is {asked}, but on a cluster Prometheus may only connect to the profile's port, {port}: leave it out, "
+            "or change jobs.metricsPort in the chart's values (jobs.metrics_port in a profile of your own)"
+        )
+    return int(port)
 
 
 def _check_limits(profile: Profile, request: Request, settings: JobSettings) -> None:

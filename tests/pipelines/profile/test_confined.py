@@ -173,6 +173,18 @@ def test_as_much_as_the_profile_allows(asked: dict[str, Any]) -> None:
     job_settings(dataclasses.replace(BOUNDED, limits=LIMITS), Request(**{"queue": "gpus", **asked}))
 
 
+@pytest.mark.parametrize("profile", [{"jobs": JobSettings(metrics_port=9600)}, {"placement": {"metrics_port": 9600}}])
+def test_a_run_has_the_profile_s_metrics_port(profile: dict[str, Any]) -> None:
+    """Network policies open no other; where jobs run on this machine there are none."""
+    ours = dataclasses.replace(BOUNDED, **profile)
+    for placement in ({}, {"metrics_port": 9600}):
+        assert job_settings(ours, Request(placement=placement)).metrics_port == 9600
+    for port in (9400, 0, 22):
+        with pytest.raises(InputError, match=rf"^placement.metrics_port is {port}, but .* port, 9600: leave it out, or change"):
+            job_settings(ours, Request(placement={"metrics_port": port}))
+    job_settings(dataclasses.replace(ours, backend="local"), Request(placement={"metrics_port": 9400}))
+
+
 def test_the_profile_s_own_queue_and_image_will_do() -> None:
     """Who writes the profile need not list its own image."""
     jobs = JobSettings(image="other/trainer:1", labels={"kueue.x-k8s.io/queue-name": "gpus"})
