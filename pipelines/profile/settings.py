@@ -16,7 +16,7 @@ PRIVATE_VARIABLE = "FIRSTSIGHT_PRIVATE_SOURCES"
 """By which staging is told `private_sources` (trainer/staging/remote/addresses.py)."""
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {"m": 1e-3, "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_RESOURCE = re.compile(r"(?!requests\.|([^/]*\.)?kubernetes\.io/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 OWN_TEMPLATES = {"train": "training_pod_template", "stage": "staging_pod_template", "evaluate": "evaluation_pod_template"}
 """By the purpose of a job the setting that holds a template for its pods alone."""
 

@@ -96,16 +96,15 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- include "firstsight.checkTemplate" (list $root (printf "%s.jobs.%s" $key $name) (default (dict) $template.spec)) -}}
 {{- end -}}
 {{- end -}}
-{{- $accounts := list -}}
-{{- if $run.serviceAccount.create }}{{ $accounts = append $accounts (list "serviceAccount" (include "firstsight.runAccount" $run)) }}{{ end -}}
-{{- if and $run.workloadIdentity.enabled $run.workloadIdentity.create }}{{ $accounts = append $accounts (list "workloadIdentity" (include "firstsight.jobAccount" $run)) }}{{ end -}}
+{{- $accounts := list (list "serviceAccount" (include "firstsight.runAccount" $run) $run.serviceAccount.create) -}}
+{{- with include "firstsight.jobAccount" $run }}{{ $accounts = append $accounts (list "workloadIdentity" . $run.workloadIdentity.create) }}{{ end -}}
 {{- range $account := $accounts -}}
-{{- if eq (last $account) "default" -}}
+{{- if and (last $account) (eq (index $account 1) "default") -}}
 {{- fail (printf "%s.%s: every namespace has an account named default, which the chart cannot make: choose another name (%s.%s.name), or set create=false to use it" $key (first $account) $key (first $account)) -}}
 {{- end -}}
 {{- range $part := list "reaper" "uninstall" "pipeline" -}}
-{{- if and (eq $run.namespace $root.Release.Namespace) (eq (last $account) (include "firstsight.name" (list $root $part))) -}}
-{{- fail (printf "%s.%s: account %s is the chart's own in namespace %s, with rights that runs must not have: choose another name (%s.%s.name)" $key (first $account) (last $account) $run.namespace $key (first $account)) -}}
+{{- if and (eq $run.namespace $root.Release.Namespace) (eq (index $account 1) (include "firstsight.name" (list $root $part))) -}}
+{{- fail (printf "%s.%s: account %s is the chart's own in namespace %s, with rights that runs must not have: choose another name (%s.%s.name)" $key (first $account) (index $account 1) $run.namespace $key (first $account)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
