@@ -99,7 +99,8 @@ class Profile:
     def check_root(self, named: str, root: str) -> None:
         """Refuse a root that does not lie below the profile's own: what it may read elsewhere it may not write."""
         if self.reads is not None:
-            check_places(named, root, (self.root,), paths=_in_pod())
+            remedy = "runs write there, so listing it in `reads` does not help: leave it out, or name a place below the profile's root"
+            check_places(named, root, (self.root,), paths=_in_pod(), remedy=remedy)
 
     def check_addresses(self, request: Request) -> None:
         """`check_address` for each field that a request declares."""

@@ -80,7 +80,7 @@ def test_what_a_tenant_may_name() -> None:
 
 def test_what_is_listed_for_reading_is_no_root() -> None:
     """A run writes everything below its root."""
-    with pytest.raises(InputError, match=r"^root: s3://data/public/x is outside .* \(s3://b/team-a\)"):
+    with pytest.raises(InputError, match=r"^root: s3://data/public/x is outside .* \(s3://b/team-a\): runs write there"):
         BOUNDED.check_addresses(Request(root="s3://data/public/x"))
 
 
