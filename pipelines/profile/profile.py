@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.planning.parameters import check_root, one_line
 from pipelines.planning.request import MAX_PARALLEL_CELLS, Request
 from pipelines.profile.confined import Limits, check_places, check_request
-from pipelines.profile.settings import JobSettings
+from pipelines.profile.settings import JobSettings, check_metrics_port
 from trainer.config import Placement, require
 from trainer.errors import InputError
 from trainer.redaction import holds_credentials
@@ -226,8 +226,8 @@ def job_settings(profile: Profile, request: Request) -> JobSettings:
 
 def _metrics_port(profile: Profile, request: Request) -> int:
     """The profile's port, which is the one that network policies open to Prometheus: a run cannot choose another."""
-    port, rule = profile.placement.get("metrics_port", profile.jobs.metrics_port), "between 1024 and 65535 if jobs run on a cluster"
-    require("placement.metrics_port", port, rule, 1024 <= port <= 65535)
+    port = profile.placement.get("metrics_port", profile.jobs.metrics_port)
+    check_metrics_port("placement.metrics_port", port)
     asked = request.placement.get("metrics_port", port)
     if asked != port:
         raise InputError(

@@ -79,6 +79,10 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- if and (hasKey $run.placement "metrics_port") (ne $run.backend "local") (lt (int $port) 1024) -}}
 {{- fail (printf "%s.placement.metrics_port must be between 1024 and 65535 where jobs run on the cluster, got %d: leave it out for jobs.metricsPort" $key (int $port)) -}}
 {{- end -}}
+{{- $served := include "firstsight.metricsPort" $run | int -}}
+{{- if and (ne $run.backend "local") (has $served (list 23456 29400)) -}}
+{{- fail (printf "%s.%s must not be %d, at which the processes of a job find each other: choose another port" $key (ternary "placement.metrics_port" "jobs.metricsPort" (hasKey $run.placement "metrics_port")) $served) -}}
+{{- end -}}
 {{- $ranks := get $run.placement "processes_per_node" -}}
 {{- if and $ranks $jobs.gpusPerNode (ne (int $ranks) (int $jobs.gpusPerNode)) -}}
 {{- fail (printf "%s.placement.processes_per_node must be jobs.gpusPerNode, %d, since there is one process for each GPU, got %d: leave it out" $key (int $jobs.gpusPerNode) (int $ranks)) -}}
@@ -89,6 +93,9 @@ own rule holds that an object has one owner. Every release has a Role in each of
 {{- end -}}
 {{- end -}}
 {{- range $variable, $value := $jobs.environment -}}
+{{- if regexMatch "^FIRSTSIGHT_(PROFILE|STORE_WITHIN|PRIVATE_SOURCES)$" $variable -}}
+{{- fail (printf "%s.jobs.environment must not set %s: the chart sets it itself, from root, reads and network.privateSources; leave it out" $key $variable) -}}
+{{- end -}}
 {{- include "firstsight.checkVariable" (list $root (printf "%s.jobs.environment" $key) $variable $value) -}}
 {{- end -}}
 {{- range $name, $template := $jobs -}}
